@@ -115,7 +115,6 @@ def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
         factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, or
             the layer wide and on a CPU.
         device: Device of the layer's sums.
-        width: Width of the layer's inputs.
     """
     if factorisation != "auto":
         return factorisation == "float32"
@@ -134,7 +133,6 @@ class Workplace:
     """The device of one layer's rows, and the precisions of their products and sums.
 
     Args:
-        device: Device of the rows.
         dtype: Precision of their products, see `product_dtype`.
         sums: Device of the float64 sums, see `statistics_device`.
     """
@@ -153,8 +151,6 @@ class Room:
     """How a merge shares out a device's memory.
 
     Args:
-        samples_per_chunk: Samples of one forward call.
-        waiting_bytes: See `config.MergeConfig`.
         required: Bytes that the merge takes besides the model.
         missing: Bytes by which the device is too small for the whole model, a call of one sample,
             and the sums, by the estimate.
@@ -181,7 +177,6 @@ def share_out(
 
     Args:
         takes: Number of samples -> bytes that they take in a forward call, at most.
-        samples: Samples of the merge.
         most: Most samples of one forward call.
         free: Bytes that are free besides the whole model.
         sums: Bytes that a layer's sums and its solve take.
@@ -248,8 +243,6 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
 
     Args:
         run: Function of the number of samples in one forward call.
-        size: Number of samples to begin with.
-        doing: Name of the work, for the error.
 
     Raises:
         CalibrationError: Out of memory with a single sample.

@@ -266,8 +266,6 @@ def base_weight_and_bias(
     output position whose patch it is.
 
     Args:
-        device: Device of the probes.
-        dtype: Precision of the probes.
         size: Factor of the identity. A large one keeps a bias from taking the weight's digits in
             half precision.
     """

@@ -35,7 +35,6 @@ class MergeResult:
     """What comes out of a merge.
 
     Args:
-        report: What the merge tells about itself.
         outputs: Output rows of every teacher and student, see `engines.problem.EngineResult`.
     """
 

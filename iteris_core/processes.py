@@ -45,12 +45,7 @@ def alone() -> Iterator[None]:
 
 
 class Processes:
-    """The processes of a merge, as one of them sees them.
-
-    Args:
-        number: Number of this process.
-        size: Number of processes.
-    """
+    """The processes of a merge, as one of them sees them."""
 
     def __init__(self, number: int = 0, size: int = 1) -> None:
         self.number = number
@@ -121,7 +116,6 @@ class Processes:
         """Refuse to go on where processes were given different things.
 
         Args:
-            what: What it is, for the error.
             text: A text that says all of it.
 
         Raises:

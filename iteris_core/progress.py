@@ -14,9 +14,7 @@ class Stage:
     """One stage of a longer piece of work.
 
     Args:
-        name: Name of the work in the stage.
         number: Place among the stages, from 1 on.
-        count: Number of stages.
         starts: Share of all work that is done when it begins.
         share: Its share of all work.
         is_alike: Whether its steps take as long as the steps of other stages, for their shares.

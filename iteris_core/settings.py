@@ -191,7 +191,6 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
     Args:
         place: Place of the values in errors, such as a file's name.
         values: Object, field -> value; a missing field has its default.
-        kind: Class of the settings.
 
     Raises:
         ConfigError: The values are not an object, a field is unknown or missing, or a value has the

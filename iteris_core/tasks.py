@@ -67,7 +67,6 @@ class Task:
     """A calibration group.
 
     Args:
-        name: Name in reports and errors.
         samples: Samples to measure, at least one.
         mix: Index of an adapter -> share of it that the teacher wears: {n: 1.0} is adapter n's
             task, {} a preserve task, whose teacher is the base model.

@@ -90,7 +90,6 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
     """Cut an exact low-rank answer, if a rank is requested.
 
     Args:
-        cut: How it is cut.
         half: ``L^T down^T``, (d_in, R).
         exact: The uncut answer, float64.
     """

@@ -60,7 +60,6 @@ def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> Tensor:
 
     Args:
         matrix: S, (n, n), float64.
-        system: Its coarse factor.
         basis: Orthonormal, (n, r).
 
     Raises:

@@ -28,7 +28,6 @@ class TaskAtLayer:
 
     Args:
         mix: Adapter index -> share, of the adapters that change this layer.
-        weight: The user's weight.
         statistics: Sums over the task's rows; their codes are those of `worn`.
         worn: The mix as one delta, float64, with each adapter's place; None where the task wears
             nothing here.

@@ -38,9 +38,6 @@ from .system import System, factorise
 def solve_layer(layer: LayerProblem) -> LayerSolution:
     """Merge one layer.
 
-    Args:
-        layer: Deltas and tasks of the layer, with their statistics.
-
     Raises:
         SolveError: Activations that are not finite or all zero, or a system that is not positive
             definite.
@@ -75,7 +72,6 @@ def _answer(
 
     Args:
         lambdas: lambda per task, (n,).
-        sides: Right sides of the layer's system.
         exactly: Orthonormal basis -> directions of the same span for which the system is exact, see
             `coarse.exact_directions`; None: the system itself is exact.
 

@@ -117,7 +117,6 @@ class InputMoments(ABC):
 
     Args:
         d_in: Width of the inputs.
-        device: Device of the sums.
 
     Attributes:
         tokens: Number of tokens that were added.
@@ -319,7 +318,6 @@ class TaskStatistics:
     """Sums of one task at one layer, float64.
 
     Args:
-        inputs: Moments of its inputs.
         rank: R, the rank of what the teacher wears.
         drift_width: d_out, for the full-output target; None: no drift is measured.
         output_energy: Whether the published code's balance needs the outputs' energy.

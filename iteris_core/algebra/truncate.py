@@ -98,7 +98,6 @@ def delta_of_rank(
 
     Args:
         spectrum: Leading singular triplets of ``half``, at least `rank` of them.
-        rank: Rank of the delta.
         solve_transposed: ``Y -> L^-T Y``.
     """
     root = spectrum.values[:rank].sqrt()

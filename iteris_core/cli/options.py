@@ -121,8 +121,6 @@ class Option:
 
     Args:
         name: Field of the class of settings.
-        item: Its declaration.
-        default: Value of the setting without the option.
         panel: Heading in the help under which the option is listed.
     """
 
@@ -377,9 +375,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Report
     for. What the merge fails or has lost is on stderr, too.
 
     Args:
-        output: Place of the adapter.
         asked: Place that was asked for; it is another if that was taken during the merge.
-        file: Place of the report.
     """
     typer.echo(str(report))
     if output != asked:

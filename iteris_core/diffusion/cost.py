@@ -55,8 +55,6 @@ class Cost:
         sweep: Teacher and student rows.
         check: Those of the check on unseen samples.
         rows_of_a_picture: Those of a picture of 20 steps.
-        samples: Samples of the tasks.
-        tasks: Number of the tasks.
     """
 
     sampling: int
@@ -81,11 +79,7 @@ class Cost:
         return round(share * (self.sampling + self.sweep)) + self.check
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
-        """Return the stages of a merge, each with its share of the work.
-
-        Args:
-            names: Their names, in order.
-        """
+        """Return the stages of a merge, each with its share of the work."""
         work = {
             PROOF_STAGE: _PROVED * loras,
             TEXT_STAGE: _TEXT * self.sweep,
@@ -113,7 +107,6 @@ def cost_of(
     """Return what a merge costs.
 
     Args:
-        plans: Plans of its tasks.
         check_plans: Plans of its check; none without one.
         guided: Whether rows are drawn with the negative prompt, too.
         changes_denoiser: Whether the LoRAs change the diffusion model.
@@ -232,9 +225,6 @@ def foresee(
     the log.
 
     Args:
-        row: What one row reads.
-        paths: Target layers.
-        samples: Samples of the merge.
         room: Bytes that they may hold on the device.
         parking: Counts what rows hold; None: all that counts on the model's device.
     """

@@ -51,7 +51,6 @@ class MergeSettings:
             LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it
             gives.
         made_on: More entries of the recipe: the base model, the host's version.
-        notes: More notes for the report.
     """
 
     config: MergeConfig = field(default_factory=MergeConfig)
@@ -94,11 +93,9 @@ class Job:
     """A merge that can begin; see `Job.of`.
 
     Args:
-        model: The base model, in its host.
         asked: All LoRAs as the user wants them merged, for the recipe.
         loras: The LoRAs that change something, at least one, each with a name of its own.
         calibration: Settings of the calibration samples, for the model's family.
-        plans: The plans of its tasks.
         check_plans: The plans of its check; none without one.
         notes: Notes for the report that are known before the merge.
     """
@@ -123,7 +120,6 @@ class Job:
         """Plan a merge and its check, and refuse what cannot be merged or measured; no model runs.
 
         Args:
-            model: The base model, in its host.
             loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
             calibration: Settings of the calibration samples; 0 stands for the family's own.
             settings: Settings of the merge; None: the defaults.
@@ -191,11 +187,7 @@ class Job:
         return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
 
     def sums_in(self, modules: Mapping[str, nn.Module]) -> int:
-        """Return the bytes that a layer's sums and its solve take, where they take most.
-
-        Args:
-            modules: Modules of the diffusion model.
-        """
+        """Return the bytes that a layer's sums and its solve take, where they take most."""
         return room_for_sums(modules, self.adapters, len(self.plans), self.config)
 
     def within(self, room: Room) -> Job:
@@ -247,7 +239,6 @@ def _notes(
     prompts are made.
 
     Args:
-        loras: All of its LoRAs.
         used: Those that change something.
     """
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]

@@ -29,8 +29,6 @@ class _Kind:
     """How diffusers holds the models of a family.
 
     Args:
-        pipeline: Name of the class of pipelines.
-        parts: The parts that a model needs.
         left_out: Arguments that leave out what a merge does not need.
     """
 
@@ -66,7 +64,6 @@ def load_diffusers(
 
     Args:
         source, config, family: As for `load_pipeline`.
-        dtype: Precision in which the model runs.
         device, device_map: Where it runs, as for `pretrained.placed`.
 
     Raises:
@@ -96,7 +93,6 @@ def load_pipeline(
         config: Diffusers folder (or hub name) with the settings and tokenizers for a checkpoint,
             whose weights are not read; None: those of its family, from the hub or its cache.
         family: The family of which the model must be; None: SD1.5 or SDXL.
-        with_vae: Whether the VAE is read.
 
     Raises:
         AdapterError: A checkpoint is a pickle, or not whole.

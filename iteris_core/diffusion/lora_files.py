@@ -36,7 +36,6 @@ def read_lora(
     PEFT or ComfyUI.
 
     Args:
-        model: Model whose modules the LoRA changes.
         path: A .safetensors file.
         strength: Strength of the UNet part, folded into the deltas.
         strength_text: Strength of the text encoder part, folded in likewise; None: as `strength`.
@@ -99,7 +98,6 @@ def save_lora(
     """Write a LoRA file in one step: it is there whole or not at all.
 
     Args:
-        model: Model whose modules the adapter changes.
         adapter: Adapter in the precision of the file.
         path: The .safetensors file; its folder is made if needed.
         style: Style of the keys: ``kohya``, read by ComfyUI, A1111 and diffusers; or ``diffusers``,
@@ -107,7 +105,6 @@ def save_lora(
         metadata: More strings for the file, such as the recipe.
         whole: Whether layers whose factors take more room than the weight itself are saved as the
             full difference; in the style of kohya only.
-        overwrite: Whether a file may be replaced.
 
     Raises:
         AdapterError: The style has no place for what the adapter changes.

@@ -50,20 +50,14 @@ _MEANT = {"weight": "priority=", "strength": "<lora:name:0.8>", "prompt": "| a p
 
 @dataclass(frozen=True)
 class Row:
-    """A LoRA as a text or another pack's stack names it.
+    """A LoRA as a text or another pack's stack names it; other fields are as in `LoraUse`.
 
     Args:
         name: Its name there: that of a file in ComfyUI's list, of which folder and suffix may be
             missing.
-        strength_model: See `LoraUse`.
-        strength_clip: See `LoraUse`.
         kind: Kind of the LoRA; None: nothing is said about it.
-        priority: Weight of its task.
         called: Phrase for it in captions with others; may contain ``{trigger}``.
-        blocks: See `LoraUse`.
-        without: See `LoraUse`.
         prompts: Its prompts; may contain ``{trigger}``.
-        where: Place of the row, for errors.
     """
 
     name: str
@@ -130,12 +124,6 @@ def use_of(
 ) -> LoraUse:
     """Return the LoRA of a row as it is to be merged, its prompts filled in.
 
-    Args:
-        name: Name of the LoRA in reports and errors.
-        file: Name of its file.
-        triggers: Trigger words in the metadata of the file.
-        more: Prompts besides those of the row.
-
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
         ConfigError: Weights of blocks or patterns of layers that cannot be read.
@@ -161,8 +149,6 @@ def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str
 
     Args:
         words: The user's words; may contain ``{trigger}``.
-        triggers: Trigger words in the metadata of its file.
-        field: The place of the words in errors.
 
     Raises:
         CalibrationError: The file names no trigger words.

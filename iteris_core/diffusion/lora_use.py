@@ -228,7 +228,6 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
 
     Args:
         use: The LoRA, with the prompts that the user wrote, if any.
-        triggers: Trigger words in the metadata of the file.
 
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.

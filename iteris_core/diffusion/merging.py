@@ -182,7 +182,6 @@ class PartSolver:
     """Merges one part of the model at a time.
 
     Args:
-        job: The merge of both parts.
         progress, watch: Listeners, as of `merge_diffusion`.
     """
 
@@ -324,7 +323,6 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
     None if no LoRA changes it.
 
     Args:
-        solver: Merges the part.
         contexts: What the rows of the tasks read.
     """
     job = solver.job

@@ -90,7 +90,6 @@ class DiffusersModel:
 
         Args:
             pipeline: The pipeline; its VAE may be missing.
-            vae_scale_factor: See the class.
 
         Raises:
             ConfigError: See the class.

@@ -90,7 +90,6 @@ def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
     """Refuse a LoRA that the host's own loader reads in another way.
 
     Args:
-        adapter: The LoRA as it was read.
         weights: All weights that the host's loader changes.
 
     Raises:
@@ -162,7 +161,6 @@ def prove_merged(
     Args:
         lora: The LoRA whose caption is drawn.
         calibration: The calibration of the merge, for this family.
-        proof: What was found before the merge.
 
     Returns:
         What was found before and now.

@@ -47,7 +47,6 @@ def read_recipe(name: str, text: str) -> Recipe:
     """Return a recipe from a file's metadata, which anybody may have edited.
 
     Args:
-        name: The file's name, for errors.
         text: JSON of what `settings_of` returns.
 
     Raises:
@@ -120,7 +119,6 @@ def settings_of(
     """Return the recipe of a merge as JSON values.
 
     Args:
-        loras: All of its LoRAs.
         correction: The factor by which its strength was corrected; None: it was not.
         made_on: The base model and the host's version, as far as they are known.
     """
@@ -153,7 +151,6 @@ def metadata_of_merge(
     """Return the metadata of a merged LoRA's file: its origin, its trigger phrases, and its recipe.
 
     Args:
-        title: The name of the merged LoRA.
         loras: LoRAs of the merge, of whose adapters only the metadata is read.
         recipe: Settings of the merge's report, as JSON.
         thumbnail: A picture for the file, as a data URI; empty: none.

@@ -68,8 +68,6 @@ class Reading:
     """The captions of the two rows of a sample.
 
     Args:
-        teacher: The teacher's caption.
-        student: The student's caption.
         pairing: The tokens that count; None: all, of one caption that both read.
     """
 
@@ -96,8 +94,6 @@ class Context:
     """A caption as its teacher and as the student read it.
 
     Args:
-        teacher: What the teacher reads.
-        student: What the student reads.
         weights: Weights of the tokens in the statistics, (tokens,); None: each counts once.
         teacher_tokens: The teacher's token for each of the student's, (tokens,); None: the same.
     """
@@ -160,7 +156,6 @@ class Tokenized:
     """Captions in the pieces that the text encoder reads at once.
 
     Args:
-        model: The model whose text encoder reads them.
         pieces: Caption -> its pieces, one row of the text encoder each; none where no text encoder
             can be merged.
         common_length: The number of pieces to which every caption's context is repeated, a whole

@@ -29,7 +29,6 @@ class Run:
     Args:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among those of its owner.
-        seed: Seed of its noise.
         kept: Numbers of the noise levels at which its latents are kept.
         path: Those at which it stands, from 0 on to the last that is kept.
     """
@@ -61,8 +60,6 @@ class Part:
     """A teacher's part in a run.
 
     Args:
-        mix: Mix of adapters that the teacher wears.
-        text: Its caption.
         negative: The negative prompt; None without guidance.
         region: Region in which it draws: shape of the latents -> mask (height, width). The regions
             of a run add up to 1. None: everywhere.
@@ -85,7 +82,6 @@ class Latents:
 
     Args:
         kept: Run -> list of (latents, sigma) at its kept levels.
-        sampler: What sampled them.
         remembered: How many of the runs came out of the network's memory.
     """
 
@@ -117,7 +113,6 @@ class Sampler:
         sigmas: Noise levels that runs may stand at, (levels + 1,), falling to 0.
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
-        cfg: Guidance scale.
         processes: The processes that share the runs.
     """
 

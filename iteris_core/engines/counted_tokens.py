@@ -89,8 +89,6 @@ def counted_tokens(
         most: Number of tokens of a row that are read, see `tokens_read`.
         count: Number of tokens of a row.
         place: Device of the result, and precision of the weights.
-        stream: Token stream of the layer's input.
-        path: Path of the layer, for errors.
 
     Raises:
         CalibrationError: Token weights, or tokens of teachers, that do not fit.

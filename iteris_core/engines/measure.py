@@ -151,7 +151,6 @@ class Measurement:
         input: Input of the layer, which earlier layers may share.
         deltas: Adapter index -> delta at this layer, float64 where sums are kept.
         worn: Mix of each task as one delta, as the rows wear it; None where it changes nothing.
-        statistics: Sums of each task.
         base: The layer without any adapter; only where the settings need it.
         drifting: How the drift of the inputs is measured; only for the full-output target.
     """
@@ -344,9 +343,6 @@ class Measurement:
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer once all rows have been added.
-
-        Args:
-            solver: Solver of the layer.
 
         Raises:
             CalibrationError: A shared input that changed after it was measured.

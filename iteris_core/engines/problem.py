@@ -60,11 +60,9 @@ class SolvedLayer:
     """A layer that was solved.
 
     Args:
-        saved: The merged delta as it will be saved.
         report: Function that reads the layer's figures from the device.
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.
-        was_too_coarse: See `algebra.answer.LayerSolution`.
         drift_is_rounded: Whether the drift is the difference of outputs that half precision has
             rounded, since the layer's weight could not be read.
     """

@@ -23,7 +23,6 @@ class _Seen:
     """A tensor that was measured.
 
     Args:
-        reference: The tensor.
         version: Count of its in-place changes; -1 in inference mode, where there is none.
         checksum: Sum of the tensor, where there is no such count.
     """
@@ -60,8 +59,6 @@ class SharedInput:
     """One input of the network, which several layers may read.
 
     Args:
-        reading: How they read it.
-        moments: Moments of the input, per task.
         seen: The input's tensor of each chunk, weakly: when one of them is freed, no layer can read
             this input any more.
     """
@@ -104,7 +101,6 @@ class LayerInput:
     checked to be the same here.
 
     Args:
-        shared: The input.
         is_first: Whether this layer is the first that reads it, and measures it.
     """
 

@@ -107,7 +107,6 @@ def prepare(
 
     Args:
         teachers: The tasks' teachers, who write captions for samples without one.
-        options: Settings with which captions are read.
         processor: Processor of the base model; None if no sample needs it.
 
     Raises:

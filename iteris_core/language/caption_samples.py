@@ -126,7 +126,6 @@ def encode_captions(
     Args:
         processor: Processor of the model; None if no sample needs one.
         model: The captioning model, as `blip.load_base` returns it.
-        options: Settings with which captions are read.
 
     Raises:
         CalibrationError: A picture cannot be read, or the model does not have these pixels or ids.
@@ -152,9 +151,6 @@ def has_texts(tasks: Sequence[Sequence[CaptionSample]]) -> bool:
 
 def check_length(model: Any, length: int, what: str) -> None:
     """Refuse a length that a BLIP's decoder cannot read.
-
-    Args:
-        what: Name of the sequence in the error.
 
     Raises:
         ConfigError: The decoder has fewer positions.
@@ -215,7 +211,6 @@ def caption_rows(
 
     Args:
         tasks: Samples of each task, each with a target.
-        options: Settings with which captions are read.
         fill: Whether captions are filled up to ``options.max_length``, or to the longest.
 
     Raises:

@@ -59,7 +59,6 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
 
     Args:
         path: File in UTF-8, with or without a byte order mark.
-        content: Content of a line in errors.
 
     Raises:
         CalibrationError: The file cannot be read, or there is nothing in it.
@@ -116,10 +115,6 @@ def _is_text(value: Any) -> bool:
 def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
     """Refuse token ids that a model does not have.
 
-    Args:
-        what: Name of the token ids in the error.
-        vocabulary: Number of the model's tokens.
-
     Raises:
         CalibrationError: The ids are not a row of numbers from 0 to below `vocabulary`.
     """
@@ -173,7 +168,6 @@ def token_weights(masks: Mapping[str, Tensor], padding: Padding) -> dict[str, Te
 
     Args:
         masks: Stream -> 1 for tokens and 0 for padding, (length,).
-        padding: See `TextOptions`.
     """
     if padding == "count":
         return {}

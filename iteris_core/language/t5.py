@@ -52,7 +52,6 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
     has padding.
 
     Args:
-        decoder: Whether the decoder runs.
         head: Whether the layer runs, too, that makes words of the decoder's outputs.
     """
 
@@ -81,11 +80,7 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
 
 
 def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> list[Tensor]:
-    """Return the token ids (length,) that the model answers to each sample, greedily.
-
-    Args:
-        max_new_tokens: Most tokens of an answer.
-    """
+    """Return the token ids (length,) that the model answers to each sample, greedily."""
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     settings = generation_settings(model, max_new_tokens=max_new_tokens, **greedy)
     texts = [sample.read for sample in samples]
@@ -109,7 +104,6 @@ def prepare(
 
     Args:
         teachers: The tasks' teachers, who answer samples without a target.
-        options: Settings with which texts are read.
         tokenizer: Tokenizer of the base model; None if all samples are token ids.
 
     Raises:

@@ -26,9 +26,7 @@ class Teachers:
     """A base model that wears, for each task, a mix of adapters.
 
     Args:
-        adapters: Adapters that the mixes number.
         mixes: Mix that each task's teacher wears: number of an adapter -> share.
-        samples_per_call: Samples in one call of the model.
         progress: Listener for (stage, tasks answered, tasks in all); may raise to cancel.
     """
 

@@ -139,8 +139,6 @@ def encode(
 
     Args:
         tokenizer: Tokenizer of the base model; None if all samples are token ids.
-        max_length: Most tokens of a text.
-        vocabulary: Number of the model's tokens.
 
     Raises:
         CalibrationError: A sample has no tokens, or ids that the model does not have.
@@ -178,7 +176,6 @@ def token_samples(
         pad_id: Token id that fills inputs up.
         shift_right: Labels (rows, length), `IGNORED_LABEL` after their end -> decoder inputs
             (rows, length).
-        padding: See `TextOptions`.
         fill_to: Length of the inputs; None: the longest one's.
     """
     inputs = [[sample.read for sample in task] for task in tasks]

@@ -140,11 +140,7 @@ def outputs_of(
     """Return the output of every row, on the CPU; the calls are shared over all processes.
 
     Args:
-        network: See `fidelity`.
         adapters: The adapters, and the merged one last.
-        rows: The rows.
-        rows_per_call: Most rows of a forward call.
-        progress: See `fidelity`.
     """
     processes = Processes.current()
     calls = in_calls([network.call_key(reads) for reads in rows.reads], rows_per_call)
@@ -194,7 +190,6 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
     reference||^2`` of each sample, (samples, 3).
 
     Args:
-        task: The task, for errors.
         outputs: Those of teacher, student and reference.
     """
     teacher, student, reference = (output.double().flatten(1) for output in outputs)

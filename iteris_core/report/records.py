@@ -38,12 +38,7 @@ _WARNING: NoteKind = "twice"
 
 @dataclass(frozen=True)
 class Note:
-    """A note about a merge for its user.
-
-    Args:
-        kind: Subject of the note.
-        text: Sentence for the user.
-    """
+    """A note about a merge for its user."""
 
     kind: NoteKind
     text: str
@@ -54,7 +49,6 @@ class Interference:
     """The effect of an adapter on another adapter's task, on the student's inputs.
 
     Args:
-        adapter: Name of the adapter.
         stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
             relative to what the task is about (see `TaskAtLayerReport.residual`).
         merged: The same after the merge: `stacked` times ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~
@@ -107,7 +101,6 @@ class LayerReport:
     """One target layer, in the order in which the network reached it.
 
     Args:
-        rank: Rank of the merged delta.
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
             to 1. As in `kept`, the rounding to the precision that is saved does not count.
@@ -131,7 +124,6 @@ class MergeReport:
     Args:
         layers: Layers in the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
-        notes: Notes for the user.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.

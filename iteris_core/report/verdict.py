@@ -55,7 +55,6 @@ class Advice:
     """What to do about a merge, or about what it kept of a LoRA.
 
     Args:
-        kind: What to do.
         names: What it names: the method; empty for the others.
     """
 
@@ -68,9 +67,7 @@ class Kept:
     """What a merge kept of one LoRA.
 
     Args:
-        lora: Name of the LoRA.
         kept: 1 is all of it; 0 is nothing, or worse than nothing.
-        level: A word for it.
         between: The lowest and the highest that it may be, as far as the check's runs tell; None if
             they are too few to tell.
         levels: The levels of this range, the best first.
@@ -163,7 +160,6 @@ class TaskFidelity:
     Args:
         output_error: The mean error of its runs.
         strength: Their mean strength; None where the teacher wears nothing.
-        samples: Number of samples.
         kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
             model's prompts.
         runs: The sampling runs that the samples come from.
@@ -226,7 +222,6 @@ def verdict_of(
         fidelity: What was measured on unseen samples; empty if the merge was not checked.
         leaks: (task, LoRA) -> how much the LoRA gets into the task's prompts, stacked and merged.
         cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
-        method: Name of the method that the user chose.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
         unread: Name of a LoRA -> share of its file that was not read, where that is much.
     """

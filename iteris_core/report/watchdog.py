@@ -37,7 +37,6 @@ class Alarm:
     """A task that something simpler does better than the merged adapter.
 
     Args:
-        than: What does better.
         error: Error of the merged adapter, the median of the layers' residuals.
         other: The same error of what does better.
         layers: The layers where the task suffers most, the worst first.

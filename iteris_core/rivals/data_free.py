@@ -101,9 +101,6 @@ def ties(
 
     Args:
         density: p, the share of the entries that is kept, above 0, up to 1.
-        sign: Rule by which a sign is elected.
-        thinning: Rule by which entries are kept.
-        seed: Seed of DARE's random choice.
     """
     if thinning == "random":
         return elect_and_average(dropped_and_rescaled(layer, density, seed), sign)

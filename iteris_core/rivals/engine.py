@@ -37,8 +37,6 @@ class RivalSolver:
     Args:
         reads_text: Whether its input belongs to the network's text stream.
         adapters: Number of adapters, with the ones that do not change this layer.
-        rule: Rule that merges the layer.
-        scale: Factor of the rule's answer.
     """
 
     path: str

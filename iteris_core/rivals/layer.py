@@ -60,7 +60,6 @@ class Layer:
         ``sum_g G_g dW_g^T``.
 
         Args:
-            tasks: Tasks of the layer.
             grams: G_g of each of them, (d_in, d_in).
         """
         result = torch.zeros_like(self.together.down.T)

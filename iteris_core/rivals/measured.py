@@ -130,7 +130,6 @@ def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int
         right: B, (d_in, d_out).
         energy: Energy of the target, 0-dim.
         scale: Number of entries of the target.
-        steps: Number of steps at most.
     """
     weight = torch.zeros_like(right.T, requires_grad=True)
     best = weight.detach().clone()

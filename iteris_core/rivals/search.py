@@ -34,7 +34,6 @@ class _Taught:
     """A chunk of samples with the outputs that a student should reach.
 
     Args:
-        reads: What its rows read.
         teacher: Outputs of the teacher, float64 on the CPU.
         share: Factor of the squared error.
     """

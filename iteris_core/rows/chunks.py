@@ -18,7 +18,6 @@ class Block:
     """Neighbouring rows of one task in a chunk.
 
     Args:
-        task: Number of the task.
         teacher: Place of the teacher rows in the batch.
         student: Place of the student rows in the batch.
         samples: Sample of each of those rows.
@@ -34,11 +33,6 @@ class Block:
     def token_weights(self, stream: str, tokens: int, path: str) -> Tensor | None:
         """Return the weight of every token of all samples in a stream, on the CPU; None where all
         count once.
-
-        Args:
-            stream: Stream of the layer's input.
-            tokens: Number of tokens of a row.
-            path: Path of the layer, for errors.
 
         Raises:
             CalibrationError: Another number of weights, or a weight below 0 or not finite.

@@ -94,7 +94,6 @@ def held_bytes(
     Args:
         network: The network; on torch's meta device it needs no memory.
         inputs: What each row reads, which does not count, as in a sweep.
-        paths: Layers at which to wait.
         parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
 
     Raises:

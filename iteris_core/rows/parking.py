@@ -69,7 +69,6 @@ class Pages:
     """Where a storage's content is.
 
     Args:
-        size: Its bytes.
         numbers: The pages of the file that have them, in order.
     """
 

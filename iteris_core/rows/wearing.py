@@ -92,7 +92,6 @@ def wearing(
     """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
 
     Args:
-        modules: Modules of the network.
         adapters: Adapters that the mixes name by their number.
         mixes: Mix of each row of the batches that will run.
         closet: Deltas of these adapters that are on their device already; others are added. None:
