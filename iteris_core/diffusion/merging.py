@@ -39,7 +39,7 @@ from .model import (
     numbered,
 )
 from .plans import Contexts, Plan, runs_of
-from .proof import prove_loras, prove_merged
+from .proof import notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Context, Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
@@ -70,7 +70,7 @@ def merge_and_check(
 def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeResult:
     _log(job)
     stages = numbered(progress, job.stages)
-    proof = prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
+    rounded = prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
     result = merge_diffusion(job, stages, watch)
     factor = None
     if job.check_plans:
@@ -78,14 +78,14 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         result = checked(result, check)
         if job.settings.correct_strength:
             result, factor = corrected(result, check)
-    proof = prove_merged(job.model, result.adapter, job.loras[0], job.calibration, proof)
+    rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     report = replace(
         result.report,
         can_check=not job.check_plans,
         settings=settings_of(
             job.asked, job.calibration, job.config, correction=factor, made_on=job.settings.made_on
         ),
-        notes=(*result.report.notes, *job.settings.notes, *proof.notes),
+        notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
 

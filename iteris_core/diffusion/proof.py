@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -57,33 +57,24 @@ _MISREAD = (
 )
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What the proof of a merge's LoRAs found.
+# Name of an adapter -> the share of its effect on one picture by which a row that wears it and the
+# model that the host patches with it differ.
+Rounded = dict[str, float]
 
-    Args:
-        rounded: Name of a LoRA -> the share of its effect on one picture by which a row that wears
-            it and the model that the host patches with it differ.
-    """
 
-    rounded: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """A note for the report where much is rounded."""
-        much = {name: share for name, share in self.rounded.items() if share >= _NOTED}
-        if not much:
-            return ()
-        shares = ", ".join(f"{name} by {share:.0%} of its effect" for name, share in much.items())
-        return (
-            Note(
-                "host",
-                "the numbers of this model are too coarse for what a LoRA changes, so that ComfyUI "
-                f"rounds it: {shares}. That is so for every LoRA on this model, merged or not. The "
-                "merge is measured without this rounding. A node that changes how the model's "
-                "layers run would show here, too",
-            ),
-        )
+def notes_of_rounding(rounded: Rounded) -> list[Note]:
+    """Return a note for the report where the host rounds much."""
+    much = {name: share for name, share in rounded.items() if share >= _NOTED}
+    if not much:
+        return []
+    shares = ", ".join(f"{name} by {share:.0%} of its effect" for name, share in much.items())
+    text = (
+        "the numbers of this model are too coarse for what a LoRA changes, so that ComfyUI rounds "
+        f"it: {shares}. That is so for every LoRA on this model, merged or not. The merge is "
+        "measured without this rounding. A node that changes how the model's layers run would show "
+        "here, too"
+    )
+    return [Note("host", text)]
 
 
 def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
@@ -109,7 +100,7 @@ def prove_loras(
     loras: Sequence[LoadedLora],
     calibration: Calibration,
     progress: Progress = nobody,
-) -> Proof:
+) -> Rounded:
     """Draw one small picture with each LoRA, and compare the first with the picture of the model
     that the host patches with it.
 
@@ -119,7 +110,7 @@ def prove_loras(
         progress: Listener for (steps done, steps in all).
 
     Returns:
-        How the host rounds; nothing if it has no loader of its own.
+        How the host rounds; empty if it has no loader of its own.
 
     Raises:
         AdapterError: A LoRA whose picture is not finite, or that changes layers which the model
@@ -128,7 +119,7 @@ def prove_loras(
             weights are not rounded.
     """
     if model.loader is None:
-        return Proof()
+        return {}
     views = [_View(caption_of(lora), lora.adapter) for lora in loras]
     pictures = _pictures(model, views, calibration)
     progress(1, 1)
@@ -145,7 +136,7 @@ def prove_loras(
             f"patches with it, though its file is read alike: the difference is {share:.0%} of "
             f"what it does to {views[0].caption!r}, and no weight is rounded. {_CHANGED}"
         )
-    return Proof({loras[0].adapter.name: share})
+    return {loras[0].adapter.name: share}
 
 
 def prove_merged(
@@ -153,8 +144,7 @@ def prove_merged(
     merged: Adapter,
     lora: LoadedLora,
     calibration: Calibration,
-    proof: Proof,
-) -> Proof:
+) -> Rounded:
     """Compare the merged LoRA with what the host patches with it: weight by weight, and on one
     small picture.
 
@@ -163,14 +153,14 @@ def prove_merged(
         calibration: The calibration of the merge, for this family.
 
     Returns:
-        What was found before and now.
+        How the host rounds; empty if it has no loader of its own.
 
     Raises:
         SolveError: They differ.
     """
     loader = model.loader
     if loader is None:
-        return proof
+        return {}
     wrong = _differences(merged, loader.weights_with(merged))
     if wrong:
         raise SolveError(
@@ -187,7 +177,7 @@ def prove_merged(
             f"solved: the difference is {share:.0%} of what it does to {view.caption!r}, and no "
             f"rounding. {_of_missed(worn.missed) or _CHANGED}"
         )
-    return Proof({**proof.rounded, view.adapter.name: share})
+    return {view.adapter.name: share}
 
 
 def _differences(adapter: Adapter, weights: Iterable[PatchedWeight]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.diffusion.model import PROOF_STAGE, PatchedWeight
-from iteris_core.diffusion.proof import Proof, prove_loras, prove_merged, prove_reading
+from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged, prove_reading
 from iteris_core.rows import wearing
 
 CALIBRATION = Calibration(
@@ -163,8 +163,8 @@ def test_a_weight_of_another_shape_and_the_worst_of_several_layers_are_named():
 
 def test_where_the_host_has_no_loader_nothing_is_proved(host):
     lora = host.lora("a")
-    assert prove_loras(host, [lora], CALIBRATION).rounded == {}
-    assert prove_merged(host, lora.adapter, lora, CALIBRATION, Proof()).rounded == {}
+    assert prove_loras(host, [lora], CALIBRATION) == {}
+    assert prove_merged(host, lora.adapter, lora, CALIBRATION) == {}
     assert host.unet_batches == []
 
 
@@ -194,7 +194,7 @@ def test_a_host_that_rounds_is_noted_and_not_refused(coarse_weights):
     host = LoadingHost(patch=rounded)
     loras = [host.lora("a"), host.lora("b")]
     [note] = host_notes(merged(host, loras))
-    [(name, share)] = prove_loras(host, loras, CALIBRATION).rounded.items()
+    [(name, share)] = prove_loras(host, loras, CALIBRATION).items()
     assert f"{name} by {share:.0%} of its effect" in note and "the merged LoRA by" in note
 
 
@@ -204,14 +204,14 @@ def test_rows_that_wear_something_else_are_an_error(strong_hooks):
     with pytest.raises(CalibrationError, match=r"^a: its rows do not draw .* file is read alike"):
         prove_loras(host, [lora], CALIBRATION)
     with pytest.raises(SolveError, match=r"does not draw .* and no rounding\. Likely another node"):
-        prove_merged(host, lora.adapter, lora, CALIBRATION, Proof())
+        prove_merged(host, lora.adapter, lora, CALIBRATION)
 
 
 def test_rows_that_wear_something_else_are_told_where_weights_are_coarse(
     strong_hooks, coarse_weights
 ):
     host = LoadingHost()
-    [note] = prove_loras(host, [host.lora("a")], CALIBRATION).notes
+    [note] = notes_of_rounding(prove_loras(host, [host.lora("a")], CALIBRATION))
     assert "A node that changes how the model's layers run would show here, too" in note.text
 
 
@@ -220,10 +220,10 @@ def test_a_model_that_does_not_carry_what_was_solved_is_not_handed_out(path, coa
     """However coarse its weights are."""
     host = LoadingHost()
     loras = [host.lora("a"), host.lora("b")]
-    proved = prove_loras(host, loras, CALIBRATION)
+    prove_loras(host, loras, CALIBRATION)
     host.read = doubled_at(path)
     with pytest.raises(SolveError, match="does not carry the merged LoRA"):
-        prove_merged(host, loras[0].adapter, loras[0], CALIBRATION, proved)
+        prove_merged(host, loras[0].adapter, loras[0], CALIBRATION)
     with pytest.raises(SolveError, match=rf"does not carry the merged LoRA .* differ at '{path}'"):
         merged(host, loras)
 
@@ -244,7 +244,7 @@ def test_layers_that_the_model_does_not_call_are_named(paths, coarse_weights):
     with pytest.raises(AdapterError, match=rf"does not call {len(paths)} of its layers.*'unet\."):
         prove_loras(host, [host.lora("fine", ("te",)), lora], CALIBRATION)
     with pytest.raises(SolveError, match=rf"does not call {len(paths)} of its layers.*'unet\."):
-        prove_merged(host, lora.adapter, lora, CALIBRATION, Proof())
+        prove_merged(host, lora.adapter, lora, CALIBRATION)
 
 
 def test_a_lora_without_an_effect_is_passed_over():
@@ -252,7 +252,7 @@ def test_a_lora_without_an_effect_is_passed_over():
     lora = host.lora("a")
     nothing = {path: d.scaled(0.0) for path, d in lora.adapter.deltas.items()}
     found = prove_loras(host, [replace(lora, adapter=Adapter("a", nothing))], CALIBRATION)
-    assert found.rounded == {"a": 0.0} and found.notes == ()
+    assert found == {"a": 0.0} and notes_of_rounding(found) == []
 
 
 def test_a_lora_whose_effect_is_not_finite_is_named():

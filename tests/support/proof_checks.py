@@ -25,7 +25,7 @@ from iteris_pack.nodes.keys import HostKeys, HostWeight
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.proof import prove_loras, prove_merged
+from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged
 from iteris_core.rows import wearing
 
 FP8 = torch.float8_e4m3fn
@@ -208,17 +208,17 @@ def proved(case: Case) -> dict[str, Any]:
         steps: list[tuple[int, int]] = []
         try:
             host.prove_reading(lora.use, lora.adapter, tensors)
-            proof = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
+            rounded = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
             with case.wrong_after():
-                whole = prove_merged(host, lora.adapter, lora, calibration, proof)
+                rounded |= prove_merged(host, lora.adapter, lora, calibration)
         except IterisError as error:
             return {"error": type(error).__name__, "text": str(error)}
     patched = host.with_adapter(lora.adapter)
     return {
-        "rounded": whole.rounded,
+        "rounded": rounded,
         "layers": len(lora.adapter.deltas),
         "unmatched": lora.adapter.unmatched[:3],
-        "notes": [n.text for n in whole.notes],
+        "notes": [n.text for n in notes_of_rounding(rounded)],
         "steps": steps,
         "same texts": patched.texts is host.texts,
         "same clip": patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid,
