@@ -20,7 +20,7 @@ from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody
 from ..rows.wearing import Closet, wearing
-from ..tasks import Sample, Task
+from ..tasks import Task
 from .records import RunFidelity, TaskFidelity
 
 
@@ -71,13 +71,17 @@ def fidelity(
         CalibrationError: The network returns nothing to compare, or rows that are not finite.
         PeerError: Another process failed.
     """
+    comparison = comparison or Comparison(lambda g, i: tasks[g].samples[i].teacher)
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    rows = Rows(id if comparison is None else comparison.row_key)
+    rows = Rows(comparison.row_key)
     numbers = []  # of the rows of each task and mix
     for g, task in enumerate(tasks):
         mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
-        reads = [_reads_of(sample, g, i, comparison) for i, sample in enumerate(task.samples)]
+        reads = [
+            (sample.teacher, sample.student_reads, comparison.base_reads(g, i))
+            for i, sample in enumerate(task.samples)
+        ]
         numbers.append(
             [
                 [rows.add(of_sample[place], mix) for of_sample in reads]
@@ -85,12 +89,11 @@ def fidelity(
             ]
         )
     outputs = outputs_of(network, worn, rows, 2 * samples_per_chunk, progress)
-    known = None if comparison is None else comparison.runs
     fidelities = []
     for g, (task, of_task) in enumerate(zip(tasks, numbers, strict=True)):
         answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
-        if comparison is not None:
-            answers = _masked(answers, [comparison.counts(g, i) for i in range(len(task.samples))])
+        answers = _masked(answers, [comparison.counts(g, i) for i in range(len(task.samples))])
+        known = comparison.runs
         sizes = torch.tensor([1] * len(task.samples) if known is None else known[g])
         run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
         sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
@@ -120,14 +123,6 @@ class Rows:
             self.reads.append(reads)
             self.mixes.append(mix)
         return self._numbers[key]
-
-
-def _reads_of(
-    sample: Sample, task: int, number: int, comparison: Comparison | None
-) -> tuple[object, ...]:
-    """Return what teacher, student and reference of a sample read."""
-    reference = sample.teacher if comparison is None else comparison.base_reads(task, number)
-    return sample.teacher, sample.student_reads, reference
 
 
 def outputs_of(
