@@ -10,11 +10,14 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from ..errors import plain
+from .layers import Alarm, alarms_of, warnings_of
+from .layers import Interference as Interference
+from .layers import LayerReport as LayerReport
+from .layers import TaskAtLayerReport as TaskAtLayerReport
 from .verdict import FidelityKind as FidelityKind
 from .verdict import RunFidelity as RunFidelity
 from .verdict import TaskFidelity as TaskFidelity
 from .verdict import Verdict, line_of, lines_of, verdict_of
-from .watchdog import Alarm, alarms_of, warnings_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; what of the prompts does not count; LoRAs that were given several
@@ -38,83 +41,15 @@ _WARNING: NoteKind = "twice"
 
 @dataclass(frozen=True)
 class Note:
-    """A note about a merge for its user."""
+    """A note about a merge for its user.
+
+    Args:
+        kind: Subject of the note.
+        text: Sentence for the user.
+    """
 
     kind: NoteKind
     text: str
-
-
-@dataclass(frozen=True)
-class Interference:
-    """The effect of an adapter on another adapter's task, on the student's inputs.
-
-    Args:
-        stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
-            relative to what the task is about (see `TaskAtLayerReport.residual`).
-        merged: The same after the merge: `stacked` times ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~
-            dW_k^T||^2``, the share that remains; below 0 if it was overcorrected.
-    """
-
-    adapter: str
-    stacked: float
-    merged: float
-
-
-@dataclass(frozen=True)
-class TaskAtLayerReport:
-    """The figures of one task at one layer.
-
-    Args:
-        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
-            ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
-            that cancel, so that of a float32 or half-precision network what is below 3e-4 is
-            rounding. Where the teacher wears nothing: what the merged adapter adds on the task's
-            inputs, relative to what all adapters stacked would add.
-        weight: lambda, the weight of the task in the solve.
-        tokens: Number of tokens that were counted.
-        wears: Whether the teacher wears anything here; it decides what the residual is relative to.
-        interference: Interference of the adapters that the teacher does not wear.
-        stacked: Residual of all adapters of this layer stacked, on the same inputs.
-        averaged: Residual of their average, on the same inputs.
-        energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
-        gain: ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, how much of what the teacher adds here is
-            there, 1 is all of it; None where the teacher wears nothing.
-        limited: Whether lambda was limited, see `algebra.layer.balance_weights`: the teacher hardly
-            acts on these inputs.
-    """
-
-    task: str
-    residual: float
-    weight: float
-    tokens: int
-    wears: bool = True
-    interference: tuple[Interference, ...] = ()
-    stacked: float | None = None
-    averaged: float | None = None
-    energy: float = 0.0
-    gain: float | None = None
-    limited: bool = False
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One target layer, in the order in which the network reached it.
-
-    Args:
-        tasks: Figures of each task that counts here.
-        cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
-            to 1. As in `kept`, the rounding to the precision that is saved does not count.
-        plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
-        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
-            cut was considered.
-    """
-
-    path: str
-    rank: int
-    tasks: tuple[TaskAtLayerReport, ...]
-    cut: float = 0.0
-    plain_cut: float | None = None
-    kept: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +59,14 @@ class MergeReport:
     Args:
         layers: Layers in the order in which the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
+        notes: Notes for the user.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.
         settings: Settings with which the merge can be repeated, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
+        method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
         can_check: Whether it could have been checked on unseen samples, and was not.
@@ -177,7 +114,7 @@ class MergeReport:
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """The tasks that something simpler does better than this merge by its layers' residuals,
-        see `watchdog`; none where it was checked on unseen samples, which say more: the verdict
+        see `layers`; none where it was checked on unseen samples, which say more: the verdict
         judges those.
         """
         return () if self.fidelity else alarms_of(self.layers)

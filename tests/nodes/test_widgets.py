@@ -18,8 +18,8 @@ from iteris_core.diffusion.calibration import PRESETS, Calibration
 from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
+from iteris_core.report.layers import Alarm, warnings_of
 from iteris_core.report.verdict import Advice, AdviceKind, _sentence
-from iteris_core.report.watchdog import Alarm, warnings_of
 from iteris_core.rivals.registry import check_used
 from iteris_core.settings import PRECISIONS, calling, checked, declared
 

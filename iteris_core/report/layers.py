@@ -1,5 +1,5 @@
-"""What the layers of a merge do worse than something simpler would do, told in words: for merges
-that are not checked on unseen samples.
+"""The figures of a merge's layers, and what the layers do worse than something simpler would do, in
+words: for merges that are not checked on unseen samples.
 
 A merge that solved every layer may still have failed: LoRAs that want opposite things, a ridge that
 is far too small or too large, too few samples. The figures that a report has anyway show it. Where
@@ -12,13 +12,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..layers import OTHER, block_of
 from ..settings import called
-
-if TYPE_CHECKING:
-    from .records import LayerReport, TaskAtLayerReport
 
 # What does better: the base model alone; the LoRAs' average; all LoRAs stacked.
 Simpler = Literal["nothing", "average", "stack"]
@@ -33,10 +30,89 @@ _WORST_LAYERS = 3  # that an alarm names
 
 
 @dataclass(frozen=True)
+class Interference:
+    """The effect of an adapter on another adapter's task, on the student's inputs.
+
+    Args:
+        adapter: Name of the adapter.
+        stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
+            relative to what the task is about (see `TaskAtLayerReport.residual`).
+        merged: The same after the merge: `stacked` times ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~
+            dW_k^T||^2``, the share that remains; below 0 if it was overcorrected.
+    """
+
+    adapter: str
+    stacked: float
+    merged: float
+
+
+@dataclass(frozen=True)
+class TaskAtLayerReport:
+    """The figures of one task at one layer.
+
+    Args:
+        task: Name of the task.
+        residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
+            ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
+            that cancel, so that of a float32 or half-precision network what is below 3e-4 is
+            rounding. Where the teacher wears nothing: what the merged adapter adds on the task's
+            inputs, relative to what all adapters stacked would add.
+        weight: lambda, the weight of the task in the solve.
+        tokens: Number of tokens that were counted.
+        wears: Whether the teacher wears anything here; it decides what the residual is relative to.
+        interference: Interference of the adapters that the teacher does not wear.
+        stacked: Residual of all adapters of this layer stacked, on the same inputs.
+        averaged: Residual of their average, on the same inputs.
+        energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
+        gain: ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, how much of what the teacher adds here is
+            there, 1 is all of it; None where the teacher wears nothing.
+        limited: Whether lambda was limited, see `algebra.layer.balance_weights`: the teacher hardly
+            acts on these inputs.
+    """
+
+    task: str
+    residual: float
+    weight: float
+    tokens: int
+    wears: bool = True
+    interference: tuple[Interference, ...] = ()
+    stacked: float | None = None
+    averaged: float | None = None
+    energy: float = 0.0
+    gain: float | None = None
+    limited: bool = False
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One target layer, in the order in which the network reached it.
+
+    Args:
+        path: Path of the module.
+        rank: Rank of the merged delta.
+        tasks: Figures of each task that counts here.
+        cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
+            to 1. As in `kept`, the rounding to the precision that is saved does not count.
+        plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
+        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
+            cut was considered.
+    """
+
+    path: str
+    rank: int
+    tasks: tuple[TaskAtLayerReport, ...]
+    cut: float = 0.0
+    plain_cut: float | None = None
+    kept: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Alarm:
     """A task that something simpler does better than the merged adapter.
 
     Args:
+        task: Name of the task.
+        than: What does better.
         error: Error of the merged adapter, the median of the layers' residuals.
         other: The same error of what does better.
         layers: The layers where the task suffers most, the worst first.
