@@ -13,18 +13,6 @@ TEXT_STREAM = "text"
 IMAGE_STREAM = "image"
 
 
-def _one_stream(_path: str) -> str:
-    return "tokens"
-
-
-def _all_alike(_row: Any) -> Hashable:
-    return None
-
-
-def _no_layer(_path: str) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Network:
     """A model, and how to run it on rows.
@@ -46,10 +34,10 @@ class Network:
 
     modules: Mapping[str, nn.Module]
     forward: Callable[[Sequence[Any]], Any]
-    stream: Callable[[str], str] = _one_stream
+    stream: Callable[[str], str] = lambda path: "tokens"
     memory: MutableMapping[str, Any] | None = None
-    call_key: Callable[[Any], Hashable] = _all_alike
-    folds_rows: Callable[[str], bool] = _no_layer
+    call_key: Callable[[Any], Hashable] = lambda row: None
+    folds_rows: Callable[[str], bool] = lambda path: False
 
 
 def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:

@@ -36,7 +36,6 @@ from ..files.tensors import sha256
 from ..files.trigger_words import lora_header
 from ..files.writing import check_free, under_free_name
 from ..processes import Processes
-from ..rivals.registry import check_used
 from ..settings import settings
 from . import options
 from .options import Spread
@@ -179,7 +178,6 @@ def _merge(
     check_output(output, overwrite)
     told = options.ReportFile(report, overwrite)
     told.check()
-    check_used(solving)
     how = MergeSettings(solving, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
     how.check(calibration)
