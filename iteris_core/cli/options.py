@@ -16,6 +16,7 @@ import torch
 import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
+from typer.core import TyperOption
 
 from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
@@ -63,7 +64,8 @@ WeightsSetting = Annotated[
 def _show_all(context: typer.Context, is_asked: bool) -> None:
     if is_asked:
         for parameter in context.command.params:
-            parameter.hidden = not parameter.help
+            if isinstance(parameter, TyperOption):
+                parameter.hidden = not parameter.help
         typer.echo(context.get_help())
         raise typer.Exit
 
