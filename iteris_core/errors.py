@@ -14,12 +14,12 @@ def plain(text: str) -> str:
     return "".join(map(_plain, text))
 
 
-def _plain(letter: str) -> str:
-    if letter.isprintable():
-        return letter
-    if letter.isspace():  # those of all scripts, and the ends of lines
+def _plain(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character.isspace():  # those of all scripts, and the ends of lines
         return " "
-    return letter.encode("unicode_escape").decode("ascii")
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class IterisError(ValueError):

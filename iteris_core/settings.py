@@ -44,14 +44,16 @@ PRECISIONS = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-MOST_LETTERS = 4000  # of a text; a prompt of 4 pieces of 75 tokens has about 1500
+MOST_CHARACTERS = 4000  # of a text; a prompt of 4 pieces of 75 tokens has about 1500
 MOST_ITEMS = 1000  # of a list; the longest list of our own has 69
 MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
 _MOST_SHOWN = 60  # characters of a value in an error
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, str_max_length=MOST_LETTERS)
-_LAX = ConfigDict(allow_inf_nan=False, str_max_length=MOST_LETTERS)
+_STRICT = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, str_max_length=MOST_CHARACTERS
+)
+_LAX = ConfigDict(allow_inf_nan=False, str_max_length=MOST_CHARACTERS)
 _NAMES: ContextVar[Mapping[str, str]] = ContextVar("names of settings")
 
 
@@ -263,7 +265,7 @@ def described(schema: Mapping[str, Any]) -> str:
     if kind == "object" and "additionalProperties" in schema and "properties" not in schema:
         return f"an object, each value {described(schema['additionalProperties'])}"
     if kind == "string":
-        most = schema.get("maxLength", MOST_LETTERS)
+        most = schema.get("maxLength", MOST_CHARACTERS)
         return f"a text of {schema.get('minLength', 0)} to {most} Unicode characters"
     return {"boolean": "true or false", "null": "none"}.get(kind, "an object")
 

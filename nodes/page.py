@@ -6,7 +6,7 @@ from __future__ import annotations
 # __LNK0__ meanwhile, http:// and www. Entities look right in all frontends; the newer ones sanitise
 # HTML, too.
 _ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "&<>\"'[]_:."})
-_MOST_LETTERS = 20_000  # of a text on a node; all of a real merge's captions are a tenth of it
+_MOST_CHARACTERS = 20_000  # of a text on a node; all of a real merge's captions are a tenth of it
 
 
 def as_html(text: str) -> str:
@@ -16,6 +16,6 @@ def as_html(text: str) -> str:
     >>> as_html("<img src=x> & more")
     '&#60;img src=x&#62; &#38; more'
     """
-    shown = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
+    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
     # names of files may hold bytes that are not letters
     return shown.encode("utf-8", "replace").decode("utf-8").translate(_ENTITIES)

@@ -27,7 +27,7 @@ _BACKGROUND = (24, 24, 27)
 _INK = (235, 235, 235)
 _QUIET = (170, 170, 175)
 _LETTERS = (12, 26)  # smallest and largest size
-_MOST_LETTERS = 400  # of a label, before it is cut to its place
+_MOST_CHARACTERS = 400  # of a label, before it is cut to its place
 _ELLIPSIS = "\u2026"
 # Fonts of Linux, Windows and macOS for letters that Pillow's own has not: it has those of English.
 _MORE_FONTS = (
@@ -221,7 +221,7 @@ def plain_line(text: str) -> str:
     >>> plain_line("a  cat\\n\\x00 on a mat")
     'a cat on a mat'
     """
-    text = text[:_MOST_LETTERS].encode("utf-8", "replace").decode("utf-8")
+    text = text[:_MOST_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 

@@ -42,7 +42,7 @@ WIDTHS = {
 }
 FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
-NOTE_LETTERS = 42
+NOTE_CHARACTERS = 42
 # for the text that a run writes
 ROOM_BELOW = {"IterISModelLoras": 70, "IterISRecipe": 170, "IterISSave": 110}
 # nodes that stand below one another, though data goes from one to the other
@@ -62,7 +62,7 @@ MOST_BYTES = 145_000  # of a picture of the documentation
 
 
 def columns(prompt: dict) -> dict[str, int]:
-    """Return each node's column: right behind all that it needs."""
+    """Return each node's column: right after all that it needs."""
     edges = [
         (source, key, int((prompt[source]["class_type"], node["class_type"]) not in BELOW))
         for key, node in prompt.items()
@@ -86,7 +86,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else 0)
         for key, node in prompt.items()
     }
-    lines = sum(1 + len(line) // NOTE_LETTERS for line in note.splitlines())
+    lines = sum(1 + len(line) // NOTE_CHARACTERS for line in note.splitlines())
     sizes = frontend.page.evaluate(
         """([widths, text, size]) => {
             const note = LiteGraph.createNode('MarkdownNote');

@@ -23,7 +23,7 @@ class Template:
     """A workflow that ComfyUI's template browser lists.
 
     Args:
-        title: Its name there, behind its number.
+        title: Its name there, after its number.
         does: First sentence of the note.
         steps: What to choose; to press Run is the last one.
         then: What comes out, and what is good to know.

@@ -1,7 +1,7 @@
 // How long a merge takes by each preset, and a comparison, told from one that was timed. No DOM and no ComfyUI here, so
 // that `node --test` runs it.
 
-const MOST = { presets: 10, letters: 40 };
+const MOST = { presets: 10, characters: 40 };
 
 const isAmount = (value) => Number.isFinite(value) && value > 0;
 
@@ -15,7 +15,7 @@ const isAmount = (value) => Number.isFinite(value) && value > 0;
 export function readCost(cost) {
   const { rows, seconds, presets } = cost ?? {};
   if (!isAmount(rows) || !isAmount(seconds) || typeof presets !== "object" || presets === null) return undefined;
-  const found = Object.entries(presets).filter(([name, needed]) => name.length <= MOST.letters && isAmount(needed));
+  const found = Object.entries(presets).filter(([name, needed]) => name.length <= MOST.characters && isAmount(needed));
   return found.length ? { rows, seconds, presets: Object.fromEntries(found.slice(0, MOST.presets)) } : undefined;
 }
 

@@ -12,11 +12,11 @@ const MOST = {
   layers: 5000,
   figures: 1_000_000,
   texts: 200,
-  letters: 2000,
+  characters: 2000,
 };
 
 const isObject = (value) => typeof value === "object" && value !== null;
-const isText = (value) => typeof value === "string" && value.length <= MOST.letters;
+const isText = (value) => typeof value === "string" && value.length <= MOST.characters;
 const isNumber = (value) => Number.isFinite(value);
 const isNumberOrNone = (value) => value === null || isNumber(value);
 
@@ -138,7 +138,7 @@ export function readSaved(saved) {
     return undefined;
   const texts = [...kept.warnings, ...kept.prompts, ...kept.notes];
   if (!texts.every((text) => typeof text === "string")) return undefined;
-  const short = (text) => (text.length > MOST.letters ? `${text.slice(0, MOST.letters)} …` : text);
+  const short = (text) => (text.length > MOST.characters ? `${text.slice(0, MOST.characters)} …` : text);
   const lists = ["unseen", "overall", "warnings", "prompts", "notes"];
   const isCut =
     saved.cut === true ||

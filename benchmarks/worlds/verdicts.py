@@ -197,7 +197,7 @@ class Judged:
         trigger: Its trigger.
         ours: Whether the merge is one of IterIS.
         runs: (error, strength) in each picture of the check.
-        single: Share of pictures, alone and beside a base thing, in which its concept is seen with
+        single: Share of pictures, alone and next to a base thing, in which its concept is seen with
             the LoRA alone.
         rate: The same with the merge.
     """

@@ -21,9 +21,9 @@ from fnmatch import fnmatchcase
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..layers import block_of
-from ..settings import MOST_LETTERS, shown
+from ..settings import MOST_CHARACTERS, shown
 from .families import Family
-from .limits import KEY_LETTERS
+from .limits import KEY_CHARACTERS
 
 MOST_WEIGHT = 100  # of a block, as of strengths
 MOST_PATTERNS = 50  # of layers left out, for one LoRA
@@ -195,10 +195,10 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
     Raises:
         ConfigError: Says what stands there, and what may.
     """
-    if len(blocks) > MOST_LETTERS:
+    if len(blocks) > MOST_CHARACTERS:
         raise ConfigError(
             f"LoRA {shown(name)}: its block weights have {len(blocks)} characters; there can be "
-            f"{MOST_LETTERS}"
+            f"{MOST_CHARACTERS}"
         )
     _entries(name, _in_names(name, blocks, None)[0])
     if len(without) > MOST_PATTERNS:
@@ -206,11 +206,11 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
             f"LoRA {shown(name)}: {len(without)} patterns of layers to leave out; there can be "
             f"{MOST_PATTERNS}. Join some of them with *"
         )
-    odd = next((text for text in without if not 0 < len(text.strip()) <= KEY_LETTERS), None)
+    odd = next((text for text in without if not 0 < len(text.strip()) <= KEY_CHARACTERS), None)
     if odd is not None:
         raise ConfigError(
             f"LoRA {shown(name)}: a pattern of layers to leave out is {shown(odd)}; it must be 1 "
-            f"to {KEY_LETTERS} characters, such as *attn2*"
+            f"to {KEY_CHARACTERS} characters, such as *attn2*"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .kinds import DOWN, UP, split_key
-from .limits import NAME_LETTERS, SEARCHED_LETTERS, first, spend
+from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first, spend
 
 Spelling = Literal["kohya", "comfy"]
 
@@ -316,7 +316,7 @@ def model_family(tensors: Mapping[str, Tensor]) -> Family | None:
 
 
 def _family_in(shapes: _Shapes) -> Family | None:
-    searched = {base: shapes[base] for base in first(shapes, SEARCHED_LETTERS)}
+    searched = {base: shapes[base] for base in first(shapes, SEARCHED_CHARACTERS)}
     bases = "\n".join(searched)
     for family in _ROWS:
         clues = (*([Clue(family.keys)] if family.keys else ()), *family.clues)
@@ -388,4 +388,4 @@ def _names(metadata: Mapping[str, str]) -> list[str | None]:
 
 
 def _name(value: Any) -> str | None:
-    return value if isinstance(value, str) and len(value) <= NAME_LETTERS else None
+    return value if isinstance(value, str) and len(value) <= NAME_CHARACTERS else None

@@ -22,7 +22,7 @@ from ..errors import AdapterError
 HEADER_BYTES = 20_000_000
 HEADER_BRACKETS = 1_000_000  # each may become a list or an object of 64 bytes
 TENSORS = 30_000  # LyCORIS' LoHa of a whole SDXL has some 5,500
-KEY_LETTERS = 300  # the longest have some 120
+KEY_CHARACTERS = 300  # the longest have some 120
 DIMENSIONS = 8  # a convolution over time has 5
 NUMBERS = 2**40  # of one tensor, where a side of 0 counts as 1: torch counts in 64 bits
 METADATA_FIELDS = 10_000  # the largest have some 200
@@ -40,15 +40,15 @@ SIDECAR_BYTES = 4_000_000  # what Civitai says about a LoRA takes up to 0.5 MB
 PICTURE_BYTES = 16_000_000  # next to a LoRA's file, which is sent to the page as it is
 
 # Trigger words: a phrase that lists all has some 300 characters; what is longer is a description.
-WORD_LETTERS = 2_000
+WORD_CHARACTERS = 2_000
 LISTED_WORDS = 1_000  # words between commas that are looked at
-NAME_LETTERS = 200  # of a base model in the metadata; what is longer is not a name
+NAME_CHARACTERS = 200  # of a base model in the metadata; what is longer is not a name
 # Characters of keys in which the family of a file is looked for, and of tags in which its subject
 # is: real files have 0.2 million.
-SEARCHED_LETTERS = 1_000_000
+SEARCHED_CHARACTERS = 1_000_000
 # Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
 MERGED_TAGS = 1_000
-MERGED_TAG_LETTERS = 1_000_000
+MERGED_TAG_CHARACTERS = 1_000_000
 
 # The budget of one look at a file, besides its tensors: texts that are parsed, and time on the
 # processor. The largest real files take 12 MB (tags are parsed twice) and half a second.
@@ -118,11 +118,11 @@ def spend(count: int = 0) -> None:
         raise _Spent("the seconds of the processor that are spent on one file")
 
 
-def first(texts: Iterable[str], letters: int) -> Iterator[str]:
+def first(texts: Iterable[str], characters: int) -> Iterator[str]:
     """Yield texts as long as all together have no more characters."""
     for text in texts:
-        letters -= len(text)
-        if letters < 0:
+        characters -= len(text)
+        if characters < 0:
             return
         yield text
 

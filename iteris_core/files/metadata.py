@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .limits import MERGED_TAG_LETTERS, MERGED_TAGS, NAME_LETTERS, WORD_LETTERS, json_value
+from .limits import MERGED_TAG_CHARACTERS, MERGED_TAGS, NAME_CHARACTERS, WORD_CHARACTERS, json_value
 from .tensors import serialized
 
 _SHORT_START = 0x100000
@@ -62,7 +62,7 @@ def merged_metadata(
 
 def _title(adapter: Adapter) -> str:
     title = adapter.metadata.get("modelspec.title", "")
-    return title if title and len(title) <= NAME_LETTERS else adapter.name
+    return title if title and len(title) <= NAME_CHARACTERS else adapter.name
 
 
 def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -73,7 +73,9 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
     for text in frequencies:
         with contextlib.suppress(ValueError, AttributeError, TypeError, OverflowError):
             of_file = {
-                folder: {tag: int(count) for tag, count in tags.items() if len(tag) <= WORD_LETTERS}
+                folder: {
+                    tag: int(count) for tag, count in tags.items() if len(tag) <= WORD_CHARACTERS
+                }
                 for folder, tags in json_value(text or "{}").items()
             }
             for folder, counts in _commonest(of_file).items():
@@ -89,7 +91,7 @@ def _commonest(folders: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, 
             folder: dict(counts if len(counts) <= most else Counter(counts).most_common(most))
             for folder, counts in folders.items()
         }
-        if len(json.dumps(kept)) <= MERGED_TAG_LETTERS:
+        if len(json.dumps(kept)) <= MERGED_TAG_CHARACTERS:
             return kept
         most //= 2
     return {}

@@ -368,11 +368,11 @@ def settings_of(
     ranks = {path: delta.rank for path, delta in adapter.deltas.items()}
     common = Counter(ranks.values()).most_common(1)[0][0]
     patterns = {path: rank for path, rank in ranks.items() if rank != common}
-    read = {_in_letters(path): rank for path, rank in patterns.items()}
+    read = {_with_dots(path): rank for path, rank in patterns.items()}
     if any(
         read.get(end, rank) != rank
         for path, rank in ranks.items()
-        for end in _ends(_in_letters(path))
+        for end in _ends(_with_dots(path))
     ):  # one layer's path is the end of another's: bind the patterns to the start
         patterns = {f"^{re.escape(path)}": rank for path, rank in patterns.items()}
     return {
@@ -395,7 +395,7 @@ def settings_of(
     }
 
 
-def _in_letters(path: str) -> str:
+def _with_dots(path: str) -> str:
     """Return a path with dots for all but letters and numbers: a dot fits any of them in PEFT."""
     return re.sub(r"\W|_", ".", path)
 

@@ -197,7 +197,7 @@ def _check_entry(key: str, entry: Any) -> None:
     is_whole = isinstance(fields.get("dtype"), str) and _are_counts(shape) and _are_counts(places)
     if not is_whole or len(places) != 2:
         raise ValueError(f"{name} has no type, no shape or no place in the file")
-    _check_most(f"the key {name}... has", len(key), limits.KEY_LETTERS, "characters")
+    _check_most(f"the key {name}... has", len(key), limits.KEY_CHARACTERS, "characters")
     _check_most(f"{key!r} has", len(shape), limits.DIMENSIONS, "dimensions")
     numbers = math.prod(max(side, 1) for side in shape)
     _check_most(f"{key!r} has sides that make", numbers, limits.NUMBERS, "numbers")

@@ -21,9 +21,9 @@ from .kinds import DOWN, grouped
 from .limits import (
     LISTED_WORDS,
     PICTURE_BYTES,
-    SEARCHED_LETTERS,
+    SEARCHED_CHARACTERS,
     SIDECAR_BYTES,
-    WORD_LETTERS,
+    WORD_CHARACTERS,
     budget,
     first,
     json_value,
@@ -203,7 +203,7 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
 
 def _is_phrase(text: str) -> bool:
     """Whether a text can be a trigger word; see `limits` for its length."""
-    return len(text) <= WORD_LETTERS and text.lower() not in _NO_PHRASES
+    return len(text) <= WORD_CHARACTERS and text.lower() not in _NO_PHRASES
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def _tags(text: str) -> tuple[str, ...]:
             # without how often its pictures are shown: "sks dog" of "10_sks dog"
             names.append(re.sub(r"^\d+_", "", folder).strip())
             for tag, count in tags.items():
-                if len(tag) <= WORD_LETTERS:  # a longer one is not a phrase, and costs time
+                if len(tag) <= WORD_CHARACTERS:  # a longer one is not a phrase, and costs time
                     counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
@@ -249,7 +249,9 @@ def _called(names: Sequence[str], counts: Counter[str]) -> list[str]:
     one of the commonest tags has it as a word.
     """
     single = {name for name in names if len(name.split()) == 1}
-    searched = first((tag for tag, _ in counts.most_common()), SEARCHED_LETTERS) if single else ()
+    searched = (
+        first((tag for tag, _ in counts.most_common()), SEARCHED_CHARACTERS) if single else ()
+    )
     in_tags = single.intersection(word for tag in searched for word in _words(tag))
 
     def is_subject(name: str) -> bool:

@@ -19,7 +19,7 @@ _IN_MODEL = ("patches", "patches_replace")
 _AROUND_CALLS = ("apply_model", "diffusion_model")
 # The key under which the host's own node wraps a MODEL to run it compiled.
 _COMPILED = "torch.compile"
-_LETTERS = 40  # of a name
+_CHARACTERS = 40  # of a name
 _DEEPEST = 6  # dicts and lists of functions; the host's have four
 
 
@@ -103,7 +103,7 @@ def _named(options: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...
     found: dict[str, None] = {}
     for name in names:
         for place, function in _functions(name, options.get(name), _DEEPEST):
-            found[f"{_author(function)} ({place[:_LETTERS]})"] = None
+            found[f"{_author(function)} ({place[:_CHARACTERS]})"] = None
     return tuple(found)
 
 
@@ -125,4 +125,4 @@ def _functions(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:
 def _author(function: Any) -> str:
     """Return the class or the function in which a function was written."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return name.partition(".")[0][:_LETTERS]
+    return name.partition(".")[0][:_CHARACTERS]

@@ -11,7 +11,7 @@ from ...iteris_core import IterisError
 from ...iteris_core.settings import shown
 
 _SHOWN = 20  # names in an error
-_MOST_LETTERS = 200  # of a name that is compared with others
+_MOST_CHARACTERS = 200  # of a name that is compared with others
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
 
@@ -54,7 +54,7 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
 def _near(plain: str, paths: Iterable[str]) -> str:
     """Return which file was likely meant; empty: none is called alike."""
     by_end = {path.rpartition("/")[2]: path for path in paths}
-    end = plain.rpartition("/")[2][:_MOST_LETTERS]
+    end = plain.rpartition("/")[2][:_MOST_CHARACTERS]
     found = difflib.get_close_matches(end, by_end, 1)
     return f", did you mean {shown(by_end[found[0]])}?" if found else ""
 

@@ -11,7 +11,7 @@ from iteris_core import Adapter, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_use import each_once
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
-from iteris_core.settings import MOST_LETTERS
+from iteris_core.settings import MOST_CHARACTERS
 
 UNET = "diffusion_model."
 # Name of a block -> a layer in it, as ComfyUI has it, in the order of lists of numbers.
@@ -170,10 +170,10 @@ def test_what_no_model_could_read_is_refused_where_it_is_given():
 @pytest.mark.parametrize(
     "spelling",
     [
-        "a" + " " * (MOST_LETTERS - 2) + "b",
-        "1," * (MOST_LETTERS // 2),
-        "IN1:1," * (MOST_LETTERS // 6),
-        "B0-9999:1," * (MOST_LETTERS // 10),
+        "a" + " " * (MOST_CHARACTERS - 2) + "b",
+        "1," * (MOST_CHARACTERS // 2),
+        "IN1:1," * (MOST_CHARACTERS // 6),
+        "B0-9999:1," * (MOST_CHARACTERS // 10),
         "1:" * 10**6,
     ],
 )

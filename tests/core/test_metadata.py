@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from iteris_core import Adapter, SaveError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
-from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_LETTERS, MERGED_TAGS
+from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_CHARACTERS, MERGED_TAGS
 from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
 from iteris_core.files.tensors import read_header
 from iteris_core.files.trigger_words import lora_header
@@ -89,7 +89,7 @@ def test_a_merge_of_loras_with_many_tags_is_read_again(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors({"a": torch.ones(1)}, path, metadata_of_merge("both", loras, "{}"))
     _, metadata = read_header(path)
-    assert len(metadata["ss_tag_frequency"]) <= MERGED_TAG_LETTERS
+    assert len(metadata["ss_tag_frequency"]) <= MERGED_TAG_CHARACTERS
     assert metadata["modelspec.merged_from"] == "0, 1, 2, 3, 4"
     kept = json.loads(metadata["ss_tag_frequency"])
     assert 900 <= len(kept["1_img"]) <= MERGED_TAGS
@@ -104,7 +104,7 @@ def test_the_commonest_tags_are_kept_within_the_limits():
     assert json.dumps(merged_tags([json.dumps(small)])) == json.dumps(small)  # their order, too
     folders = {f"{i}_{'n' * 50}": {f"{j}" * 20: j for j in range(9)} for i in range(8_000)}
     kept = merged_tags([json.dumps(folders)])
-    assert len(json.dumps(kept)) <= MERGED_TAG_LETTERS and len(kept) == 8_000
+    assert len(json.dumps(kept)) <= MERGED_TAG_CHARACTERS and len(kept) == 8_000
     assert all("8" * 20 in tags for tags in kept.values())
     assert merged_tags([json.dumps({"n" * 2_000_000: {"a": 1}})]) == {}
 

@@ -20,7 +20,7 @@ from iteris_core.language.caption_samples import CaptionOptions
 from iteris_core.language.text_samples import TextOptions
 from iteris_core.settings import (
     MOST_ITEMS,
-    MOST_LETTERS,
+    MOST_CHARACTERS,
     Precision,
     Texts,
     alternatives,
@@ -105,12 +105,12 @@ REFUSED = {  # what may be there -> values that may not
     ("rank", RANK): (0, "max", {"layer": 0}, {1: 1}, 1.0),
     ("word", "'one' or 'two'"): ("three", 1, None),
     ("switch", "true or false"): (1, "true"),
-    ("name", TEXT): (1, "a" * (MOST_LETTERS + 1), "half a character \ud83d", None),
+    ("name", TEXT): (1, "a" * (MOST_CHARACTERS + 1), "half a character \ud83d", None),
     ("texts", f"a list, each item {TEXT}, of 1000 items at most"): (
         "word",
         (1,),
         ("a",) * (MOST_ITEMS + 1),
-        ("a" * (MOST_LETTERS + 1),),
+        ("a" * (MOST_CHARACTERS + 1),),
     ),
     ("precision", "'float16' or 'bfloat16' or 'float32' or 'float64'"): (
         "int8",
@@ -135,7 +135,7 @@ def test_values_inside_their_range_are_kept():
         "share": 1,
         "count": 3,
         "rank": {"layer": 3},
-        "texts": ("a" * MOST_LETTERS, "a cat \U0001f600") * (MOST_ITEMS // 2),
+        "texts": ("a" * MOST_CHARACTERS, "a cat \U0001f600") * (MOST_ITEMS // 2),
         "precision": torch.float64,
     }
     made = Every(**whole, inner=BaselineOptions(scale=-2, projection=None))

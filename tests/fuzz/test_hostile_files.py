@@ -71,13 +71,13 @@ def with_header(path, header: bytes, data: bytes = b""):
 
 # --- time ---
 
-LONGEST = limits.KEY_LETTERS - 10
+LONGEST = limits.KEY_CHARACTERS - 10
 KEYS = (
     "attn2" * 300 + "to_k" * 300 + "x",
     "a." * 100_000,
     "1." * 8_000 + "x",
     "_1" * 8_000,
-    "." * (limits.KEY_LETTERS - 1),
+    "." * (limits.KEY_CHARACTERS - 1),
     "x" + ".1" * (LONGEST // 2) + ".alpha",
     "attn2to_k" * (LONGEST // 9) + ".alpha",
 )
@@ -568,7 +568,7 @@ def test_the_route_answers_shortly_whatever_the_words_are(file):
     assert answer["trigger_words"] == []
     assert answer["base"] == "SD1.5" or len(answer["base"]) < 100
     assert answer["error"] is None
-    longest = "w" * limits.WORD_LETTERS
+    longest = "w" * limits.WORD_CHARACTERS
     answer = as_route(file(seeds()["kohya"], {"modelspec.trigger_phrase": longest}))
     assert answer["trigger_words"] == [longest]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Nodes = dict[str, Any]  # a workflow: id -> class_type and inputs
-MOST_LETTERS = 300  # of a server's reason; it may be the list of all files
+MOST_CHARACTERS = 300  # of a server's reason; it may be the list of all files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,7 +170,7 @@ def titled(nodes: Nodes, number: str) -> str:
 
 def shortened(line: str) -> str:
     line = " ".join(line.split())
-    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} ..."
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} ..."
 
 
 def run(nodes: Nodes, server: str) -> None:
