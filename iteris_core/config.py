@@ -70,8 +70,8 @@ class BaselineOptions:
     sign: Annotated[
         Literal["total", "frequency"],
         Field(
-            description="How TIES elects a sign: that of the sum of the values, or the sign that "
-            "more of them have."
+            description="How TIES elects a sign: the sign of the sum of the values, or the one "
+            "that more of them have."
         ),
     ] = "total"
     thinning: Annotated[
@@ -116,9 +116,8 @@ class MergeConfig:
     """How layers are solved.
 
     Rivals, see `rivals.METHODS`, take the ranks and the settings of memory from here, `balance` and
-    `alpha` for the metric in which a cut is made, and `target` for the residuals of the report. The
-    other settings are IterIS's own. In formulas, with a task's inputs ``X`` and the student's
-    ``X~``:
+    `alpha` for the metric of a cut, and `target` for the residuals of the report. The other
+    settings are IterIS's own. In formulas, with a task's inputs ``X`` and the student's ``X~``:
 
     * `alpha` is relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``),
       and so is `alpha_cross` (official ``alpha_1``).
@@ -133,9 +132,9 @@ class MergeConfig:
     * `input_mix`: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
     * `unit_gain`: see `algebra.gain`. None: what the family of models needs, `UNIT_GAIN` or
       `language.job.DEFAULT`.
-    * `factorisation`: ``float32`` finds the inputs to which a layer's answer is cut in float32, and
-      the answer on them in float64, see `algebra.coarse`; a layer for which float32 is too coarse
-      is solved in float64, which the report says. ``auto`` does so on cards whose float64 is slow,
+    * `factorisation`: ``float32`` finds the inputs that a layer's answer is cut to in float32, and
+      the answer on them in float64, see `algebra.coarse`; where float32 is too coarse, the layer is
+      solved in float64, and the report says so. ``auto`` does so on cards whose float64 is slow,
       and at layers on the CPU whose inputs are 1024 wide or more. It is for the target
       ``full_output`` at a rank; others are always solved in float64.
 
@@ -368,7 +367,7 @@ class MergeConfig:
 
     @property
     def base_weight_setting(self) -> str | None:
-        """Name of the setting for which every layer's own weight is read; None: none is."""
+        """Name of the setting that needs every layer's own weight; None: none does."""
         if self.balance == "full":
             return "balance"
         if not self.needs_base_weight:

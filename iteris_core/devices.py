@@ -86,9 +86,9 @@ def _exact_float32() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-# Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; that of all
+# Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; on all
 # others is 32 times slower, or more (NVIDIA's CUDA C++ Programming Guide, "Arithmetic
-# Instructions"). Of AMD's cards, those of major 9 are for computing centres.
+# Instructions"). AMD's cards of major 9 are for computing centres.
 _FAST_FLOAT64 = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 _FAST_MAJOR_OF_AMD = 9
 
@@ -152,7 +152,7 @@ class Room:
 
     Args:
         required: Bytes that the merge takes besides the model.
-        missing: Bytes by which the device is too small for the whole model, a call of one sample,
+        missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
     """
 

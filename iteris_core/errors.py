@@ -1,6 +1,6 @@
 """The types of errors that a user's input or model can cause.
 
-Every message names the place, what stands there, what was expected and the next step.
+Every message names the place, what was found, what was expected and the next step.
 """
 
 
@@ -17,7 +17,7 @@ def plain(text: str) -> str:
 def _plain(character: str) -> str:
     if character.isprintable():
         return character
-    if character.isspace():  # those of all scripts, and the ends of lines
+    if character.isspace():  # spaces of all scripts, and the ends of lines
         return " "
     return character.encode("unicode_escape").decode("ascii")
 

@@ -52,7 +52,7 @@ class Cut:
     Args:
         system: The metric, S = L L^T.
         lambdas: lambda per task, (n,), for the solution.
-        config: Settings, of which ``kept_energy`` and ``size`` are used.
+        config: Settings; only ``kept_energy`` and ``size`` are used.
         rank: Requested rank, see `MergeConfig.rank_at`.
         refit: Orthonormal basis (d_in, r) -> the best delta whose inputs ``L^-T basis`` spans;
             None: the projection of the uncut answer.
@@ -135,7 +135,7 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:
-    """Return a full matrix as a delta whose smaller side is the rank."""
+    """Return a full matrix as a delta; its rank is the smaller side."""
     d_out, d_in = weight.shape
     if d_out <= d_in:
         return LowRankDelta(torch.eye(d_out).to(weight), weight)

@@ -2,15 +2,15 @@
 nevertheless.
 
 With ``S ~ L L^T`` in float32, ``L^-1 B`` and its leading left singular vectors U are found in
-float32, which is nearly all of the work. They choose the subspace of inputs to which an answer is
-cut, and nothing else: its directions ``V = L^-T U`` are made orthonormal in the metric of the exact
+float32, which is nearly all of the work. They choose the subspace of inputs that an answer is cut
+to, and nothing else: its directions ``V = L^-T U`` are made orthonormal in the metric of the exact
 float64 matrix, ``V^T S V = 1``, and the answer is the optimum in that subspace, in float64:
 
     dW^T = V V^T B
 
 So the rounding of float32 turns the subspace a little. Since the subspace is the best one to first
-order, the objective rises by the square of that only. A matrix for which float32 is too coarse is
-told by what L makes of the exact one.
+order, the objective rises only by the square of that. Where float32 is too coarse, L fails a test
+on the exact matrix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .system import System, cholesky
 
-# Random vectors on which L is tried, and how far L^-1 S L^-T may be from 1 on them.
+# Random vectors that L is tested on, and how far L^-1 S L^-T may be from 1 on them.
 _PROBES = 8
 _FARTHEST = 0.01
 # The same on the directions that are kept, per direction: they are made exact, if L is about right.

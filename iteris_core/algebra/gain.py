@@ -14,7 +14,7 @@ setting. All of it comes from the sums that are there already.
 
 A cut to a lower rank keeps a subspace of the inputs, and loses some of the gain. Within that
 subspace the answer is as linear as before. So the factors are found once more there, and the gain
-is that of the delta which is saved.
+belongs to the saved delta.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .layer import LayerProblem, TaskAtLayer
 
-# Slope of ``||M c - b||^2 / 2``, where gains are about 1, at which c is the best.
+# Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
 _EXACT = 1e-13
 
 
@@ -73,7 +73,7 @@ class LinearAnswer:
         """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
 
         Args:
-            basis: Orthonormal columns (d_in, r) to which the answer is cut; None: it is not.
+            basis: Orthonormal columns (d_in, r) that the answer is cut to; None: it is not cut.
         """
         columns = self.layer.together.delta.up.new_ones(self.thin.shape[1])
         most = self.layer.config.largest_gain
@@ -97,7 +97,7 @@ class LinearAnswer:
         equations[:, :-1] = torch.where(acting, equations[:, :-1], 0.0)
         numbers = equations.tolist()
         if not all(math.isfinite(number) for row in numbers for number in row):
-            return columns  # an overflow, of which whoever finds no answer says the cause
+            return columns  # an overflow: the solver of the layer names the cause
         found = bounded_solution([row[:-1] for row in numbers], [row[-1] for row in numbers], most)
         for k, scale in zip(self.taught, found, strict=True):
             columns[self.layer.together.slices[k]] = scale
@@ -146,8 +146,7 @@ def bounded_solution(
     """Return the c between 1 and `most` that minimises ``||M c - b||``, by an active set (Stark and
     Parker 1995, BVLS).
 
-    Of several, it is one that is as near to 1 as it can be; an unknown on which nothing depends
-    stays 1.
+    Of several, it is one that is as near to 1 as it can be; an unknown without influence stays 1.
 
     Args:
         matrix: M, n rows of n numbers.

@@ -15,7 +15,7 @@ from ..config import MergeConfig
 from .answer import LayerSolution
 from .statistics import InputMoments, TaskStatistics
 
-# Of a squared norm, relative to those of the parts: less is rounding of parts that cancel.
+# Of a squared norm, relative to its parts' norms: less is rounding of parts that cancel.
 RELATIVE_ZERO = 1e-12
 # How far a LoRA's lambda may be above what is usual at the layer, with both relative to the
 # isotropic one: without a limit, a LoRA that hardly acts on its own inputs silences all others.
@@ -28,7 +28,7 @@ class TaskAtLayer:
 
     Args:
         mix: Adapter index -> share, of the adapters that change this layer.
-        statistics: Sums over the task's rows; their codes are those of `worn`.
+        statistics: Sums over the task's rows; their codes are codes of `worn`.
         worn: The mix as one delta, float64, with each adapter's place; None where the task wears
             nothing here.
         full_norm: ||W0 + dW_g||_F^2; only for ``balance="full"``.

@@ -118,8 +118,8 @@ def normal_equations(
     Args:
         alpha: Ridge on ``X~^T X~``, relative to its Frobenius norm (official ``alpha_2``).
         alpha_cross: Ridge on ``X~^T X`` (official ``alpha_1``); None: the same.
-        ridge: Norm to which the second ridge is relative: ``consistent``, that of ``X~^T X~``, as
-            for the first, so that both belong to one objective; ``paper``, that of ``X~^T X``.
+        ridge: Norm that scales the second ridge: ``consistent``, the norm of ``X~^T X~``, as for
+            the first, so that both belong to one objective; ``paper``, the norm of ``X~^T X``.
     """
     left: Any = 0
     right: Any = 0

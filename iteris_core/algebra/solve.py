@@ -72,8 +72,8 @@ def _answer(
 
     Args:
         lambdas: lambda per task, (n,).
-        exactly: Orthonormal basis -> directions of the same span for which the system is exact, see
-            `coarse.exact_directions`; None: the system itself is exact.
+        exactly: Orthonormal basis -> directions of the same span, orthonormal in the exact system,
+            see `coarse.exact_directions`; None: the system itself is exact.
 
     Raises:
         TooCoarseError: An error of `exactly`.

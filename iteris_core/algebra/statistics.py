@@ -52,7 +52,7 @@ def add_square(total: Tensor, rows: Tensor) -> None:
 
 
 def mirror(total: Tensor) -> Tensor:
-    """Return the whole of a symmetric matrix of which `add_square` made a half; in place."""
+    """Complete, in place, a symmetric matrix that `add_square` has filled by half."""
     for start in range(0, len(total), BLOCK):
         total[start + BLOCK :, start : start + BLOCK] = total[
             start : start + BLOCK, start + BLOCK :
@@ -177,7 +177,7 @@ def add_up_moments(
     """Add moments that are sums, and other sums, up over several processes, in place.
 
     Args:
-        counts: Whether those of this process count.
+        counts: Whether this process's sums count.
     """
     sums = [part for part in moments if isinstance(part, Sums)]
     assert len(sums) == len(moments)  # only a process that is alone keeps rows
@@ -375,7 +375,7 @@ class TaskStatistics:
             add_product(self._drift, student, *drift)
 
     def totals(self) -> list[Tensor]:
-        """Return the sums themselves, to be added to, without those of the inputs."""
+        """Return the sums themselves, to be added to, without the inputs' sums."""
         totals = [self.codes, self.drift, self.target_energy, self.output_energy]
         return [self.cross, *(total for total in totals if total is not None)]
 
@@ -392,7 +392,7 @@ class TaskStatistics:
         return self._drift
 
     def bytes(self) -> int:
-        """Return the memory that the sums take, without those of the inputs."""
+        """Return the memory that the sums take, without the inputs' sums."""
         drift = 0 if self._drift is None else self._drift.numel()
         waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
         sums = self.codes.numel() + self._cross.numel() + drift

@@ -67,14 +67,14 @@ def factorise(
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
     # one that is not finite makes the sum so
     finite = torch.isfinite(torch.stack([part.sum() for part in (scale, *right_sides)])).all()
-    # a wait for the device; the others in a layer's solve are those of `gain`
+    # this waits for the device; in a layer's solve only `gain` does so, too
     if bool((failed_at != 0) | singular | ~finite):
         raise SolveError(_why_unsolvable(matrix, right_sides, inputs, int(failed_at), alpha))
     return System(scale, factor)
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lower Cholesky factor of a matrix, and the number of the row at which it stopped,
+    """Return the lower Cholesky factor of a matrix, and the number of the row where it stopped,
     0-dim; 0 where it did not.
 
     Args:

@@ -93,7 +93,7 @@ _MEETINGS = (
 SCENE_FORMS: tuple[str, ...] = tuple(
     opening + meeting for meeting in _MEETINGS for opening in _OPENINGS
 )
-# What stands before a scene form in some captions: users' captions have other forms than ours, and
+# What comes before a scene form in some captions: users' captions have other forms than ours, and
 # even words without a meaning make a merge reliable in those.
 SCENE_PREFIXES: tuple[str, ...] = (
     "lorem",
@@ -199,7 +199,7 @@ def is_styled(form: str) -> bool:
 
 
 def needs_style(form: str) -> bool:
-    """Whether an ordinary style has to stand in for the style of a scene form."""
+    """Whether an ordinary style has to replace the style of a scene form."""
     return STYLE_PLACE in placeholders(form) and not is_styled(form)
 
 

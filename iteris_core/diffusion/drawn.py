@@ -1,15 +1,15 @@
 """What a merge draws for each of its LoRAs, judged by that LoRA itself.
 
 A diffusion model also tells where a picture comes from. Of a noisy picture, a LoRA's estimate and
-the base model's differ by what the LoRA does there, and the clean picture x lies between them:
+the base model's differ by what the LoRA does there, and the clean picture x is between them:
 
     s(x) = <x - base(x_t), lora(x_t) - base(x_t)> / ||lora(x_t) - base(x_t)||^2
 
-An estimate is the mean of all clean pictures that may lie behind the noise, so s is 1 on average
-over pictures that the LoRA would draw, and 0 over those of the base model. (The difference of two
+An estimate is the mean of all clean pictures that the noise may hide, so s is 1 on average over
+pictures that the LoRA would draw, and 0 over pictures of the base model. (The difference of two
 such errors classifies pictures in Li et al. 2023, arXiv:2303.16203.) With guidance both become
-larger. So a merge keeps s of its pictures over s of those that the LoRA draws alone from the same
-noise: 1 where they show the LoRA as much, 0 where they could be the base model's.
+larger. So what a merge keeps is s of its pictures over s of the LoRA's own from the same noise: 1
+where they show the LoRA as much, 0 where they could be the base model's.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from .plans import Contexts, negative_of, run_seed, with_negative
 from .samples import Reading
 from .sampling import Latents, Part, Run, noise
 
-# Steps of a picture, and the levels of such a run, from pure noise at 0, at which it is judged: in
-# the middle, where what is drawn is decided. 4 steps say less ("The verdict" in docs/method.md).
+# Steps of a picture, and the noise levels where it is judged, counted from pure noise at 0: in the
+# middle, where what is drawn is decided. 4 steps say less ("The verdict" in docs/method.md).
 STEPS = 6
 LEVELS = (2, 3)
-# A LoRA that shows less in its own pictures can hardly be told from the base model; what is missing
-# of it in those of a merge is relative to this much.
+# A LoRA that shows less in its own pictures can hardly be told from the base model; what a merge
+# lacks of it is relative to this much.
 _LEAST = 0.2
 
 
@@ -110,7 +110,7 @@ class Judges:
         network: The diffusion model.
         adapters: Adapters that the mixes of the plans number.
         own: What the LoRAs read of each plan's captions, as teachers.
-        base: What the base model reads, likewise.
+        base: What the base model reads of them.
         noised: (clean latents, unit noise, sigma) -> noisy latents.
         sigmas: Noise levels of a run of `STEPS` steps.
     """
@@ -167,8 +167,8 @@ class Judges:
         ]
 
     def _noisy(self, run: Run, latents: Latents) -> list[tuple[Tensor, Tensor]]:
-        """Return the picture of a run with noise, at each of `LEVELS`; that of both runs of a pair
-        is the same.
+        """Return the picture of a run with noise, at each of `LEVELS`; both runs of a pair get the
+        same noise.
         """
         clean = latents.kept[run][-1][0]
         return [

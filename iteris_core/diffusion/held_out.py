@@ -32,14 +32,14 @@ from .together import TogetherPlan, make_together_plans
 
 CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 
-# How far the seeds of the check lie from those of the merge.
+# Distance of the check's seeds from the merge's.
 _UNSEEN = 7919
 # The part of a run, from pure noise on, at whose levels outputs are compared: they say more about
 # what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
 _LOOKED_AT = 0.6
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
-# Captions of which those of the check are drawn; ten prompts have 480 with our forms and things.
+# Captions that the check draws from; ten prompts have 480 with our forms and things.
 _MOST_POSSIBLE = 50_000
 
 
@@ -181,8 +181,8 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
         pairs = zip(itertools.cycle(lora.prompts), company, strict=False)
         captions = [alone if i % 2 == 0 else other for i, (alone, other) in enumerate(pairs)]
         plans.append(DrawnPlan(lora.name, {k: 1.0}, tuple(captions), k, len(loras), unseen))
-    # the last of the ordinary captions, since the preserve task takes them from the first on; those
-    # that it has read come only where there are no others
+    # the last of the ordinary captions, since the preserve task takes them from the first on; what
+    # it has read comes only where there is nothing else
     read = set(base_captions(calibration))
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
@@ -269,7 +269,7 @@ def _mixes(
     plan: CheckPlan, reading: Reading, merged: Mapping[int, float], stacked: Mapping[int, float]
 ) -> tuple[Mix, ...]:
     """Return what the text encoders wear where a plan's teacher, the merged model and the reference
-    read one of its captions; what no row reads is that of another.
+    read one of its captions; what no row reads repeats another's.
 
     Args:
         plan: The plan.

@@ -91,8 +91,8 @@ def load_pipeline(
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
         config: Diffusers folder (or hub name) with the settings and tokenizers for a checkpoint,
-            whose weights are not read; None: those of its family, from the hub or its cache.
-        family: The family of which the model must be; None: SD1.5 or SDXL.
+            whose weights are not read; None: its family's, from the hub or its cache.
+        family: The family that the model must belong to; None: SD1.5 or SDXL.
 
     Raises:
         AdapterError: A checkpoint is a pickle, or not whole.
@@ -183,7 +183,7 @@ def _from_file(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"{path}: cannot be loaded {what} ({reason}); give as config a diffusers folder of the "
-            "same kind, of which only the settings and the tokenizer are read"
+            "same kind; only its settings and its tokenizer are read"
         ) from error
     if kind is _SDXL:
         pipeline.scheduler = _with_prediction(pipeline.scheduler, keys)
@@ -200,8 +200,8 @@ def _kind_of_file(path: Path, keys: Collection[str]) -> _Kind:
         )
     if any(key.startswith(_EDM) for key in keys):
         raise ConfigError(
-            f"{path}: is an SDXL of the EDM kind, such as Playground 2.5, on which merging is not "
-            "tested; choose a usual SDXL checkpoint"
+            f"{path}: is an SDXL of the EDM kind, such as Playground 2.5; merging is not tested on "
+            "it; choose a usual SDXL checkpoint"
         )
     return _SDXL
 

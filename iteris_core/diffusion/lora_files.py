@@ -38,7 +38,7 @@ def read_lora(
     Args:
         path: A .safetensors file.
         strength: Strength of the UNet part, folded into the deltas.
-        strength_text: Strength of the text encoder part, folded in likewise; None: as `strength`.
+        strength_text: Strength of the text encoder part, folded in too; None: as `strength`.
         blocks, without: As in `LoraUse`; blocks and paths of the UNet go by the names of its
             original code: ``diffusion_model.input_blocks...``
 
@@ -65,8 +65,8 @@ def read_lora(
 
 
 def check_style(adapters: Iterable[Adapter], style: Style) -> None:
-    """Refuse a style in which these adapters, or a merge of them, cannot be saved. Worth asking
-    before a merge.
+    """Refuse a style that cannot hold these adapters or a merge of them. Worth asking before a
+    merge.
 
     Args:
         adapters: The adapters, at their strengths.

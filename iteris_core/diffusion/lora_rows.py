@@ -4,10 +4,10 @@ r"""LoRAs as the rows of a text, one LoRA a line:
     # <lora:ink:1:0.6> style called="in ink style"
 
 ``web/rows_text.js`` reads and writes the same grammar, and ``tests/data/rows.json`` holds examples
-for both. A row begins with ``<lora:NAME:MODEL:CLIP>``, of which the strengths may be missing. Words
-follow in any order, and then prompts, each behind a ``|``. A ``|`` in curly braces or behind a
-backslash belongs to its prompt. In quotes a backslash takes the next letter as it is. A line that
-begins with ``#`` is switched off, and is not looked at. A line of tags alone is several rows. A row
+for both. A row begins with ``<lora:NAME:MODEL:CLIP>``; the strengths may be missing. Words follow
+in any order, and then prompts, each after a ``|``. A ``|`` in curly braces or after a backslash
+belongs to its prompt. In quotes a backslash takes the next character as it is. A line that begins
+with ``#`` is switched off, and is not looked at. A line of tags alone is several rows. A row
 whose file is still to be chosen has no name, ``<lora::0.8>``; a merge cannot read it.
 """
 
@@ -44,7 +44,7 @@ _EXAMPLE = "<lora:name:0.8> subject | a photo of sks dog"
 # What other programs write into a tag after the strengths, before an equals sign.
 _IN_TAG = {"lbw": "blocks", "w": "blocks", "unet": "model", "te": "clip"}
 _PARTS = {"model": "strength", "clip": "text encoder strength", "blocks": "blocks"}
-# What a word may have been meant for, beside the words that there are.
+# Mistaken word -> what was probably meant.
 _MEANT = {"weight": "priority=", "strength": "<lora:name:0.8>", "prompt": "| a photo of sks dog"}
 
 
@@ -53,8 +53,7 @@ class Row:
     """A LoRA as a text or another pack's stack names it; other fields are as in `LoraUse`.
 
     Args:
-        name: Its name there: that of a file in ComfyUI's list, of which folder and suffix may be
-            missing.
+        name: Its name there: a file of ComfyUI's list, with or without folder and suffix.
         kind: Kind of the LoRA; None: nothing is said about it.
         called: Phrase for it in captions with others; may contain ``{trigger}``.
         prompts: Its prompts; may contain ``{trigger}``.
@@ -80,7 +79,7 @@ def read_rows(text: str, field: str) -> list[Row]:
         field: The input that holds it, for errors.
 
     Raises:
-        ConfigError: Names the line, what stands there, and what may; or there are too many.
+        ConfigError: Names the line, what it has, and what it may have; or there are too many.
     """
     rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -164,7 +163,7 @@ def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str
 
 
 def tagged(tag: re.Match[str], where: str) -> Row:
-    """Return the row of a `TAG` that stands alone, with block weights as other programs write them:
+    """Return the row of a single `TAG`, with block weights as other programs write them:
     ``<lora:name:1:lbw=OUTALL>``.
 
     Raises:
@@ -176,7 +175,7 @@ def tagged(tag: re.Match[str], where: str) -> Row:
     model, clip = (given.get(name, "") for name in ("model", "clip"))
     strength = _number(model, Strength, place) if model else 1.0
     of_text = _number(clip, Strength, place) if clip else strength
-    # after a semicolon is what letters among the weights stand for
+    # after a semicolon other programs explain the letters among the weights
     blocks = given.get("blocks", "").partition(";")[0].strip()
     return Row(tag[1].strip(), strength, of_text, blocks=blocks, where=where)
 
@@ -197,7 +196,7 @@ def _parts_in(tag: re.Match[str], where: str) -> dict[str, str]:
         else:
             raise ConfigError(
                 f"{where}: {_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
-                "have: in a tag stand strengths, and lbw= for blocks, which hold for all sampling "
+                "have: a tag has strengths, and lbw= for blocks, which hold for all sampling "
                 "steps. Take it out"
             )
         if value and place in given:
@@ -238,7 +237,7 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
 
 
 def _with_words(row: Row, line: str, start: int) -> Row:
-    """Return a row with the words and prompts that stand from a place of its line on."""
+    """Return a row with the words and prompts from a place of its line on."""
     said = {"blocks="} if row.blocks else set()
     while start < len(line) and line[start] != "|":
         word = _WORD.match(line, start)

@@ -68,7 +68,7 @@ class LoraUse:
     ]
     strength_clip: Annotated[Strength, Field(description="Strength of its text encoder part.")]
     prompts: Annotated[
-        Texts, Field(description="Prompts on which it is measured, with its trigger words.")
+        Texts, Field(description="Prompts to measure it on, with its trigger words.")
     ]
     prompts_from: Annotated[
         str,
@@ -121,7 +121,7 @@ class LoraUse:
     def layer_weights(
         self, family: Family, own_path: Callable[[str], str] = lambda path: path
     ) -> LayerWeights:
-        """Return how strongly each of its layers counts, beside its strengths; see
+        """Return how strongly each of its layers counts, besides its strengths; see
         `files.block_weights.layer_weights`.
         """
         from ..files.block_weights import layer_weights
@@ -129,7 +129,7 @@ class LoraUse:
         return layer_weights(self.name, self.blocks, self.without, family, own_path)
 
     def subject_of(self, prompt: str) -> str:
-        """Return the phrase for what one of its prompts shows, which can stand beside other things
+        """Return the phrase for what one of its prompts shows, which can be next to other things
         in a sentence.
 
         Of a style, that is the whole prompt without "a photo of" and the like.
@@ -326,7 +326,7 @@ def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], 
         text = _COMMAS.sub(", ", _SPACES.sub(" ", text)).strip(" ,\t")
         if text:
             read.append(text)
-    # without any prompt left, the error is that of an empty one
+    # without any prompt left, the error is about an empty one
     return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
 
 
@@ -359,7 +359,7 @@ def _check_one_reading(owner: str, prompt: str) -> None:
         raise CalibrationError(
             f"{owner} prompt {shown(prompt)} has {shown(several)}, for which "
             "other programs draw one of several texts, and a model reads the signs themselves. "
-            "Write the texts that it shall be measured on, each as a prompt of its own"
+            "Write each of the texts to measure it on as a prompt of its own"
         )
 
 

@@ -40,7 +40,7 @@ class DiffusersModel:
     prompt is one that the text encoders read. diffusers' pipeline of SDXL puts zeros in the place
     of a negative prompt that is not given (``force_zeros_for_empty_prompt``), but encodes one that
     is given as "". Most pictures are drawn with a prompt that was encoded, and trainers encode the
-    empty captions with which LoRAs learn to do without a prompt.
+    empty captions, which teach LoRAs to do without a prompt.
 
     Args:
         unet: `UNet2DConditionModel`; any number of channels and width of contexts.
@@ -123,7 +123,7 @@ class DiffusersModel:
         return model_keys(self.modules, self.family, self.prediction_type)
 
     def own_path(self, path: str) -> str:
-        """Return a module's path as ComfyUI has it: in the UNet that of its original code."""
+        """Return a module's path as ComfyUI has it: in the UNet, the original code's path."""
         if self.is_text_module(path):
             return path
         name = path.removeprefix(UNET_PREFIX)
@@ -333,7 +333,7 @@ def _stream(path: str) -> str:
 
 @contextmanager
 def _evaluating(*models: Any) -> Iterator[None]:
-    """Turn dropout off, and put every module back into the mode in which it was."""
+    """Turn dropout off, and put every module back into its former mode."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:
         model.eval()
@@ -353,8 +353,7 @@ def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
     for model, tokenizer in zip(models, tokenizers, strict=True):
         if tokenizer.pad_token_id is None:
             raise ConfigError(
-                "the tokenizer has no padding token, with which prompts are filled up; set its "
-                "pad_token"
+                "the tokenizer has no padding token to fill prompts up with; set its pad_token"
             )
         if getattr(model.config, "use_attention_mask", False):
             raise ConfigError(
@@ -426,7 +425,7 @@ def _check_scheduler(scheduler: Any) -> None:
     name = type(scheduler).__name__
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
         raise ConfigError(
-            f"{name} has no alphas_cumprod, from which noise levels are read; use a DDPM, DDIM or "
+            f"{name} has no alphas_cumprod to read noise levels from; use a DDPM, DDIM or "
             "Euler scheduler"
         )
     found = getattr(scheduler.config, "prediction_type", None)

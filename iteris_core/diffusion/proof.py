@@ -217,7 +217,7 @@ def _worst(shares: Mapping[str, float]) -> str:
 
 
 def caption_of(lora: LoadedLora) -> str:
-    """Return the caption on which a LoRA is proved: its first prompt."""
+    """Return the caption that a LoRA is proved on: its first prompt."""
     return next(iter(lora.use.prompts), "")
 
 

@@ -1,4 +1,4 @@
-"""The recipe in a merged LoRA's metadata, with which the merge can be repeated."""
+"""The recipe in a merged LoRA's metadata, to repeat the merge."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_CHARACTERS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """The inputs and settings of a merge, with which its file can be made again.
+    """The inputs and settings of a merge, to make its file again.
 
     Args:
         loras: LoRAs in the file, as their user wanted them merged.
@@ -52,13 +52,13 @@ def read_recipe(name: str, text: str) -> Recipe:
         text: JSON of what `settings_of` returns.
 
     Raises:
-        ConfigError: Says where something is wrong, what stands there, and what may.
+        ConfigError: Says where something is wrong, what was found, and what may be there.
     """
     place = f"{name}: its recipe"
     if len(text) > _MOST_CHARACTERS:
         raise ConfigError(
-            f"{place} has {len(text)} characters, and {_MOST_CHARACTERS} at most are read; IterIS did "
-            "not write it. Merge the LoRAs again"
+            f"{place} has {len(text)} characters, and {_MOST_CHARACTERS} at most are read; IterIS "
+            "did not write it. Merge the LoRAs again"
         )
     try:
         recipe = json_value(text)
@@ -121,7 +121,7 @@ def settings_of(
     """Return the recipe of a merge as JSON values.
 
     Args:
-        correction: The factor by which its strength was corrected; None: it was not.
+        correction: The factor that corrected its strength; None: it was not corrected.
         made_on: The base model and the host's version, as far as they are known.
     """
     return {

@@ -153,12 +153,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Captions in the pieces that the text encoder reads at once.
+    """Captions in pieces as long as the text encoder reads.
 
     Args:
         pieces: Caption -> its pieces, one row of the text encoder each; none where no text encoder
             can be merged.
-        common_length: The number of pieces to which every caption's context is repeated, a whole
+        common_length: The number of pieces that every caption's context is repeated to, a whole
             number of times; None: they keep their lengths.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of two LoRAs each, on which a merge is checked.
+"""Pictures of two LoRAs each, to check a merge.
 
 There is no LoRA that can draw both. So the picture is made by both, each in its half. There each
 reads the caption with an ordinary thing in the place of the other, and that is what the merged LoRA
@@ -34,9 +34,9 @@ class Meeting:
     """A picture of two LoRAs.
 
     Args:
-        number: Number of the picture among those of the check.
+        number: Number of the picture in the check.
         caption: Caption with both triggers.
-        form: Its caption form, which says where they lie.
+        form: Its caption form, which says where they are.
     """
 
     number: int
@@ -141,7 +141,7 @@ class TogetherPlan:
 
 
 def two_subject_forms(calibration: Calibration) -> list[str]:
-    """Return the caption forms in which two subjects lie apart."""
+    """Return the caption forms that place two subjects apart."""
     return [
         form
         for form in calibration.scene_forms

@@ -134,7 +134,7 @@ def reached_twice(path: str) -> CalibrationError:
 
 
 def run_chunk(network: Network, chunk: Chunk) -> Any:
-    """Run one forward call, in a context in which hooks can ask for its chunk."""
+    """Run one forward call, in a context where hooks can ask for its chunk."""
     _current_chunk.set(chunk)
     answer = network.forward(chunk.inputs)
     # a copy: the model may write its next answer into the same tensor, and answers are kept
@@ -147,7 +147,7 @@ class Seen:
 
     Args:
         x: Input of the layer, one entry per row.
-        y: Its output, likewise.
+        y: Its output, also one call.
         shape: Shape of the output as the model expects it.
     """
 

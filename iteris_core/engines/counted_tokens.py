@@ -119,15 +119,15 @@ def counted_tokens(
 
 
 def _thinned(weights: Tensor, order: Tensor, most: int) -> Tensor:
-    """Return token weights of which each row keeps some that are not 0, the first in an order.
+    """Return token weights with some of each row's nonzero ones kept, the first in an order.
 
-    A row's sums stay in proportion to those of all its tokens, as where every token counts: what is
-    kept of a row of few is worth less.
+    A row's sums stay in proportion to the sums over all its tokens: what is kept of a row of few
+    tokens is worth less.
 
     Args:
         weights: (rows, tokens).
         order: Numbers of the tokens, (tokens,).
-        most: Number of tokens to keep of a row, of which fewer may count.
+        most: Number of tokens to keep of a row; fewer may count.
     """
     tokens = weights.shape[1]
     counts = weights[:, order] != 0

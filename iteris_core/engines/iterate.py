@@ -1,7 +1,7 @@
 """The paper's engine, Algorithm 1 (arXiv:2411.15231): infer, solve all layers, and repeat.
 
-It ends when nothing changes any more, with the answer that the sweep gives at once. It is here to
-reproduce the paper, and to test the sweep.
+It ends when nothing changes any more, with the answer that the sweep finds in one pass. It is here
+to reproduce the paper, and to test the sweep.
 """
 
 from __future__ import annotations
@@ -109,8 +109,7 @@ def _solve_all(
         solves: Number of solves of all layers before this one.
 
     Returns:
-        The layers in the order in which the network reaches them, and the number of different
-        inputs that they read.
+        The layers as the network reaches them, and the number of different inputs that they read.
     """
     paths = problem.paths
     total = problem.config.max_iter * len(paths)
@@ -131,7 +130,7 @@ def _solve_all(
 
 
 def _largest_change(before: Deltas | None, after: Deltas) -> float:
-    """Return the largest ``||new - old|| / ||new||`` of a layer; 1 where there is no old one."""
+    """Return the largest ``||new - old|| / ||new||`` of a layer; 1 without an old one."""
     if before is None:
         return 1.0
     changes = []
@@ -147,7 +146,7 @@ def _largest_change(before: Deltas | None, after: Deltas) -> float:
 
 @dataclass
 class _Pass:
-    """One pass over all rows, in which as many layers are measured as there is room for.
+    """One pass over all rows, which measures as many layers as there is room for.
 
     Lifecycle:
         1. `run`, once: every chunk goes through the network, one after the other.
@@ -159,7 +158,7 @@ class _Pass:
         waiting: Layers that are still to be measured; empty: the rows only run.
 
     Attributes:
-        order: Layers in the order in which the network reaches them.
+        order: Layers as the network reaches them.
         measurements: Path -> measurement of the layers that had room.
     """
 

@@ -77,7 +77,7 @@ def _room_at(module: nn.Module, shape: tuple[int, int], tasks: int, config: Merg
     right_side = d_in * d_out if config.target == "full_output" else 0
     keeps_rows = is_patchwise(module) and config.patches < d_in
     moments = config.patches * d_in if keeps_rows else tasks * gram
-    # rows that are gathered for the products: those of the Gram matrix, and those of the others
+    # rows that are gathered for the products: for the Gram matrix, and for the others
     gathered = tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
     return 8 * (moments + gathered + tasks * right_side + _IN_A_SOLVE * (gram + right_side))
 
@@ -102,8 +102,8 @@ class _Drifting:
     """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
 
     In half precision the difference of two outputs holds their rounding, which is many times the
-    drift where inputs are small beside the bias, or hardly differ. There it is made of the inputs'
-    difference.
+    drift where inputs are small compared with the bias, or hardly differ. There it is computed from
+    the inputs' difference.
 
     Args:
         weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
@@ -143,8 +143,8 @@ class Measurement:
     Lifecycle:
         1. `open`, when the first rows arrive: deltas go to the device, sums are made.
         2. `add`, once for each chunk: its rows go into the sums.
-        3. `solve`, once, after the last chunk. Then whoever holds the measurement lets it go, since
-           the sums are large.
+        3. `solve`, once, after the last chunk. Then the owner drops the measurement, since the sums
+           are large.
 
     Args:
         place: Device and precisions of the rows and of the sums.
@@ -180,8 +180,8 @@ class Measurement:
 
         Args:
             x: Input of the layer, of its first chunk.
-            y: Output of the layer, likewise.
-            inputs: Inputs that were measured before, to which a new one is added.
+            y: Output of the layer, of the same chunk.
+            inputs: Inputs that were measured before; a new one is added.
         """
         config = problem.config
         place = Workplace.of(x)
@@ -332,8 +332,8 @@ class Measurement:
         """Add the sums up over all processes.
 
         Args:
-            counts: Whether the rows of this process count: they do not where it repeats those of
-                another, to come the same way.
+            counts: Whether the rows of this process count: they do not where it only repeats
+                another's, to go through the same layers.
         """
         if self.problem.processes.is_alone:
             return

@@ -29,7 +29,7 @@ class Problem:
     """The network, the adapters, the tasks and the settings of a merge.
 
     Args:
-        adapters: Adapters to merge, each of which changes something.
+        adapters: Adapters to merge; each changes something.
         tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
         processes: The processes that share the samples.
     """
@@ -79,7 +79,7 @@ class EngineResult:
     """All layers, solved.
 
     Args:
-        layers: Path -> solved layer, in the order in which the network reached them.
+        layers: Path -> solved layer, in the order that the network reached them.
         outputs: Output row of every teacher and student, by task and sample; None if the network
             returns none.
         changes: Largest relative change of a layer in each iteration; only of the paper's engine.

@@ -42,7 +42,7 @@ from .shared_inputs import SharedInputs
 logger = logging.getLogger("iteris")
 # Numbers of a sample's two rows, and the shape of one of these.
 Excerpt = tuple[Tensor, torch.Size]
-# Numbers of a row that are compared with those of the row alone, evenly from all of them.
+# Numbers of a row, evenly spread, that are compared with the same row run alone.
 _COMPARED = 1024
 # How far they may be apart: calls of other sizes are rounded in other ways, layer upon layer. What
 # the comparison is for is at 0.3 and more.
@@ -97,11 +97,9 @@ def sweep(
 
 @dataclass
 class _Stop:
-    """The layer at which the chunks gather, with its measurement and then the deltas that they
-    wear.
+    """The layer where the chunks gather, with its measurement and then the deltas that they wear.
 
-    Each chunk that waits holds the stop at which it waits; the measurement is dropped as soon as
-    the layer is solved.
+    Each waiting chunk holds its stop; the measurement is dropped as soon as the layer is solved.
     """
 
     path: str
@@ -128,8 +126,7 @@ class _Sweep:
         parking: Parking of the tensors of paused chunks; None: they stay on the device.
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
-        counts: Whether the rows count. A process without rows of its own comes along with those of
-            the first.
+        counts: Whether the rows count. A process without rows of its own repeats the first's.
 
     Attributes:
         rows: Path -> excerpt of the outputs of the watched chunk's first sample, see `_note`.
@@ -225,7 +222,7 @@ class _Sweep:
         return self._stop
 
     def solve(self, path: str) -> None:
-        """Solve the layer at which all chunks have arrived."""
+        """Solve the layer where all chunks have arrived."""
         stop = self._stop
         assert stop is not None  # all chunks wait there
         place = stop.measured().place

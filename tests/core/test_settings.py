@@ -19,8 +19,8 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.language.caption_samples import CaptionOptions
 from iteris_core.language.text_samples import TextOptions
 from iteris_core.settings import (
-    MOST_ITEMS,
     MOST_CHARACTERS,
+    MOST_ITEMS,
     Precision,
     Texts,
     alternatives,
