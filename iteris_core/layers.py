@@ -289,8 +289,8 @@ def base_weight_and_bias(
 
 def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:
     """Return the module's output for single patches (n, d_in), as (n, d_out)."""
-    # The patch lies at the input positions that the output position `anchor` reads, which is far
-    # enough inside to read no padding.
+    # The patch is put where the output position `anchor` reads it, far enough inside to read no
+    # padding.
     sides = []
     anchors = []
     for size, stride, padding, dilation in zip(
@@ -335,7 +335,7 @@ _BLOCKS = tuple(
 
 
 def block_of(path: str) -> str:
-    """Return the block of the model to which a layer belongs, as block weights name it.
+    """Return a layer's block of the model, as block weights name it.
 
     >>> block_of("diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q")
     'IN04'

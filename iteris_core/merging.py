@@ -174,7 +174,7 @@ def check_given_the_same(
 
 
 def much_unread(adapters: Sequence[Adapter]) -> dict[str, float]:
-    """Return the share of a file that was not read, of adapters of which that is much."""
+    """Return the share of each file that was not read, where it is large."""
     return {adapter.name: adapter.unread for adapter in adapters if adapter.unread > _MUCH_UNREAD}
 
 
@@ -241,7 +241,7 @@ def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:
 
 
 def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
-    """Refuse ranks of layers that no adapter changes, and a size in which no merge has room.
+    """Refuse ranks of layers that no adapter changes, and a size too small for any merge.
 
     Raises:
         ConfigError: Names the layer, or the smallest size.

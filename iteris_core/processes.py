@@ -24,7 +24,7 @@ from .errors import ConfigError, IterisError
 
 T = TypeVar("T")
 _is_alone: ContextVar[bool] = ContextVar("iteris_alone", default=False)
-# Mark of an error of which the other processes know.
+# Mark of an error that the other processes know of.
 _TOLD = "iteris_told"
 _FAILED = 1
 _OUT_OF_MEMORY = 1 << 16  # more than there are processes
@@ -97,8 +97,8 @@ class Processes:
             start += tensor.numel()
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Return the items of all processes, in the order in which `share` took them apart; their
-        tensors are on the CPU.
+        """Return the items of all processes, in their order before `share`; their tensors are on
+        the CPU.
 
         Raises:
             PeerError: Another process failed before it came here.

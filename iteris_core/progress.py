@@ -1,6 +1,6 @@
 """The progress of long work, as data.
 
-Whoever listens decides how to show it, and may raise to cancel the work.
+The listener decides how to show it, and may raise to cancel the work.
 """
 
 from __future__ import annotations

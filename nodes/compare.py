@@ -88,7 +88,7 @@ class Compare(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="What the pictures shall not show. Without guidance it is not read.",
+                    tooltip="What the pictures should not show. Without guidance it is not read.",
                 ),
                 io.Int.Input(
                     "width", **size, tooltip="Width of each picture. 0: what suits the model."
@@ -214,7 +214,7 @@ class Compare(io.ComfyNode):
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, and the ways in which it is drawn.
+    """A prompt, and the ways to draw it.
 
     Args:
         prompt: The prompt.
@@ -229,8 +229,7 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
     """Return the rows of the table, and a line about what was taken out of the user's prompts.
 
     Args:
-        text: The user's prompts, one a line, each of which is drawn in all ways; empty: see
-            `own_rows`.
+        text: The user's prompts, one a line, each drawn in all ways; empty: see `own_rows`.
         uses: The LoRAs.
 
     Raises:
@@ -245,7 +244,7 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
     if not rows or not all(row.prompt for row in rows):
         raise ConfigError(
             "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
-            "hold nothing but tags and settings. Write what the pictures shall show, one row of "
+            "hold nothing but tags and settings. Write what the pictures should show, one row of "
             "pictures per line"
         )
     return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
@@ -276,7 +275,7 @@ def meeting_of(uses: Sequence[LoraUse]) -> str:
 
 
 def names_of(uses: Sequence[LoraUse]) -> list[str]:
-    """Return the names of all ways to draw: those of `worn_of`, and the merge."""
+    """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
     return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
 
 
@@ -288,7 +287,7 @@ def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
 
 
 def called(use: LoraUse) -> str:
-    """Return the name of a LoRA's pictures: that of its file, with strengths that are not 1."""
+    """Return the name of a LoRA's pictures: its file's, with strengths that are not 1."""
     strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
     name = short(use.name)
     return name if list(strengths) == ["1"] else f"{name} {'/'.join(strengths)}"

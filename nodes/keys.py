@@ -15,7 +15,7 @@ from ..iteris_core.files.parts import WeightPart
 from ..iteris_core.layers import layer_shapes
 
 UNET_PREFIX = "diffusion_model."
-# The host's name of a text encoder -> that of diffusers.
+# The host's name of a text encoder -> diffusers' name.
 _TOWERS = {"clip_l.transformer.": "text_encoder.", "clip_g.transformer.": "text_encoder_2."}
 
 # A part of a weight as the host has it in its tables and patches: (dimension, start, length).
@@ -101,7 +101,7 @@ class HostKeys(ModelKeys):
 
     @cached_property
     def table(self) -> dict[str, Any]:
-        """The host's table, and before its entries those of the spellings that it does not know."""
+        """The host's table, after entries for the spellings that it does not know."""
         wholes = {base: f"{path}.weight" for base, path in self.module_of_base.items()}
         parts = {}
         for base, part in self.part_of_base.items():
@@ -139,8 +139,8 @@ def model_keys(
     diffusers_names: Mapping[str, str],
     prediction_type: str = "epsilon",
 ) -> HostKeys:
-    """Return the keys of a model: in the host's spellings, and in those of PEFT and diffusers that
-    it does not know.
+    """Return the keys of a model: in the host's spellings, and in spellings of PEFT and diffusers
+    that it does not know.
 
     Args:
         family: The family of the model.
@@ -198,8 +198,8 @@ def model_keys(
 
 def _of_transformer(entries: Mapping[str, HostWeight]) -> Iterator[tuple[str, HostWeight]]:
     """Yield the spellings of diffusers and PEFT for what the host reads under a transformer's
-    names; those of diffusers first, since a name can be in both. Last those of diffusers as kohya's
-    trainers spell names, which musubi-tuner saves for Z-Image.
+    names; diffusers' first, since a name can be in both. Last come diffusers' names in the style of
+    kohya's trainers, which musubi-tuner saves for Z-Image.
     """
     for own in ("transformer.", UNET_PREFIX):
         for base, weight in entries.items():

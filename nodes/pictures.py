@@ -29,7 +29,7 @@ _QUIET = (170, 170, 175)
 _LETTERS = (12, 26)  # smallest and largest size
 _MOST_CHARACTERS = 400  # of a label, before it is cut to its place
 _ELLIPSIS = "\u2026"
-# Fonts of Linux, Windows and macOS for letters that Pillow's own has not: it has those of English.
+# Fonts of Linux, Windows and macOS for letters that Pillow's own lacks: it has the English ones.
 _MORE_FONTS = (
     "DejaVuSans.ttf",
     "arial.ttf",
@@ -102,9 +102,9 @@ def table(
 
     Args:
         rows: The rows, at least one; all pictures are of one size.
-        title: Stands large above all; where it is empty, no room is taken.
-        verdict: Parts of what is said below the last column; likewise.
-        facts: Parts of the line at the bottom; likewise.
+        title: Title at the top; an empty one takes no room.
+        verdict: Parts of the line below the last column; none take no room.
+        facts: Parts of the line at the bottom; none take no room.
     """
     from PIL import Image, ImageDraw
 
@@ -206,7 +206,7 @@ def _drawable(text: str, size: int) -> tuple[str, FreeTypeFont]:
 
 
 def without_accents(text: str) -> str:
-    """Return a text with plain letters in place of those with accents.
+    """Return a text without the accents of its letters.
 
     >>> without_accents("Zoë, ﬁn")
     'Zoe, fin'
@@ -226,8 +226,8 @@ def plain_line(text: str) -> str:
 
 
 def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
-    """Return a text that is no longer than its room: what is too much of it is taken out of the
-    middle, since names of files often differ at their ends.
+    """Return a text that fits its room: what is too long is cut out of the middle, since names of
+    files often differ at their ends.
 
     Args:
         text: The text.

@@ -71,9 +71,9 @@ def prepared(
     Args:
         model, clip: The host's, without the merged LoRA.
         rows: The LoRAs of the node's own text.
-        more_loras: Those that are connected.
+        more_loras: The LoRAs that are connected.
         asked: What was asked for.
-        upstream: Texts in the nodes from which model and clip come, such as names of files.
+        upstream: Texts in the nodes that model and clip come from, such as names of files.
 
     Raises:
         IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,

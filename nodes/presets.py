@@ -39,8 +39,8 @@ class Asked:
     given: Changes | Recipe | None = None
 
     def changes(self, preset: Preset) -> Changes | None:
-        """Return what a preset, the node and connected settings change of a merge, each of which
-        wins over those before it; None where a recipe is connected, which is all there is.
+        """Return what a preset, the node and connected settings change of a merge; later ones win
+        over earlier ones. None: a recipe is connected, which has all settings.
         """
         if self.given is not None and not isinstance(self.given, Changes):
             return None
@@ -50,8 +50,8 @@ class Asked:
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None
     ) -> tuple[Calibration, MergeSettings]:
-        """Return the settings of a merge: those of the preset, replaced by the node's own, and
-        those by the ones that are connected.
+        """Return the settings of a merge: the preset's, replaced by the node's own, and these by
+        the connected ones.
 
         Args:
             loras: The LoRAs of the merge, whose layers a size in MB is shared out over.
@@ -85,7 +85,7 @@ class Asked:
 
 def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
     """Return about how many rows a merge takes with each preset that goes with the other settings;
-    none with a recipe, for which presets do not count.
+    none with a recipe, where presets do not count.
 
     Args:
         job: The merge.

@@ -54,8 +54,8 @@ class WorkClock:
 
 
 def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> str:
-    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", where the
-    time is that of `WorkClock.seconds_left`. Of work in one step, only the stage is told.
+    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", with the
+    time from `WorkClock.seconds_left`. Work in one step shows its stage only.
     """
     steps = f"{stage} {done}/{total}" if total > 1 else f"{stage}"
     if seconds_left < _SHOWN_SECONDS:

@@ -15,7 +15,7 @@ from ..iteris_core.errors import IterisError, MissingLibraryError
 from ..iteris_core.layers import block_of
 from ..iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport
 
-# beside matplotlib's own font, for names in Chinese and Japanese: those of Linux, Windows and macOS
+# besides matplotlib's own, fonts of Linux, Windows and macOS for names in Chinese and Japanese
 _FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",

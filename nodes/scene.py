@@ -21,7 +21,7 @@ from .sockets import LORAS, ChosenLora, Scenes
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
-TOGETHER = 0.3  # of each LoRA's captions with others, beside its own
+TOGETHER = 0.3  # of each LoRA's captions with others, besides its own
 _SHOWN = 4
 
 
@@ -133,7 +133,7 @@ class ScenePrompts(io.ComfyNode):
 
 
 def with_triggers(uses: Sequence[LoraUse], subjects: str, styles: str) -> list[LoraUse]:
-    """Return the LoRAs with the names by which scene captions call them.
+    """Return the LoRAs with their names in scene captions.
 
     Args:
         uses: The LoRAs of the chain.

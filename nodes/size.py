@@ -52,7 +52,7 @@ class Size:
             )
 
     def check_alone(self, given: Changes) -> None:
-        """Refuse a quality beside a rank or a size in MB.
+        """Refuse a quality together with a rank or a size in MB.
 
         Raises:
             ConfigError: Each of them would decide the ranks.

@@ -34,8 +34,8 @@ def advanced() -> dict[str, Any]:
 
 
 def found_by(*words: str, essential: str | None = None) -> dict[str, Any]:
-    """Return the arguments of a node's schema with more words by which a search finds it, and its
-    place among the host's essential nodes; none that the host does not have.
+    """Return the arguments of a node's schema with more words for the search, and its place among
+    the host's essential nodes; only what the host knows.
     """
     known = {item.name for item in fields(io.Schema)}
     given = {"search_aliases": list(words), "essentials_category": essential}
@@ -44,8 +44,8 @@ def found_by(*words: str, essential: str | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Settings of the scenes in which LoRAs are measured together, named as in `Calibration`. If
-    `companions` is empty, those of the calibration are used.
+    """Settings of the scenes where LoRAs are measured together, named as in `Calibration`. If
+    `companions` is empty, the calibration's are used.
     """
 
     scene_weight: float
@@ -90,7 +90,7 @@ class MergedLora:
     """A merged LoRA ready to be saved.
 
     Args:
-        adapter: The merged LoRA, in the precision in which it is saved.
+        adapter: The merged LoRA, in the precision to save.
         keys: The names of the model's modules in files.
         recipe: Recipe of the merge, as JSON.
         loras: The LoRAs that are in it, without their weights.

@@ -20,7 +20,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> Iterator[str]:
-    """Yield every text in the nodes from which some inputs of a node come, however far back.
+    """Yield every text in the nodes that some inputs of a node come from, however far back.
 
     Args:
         prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the

@@ -85,8 +85,7 @@ class Saving:
         Literal["low_rank", "difference"],
         Field(
             description="Layers whose two factors take more room than the weight itself: as "
-            "factors, or as the full difference, which is smaller and which some programs do not "
-            "read."
+            "factors, or as the full difference, smaller, but not read by some programs."
         ),
     ] = "low_rank"
 
@@ -104,7 +103,7 @@ def help_of(name: str) -> str:
 
 
 def merge_command(name: str) -> Callable[..., None]:
-    """Return the function of a command, of which typer makes the options."""
+    """Return a command's function; typer makes options of its parameters."""
     return options.command(
         f"iteris merge {name}",
         "diffusion",
@@ -229,7 +228,7 @@ def rows_of(texts: Sequence[str]) -> list[Row]:
 
 
 def file_of(row: Row) -> Path:
-    """Return the file that a row names, whose name may lack its ending."""
+    """Return the file that a row names, with or without its ending."""
     path = Path(row.name).expanduser()
     whole = Path(f"{path}.safetensors")
     return whole if whole.exists() and not path.exists() else path
@@ -253,7 +252,7 @@ def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
 
 
 class Reader:
-    """Reads the weights of LoRAs from the files of which their uses were made."""
+    """Reads the weights of LoRAs from the files that their uses were made from."""
 
     def __init__(
         self, model: DiffusersModel, uses: Sequence[LoraUse], paths: Sequence[Path]

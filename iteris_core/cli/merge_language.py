@@ -49,7 +49,7 @@ Example:
 
 Samples are a text file with one input a line, or JSON lines {"input": ..., "target": ...}. \
 Without targets the decoder reads what each adapter's own model answers. --preserve takes ordinary \
-inputs in the same format, on which the merged model is to answer as the base model does.
+inputs in the same format; on these the merged model should answer as the base model does.
 
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
@@ -96,7 +96,7 @@ def merge_t5_command(
     ] = None,
     weights: options.WeightsSetting = None,
     preserve: Annotated[
-        Path | None, typer.Option(help="Inputs on which the base model is kept as it is.")
+        Path | None, typer.Option(help="Inputs where the base model is kept as it is.")
     ] = None,
     protect_base: ProtectBaseSetting = None,
     overwrite: options.OverwriteSetting = False,
@@ -132,12 +132,12 @@ def merge_blip_command(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text with which captions begin; one per --adapter, in order, or one for all."
+            help="Text that captions begin with; one per --adapter, in order, or one for all."
         ),
     ] = None,
     weights: options.WeightsSetting = None,
     preserve: Annotated[
-        Path | None, typer.Option(help="Pictures on which the base model is kept as it is.")
+        Path | None, typer.Option(help="Pictures where the base model is kept as it is.")
     ] = None,
     protect_base: ProtectBaseSetting = None,
     overwrite: options.OverwriteSetting = False,
@@ -232,8 +232,8 @@ def _preserve(
     if path is None:
         if weight is not None:
             raise ConfigError(
-                "--protect-base needs --preserve: the inputs on which the base model is to be "
-                "kept as it is"
+                "--protect-base needs --preserve: the inputs where the base model is to be kept as "
+                "it is"
             )
         return Preserve()
     return Preserve(read(path), PRESERVE_WEIGHT if weight is None else weight)

@@ -46,10 +46,10 @@ _FLAGS = {
     "scene_pictures": "--pictures/--no-pictures",
     "with_base": "--with-base/--no-base",
 }
-# What a report begins with, by which it is known.
+# What a report begins with, to recognise it.
 _REPORT_MARK = "iteris"
 _REPORT_START = f'{{\n  "{_REPORT_MARK}": "'.encode()
-_MOST_CHOICES = 4  # that are listed beside an option's name
+_MOST_CHOICES = 4  # that are listed after an option's name
 # Settings that `--help` lists; `--help-all` lists all.
 _FIRST = ("scene_weight", "rank", "device")
 
@@ -89,12 +89,10 @@ ReportSetting = Annotated[Path | None, typer.Option("--json", help="File for the
 class Placement:
     """Where the base model runs."""
 
-    dtype: Annotated[Precision, Field(description="Precision in which the base model runs.")] = (
-        torch.float32
+    dtype: Annotated[Precision, Field(description="Precision of the base model.")] = torch.float32
+    device: Annotated[str, Field(description="Device to run on: cpu, cuda, cuda:1, mps ...")] = (
+        "cpu"
     )
-    device: Annotated[
-        str, Field(description="Device on which it runs: cpu, cuda, cuda:1, mps ...")
-    ] = "cpu"
 
 
 @settings
@@ -150,7 +148,7 @@ class Option:
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """The parameter of a function from which typer makes the option."""
+        """The function parameter that typer makes the option from."""
         is_flag = self.item.annotation is bool
         option = typer.Option(
             self.spelling,
@@ -264,13 +262,13 @@ def command(
 
     The function's parameters of these names become one option per setting, in a panel of the help
     that has the first line of the class's docstring as its heading. What a user's files and
-    settings can cause becomes one line on the terminal, in which settings are called as their
-    options, and exit code 2.
+    settings can cause becomes exit code 2 and one line on the terminal, which names settings by
+    their options.
 
     Args:
         name: The command as the user types it, such as ``iteris merge t5``.
         extra: Extra of this package that installs the libraries that the command needs.
-        start: Function that returns the settings from which the given options start.
+        start: Function that returns the settings that the given options change.
         settings: Name of a parameter -> settings with the defaults.
     """
     options = {parameter: list(_options(default)) for parameter, default in settings.items()}
@@ -318,7 +316,7 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     """Return the numbers of an option such as ``1,0.5``; None if it was not given.
 
     Raises:
-        ConfigError: Something else stands there.
+        ConfigError: It is something else.
     """
     if text is None:
         return None
@@ -333,7 +331,7 @@ def numbers(option: str, text: str | None) -> list[float] | None:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """The file to which a command writes what it found, as JSON.
+    """The file for what a command found, as JSON.
 
     Args:
         path: The file; None: none was asked for.
@@ -382,7 +380,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Report
     typer.echo(str(report))
     if output != asked:
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
-    if not sys.stdout.isatty():  # else they stand in the report above
+    if not sys.stdout.isatty():  # else they are in the report above
         for alert in report.alerts:
             typer.echo(plain(alert), err=True)
     typer.echo(f"saved to {output}")

@@ -21,7 +21,7 @@ class Places:
             given.
         folders: Option -> folder into which files are added.
         files: Option -> file.
-        inputs: Option -> paths that are read; None, and names on the hub, are no places.
+        inputs: Option -> paths that are read; None and names on the hub do not count.
     """
 
     whole: Mapping[str, Path | None] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Places:
     inputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse places that cannot be written to, that lie in each other, or in which an input of
+        """Refuse places that cannot be written to, that are inside each other, or where an input of
         the command would be lost.
 
         Raises:

@@ -48,7 +48,7 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
 
 
 def as_cell(text: str) -> Text:
-    """Return a text as it stands in a table: rich would act on square brackets."""
+    """Return a text as a table's cell: rich would act on square brackets."""
     return Text(plain(text))
 
 

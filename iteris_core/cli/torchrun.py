@@ -1,5 +1,5 @@
-"""Commands whose work several processes share: `torchrun --nproc-per-node 2 --no-python iteris
-merge ...`; see `processes`.
+"""Commands that several processes share: `torchrun --nproc-per-node 2 --no-python iteris merge
+...`; see `processes`.
 """
 
 from __future__ import annotations

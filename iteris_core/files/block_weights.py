@@ -52,7 +52,7 @@ _LISTS = {
     "Flux.1": _FLUX,
     "Chroma": _FLUX,
 }
-# The lists that have a name, by the blocks that stay; those of a UNet for UNets of any size.
+# The lists that have a name, by the blocks that stay; UNets of any size share theirs.
 _PRESETS = {
     "NONE": "ALL:0",
     "ALL": "ALL:1",
@@ -126,15 +126,15 @@ class LayerWeights:
         entry = next((entry for entry in reversed(self.entries) if entry.fits(place)), None)
         if entry is None and self.is_whole:
             raise ConfigError(
-                f"LoRA {shown(self.name)}: its block weights are {len(self.entries)} numbers, none "
-                f"of which is for {block_of(own)}, where it changes {own!r}. Programs differ in "
-                f"what they make of that. Write the longer list of numbers, or name the blocks: "
+                f"LoRA {shown(self.name)}: its block weights are {len(self.entries)} numbers, and "
+                f"none is for {block_of(own)}, where it changes {own!r}. Programs differ in what "
+                f"they make of that. Write the longer list of numbers, or name the blocks: "
                 f"{_EXAMPLE}"
             )
         return 1.0 if entry is None else entry.weight
 
     def applied_to(self, adapter: Adapter) -> Adapter:
-        """Return an adapter with its deltas and vectors scaled; those of weight 0 are left out.
+        """Return an adapter with its deltas and vectors scaled, or left out where the weight is 0.
 
         Raises:
             ConfigError: An entry or a pattern fits no layer of the adapter; shows which it has.
@@ -193,7 +193,7 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
     """Refuse block weights that can be read for no model, and patterns that are not paths.
 
     Raises:
-        ConfigError: Says what stands there, and what may.
+        ConfigError: Says what was found, and what may be there.
     """
     if len(blocks) > MOST_CHARACTERS:
         raise ConfigError(

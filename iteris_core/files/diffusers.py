@@ -99,7 +99,7 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
 
     Args:
         modules: Module path -> module. Paths begin with ``unet.``, ``text_encoder.`` or
-            ``text_encoder_2.``; those of a text encoder go on with ``text_model.`` or are
+            ``text_encoder_2.``; in a text encoder they go on with ``text_model.`` or are
             ``text_projection``.
         family: The family of the model.
         prediction_type: What the model predicts, as diffusers names it.
@@ -218,7 +218,7 @@ def check_vectors(adapter: Adapter) -> None:
     """Refuse an adapter that diffusers' format cannot hold.
 
     Raises:
-        AdapterError: It changes biases or norms, for which the format has no place.
+        AdapterError: It changes biases or norms, which the format cannot hold.
     """
     if adapter.vectors:
         raise AdapterError(
@@ -241,7 +241,7 @@ def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict
 
 def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
     """Return the title of an adapter and its base model; where its layers have different ranks,
-    also the settings by which diffusers gives them their alphas.
+    also the settings that tell diffusers their alphas.
     """
     fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
     settings: dict[str, Any] = {}

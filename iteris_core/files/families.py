@@ -19,7 +19,7 @@ Spelling = Literal["kohya", "comfy"]
 @dataclass(frozen=True)
 class Clue:
     """A module that only adapters of one family change: a pattern that the base of a key has, the
-    widths of which its input has one (empty: any), and d_out / d_in (0: any).
+    widths that its input may have (empty: any), and d_out / d_in (0: any).
     """
 
     base: str
@@ -37,7 +37,7 @@ class Clue:
 class Family:
     """A family of base models, whose adapters fit each other's models.
 
-    Fields for which no program has a value are empty, and what they mean is not written.
+    Fields without a value in any program are empty, and are not written.
 
     Args:
         name: Name in reports and errors.
@@ -50,9 +50,9 @@ class Family:
         architecture, implementation: What is written as ``modelspec.architecture``, without
             ``/lora``, and as ``modelspec.implementation``.
         resolution: Side in pixels of the pictures that it was trained on.
-        measured_at: Side in pixels at which it is measured, if the user names none.
-        guidance: Guidance with which it is sampled, if the user names none; 1 is none.
-        saved_as: Style of its keys in saved files: that of kohya's trainers, or ``comfy``, the
+        measured_at: Side in pixels of the measured pictures, if the user names none.
+        guidance: Guidance to sample with, if the user names none; 1 means no guidance.
+        saved_as: Style of its keys in saved files: kohya's trainers', or ``comfy``, the
             model's own names with PEFT's endings.
         names_of_diffusers: Whether kohya's trainers call the modules of its UNet as diffusers does.
         text_bases: How the keys of its text encoders begin in kohya's style, best first. Others of
@@ -151,7 +151,7 @@ _ROWS = (
         keys=r"joint_blocks",
         clues=(Clue(_STREAMS, d_in=(1536, 2432)),),
         named=r"stable-diffusion-v?3|(?<![a-z])sd_?v?3|^3-(?:medium|5)",
-        base_version="sd_3",  # ai-toolkit's name; that of kohya's trainers depends on the size
+        base_version="sd_3",  # ai-toolkit's name; the name of kohya's trainers depends on the size
         network_module="networks.lora_sd3",
         architecture="stable-diffusion-3",
         implementation="diffusers",
@@ -278,7 +278,7 @@ _ROWS = (
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ROWS})
 
-# How the keys of the diffusion model begin in a file; in one of their own they may begin at once.
+# How the keys of the diffusion model begin in a file; in a file of their own they may lack this.
 _OF_DENOISER = ("model.diffusion_model.", "diffusion_model.")
 # Families whose models have the same modules, but for a few.
 _ALIKE = ({"Flux.1", "Chroma"},)

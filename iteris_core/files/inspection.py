@@ -56,7 +56,7 @@ class AdapterFacts:
         path: The file or folder.
         format: Program that writes such keys, such as ``kohya``.
         kinds: Kind of adapter -> number of modules.
-        base: Base model family for which it was trained, if the file shows it.
+        base: Base model family that it was trained for, if the file shows it.
         targets: Number of modules that it changes.
         modules: Name of a module, such as ``q`` or ``to_k`` -> how many have it.
         peft: A PEFT adapter's settings ``r``, ``alpha`` and ``rslora``; else empty.

@@ -32,7 +32,7 @@ DIFF_B = "diff_b"  # what is added to the bias
 B_NORM = "b_norm"  # what is added to a norm's bias
 W_NORM = "w_norm"  # what is added to a norm's weight
 
-# Role of a vector -> the module's parameter to which it is added.
+# Role of a vector -> the module's parameter that it is added to.
 VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
 
 Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
@@ -53,7 +53,7 @@ class WrongShape(AdapterError):
 @contextlib.contextmanager
 def told_of(place: str, cause: Callable[[], str] = str) -> Iterator[None]:
     """Put the place before errors, which begin with the predicate in what follows, and the likely
-    cause after those of a wrong shape.
+    cause after errors of a wrong shape.
 
     Raises:
         AdapterError: Such an error.
@@ -457,7 +457,7 @@ class AdapterKind:
         name: Name of the kind, as its users say it.
         phrase: Name inside a sentence, with its article.
         roles: Roles of the tensors that it may have, in ComfyUI's order.
-        marks: Roles of which a single one identifies the kind.
+        marks: Roles that each identify the kind.
         read: (tensors, shape) -> delta as exact factors; None: it has no exact factors.
         measure: Tensors -> rank and squared norm of the delta; None: unknown without a model.
     """
@@ -493,7 +493,7 @@ LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS)
 LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha, _measured_loha)
 LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora, _measured_lora)
 LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora, _measured_lora)
-# A module's tensors are of the first kind of which they have a mark.
+# A module's tensors are of the first kind that they have a mark of.
 KINDS = (
     REPLACEMENT,
     AdapterKind("DoRA", "a DoRA", (*_LORA, DORA_SCALE), (DORA_SCALE,)),
@@ -515,8 +515,8 @@ KINDS = (
 
 
 def kind_of(tensors: Tensors) -> AdapterKind:
-    """Return the kind to which a module's tensors belong. Without an identifying tensor, it is an
-    incomplete LoRA.
+    """Return the kind of a module's tensors. Without an identifying tensor, it is an incomplete
+    LoRA.
     """
     kind = next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)
     if kind is LORA and DOWN in tensors and tensors[DOWN].shape[2:].numel() > 1:
@@ -543,7 +543,7 @@ def foreign_kind(keys: Iterable[str]) -> str | None:
 # Role -> how the keys of factors end that PEFT and kohya's trainers save.
 PEFT_ENDINGS = {UP: ".lora_B.weight", DOWN: ".lora_A.weight"}
 KOHYA_ENDINGS = {UP: ".lora_up.weight", DOWN: ".lora_down.weight"}
-# Role -> how the keys of its tensors end, that of kohya's and LyCORIS' trainers first.
+# Role -> how the keys of its tensors end, kohya's and LyCORIS' ending first.
 ENDINGS: dict[str, tuple[str, ...]] = {
     role: (f".{role}",) for kind in KINDS for role in kind.roles
 } | {
@@ -579,7 +579,7 @@ _ROLE_OF_ENDING = {ending: role for role, endings in ENDINGS.items() for ending 
 @dataclass
 class Group:
     """The tensors that describe one module: the common beginning of their keys, role -> tensor,
-    role -> its key, and the roles of which there is a second tensor.
+    role -> its key, and the roles that have a second tensor.
     """
 
     base: str

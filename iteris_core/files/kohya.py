@@ -51,7 +51,7 @@ class ModelKeys:
     """Names and sizes of one model's modules; keeps no weights alive.
 
     Args:
-        family: The family of base models to which the model belongs.
+        family: The model's family.
         module_of_base: Base of a key -> module path, in every spelling.
         base_of_module: Module path -> the base of its keys in saved files, in the style of the
             family.
@@ -62,7 +62,7 @@ class ModelKeys:
         part_of_base: Base of a key -> the part of a fused weight that it names.
         ambiguous: Bases that may mean several modules; files with them are refused.
         prediction_type: What the model predicts, as ModelSpec names it (``epsilon`` or ``v``);
-            empty: a flow model, for which it has no name.
+            empty: a flow model, which ModelSpec does not name.
     """
 
     family: Family
@@ -332,7 +332,7 @@ def to_tensors(
     differing alphas of attention layers to other modules.
 
     Args:
-        adapter: The adapter, in the precision in which it is to be saved.
+        adapter: The adapter, in the precision to save.
         base_of_module: Module path -> the base of its keys.
         kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
         whole: Whether deltas whose factors are no smaller than the weight are written as
@@ -378,7 +378,7 @@ def file_of(
     whole: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of an adapter's file. With more strings for the file it
-    also gets the hashes by which other programs recognise it. See `to_tensors`.
+    also gets the hashes that other programs recognise it by. See `to_tensors`.
     """
     style = keys.family.saved_as
     tensors = to_tensors(adapter, keys.base_of_module, keys.kernels, whole=whole, style=style)
@@ -390,7 +390,7 @@ def file_of(
 
 
 def metadata_of(adapter: Adapter, family: Family, *, whole: bool = False) -> dict[str, str]:
-    """Return the metadata by which other programs recognise a LoRA; see `to_tensors`."""
+    """Return the metadata that other programs recognise a LoRA by; see `to_tensors`."""
     ranks = (delta.rank for delta in adapter.deltas.values() if not (whole and delta.is_oversized))
     rank = str(max(ranks, default=0))
     metadata = {

@@ -43,8 +43,8 @@ PICTURE_BYTES = 16_000_000  # next to a LoRA's file, which is sent to the page a
 WORD_CHARACTERS = 2_000
 LISTED_WORDS = 1_000  # words between commas that are looked at
 NAME_CHARACTERS = 200  # of a base model in the metadata; what is longer is not a name
-# Characters of keys in which the family of a file is looked for, and of tags in which its subject
-# is: real files have 0.2 million.
+# Characters of keys that are searched for a file's family, and of tags that are searched for its
+# subject: real files have 0.2 million.
 SEARCHED_CHARACTERS = 1_000_000
 # Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
 MERGED_TAGS = 1_000
@@ -65,7 +65,7 @@ class _Spent(Exception):
 
 @dataclass
 class _Budget:
-    """What is left: bytes, and the time on this thread's processor at which it ends."""
+    """What is left: bytes, and the time on this thread's processor when it ends."""
 
     bytes: int
     end: float

@@ -23,7 +23,7 @@ _SHORT_DIGITS = 8
 
 
 def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
-    """Return what ModelSpec says about a base model beside its architecture."""
+    """Return what ModelSpec says about a base model besides its architecture."""
     side = family.resolution
     metadata = {
         "modelspec.implementation": family.implementation,
@@ -39,8 +39,8 @@ def merged_metadata(
     triggers: Sequence[str],
     thumbnail: str = "",
 ) -> dict[str, str]:
-    """Return the metadata of a merge of LoRAs, besides that of their base model; without a date:
-    equal merges have equal files.
+    """Return the metadata of a merge of LoRAs, besides their base model's; without a date: equal
+    merges have equal files.
 
     Args:
         title: The name of the merged LoRA.
@@ -104,8 +104,8 @@ def short_hash(file: BinaryIO) -> str:
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes by which A1111's extensions and kohya's trainers recognise a LoRA after its
-    metadata was changed.
+    """Return the hashes that A1111's extensions and kohya's trainers recognise a LoRA by, even
+    after its metadata was changed.
 
     Both are of the file as it would be with ``ss_*`` metadata alone: the SHA-256 of what follows
     the header, and the `short_hash` (sd-scripts' ``precalculate_safetensors_hashes``).

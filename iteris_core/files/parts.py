@@ -21,7 +21,7 @@ class WeightPart:
         path: Path of the module that has the weight.
         start: The first row.
         length: The number of rows.
-        reorder: Function that brings rows from the order of the files to that of the model:
+        reorder: Function that brings rows from the order of the files to the model's order:
             (length, ...) -> the same rows; None: both are the same.
     """
 

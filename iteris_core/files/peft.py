@@ -43,7 +43,7 @@ CONFIG_FILE = "adapter_config.json"
 _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
 _ESCAPED = re.compile(r"\\(\W)")
 _SPECIAL = re.compile(r"[\\^$|?*+()\[\]{}]")
-# Settings that change the meaning of the factors, or add weights beside them: setting -> what such
+# Settings that change the meaning of the factors, or add weights to them: setting -> what such
 # an adapter is, and what to do.
 _REFUSED = {
     "modules_to_save": "trained with whole modules in addition to its LoRA (modules_to_save), "
@@ -219,8 +219,8 @@ class Scales(BaseModel):
 
 
 def _of_layer(places: Mapping[str, tuple[int, float]], path: str, default: float) -> float:
-    """Return a layer's value by PEFT's rule: that of the first pattern that is the path or its end
-    after a dot, else the default.
+    """Return a layer's value by PEFT's rule: the value of the first pattern that is the path or its
+    end after a dot, else the default.
     """
     fitting = [places[text] for text in (f"^{path}", *_ends(path)) if text in places]
     return min(fitting)[1] if fitting else default
@@ -343,8 +343,8 @@ def _delta(
 def to_tensors(
     adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None, prefix: str = PREFIX
 ) -> dict[str, Tensor]:
-    """Return an adapter's factors under PEFT's keys, which begin with a prefix; those of
-    convolutions, whose (height, width) are given by path, have four dimensions.
+    """Return an adapter's factors under PEFT's keys, which begin with a prefix; convolutions, whose
+    (height, width) are given by path, have factors of four dimensions.
     """
     tensors: dict[str, Tensor] = {}
     for path, delta in adapter.deltas.items():
@@ -410,12 +410,12 @@ def save(
     kernels: Mapping[str, tuple[int, int]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an adapter, in the precision in which it is to be saved, as a folder that
-    `PeftModel.from_pretrained` loads, in one step. For the arguments see `settings_of`,
-    `to_tensors` and `whole_folder`; `metadata` are strings for the safetensors file.
+    """Write an adapter, in the precision to save, as a folder that `PeftModel.from_pretrained`
+    loads, in one step. For the arguments see `settings_of`, `to_tensors` and `whole_folder`;
+    `metadata` are strings for the safetensors file.
 
     Raises:
-        AdapterError: The adapter has no deltas, or changes for which PEFT's format has no place.
+        AdapterError: The adapter has no deltas, or changes that PEFT's format cannot hold.
         NameTakenError, SaveError: See `whole_folder`.
     """
     if not adapter.deltas or adapter.vectors:
@@ -430,7 +430,7 @@ def save(
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder to which `save` would not write, as before a long merge.
+    """Refuse a folder that `save` would not write, as before a long merge.
 
     Raises:
         NameTakenError: See `check_replaceable`.

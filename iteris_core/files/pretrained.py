@@ -34,8 +34,8 @@ def load_model(
         auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
         kinds: The values of ``model_type`` that the model may have.
         source: Folder, or name on the hub.
-        dtype: The precision in which it runs.
-        device: The device on which it runs.
+        dtype: The precision to run in.
+        device: The device to run on.
         device_map: See `placed`.
 
     Raises:

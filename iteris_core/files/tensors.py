@@ -2,7 +2,7 @@
 bytes, and known by their hash.
 
 The library safetensors reads and writes the tensors. It is given bytes and not a path, since it
-would map the file into memory: whoever then shortens the file ends the process.
+would map the file into memory: if the file then shrinks, the process ends.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _are_counts(value: Any) -> bool:
 
 def _check_most(what: str, found: int, most: int, unit: str) -> None:
     if found > most:
-        raise _BeyondLimits(f"{what} {found} {unit}, of which {most} are read")
+        raise _BeyondLimits(f"{what} {found} {unit}, and at most {most} are read")
 
 
 def version(status: os.stat_result) -> tuple[int, int]:

@@ -45,7 +45,7 @@ _START_BYTES = 12  # that tell pictures apart
 
 def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the name of the first file next to a LoRA's that lists its trigger words, and the
-    words as they stand there; empty where there is none that can be read.
+    words as written there; empty where there is none that can be read.
     """
     for sidecar in sidecars(path):
         words = _listed_beside(_content(sidecar, SIDECAR_BYTES))
@@ -242,11 +242,11 @@ def _tags(text: str) -> tuple[str, ...]:
 
 
 def _called(names: Sequence[str], counts: Counter[str]) -> list[str]:
-    """Return those of the training folders' names that are names of the subject.
+    """Return the training folders' names that name the subject.
 
-    A name that equals a tag of the captions is one. A name of general words alone is none. Any
-    other is one if there are no tags, if it has several words (kohya's instance and class), or if
-    one of the commonest tags has it as a word.
+    A name that equals a tag of the captions does. A name of general words alone does not. Any
+    other does if there are no tags, if it has several words (kohya's instance and class), or if one
+    of the commonest tags has it as a word.
     """
     single = {name for name in names if len(name.split()) == 1}
     searched = (
@@ -280,8 +280,8 @@ _LOCK = threading.Lock()  # one look at a time: each may take all that the budge
 
 
 def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
-    """Remember what a look at a file finds, or why it is refused, until the file changes or what
-    lies next to it: a page asks for the same files again and again, and pages of strangers may ask.
+    """Remember what a look at a file finds, or why it is refused, until it or a file next to it
+    changes: a page asks for the same files again and again, and pages of strangers may ask.
     """
 
     @functools.lru_cache(_FILES)
@@ -314,8 +314,8 @@ def _version(path: Path) -> tuple[int, int] | None:
 @dataclass(frozen=True)
 class LoraHeader:
     """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
-    the family for which it was trained, with the statement of the file and alone (empty if nothing
-    shows it).
+    the family that it was trained for, with the file's own statement and without it (empty if
+    nothing shows it).
     """
 
     triggers: TriggerWords

@@ -123,8 +123,8 @@ def whole_file(
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder, of which a new one may take the place of an old one and of nothing else:
-    its name in errors, such as "a PEFT adapter", and whether a file is one of such a folder.
+    """A kind of folder; a new one may replace only an old one of its kind: its name in errors, such
+    as "a PEFT adapter", and whether a file belongs to such a folder.
     """
 
     name: str
@@ -300,7 +300,7 @@ def free_name(wanted: Path) -> Path:
     >>> free_name(Path("a.safetensors")).name
     'a_02.safetensors'
     """
-    ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not that of "t5-v1.1"
+    ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
     stem = os.fsencode(wanted.name.removesuffix(ending))
     tails = (f"_{number:02}{ending}" for number in itertools.count(2))
     names = (stem[: _LONGEST_NAME - len(tail)].decode("utf-8", "ignore") + tail for tail in tails)

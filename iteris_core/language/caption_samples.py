@@ -38,8 +38,8 @@ class CaptionSample:
         image: File of the picture, or pixels as the model reads them, (3, height, width).
         caption: A text, or the token ids (length,) that the decoder reads, from its start token on;
             None: the task's own teacher writes it.
-        prompt: Text with which the caption begins, whoever writes it; that with which the adapter
-            was trained. Captions that are token ids have it in them.
+        prompt: Text that the caption begins with, given or written: the words that the adapter was
+            trained with. Captions that are token ids include it.
     """
 
     image: Path | Tensor

@@ -41,11 +41,11 @@ class Base:
 
     Args:
         model: Folder, name on the hub, or a loaded model.
-        reader: Tokenizer or processor of the model; None: the one beside the model, if samples need
+        reader: Tokenizer or processor of the model; None: the one next to it, if samples need
             it.
-        dtype: Precision in which a model runs that is loaded here.
-        device: Device on which a model runs that is loaded here.
-        device_map: How a model is spread that is loaded here; see `pretrained.placed`.
+        dtype: Precision of a model that is loaded here.
+        device: Device of a model that is loaded here.
+        device_map: How a model that is loaded here is spread; see `pretrained.placed`.
     """
 
     model: str | nn.Module
@@ -64,7 +64,7 @@ class Base:
 
 @dataclass(frozen=True)
 class AdapterTask:
-    """An adapter, and the samples on which it is measured.
+    """An adapter, and the samples to measure it on.
 
     Args:
         samples: Samples of the task; at least one.
@@ -87,7 +87,7 @@ class AdapterTask:
 
 @dataclass(frozen=True)
 class Preserve:
-    """Ordinary samples, on which the merged model is to answer as the base model does.
+    """Ordinary samples that the merged model should answer as the base model does.
 
     Args:
         samples: Samples of the task; none: no such task.
@@ -151,9 +151,9 @@ class Family:
     Args:
         kinds: Values of ``model_type``.
         model_class: Name of the class of `transformers` that loads a model.
-        load_reader: Function that loads the tokenizer or processor beside a model.
+        load_reader: Function that loads the tokenizer or processor next to a model.
         prepare: Function that makes rows of samples.
-        options: Settings with which samples are read, by default.
+        options: Settings for reading samples, by default.
         task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
     """
 
@@ -195,8 +195,8 @@ def merge_peft(
         base: Folder, name on the hub, a loaded model, or a `Base` that says more about it.
         adapters: Adapters to merge, at least one, with their samples.
         config: Settings of the merge; None: `DEFAULT`.
-        options: Settings with which samples are read; None: the family's.
-        preserve: Samples on which the base model is kept as it is; None: there is no such task.
+        options: Settings for reading samples; None: the family's.
+        preserve: Samples that keep the base model as it is; None: there is no such task.
         progress: Listener for (stage, steps done, steps in all); may raise to cancel.
 
     Raises:

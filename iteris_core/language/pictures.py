@@ -45,7 +45,7 @@ def open_picture(source: Path | bytes) -> Any:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, at which we look ourselves, and of colours
+            warnings.simplefilter("ignore")  # about sizes, which are checked below, and colours
             with Image.open(file, formats=_FORMATS) as picture:
                 width, height = picture.size
                 if width * height <= _MOST_PIXELS:

@@ -43,7 +43,7 @@ class Encoded:
         read: Input of the model: token ids (length,) without padding, or pixels (3, height, width).
         target: Token ids (length,) that it should answer; None until the task's teacher has written
             them.
-        start: Token ids (length,) with which the teacher's answer begins.
+        start: Token ids (length,) that the teacher's answer begins with.
     """
 
     read: Tensor
@@ -54,8 +54,8 @@ class Encoded:
 def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
 
-    Only a line feed ends a line: JSON may hold the other characters at which ``str.splitlines``
-    splits.
+    Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits
+    at.
 
     Args:
         path: File in UTF-8, with or without a byte order mark.

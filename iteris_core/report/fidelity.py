@@ -26,7 +26,7 @@ from .records import RunFidelity, TaskFidelity
 
 @dataclass(frozen=True)
 class Comparison:
-    """What teachers and students are compared with, where, and in which runs.
+    """What is compared with teachers and students, where, and run by run.
 
     Args:
         base_reads: (task, sample) -> input of the base model's row.
@@ -65,7 +65,7 @@ def fidelity(
         samples_per_chunk: Samples of one forward call, two rows each.
         comparison: What is compared; None: whole outputs, with the base model on the teachers'
             inputs.
-        progress: Listener for (rows done, rows in all), those of this process; may raise to cancel.
+        progress: Listener for (rows done, rows in all) of this process; may raise to cancel.
 
     Raises:
         CalibrationError: The network returns nothing to compare, or rows that are not finite.
@@ -206,8 +206,8 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
 
 
 def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
-    """Return the figures of a task, in which every run counts alike: what a picture will show is
-    decided at noise levels where the squares are small.
+    """Return the figures of a task. Every run counts alike: what a picture will show is decided at
+    noise levels where the squares are small.
 
     Args:
         wears: Whether its teacher wears anything.

@@ -181,8 +181,8 @@ class _Energies:
 
     @functools.cached_property
     def reference(self) -> Tensor:
-        """The energy to which figures are relative, 0-dim: that of the teacher's delta, or of all
-        adapters stacked where the teacher wears nothing.
+        """The energy that figures are relative to, 0-dim: the energy of the teacher's delta, or of
+        all adapters stacked where the teacher wears nothing.
         """
         stacked = self.energy(self.adapters)
         alone = [self.energy(part) for key, part in self.slices.items() if key is not None]

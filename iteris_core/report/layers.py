@@ -54,9 +54,9 @@ class TaskAtLayerReport:
         task: Name of the task.
         residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
             ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
-            that cancel, so that of a float32 or half-precision network what is below 3e-4 is
-            rounding. Where the teacher wears nothing: what the merged adapter adds on the task's
-            inputs, relative to what all adapters stacked would add.
+            that cancel, so with a float32 or half-precision network a value below 3e-4 is rounding.
+            Where the teacher wears nothing: what the merged adapter adds on the task's inputs,
+            relative to what all adapters stacked would add.
         weight: lambda, the weight of the task in the solve.
         tokens: Number of tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
@@ -85,7 +85,7 @@ class TaskAtLayerReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One target layer, in the order in which the network reached it.
+    """One target layer.
 
     Args:
         path: Path of the module.
@@ -127,7 +127,7 @@ class Alarm:
 
 def alarms_of(layers: Sequence[LayerReport]) -> tuple[Alarm, ...]:
     """Return the tasks that something simpler does better, by the medians of their errors over
-    layers: that of the base model is 1, or of all adapters stacked where the teacher wears nothing.
+    layers. The base model's error is 1, as is the stack's where the teacher wears nothing.
     """
     by_task: dict[str, list[tuple[str, TaskAtLayerReport]]] = {}
     for layer in layers:

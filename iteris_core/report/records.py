@@ -57,13 +57,13 @@ class MergeReport:
     """The whole merge.
 
     Args:
-        layers: Layers in the order in which the network reached them.
+        layers: Layers in the order that the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
         notes: Notes for the user.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.
-        settings: Settings with which the merge can be repeated, as JSON values for its file.
+        settings: Settings to repeat the merge with, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
         method: Name of the method, see `MergeConfig`.
@@ -121,8 +121,8 @@ class MergeReport:
 
     @property
     def warnings(self) -> list[str]:
-        """The alarms in sentences for the user, files of which much was not read, and notes that
-        are warnings, to be shown right after the verdict; empty for a merge that holds.
+        """The alarms in sentences for the user, files that were hardly read, and notes that are
+        warnings, to be shown right after the verdict; empty for a merge without faults.
         """
         unread = [self._unread_line(name) for name in self.unread]
         noted = [note.text for note in self.notes if note.kind == _WARNING]

@@ -1,15 +1,15 @@
 """The verdict on a merge: what it kept of each LoRA, a word for it, whether two of them will be in
 one picture, and what to do.
 
-What a merge kept of a LoRA is how much its pictures of the LoRA's own prompts, which the merge has
-not seen, show of it, relative to those of the LoRA alone (`diffusion.drawn`). The bounds of the
-words were fitted to what a recogniser saw in merges of a small world, good and bad ones, and tried
-in worlds that were used for nothing else ("The verdict" in docs/method.md has how often each word
-was right).
+What a merge kept of a LoRA is how much of it the merge's pictures show, relative to the LoRA's own
+pictures, on prompts of the LoRA and from seeds that the merge has not seen (`diffusion.drawn`). The
+bounds of the words were fitted to what a recogniser saw in merges of a small world, good and bad
+ones, and tried in worlds that were used for nothing else ("The verdict" in docs/method.md has how
+often each word was right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
-right nine times in ten, see `TaskFidelity.between`. Where it reaches over a bound, the word is only
-the likeliest.
+right nine times in ten, see `TaskFidelity.between`. Where it includes a bound, the word is only the
+likeliest.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 Chance = Literal["likely", "unlikely"]
 FidelityKind = Literal["own", "together", "base"]
 
-# What to do: check the merge on unseen prompts; merge by IterIS and not by the method that is
-# named; allow a higher rank; merge fewer at once. Each of them helped where it was tried
+# What to do: check the merge on unseen prompts; merge by IterIS and not by the named method; allow
+# a higher rank; merge fewer at once. Each of them helped where it was tried
 # (docs/method.md, "The verdict").
 AdviceKind = Literal["check", "method", "rank", "fewer"]
 
 GOOD_FROM = 0.68
 LOST_BELOW = 0.65
-# The mean error of two subjects in pictures of both, up to which both are likely to be seen, and
-# from which on they are not; nothing is said of what is between.
+# Mean error of two subjects in pictures of both: up to the first, both are likely to be seen; from
+# the second on, they are not; between them nothing is said.
 TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
-# Of this many LoRAs on, fewer are easier to merge.
+# From this many LoRAs on, fewer are easier to merge.
 _MANY = 3
 # Runs that a range allows for besides those that were made, and what is kept in them: that much, or
 # less, in pictures that do not show a LoRA at all.
@@ -174,7 +174,7 @@ class TaskFidelity:
 
     @classmethod
     def of(cls, task: str, runs: Sequence[RunFidelity], samples: int) -> TaskFidelity:
-        """Return the figures of a task's runs, each of which counts alike."""
+        """Return the figures of a task's runs; each counts alike."""
         error = statistics.fmean(run.error for run in runs)
         strengths = [run.strength for run in runs if run.strength is not None]
         strength = statistics.fmean(strengths) if strengths else None

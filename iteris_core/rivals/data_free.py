@@ -108,7 +108,7 @@ def ties(
 
 
 def trimmed(stacked: Tensor, density: float) -> Tensor:
-    """Return (N, ...) tensors in which each keeps its ``int(density * size)`` largest entries by
+    """Return (N, ...) tensors that each keep their ``int(density * size)`` largest entries by
     magnitude, at least one.
     """
     flat = stacked.flatten(1)

@@ -68,13 +68,13 @@ class RivalSolver:
 
 
 def _metric(layer: LayerProblem, lambdas: Tensor, answer: Tensor) -> System:
-    """Return the metric in which the answer is cut."""
+    """Return the metric of the cut."""
     matrix = layer.normal_matrix(lambdas)
     return factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
 
 
 def _check_inputs(layer: LayerProblem) -> None:
-    """Refuse inputs of which no report could be true, even if the rule does not use them."""
+    """Refuse inputs that would make any report wrong, even if the rule does not use them."""
     if not layer.counted:
         raise SolveError(
             "no task has tokens that count here; give at least one of them token weights above 0"
@@ -100,7 +100,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
 
     Raises:
         AdapterError: A delta that does not fit its module.
-        CalibrationError: Outputs of the network by which nothing can be searched.
+        CalibrationError: Outputs of the network that a search cannot use.
         ConfigError: A setting that reads the weight of a quantised layer.
         SolveError: A layer that the rule cannot merge; with its path.
     """

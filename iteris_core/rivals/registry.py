@@ -83,7 +83,7 @@ def rule_options(config: MergeConfig) -> dict[str, Any]:
     return {name: getattr(config.baseline, name) for name in options if name != _FOR_ALL}
 
 
-# settings that are IterIS's own, at values with which they do nothing
+# settings that are IterIS's own, at values that switch them off
 _OFF = {"unit_gain": 1.0}
 
 

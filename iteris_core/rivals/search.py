@@ -193,8 +193,8 @@ def best_coefficients(error: Callable[[Sequence[float]], float], count: int) -> 
 
     Args:
         error: Error of coefficients; may be infinite.
-        count: Number of coefficients; each costs 3 evaluations per round, of which there are 4 at
-            most, on top of `best_scale`'s.
+        count: Number of coefficients; each costs 3 evaluations per round, in 4 rounds at most, on
+            top of `best_scale`'s.
     """
     common = best_scale(lambda scale: error([scale] * count))
     best = [common] * count

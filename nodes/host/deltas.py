@@ -36,10 +36,10 @@ class HostDeltas:
     can apply.
 
     Args:
-        model: ModelPatcher for which the LoRA is read.
+        model: ModelPatcher that the LoRA is read for.
         clip: CLIP of the same checkpoint.
         keys: Keys of the model and the CLIP.
-        strength_of: Module path -> the strength at which the LoRA's change of it is used.
+        strength_of: Module path -> the strength of the LoRA's change there.
     """
 
     model: Any
@@ -48,7 +48,7 @@ class HostDeltas:
     strength_of: Callable[[str], float]
 
     def __call__(self, part: WeightPart, tensors: Tensors) -> Tensor:
-        """Return the delta of a weight or of a part of it, divided by the strength: that of an OFT
+        """Return the delta of a weight or of a part of it, divided by the strength: an OFT's delta
         depends on it.
 
         Args:

@@ -67,8 +67,8 @@ def check_vae(vae: Any, base: ComfyModel) -> None:
     channels = base.shape_of_picture(0, 0)[0]
     if vae.latent_channels != channels:
         raise IterisError(
-            f"the VAE reads latents of {vae.latent_channels} channels; those of {base.family.name} "
-            f"have {channels}. Connect the VAE of this MODEL"
+            f"the VAE reads latents of {vae.latent_channels} channels; {base.family.name} has "
+            f"{channels}. Connect the VAE of this MODEL"
         )
 
 

@@ -38,7 +38,7 @@ _MEMORIES: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
 
 
 def forget_oldest(latest: Memory) -> None:
-    """Drop results until the rest takes `MOST_BYTES` at most: those of other models first, and of
+    """Drop results until the rest takes `MOST_BYTES` at most: other models' results first, and of
     each model the oldest first.
     """
     memories = [*(memory for memory in _MEMORIES.values() if memory is not latest), latest]

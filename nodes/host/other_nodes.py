@@ -28,7 +28,7 @@ class BaseChanges:
     """What other nodes have changed.
 
     Args:
-        clip_skip: The layer at which the text encoders stop, from the end; None: as they come.
+        clip_skip: The layer where the text encoders stop, from the end; None: as they come.
         in_model: Who has changed the model's forward pass, such as ``FreeU``, and what it calls
             that.
         in_samplers: The same of changes that its samplers alone make.
@@ -67,11 +67,11 @@ def functions_in(transformer_options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:
-    """Return the wrappers of a MODEL that are around each call of it when it is measured, and those
-    that are left out.
+    """Return the wrappers of a MODEL that are around each call of it when it is measured, and the
+    ones that are left out.
 
-    Left out are those around sampling, and all others of their keys, which need them, as those of
-    EasyCache do; and what runs it compiled, since its layers must be called one by one.
+    Left out are wrappers of sampling, and all others of their keys, which need them, such as
+    EasyCache's; and what runs it compiled, since its layers must be called one by one.
     """
     found: dict[str, dict[Any, list[Any]]] = {}
     for wrappers in (
@@ -123,6 +123,6 @@ def _functions(name: str, value: Any, levels: int) -> Iterator[tuple[str, Any]]:
 
 
 def _author(function: Any) -> str:
-    """Return the class or the function in which a function was written."""
+    """Return the class or the function that a function was written in."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return name.partition(".")[0][:_CHARACTERS]

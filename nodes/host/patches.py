@@ -16,7 +16,7 @@ from ..keys import HostKeys, HostWeight
 
 
 def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
-    """Patch a MODEL or a CLIP. The keys are those of one file, and mark its patches as one LoRA.
+    """Patch a MODEL or a CLIP. The keys are one file's, and mark its patches as one LoRA.
 
     Without anything to patch it stays the same for the host, which need not load it again.
     """
@@ -43,7 +43,7 @@ def patches_of_file(
     Its changes of biases and norms, which rows do not wear, are left out.
 
     Args:
-        tensors: The file's whole content, in the names to which the host converts it.
+        tensors: The file's whole content, in the names that the host converts it to.
         keys: Keys of the model.
         misread: Modules to leave out; see `misread_by_host`.
     """

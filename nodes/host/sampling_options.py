@@ -92,7 +92,7 @@ class SamplingOptions:
                 f"the MODEL fails with {type(error).__name__}: {error}. It carries changes of "
                 f"other nodes: {', '.join(names)}. One of them probably expects what is there only "
                 "while a picture is sampled. Connect MODEL from before its node, and put that node "
-                "behind the merge"
+                "after the merge"
             ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio  # noqa: TID251 - reads a file beside the loop of ComfyUI's server
+import asyncio  # noqa: TID251 - reads a file outside the loop of ComfyUI's server
 import itertools
 import time
 from collections.abc import Callable

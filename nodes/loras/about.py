@@ -12,8 +12,8 @@ def about_lora(name: str) -> dict[str, Any]:
     """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
-    ``family`` is that of its base model, empty where nothing tells; ``thumbnail``: whether
-    `thumbnail_of` has a picture.
+    ``family`` is its base model's, empty if nothing tells; ``thumbnail``: whether `thumbnail_of`
+    has a picture.
     """
     from ...iteris_core.files.trigger_words import default_prompts, has_picture, lora_header
     from ...iteris_core.settings import shown

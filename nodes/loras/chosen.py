@@ -18,7 +18,7 @@ from ..sockets import ChosenLora, Loose, MergedLora, Scenes
 
 
 def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
-    """Return the settings of the scenes in which the LoRAs meet.
+    """Return the settings of the scenes where the LoRAs meet.
 
     Raises:
         ConfigError: They come from several 'Scene prompts' nodes with different settings.

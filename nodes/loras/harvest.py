@@ -53,7 +53,7 @@ class CarriedLora:
     Args:
         keys: The keys of its file that the host used.
         tensors: The model's own key -> tensor.
-        strengths: Whether a part is the text encoder's -> the strength at which it was applied; a
+        strengths: Whether a part is the text encoder's -> the strength that it was applied at; a
             part that the LoRA does not have is absent.
     """
 
@@ -137,7 +137,7 @@ def _is_adapter(value: Any) -> bool:
 def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
     """Return id of a set of used keys -> LoRA, in the order of application.
 
-    In the list of every weight, a later LoRA stands after the earlier ones.
+    In the list of every weight, a later LoRA comes after the earlier ones.
     """
     loras: dict[int, CarriedLora] = {}
     before: dict[int, set[int]] = {}
@@ -158,7 +158,7 @@ def _marked(patches: Mapping[str, Sequence[Patch]]) -> dict[int, CarriedLora]:
 def _owner(
     weight: str, value: Any, loras: Mapping[int, CarriedLora], names: set[str]
 ) -> CarriedLora | None:
-    """Return the LoRA to which a patch belongs; None if it is part of no LoRA.
+    """Return the LoRA that a patch belongs to; None if it is part of no LoRA.
 
     Args:
         weight: The weight that is patched.

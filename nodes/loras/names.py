@@ -27,7 +27,7 @@ def adapter_name(lora_name: str) -> str:
 
 def find_name(wanted: str, names: Sequence[str]) -> str:
     """Return the file that a row or a stack names: by its path, by the longest end of the path, or
-    by a name with which only one file ends.
+    by a name that only one file ends with.
 
     Raises:
         IterisError: No file, or more than one.
@@ -60,7 +60,7 @@ def _near(plain: str, paths: Iterable[str]) -> str:
 
 
 def fingerprint(path: Path | None) -> str:
-    """Return a string that changes when a LoRA's file changes, or what lies next to it and has its
+    """Return a string that changes when a LoRA's file changes, or a file next to it with its
     trigger words.
     """
     from ...iteris_core.files.trigger_words import sidecars

@@ -74,7 +74,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
 
     Args:
         row: A row of a text or of a stack.
-        more: Prompts besides those of the row.
+        more: Prompts besides the row's.
 
     Raises:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.

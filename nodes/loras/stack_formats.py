@@ -36,8 +36,8 @@ def read_stack(stack: Any) -> list[Row]:
 
     Args:
         stack: A text, an entry, or any nesting of lists and dicts of entries. An entry is ``(name,
-            model strength, clip strength)``, of which the strengths may be missing, a name alone,
-            or a dict with the names that other packs use.
+            model strength, clip strength)``, where the strengths may be missing, a name alone, or a
+            dict with the names that other packs use.
 
     Raises:
         IterisError: Something in it is not one of these.

@@ -136,7 +136,7 @@ REFUSED = [  # spelling, layers to leave out, family, what the message names
     ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; there can be 12 or 17"),
     (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
     (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
-    (",".join("1" * 12), (), "SDXL", "12 numbers, none of which is for IN01, where it changes"),
+    (",".join("1" * 12), (), "SDXL", "12 numbers, and none is for IN01, where it changes"),
     (",".join(["R", *"1" * 16]), (), "SD1.5", "a block weight is 'R'; it must be a number"),
     ("1,x,0,0,0,0,0,0,0,0,0,00", (), "SDXL", "a block weight is 'x'"),
     (",".join(["1e9", *"1" * 16]), (), "SD1.5", "a block weight is '1e9'; it must be a number"),

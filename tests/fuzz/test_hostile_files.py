@@ -254,20 +254,23 @@ def entry(key, number):
 HEADERS = {
     "tensors": (
         "{" + ",".join(entry(i, i) for i in range(limits.TENSORS + 1)) + "}",
-        "it has 30001 tensors, of which 30000",
+        "it has 30001 tensors, and at most 30000",
     ),
     "fields": (
         json.dumps({"__metadata__": {str(i): "" for i in range(limits.METADATA_FIELDS + 1)}}),
-        "its metadata has 10001 fields, of which",
+        "its metadata has 10001 fields, and at most",
     ),
-    "key": ("{" + entry("k" * 301, 0) + "}", r"has 301 characters, of which 300 are read"),
-    "braces": ("{" + entry("{first}" * 43, 0) + "}", "has 301 characters, of which 300 are read"),
+    "key": ("{" + entry("k" * 301, 0) + "}", r"has 301 characters, and at most 300 are read"),
+    "braces": (
+        "{" + entry("{first}" * 43, 0) + "}",
+        "has 301 characters, and at most 300 are read",
+    ),
     "dimensions": (entry("a", 0).replace("[1]", str([1] * 65)).join("{}"), "has 65 dimensions"),
     "sides": (
         entry("a", 0).replace("[1]", "[4611686018427387904,0]").join("{}"),
         "sides that make",
     ),
-    "lists": ('{"a":' + "[]," * 6_000_000 + "}", r"the header has \d+ \[, of which 1000000"),
+    "lists": ('{"a":' + "[]," * 6_000_000 + "}", r"the header has \d+ \[, and at most 1000000"),
     "levels": ("{" + entry("a", 0).replace("[1]", "[" * 300) + "}", "not a whole safetensors file"),
     "offsets": ("{" + entry("a", 10**400) + "}", "not a whole safetensors file"),
     "half a character": ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),
