@@ -37,12 +37,12 @@ Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
 Factorisation = Literal["auto", "float64", "float32"]
-# Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
+# Upper bounds, far above what is useful, so that no recipe can ask for endless work.
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
 _MOST_RIDGE = 10**9  # relative to the inputs; from 1 on, the answer is the average
 _MOST_SOLVES = 1000  # of the paper's loop, which stops changing after 20
-_MOST_TOKENS = 1 << 24  # of a row, or patches of all: 64 times those of a picture of 4096 pixels
+_MOST_TOKENS = 1 << 24  # of a row, or patches of all: 64 times as many as a 4096-pixel picture has
 _MOST_BYTES = 1 << 50  # a petabyte
 _MOST_SCALE = 10**6  # of a rival's own factor; the largest that papers use is 10
 

@@ -29,8 +29,8 @@ def moved(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device on which a model runs, which its inputs go to: also that of a model whose
-    weights accelerate keeps elsewhere until a layer is called.
+    """Return the device that a model runs on and its inputs go to, even if accelerate keeps its
+    weights elsewhere until a layer is called.
     """
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)

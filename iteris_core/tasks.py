@@ -120,7 +120,7 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
 
 
 def _is_idle(adapters: Sequence[Adapter], task: Task) -> bool:
-    """Whether only adapters that change nothing teach a task; a preserve task is none of those."""
+    """Whether only adapters that change nothing teach a task; never so of a preserve task."""
     taught_by = [k for k, share in task.mix.items() if share]
     return bool(taught_by) and all(adapters[k].is_idle for k in taught_by)
 

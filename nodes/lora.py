@@ -35,9 +35,9 @@ PRIORITY = (
     "the ratio to the others' matters. This is not a strength."
 )
 _BLOCKS = (
-    "How much this LoRA counts in single blocks, as after blocks= in a row of Merge LoRAs: names "
-    "such as IN01:0.5, MID:0, a number for each block, or a list of the webui such as OUTALL. "
-    "Empty: fully everywhere."
+    "How much this LoRA counts in individual blocks, as after blocks= in a row of Merge LoRAs: "
+    "names such as IN01:0.5, MID:0, a number for each block, or a list of the webui such as "
+    "OUTALL. Empty: fully everywhere."
 )
 _WITHOUT = (
     "Layers that are left out of this LoRA, one pattern of their paths per line, as after "

@@ -74,9 +74,8 @@ class Merge(io.ComfyNode):
                     default=False,
                     optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
-                    "merged LoRA can draw two subjects side by side, or a subject in a style. Say "
-                    "of each LoRA whether it is a subject or a style. Several subjects need SD1.5 "
-                    "or SDXL.",
+                    "merged LoRA can draw two subjects side by side, or a subject in a style. Mark "
+                    "each LoRA as a subject or a style. Several subjects need SD1.5 or SDXL.",
                 ),
                 io.Combo.Input(
                     "size",

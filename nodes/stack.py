@@ -36,14 +36,13 @@ ROWS_EXAMPLE = (
 )
 ROWS = (
     "The LoRAs, one a line: <lora:name:strength> or <lora:name:strength:text encoder strength>. "
-    "After it you may write subject or style, priority=2, called=, which is its name in captions "
-    "with others, blocks=, which has weights of blocks, and without=, which leaves layers out. "
+    "After it you may write subject or style, priority=2, called= (its name in captions with "
+    "others), blocks= (block weights) and without= (layers to leave out). "
     "Then come its prompts, each after a vertical bar; without any they are made of the file's "
     "trigger words. A line that begins with # is switched off."
 )
-_FIRST_SEEN: dict[
-    str, str
-] = {}  # file in the output folder -> its fingerprint when a connected stack first named it
+# File in the output folder -> its fingerprint when a connected stack first named it.
+_FIRST_SEEN: dict[str, str] = {}
 
 
 class LoraStack(io.ComfyNode):

@@ -1,4 +1,4 @@
-// LoRAs in a chain: one more behind a node, and a node taken out with its neighbours joined.
+// LoRAs in a chain: one more after a node, and a node taken out with its neighbours joined.
 
 const GAP = 60;
 
@@ -39,7 +39,7 @@ function asOneChange(canvas, change) {
 }
 
 /**
- * Put another LoRA behind this one in the chain, below whatever stands under it.
+ * Put another LoRA after this one in the chain, below whatever is under it.
  *
  * @param {object} node whose first output is the chain
  * @param {() => object} create makes the new node

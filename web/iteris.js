@@ -111,7 +111,7 @@ function followRuns() {
   });
   api.addEventListener("progress_text", ({ detail }) => {
     if (!isOfShown()) return;
-    // behind the frontend's own
+    // after the frontend's own
     queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text));
   });
   for (const end of ["execution_error", "execution_interrupted"]) {

@@ -9,7 +9,7 @@ function* choicesIn({ input, inputs } = {}) {
 }
 
 /**
- * Put a name in its place among those of a list that it is sorted with; others, such as "None", stay where they are.
+ * Put a name in its place in the sorted part of a list; other entries, such as "None", stay where they are.
  */
 function insert(list, known, name) {
   const after = list.findIndex((item) => known.has(item) && item > name);

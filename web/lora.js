@@ -1,4 +1,4 @@
-// What LoRA to merge has beside its inputs: trigger words as chips, and buttons that add and take out.
+// What LoRA to merge has besides its inputs: trigger words as chips, and buttons that add and take out.
 
 import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";

@@ -4,7 +4,7 @@ const TRIED = 11; // place of Merge settings' try_several, which version 0.1.0 h
 const SWITCH = ["as the preset says", "on", "off"];
 
 /**
- * Change a workflow's nodes in place, so that their values are those of today's inputs: ComfyUI reads them by their
+ * Change a workflow's nodes in place, so that their values fit today's inputs: ComfyUI reads them by their
  * place alone.
  *
  * @param {any} workflow what ComfyUI is about to open

@@ -1,4 +1,4 @@
-// The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; behind
+// The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; in its
 // details a line per LoRA, bars per block, and the layers of the block under the pointer.
 
 import { paintOf } from "./paint.js";

@@ -32,7 +32,7 @@ export function imageAt(address) {
   return image;
 }
 
-/** Return a button that is no button of a form; its title is also its name where it shows a sign only. */
+/** Return a button outside any form; its title is also its name where it shows a sign only. */
 export function button(className, text, title, act) {
   const element = html("button", className, text);
   element.type = "button";
@@ -61,7 +61,7 @@ export async function copied(text) {
  * @param {object} node
  * @param {string} name
  * @param {(element: HTMLElement) => number} height
- * @param {object} [above] the widget below which it stands; none: at the node's end
+ * @param {object} [above] the widget above it; none: at the node's end
  */
 export function addElement(node, name, height, above) {
   const element = html("div", `iteris-${name}`);
@@ -77,7 +77,7 @@ export function addElement(node, name, height, above) {
   widget.serialize = false;
   if (above)
     node.widgets.splice(node.widgets.indexOf(above) + 1, 0, ...node.widgets.splice(node.widgets.indexOf(widget), 1));
-  // what stands between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as
+  // what is between our inputs would leave a gap, and what others add is not theirs to keep: it would be read as
   // the next version's new inputs
   also(node, "onSerialize", (saved) => {
     if (saved.widgets_values)
@@ -112,7 +112,7 @@ export function showAbove(node, element, isShown) {
   const [above, ours] = node.widgets.slice(own - 1, own + 1);
   element.classList.toggle("iteris-hides", !isShown);
   hide(node, above, !isShown);
-  // the dot of its input is drawn where it stands: while it is hidden, at our element, and not at the node's first
+  // the dot of its input is drawn at its place: while it is hidden, at our element, and not at the node's first
   // input
   const place = isShown ? { value: above.y, writable: true } : { get: () => ours.y, set: () => {} };
   Object.defineProperty(above, "y", { configurable: true, enumerable: true, ...place });

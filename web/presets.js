@@ -1,4 +1,4 @@
-// What Merge LoRAs shows beside its presets and sizes: the time of each preset, and the size's number where it counts.
+// What Merge LoRAs shows with its presets and sizes: the time of each preset, and the size's number where it counts.
 
 import { duration, expected, readCost } from "./cost.js";
 import { addElement, also, fit, heightOf, html, showAbove, showElement } from "./parts.js";

@@ -46,7 +46,7 @@ export function median(values) {
   return last < 0 ? undefined : (sorted[Math.floor(last / 2)] + sorted[Math.ceil(last / 2)]) / 2;
 }
 
-// of a figure that is no finite number, JSON has null
+// JSON has null for a figure that is not finite
 const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIGITS)));
 
 /**

@@ -93,7 +93,7 @@ export function drawRow(view, place) {
   return { element, mark };
 }
 
-/** Draw a line that is no row: one that is not understood, or a remark. */
+/** Draw a line that is not a row: one that is not understood, or a remark. */
 export function drawLine(view, place) {
   const { text, error } = view.entries[place];
   const element = html("div", `iteris-row ${error ? "iteris-unread" : "iteris-remark"}`);

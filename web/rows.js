@@ -69,7 +69,7 @@ class Rows {
     this.put(this.entries.with(place, changed(this.entries[place], change, isOff)));
   }
 
-  /** Take over a text as it stands. */
+  /** Take over a text as it is. */
   writeText(value) {
     this.entries = readRows(value);
     this.written = value;
@@ -120,7 +120,7 @@ class Rows {
     )?.focus();
   }
 
-  /** Move a row to the next place that is drawn, before or behind it. */
+  /** Move a row to the next place that is drawn, before or after it. */
   move(place, by) {
     const drawn = this.drawn();
     const to = drawn[drawn.indexOf(place) + by];

@@ -15,8 +15,7 @@ const MOST = 100; // of a strength, and of a priority
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
 
 /**
- * A place that the grammar has nothing for: `part` is what stands there, and `kind` a word of the page for what is
- * wrong.
+ * A place that the grammar has nothing for: `part` is the text, and `kind` a word of the page for what is wrong.
  */
 class Unknown extends Error {
   constructor(part, kind = "unread") {
@@ -30,13 +29,10 @@ class Unknown extends Error {
  *
  * @param {string} text
  * @returns {{text: string, row?: object, isOff?: boolean, error?: {kind: string, part: string}}[]} what each line is: a
- *   row, which
- *   may be switched off; an `error`, with the part that is not understood ("unread") or stands there a second time
- * ("twice"); or
- *   nothing but its text. A line of several tags is several entries. A row has `name` (empty: its file is still to be
- * chosen),
- *   `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`, `called`, `blocks`, `without` and
- * `prompts`.
+ *   row, which may be switched off; an `error`, with the part that is not understood ("unread") or is there a second
+ *   time ("twice"); or nothing but its text. A line of several tags is several entries. A row has `name` (empty: its
+ *   file is still to be chosen), `model` and `clip` (strengths), `kind` ("", "subject" or "style"), `priority`,
+ *   `called`, `blocks`, `without` and `prompts`.
  */
 export function readRows(text) {
   return text.split("\n").flatMap((line) => {
@@ -168,7 +164,7 @@ function rowsOf(line) {
 function tagged([, name, rest]) {
   const { model, clip, blocks = "" } = partsIn(rest ?? "");
   const strength = model ? number(model, -MOST) : 1;
-  // behind a semicolon is what letters among the weights stand for
+  // after a semicolon other programs explain the letters among the weights
   return {
     ...plain,
     name: name.trim(),

@@ -108,7 +108,7 @@ const layersIn = (blocks) => blocks.reduce((count, { layers }) => count + (layer
 /**
  * Read a report that a workflow has kept.
  *
- * @param {any} saved `figures()` of a report, or whatever stands in its place
+ * @param {any} saved `figures()` of a report, or whatever is in its place
  * @returns {object|undefined} the same, with `cut` if it had more than is drawn; undefined: it has another shape
  */
 export function readSaved(saved) {

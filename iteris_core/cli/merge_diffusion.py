@@ -85,7 +85,7 @@ class Saving:
         Literal["low_rank", "difference"],
         Field(
             description="Layers whose two factors take more room than the weight itself: as "
-            "factors, or as the full difference, smaller, but not read by some programs."
+            "factors, or as the full difference, which is smaller; some programs cannot read it."
         ),
     ] = "low_rank"
 

@@ -432,7 +432,7 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
     """Return the LoRAs that change something, each with a name of its own.
 
     Raises:
-        AdapterError: There is none.
+        AdapterError: No LoRA changes anything.
     """
     used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:

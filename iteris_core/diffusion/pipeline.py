@@ -50,7 +50,7 @@ class DiffusersModel:
         scheduler: Scheduler with the noise levels (``alphas_cumprod``) and the meaning of the
             UNet's output (``prediction_type``).
         text_encoder_2: `CLIPTextModelWithProjection` of SDXL, whose projected output is pooled.
-        tokenizer_2: Its tokenizer, of which only the padding token is used. The words are those of
+        tokenizer_2: Its tokenizer, used only for the padding token. The words are those of
             the first, as in ComfyUI: in diffusers, a "!" of a prompt is a padding token here.
         vae_scale_factor: Pixels of a picture per latent, in each direction.
 

@@ -41,7 +41,7 @@ class CountedTokens:
         return part[:, self.picked].flatten(0, 1) if self.counted is None else part[self.counted]
 
     def of_teacher(self, part: Tensor) -> Tensor:
-        """Return (rows, tokens, d) of teachers as the tokens that answer to those of `of_student`,
+        """Return (rows, tokens, d) of teachers as the tokens that answer to `of_student`'s,
         (n, d).
         """
         if self.answering is None:

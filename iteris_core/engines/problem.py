@@ -100,7 +100,7 @@ class Listener:
     Args:
         progress: Listener for (layers solved, layers in all).
         watch: Listener for the report of each solved layer, also of one that is solved again. A
-            report waits for the device, so that `nobody` is not told.
+            report waits for the device, so none is made for `nobody`.
     """
 
     progress: Progress = nobody

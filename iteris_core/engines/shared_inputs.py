@@ -24,7 +24,7 @@ class _Seen:
 
     Args:
         version: Count of its in-place changes; -1 in inference mode, where there is none.
-        checksum: Sum of the tensor, where there is no such count.
+        checksum: Sum of the tensor, where there is no version.
     """
 
     reference: weakref.ref[Tensor]

@@ -53,7 +53,7 @@ _REFUSED = {
     "target_parameters": "a LoRA on bare parameters (target_parameters); only those on whole "
     "layers can be merged",
     "layer_replication": "for a model with replicated layers (layer_replication); its layers are "
-    "not those of the base model",
+    "not the base model's layers",
     "megatron_config": "a Megatron adapter, whose factors are spread over devices. Export it as a "
     "plain LoRA",
     "alora_invocation_tokens": "an aLoRA, active only after its invocation tokens. Train a plain "

@@ -62,7 +62,7 @@ def sidecars(path: Path) -> Iterator[Path]:
 def picture_beside(path: Path) -> tuple[bytes, str] | None:
     """Return the picture next to a LoRA's file and its media type; None where there is none.
 
-    What is not a PNG, JPEG or WebP by its first bytes is none, whatever its name says.
+    A picture is a PNG, JPEG or WebP by its first bytes, whatever its name says.
     """
     for picture in map(path.with_suffix, PICTURES):
         if kind := _kind(_content(picture, PICTURE_BYTES, _START_BYTES)):
@@ -103,7 +103,7 @@ def _listed_beside(content: bytes) -> tuple[str, ...]:
 
 
 def _kind(start: bytes) -> str:
-    """Return the media type of a picture that begins so; empty: it is none."""
+    """Return the media type of a picture that begins so; empty: it is not a picture."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if start.startswith(b"\xff\xd8\xff"):

@@ -48,7 +48,7 @@ def figures_of(
     rank = merged.rank
     kept = None if solution.spectrum is None else solution.spectrum.kept()
 
-    @functools.cache  # whoever watches the merge has read it already
+    @functools.cache  # a listener may have read it already
     def read() -> LayerReport:
         return LayerReport(
             path,

@@ -190,8 +190,8 @@ def np_lora(layer: Layer, *, projection: float | None = 0.5) -> LowRankDelta:
 
 @dataclass(frozen=True)
 class _Scales:
-    """ACE's s_k and e_k, (N,) each, and the factor of the prior; those of deltas that differ in
-    size, if they do.
+    """ACE's s_k and e_k, (N,) each, and the factor of the prior; for deltas that differ in size, if
+    they do.
     """
 
     differ: bool

@@ -30,7 +30,7 @@ class Drawing:
         height: Height in pixels.
         seed: Seed of the noise, the same for all pictures.
         steps: Sampling steps.
-        cfg: Guidance; 1 is none.
+        cfg: Guidance; 1 means no guidance.
         sampler: Name of one of the host's samplers.
         scheduler: Name of one of the host's schedulers.
         negative: Negative prompt.

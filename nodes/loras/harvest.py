@@ -81,7 +81,7 @@ def take_off(
             first is the model's own.
 
     Returns:
-        The LoRAs in the order of their application, and the patches that are none. Those stay on
+        The LoRAs in the order of their application, and the patches of no LoRA. Those stay on
         the base model.
 
     Raises:
