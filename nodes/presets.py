@@ -1,4 +1,4 @@
-"""The settings that a merge node comes to, and what each preset would cost."""
+"""The settings of a merge by preset, node and recipe, and what each preset would cost."""
 
 from __future__ import annotations
 

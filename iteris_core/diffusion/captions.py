@@ -1,4 +1,4 @@
-"""Ordinary captions, and caption forms that put LoRAs beside ordinary things and each other."""
+"""Ordinary captions, and caption forms that put LoRAs next to ordinary things and each other."""
 
 from __future__ import annotations
 

@@ -357,9 +357,9 @@ def _check_one_reading(owner: str, prompt: str) -> None:
     several = choice or (wildcard and wildcard.group())
     if several:
         raise CalibrationError(
-            f"{owner} prompt {shown(prompt)} has {shown(several)}, for which "
-            "other programs draw one of several texts, and a model reads the signs themselves. "
-            "Write each of the texts to measure it on as a prompt of its own"
+            f"{owner} prompt {shown(prompt)} has {shown(several)}. Other programs pick one of "
+            "several texts there, but a model reads the signs themselves. Write each text as a "
+            "prompt of its own"
         )
 
 

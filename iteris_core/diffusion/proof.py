@@ -46,8 +46,8 @@ _NOTED = 0.05
 # of it, SD1.5's innermost attention would read a single token, where q and k do nothing.
 _SIDE = 128
 _CHANGED = (
-    "Likely another node changes the model's layers, or the model calls some of them in a way of "
-    "its own. Connect MODEL and CLIP straight from their loaders; if it stays, report it"
+    "Another node probably patches the model, or the model bypasses some layers. Connect MODEL and "
+    "CLIP straight from their loaders; if it stays, report it"
 )
 _MISREAD = (
     "Likely causes: a kind of key that IterIS misreads, a model that keeps a weight's rows in an "

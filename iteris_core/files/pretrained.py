@@ -1,4 +1,4 @@
-"""Base models of `transformers`, loaded from a folder or the hub with clear errors."""
+"""Base models of `transformers`, loaded from a folder or the hub and spread over devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to the browser, and routes that it can query."""
+"""Messages to the browser, its Cancel, and routes that it can query."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
 
 
 def _near(plain: str, paths: Iterable[str]) -> str:
-    """Return which file was likely meant; empty: none is called alike."""
+    """Return which file was probably meant; empty: no name is similar."""
     by_end = {path.rpartition("/")[2]: path for path in paths}
     end = plain.rpartition("/")[2][:_MOST_CHARACTERS]
     found = difflib.get_close_matches(end, by_end, 1)

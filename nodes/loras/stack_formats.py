@@ -59,8 +59,8 @@ def _check_size(stack: Any) -> None:
         seen += 1
         if depth > _DEEPEST or seen > _MOST_VALUES:
             raise IterisError(
-                f"the stack has lists in lists, {_DEEPEST} deep, or {_MOST_VALUES} values; likely "
-                "it holds itself. Connect the LORA_STACK output of a stacker"
+                f"the stack has lists in lists, {_DEEPEST} deep, or {_MOST_VALUES} values; it "
+                "probably holds itself. Connect the LORA_STACK output of a stacker"
             )
         if isinstance(value, Mapping):
             waiting += [(item, depth + 1) for item in value.values()]
