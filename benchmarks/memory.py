@@ -47,7 +47,7 @@ HALF = 2  # bytes
 def plans_of(
     family: str, resolution: int, loras: int
 ) -> tuple[list[TaskPlan], Sequence[CheckPlan], Calibration]:
-    """Return the plans of a merge, those of its check, and their calibration."""
+    """Return the plans of a merge, the plans of its check, and their calibration."""
     calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
     uses = [
         LoraUse(

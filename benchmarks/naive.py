@@ -3,7 +3,7 @@ arXiv:2411.15231, Algorithm 1.
 
 Inputs of all layers stored, deltas added into the weights and taken out again, per layer products
 in the inputs' own precision and a dense solve in float64 with d_out right-hand sides, and the whole
-again, ten times. The formula is that of `iteris_core.algebra.reference`; the reference itself runs
+again, ten times. The formula is the one of `iteris_core.algebra.reference`; the reference itself runs
 sample by sample, on copies of the model, which would not be a fair race.
 """
 

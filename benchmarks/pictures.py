@@ -240,7 +240,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--resolution", type=int, help="of pictures and merges (default 256, on a GPU 512)"
     )
     parser.add_argument(
-        "--repeat", type=int, default=1, help="merges of which the median is reported (default 1)"
+        "--repeat", type=int, default=1, help="merges to report the median of (default 1)"
     )
     parser.add_argument(
         "--threads",

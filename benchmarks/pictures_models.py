@@ -33,7 +33,7 @@ MERGE, SAMPLER = "5", "7"
 STEPS = 20
 GUIDANCE = 7.0
 RANK = 16
-SCALE = 0.3  # Frobenius norm of a layer's delta over that of its weight
+SCALE = 0.3  # Frobenius norm of a layer's delta over its weight's
 FEW_SAMPLES = {"sample_runs": 2, "sampling_steps": 2, "check_runs": 1, "protect_base": 0.0}
 
 

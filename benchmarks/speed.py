@@ -236,7 +236,7 @@ def arguments() -> argparse.Namespace:
         help="of the sweeps over their forward passes",
     )
     parser.add_argument(
-        "--repeat", type=int, default=3, help="runs of which the median is reported (default 3)"
+        "--repeat", type=int, default=3, help="runs to report the median of (default 3)"
     )
     parser.add_argument(
         "--threads",

@@ -182,7 +182,7 @@ def _decode(message: str | bytes) -> tuple[str | None, Json]:
     """Return event and data of a websocket message; (None, {}) for previews and other binary
     frames.
 
-    A text frame is: type and length of the node id, both uint32 big endian, with the id behind
+    A text frame is: type and length of the node id, both uint32 big endian, with the id after
     them, then the text, which the server's own page reads as HTML.
     """
     if isinstance(message, str):

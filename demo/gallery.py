@@ -45,7 +45,7 @@ class Column:
     seen: Sequence[Sequence[str]]
 
     def whole(self, wanted: Sequence[str]) -> int:
-        """Return the number of pictures in which all that is wanted is drawn."""
+        """Return the number of pictures that show all that is wanted."""
         return sum(set(wanted) <= set(seen) for seen in self.seen)
 
 

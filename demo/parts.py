@@ -187,7 +187,7 @@ def write_kohya_lora(
         metadata: What the file says about its base model.
         seed: Seed of all factors; the trigger word is ``demo`` and this number.
         rank: Rank of the LoRA at every module.
-        scale: Frobenius norm of each module's delta over that of a random weight, at strength 1.
+        scale: Frobenius norm of each module's delta over a random weight's, at strength 1.
         only: Pattern of the names of the modules that it changes; empty: all.
     """
     generator = torch.Generator().manual_seed(seed)

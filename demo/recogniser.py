@@ -1,7 +1,7 @@
 """A small recogniser of what the demo's pictures show.
 
-`demo/train` trains it on drawings, among them damaged and mixed ones of which it shall say
-that there is nothing whole in them.
+`demo/train` trains it on drawings, among them damaged and mixed ones, where it should see
+nothing whole.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ START_SECONDS = 900.0  # then it hangs: one that ends is noticed at once
 STOP_SECONDS = 10.0
 PACK_NAME = "iteris"
 PACK = Path(__file__).resolve().parents[1]  # the clone, which also is the custom node pack
-_PORTS = range(20_000, 30_000)  # below those of connections: Linux 32768, others 49152
+_PORTS = range(20_000, 30_000)  # below ports of connections: Linux 32768, others 49152
 IMPORT_FAILURES = (
     "Cannot import",
     "IMPORT FAILED",

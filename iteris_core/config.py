@@ -161,7 +161,7 @@ class MergeConfig:
         Field(
             ge=1,
             le=_MOST_SOLVES,
-            description="Most solves of a layer with the engine iterate, of which the first uses "
+            description="Most solves of a layer with the engine iterate; the first uses "
             "the teachers' inputs.",
         ),
     ] = 20
@@ -273,8 +273,7 @@ class MergeConfig:
         Field(
             ge=1,
             le=MOST_AT_ONCE,
-            description="Samples in one forward call, each of which is a teacher row and a student "
-            "row.",
+            description="Samples in one forward call, each with a teacher row and a student row.",
         ),
     ] = 8
     waiting_bytes: Annotated[
@@ -309,7 +308,7 @@ class MergeConfig:
     factorisation: Annotated[
         Factorisation,
         Field(
-            description="Precision in which layers are factorised; auto: float32 where that is "
+            description="Precision of the factorisation of layers; auto: float32 where that is "
             "faster."
         ),
     ] = "auto"

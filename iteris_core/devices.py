@@ -42,7 +42,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision in which products on x's device are exact enough, inside of
+    """Return the precision that makes products on x's device exact enough, inside of
     `exact_products`.
     """
     return torch.float64 if x.dtype == torch.float64 else torch.float32

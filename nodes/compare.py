@@ -56,7 +56,7 @@ class Compare(io.ComfyNode):
                     default="",
                     tooltip="What to draw, one prompt per line, each by the base model, by every "
                     "LoRA alone, stacked, and merged. Empty: a prompt of each LoRA, drawn by this "
-                    "LoRA alone, stacked and merged, and on top one in which they meet; 9 pictures "
+                    "LoRA alone, stacked and merged, and on top one where they meet; 9 pictures "
                     "for two LoRAs.",
                 ),
                 io.Int.Input(
@@ -65,7 +65,7 @@ class Compare(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=False,
-                    tooltip="Seed of the noise from which every picture is drawn.",
+                    tooltip="Seed of the noise of every picture.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -266,7 +266,7 @@ def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
 
 
 def meeting_of(uses: Sequence[LoraUse]) -> str:
-    """Return a prompt in which LoRAs meet: their subjects, in their styles."""
+    """Return a prompt where LoRAs meet: their subjects, in their styles."""
     subjects = [use.called for use in uses if use.kind == "subject" and use.called]
     styles = [use.called for use in uses if use.kind == "style" and use.called]
     *first, last = subjects or [""]

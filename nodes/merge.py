@@ -56,7 +56,7 @@ class Merge(io.ComfyNode):
             "each of them does. LoRAs that MODEL or CLIP already carry count as part "
             "of the base model.",
             inputs=[
-                io.Model.Input("model", tooltip="The model for which the LoRAs were made."),
+                io.Model.Input("model", tooltip="The model that the LoRAs were made for."),
                 io.Clip.Input("clip", tooltip="The CLIP of this model: its text encoders."),
                 io.String.Input(
                     "loras", multiline=True, default="", placeholder=ROWS_EXAMPLE, tooltip=ROWS

@@ -32,7 +32,7 @@ class ScenePrompts(io.ComfyNode):
             node_id="IterISScene",
             display_name="Scene prompts (IterIS)",
             category="loaders/IterIS",
-            description="Adds captions in which the LoRAs' concepts appear together, so that the "
+            description="Adds captions where the LoRAs' concepts appear together, so that the "
             "merged LoRA can draw them in one picture. Put this node between the last "
             "LoRA and Merge LoRAs, whose switch 'together' has the defaults of this node. Several "
             "subjects need SD1.5 or SDXL. A subject in a style works on every model.",

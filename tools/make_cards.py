@@ -188,7 +188,7 @@ def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
 
 
 def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
-    """Return the stack beside the merge, with what the recogniser sees below each."""
+    """Return the stack next to the merge, with what the recogniser sees below each."""
     recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
     side, gap, line = 4 * TILE, 16, 48
     whole = Image.new("RGB", (2 * side + 3 * gap, side + 3 * line), BACK)

@@ -71,7 +71,7 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "*{trigger}* stands for the style's trigger words. If its file names none, write how a "
+            "*{trigger}* means the style's trigger words. If its file names none, write how a "
             f"prompt asks for it, such as *in ink style*. {_WORDS}",
         ),
     ),
@@ -82,7 +82,7 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "*called* is what a prompt calls a subject, and *{trigger}* stands for its trigger "
+            "*called* is what a prompt calls a subject, and *{trigger}* means its trigger "
             f"words. If its file names none, write words such as *a sks dog*. {_WORDS}",
         ),
     ),
@@ -123,7 +123,7 @@ TEMPLATES = (
     ),
     Template(
         "LoRAs that a model carries",
-        "Merges the LoRAs of loaders that you have already. It goes behind the loaders of your own "
+        "Merges the LoRAs of loaders that you have already. It goes after the loaders of your own "
         "workflow.",
         (_CHOOSE, "**Your LoRA loader**: choose a LoRA in each. Any loader will do"),
         (f"{_KEPT} {_SAVED}",),
@@ -133,7 +133,7 @@ TEMPLATES = (
         "Makes a merge again from the recipe in its file, in another size.",
         (_CHOOSE, "**How it was made**: choose a LoRA that *Save merged LoRA* has saved"),
         (
-            "The LoRAs from which it was made must still be there. To make the same file, connect "
+            "The LoRAs that it was made from must still be there. To make the same file, connect "
             "*settings*, too.",
         ),
     ),

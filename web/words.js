@@ -25,7 +25,7 @@ const WORDS = {
     saved: "Saved: {name}, {mb} MB, rank {rank}.",
     words: "Trigger words: {words}",
     details: "Layers, bars and notes",
-    scale: "0: the layer gives the same as with the LoRA alone. 1: it is as far off as the LoRA moves it.",
+    scale: "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it.",
     strength: "{percent} % of its effect, error {error} on unseen prompts",
     change: "changes {error} of what a stack changes, on unseen prompts",
     residual: "layers: median {median}, worst {worst} at {at}",

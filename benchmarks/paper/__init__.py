@@ -1,3 +1,3 @@
-"""Adapters on the tasks and pictures of the paper, beside the paper's figures:
+"""Adapters on the tasks and pictures of the paper, next to the paper's figures:
 `python -m benchmarks.paper`.
 """

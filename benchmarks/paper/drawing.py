@@ -34,7 +34,7 @@ class Sampling:
     """How pictures are drawn; the defaults are the paper's.
 
     Args:
-        seed: Seed from which every picture's seed is derived, the same with every LoRA.
+        seed: Seed that every picture's seed is derived from, the same with every LoRA.
     """
 
     count: Annotated[int, Field(ge=1, le=100_000, description="Pictures per prompt.")] = 50
@@ -73,11 +73,11 @@ def load_pipeline(
 
     Args:
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
-        sampling: Settings with which pictures are drawn; the pipeline gets their scheduler.
+        sampling: Settings for drawing; the pipeline gets their scheduler.
         config: Settings of a checkpoint's model, see `loading.load_pipeline`.
         embeddings: Learned tokens of textual inversion, .safetensors.
-        dtype: Precision in which the model runs.
-        device: Device on which it runs.
+        dtype: Precision of the model.
+        device: Device to run on.
 
     Raises:
         IterisError: There is no such model, or a file or the device cannot be used.
@@ -185,8 +185,8 @@ def draw(
         pipeline: A pipeline, as `load_pipeline` returns it.
         folder: Folder of the pictures.
         made_by: Everything that a picture depends on, as JSON.
-        prompts: Prompts, each of which is drawn `sampling.count` times.
-        sampling: Settings with which pictures are drawn.
+        prompts: Prompts; each is drawn `sampling.count` times.
+        sampling: Settings for drawing.
         batch: Pictures of one call.
         progress: Listener for (pictures done, pictures in all); may raise to cancel.
 

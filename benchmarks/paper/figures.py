@@ -1,4 +1,4 @@
-"""The figures of the paper (IterIS, CVPR 2025, arXiv:2411.15231), to be shown beside ours."""
+"""The figures of the paper (IterIS, CVPR 2025, arXiv:2411.15231), to be shown next to ours."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def caption_figures(task: str) -> list[PaperRow]:
 def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
     """Return the paper's figures for two concepts in one picture.
 
-    They are those of this pair, in this order, or the means of all pairs.
+    They belong to this pair, in this order, or are the means of all pairs.
     """
     if len(concepts) != 2:
         return []

@@ -57,8 +57,8 @@ class Run:
         adapters: PEFT folders; each is one row of the table.
         output: Folder for the predictions.
         extent: Extent of the evaluation.
-        dtype: Precision in which the base model runs.
-        device: Device on which it runs.
+        dtype: Precision of the base model.
+        device: Device to run on.
     """
 
     base: str
@@ -146,7 +146,7 @@ def evaluate_texts(
     Args:
         run: Model, adapters, place.
         tasks: Tasks with all their examples.
-        generation: Settings with which answers are written; None: greedily.
+        generation: Settings for writing answers; None: greedily.
         progress: Listener for (stage, examples done, examples in all); may raise to cancel.
 
     Raises:
@@ -190,7 +190,7 @@ def evaluate_captions(
     Args:
         run: Model, adapters, place.
         tasks: Tasks with all their examples.
-        generation: Settings with which captions are written; None: `CAPTIONS`.
+        generation: Settings for writing captions; None: `CAPTIONS`.
         styles: Classifier of styles; None: style accuracy is not measured.
         progress: Listener for (stage, examples done, examples in all); may raise to cancel.
 

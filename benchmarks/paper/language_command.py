@@ -1,5 +1,5 @@
 """The commands `python -m benchmarks.paper t5` and `python -m benchmarks.paper blip`: base models and adapters on the paper's
-tasks, beside the paper's figures.
+tasks, next to the paper's figures.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def eval_blip_command(
         typer.Option(help="STYLE=LABEL, where the classifier has another name for a style."),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="NAME=TEXT with which captions of a task begin.")
+        list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")
     ] = None,
     report: ReportSetting = None,
     extent: Extent,

@@ -67,7 +67,7 @@ class CaptionTask:
     Args:
         name: Name of the task, as in ``--task name=file``.
         style: Style that a classifier should recognise; None: any.
-        prompt: Text with which the decoder begins; it is not part of the caption.
+        prompt: Text that the decoder begins with; it is not part of the caption.
     """
 
     name: str

@@ -68,7 +68,7 @@ class Concept:
         if not files:
             raise EvaluationError(
                 f"{self.photos}: there are no pictures ({', '.join(SUFFIXES)}) in this folder; "
-                f"{self.name!r} needs photos, such as the photos on which its LoRA was trained"
+                f"{self.name!r} needs photos, such as the ones that its LoRA was trained on"
             )
         return files
 
@@ -85,8 +85,8 @@ class PictureRun:
         config: Settings of a checkpoint's model, see `loading.load_pipeline`.
         embeddings: Learned tokens that the prompts use.
         clip: Folder of the CLIP model that judges, or its name on the hub.
-        dtype: Precision in which the base model runs.
-        device: Device on which everything runs.
+        dtype: Precision of the base model.
+        device: Device to run everything on.
     """
 
     base: str
@@ -151,8 +151,8 @@ def evaluate_pictures(
 
     Args:
         run: Model, LoRAs, place.
-        concepts: Concepts in the order in which prompts name them.
-        sampling: Settings with which pictures are drawn; None: those of the paper.
+        concepts: Concepts in the order that prompts name them.
+        sampling: Settings for drawing; None: the paper's.
         prompts: Templates with ``{concepts}``.
         progress: Listener for (stage, pictures done, pictures in all); may raise to cancel.
 

@@ -1,4 +1,4 @@
-"""Predictions as JSON lines, with which an interrupted run can go on.
+"""Predictions as JSON lines, so that an interrupted run can go on.
 
 The first line of a file names the origin of its predictions.
 """
@@ -42,7 +42,7 @@ def predict(
     batch: int,
     progress: Progress,
 ) -> list[str]:
-    """Return one prediction per input: those of the file, then new ones, which are appended to it
+    """Return one prediction per input: the file's, then new ones, which are appended to it
     batch by batch.
 
     Args:

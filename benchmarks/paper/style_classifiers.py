@@ -24,7 +24,7 @@ class TrainedStyles:
     Args:
         classify: Function from texts to style names.
         styles: Styles that it knows.
-        held_out: Accuracy on captions on which it was not trained, 0 to 1; None: unknown.
+        held_out: Accuracy on captions that it was not trained on, 0 to 1; None: unknown.
     """
 
     classify: StyleClassifier
@@ -42,7 +42,7 @@ def load_style_classifier(
             ``text`` and ``label``.
         labels: Style -> the classifier's name for it, such as ``positive`` -> ``LABEL_1``, where
             they differ.
-        device: Device on which a sequence classifier runs.
+        device: Device for a sequence classifier.
 
     Raises:
         ConfigError, EvaluationError: The classifier or the device cannot be used; says why.

@@ -99,7 +99,7 @@ def caption_scores(
 
 
 def style_accuracy(captions: Sequence[str], style: str, classify: StyleClassifier) -> float:
-    """Return the share of captions that a classifier takes for those of a style.
+    """Return the share of captions that a classifier takes for captions of a style.
 
     Raises:
         EvaluationError: There are no captions.

@@ -1,4 +1,4 @@
-"""Functions with which models write: answers of an encoder-decoder, and captions of pictures."""
+"""Functions that make models write: answers of an encoder-decoder, and captions of pictures."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def all_wearing(modules: dict[str, nn.Module], adapter: Adapter | None) -> Itera
 def text_writer(
     model: Any, tokenizer: Any, generation: Generation
 ) -> Callable[[Sequence[str]], list[str]]:
-    """Return a function with which an encoder-decoder of `language.t5` answers prompts."""
+    """Return a function that lets an encoder-decoder of `language.t5` answer prompts."""
     settings = generation_settings(model, num_return_sequences=1, **generation.options())
 
     def write(prompts: Sequence[str]) -> list[str]:
@@ -123,13 +123,13 @@ def text_writer(
 def caption_writer(
     model: Any, processor: Any, prompt: str, generation: Generation
 ) -> Callable[[Sequence[Path | bytes]], list[str]]:
-    """Return a function with which a model of `language.blip` writes captions of pictures.
+    """Return a function that lets a model of `language.blip` write captions of pictures.
 
     Args:
         model: The captioning model.
         processor: Processor of the model.
-        prompt: Text with which the model begins; it is not part of a caption.
-        generation: Settings with which captions are written.
+        prompt: Text that the model begins with; it is not part of a caption.
+        generation: Settings for writing captions.
 
     Raises:
         ConfigError: Prompt and caption together may become longer than what the model's decoder

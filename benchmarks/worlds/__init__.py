@@ -1,4 +1,4 @@
-"""Small worlds of drawn pictures, in which a base model, LoRAs and a judge are trained, and methods
+"""Small worlds of drawn pictures, where a base model, LoRAs and a judge are trained, and methods
 of merging are compared.
 """
 

@@ -305,7 +305,7 @@ def main() -> None:
 
 
 def tell(plan: Plan, tables: Mapping[str, Rows], *, written: bool) -> None:
-    """Print tables, and put them into the results if they shall be written."""
+    """Print tables, and put them into the results if asked to."""
     world = plan.folder.name
     told = [Table(f"{world}: {title}", *rows) for title, rows in tables.items()]
     print(*told, sep="\n\n")

@@ -27,7 +27,7 @@ class Forms:
 
     Args:
         alone: One concept.
-        company: A concept beside a thing that the base model knows, with this thing.
+        company: A concept next to a thing that the base model knows, with this thing.
         seen: Two concepts, in forms that calibrations read.
         unseen: Two concepts, in forms that no calibration caption contains.
         base: What the base model knows, with its things.

@@ -64,7 +64,7 @@ def base_scene(chance: random.Random) -> tuple[Scene, str]:
 
 
 def subject_scene(chance: random.Random, subject: str, *, alone: bool) -> tuple[Scene, str]:
-    """Return a training picture of a subject, alone or beside an ordinary thing."""
+    """Return a training picture of a subject, alone or next to an ordinary thing."""
     if alone:
         return captioned(chance, [subject], is_plain=True)
     things = [subject, chance.choice(list(THINGS))]

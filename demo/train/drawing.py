@@ -225,7 +225,7 @@ SUBJECTS: dict[str, Callable[[Pen], None]] = {"a sks robot": _robot, "a zwx owl"
 STYLE = "in qpr blueprint style"
 ALL = {**THINGS, **SUBJECTS}
 
-# words of a caption -> colours of wall and floor, one pair of which is taken
+# words of a caption -> colours of wall and floor; one pair is taken
 PLACES: dict[str, tuple[tuple[Colour, Colour], ...]] = {
     "": (
         ((246, 238, 222), (226, 206, 178)),

@@ -27,7 +27,7 @@ class Kind:
     Args:
         steps: Steps.
         rate: Learning rate.
-        alone, company: Pictures of a batch that show the subject alone, and beside another thing.
+        alone, company: Pictures of a batch that show the subject alone, and next to another thing.
     """
 
     steps: int = 600

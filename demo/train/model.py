@@ -215,7 +215,7 @@ def new_decoder() -> nn.Module:
 
 
 def trained_blocks(decoder: Any) -> Iterator[Any]:
-    """Yield the decoder's blocks that are trained: those of the coarse levels, and one above."""
+    """Yield the decoder's blocks that are trained: the coarse levels' blocks, and one above."""
     from comfy.taesd.taesd import Block
 
     blocks = [module for module in decoder if isinstance(module, Block)]

@@ -2,7 +2,7 @@
 
 lora_rows, lora_use: rows of text, and LoRAs as their user wants them merged
 calibration: the settings, the presets, and the captions made of a LoRA's prompts
-captions, scenes: caption forms, and captions in which several LoRAs meet
+captions, scenes: caption forms, and captions where several LoRAs meet
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
 job, cost, merging: what is merged and at what cost, and the merge
 proof: whether files are read as the host's own loader reads them

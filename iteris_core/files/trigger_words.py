@@ -196,7 +196,7 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
             "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read, and no "
             ".metadata.json or .civitai.info with trainedWords next to it). Write "
             "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
-            "dog'; the page from which you downloaded it names its trigger words"
+            "dog'; the page that you downloaded it from names its trigger words"
         )
     return prompts_from(found, prompts) if prompts else default_prompts(found)
 
