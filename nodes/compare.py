@@ -356,8 +356,8 @@ def check_pictures(rows: Sequence[Row]) -> None:
     pictures = sum(len(row.ways) for row in rows)
     if pictures > _MOST_PICTURES:
         raise ConfigError(
-            f"{len(rows)} prompts are {pictures} pictures, and {_MOST_PICTURES} are the most. "
-            "Write fewer prompts, one per line"
+            f"{len(rows)} prompts make {pictures} pictures, and at most {_MOST_PICTURES} are "
+            "drawn. Write fewer prompts, one per line"
         )
 
 
@@ -375,5 +375,5 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
     if base.carries(merged.adapter):
         raise IterisError(
             "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "
-            "compare it with. Connect those that the merge got, such as the checkpoint loader's"
+            "compare it with. Connect the ones that the merge got, such as the checkpoint loader's"
         )

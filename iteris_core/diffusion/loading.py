@@ -127,8 +127,8 @@ def _class_of(kind: _Kind) -> Any:
 def _check_family(source: str | Path, kind: _Kind, family: Family | None) -> None:
     if family is not None and kind.family != family.name:
         raise ConfigError(
-            f"{source}: is a model of {kind.family}, and one of {family.name} is asked for; choose "
-            f"another model, or the command for {kind.family}"
+            f"{source}: is a model of {kind.family}, but {family.name} is needed; choose another "
+            f"model, or the command for {kind.family}"
         )
 
 

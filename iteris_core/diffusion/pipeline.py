@@ -416,8 +416,8 @@ def _check_sdxl(unet: Any, text_encoder: Any) -> None:
     middle = getattr(unet.mid_block, "attentions", None)
     if config.layers_per_block != _DEPTH or not middle:
         raise ConfigError(
-            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA, on "
-            "which merging is not tested. Choose a plain SDXL model"
+            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA; merging is not "
+            "tested on these. Choose a plain SDXL model"
         )
 
 

@@ -90,7 +90,7 @@ def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
     if wrong:
         raise AdapterError(
             f"{adapter.name}: ComfyUI's own loader makes another change of it than IterIS at "
-            f"{_worst(wrong)}, and a merge would be measured on the wrong LoRA. "
+            f"{_worst(wrong)}, so a merge would be measured on the wrong LoRA. "
             f"{_of_unread(adapter.unmatched)}{_MISREAD}"
         )
 
@@ -126,15 +126,15 @@ def prove_loras(
     for lora, worn in zip(loras, pictures.worn, strict=True):
         if worn.missed:
             raise AdapterError(
-                f"{lora.adapter.name}: what it does can be measured in part only. "
+                f"{lora.adapter.name}: only a part of what it does can be measured. "
                 f"{_of_missed(worn.missed)}"
             )
     share = pictures.difference
     if pictures.is_exact and not share <= TOLERANCE:
         raise CalibrationError(
-            f"{loras[0].adapter.name}: its rows do not draw what the model draws that ComfyUI "
-            f"patches with it, though its file is read alike: the difference is {share:.0%} of "
-            f"what it does to {views[0].caption!r}, and no weight is rounded. {_CHANGED}"
+            f"{loras[0].adapter.name}: its rows do not draw what the model patched by ComfyUI "
+            f"draws, though both read its file alike: the difference is {share:.0%} of what it "
+            f"does to {views[0].caption!r}, and no weight is rounded. {_CHANGED}"
         )
     return {loras[0].adapter.name: share}
 
@@ -304,9 +304,8 @@ def _pictures(model: DiffusionHost, views: Sequence[_View], calibration: Calibra
     for view, drawn in zip([first, *views], [loaded, *worn], strict=True):
         if not drawn.picture.isfinite().all():
             raise AdapterError(
-                f"{view.adapter.name}: with this LoRA the model's picture is not finite, though it "
-                "is without it. Use it at a lower strength, or load the model in bfloat16 or "
-                "float32"
+                f"{view.adapter.name}: the model's picture is finite without this LoRA, but not "
+                "with it. Use it at a lower strength, or load the model in bfloat16 or float32"
             )
     return _Pictures(base.picture, worn, loaded.picture)
 

@@ -52,8 +52,8 @@ def check_base_weights(problem: Problem) -> None:
     quantised = [path for path in problem.paths if is_quantised(modules[path])]
     if quantised:
         raise ConfigError(
-            f"{called(setting)} is {getattr(problem.config, setting)!r}, for which the base weight "
-            f"of every layer is read; {len(quantised)} of {len(problem.paths)} layers are "
+            f"{called(setting)} is {getattr(problem.config, setting)!r}, which needs the base "
+            f"weight of every layer; {len(quantised)} of {len(problem.paths)} layers are "
             f"quantised, such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may "
             f"round their weights. Leave {called(setting)} at its default, or load the model "
             "in 16 bit"

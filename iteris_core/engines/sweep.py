@@ -277,7 +277,7 @@ def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -
         if distance > _FARTHEST[row.dtype.itemsize]:
             what = place if place == _AT_THE_END else f"layer {place!r}"
             raise CalibrationError(
-                f"the model answers a sample otherwise when it runs alone: {what} is the first "
+                f"the model answers a sample differently when it runs alone: {what} is the first "
                 f"that differs, by {distance:.0%}. It may keep something between its layers that "
                 "other samples' forward calls overwrite (a skip or a buffer), drop numbers at "
                 "random, or let the rows of a batch see each other, so that no row can be "

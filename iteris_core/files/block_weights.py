@@ -197,14 +197,14 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
     """
     if len(blocks) > MOST_CHARACTERS:
         raise ConfigError(
-            f"LoRA {shown(name)}: its block weights have {len(blocks)} characters; there can be "
-            f"{MOST_CHARACTERS}"
+            f"LoRA {shown(name)}: its block weights have {len(blocks)} characters; at most "
+            f"{MOST_CHARACTERS} are allowed"
         )
     _entries(name, _in_names(name, blocks, None)[0])
     if len(without) > MOST_PATTERNS:
         raise ConfigError(
-            f"LoRA {shown(name)}: {len(without)} patterns of layers to leave out; there can be "
-            f"{MOST_PATTERNS}. Join some of them with *"
+            f"LoRA {shown(name)}: {len(without)} patterns of layers to leave out; at most "
+            f"{MOST_PATTERNS} are allowed. Join some of them with *"
         )
     odd = next((text for text in without if not 0 < len(text.strip()) <= KEY_CHARACTERS), None)
     if odd is not None:

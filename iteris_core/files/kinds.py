@@ -105,8 +105,8 @@ def check_products(tensors: Tensors, shape: Shape | None) -> None:
 def _check_room(what: str, numbers: float, room: int) -> None:
     if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
         raise AdapterError(
-            f"has {what} that make {numbers:g} numbers, where there is room for "
-            f"{room or 'an unknown number'} and {PRODUCT_NUMBERS} are made at most; the file is "
+            f"has {what} that make {numbers:g} numbers; the layer has room for "
+            f"{room or 'an unknown number'}, and at most {PRODUCT_NUMBERS} are made. The file is "
             "damaged or for another model. Use another LoRA"
         )
 
@@ -132,7 +132,7 @@ def check_scales(tensors: Tensors, shape: Sequence[int]) -> None:
         sides = zip(reversed(found), reversed(shape), strict=False)
         if len(found) > len(shape) or any(side not in (1, most) for side, most in sides):
             raise AdapterError(
-                f"has a {role} of {found}, which does not go with a weight of {tuple(shape)}; the "
+                f"has a {role} of {found}, which does not fit a weight of {tuple(shape)}; the "
                 "file is damaged or for another model. Use another LoRA"
             )
 

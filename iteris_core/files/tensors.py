@@ -153,7 +153,7 @@ def _header(file: BinaryIO, name: str) -> _Header:
     # the library checks, when they are read, that the tensors fill the file one after the other
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if file.tell() + end != size:
-        raise _damaged(name, size, f"the tensors have {end} bytes, {size - file.tell()} are there")
+        raise _damaged(name, size, f"the tensors need {end} bytes, and it has {size - file.tell()}")
     shapes = {key: tuple(entry["shape"]) for key, entry in sorted(entries.items())}
     return _Header(shapes, metadata, version(status))
 
@@ -256,7 +256,7 @@ def serialized(
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > limits.HEADER_BYTES:
         raise SaveError(
-            f"the file's header would have {len(text)} bytes, and no file of more than "
-            f"{limits.HEADER_BYTES} is read again; merge with fewer or shorter prompts"
+            f"the file's header would have {len(text)} bytes, and at most {limits.HEADER_BYTES} "
+            "can be read again; merge with fewer or shorter prompts"
         )
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text, memoryview(content)[start:]

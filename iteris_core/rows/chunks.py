@@ -51,8 +51,8 @@ class Block:
                 )
             if not (torch.isfinite(row).all() and (row >= 0).all()):
                 raise CalibrationError(
-                    f"a sample has a token weight in the stream {stream!r} that is below 0 or no "
-                    "finite number; 0 leaves a token out, 1 counts it once"
+                    f"a sample has a token weight in the stream {stream!r} that is below 0 or "
+                    "not finite; 0 leaves a token out, 1 counts it once"
                 )
         return torch.cat(rows)
 

@@ -177,7 +177,7 @@ def _owner(
     if len(owners) > 1:
         raise IterisError(
             f"{len(owners)} LoRAs on this model change {weight!r} by a difference, and the model "
-            "does not tell whose is whose. Merge the files themselves with 'LoRA to merge'"
+            "does not tell which is whose. Merge the files themselves with 'LoRA to merge'"
         )
     return owners[0] if owners else None
 

@@ -441,10 +441,10 @@ def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_pat
     out = ["--output", tmp_path / "out.safetensors"]
     row = "<lora:{}/one> | x".format
     for done, said in (
-        (iteris(world_xl, *out), "base: is a model of SDXL, and one of SD1.5 is asked for"),
+        (iteris(world_xl, *out), "base: is a model of SDXL, but SD1.5 is needed"),
         (
             iteris(world, *out, command="sdxl", base="base.safetensors"),
-            "base.safetensors: is a model of SD1.5, and one of SDXL is asked for",
+            "base.safetensors: is a model of SD1.5, but SDXL is needed",
         ),
         (
             iteris(world, *out, "--lora", row(world_xl)),

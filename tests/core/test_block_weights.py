@@ -148,7 +148,7 @@ REFUSED = [  # spelling, layers to leave out, family, what the message names
     ("OUTALL", (), "Flux.1", "'OUTALL' are for a UNet, and Flux.1 has none"),
     ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
     ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
-    ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; there can be 50"),
+    ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; at most 50 are allowed"),
 ]
 
 

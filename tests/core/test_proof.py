@@ -201,7 +201,9 @@ def test_a_host_that_rounds_is_noted_and_not_refused(coarse_weights):
 def test_rows_that_wear_something_else_are_an_error(strong_hooks):
     host = LoadingHost()
     lora = host.lora("a", strength=0.3)
-    with pytest.raises(CalibrationError, match=r"^a: its rows do not draw .* file is read alike"):
+    with pytest.raises(
+        CalibrationError, match=r"^a: its rows do not draw .* both read its file alike"
+    ):
         prove_loras(host, [lora], CALIBRATION)
     with pytest.raises(
         SolveError, match=r"does not draw .* and no rounding\. Another node probably"

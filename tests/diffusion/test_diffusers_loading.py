@@ -101,11 +101,11 @@ def test_an_sdxl_checkpoint_says_itself_what_it_predicts(host_xl, saved_xl, tmp_
 
 
 def test_a_model_of_another_family_and_the_refiner_are_refused(saved, saved_xl, tmp_path):
-    said = "is a model of SDXL, and one of SD1.5 is asked for; choose another model, or the command"
+    said = "is a model of SDXL, but SD1.5 is needed; choose another model, or the command"
     for source in ("pipeline", "one.safetensors"):
         with pytest.raises(ConfigError, match=said):
             load_diffusers(str(saved_xl / source), family=FAMILIES["SD1.5"])
-        with pytest.raises(ConfigError, match=r"is a model of SD1.5, and one of SDXL is asked for"):
+        with pytest.raises(ConfigError, match=r"is a model of SD1.5, but SDXL is needed"):
             load_diffusers(str(saved / source), family=FAMILIES["SDXL"])
     refiner = tmp_path / "refiner"
     shutil.copytree(saved_xl / "pipeline", refiner)

@@ -360,11 +360,11 @@ def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
     for fitting in ((8, 1), (1, 12), (1,), (12,), ()):
         check_scales({role: torch.ones(fitting)}, (8, 12))
     for wrong in ((8, 1, 1), (1_000, 1), (8,), (1, 1, 8, 1)):
-        with pytest.raises(
-            AdapterError, match=f"has a {role} of .*, which does not go with a weight"
-        ):
+        with pytest.raises(AdapterError, match=f"has a {role} of .*, which does not fit a weight"):
             check_scales({role: torch.ones(wrong)}, (8, 12))
-    with pytest.raises(AdapterError, match="does not go with"):  # it would be 8 times the weight
+    with pytest.raises(
+        AdapterError, match="does not fit a weight"
+    ):  # it would be 8 times the weight
         check_scales({role: torch.ones(1, 1, 8, 1)}, (8, 8, 1, 1))
 
 

@@ -106,7 +106,7 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
         (lambda: compare.check_side("height", 24), "height is 24; it must be a multiple of 16"),
         (
             lambda: compare.check_pictures(compare.rows_of("a dog\n" * 81, [DOG, CAT])[0]),
-            "81 prompts are 405 pictures, and 400 are the most",
+            "81 prompts make 405 pictures, and at most 400 are drawn",
         ),
     ],
 )

@@ -203,7 +203,7 @@ test("what a merge fails comes before all other warnings", () => {
   assert.equal(model.warnings.length, 3);
 });
 
-test("a figure that is no finite number is null, and drawn as none", () => {
+test("a figure that is not finite is null, and drawn as none", () => {
   const fidelity = [{ task: "cat", output_error: null, strength: null }];
   const layers = [layer(`${UNET}input_blocks.1.1.proj_in`, 4, ["cat", null, true])];
   const model = figures({ layers, fidelity });
