@@ -351,7 +351,7 @@ def test_the_host_is_given_nothing_that_fills_the_memory(case):
     def never(tensors):
         pytest.fail("the host was asked")
 
-    with pytest.raises(AdapterError, match=r"^has .* numbers, where there is room for 102400 and"):
+    with pytest.raises(AdapterError, match=r"^has .* numbers; the layer has room for 102400, and"):
         delta_of(OF_THE_HOST[case], (320, 320), never)
 
 
