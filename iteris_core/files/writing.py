@@ -27,6 +27,7 @@ from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
 _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
+_UNFINISHED = ".part"  # of files in the draft of a folder
 _DAY = 24 * 3600.0
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
@@ -87,8 +88,10 @@ def blocks_of(
 
 
 def put(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
-    """Write a file in the draft of a folder."""
-    with open(path, "xb") as file:
+    """Write a file in the draft of a folder, which has another ending until all is written: hosts
+    list every .safetensors file, also in the hidden folder that a kill leaves behind.
+    """
+    with open(path.with_name(path.name + _UNFINISHED), "xb") as file:
         file.writelines(blocks)
 
 
@@ -153,6 +156,9 @@ def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool = False) -> 
                     with open(os.path.join(place, name), "r+b") as file:
                         os.fsync(file.fileno())
                 _sync_folder(Path(place))
+            for unfinished in draft.glob(f"*{_UNFINISHED}"):
+                os.rename(unfinished, unfinished.with_suffix(""))
+            _sync_folder(draft)
             _take_place(draft, folder, kind, overwrite=overwrite)
             _sync_folder(folder.parent)
 
