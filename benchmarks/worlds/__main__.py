@@ -59,6 +59,7 @@ class Plan:
         sets: Sets of LoRAs.
         share: Part of the base model's steps that is made.
         batch: Pictures of a step of it; None: the world's.
+        further: Steps that follow after those.
     """
 
     world: str
@@ -68,6 +69,7 @@ class Plan:
     sets: tuple[str, ...]
     share: float = 1.0
     batch: int | None = None
+    further: int = 0
 
     @property
     def described(self) -> World:
@@ -107,6 +109,7 @@ def base_stage(plan: Plan) -> None:
     if not (folder / "text_encoder").exists():
         world = plan.described
         settings = world.settings(plan.seed, plan.quick).shortened(plan.share, plan.batch)
+        settings = settings.further(plan.further)
         timed(plan, "base", "base", lambda: train_base(world, settings, folder, teller("base")))
 
 
@@ -240,6 +243,13 @@ def arguments() -> argparse.Namespace:
         metavar="SHARE",
         help="make this part of the base model's steps; told in the folder's name (default 1)",
     )
+    parser.add_argument(
+        "--further",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="make so many more steps of the base model; likewise (default 0)",
+    )
     parser.add_argument("--batch", type=int, help="pictures of a step of the base model; likewise")
     parser.add_argument(
         "--stage",
@@ -277,6 +287,7 @@ def main() -> None:
     ending = ("-quick" if options.quick else "") + (f"-{options.seed}" if options.seed else "")
     ending += f"-short{options.short:g}" if options.short != 1 else ""
     ending += f"-batch{options.batch}" if options.batch else ""
+    ending += f"-further{options.further}" if options.further else ""
     plan = Plan(
         options.world,
         options.cache / f"{options.world}{ending}",
@@ -285,6 +296,7 @@ def main() -> None:
         tuple(options.sets or ["usual"]),
         options.short,
         options.batch,
+        options.further,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     for stage in options.stage or [stage for stage in STAGES if stage not in ON_DEMAND]:

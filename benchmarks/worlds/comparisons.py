@@ -104,11 +104,30 @@ def _styles() -> list[Recipe]:
     ]
 
 
+def _polished() -> list[Recipe]:
+    """Return the defaults, scenes by region, and a polish at the output, for joint attention."""
+    many = {**CHECKED, "trajectories": 40}
+    scenes = {**many, "scene_weight": 1.0}
+    return [
+        BALANCED,
+        STACKED,
+        Recipe("base model", adapter="none"),
+        Recipe("single LoRAs", adapter="single"),
+        Recipe("np_lora", {"method": "np_lora"}),
+        BALANCED_TOGETHER,
+        Recipe("together at 1", {}, {**CHECKED, "scene_weight": 1.0}),
+        Recipe("polished, 100 steps", {}, {**many, "polish": 100}),
+        Recipe("together at 1, polished, 100 steps", {}, {**scenes, "polish": 100}),
+        Recipe("together at 1, polished, 300 steps", {}, {**scenes, "polish": 300}),
+    ]
+
+
 COMPARISONS = {
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
     "strong": Comparison((BALANCED, CORRECTED, STACKED), {"pairs": 4}, "strong"),
+    "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }
 

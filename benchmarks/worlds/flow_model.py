@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iteris_core.diffusion.model import DenoiserRow, Encoded
+from iteris_core.diffusion.model import DenoiserRow, Encoded, PictureTokens
 from iteris_core.files.families import Family
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.network import IMAGE_STREAM, TEXT_STREAM, Network
@@ -189,8 +189,9 @@ class FlowStableDiffusion:
         same = {path: path for path in self.modules}
         return ModelKeys.of(self.family, self.modules, same, same, prediction_type="")
 
-    has_text_layers = True
+    has_text_layers = False
     loader = None
+    picture_tokens = PictureTokens(1, lambda _: LENGTH)
 
     def own_path(self, path: str) -> str:
         """Return a module's path as block weights mean it, which is its own."""

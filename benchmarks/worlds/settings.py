@@ -40,6 +40,12 @@ class BaseSettings:
         scenes = max(1, round(share * self.scenes))
         return replace(self, phases=phases, scenes=scenes, batch=batch or self.batch)
 
+    def further(self, steps: int) -> BaseSettings:
+        """Return the same with so many more steps on the scenes of the last phase."""
+        if not steps:
+            return self
+        return replace(self, phases=(*self.phases, Phase(steps, 8e-4, self.phases[-1].scene)))
+
 
 @dataclass(frozen=True)
 class LoraKind:
