@@ -75,7 +75,8 @@ class Merge(io.ComfyNode):
                     optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
                     "merged LoRA can draw two subjects side by side, or a subject in a style. Mark "
-                    "each LoRA as a subject or a style. Several subjects need SD1.5 or SDXL.",
+                    "each LoRA as a subject or a style. On transformers such as Flux.1, also set "
+                    "polish_steps in Merge settings.",
                 ),
                 io.Combo.Input(
                     "size",

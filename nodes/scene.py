@@ -34,8 +34,8 @@ class ScenePrompts(io.ComfyNode):
             category="loaders/IterIS",
             description="Adds captions where the LoRAs' concepts appear together, so that the "
             "merged LoRA can draw them in one picture. Put this node between the last "
-            "LoRA and Merge LoRAs, whose switch 'together' has the defaults of this node. Several "
-            "subjects need SD1.5 or SDXL. A subject in a style works on every model.",
+            "LoRA and Merge LoRAs, whose switch 'together' has the defaults of this node. On "
+            "transformers, several subjects also need polish_steps of Merge settings.",
             inputs=[
                 LORAS.Input(
                     "loras", tooltip="The LoRAs to merge: connect the last node of the chain."

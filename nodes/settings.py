@@ -70,6 +70,7 @@ _ADVANCED: dict[str, tuple[str, dict[str, Any]]] = {
     "ridge": ("", {}),
     "balance": ("", {}),
     "input_mix": ("", {"max": 0.99, "step": 0.01}),  # 1 itself is outside
+    "polish": ("", {}),
 }
 
 

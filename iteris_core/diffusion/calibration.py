@@ -35,6 +35,7 @@ _USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
 _MOST_CHECKS = 100  # sampling runs per LoRA of the check; more than 16 say little more
+_MOST_POLISH = 2000  # steps; 100 to 300 are of use
 _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
@@ -186,6 +187,18 @@ class Calibration:
             "keys and values of cross-attention.",
         ),
     ] = True
+    polish: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MOST_POLISH,
+            title="polish_steps",
+            description="Steps of gradient that bring the merged LoRA's pictures nearer to those "
+            "of its LoRAs, after the merge. On transformers such as Flux, 100 steps with 40 sample "
+            "runs draw far more of each LoRA, and of two together, but take many times as long as "
+            "the merge. 0: none.",
+        ),
+    ] = 0
     ordinary_styles: Annotated[
         Texts,
         Field(

@@ -21,6 +21,7 @@ from .drawn import DrawnPlan
 from .model import (
     DENOISER_STAGE,
     HELD_OUT_STAGE,
+    POLISH_STAGE,
     PROOF_STAGE,
     SAMPLING_STAGE,
     TEXT_STAGE,
@@ -34,6 +35,7 @@ DISK = 0.5e9  # bytes a second that a plain SSD writes and reads for long
 STEPS_OF_A_PICTURE = 20
 # Samples that a sweep runs once more, alone, to see that they are answered as among others.
 ALONE = 1
+POLISH_BATCH = 16  # samples of a step of the polish
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
 # solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
 _SWEPT = 1.5
@@ -53,12 +55,14 @@ class Cost:
     Args:
         sampling: Those of the sampling runs.
         sweep: Teacher and student rows.
+        polish: Those of the polish; a row with its gradient counts as several.
         check: Those of the check on unseen samples.
         rows_of_a_picture: Those of a picture of 20 steps.
     """
 
     sampling: int
     sweep: int
+    polish: int
     check: int
     rows_of_a_picture: int
     samples: int
@@ -67,7 +71,7 @@ class Cost:
     @property
     def rows(self) -> int:
         """All of them."""
-        return self.sampling + self.sweep + self.check
+        return self.sampling + self.sweep + self.polish + self.check
 
     @property
     def pictures(self) -> int:
@@ -76,7 +80,7 @@ class Cost:
 
     def rows_with(self, share: float) -> int:
         """Return about how many rows there are with this share of the LoRAs' sampling runs."""
-        return round(share * (self.sampling + self.sweep)) + self.check
+        return round(share * (self.sampling + self.sweep)) + self.polish + self.check
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
@@ -85,6 +89,7 @@ class Cost:
             TEXT_STAGE: _TEXT * self.sweep,
             SAMPLING_STAGE: self.sampling,
             DENOISER_STAGE: _SWEPT * self.sweep,
+            POLISH_STAGE: self.polish,
             HELD_OUT_STAGE: self.check,
         }
         ends = list(accumulate((work[name] for name in names), initial=0.0))
@@ -103,6 +108,7 @@ def cost_of(
     changes_denoiser: bool,
     sweeps: int = 1,
     checks: int = 1,
+    polish_steps: int = 0,
 ) -> Cost:
     """Return what a merge costs.
 
@@ -112,6 +118,7 @@ def cost_of(
         changes_denoiser: Whether the LoRAs change the diffusion model.
         sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
+        polish_steps: Steps of the polish.
     """
     judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
     compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
@@ -122,6 +129,7 @@ def cost_of(
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=2 * sweeps * (samples + ALONE) if changes_denoiser else 0,
+        polish=_polish(polish_steps, samples) if changes_denoiser and polish_steps else 0,
         check=checks
         * (
             _drawn(check_plans, guided)
@@ -133,6 +141,13 @@ def cost_of(
         samples=samples,
         tasks=len(plans),
     )
+
+
+def _polish(steps: int, samples: int) -> int:
+    """Return the rows of a polish: each sample is read by its teacher, the base model and the
+    merge, and a row with its gradient counts as four, since blocks run again in the backward pass.
+    """
+    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples)
 
 
 def _drawn(plans: Iterable[Plan], guided: bool) -> int:

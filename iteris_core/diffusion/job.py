@@ -27,6 +27,7 @@ from .lora_use import LoadedLora, LoraUse, loras_in_use
 from .model import (
     DENOISER_STAGE,
     HELD_OUT_STAGE,
+    POLISH_STAGE,
     PROOF_STAGE,
     SAMPLING_STAGE,
     TEXT_STAGE,
@@ -34,7 +35,6 @@ from .model import (
 )
 from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .samples import Tokenized
-from .scenes import TokenPositions
 
 # Bytes of a forward call for each byte of its rows' latents, one channel alone: ComfyUI's estimate
 # for SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
@@ -136,7 +136,19 @@ class Job:
         check_adapters(adapters)
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
-        plans = make_plans(uses, calibration, _token_positions_of(model))
+        tokens = model.picture_tokens
+        if tokens and calibration.scene_weight and not calibration.scene_pictures:
+            raise ConfigError(
+                f"{model.family.name} reads text and picture together, so that scenes count in the "
+                f"picture alone, and {called('scene_pictures')} is off. Set "
+                f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
+            )
+        plans = make_plans(
+            uses,
+            calibration,
+            None if tokens else model.token_positions,
+            tokens.length if tokens else None,
+        )
         check_target(plans, settings.config)
         check_plans = make_check_plans(uses, calibration) if calibration.held_out else []
         _check_captions(model, [*plans, *check_plans])
@@ -171,6 +183,7 @@ class Job:
             changes_denoiser=self._changes(text=False),
             sweeps=1 if self.config.size is None else 2,
             checks=2 if self.settings.correct_strength else 1,
+            polish_steps=self.calibration.polish,
         )
 
     @property
@@ -182,6 +195,7 @@ class Job:
             TEXT_STAGE: self._changes(text=True),
             SAMPLING_STAGE: has_denoiser,
             DENOISER_STAGE: has_denoiser,
+            POLISH_STAGE: has_denoiser and self.calibration.polish > 0,
             HELD_OUT_STAGE: bool(self.check_plans),
         }
         return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
@@ -259,25 +273,6 @@ def _notes(
                 f"{use.name}: prompts made of the file's trigger words ({use.prompts_from}): "
                 f"{'; '.join(use.prompts)}",
             )
-
-
-def _token_positions_of(model: DiffusionHost) -> TokenPositions:
-    """Return the model's function for scenes, which asks it for the positions of a text's words.
-
-    Its function raises:
-        ConfigError: The model has no text layers.
-    """
-
-    def token_positions(text: str) -> Sequence[int]:
-        if not model.has_text_layers:
-            raise ConfigError(
-                "scene prompts of several subjects are for models with text encoders that are "
-                "merged and layers that read the text alone, which are SD1.5 and SDXL; this model "
-                f"is {model.family.name}. Set {setting_to('scene_weight', 0)}"
-            )
-        return model.token_positions(text)
-
-    return token_positions
 
 
 def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:

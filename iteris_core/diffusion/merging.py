@@ -31,6 +31,7 @@ from .job import Job
 from .model import (
     DENOISER_STAGE,
     HELD_OUT_STAGE,
+    POLISH_STAGE,
     PROOF_STAGE,
     SAMPLING_STAGE,
     TEXT_STAGE,
@@ -350,9 +351,41 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             for plan in job.plans
         ]
         result = solver.merge(network, adapters, tasks, DENOISER_STAGE)
+        if job.calibration.polish:
+            result, note = _polished(result, network, adapters, tasks, solver)
+            notes += (note,)
     report = result.report
     notes += _remembered(latents)
     return replace(result, report=replace(report, notes=(*report.notes, *notes)))
+
+
+def _polished(
+    result: MergeResult,
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    solver: PartSolver,
+) -> tuple[MergeResult, Note]:
+    """Return a merge of the diffusion model's part after its polish, and a note about it."""
+    from .polish import polish
+
+    job = solver.job
+    steps = job.calibration.polish
+    adapter = with_smaller_calls(
+        lambda size: polish(
+            network,
+            adapters,
+            tasks,
+            result.adapter,
+            steps,
+            size,
+            in_stage(solver.progress, POLISH_STAGE),
+        ),
+        job.config.samples_per_chunk,
+        "the polish",
+    )
+    note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
+    return replace(result, adapter=adapter), note
 
 
 def _remembered(latents: Latents) -> tuple[Note, ...]:

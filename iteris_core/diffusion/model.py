@@ -5,7 +5,7 @@ Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `Dif
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ PROOF_STAGE = "Check of the LoRAs"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
 DENOISER_STAGE = "Diffusion model"
+POLISH_STAGE = "Polish"
 HELD_OUT_STAGE = "Check on unseen samples"
 
 
@@ -113,6 +114,24 @@ class HostLoader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class PictureTokens:
+    """How to tell the picture from the text in layers that read both, or read text in which words
+    cannot be paired.
+
+    Args:
+        patch: Side of the square of latents that is one token. The picture's tokens stand last.
+        length: What the model's captions have in common that can share a forward call, by their
+            number of tokens.
+        multiple: What the number of the picture's tokens is a multiple of, by padding behind them,
+            where they stand with the text.
+    """
+
+    patch: int
+    length: Callable[[str], Hashable]
+    multiple: int = 1
+
+
 class DiffusionHost(Protocol):
     """The model, as its host offers it."""
 
@@ -129,8 +148,15 @@ class DiffusionHost(Protocol):
     @property
     def has_text_layers(self) -> bool:
         """Whether some layers of the diffusion model read alone what the text encoders that can be
-        merged have written, without positions. Scenes need them. Tokens may come several times
-        there, so that rows of different texts can share a call.
+        merged have written, without positions. Tokens may come several times there, so that rows
+        of different texts can share a call.
+        """
+        ...
+
+    @property
+    def picture_tokens(self) -> PictureTokens | None:
+        """How scenes tell the picture from the text; None where they pair words in the text, and
+        the picture stands alone in its layers, in halvings of its latents.
         """
         ...
 

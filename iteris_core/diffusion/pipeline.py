@@ -134,6 +134,7 @@ class DiffusersModel:
         return ldm_names(path for path, _ in self.unet_model.named_modules())
 
     has_text_layers = True
+    picture_tokens = None
     loader = None  # a merge here is not followed by diffusers' own loader
 
     @property

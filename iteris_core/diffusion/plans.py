@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ..errors import CalibrationError
-from ..network import IMAGE_STREAM
-from ..tasks import Sample
+from ..network import IMAGE_STREAM, TEXT_STREAM
+from ..tasks import Sample, TokenWeights
 from .calibration import (
     Calibration,
     base_captions,
@@ -29,13 +29,14 @@ from .model import Encoded
 from .samples import Context, Reading
 from .sampling import Latents, Part, Run
 from .scenes import (
+    Length,
     Member,
+    Region,
     Scene,
     TokenPositions,
     behind,
     by_kind,
     make_scenes,
-    on_grid,
     prefixes,
     region_of,
     shuffled,
@@ -241,7 +242,9 @@ class ScenePlan:
                 samples.append(context.sample(x, sigma, {IMAGE_STREAM: torch.zeros}))
                 continue
             mask = region_of(part.scene, part.member, latents.shape)
-            weights = {IMAGE_STREAM: functools.cache(functools.partial(on_grid, mask))}
+            weights: dict[str, TokenWeights] = {IMAGE_STREAM: Region(mask, latents.sampler.picture)}
+            if part.member.pairing.is_empty:
+                weights[TEXT_STREAM] = torch.zeros
             samples += [context.sample(x, sigma, weights) for x, sigma in kept]
         return samples
 
@@ -296,7 +299,10 @@ def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
 
 
 def make_plans(
-    loras: Sequence[LoraUse], calibration: Calibration, token_positions: TokenPositions
+    loras: Sequence[LoraUse],
+    calibration: Calibration,
+    token_positions: TokenPositions | None,
+    length: Length | None = None,
 ) -> list[TaskPlan]:
     """Return the tasks of a merge: of each LoRA, of the base model, of subjects in styles, and of
     scenes.
@@ -305,15 +311,19 @@ def make_plans(
         loras: LoRAs of different names.
         calibration: Settings of the calibration samples, and of the tasks to make.
         token_positions: Function that returns the positions of a text's words among its tokens;
-            called for scenes only.
+            called for scenes only. None: see `scenes.make_scenes`.
+        length: See `scenes.make_scenes`.
 
     Raises:
         CalibrationError: A LoRA without prompts, or see `scenes.make_scenes`.
     """
     own = make_own_plans(loras, calibration)
-    plans = [*own, *_preserve_plans(len(own), calibration)]
+    plans: list[TaskPlan] = [*own, *_preserve_plans(len(own), calibration)]
     plans += _styled_plans(loras, len(plans), calibration)
-    return [*plans, *_scene_plans(loras, own, len(plans), calibration, token_positions)]
+    if calibration.scene_weight and len(loras) > 1:
+        scenes = make_scenes(loras, calibration, token_positions, length)
+        plans += _scene_plans(loras, own, scenes, len(plans), calibration)
+    return plans
 
 
 def make_own_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CaptionPlan]:
@@ -385,16 +395,11 @@ def _styled_plans(
 def _scene_plans(
     loras: Sequence[LoraUse],
     own: Sequence[CaptionPlan],
+    scenes: Sequence[Scene],
     number: int,
     calibration: Calibration,
-    token_positions: TokenPositions,
 ) -> list[ScenePlan]:
-    """Return a scene task per LoRA that takes part in any; none for a single LoRA, or with a weight
-    of 0.
-    """
-    if not calibration.scene_weight or len(loras) < 2:
-        return []
-    scenes = make_scenes(loras, calibration, token_positions)
+    """Return a scene task per LoRA that takes part in any."""
     plans = []
     for k, lora in enumerate(loras):
         parts = tuple(

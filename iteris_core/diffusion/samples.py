@@ -30,14 +30,22 @@ class Pairing:
 
     Args:
         words: (teacher's, student's) position of each token of the teacher's own words.
-        ends: (teacher's, student's) position of the end, right after the caption's words.
+        ends: (teacher's, student's) position of the end, right after the caption's words; None: no
+            token counts, as where text and picture are read together and words cannot be paired.
     """
 
-    words: tuple[tuple[int, int], ...]
-    ends: tuple[int, int]
+    words: tuple[tuple[int, int], ...] = ()
+    ends: tuple[int, int] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token counts."""
+        return self.ends is None
 
     def pairs(self, tokens: int) -> list[tuple[int, int]]:
         """Return all pairs of (teacher's, student's) positions in contexts of so many tokens."""
+        if self.ends is None:
+            return []
         end = max(self.ends)
         return [
             *self.words,
@@ -112,6 +120,8 @@ class Context:
         Attention stays the same, and each token counts once in all.
         """
         length = len(teacher.tokens)
+        if pairing is not None and pairing.is_empty:
+            pairing = None
         weights = None if pairing is None else pairing.weights(length)
         numbers = None if pairing is None else pairing.teacher_tokens(length)
         if times == 1:
@@ -197,6 +207,8 @@ class Tokenized:
         pairing = reading.pairing
         if pairing is None:
             return [Sample(piece) for piece in teacher]
+        if not teacher:
+            return []
         if (len(teacher), len(student)) != (1, 1):
             raise CalibrationError(
                 f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "

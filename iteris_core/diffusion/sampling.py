@@ -15,7 +15,7 @@ from ..processes import Processes
 from ..progress import Progress, nobody
 from ..rows.wearing import Closet, wearing
 from .calibration import Calibration
-from .model import DenoiserRow, DiffusionHost, Encoded
+from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
 # (latents, sigma of all or of each) -> estimate of the clean latents
@@ -114,6 +114,7 @@ class Sampler:
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
         processes: The processes that share the runs.
+        picture: See `model.DiffusionHost.picture_tokens`.
     """
 
     network: Network
@@ -122,6 +123,7 @@ class Sampler:
     shape: tuple[int, ...]
     cfg: float
     processes: Processes = field(default_factory=Processes)
+    picture: PictureTokens | None = None
 
     @classmethod
     def of(
@@ -141,6 +143,7 @@ class Sampler:
             model.latent_shape(calibration.resolution),
             calibration.cfg,
             Processes.current(),
+            model.picture_tokens,
         )
 
     def sample(

@@ -3,7 +3,8 @@
 The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers, so the teacher of
 <v2> reads "a red chair and a <v2>", with an ordinary thing in the place of <v1>. Its own words
 count, wherever they stand in the two captions. So do the end and the padding, which have read all
-of a caption.
+of a caption. In the picture the part counts in which the LoRA's subject lies. Where text and
+picture are read together, words cannot be told apart, and that part alone counts.
 
 One subject in a style is another matter. A subject LoRA and a style LoRA can be worn together,
 since one decides the content and the other the rendering of the whole picture. There the stack of
@@ -15,8 +16,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -36,12 +37,18 @@ from .captions import (
     regions_of,
 )
 from .lora_use import Kind, LoraUse
+from .model import PictureTokens
 from .samples import Pairing
 
 T = TypeVar("T")
 # Text -> where, in its context, the tokens of its words stand; without start, end and padding.
 TokenPositions = Callable[[str], Sequence[int]]
+# Text -> what texts of one length have in common.
+Length = Callable[[str], Hashable]
 _MOST_PREFIXES = 4  # of one caption
+_MOST_THINGS = 4  # that together stand in for one subject
+_MOST_COMMAS = 12
+_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,61 @@ class Scene:
     def has_region(self, member: Member) -> bool:
         """Whether a member has a part of the picture to itself."""
         return self.layout is not None and member.region is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of the picture as weights of a layer's tokens; see `tasks.TokenWeights`.
+
+    Args:
+        mask: The part in the latents, (height, width).
+        picture: See `model.DiffusionHost.picture_tokens`.
+    """
+
+    mask: Tensor
+    picture: PictureTokens | None = None
+    _known: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(self, tokens: int) -> Tensor:
+        if tokens not in self._known:
+            picture = self.picture
+            self._known[tokens] = (
+                on_grid(self.mask, tokens)
+                if picture is None
+                else last_of_row(self.mask, tokens, picture.patch, picture.multiple)
+            )
+        return self._known[tokens]
+
+
+def last_of_row(mask: Tensor, tokens: int, patch: int, multiple: int = 1) -> Tensor:
+    """Return a mask (height, width) as weights of a layer's tokens, (tokens,), where each square of
+    latents is a token and the picture's stand last; the text before them does not count.
+
+    >>> last_of_row(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2), 3, patch=2)
+    tensor([0., 1., 0.])
+
+    Args:
+        mask: The mask.
+        tokens: Tokens of the layer; a single one is for the whole picture.
+        patch: See `model.PictureTokens`.
+        multiple: See `model.PictureTokens`.
+
+    Raises:
+        CalibrationError: Fewer tokens than the picture has.
+    """
+    if tokens == 1:
+        return mask.float().mean().reshape(1)
+    height, width = (-(-side // patch) for side in mask.shape)
+    grid = functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()
+    if tokens > len(grid):
+        grid = functional.pad(grid, (0, -len(grid) % multiple))
+    if tokens < len(grid):
+        raise CalibrationError(
+            f"a layer sees {tokens} tokens, and a picture of {mask.shape[0]} x {mask.shape[1]} "
+            f"latents has {len(grid)}; scenes cannot tell whose tokens they are. Set "
+            f"{setting_to('scene_weight', 0)}"
+        )
+    return functional.pad(grid, (tokens - len(grid), 0))
 
 
 def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:
@@ -132,7 +194,10 @@ def on_grid(mask: Tensor, tokens: int) -> Tensor:
 
 
 def make_scenes(
-    loras: Sequence[LoraUse], calibration: Calibration, token_positions: TokenPositions
+    loras: Sequence[LoraUse],
+    calibration: Calibration,
+    token_positions: TokenPositions | None,
+    length: Length | None = None,
 ) -> list[Scene]:
     """Return scenes in which each LoRA takes part often enough.
 
@@ -145,13 +210,20 @@ def make_scenes(
         loras: The LoRAs of the merge.
         calibration: Settings with the forms, the ordinary things, and the number of scenes per
             LoRA.
-        token_positions: See `TokenPositions`.
+        token_positions: See `TokenPositions`; None: words cannot be paired, and only forms are used
+            whose subjects lie apart.
+        length: See `model.PictureTokens`; None: captions of all lengths share a call.
 
     Raises:
-        CalibrationError: No form fits these LoRAs, or a trigger whose tokens cannot be told from
-            its neighbours'.
+        CalibrationError: No form fits these LoRAs, a trigger whose tokens cannot be told from its
+            neighbours', or one that is so long that nothing ordinary can stand in for it.
     """
     subjects, styles = by_kind(loras)
+    possible = [
+        form
+        for form in calibration.scene_forms
+        if not is_styled(form) and (token_positions is not None or layout_of(form))
+    ]
     chance = random.Random(calibration.seed)
     met: Counter[tuple[int, int]] = Counter()
     draws = [
@@ -161,7 +233,7 @@ def make_scenes(
             prefixes(calibration, chance),
             strict=False,
         )
-        for forms, groups in _forms_and_groups(calibration, subjects, styles)
+        for forms, groups in _forms_and_groups(possible, subjects, styles)
     ]
     if not draws and subjects and styles and styled_forms(calibration):
         return []
@@ -171,7 +243,7 @@ def make_scenes(
             f"{called('scene_forms')} that do, say which LoRAs are subjects, or set "
             f"{setting_to('scene_weight', 0)}"
         )
-    writer = _SceneWriter(loras, calibration, token_positions, chance)
+    writer = _SceneWriter(loras, calibration, token_positions, length, chance)
     often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)
     scenes: list[Scene] = []
     members = 0
@@ -204,17 +276,16 @@ class _Group(NamedTuple):
 
 
 def _forms_and_groups(
-    calibration: Calibration, subjects: Sequence[int], styles: Sequence[int]
+    scene_forms: Sequence[str], subjects: Sequence[int], styles: Sequence[int]
 ) -> list[tuple[list[str], list[_Group]]]:
     """Return the kinds of scene forms that these LoRAs can fill: the forms of a kind, and every
     choice of LoRAs for it.
     """
     kinds: dict[tuple[int, int], list[str]] = {}
-    for form in calibration.scene_forms:
-        if not is_styled(form):
-            names = placeholders(form)
-            of_styles = names.count(STYLE_PLACE)
-            kinds.setdefault((len(names) - of_styles, of_styles), []).append(form)
+    for form in scene_forms:
+        names = placeholders(form)
+        of_styles = names.count(STYLE_PLACE)
+        kinds.setdefault((len(names) - of_styles, of_styles), []).append(form)
     possible = []
     for (of_subjects, of_styles), forms in kinds.items():
         choices = itertools.product(
@@ -295,7 +366,8 @@ class _SceneWriter:
 
     loras: Sequence[LoraUse]
     calibration: Calibration
-    token_positions: TokenPositions
+    token_positions: TokenPositions | None
+    length: Length | None
     chance: random.Random
 
     def scene(self, form: str, cast: Sequence[int], prefix: str) -> Scene:
@@ -310,37 +382,84 @@ class _SceneWriter:
         form = behind(prefix, form)
         members = []
         for name, k in zip(numbered, cast, strict=True):
-            alone = {**self.stand_ins(names, name), name: words[name]}
-            student = self.place(form, words, name)
-            teacher = self.place(form, alone, name)
-            pairing = Pairing(
-                tuple(zip(teacher.words, student.words, strict=True)), (teacher.end, student.end)
-            )
+            alone = self.alone(form, words, name)
+            pairing = self.pairing(form, alone, words, name)
             members.append(Member(k, form.format(**alone), pairing, regions.get(name)))
         return Scene(form.format(**words), tuple(members), layout)
 
-    def stand_ins(self, names: Sequence[str], own: str) -> dict[str, str]:
-        """Return something ordinary for every place but one."""
-        things = shuffled(self.calibration.companions, self.chance)
-        styles = shuffled(self.calibration.ordinary_styles, self.chance)
-        return {
-            name: next(styles if name == STYLE_PLACE else things) for name in names if name != own
-        }
-
-    def place(self, form: str, words: Mapping[str, str], own: str) -> _Place:
-        """Return where the words of one place of a form stand in the whole caption.
+    def alone(self, form: str, words: Mapping[str, str], own: str) -> dict[str, str]:
+        """Return the words of a teacher for the places of a form: its own, and something ordinary
+        for all others, with as many tokens in all as the student reads.
 
         Raises:
-            CalibrationError: The tokenizer joins them with their neighbours.
+            CalibrationError: Nothing ordinary has so many.
         """
-        before, after = form.split(f"{{{own}}}")
-        texts = [before.format(**words), words[own], after.format(**words)]
-        start, count, rest = (len(self.token_positions(text)) for text in texts)
-        whole = self.token_positions("".join(texts))
-        if len(whole) != start + count + rest:
-            raise CalibrationError(
-                f"the tokens of {words[own]!r} cannot be told from their neighbours in "
-                f"{''.join(texts)!r}: the tokenizer joins them. Set spaces around "
-                "{...} in the scene form, or change the trigger"
-            )
-        return _Place(tuple(whole[start : start + count]), whole[-1] + 1)
+        things = shuffled(self.calibration.companions, self.chance)
+        styles = shuffled(self.calibration.ordinary_styles, self.chance)
+        others = [name for name in placeholders(form) if name != own]
+        if self.length is None:
+            stand_ins = {name: next(styles if name == STYLE_PLACE else things) for name in others}
+            return {**words, **stand_ins}
+        wanted = self.length(form.format(**words))
+        first, *rest = others
+        for _ in range(_TRIES):
+            ordinary = dict(zip(rest, self.things(), strict=False))
+            for thing in self.things():
+                alone = {**words, **ordinary, first: thing}
+                if self.length(form.format(**alone)) == wanted:
+                    return alone
+        raise CalibrationError(
+            f"nothing ordinary has as many tokens as {words[first]!r} in the caption "
+            f"{form.format(**words)!r}, in whose place it would be read. Say in fewer words what "
+            "the LoRA is called, or write companions of that length"
+        )
+
+    def things(self) -> Iterator[str]:
+        """Yield ordinary things in random order, several of them as one, and with commas: texts of
+        many lengths.
+        """
+        companions = ("it", *self.calibration.companions)
+        for count in range(1, min(_MOST_THINGS, len(companions)) + 1):
+            for _ in range(len(companions) * count):
+                yield " and ".join(self.chance.sample(companions, count))
+        for text, commas in itertools.product(companions, range(_MOST_COMMAS)):
+            yield text + " ," * commas
+
+    def pairing(
+        self, form: str, alone: Mapping[str, str], words: Mapping[str, str], own: str
+    ) -> Pairing:
+        """Return which tokens of a form's two captions answer to each other.
+
+        Args:
+            form: The form.
+            alone: What the teacher reads in its places.
+            words: What the student reads there.
+            own: The teacher's own place.
+        """
+        if self.token_positions is None:
+            return Pairing()
+        student = _place(self.token_positions, form, words, own)
+        teacher = _place(self.token_positions, form, alone, own)
+        pairs = tuple(zip(teacher.words, student.words, strict=True))
+        return Pairing(pairs, (teacher.end, student.end))
+
+
+def _place(
+    token_positions: TokenPositions, form: str, words: Mapping[str, str], own: str
+) -> _Place:
+    """Return where the words of one place of a form stand in the whole caption.
+
+    Raises:
+        CalibrationError: The tokenizer joins them with their neighbours.
+    """
+    before, after = form.split(f"{{{own}}}")
+    texts = [before.format(**words), words[own], after.format(**words)]
+    start, count, rest = (len(token_positions(text)) for text in texts)
+    whole = token_positions("".join(texts))
+    if len(whole) != start + count + rest:
+        raise CalibrationError(
+            f"the tokens of {words[own]!r} cannot be told from their neighbours in "
+            f"{''.join(texts)!r}: the tokenizer joins them. Set spaces around "
+            "{...} in the scene form, or change the trigger"
+        )
+    return _Place(tuple(whole[start : start + count]), whole[-1] + 1)

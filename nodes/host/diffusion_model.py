@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -25,9 +26,16 @@ from ...iteris_core.devices import Room, share_out
 from ...iteris_core.diffusion import proof
 from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoraUse
-from ...iteris_core.diffusion.model import DenoiserRow, Encoded, PatchedWeight, stream_of
+from ...iteris_core.diffusion.model import (
+    DenoiserRow,
+    Encoded,
+    PatchedWeight,
+    PictureTokens,
+    stream_of,
+)
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
+from ...iteris_core.network import TEXT_STREAM
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of
@@ -73,6 +81,14 @@ class ComfyModel:
     @property
     def has_text_layers(self) -> bool:
         return bool(self.row.text_layers)
+
+    @cached_property
+    def picture_tokens(self) -> PictureTokens | None:
+        if self.has_text_layers:
+            return None
+        model = self.model.model.diffusion_model
+        multiple = getattr(model, "pad_tokens_multiple", None) or 1
+        return PictureTokens(_patch_of(model), self.texts.length, multiple)
 
     def is_text_module(self, path: str) -> bool:
         return is_text(path)
@@ -144,6 +160,8 @@ class ComfyModel:
         return self._call_keys[row.prompt]
 
     def _stream(self, path: str) -> str:
+        if self.row.reads_text and re.search(self.row.reads_text, path):
+            return TEXT_STREAM
         return stream_of(path, self.row.text_layers)
 
     def _folds_rows(self, path: str) -> bool:
@@ -358,6 +376,15 @@ class ComfyModel:
         return kohya.to_tensors(
             denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )
+
+
+def _patch_of(diffusion_model: Any) -> int:
+    """Return the side of the square of latents that is one token of a transformer."""
+    for name in ("patch_size", "patch_spatial"):
+        size = getattr(diffusion_model, name, None)
+        if size is not None:
+            return int(size[-1] if isinstance(size, (tuple, list)) else size)
+    return 1
 
 
 def _prediction_type(model: Any) -> str:

@@ -29,6 +29,8 @@ class HostFamily:
         text_layers: Ends of the paths of layers that read the text alone, where it comes from text
             encoders that are swept; empty: there are none, as where text and picture meet in every
             layer, and where the text comes from a T5 or a language model.
+        reads_text: Pattern of the paths of layers that read the text alone, or no tokens of the
+            picture, where `text_layers` is empty.
         folded: Parts of the paths of layers that read each row cut into several.
         downscale: Pixels of a picture per latent, in each direction.
     """
@@ -38,6 +40,7 @@ class HostFamily:
     text_encoders: tuple[frozenset[str], ...]
     swept: tuple[str, ...] = ()
     text_layers: tuple[str, ...] = ()
+    reads_text: str = ""
     folded: tuple[str, ...] = ()
     downscale: int = 8
 
@@ -47,24 +50,60 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
     return HostFamily(FAMILIES[name], channels, choices, **more)
 
 
-_FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",))
+_TWO_STREAMS = r"\.txt_(in|attn|mlp)\b"
+_FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS)
 # Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
 HOST_FAMILIES = {
     "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=UNET_TEXT_LAYERS),
     "SDXL": _row("SDXL", ("in_channels", 4), "l g", swept=("l", "g"), text_layers=UNET_TEXT_LAYERS),
-    "SD3": _row("SD3.5", ("in_channels", 16), "l g t5xxl", swept=("l", "g")),
+    "SD3": _row(
+        "SD3.5",
+        ("in_channels", 16),
+        "l g t5xxl",
+        swept=("l", "g"),
+        reads_text=r"\.context_(block|embedder)\b",
+    ),
     "Flux": _FLUX,
     "FluxSchnell": _FLUX,
     "Flux2": _row(
-        "Flux.2", ("in_channels", 128), "qwen3_4b", "qwen3_8b", "mistral3_24b", downscale=16
+        "Flux.2",
+        ("in_channels", 128),
+        "qwen3_4b",
+        "qwen3_8b",
+        "mistral3_24b",
+        downscale=16,
+        reads_text=_TWO_STREAMS,
     ),
-    "Chroma": _row("Chroma", ("in_channels", 64), "t5xxl"),
-    "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b"),
-    "QwenImage": _row("Qwen-Image", ("in_channels", 64), "qwen25_7b"),
-    "Anima": _row("Anima", None, "qwen3_06b t5xxl"),
-    "Krea2": _row("Krea 2", None, "qwen3vl_4b", folded=(".txtfusion.layerwise_blocks.",)),
-    "AuraFlow": _row("AuraFlow", None, "pile_t5xl"),
-    "WAN21_T2V": _row("Wan", ("in_dim", 16), "umt5xxl"),
+    "Chroma": _row(
+        "Chroma",
+        ("in_channels", 64),
+        "t5xxl",
+        reads_text=rf"{_TWO_STREAMS}|\.distilled_guidance_layer\.",
+    ),
+    "ZImage": _row(
+        "Z-Image", ("in_channels", 16), "qwen3_4b", reads_text=r"\.(context_refiner|cap_embedder)\."
+    ),
+    "QwenImage": _row(
+        "Qwen-Image",
+        ("in_channels", 64),
+        "qwen25_7b",
+        reads_text=r"\.(add_[qkv]_proj|to_add_out|txt_(in|mlp))\b",
+    ),
+    "Anima": _row(
+        "Anima", None, "qwen3_06b t5xxl", reads_text=r"\.(cross_attn\.[kv]_proj|llm_adapter)\b"
+    ),
+    "Krea2": _row(
+        "Krea 2", None, "qwen3vl_4b", reads_text=r"\.txt", folded=(".txtfusion.layerwise_blocks.",)
+    ),
+    "AuraFlow": _row(
+        "AuraFlow",
+        None,
+        "pile_t5xl",
+        reads_text=r"\.(cond_seq_linear|mlpC|double_layers\.\d+\.attn\.w1.)\b",
+    ),
+    "WAN21_T2V": _row(
+        "Wan", ("in_dim", 16), "umt5xxl", reads_text=r"\.(text_embedding|cross_attn\.[kv])\b"
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -67,6 +67,10 @@ class TextEncoders:
             name: [[(token, 1.0) for token, *_ in piece] for piece in pieces]
             for name, pieces in self.clip.tokenize(caption).items()
         }
+
+    def length(self, caption: str) -> Hashable:
+        """Return how many tokens each text encoder reads of a caption."""
+        return tuple((name, *map(len, pieces)) for name, pieces in self._tokens(caption).items())
 
     def unknown_embeddings(self, text: str) -> list[str]:
         """Return the learned tokens (``embedding:name``) of a text that the host finds for none of

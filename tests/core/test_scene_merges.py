@@ -19,6 +19,7 @@ from iteris_core.diffusion.calibration import (
     Calibration,
     own_captions,
 )
+from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.scenes import make_scenes, region_masks
 from iteris_core.files.families import FAMILIES
 
@@ -257,6 +258,22 @@ def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration)
     assert at_last == [*"ab"] + ["a in scenes", "b in scenes"] * calibration.scene_pictures
 
 
+def test_where_words_cannot_be_paired_regions_alone_count(host):
+    """The inlet reads the latents themselves, and nothing of a scene counts in the text."""
+    host.picture_tokens = PictureTokens(1, lambda caption: len(caption.split()))
+    loras = two_loras(host, ("unet",))
+    result, _ = host.merge(loras, PICTURES, FULL)
+    without, _ = host.merge(loras, replace(PICTURES, scene_weight=0.0), FULL)
+    for path, same in {
+        "unet.inlet": False,
+        "unet.q": False,
+        "unet.k": True,
+        "unet.v": True,
+    }.items():
+        found, plain = (one.adapter.deltas[path].dense() for one in (result, without))
+        assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same, path
+
+
 # --- refusals ---
 
 
@@ -268,13 +285,12 @@ def test_scenes_with_the_delta_target_are_refused(host):
         host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
 
 
-def test_scenes_are_refused_where_no_layer_reads_what_merged_text_encoders_write(host):
-    host.has_text_layers = False
+def test_scenes_in_the_text_alone_are_refused_where_words_cannot_be_paired(host):
+    host.picture_tokens = PictureTokens(1, lambda caption: len(caption.split()))
     host.family = FAMILIES["Wan"]
     with pytest.raises(
         ConfigError,
-        match=r"text encoders that are merged and layers that read the text alone, which are SD1\.5 "
-        r"and SDXL; this model is Wan\. Set scene_weight to 0",
+        match=r"Wan reads text and picture together.*Set scene_pictures to True, or scene_weight to 0",
     ):
         host.merge(two_loras(host), SCENES, FULL)
 

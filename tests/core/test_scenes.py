@@ -20,7 +20,14 @@ from iteris_core.diffusion.captions import (
     regions_of,
 )
 from iteris_core.diffusion.samples import Pairing
-from iteris_core.diffusion.scenes import make_scenes, on_grid, region_masks, styled_forms
+from iteris_core.diffusion.scenes import (
+    Region,
+    last_of_row,
+    make_scenes,
+    on_grid,
+    region_masks,
+    styled_forms,
+)
 
 
 def tokens_of(text):
@@ -34,7 +41,7 @@ def positions_of(text):
     return [1 + i for i in range(len(tokens_of(text)))]  # after the start
 
 
-def scenes_of(*words, kinds=(), positions=positions_of, **settings):
+def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings):
     kinds = kinds or ["subject"] * len(words)
     loras = [
         use(word, (), trigger=word, kind=kind) for word, kind in zip(words, kinds, strict=True)
@@ -50,6 +57,7 @@ def scenes_of(*words, kinds=(), positions=positions_of, **settings):
             }
         ),
         positions,
+        length,
     )
 
 
@@ -186,6 +194,56 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
         match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'",
     ):
         scenes_of("<v1>", "<v2>", scene_forms=("{first}, {second}",), positions=joining)
+
+
+# --- models in which text and picture are read together ---
+
+
+def length_of(text):
+    return len(tokens_of(text))
+
+
+@pytest.mark.parametrize(
+    "words", [("a sks", "a ohwx"), ("<v1> very long cat", "<v2>", "a <v3> c d")]
+)
+def test_without_pairs_teachers_read_captions_of_the_students_length_and_regions_alone(words):
+    scenes = scenes_of(*words, positions=None, length=length_of)
+    assert len(scenes) > 10
+    for scene in scenes:
+        assert scene.layout
+        for member in scene.members:
+            assert scene.has_region(member)
+            assert member.pairing.is_empty
+            assert words[member.lora] in member.caption
+            assert length_of(member.caption) == length_of(scene.caption)
+            others = [words[other.lora] for other in scene.members if other is not member]
+            assert not any(
+                other in member.caption.replace(words[member.lora], "") for other in others
+            )
+
+
+def test_a_name_for_which_nothing_ordinary_is_long_enough_is_refused():
+    with pytest.raises(
+        CalibrationError, match=r"nothing ordinary has as many tokens as.*fewer words"
+    ):
+        scenes_of(
+            "<v1>", "word " * 60, positions=None, length=length_of, companions=("a red chair",)
+        )
+
+
+def test_the_pictures_tokens_are_the_last_of_a_row_and_the_text_does_not_count():
+    mask = torch.zeros(4, 6)
+    mask[:, :3] = 1
+    left = [1.0, 0.5, 0.0] * 2
+    assert last_of_row(mask, 6, patch=2).tolist() == left
+    assert last_of_row(mask, 9, patch=2).tolist() == [0.0] * 3 + left
+    # both parts are filled up with tokens that are neither
+    assert last_of_row(mask, 12, patch=2, multiple=4).tolist() == [0.0] * 4 + left + [0.0] * 2
+    assert last_of_row(mask, 1, patch=2).tolist() == [0.5]
+    assert last_of_row(torch.ones(3, 3), 4, patch=2).tolist() == [1.0] * 4
+    with pytest.raises(CalibrationError, match=r"sees 5 tokens.*4 x 6 latents has 6"):
+        last_of_row(mask, 5, patch=2)
+    assert Region(mask)(24).tolist() == mask.flatten().tolist()
 
 
 # --- settings ---

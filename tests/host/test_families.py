@@ -56,6 +56,14 @@ def family(request):
     return figures(request.param)
 
 
+def test_scenes_tell_the_picture_from_the_text_and_a_polish_leaves_nothing(family):
+    assert family["misread"] == []
+    if "polished" in family:
+        assert family["polished"]["again"] == 0
+        assert family["polished"]["moved"] > 1e-4
+        assert family["polished"]["hooks"] == 0
+
+
 def test_every_layer_is_read_in_every_spelling_and_measured_once(family):
     """One change in the spellings of kohya, diffusers and PEFT is one adapter."""
     assert family["layers"] == LAYERS[family["family"]]

@@ -134,6 +134,7 @@ class FakeHost:
         return self._part("te", self.te, lambda rows: self.te(torch.stack(list(rows))))
 
     has_text_layers = True
+    picture_tokens = None
     loader = None
     family = FAMILIES["SD1.5"]
 

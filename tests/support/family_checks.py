@@ -47,6 +47,7 @@ from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines import sweep
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files import kohya
+from iteris_core.network import TEXT_STREAM
 from iteris_core.rows.lockstep import held_bytes
 from iteris_core.rows.parking import HostMemory, PagedFile, Parking
 from iteris_core.rows.wearing import wearing
@@ -392,6 +393,71 @@ def saved_prediction(model: Any, clip: Any, sampling: str = "") -> str | None:
     return metadata.get("modelspec.prediction_type")
 
 
+def misread_streams(host: ComfyModel) -> list[str]:
+    """Return layers whose tokens are not what scenes take them for, by the numbers of tokens that
+    they see of two texts and of two sizes of a picture.
+    """
+    if host.picture_tokens is None:
+        return []
+    short, long = CAPTION, " ".join([CAPTION] * 60)
+    first, other_text, other_picture = (
+        tokens_seen(host, caption, resolution)
+        for caption, resolution in ((short, 128), (long, 128), (short, 256))
+    )
+    height, width = host.latent_shape(128)[-2:]
+    pictures = height * width // host.picture_tokens.patch**2
+    wrong = []
+    for path, tokens in first.items():
+        sees_text = tokens != other_text[path]
+        sees_picture = tokens != other_picture[path]
+        if not sees_text and not sees_picture:
+            continue
+        is_text = host._stream(path) == TEXT_STREAM
+        if is_text == sees_picture or (sees_picture and tokens < pictures):
+            wrong.append(path)
+    return wrong
+
+
+def tokens_seen(host: ComfyModel, caption: str, resolution: int) -> dict[str, int]:
+    """Return how many tokens each linear layer of the diffusion model sees."""
+    seen_by: dict[str, int] = {}
+    with host.denoiser() as network, contextlib.ExitStack() as hooks:
+        for path, module in network.modules.items():
+            if isinstance(module, nn.Linear):
+
+                def count(_: nn.Module, args: Any, output: Tensor, path: str = path) -> None:
+                    seen_by[path] = args[0].shape[1:-1].numel()
+
+                hooks.callback(module.register_forward_hook(count).remove)
+        shape = host.latent_shape(resolution)
+        network.forward([DenoiserRow(noise(shape, 0), host.sigmas(4)[1], prompt_of(host, caption))])
+    return seen_by
+
+
+def polished_together(host: ComfyModel, *loras: LoadedLora) -> dict[str, Any]:
+    """Merge two subjects that one picture shows, with a polish, as a host does: in inference
+    mode.
+    """
+    named = [
+        replace(lora, use=replace(lora.use, trigger=f"a {word} thing", kind="subject"))
+        for lora, word in zip(loras, ("sks", "zwx"), strict=True)
+    ]
+    calibration = Calibration(
+        **{**vars(SMALL), "timesteps": 1, "held_out": 0, "scene_weight": 0.3, "polish": 2}
+    )
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
+    results = []
+    for changed in (calibration, calibration, replace(calibration, polish=0)):
+        result = merge_diffusion(Job.of(host, named, changed, settings))
+        results.append(result.adapter)
+    modules = host.model.model.modules()
+    return {
+        "again": largest_difference(results[0], results[1]),
+        "moved": largest_difference(results[0], results[2]),
+        "hooks": sum(len(module._forward_hooks) for module in modules),
+    }
+
+
 def check(name: str) -> dict[str, Any]:
     host = tiny_hosts.host_of(name)
     model, clip = host.model, host.clip
@@ -443,6 +509,9 @@ def check(name: str) -> dict[str, Any]:
     again = loaded(host, "merged", file, "x").adapter
     found["read again"] = largest_difference(again, result.adapter)
     found["sampling"] = sampling_difference(host)
+    found["misread"] = misread_streams(host)
+    if not host.has_text_layers:
+        found["polished"] = polished_together(host, first, second)
     found["unchanged"] = relative(seen(host), base, torch.zeros_like(base))
     return found
 

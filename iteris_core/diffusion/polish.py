@@ -1,0 +1,498 @@
+"""A polish of the merged LoRA at the model's output.
+
+The sweep solves layer by layer. What a picture shows is decided by the output of the whole model,
+and where text and picture share a stream, layers that are each near their optimum still leave half
+of it. Steps of gradient from the closed form lower the error there:
+
+    min over B_l, A_l of  sum over tasks of  weight * mean over samples of
+                          ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
+
+with the mask m of a scene's region, and the factors B_l A_l of every layer, whose ranks stay. Each
+step (Adam, Kingma and Ba 2015, arXiv:1412.6980) takes a batch of samples, drawn by the weights of
+their tasks. They are made in whitened inputs, ``A = D G^(-1/2)`` with G the Gram matrix of what the
+layer reads, so that one size suits all directions. G is known from a random sketch (Nystroem, as in
+Frangella, Tropp and Udell 2023, arXiv:2110.02820).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+from ..adapters import Adapter, LowRankDelta
+from ..errors import CalibrationError
+from ..layers import codes_of, input_tokens
+from ..network import IMAGE_STREAM, Network, in_calls
+from ..progress import Progress, nobody
+from ..rows.wearing import Closet, layer_hooks, wearing
+from ..tasks import Sample, Task
+from .cost import POLISH_BATCH
+from .scenes import Region
+
+# Size of the first steps, relative to the factors' own. 0.02 needs three times the steps, and 0.1
+# makes merges worse ("The polish" in docs/method.md).
+_RATE = 0.05
+_BETAS = (0.9, 0.99)
+_WARMUP = 10  # steps
+_DIRECTIONS = 64  # of a layer's inputs that are whitened one by one
+_DAMPING = 0.01  # added to the eigenvalues of a Gram matrix, whose mean is 1
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the merged model reads, and what its output should be.
+
+    Args:
+        reads: What the student row reads.
+        output: Output of the teacher, (channels, ..., height, width).
+        mask: Its weight at each place, (height, width).
+        share: Its share of its task's weight.
+        effect: What its task's LoRAs do to an output, squared, on average.
+    """
+
+    reads: Any
+    output: Tensor
+    mask: Tensor
+    share: float
+    effect: float
+
+
+def polish(
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    merged: Adapter,
+    steps: int,
+    rows_per_call: int = 8,
+    progress: Progress = nobody,
+) -> Adapter:
+    """Return a merged adapter after steps of gradient that lower the error at the network's output.
+
+    Args:
+        network: The diffusion model; its output is (rows, channels, ..., height, width).
+        adapters: Adapters that the mixes of the tasks number.
+        tasks: The tasks of a merge, at least one of which wears something.
+        merged: The merged adapter; its ranks stay.
+        steps: Steps of gradient.
+        rows_per_call: Most rows of a forward call; the steps' batches are larger.
+        progress: Listener for (steps done, steps in all); may raise to cancel.
+
+    Raises:
+        CalibrationError: An output without a gradient, or an error that is not finite.
+    """
+    targets = _targets(network, adapters, tasks, rows_per_call)
+    with torch.inference_mode(False), ExitStack() as stack:
+        targets = _usable(targets)
+        with _called(network.modules, merged.deltas) as blocks:
+            whitenings = _whitenings(network, merged, targets, rows_per_call)
+        layers = {path: _Layer.of(merged.deltas[path], root) for path, root in whitenings.items()}
+        stack.enter_context(_frozen(network.modules))
+        stack.enter_context(_worn(network.modules, layers))
+        stack.enter_context(_recomputed(blocks))
+        with torch.enable_grad(), _kept():
+            _descend(_Student(network, rows_per_call), targets, layers, steps, progress)
+    deltas = dict(merged.deltas)
+    for path, layer in layers.items():
+        up, down = (factor.detach() for factor in layer.factors)
+        deltas[path] = LowRankDelta(up.to(deltas[path].up), down.to(deltas[path].down))
+    return replace(merged, deltas=deltas)
+
+
+def _descend(
+    student: _Student,
+    targets: Sequence[_Target],
+    layers: Mapping[str, _Layer],
+    steps: int,
+    progress: Progress,
+) -> None:
+    """Change the factors of layers by steps of Adam whose size rises over the first, and falls as
+    half a cosine to a twentieth.
+    """
+    factors = [factor for layer in layers.values() for factor in (layer.up, layer.down)]
+    sizes = [(factor, _RATE * _size(factor)) for factor in factors]
+    optimiser = torch.optim.Adam(
+        [{"params": [factor], "lr": rate} for factor, rate in sizes], betas=_BETAS
+    )
+    shares = torch.tensor([target.share for target in targets], dtype=torch.float64)
+    chance = torch.Generator().manual_seed(0)
+    count = min(POLISH_BATCH, len(targets))
+    for step in range(steps):
+        progress(step, steps)
+        height = 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2
+        for group, (_, rate) in zip(optimiser.param_groups, sizes, strict=True):
+            group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
+        optimiser.zero_grad()
+        # drawn by their shares, so that all that are drawn count alike
+        numbers = torch.multinomial(shares, count, generator=chance).tolist()
+        student.descend([targets[i] for i in numbers])
+        optimiser.step()
+    progress(steps, steps)
+
+
+def _size(factor: Tensor) -> float:
+    return float(factor.detach().square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class _Student:
+    """The network as the merged model; its layers wear the factors already."""
+
+    network: Network
+    rows_per_call: int
+
+    def calls(self, targets: Sequence[_Target]) -> Iterator[list[int]]:
+        yield from in_calls(
+            [self.network.call_key(target.reads) for target in targets], self.rows_per_call
+        )
+
+    def errors(self, targets: Sequence[_Target]) -> Tensor:
+        """Return the squared relative error of each target of one call, (n,)."""
+        found = self.network.forward([target.reads for target in targets])
+        wanted = torch.stack([target.output for target in targets]).to(found.device)
+        masks = torch.stack([target.mask.expand_as(target.output) for target in targets])
+        differences = (found.float() - wanted) * masks.to(found.device)
+        effects = torch.tensor([target.effect for target in targets], device=found.device)
+        squares: Tensor = differences.square().flatten(1).sum(1) / effects
+        return squares
+
+    def descend(self, targets: Sequence[_Target]) -> None:
+        """Add up the gradients of the targets' mean error.
+
+        Raises:
+            CalibrationError: The output has no gradient, or the error is not finite.
+        """
+        for numbers in self.calls(targets):
+            errors = self.errors([targets[i] for i in numbers])
+            if not errors.requires_grad:
+                raise CalibrationError(
+                    "the output of this model has no gradient, so that no LoRA on it can be "
+                    "polished: it is compiled, or quantised in a way that only draws. Switch the "
+                    "polish off, or load the model in 16 bits"
+                )
+            if not torch.isfinite(errors).all():
+                raise CalibrationError(
+                    "the error of the polished LoRA is not finite: a precision that overflows. "
+                    "Load the model in a wider precision, or switch the polish off"
+                )
+            torch.autograd.backward(errors.sum() / len(targets))
+
+
+@torch.no_grad()
+def _targets(
+    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], size: int
+) -> list[_Target]:
+    """Return what the merged model should answer to every sample of the tasks; those whose region
+    is empty are left out.
+    """
+    closet: Closet = {}
+
+    def outputs(task: Task, mix: Mapping[int, float]) -> list[Tensor]:
+        reads = [sample.teacher for sample in task.samples]
+        found: dict[int, Tensor] = {}
+        for numbers in in_calls([network.call_key(row) for row in reads], size):
+            mixes = [mix] * len(numbers)
+            with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
+                answer = network.forward([reads[i] for i in numbers])
+            found |= dict(zip(numbers, answer.float().cpu(), strict=True))
+        return [found[i] for i in range(len(reads))]
+
+    taught = [outputs(task, task.mix) for task in tasks]
+    masks = [
+        [_mask(sample, output) for sample, output in zip(task.samples, of_task, strict=True)]
+        for task, of_task in zip(tasks, taught, strict=True)
+    ]
+    effects: list[float | None] = []
+    for task, of_task, of_masks in zip(tasks, taught, masks, strict=True):
+        if not task.mix:
+            effects.append(None)
+            continue
+        pairs = zip(of_task, outputs(task, {}), of_masks, strict=True)
+        squares = [float(((a - b) * mask).square().sum()) for a, b, mask in pairs]
+        effects.append(sum(squares) / len(squares))
+    known = [effect for effect in effects if effect]
+    mean = sum(known) / len(known) if known else 1.0
+    return [
+        _Target(sample.student_reads, output, mask, task.weight / len(of_task), effect or mean)
+        for task, of_task, of_masks, effect in zip(tasks, taught, masks, effects, strict=True)
+        for sample, output, mask in zip(task.samples, of_task, of_masks, strict=True)
+        if task.weight and mask.any()
+    ]
+
+
+def _mask(sample: Sample, output: Tensor) -> Tensor:
+    weights = sample.token_weights.get(IMAGE_STREAM)
+    if isinstance(weights, Region):
+        return weights.mask
+    height, width = output.shape[-2:]
+    return sample.weights_of(IMAGE_STREAM, height * width).view(height, width)
+
+
+@dataclass(frozen=True)
+class _Whitening:
+    """The square root of a Gram matrix, ``U diag(s) U^T + rest (I - U U^T)``.
+
+    Args:
+        basis: U, its largest directions, (d_in, k), float32.
+        sizes: s, (k,).
+        rest: The size of all others.
+    """
+
+    basis: Tensor
+    sizes: Tensor
+    rest: float
+
+    @classmethod
+    def of(cls, probes: Tensor, products: Tensor, trace: float) -> _Whitening:
+        """Return the root of a Gram matrix G, whose mean eigenvalue is made 1.
+
+        Args:
+            probes: Orthonormal columns Q, (d_in, k).
+            products: G Q.
+            trace: Trace of G.
+        """
+        width, count = probes.shape
+        products = products.double() * (width / trace)
+        shift = 1e-7 * products.norm()
+        products += shift * probes.double()
+        core = torch.linalg.cholesky(probes.double().T @ products)
+        half = torch.linalg.solve_triangular(core, products.T, upper=False).T
+        basis, sizes, _ = torch.linalg.svd(half, full_matrices=False)
+        known = (sizes.square() - shift).clamp_min(0)
+        rest = max(0.0, width - float(known.sum())) / max(1, width - count)
+        return cls(basis.float(), (known + _DAMPING).sqrt().float(), math.sqrt(rest + _DAMPING))
+
+    def into(self, down: Tensor) -> Tensor:
+        """Return ``A G^(1/2)`` of a factor A, (r, d_in)."""
+        codes = down @ self.basis
+        return self.rest * down + (codes * (self.sizes - self.rest)) @ self.basis.T
+
+    def back(self, whitened: Tensor) -> Tensor:
+        """Return ``D G^(-1/2)`` of a whitened factor D, (r, d_in)."""
+        codes = whitened @ self.basis
+        return whitened / self.rest + (codes * (1 / self.sizes - 1 / self.rest)) @ self.basis.T
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The factors of one layer, float32: ``up`` and the whitened ``down``, of one size."""
+
+    up: Tensor
+    down: Tensor
+    whitening: _Whitening
+
+    @classmethod
+    def of(cls, delta: LowRankDelta, whitening: _Whitening) -> _Layer:
+        down = whitening.into(delta.down.detach().float())
+        balanced = LowRankDelta(delta.up.detach().float(), down).balanced()
+        up, down = (factor.clone().requires_grad_() for factor in (balanced.up, balanced.down))
+        return cls(up, down, whitening)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """``up`` and ``down`` of the layer's delta."""
+        return self.up, self.whitening.back(self.down)
+
+
+@torch.no_grad()
+def _whitenings(
+    network: Network, merged: Adapter, targets: Sequence[_Target], rows_per_call: int
+) -> dict[str, _Whitening]:
+    """Return the root of the Gram matrix of what each layer reads in the merged model."""
+    chance = torch.Generator().manual_seed(0)
+    probes = {}
+    products: dict[str, Tensor] = {}
+    traces: dict[str, float] = {}
+    for path, delta in merged.deltas.items():
+        width = delta.shape[1]
+        shape = (width, min(_DIRECTIONS, width))
+        probes[path] = torch.linalg.qr(torch.randn(shape, generator=chance)).Q
+
+    def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        tokens = input_tokens(module, x).flatten(0, -2).float()
+        sketch = tokens.T @ (tokens @ probes[path].to(tokens))
+        products[path] = products.get(path, 0) + sketch.cpu()
+        traces[path] = traces.get(path, 0.0) + float(tokens.square().sum())
+        return y
+
+    modules = {path: network.modules[path] for path in merged.deltas}
+    for numbers in in_calls([network.call_key(target.reads) for target in targets], rows_per_call):
+        mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(numbers)
+        with (
+            wearing(network.modules, [merged], mixes, None, network.folds_rows),
+            layer_hooks(modules, hook),
+        ):
+            network.forward([targets[i].reads for i in numbers])
+    return {
+        path: _Whitening.of(probes[path], products[path], traces[path])
+        for path in merged.deltas
+        if traces.get(path)
+    }
+
+
+@contextmanager
+def _worn(modules: Mapping[str, nn.Module], layers: Mapping[str, _Layer]) -> Iterator[None]:
+    """Let every row wear the factors of layers, through which gradients flow."""
+
+    def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        up, down = (factor.to(x.device) for factor in layers[path].factors)
+        tokens = codes_of(module, x, down) @ up.T
+        if isinstance(module, nn.Conv2d):
+            tokens = tokens.transpose(1, 2)
+        return y + tokens.reshape(y.shape).to(y.dtype)
+
+    with layer_hooks({path: modules[path] for path in layers}, hook):
+        yield
+
+
+def _usable(targets: Sequence[_Target]) -> list[_Target]:
+    """Return targets whose rows autograd can keep: copies of tensors made in inference mode."""
+    copies: dict[int, Any] = {}
+
+    def usable(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone() if value.is_inference() else value
+        if isinstance(value, dict):
+            return {name: usable(item) for name, item in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            # rows share their prompts, which hosts may keep things about
+            if id(value) not in copies:
+                of_value = {field.name: getattr(value, field.name) for field in fields(value)}
+                copies[id(value)] = replace(value, **usable(of_value))
+            return copies[id(value)]
+        return value
+
+    return [replace(target, reads=usable(target.reads)) for target in targets]
+
+
+@contextmanager
+def _frozen(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let autograd read the network's weights, and give them no gradients: those that a host made
+    in inference mode cannot be kept for a backward pass, though their memory can.
+    """
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in modules.values():
+            kinds: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for own in kinds:
+                for name, tensor in own.items():
+                    if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
+                        continue
+                    replaced.append((own, name, tensor))
+                    own[name] = _same_memory(tensor, is_parameter=own is module._parameters)
+        yield
+    finally:
+        for own, name, tensor in replaced:
+            own[name] = tensor
+
+
+def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
+    with torch.no_grad():
+        same = tensor.detach()
+        if tensor.is_inference():
+            same = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            same.set_(
+                tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+            )
+    return nn.Parameter(same, requires_grad=False) if is_parameter else same
+
+
+@contextmanager
+def _called(modules: Mapping[str, nn.Module], paths: Collection[str]) -> Iterator[list[nn.Module]]:
+    """Find the blocks in which layers lie, the outermost items of lists of modules that are called
+    meanwhile; known when it ends.
+    """
+    lists = {path for path, m in modules.items() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+    items = {}
+    for path in paths:
+        names = path.split(".")
+        for end in range(1, len(names) - 1):
+            if ".".join(names[:end]) in lists:
+                items[".".join(names[: end + 1])] = modules[".".join(names[: end + 1])]
+    called: dict[int, nn.Module] = {}
+
+    def remember(module: nn.Module, _: Any) -> None:
+        called[id(module)] = module
+
+    handles = [item.register_forward_pre_hook(remember) for item in items.values()]
+    found: list[nn.Module] = []
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    inner = {id(m) for item in called.values() for m in item.modules() if m is not item}
+    found += [item for number, item in called.items() if number not in inner]
+
+
+@contextmanager
+def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let blocks keep no activations for the backward pass, but run again in it."""
+    always = torch.zeros((), requires_grad=True)  # so that a block's own factors get a gradient
+
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **named: Any) -> Any:
+            flat, spec = tree_flatten((args, named))
+            places = [i for i, item in enumerate(flat) if isinstance(item, Tensor)]
+
+            def on_copies(zero: Tensor, *tensors: Tensor) -> Any:
+                given = list(flat)
+                for i, tensor in zip(places, tensors, strict=True):
+                    given[i] = tensor.clone()  # blocks may write into what they read
+                args, named = tree_unflatten(given, spec)
+                with _kept():
+                    answer = forward(*args, **named)
+                return tree_map(lambda item: _with_gradient(item, zero), answer)
+
+            tensors = [t.clone() if t.is_inference() else t for t in (flat[i] for i in places)]
+            # not the newer kind of checkpoint, which does not see what was overwritten
+            return checkpoint(
+                on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False
+            )
+
+        return run
+
+    before = [(block, vars(block).get("forward")) for block in blocks]
+    for block in blocks:
+        block.forward = again(block.forward)
+    try:
+        yield
+    finally:
+        for block, own in before:
+            del block.forward
+            if own is not None:
+                block.forward = own
+
+
+def _with_gradient(item: Any, zero: Tensor) -> Any:
+    """Return what a block answers, with a gradient at least to `zero`: a checkpoint needs one."""
+    if isinstance(item, Tensor) and item.is_floating_point() and not item.requires_grad:
+        return item + zero.to(item)
+    return item
+
+
+def _kept() -> AbstractContextManager[Any]:
+    """Let autograd keep copies of activations, into which models write what comes next."""
+
+    def keep(tensor: Tensor) -> tuple[Tensor, int]:
+        if tensor.requires_grad and not tensor.is_leaf:
+            tensor = tensor.detach().clone()
+        return tensor, tensor._version
+
+    def kept(found: tuple[Tensor, int]) -> Tensor:
+        tensor, version = found
+        if tensor._version != version:
+            raise CalibrationError(
+                "this model overwrites what its gradient needs, so that no LoRA on it can be "
+                "polished. Switch the polish off"
+            )
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, kept)

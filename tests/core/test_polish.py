@@ -1,0 +1,211 @@
+"""The polish lowers the error at the output, and leaves nothing on the model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_host import FakeHost
+from torch import nn
+from torch.nn import functional
+
+from iteris_core import Adapter, CalibrationError, LowRankDelta, MergeConfig
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.diffusion.polish import _frozen, _recomputed, _Whitening, polish
+from iteris_core.network import Network
+from iteris_core.tasks import Sample, Task
+
+WIDTH = 6
+
+
+class Block(nn.Module):
+    """Like those of transformers: it writes into its own input, and keeps it for a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.outer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, scale):
+        y = self.outer(torch.tanh(self.inner(functional.layer_norm(x, (WIDTH,)))))
+        x += scale * y
+        x[..., :2] *= 0.9
+        return x
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x):
+        x = x.clone()
+        for block in self.blocks:
+            x = block(x, scale=0.7)
+        return x
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model().requires_grad_(False)
+
+
+def network_of(model):
+    """Rows are pictures of one channel, whose columns are what the layers read."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    return Network(modules, lambda rows: model(torch.stack(list(rows))))
+
+
+PATHS = [f"blocks.{i}.{name}" for i in range(2) for name in ("inner", "outer")]
+
+
+def adapter_of(name, seed, rank=2):
+    chance = torch.Generator().manual_seed(seed)
+    return Adapter(
+        name,
+        {
+            path: LowRankDelta(
+                0.5 * torch.randn(WIDTH, rank, generator=chance),
+                0.5 * torch.randn(rank, WIDTH, generator=chance),
+            )
+            for path in PATHS
+        },
+    )
+
+
+def tasks_of(count=12):
+    chance = torch.Generator().manual_seed(5)
+    rows = torch.randn(2, count, 1, 5, WIDTH, generator=chance)
+    return [
+        Task(name, [Sample(row) for row in of_task], {k: 1.0})
+        for k, (name, of_task) in enumerate(zip("ab", rows, strict=True))
+    ]
+
+
+def error(model, adapters, tasks, merged):
+    """Return the mean relative error of the output, without the code under test."""
+    found = []
+    for task in tasks:
+        x = torch.stack([sample.teacher for sample in task.samples])
+        outputs = []
+        for worn in (adapters[next(iter(task.mix))], merged, None):
+            before = {path: model.get_submodule(path).weight.data for path in PATHS}
+            for path in PATHS if worn else ():
+                model.get_submodule(path).weight.data = before[path] + worn.deltas[path].dense()
+            outputs.append(model(x))
+            for path, weight in before.items():
+                model.get_submodule(path).weight.data = weight
+        teacher, student, base = outputs
+        found.append((student - teacher).square().sum() / (teacher - base).square().sum())
+    return float(torch.stack(found).mean().sqrt())
+
+
+def test_the_error_at_the_output_falls_and_equal_runs_are_equal(model):
+    adapters = [adapter_of("a", 1), adapter_of("b", 2)]
+    tasks = tasks_of()
+    start = adapter_of("merged", 3, rank=4).scaled(0.1)
+    before = error(model, adapters, tasks, start)
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    polished = [
+        polish(network_of(model), adapters, tasks, start, 40, rows_per_call=size)
+        for size in (16, 16, 6)
+    ]
+    after = error(model, adapters, tasks, polished[0])
+    assert after < 0.85 * before
+    for path in PATHS:
+        assert polished[0].deltas[path].rank == 4
+        assert torch.equal(polished[0].deltas[path].up, polished[1].deltas[path].up)
+        torch.testing.assert_close(
+            polished[0].deltas[path].dense(), polished[2].deltas[path].dense(), rtol=1e-3, atol=1e-4
+        )
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        model = Model()
+        adapters = [adapter_of("a", 1), adapter_of("b", 2)]
+        weights = [*model.parameters()]
+        assert all(weight.is_inference() for weight in weights)
+        start = adapter_of("merged", 3).scaled(0.1)
+        polished = polish(network_of(model), adapters, tasks_of(), start, 20)
+        assert error(model, adapters, tasks_of(), polished) < error(
+            model, adapters, tasks_of(), start
+        )
+        assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
+
+
+def test_blocks_that_run_again_have_the_gradient_of_the_formula(model):
+    """In float64 against central differences, though the blocks overwrite what they read."""
+    model.double()
+    x = torch.randn(2, 1, 5, WIDTH, dtype=torch.float64)
+    shift = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
+    handle = model.blocks[1].inner.register_forward_hook(lambda m, a, y: y + shift)
+    with torch.no_grad():
+        steps = 1e-5 * torch.eye(WIDTH, dtype=torch.float64)
+        expected = []
+        for step in steps:
+            sides = []
+            for sign in (1, -1):
+                shift += sign * step
+                sides.append(model(x).square().sum())
+                shift -= sign * step
+            expected.append((sides[0] - sides[1]) / 2e-5)
+    with _frozen(dict(model.named_modules())), _recomputed(list(model.blocks)):
+        model(x).square().sum().backward()
+    handle.remove()
+    torch.testing.assert_close(shift.grad, torch.stack(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_a_whitening_is_the_root_of_the_gram_matrix():
+    """Exact where all directions are probed; `back` undoes `into` for any number of them."""
+    tokens = torch.randn(50, WIDTH) * torch.logspace(0, -2, WIDTH)
+    gram = tokens.T @ tokens
+    probes = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
+    down = torch.randn(3, WIDTH)
+    root = _Whitening.of(probes, gram @ probes, float(gram.trace()))
+    damped = gram.double() * WIDTH / gram.double().trace() + 0.01 * torch.eye(WIDTH)
+    whitened = root.into(down).double()
+    torch.testing.assert_close(
+        whitened @ whitened.T, down.double() @ damped @ down.double().T, rtol=1e-3, atol=1e-3
+    )
+    few = _Whitening.of(probes[:, :2], gram @ probes[:, :2], float(gram.trace()))
+    torch.testing.assert_close(few.back(few.into(down)), down, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_gradients_is_refused(model):
+    network = replace(
+        network_of(model), forward=lambda rows: model(torch.stack(list(rows))).detach()
+    )
+    with pytest.raises(CalibrationError, match=r"no gradient.*Switch the polish off"):
+        polish(network, [adapter_of("a", 1)], tasks_of()[:1], adapter_of("m", 3), 2)
+
+
+def test_a_merge_is_polished_and_says_so():
+    host = FakeHost()
+    loras = [host.lora(name, prompts=(f"<{name}> cat",)) for name in "ab"]
+    calibration = Calibration(
+        trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=0
+    )
+    settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
+    plain = Job.of(host, loras, calibration, settings)
+    job = Job.of(host, loras, replace(calibration, polish=3), settings)
+    samples = job.cost.samples
+    assert job.cost.rows - plain.cost.rows == 3 * samples + 4 * 3 * min(16, samples)
+    assert [stage.name for stage in job.stages][-1] == "Polish"
+    told = []
+    result = merge_diffusion(job, lambda stage, done, total: told.append((stage.name, done, total)))
+    assert ("Polish", 3, 3) in told
+    notes = [note.text for note in result.report.notes]
+    assert "polished by 3 steps; the layers' figures are those before" in notes
+    before = merge_diffusion(plain).adapter
+    for path, delta in result.adapter.deltas.items():
+        same = torch.equal(delta.dense(), before.deltas[path].dense())
+        assert same is host.is_text_module(path), path
+        assert delta.rank == before.deltas[path].rank
+    assert host.hooks() == 0
