@@ -140,10 +140,7 @@ def test_names_that_no_file_can_have_are_told_when_the_workflow_is_queued(host):
     bad = {
         "../../a": "'../../a' is outside the folder loras in ComfyUI's output folder",
         "/tmp/escape": "'/tmp/escape' is outside the folder loras in ComfyUI's output folder",
-        "": "the file name is empty",
-        "loras/" + "a" * 300: "is 312 bytes long, and 255 is the most",
         "loras/a\0b": "has a control character in it",
-        "loras/CON": "'CON.safetensors' is the name of a device on Windows",
     }
     nodes = {"1": host.merge()["1"]}
     for number, name in enumerate(bad):
@@ -201,42 +198,21 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
 def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
     moved = host.loras / "moved" / "first_mid_renamed.safetensors"
     moved.parent.mkdir()
-    (host.loras / "first_mid.safetensors").rename(moved)
+    file = host.loras / "first_mid.safetensors"
+    file.rename(moved)
     recipe = node("IterISRecipe", lora_name="scene.safetensors", check_files=True)
     show = {"5": recipe, "8": node("PreviewAny", source=["5", 0])}
-    try:
-        found = host.run(show)["outputs"]["5"]["iteris_loras"]
-        assert found[0]["name"] == "moved/first_mid_renamed.safetensors"
-        save_file(
-            load_file(host.loras / "second_mid.safetensors"), host.loras / "first_mid.safetensors"
-        )
-        moved.rename(moved.with_name("hidden.bin"))
-        with pytest.raises(
-            WorkflowFailed,
-            match=r"first_mid\.safetensors is another file than the one that was merged",
-        ):
-            host.run(show)
-        recipe["inputs"]["check_files"] = False
-        assert "first_mid.safetensors is another file" in host.run(show)["outputs"]["5"]["text"][0]
-        (host.loras / "first_mid.safetensors").unlink()
-        with pytest.raises(
-            WorkflowFailed, match=r"its LoRA 'first_mid\.safetensors' is not in the loras folders"
-        ):
-            host.run(show)
-    finally:
-        next(moved.parent.iterdir()).rename(host.loras / "first_mid.safetensors")
-
-
-def test_a_file_without_a_recipe_says_so(host):
-    nodes = {
-        "5": node("IterISRecipe", lora_name="first.safetensors", check_files=True),
-        "8": node("PreviewAny", source=["5", 0]),
-    }
-    with pytest.raises(
-        WorkflowFailed,
-        match=r"first\.safetensors has no recipe: it was not saved by Save merged LoRA",
-    ):
-        host.run(nodes)
+    found = host.run(show)["outputs"]["5"]["iteris_loras"]
+    assert found[0]["name"] == "moved/first_mid_renamed.safetensors"
+    kept = moved.read_bytes()
+    moved.unlink()
+    save_file(load_file(host.loras / "second_mid.safetensors"), file)
+    said = r"first_mid\.safetensors is another file than the one that was merged"
+    with pytest.raises(WorkflowFailed, match=said):
+        host.run(show)
+    recipe["inputs"]["check_files"] = False
+    assert "first_mid.safetensors is another file" in host.run(show)["outputs"]["5"]["text"][0]
+    file.write_bytes(kept)
 
 
 def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
