@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .compare import Compare
+from .load import LoadLoras
 from .lora import LoraToMerge, TrainedLora
 from .loras.about import about_lora, about_model, thumbnail_of
 from .merge import Merge
@@ -26,6 +27,7 @@ class IterisExtension(ComfyExtension):
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             Merge,
+            LoadLoras,
             Settings,
             LoraToMerge,
             LoraStack,

@@ -1,4 +1,4 @@
-// LoRAs in a chain: one more after a node, and a node taken out with its neighbours joined.
+// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, and a loader that becomes a merge.
 
 const GAP = 60;
 
@@ -66,5 +66,45 @@ export function takeOut(node, canvas) {
   asOneChange(canvas, () => {
     for (const origin of originsOf(node)) for (const target of after) join(origin, target);
     node.graph.remove(node);
+  });
+}
+
+/**
+ * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
+ * pack's stack goes through a LoRA stack.
+ *
+ * @param {object} node the loader
+ * @param {(type: string) => object} create makes a node of a type
+ * @param {object} canvas of the frontend
+ */
+export function turnInto(node, create, canvas) {
+  const { graph } = node;
+  const originOf = (name) => ends(graph, [node.inputs.find((input) => input.name === name)?.link])[0];
+  asOneChange(canvas, () => {
+    const merge = create("IterISMerge");
+    merge.pos = [...node.pos];
+    graph.add(merge);
+    const text = (of) => of.widgets.find(({ name }) => name === "loras");
+    text(merge).value = text(node).value;
+    text(merge).callback?.(text(node).value);
+    const link = (origin, target, name) =>
+      origin && join(origin, { inputNode: target, input: target.inputs.find((input) => input.name === name) });
+    let more = originOf("more_loras");
+    const stacked = originOf("lora_stack");
+    if (stacked) {
+      const stack = create("IterISStack");
+      stack.pos = [merge.pos[0], merge.pos[1] + merge.size[1] + GAP];
+      graph.add(stack);
+      link(stacked, stack, "lora_stack");
+      link(more, stack, "previous");
+      more = { outputNode: stack, output: stack.outputs[0] };
+    }
+    for (const name of ["model", "clip", "loras"]) link(originOf(name), merge, name);
+    link(more, merge, "more_loras");
+    for (const { type, links } of node.outputs) {
+      const output = merge.outputs.find((each) => each.type === type);
+      if (output) for (const target of ends(graph, links ?? [])) join({ outputNode: merge, output }, target);
+    }
+    graph.remove(node);
   });
 }

@@ -1,5 +1,5 @@
-// The pack's extension: rows, times and a report in Merge LoRAs, trigger words and buttons in LoRA to merge, a slider
-// in Compare.
+// The pack's extension: rows, times and a report in Merge LoRAs, rows in Load LoRAs, trigger words and buttons in LoRA
+// to merge, a slider in Compare.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -8,7 +8,7 @@ import { nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
-import { addReport } from "./merge.js";
+import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
 import { addElement, addProgress, also, fit, heightOf, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
@@ -150,6 +150,8 @@ app.registerExtension({
       addTimes(node, say);
       addSize(node);
       addReport(node, say);
+    } else if (node.comfyClass === "IterISLoad") {
+      addRows(node, say, [mergeButton(node, say)]);
     } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);

@@ -1,12 +1,21 @@
-// The report panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
+// The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
+import { app } from "../../scripts/app.js";
+import { turnInto } from "./chain.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, fit, heightOf, keep } from "./parts.js";
+import { addElement, addProgress, also, button, fit, heightOf, keep } from "./parts.js";
 import { figures } from "./report.js";
 import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const PANEL_WIDTH = 400;
+
+/** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
+export function mergeButton(node, say) {
+  return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), () =>
+    turnInto(node, (type) => LiteGraph.createNode(type), app.canvas),
+  );
+}
 
 /**
  * Add the panel; the node gets what a run's events call.

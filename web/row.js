@@ -75,7 +75,9 @@ export function drawRow(view, place) {
   element.append(head);
   if (body) element.append(body.element);
   let known; // of the file
-  const ask = () => element.classList.toggle("iteris-asks", !isOff && needsPrompts(view.entries[place].row, known));
+  const isMeasured = view.node.comfyClass === "IterISMerge";
+  const ask = () =>
+    element.classList.toggle("iteris-asks", isMeasured && !isOff && needsPrompts(view.entries[place].row, known));
   body?.element.addEventListener("input", ask);
   const mark = ({ lora, isMissing, fitting, picture: address }) => {
     known = lora;

@@ -1,4 +1,4 @@
-// The rows of Merge LoRAs: a view of its text, which is the input itself and all that is kept.
+// The rows of Merge LoRAs and Load LoRAs: a view of its text, which is the input itself and all that is kept.
 
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
@@ -17,13 +17,14 @@ const MOST_DRAWN = 200; // rows; a merge takes 100
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
+ * @param {HTMLElement[]} more buttons beside those of the rows
  */
-export function addRows(node, say) {
+export function addRows(node, say, more = []) {
   const text = node.widgets?.find(({ name }) => name === "loras");
   if (!text) return;
   const element = addElement(node, "rows", (shown) => heightOf(shown, 0) || USUAL_HEIGHT, text);
   showAbove(node, element, false);
-  const view = new Rows(node, text, element, say);
+  const view = new Rows(node, text, element, say, more);
   also(text, "callback", () => view.read());
   also(node, "onConfigure", () => view.read(true));
   also(node, "onConnectionsChange", () => view.draw());
@@ -40,8 +41,8 @@ export function addRows(node, say) {
 }
 
 class Rows {
-  constructor(node, text, element, say) {
-    Object.assign(this, { node, text, element, say, entries: [], asText: false });
+  constructor(node, text, element, say, more) {
+    Object.assign(this, { node, text, element, say, more, entries: [], asText: false });
     this.keep = keep;
     this.list = html("div", "iteris-list");
     this.list.role = "list";
@@ -256,7 +257,7 @@ class Rows {
       shown.setSelectionRange?.(0, 0);
       shown.focus();
     });
-    line.append(...(this.asText ? [] : [add]), other);
+    line.append(...(this.asText ? [] : [add]), other, ...this.more);
     return line;
   }
 

@@ -118,16 +118,13 @@ def at(row: Row) -> Iterator[None]:
         raise type(error)(f"{row.where}: {error}") from error
 
 
-def use_of(
-    row: Row, name: str, file: str, triggers: TriggerWords, more: Sequence[str] = ()
-) -> LoraUse:
-    """Return the LoRA of a row as it is to be merged, its prompts filled in.
+def use_as_written(row: Row, name: str, file: str, more: Sequence[str] = ()) -> LoraUse:
+    """Return the LoRA of a row without words from its file.
 
     Raises:
-        CalibrationError: Trigger words are needed, and the file names none.
         ConfigError: Weights of blocks or patterns of layers that cannot be read.
     """
-    use = LoraUse(
+    return LoraUse(
         name=name,
         file=file,
         sha256="",
@@ -139,6 +136,18 @@ def use_of(
         blocks=row.blocks,
         without=row.without,
     )
+
+
+def use_of(
+    row: Row, name: str, file: str, triggers: TriggerWords, more: Sequence[str] = ()
+) -> LoraUse:
+    """Return the LoRA of a row as it is to be merged, its prompts filled in.
+
+    Raises:
+        CalibrationError: Trigger words are needed, and the file names none.
+        ConfigError: Weights of blocks or patterns of layers that cannot be read.
+    """
+    use = use_as_written(row, name, file, more)
     words = filled(row.called, use, triggers.triggers, "called")
     return replace(with_prompts(use, triggers), trigger=words)
 
@@ -221,7 +230,7 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
     for tag in tags:
         if not tag[1].strip():
             raise ConfigError(
-                f"{where} has no file yet. Choose one: click on its row in Merge LoRAs, or write "
+                f"{where} has no file yet. Choose one: click on its row, or write "
                 f"its name, such as {_EXAMPLE}. A row that should not count begins with #"
             )
     rows = [tagged(tag, where) for tag in tags]

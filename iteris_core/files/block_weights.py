@@ -133,6 +133,16 @@ class LayerWeights:
             )
         return 1.0 if entry is None else entry.weight
 
+    def of_layers(self, paths: Iterable[str]) -> dict[str, float]:
+        """Return the weights of all layers that a LoRA changes.
+
+        Raises:
+            ConfigError: An entry or a pattern fits none of them; shows which there are.
+        """
+        modules = list(dict.fromkeys(paths))
+        self._check_used([self.own_path(path) for path in modules])
+        return {path: self.of(path) for path in modules}
+
     def applied_to(self, adapter: Adapter) -> Adapter:
         """Return an adapter with its deltas and vectors scaled, or left out where the weight is 0.
 
@@ -141,9 +151,7 @@ class LayerWeights:
         """
         if not self.entries and not self.without:
             return adapter
-        modules = dict.fromkeys([*adapter.deltas, *map(_module, adapter.vectors)])
-        self._check_used([self.own_path(path) for path in modules])
-        weights = {path: self.of(path) for path in modules}
+        weights = self.of_layers([*adapter.deltas, *map(_module, adapter.vectors)])
         kept = adapter.select(lambda path: bool(weights.get(path, weights.get(_module(path)))))
         return replace(
             kept,

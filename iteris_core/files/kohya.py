@@ -174,7 +174,7 @@ def parse(
     # a file of another family can fit in part; keys that all fit may look like another family's
     found = other_family(tensors, {}, family) if unmatched else None
     if found is not None:
-        raise AdapterError(f"{name}: {_for_another(found, family)}")
+        raise AdapterError(f"{name}: {for_another(found, family)}")
     _check_others(name, groups, unmatched, keys)
 
     def wrong_model() -> str:
@@ -200,7 +200,7 @@ def parse(
         example = f", such as {next(iter(tensors))!r}," if tensors else ""
         raise AdapterError(
             f"{name}: none of its {len(tensors)} keys{example} fits this model; "
-            f"{_for_another(found, family)}"
+            f"{for_another(found, family)}"
         )
     _check_family(name, groups, tensors, metadata or {}, family)
     deltas = {
@@ -232,7 +232,7 @@ def _check_family(
     if shown is not None and of_others[0].startswith(shown.text_bases):
         said = shown
     if said is not None and family_of(tensors) != family:
-        raise AdapterError(f"{name}: {_for_another(said, family)}")
+        raise AdapterError(f"{name}: {for_another(said, family)}")
 
 
 def _check_others(
@@ -304,7 +304,8 @@ def _read(
     return part, delta, vectors, misfits
 
 
-def _for_another(found: Family | None, family: Family) -> str:
+def for_another(found: Family | None, family: Family) -> str:
+    """Return why a file does not fit a model of a family, and what to do; `found` is its own."""
     if found is None:
         return f"it may be for another model, or no LoRA at all. Choose a LoRA for {family.name}"
     return (

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .deltas import stock_loader
     from .diffusion_model import ComfyModel
     from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
+    from .loading import with_lora
     from .other_nodes import BaseChanges, base_changes
     from .patches import patches_of, with_patches
 
@@ -45,6 +46,7 @@ _MODULE_OF = {
     "sampler_names": "drawing",
     "scheduler_names": "drawing",
     "stock_loader": "deltas",
+    "with_lora": "loading",
     "with_patches": "patches",
 }
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "stage_progress",
     "stock_loader",
     "version",
+    "with_lora",
     "with_patches",
 ]
 

@@ -180,6 +180,14 @@ REFUSED = {
 }
 
 
+def family_of(model: Any) -> Family | None:
+    """Return the family of a MODEL, which may be one that cannot be merged on, such as an
+    inpainting model; None: its class is not in the table.
+    """
+    row = HOST_FAMILIES.get(type(model.model.model_config).__name__)
+    return None if row is None else row.family
+
+
 def row_of(model: Any) -> HostFamily:
     """Return the row of a MODEL.
 

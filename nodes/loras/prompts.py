@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...iteris_core.diffusion import lora_rows
-from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_of
+from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_as_written, use_of
 from .. import host
 from .names import adapter_name, find_name
 
@@ -85,6 +85,17 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     with at(row):
         triggers = lora_header(host.lora_path(file)).triggers
         return use_of(row, adapter_name(file), file, triggers, more)
+
+
+def use_without_prompts(row: Row) -> LoraUse:
+    """Return the LoRA file that a row names, as a loader uses it.
+
+    Raises:
+        IterisError: Names the row; see `file_of_row` and `lora_rows.use_as_written`.
+    """
+    file = file_of_row(row, host.lora_names())
+    with at(row):
+        return use_as_written(row, adapter_name(file), file)
 
 
 def filled(words: str, use: LoraUse, field: str) -> str:

@@ -166,6 +166,25 @@ def loaders(host, first, second):
     return nodes | {"12": {"class_type": "IterISModelLoras", "inputs": inputs}}
 
 
+def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
+    nodes = loaders(host, "named/phrase.safetensors", "second.safetensors")
+    del nodes["12"]
+    host.run({**nodes, **host.sample("stock", ["11", 0], ["11", 1])})
+    text = "<lora:phrase:0.7:0.4>\n# <lora:gone>\n<lora:tags:0>\n<lora:second:1>"
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": text}
+    nodes = {"1": nodes["1"], "5": {"class_type": "IterISLoad", "inputs": inputs}}
+    outputs = host.run(
+        {**nodes, **host.sample("loaded", ["5", 0], ["5", 1]), **show("5", 2), **show("5", 3, "91")}
+    )["outputs"]
+    assert torch.equal(host.latent("loaded"), host.latent("stock"))
+    assert outputs["91"]["text"] == ["a sks cat, demo2"]
+    stack = [["named/phrase.safetensors", 0.7, 0.4], ["second.safetensors", 1.0, 1.0]]
+    assert json.loads(outputs["90"]["text"][0]) == stack
+    inputs["loras"] = "<lora:phrase>\n<lora:phrise>"
+    with pytest.raises(WorkflowFailed, match="loras, line 2: 'phrise' is in none of"):
+        host.run({**nodes, **host.sample("loaded", ["5", 0], ["5", 1])})
+
+
 def test_loras_on_a_model_are_taken_off_it(host, files):
     nodes = loaders(host, "tags.safetensors", "second.safetensors")
     outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})[

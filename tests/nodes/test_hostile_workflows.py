@@ -20,6 +20,7 @@ from fake_host import use
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from iteris_pack.nodes.compare import Compare
+from iteris_pack.nodes.load import LoadLoras
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.recipe import LoadRecipe
@@ -52,6 +53,7 @@ NODES = (
     ScenePrompts,
     Settings,
     Merge,
+    LoadLoras,
     Compare,
     LoadRecipe,
     ShowReport,
@@ -233,6 +235,8 @@ def host(replace_host, tmp_path, monkeypatch):
         show_text=lambda node_id, text: None,
         stage_progress=lambda node_id: nobody,
         ComfyModel=begin,
+        heed_cancel=lambda: None,
+        with_lora=lambda model, clip, *_: (model, clip),
     )
     monkeypatch.setattr("iteris_pack.nodes.report.ui", types.SimpleNamespace(), raising=False)
     hidden = types.SimpleNamespace(unique_id="1", prompt={})

@@ -288,6 +288,59 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
 
 
+STACKED, LOADER, CHAIN, SAVED = "2", "3", "4", "5"
+
+
+def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, picture):
+    before = len(page_of_rows.errors)
+    checkpoint = {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "checkpoint.safetensors"},
+    }
+    model = {"model": ["6", 0], "clip": ["6", 1]}
+    others = {"lora_stack": [STACKED, 2], "more_loras": [CHAIN, 0]}
+    first = {"lora_name": "first.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    saved = {"model": [LOADER, 0], "filename_prefix": "x"}
+    workflow = {
+        "6": checkpoint,
+        STACKED: {"class_type": "IterISLoad", "inputs": {**model, "loras": FIRST}},
+        CHAIN: {"class_type": "IterISLora", "inputs": {**first, "prompts": "a", "priority": 1.0}},
+        LOADER: {"class_type": "IterISLoad", "inputs": {**model, **others, "loras": ""}},
+        SAVED: {"class_type": "ModelSave", "inputs": saved},
+    }
+    page_of_rows.load(workflow, "loader")
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    node = page_of_rows.page.locator(".iteris-rows", has=page_of_rows.page.locator(".iteris-none"))
+    node.locator(".iteris-add").press("Enter")  # other nodes may lie above
+    page_of_rows.page.wait_for_selector(".iteris-option")
+    page_of_rows.page.keyboard.type("SEC")
+    page_of_rows.page.keyboard.press("Enter")
+    page_of_rows.settle()
+    picture(page_of_rows, "rows_loader")
+    sent = page_of_rows.prompt()
+    assert sent[LOADER]["inputs"] == {**model, **others, "loras": "<lora:second:1>"}
+
+    rows = page_of_rows.page.locator(".iteris-rows", has_text="second")
+    rows.locator(".iteris-merge-these").press("Enter")
+    page_of_rows.settle()
+    picture(page_of_rows, "rows_loader_merged")
+    sent = page_of_rows.prompt()
+    assert LOADER not in sent
+    [(place, merge)] = [
+        (k, v["inputs"]) for k, v in sent.items() if v["class_type"] == "IterISMerge"
+    ]
+    [(stack, given)] = [
+        (k, v["inputs"]) for k, v in sent.items() if v["class_type"] == "IterISStack"
+    ]
+    assert merge["loras"] == "<lora:second:1>"
+    assert (merge["model"], merge["clip"], merge["more_loras"]) == (["6", 0], ["6", 1], [stack, 0])
+    assert (given["lora_stack"], given["previous"]) == ([STACKED, 2], [CHAIN, 0])
+    assert sent[SAVED]["inputs"]["model"] == [place, 0]
+    undo(page_of_rows)
+    assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
+    assert page_of_rows.errors[before:] == []
+
+
 def test_a_copy_has_rows_of_its_own(rows):
     rows.page.evaluate(
         """() => {

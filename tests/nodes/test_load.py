@@ -1,0 +1,85 @@
+"""What the plain loader asks of the host, and what goes out of it."""
+
+import pytest
+import torch
+from fake_host import use
+from iteris_pack.nodes.load import LoadLoras
+from iteris_pack.nodes.sockets import ChosenLora
+from safetensors.torch import save_file
+
+from iteris_core import IterisError
+
+WORDS = {"cat": {"modelspec.trigger_phrase": "sks cat"}, "ink": {}, "sub/dog": {}}
+TAGS = '{"1_x": {"dog": 3, "outdoors": 1}}'
+
+
+@pytest.fixture
+def load(replace_host, tmp_path):
+    """Return a function that runs the node on a MODEL and a CLIP that note what is put on them."""
+    (tmp_path / "sub").mkdir()
+    files = {f"{name}.safetensors": words for name, words in WORDS.items()}
+    files["sub/dog.safetensors"] = {"ss_tag_frequency": TAGS}
+    for name, metadata in files.items():
+        save_file({name: torch.ones(1)}, tmp_path / name, metadata)
+
+    def with_lora(model, clip, use, tensors, metadata):
+        if use.name == "ink" and use.strength_model < 0:
+            raise IterisError("ink: it does not fit")
+        put = (use.name, use.strength_model, use.strength_clip, use.blocks, *tensors)
+        return [*model, put], None if clip is None else [*clip, put]
+
+    replace_host(
+        lora_names=lambda: list(files),
+        lora_path=lambda name: tmp_path / name,
+        heed_cancel=lambda: None,
+        with_lora=with_lora,
+    )
+    # as `checked` asks for them
+    kinds = {"patches": {}, "model": None, "patcher": None, "cond_stage_model": None}
+    start = type("Start", (list,), kinds)
+
+    def run(loras, clip=True, **inputs):
+        return LoadLoras.execute(
+            model=start(), clip=start() if clip else None, loras=loras, **inputs
+        ).args
+
+    return run
+
+
+def test_rows_stacks_and_chains_are_put_on_one_after_the_other(load):
+    trained = ChosenLora(use("trained"), {"t": torch.ones(1)})
+    model, clip, stack, words = load(
+        "<lora:cat:0.8:0.4> style blocks=MID:0 | no words needed\n# <lora:gone>\n<lora:ink:0>",
+        more_loras=(trained, ChosenLora(use("idle", strength_model=0.0, strength_clip=0.0))),
+        lora_stack=[("sub/dog.safetensors", 0.5, 0.25), ("ink", 0.0, 1.0)],
+    )
+    assert model == [
+        ("sub/dog", 0.5, 0.25, "", "sub/dog.safetensors"),
+        ("ink", 0.0, 1.0, "", "ink.safetensors"),
+        ("trained", 1.0, 1.0, "", "t"),
+        ("cat", 0.8, 0.4, "MID:0", "cat.safetensors"),
+    ]
+    assert clip == model
+    assert stack == [
+        ("sub/dog.safetensors", 0.5, 0.25),
+        ("ink.safetensors", 0.0, 1.0),
+        ("cat.safetensors", 0.8, 0.4),
+    ]
+    assert words == "dog, sks cat"
+
+
+def test_no_lora_and_no_clip_are_nothing(load):
+    assert load("", clip=False) == ([], None, [], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<lora:cat>\n<lora:dag>", r"^loras, line 2: 'dag' is in none of .*did you mean 'sub/dog'"),
+        ("\n<lora:ink:-1>", "^loras, line 2: ink: it does not fit"),
+        ("<lora:cat> blocks=MID", "^loras, line 1: LoRA 'cat': its block weights have 'MID'"),
+    ],
+)
+def test_an_error_names_its_row(load, text, told):
+    with pytest.raises(IterisError, match=told):
+        load(text)
