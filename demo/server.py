@@ -231,7 +231,8 @@ class ComfyServer:
         self._cleanup.callback(
             self._stop
         )  # last in, so that it runs before the folders are removed
-        with self.log.open("wb") as log:
+        # a signal between the start and its result would leave a server that nobody knows
+        with self.log.open("wb") as log, _signals_wait():
             self.process = subprocess.Popen(
                 [*command, *self.arguments],
                 cwd=self.comfyui,
@@ -317,14 +318,40 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _signals(*names: str) -> list[int]:
+    """Return those of the signals that this system has and this thread may handle."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def _signals_wait():
+    """Handle signals that end this process when the block has ended."""
+    came = []
+    before = {
+        number: signal.signal(number, lambda *given: came.append(given))
+        for number in _signals("SIGINT", "SIGTERM", "SIGHUP")
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number, _ in came:
+        signal.raise_signal(number)
+
+
 @contextlib.contextmanager
 def _signals_raise():
     """Turn SIGTERM and SIGHUP into SystemExit, so that `with` blocks end; by default they end this
     process at once.
     """
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    changed = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    changed = [number for number in changed if signal.getsignal(number) is signal.SIG_DFL]
+    changed = [
+        number
+        for number in _signals("SIGTERM", "SIGHUP")
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
