@@ -269,6 +269,9 @@ class _Whitening:
         rest = max(0.0, width - float(known.sum())) / max(1, width - count)
         return cls(basis.float(), (known + _DAMPING).sqrt().float(), math.sqrt(rest + _DAMPING))
 
+    def to(self, device: torch.device) -> _Whitening:
+        return _Whitening(self.basis.to(device), self.sizes.to(device), self.rest)
+
     def into(self, down: Tensor) -> Tensor:
         """Return ``A G^(1/2)`` of a factor A, (r, d_in)."""
         codes = down @ self.basis
@@ -290,8 +293,8 @@ class _Layer:
 
     @classmethod
     def of(cls, delta: LowRankDelta, whitening: _Whitening) -> _Layer:
-        down = whitening.into(delta.down.detach().float())
-        balanced = LowRankDelta(delta.up.detach().float(), down).balanced()
+        near = delta.to(device=whitening.basis.device, dtype=torch.float32)
+        balanced = LowRankDelta(near.up, whitening.into(near.down)).balanced()
         up, down = (factor.clone().requires_grad_() for factor in (balanced.up, balanced.down))
         return cls(up, down, whitening)
 
@@ -310,6 +313,7 @@ def _whitenings(
     probes = {}
     products: dict[str, Tensor] = {}
     traces: dict[str, float] = {}
+    devices: dict[str, torch.device] = {}
     for path, delta in merged.deltas.items():
         width = delta.shape[1]
         shape = (width, min(_DIRECTIONS, width))
@@ -320,6 +324,7 @@ def _whitenings(
         sketch = tokens.T @ (tokens @ probes[path].to(tokens))
         products[path] = products.get(path, 0) + sketch.cpu()
         traces[path] = traces.get(path, 0.0) + float(tokens.square().sum())
+        devices[path] = x.device
         return y
 
     modules = {path: network.modules[path] for path in merged.deltas}
@@ -331,7 +336,7 @@ def _whitenings(
         ):
             network.forward([targets[i].reads for i in numbers])
     return {
-        path: _Whitening.of(probes[path], products[path], traces[path])
+        path: _Whitening.of(probes[path], products[path], traces[path]).to(devices[path])
         for path in merged.deltas
         if traces.get(path)
     }

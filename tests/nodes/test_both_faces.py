@@ -46,6 +46,7 @@ SETTINGS = {
     "balance": ("--balance", "full"),
     "input_mix": ("--input-mix", 0.1),
     "correct_strength": ("--correct-strength", True),
+    "polish_steps": ("--polish-steps", 2),
 }
 # What the two faces know about where they run.
 OWN = ("base", "comfyui_version")

@@ -17,11 +17,10 @@ test("the settings of version 0.1.0 keep their meaning without the input that is
   const before = Object.fromEntries(names.map((name, place) => [name, settings.widgets_values[place]]));
   renew(workflow);
   assert.equal(before.try_several, "as the preset says");
-  assert.deepEqual(
-    INPUTS,
-    names.filter((name) => name !== "try_several"),
-  );
-  INPUTS.forEach((name, place) => assert.equal(settings.widgets_values[place], before[name], name));
+  // inputs that came later stand last
+  const kept = names.filter((name) => name !== "try_several");
+  assert.deepEqual(INPUTS.slice(0, kept.length), kept);
+  kept.forEach((name, place) => assert.equal(settings.widgets_values[place], before[name], name));
 });
 
 test("a workflow of today stays as it is", () => {
