@@ -173,7 +173,7 @@ READERS = {
     "balance is 'full'": {"balance": "full"},
     "ridge is 'paper'": {"ridge": "paper"},
     "alpha_cross is 0.01": {"alpha_cross": 1e-2},
-    "balance is 'full', for which": {"balance": "full", "method": "hyper_linear"},
+    "balance is 'full', which needs": {"balance": "full", "method": "hyper_linear"},
 }
 
 

@@ -40,10 +40,12 @@ def settings_of(recipe):
 
 def means_the_same(now, then):
     """Whether settings are those of then; what there was not yet may be anything."""
+    calibration = {key: now["calibration"].get(key) for key in then["calibration"]}
     config = {key: now["config"].get(key) for key in then["config"]}
     baseline = {key: config["baseline"].get(key) for key in then["config"]["baseline"]}
     config |= {"baseline": baseline}
-    return {key: now.get(key) for key in then} | {"config": config} == then
+    kept = {key: now.get(key) for key in then} | {"calibration": calibration, "config": config}
+    return kept == then
 
 
 def test_there_is_a_release():

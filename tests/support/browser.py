@@ -33,7 +33,7 @@ SETTINGS = {
     # a busy page hears the two clicks of a double click far apart
     "Comfy.Pointer.DoubleClickTime": 60_000,
 }
-WAIT_MS = 600_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
+WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
 def find_chromium() -> str | None:
