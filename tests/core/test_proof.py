@@ -264,7 +264,9 @@ def test_a_lora_whose_effect_is_not_finite_is_named():
     lora = host.lora("b")
     delta = lora.adapter.deltas["unet.outlet"]
     broken = changed(lora.adapter, "unet.outlet", delta.scaled(torch.inf))
-    with pytest.raises(AdapterError, match=r"b: the model's picture is finite without this LoRA, but not with it"):
+    with pytest.raises(
+        AdapterError, match=r"b: the model's picture is finite without this LoRA, but not with it"
+    ):
         prove_loras(host, [host.lora("a"), replace(lora, adapter=broken)], CALIBRATION)
     host.u.outlet.weight.fill_(torch.inf)
     with pytest.raises(CalibrationError, match="the base model's own picture is not finite"):

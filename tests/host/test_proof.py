@@ -56,7 +56,9 @@ def test_a_lora_that_is_misread_is_an_error(cases, case):
 def test_rows_that_wear_something_else_are_an_error_or_told_where_the_host_rounds(cases):
     found = cases["SDXL strong hooks"]
     assert found["error"] == "CalibrationError"
-    assert found["text"].startswith("first: its rows do not draw what the model patched by ComfyUI draws")
+    assert found["text"].startswith(
+        "first: its rows do not draw what the model patched by ComfyUI draws"
+    )
     assert len(cases["Flux.1 in fp8 strong hooks"]["notes"]) == 1
 
 
