@@ -129,7 +129,13 @@ class Frontend:
         self.page.evaluate(wait, frames)
 
     def load(self, workflow: Json, name: str) -> None:
-        """Load a workflow: in the API's format, or in the frontend's own."""
+        """Load a workflow: in the API's format, or in the frontend's own. No run of a test before is
+        left, whose results the page would show on nodes of the same numbers.
+        """
+        self.page.wait_for_function(
+            "async () => { const { queue_running, queue_pending } = await (await fetch('/queue')).json();"
+            " return !queue_running.length && !queue_pending.length; }"
+        )
         if "nodes" in workflow:
             self.page.evaluate(
                 "([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name]
