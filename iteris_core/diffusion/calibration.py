@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..files.families import Family
     from .lora_use import LoraUse
 
-# Noise levels of a run as users sample, of which the kept ones are chosen.
+# Noise levels of a run as users sample; the kept ones are chosen among them.
 _USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
@@ -52,7 +52,7 @@ _SQUARE_ROOT_OF_11 = 3.3166247904
 
 @settings
 class Calibration:
-    """How the samples are made on which LoRAs are measured.
+    """How the samples are made that LoRAs are measured on.
 
     Raises:
         ConfigError: A setting outside its range, or settings that do not go together.
@@ -103,7 +103,7 @@ class Calibration:
         Field(
             ge=0,
             le=_MOST_GUIDANCE,
-            description="Guidance of the sampling runs. Use the value with which you will sample. "
+            description="Guidance of the sampling runs. Use the value that you will sample with. "
             "1: none, for turbo and distilled models; then the negative prompt is not measured. 0: "
             "what suits the model, such as 7 for SD1.5, 6 for SDXL and 1 for Flux.",
         ),
@@ -159,14 +159,14 @@ class Calibration:
         Weight,
         Field(
             title="together",
-            description="Weight of captions in which several LoRAs meet, such as 0.3; 0: none.",
+            description="Weight of captions where several LoRAs meet, such as 0.3; 0: none.",
         ),
     ] = 0.0
     scene_forms: Annotated[
         Texts,
         Field(
             title="forms",
-            description="Captions in which several LoRAs meet, with {first} and {second}, or "
+            description="Captions where several LoRAs meet, with {first} and {second}, or "
             "{first} and {style}.",
         ),
     ] = SCENE_FORMS
@@ -176,7 +176,7 @@ class Calibration:
     ] = 0.5
     scene_prefixes: Annotated[
         Texts,
-        Field(description="Words with which these captions may begin, one to four at a time."),
+        Field(description="Words that these captions may begin with, one to four at a time."),
     ] = SCENE_PREFIXES
     scene_pictures: Annotated[
         bool,
@@ -209,7 +209,7 @@ class Calibration:
     negative_prompt: Annotated[
         str,
         Field(
-            description="The negative prompt with which you will sample. It counts only with "
+            description="The negative prompt that you will sample with. It counts only with "
             "guidance."
         ),
     ] = ""

@@ -44,13 +44,13 @@ _TEXT = 0.1
 # Rows of a LoRA's proof, see `proof`.
 _PROVED = 4
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
-# layers is that of solving them, and the proof draws smaller pictures.
+# layers goes into solving them, and the proof draws smaller pictures.
 _OTHER = (PROOF_STAGE, TEXT_STAGE)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Rows that run through the diffusion model; those of the proof are not counted.
+    """Rows that run through the diffusion model, without the proof's.
 
     Args:
         sampling: Those of the sampling runs.

@@ -76,7 +76,7 @@ class MergeSettings:
 def changed(
     calibration: Calibration, settings: MergeSettings, changes: Changes
 ) -> tuple[Calibration, MergeSettings]:
-    """Return settings of which some are replaced.
+    """Return settings with some replaced.
 
     Raises:
         ConfigError: The result is not allowed.

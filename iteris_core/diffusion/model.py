@@ -86,7 +86,7 @@ def stream_of(path: str, text_layers: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class PatchedWeight:
-    """A weight on which the host has put a LoRA.
+    """A weight with a LoRA that the host has put on it.
 
     Args:
         before: The base model's weight, float32, (d_out, d_in); zeros where only the layer's own
@@ -116,8 +116,7 @@ class HostLoader(Protocol):
 
 @dataclass(frozen=True)
 class PictureTokens:
-    """How to tell the picture from the text in layers that read both, or read text in which words
-    cannot be paired.
+    """How to tell the picture from the text where words cannot be paired.
 
     Args:
         patch: Side of the square of latents that is one token. The picture's tokens stand last.
@@ -205,7 +204,7 @@ class DiffusionHost(Protocol):
         ...
 
     def is_text_module(self, path: str) -> bool:
-        """Tell the text encoders' module paths from those of the diffusion model."""
+        """Tell the text encoders' module paths from the diffusion model's."""
         ...
 
     def token_positions(self, text: str) -> Sequence[int]:

@@ -81,7 +81,7 @@ class Plan(Protocol):
         ...
 
     def drawn_in(self) -> list[Run]:
-        """Return the sampling runs in which its teacher draws."""
+        """Return the sampling runs that its teacher draws in."""
         ...
 
     def sample_count(self) -> int:
@@ -89,12 +89,12 @@ class Plan(Protocol):
         ...
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        """Return the sampling runs in which its teacher draws, and its part in each."""
+        """Return the sampling runs that its teacher draws in, and its part in each."""
         ...
 
 
 class TaskPlan(Plan, Protocol):
-    """A plan with samples, in which teacher and student are compared."""
+    """A plan with samples, which compare teacher and student."""
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         """Return its samples of the diffusion model."""
@@ -102,7 +102,7 @@ class TaskPlan(Plan, Protocol):
 
 
 class SampledPlan(Plan, Protocol):
-    """A plan whose readings are those of `with_negative`."""
+    """A plan whose readings `with_negative` makes."""
 
     @property
     def calibration(self) -> Calibration:
@@ -195,7 +195,7 @@ class ScenePlan:
 
     Args:
         name, mix, weight: Those of a `Plan`.
-        parts: The scenes in which the LoRA takes part.
+        parts: The scenes with the LoRA.
         own: Plan of the LoRA's own task, whose teacher reads the negative prompt for it.
         number: The number of all scenes in their merge; see `CaptionPlan`.
         calibration: Settings of the calibration samples.
@@ -277,7 +277,7 @@ def negative_of(plan: SampledPlan, contexts: Contexts) -> Encoded | None:
 def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
     """Return run `number` of a plan.
 
-    Its seed differs from those of all other plans.
+    No other plan has a run of its seed.
     """
     kept = kept_levels(calibration, number)
     seed = run_seed(plan, number, calibration)

@@ -79,7 +79,7 @@ def polish(
     Args:
         network: The diffusion model; its output is (rows, channels, ..., height, width).
         adapters: Adapters that the mixes of the tasks number.
-        tasks: The tasks of a merge, at least one of which wears something.
+        tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
         steps: Steps of gradient.
         rows_per_call: Most rows of a forward call; the steps' batches are larger.
@@ -411,7 +411,7 @@ def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
 
 @contextmanager
 def _called(modules: Mapping[str, nn.Module], paths: Collection[str]) -> Iterator[list[nn.Module]]:
-    """Find the blocks in which layers lie, the outermost items of lists of modules that are called
+    """Find the blocks that hold layers, the outermost items of lists of modules that are called
     meanwhile; known when it ends.
     """
     lists = {path for path, m in modules.items() if isinstance(m, (nn.ModuleList, nn.Sequential))}

@@ -28,7 +28,7 @@ class Run:
 
     Args:
         owner: Name of the task that the run is for, or "scenes".
-        number: Number of the run among those of its owner.
+        number: Number of the run among its owner's.
         kept: Numbers of the noise levels at which its latents are kept.
         path: Those at which it stands, from 0 on to the last that is kept.
     """
@@ -61,7 +61,7 @@ class Part:
 
     Args:
         negative: The negative prompt; None without guidance.
-        region: Region in which it draws: shape of the latents -> mask (height, width). The regions
+        region: Region that it draws in: shape of the latents -> mask (height, width). The regions
             of a run add up to 1. None: everywhere.
     """
 

@@ -1,9 +1,9 @@
-"""Scenes: captions in which several LoRAs meet, with a caption for each LoRA's teacher.
+"""Scenes: captions where several LoRAs meet, with a caption for each LoRA's teacher.
 
 The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers, so the teacher of
 <v2> reads "a red chair and a <v2>", with an ordinary thing in the place of <v1>. Its own words
 count, wherever they stand in the two captions. So do the end and the padding, which have read all
-of a caption. In the picture the part counts in which the LoRA's subject lies. Where text and
+of a caption. In the picture, the part that shows the LoRA's subject counts. Where text and
 picture are read together, words cannot be told apart, and that part alone counts.
 
 One subject in a style is another matter. A subject LoRA and a style LoRA can be worn together,
@@ -57,7 +57,7 @@ class Member:
 
     Args:
         lora: Number of the LoRA in the merge.
-        caption: Caption of its teacher, in which something ordinary replaces every other trigger.
+        caption: Caption of its teacher, where something ordinary replaces every other trigger.
         pairing: The tokens of this caption that answer to tokens of the scene's: its words, the end
             and the padding.
         region: Number of its region among those of the scene; None: it has none.
@@ -199,7 +199,7 @@ def make_scenes(
     token_positions: TokenPositions | None,
     length: Length | None = None,
 ) -> list[Scene]:
-    """Return scenes in which each LoRA takes part often enough.
+    """Return enough scenes with each LoRA.
 
     Each takes part ``trajectories`` times on average; without pictures, as many times as it keeps
     latents. The kinds of forms (two subjects, three, two and a style) come in turn, in random forms
@@ -329,7 +329,7 @@ def prefixes(calibration: Calibration, chance: random.Random) -> Iterator[str]:
 
 
 def behind(prefix: str, form: str) -> str:
-    """Return a scene form behind a prefix, in which braces are just text."""
+    """Return a scene form after a prefix, whose braces are just text."""
     return prefix.replace("{", "{{").replace("}", "}}") + form
 
 

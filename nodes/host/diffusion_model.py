@@ -55,7 +55,7 @@ class ComfyModel:
     Args:
         model: ModelPatcher of a family in the table; never changed.
         clip: CLIP of the same family; never changed.
-        keeps_runs: Whether sampling runs are remembered after the merge, in place of those of the
+        keeps_runs: Whether sampling runs are remembered after the merge, and replace those of the
             model with other patches.
 
     Raises:
@@ -241,7 +241,7 @@ class ComfyModel:
 
         Raises:
             AdapterError: See `kohya.parse`.
-            ConfigError: Its block weights or left out layers are not those of this LoRA or model.
+            ConfigError: Its block weights or left out layers do not fit this LoRA or model.
         """
         tensors = comfy.lora_convert.convert_lora(dict(tensors))
         adapter = kohya.parse(
@@ -325,7 +325,7 @@ class ComfyModel:
         return self._weights_of(*self.patched(replace(adapter, vectors={})))
 
     def _weights_of(self, model: Any, clip: Any) -> Iterator[PatchedWeight]:
-        """Yield the weights on which clones of MODEL and CLIP have more patches than these."""
+        """Yield the weights with more patches on clones of MODEL and CLIP than on these."""
         for ours, theirs in ((self.model, model), (self.clip.patcher, clip.patcher)):
             device = ours.load_device
             for key, patches in theirs.patches.items():
