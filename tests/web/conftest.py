@@ -51,10 +51,12 @@ def chromium():
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def frontend(chromium, server):
-    """A page for all tests that load a workflow of their own."""
-    return browser.Frontend(chromium, server.address)
+    """A page for all tests of a file, which load workflows of their own."""
+    opened = browser.Frontend(chromium, server.address)
+    yield opened
+    opened.page.close()
 
 
 @pytest.fixture

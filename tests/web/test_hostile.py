@@ -2,6 +2,7 @@
 
 import json
 
+import browser
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -54,6 +55,14 @@ def hostile(server):
     yield
     for name in (*files, "recipe.safetensors"):
         (folder / name).unlink()
+
+
+@pytest.fixture(scope="module")
+def frontend(chromium, server, hostile):
+    """A page that has listed the hostile files."""
+    opened = browser.Frontend(chromium, server.address)
+    yield opened
+    opened.page.close()
 
 
 def lora(name, prompts, **more):
