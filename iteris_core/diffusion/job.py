@@ -137,12 +137,6 @@ class Job:
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
         tokens = model.picture_tokens
-        if tokens and calibration.scene_weight and not calibration.scene_pictures:
-            raise ConfigError(
-                f"{model.family.name} reads text and picture together, so that scenes count in the "
-                f"picture alone, and {called('scene_pictures')} is off. Set "
-                f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
-            )
         plans = make_plans(
             uses,
             calibration,
@@ -150,6 +144,7 @@ class Job:
             tokens.length if tokens else None,
         )
         check_target(plans, settings.config)
+        _check_pictures(plans, model, calibration)
         check_plans = make_check_plans(uses, calibration) if calibration.held_out else []
         _check_captions(model, [*plans, *check_plans])
         return cls(
@@ -287,6 +282,21 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
             f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
             f"{called_value('target', 'full_output')!r}, or "
             f"{setting_to('scene_weight', 0)}"
+        )
+
+
+def _check_pictures(plans: Sequence[Plan], model: DiffusionHost, calibration: Calibration) -> None:
+    """Refuse scenes in the text alone where words cannot be paired.
+
+    Raises:
+        ConfigError: There are scenes, and nothing of them would count.
+    """
+    in_text = not calibration.scene_pictures and any(isinstance(plan, ScenePlan) for plan in plans)
+    if model.picture_tokens and in_text:
+        raise ConfigError(
+            f"{model.family.name} reads text and picture together, so that scenes count in the "
+            f"picture alone, and {called('scene_pictures')} is off. Set "
+            f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
         )
 
 

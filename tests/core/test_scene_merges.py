@@ -49,6 +49,10 @@ FULL = MergeConfig(
 )
 
 
+# a model in which words cannot be paired
+UNPAIRED = PictureTokens(1, lambda caption: len(caption.split()))
+
+
 def two_loras(host, parts=("te", "unet")):
     return [host.lora(name, parts, (f"<{name}>",)) for name in "ab"]
 
@@ -68,6 +72,18 @@ def pairs_of(word, student, teacher):
 
 def dense_task(teacher, student, delta, weight=1.0):
     return toy.DenseTask(torch.cat(teacher), torch.cat(student), delta, weight)
+
+
+def left_alone(host, calibration):
+    """Return whether scenes change nothing, by layer."""
+    loras = two_loras(host, ("unet",))
+    result, _ = host.merge(loras, calibration, FULL)
+    without, _ = host.merge(loras, replace(calibration, scene_weight=0.0), FULL)
+    pairs = {
+        path: [one.adapter.deltas[path].dense() for one in (result, without)]
+        for path in ("unet.inlet", "unet.q", "unet.k", "unet.v")
+    }
+    return {path: torch.allclose(*pair, rtol=1e-9, atol=1e-9) for path, pair in pairs.items()}
 
 
 # --- what counts ---
@@ -110,17 +126,12 @@ def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
 
 
 def test_scenes_in_the_text_leave_the_picture_side_alone(host):
-    loras = two_loras(host, ("unet",))
-    result, _ = host.merge(loras, SCENES, FULL)
-    without, _ = host.merge(loras, replace(SCENES, scene_weight=0.0), FULL)
-    for path, same in {
+    assert left_alone(host, SCENES) == {
         "unet.inlet": True,
         "unet.q": True,
         "unet.k": False,
         "unet.v": False,
-    }.items():
-        found, plain = (one.adapter.deltas[path].dense() for one in (result, without))
-        assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same
+    }
 
 
 def test_in_pictures_each_teacher_counts_in_its_own_region(host):
@@ -260,18 +271,23 @@ def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration)
 
 def test_where_words_cannot_be_paired_regions_alone_count(host):
     """The inlet reads the latents themselves, and nothing of a scene counts in the text."""
-    host.picture_tokens = PictureTokens(1, lambda caption: len(caption.split()))
-    loras = two_loras(host, ("unet",))
-    result, _ = host.merge(loras, PICTURES, FULL)
-    without, _ = host.merge(loras, replace(PICTURES, scene_weight=0.0), FULL)
-    for path, same in {
+    host.picture_tokens = UNPAIRED
+    assert left_alone(host, PICTURES) == {
         "unet.inlet": False,
         "unet.q": False,
         "unet.k": True,
         "unet.v": True,
-    }.items():
-        found, plain = (one.adapter.deltas[path].dense() for one in (result, without))
-        assert torch.allclose(found, plain, rtol=1e-9, atol=1e-9) is same, path
+    }
+
+
+def test_where_words_cannot_be_paired_a_style_and_a_single_lora_need_no_pictures(host):
+    """Teacher and student of a subject in a style read one caption."""
+    host.picture_tokens = UNPAIRED
+    loras = subjects_and_a_style(host)
+    result, _ = host.merge(loras, STYLED, FULL)
+    tasks = {task.task for layer in result.report.layers for task in layer.tasks}
+    assert tasks == {"a", "s", "a in the style of s"}
+    host.merge(loras[:1], SCENES, FULL)
 
 
 # --- refusals ---
@@ -286,7 +302,7 @@ def test_scenes_with_the_delta_target_are_refused(host):
 
 
 def test_scenes_in_the_text_alone_are_refused_where_words_cannot_be_paired(host):
-    host.picture_tokens = PictureTokens(1, lambda caption: len(caption.split()))
+    host.picture_tokens = UNPAIRED
     host.family = FAMILIES["Wan"]
     with pytest.raises(
         ConfigError,
