@@ -138,7 +138,7 @@ class Merge(io.ComfyNode):
         """Return a fingerprint of the files that the rows name; constant if the text comes through
         a link.
         """
-        return fingerprints({name: host.find_lora(name) for name in files_in(loras, "loras")})
+        return fingerprints(files_in(loras, "loras"), host.find_lora)
 
     @classmethod
     @checked

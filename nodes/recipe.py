@@ -74,7 +74,7 @@ class LoadRecipe(io.ComfyNode):
             lora_name,
             *(name for lora in recipe_of(lora_name).loras for name in files_of(lora)),
         ]
-        return fingerprints({name: host.find_lora(name) for name in names})
+        return fingerprints(names, host.find_lora)
 
     @classmethod
     @checked

@@ -87,7 +87,7 @@ class LoraStack(io.ComfyNode):
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
         ]
-        return fingerprints({name: host.find_lora(name) for name in meant})
+        return fingerprints(meant, host.find_lora)
 
     @classmethod
     @checked

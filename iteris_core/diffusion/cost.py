@@ -28,6 +28,7 @@ from .model import (
     DenoiserRow,
 )
 from .plans import Plan
+from .polish import POLISH_BATCH
 
 logger = logging.getLogger("iteris")
 PCIE = 12e9  # bytes a second between device and host that a card of these years really copies
@@ -35,7 +36,6 @@ DISK = 0.5e9  # bytes a second that a plain SSD writes and reads for long
 STEPS_OF_A_PICTURE = 20
 # Samples that a sweep runs once more, alone, to see that they are answered as among others.
 ALONE = 1
-POLISH_BATCH = 16  # samples of a step of the polish
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
 # solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
 _SWEPT = 1.5

@@ -40,6 +40,7 @@ from .model import (
     numbered,
 )
 from .plans import Contexts, Plan, runs_of
+from .polish import polish
 from .proof import notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Context, Reading, Tokenized
@@ -367,8 +368,6 @@ def _polished(
     solver: PartSolver,
 ) -> tuple[MergeResult, Note]:
     """Return a merge of the diffusion model's part after its polish, and a note about it."""
-    from .polish import polish
-
     job = solver.job
     steps = job.calibration.polish
     adapter = with_smaller_calls(

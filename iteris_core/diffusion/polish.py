@@ -29,13 +29,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import CalibrationError
-from ..layers import codes_of, input_tokens
+from ..layers import add_to_output, codes_of, input_tokens
 from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
+from ..report.fidelity import Rows, outputs_of
 from ..rows.wearing import Closet, layer_hooks, wearing
 from ..tasks import Sample, Task
-from .cost import POLISH_BATCH
 from .scenes import Region
+
+POLISH_BATCH = 16  # samples of a step
 
 # Size of the first steps, relative to the factors' own. 0.02 needs three times the steps, and 0.1
 # makes merges worse ("The polish" in docs/method.md).
@@ -148,11 +150,6 @@ class _Student:
     network: Network
     rows_per_call: int
 
-    def calls(self, targets: Sequence[_Target]) -> Iterator[list[int]]:
-        yield from in_calls(
-            [self.network.call_key(target.reads) for target in targets], self.rows_per_call
-        )
-
     def errors(self, targets: Sequence[_Target]) -> Tensor:
         """Return the squared relative error of each target of one call, (n,)."""
         found = self.network.forward([target.reads for target in targets])
@@ -169,8 +166,8 @@ class _Student:
         Raises:
             CalibrationError: The output has no gradient, or the error is not finite.
         """
-        for numbers in self.calls(targets):
-            errors = self.errors([targets[i] for i in numbers])
+        for of_call in _calls(self.network, targets, self.rows_per_call):
+            errors = self.errors(of_call)
             if not errors.requires_grad:
                 raise CalibrationError(
                     "the output of this model has no gradient, so that no LoRA on it can be "
@@ -185,6 +182,12 @@ class _Student:
             torch.autograd.backward(errors.sum() / len(targets))
 
 
+def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[list[_Target]]:
+    """Yield targets that share a forward call, at most so many at once."""
+    for numbers in in_calls([network.call_key(target.reads) for target in targets], most):
+        yield [targets[i] for i in numbers]
+
+
 @torch.no_grad()
 def _targets(
     network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], size: int
@@ -192,37 +195,29 @@ def _targets(
     """Return what the merged model should answer to every sample of the tasks; those whose region
     is empty are left out.
     """
-    closet: Closet = {}
-
-    def outputs(task: Task, mix: Mapping[int, float]) -> list[Tensor]:
-        reads = [sample.teacher for sample in task.samples]
-        found: dict[int, Tensor] = {}
-        for numbers in in_calls([network.call_key(row) for row in reads], size):
-            mixes = [mix] * len(numbers)
-            with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
-                answer = network.forward([reads[i] for i in numbers])
-            found |= dict(zip(numbers, answer.float().cpu(), strict=True))
-        return [found[i] for i in range(len(reads))]
-
-    taught = [outputs(task, task.mix) for task in tasks]
+    rows = Rows(id)
+    taught = [[rows.add(sample.teacher, task.mix) for sample in task.samples] for task in tasks]
+    bases = [[rows.add(sample.teacher, {}) for sample in task.samples] for task in tasks]
+    outputs = [output.float() for output in outputs_of(network, adapters, rows, size, nobody)]
     masks = [
-        [_mask(sample, output) for sample, output in zip(task.samples, of_task, strict=True)]
+        [_mask(sample, outputs[row]) for sample, row in zip(task.samples, of_task, strict=True)]
         for task, of_task in zip(tasks, taught, strict=True)
     ]
-    effects: list[float | None] = []
-    for task, of_task, of_masks in zip(tasks, taught, masks, strict=True):
-        if not task.mix:
-            effects.append(None)
-            continue
-        pairs = zip(of_task, outputs(task, {}), of_masks, strict=True)
-        squares = [float(((a - b) * mask).square().sum()) for a, b, mask in pairs]
+    effects = []  # 0 of a preserve task, whose teacher is the base model
+    for of_task, of_base, of_masks in zip(taught, bases, masks, strict=True):
+        squares = [
+            float(((outputs[a] - outputs[b]) * mask).square().sum())
+            for a, b, mask in zip(of_task, of_base, of_masks, strict=True)
+        ]
         effects.append(sum(squares) / len(squares))
     known = [effect for effect in effects if effect]
     mean = sum(known) / len(known) if known else 1.0
     return [
-        _Target(sample.student_reads, output, mask, task.weight / len(of_task), effect or mean)
+        _Target(
+            sample.student_reads, outputs[row], mask, task.weight / len(of_task), effect or mean
+        )
         for task, of_task, of_masks, effect in zip(tasks, taught, masks, effects, strict=True)
-        for sample, output, mask in zip(task.samples, of_task, of_masks, strict=True)
+        for sample, row, mask in zip(task.samples, of_task, of_masks, strict=True)
         if task.weight and mask.any()
     ]
 
@@ -328,13 +323,14 @@ def _whitenings(
         return y
 
     modules = {path: network.modules[path] for path in merged.deltas}
-    for numbers in in_calls([network.call_key(target.reads) for target in targets], rows_per_call):
-        mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(numbers)
+    closet: Closet = {}
+    for of_call in _calls(network, targets, rows_per_call):
+        mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(of_call)
         with (
-            wearing(network.modules, [merged], mixes, None, network.folds_rows),
+            wearing(network.modules, [merged], mixes, closet, network.folds_rows),
             layer_hooks(modules, hook),
         ):
-            network.forward([targets[i].reads for i in numbers])
+            network.forward([target.reads for target in of_call])
     return {
         path: _Whitening.of(probes[path], products[path], traces[path]).to(devices[path])
         for path in merged.deltas
@@ -348,10 +344,8 @@ def _worn(modules: Mapping[str, nn.Module], layers: Mapping[str, _Layer]) -> Ite
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         up, down = (factor.to(x.device) for factor in layers[path].factors)
-        tokens = codes_of(module, x, down) @ up.T
-        if isinstance(module, nn.Conv2d):
-            tokens = tokens.transpose(1, 2)
-        return y + tokens.reshape(y.shape).to(y.dtype)
+        add_to_output(module, y, codes_of(module, x, down), up)
+        return y
 
     with layer_hooks({path: modules[path] for path in layers}, hook):
         yield

@@ -40,7 +40,7 @@ from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
-from .patches import add_adapter, misread_by_host, patches_of, patches_of_file
+from .patches import add_adapter, added_patches, misread_by_host, patches_of, patches_of_file
 from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 
@@ -328,10 +328,7 @@ class ComfyModel:
         """Yield the weights with more patches on clones of MODEL and CLIP than on these."""
         for ours, theirs in ((self.model, model), (self.clip.patcher, clip.patcher)):
             device = ours.load_device
-            for key, patches in theirs.patches.items():
-                added = patches[len(ours.patches.get(key, ())) :]
-                if not added:
-                    continue
+            for key, start in added_patches(ours, theirs):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 path = HostWeight(key).module
                 shape = self.keys.shapes.get(path)
@@ -341,6 +338,7 @@ class ComfyModel:
                     before = torch.zeros(*shape, device=device)
                 elif not before.isfinite().all():  # in no checkpoint, so it was never filled
                     before = torch.zeros_like(before)
+                added = theirs.patches[key][start:]
                 after = comfy.lora.calculate_weight(added, before.clone(), key)
                 yield PatchedWeight(path, *(w.reshape(len(w), -1) for w in (before, after)))
 

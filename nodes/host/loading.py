@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.sd
@@ -14,6 +14,7 @@ from ...iteris_core.files.kohya import for_another
 from ...iteris_core.settings import shown
 from ..foreign import logged_errors
 from .families import family_of
+from .patches import added_patches
 
 if TYPE_CHECKING:
     from ...iteris_core.diffusion.lora_use import LoraUse
@@ -44,7 +45,7 @@ def with_lora(
     parts = [(model, patched[0])]
     if clip is not None:
         parts.append((clip.patcher, patched[1].patcher))
-    added = [(after, *place) for before, after in parts for place in _added(before, after)]
+    added = [(after, *place) for before, after in parts for place in added_patches(before, after)]
     family = family_of(model)
     found = None if family is None else other_family(tensors, metadata if not added else {}, family)
     if not added or (told and found is not None):
@@ -61,14 +62,6 @@ def with_lora(
             scaled = _scaled(after.patches.pop(weight), start, weights[_module(weight)])
             after.patches |= {weight: scaled} if scaled else {}
     return patched
-
-
-def _added(before: Any, after: Any) -> Iterator[tuple[str, int]]:
-    """Yield the weights that have more patches than before, and how many there were."""
-    for weight, patches in after.patches.items():
-        start = len(before.patches.get(weight, ()))
-        if len(patches) > start:
-            yield weight, start
 
 
 def _module(weight: str) -> str:

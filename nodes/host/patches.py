@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import comfy.lora
@@ -77,6 +77,16 @@ def patches_of(model: Any, clip: Any) -> dict[str, list[Any]]:
         for part in (model, clip.patcher)
         for weight, on_weight in part.patches.items()
     }
+
+
+def added_patches(before: Any, after: Any) -> Iterator[tuple[str, int]]:
+    """Yield the weights that have more patches on one MODEL or CLIP than on another, and how many
+    there were before.
+    """
+    for weight, patches in after.patches.items():
+        start = len(before.patches.get(weight, ()))
+        if len(patches) > start:
+            yield weight, start
 
 
 def with_patches(model: Any, clip: Any, patches: Mapping[str, list[Any]]) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ...iteris_core import IterisError
@@ -72,9 +72,14 @@ def fingerprint(path: Path | None) -> str:
     return " ".join(f"{status.st_mtime_ns}-{status.st_size}" for status in statuses)
 
 
-def fingerprints(files: Mapping[str, Path | None]) -> str:
-    """Return a string that changes when one of these files or its name changes."""
-    return " ".join(f"{name} {fingerprint(path)}" for name, path in files.items())
+def fingerprints(names: Iterable[str], find: Callable[[str], Path | None]) -> str:
+    """Return a string that changes when one of these files or its name changes.
+
+    Args:
+        names: Their names.
+        find: Name -> path; None: there is no such file.
+    """
+    return " ".join(f"{name} {fingerprint(find(name))}" for name in dict.fromkeys(names))
 
 
 def path_to_save(output: Path, file_name: str) -> Path:
