@@ -194,8 +194,8 @@ class Calibration:
             le=_MOST_POLISH,
             title="polish_steps",
             description="Steps of gradient that bring the merged LoRA's pictures nearer to those "
-            "of its LoRAs, after the merge. On transformers such as Flux, 100 steps with 40 sample "
-            "runs draw far more of each LoRA, and of two together, but take many times as long as "
+            "of its LoRAs, after the merge. In a small test transformer, 100 steps with 40 sample "
+            "runs draw far more of each LoRA, and of two together. They take many times as long as "
             "the merge. 0: none.",
         ),
     ] = 0
