@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from copy import copy
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..adapters import Adapter, LowRankDelta
@@ -353,22 +353,38 @@ def _worn(modules: Mapping[str, nn.Module], layers: Mapping[str, _Layer]) -> Ite
 
 def _usable(targets: Sequence[_Target]) -> list[_Target]:
     """Return targets whose rows autograd can keep: copies of tensors made in inference mode."""
-    copies: dict[int, Any] = {}
+    reads = _mapped([target.reads for target in targets], _normal)
+    return [replace(target, reads=read) for target, read in zip(targets, reads, strict=True)]
 
-    def usable(value: Any) -> Any:
+
+def _normal(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return values with every tensor changed that is in them, in lists, dicts and dataclasses. An
+    object that stands in several places is changed once.
+    """
+    changed: dict[int, Any] = {}
+
+    def of(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.clone() if value.is_inference() else value
+            return change(value)
         if isinstance(value, dict):
-            return {name: usable(item) for name, item in value.items()}
-        if is_dataclass(value) and not isinstance(value, type):
-            # rows share their prompts, which hosts may keep things about
-            if id(value) not in copies:
-                of_value = {field.name: getattr(value, field.name) for field in fields(value)}
-                copies[id(value)] = replace(value, **usable(of_value))
-            return copies[id(value)]
-        return value
+            return {name: of(item) for name, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(of, value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(of, value))
+        if not is_dataclass(value) or isinstance(value, type):
+            return value
+        if id(value) not in changed:
+            made = changed[id(value)] = copy(value)
+            for name in vars(value):
+                object.__setattr__(made, name, of(getattr(value, name)))  # it may be frozen
+        return changed[id(value)]
 
-    return [replace(target, reads=usable(target.reads)) for target in targets]
+    return of(values)
 
 
 @contextmanager
@@ -438,19 +454,22 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
     def again(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **named: Any) -> Any:
-            flat, spec = tree_flatten((args, named))
-            places = [i for i, item in enumerate(flat) if isinstance(item, Tensor)]
+            tensors: list[Tensor] = []
 
-            def on_copies(zero: Tensor, *tensors: Tensor) -> Any:
-                given = list(flat)
-                for i, tensor in zip(places, tensors, strict=True):
-                    given[i] = tensor.clone()  # blocks may write into what they read
-                args, named = tree_unflatten(given, spec)
+            def read(tensor: Tensor) -> Tensor:
+                tensors.append(_normal(tensor))
+                return tensor
+
+            def on_copies(zero: Tensor, *given: Tensor) -> Any:
+                following = iter(given)
+                # blocks may write into what they read
+                copied, called = _mapped((args, named), lambda _: next(following).clone())
                 with _kept():
-                    answer = forward(*args, **named)
-                return tree_map(lambda item: _with_gradient(item, zero), answer)
+                    answer = forward(*copied, **called)
+                return _mapped(answer, lambda tensor: _with_gradient(tensor, zero))
 
-            tensors = [t.clone() if t.is_inference() else t for t in (flat[i] for i in places)]
+            # also those in objects of the model's own: a gradient flows through each
+            _mapped((args, named), read)
             # not the newer kind of checkpoint, which does not see what was overwritten
             return checkpoint(
                 on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False
@@ -470,11 +489,11 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
                 block.forward = own
 
 
-def _with_gradient(item: Any, zero: Tensor) -> Any:
+def _with_gradient(tensor: Tensor, zero: Tensor) -> Tensor:
     """Return what a block answers, with a gradient at least to `zero`: a checkpoint needs one."""
-    if isinstance(item, Tensor) and item.is_floating_point() and not item.requires_grad:
-        return item + zero.to(item)
-    return item
+    if tensor.is_floating_point() and not tensor.requires_grad:
+        return tensor + zero.to(tensor)
+    return tensor
 
 
 def _kept() -> AbstractContextManager[Any]:

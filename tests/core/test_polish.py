@@ -1,6 +1,6 @@
 """The polish lowers the error at the output, and leaves nothing on the model."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -160,6 +160,49 @@ def test_blocks_that_run_again_have_the_gradient_of_the_formula(model):
         model(x).square().sum().backward()
     handle.remove()
     torch.testing.assert_close(shift.grad, torch.stack(expected), rtol=1e-6, atol=1e-7)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    scale: torch.Tensor
+
+
+class Modulated(nn.Module):
+    """Like Flux.2: one layer's output reaches all blocks, in an object of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.vector = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(ModulatedBlock() for _ in range(2))
+
+    def forward(self, x):
+        modulation = Modulation(torch.tanh(self.vector(x[:, :1])))
+        for block in self.blocks:
+            x = block(x, [modulation])
+        return x
+
+
+class ModulatedBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, modulations):
+        return x + modulations[0].scale * torch.tanh(self.layer(x))
+
+
+def test_what_blocks_share_in_objects_of_their_own_has_its_gradient_too():
+    torch.manual_seed(0)
+    model = Modulated().requires_grad_(False)
+    x = torch.randn(3, 5, WIDTH)
+    shift = torch.zeros(WIDTH, requires_grad=True)
+    model.vector.register_forward_hook(lambda m, a, y: y + shift)
+    model(x).square().sum().backward()
+    expected = shift.grad
+    shift.grad = None
+    with _recomputed(list(model.blocks)):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(shift.grad, expected)
 
 
 def test_a_whitening_is_the_root_of_the_gram_matrix():
