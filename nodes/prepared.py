@@ -91,7 +91,7 @@ def prepared(
     uses, loose = identified(chosen)
     loras, joined = load(base, uses, loose)
     job = Job.of(base, loras, *asked.settings(loras, scenes))
-    room = base.make_room(job.calibration.resolution, job.cost.samples, job.sums_in)
+    room = base.make_room(job.latent_shape, job.cost.samples, job.sums_in)
     notes = (
         *job.settings.notes,
         *joined,

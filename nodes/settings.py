@@ -72,6 +72,7 @@ _ADVANCED: dict[str, tuple[str, dict[str, Any]]] = {
     "input_mix": ("", {"max": 0.99, "step": 0.01}),  # 1 itself is outside
     "polish": ("", {}),
 }
+_LATER: dict[str, tuple[str, dict[str, Any]]] = {"frames": ("", {})}
 
 
 def _widget(name: str, more: str, looks: Mapping[str, Any]) -> Any:
@@ -105,13 +106,14 @@ class Settings(io.ComfyNode):
             _widget(name, more, {**looks, **advanced()})
             for name, (more, looks) in _ADVANCED.items()
         ]
+        later = [_widget(name, *details) for name, details in _LATER.items()]
         return io.Schema(
             node_id="IterISSettings",
             display_name="Merge settings (IterIS)",
             category="loaders/IterIS",
             description="All settings of a merge that Merge LoRAs does not ask for. They replace "
             "the preset's values. Few merges need this node.",
-            inputs=[*inputs[:-1], correct_strength, inputs[-1], *more],
+            inputs=[*inputs[:-1], correct_strength, inputs[-1], *more, *later],
             outputs=[SETTINGS.Output(display_name="settings")],
         )
 

@@ -236,7 +236,7 @@ class FlowStableDiffusion:
     def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return clean + sigma * noise
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+    def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, int, int]:
         return CHANNELS, resolution // 8, resolution // 8
 
     def _network(

@@ -39,6 +39,7 @@ _MOST_POLISH = 2000  # steps; 100 to 300 are of use
 _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
+_MOST_FRAMES = 257  # of a video; those that models draw have 81 to 129
 _MOST_GUIDANCE = 100
 _LEFT = 4  # ordinary captions that a merge leaves to its check, at least
 MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
@@ -94,7 +95,18 @@ class Calibration:
             le=_MOST_PIXELS,
             multiple_of=64,
             description="Side of the measured pictures in pixels. Smaller is faster and needs less "
-            "memory. 0: what suits the model, which is 768 for SDXL and 512 for all others.",
+            "memory. 0: what suits the model, such as 768 for SDXL, 512 for Flux.1 and 384 for "
+            "models of videos.",
+        ),
+    ] = 0
+    frames: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MOST_FRAMES,
+            description="Frames of the measured videos, for models of videos: 1, 5, 9, 13 ... for "
+            "Wan and HunyuanVideo. Every 4 frames more take the time and memory of one more "
+            "picture. 0: what suits the model, which is 9 for models of videos.",
         ),
     ] = 0
     # The first step of a run is made without guidance, see `sampling.Sampler`.
@@ -243,15 +255,19 @@ class Calibration:
         self._check_captions()
 
     def for_family(self, family: Family) -> Calibration:
-        """Return these settings with a family's own resolution and guidance where they are 0.
+        """Return these settings with a family's own resolution, frames and guidance for 0.
 
         Without guidance, a model never reads the negative prompt, so there is nothing to measure on
         it.
+
+        Raises:
+            ConfigError: A number of frames that the family does not draw.
         """
         cfg = self.cfg or family.guidance
         return replace(
             self,
             resolution=self.resolution or family.measured_at,
+            frames=family.frames_of(self.frames),
             cfg=cfg,
             unconditional_share=0.0 if cfg == 1 else self.unconditional_share,
         )

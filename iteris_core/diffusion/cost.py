@@ -58,6 +58,7 @@ class Cost:
         polish: Those of the polish; a row with its gradient counts as several.
         check: Those of the check on unseen samples.
         rows_of_a_picture: Those of a picture of 20 steps.
+        frames: Latent frames of a row; each takes as long as a picture.
     """
 
     sampling: int
@@ -67,6 +68,7 @@ class Cost:
     rows_of_a_picture: int
     samples: int
     tasks: int
+    frames: int = 1
 
     @property
     def rows(self) -> int:
@@ -76,7 +78,7 @@ class Cost:
     @property
     def pictures(self) -> int:
         """All of them, in pictures."""
-        return round(self.rows / self.rows_of_a_picture)
+        return round(self.rows * self.frames / self.rows_of_a_picture)
 
     def rows_with(self, share: float) -> int:
         """Return about how many rows there are with this share of the LoRAs' sampling runs."""

@@ -171,7 +171,7 @@ class Job:
     @cached_property
     def cost(self) -> Cost:
         """What the merge and its check cost."""
-        return cost_of(
+        cost = cost_of(
             self.plans,
             self.check_plans,
             guided=self.calibration.is_guided,
@@ -180,6 +180,12 @@ class Job:
             checks=2 if self.settings.correct_strength else 1,
             polish_steps=self.calibration.polish,
         )
+        return replace(cost, frames=math.prod(self.latent_shape[1:-2]))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, ..., height, width) of the latents that are measured."""
+        return self.model.latent_shape(self.calibration.resolution, self.calibration.frames)
 
     @property
     def stages(self) -> list[Stage]:
@@ -221,8 +227,7 @@ class Job:
         """
         if free is None or self.config.waiting_bytes is not None:
             return self
-        side = self.model.latent_shape(self.calibration.resolution)[-2:]
-        of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(side)
+        of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         with self.model.denoiser() as network:
             sums = self.sums_in(network.modules)
         return self.within(

@@ -119,16 +119,18 @@ class PictureTokens:
     """How to tell the picture from the text where words cannot be paired.
 
     Args:
-        patch: Side of the square of latents that is one token. The picture's tokens stand last.
+        patch: Side of the square of latents that is one token.
         length: What the model's captions have in common that can share a forward call, by their
             number of tokens.
         multiple: What the number of the picture's tokens is a multiple of, by padding behind them,
             where they stand with the text.
+        come_first: Whether they stand before the text there; else after it.
     """
 
     patch: int
     length: Callable[[str], Hashable]
     multiple: int = 1
+    come_first: bool = False
 
 
 class DiffusionHost(Protocol):
@@ -197,9 +199,9 @@ class DiffusionHost(Protocol):
         """Return clean latents with unit noise of the same shape at a noise level, 0-dim."""
         ...
 
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
+    def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, ...]:
         """Return (channels, ..., height, width) of the latents of a picture with this side in
-        pixels.
+        pixels, or of a video of so many frames, which are a time in between.
         """
         ...
 

@@ -267,7 +267,7 @@ class DiffusersModel:
     def noised(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         return clean + sigma * noise
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+    def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, int, int]:
         side = resolution // self.vae_scale_factor
         return self.unet_model.config.in_channels, side, side
 

@@ -242,7 +242,10 @@ class ScenePlan:
                 samples.append(context.sample(x, sigma, {IMAGE_STREAM: torch.zeros}))
                 continue
             mask = region_of(part.scene, part.member, latents.shape)
-            weights: dict[str, TokenWeights] = {IMAGE_STREAM: Region(mask, latents.sampler.picture)}
+            frames = math.prod(latents.shape[1:-2])
+            weights: dict[str, TokenWeights] = {
+                IMAGE_STREAM: Region(mask, latents.sampler.picture, frames)
+            }
             if part.member.pairing.is_empty:
                 weights[TEXT_STREAM] = torch.zeros
             samples += [context.sample(x, sigma, weights) for x, sigma in kept]

@@ -88,7 +88,7 @@ def read_recipe(name: str, text: str) -> Recipe:
         config = {"target": "delta", "unit_gain": 1.0, **_without_machine(config)}
     calibration = recipe["calibration"]
     if isinstance(calibration, dict):
-        calibration = {"scene_prefix_share": 0.0, **calibration}
+        calibration = {"scene_prefix_share": 0.0, "frames": 1, **calibration}
     return Recipe(
         tuple(
             from_json(f"{place}: LoRA {number}", lora, LoraUse)

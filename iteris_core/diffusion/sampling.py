@@ -140,7 +140,7 @@ class Sampler:
             network,
             model.sigmas(calibration.levels if steps is None else steps).float().cpu(),
             model.start,
-            model.latent_shape(calibration.resolution),
+            model.latent_shape(calibration.resolution, calibration.frames),
             calibration.cfg,
             Processes.current(),
             model.picture_tokens,

@@ -95,52 +95,54 @@ class Region:
     Args:
         mask: The part in the latents, (height, width).
         picture: See `model.DiffusionHost.picture_tokens`.
+        frames: Latent frames, whose tokens follow each other.
     """
 
     mask: Tensor
     picture: PictureTokens | None = None
+    frames: int = 1
     _known: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, tokens: int) -> Tensor:
         if tokens not in self._known:
-            picture = self.picture
             self._known[tokens] = (
                 on_grid(self.mask, tokens)
-                if picture is None
-                else last_of_row(self.mask, tokens, picture.patch, picture.multiple)
+                if self.picture is None
+                else of_row(self.mask, tokens, self.picture, self.frames)
             )
         return self._known[tokens]
 
 
-def last_of_row(mask: Tensor, tokens: int, patch: int, multiple: int = 1) -> Tensor:
+def of_row(mask: Tensor, tokens: int, picture: PictureTokens, frames: int = 1) -> Tensor:
     """Return a mask (height, width) as weights of a layer's tokens, (tokens,), where each square of
-    latents is a token and the picture's stand last; the text before them does not count.
+    latents is a token; the text before or after the picture's does not count.
 
-    >>> last_of_row(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2), 3, patch=2)
+    >>> of_row(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2), 3, PictureTokens(2, len))
     tensor([0., 1., 0.])
 
     Args:
         mask: The mask.
         tokens: Tokens of the layer; a single one is for the whole picture.
-        patch: See `model.PictureTokens`.
-        multiple: See `model.PictureTokens`.
+        frames: Latent frames of a video, all under the mask.
 
     Raises:
         CalibrationError: Fewer tokens than the picture has.
     """
     if tokens == 1:
         return mask.float().mean().reshape(1)
-    height, width = (-(-side // patch) for side in mask.shape)
+    height, width = (-(-side // picture.patch) for side in mask.shape)
     grid = functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()
+    grid = grid.repeat(frames)
     if tokens > len(grid):
-        grid = functional.pad(grid, (0, -len(grid) % multiple))
+        grid = functional.pad(grid, (0, -len(grid) % picture.multiple))
     if tokens < len(grid):
         raise CalibrationError(
-            f"a layer sees {tokens} tokens, and a picture of {mask.shape[0]} x {mask.shape[1]} "
-            f"latents has {len(grid)}; scenes cannot tell whose tokens they are. Set "
+            f"a layer sees {tokens} tokens, and {frames} x {mask.shape[0]} x {mask.shape[1]} "
+            f"latents have {len(grid)}; scenes cannot tell whose tokens they are. Set "
             f"{setting_to('scene_weight', 0)}"
         )
-    return functional.pad(grid, (tokens - len(grid), 0))
+    others = tokens - len(grid)
+    return functional.pad(grid, (0, others) if picture.come_first else (others, 0))
 
 
 def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:

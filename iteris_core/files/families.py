@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..errors import ConfigError
+from ..settings import called, setting_to
 from .kinds import DOWN, UP, split_key
 from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first, spend
 
@@ -51,6 +53,9 @@ class Family:
             ``/lora``, and as ``modelspec.implementation``.
         resolution: Side in pixels of the pictures that it was trained on.
         measured_at: Side in pixels of the measured pictures, if the user names none.
+        frames_per_latent: Frames of a video per latent frame after the first, which is one of them;
+            0: it draws pictures.
+        measured_frames: Frames of the measured videos, if the user names none.
         guidance: Guidance to sample with, if the user names none; 1 means no guidance.
         saved_as: Style of its keys in saved files: kohya's trainers', or ``comfy``, the
             model's own names with PEFT's endings.
@@ -69,10 +74,37 @@ class Family:
     implementation: str = ""
     resolution: int = 1024
     measured_at: int = 512
+    frames_per_latent: int = 0
+    measured_frames: int = 1
     guidance: float = 1.0
     saved_as: Spelling = "kohya"
     names_of_diffusers: bool = False
     text_bases: tuple[str, ...] = ("lora_te_",)
+
+    def latent_frames(self, frames: int) -> int:
+        """Return the number of latent frames of a video; 1 of a picture."""
+        return 1 + (frames - 1) // self.frames_per_latent if self.frames_per_latent else 1
+
+    def frames_of(self, asked: int) -> int:
+        """Return the frames to measure, where 0 stands for the family's own.
+
+        Raises:
+            ConfigError: It draws no videos, or none of so many frames; names some that it draws.
+        """
+        frames = asked or self.measured_frames
+        step = self.frames_per_latent
+        if step and (frames - 1) % step:
+            raise ConfigError(
+                f"{called('frames')} is {frames}; {self.name} draws videos of 1, {1 + step}, "
+                f"{1 + 2 * step}, {1 + 3 * step} ... frames. Set one of these, or 0 for "
+                f"{self.measured_frames}"
+            )
+        if frames > 1 and not step:
+            raise ConfigError(
+                f"{called('frames')} is {frames}, and {self.name} draws single pictures. Set "
+                f"{setting_to('frames', 0)}"
+            )
+        return frames
 
 
 _ATTENDS_TO_TEXT = r"attn2(?:[._]processor)?[._]to_[kv]$"
@@ -92,6 +124,15 @@ _ROWS = (
             r"single_blocks[._]\d+[._]modulation[._]linear$"
         ),
         named=r"hunyuan[-_]?video|framepack",
+        base_version="hunyuan_video",
+        network_module="networks.lora",
+        architecture="hunyuan-video",
+        implementation="https://github.com/Tencent/HunyuanVideo",
+        measured_at=384,
+        frames_per_latent=4,
+        measured_frames=9,
+        saved_as="comfy",
+        text_bases=("lora_te1_",),
     ),
     Family(
         "Flux.2",
@@ -222,6 +263,9 @@ _ROWS = (
         network_module="networks.lora_wan",
         architecture="wan2.1",
         implementation="https://github.com/Wan-Video/Wan2.1",
+        measured_at=384,
+        frames_per_latent=4,
+        measured_frames=9,
         guidance=6.0,
         saved_as="comfy",
     ),

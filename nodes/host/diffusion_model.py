@@ -88,7 +88,9 @@ class ComfyModel:
             return None
         model = self.model.model.diffusion_model
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
-        return PictureTokens(_patch_of(model), self.texts.length, multiple)
+        return PictureTokens(
+            _patch_of(model), self.texts.length, multiple, self.row.picture_comes_first
+        )
 
     def is_text_module(self, path: str) -> bool:
         return is_text(path)
@@ -184,25 +186,24 @@ class ComfyModel:
         noised: Tensor = sampling.noise_scaling(sigma, noise, clean)
         return noised
 
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        return self.shape_of_picture(resolution, resolution)
+    def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, ...]:
+        return self.shape_of_picture(resolution, resolution, frames)
 
-    def shape_of_picture(self, width: int, height: int) -> tuple[int, ...]:
-        """Return the shape of the latents of a picture whose sides are in pixels."""
+    def shape_of_picture(self, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
+        """Return the shape of the latents of a picture or video whose sides are in pixels."""
         format = self.model.get_model_object("latent_format")
-        time = (1,) * (format.latent_dimensions - 2)
+        time = (self.family.latent_frames(frames),) * (format.latent_dimensions - 2)
         sides = (height // self.row.downscale, width // self.row.downscale)
         return format.latent_channels, *time, *sides
 
-    def make_room(self, resolution: int, samples: int, sums: Callable[[Modules], int]) -> Room:
+    def make_room(self, shape: Sequence[int], samples: int, sums: Callable[[Modules], int]) -> Room:
         """Share out the device's memory for a merge, and remember what to keep free.
 
         Args:
-            resolution: Side of the pictures, in pixels.
+            shape: (channels, ..., height, width) of the latents.
             samples: Samples of the merge.
             sums: Modules of the diffusion model -> bytes that a layer's sums and its solve take.
         """
-        shape = self.latent_shape(resolution)
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
         room = share_out(

@@ -33,6 +33,8 @@ class HostFamily:
             picture, where `text_layers` is empty.
         folded: Parts of the paths of layers that read each row cut into several.
         downscale: Pixels of a picture per latent, in each direction.
+        picture_comes_first: Whether the picture's tokens stand before the text's where a layer
+            reads both.
     """
 
     family: Family
@@ -43,6 +45,7 @@ class HostFamily:
     reads_text: str = ""
     folded: tuple[str, ...] = ()
     downscale: int = 8
+    picture_comes_first: bool = False
 
 
 def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: Any) -> HostFamily:
@@ -104,6 +107,14 @@ HOST_FAMILIES = {
     "WAN21_T2V": _row(
         "Wan", ("in_dim", 16), "umt5xxl", reads_text=r"\.(text_embedding|cross_attn\.[kv])\b"
     ),
+    "HunyuanVideo": _row(
+        "HunyuanVideo",
+        ("in_channels", 16),
+        "l llama",
+        swept=("l",),
+        reads_text=_TWO_STREAMS,
+        picture_comes_first=True,
+    ),
 }
 
 
@@ -161,11 +172,11 @@ REFUSED = {
         "measured on all of them. Merge on a model without experts",
     ),
     **_refused(
-        "SVD_img2vid GenmoMochi LTXV LTXAV HunyuanVideo HunyuanVideoI2V HunyuanVideoSkyreelsI2V "
+        "SVD_img2vid GenmoMochi LTXV LTXAV HunyuanVideoI2V HunyuanVideoSkyreelsI2V "
         "HunyuanVideo15 HunyuanVideo15_SR_Distilled CosmosT2V CosmosI2V CosmosI2VPredict2 "
         "Kandinsky5 CogVideoX_T2V CogVideoX_I2V CogVideoX_Inpaint SeedVR2",
-        "draws videos, and calibration is made of single pictures. Merge on a model of pictures, "
-        "or on Wan's model of text to video, which is measured with one frame",
+        "draws videos, and merging on it is not tested. Merge on a model of pictures, or on the "
+        "model of text to video of Wan or HunyuanVideo",
     ),
     **_refused(
         "StableAudio StableAudio3 ACEStep ACEStep15 MiniMaxMusic3",

@@ -22,6 +22,7 @@ from iteris_core.diffusion.calibration import (
     staggered,
 )
 from iteris_core.diffusion.sampling import euler_steps, noise
+from iteris_core.files.families import FAMILIES
 
 # --- captions ---
 
@@ -238,6 +239,19 @@ REFUSED = [
     ({"compositions": ("{prompt} and {thing",)}, "'{prompt} and {thing' cannot be read"),
     ({"preserve_captions": ()}, "preserve_captions is empty; write some, or set preserve_weight"),
 ]
+
+
+def test_a_family_has_its_own_frames_and_draws_no_others():
+    wan, sdxl = (FAMILIES[name] for name in ("Wan", "SDXL"))
+    for asked, frames, latent in ((0, 9, 3), (1, 1, 1), (13, 13, 4)):
+        calibration = Calibration(frames=asked).for_family(wan)
+        assert (calibration.frames, wan.latent_frames(calibration.frames)) == (frames, latent)
+        assert calibration.for_family(wan) == calibration
+    assert Calibration().for_family(sdxl).frames == 1
+    with pytest.raises(ConfigError, match=r"frames is 8; Wan draws videos of 1, 5, 9, 13 \.\.\."):
+        Calibration(frames=8).for_family(wan)
+    with pytest.raises(ConfigError, match="frames is 9, and SDXL draws single pictures"):
+        Calibration(frames=9).for_family(sdxl)
 
 
 def test_a_setting_outside_its_range_is_refused():

@@ -94,6 +94,7 @@ def test_what_is_left_out_is_what_it_was_when_it_could_be_left_out():
     assert read({**RECIPE, "config": {}, "calibration": {}}).config == MergeConfig(
         target="delta", unit_gain=1.0
     )
+    assert read({**RECIPE, "calibration": {}}).calibration.frames == 1
     assert read(edited("config", "target", to="full_output")).config.target == "full_output"
     assert read(edited("loras", 0, "weight", to=GONE)).loras[0].weight == 1.0
 

@@ -19,11 +19,12 @@ from iteris_core.diffusion.captions import (
     layout_of,
     regions_of,
 )
+from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.samples import Pairing
 from iteris_core.diffusion.scenes import (
     Region,
-    last_of_row,
     make_scenes,
+    of_row,
     on_grid,
     region_masks,
     styled_forms,
@@ -231,18 +232,22 @@ def test_a_name_for_which_nothing_ordinary_is_long_enough_is_refused():
         )
 
 
-def test_the_pictures_tokens_are_the_last_of_a_row_and_the_text_does_not_count():
+def test_the_tokens_of_a_picture_or_video_count_beside_the_texts():
     mask = torch.zeros(4, 6)
     mask[:, :3] = 1
     left = [1.0, 0.5, 0.0] * 2
-    assert last_of_row(mask, 6, patch=2).tolist() == left
-    assert last_of_row(mask, 9, patch=2).tolist() == [0.0] * 3 + left
+    last = PictureTokens(2, len)
+    first = PictureTokens(2, len, come_first=True)
     # both parts are filled up with tokens that are neither
-    assert last_of_row(mask, 12, patch=2, multiple=4).tolist() == [0.0] * 4 + left + [0.0] * 2
-    assert last_of_row(mask, 1, patch=2).tolist() == [0.5]
-    assert last_of_row(torch.ones(3, 3), 4, patch=2).tolist() == [1.0] * 4
-    with pytest.raises(CalibrationError, match=r"sees 5 tokens.*4 x 6 latents has 6"):
-        last_of_row(mask, 5, patch=2)
+    filled = PictureTokens(2, len, multiple=4)
+    assert of_row(mask, 6, last).tolist() == left
+    assert of_row(mask, 9, last).tolist() == [0.0] * 3 + left
+    assert of_row(mask, 14, first, frames=2).tolist() == left * 2 + [0.0] * 2
+    assert of_row(mask, 12, filled).tolist() == [0.0] * 4 + left + [0.0] * 2
+    assert of_row(mask, 1, last).tolist() == [0.5]
+    assert of_row(torch.ones(3, 3), 4, last).tolist() == [1.0] * 4
+    with pytest.raises(CalibrationError, match=r"sees 11 tokens.*2 x 4 x 6 latents have 12"):
+        of_row(mask, 11, last, frames=2)
     assert Region(mask)(24).tolist() == mask.flatten().tolist()
 
 

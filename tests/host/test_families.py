@@ -22,6 +22,7 @@ LAYERS = {
     "Qwen-Image": 34,
     "AuraFlow": 30,
     "Wan": 26,
+    "HunyuanVideo": 54,
 }
 ROUNDING = 1e-5
 # Measured: 2e-4 to 8e-3, by processor. The tiny models show few tokens, so their statistics are

@@ -45,7 +45,7 @@ def test_a_plain_model_of_each_class_has_its_row(kind):
         ("SSD1B", "was cut down, on which merging is not tested. Merge on a whole SDXL checkpoint"),
         ("SD20", r"of the SD2\.x kind, .* Merge LoRAs of SD1\.5 or SDXL"),
         ("Stable_Cascade_B", "is one stage of Stable Cascade, .* a model that draws the picture"),
-        ("HunyuanVideo", "draws videos, and calibration is made of single pictures. Merge on a"),
+        ("LTXV", "draws videos, and merging on it is not tested. Merge on a model of pictures"),
         ("StableAudio", "makes sound, and calibration is made of pictures. Merge on a model of"),
         ("Hunyuan3Dv2", "makes 3-D shapes or views of them, .* Merge on a model that draws"),
     ],

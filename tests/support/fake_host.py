@@ -160,7 +160,7 @@ class FakeHost:
     def sigmas(self, steps):
         return torch.cat([torch.logspace(1, -1, steps), torch.zeros(1)])
 
-    def latent_shape(self, resolution):
+    def latent_shape(self, resolution, frames=1):
         return 4, resolution // 8, resolution // 8
 
     def is_text_module(self, path):

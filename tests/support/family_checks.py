@@ -249,9 +249,13 @@ def prompt_of(host: ComfyModel, caption: str, adapter: Adapter | None = None) ->
     return host.encoded(caption, outputs)
 
 
+def shape_of(host: ComfyModel, resolution: int = SMALL.resolution) -> tuple[int, ...]:
+    return host.latent_shape(resolution, host.family.measured_frames)
+
+
 def picture_of(host: ComfyModel, prompt: Encoded, adapter: Adapter | None = None) -> Tensor:
     """Return the clean latents that rows that wear an adapter estimate."""
-    shape = host.latent_shape(SMALL.resolution)
+    shape = shape_of(host)
     sigmas = host.sigmas(4).float()
     with host.denoiser() as network:
         worn = [] if adapter is None else [adapter.split(host.is_text_module)[1]]
@@ -334,7 +338,7 @@ def on_turbo(model: Any, clip: Any, host: ComfyModel, first: LoadedLora) -> floa
 def held_by_rows(host: ComfyModel, adapter: Adapter) -> dict[str, int]:
     """Return the bytes that two rows hold while they wait at each layer, all of them counted."""
     with host.denoiser() as network:
-        sampler = Sampler.of(host, network, SMALL)
+        sampler = Sampler.of(host, network, SMALL.for_family(host.family))
         prompt = prompt_of(host, CAPTION, None)
         row = DenoiserRow(noise(sampler.shape, 0), sampler.sigmas[0], prompt)
         paths = [path for path in adapter.deltas if path in network.modules]
@@ -353,7 +357,7 @@ def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int) -> Room:
         mock.patch("comfy.model_management.get_free_memory", lambda device: free + to_load),
     ):
         return host.make_room(
-            SMALL.resolution, 90, lambda modules: room_for_sums(modules, [adapter], 3, EXACT)
+            shape_of(host), 90, lambda modules: room_for_sums(modules, [adapter], 3, EXACT)
         )
 
 
@@ -404,8 +408,7 @@ def misread_streams(host: ComfyModel) -> list[str]:
         tokens_seen(host, caption, resolution)
         for caption, resolution in ((short, 128), (long, 128), (short, 256))
     )
-    height, width = host.latent_shape(128)[-2:]
-    pictures = height * width // host.picture_tokens.patch**2
+    pictures = math.prod(shape_of(host)[1:]) // host.picture_tokens.patch**2
     wrong = []
     for path, tokens in first.items():
         sees_text = tokens != other_text[path]
@@ -429,7 +432,7 @@ def tokens_seen(host: ComfyModel, caption: str, resolution: int) -> dict[str, in
                     seen_by[path] = args[0].shape[1:-1].numel()
 
                 hooks.callback(module.register_forward_hook(count).remove)
-        shape = host.latent_shape(resolution)
+        shape = shape_of(host, resolution)
         network.forward([DenoiserRow(noise(shape, 0), host.sigmas(4)[1], prompt_of(host, caption))])
     return seen_by
 

@@ -18,6 +18,7 @@ import comfy.supported_models as supported
 import comfy.supported_models_base
 import comfy.text_encoders.aura_t5
 import comfy.text_encoders.flux
+import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
@@ -180,6 +181,27 @@ _WAN = {
     "text_dim": WIDTH,
     "in_dim": 16,
 }
+_HUNYUAN_VIDEO = {
+    "image_model": "hunyuan_video",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 24,
+    "context_in_dim": WIDTH,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [16, 56, 56],
+    "theta": 256,
+    "patch_size": [1, 2, 2],
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "byt5": False,
+    "meanflow": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+}
 _AURA = {
     "cond_seq_dim": WIDTH,
     "n_double_layers": 1,
@@ -262,6 +284,13 @@ TINY = {
         _texts.wan.WanT5Tokenizer,
         {"umt5xxl": T5},
         words={"spiece_model": _PIECES.read_bytes()},
+    ),
+    "HunyuanVideo": Tiny(
+        "HunyuanVideo",
+        _HUNYUAN_VIDEO,
+        _texts.hunyuan_video.hunyuan_video_clip(),
+        _texts.hunyuan_video.HunyuanVideoTokenizer,
+        {"clip_l": CLIP, "llama": {**LLM, "num_hidden_layers": 4}},
     ),
 }
 _V_PREDICTION = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
