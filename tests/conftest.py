@@ -22,17 +22,34 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-SERVERS = {"host": "host", "web": "server"}  # folder -> the fixture that starts its ComfyUI
+SERVERS = ("host", "web")  # folders, each of whose tests share a ComfyUI
+SLOW = (
+    "host",
+    "comfy",
+)  # on a server, or in processes with ComfyUI's classes; web says it by itself
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let one process run the tests of a file, or all that share a ComfyUI server. (pytest-xdist's own
+    `loadgroup` does nothing with pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            folder, file = nodeid.partition("::")[0].split("/")[-2:]
+            return folder if folder in SERVERS else file
+
+    return Scheduler(config, log)
 
 
 def pytest_itemcollected(item):
-    """Let one process run the tests of a file, and one all that share a ComfyUI server."""
-    folder = item.path.parent.name
-    on_server = SERVERS.get(folder) in item.fixturenames
-    item.add_marker(pytest.mark.xdist_group(folder if on_server else item.location[0]))
+    if item.path.parent.name in SLOW:
+        item.add_marker("slow")
 
 
-@pytest.hookimpl(trylast=True)  # the folders have marked their tests by then
+@pytest.hookimpl(trylast=True)  # tests/web has marked its tests by then
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what takes longest:
     two processes that take files from one list end at about the same time.

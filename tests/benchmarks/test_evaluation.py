@@ -14,13 +14,6 @@ from pycocoevalcap.cider.cider import Cider
 from sklearn.metrics import f1_score
 
 from benchmarks.paper.errors import EvaluationError
-from benchmarks.paper.figures import (
-    ALIGNMENT_MEANS,
-    ALIGNMENTS,
-    CONCEPT_PAIRS,
-    caption_figures,
-    text_figures,
-)
 from benchmarks.paper.language import text_scores
 from benchmarks.paper.language_tasks import (
     TEXT_TASKS,
@@ -208,22 +201,6 @@ def test_captions_are_read_from_parquet(tmp_path):
             assert (example.image, example.references) == (expected, references)
 
 
-def test_wrong_files_are_named_with_their_place(tmp_path):
-    for name, content, said in (
-        ("a.txt", "x", "is not one of .jsonl, .json"),
-        ("a.jsonl", "", "has no rows"),
-        ("a.jsonl", '{"sentence": "x"}\n{"sentence"', "cannot be read (line 2: "),
-        ("a.parquet", "x", "cannot be read"),
-        ("a.tsv", "text\tlabel\nx\t1\n", "row 1: has no field 'sentence' but text, label"),
-        ("a.jsonl", '{"sentence": "x", "label": -1}', "test split; give the validation split"),
-    ):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(EvaluationError) as error:
-            read_text_task(TEXT_TASKS["cola"], tmp_path / name)
-        assert str(error.value).startswith(str(tmp_path / name))
-        assert said in str(error.value)
-
-
 class Writer:
     """Answers in capitals, and stops for good after some calls."""
 
@@ -277,22 +254,3 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     path.write_text("{}\nnonsense\n")
     with pytest.raises(EvaluationError, match="line 2: is not a prediction"):
         run(again)
-
-
-def test_the_papers_figures_add_up_to_the_papers_own_sums_and_means():
-    glue = {
-        row.method: row.values
-        for row in text_figures([name for name, task in TEXT_TASKS.items() if task.answers])
-    }
-    assert sum(glue["IterIS"].values()) == pytest.approx(5.811)  # the table's own sum
-    assert sum(glue["linear"].values()) == pytest.approx(5.625)
-    emotions = {row.method: row.values for row in text_figures(["emoint", "ec", "tec", "isear"])}
-    assert sum(emotions["RegMean"].values()) == pytest.approx(2.854)
-    (no_regulariser, *_) = text_figures(["mnli", "cola"])
-    assert no_regulariser.values["cola"] == 0.5  # a Matthews correlation of 0
-    assert text_figures([]) == caption_figures("captions") == []
-    for method, means in ALIGNMENT_MEANS.items():
-        for name, mean in zip(("image_1", "image_2", "text"), means, strict=True):
-            values = ALIGNMENTS[method][name]
-            assert len(values) == len(CONCEPT_PAIRS)
-            assert sum(values) / len(values) == pytest.approx(mean, abs=6e-4)

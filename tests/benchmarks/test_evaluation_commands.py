@@ -32,14 +32,6 @@ def iteris(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)), env=environment)
 
 
-def said(done, command):
-    """Return the one line that a command in error says."""
-    assert done.exit_code == 2, done.output
-    assert done.stderr.startswith(f"python -m benchmarks.paper {command}: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny T5 with a tokenizer of its own, whose words are w0 to w56, and two adapters."""
@@ -146,25 +138,6 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
     ]
 
 
-def test_a_rerun_goes_on_and_other_settings_are_refused(base, emotions, tmp_path):
-    def run(*more):
-        arguments = ["--adapter", base / "one", "--no-base", "--task", f"tec={emotions}"]
-        return iteris(*t5_arguments(base, tmp_path / "out", *arguments, *more))
-
-    expected = answers_of(base, "one")
-    path = tmp_path / "out" / "one" / "tec.jsonl"
-    assert run("--limit", 3).exit_code == 0
-    assert predictions(path) == expected[:3]
-    assert not (tmp_path / "out" / "base").exists()
-    path.write_text(path.read_text().replace(json.dumps(expected[0]), '"kept"', 1))
-    assert run().exit_code == 0
-    assert predictions(path) == ["kept", *expected[1:]]  # what was there is not written again
-    assert "made with another generation" in said(run("--beams", 2), "t5")
-    assert "made with another examples" in said(run("--prompt", "tec={instruction} w1"), "t5")
-    assert run("--beams", 2, "--overwrite").exit_code == 0
-    assert predictions(path) == answers_of(base, "one", beams=2)
-
-
 PROMPT = "w1 w2 w3"
 
 
@@ -266,24 +239,3 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_
     assert "paper, IterIS" in done.stdout and "0.831" in done.stdout
     assert "the style classifier is right on" in done.stdout
     assert 0 <= report["style_classifier_held_out"] <= 1
-
-
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (["--task", "captions=/nowhere.parquet"], "/nowhere.parquet: cannot be read"),
-        (
-            ["--task", "coco=x.jsonl"],
-            "--task 'coco' is not a task; the tasks are senticap-positive",
-        ),
-        (["--style-label", "positive=LABEL_1"], "--style-label needs --style-classifier"),
-    ],
-)
-def test_errors_of_blip_are_one_line_and_exit_code_2(blip, tmp_path, more, expected):
-    given = [blip / "styles.jsonl" if argument == "STYLES" else argument for argument in more]
-    done = iteris(
-        *blip_arguments(
-            blip, tmp_path / "out", "--task", f"senticap-negative={blip / 'test.jsonl'}", *given
-        )
-    )
-    assert expected in said(done, "blip")

@@ -14,8 +14,6 @@ from typer.testing import CliRunner
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.clip_alignment import image_alignment, load_clip, text_alignment
 from benchmarks.paper.drawing import Sampling
-from benchmarks.paper.figures import picture_figures
-from benchmarks.paper.pictures import PROMPTS
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.pipeline import DiffusersModel
 
@@ -28,14 +26,6 @@ TEMPLATES = ("a photo of {concepts}", "{concepts} on a cat")
 def iteris(*arguments):
     environment = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
     return CliRunner().invoke(app, ["sd15", *map(str, arguments)], env=environment)
-
-
-def said(done):
-    """Return the one line that a command in error says."""
-    assert done.exit_code == 2, done.output
-    assert done.stderr.startswith("python -m benchmarks.paper sd15: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 def make_clip(tokenizer):
@@ -213,39 +203,6 @@ def test_pictures_are_those_of_diffusers_and_scores_those_of_clip(world, tmp_pat
     assert [cell.strip() for cell in line.split("│")[2:-1]] == ["0.554", "0.807", "0.691"]
 
 
-def test_pictures_that_are_there_are_kept_and_more_are_added(world, tmp_path):
-    more = ["--lora", world / "merged.safetensors", "--no-base"]
-    output = tmp_path / "out" / "merged"
-    assert iteris(*arguments_for(world, tmp_path / "out", *more, count=1)).exit_code == 0
-    assert sorted(path.name for path in output.iterdir()) == [
-        "00-0000.png",
-        "01-0000.png",
-        "settings.json",
-    ]
-    Image.new("RGB", (16, 16), "red").save(output / "00-0000.png")
-    mine = (output / "00-0000.png").read_bytes()
-    second = pixels(output / "01-0000.png")
-    (output / "01-0000.png").unlink()
-    assert iteris(*arguments_for(world, tmp_path / "out", *more)).exit_code == 0
-    assert (output / "00-0000.png").read_bytes() == mine
-    assert (
-        pixels(output / "01-0000.png") - second
-    ).abs().max() <= 1  # the same seed, in a call of other pictures
-    assert len(list(output.glob("*.png"))) == 4
-    assert not list(output.glob("*.part"))
-    changed = said(iteris(*arguments_for(world, tmp_path / "out", *more, "--guidance", 3)))
-    assert "drawn with another guidance (12.0, now 3.0); choose another --output" in changed
-    for content in ("{", "[1]", "[" * 100_000):
-        (output / "settings.json").write_text(content)
-        assert "settings.json: cannot be read" in said(
-            iteris(*arguments_for(world, tmp_path / "out", *more))
-        )
-    (output / "settings.json").unlink()
-    assert "holds pictures, but no settings.json" in said(
-        iteris(*arguments_for(world, tmp_path / "out", *more))
-    )
-
-
 def test_alignments_by_hand(world):
     pictures = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     photos = torch.tensor([[0.6, 0.8], [-1.0, 0.0], [1.0, 0.0]])
@@ -255,12 +212,3 @@ def test_alignments_by_hand(world):
     )  # -0.8 counts as 0
     features = load_clip(str(world / "clip")).of_texts(["a cat", "cat " * 40])
     assert features.norm(dim=-1).tolist() == pytest.approx([1, 1])
-
-
-def test_the_papers_figures_of_a_pair_in_either_order_and_of_others():
-    figures = {row.method: row.values for row in picture_figures(["dog", "flower"])}
-    assert figures["IterIS"] == {"image_1": 0.853, "image_2": 0.609, "text": 0.699}
-    others = {row.method: row.values for row in picture_figures(["car", "dog"])}
-    assert others["linear"] == {"image_1": 0.6811, "image_2": 0.6963, "text": 0.6547}
-    assert picture_figures(["dog"]) == []
-    assert len(PROMPTS) == 8 and all(prompt.count("{concepts}") == 1 for prompt in PROMPTS)

@@ -14,8 +14,6 @@ from demo.run import (
     read_template,
 )
 
-# What a kohya name begins with -> what the checkpoint's name of the same module begins with.
-
 
 def test_a_saved_file_is_read_as_what_it_was_made_of(tmp_path):
     generator = torch.Generator().manual_seed(0)

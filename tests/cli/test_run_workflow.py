@@ -83,10 +83,6 @@ def without(*numbers, **changed):
     return {key: node for key, node in WORKFLOW.items() if key not in numbers} | changed
 
 
-def test_without_options_a_workflow_runs_as_it_is(start):
-    assert start() == WORKFLOW
-
-
 def test_the_options_set_what_they_name_and_nothing_else(start):
     row = "<lora:folder/sks dog:0.8:0.5> subject | a photo of sks dog"
     sent = start("--checkpoint", "b", "--lora", row, "--lora", "ink:0.7", "--prompt", "new")
@@ -107,51 +103,6 @@ def test_what_is_missing_is_named(start, server):
         with pytest.raises(SystemExit, match=told):
             start(*options, workflow=workflow)
     assert server.posted == []
-
-
-def refused(**errors):
-    return 400, {
-        "error": {"type": "x", "message": "Prompt outputs failed validation", "details": ""},
-        "node_errors": {
-            number: {"errors": [{"message": message, "details": details}]}
-            for number, (message, details) in errors.items()
-        },
-    }
-
-
-def test_a_refusal_is_a_line_for_each_reason(start, server):
-    wrong = {"1": ("Value not in list", "y" * 9999), "3": ("Required", "clip")}
-    for answer, told in (
-        (refused(**wrong), ["node 1, CheckpointLoaderSimple: Value not in list: yyy", "node 3, C"]),
-        ((500, b"<html>down</html>"), ["<html>down</html>"]),
-    ):
-        server.answers["/prompt"] = answer
-        with pytest.raises(SystemExit) as ended:
-            start()
-        lines = str(ended.value).splitlines()
-        assert len(lines) == len(told)
-        for line, expected in zip(lines, told, strict=True):
-            assert line.startswith(f"ComfyUI refuses the workflow: {expected}")
-            assert len(line) < 320
-
-
-def test_a_run_that_fails_says_why(start, server):
-    error = {"node_type": "IterISMerge", "exception_message": "no"}
-    for message, told in (
-        (["execution_error", error], "IterISMerge"),
-        (["execution_interrupted", {}], "cancelled"),
-    ):
-        messages = {"a": {"status": {"messages": [message]}, "outputs": {}}}
-        server.answers["/history/a"] = (200, messages)
-        with pytest.raises(SystemExit, match=told):
-            start()
-
-
-def test_it_prints_what_the_nodes_show(start, server, capsys):
-    shown = {"2": {"text": ["kept 80 %"]}, "9": {"images": [{"filename": "a.png"}]}}
-    server.answers["/history/a"] = (200, {"a": {"status": {"messages": []}, "outputs": shown}})
-    start()
-    assert capsys.readouterr().out == "node 2, Merge LoRAs:\n  kept 80 %\nnode 9, :\n  a.png\n"
 
 
 def test_a_server_that_is_not_there_is_named(run, tmp_path):

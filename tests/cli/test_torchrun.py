@@ -15,6 +15,8 @@ from iteris_core.files import peft
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+# rank 0 aborted once, in some thirty runs, and nothing told where
+ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def shared(*given):
 
 def test_two_processes_write_what_one_writes_and_tell_it_once(folder, tmp_path):
     done = shared(*arguments(folder, tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved to") == 1
     alone = CliRunner().invoke(app, arguments(folder, tmp_path / "one"))
     assert alone.exit_code == 0, alone.output

@@ -8,7 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Task
+from iteris_core import ConfigError, MergeConfig, Task
 
 
 def merge_one_layer(seed=0, **settings):
@@ -71,6 +71,12 @@ def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
     plain = (torch.trace(off @ system @ off.T) / torch.trace(answer @ system @ answer.T)).sqrt()
     assert report.plain_cut == pytest.approx(plain.item(), rel=1e-6)
     assert report.plain_cut >= report.cut
+
+
+def test_one_setting_decides_the_ranks():
+    for settings in ({"rank": 4, "kept_energy": 0.9}, {"size": 100, "kept_energy": 0.9}):
+        with pytest.raises(ConfigError, match="rank, kept_energy and size each decide the ranks"):
+            MergeConfig(**settings)
 
 
 def test_nothing_is_cut_unless_asked():

@@ -5,6 +5,7 @@ whatever was done to it.
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from iteris_core.config import UNIT_GAIN, BaselineOptions
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.recipe import read_recipe, settings_of
+from iteris_core.files.tensors import read_header
 
 CONFIG = MergeConfig(
     rank={"a.b": 3},
@@ -139,6 +141,25 @@ def test_what_is_no_json_is_refused(text):
         ConfigError, match=r"merged: its recipe is not JSON \(.*\); it was changed by hand"
     ):
         read_recipe("merged", text)
+
+
+RELEASES = Path(__file__).parents[1] / "data" / "releases"
+
+
+@pytest.mark.parametrize("path", sorted(RELEASES.glob("*/*_merged.safetensors")), ids=str)
+def test_what_a_released_version_has_written_means_the_same(path):
+    """What there was not yet may be anything."""
+    text = read_header(path)[1]["iteris.recipe"]
+    found = read_recipe("released", text)
+    now = json.loads(json.dumps(settings_of(found.loras, found.calibration, found.config)))
+    then = json.loads(text)
+    assert now["loras"] == then["loras"]
+    for part in ("calibration", "config"):
+        of_the_machine = ("samples_per_chunk", "waiting_bytes", "baseline")
+        kept = {k: v for k, v in then[part].items() if k not in of_the_machine}
+        assert {key: now[part].get(key) for key in kept} == kept
+    baseline = then["config"]["baseline"]
+    assert {key: now["config"]["baseline"].get(key) for key in baseline} == baseline
 
 
 def places(value, path=()):

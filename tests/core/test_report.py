@@ -20,21 +20,6 @@ def layer(path, rank, **residuals):
     )
 
 
-def test_a_report_shows_medians_the_worst_layer_strange_keys_and_notes():
-    report = MergeReport(
-        (layer("x", 2, a=0.1, b=0.5), layer("y", 5, a=0.3, b=0.4), layer("z", 3, a=0.2, b=0.9)),
-        {"a": ("k1", "k2", "k3", "k4")},
-        (Note("method", "a note"),),
-    )
-    assert str(report).splitlines() == [
-        "3 layers merged, rank 2 to 5",
-        "  a: median residual 0.200, worst 0.300 at y",
-        "  b: median residual 0.500, worst 0.900 at z",
-        "  a: 4 keys belong to no module of this model: k1, k2, k3, ...",
-        "  a note",
-    ]
-
-
 def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
     notes = (Note("host", "a note"), Note("twice", "cat is on the MODEL, too"))
     own = TaskFidelity("a", 0.2, 0.9, 4)

@@ -20,7 +20,6 @@ from iteris_core.files.diffusers import ldm_names
 pytestmark = pytest.mark.slow
 
 ALL = ("conv", "linear_", "to_", "proj", "fc", "ff.net")
-STYLES = ("kohya", "diffusers")
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_any_metadata_is_read_or_refused(tmp_path, fields):
 
 
 @settings(max_examples=100)
-@given(value=JSON)
+@given(value=JSON | st.text("INOUTMDBASE0129.,:;=- \n<>|", max_size=40))
 @pytest.mark.parametrize("reader", VALUES)
 def test_any_value_is_a_stack_or_a_recipe_or_is_refused(reader, value):
     assert list(fuzz_readers.tried(1, reader, VALUES[reader], value, "")) == []

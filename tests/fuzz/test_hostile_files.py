@@ -17,15 +17,12 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from iteris_core import AdapterError, LowRankDelta
-from iteris_core.diffusion.recipe import read_recipe
-from iteris_core.errors import ConfigError
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import limits, peft, tensors
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import check_scales, delta_of, grouped, lokr, own_dense_delta
 from iteris_core.files.kohya import ModelKeys
-from iteris_core.files.metadata import merged_tags
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import lora_header, model_header, trigger_words
 
@@ -526,15 +523,11 @@ def test_settings_of_peft_that_are_no_settings(content, tmp_path, quick):
         quick(peft.load, folder, {})
 
 
-def test_a_recipe_beyond_the_limits_is_refused():
-    for text, said in (
-        (NESTED, "levels"),
-        ("[" + "[]," * 600_000, "values"),
-        ("[[1]]", "an object"),
-    ):
-        with pytest.raises(ConfigError, match=rf"^a\.safetensors: its recipe .*{said}"):
-            read_recipe("a.safetensors", text)
-    assert merged_tags([NESTED, '{"a": {"b": 1e999}}', "3"]) == {}
+def test_json_of_many_levels_is_not_read():
+    assert limits.json_value("[" * limits.JSON_LEVELS + "]" * limits.JSON_LEVELS)
+    for levels in (limits.JSON_LEVELS + 1, 100_000):
+        with pytest.raises(ValueError, match="levels of lists"):
+            limits.json_value("[" * levels + "]" * levels)
 
 
 def test_a_lokr_of_both_forms_takes_its_scale_from_the_form_that_is_used():

@@ -1,22 +1,13 @@
-"""A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint and LoRAs of few of its layers.
-$COMFYUI_PATH points the tests at another ComfyUI.
+"""A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint, LoRAs of few of its layers (first,
+second), and LoRAs of two layers of its UNet, which merge in half the time (middle_1, middle_2,
+middle_3). $COMFYUI_PATH points the tests at another ComfyUI.
 """
-
-from pathlib import Path
 
 import pytest
 from checkpoint import write_checkpoint
-from comfy_host import Host, write_few
+from comfy_host import MIDDLE, Host, write_few
 
 from demo.server import ComfyServer, cache_folder, find_comfyui
-
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +18,8 @@ def host(tmp_path_factory):
     write_checkpoint(base / "models" / "checkpoints" / "sd15.safetensors")
     for seed, name in enumerate(("first", "second"), 1):
         write_few(base / "models" / "loras" / f"{name}.safetensors", seed)
+    for seed in (1, 2, 3):
+        write_few(base / "models" / "loras" / f"middle_{seed}.safetensors", seed, MIDDLE)
     with ComfyServer(
         find_comfyui(cache_folder()), base, base / "server.log", device="cpu"
     ) as server:

@@ -250,17 +250,17 @@ def test_a_model_without_loras_is_told(host):
 
 
 def test_rows_are_the_loras_of_the_chain(host):
-    chain = host.merge(latents_per_run=1, sample_runs=1)
+    chain = host.merge("middle_1.safetensors", "middle_2.safetensors", latents_per_run=1)
     rows = {key: chain[key] for key in "145"}
     inputs = {name: value for name, value in chain["5"]["inputs"].items() if name != "more_loras"}
     text = (
-        "<lora:first:1> | a photo of a first thing\n"
+        "<lora:middle_1:1> | a photo of a first thing\n"
         "# <lora:gone:1>\n"
-        "<lora:second:1> subject | a photo of a second thing | a second thing in a park"
+        "<lora:middle_2:1> subject | a photo of a second thing | a second thing in a park"
     )
     rows["5"] = {**chain["5"], "inputs": {**inputs, "loras": text}}
     reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, rows)]
     assert reports[0]["layers"] == reports[1]["layers"]
-    rows["5"]["inputs"]["loras"] = "<lora:first:1>\n<lora:secnd:1>"
+    rows["5"]["inputs"]["loras"] = "<lora:middle_1:1>\n<lora:secnd:1>"
     with pytest.raises(WorkflowFailed, match=r"loras, line 2: .*did you mean 'second'"):
         host.run(rows)

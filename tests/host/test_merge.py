@@ -6,12 +6,14 @@ import re
 
 import pytest
 import torch
-from comfy_host import FEW_LAYERS, write_few
+from comfy_host import FEW_LAYERS, MIDDLE_LAYERS, write_few
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from demo.client import WorkflowFailed, WorkflowRejected
 from iteris_core import __version__
+
+MIDDLES = ("middle_1.safetensors", "middle_2.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +94,29 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     }
 
 
-def test_outputs_sample_like_the_saved_file_in_the_stock_loader(host):
+def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_nodes(host):
     workflow = {**host.merge(), **host.save("loras/sampled")}
-    host.run({**workflow, **host.sample("outputs", ["5", 0], ["5", 1])})
+    lora_model = {"model": ["1", 0], "lora": ["5", 2], "strength_model": 1.0}
+    if "bypass" in host.client.object_info("LoraModelLoader")["input"]["required"]:
+        lora_model["bypass"] = False
+    workflow["11"] = {"class_type": "LoraModelLoader", "inputs": lora_model}
+    saved = {"lora": ["5", 2], "prefix": "loras/by_core"}
+    workflow["12"] = {"class_type": "SaveLoRA", "inputs": saved}
     before = len(host.log())
+    host.run(
+        {
+            **workflow,
+            **host.sample("outputs", ["5", 0], ["5", 1]),
+            **host.sample("lora_model", ["11", 0], ["5", 1], 30),
+        }
+    )
     loader = host.load_lora("sampled.safetensors")
     host.run({"1": workflow["1"], **loader, **host.sample("file", ["10", 0], ["10", 1])})
     host.run({"1": workflow["1"], **host.sample("base", ["1", 0], ["1", 1])})
     assert "lora key not loaded" not in host.log()[before:]
+    assert torch.equal(host.latent("outputs"), host.latent("lora_model"))
+    by_core = load_file(next((host.output / "loras").glob("by_core_*.safetensors")))
+    assert len(by_core) == 13 * 3 and all(key.startswith("diffusion_model.") for key in by_core)
     outputs = host.latent("outputs")
     file = host.latent("file")
     base = host.latent("base")
@@ -125,30 +142,6 @@ def test_the_log_does_tell_about_keys_that_are_not_loaded(host):
     assert "lora key not loaded: lora_unet_nowhere.alpha" in host.log()[before:]
 
 
-def test_lora_model_goes_through_cores_own_nodes(host):
-    nodes = host.merge()
-    loader = {"model": ["1", 0], "lora": ["5", 2], "strength_model": 1.0}
-    if "bypass" in host.client.object_info("LoraModelLoader")["input"]["required"]:
-        loader["bypass"] = False
-    nodes["11"] = {"class_type": "LoraModelLoader", "inputs": loader}
-    nodes["12"] = {
-        "class_type": "SaveLoRA",
-        "inputs": {"lora": ["5", 2], "prefix": "loras/by_core"},
-    }
-    before = len(host.log())
-    host.run(
-        {
-            **nodes,
-            **host.sample("outputs", ["5", 0], ["5", 1]),
-            **host.sample("lora_model", ["11", 0], ["5", 1], 30),
-        }
-    )
-    assert "lora key not loaded" not in host.log()[before:]
-    assert torch.equal(host.latent("outputs"), host.latent("lora_model"))
-    saved = load_file(next((host.output / "loras").glob("by_core_*.safetensors")))
-    assert len(saved) == 13 * 3 and all(key.startswith("diffusion_model.") for key in saved)
-
-
 def cached_nodes(host, workflow):
     """Return the ids of the nodes that a run took from the cache."""
     cached = []
@@ -161,10 +154,10 @@ def cached_nodes(host, workflow):
 
 def test_second_run_is_cached_until_a_lora_file_changes(host):
     file = host.loras / "changing.safetensors"
-    tensors = load_file(host.loras / "second.safetensors")
+    tensors = load_file(host.loras / "middle_2.safetensors")
     save_file(tensors, file)
     workflow = {
-        **host.merge(second="changing.safetensors"),
+        **host.merge(*MIDDLES[:1], "changing.safetensors"),
         **host.save("loras/cached", overwrite=True),
     }
     host.run(workflow)
@@ -195,9 +188,6 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
 
 
 def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
-    """Only a base model that other nodes change by functions is sampled again, since functions
-    cannot be compared.
-    """
 
     def sampled(nodes) -> bool:
         stages = set()
@@ -212,21 +202,10 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
         assert "Diffusion model" in stages
         return "Sampling" in stages
 
-    names = ["middle_1.safetensors", "middle_2.safetensors"]
-    for seed, name in enumerate(names, 1):
-        write_few(host.loras / name, seed, "mid_block")
-    nodes = host.merge(*names, seed=5)
+    nodes = host.merge(*MIDDLES, seed=5)
     assert sampled(nodes)
     nodes["5"]["inputs"].update(size="rank", size_value=3.0)
     assert not sampled(nodes)
-    nodes["9"] = {
-        "class_type": "FreeU_V2",
-        "inputs": {"model": ["1", 0], "b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2},
-    }
-    nodes["5"]["inputs"]["model"] = ["9", 0]
-    assert sampled(nodes)
-    nodes["5"]["inputs"]["size_value"] = 4.0
-    assert sampled(nodes)
 
 
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
@@ -281,27 +260,21 @@ def test_keys_without_a_module_are_counted_and_named_per_file(host):
     assert outputs["6"]["text"][1].startswith(read_back)
 
 
-@pytest.mark.parametrize(("size", "quality"), [("smaller", 0.9), ("MB", 1.0)])
-def test_ranks_by_quality_or_by_size(host, size, quality):
-    nodes = host.merge(
-        latents_per_run=1,
-        negative_share=0.0,
-        quality_kept=quality,
-    )
-    nodes["5"]["inputs"].update(size=size, size_value=0.25)
-    outputs = host.run({**nodes, **host.save(f"loras/{size}")})["outputs"]
+def test_a_merge_of_a_size_is_a_file_of_that_size(host):
+    nodes = host.merge(latents_per_run=1, negative_share=0.0)
+    nodes["5"]["inputs"].update(size="MB", size_value=0.25)
+    outputs = host.run({**nodes, **host.save("loras/MB")})["outputs"]
     ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
     assert len(ranks) == FEW_LAYERS and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
-    if size == "MB":
-        assert 0.22e6 < (host.output / "loras" / "MB.safetensors").stat().st_size < 0.255e6
+    assert 0.22e6 < (host.output / "loras" / "MB.safetensors").stat().st_size < 0.255e6
 
 
 def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
-    nodes = {**host.merge(), **host.load_lora("second.safetensors")}
+    nodes = {**host.merge(MIDDLES[0]), **host.load_lora("second.safetensors")}
     nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], more_loras=["2", 0])
     history = host.run({**nodes, **host.sample("on_top", ["5", 0], ["5", 1])})
     report = history["outputs"]["5"]["iteris_report"][0]
-    assert len(report["layers"]) == FEW_LAYERS
+    assert len(report["layers"]) == MIDDLE_LAYERS
     (note,) = (note["text"] for note in report["notes"] if note["kind"] == "host")
     assert note.startswith("MODEL and CLIP carry 1 LoRA already")
     assert torch.isfinite(host.latent("on_top")).all()

@@ -1,7 +1,7 @@
-"""What ComfyUI's page is told about the files of models; `tests/host/test_inputs.py` asks about LoRAs."""
+"""What ComfyUI's page is told about files of models and LoRAs."""
 
 import torch
-from iteris_pack.nodes.loras.about import about_model
+from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from safetensors.torch import save_file
 
 
@@ -18,3 +18,20 @@ def test_the_page_learns_whose_loras_fit_a_model(replace_host, tmp_path):
     assert (bare["family"], bare["fits"], bare["error"]) == ("", [], None)
     assert "pickle" in about_model("model.ckpt")["error"]
     assert "'xl.safetensors' is not in ComfyUI's lists" in about_model("xl.safetensors")["error"]
+
+
+def test_only_files_of_the_lists_are_looked_at(replace_host, tmp_path):
+    """Also where the host would find others."""
+    for name in ("cat", "secret"):
+        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    replace_host(
+        lora_names=lambda: ["cat.safetensors"],
+        find_lora=lambda name: tmp_path / name,
+        lora_path=lambda name: tmp_path / name,
+    )
+    assert about_lora("cat.safetensors")["thumbnail"]
+    assert thumbnail_of("cat.safetensors")[1] == "image/png"
+    assert thumbnail_of("secret.safetensors") is None
+    refused = about_lora("secret.safetensors")
+    assert "is not in ComfyUI's list" in refused["error"] and not refused["thumbnail"]

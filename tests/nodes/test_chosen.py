@@ -6,13 +6,14 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import identified, load, scenes_of, unread_in
-from iteris_pack.nodes.sockets import ChosenLora, Scenes
+from iteris_pack.nodes.loras.chosen import identified, load, read_again, scenes_of, unread_in
+from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
 from safetensors.torch import save_file
 
-from iteris_core import Adapter, ConfigError
+from iteris_core import Adapter, AdapterError, ConfigError
 from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.lora_use import LoadedLora
 
 
 def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
@@ -71,13 +72,33 @@ def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):
         asked.append((used.name, used.strength_model, len(tensors["w"]), metadata))
         return Adapter("", {})
 
-    base = types.SimpleNamespace(adapter=adapter, prove_reading=lambda *_: None)
+    proved = []
+    base = types.SimpleNamespace(
+        adapter=adapter, prove_reading=lambda used, *_: proved.append(used.name)
+    )
     cat = ChosenLora(use("cat", file="cat.safetensors", strength_model=0.5))
     trained = ChosenLora(use("trained"), {"w": torch.ones(2)})
-    loras, notes = load(base, *identified([cat, trained, cat]))
-    assert asked == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
-    assert [lora.use.name for lora in loras] == ["cat", "trained"]
+    idle = ChosenLora(use("idle", strength_model=0.0, strength_clip=0.0), {"w": torch.ones(1)})
+    loras, notes = load(base, *identified([cat, trained, cat, idle]))
+    assert asked[:2] == [("cat", 1.0, 3, {"a": "b"}), ("trained", 1.0, 2, {})]
+    assert [lora.use.name for lora in loras] == ["cat", "trained", "idle"]
+    assert proved == ["cat", "trained"]
     assert [note.kind for note in notes] == ["repeated"]
+
+
+def test_a_comparison_reads_the_file_that_was_merged_and_no_other(replace_host, tmp_path):
+    path = tmp_path / "cat.safetensors"
+    replace_host(lora_path=lambda name: path)
+    save_file({"w": torch.ones(3)}, path)
+    base = types.SimpleNamespace(adapter=lambda used, tensors, _: Adapter(f"{len(tensors)}", {}))
+    [used], _ = identified([ChosenLora(use("cat", file="cat.safetensors"))])
+    merged = MergedLora(
+        Adapter("merged", {}), None, "{}", (LoadedLora(used, Adapter("", {})),), loose={}
+    )
+    assert [adapter.name for adapter in read_again(base, merged)] == ["1"]
+    save_file({"w": torch.zeros(3)}, path)
+    with pytest.raises(AdapterError, match="is another file than the one that was merged"):
+        read_again(base, merged)
 
 
 def test_scenes_come_with_the_loras_and_only_one_kind_of_them():

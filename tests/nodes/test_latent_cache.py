@@ -30,3 +30,21 @@ def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
     assert (list(first), list(second), first.size, second.size) == ([], ["z", "w"], 0, 80)
     second["big"] = [torch.zeros(100)]
     assert (list(second), second.size) == ([], 0)
+
+
+def test_results_are_of_one_state_of_a_model_that_no_functions_change():
+    model = Model()
+    memory = latent_cache.memory_of(patcher_of(model))
+    memory["x"] = 1
+    assert latent_cache.memory_of(patcher_of(model)) is memory
+    patcher = vars(patcher_of(model))
+    for changed in (
+        {"model_options": {"transformer_options": {"patches": {"attn2_patch": [print]}}}},
+        {"object_patches": {"model_sampling": print}},
+        {"wrappers": {"apply_model": {"x": [print]}}},
+        {"hook_patches": {"x": {}}},
+    ):
+        found = latent_cache.memory_of(types.SimpleNamespace(**patcher | changed))
+        assert found is None, changed  # what they do cannot be compared
+    other = types.SimpleNamespace(**patcher | {"patches_uuid": "with a LoRA"})
+    assert not latent_cache.memory_of(other)

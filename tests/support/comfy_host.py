@@ -26,6 +26,8 @@ SMALL = {
 # Layers of both networks and of several blocks, and few.
 FEW = "mid_block|down_blocks.*attn1_to_q|encoder_layers_(0|11)_self_attn"
 FEW_LAYERS = 12 + 1 + 8
+MIDDLE = "mid_block.*(attn1_to_q|attn2_to_k)"
+MIDDLE_LAYERS = 2
 
 
 def write_few(path: Path, seed: int, layers: str = FEW, rank: int = 8) -> None:

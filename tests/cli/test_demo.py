@@ -60,6 +60,7 @@ def temporary(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("demo_temporary")
 
 
+@pytest.mark.slow
 def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     output = tmp_path / "result"
     process = start("--output", output, "--device", "cpu", temporary=temporary)
@@ -97,6 +98,7 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_demo_stops_its_server_when_it_is_terminated(tmp_path, temporary):
     process = start("--output", tmp_path / "result", "--device", "cpu", temporary=temporary)
