@@ -8,7 +8,7 @@ from importlib import import_module
 
 from .world import World
 
-NAMES = ("words", "flow")
+NAMES = ("words", "flow", "single")
 
 
 def find_world(name: str) -> World:

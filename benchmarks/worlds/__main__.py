@@ -2,8 +2,8 @@
 world, merges, scores, and prints its tables.
 
 Everything is kept in a cache, so that a run goes on where the last one ended; `--quick`
-trains a world hardly at all, and only shows that everything runs. Worlds: words.py, flow.py, each one
-`World` (world.py). What is trained: training.py, recogniser.py, loras.py. Measurement: bench.py
+trains a world hardly at all, and only shows that everything runs. Worlds: words.py, flow.py,
+single.py, each one `World` (world.py). What is trained: training.py, recogniser.py, loras.py. Measurement: bench.py
 (the API for other experiments), score.py (what is asked), methods.py (which merges), tables.py.
 """
 

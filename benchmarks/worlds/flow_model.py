@@ -1,15 +1,15 @@
-"""A small flow-matching transformer with joint attention of image and text, as the world "flow"
-trains it, and its face towards the product.
+"""Small flow-matching transformers with joint attention of image and text, as the worlds "flow" and
+"single" train them, and their face towards the product.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,11 @@ LORA_LAYERS = {
     "feed_forward": [f"{mlp}.net.{layer}" for mlp in _STREAMS for layer in ("0.proj", "2")],
     "convolution": [],  # there are none
 }
-# the layers of a block that read the text's tokens
-_TEXT_LAYERS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "txt_mlp", "txt_mod")
+# the layers of a block that read the text's tokens alone
+_TEXT_LAYERS = (
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "txt_mlp", "txt_mod"),
+    *("ff_context", "norm1_context"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class FlowModel:
     transformer: Any
     text_encoder: Any
     tokenizer: Any
+    transformer_class = "QwenImageTransformer2DModel"
+    pipeline_class = "QwenImagePipeline"
+    lora_names: ClassVar[Mapping[str, Sequence[str]]] = LORA_LAYERS
 
     @property
     def parts(self) -> nn.ModuleDict:
@@ -92,26 +98,97 @@ class FlowModel:
 
     def lora_layers(self, kinds: Sequence[str], *, text: bool) -> dict[str, list[str]]:
         """Return part -> names of its layers of these kinds; the text model has none."""
-        return {"transformer": [name for kind in kinds for name in LORA_LAYERS[kind]]}
+        return {"transformer": [name for kind in kinds for name in self.lora_names[kind]]}
 
     def save_loras(self, folder: Path, name: str) -> None:
         """Save the LoRAs that PEFT has put into the parts."""
-        from diffusers import QwenImagePipeline
+        import diffusers
         from peft.utils import get_peft_model_state_dict
 
-        QwenImagePipeline.save_lora_weights(
+        getattr(diffusers, self.pipeline_class).save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.transformer),
             weight_name=name,
         )
 
 
+@dataclass(frozen=True)
+class SingleModel(FlowModel):
+    """A `FluxTransformer2DModel`: blocks of two streams, then blocks of a single one."""
+
+    transformer_class = "FluxTransformer2DModel"
+    pipeline_class = "FluxPipeline"
+    lora_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "attention": LORA_LAYERS["attention"],
+        "feed_forward": [
+            f"{part}.net.{layer}" for part in ("ff", "ff_context") for layer in ("0.proj", "2")
+        ],
+        "convolution": [],
+    }
+
+    def velocity(self, x: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        cells = torch.arange(CELLS)
+        places = torch.stack(
+            [torch.zeros(CELLS, CELLS), *torch.meshgrid(cells, cells, indexing="ij")], dim=-1
+        )
+        output = self.transformer(
+            hidden_states=x.flatten(2).mT,
+            encoder_hidden_states=context,
+            pooled_projections=context.new_zeros(len(x), 1),
+            timestep=times,
+            img_ids=places.flatten(0, 1),
+            txt_ids=torch.zeros(LENGTH, 3),
+        ).sample
+        return output.mT.reshape(x.shape)
+
+
 def new_flow_model(tokenizer: Any, *, heads: int = 4, blocks: int = 4) -> FlowModel:
     """Return an untrained model of width 32 times the heads."""
     from diffusers import QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel(
+        **_sizes(heads),
+        num_layers=blocks,
+    )
+    return FlowModel(_blank(transformer), _new_text_encoder(tokenizer), tokenizer)
+
+
+def new_single_model(tokenizer: Any, *, heads: int = 4, blocks: int = 4) -> SingleModel:
+    """Return an untrained model of width 32 times the heads, half of its blocks of each kind."""
+    from diffusers import FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        **_sizes(heads),
+        num_layers=blocks // 2,
+        num_single_layers=blocks - blocks // 2,
+        pooled_projection_dim=1,
+    )
+    return SingleModel(_blank(transformer), _new_text_encoder(tokenizer), tokenizer)
+
+
+def _sizes(heads: int) -> dict[str, Any]:
+    return {
+        "patch_size": 1,
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "attention_head_dim": 32,
+        "num_attention_heads": heads,
+        "joint_attention_dim": 64,
+        "axes_dims_rope": (8, 12, 12),
+    }
+
+
+def _blank(transformer: Any) -> Any:
+    """Return a transformer whose output is 0."""
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def _new_text_encoder(tokenizer: Any) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text = CLIPTextModel(
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -125,28 +202,15 @@ def new_flow_model(tokenizer: Any, *, heads: int = 4, blocks: int = 4) -> FlowMo
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    transformer = QwenImageTransformer2DModel(
-        patch_size=1,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=blocks,
-        attention_head_dim=32,
-        num_attention_heads=heads,
-        joint_attention_dim=64,
-        axes_dims_rope=(8, 12, 12),
-    )
-    nn.init.zeros_(transformer.proj_out.weight)
-    nn.init.zeros_(transformer.proj_out.bias)
-    return FlowModel(transformer, text, tokenizer)
 
 
-def load_flow_model(folder: Path) -> FlowModel:
-    """Return a trained model from its folder."""
-    from diffusers import QwenImageTransformer2DModel
+def load_flow_model(folder: Path, kind: type[FlowModel] = FlowModel) -> FlowModel:
+    """Return a trained model of a kind from its folder."""
+    import diffusers
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-    model = FlowModel(
-        QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
+    model = kind(
+        getattr(diffusers, kind.transformer_class).from_pretrained(folder / "transformer"),
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
         PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
     )
