@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ from .world import World
 
 DEFAULT_CACHE = Path(os.environ.get("ITERIS_WORLD_CACHE", Path.home() / ".cache" / "iteris-world"))
 ROWS = 48  # pictures sampled at once
+
+
+class Half(NamedTuple):
+    """What one LoRA draws of pictures: its caption and its part (1, height, width) of each."""
+
+    adapter: Adapter
+    captions: Sequence[str]
+    masks: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,25 @@ class Bench:
                     self.drawn(of_texts, functools.partial(self._guided, prompts, cfg), steps)
                 )
         return torch.cat(pictures)
+
+    @torch.no_grad()
+    def sample_by_region(self, halves: Sequence[Half], seeds: Sequence[int]) -> Tensor:
+        """Return pictures (n, 3, 24, 24) of which each LoRA draws its part, at the world's
+        guidance.
+        """
+        contexts = []
+        for half in halves:
+            with wearing(self.model, half.adapter):
+                contexts.append(self.encoded([*half.captions, *[""] * len(seeds)]))
+
+        def clean(x: Tensor, sigma: Tensor) -> Tensor:
+            whole = torch.zeros_like(x)
+            for half, context in zip(halves, contexts, strict=True):
+                with wearing(self.model, half.adapter):
+                    whole += half.masks * self._guided(context, self.world.cfg, x, sigma)
+            return whole
+
+        return self.drawn(seeds, clean)
 
     @torch.no_grad()
     def encoded(self, texts: Sequence[str]) -> list[Any]:

@@ -80,7 +80,7 @@ def _another_base() -> list[Recipe]:
     return [
         STACKED,
         Recipe("base model", adapter="none"),
-        Recipe("single LoRAs", adapter="single"),
+        Recipe("single LoRAs", adapter="regions"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
         Recipe("ssr", {"method": "ssr"}, CHECKED),
         Recipe("ssr, its own samples", {"method": "ssr"}, SAMPLES_OF_SSR),
@@ -92,7 +92,7 @@ def _another_base() -> list[Recipe]:
 def _styles() -> list[Recipe]:
     return [
         BALANCED,
-        Recipe("single LoRAs", adapter="single"),
+        Recipe("single LoRAs", adapter="regions"),
         BALANCED_TOGETHER,
         Recipe("scenes at 0.1", {}, {**CHECKED, "scene_weight": 0.1}),
         Recipe("scenes at 1", {}, {**CHECKED, "scene_weight": 1.0}),
@@ -112,7 +112,7 @@ def _polished() -> list[Recipe]:
         BALANCED,
         STACKED,
         Recipe("base model", adapter="none"),
-        Recipe("single LoRAs", adapter="single"),
+        Recipe("single LoRAs", adapter="regions"),
         Recipe("np_lora", {"method": "np_lora"}),
         BALANCED_TOGETHER,
         Recipe("together at 1", {}, {**CHECKED, "scene_weight": 1.0}),

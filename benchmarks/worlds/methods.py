@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from iteris_core.progress import Stage
 from iteris_core.report.records import MergeReport
 
 from .bench import Bench
-from .score import Probe, probes_of, score
+from .score import Probe, probes_of, score, score_by_region
 
 RIVALS = (
     "sum",
@@ -42,8 +43,8 @@ class Recipe:
         name: Name of the row in the tables.
         config: Fields of `MergeConfig` -> value.
         calibration: Fields of `Calibration` -> value.
-        adapter: ``merge``, or one of the bounds: ``none`` for the base model, ``single`` for each
-            LoRA alone.
+        adapter: ``merge``, or one of the bounds: ``none`` for the base model, ``regions`` for each
+            LoRA alone, and two at once, each in its part of the picture.
         job: Fields of `MergeSettings` -> value. With any, the merge is the product's whole job, the
             check included.
     """
@@ -62,7 +63,7 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="single"))
+BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="regions"))
 FULL = {"target": "full_output"}
 DELTA = {"target": "delta"}
 PICTURE_SCENES = {"scene_weight": 0.3, "scene_pictures": True}
@@ -251,7 +252,7 @@ class Cell:
         if name not in found["entries"]:
             began = time.perf_counter()
             probes = probes_of(self.bench.world, self.triggers, effort)
-            if self.recipe.adapter == "single":
+            if self.recipe.adapter == "regions":
                 scores = self._single(probes, cfg)
             else:
                 adapter, found["merge_seconds"], found["told"] = self.adapter()
@@ -263,19 +264,25 @@ class Cell:
         return found["entries"][name]
 
     def _single(self, probes: Sequence[Probe], cfg: float | None) -> dict[str, Any]:
-        """Score each LoRA alone on the questions about it; questions about two LoRAs have no
-        answer.
+        """Score each LoRA alone on the questions about it, and two, each in its part of the
+        picture, on those about both: what a method that merges nothing reaches.
         """
         hits: dict[str, dict[str, list[int]]] = {}
         leaks = [0, 0]
-        for trigger in self.triggers:
+        loras = {
+            trigger: self.bench.lora(trigger, self.lora_set).adapter for trigger in self.triggers
+        }
+        for trigger, adapter in loras.items():
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
-            adapter = self.bench.lora(trigger, self.lora_set).adapter
             found = score(self.bench, adapter, asked, (trigger,), cfg)
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():
                     hits.setdefault(kind, {})[about or trigger] = counts
             leaks = [a + b for a, b in zip(leaks, found["leaks"], strict=True)]
+        for pair in itertools.combinations(self.triggers, 2):
+            asked = [probe for probe in probes if probe.about == pair]
+            for kind, of_kind in score_by_region(self.bench, loras, asked)["hits"].items():
+                hits.setdefault(kind, {}).update(of_kind)
         return {"hits": hits, "leaks": leaks}
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from iteris_core.adapters import Adapter
+from iteris_core.diffusion.captions import layout_of, regions_of
+from iteris_core.diffusion.scenes import region_masks
 
-from .bench import Bench
+from .bench import Bench, Half
 from .drawing import Label
 from .recogniser import Judgement
 from .world import World
@@ -159,6 +162,34 @@ def score(
     captions = [probe.caption for probe in probes]
     pictures = bench.sample(adapter, captions, [probe.seed for probe in probes], cfg)
     return tally(bench.world, probes, bench.recogniser.judge(pictures), triggers)
+
+
+def score_by_region(
+    bench: Bench, loras: Mapping[str, Adapter], probes: Sequence[Probe]
+) -> dict[str, Any]:
+    """Sample probes about two triggers each with both LoRAs, each in its half of the picture, where
+    it reads a base thing in place of the other trigger; and judge them.
+    """
+    judged: list[Judgement] = []
+    height, width = bench.model.latent_shape(64)[-2:]
+    for probe in probes:
+        first, second = sorted(probe.about, key=probe.caption.index)
+        form = probe.caption.replace(first, "{first}").replace(second, "{second}")
+        masks = region_masks(layout_of(form) or "columns", 2, height, width)
+        things = random.Random(probe.seed).sample(bench.world.base_labels, 2)
+        halves = [
+            Half(
+                loras[own],
+                [probe.caption.replace(other, " ".join(thing))],
+                masks[regions_of(form)[place]],
+            )
+            for own, other, place, thing in (
+                (first, second, "first", things[0]),
+                (second, first, "second", things[1]),
+            )
+        ]
+        judged += bench.recogniser.judge(bench.sample_by_region(halves, [probe.seed]))
+    return tally(bench.world, probes, judged, tuple(loras))
 
 
 def tally(
