@@ -16,6 +16,7 @@ from . import host
 from .inputs import checked
 from .loras.names import fingerprints
 from .presets import Asked, cost_shown, rows_by_preset
+from .save import check_names
 from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
@@ -158,6 +159,7 @@ class Merge(io.ComfyNode):
         from ..iteris_core.processes import alone
         from .prepared import prepared
 
+        check_names(cls.hidden.prompt or {}, cls.hidden.unique_id)
         wanted = Size(way=size, value=size_value)  # before files are read
         rows = read_rows(loras, "loras")
         asked = Asked(preset, together, wanted, settings)

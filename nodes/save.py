@@ -164,6 +164,26 @@ class SaveMergedLora(io.ComfyNode):
         }
 
 
+def check_names(prompt: Mapping[str, Any], merge: str) -> None:
+    """Refuse a merge whose file could not be saved: the host refuses the node that saves it, and
+    would merge all the same. A name that comes from another node is not known yet.
+
+    Args:
+        prompt: See `workflow.texts_upstream`.
+        merge: The node that merges.
+
+    Raises:
+        IterisError: A name that `path_to_save` refuses.
+    """
+    for node in prompt.values():
+        inputs = node.get("inputs", {})
+        name = inputs.get("file_name")
+        merged = inputs.get("merged")
+        is_ours = isinstance(merged, list) and str(merged[0]) == str(merge)
+        if node.get("class_type") == "IterISSave" and is_ours and isinstance(name, str):
+            path_to_save(host.output_folder(), name)
+
+
 def in_words(facts: Mapping[str, Any]) -> str:
     """Return the size, the rank and the trigger words of a saved file as a line."""
     least, most = facts["ranks"]

@@ -10,14 +10,15 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
-import { addElement, addProgress, also, fit, heightOf, showElement } from "./parts.js";
+import { addElement, addProgress, also, fit, heightOf, html, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
-import { begin, isOfShown, isRunning, mark, rememberRuns } from "./runs.js";
+import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
+const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
 const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Locale"))(word, values);
 
 /** Show the text of a run whole; the frontend shows two lines of it. */
@@ -36,6 +37,11 @@ function addText(node, width = 0) {
     fit(node, width);
     // the frontend draws these itself, once they are there, and makes no room on a canvas
     output.images?.forEach(pictureOf);
+  };
+  node.showIterisFailure = (message) => {
+    showElement(node, element, true);
+    element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
+    fit(node, width);
   };
   also(node, "onExecuted", node.showIterisText);
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
@@ -71,6 +77,23 @@ function showFile(output) {
   if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
 }
 
+/** Show what a run has made of a node. */
+function showOutput(node, output) {
+  node.showIterisCost?.(output);
+  node.showIterisDrawn?.(output);
+  node.showIterisTiles?.(output);
+  node.showIterisReport?.(output);
+  node.showIterisText?.(output);
+  showFile(output);
+}
+
+/** Show what runs have made that ended while this page was closed, or in another window. */
+async function recall() {
+  const own = await recalled(isOurs);
+  own.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved); // a report first, then what it was saved in
+  for (const [id, output] of own) showOutput(nodeAt(app.graph, id), output);
+}
+
 /**
  * Tell why a file will not be saved: where other nodes run all the same, older frontends mark this one, and say no
  * more.
@@ -97,26 +120,39 @@ function showDigits(node) {
 
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
 function followRuns() {
-  const all = (method) => [...nodesOf(app.graph)].forEach((node) => node[method]?.());
+  const all = (method) => {
+    for (const node of nodesOf(app.graph)) if (node[method]) ifOwn(node, undefined, () => node[method]());
+  };
   api.addEventListener("execution_start", ({ detail }) => {
     begin(detail.prompt_id);
-    if (isOfShown()) all("startIterisRun");
+    all("startIterisRun");
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
-    if (isRunning(detail.prompt_id) && isOfShown()) nodeAt(app.graph, detail.node)?.showIterisLayer?.(detail);
+    const node = nodeAt(app.graph, detail.node);
+    if (node?.showIterisLayer && isRunning(detail.prompt_id))
+      ifOwn(node, undefined, () => node.showIterisLayer(detail));
   });
+  // after the frontend's own, which has called the node
   api.addEventListener("executed", ({ detail }) => {
+    const missed = isNew();
     mark(detail);
+    begin(detail.prompt_id);
     listSaved(detail.output);
+    const node = nodeAt(app.graph, detail.display_node ?? detail.node);
+    if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
   api.addEventListener("progress_text", ({ detail }) => {
-    if (!isOfShown()) return;
+    const node = nodeAt(app.graph, detail.nodeId);
     // after the frontend's own
-    queueMicrotask(() => nodeAt(app.graph, detail.nodeId)?.showIterisProgress?.(detail.text));
+    if (node?.showIterisProgress)
+      ifOwn(node, undefined, () => queueMicrotask(() => node.showIterisProgress(detail.text)));
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
-      if (isRunning(detail.prompt_id) && isOfShown()) all("endIterisRun");
+      if (!isRunning(detail.prompt_id)) return;
+      const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
+      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => failed.showIterisFailure(detail.exception_message));
+      all("endIterisRun");
     });
   }
 }
@@ -125,7 +161,7 @@ function followRuns() {
 function hearOwnRuns(node) {
   const { onExecuted } = node;
   node.onExecuted = function (output) {
-    if (isOfShown(output)) onExecuted?.call(this, output);
+    ifOwn(this, output, () => onExecuted?.call(this, output));
   };
 }
 
@@ -143,7 +179,7 @@ app.registerExtension({
   },
   beforeConfigureGraph: renew,
   nodeCreated(node) {
-    if (!node.comfyClass?.startsWith("IterIS")) return;
+    if (!isOurs(node)) return;
     showDigits(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);
@@ -169,16 +205,14 @@ app.registerExtension({
     hearOwnRuns(node);
   },
   refreshComboInNodes: learnFiles,
+  afterConfigureGraph: recall,
   onNodeOutputsUpdated(outputs) {
-    const own = Object.entries(outputs).filter(([, output]) => isOfShown(output));
-    for (const [id, output] of own) {
+    const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);
+    for (const [id, output] of told) {
       const node = nodeAt(app.graph, id);
-      node?.showIterisCost?.(output);
-      node?.showIterisDrawn?.(output);
-      node?.showIterisTiles?.(output);
-      node?.showIterisReport?.(output);
-      node?.showIterisText?.(output);
+      if (!isOurs(node)) continue;
+      if (isLoaded(output)) showOutput(node, output);
+      else ifOwn(node, output, () => showOutput(node, output));
     }
-    own.forEach(([, output]) => showFile(output));
   },
 });

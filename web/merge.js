@@ -33,9 +33,10 @@ export function addReport(node, say) {
   let isOpen; // the details, once somebody has opened or closed them
   let heightBefore; // of the node, before the run that goes on made it grow
   let heightClosed; // and before details were opened
+  let failure; // what the run that began last ended with
   const show = (ofEarlierRun = false, from = node.size[1]) => {
     layers = undefined;
-    draw(element, node.properties[PROPERTY], say, { ofEarlierRun, isOpen, toggled });
+    draw(element, node.properties[PROPERTY], say, { ofEarlierRun, failure, isOpen, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
   };
   const toggled = (open) => {
@@ -51,7 +52,11 @@ export function addReport(node, say) {
   };
   node.startIterisRun = () => {
     told = false;
+    failure = undefined;
     heightBefore = node.size[1];
+  };
+  node.showIterisFailure = (message) => {
+    failure = message;
   };
   node.showIterisLayer = ({ first, layer }) => {
     if (first) layers = new Map();
@@ -67,8 +72,12 @@ export function addReport(node, say) {
   node.showIterisReport = (output) => {
     const [report] = output?.iteris_report ?? [];
     if (!report) return;
-    node.properties[PROPERTY] = readSaved(figures(report));
+    const { file, ...before } = node.properties[PROPERTY] ?? {};
+    const found = readSaved(figures(report));
+    // what is told again, as from the server's cache, is still in the file
+    node.properties[PROPERTY] = file && JSON.stringify(before) === JSON.stringify(found) ? { ...found, file } : found;
     told = true;
+    failure = undefined;
     removeProgress();
     show(false, heightBefore);
     heightBefore = undefined;

@@ -36,12 +36,15 @@ function paint(element, task) {
  * @param {(word: string, values?: object) => string} say
  * @param {object} [how]
  * @param {boolean} [how.ofEarlierRun] the last run did not come to a report
+ * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { ofEarlierRun = false, isOpen, toggled } = {}) {
+export function draw(element, model, say, { ofEarlierRun = false, failure, isOpen, toggled } = {}) {
   element.replaceChildren();
-  element.classList.toggle("iteris-empty", !model);
+  element.classList.toggle("iteris-empty", !model && !failure);
+  if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
+  if (!model && failure) return;
   if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
   if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
   if (model.verdict) element.append(verdictOf(model.verdict, say));

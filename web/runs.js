@@ -1,11 +1,16 @@
 // Whose workflow a run is of. A page has several workflows in tabs, whose nodes have the same ids, and the frontend
-// tells what a run has made to those that are shown.
+// tells what a run has made to those that are shown. What this page has queued it knows; of a run from before it was
+// opened, it asks the server what was run.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { nodeAt } from "./graph.js";
+import { isSame } from "./prompts.js";
 
 const RUN = "iteris_run"; // in an output: the run that has made it
-const workflows = new Map(); // by the run's id
+const RECALLED = 8; // runs of the server's history that are looked at
+const workflows = new Map(); // by the run's id: where this page has queued it
+const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
 
 const store = () => app.extensionManager?.workflow;
@@ -16,7 +21,10 @@ export function rememberRuns() {
   api.queuePrompt = async function (...request) {
     const workflow = store()?.activeWorkflow;
     const answer = await queuePrompt.apply(this, request);
-    if (answer?.prompt_id) workflows.set(answer.prompt_id, workflow);
+    if (answer?.prompt_id) {
+      workflows.set(answer.prompt_id, workflow);
+      prompts.set(answer.prompt_id, request[1]?.output);
+    }
     return answer;
   };
 }
@@ -26,19 +34,90 @@ export function begin(run) {
   running = run;
 }
 
-export const isRunning = (run) => run === running;
+/** Return whether a run is the one that began last; a page that was opened since takes up the run that it hears of. */
+export function isRunning(run) {
+  running ??= run;
+  return run === running;
+}
+
+/** Return whether the page was opened while a run went on of which it has heard nothing yet. */
+export const isNew = () => running === undefined;
 
 /** Write into an output which run has made it: the frontend keeps it, and tells it anew when a tab is shown. */
 export function mark({ prompt_id: run, output }) {
   if (output) output[RUN] = run;
 }
 
+/** Return whether an output is one that the frontend has loaded with its workflow. */
+export const isLoaded = (output) => !output?.[RUN];
+
 /**
- * Return whether an output, or the run that began last, is of the workflow that is shown, as far as is known.
+ * Call `show` if a node of the workflow that is shown is one of a run: at once if this page has queued the run from a
+ * workflow that is still open, otherwise once it is known that the node in that run is the node as it is now.
  *
- * A workflow that is not open any more may have been saved under another name.
+ * @param {object} node
+ * @param {object} [output] what the run has made; one that no run is written into yet is of the run that began last
+ * @param {() => void} show
  */
-export function isOfShown(output) {
-  const workflow = workflows.get(output?.[RUN] ?? running);
-  return !workflow || workflow === store().activeWorkflow || !store().openWorkflows.includes(workflow);
+export function ifOwn(node, output, show) {
+  const run = output?.[RUN] ?? running;
+  const workflow = workflows.get(run);
+  if (workflow && store()?.openWorkflows.includes(workflow)) {
+    if (workflow === store().activeWorkflow) show();
+  } else {
+    isOf(node, run).then((own) => own && show());
+  }
+}
+
+/** Return whether a node has the same id and works out the same as in a run. */
+async function isOf(node, run) {
+  const prompt = await promptOf(run);
+  const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
+  return id !== undefined && isSame(prompt, await shownPrompt(), id);
+}
+
+const shownPrompt = async () => (await app.graphToPrompt()).output;
+
+/** Return what was run, as the server keeps it: [number, id, prompt, ...]; undefined: the server does not know it. */
+function promptOf(run) {
+  if (run && !prompts.has(run)) prompts.set(run, askedOf(run));
+  return prompts.get(run);
+}
+
+async function askedOf(run) {
+  const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
+  const queued = [...now, ...later].find(([, id]) => id === run);
+  return queued ? queued[2] : (await answerOf(`/history/${run}`))[run]?.prompt[2];
+}
+
+/** Return the server's answer; an empty one if there is none, as on servers that keep no history. */
+async function answerOf(address) {
+  try {
+    return await (await api.fetchApi(address)).json();
+  } catch {
+    return {};
+  }
+}
+
+/**
+ * Return what the last runs have made of the nodes that are shown, as long as these are what they were: of each node
+ * what its newest run has made.
+ *
+ * @param {(node: object) => boolean} isWanted
+ * @returns {Promise<[string, object][]>} the node's id, and its output
+ */
+export async function recalled(isWanted) {
+  const { graph } = app;
+  const history = Object.entries(await answerOf(`/history?max_items=${RECALLED}`));
+  const shown = history.length ? await shownPrompt() : {};
+  const found = new Map();
+  if (app.graph !== graph) return [];
+  for (const [run, { prompt, outputs }] of history.reverse()) {
+    for (const [id, output] of Object.entries(outputs ?? {})) {
+      const node = nodeAt(graph, id);
+      if (found.has(id) || !node || !isWanted(node) || !isSame(prompt[2], shown, id)) continue;
+      found.set(id, { ...output, [RUN]: run });
+    }
+  }
+  return [...found];
 }

@@ -190,6 +190,13 @@ class Frontend:
             has_not_text="Version Compatibility Warning"
         )
 
+    def queued(self, run: str) -> None:
+        """Let the page believe that it has queued the workflow that is shown, as this run."""
+        answer = {"prompt_id": run, "number": 1, "node_errors": {}}
+        self.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+        self.page.evaluate("comfyAPI.api.api.queuePrompt(-1, { output: {}, workflow: {} })")
+        self.page.unroute("**/prompt")
+
     def send(self, event: str, **detail: Any) -> None:
         """Let the page believe that the server has sent it something."""
         self.page.evaluate(

@@ -138,11 +138,13 @@ class MergeRun:
 
     Args:
         frontend: The page.
+        run: Its id.
         report: The report in the server's history.
         growing: How many blocks the report panel had, each time that it changed.
     """
 
     frontend: browser.Frontend
+    run: str
     report: dict
     growing: list[int]
 
@@ -165,7 +167,7 @@ def merge_run(chromium, server, small):
     page.wait_for_selector(".iteris-kept")
     outputs = get(frontend, f"/history/{run}")[run]["outputs"]
     (report,) = outputs[str(MERGE)]["iteris_report"]
-    yield MergeRun(frontend, report, page.evaluate("blocks"))
+    yield MergeRun(frontend, run, report, page.evaluate("blocks"))
     page.close()
 
 
@@ -262,6 +264,34 @@ def test_the_report_is_kept_when_the_page_is_opened_anew(merge_run, picture):
     picture(frontend, "after_reload")
 
 
+def test_another_page_shows_the_run_of_the_same_nodes_and_of_no_others(merge_run, open_frontend):
+    """As after a crash, or in a second window: all that it knows is the server's history."""
+    later = open_frontend()
+    page = later.page
+    nodes_as_run = merge_run.frontend.workflow()
+    for node in nodes_as_run["nodes"]:
+        node["properties"].pop("iteris_report", None)
+    later.load(nodes_as_run, "as_run")
+    page.wait_for_selector(".iteris-file")
+    assert lines_of(page) == lines_of(merge_run.frontend.page)
+    others = json.loads(json.dumps(nodes_as_run))
+    (first,) = [node for node in others["nodes"] if node["id"] == FIRST]
+    first["widgets_values"] = ["third.safetensors", *first["widgets_values"][1:]]
+    with page.expect_response("**/history?*"):
+        later.load(others, "others")
+    # as the server goes on to tell a page that was opened anew
+    output = {"iteris_report": [merge_run.report]}
+    of_run = {"node": str(MERGE), "display_node": str(MERGE), "output": output}
+    with page.expect_response(f"**/history/{merge_run.run}"):
+        later.send("executed", prompt_id=merge_run.run, **of_run)
+    later.settle()
+    assert page.locator(".iteris-kept, .iteris-file").count() == 0
+    with page.expect_response("**/history?*"):
+        later.load(nodes_as_run, "as_run_again")
+    page.wait_for_selector(".iteris-file")
+    assert later.errors == []
+
+
 def test_in_vue_nodes_the_report_and_the_chips_are_there(merge_run, open_frontend, picture):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     vue.load(merge_run.frontend.workflow(), "vue")
@@ -317,13 +347,15 @@ def test_an_error_shows_on_its_node(frontend, picture, node, values, message, sm
     page.get_by_role("dialog").wait_for(state="hidden")
 
 
-def test_a_wrong_name_of_the_file_is_told_though_the_merge_runs(merge_run, frontend, small):
-    """The merge shows its verdict without a file; older frontends only mark the node that fails. It
-    is in the server's cache here.
-    """
-    small(frontend, seed=3)
+def test_a_wrong_name_of_the_file_stops_the_run_before_the_merge(frontend, small):
+    small(frontend, seed=33)
     frontend.set_widgets(SAVE, file_name="../x")
-    frontend.run_to_the_end()
+    run = frontend.run_to_the_end()
+    messages = get(frontend, f"/history/{run}")[run]["status"]["messages"]
+    (error,) = [detail for kind, detail in messages if kind == "execution_error"]
+    assert "is outside the folder loras" in error["exception_message"]
+    panel = frontend.page.locator(".iteris-report")
+    panel.get_by_text("is outside the folder loras").wait_for()
     told = frontend.page.locator(".p-toast-message", has_text="is outside the folder loras")
     told.wait_for()
     assert "Save merged LoRA" in told.inner_text()

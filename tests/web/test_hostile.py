@@ -139,6 +139,7 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
     entry = {"task": NAME, "residual": 0.5, "wears": True}
     path = f"diffusion_model.input_blocks.1.{PHRASE}"
     layers = [{"path": path, "rank": 8, "tasks": [entry]}]
+    frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
     frontend.send("iteris.layer", prompt_id="a", node=str(MERGE), first=True, layer=layers[0])
     report = {

@@ -92,7 +92,11 @@ def report_with_verdict(*loras, advice=None):
     return output
 
 
-def executed(frontend, node, output, run="a"):
+def executed(frontend, node, output, run=None):
+    """Let the page believe that a run has made an output; None: one that it has queued now."""
+    if run is None:
+        run = "a"
+        frontend.queued(run)
     frontend.send("executed", prompt_id=run, node=str(node), display_node=str(node), output=output)
 
 
@@ -287,6 +291,7 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     frontend.show(MERGE, top=200)
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == [], "nothing runs here"
+    frontend.queued("mine")
     frontend.send("execution_start", prompt_id="mine", timestamp=0)
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == []
@@ -306,6 +311,7 @@ def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small
     before = size_of(frontend)
     line = f"""() => app.graph.getNodeById({MERGE}).widgets
         .filter((widget) => widget.name === "$$node-text-preview").length"""
+    frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
     frontend.send("progress_text", nodeId=str(MERGE), text="stage 1 of 4: Text encoder 2/4")
     frontend.page.wait_for_function(f"({line})() === 1")
@@ -344,6 +350,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     node = vue.page.locator("[data-node-id='1']")
     line = node.locator(".iteris-progress")
     assert not line.is_visible()
+    vue.queued("a")
     vue.send("execution_start", prompt_id="a", timestamp=0)
     for done in (1, 2):
         vue.send("progress_text", nodeId="1", text=f"stage 1 of 4: &lt;Prompts&gt; {done}/4")
@@ -393,16 +400,19 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
     earlier = frontend.page.locator(".iteris-earlier")
+    frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
     executed(frontend, MERGE, report_of(0.25))
     assert blocks_of(frontend) == ["IN01"]
     frontend.send("execution_interrupted", prompt_id="a")
     assert earlier.count() == 0, "the run had come to this report when it was stopped"
+    frontend.queued("b")
     frontend.send("execution_start", prompt_id="b", timestamp=0)
     send_layer(frontend, "b", str(MERGE), 1, residual=0.75)
     frontend.send("execution_interrupted", prompt_id="b")
     assert (residual_of(frontend), earlier.count()) == ((0.25, 0.25), 1)
     picture(frontend, "report_of_an_earlier_run")
+    frontend.queued("c")
     frontend.send("execution_start", prompt_id="c", timestamp=0)
     executed(frontend, MERGE, report_of(0.5), run="c")
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
@@ -416,6 +426,7 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
     frontend.settle()
     frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", MERGE)
+    frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
     send_layer(frontend, "a", inside, 1)
     assert blocks_of(frontend) == ["IN01"]

@@ -1,0 +1,38 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { isSame } from "../../web/prompts.js";
+
+const prompt = (rows, ids = ["1", "2"]) => ({
+  [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },
+  [ids[1]]: { class_type: "Merge", inputs: { model: [ids[0], 0], rows, sizes: [1, 2] } },
+});
+
+test("a node is the same with equal inputs and equal nodes before it, whatever their ids", () => {
+  const other = { ...prompt("x", ["7", "2"]), 9: { class_type: "Sampler", inputs: { seed: 3 } } };
+  assert.ok(isSame(prompt("x"), other, "2"));
+});
+
+test("another input, type, output or node before it makes another node", () => {
+  const first = prompt("x");
+  const changed = (change) => {
+    const second = structuredClone(first);
+    change(second);
+    return isSame(first, second, "2");
+  };
+  assert.ok(changed(() => {}));
+  assert.ok(!changed((second) => (second[2].inputs.rows = "y")));
+  assert.ok(!changed((second) => (second[2].class_type = "Load")));
+  assert.ok(!changed((second) => (second[2].inputs.model = ["1", 1])));
+  assert.ok(!changed((second) => (second[1].inputs.name = "b.safetensors")));
+  assert.ok(!changed((second) => (second[2].inputs.more = 1)));
+  assert.ok(!changed((second) => delete second[2]));
+});
+
+test("many nodes that share what is before them are compared at once, and a loop ends", () => {
+  const deep = { 0: { class_type: "A", inputs: {} } };
+  for (let i = 1; i < 200; i++) deep[i] = { class_type: "B", inputs: { a: [`${i - 1}`, 0], b: [`${i - 1}`, 0] } };
+  assert.ok(isSame(deep, structuredClone(deep), "199"));
+  const loop = { 1: { class_type: "A", inputs: { a: ["2", 0] } }, 2: { class_type: "A", inputs: { a: ["1", 0] } } };
+  assert.ok(isSame(loop, loop, "1"));
+});
