@@ -162,7 +162,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert frontend.errors == []
 
 
-def test_the_file_of_a_merge_stands_below_its_verdict_until_the_next_report(frontend, small):
+def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(frontend, small):
     small(frontend, seed=14)
     frontend.show(MERGE, top=100)
     file = frontend.page.locator(".iteris-file")
@@ -185,6 +185,8 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_the_next_report(fron
     )
     assert file.inner_text().startswith(said), "the workflow has kept it"
     executed(frontend, MERGE, THREE)
+    assert file.inner_text().startswith(said), "the same report, from the server's cache"
+    executed(frontend, MERGE, report_of(0.25))
     assert file.count() == 0
     assert frontend.errors == []
 

@@ -20,6 +20,7 @@ def test_its_pictures_can_be_read(server, in_renderer, picture):
     assert page.evaluate(size, node)[0] >= WIDTH
     file = {"filename": drawn.name, "subfolder": "", "type": "temp"}
     output = {"text": ["cat: kept 80 % (73 to 87), good or weak"], "iteris_pictures": [file]}
+    frontend.queued("a")
     frontend.send("executed", prompt_id="a", node=str(node), display_node=str(node), output=output)
     text = page.locator(".iteris-text:not(.iteris-hidden)")
     shown = text.locator("img")

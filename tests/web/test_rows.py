@@ -271,6 +271,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
     cost = {"rows": 100, "seconds": 50, "presets": {"Fast": 40, "Balanced": 600}}
     output = {"iteris_cost": [cost]}
+    rows.queued("a")
     rows.send("executed", prompt_id="a", node="1", display_node="1", output=output)
     assert times.inner_text().split("\n") == [
         "Fast: about 20 s",

@@ -40,6 +40,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     prompt, left, right = (slider.locator("select").nth(number) for number in range(3))
     divider = slider.locator("input")
     assert not slider.is_visible()
+    frontend.queued("a")
     frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
     page.wait_for_function(
         "[...document.querySelectorAll('.iteris-pair img')].every((image) => image.naturalWidth)"
@@ -83,6 +84,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     left.select_option(index=0)
     frontend.settle()
     assert seen(0.05, 0.95) == ["<b>dog</b>", "merged"]
+    frontend.queued("b")
     frontend.send("executed", prompt_id="b", node="1", display_node="1", output=output)
     assert chosen() == [PROMPTS[1], "<b>dog</b>", "merged"], "after another run, too"
     picture(frontend, "slider_moved")
