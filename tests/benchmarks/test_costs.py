@@ -5,22 +5,8 @@ import json
 import pytest
 
 from benchmarks import memory, pictures, scale
-from benchmarks.results import Table, write
 
 pytestmark = pytest.mark.nightly
-
-
-def test_a_table_takes_the_place_of_the_one_with_its_title(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps({"about": "é", "tables": []}))
-    write([Table("one", ["a"], [[1]]), Table("two", ["b"], [["x"]])], path, "old", "here")
-    write([Table("one", ["a"], [[2], [3]])], path, "new", "there")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    assert found["about"] == "é"
-    assert [(t["title"], t["made again by"], t["rows"]) for t in found["tables"]] == [
-        ("one", "new", [[2], [3]]),
-        ("two", "old", [["x"]]),
-    ]
 
 
 def test_memory_is_counted_on_a_model_without_weights():

@@ -102,6 +102,7 @@ def test_a_wrong_option_is_one_line_that_names_it():
         assert (seen, done.exit_code, done.stderr) == ([], 2, f"toy: {said}\n")
 
 
+@pytest.mark.slow  # the commands load their libraries
 @pytest.mark.parametrize("name", ["sdxl", "t5"])
 def test_the_help_is_short_and_all_options_are_one_step_away(name):
     def told(option):
@@ -144,6 +145,7 @@ KEPT = """resolution cfg negative-prompt seed method method-option rank engine m
     input-mix samples-per-chunk waiting-bytes dtype device style overwrite json"""
 
 
+@pytest.mark.slow
 def test_every_option_of_before_is_read():
     assert {option: options.now_spelled(option) for option in BEFORE} == BEFORE
     known = names_of("sd15")

@@ -32,6 +32,12 @@ def test_what_takes_part_in_each_call_is_measured_as_the_sampler_runs_it(cases, 
     assert "were measured with them" in found["notes"][0]
 
 
+def test_clip_skip_is_measured(cases):
+    found = cases["clip skip"]
+    assert found["difference"] < 1e-6 and found["effect"] > 0.01
+    assert "CLIP stops at layer -2" in found["notes"][0]
+
+
 def test_a_patch_that_reads_which_rows_are_negative_is_measured(cases):
     assert cases["SAG"]["difference"] < 1e-6
 

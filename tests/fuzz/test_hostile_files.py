@@ -407,6 +407,7 @@ HALF = """
 """
 
 
+@pytest.mark.slow  # another process
 def test_a_file_that_is_cut_after_it_was_read_does_not_end_the_process(file):
     """What is mapped into memory ends it with signal 7."""
     path = file({"a": torch.ones(500, 500), "b": torch.ones(500, 500)})

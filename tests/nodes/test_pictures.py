@@ -46,34 +46,6 @@ def colours(*values, height=64, width=96):
     return [torch.full((height, width, 3), value) for value in values]
 
 
-def at(picture, x, y):
-    return picture[0, y, x].tolist()
-
-
-def test_a_table_has_a_name_above_each_row_and_above_each_picture():
-    rows = [
-        Labelled("a dog", ["base", "merged"], colours(0.2, 0.4)),
-        Labelled("a cat", ["merged"], colours(0.6)),
-    ]
-    whole = table(rows)
-    _, height, width, _ = whole.shape
-    strip = 24
-    tall = 2 * strip + 64 + 4
-    assert (height, width) == (2 * tall, 2 * (96 + 4) + 4)
-    for row, values in enumerate([(0.2, 0.4), (0.6,)]):
-        for column, value in enumerate(values):
-            x = 4 + column * 100 + 48
-            assert at(whole, x, row * tall + 2 * strip + 32) == pytest.approx(
-                [value] * 3, abs=0.005
-            )
-    for top in (0, tall):
-        assert whole[0, top : top + strip].max() > 0.5  # there are letters
-        assert whole[0, top + strip : top + 2 * strip, :104].max() > 0.8
-    assert whole[0, strip : 2 * strip, 104:].max() > 0.8
-    empty = whole[0, tall + strip :, 104:]
-    assert empty.min() == empty[0, 0].min() and empty.max() == empty[0, 0].max() < 0.2
-
-
 @pytest.mark.parametrize(("columns", "cell"), [(5, 512), (40, 200)])
 def test_a_cell_is_512_wide_at_most_and_a_table_8192(columns, cell):
     pictures = colours(*[0.5] * columns, height=300, width=600)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_host import use
 from iteris_pack.nodes.lora import LoraToMerge
-from iteris_pack.nodes.loras.prompts import use_of_file, use_of_row
+from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
@@ -46,12 +46,6 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
         IterisError, match="cat is called 'a cat' in subjects and 'in cat style' in styles"
     ):
         with_triggers(cats, "cat: a cat", "cat: in cat style")
-
-
-def test_a_lora_without_strength_needs_no_prompts(files):
-    assert use_of_file("bare.safetensors", 0.0, 0.0, ()).prompts == ()
-    with pytest.raises(IterisError, match="has no prompts"):
-        use_of_file("bare.safetensors", 0.0, 0.1, ())
 
 
 @pytest.fixture

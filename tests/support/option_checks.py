@@ -155,6 +155,12 @@ def scheduled(model: Any, clip: Any) -> Patched:
     return hooked(model, clip, keyframes)
 
 
+def skipping(model: Any, clip: Any) -> Patched:
+    clip = clip.clone()
+    clip.clip_layer(-2)
+    return model, clip
+
+
 def failing(model: Any, clip: Any) -> Patched:
     def patch(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, ...]:
         return q, k, v * extra["of_my_own_sampler"]
@@ -183,6 +189,7 @@ CASES = {
     "attention": Case("SD1.5", attention),
     "SAG": Case("SD1.5", sag),
     "hooks": Case("SD1.5", hooked),
+    "clip skip": Case("SD1.5", skipping),
     "diffusion model wrapper": Case("SD1.5", wrapped(KINDS.DIFFUSION_MODEL)),
     "apply model wrapper": Case("SD3.5", wrapped(KINDS.APPLY_MODEL)),
     "EasyCache": Case("SD3.5", easy_cache, False),

@@ -324,23 +324,6 @@ def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small
     assert frontend.errors == []
 
 
-def test_compare_says_how_many_pictures_a_run_draws_and_how_long_that_takes(frontend, picture):
-    """How long is reckoned in `tests/web/rows.test.mjs`."""
-    inputs = {"prompt": "", "seed": 0, "steps": 20, "cfg": 0.0}
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": inputs}}, "compare")
-    frontend.show(1, top=200)
-    times = frontend.page.locator(".iteris-times")
-    assert not times.is_visible()
-    drawn = {"pictures": 9, "seconds": 90, "steps": 20, "size": [0, 0], "own": 9, "line": 5}
-    executed(frontend, 1, {"iteris_drawn": [drawn]})
-    assert times.inner_text() == "9 pictures: about 1.5 min"
-    frontend.set_widgets(1, prompt="a dog\n", steps=10)
-    frontend.load(frontend.workflow(), "compare again")
-    assert times.inner_text() == "5 pictures: about 25 s"
-    picture(frontend, "compare_times")
-    assert frontend.errors == []
-
-
 def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     """Older frontends draw nothing there that is added to a node after a value was changed."""
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
