@@ -9,24 +9,23 @@ settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=T
 settings.load_profile("iteris")
 
 
+SERVERS = ("host", "web")  # folders, each of whose tests share a ComfyUI
+SLOW = ("host", "comfy")  # tests/web has some that are quick
+
+
 def pytest_ignore_collect(collection_path, config):
     """Do not import a file all of whose tests are left out: diffusers and transformers take
     seconds.
     """
     left_out = [] if "nightly" in config.option.markexpr else ["nightly"]
     left_out += ["slow"] * ("not slow" in config.option.markexpr)
+    if "slow" in left_out and collection_path.parent.name in SLOW:
+        return True
     if left_out and collection_path.match("test_*.py"):
         text = collection_path.read_text(encoding="utf-8")
         if any(f"\npytestmark = pytest.mark.{mark}\n" in text for mark in left_out):
             return True
     return None
-
-
-SERVERS = ("host", "web")  # folders, each of whose tests share a ComfyUI
-SLOW = (
-    "host",
-    "comfy",
-)  # on a server, or in processes with ComfyUI's classes; web says it by itself
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,7 +37,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            folder, file = nodeid.partition("::")[0].split("/")[-2:]
+            file = nodeid.partition("::")[0]
+            folder = file.split("/")[-2]
             return folder if folder in SERVERS else file
 
     return Scheduler(config, log)

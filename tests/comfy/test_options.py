@@ -28,6 +28,7 @@ def test_what_takes_part_in_each_call_is_measured_as_the_sampler_runs_it(cases, 
     found = cases[case]
     assert found["difference"] < 1e-6
     assert found["effect"] > 0.01
+    assert not found["left"]  # on the model, as hooks would be
     assert named in found["notes"][0]
     assert "were measured with them" in found["notes"][0]
 

@@ -53,6 +53,7 @@ def test_layers_that_the_host_rounds_when_it_patches_them_are_known_as_quantised
 @each_kind
 def test_a_dora_is_read_with_the_weight_that_the_layer_multiplies_by(kind):
     assert kind["dora"] < ROUNDING
+    assert kind["dora_on_lora"] < ROUNDING  # also where the host has patched it in place
 
 
 def test_a_dora_is_refused_where_only_the_layer_can_read_its_weight(figures):

@@ -159,24 +159,32 @@ def own_error(net: Net, adapter: Adapter, **settings: Any) -> float:
     )
 
 
-def deltas_of(net: Net) -> HostDeltas:
+SCALE = torch.full((WIDTH, 1), 1.5)
+NOTHING = Adapter("nothing", {})
+
+
+def dora_of(net: Net, carried: Adapter = NOTHING) -> Tensor:
+    """Return the dense delta of a DoRA at the first layer of a net that carries an adapter."""
     keys = HostKeys.of(Family("any"), dict(net.named_modules()), {}, {})
-    patcher = patcher_of(net, Adapter("none", {}))
+    patcher = patcher_of(net, carried)
+    if carried.deltas:
+        patcher.load(CPU, full_load=True)
     # its paths have no prefix, so to the host they are a text encoder's
-    return HostDeltas(None, SimpleNamespace(patcher=patcher), keys, lambda path: 1.0)
-
-
-def dora_error(net: Net) -> float:
-    """Return the relative error of a DoRA's delta, against its formula on the layer's weight."""
+    deltas = HostDeltas(None, SimpleNamespace(patcher=patcher), keys, lambda path: 1.0)
     plain = lora(1).deltas["first"]
-    scale = torch.full((WIDTH, 1), 1.5)
-    found = deltas_of(net)(
-        WeightPart("first", 0, WIDTH), {"up": plain.up, "down": plain.down, "dora_scale": scale}
+    return deltas(
+        WeightPart("first", 0, WIDTH), {"up": plain.up, "down": plain.down, "dora_scale": SCALE}
     )
+
+
+def dora_error(net: Net, carried: Adapter = NOTHING) -> float:
+    """Return the relative error of `dora_of`, against a DoRA's formula."""
     weight = base_weight_and_bias(net.first, CPU, torch.float32)[0]
-    moved = weight + plain.dense()
-    expected = moved * scale / weight.norm(dim=1, keepdim=True) - weight
-    return ((found - expected).norm() / expected.norm()).item()
+    for delta in carried.deltas.values():
+        weight = weight + delta.dense()
+    moved = weight + lora(1).deltas["first"].dense()
+    expected = moved * SCALE / weight.norm(dim=1, keepdim=True) - weight
+    return ((dora_of(net, carried) - expected).norm() / expected.norm()).item()
 
 
 class Packed(comfy.ops.manual_cast.Linear):
@@ -189,7 +197,7 @@ class Packed(comfy.ops.manual_cast.Linear):
 
 def packed_message() -> str:
     try:
-        dora_error(Net(Packed, torch.float32))
+        dora_of(Net(Packed, torch.float32))
     except AdapterError as error:
         return str(error)
     return ""
@@ -219,6 +227,7 @@ def figures(make: Callable[[], Net]) -> dict[str, Any]:
         "quantised": [is_quantised(net.get_submodule(name)) for name in LAYERS],
         "to_itself": own_error(net, first),
         "dora": dora_error(make()),
+        "dora_on_lora": dora_error(make(), Adapter("one", {"first": second.deltas["first"]})),
         "weight_functions": functions,
         "lowvram_to_itself": on_lora,
         "lowvram_patch": difference(lowvram, worn, base),

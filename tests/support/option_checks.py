@@ -28,6 +28,7 @@ import comfy_extras.nodes_sag
 import comfy_extras.nodes_torch_compile
 import tiny_hosts
 import torch
+from faults import same_tensors
 from iteris_pack.nodes import host as pack_host
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.loras.chosen import unread_in
@@ -202,6 +203,7 @@ CASES = {
 def figures_of(case: Case) -> dict[str, Any]:
     host = tiny_hosts.host_of(case.family)
     model, clip = host.model, host.clip
+    weights = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     plain = sampled(model, clip)
     patched = case.change(model, clip)
     found: dict[str, Any] = {"notes": notes(*patched)}
@@ -210,6 +212,7 @@ def figures_of(case: Case) -> dict[str, Any]:
         answers = measured(*patched, [(x, sigma) for x, sigma, _ in seen])
     except IterisError as error:
         return found | {"error": f"{type(error).__name__}: {error}"}
+    found["left"] = not same_tensors(model.model.state_dict(), weights)
     theirs = [answer[0] for _, _, both in seen for answer in both]
     before = measured(model, clip, [(x, sigma) for x, sigma, _ in seen])
     size = max(answer.norm().item() for answer in theirs)

@@ -51,9 +51,9 @@ def chromium():
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def frontend(chromium, server):
-    """A page for all tests, which load workflows of their own."""
+    """A page for all tests of a file, which load workflows of their own."""
     opened = browser.Frontend(chromium, server.address)
     yield opened
     opened.page.close()
