@@ -348,12 +348,15 @@ def held_by_rows(host: ComfyModel, adapter: Adapter) -> dict[str, int]:
         return held_bytes(network, [row, row], paths, everything)
 
 
-def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int) -> Room:
-    """Return how the host shares out a card with so many bytes free beside the whole model."""
+def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int, to_load: int) -> Room:
+    """Return how the host shares out a card with so many bytes free beside the whole model, of
+    which so many are not loaded yet.
+    """
     device = types.SimpleNamespace(type="cuda")
-    to_load = host.model.model_size() - host.model.loaded_size()
+    loaded = host.model.model_size() - to_load
     with (
         mock.patch.object(host.model, "load_device", device),
+        mock.patch.object(host.model, "loaded_size", lambda: loaded),
         mock.patch("comfy.model_management.get_free_memory", lambda device: free + to_load),
     ):
         return host.make_room(
@@ -484,7 +487,11 @@ def check(name: str) -> dict[str, Any]:
     _, of_denoiser = first.adapter.split(host.is_text_module)
     assert set(held) == set(of_denoiser.deltas)
     found["held"] = [min(held.values()), max(held.values())]
-    found["rooms"] = [asdict(room_on_a_card(host, first.adapter, free)) for free in (1 << 40, 0)]
+    size = host.model.model_size()
+    found["rooms"] = [
+        asdict(room_on_a_card(host, first.adapter, free, to_load))
+        for free, to_load in ((1 << 40, size), (0, size), (0, 0))
+    ]
     host.memory_required = 0.0
     found["stock"] = relative(seen(stock(model, clip, files["diffusers"])), taught, base)
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})

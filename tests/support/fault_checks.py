@@ -92,7 +92,7 @@ class Merge:
             ("first", "a photo of sks dog"): family_checks.lora_of(host, 1, "kohya"),
             ("second", "a drawing of zwx car"): family_checks.lora_of(host, 2, "kohya"),
         }
-        paths = {path for lora in self._loras(host) for path in lora.adapter.deltas}
+        paths = {path for lora in self.loras(host) for path in lora.adapter.deltas}
         self.layers = {
             module: path
             for model in self.models
@@ -101,10 +101,10 @@ class Merge:
         }
         assert len(self.layers) == len(paths)
 
-    def _host(self) -> ComfyModel:
+    def host(self) -> ComfyModel:
         return ComfyModel(self.model, self.clip)
 
-    def _loras(self, host: ComfyModel) -> list[LoadedLora]:
+    def loras(self, host: ComfyModel) -> list[LoadedLora]:
         return [
             family_checks.loaded(host, name, tensors, prompt)
             for (name, prompt), tensors in self.files.items()
@@ -117,9 +117,9 @@ class Merge:
             for part, (place, name) in PARTS.items():
                 run = in_part(moments, part, getattr(place, name))
                 stack.enter_context(mock.patch.object(place, name, run))
-            host = self._host()
+            host = self.host()
             return merging.merge_and_check(
-                Job.of(host, self._loras(host), SMALL, SETTINGS), lambda *_: moments.reached()
+                Job.of(host, self.loras(host), SMALL, SETTINGS), lambda *_: moments.reached()
             )
 
     def moments(self, fault: tuple[int, Kind] | None = None) -> Moments:
@@ -253,6 +253,22 @@ def left_in_host(texts: list[str]) -> list[str]:
     return found + logged[:1]
 
 
+def freed_at_once(merge: Merge) -> list[str]:
+    """Return what is left where one collection frees a model that carries a LoRA with all that it is
+    a clone of, as with an error's frames.
+    """
+    host = merge.host()
+    lora, _ = merge.loras(host)
+    with family_checks.messages() as texts:
+        held: list[Any] = [host, host.with_adapter(lora.adapter)]
+        held.append(held)
+        comfy.model_management.load_models_gpu([held[1].model, held[1].clip.patcher])
+        del held, host, lora
+        found = left_in_host(texts)
+        load(merge)
+        return found + left_in_host(texts)
+
+
 def figures(every: int) -> Iterator[dict[str, Any]]:
     merge = Merge()
     before = State.of(merge).copy()
@@ -283,6 +299,7 @@ def figures(every: int) -> Iterator[dict[str, Any]]:
             yield {"fault": name, **vars(moment), "wrong": found}
     grown = (process.memory_info().rss - resident) / 1e6
     left = {"asked": asked, "wrong": wrong, "grown MB": round(grown, 1)}
+    left["freed_at_once"] = freed_at_once(merge)
     yield {**left, "layers": len(merge.layers), **counts}
 
 
