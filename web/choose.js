@@ -1,29 +1,38 @@
-// A choice among many names: a field to search in, the names that hold all its words, and the picture of one of them.
+// A choice among many files: a field to search in, the files whose names hold all its words, each with its picture, and
+// the picture of one of them large. Files for another model than the one that is connected are left out, once that is
+// known of them.
 
-import { pictureOf } from "./loras.js";
-import { html, imageAt } from "./parts.js";
+import { aboutLora, pictureOf } from "./loras.js";
+import { fileName, html, imageAt } from "./parts.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
-const REST = 80; // milliseconds on a name, before its picture is asked for
+const AT_ONCE = 8; // files that the server is asked about
+const REST = 80; // milliseconds on a name, before its picture is shown large
+let withOthers = false; // files for other models, until the page is closed
 
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
  * @param {string[]} names
+ * @param {string[]} fits families whose LoRAs fit the model; none: that is not known, and all are listed
  * @param {(word: string, values?: object) => string} say
  * @param {(name: string) => void} chosen
  */
-export function choose(anchor, names, say, chosen) {
+export function choose(anchor, names, fits, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
   const picture = html("div", "iteris-seen");
   const rest = html("div", "iteris-quiet");
+  const options = new Map(); // name -> its element
+  const families = new Map(); // name -> what its LoRA is for, as far as that was asked
+  const isOther = (name) => !!families.get(name) && !fits.includes(families.get(name));
   let found = [];
-  let at = 0;
-  let seen; // the name whose picture is shown
+  let marked; // a name
+  let seen; // the name whose picture is shown large
+  let asking; // the last question, which ends those before it
   box.popover = "auto";
   list.role = "listbox";
   list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
@@ -47,38 +56,68 @@ export function choose(anchor, names, say, chosen) {
     const address = seen === name && name && (await pictureOf(name));
     if (seen === name && address) picture.replaceChildren(imageAt(address));
   };
-  const mark = () => {
-    [...list.children].forEach((option, place) => (option.ariaSelected = String(place === at)));
-    field.setAttribute("aria-activedescendant", list.children[at]?.id ?? "");
-    see(found[at]);
+  const mark = (name) => {
+    marked = name;
+    for (const option of list.children) option.ariaSelected = String(option === options.get(name));
+    field.setAttribute("aria-activedescendant", options.get(name)?.id ?? "");
+    see(name);
   };
-  const search = () => {
-    found = matching(names, field.value);
-    at = 0;
-    list.replaceChildren(
-      ...found.slice(0, MOST).map((name, place) => {
-        const option = html("div", "iteris-option", nameOf(name));
-        option.role = "option";
-        option.id = `${list.id}-${place}`;
-        option.title = name;
-        option.addEventListener("click", () => take(name));
-        option.addEventListener("pointermove", ({ movementX, movementY }) => {
-          // a list that moves below the pointer is not pointed at
-          if (at === place || !(movementX || movementY)) return;
-          at = place;
-          mark();
-        });
-        return option;
-      }),
-    );
+  const optionOf = (name) => {
+    if (options.has(name)) return options.get(name);
+    const option = html("div", "iteris-option");
+    option.append(html("span", "iteris-picture"), ...fileName("iteris-called", nameOf(name)));
+    option.role = "option";
+    option.id = `${list.id}-${options.size}`;
+    option.title = name;
+    option.addEventListener("click", () => take(name));
+    option.addEventListener("pointermove", ({ movementX, movementY }) => {
+      // a list that moves below the pointer is not pointed at
+      if (marked !== name && (movementX || movementY)) mark(name);
+    });
+    options.set(name, option);
+    return option;
+  };
+  /** List what is found; what is listed already stays where it is. */
+  const show = () => {
+    found = matching(names, field.value).filter((name) => withOthers || !isOther(name));
+    const wanted = found.slice(0, MOST).map(optionOf);
+    for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
+    wanted.forEach((option, place) => {
+      if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
+    });
     rest.textContent =
       found.length > MOST ? say("more_names", { count: found.length - MOST }) : found.length ? "" : say("no_names");
-    mark();
   };
+  /** Ask what the files that are listed are for, and whether they have a picture. */
+  const learn = async () => {
+    asking = {};
+    const mine = asking;
+    for (;;) {
+      const next = found.slice(0, MOST).filter((name) => !families.has(name));
+      if (!next.length) return;
+      const answers = await Promise.all(
+        next.slice(0, AT_ONCE).map(async (name) => [name, await aboutLora(name), await pictureOf(name)]),
+      );
+      for (const [name, lora, address] of answers) {
+        if (families.has(name)) continue; // another question was quicker
+        families.set(name, (fits.length && lora?.family) || "");
+        if (address) options.get(name).firstChild.append(imageAt(address));
+      }
+      if (mine !== asking || !box.isConnected) return;
+      show();
+      if (!found.includes(marked)) mark(found[0]);
+    }
+  };
+  const search = () => {
+    show();
+    mark(found[0]);
+    learn();
+  };
+  const move = (by) => found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))];
   const keys = {
-    ArrowDown: () => (at = Math.min(at + 1, list.childElementCount - 1)),
-    ArrowUp: () => (at = Math.max(at - 1, 0)),
-    Enter: () => found.length && take(found[at]),
+    ArrowDown: () => mark(move(1)),
+    ArrowUp: () => mark(move(-1)),
+    Enter: () => found.length && take(marked),
   };
   field.addEventListener("input", search);
   box.addEventListener("keydown", (event) => {
@@ -86,8 +125,7 @@ export function choose(anchor, names, say, chosen) {
     if (!keys[event.key] || event.isComposing) return;
     event.preventDefault();
     keys[event.key]();
-    list.children[at]?.scrollIntoView({ block: "nearest" });
-    mark();
+    options.get(marked)?.scrollIntoView({ block: "nearest" });
   });
   box.addEventListener("wheel", (event) => event.stopPropagation());
   box.addEventListener("toggle", ({ newState }) => {
@@ -98,11 +136,26 @@ export function choose(anchor, names, say, chosen) {
   const both = html("div", "iteris-found");
   both.append(list, picture);
   box.append(field, both, rest);
+  if (fits.length) box.append(othersSwitch(say, search));
   document.body.append(box);
   box.showPopover();
   search();
   place(box, anchor.getBoundingClientRect());
   field.focus();
+}
+
+/** Return what lists files for other models, too. */
+function othersSwitch(say, changed) {
+  const label = html("label", "iteris-others");
+  const box = html("input");
+  box.type = "checkbox";
+  box.checked = withOthers;
+  box.addEventListener("change", () => {
+    withOthers = box.checked;
+    changed();
+  });
+  label.append(box, say("others"));
+  return label;
 }
 
 /** Put a box below a place of the page, or above it where there is more room, and inside the page. */

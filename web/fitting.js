@@ -19,6 +19,16 @@ export function strangers(families, fits) {
 }
 
 /**
+ * Say of each LoRA whether it is there a second time.
+ *
+ * @param {string[]} keys what tells LoRAs apart; "": one that does not count
+ * @returns {boolean[]}
+ */
+export function repeated(keys) {
+  return keys.map((key) => !!key && keys.indexOf(key) !== keys.lastIndexOf(key));
+}
+
+/**
  * Return the name of the file that a node's model is loaded from, as far as links lead to it in the node's own graph.
  *
  * @param {object} node

@@ -23,6 +23,13 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
+/** Return what a file is called, and after it its folder, which gives way first where there is little room. */
+export function fileName(className, name) {
+  const [, folder, own] = name.match(/^(?:(.*)[\\/])?(.*)$/s);
+  const element = html("span", className, own);
+  return folder ? [element, html("span", "iteris-folder", folder)] : [element];
+}
+
 /** Return an image that takes itself away if there is none at its address. */
 export function imageAt(address) {
   const image = html("img");

@@ -1,7 +1,7 @@
 // One row of the LoRAs to merge: a line, and below it what is seen when it is opened.
 
 import { draw as drawChips } from "./chips.js";
-import { button, html, imageAt } from "./parts.js";
+import { button, fileName, html, imageAt } from "./parts.js";
 import { readRows, writtenRow } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
 
@@ -15,7 +15,8 @@ const MOST = 100; // of a strength, and of a priority
  * @param {number} place of the row among its entries
  * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
  *   its file:
- *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `fitting` (see `strangers`) and `picture` (an address)
+ *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `fitting` (see `strangers`), `isAgain` (see `repeated`) and
+ *   `picture` (an address)
  */
 export function drawRow(view, place) {
   const { say } = view;
@@ -39,10 +40,9 @@ export function drawRow(view, place) {
   toggle.ariaChecked = String(!isOff);
   const said = row.name || say("no_file");
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
-  const called = html("span", "iteris-called", said);
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
-  name.append(picture, called, badge);
+  name.append(picture, ...fileName("iteris-called", said), badge);
   const kind = button("iteris-kind", say(row.kind || "subject"), say("kind"), () =>
     view.edit(place, { kind: row.kind === "style" ? "subject" : "style" }),
   );
@@ -79,18 +79,18 @@ export function drawRow(view, place) {
   const ask = () =>
     element.classList.toggle("iteris-asks", isMeasured && !isOff && needsPrompts(view.entries[place].row, known));
   body?.element.addEventListener("input", ask);
-  const mark = ({ lora, isMissing, fitting, picture: address }) => {
+  const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
     known = lora;
     ask();
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
-    badge.textContent = fitting ? lora.family : "";
-    const told = isMissing
-      ? say(row.name ? "missing" : "to_choose")
-      : (lora?.error ?? (fitting ? say(fitting, { family: lora.family }) : ""));
-    name.title = [said, told].filter(Boolean).join("\n");
+    element.classList.toggle("iteris-again", isAgain);
+    badge.textContent = fitting ? lora.family : isAgain ? "×2" : "";
+    const doubts = [fitting ? say(fitting, { family: lora.family }) : "", isAgain ? say("again") : ""];
+    const told = isMissing ? [say(row.name ? "missing" : "to_choose")] : lora?.error ? [lora.error] : doubts;
+    name.title = [said, ...told].filter(Boolean).join("\n");
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
-    body?.mark(lora, address, fitting ? told : "");
+    body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
   };
   return { element, mark };
 }

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
-import { modelFileOf, strangers } from "./fitting.js";
+import { modelFileOf, repeated, strangers } from "./fitting.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
 import { addElement, also, button, fit, heightOf, html, keep, showAbove } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
@@ -170,8 +170,8 @@ class Rows {
 
   async chooseFile(anchor, place) {
     forget();
-    const names = (await loraNames()) ?? [];
-    choose(anchor, names, this.say, (file) => {
+    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    choose(anchor, names ?? [], about?.fits ?? [], this.say, (file) => {
       const at = place ?? this.entries.length;
       if (place === undefined)
         this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
@@ -261,18 +261,24 @@ class Rows {
     return line;
   }
 
+  /** Return what is known of the model that is connected, as far as links tell it. */
+  async aboutModel() {
+    const model = modelFileOf(this.node);
+    return model ? aboutModel(model) : null;
+  }
+
   /** Ask what is known of the files, and mark the rows with it. */
   async learn() {
     const parts = this.parts;
     if (!parts.length) return;
-    const model = modelFileOf(this.node);
-    const [names, about] = await Promise.all([loraNames(), model ? aboutModel(model) : null]);
+    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
     const found = await Promise.all(
       parts.map(async ({ place }) => {
         const { row, isOff } = this.entries[place] ?? {};
         const file = row && names ? fileOf(row.name, names) : undefined;
         const [lora, picture] = file ? await Promise.all([aboutLora(file), pictureOf(file)]) : [null];
-        return { isOff, isMissing: !!row && !!names && !file, lora, picture };
+        const key = file && !isOff ? JSON.stringify([file, row.blocks, row.without]) : "";
+        return { isOff, isMissing: !!row && !!names && !file, lora, picture, key };
       }),
     );
     if (parts !== this.parts) return; // drawn anew meanwhile
@@ -280,11 +286,12 @@ class Rows {
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
       about?.fits ?? [],
     );
+    const again = repeated(found.map(({ key }) => key));
     const signs = JSON.stringify([found, fitting]);
     if (signs === this.signs && parts === this.marked) return;
     [this.signs, this.marked] = [signs, parts];
     const before = heightOf(this.element, 0);
-    parts.forEach(({ mark }, place) => mark({ ...found[place], fitting: fitting[place] }));
+    parts.forEach(({ mark }, place) => mark({ ...found[place], fitting: fitting[place], isAgain: again[place] }));
     if (heightOf(this.element, 0) !== before) fit(this.node);
   }
 }

@@ -59,6 +59,7 @@ const WORDS = {
     search: "Search LoRAs",
     more_names: "and {count} more: write a part of the name",
     no_names: "No LoRA has this name.",
+    others: "Also LoRAs for other models",
     no_row_name:
       "A row cannot name {name}: it has a colon, < or > or a line break, or ends in a space. Rename the file, or choose it in LoRA to merge.",
     use: "Use this LoRA, or leave it out",
@@ -86,6 +87,7 @@ const WORDS = {
     missing: "No LoRA of ComfyUI's list has this name, or several have. Click to choose another one.",
     odd: "This LoRA is for {family}, and others here are for another model.",
     unfit: "This LoRA is for {family}, and the model is another one.",
+    again: "This LoRA is in several rows: its strengths add up.",
     time: "{name}: about {time}",
     times_title: "By the last merge on this machine, with its LoRAs",
     pictures: "{count} pictures",
@@ -161,6 +163,7 @@ const WORDS = {
     search: "搜索 LoRA",
     more_names: "还有 {count} 个：请输入名称的一部分",
     no_names: "没有这个名称的 LoRA。",
+    others: "也显示其他模型的 LoRA",
     no_row_name:
       "行中无法写 {name}：名称里有冒号、<、> 或换行，或者首尾有空格。请给文件改名，或在“要合并的 LoRA”节点中选择它。",
     use: "使用或不使用此 LoRA",
@@ -187,6 +190,7 @@ const WORDS = {
     missing: "ComfyUI 的列表中没有此名称的 LoRA，或有多个。点击另选。",
     odd: "此 LoRA 属于 {family}，而这里其他的属于别的模型。",
     unfit: "此 LoRA 属于 {family}，与所用模型不符。",
+    again: "此 LoRA 出现在多行中：其强度会相加。",
     time: "{name}：约 {time}",
     times_title: "根据本机上一次合并及其 LoRA 估计",
     pictures: "{count} 张图片",
@@ -262,6 +266,7 @@ const WORDS = {
     search: "LoRA を検索",
     more_names: "ほかに {count} 件：名前の一部を入力してください",
     no_names: "この名前の LoRA はありません。",
+    others: "ほかのモデル用の LoRA も表示",
     no_row_name:
       "{name} は行に書けません：名前にコロン、<、>、改行があるか、端に空白があります。ファイル名を変えるか、「マージする LoRA」で選んでください。",
     use: "この LoRA を使う、または外す",
@@ -288,6 +293,7 @@ const WORDS = {
     missing: "ComfyUI の一覧にこの名前の LoRA がないか、複数あります。クリックで選び直せます。",
     odd: "この LoRA は {family} 用で、ここのほかの LoRA は別のモデル用です。",
     unfit: "この LoRA は {family} 用で、使うモデルと合いません。",
+    again: "この LoRA は複数の行にあり、強度は合計されます。",
     time: "{name}：約 {time}",
     times_title: "このマシンでの直前のマージとその LoRA による見積もり",
     pictures: "画像 {count} 枚",

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
-import { modelFileOf, strangers } from "../../web/fitting.js";
+import { modelFileOf, repeated, strangers } from "../../web/fitting.js";
 import {
   canName,
   changed,
@@ -141,6 +141,10 @@ test("a LoRA of another family than the model, or than most, is told", () => {
   assert.deepEqual(strangers(["SD1.x", "SDXL"], []), ["odd", "odd"]);
   assert.deepEqual(strangers(["SDXL", ""], []), ["", ""]);
   assert.deepEqual(strangers([], []), []);
+});
+
+test("a LoRA that is there a second time is told", () => {
+  assert.deepEqual(repeated(["a", "b", "a", "", ""]), [true, false, true, false, false]);
 });
 
 test("the file of the model is that of the loader up the links", () => {

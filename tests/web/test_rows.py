@@ -119,6 +119,41 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
 
 
+def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_folders(rows, picture):
+    deep = f"people/of/my/world/{'long_' * 12}name.safetensors"
+    files = [deep, *(f"{name}.safetensors" for name in FAMILIES)]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    fits = {"name": "", "family": "SD1.x", "fits": ["SD1.x"], "error": None}
+    rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    workflow = merge_of(TEXT, model=["2", 0], clip=["2", 1])
+    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
+    rows.load(workflow, "rows_of_a_model")
+    rows.show(MERGE, left=600, top=150)
+    rows.page.locator(".iteris-add").press("Enter")
+    option = rows.page.locator(".iteris-option")
+    third = option.filter(has_text="third")
+    expect(third).to_have_count(0)
+    expect(option).to_have_count(3)
+    expect(option.filter(has_text="first").locator("img")).to_be_visible()
+    picture(rows, "rows_choose_fitting")
+    rows.page.get_by_text("Also LoRAs for other models").click()
+    expect(third).to_have_count(1)
+    rows.page.get_by_text("Also LoRAs for other models").click()
+    expect(third).to_have_count(0)
+    option.filter(has_text="name").click()
+    rows.page.locator(".iteris-add").press("Enter")
+    option.filter(has_text="first").click()
+    rows.page.wait_for_selector('.iteris-again[data-place="0"]')
+    assert at(rows, 4, "family").inner_text() == "\N{MULTIPLICATION SIGN}2"
+    assert "its strengths add up" in at(rows, 4, "lora").get_attribute("title")
+    own, folder = (at(rows, 3, part).bounding_box()["width"] for part in ("called", "folder"))
+    assert folder < own / 4, "the folder gives way"
+    picture(rows, "rows_again")
+    for route in ("**/models/loras", "**/iteris/model?*"):
+        rows.page.unroute(route)
+
+
 def test_rows_are_added_taken_out_and_moved(rows, picture):
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
