@@ -18,6 +18,7 @@ class Stage:
         starts: Share of all work that is done when it begins.
         share: Its share of all work.
         is_alike: Whether its steps take as long as the steps of other stages, for their shares.
+        told_by: Steps that users count as one, such as those of a picture.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Stage:
     starts: float = 0.0
     share: float = 1.0
     is_alike: bool = True
+    told_by: int = 1
 
     def __str__(self) -> str:
         if self.count == 1:

@@ -177,7 +177,7 @@ class Compare(io.ComfyNode):
         )
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
         listen = host.stage_progress(cls.hidden.unique_id)
-        stage = Stage("Pictures")
+        stage = Stage("Pictures", told_by=steps)
         wanted = [(way, row.prompt) for row in rows for way in row.ways]
         begin = time.monotonic()
         drawn = iter(

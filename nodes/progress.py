@@ -57,7 +57,8 @@ def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> s
     """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", with the
     time from `WorkClock.seconds_left`. Work in one step shows its stage only.
     """
-    steps = f"{stage} {done}/{total}" if total > 1 else f"{stage}"
+    many = total // stage.told_by
+    steps = f"{stage} {done // stage.told_by}/{many}" if many > 1 else f"{stage}"
     if seconds_left < _SHOWN_SECONDS:
         return steps
     if seconds_left < _SHOWN_IN_SECONDS:

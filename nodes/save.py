@@ -14,7 +14,7 @@ from . import host
 from .inputs import checked
 from .loras.names import path_to_save
 from .pictures import jpeg_uri, png_of
-from .sockets import LORA_STACK, MERGED, MergedLora
+from .sockets import LORA_STACK, MERGED, MergedLora, advanced
 from .workflow import inputs_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class SaveMergedLora(io.ComfyNode):
                     "room than the weight itself. This happens after merging LoKr, OFT, "
                     "DoRA or full differences. The full difference is smaller. Some "
                     "programs other than ComfyUI do not read it.",
+                    **advanced(),
                 ),
                 io.Image.Input(
                     "cover",

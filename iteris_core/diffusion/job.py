@@ -269,7 +269,7 @@ def _notes(
     for use in (lora.use for lora in loras):
         if use.prompts_from:
             yield Note(
-                "prompts",
+                "made",
                 f"{use.name}: prompts made of the file's trigger words ({use.prompts_from}): "
                 f"{'; '.join(use.prompts)}",
             )

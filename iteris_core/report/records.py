@@ -20,9 +20,10 @@ from .verdict import TaskFidelity as TaskFidelity
 from .verdict import Verdict, line_of, lines_of, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
-# scenes; a corrected strength; what of the prompts does not count; LoRAs that were given several
-# times; sampling runs of an earlier merge; what the host's model carries; a LoRA of the merge that
-# it carries, too, which is a warning; a device that is too small for all of it.
+# scenes; a corrected strength; what of the prompts does not count; what prompts were made of; LoRAs
+# that were given several times; sampling runs of an earlier merge; what the host's model carries; a
+# LoRA of the merge that it carries, too, which is a warning; a device that is too small for all of
+# it.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -30,6 +31,7 @@ NoteKind = Literal[
     "scenes",
     "strength",
     "prompts",
+    "made",
     "repeated",
     "reused",
     "host",

@@ -36,4 +36,6 @@ def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
     assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: Sampling 5/10, about 50 s left"
     assert progress_line(stage, 5, 10, 170) == "stage 3 of 4: Sampling 5/10, about 3 min left"
     assert progress_line(Stage("Sampling"), 9, 10, 1.9) == "Sampling 9/10"
+    pictures = Stage("Pictures", told_by=20)
+    assert progress_line(pictures, 59, 180, 0) == "Pictures 2/9"
     assert progress_line(Stage("Preparing the prompts"), 0, 1, 0) == "Preparing the prompts"
