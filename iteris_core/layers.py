@@ -1,4 +1,5 @@
-"""The two kinds of target layer, Linear and Conv2d, seen as one: a matrix that multiplies tokens.
+"""The kinds of target layer, Linear, Conv2d and the Conv3d that cuts a video into patches, seen as
+one: a matrix that multiplies tokens.
 
 For a k x k convolution a token is a patch, and d_in = channels * k * k, in the order of
 ``weight.flatten(1)``.
@@ -78,6 +79,8 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     ):
         height, width = module.kernel_size
         return module.out_channels, module.in_channels * height * width
+    if cuts_videos(module):
+        return module.out_channels, module.in_channels * math.prod(module.kernel_size)
     if _has_sizes(module):
         raise AdapterError(
             f"is a {class_of(module)}, which is not a plain Linear layer: it has more than one "
@@ -85,7 +88,21 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
             "the model in 16 bit, fp8 or GGUF"
         )
     raise AdapterError(
-        f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged"
+        f"is a {_describe(module)}; only Linear and Conv2d layers without groups can be merged, "
+        "and a Conv3d that cuts a video into patches side by side"
+    )
+
+
+def cuts_videos(module: nn.Module) -> TypeGuard[nn.Conv3d]:
+    """Whether a layer cuts videos into patches that lie side by side, and multiplies each by its
+    weight.
+    """
+    return (
+        isinstance(module, nn.Conv3d)
+        and module.stride == module.kernel_size
+        and module.padding in ("valid", (0, 0, 0))
+        and module.dilation == (1, 1, 1)
+        and module.groups == 1
     )
 
 
@@ -144,6 +161,8 @@ def token_layout(module: nn.Module) -> Hashable:
     """Return how a layer cuts its input into tokens; layers with the same answer read the same
     tokens of one tensor.
     """
+    if isinstance(module, nn.Conv3d):
+        return module.kernel_size
     if not isinstance(module, nn.Conv2d):
         return None
     return module.kernel_size, module.stride, _padding(module), module.dilation
@@ -151,6 +170,8 @@ def token_layout(module: nn.Module) -> Hashable:
 
 def token_count(module: nn.Module, x: Tensor) -> int:
     """Return the number of tokens in a row of the layer's input."""
+    if isinstance(module, nn.Conv3d):
+        return math.prod(n // k for n, k in zip(x.shape[2:], module.kernel_size, strict=True))
     if not isinstance(module, nn.Conv2d):
         return x[0, ..., 0].numel()
     sides = zip(
@@ -175,7 +196,13 @@ def input_tokens(module: nn.Module, x: Tensor) -> Tensor:
     torch.Size([2, 3, 4])
     >>> input_tokens(nn.Conv2d(4, 2, 3), torch.zeros(2, 4, 5, 6)).shape
     torch.Size([2, 12, 36])
+    >>> input_tokens(nn.Conv3d(4, 2, (1, 2, 2), (1, 2, 2)), torch.zeros(2, 4, 3, 4, 6)).shape
+    torch.Size([2, 18, 16])
     """
+    if isinstance(module, nn.Conv3d):
+        for axis, size in enumerate(module.kernel_size, 2):
+            x = x.unfold(axis, size, size)  # (rows, channels, t, h, w, and what was cut)
+        return x.movedim(1, 4).flatten(4).flatten(1, 3)
     if isinstance(module, nn.Conv2d):
         if not is_patchwise(module) and not any(_padding(module)):
             step_down, step_right = module.stride
@@ -208,7 +235,7 @@ def codes_of(module: nn.Module, x: Tensor, down: Tensor) -> Tensor:
 
 def output_tokens(module: nn.Module, y: Tensor) -> Tensor:
     """Return a layer's outputs as (rows, tokens, d_out)."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
         return y.flatten(2).transpose(1, 2)
     return y.reshape(y.shape[0], -1, y.shape[-1])
 
@@ -221,7 +248,7 @@ def add_to_output(module: nn.Module, y: Tensor, codes: Tensor, up: Tensor) -> No
         codes: (rows, tokens, r).
         up: (d_out, r), in the precision of the codes.
     """
-    is_convolution = isinstance(module, nn.Conv2d)
+    is_convolution = isinstance(module, (nn.Conv2d, nn.Conv3d))
     if y.dtype == codes.dtype and y.is_contiguous():
         # without a tensor of the output's size in between
         if is_convolution:
@@ -279,7 +306,7 @@ def base_weight_and_bias(
         probes[:count, start : start + count].fill_diagonal_(size)
         answers = (
             _convolve_patches(module, probes)
-            if isinstance(module, nn.Conv2d)
+            if isinstance(module, (nn.Conv2d, nn.Conv3d))
             else module.forward(probes)
         ).to(precision)
         bias = answers[-1]
@@ -287,8 +314,11 @@ def base_weight_and_bias(
     return torch.cat(columns).T, bias
 
 
-def _convolve_patches(module: nn.Conv2d, patches: Tensor) -> Tensor:
+def _convolve_patches(module: nn.Conv2d | nn.Conv3d, patches: Tensor) -> Tensor:
     """Return the module's output for single patches (n, d_in), as (n, d_out)."""
+    if isinstance(module, nn.Conv3d):
+        single = patches.reshape(len(patches), module.in_channels, *module.kernel_size)
+        return module.forward(single).flatten(1)
     # The patch is put where the output position `anchor` reads it, far enough inside to read no
     # padding.
     sides = []
@@ -326,6 +356,7 @@ _BLOCKS = tuple(
         (r"^diffusion_model\.single_(?:blocks|layers)\.(\d+)\.", "S{:02}"),
         (r"^diffusion_model\.noise_refiner\.(\d+)\.", "NR{:02}"),
         (r"^diffusion_model\.context_refiner\.(\d+)\.", "CR{:02}"),
+        (r"^diffusion_model\.low_noise\.blocks\.(\d+)\.", "L{:02}"),
         (
             r"^diffusion_model\.(?:joint_blocks|transformer_blocks|blocks|layers)\.(\d+)\.",
             "B{:02}",

@@ -14,6 +14,21 @@ IMAGE_STREAM = "image"
 
 
 @dataclass(frozen=True)
+class Expert:
+    """A part of a network that runs some of the rows, each with its own layers.
+
+    Args:
+        name: What users call it.
+        has: Whether a module or parameter of this path is its.
+        runs: Whether a row of this input runs through it.
+    """
+
+    name: str = "model"
+    has: Callable[[str], bool] = lambda path: True
+    runs: Callable[[Any], bool] = lambda row: True
+
+
+@dataclass(frozen=True)
 class Network:
     """A model, and how to run it on rows.
 
@@ -30,6 +45,7 @@ class Network:
             one length, say.
         folds_rows: Module path -> whether the model cuts each row into several for this layer,
             which follow each other: (rows * n, tokens, d_in). Other layers have one entry per row.
+        experts: Each row runs through one of these, which all rows of a call have in common.
     """
 
     modules: Mapping[str, nn.Module]
@@ -38,6 +54,7 @@ class Network:
     memory: MutableMapping[str, Any] | None = None
     call_key: Callable[[Any], Hashable] = lambda row: None
     folds_rows: Callable[[str], bool] = lambda path: False
+    experts: Sequence[Expert] = (Expert(),)
 
 
 def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:

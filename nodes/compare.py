@@ -372,6 +372,11 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
             f"the MODEL is {base.family.name}, and the merged LoRA is for "
             f"{merged.keys.family.name}. Connect the MODEL, CLIP and VAE that the merge got"
         )
+    if merged.low is not None:
+        raise IterisError(
+            "the merged LoRA is for a pair of models, and Compare draws with one. Connect both "
+            "MODEL outputs of Merge LoRAs to samplers, as the template for videos does"
+        )
     if base.carries(merged.adapter):
         raise IterisError(
             "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "

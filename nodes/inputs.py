@@ -100,6 +100,7 @@ def _sockets() -> Mapping[str, tuple[Fits, str]]:
     return {
         "MODEL": (_has("model", "patches"), "a MODEL, such as a checkpoint loader's"),
         "CLIP": (_has("patcher", "cond_stage_model"), "a CLIP, such as its loader's"),
+        "CONDITIONING": (_is_conditioning, "a CONDITIONING, such as WanImageToVideo's positive"),
         "VAE": (_has("decode"), "a VAE, such as a checkpoint loader's"),
         "IMAGE": (_is_picture, "an IMAGE, (pictures, height, width, channels)"),
         "LORA_MODEL": (_is_state, "a LORA_MODEL: connect the output of Train LoRA"),
@@ -119,6 +120,11 @@ def _is_a(*kinds: type) -> Fits:
 
 def _has(*names: str) -> Fits:
     return lambda value: all(hasattr(value, name) for name in names)
+
+
+def _is_conditioning(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else ()
+    return isinstance(first, (list, tuple)) and len(first) == 2 and isinstance(first[1], Mapping)
 
 
 def _is_picture(value: Any) -> bool:

@@ -13,6 +13,7 @@ from ..iteris_core.diffusion.lora_rows import read_rows
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
+from .experts import LOW_INPUT, partner_of
 from .inputs import checked
 from .loras.names import fingerprints
 from .presets import Asked, cost_shown, rows_by_preset
@@ -111,6 +112,20 @@ class Merge(io.ComfyNode):
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),
+                io.Model.Input(
+                    LOW_INPUT,
+                    optional=True,
+                    tooltip="For Wan 2.2 with 14B, which comes as a pair: connect its high noise "
+                    "model to model, and its low noise model here. Then one row is a pair of "
+                    "files: the one with low_noise in its name is found by the other's name.",
+                ),
+                io.Conditioning.Input(
+                    "start",
+                    optional=True,
+                    tooltip="For models of image to video: the output positive of WanImageToVideo, "
+                    "with a picture such as your videos begin with. Without it the LoRAs are "
+                    "measured on videos that begin grey.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),
@@ -128,6 +143,11 @@ class Merge(io.ComfyNode):
                     display_name="report",
                     tooltip="How well each LoRA is reproduced, for Merge report.",
                 ),
+                io.Model.Output(
+                    display_name="MODEL low noise",
+                    tooltip="The low noise model of a pair with its part of the merged LoRA; MODEL "
+                    "is the high noise one, and LORA_MODEL its part. Nothing without a pair.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             # a merge may end in its report; and only an output node's is sent again from the cache
@@ -139,7 +159,9 @@ class Merge(io.ComfyNode):
         """Return a fingerprint of the files that the rows name; constant if the text comes through
         a link.
         """
-        return fingerprints(files_in(loras, "loras"), host.find_lora)
+        names = files_in(loras, "loras")
+        others = (partner_of(name, host.lora_names()) for name in names)
+        return fingerprints([*names, *filter(None, others)], host.find_lora)
 
     @classmethod
     @checked
@@ -154,10 +176,12 @@ class Merge(io.ComfyNode):
         size_value: float = Size.value,
         more_loras: tuple[ChosenLora, ...] = (),
         settings: Changes | Recipe | None = None,
+        model_low_noise: Any = None,
+        start: Any = None,
     ) -> io.NodeOutput:
         from ..iteris_core.diffusion.merging import merge_and_check
         from ..iteris_core.processes import alone
-        from .prepared import prepared
+        from .prepared import Connected, prepared
 
         check_names(cls.hidden.prompt or {}, cls.hidden.unique_id)
         wanted = Size(way=size, value=size_value)  # before files are read
@@ -165,8 +189,12 @@ class Merge(io.ComfyNode):
         asked = Asked(preset, together, wanted, settings)
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
-        upstream = set(texts_upstream(cls.hidden.prompt or {}, node_id, ("model", "clip")))
-        work = prepared(model, clip, rows, more_loras, asked, upstream)
+        texts = {
+            name: frozenset(texts_upstream(cls.hidden.prompt or {}, node_id, (name,)))
+            for name in ("model", "clip", LOW_INPUT)
+        }
+        connected = Connected(model, clip, model_low_noise, texts, start)
+        work = prepared(connected, rows, more_loras, asked)
         begin = time.monotonic()
         with alone():  # a process group in this server is another node's
             result = merge_and_check(work.job, progress, host.layer_teller(node_id))
@@ -179,6 +207,7 @@ class Merge(io.ComfyNode):
             work.base.lora_model_tensors(result.adapter),
             work.merged(result),
             report,
+            work.base.patched_low(result.adapter),
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],

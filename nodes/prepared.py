@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from ..iteris_core.diffusion.job import Job
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
 from . import host
+from .experts import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
 from .loras.kinds import likely_styles
 from .loras.on_model import notes_on_model
+from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import use_of_row
 from .sockets import ChosenLora, Loose, MergedLora
 
@@ -48,32 +50,68 @@ class Prepared:
         """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
         """
+        adapter, low = self.base.halves(result.adapter)
         return MergedLora(
-            result.adapter,
+            adapter,
             self.base.keys,
             json.dumps(result.report.settings),
             tuple(lora.without_weights() for lora in self.job.loras),
             self.loose,
             result.report,
+            low,
         )
 
 
+@dataclass(frozen=True)
+class Connected:
+    """What the sockets of a merge node bring.
+
+    Args:
+        model, clip: The host's, without the merged LoRA.
+        low: The low noise MODEL of a pair; None: there is one MODEL.
+        texts: Input -> texts in the nodes that it comes from, such as names of files.
+        start: A CONDITIONING with a first picture; None: there is none.
+    """
+
+    model: Any
+    clip: Any
+    low: Any
+    texts: Mapping[str, Set[str]]
+    start: Any = None
+
+    @property
+    def models(self) -> list[Any]:
+        return [self.model, *([] if self.low is None else [self.low])]
+
+    @property
+    def upstream(self) -> Set[str]:
+        """The texts of all inputs."""
+        return frozenset().union(*self.texts.values())
+
+    def base(self) -> host.ComfyModel:
+        """Return the base model.
+
+        Raises:
+            IterisError: It cannot be merged on, or two models are no pair.
+        """
+        start = host.start_of(self.start)
+        base = host.ComfyModel(self.model, self.clip, start=start)
+        if self.low is None:
+            return base
+        check_two_experts(self.texts["model"], self.texts[LOW_INPUT])
+        return host.ComfyPair(base, host.ComfyModel(self.low, self.clip, start=start))
+
+
 def prepared(
-    model: Any,
-    clip: Any,
-    rows: Sequence[Row],
-    more_loras: Sequence[ChosenLora],
-    asked: Asked,
-    upstream: Set[str],
+    connected: Connected, rows: Sequence[Row], more_loras: Sequence[ChosenLora], asked: Asked
 ) -> Prepared:
     """Read the LoRAs, and find out what can be known of a merge before it begins.
 
     Args:
-        model, clip: The host's, without the merged LoRA.
+        connected: The base model.
         rows: The LoRAs of the node's own text.
         more_loras: The LoRAs that are connected.
         asked: What was asked for.
-        upstream: Texts in the nodes that model and clip come from, such as names of files.
 
     Raises:
         IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,
@@ -87,27 +125,40 @@ def prepared(
             "connect LoRAs to more_loras"
         )
     scenes = scenes_of(chosen)
-    base = host.ComfyModel(model, clip)
+    base = connected.base()
+    files = host.lora_names()
+    if connected.low is not None:
+        chosen = with_partners(chosen, files)
+    elif base.may_be_expert:
+        check_one_expert(chosen, connected.texts["model"])
     uses, loose = identified(chosen)
     loras, joined = load(base, uses, loose)
+    if connected.low is not None:
+        loras, alone = paired(loras, files)
+        joined += alone
     job = Job.of(base, loras, *asked.settings(loras, scenes))
     room = base.make_room(job.latent_shape, job.cost.samples, job.sums_in)
+    on_models = (
+        note
+        for model in connected.models
+        for note in notes_on_model(
+            host.patches_of(model, connected.clip),
+            host.base_changes(model, connected.clip),
+            loras,
+            sorted(connected.upstream & set(files)),
+            is_guided=job.calibration.is_guided,
+        )
+    )
     notes = (
         *job.settings.notes,
         *joined,
         *(likely_styles(rows) if job.calibration.scene_weight else ()),
-        *notes_on_model(
-            host.patches_of(model, clip),
-            host.base_changes(model, clip),
-            loras,
-            sorted(upstream & set(host.lora_names())),
-            is_guided=job.calibration.is_guided,
-        ),
+        *dict.fromkeys(on_models),
         *unread_in(base, job.calibration),
         *too_small(room),
     )
     job = job.within(room)
-    settings = replace(job.settings, made_on=_made_on(upstream), notes=notes)
+    settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
 
 

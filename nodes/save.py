@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,8 @@ class SaveMergedLora(io.ComfyNode):
             display_name="Save merged LoRA (IterIS)",
             category="loaders/IterIS",
             description="Saves a merged LoRA, text encoders and diffusion model, as a .safetensors "
-            "file that ComfyUI and other programs for this model load.",
+            "file that ComfyUI and other programs for this model load. For a pair of models, two "
+            "files are saved: name_high_noise and name_low_noise.",
             inputs=[
                 MERGED.Input("merged", tooltip="The merged LoRA of Merge LoRAs."),
                 io.String.Input(
@@ -75,7 +78,9 @@ class SaveMergedLora(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="path"),
+                io.String.Output(
+                    display_name="path", tooltip="Of a pair, the file for the high noise model."
+                ),
                 LORA_STACK.Output(
                     display_name="LORA_STACK",
                     tooltip="The saved LoRA, for nodes that take a LoRA stack.",
@@ -106,41 +111,34 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.recipe import metadata_of_merge
-        from ..iteris_core.files import kohya
-        from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
+        from ..iteris_core.files.writing import check_free
 
-        wanted = path_to_save(host.output_folder(), file_name)
+        parts = merged.by_file
+        whole = path_to_save(host.output_folder(), file_name)
+        wanted = paths_for(whole, list(parts), overwrite=overwrite)
         if overwrite:
-            check_free(wanted, overwrite=True)
+            for path in wanted:
+                check_free(path, overwrite=True)
         thumbnail = "" if cover is None else jpeg_uri(cover[0])
-        found = ""
-
-        def save(path: Path, may_replace: bool) -> None:
-            check_free(path, overwrite=may_replace)
-            metadata = None
-            if host.saves_metadata():
-                metadata = metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
-            whole = large_layers == FULL_DIFFERENCE
-            tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
-
-            def check(draft: Path) -> None:
-                nonlocal found
-                found = read_back(draft, merged, path.name)
-
-            write_tensors(tensors, path, content, overwrite=may_replace, check=check)
-
-        path = under_free_name(wanted, save, overwrite=overwrite)
-        name = host.lora_name_of(path)
-        facts = cls.about(path, name, merged)
-        shown = [str(path), found, in_words(facts)]
-        if cover is not None:
-            shown.append(save_preview(cover[0], path, overwrite=overwrite and path == wanted))
-        if name is None:
-            shown.append(_UNLISTED)
+        paths = []
+        shown = []
+        told = []
+        for path, part in zip(wanted, parts.values(), strict=True):
+            differences = large_layers == FULL_DIFFERENCE
+            saved, found = save(part, path, thumbnail, overwrite=overwrite, whole=differences)
+            name = host.lora_name_of(saved)
+            facts = cls.about(saved, name, part)
+            shown += [str(saved), found, in_words(facts)]
+            if cover is not None:
+                shown.append(save_preview(cover[0], saved, overwrite=overwrite and saved == path))
+            if name is None:
+                shown.append(_UNLISTED)
+            paths.append((saved, name))
+            told.append(facts)
         host.show_text(cls.hidden.unique_id, "\n".join(shown))
-        told = {"text": shown, "iteris_saved": [facts]}
-        return io.NodeOutput(str(path), [(name, 1.0, 1.0)] if name else [], ui=told)
+        path, name = paths[0]
+        stack = [(name, 1.0, 1.0)] if name else []
+        return io.NodeOutput(str(path), stack, ui={"text": shown, "iteris_saved": told})
 
     @classmethod
     def about(cls, path: Path, name: str | None, merged: MergedLora) -> dict[str, Any]:
@@ -183,6 +181,55 @@ def check_names(prompt: Mapping[str, Any], merge: str) -> None:
         is_ours = isinstance(merged, list) and str(merged[0]) == str(merge)
         if node.get("class_type") == "IterISSave" and is_ours and isinstance(name, str):
             path_to_save(host.output_folder(), name)
+
+
+def paths_for(wanted: Path, ends: Sequence[str], *, overwrite: bool) -> list[Path]:
+    """Return the paths of a merge's files, each with an end of its own to the name. Those of a pair
+    get one number where one of their names is taken, so that they are found by each other's name.
+    """
+    for number in itertools.count(1):
+        stem = f"{wanted.stem}_{number:02}" if number > 1 else wanted.stem
+        paths = [wanted.with_name(f"{stem}{end}{wanted.suffix}") for end in ends]
+        if overwrite or len(paths) == 1 or not any(map(os.path.lexists, paths)):
+            break
+    return paths
+
+
+def save(
+    merged: MergedLora, wanted: Path, thumbnail: str, *, overwrite: bool, whole: bool
+) -> tuple[Path, str]:
+    """Save a merged LoRA, and return its path and what reading it back found.
+
+    Args:
+        merged: The merged LoRA of one model.
+        wanted: Its path; another one where it is taken and may not be replaced.
+        thumbnail: A picture for the file, as a data URI; empty: none.
+        overwrite: Whether a file at this path may be replaced.
+        whole: Whether large layers are saved as full differences.
+
+    Raises:
+        IterisError: It cannot be written, or is not read back as it was merged.
+    """
+    from ..iteris_core.diffusion.recipe import metadata_of_merge
+    from ..iteris_core.files import kohya
+    from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
+
+    found = ""
+
+    def write(path: Path, may_replace: bool) -> None:
+        check_free(path, overwrite=may_replace)
+        metadata = None
+        if host.saves_metadata():
+            metadata = metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
+        tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
+
+        def check(draft: Path) -> None:
+            nonlocal found
+            found = read_back(draft, merged, path.name)
+
+        write_tensors(tensors, path, content, overwrite=may_replace, check=check)
+
+    return under_free_name(wanted, write, overwrite=overwrite), found
 
 
 def in_words(facts: Mapping[str, Any]) -> str:

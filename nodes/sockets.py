@@ -97,6 +97,8 @@ class MergedLora:
         loose: Weights of those that are in no file. They are the tensors of the node that a LoRA
             came from, and no copies: what ComfyUI keeps of that node they do not keep again.
         report: Report of the merge; None: there is none.
+        low: The part for the low noise model of a pair, with the same keys, where `adapter` is the
+            part for the high noise model; None: the merge is for one model.
     """
 
     adapter: Adapter
@@ -105,3 +107,12 @@ class MergedLora:
     loras: tuple[LoadedLora, ...] = ()
     loose: Loose = field(default_factory=dict)
     report: MergeReport | None = None
+    low: Adapter | None = None
+
+    @property
+    def by_file(self) -> dict[str, MergedLora]:
+        """What is saved, by the end of its file's name: names that loaders of a pair look for."""
+        if self.low is None:
+            return {"": self}
+        low = replace(self, adapter=self.low, low=None)
+        return {"_high_noise": replace(self, low=None), "_low_noise": low}

@@ -41,6 +41,7 @@ CORE_ORDER = (
 )
 # Likewise; what is not named is a node, and comes last.
 NODES_ORDER = (
+    "experts",
     "keys",
     "foreign",
     "page",

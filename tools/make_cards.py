@@ -113,6 +113,10 @@ CARDS = {
         (Plate("a model with LoRAs", ("robot", "owl"), ("model",), width=380),),
         (ONE,),
     ),
+    "wan_video": Card(
+        (Plate("LoRA pairs", ("robot", "owl"), ("high", "low"), 300),),
+        (Plate("a pair, merged", ("merged",), ("high", "low"), 270),),
+    ),
     "make_a_merge_again": Card(
         (Plate("a file's recipe", ("merged",), ("LoRAs", "prompts", "settings"), 270),),
         (Plate("made again", ("merged",)),),

@@ -51,6 +51,9 @@ BELOW = {
     ("LoraLoader", "LoraLoader"),
     ("IterISModelLoras", "IterISMerge"),
     ("IterISCompare", "IterISSave"),
+    ("KSamplerAdvanced", "KSamplerAdvanced"),
+    ("VAEDecode", "CreateVideo"),
+    ("CreateVideo", "SaveVideo"),
 }
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12

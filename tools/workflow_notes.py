@@ -138,4 +138,20 @@ TEMPLATES = (
             "*settings*, too.",
         ),
     ),
+    Template(
+        "Wan video",
+        "Merges two LoRAs of Wan 2.2 for both of its models, and draws a video with the result.",
+        (
+            "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
+            "the files",
+            "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
+            "in its name is found by the one with *high_noise*",
+        ),
+        (
+            f"{_KEPT} Two files are saved, *iteris_wan_high_noise* and *iteris_wan_low_noise*, one "
+            "for each model. Load each at strength 1.0.",
+            "",
+            "*cfg* and the step where the models change are those of your own workflow.",
+        ),
+    ),
 )

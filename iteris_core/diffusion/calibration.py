@@ -264,8 +264,11 @@ class Calibration:
             ConfigError: A number of frames that the family does not draw.
         """
         cfg = self.cfg or family.guidance
+        latents = max(self.timesteps, family.experts)  # each expert keeps one, or nearly so
         return replace(
             self,
+            timesteps=latents,
+            sampling_steps=max(self.sampling_steps, latents),
             resolution=self.resolution or family.measured_at,
             frames=family.frames_of(self.frames),
             cfg=cfg,

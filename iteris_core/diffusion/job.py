@@ -149,7 +149,7 @@ class Job:
         _check_captions(model, [*plans, *check_plans])
         return cls(
             model=model,
-            asked=tuple(lora.use for lora in loras),
+            asked=tuple(use for lora in loras for use in lora.asked),
             loras=tuple(used),
             calibration=calibration,
             settings=settings,

@@ -186,10 +186,17 @@ class LoadedLora:
     Args:
         use: Strengths, prompts and weight of the LoRA.
         adapter: Adapter at the strengths of `use`, under the name of `use`.
+        files: The uses of its files, where it has several; see `asked`.
     """
 
     use: LoraUse
     adapter: Adapter
+    files: tuple[LoraUse, ...] = ()
+
+    @property
+    def asked(self) -> tuple[LoraUse, ...]:
+        """The LoRA as its user wants it merged: the use of each of its files."""
+        return self.files or (self.use,)
 
     @classmethod
     def of(

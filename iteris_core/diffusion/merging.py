@@ -24,6 +24,7 @@ from ..merging import MergeResult, merge, much_unread, smallest_size
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
+from ..settings import called
 from ..tasks import Sample, Task
 from .cost import STEPS_OF_A_PICTURE, foresee
 from .held_out import HeldOutCheck, strength_correction
@@ -351,13 +352,52 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             )
             for plan in job.plans
         ]
-        result = solver.merge(network, adapters, tasks, DENOISER_STAGE)
+        result = _by_experts(solver, network, adapters, tasks)
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
             notes += (note,)
     report = result.report
     notes += _remembered(latents)
     return replace(result, report=replace(report, notes=(*report.notes, *notes)))
+
+
+def _by_experts(
+    solver: PartSolver, network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task]
+) -> MergeResult:
+    """Merge the layers of each expert on the rows that run through it, and return all as one.
+
+    Raises:
+        CalibrationError: A task has no rows of an expert.
+    """
+    results = []
+    for number, expert in enumerate(network.experts):
+        part = [adapter.select(expert.has) for adapter in adapters]
+        if not any(adapter.deltas for adapter in part):
+            continue
+        own = [
+            replace(
+                task,
+                samples=[sample for sample in task.samples if expert.runs(sample.teacher)],
+                mix=mix_in(part, task.mix),
+            )
+            for task in tasks
+        ]
+        missing = [task.name for task in own if not task.samples]
+        if missing:
+            raise CalibrationError(
+                f"no latents of {missing[0]!r} were kept at the noise levels where the "
+                f"{expert.name} works. Raise {called('timesteps')} or {called('trajectories')}"
+            )
+        progress = _share(solver.progress, number, len(network.experts))
+        results.append(replace(solver, progress=progress).merge(network, part, own, DENOISER_STAGE))
+    deltas = {path: delta for result in results for path, delta in result.adapter.deltas.items()}
+    report = joined(*(result.report for result in results))
+    return replace(results[0], adapter=replace(results[0].adapter, deltas=deltas), report=report)
+
+
+def _share(progress: StageProgress, number: int, count: int) -> StageProgress:
+    """Return a listener for one of several equal shares of a stage."""
+    return lambda stage, done, total: progress(stage, number * total + done, count * total)
 
 
 def _polished(

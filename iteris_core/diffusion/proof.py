@@ -337,21 +337,44 @@ def _draw(
     calibration: Calibration,
 ) -> list[_Drawn]:
     """Return what rows of a model draw of prompts, each in a call of its own, so that all have the
-    same rounding. All see one small noisy picture, at the middle of a sampling run.
+    same rounding. All see one small noisy picture, at the middle of a sampling run; of each expert
+    one, at the middle of its part of the run.
     """
     found = []
     small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
     with model.denoiser() as network:
         sampler = Sampler.of(model, network, small)
-        sigma = sampler.sigmas[(len(sampler.sigmas) - 1) // 2]
-        latents = sampler.start(noise(sampler.shape, calibration.seed)[None], sigma)[0]
+        noisy = list(_noisy(sampler, calibration.seed))
         for view, (prompt, of_text, text_is_exact) in zip(views, prompts, strict=True):
             _, adapter = view.adapter.split(model.is_text_module)
-            with _watched(network, adapter, 1) as missed, exact_products(latents.device):
-                [picture] = network.forward([DenoiserRow(latents, sigma, prompt)])
+            with _watched(network, adapter, 1) as missed, exact_products(noisy[0][0].device):
+                pictures = [network.forward([DenoiserRow(*x, prompt)])[0].float() for x in noisy]
             exact = text_is_exact and _is_exact(network, adapter)
-            found.append(_Drawn(picture.float().cpu(), [*of_text, *sorted(missed)], exact))
+            picture = torch.stack(pictures).cpu()
+            found.append(_Drawn(picture, [*of_text, *sorted(missed)], exact))
     return found
+
+
+def _noisy(sampler: Sampler, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield noisy latents with their level, for each expert at the middle of its levels.
+
+    Raises:
+        CalibrationError: A sampling run never reaches one of them.
+    """
+    nothing = torch.empty(0)
+    for expert in sampler.network.experts:
+        own = [
+            sigma
+            for sigma in sampler.sigmas[:-1]
+            if expert.runs(DenoiserRow(nothing, sigma, Encoded(nothing)))
+        ]
+        if not own:
+            raise CalibrationError(
+                f"a sampling run has no noise level at which the {expert.name} works. Check the "
+                "shift of both models (ModelSamplingSD3)"
+            )
+        sigma = own[len(own) // 2]
+        yield sampler.start(noise(sampler.shape, seed)[None], sigma)[0], sigma
 
 
 def _is_exact(network: Network, adapter: Adapter) -> bool:

@@ -228,7 +228,7 @@ def check_vectors(adapter: Adapter) -> None:
         )
 
 
-def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return an adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
     saves LoRAs; see `peft.to_tensors`.
 

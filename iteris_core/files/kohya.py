@@ -7,6 +7,7 @@ caller brings the model's keys.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class ModelKeys:
             family.
         shapes: Module path -> (d_out, d_in) of the layers that can be merged.
         refused: Module path -> why the layer cannot be merged; begins with the predicate.
-        kernels: Module path -> (height, width) of the convolutions.
+        kernels: Module path -> the convolution's kernel, see `layer_kernels`.
         vector_sizes: Path of a bias or of a norm's weight -> its size.
         part_of_base: Base of a key -> the part of a fused weight that it names.
         ambiguous: Bases that may mean several modules; files with them are refused.
@@ -69,7 +70,7 @@ class ModelKeys:
     module_of_base: Mapping[str, str]
     base_of_module: Mapping[str, str]
     shapes: Mapping[str, tuple[int, int]]
-    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     vector_sizes: Mapping[str, int] = field(default_factory=dict)
     part_of_base: Mapping[str, WeightPart] = field(default_factory=dict)
     ambiguous: frozenset[str] = frozenset()
@@ -112,16 +113,18 @@ class ModelKeys:
         d_out, d_in = self.shapes[path]
         if path not in self.kernels:
             return d_out, d_in
-        height, width = self.kernels[path]
-        return d_out, d_in // (height * width), height, width
+        kernel = self.kernels[path]
+        return d_out, d_in // math.prod(kernel), *kernel
 
 
-def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Return module path -> (height, width) of every convolution."""
+def layer_kernels(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Return module path -> (height, width) of every convolution, with a time before them in
+    models of videos.
+    """
     return {
-        path: (module.kernel_size[0], module.kernel_size[1])
+        path: tuple(module.kernel_size)
         for path, module in modules.items()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, (nn.Conv2d, nn.Conv3d))
     }
 
 
@@ -320,7 +323,7 @@ def for_another(found: Family | None, family: Family) -> str:
 def to_tensors(
     adapter: Adapter,
     base_of_module: Mapping[str, str],
-    kernels: Mapping[str, tuple[int, int]] | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
     *,
     whole: bool = False,
     style: Spelling = "kohya",
@@ -335,7 +338,7 @@ def to_tensors(
     Args:
         adapter: The adapter, in the precision to save.
         base_of_module: Module path -> the base of its keys.
-        kernels: Module path -> (height, width) of convolutions, whose factors have four dimensions.
+        kernels: Module path -> kernel of convolutions, whose factors have as many dimensions more.
         whole: Whether deltas whose factors are no smaller than the weight are written as
             ``<base>.diff`` instead.
         style: Style of the endings.

@@ -341,7 +341,7 @@ def _delta(
 
 
 def to_tensors(
-    adapter: Adapter, kernels: Mapping[str, tuple[int, int]] | None = None, prefix: str = PREFIX
+    adapter: Adapter, kernels: Mapping[str, tuple[int, ...]] | None = None, prefix: str = PREFIX
 ) -> dict[str, Tensor]:
     """Return an adapter's factors under PEFT's keys, which begin with a prefix; convolutions, whose
     (height, width) are given by path, have factors of four dimensions.
@@ -407,7 +407,7 @@ def save(
     task_type: str | None,
     *,
     overwrite: bool = False,
-    kernels: Mapping[str, tuple[int, int]] | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter, in the precision to save, as a folder that `PeftModel.from_pretrained`

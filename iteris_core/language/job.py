@@ -119,7 +119,7 @@ class PeftMergeResult(MergeResult):
 
     base: str = ""
     task_type: str | None = None
-    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
         """Write the merged adapter's folder.

@@ -27,17 +27,20 @@ from .server import (
 )
 
 if TYPE_CHECKING:
+    from .conditions import start_of
     from .deltas import stock_loader
     from .diffusion_model import ComfyModel
     from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
     from .loading import with_lora
     from .other_nodes import BaseChanges, base_changes
+    from .pair import ComfyPair
     from .patches import patches_of, with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
     "BaseChanges": "other_nodes",
     "ComfyModel": "diffusion_model",
+    "ComfyPair": "pair",
     "Drawing": "drawing",
     "base_changes": "other_nodes",
     "check_vae": "drawing",
@@ -45,6 +48,7 @@ _MODULE_OF = {
     "patches_of": "patches",
     "sampler_names": "drawing",
     "scheduler_names": "drawing",
+    "start_of": "conditions",
     "stock_loader": "deltas",
     "with_lora": "loading",
     "with_patches": "patches",
@@ -52,6 +56,7 @@ _MODULE_OF = {
 __all__ = [
     "BaseChanges",
     "ComfyModel",
+    "ComfyPair",
     "Drawing",
     "answer_at",
     "base_changes",
@@ -74,6 +79,7 @@ __all__ = [
     "scheduler_names",
     "show_text",
     "stage_progress",
+    "start_of",
     "stock_loader",
     "version",
     "with_lora",

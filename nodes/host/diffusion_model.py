@@ -36,7 +36,9 @@ from ...iteris_core.diffusion.model import (
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.network import TEXT_STREAM
+from ..experts import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
+from .conditions import conditions_for
 from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of
 from .latent_cache import memory_of
@@ -57,19 +59,28 @@ class ComfyModel:
         clip: CLIP of the same family; never changed.
         keeps_runs: Whether sampling runs are remembered after the merge, and replace those of the
             model with other patches.
+        start: What it reads of a first picture, see `conditions.start_of`.
 
     Raises:
         IterisError: Another kind of model.
     """
 
-    def __init__(self, model: Any, clip: Any, *, keeps_runs: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        clip: Any,
+        *,
+        keeps_runs: bool = True,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
         self.row = row_of(model)
         check_callable(model)
         check_clip(clip, self.row)
         self.model = model.clone()
         self.clip = clip.clone()
         self.texts = TextEncoders(self.clip, self.row.swept)
-        self.keeps_runs = keeps_runs
+        self.start_picture = start or {}
+        self.keeps_runs = keeps_runs and not start
         self.memory_required = 0.0
         self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
@@ -138,7 +149,12 @@ class ComfyModel:
 
     def _conds(self, prompt: Encoded, x: Tensor) -> dict[str, Any]:
         """Return what the model reads of a prompt, made by the host as for its samplers."""
-        cond = {"cross_attn": prompt.tokens[None], **prompt.others, "model_conds": {}}
+        cond = {
+            "cross_attn": prompt.tokens[None],
+            **prompt.others,
+            **conditions_for(self.row.start, self.start_picture, x),
+            "model_conds": {},
+        }
         # in inference mode, Anima runs some layers here already, one text at a time
         with torch.inference_mode(False), torch.no_grad():
             [made] = comfy.samplers.encode_model_conds(
@@ -244,6 +260,11 @@ class ComfyModel:
             AdapterError: See `kohya.parse`.
             ConfigError: Its block weights or left out layers do not fit this LoRA or model.
         """
+        if split_by_expert(tensors) is not None:
+            raise AdapterError(
+                f"{use.name}: its file holds a LoRA for each of two models, Wan 2.2's for high and "
+                f"for low noise. Connect the low noise model to {LOW_INPUT} of Merge LoRAs"
+            )
         tensors = comfy.lora_convert.convert_lora(dict(tensors))
         adapter = kohya.parse(
             use.name,
@@ -284,6 +305,21 @@ class ComfyModel:
             add_adapter(model, denoiser, keys)
             add_adapter(clip, text, keys)
         return model, clip
+
+    def patched_low(self, adapter: Adapter) -> Any:
+        """Return the low noise MODEL of a pair with its part of an adapter; None without one."""
+        return None
+
+    def halves(self, adapter: Adapter) -> tuple[Adapter, Adapter | None]:
+        """Return an adapter's part for MODEL, and for the low noise one of a pair under that one's
+        own paths; None without one.
+        """
+        return adapter, None
+
+    @property
+    def may_be_expert(self) -> bool:
+        """Whether models of its class may come as a pair."""
+        return bool(self.row.low_noise_below)
 
     def carries(self, adapter: Adapter) -> bool:
         """Whether MODEL or CLIP is patched with this very adapter; see `patched`."""
@@ -360,7 +396,7 @@ class ComfyModel:
         clip.patcher.parent = self.clip.patcher.parent
 
     def _like(self, model: Any, clip: Any) -> ComfyModel:
-        made = ComfyModel(model, clip, keeps_runs=False)
+        made = ComfyModel(model, clip, keeps_runs=False, start=self.start_picture)
         self._let_inherit(made.model, made.clip)
         made.memory_required = self.memory_required
         if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:

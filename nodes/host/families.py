@@ -35,6 +35,11 @@ class HostFamily:
         downscale: Pixels of a picture per latent, in each direction.
         picture_comes_first: Whether the picture's tokens stand before the text's where a layer
             reads both.
+        low_noise_below: Noise level below which a second model takes over, where two come as a
+            pair; 0: there is one model for all levels.
+        start: What it reads of a video's first picture, by the names in conditionings; see
+            `conditions.NEUTRAL`.
+        with_picture: The row of models of its class that read a first picture, with more channels.
     """
 
     family: Family
@@ -46,6 +51,9 @@ class HostFamily:
     folded: tuple[str, ...] = ()
     downscale: int = 8
     picture_comes_first: bool = False
+    low_noise_below: float = 0.0
+    start: tuple[str, ...] = ()
+    with_picture: HostFamily | None = None
 
 
 def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: Any) -> HostFamily:
@@ -54,6 +62,11 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
 
 
 _TWO_STREAMS = r"\.txt_(in|attn|mlp)\b"
+_WAN_TEXT = r"\.(text_embedding|img_emb|cross_attn\.[kv](_img)?)\b"
+_LATENTS = ("concat_latent_image", "concat_mask")
+# `boundary` in Wan 2.2's own configs/wan_t2v_A14B.py and wan_i2v_A14B.py
+_WAN_OF_TEXT = 0.875
+_WAN_OF_PICTURE = 0.9
 _FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS)
 # Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
 HOST_FAMILIES = {
@@ -105,7 +118,26 @@ HOST_FAMILIES = {
         reads_text=r"\.(cond_seq_linear|mlpC|double_layers\.\d+\.attn\.w1.)\b",
     ),
     "WAN21_T2V": _row(
-        "Wan", ("in_dim", 16), "umt5xxl", reads_text=r"\.(text_embedding|cross_attn\.[kv])\b"
+        "Wan",
+        ("in_dim", 16),
+        "umt5xxl",
+        reads_text=_WAN_TEXT,
+        low_noise_below=_WAN_OF_TEXT,
+        with_picture=_row(
+            "Wan",
+            ("in_dim", 36),
+            "umt5xxl",
+            reads_text=_WAN_TEXT,
+            low_noise_below=_WAN_OF_PICTURE,
+            start=_LATENTS,
+        ),
+    ),
+    "WAN21_I2V": _row(
+        "Wan",
+        ("in_dim", 36),
+        "umt5xxl",
+        reads_text=_WAN_TEXT,
+        start=(*_LATENTS, "clip_vision_output"),
     ),
     "HunyuanVideo": _row(
         "HunyuanVideo",
@@ -154,11 +186,11 @@ REFUSED = {
         "has single models. Merge on a model that draws the picture itself",
     ),
     **_refused(
-        "WAN21_I2V WAN21_FunControl2V WAN21_Camera WAN22_Camera WAN21_Vace WAN21_HuMo WAN22_S2V "
+        "WAN21_FunControl2V WAN21_Camera WAN22_Camera WAN21_Vace WAN21_HuMo WAN22_S2V "
         "WAN22_Animate WAN_Animate2 WAN21_SCAIL WAN21_SCAIL2 WAN22_WanDancer WAN21_FlowRVS",
-        "is a Wan model that reads more than text, such as a first picture, a camera's way or a "
-        "sound, and calibration has none. Merge LoRAs of text to video, on Wan's model of text to "
-        "video",
+        "is a Wan model that reads more than text and a first picture, such as a camera's way or a "
+        "sound, and calibration has none. Merge LoRAs of text or image to video, on Wan's model of "
+        "that",
     ),
     **_refused(
         "WAN22_T2V",
@@ -220,6 +252,8 @@ def row_of(model: Any) -> HostFamily:
     if row.channels is not None:
         field, channels = row.channels
         found = config.unet_config.get(field, channels)
+        if row.with_picture is not None and row.with_picture.channels == (field, found):
+            return row.with_picture
         if found != channels:
             raise IterisError(
                 f"the MODEL is an inpainting, editing or control model of {row.family.name}: it "

@@ -3,6 +3,7 @@ checked with every change: a UNet, one with fused weights, and one of videos; th
 """
 
 import functools
+import re
 
 import pytest
 from comfy_process import figures_of
@@ -21,8 +22,10 @@ LAYERS = {
     "Z-Image": 40,
     "Qwen-Image": 34,
     "AuraFlow": 30,
-    "Wan": 26,
-    "HunyuanVideo": 54,
+    "Wan": 27,
+    "Wan 2.2 I2V": 27,
+    "Wan 2.1 I2V": 33,
+    "HunyuanVideo": 55,
 }
 ROUNDING = 1e-5
 # Measured: 2e-4 to 8e-3, by processor. The tiny models show few tokens, so their statistics are
@@ -110,7 +113,7 @@ def test_the_saved_file_does_through_the_hosts_loader_what_the_merged_rows_do(fa
 
 def test_the_file_names_its_base_and_what_that_predicts(family):
     name = family["family"]
-    expected = FAMILIES[name.removesuffix(" v-prediction")]
+    expected = FAMILIES[re.sub(" v-prediction| 2.. I2V", "", name)]
     assert family["metadata"]["ss_base_model_version"] == expected.base_version
     architecture = family["metadata"].get("modelspec.architecture", "")
     assert architecture == (expected.architecture and f"{expected.architecture}/lora")
@@ -123,3 +126,14 @@ def test_two_loras_are_merged_and_checked_and_nothing_is_left_on_the_model(famil
     # how far what is kept is from all; what a random model draws says no more
     assert all(0 < error < 10 for error in family["errors"][:2])
     assert family["unchanged"] == 0
+
+
+def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
+    [found] = figures_of("pair_checks.py")
+    assert found["unmatched"] == []
+    assert found["layers"] == [27, 27]
+    high, low = found["levels"]
+    assert low[1] < 0.875 <= high[0] and high[1] == 1
+    assert found["kept"] == 2  # latents of each run, about one for each expert
+    assert found["verdict"] == ["first", "second"]
+    assert found["to itself"] < 2e-3

@@ -3,11 +3,14 @@ second), and LoRAs of two layers of its UNet, which merge in half the time (midd
 middle_3). $COMFYUI_PATH points the tests at another ComfyUI.
 """
 
+from pathlib import Path
+
 import pytest
+import tiny_wan_node
 from checkpoint import write_checkpoint
 from comfy_host import MIDDLE, Host, write_few
 
-from demo.server import ComfyServer, cache_folder, find_comfyui
+from demo.server import PACK_NAME, ComfyServer, cache_folder, find_comfyui
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +23,12 @@ def host(tmp_path_factory):
         write_few(base / "models" / "loras" / f"{name}.safetensors", seed)
     for seed in (1, 2, 3):
         write_few(base / "models" / "loras" / f"middle_{seed}.safetensors", seed, MIDDLE)
+    (base / "custom_nodes").mkdir()
+    source = Path(tiny_wan_node.__file__)
+    text = source.read_text().replace(tiny_wan_node.SUPPORT, source.parent.as_posix())
+    (base / "custom_nodes" / source.name).write_text(text)
+    nodes = ("--whitelist-custom-nodes", PACK_NAME, source.name)
     with ComfyServer(
-        find_comfyui(cache_folder()), base, base / "server.log", device="cpu"
+        find_comfyui(cache_folder()), base, base / "server.log", device="cpu", arguments=nodes
     ) as server:
         yield Host(base, server)

@@ -24,7 +24,8 @@ FEW_SAMPLES = {
     "resolution": 64,
     "negative_share": 0.0,
 }
-TRANSFORMER = "flux_and_other_models_in_parts"  # no file of such a model is small
+# no file of such a model is small
+TRANSFORMERS = {"flux_and_other_models_in_parts", "wan_video"}
 SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
     "EmptyLatentImage": {"width": 64, "height": 64},
@@ -64,7 +65,7 @@ def files(host):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({path.stem for path in FOLDER.glob("*.json")} - {TRANSFORMER})
+    "name", sorted({path.stem for path in FOLDER.glob("*.json")} - TRANSFORMERS)
 )
 def test_it_runs(host, files, name):
     if name == "make_a_merge_again" and not list(
@@ -110,11 +111,12 @@ def test_one_whose_files_are_still_to_be_chosen_says_so(host, files, name, merge
         host.run(nodes)
 
 
-def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(host, files):
+@pytest.mark.parametrize("name", sorted(TRANSFORMERS))
+def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(host, files, name):
     list_transformer(host.base / "models")
     with pytest.raises(WorkflowFailed) as failed:
-        host.run(small(TRANSFORMER))
-    assert failed.value.node_type in ("UNETLoader", "DualCLIPLoader", "VAELoader")
+        host.run(small(name))
+    assert failed.value.node_type in ("UNETLoader", "DualCLIPLoader", "CLIPLoader", "VAELoader")
 
 
 def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):

@@ -68,7 +68,7 @@ def world(tmp_path_factory):
 class ComfyModel:
     """A diffusers model in the place of `nodes.host.ComfyModel`."""
 
-    def __init__(self, model, clip):
+    def __init__(self, model, clip, start):
         self.model = model.model
 
     def __getattr__(self, name):
@@ -85,8 +85,16 @@ class ComfyModel:
     def prove_reading(self, use, adapter, tensors):
         pass
 
+    may_be_expert = False
+
     def patched(self, adapter):
         return None, None
+
+    def patched_low(self, adapter):
+        return None
+
+    def halves(self, adapter):
+        return adapter, None
 
     def lora_model_tensors(self, adapter):
         return {}
@@ -99,6 +107,7 @@ def node(world, replace_host, monkeypatch, widgets):
     """
     replace_host(
         ComfyModel=ComfyModel,
+        start_of=lambda conditioning: {},
         lora_names=lambda: list(dict.fromkeys(FILES)),
         lora_path=lambda name: world / name,
         patches_of=lambda model, clip: {},
@@ -132,7 +141,7 @@ def node(world, replace_host, monkeypatch, widgets):
             ).args
         said = {name: value for name, (_, value) in SETTINGS.items()}
         (settings,) = Settings.execute(**widgets(Settings, **said)).args
-        *_, merged, report = Merge.execute(
+        *_, merged, report, _ = Merge.execute(
             model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
         ).args
         assert merged.report is report  # Compare tells its verdict

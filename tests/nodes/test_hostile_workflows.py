@@ -221,7 +221,7 @@ def host(replace_host, tmp_path, monkeypatch):
             raise IterisError(f"no {name!r:.40}")
         return find(name)
 
-    def begin(*_):
+    def begin(*_, **__):
         raise WorkBegins
 
     replace_host(

@@ -39,7 +39,7 @@ def test_a_plain_model_of_each_class_has_its_row(kind):
             r"inpainting, editing or control model of Flux\.1: .* plain Flux\.1 model;",
         ),
         ("SDXL_instructpix2pix", "editing or control model of SDXL: .* on a plain SDXL model;"),
-        ("WAN21_I2V", "reads more than text, .* Merge LoRAs of text to video, on Wan's model of"),
+        ("WAN21_Camera", "reads more than text and a first picture, .* on Wan's model of that"),
         ("WAN22_T2V", r"is Wan 2\.2 5B, .* is not tested\. Merge LoRAs of Wan 2\.1, or of Wan"),
         ("HiDream", "whose experts see a part of the tokens each, .* a model without experts"),
         ("SSD1B", "was cut down, on which merging is not tested. Merge on a whole SDXL checkpoint"),
@@ -65,6 +65,16 @@ def test_an_unknown_class_can_be_asked_for():
     text = refusal("Lens")
     assert "class Lens, which IterIS does not know how to measure; it merges LoRAs of SD1.5" in text
     assert text.endswith("ask for Lens at the pack's issue tracker")
+
+
+def test_more_channels_of_wan_are_its_models_of_image_to_video():
+    of_picture = row_of(model("WAN21_T2V", in_dim=36))
+    assert of_picture.start == ("concat_latent_image", "concat_mask")
+    assert (of_picture.low_noise_below, row_of(model("WAN21_T2V")).low_noise_below) == (0.9, 0.875)
+    assert "clip_vision_output" in row_of(model("WAN21_I2V", in_dim=36)).start
+    assert "editing or control model of Wan: it reads 48 channels" in refusal(
+        "WAN21_T2V", in_dim=48
+    )
 
 
 def test_more_channels_are_an_inpainting_model():

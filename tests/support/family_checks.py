@@ -32,6 +32,7 @@ import comfy.utils
 import comfy_extras.nodes_model_advanced
 import tiny_hosts
 import torch
+from iteris_pack.nodes.host.conditions import conditions_for
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import Tensor, nn
 
@@ -90,9 +91,16 @@ def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensor
     tensors: Tensors = {}
     for weight, bases in bases_of(host).items():
         module = modules.get(weight.removesuffix(".weight"))
-        if not isinstance(module, nn.Linear) or not may_change(weight, host):
+        if not isinstance(module, (nn.Linear, nn.Conv3d)) or not may_change(weight, host):
             continue
         generator = torch.Generator().manual_seed(seed * 100_003 + hash_of(weight))
+        if isinstance(module, nn.Conv3d):
+            kernel = module.kernel_size
+            width = module.in_channels * math.prod(kernel)
+            up, down = factors(module.out_channels, width, rank, generator)
+            down = down.view(rank, -1, *kernel)
+            add(tensors, bases[()], spelling, up[..., None, None, None], down)
+            continue
         rows = without_overlaps({where: of for where, of in bases.items() if where}, module)
         if not rows:
             up, down = factors(module.out_features, module.in_features, rank, generator)
@@ -299,6 +307,7 @@ def sampling_difference(host: ComfyModel) -> float:
         every = tuple(range(calibration.sampling_steps))
         run = Run("a", 0, 5, every, every)
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
+    start = conditions_for(host.row.start, {}, torch.zeros(1, *sampler.shape))
     theirs = []
     unit = noise(sampler.shape, 5)[None]
     first = float(sampler.sigmas[0])
@@ -316,7 +325,7 @@ def sampling_difference(host: ComfyModel) -> float:
         calibration.cfg,
         "euler",
         "normal",
-        *([[prompt.tokens[None], dict(prompt.others)]] for prompt in (positive, negative)),
+        *([[prompt.tokens[None], {**prompt.others, **start}]] for prompt in (positive, negative)),
         torch.zeros_like(unit),
         callback=lambda step, x0, x, steps: theirs.append(x[0].clone()),
         disable_pbar=True,

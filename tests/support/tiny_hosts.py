@@ -25,7 +25,6 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.text_encoders.z_image
 import torch
-from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import nn
 
 WIDTH = 48  # of the texts of transformers
@@ -293,6 +292,10 @@ TINY = {
         {"clip_l": CLIP, "llama": {**LLM, "num_hidden_layers": 4}},
     ),
 }
+TINY["Wan 2.2 I2V"] = replace(TINY["Wan"], unet={**_WAN, "in_dim": 36})
+TINY["Wan 2.1 I2V"] = replace(
+    TINY["Wan"], config="WAN21_I2V", unet={**_WAN, "in_dim": 36, "model_type": "i2v"}
+)
 _V_PREDICTION = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
 TINY["SDXL v-prediction"] = replace(TINY["SDXL"], state=_V_PREDICTION)
 _NEWER: dict[str, dict[str, Any]] = {}  # class -> settings that it has in ComfyUI 0.33 only
@@ -357,14 +360,14 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
     )
 
 
-def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a MODEL with random weights, the same every time, which it keeps in a number format;
+def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """Return a MODEL with random weights, the same for a seed, which it keeps in a number format;
     it computes in float32.
     """
     config = getattr(supported, tiny.config)({**_NEWER.get(tiny.config, {}), **tiny.unet})
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
-    _fill(model.diffusion_model)
+    _fill(model.diffusion_model, seed)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -379,8 +382,10 @@ def clip_of(tiny: Tiny) -> Any:
     return clip
 
 
-def host_of(name: str, dtype: torch.dtype = torch.float32) -> ComfyModel:
+def host_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """Return the merge's view of the tiny model of a family."""
+    from iteris_pack.nodes.host.diffusion_model import ComfyModel  # not in a server, which has it
+
     return ComfyModel(model_of(TINY[name], dtype), clip_of(TINY[name]))
 
 
@@ -388,8 +393,8 @@ def host_of(name: str, dtype: torch.dtype = torch.float32) -> ComfyModel:
 _KEPT = ("inv_freq", "pe_embedder", "freqs")
 
 
-def _fill(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
+def _fill(model: nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not name.endswith(_KEPT) and ".visual." not in name:
             scale = 1 / math.sqrt(math.prod(tensor.shape[1:])) if tensor.ndim > 1 else 0.05

@@ -40,8 +40,9 @@ def Custom(io_type: str) -> type[Type]:
     return type(io_type, (Type,), {"Input": type("Input", (Input,), {"io_type": io_type})})
 
 
-Boolean, Clip, Combo, Float, Image, Int, Model, String, Vae = map(
-    Custom, ("BOOLEAN", "CLIP", "COMBO", "FLOAT", "IMAGE", "INT", "MODEL", "STRING", "VAE")
+Boolean, Clip, Combo, Conditioning, Float, Image, Int, Model, String, Vae = map(
+    Custom,
+    ("BOOLEAN", "CLIP", "COMBO", "CONDITIONING", "FLOAT", "IMAGE", "INT", "MODEL", "STRING", "VAE"),
 )
 
 

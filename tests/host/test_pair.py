@@ -1,0 +1,155 @@
+"""Wan 2.2's pair of models with a pair of files for each LoRA, in a real ComfyUI."""
+
+import pytest
+import torch
+from comfy_host import SMALL
+from safetensors.torch import load_file, save_file
+
+from demo.client import WorkflowFailed
+
+LAYERS = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("self_attn.q", "cross_attn.v", "ffn.2")]
+
+
+def write_lora(path, seed, prefix="diffusion_model."):
+    """Write random factors of a few layers of the tiny Wan, and return them."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in LAYERS:
+        d_in = 512 if layer.endswith("ffn.2") else 256
+        factors = {"lora_B": (256, 2), "lora_A": (2, d_in)}
+        for end, shape in factors.items():
+            drawn = torch.randn(shape, generator=generator) * (0.5 if end == "lora_B" else 0.05)
+            tensors[f"{prefix}{layer}.{end}.weight"] = drawn
+    if path is not None:
+        save_file(tensors, path)
+    return tensors
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def models(high="wan2.2_t2v_high_noise.safetensors", low="wan2.2_t2v_low_noise.safetensors"):
+    return {
+        "1": node("TinyWan", unet_name=high, seed=1),
+        "2": node("TinyWan", unet_name=low, seed=2),
+    }
+
+
+def merge(rows, **models_of):
+    settings = {**SMALL, "sample_runs": 2, "frames": 5, "cfg": 1.0, "protect_base": 0.0}
+    return {
+        **models(**models_of),
+        "4": node("IterISSettings", **settings),
+        "5": node(
+            "IterISMerge",
+            model=["1", 0],
+            clip=["1", 1],
+            loras=rows,
+            settings=["4", 0],
+            model_low_noise=["2", 0],
+        ),
+    }
+
+
+def video(prefix, high, low):
+    """Return nodes that draw a video of two latent frames with both models, as users do."""
+    sampler = {
+        "noise_seed": 3,
+        "steps": 4,
+        "cfg": 1.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "positive": ["20", 0],
+        "negative": ["20", 0],
+    }
+    return {
+        "20": node("CLIPTextEncode", text="a sks dog", clip=["1", 1]),
+        "21": node("EmptyHunyuanLatentVideo", width=64, height=64, length=5, batch_size=1),
+        "22": node(
+            "KSamplerAdvanced",
+            **sampler,
+            model=high,
+            latent_image=["21", 0],
+            add_noise="enable",
+            start_at_step=0,
+            end_at_step=2,
+            return_with_leftover_noise="enable",
+        ),
+        "23": node(
+            "KSamplerAdvanced",
+            **sampler,
+            model=low,
+            latent_image=["22", 0],
+            add_noise="disable",
+            start_at_step=2,
+            end_at_step=4,
+            return_with_leftover_noise="disable",
+        ),
+        "24": node("SaveLatent", samples=["23", 0], filename_prefix=prefix),
+    }
+
+
+@pytest.fixture(scope="module")
+def files(host):
+    """A LoRA of two files, and one of a file for both models."""
+    write_lora(host.loras / "dog_high_noise.safetensors", 1)
+    write_lora(host.loras / "dog_low_noise.safetensors", 2)
+    parts = [
+        write_lora(None, 3, "diffusion_model.transformer_1."),
+        write_lora(None, 4, "diffusion_model.transformer_2."),
+    ]
+    save_file({**parts[0], **parts[1]}, host.loras / "ink.safetensors")
+    return host
+
+
+ROWS = "<lora:dog_high_noise> | a sks dog\n<lora:ink:0.5> style | a castle, ink"
+
+
+def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files):
+    host = files
+    outputs = host.run(
+        {
+            **merge(ROWS),
+            "6": node("IterISSave", merged=["5", 3], file_name="pair", overwrite=False),
+            **video("merged", ["5", 0], ["5", 5]),
+        }
+    )["outputs"]
+    saved = [host.output / "loras" / f"pair_{end}_noise.safetensors" for end in ("high", "low")]
+    high, low = map(load_file, saved)
+    assert set(high) == set(low) and len(high) == 2 * len(LAYERS)
+    assert any(not torch.equal(high[key], low[key]) for key in high)
+    report = outputs["5"]["iteris_report"][0]
+    names = [lora["file"] for lora in report["settings"]["loras"]]
+    assert names == ["dog_high_noise.safetensors", "dog_low_noise.safetensors", "ink.safetensors"]
+    assert {entry["task"] for entry in report["layers"][0]["tasks"]} == {"dog", "ink"}
+    assert len(report["layers"]) == 2 * len(LAYERS)
+    loaders = {
+        number: node(
+            "LoraLoaderModelOnly", model=[base, 0], lora_name=path.name, strength_model=1.0
+        )
+        for number, base, path in zip(("10", "11"), ("1", "2"), saved, strict=True)
+    }
+    host.run({**models(), **loaders, **video("loaded", ["10", 0], ["11", 0])})
+    host.run({**models(), **video("plain", ["1", 0], ["2", 0])})
+    merged, loaded, plain = map(host.latent, ("merged", "loaded", "plain"))
+    assert torch.equal(merged, loaded)
+    assert (merged - plain).norm() > 0.01 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("rows", "of_models", "said"),
+    [
+        (ROWS, {"high": "a_low_noise", "low": "a_high_noise"}, "two models are the wrong way"),
+        ("<lora:ink> | x", {"low": None}, "holds a LoRA for each of two models"),
+        ("<lora:dog_low_noise> | x", {"low": None}, "is for the low noise model, and MODEL is"),
+        ("<lora:dog_low_noise> | x\n<lora:dog_high_noise> | x", {"low": None}, "the two files"),
+    ],
+)
+def test_what_is_of_the_wrong_expert_is_told_before_work_starts(files, rows, of_models, said):
+    workflow = merge(rows, **{name: value for name, value in of_models.items() if value})
+    if of_models["low"] is None:
+        del workflow["5"]["inputs"]["model_low_noise"], workflow["2"]
+    workflow["6"] = node("PreviewAny", source=["5", 4])
+    with pytest.raises(WorkflowFailed, match=said):
+        files.run(workflow)
