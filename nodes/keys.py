@@ -167,7 +167,7 @@ def model_keys(
             for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
                 spelled[prefix + name] = weight
     else:
-        for base, weight in _of_transformer(entries):
+        for base, weight in _of_transformer(entries, family):
             spelled.setdefault(base, weight)
     of_text, ambiguous = _of_text(modules)
     for base, path in of_text.items():
@@ -196,11 +196,20 @@ def model_keys(
     )
 
 
-def _of_transformer(entries: Mapping[str, HostWeight]) -> Iterator[tuple[str, HostWeight]]:
+def _of_transformer(
+    entries: Mapping[str, HostWeight], family: Family
+) -> Iterator[tuple[str, HostWeight]]:
     """Yield the spellings of diffusers and PEFT for what the host reads under a transformer's
     names; diffusers' first, since a name can be in both. Last come diffusers' names in the style of
     kohya's trainers, which musubi-tuner saves for Z-Image.
     """
+    of_diffusers = {
+        f"transformer.{name}": weight
+        for base, weight in entries.items()
+        if base.startswith(UNET_PREFIX)
+        and (name := family.diffusers_name(base.removeprefix(UNET_PREFIX))) is not None
+    }
+    entries = {**of_diffusers, **entries}
     for own in ("transformer.", UNET_PREFIX):
         for base, weight in entries.items():
             if base.startswith(own):

@@ -63,6 +63,8 @@ class Family:
         names_of_diffusers: Whether kohya's trainers call the modules of its UNet as diffusers does.
         text_bases: How the keys of its text encoders begin in kohya's style, best first. Others of
             that style mean the text encoders of other families.
+        to_diffusers: What turns the model's own names of modules into diffusers', as pairs of
+            pattern and replacement, where ComfyUI has no table of them.
     """
 
     name: str
@@ -82,6 +84,15 @@ class Family:
     saved_as: Spelling = "kohya"
     names_of_diffusers: bool = False
     text_bases: tuple[str, ...] = ("lora_te_",)
+    to_diffusers: tuple[tuple[str, str], ...] = ()
+
+    def diffusers_name(self, own: str) -> str | None:
+        """Return diffusers' name of a module; None: it is not known to have another one."""
+        for pattern, replacement in self.to_diffusers:
+            name, count = re.subn(pattern, replacement, own)
+            if count:
+                return name
+        return None
 
     def latent_frames(self, frames: int) -> int:
         """Return the number of latent frames of a video; 1 of a picture."""
@@ -268,6 +279,21 @@ _ROWS = (
         measured_at=384,
         frames_per_latent=4,
         measured_frames=9,
+        to_diffusers=(
+            (r"self_attn\.([qkv])$", r"attn1.to_\1"),
+            (r"self_attn\.o$", "attn1.to_out.0"),
+            (r"cross_attn\.([qkv])$", r"attn2.to_\1"),
+            (r"cross_attn\.o$", "attn2.to_out.0"),
+            (r"cross_attn\.([kv])_img$", r"attn2.add_\1_proj"),
+            (r"ffn\.0$", "ffn.net.0.proj"),
+            (r"ffn\.2$", "ffn.net.2"),
+            (r"^(text|time)_embedding\.0$", r"condition_embedder.\1_embedder.linear_1"),
+            (r"^(text|time)_embedding\.2$", r"condition_embedder.\1_embedder.linear_2"),
+            (r"^time_projection\.1$", "condition_embedder.time_proj"),
+            (r"^img_emb\.proj\.1$", "condition_embedder.image_embedder.ff.net.0.proj"),
+            (r"^img_emb\.proj\.3$", "condition_embedder.image_embedder.ff.net.2"),
+            (r"^head\.head$", "proj_out"),
+        ),
         guidance=6.0,
         saved_as="comfy",
     ),

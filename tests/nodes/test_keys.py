@@ -213,3 +213,42 @@ def test_a_text_encoder_of_sd15_is_refused_on_sdxl(xl_keys, with_unet):
     message = "^file: this file is for SD1.5, the model is SDXL; choose a LoRA for SDXL$"
     with pytest.raises(AdapterError, match=message):
         kohya.parse("file", tensors, xl_keys)
+
+
+def test_wan_is_read_in_the_names_of_diffusers_own_class():
+    """ComfyUI has no table of them."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        theirs = WanTransformer3DModel(
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=128,
+            ffn_dim=512,
+            text_dim=48,
+            image_dim=1280,
+            added_kv_proj_dim=256,
+        )
+    attention = [f"{kind}_attn.{x}" for kind in ("self", "cross") for x in "qkvo"]
+    block = [*attention, "cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"]
+    sizes = {"ffn.0": (256, 512), "ffn.2": (512, 256)}
+    own = {f"blocks.0.{name}": sizes.get(name, (256, 256)) for name in block} | {
+        "text_embedding.0": (48, 256),
+        "text_embedding.2": (256, 256),
+        "time_embedding.0": (256, 256),
+        "time_embedding.2": (256, 256),
+        "time_projection.1": (256, 1536),
+        "img_emb.proj.1": (1280, 1280),
+        "img_emb.proj.3": (1280, 256),
+        "head.head": (256, 64),
+    }
+    modules = {f"diffusion_model.{name}": nn.Linear(*shape) for name, shape in own.items()}
+    table = {path: f"{path}.weight" for path in modules}
+    keys = model_keys(FAMILIES["Wan"], modules, table, {}, "")
+    found = {
+        keys.module_of_base[f"transformer.{name}"]: (module.out_features, module.in_features)
+        for name, module in theirs.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    assert found == {path: keys.shapes[path] for path in modules}
+    assert all(keys.base_of_module[path] == path for path in modules)
