@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from iteris_core.diffusion.plans import TaskPlan, make_plans
 from iteris_core.engines.measure import room_for_sums
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.lockstep import held_bytes
-from iteris_core.rows.parking import HostMemory, Parking
+from iteris_core.rows.parking import Parking
 
 from .results import RESULTS, Table, command_of, machine, write
 
@@ -124,6 +125,7 @@ class Counted:
         at_layers: Bytes that one sample holds while it waits, by layer.
         call: Most bytes that a call of one sample holds while it runs.
         modules: The model's modules.
+        copied: Bytes that one sample may hold on the device -> bytes of it that are copied.
     """
 
     case: Case
@@ -131,6 +133,7 @@ class Counted:
     at_layers: Mapping[str, int]
     call: int
     modules: Mapping[str, nn.Module]
+    copied: Callable[[int], int]
 
     @property
     def widest(self) -> int:
@@ -158,8 +161,8 @@ class Counted:
     def waiting(self, room: Room, loras: int) -> Waiting:
         """Return what waits, and where."""
         samples = self.case.samples(loras)
-        held = [samples * of_one for of_one in self.at_layers.values()]
-        return Waiting(samples, held, room.waiting_bytes or 0)
+        copied = samples * self.copied(room.waiting_bytes // samples)
+        return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)
 
 
 class FlashAttention(TorchFunctionMode):
@@ -212,6 +215,16 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+class Nowhere:
+    """Contents that have no numbers, which wait nowhere."""
+
+    def write(self, storage: torch.UntypedStorage) -> int:
+        return storage.nbytes()
+
+    def read(self, content: int, storage: torch.UntypedStorage) -> None:
+        storage.resize_(content)
+
+
 def count(case: Case) -> Counted:
     """Count a case on torch's meta device."""
     model = case.make(case.resolution)
@@ -219,14 +232,27 @@ def count(case: Case) -> Counted:
     read = model.inputs(ROWS)
     tensors = [value for value in tree_leaves(read) if isinstance(value, Tensor)]
     network = Network(modules, lambda rows: model.module(**read, return_dict=False))
-    everything = Parking(modules.values(), budget=sys.maxsize, store=HostMemory(), smallest=1)
+
+    def swept(budget: int, smallest: int) -> tuple[Mapping[str, int], int]:
+        parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
+        with torch.device("meta"), FlashAttention():
+            return held_bytes(network, tensors, model.paths, parking), parking.copied_bytes
+
+    @cache
+    def copied(budget: int) -> int:
+        return swept(budget, 1 << 16)[1]
+
+    at_layers, _ = swept(sys.maxsize, 1)
     weights = [*model.module.parameters(), *model.module.buffers()]
-    with torch.device("meta"), FlashAttention():
-        at_layers = held_bytes(network, tensors, model.paths, everything)
-        with torch.no_grad(), LiveBytes([*weights, *tensors]) as live:
-            model.module(**read, return_dict=False)
+    with (
+        torch.device("meta"),
+        FlashAttention(),
+        torch.no_grad(),
+        LiveBytes([*weights, *tensors]) as live,
+    ):
+        model.module(**read, return_dict=False)
     size = sum(weight.numel() for weight in model.module.parameters()) * case.weight_bytes
-    return Counted(case, size, at_layers, live.most, modules)
+    return Counted(case, size, at_layers, live.most, modules, copied)
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
@@ -374,8 +400,7 @@ def verdict(counted: Counted, card: float, loras: int) -> str:
     waiting = counted.waiting(room, loras)
     where = "fits"
     if waiting.copied:
-        rows = f"{ROWS * waiting.elsewhere} of {ROWS * waiting.samples}"
-        where = f"{rows} wait: {waiting.copied / 1e9:.0f} GB, {waiting.copied / PCIE:.0f} s"
+        where = f"{waiting.copied / 1e9:.0f} GB are copied, {waiting.copied / PCIE:.0f} s"
     if room.missing:
         where = f"model {gb(room.missing)} GB too large, {where}"
     return where

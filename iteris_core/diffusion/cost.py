@@ -5,7 +5,6 @@ model, and what they hold while they wait.
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -174,32 +173,17 @@ class Waiting:
 
     Args:
         samples: Samples of the merge, two rows each.
-        at_layers: Bytes that all of them hold at each layer.
+        widest: Bytes that all of them hold at the layer where they hold most.
         room: Bytes that they may hold on the device; the rest waits on the host.
+        copied: Bytes that are copied in the whole sweep, out and back.
         in_file: Whether the device is the host, so that the rest waits in a file.
     """
 
     samples: int
-    at_layers: Sequence[float]
+    widest: float
     room: float
+    copied: float = 0.0
     in_file: bool = False
-
-    @property
-    def widest(self) -> float:
-        """Bytes that all rows hold at the layer where they hold most."""
-        return max(self.at_layers, default=0.0)
-
-    @property
-    def elsewhere(self) -> int:
-        """Samples that wait on the host at the widest layer."""
-        if self.widest <= self.room:
-            return 0
-        return round(self.samples * (1 - self.room / self.widest))
-
-    @property
-    def copied(self) -> float:
-        """Bytes that are copied in the whole sweep, out and back."""
-        return 2 * sum(max(0.0, held - self.room) for held in self.at_layers)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -214,8 +198,8 @@ class Waiting:
                 "memory",
                 f"the {2 * self.samples} rows of {self.samples} samples hold up to "
                 f"{self.widest / 1e9:.1f} GB while a layer is solved, and the {device} has "
-                f"{self.room / 1e9:.1f} GB for them. About {2 * self.elsewhere} rows wait in "
-                f"{where}: {self.copied / 1e9:.0f} GB are copied, about "
+                f"{self.room / 1e9:.1f} GB for them. The rest waits in {where}: "
+                f"{self.copied / 1e9:.0f} GB are copied, about "
                 f"{_spoken(self.copied / speed)}. To save that, lower resolution first, "
                 f"then {called('trajectories')}",
             ),
@@ -243,12 +227,14 @@ def foresee(
 
     Args:
         room: Bytes that they may hold on the device.
-        parking: Counts what rows hold; None: all that counts on the model's device.
+        parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
+            the model's device.
     """
-    counting = parking or Parking(network.modules.values(), budget=sys.maxsize)
+    counting = parking or Parking(network.modules.values(), budget=room // samples)
     held = held_bytes(network, [row, row], paths, counting)
-    at_layers = [samples * of_one for of_one in held.values()]
-    waiting = Waiting(samples, at_layers, room, counting.is_in_file)
+    widest = samples * max(held.values(), default=0)
+    copied = samples * counting.copied_bytes
+    waiting = Waiting(samples, widest, room, copied, counting.is_in_file)
     logger.info(
         "%d rows wait at %d layers and hold up to %.2f GB there, counted on one sample; room for "
         "them: %.2f GB; to be copied: %.0f GB",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import sys
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -65,21 +66,29 @@ def run_in_lockstep(
     """
     lets = [_Worker(worker, parking) for worker in workers]
     modes = _torch_modes()
-    try:
-        while True:
-            if parking is not None:
-                parking.new_round(len(lets))
-            places = [let.go_on(modes) for let in lets]
-            ended = [let.dead for let in lets]
-            if all(ended):
-                return places
-            if any(ended) or any(place != places[0] for place in places):
-                raise CalibrationError(_disagreement(places, ended))
-            on_arrival(places[0])
-    finally:
-        for let in lets:
-            let.unwind()
-        _set_torch_modes(modes)
+    with nullcontext() if parking is None else parking.told_of_returns(_returned):
+        try:
+            while True:
+                if parking is not None:
+                    parking.new_round(len(lets))
+                places = [let.go_on(modes) for let in lets]
+                ended = [let.dead for let in lets]
+                if all(ended):
+                    return places
+                if any(ended) or any(place != places[0] for place in places):
+                    raise CalibrationError(_disagreement(places, ended))
+                on_arrival(places[0])
+        finally:
+            for let in lets:
+                let.unwind()
+            _set_torch_modes(modes)
+
+
+def _returned(module: nn.Module) -> None:
+    """Bring back what the frames need that go on, since a module's call returns to them."""
+    worker = getcurrent()
+    if isinstance(worker, _Worker):
+        worker.bring_back(module)
 
 
 @torch.no_grad()
@@ -124,31 +133,32 @@ class _Worker(greenlet):
         self.gr_context = contextvars.copy_context()
         self.inference_mode = torch.is_inference_mode_enabled()
         self.parking = parking
-        self.parked: Parked | None = None
+        self.parked = Parked()
 
     def go_on(self, modes: _Modes) -> Any:
         """Run up to the next pause or to the end, and return the place or the worker's return
         value.
         """
-        self._bring_back()
+        self.bring_back(None)
         place = self.switch()
         _set_torch_modes(modes)
         if self.parking is not None and not self.dead:
-            self.parked = self.parking.park(self.gr_frame)
+            self.parking.park(self.gr_frame, self.parked)
         return place
 
     def unwind(self) -> None:
         """Bring back parked tensors, and end a paused worker, so that its frames and their tensors
         are freed.
         """
-        self._bring_back()
+        for module in (None, *self.parked.waiting):
+            self.bring_back(module)
         if self:
             self.throw(GreenletExit)
 
-    def _bring_back(self) -> None:
-        if self.parking is not None and self.parked is not None:
-            self.parking.bring_back(self.parked)
-            self.parked = None
+    def bring_back(self, module: nn.Module | None) -> None:
+        """Bring back what is needed when a module's call returns; None: when this goes on."""
+        if self.parking is not None:
+            self.parking.bring_back(self.parked, module)
 
 
 # Whether gradients are on, and of each kind of device whether autocast is, and to what.

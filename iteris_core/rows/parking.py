@@ -1,13 +1,15 @@
-"""Moves tensors of paused chunks elsewhere, and back before the chunk goes on.
+"""Moves tensors of paused chunks elsewhere, and back before they are needed.
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
-they do not fit. Then chunks wait on the device as long as their room lasts, and the tensors of the
-others wait in the host's memory or, where the model runs on the host itself, in a file. The forward
-call does not notice: each tensor keeps its identity, only its storage is emptied and filled again.
+they do not fit. Then what is needed last waits in the host's memory or, where the model runs on the
+host itself, in a file. The forward call does not notice: each tensor keeps its identity, only its
+storage is emptied and filled again.
 
 What a chunk holds is in the local variables of its paused frames, and is counted there, not
-estimated. At most layers the first chunk shows that all have room, so that the others are not
-looked at.
+estimated. What the frames of an outer module hold, a skip connection or a residual, is not needed
+before the module that they have called returns: it goes first, and stays out until then. What the
+innermost frames hold goes where the budget has no room for it, and is back when the chunk goes on.
+At most layers the first chunk shows that all have room, so that the others are not looked at.
 
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
 everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
@@ -22,9 +24,11 @@ import os
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, is_dataclass
+from functools import partial
+from types import CellType, FrameType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +41,7 @@ _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _NESTING = 3
 _PAGE = 1 << 20  # bytes of a file
+_CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
 
@@ -54,14 +59,23 @@ class Store(Protocol):
 
 
 class HostMemory:
-    """Contents wait in the host's memory."""
+    """Contents wait in the host's memory; a GPU's in pages that are locked, which it copies by
+    itself, in the order of its other work, while Python goes on.
+    """
 
     def write(self, storage: torch.UntypedStorage) -> Tensor:
-        return _bytes_of(storage).to("cpu", copy=True)
+        content = _bytes_of(storage)
+        return _room_on_host(content).copy_(content, non_blocking=True)
 
     def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
         storage.resize_(content.numel())
-        storage.copy_(content.untyped_storage())
+        _bytes_of(storage).copy_(content, non_blocking=True)
+
+
+def _room_on_host(content: Tensor) -> Tensor:
+    with suppress(RuntimeError):  # the system lets no more pages be locked
+        return torch.empty(content.shape, dtype=content.dtype, pin_memory=content.is_cuda)
+    return torch.empty(content.shape, dtype=content.dtype)
 
 
 @dataclass(frozen=True)
@@ -142,15 +156,18 @@ def _folder() -> str:
 
 @dataclass
 class Parked:
-    """A paused chunk.
+    """A chunk that is or was paused.
 
     Args:
-        contents: Storages that are empty for the time being, and their contents in the store.
-        staying: Bytes of the chunk that stay on the device.
+        waiting: Module -> storages that are empty until its call returns, and their contents in the
+            store; under None, until the chunk goes on.
+        staying: Bytes of the chunk that stay on the device while it is paused.
     """
 
-    contents: list[tuple[torch.UntypedStorage, Any]]
-    staying: int
+    waiting: dict[nn.Module | None, list[tuple[torch.UntypedStorage, Any]]] = field(
+        default_factory=dict
+    )
+    staying: int = 0
 
 
 class Parking:
@@ -158,10 +175,14 @@ class Parking:
 
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
-        budget: Bytes that paused chunks may hold on the device together. A chunk beyond it waits
+        budget: Bytes that paused chunks may hold on the device together. What is beyond it waits
             elsewhere.
         store: Where; None: in the host's memory, or in a file if the rows run there.
         smallest: Bytes of the smallest storage that is worth a copy.
+
+    Attributes:
+        held_bytes: Bytes that paused chunks hold, wherever.
+        copied_bytes: Bytes that were copied so far, out and back.
     """
 
     def __init__(
@@ -176,17 +197,17 @@ class Parking:
         self.budget = budget
         self.store = store
         self.smallest = smallest
+        self.held_bytes = 0
+        self.copied_bytes = 0
         self._device: str | None = None  # None: any
         self._staying_bytes = 0
-        self._uncounted = 1  # chunks of this round, as long as none of them was counted; then 0
+        self._chunks = 1  # of this round
+        self._looked_at = 0  # of them, so far
+        self._left_bytes = 0  # that those leave on the device
         self._each: int | None = None  # bytes of each chunk of this round, where all have room
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that paused chunks hold on the device."""
-        return self._staying_bytes
+        self._calling = frozenset(m for m in self.modules if next(m.children(), None) is not None)
 
     @property
     def is_in_file(self) -> bool:
@@ -197,11 +218,26 @@ class Parking:
         """Park the tensors of this device alone, from now on."""
         self._device = device.type
 
+    @contextmanager
+    def told_of_returns(self, returned: Callable[[nn.Module], None]) -> Iterator[None]:
+        """Call a function with each module that calls others, when its own call returns."""
+        handles = [
+            module.register_forward_hook(lambda m, *_: returned(m), prepend=True, always_call=True)
+            for module in self._calling
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def new_round(self, chunks: int) -> None:
         """Rebuild what stays when the first chunk of this round is parked."""
         self._lasting = None
-        self._uncounted = chunks
         self._each = None
+        self._chunks = chunks
+        self._looked_at = 0
+        self._left_bytes = 0
 
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
@@ -213,57 +249,91 @@ class Parking:
         self._kept += [weakref.ref(tensor) for tensor in found]
         self._lasting = None
 
-    def park(self, frame: FrameType | None) -> Parked:
-        """Empty the storages of all device tensors in a paused frame and the frames that called
-        it, if the budget has no room for them.
+    def park(self, frame: FrameType | None, parked: Parked) -> None:
+        """Empty the storages of device tensors in a paused frame and the frames that called it,
+        as far as the budget has no room for them; the outermost first.
 
         Raises:
             CalibrationError: A tensor that waits already: another chunk holds it, too; or the file
                 cannot be written.
         """
         if self._each is not None:
-            self._staying_bytes += self._each
-            return Parked([], self._each)
-        found = self._storages_in(frame)
-        total = sum(storage.nbytes() for storage in found)
-        if self._uncounted and _LARGER * total * self._uncounted <= self.budget:
+            self._leave(parked, self._each)
+            return
+        found = self._storages_in(frame, parked)
+        total = sum(storage.nbytes() for storage, _ in found)
+        is_all_here = self._looked_at == 0 and self.held_bytes == self._staying_bytes
+        if is_all_here and _LARGER * total * self._chunks <= self.budget:
             self._each = total
-        self._uncounted = 0
-        if self._staying_bytes + total <= self.budget:
-            self._staying_bytes += total
-            return Parked([], total)
-        if self.store is None:
-            self.store = PagedFile() if self.is_in_file else HostMemory()
-        parked = Parked([], 0)
-        for storage in found:
-            parked.contents.append((storage, self.store.write(storage)))
-            storage.resize_(0)
-        logger.debug("%d bytes of a paused chunk wait elsewhere", total)
-        return parked
+            self._leave(parked, total)
+            return
+        # its share of what the chunks before it have left, and never more than there is
+        share = (self.budget - self._left_bytes) // max(1, self._chunks - self._looked_at)
+        room = min(share, self.budget - self._staying_bytes)
+        self._looked_at += 1
+        before = self.copied_bytes
+        for storage, module in found:
+            size = storage.nbytes()
+            if parked.staying + size <= room:
+                self._leave(parked, size)
+            else:
+                self._write(storage, parked.waiting.setdefault(module, []))
+        if self.copied_bytes > before:
+            logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
+        self._left_bytes += parked.staying
 
-    def bring_back(self, parked: Parked) -> None:
-        """Fill the storages of a chunk again, before it goes on.
+    def bring_back(self, parked: Parked, module: nn.Module | None = None) -> None:
+        """Fill the storages of a chunk again that are needed when a module's call returns, or when
+        the chunk goes on.
 
         Raises:
             CalibrationError: The file cannot be read.
         """
-        self._staying_bytes -= parked.staying
-        parked.staying = 0
-        while parked.contents:
+        if module is None:
+            self._staying_bytes -= parked.staying
+            self.held_bytes -= parked.staying
+            parked.staying = 0
+        contents = parked.waiting.pop(module, [])
+        while contents:
             assert self.store is not None
-            storage, content = parked.contents.pop()
+            storage, content = contents.pop()
             self.store.read(content, storage)
+            self.held_bytes -= storage.nbytes()
+            self.copied_bytes += storage.nbytes()
 
-    def _storages_in(self, frame: FrameType | None) -> list[torch.UntypedStorage]:
-        """Return the storages that nothing else uses, of a paused frame and those that called
-        it.
+    def _leave(self, parked: Parked, size: int) -> None:
+        parked.staying += size
+        self._staying_bytes += size
+        self.held_bytes += size
+
+    def _write(
+        self, storage: torch.UntypedStorage, waiting: list[tuple[torch.UntypedStorage, Any]]
+    ) -> None:
+        if self.store is None:
+            self.store = PagedFile() if self.is_in_file else HostMemory()
+        waiting.append((storage, self.store.write(storage)))
+        self.held_bytes += storage.nbytes()
+        self.copied_bytes += storage.nbytes()
+        storage.resize_(0)
+
+    def _storages_in(
+        self, frame: FrameType | None, parked: Parked
+    ) -> list[tuple[torch.UntypedStorage, nn.Module | None]]:
+        """Return the storages that nothing else uses, of a paused frame and those that called it,
+        and the module whose return lets the frames go on that hold them; innermost first.
         """
         staying = self._staying()
+        elsewhere = {s._cdata for part in parked.waiting.values() for s, _ in part}
+        callers: list[nn.Module | None] = [None]
+        needed: dict[int, int] = {}  # when: number of a caller
         found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
-            for tensor in _tensors_in(list(frame.f_locals.values()), _NESTING):
+            values = list(frame.f_locals.values())
+            for tensor in _tensors_within_reach(values, _NESTING):
+                needed.setdefault(_key(tensor), len(callers) - 1)
+            for tensor in _tensors_in(values, _NESTING):
                 key = _key(tensor)
-                if self._stays(tensor) or key in staying or key in found:
+                if key in found or key in staying or key in elsewhere or self._stays(tensor):
                     continue
                 storage = tensor.untyped_storage()
                 if tensor.numel() and not storage.nbytes():
@@ -274,8 +344,11 @@ class Parking:
                     )
                 if storage.nbytes() >= self.smallest:
                     found[key] = storage
+            if frame.f_code is _CALL and frame.f_locals["self"] in self._calling:
+                callers.append(frame.f_locals["self"])
             frame = frame.f_back
-        return list(found.values())
+        order = sorted(found, key=needed.__getitem__)
+        return [(found[key], callers[needed[key]]) for key in order]
 
     def _stays(self, tensor: Tensor) -> bool:
         """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
@@ -333,6 +406,26 @@ def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, list | tuple):
         for part in value:
             yield from _tensors_in(part, depth - 1)
+
+
+def _tensors_within_reach(value: Any, depth: int) -> Iterator[Tensor]:
+    """Yield the tensors that code with this variable may use: in containers and closures."""
+    if isinstance(value, Tensor):
+        yield from _tensors_in(value, 0)
+    elif depth:
+        parts: Iterable[Any] = ()
+        if isinstance(value, list | tuple | set):
+            parts = value
+        elif isinstance(value, Mapping):
+            parts = list(value.values())
+        elif isinstance(value, FunctionType):
+            parts = [c.cell_contents for c in value.__closure__ or () if c != CellType()]
+        elif isinstance(value, partial):
+            parts = (value.func, *value.args, *value.keywords.values())
+        elif is_dataclass(value):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _tensors_within_reach(part, depth - 1)
 
 
 def _tensors_held_by(value: Any, depth: int) -> Iterator[Tensor]:

@@ -77,14 +77,64 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked):
     assert_same(swept(net, adapters, tasks, all_of_them, samples_per_chunk=1), expected)
     copied[0] = sum(parked())
     assert len(parked()) == chunks * len(net.targets)
+    held = held_bytes(net.network(), two_rows(tasks), net.targets, count_all(net))
     for share in (0.3, 0.6, 1.0):
         before = len(parked())
-        budget = int(share * chunks * max(parked()))
+        budget = int(share * chunks * (max(held.values()) + 3 * 8 * toy.TOKENS))  # and codes
         parking = Parking(modules, budget=budget, store=HostMemory(), smallest=1)
         assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
         copied[share] = sum(parked()[before:])
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
+
+
+class Calls(torch.nn.Module):
+    """A module that holds a skip while another works, as a UNet does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, more):
+        skip = 2 * x
+        options = {"seen": 3 * x}  # which the inner one reads
+        seen = options["seen"]
+        return self.inner(x + 1, options) + skip + seen
+
+
+class Works(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.child = torch.nn.Identity()
+
+    def forward(self, x, more):
+        for place in range(3):
+            x = x + 1 + more.get("seen", 0)
+            pause(place)
+        return x
+
+
+@pytest.mark.parametrize("budget", [0, 2 * 64, 1 << 20])
+def test_what_an_outer_module_holds_waits_until_the_inner_ones_return(budget):
+    """Eight numbers each. Three are copied every time: the inner module's x, the one that it was
+    called with, and what it reads in the options. Four are copied once.
+    """
+    network = Calls(Calls(Works()))
+    parking = Parking(network.modules(), budget=budget, store=HostMemory(), smallest=1)
+    x = torch.arange(8).double()
+    parking.keep(x)
+    [found] = run_in_lockstep([lambda: network(x, {})], lambda place: None, parking)
+    assert torch.equal(found, network_of_numbers(x))
+    assert toy.hook_count(network) == 0 and parking.held_bytes == 0
+    copied = {0: 3 * 3 + 4, 2 * 64: 3 * 1 + 4, 1 << 20: 0}
+    assert parking.copied_bytes == 2 * 64 * copied[budget]
+
+
+def network_of_numbers(x):
+    def inner(x, seen):
+        return x + 3 * (1 + seen)
+
+    return inner(x + 2, 3 * (x + 1)) + 2 * (x + 1) + 3 * (x + 1) + 2 * x + 3 * x
 
 
 def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
@@ -99,10 +149,12 @@ def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
 
     parking = Parking([], budget=1000, store=HostMemory(), smallest=1)
     answers = run_in_lockstep(
-        [work] * 4, lambda place: seen.append((place, parking.held_bytes)), parking
+        [work] * 4,
+        lambda place: seen.append((place, parking.held_bytes, parking.copied_bytes)),
+        parking,
     )
-    # 4 x 64 bytes are less than half of the budget; of 4 x 576 one fits
-    assert seen == [("small", 4 * 64), ("large", 576)]
+    # 4 x 64 bytes are less than half of the budget; next to the small ones, one large one fits
+    assert seen == [("small", 4 * 64, 0), ("large", 4 * 576, 3 * 512)]
     assert answers == [72.0] * 4 and parking.held_bytes == 0
 
 
