@@ -161,8 +161,10 @@ class Counted:
     def waiting(self, room: Room, loras: int) -> Waiting:
         """Return what waits, and where."""
         samples = self.case.samples(loras)
-        copied = samples * self.copied(room.waiting_bytes // samples)
-        return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)
+        widest = samples * self.widest
+        fits = widest <= room.waiting_bytes
+        copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples)
+        return Waiting(samples, widest, room.waiting_bytes, copied)
 
 
 class FlashAttention(TorchFunctionMode):
