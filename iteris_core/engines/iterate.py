@@ -62,7 +62,7 @@ def iterate(
 
     def attempt(samples_per_chunk: int) -> EngineResult:
         smaller = problem.with_settings(samples_per_chunk=samples_per_chunk)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             return _iterate(smaller, solver_at, listener)
 
     return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the iteration")

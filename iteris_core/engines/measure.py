@@ -345,14 +345,12 @@ class Measurement:
         """Solve the layer once all rows have been added.
 
         Raises:
-            CalibrationError: A shared input that changed after it was measured.
             SolveError: No usable solution; with the layer's path.
         """
         with exact_products(self.place.sums):
             return self._solved(solver)
 
     def _solved(self, solver: LayerSolver) -> SolvedLayer:
-        self.input.check_unchanged(self.path)
         config = self.problem.config
         layer = LayerProblem(
             self.deltas,

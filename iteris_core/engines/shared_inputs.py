@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..algebra.statistics import InputMoments
@@ -23,22 +22,23 @@ class _Seen:
     """A tensor that was measured.
 
     Args:
-        version: Count of its in-place changes; -1 in inference mode, where there is none.
-        checksum: Sum of the tensor, where there is no version.
+        version: Count of its in-place changes.
     """
 
     reference: weakref.ref[Tensor]
     version: int
-    checksum: Tensor | None
 
     @classmethod
     def of(cls, x: Tensor) -> _Seen:
-        if x.is_inference():
-            return cls(weakref.ref(x), -1, _checksum(x))
-        return cls(weakref.ref(x), x._version, None)
+        return cls(weakref.ref(x), _version(x))
 
     def is_still(self, x: Tensor) -> bool:
-        return self.reference() is x and (self.checksum is not None or self.version == x._version)
+        return self.reference() is x and self.version == _version(x)
+
+
+def _version(x: Tensor) -> int:
+    # engines leave inference mode, and nothing can change its tensors in place outside of it
+    return -1 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ class LayerInput:
     shared: SharedInput
     is_first: bool
     _arrived: int = field(default=0, init=False)
-    _changed: Tensor | None = field(default=None, init=False)  # on the device
 
     def arrive(self, x: Tensor, path: str) -> None:
         """Take note of the next chunk's tensor.
@@ -127,24 +126,3 @@ class LayerInput:
                 "another: the forward passes took different ways. Every sample has to run through "
                 "the same layers in the same order"
             )
-        if seen.checksum is not None:
-            same = torch.isclose(_checksum(x), seen.checksum, rtol=0, atol=0, equal_nan=True)
-            self._changed = ~same if self._changed is None else self._changed | ~same
-
-    def check_unchanged(self, path: str) -> None:
-        """Refuse an input that was changed in place after it was measured; waits for the device.
-
-        Raises:
-            CalibrationError: The input changed in torch's inference mode, where only its sum shows
-                it.
-        """
-        if self._changed is not None and bool(self._changed):
-            raise CalibrationError(
-                f"layer {path!r} reads a tensor that was changed in place after an earlier "
-                "layer had read it, in torch's inference mode, where such changes leave no trace; "
-                "run the merge under torch.no_grad() instead"
-            )
-
-
-def _checksum(x: Tensor) -> Tensor:
-    return torch.stack([x.sum(dtype=torch.float32), x.abs().sum(dtype=torch.float32)]).sum()

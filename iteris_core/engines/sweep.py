@@ -89,7 +89,8 @@ def sweep(
         state = _Sweep(
             problem, solver_at, listener, parking if len(own) > 1 else None, solved, bool(own)
         )
-        with problem.processes.together():
+        # there torch keeps no count of changes in place, which tell layers that share an input
+        with problem.processes.together(), torch.inference_mode(False):
             return state.run(chunks, own)
 
     return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
