@@ -132,6 +132,15 @@ def stack(
     return Stacked(LowRankDelta(torch.cat(ups, dim=1), torch.cat(downs, dim=0)), slices)
 
 
+def sums_of_parts(matrix: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+    """Return the sums over neighbours of these numbers along a dimension, (..., parts, ...).
+
+    >>> sums_of_parts(torch.tensor([1.0, 2.0, 3.0]), [1, 2], 0)
+    tensor([1., 5.])
+    """
+    return torch.stack([part.sum(dim) for part in torch.split(matrix, list(sizes), dim)], dim)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One LoRA.

@@ -22,8 +22,10 @@ _USED = 0.8  # of what is free besides the model; the rest is for what no estima
 def moved(
     tensor: Tensor, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return a tensor on a device and in a dtype, cast on the CPU: not every device has float64."""
-    if tensor.device.type == "cpu":
+    """Return a tensor on a device and in a dtype, cast where fewer bytes are copied: so a device
+    without float64 never has any.
+    """
+    if dtype is not None and dtype.itemsize < tensor.dtype.itemsize:
         return tensor.to(dtype=dtype).to(device=device)
     return tensor.to(device=device).to(dtype=dtype)
 
@@ -103,9 +105,9 @@ def has_slow_float64(device: torch.device) -> bool:
     return capability not in _FAST_FLOAT64
 
 
-# From this width on, a layer's solve on a CPU is faster by a fifth to a third in float32
-# (docs/why.md); below, little is gained.
-_WIDE_ON_CPU = 1024
+# From this width on, a layer's solve on a CPU is faster by a fifth to a third in float32; below,
+# little is gained.
+_WIDE_ON_CPU = 512
 
 
 def in_float32(factorisation: str, device: torch.device, width: int) -> bool:

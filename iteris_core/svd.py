@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -43,16 +45,23 @@ def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         found = torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
-    return found if all(bool(torch.isfinite(part).all()) for part in found) else None
+    finite = torch.stack([torch.isfinite(part).all() for part in found])
+    return found if bool(finite.all()) else None
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     """Return a random orthogonal (m, m) matrix, the same one at every call."""
     size = len(matrix)
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    turn: Tensor = torch.linalg.qr(numbers.to(matrix)).Q
+    turn: Tensor = torch.linalg.qr(random_columns(size, size, matrix.dtype, matrix.device)).Q
     return turn
+
+
+@lru_cache(maxsize=8)
+def random_columns(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return normally distributed numbers, (rows, columns), always the same; not to be modified."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return numbers.to(device, dtype)
 
 
 def _why_not_found(matrix: Tensor) -> str:

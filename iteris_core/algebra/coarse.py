@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..svd import random_columns
 from .system import System, cholesky
 
 # Random vectors that L is tested on, and how far L^-1 S L^-T may be from 1 on them.
@@ -44,9 +45,7 @@ def factorise_coarsely(matrix: Tensor) -> System:
     scaled = (matrix * scale).mul_(scale[:, None]).float()
     factor, failed_at = cholesky(scaled)
     system = System(scale, factor)
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(len(matrix), _PROBES, generator=generator, dtype=torch.float64)
-    probes = probes.to(matrix.device)
+    probes = random_columns(len(matrix), _PROBES, matrix.dtype, matrix.device)
     seen = system.half(matrix @ system.other_half(probes))
     # false for what is not finite, too
     is_near = (seen - probes).norm() <= _FARTHEST * probes.norm()

@@ -22,11 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..adapters import sums_of_parts
 from .layer import LayerProblem, TaskAtLayer
 
 # Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
@@ -44,100 +45,88 @@ def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
     return tasks
 
 
+class RightSides(NamedTuple):
+    """The right sides of a layer's system, or what a linear map makes of them.
+
+    Args:
+        thin: ``[D_1 | ... | D_K]``, (d_in, R).
+        drift: ``sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
+        seen: C_k of all `own_tasks`, side by side, (d_in, n).
+    """
+
+    thin: Tensor
+    drift: Tensor | None
+    seen: Tensor
+
+    def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
+        """Return what a linear map makes of all of them."""
+        drift = None if self.drift is None else map_of(self.drift)
+        return RightSides(map_of(self.thin), drift, map_of(self.seen))
+
+
 @dataclass(frozen=True)
 class LinearAnswer:
     """A layer's answer as a linear function of c: ``half(c) = (thin * c) up^T + drift``.
 
     Args:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
-        halved: Right side (d_in, n) -> ``L^-1`` of it, with S = L L^T; or its coordinates ``V^T``
-            of it, with ``V^T S V = 1``, for the best answer that V spans.
-        thin: That of ``[D_1 | ... | D_K]``, (d_in, R).
-        drift: That of ``sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
+        sides: ``L^-1`` of the right sides, with S = L L^T; or their coordinates ``V^T`` of them,
+            with ``V^T S V = 1``, for the best answer that V spans.
     """
 
     layer: LayerProblem
-    halved: Callable[[Tensor], Tensor]
-    thin: Tensor
-    drift: Tensor | None
+    sides: RightSides
 
-    @cached_property
-    def taught(self) -> dict[int, tuple[TaskAtLayer, Tensor]]:
-        """Adapter index -> its own task, and ``L^-1 C_k``, (d_in, rank of the task's mix)."""
-        return {
-            k: (task, self.halved(task.statistics.cross))
-            for k, task in own_tasks(self.layer).items()
-        }
+    def within(self, basis: Tensor) -> LinearAnswer:
+        """Return the answer that is cut to orthonormal columns (d_in, r), in their coordinates."""
+        return LinearAnswer(self.layer, self.sides.under(lambda side: basis.T @ side))
 
-    def scales(self, basis: Tensor | None = None) -> Tensor:
-        """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
-
-        Args:
-            basis: Orthonormal columns (d_in, r) that the answer is cut to; None: it is not cut.
-        """
-        columns = self.layer.together.delta.up.new_ones(self.thin.shape[1])
+    def scales(self) -> Tensor:
+        """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled."""
+        columns = self.layer.together.delta.up.new_ones(self.sides.thin.shape[1])
         most = self.layer.config.largest_gain
-        if not self.taught or most == 1:
+        tasks = own_tasks(self.layer)
+        if not tasks or most == 1:
             return columns
-        thin = _within(basis, self.thin)
-        drift = None if self.drift is None else _within(basis, self.drift)
-        rows = []
-        acts = []
-        for task, seen in self.taught.values():
-            parts, rest = self._effects(task, _within(basis, seen), thin, drift)
-            energy = task.delta_energy()
-            does = energy > 0
-            safe = torch.where(does, energy, 1.0)
-            others = sum((parts[j] for j in parts if j not in self.taught), start=rest)
-            rows.append(torch.stack([*(parts[j] for j in self.taught), safe - others]) / safe)
-            acts.append(does)
+        energy = torch.stack([task.taught for task in tasks.values()])
+        acts = energy > 0
+        safe = torch.where(acts, energy, 1.0)
+        parts, rest = self._effects(list(tasks.values()))
+        places = {k: place for place, k in enumerate(self.layer.deltas)}
+        own = torch.stack([parts[:, places[k]] for k in tasks], dim=1)
+        others = parts.sum(1) - own.sum(1) + rest
         # an adapter that does nothing here is left as it is
-        acting = torch.stack(acts)
-        equations = torch.where(acting[:, None], torch.stack(rows), 0.0)
-        equations[:, :-1] = torch.where(acting, equations[:, :-1], 0.0)
-        numbers = equations.tolist()
+        matrix = torch.where(acts[:, None] & acts, own / safe[:, None], 0.0)
+        right = torch.where(acts, (safe - others) / safe, 0.0)
+        numbers = torch.cat([matrix, right[:, None]], dim=1).tolist()
         if not all(math.isfinite(number) for row in numbers for number in row):
             return columns  # an overflow: the solver of the layer names the cause
         found = bounded_solution([row[:-1] for row in numbers], [row[-1] for row in numbers], most)
-        for k, scale in zip(self.taught, found, strict=True):
+        for k, scale in zip(tasks, found, strict=True):
             columns[self.layer.together.slices[k]] = scale
         return columns
 
     def half(self) -> Tensor:
-        """Return ``L^T dW^T`` of the uncut answer at its gain, (d_in, d_out)."""
-        return self._half(self.scales(), self.thin, self.drift)
-
-    def cut_to(self, basis: Tensor) -> Tensor:
-        """Return ``basis^T L^T dW^T`` of the answer that is cut to a basis, at its gain there, (r,
-        d_out).
-        """
-        drift = None if self.drift is None else _within(basis, self.drift)
-        return self._half(self.scales(basis), _within(basis, self.thin), drift)
-
-    def _half(self, scales: Tensor, thin: Tensor, drift: Tensor | None) -> Tensor:
-        scaled = thin * scales.to(thin.dtype)
+        """Return the answer at its gain, (rows of `thin`, d_out)."""
+        thin, drift, _ = self.sides
+        scaled = thin * self.scales().to(thin.dtype)
         up = self.layer.together.delta.up.to(thin.dtype)
         return scaled @ up.T if drift is None else torch.addmm(drift, scaled, up.T)
 
-    def _effects(
-        self, task: TaskAtLayer, seen: Tensor, thin: Tensor, drift: Tensor | None
-    ) -> tuple[dict[int, Tensor], Tensor]:
-        """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, by its index, and
-        of the rest, 0-dim each.
+    def _effects(self, tasks: Sequence[TaskAtLayer]) -> tuple[Tensor, Tensor]:
+        """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, (own tasks,
+        adapters), and of the rest, (own tasks,).
         """
-        assert task.worn is not None  # see `own_tasks`
-        up = task.worn.delta.up
-        parts = {}
-        for j, delta in self.layer.deltas.items():
-            codes = thin[:, self.layer.together.slices[j]].T @ seen
-            parts[j] = (codes * (up.T @ delta.up).T).sum()
-        rest = seen.new_zeros(()) if drift is None else ((drift.T @ seen) * up).sum()
-        return parts, rest
-
-
-def _within(basis: Tensor | None, columns: Tensor) -> Tensor:
-    """Return the coordinates of columns in an orthonormal basis; None: as they are."""
-    return columns if basis is None else basis.T @ columns
+        thin, drift, seen = self.sides
+        worn = [task.worn.delta for task in tasks if task.worn is not None]  # all, see `own_tasks`
+        ranks = [delta.rank for delta in worn]
+        up = torch.cat([delta.up for delta in worn], dim=1)
+        codes = (seen.T @ thin) * (up.T @ self.layer.together.delta.up)
+        of_adapters = sums_of_parts(codes, [d.rank for d in self.layer.deltas.values()], 1)
+        parts = sums_of_parts(of_adapters, ranks, 0)
+        if drift is None:
+            return parts, parts.new_zeros(len(ranks))
+        return parts, sums_of_parts(((drift.T @ seen) * up).sum(0), ranks, 0)
 
 
 def bounded_solution(

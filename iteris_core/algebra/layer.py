@@ -48,8 +48,15 @@ class TaskAtLayer:
         """
         return self.weight != 0 and self.statistics.inputs.tokens > 0
 
-    def delta_energy(self) -> Tensor:
-        """Return ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim; 0 where
+    @cached_property
+    def squared_norm(self) -> Tensor:
+        """``||dW_g||^2``, 0-dim."""
+        energy = self.statistics.inputs.energy
+        return energy.new_zeros(()) if self.worn is None else self.worn.delta.squared_norm()
+
+    @cached_property
+    def taught(self) -> Tensor:
+        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim; 0 where
         the adapters of its mix cancel, or it is blind to its inputs, which leaves nothing but
         rounding.
         """
@@ -57,9 +64,10 @@ class TaskAtLayer:
             return self.statistics.inputs.energy.new_zeros(())
         up = self.worn.delta.up
         energy = ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
-        norm = _norm(self)
-        acts = norm > RELATIVE_ZERO * _norm_of_parts(self)
-        sees = energy > RELATIVE_ZERO * norm * self.statistics.inputs.energy
+        norms = self.worn.delta.up.norm(dim=0) * self.worn.delta.down.norm(dim=1)
+        # the most that the norm of the whole can be, whatever the scales of the factors are
+        acts = self.squared_norm > RELATIVE_ZERO * norms.sum().square()
+        sees = energy > RELATIVE_ZERO * self.squared_norm * self.statistics.inputs.energy
         return torch.where(acts & sees, energy, 0.0)
 
 
@@ -150,9 +158,8 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Balance:
     if balance == "full":
         return Balance(torch.stack([_full_weight(task) for task in tasks]), unlimited)
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
-    norms, taught = (
-        torch.stack([of(task) for task in tasks]) for of in (_norm, TaskAtLayer.delta_energy)
-    )
+    norms = torch.stack([task.squared_norm for task in tasks])
+    taught = torch.stack([task.taught for task in tasks])
     teaches = (norms > 0) & (taught > 0) & (counted > 0)
     own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
     over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
@@ -164,24 +171,6 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Balance:
     factor = torch.where(teaches.any(), factor, 1.0)
     is_blind = (norms > 0) & (taught <= 0) & (counted > 0)
     return Balance(torch.where(teaches, own, factor * isotropic), is_above | is_blind)
-
-
-def _norm(task: TaskAtLayer) -> Tensor:
-    """Return ``||dW_g||^2``, 0-dim."""
-    energy = task.statistics.inputs.energy
-    return energy.new_zeros(()) if task.worn is None else task.worn.delta.squared_norm()
-
-
-def _norm_of_parts(task: TaskAtLayer) -> Tensor:
-    """Return ``(sum_r ||up_r|| ||down_r||)^2`` over the ranks of what the teacher wears, 0-dim: the
-    most that `_norm` can be, whatever the scales of the factors are.
-    """
-    energy = task.statistics.inputs.energy
-    if task.worn is None:
-        return energy.new_zeros(())
-    delta = task.worn.delta
-    norms: Tensor = delta.up.norm(dim=0) * delta.down.norm(dim=1)
-    return norms.sum().square()
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

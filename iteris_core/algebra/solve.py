@@ -21,8 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
@@ -30,7 +30,7 @@ from ..devices import in_float32
 from ..errors import SolveError
 from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, exact_directions, factorise_coarsely
-from .gain import LinearAnswer
+from .gain import LinearAnswer, RightSides, own_tasks
 from .layer import LayerProblem
 from .system import System, factorise
 
@@ -78,38 +78,21 @@ def _answer(
     Raises:
         TooCoarseError: An error of `exactly`.
     """
-    uncut = LinearAnswer(layer, system.half, *sides.under(system.half))
+    uncut = LinearAnswer(layer, sides.under(system.half))
 
     def refit(basis: Tensor) -> LowRankDelta:
         if exactly is None:
-            return LowRankDelta(uncut.cut_to(basis).T, system.other_half(basis).T)
+            return LowRankDelta(uncut.within(basis).half().T, system.other_half(basis).T)
         directions = exactly(basis)
-
-        def within(right: Tensor) -> Tensor:
-            return directions.T @ right
-
-        answer = LinearAnswer(layer, within, *sides.under(within))
+        answer = LinearAnswer(layer, sides.under(lambda side: directions.T @ side))
         return LowRankDelta(answer.half().T, directions.T)
 
     cut = Cut(system, lambdas, layer.config, layer.rank, refit)
     together = layer.together.delta
     if sides.drift is not None:
         return dense_answer(cut, uncut.half(), together.rank)
-    half = uncut.thin * uncut.scales()
+    half = uncut.sides.thin * uncut.scales()
     return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
-
-
-class RightSides(NamedTuple):
-    """``[D_1 | ... | D_K]``, (d_in, R), and for the full-output target ``sum_g lam_g drift_g``,
-    (d_in, d_out).
-    """
-
-    thin: Tensor
-    drift: Tensor | None
-
-    def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
-        """Return what a linear map makes of both."""
-        return RightSides(map_of(self.thin), None if self.drift is None else map_of(self.drift))
 
 
 def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
@@ -140,4 +123,5 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
             drift.addcmul_(task.statistics.drift, lam)
             if layer.base_weight is not None:
                 drift += lam * (nu - mu) * layer.base_weight.T
-    return RightSides(thin, drift)
+    crosses = [task.statistics.cross for task in own_tasks(layer).values()]
+    return RightSides(thin, drift, torch.cat([thin[:, :0], *crosses], dim=1))

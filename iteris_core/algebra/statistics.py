@@ -22,16 +22,19 @@ from ..processes import Processes
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
 TOKENS_PER_PRODUCT = 2048
-# Columns of a symmetric product that are computed together: wide enough for a fast product, narrow
-# enough to skip much.
+# Columns of a symmetric product that a CPU computes together: wide enough for a fast product,
+# narrow enough to skip much. A GPU is faster with whole products.
 BLOCK = 256
-# Entries of a product that are made at once: few enough that caches hold them until they are added.
+# Entries of a product that a CPU makes at once: few enough that caches hold them until they are
+# added.
 _ENTRIES_AT_ONCE = 1 << 20
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a^T b`` to a float64 total, from short products in the precision of a and b."""
     step = max(BLOCK, _ENTRIES_AT_ONCE // max(1, b.shape[1]))
+    if a.device.type != "cpu":
+        step = max(1, a.shape[1])
     for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
         part = slice(start, start + TOKENS_PER_PRODUCT)
         for first in range(0, a.shape[1], step):
@@ -45,6 +48,9 @@ def add_square(total: Tensor, rows: Tensor) -> None:
 
     Blocks are `BLOCK` columns wide. With many of them that is half the work of the whole product.
     """
+    if rows.device.type != "cpu":
+        add_product(total, rows, rows)
+        return
     for start in range(0, rows.shape[1], BLOCK):
         add_product(
             total[start : start + BLOCK, start:], rows[:, start : start + BLOCK], rows[:, start:]

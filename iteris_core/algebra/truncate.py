@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..svd import svd
+from ..svd import random_columns, svd
 
 _OVERSAMPLING = 16
 _POWER_STEPS = 4
+_SHIFT = 1e-14  # of products of columns, relative to their squared norms
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,42 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     """Return the first singular triplets of a dense (d_in, d_out) matrix, float64 of any precision.
 
     By a randomised SVD (Halko, Martinsson, Tropp 2011, algorithm 4.4) where that is cheaper than a
-    whole one.
+    whole one. Its core is small: the squares of its values are those of a symmetric matrix, which
+    the CPU decomposes. That costs digits of values below 1e-8 of the first alone.
     """
     total = half.square().sum()
     smaller = min(half.shape)
     if count + _OVERSAMPLING > smaller // 3:
         u, values, vh = svd(half)
         return _of_float64(u[:, :count], values[:count], vh[:count].T, total)
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(
-        half.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64
-    ).to(half)
-    basis = torch.linalg.qr(_times(half, probes))[0]
+    probes = random_columns(half.shape[1], count + _OVERSAMPLING, half.dtype, half.device)
+    basis = _orthonormal(_times(half, probes))
     for _ in range(_POWER_STEPS):
-        basis = torch.linalg.qr(_times(half, torch.linalg.qr(_times(half.T, basis))[0]))[0]
-    u, values, vh = svd(basis.T @ half)
-    return _of_float64((basis @ u)[:, :count], values[:count], vh[:count].T, total)
+        basis = _orthonormal(_times(half, _orthonormal(_times(half.T, basis))))
+    basis = _orthonormal(basis)
+    core = (basis.T @ half).double()
+    u, squares, _ = (part.to(half.device) for part in svd((core @ core.T).cpu()))
+    u = u[:, :count]
+    values = squares[:count].sqrt()
+    right = core.T @ u / values.clamp_min(torch.finfo(torch.float64).tiny)
+    return Spectrum(basis.double() @ u, values, right, total.double())
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Return orthonormal columns of the same span, by a Cholesky factor of their products, which a
+    GPU finds many times faster than reflections.
+
+    One pass leaves an error of the square of their condition, a second one none. A shift keeps the
+    products positive definite, so that directions below 1e-7 of the longest stay short (Fukaya et
+    al. 2020, arXiv:1809.11085).
+    """
+    exact = columns.double()
+    products = exact.T @ exact
+    shift = _SHIFT * products.trace() + torch.finfo(torch.float64).tiny
+    products.diagonal().add_(shift)
+    factor, _ = torch.linalg.cholesky_ex(products)
+    found: Tensor = torch.linalg.solve_triangular(factor.T, exact, upper=True, left=False)
+    return found.to(columns.dtype)
 
 
 def _of_float64(*parts: Tensor) -> Spectrum:

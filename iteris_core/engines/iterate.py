@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -85,10 +85,7 @@ def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> Engin
         if changes[-1] <= config.tolerance or len(changes) >= different_inputs:
             break
     answers = _Pass(problem, chunks, merged).run()
-    on_cpu = {
-        path: replace(layer, saved=layer.saved.to(device="cpu")) for path, layer in solved.items()
-    }
-    return EngineResult(on_cpu, outputs_by_task(problem.tasks, chunks, answers), tuple(changes))
+    return EngineResult(solved, outputs_by_task(problem.tasks, chunks, answers), tuple(changes))
 
 
 def _solve_all(

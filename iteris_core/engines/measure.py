@@ -364,8 +364,6 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=config.output_dtype)
-        if unusable_place(Adapter("merged", {self.path: saved})) is not None:
-            raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         names = names_of(self.problem.adapters)
         report = figures_of(
             self.path,
@@ -374,6 +372,11 @@ class Measurement:
             solution,
             saved.to(dtype=torch.float64),
         )
+        # this waits for the device, also for the figures; in a solve only its checks, `gain` and
+        # the core of a cut do so, too
+        saved = saved.to(device="cpu")
+        if unusable_place(Adapter("merged", {self.path: saved})) is not None:
+            raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)

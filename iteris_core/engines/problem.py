@@ -60,6 +60,7 @@ class SolvedLayer:
     """A layer that was solved.
 
     Args:
+        saved: The merged delta, on the CPU.
         report: Function that reads the layer's figures from the device.
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.

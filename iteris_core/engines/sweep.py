@@ -238,7 +238,7 @@ class _Sweep:
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
         stop.measurement = None  # one layer's sums at a time
-        self.solved[path] = replace(solved, saved=solved.saved.to(device="cpu"))
+        self.solved[path] = solved
         total = len(self.problem.paths)
         seconds = time.perf_counter() - start
         logger.debug("%s solved in %.3f s, %d of %d", path, seconds, len(self.solved), total)

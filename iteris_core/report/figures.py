@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from ..adapters import LowRankDelta, Stacked, stack
+from ..adapters import LowRankDelta, stack, sums_of_parts
 from ..algebra.answer import LayerSolution
 from ..algebra.layer import RELATIVE_ZERO, LayerProblem, TaskAtLayer
 from .records import Interference, LayerReport, TaskAtLayerReport
@@ -33,30 +34,28 @@ def figures_of(
         layer: Layer that was solved, with its statistics.
         merged: The delta as it will be saved, float64.
     """
-    both: dict[int | None, LowRankDelta] = {None: merged}
-    both.update(layer.deltas.items())
-    stacked = stack(both)
-    tasks = [
-        _task_figures(task, lam, limited, stacked, names)
-        for task, lam, limited in zip(
-            layer.tasks, solution.lambdas, layer.balance.limited, strict=True
-        )
-        if task.counts
-    ]
-    cut = solution.cut
-    plain_cut = solution.plain_cut
-    rank = merged.rank
+    tasks = [_TaskFigures.of(task, names) for task in layer.counted]
+    weights = torch.stack([solution.lambdas, layer.balance.limited], dim=1)
+    of_counted = [row for task, row in zip(layer.tasks, weights, strict=True) if task.counts]
+    figures = torch.cat([_Energies.of(layer, merged).figures(), torch.stack(of_counted)], dim=1)
+    width = figures.shape[1]
     kept = None if solution.spectrum is None else solution.spectrum.kept()
+    more = [part for part in (solution.cut, solution.plain_cut, kept) if part is not None]
+    numbers = torch.cat([part.flatten() for part in (figures, *more)])
+    rank = merged.rank
+    is_cut = solution.cut is not None
+    is_told = solution.plain_cut is not None
 
     @functools.cache  # a listener may have read it already
     def read() -> LayerReport:
+        found = iter(numbers.tolist())
         return LayerReport(
             path,
             rank,
-            tuple(task.read() for task in tasks),
-            cut=0.0 if cut is None else cut.item(),
-            plain_cut=None if plain_cut is None else plain_cut.item(),
-            kept=() if kept is None else tuple(round(share, _DIGITS) for share in kept.tolist()),
+            tuple(task.report_of(list(islice(found, width))) for task in tasks),
+            cut=next(found) if is_cut else 0.0,
+            plain_cut=next(found) if is_told else None,
+            kept=tuple(round(share, _DIGITS) for share in found),
         )
 
     return read
@@ -64,33 +63,40 @@ def figures_of(
 
 @dataclass(frozen=True)
 class _TaskFigures:
-    """One task at a solved layer, before its figures are read from the device.
+    """What is known of a task before its figures are read; its sums, which are large, are not kept.
 
     Args:
         wears: Whether its teacher wears anything here.
         tokens: Number of tokens that were counted.
-        strangers: Names of the adapters that the teacher does not wear.
-        figures: Residuals of the merge, of all adapters stacked and of their average; lambda, and
-            whether it was limited; the taught energy; the gain; then ``stacked`` and ``merged`` of
-            each stranger.
+        strangers: Name of each adapter that the teacher does not wear; None for the others.
     """
 
-    task: str
+    name: str
     wears: bool
     tokens: int
-    strangers: tuple[str, ...]
-    figures: Tensor
+    strangers: tuple[str | None, ...]
 
-    def read(self) -> TaskAtLayerReport:
-        residual, stacked, averaged, weight, limited, energy, gain, *pairs = self.figures.tolist()
-        between = zip(self.strangers, pairs[::2], pairs[1::2], strict=True)
+    @classmethod
+    def of(cls, task: TaskAtLayer, names: Mapping[int, str]) -> _TaskFigures:
+        strangers = tuple(None if k in task.mix else name for k, name in names.items())
+        return cls(task.name, task.worn is not None, task.statistics.inputs.tokens, strangers)
+
+    def report_of(self, figures: Sequence[float]) -> TaskAtLayerReport:
+        """Return the report of a task.
+
+        Args:
+            figures: See `_Energies.figures`; then lambda, and whether it was limited.
+        """
+        residual, stacked, averaged, energy, gain, *pairs, weight, limited = figures
+        of_adapters = zip(self.strangers, pairs[::2], pairs[1::2], strict=True)
+        between = [Interference(name, *pair) for name, *pair in of_adapters if name is not None]
         return TaskAtLayerReport(
-            self.task,
+            self.name,
             residual,
             weight,
             self.tokens,
             wears=self.wears,
-            interference=tuple(Interference(*found) for found in between),
+            interference=tuple(between),
             stacked=stacked,
             averaged=averaged,
             energy=energy,
@@ -99,110 +105,100 @@ class _TaskFigures:
         )
 
 
-def _task_figures(
-    task: TaskAtLayer,
-    lam: Tensor,
-    limited: Tensor,
-    stacked: Stacked[int | None],
-    names: Mapping[int, str],
-) -> _TaskFigures:
-    """Measure one task from its sums.
+@dataclass(frozen=True)
+class _Energies:
+    """Energies of the merged delta, which is number 0, and of K adapters on the inputs of all tasks
+    that count, (n,) each.
 
     Args:
-        lam: lambda, 0-dim.
-        limited: Whether it was limited, 0-dim.
-        stacked: The merged delta, under None, and all adapters'.
-        names: Adapter index -> name.
+        taught: ``||X dW_g^T||^2``.
+        target: ``||T_g||^2``, with T_g the target.
+        products: ``<X~ dW_i^T, X~ dW_j^T>``, (n, 1 + K, 1 + K).
+        with_teacher: ``<X~ dW_i^T, X dW_g^T>``, (n, 1 + K).
+        with_target: ``<X~ dW_i^T, T_g>``, (n, 1 + K).
     """
-    energies = _Energies(task, stacked)
-    strangers = [k for k in names if k not in task.mix]
-    return _TaskFigures(
-        task.name,
-        task.worn is not None,
-        task.statistics.inputs.tokens,
-        tuple(names[k] for k in strangers),
-        torch.cat(
+
+    taught: Tensor
+    target: Tensor
+    products: Tensor
+    with_teacher: Tensor
+    with_target: Tensor
+
+    @classmethod
+    def of(cls, layer: LayerProblem, merged: LowRankDelta) -> _Energies:
+        """Measure them, all from one form of each task's Gram matrix."""
+        tasks = layer.counted
+        both = stack({"merged": merged, "adapters": layer.together.delta}).delta
+        ranks = [merged.rank, *(delta.rank for delta in layer.deltas.values())]
+        forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
+        products = (both.up.T @ both.up) * forms
+        with_teacher = torch.stack([_along_teacher(task, both) for task in tasks])
+        with_target = with_teacher
+        drifts = [t.statistics.drift for t in tasks if t.statistics.drift is not None]
+        if drifts:
+            along = [(both.up.T * (both.down @ drift)).sum(1) for drift in drifts]
+            with_target = with_teacher + torch.stack(along)
+        taught = torch.stack([task.taught for task in tasks])
+        targets = [task.statistics.target_energy for task in tasks]
+        return cls(
+            taught,
+            torch.stack([t for t in targets if t is not None]) if drifts else taught,
+            sums_of_parts(sums_of_parts(products, ranks, 1), ranks, 2),
+            sums_of_parts(with_teacher, ranks, 1),
+            sums_of_parts(with_target, ranks, 1),
+        )
+
+    def figures(self) -> Tensor:
+        """Return what a report says, (n, 5 + 2 K): ``||T_g - X~_g dW^T||_F`` relative to
+        `reference`, of the merge, of all adapters stacked and of their average; what is taught; the
+        gain ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0 where nothing is taught; and of each
+        adapter ``stacked`` and ``merged`` of `records.Interference`.
+        """
+        share = 1 / (self.products.shape[1] - 1)
+        stacked = self.products[:, 1:, 1:].sum((1, 2)).clamp_min(0)
+        own = self.products.diagonal(dim1=1, dim2=2).clamp_min(0)
+        along = self.with_target[:, 1:].sum(1)
+        squares = torch.stack(
             [
-                energies.residuals(),
-                torch.stack([lam, limited.to(lam.dtype), energies.taught, energies.gain()]),
-                *(energies.interference(k) for k in strangers),
-            ]
-        ),
-    )
+                self.target - 2 * self.with_target[:, 0] + own[:, 0],
+                self.target - 2 * along + stacked,
+                self.target - 2 * share * along + share**2 * stacked,
+            ],
+            dim=1,
+        )
+        reference = self.reference(stacked, own[:, 1:])[:, None]
+        residuals = _relative(squares.clamp_min(0), reference).sqrt()
+        gain = _relative(self.with_teacher[:, 0], self.taught)
+        alone = _relative(own[:, 1:], reference).sqrt()
+        beyond = self.products[:, 0, 1:] - self.with_teacher[:, 1:]
+        remains = _relative(beyond, own[:, 1:]) * alone
+        pairs = torch.stack([alone, remains], dim=2).flatten(1)
+        return torch.cat([residuals, torch.stack([self.taught, gain], dim=1), pairs], dim=1)
 
+    def reference(self, stacked: Tensor, alone: Tensor) -> Tensor:
+        """Return the energy that figures are relative to, (n,): the energy of the teacher's delta,
+        or of all adapters stacked where the teacher wears nothing.
 
-class _Energies:
-    """Energies of the merged delta and of every adapter on one task's inputs, all from one form of
-    the Gram matrix.
-
-    Attributes:
-        taught: ``||X dW_g^T||^2``, 0-dim.
-        products: Matrix whose entries, summed over a pair of parts of the stack, give
-            ``<X~ dW_i^T, X~ dW_j^T>``.
-        with_teacher: Vector whose entries, summed over a part, give ``<X~ dW_i^T, X dW_g^T>``.
-        with_target: The same with the target T_g in place of ``X dW_g^T``.
-    """
-
-    def __init__(self, task: TaskAtLayer, stacked: Stacked[int | None]) -> None:
-        statistics = task.statistics
-        both = stacked.delta
-        self.slices = stacked.slices
-        self.adapters = slice(stacked.slices[None].stop, None)
-        self.taught = task.delta_energy()
-        target = statistics.target_energy
-        self.target_energy = self.taught if target is None else target
-        self.products = (both.up.T @ both.up) * statistics.inputs.form(both.down)
-        self.with_teacher = both.up.new_zeros(both.rank)
-        if task.worn is not None:
-            worn = task.worn.delta
-            self.with_teacher = ((both.up.T @ worn.up) * (both.down @ statistics.cross)).sum(1)
-        self.with_target = self.with_teacher
-        if statistics.drift is not None:
-            drift = (both.up.T * (both.down @ statistics.drift)).sum(1)
-            self.with_target = self.with_teacher + drift
-
-    def energy(self, part: slice) -> Tensor:
-        """Return ``||X~ dW^T||_F^2`` of a part, 0-dim."""
-        return self.products[part, part].sum().clamp_min(0)
-
-    def residuals(self) -> Tensor:
-        """Return ``||T_g - X~_g dW^T||_F``, with T_g the target, relative to `reference`: of the
-        merge, of all adapters stacked, and of their average, (3,).
+        Args:
+            stacked: Energy of all adapters stacked, (n,).
+            alone: Energy of each, (n, K).
         """
-        adapters = len(self.slices) - 1
-        ways = ((self.slices[None], 1.0), (self.adapters, 1.0), (self.adapters, 1 / adapters))
-        squares = [
-            self.target_energy - 2 * c * self.with_target[part].sum() + c**2 * self.energy(part)
-            for part, c in ways
-        ]
-        remaining = torch.stack(squares).clamp_min(0)
-        reference = self.reference
-        return torch.where(reference > 0, (remaining / reference).sqrt(), 0.0)
-
-    @functools.cached_property
-    def reference(self) -> Tensor:
-        """The energy that figures are relative to, 0-dim: the energy of the teacher's delta, or of
-        all adapters stacked where the teacher wears nothing.
-        """
-        stacked = self.energy(self.adapters)
-        alone = [self.energy(part) for key, part in self.slices.items() if key is not None]
         # adapters that cancel leave nothing but rounding
-        most = torch.stack(alone).sqrt().sum().square()
+        most = alone.sqrt().sum(1).square()
         stacked = torch.where(stacked > RELATIVE_ZERO * most, stacked, 0.0)
         return torch.where(self.taught > 0, self.taught, stacked)
 
-    def gain(self) -> Tensor:
-        """Return ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0-dim; 0 where nothing is taught."""
-        done = self.with_teacher[self.slices[None]].sum()
-        return torch.where(self.taught > 0, done / self.taught, 0.0)
 
-    def interference(self, k: int) -> Tensor:
-        """Return ``stacked`` and ``merged`` of `records.Interference` for an adapter that the
-        teacher does not wear, (2,).
-        """
-        part = self.slices[k]
-        reference = self.reference
-        alone = self.energy(part)
-        stacked = torch.where(reference > 0, (alone / reference).sqrt(), 0.0)
-        along = self.products[self.slices[None], part].sum() - self.with_teacher[part].sum()
-        return torch.stack([stacked, torch.where(alone > 0, along / alone, 0.0) * stacked])
+def _along_teacher(task: TaskAtLayer, both: LowRankDelta) -> Tensor:
+    """Return a vector whose entries, summed over a part of a stack, give ``<X~ dW_i^T, X dW_g^T>``
+    of that part.
+    """
+    if task.worn is None:
+        return both.up.new_zeros(both.rank)
+    worn = task.worn.delta
+    return ((both.up.T @ worn.up) * (both.down @ task.statistics.cross)).sum(1)
+
+
+def _relative(part: Tensor, whole: Tensor) -> Tensor:
+    """Return what part this is of a whole, 0 where there is nothing."""
+    return torch.where(whole > 0, part / whole, 0.0)
