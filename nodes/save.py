@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,7 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        from ..iteris_core.files.trigger_words import CARD
         from ..iteris_core.files.writing import check_free
 
         parts = merged.by_file
@@ -129,8 +131,14 @@ class SaveMergedLora(io.ComfyNode):
             name = host.lora_name_of(saved)
             facts = cls.about(saved, name, part)
             shown += [str(saved), found, in_words(facts)]
+            beside = {}
             if cover is not None:
-                shown.append(save_preview(cover[0], saved, overwrite=overwrite and saved == path))
+                beside[".preview.png"] = png_of(cover[0])
+            if card := card_of(saved, part, facts["words"]):
+                beside[CARD] = card
+            may_replace = overwrite and saved == path
+            for ending, content in beside.items():
+                shown.append(save_beside(saved, ending, content, overwrite=may_replace))
             if name is None:
                 shown.append(_UNLISTED)
             paths.append((saved, name))
@@ -240,27 +248,45 @@ def in_words(facts: Mapping[str, Any]) -> str:
     return f"{facts['mb']:.1f} MB, {rank}, trigger words: {words}"
 
 
-def save_preview(picture: torch.Tensor, path: Path, *, overwrite: bool) -> str:
-    """Save a picture next to a LoRA's file, where programs look for it, and return a line about it.
-    The LoRA is saved already, so what keeps the picture from being saved is not an error.
+def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
+    """Return what LoRA Manager keeps next to a LoRA's file, as JSON; empty where it keeps nothing
+    next to the LoRAs of the merge, so that nobody would read it, or where the user wants no
+    metadata.
+    """
+    from ..iteris_core.files.metadata import gallery_card
+    from ..iteris_core.files.trigger_words import base_beside
+
+    names = [lora.use.file for lora in merged.loras if lora.use.file is not None]
+    found = [base_beside(place) for place in map(host.find_lora, names) if place is not None]
+    bases = [base for base in found if base is not None]
+    if not bases or not host.saves_metadata():
+        return b""
+    card = gallery_card(path, bases, words, f"Merged by IterIS from {', '.join(names)}")
+    return json.dumps(card, indent=2, ensure_ascii=False).encode()
+
+
+def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:
+    """Save a file next to a LoRA's, where programs look for it, and return a line about it. The
+    LoRA is saved already, so what keeps the file from being saved is not an error.
 
     Args:
-        picture: Picture (height, width, channels).
         path: The LoRA's file.
-        overwrite: Whether a picture that is there may be replaced.
+        ending: Ending of the name of the other file, which is the LoRA's otherwise.
+        content: What is in it.
+        overwrite: Whether one that is there may be replaced.
     """
     from ..iteris_core.errors import NameTakenError, SaveError
     from ..iteris_core.files.writing import whole_file
 
-    beside = path.with_name(f"{path.stem}.preview.png")
+    beside = path.with_name(f"{path.stem}{ending}")
     try:
         with whole_file(beside, overwrite=overwrite) as file:
-            file.write(png_of(picture))
+            file.write(content)
     except NameTakenError:
         return f"{beside.name} existed already and was kept; remove it, or switch overwrite on"
     except SaveError as error:
-        return f"no preview: {error}"
-    return f"preview: {beside.name}"
+        return f"no {beside.name}: {error}"
+    return f"beside it: {beside.name}"
 
 
 def read_back(path: Path, merged: MergedLora, name: str) -> str:

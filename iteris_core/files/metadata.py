@@ -8,18 +8,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
 from .limits import MERGED_TAG_CHARACTERS, MERGED_TAGS, NAME_CHARACTERS, WORD_CHARACTERS, json_value
-from .tensors import serialized
+from .tensors import serialized, sha256
 
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
+_UNKNOWN_BASE = "Unknown"  # LoRA Manager's word
 
 
 def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
@@ -95,6 +97,37 @@ def _commonest(folders: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, 
             return kept
         most //= 2
     return {}
+
+
+def gallery_card(
+    path: Path, bases: Sequence[str], triggers: Sequence[str], notes: str
+) -> dict[str, Any]:
+    """Return what LoRA Manager keeps next to a LoRA's file, so that its gallery shows a merge with
+    its words and base model without a look-up.
+
+    Args:
+        path: The file.
+        bases: What it calls the base models of the merge's LoRAs, "" if it does not know; the
+            merge's is unknown where they differ.
+        triggers: Trigger phrases of the LoRAs, each once.
+        notes: Where it comes from.
+    """
+    status = path.stat()
+    known = {base for base in bases if base} - {_UNKNOWN_BASE}
+    return {
+        "file_name": path.stem,
+        "model_name": path.stem,
+        "file_path": path.as_posix(),
+        "size": status.st_size,
+        "modified": status.st_mtime,
+        "sha256": sha256(path),
+        "base_model": known.pop() if len(known) == 1 else _UNKNOWN_BASE,
+        "preview_url": "",  # it finds the picture by its name
+        "notes": notes,
+        "from_civitai": False,
+        "civitai": {"trainedWords": list(triggers)},
+        "tags": ["merge"],
+    }
 
 
 def short_hash(file: BinaryIO) -> str:

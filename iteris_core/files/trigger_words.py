@@ -20,6 +20,7 @@ from .families import Family, base_family, model_family
 from .kinds import DOWN, grouped
 from .limits import (
     LISTED_WORDS,
+    NAME_CHARACTERS,
     PICTURE_BYTES,
     SEARCHED_CHARACTERS,
     SIDECAR_BYTES,
@@ -35,7 +36,8 @@ from .tensors import read_header, version
 
 # That of LoRA Manager comes first: its user may have edited the words. The other one, of several
 # downloaders, is what Civitai said.
-_WORDS = (".metadata.json", ".civitai.info")
+CARD = ".metadata.json"
+_WORDS = (CARD, ".civitai.info")
 PICTURES = (
     *(".preview" + ending for ending in (".png", ".jpg", ".jpeg", ".webp")),
     *(".png", ".jpg", ".jpeg", ".webp"),
@@ -92,11 +94,26 @@ def _content(path: Path, most: int, count: int = -1) -> bytes:
         return b""
 
 
-def _listed_beside(content: bytes) -> tuple[str, ...]:
+def base_beside(path: Path) -> str | None:
+    """Return what LoRA Manager's file next to a LoRA calls its base model, "" if it does not say;
+    None where there is no such file.
+    """
+    value = _read(_content(path.with_suffix(CARD), SIDECAR_BYTES))
+    if not isinstance(value, dict):
+        return None
+    base = value.get("base_model")
+    return base if isinstance(base, str) and len(base) <= NAME_CHARACTERS else ""
+
+
+def _read(content: bytes) -> Any:
     try:
-        value = json_value(content.decode("utf-8-sig")) if content else None
+        return json_value(content.decode("utf-8-sig")) if content else None
     except ValueError:
-        return ()
+        return None
+
+
+def _listed_beside(content: bytes) -> tuple[str, ...]:
+    value = _read(content)
     inner = value.get("civitai") if isinstance(value, dict) else None
     lists = [of.get("trainedWords") for of in (value, inner) if isinstance(of, dict)]
     return _phrases(next((words for words in lists if words and isinstance(words, list)), []))
@@ -275,7 +292,7 @@ def _words(tag: str) -> Iterator[str]:
 # --- headers: quick enough for every file of a list ---
 
 Facts = TypeVar("Facts")
-_FILES = 256  # whose facts are remembered
+_FILES = 1000  # whose facts are remembered: eight words each, at most
 _LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
 
 

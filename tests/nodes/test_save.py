@@ -1,16 +1,21 @@
 """Saving a merged LoRA: it replaces nothing until it is known to be good."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_host import use
 from iteris_pack.nodes.save import SaveMergedLora, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 
 from iteris_core import Adapter, IterisError, LowRankDelta
-from iteris_core.files.tensors import read_tensors
+from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.files.tensors import read_tensors, sha256
+from iteris_core.files.trigger_words import lora_header
 
 
 @pytest.fixture
@@ -154,8 +159,42 @@ def test_a_cover_is_in_the_file_and_beside_it(saving):
     preview = path.with_name("a.preview.png")
     assert Image.open(preview).getpixel((0, 0)) == (128, 128, 128)
     assert read_tensors(path)[1]["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
-    assert saving.shown[-1].splitlines()[-1] == "preview: a.preview.png"
+    assert saving.shown[-1].splitlines()[-1] == "beside it: a.preview.png"
     assert {found.name for found in path.parent.iterdir()} == {path.name, preview.name}
+
+
+def test_a_card_for_lora_manager_lies_beside_the_file_where_it_keeps_such(
+    saving, merged, tmp_path, replace_host
+):
+    replace_host(find_lora=lambda name: tmp_path / name)
+    names = ("cat.safetensors", "ink.safetensors")
+    loras = tuple(
+        LoadedLora(use(name, (), file=name, trigger_words=("a cat",)), Adapter(name, {}))
+        for name in names
+    )
+    of_files = replace(merged, loras=loras)
+
+    def save(name, overwrite=False):
+        return Path(SaveMergedLora.execute(of_files, name, overwrite).args[0])
+
+    path = save("a")
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    for name, base in zip(names, ("Illustrious", "Unknown"), strict=True):
+        card = {"base_model": base, "civitai": {"trainedWords": ["x"]}}
+        (tmp_path / name).with_suffix(".metadata.json").write_text(json.dumps(card))
+    path = save("b")
+    beside = path.with_name("b.metadata.json")
+    card = json.loads(beside.read_text(encoding="utf-8"))
+    assert (card["base_model"], card["from_civitai"]) == ("Illustrious", False)
+    assert card["sha256"] == sha256(path)
+    assert (card["file_name"], card["size"]) == ("b", path.stat().st_size)
+    found = lora_header(path).triggers
+    assert (found.source, found.triggers) == ("b.metadata.json", ("a cat",))
+    beside.write_text("{}")
+    save("b", overwrite=True)
+    assert json.loads(beside.read_text(encoding="utf-8"))["file_name"] == "b"
+    replace_host(saves_metadata=lambda: False)
+    assert not save("c").with_name("c.metadata.json").exists()
 
 
 def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_path):
