@@ -32,6 +32,8 @@ Method = Literal[
 # Settings that no rival looks at, and settings of the iterating engine alone.
 ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix", "unit_gain")
 ITERATE_ONLY = ("max_iter", "tolerance")
+# Methods that look at the deltas alone, and whose answers are of low rank as they are.
+DATA_FREE = ("average", "sum", "tsv_m", "np_lora", "ace")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
@@ -145,6 +147,13 @@ class MergeConfig:
     method: Annotated[
         Method, Field(description="iteris, or another way to merge, for comparison.")
     ] = "iteris"
+    measured: Annotated[
+        bool,
+        Field(
+            description="Whether the LoRAs are measured in the model. Without it the files alone "
+            "are merged, in seconds, by a method that needs no more."
+        ),
+    ] = True
     baseline: Annotated[
         BaselineOptions,
         Field(title="method_option", description="Settings that only rivals have."),
@@ -336,6 +345,21 @@ class MergeConfig:
             raise ConfigError(
                 f"{called('rank')}, {called('kept_energy')} and {called('size')} each decide the "
                 "ranks; give only one of them"
+            )
+        if not self.measured:
+            self._check_unmeasured()
+
+    def _check_unmeasured(self) -> None:
+        if self.method not in DATA_FREE or self.baseline.scale == "search":
+            raise ConfigError(
+                f"{called('measured')} is off, and {called('method')} is {self.method!r}, which "
+                f"measures the model here. Choose one of {', '.join(DATA_FREE)} without a search, "
+                f"or switch {called('measured')} on"
+            )
+        if self.rank != "sum" or self.kept_energy is not None or self.size is not None:
+            raise ConfigError(
+                f"{called('measured')} is off, so nothing tells what a cut to a lower rank would "
+                f"cost; leave {called('rank')}, {called('kept_energy')} and {called('size')} out"
             )
 
     def to_dict(self) -> dict[str, Any]:

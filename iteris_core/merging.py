@@ -87,6 +87,8 @@ def merge(
 
         check_options(config)
     check_ranks(config, adapters)
+    if not config.measured:
+        return merge_files(adapters, config, progress)
     processes = Processes.current()
     check_given_the_same(processes, adapters, tasks, config)
     problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes)
@@ -107,6 +109,37 @@ def merge(
     return MergeResult(
         check_result(merged), _report(problem, adapters, result, notes), result.outputs
     )
+
+
+def merge_files(
+    adapters: Sequence[Adapter], config: MergeConfig, progress: Progress = nobody
+) -> MergeResult:
+    """Merge adapters by their deltas alone, without a model; see `rivals.unmeasured`.
+
+    Args:
+        adapters: Adapters of one model, at least one that changes something; by the method np_lora,
+            the directions that the first one reads are kept free of the others.
+        config: Settings with a method of `config.DATA_FREE`.
+
+    Raises:
+        AdapterError: Adapters that do not fit each other.
+        SolveError: A result that is not finite.
+    """
+    from .rivals.unmeasured import merge_deltas
+
+    adapters = [adapter for adapter in adapters if not adapter.is_idle]
+    deltas, layers = merge_deltas(adapters, config, progress)
+    name = " + ".join(adapter.name for adapter in adapters)
+    report = MergeReport(
+        layers=layers,
+        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
+        unread=much_unread(adapters),
+        notes=tuple(notes_about_vectors(adapters)),
+        method=config.method,
+        is_measured=False,
+    )
+    merged = Adapter(name, deltas, vectors=mean_vectors(adapters))
+    return MergeResult(check_result(merged), report)
 
 
 def _report(

@@ -137,7 +137,6 @@ def prepared(
         loras, alone = paired(loras, files)
         joined += alone
     job = Job.of(base, loras, *asked.settings(loras, scenes))
-    room = base.make_room(job.latent_shape, job.cost.samples, job.sums_in)
     on_models = (
         note
         for model in connected.models
@@ -155,9 +154,11 @@ def prepared(
         *(likely_styles(rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(on_models),
         *unread_in(base, job.calibration),
-        *too_small(room),
     )
-    job = job.within(room)
+    if job.config.measured:
+        room = base.make_room(job.latent_shape, job.cost.samples, job.sums_in)
+        notes = (*notes, *too_small(room))
+        job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
 

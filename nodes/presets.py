@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
-from ..iteris_core.diffusion.calibration import PRESETS, Calibration, Changes, Preset
+from ..iteris_core.diffusion.calibration import PRESETS, PREVIEW, Calibration, Changes, Preset
 from .scene import TOGETHER
 from .size import Size
 from .sockets import Scenes
@@ -40,12 +40,14 @@ class Asked:
 
     def changes(self, preset: Preset) -> Changes | None:
         """Return what a preset, the node and connected settings change of a merge; later ones win
-        over earlier ones. None: a recipe is connected, which has all settings.
+        over earlier ones, but that a preview measures nothing. None: a recipe is connected, which
+        has all settings.
         """
         if self.given is not None and not isinstance(self.given, Changes):
             return None
         together = Changes(calibration={"scene_weight": TOGETHER} if self.together else {})
-        return PRESETS[preset].then(together).then(self.given or Changes())
+        asked = PRESETS[preset].then(together).then(self.given or Changes())
+        return asked.then(PRESETS[PREVIEW]) if preset == PREVIEW else asked
 
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None
@@ -66,9 +68,15 @@ class Asked:
         changes = self.changes(self.preset)
         if changes is not None:
             dtype = changes.config.get("output_dtype", torch.float16)
-            self.size.check_alone(changes)
-            changes = self.size.changes(loras, dtype).then(changes)
             start = MergeSettings(MergeConfig(output_dtype=dtype, unit_gain=UNIT_GAIN))
+            if self.preset == PREVIEW:
+                idle = {"together": self.together, "size": self.size.way != Size.way}
+                words = " and ".join(word for word, is_set in idle.items() if is_set)
+                text = f"{words} did not count, since a preview measures nothing"
+                start = replace(start, notes=(Note("method", text),) if words else ())
+            else:
+                self.size.check_alone(changes)
+                changes = self.size.changes(loras, dtype).then(changes)
             calibration, settings = changed(Calibration(), start, changes)
         else:
             assert self.given is not None and not isinstance(self.given, Changes)
@@ -80,21 +88,23 @@ class Asked:
             settings = MergeSettings(
                 self.given.config, self.given.is_corrected, notes=(Note("method", text),)
             )
-        return scenes.applied_to(calibration) if scenes else calibration, settings
+        if scenes and settings.config.measured:
+            calibration = scenes.applied_to(calibration)
+        return calibration, settings
 
 
 def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
     """Return about how many rows a merge takes with each preset that goes with the other settings;
-    none with a recipe, where presets do not count.
+    none of a preview, and with a recipe, where presets do not count.
 
     Args:
         job: The merge.
         asked: What was asked for; its preset does not count.
     """
     found: dict[Preset, int] = {}
-    for preset in PRESETS:
+    for preset in PRESETS if job.config.measured else ():
         changes = asked.changes(preset)
-        if changes is not None:
+        if changes is not None and preset != PREVIEW:
             runs = changes.calibration.get("trajectories", Calibration.trajectories)
             found[preset] = job.cost.rows_with(runs / job.calibration.trajectories)
     return found

@@ -352,11 +352,19 @@ class Changes:
 
 
 # How thorough a merge is, in one word.
-Preset = Literal["Fast", "Balanced"]
+Preset = Literal["Fast", "Balanced", "Preview"]
 DEFAULT_PRESET: Preset = "Balanced"
+PREVIEW: Preset = "Preview"
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
+    # the best of the files alone on pairs in a UNet, and level with others in a transformer
+    # (docs/why.md)
+    PREVIEW: Changes(
+        {"held_out": 0, "scene_weight": 0.0, "polish": 0},
+        {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},
+        {"correct_strength": False},
+    ),
 }
 
 

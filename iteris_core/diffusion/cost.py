@@ -19,6 +19,7 @@ from ..settings import called
 from .drawn import DrawnPlan
 from .model import (
     DENOISER_STAGE,
+    FILES_STAGE,
     HELD_OUT_STAGE,
     POLISH_STAGE,
     PROOF_STAGE,
@@ -42,9 +43,11 @@ _SWEPT = 1.5
 _TEXT = 0.1
 # Rows of a LoRA's proof, see `proof`.
 _PROVED = 4
+# Work on the files alone, per LoRA, in rows; it takes seconds.
+_FILES = 1
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
 # layers goes into solving them, and the proof draws smaller pictures.
-_OTHER = (PROOF_STAGE, TEXT_STAGE)
+_OTHER = (PROOF_STAGE, FILES_STAGE, TEXT_STAGE)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Cost:
         """Return the stages of a merge, each with its share of the work."""
         work = {
             PROOF_STAGE: _PROVED * loras,
+            FILES_STAGE: _FILES * loras,
             TEXT_STAGE: _TEXT * self.sweep,
             SAMPLING_STAGE: self.sampling,
             DENOISER_STAGE: _SWEPT * self.sweep,

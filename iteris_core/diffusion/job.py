@@ -26,6 +26,7 @@ from .held_out import CheckPlan, make_check_plans
 from .lora_use import LoadedLora, LoraUse, loras_in_use
 from .model import (
     DENOISER_STAGE,
+    FILES_STAGE,
     HELD_OUT_STAGE,
     POLISH_STAGE,
     PROOF_STAGE,
@@ -63,9 +64,15 @@ class MergeSettings:
 
         Raises:
             ConfigError: Strength is to be corrected, and nothing is measured for it; or a setting
-                that the method would not look at.
+                that the method, or a merge of the files alone, would not look at.
         """
         check_used(self.config)
+        unused = [name for name in ("scene_weight", "polish") if getattr(calibration, name)]
+        if unused and not self.config.measured:
+            raise ConfigError(
+                f"{called('measured')} is off, so {called(unused[0])} would not count; set "
+                f"{setting_to(unused[0], 0)}, or switch {called('measured')} on"
+            )
         if self.correct_strength and not calibration.held_out:
             raise ConfigError(
                 "correct_strength needs samples to measure it on; set "
@@ -136,17 +143,20 @@ class Job:
         check_adapters(adapters)
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
-        tokens = model.picture_tokens
-        plans = make_plans(
-            uses,
-            calibration,
-            None if tokens else model.token_positions,
-            tokens.length if tokens else None,
-        )
+        plans: Sequence[TaskPlan] = ()
+        if settings.config.measured:
+            tokens = model.picture_tokens
+            plans = make_plans(
+                uses,
+                calibration,
+                None if tokens else model.token_positions,
+                tokens.length if tokens else None,
+            )
         check_target(plans, settings.config)
         _check_pictures(plans, model, calibration)
         check_plans = make_check_plans(uses, calibration) if calibration.held_out else []
-        _check_captions(model, [*plans, *check_plans])
+        if plans or check_plans:
+            _check_captions(model, [*plans, *check_plans])
         return cls(
             model=model,
             asked=tuple(use for lora in loras for use in lora.asked),
@@ -175,7 +185,7 @@ class Job:
             self.plans,
             self.check_plans,
             guided=self.calibration.is_guided,
-            changes_denoiser=self._changes(text=False),
+            changes_denoiser=self.config.measured and self._changes(text=False),
             sweeps=1 if self.config.size is None else 2,
             checks=2 if self.settings.correct_strength else 1,
             polish_steps=self.calibration.polish,
@@ -190,16 +200,23 @@ class Job:
     @property
     def stages(self) -> list[Stage]:
         """The stages of the merge, in order, each with its share of the work."""
-        has_denoiser = self._changes(text=False)
+        is_measured = self.config.measured
+        has_denoiser = is_measured and self._changes(text=False)
         possible = {
-            PROOF_STAGE: self.model.loader is not None,
-            TEXT_STAGE: self._changes(text=True),
+            PROOF_STAGE: self.model.loader is not None and self.runs_model,
+            FILES_STAGE: not is_measured,
+            TEXT_STAGE: is_measured and self._changes(text=True),
             SAMPLING_STAGE: has_denoiser,
             DENOISER_STAGE: has_denoiser,
             POLISH_STAGE: has_denoiser and self.calibration.polish > 0,
             HELD_OUT_STAGE: bool(self.check_plans),
         }
         return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether a model runs: to measure the LoRAs, or to check the result."""
+        return self.config.measured or bool(self.check_plans)
 
     def sums_in(self, modules: Mapping[str, nn.Module]) -> int:
         """Return the bytes that a layer's sums and its solve take, where they take most."""
@@ -225,7 +242,7 @@ class Job:
                 known, and nothing is changed.
             bytes_per_number: Size of a number of the model's rows.
         """
-        if free is None or self.config.waiting_bytes is not None:
+        if free is None or self.config.waiting_bytes is not None or not self.config.measured:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         with self.model.denoiser() as network:

@@ -20,7 +20,7 @@ from ..config import MergeConfig
 from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, plain
-from ..merging import MergeResult, merge, much_unread, smallest_size
+from ..merging import MergeResult, merge, merge_files, much_unread, smallest_size
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
@@ -31,6 +31,7 @@ from .held_out import HeldOutCheck, strength_correction
 from .job import Job
 from .model import (
     DENOISER_STAGE,
+    FILES_STAGE,
     HELD_OUT_STAGE,
     POLISH_STAGE,
     PROOF_STAGE,
@@ -42,7 +43,7 @@ from .model import (
 )
 from .plans import Contexts, Plan, runs_of
 from .polish import polish
-from .proof import notes_of_rounding, prove_loras, prove_merged
+from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Context, Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
@@ -73,7 +74,9 @@ def merge_and_check(
 def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeResult:
     _log(job)
     stages = numbered(progress, job.stages)
-    rounded = prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
+    rounded: Rounded = {}
+    if job.runs_model:
+        rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
     result = merge_diffusion(job, stages, watch)
     factor = None
     if job.check_plans:
@@ -81,7 +84,8 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         result = checked(result, check)
         if job.settings.correct_strength:
             result, factor = corrected(result, check)
-    rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
+    if job.runs_model:
+        rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     report = replace(
         result.report,
         can_check=not job.check_plans,
@@ -156,6 +160,12 @@ def merge_diffusion(
     Raises:
         IterisError: An error of `merge`.
     """
+    if not job.config.measured:
+        # for np_lora, whose style is the first one
+        loras = sorted(job.loras, key=lambda lora: lora.use.kind != "style")
+        adapters = [lora.adapter for lora in loras]
+        result = merge_files(adapters, job.config, in_stage(progress, FILES_STAGE))
+        return replace(result, report=_report(job, [result.report]))
     solver = PartSolver(job, progress, watch)
     contexts, of_text = merge_text_encoder(solver)
     of_denoiser = merge_denoiser(solver, contexts)

@@ -18,6 +18,7 @@ from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..progress import Progress, Stage, StageProgress
 
 PROOF_STAGE = "Check of the LoRAs"
+FILES_STAGE = "Files"
 TEXT_STAGE = "Text encoder"
 SAMPLING_STAGE = "Sampling"
 DENOISER_STAGE = "Diffusion model"

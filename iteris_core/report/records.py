@@ -72,6 +72,8 @@ class MergeReport:
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
         can_check: Whether it could have been checked on unseen samples, and was not.
+        is_measured: Whether layers were measured; otherwise their figures are estimates, see
+            `rivals.unmeasured`.
     """
 
     layers: tuple[LayerReport, ...]
@@ -85,6 +87,7 @@ class MergeReport:
     max_iter: int | None = None
     unread: Mapping[str, float] = field(default_factory=dict)
     can_check: bool = False
+    is_measured: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
@@ -111,15 +114,16 @@ class MergeReport:
             method=self.method,
             can_check=self.can_check,
             unread=self.unread,
+            is_measured=self.is_measured,
         )
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """The tasks that something simpler does better than this merge by its layers' residuals,
         see `layers`; none where it was checked on unseen samples, which say more: the verdict
-        judges those.
+        judges those; and none where nothing was measured.
         """
-        return () if self.fidelity else alarms_of(self.layers)
+        return () if self.fidelity or not self.is_measured else alarms_of(self.layers)
 
     @property
     def warnings(self) -> list[str]:
@@ -262,6 +266,7 @@ def joined(*reports: MergeReport) -> MergeReport:
         settings=settings,
         fidelity=tuple(entry for report in reports for entry in report.fidelity),
         method=next((report.method for report in reports), "iteris"),
+        is_measured=all(report.is_measured for report in reports),
         max_iter=max(
             (report.max_iter for report in reports if report.max_iter is not None), default=None
         ),

@@ -27,10 +27,10 @@ _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 Chance = Literal["likely", "unlikely"]
 FidelityKind = Literal["own", "together", "base"]
 
-# What to do: check the merge on unseen prompts; merge by IterIS and not by the named method; allow
-# a higher rank; merge fewer at once. Each of them helped where it was tried
-# (docs/method.md, "The verdict").
-AdviceKind = Literal["check", "method", "rank", "fewer"]
+# What to do: measure, and not merge the files alone; check the merge on unseen prompts; merge by
+# IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
+# where it was tried (docs/method.md, "The verdict").
+AdviceKind = Literal["measure", "check", "method", "rank", "fewer"]
 
 GOOD_FROM = 0.68
 LOST_BELOW = 0.65
@@ -215,6 +215,7 @@ def verdict_of(
     method: str,
     can_check: bool,
     unread: Mapping[str, float],
+    is_measured: bool = True,
 ) -> Verdict:
     """Return the verdict on a merge.
 
@@ -224,13 +225,15 @@ def verdict_of(
         cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
         unread: Name of a LoRA -> share of its file that was not read, where that is much.
+        is_measured: Whether layers were measured.
     """
     own, together, base = (
         [entry for entry in fidelity if entry.kind == kind] for kind in get_args(FidelityKind)
     )
     against = _against(len(own), base, leaks)
     if not own:
-        return Verdict(against=against, advice=Advice("check") if can_check else None)
+        kind: AdviceKind = "check" if is_measured else "measure"
+        return Verdict(against=against, advice=Advice(kind) if can_check else None)
     # what explains a loss of any LoRA
     for_all = None if method == "iteris" else Advice("method", (method,))
     loras = []
@@ -295,6 +298,8 @@ def lines_of(verdict: Verdict) -> list[str]:
 
 
 _ADVICE: dict[AdviceKind, str] = {
+    "measure": "a preview: nothing was measured, and figures are estimates from the files. The "
+    "preset Balanced measures and checks",
     "check": "not checked on unseen prompts: set {held_out} to 1 or more",
     "method": "merge with iteris instead of {0}",
     "rank": "allow a higher rank or a larger file",

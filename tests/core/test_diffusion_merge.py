@@ -13,14 +13,20 @@ from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, MergeConfig
-from iteris_core.diffusion.calibration import (
-    Calibration,
-    own_captions,
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    CalibrationError,
+    ConfigError,
+    LowRankDelta,
+    MergeConfig,
 )
+from iteris_core.diffusion.calibration import PRESETS, Calibration, own_captions
 from iteris_core.diffusion.cost import foresee
-from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.job import Job, MergeSettings, changed
 from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
+from iteris_core.diffusion.recipe import read_recipe
+from iteris_core.report.verdict import Advice
 from iteris_core.rows.parking import HostMemory, Parking
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -74,6 +80,31 @@ def test_a_lora_without_prompts_is_named(host):
     for prompts in ((), ("<x>", " ")):
         with pytest.raises(CalibrationError, match="LoRA 'b': a prompt is empty"):
             host.merge([host.lora("a"), host.lora("b", prompts=prompts)], PRESERVE)
+
+
+def test_a_preview_runs_no_model_and_says_so(host):
+    calibration, settings = changed(Calibration(**SMALL), MergeSettings(), PRESETS["Preview"])
+    subject, style = host.lora("a"), host.lora("b")
+    style = replace(style, use=replace(style.use, kind="style"))
+    job = Job.of(host, [subject, style], calibration, settings)
+    stages = []
+    result = merge_and_check(job, lambda stage, done, total: stages.append(str(stage)))
+    assert host.unet_batches == [] and set(stages) == {"Files"}
+    assert job.cost.rows == 0
+    path = "unet.q"
+    kept = result.adapter.deltas[path].dense().double() @ style.adapter.deltas[path].down.T
+    own, other = (lora.adapter.deltas[path] for lora in (style, subject))
+    expected = own.dense() @ own.down.T + 2 / 3 * other.dense() @ own.down.T
+    torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
+    report = result.report
+    assert report.verdict.advice == Advice("measure") and report.verdict.against.leak is not None
+    assert "nothing was measured" in str(report)
+    recipe = read_recipe("x", json.dumps(report.settings))
+    again = Job.of(host, [subject, style], recipe.calibration, MergeSettings(recipe.config))
+    assert host.largest_error(merge_and_check(again).adapter, result.adapter) == 0
+    polished = replace(calibration, polish=1)
+    with pytest.raises(ConfigError, match="polish would not count"):
+        Job.of(host, [subject, style], polished, settings)
 
 
 # --- what teacher and student read ---

@@ -24,7 +24,7 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.config import Engine, Method
+from iteris_core.config import DATA_FREE, Engine, Method
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.engines import engine_of
 from iteris_core.engines.problem import Problem
@@ -227,6 +227,37 @@ def test_np_lora(net, mu):
         return style + sum(others) @ (identity - share * directions @ directions.T)
 
     check(net, "np_lora", reference, projection=mu)
+
+
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_files_alone_merge_as_they_do_in_a_model(net, method):
+    """But for float32; and each figure is that of inputs alike in all directions that a LoRA reads."""
+    _, adapters, _ = net
+    found = merged(net, method, measured=False)
+    assert toy.largest_error(toy.dense(found.adapter), dense(net, method)) < 1e-5
+    assert not found.report.is_measured and found.report.warnings == []
+    layer = found.report.layers[0]
+    weights = {a.name: a.deltas[layer.path].dense() for a in adapters if layer.path in a.deltas}
+    answer = found.adapter.deltas[layer.path].dense()
+    for entry in layer.tasks:
+        own = weights[entry.task]
+        reads = torch.linalg.pinv(own) @ own
+        error = (answer - own) @ reads
+        assert entry.residual == pytest.approx((error.norm() / own.norm()).item(), rel=1e-4)
+        for other in entry.interference:
+            added = weights[other.adapter] @ reads
+            size = added.norm() / own.norm()
+            left = (error * added).sum() / added.square().sum()
+            assert other.stacked == pytest.approx(size.item(), rel=1e-4)
+            assert other.merged == pytest.approx((size * left).item(), rel=1e-3, abs=1e-5)
+
+
+def test_what_needs_a_model_is_refused_where_files_alone_are_merged():
+    for refused in ({"method": "iteris"}, {"method": "ties"}, {"rank": 4}, {"kept_energy": 0.9}):
+        with pytest.raises(ConfigError, match="measured is off"):
+            MergeConfig(measured=False, **{"method": "sum", **refused})
+    with pytest.raises(ConfigError, match="without a search"):
+        MergeConfig(measured=False, method="sum", baseline=BaselineOptions(scale="search"))
 
 
 def naive_ace(deltas):

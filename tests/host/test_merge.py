@@ -208,6 +208,33 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
     assert not sampled(nodes)
 
 
+def test_a_preview_is_a_file_that_its_recipe_makes_again(host):
+    nodes = {**host.merge(), **host.save("preview")}
+    nodes["5"]["inputs"].update(preset="Preview", together=True)
+    nodes["7"] = {"class_type": "IterISReport", "inputs": {"report": ["5", 4]}}
+    stages = set()
+    outputs = host.run(
+        nodes,
+        lambda event, data: stages.add(data["stage"]["name"]) if event == "iteris.stage" else None,
+    )["outputs"]
+    assert stages == {"Files"}
+    assert "nothing was measured" in "".join(outputs["7"]["text"])
+    assert "iteris_cost" not in outputs["5"]
+    [report] = outputs["5"]["iteris_report"]
+    assert report["verdict"]["advice"]["kind"] == "measure"
+    recipe = {"lora_name": "preview.safetensors", "check_files": True}
+    nodes["2"] = {"class_type": "IterISRecipe", "inputs": recipe}
+    nodes["5"]["inputs"].update(preset="Balanced", more_loras=["2", 0], settings=["2", 1])
+    nodes["6"]["inputs"]["file_name"] = "preview_again"
+    host.run({key: nodes[key] for key in "1256"})
+    first, again = (
+        load_file(host.output / "loras" / f"{name}.safetensors")
+        for name in ("preview", "preview_again")
+    )
+    assert set(first) == set(again)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     """Soon: after a few more of its 48 layers."""
     write_few(host.loras / "unet.safetensors", 1, "lora_unet")

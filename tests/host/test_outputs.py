@@ -148,7 +148,7 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     read, size, preview = outputs["6"]["text"][1:]
     assert re.fullmatch(r"0\.\d MB, rank \d+ to \d+, trigger words: demo1, demo2", size)
     assert read.startswith("read back: 2 of 2 modules, largest difference")
-    assert preview == "preview: scene.preview.png"
+    assert preview == "beside it: scene.preview.png"
     stacked = outputs["8"]["iteris_loras"]
     assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
         ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase"),

@@ -6,6 +6,7 @@ from iteris_pack.iteris_core.devices import Room
 from iteris_pack.nodes.loras.kinds import likely_styles
 from iteris_pack.nodes.prepared import too_small
 from iteris_pack.nodes.presets import Asked, cost_shown
+from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file
 
@@ -29,6 +30,18 @@ def test_a_preset_is_a_few_settings(preset, runs):
     calibration, how = Asked(preset, False, Size()).settings([], None)
     assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
     assert how.config.output_dtype == torch.float16
+
+
+def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
+    (given,) = Settings.execute(**widgets(Settings)).args
+    asked = Asked("Preview", True, Size(way="rank", value=8.0), given)
+    calibration, how = asked.settings([], None)
+    assert (calibration.held_out, calibration.scene_weight) == (0, 0.0)
+    assert (how.config.method, how.config.measured, how.config.rank) == ("np_lora", False, "sum")
+    [note] = how.notes
+    assert note.text == "together and size did not count, since a preview measures nothing"
+    _, how = Asked("Preview", False, Size()).settings([], None)
+    assert how.notes == ()
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():

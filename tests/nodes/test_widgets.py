@@ -7,6 +7,7 @@ import pytest
 import torch
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
+from iteris_pack.nodes.presets import Asked
 from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
@@ -133,7 +134,7 @@ def test_new_merge_settings_leave_a_preset_as_it_is(preset, widgets):
     (changes,) = Settings.execute(**widgets(Settings)).args
     start = Calibration(), MergeSettings(DEFAULTS)
     of_preset = changed(*start, PRESETS[preset])
-    assert changed(*start, PRESETS[preset].then(changes)) == of_preset
+    assert changed(*start, Asked(preset, False, Size(), changes).changes(preset)) == of_preset
 
 
 def test_each_widget_of_merge_settings_changes_its_setting(widgets):
