@@ -42,7 +42,7 @@ WIDTHS = {
 }
 FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
-NOTE_CHARACTERS = 42
+NOTE_CHARACTERS = 36
 # for the text that a run writes
 ROOM_BELOW = {"IterISModelLoras": 70, "IterISRecipe": 170, "IterISSave": 110}
 # nodes that stand below one another, though data goes from one to the other

@@ -176,6 +176,7 @@ app.registerExtension({
   setup() {
     rememberRuns();
     followRuns();
+    api.addEventListener("iteris.stage", () => {}); // is for programs; what nobody hears, the frontend reports
   },
   beforeConfigureGraph: renew,
   nodeCreated(node) {

@@ -34,7 +34,7 @@ export function addReport(node, say) {
   let heightBefore; // of the node, before the run that goes on made it grow
   let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
-  const show = (ofEarlierRun = false, from = node.size[1]) => {
+  const show = (ofEarlierRun = false, from = undefined) => {
     layers = undefined;
     draw(element, node.properties[PROPERTY], say, { ofEarlierRun, failure, isOpen, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);

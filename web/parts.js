@@ -155,15 +155,38 @@ export function keep() {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
 }
 
+const fitting = new WeakMap(); // node -> its height before, while what it holds is not laid out
+
 /** Let the node grow, from a height on, to what it holds, once that has been laid out. */
-export function fit(node, width = 0, from = node.size[1]) {
+export function fit(node, width = 0, from = undefined) {
+  const state = fitting.get(node) ?? { from: node.size[1], height: node.size[1], waiting: 0 };
+  if (from !== undefined) Object.assign(state, { from, height: node.size[1] });
+  fitting.set(node, state);
+  state.waiting += 1;
   const grow = () => {
+    if (node.size[1] !== state.height) state.from = node.size[1]; // a workflow, or the user, has set it since
     const [least, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width, least), Math.max(from, height)]);
+    node.setSize([Math.max(node.size[0], width, least), Math.max(state.from, height)]);
+    state.height = node.size[1];
     node.setDirtyCanvas?.(true, true);
   };
   grow();
-  requestAnimationFrame(() => requestAnimationFrame(grow));
+  requestAnimationFrame(() =>
+    requestAnimationFrame(() => {
+      grow();
+      state.waiting -= 1;
+      if (!state.waiting) fitting.delete(node);
+    }),
+  );
+}
+
+/** Let no user make a node so narrow that its parts cannot be read. */
+export function keepWidth(node, least) {
+  const { computeSize } = node;
+  node.computeSize = (...values) => {
+    const [width, height] = computeSize.apply(node, values);
+    return [Math.max(width, least), height];
+  };
 }
 
 /**

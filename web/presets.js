@@ -15,7 +15,8 @@ export function addSize(node) {
   const show = () => {
     const before = node.computeSize()[1];
     showAbove(node, element, NUMBERED.includes(size.value));
-    fit(node, 0, node.size[1] + Math.min(0, node.computeSize()[1] - before));
+    const less = Math.min(0, node.computeSize()[1] - before);
+    fit(node, 0, less ? node.size[1] + less : undefined);
   };
   also(size, "callback", show);
   also(node, "onConfigure", show);

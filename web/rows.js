@@ -4,11 +4,12 @@ import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, repeated, strangers } from "./fitting.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
-import { addElement, also, button, fit, heightOf, html, keep, showAbove } from "./parts.js";
+import { addElement, also, button, fit, heightOf, html, keep, keepWidth, showAbove } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import { changed, fileOf, moved, nameOf, newRow, readRows, writtenRows } from "./rows_text.js";
 
 const USUAL_HEIGHT = 84;
+const LEAST_WIDTH = 330; // at which a row shows a name
 const MOST_HEIGHT = 400; // of the text field
 const MOST_DRAWN = 200; // rows; a merge takes 100
 
@@ -24,6 +25,7 @@ export function addRows(node, say, more = []) {
   if (!text) return;
   const element = addElement(node, "rows", (shown) => heightOf(shown, 0) || USUAL_HEIGHT, text);
   showAbove(node, element, false);
+  keepWidth(node, LEAST_WIDTH);
   const view = new Rows(node, text, element, say, more);
   also(text, "callback", () => view.read());
   also(node, "onConfigure", () => view.read(true));
@@ -207,7 +209,8 @@ class Rows {
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
     const grown = before ? heightOf(this.element, 0) - before : 0;
-    fit(this.node, 0, this.node.size[1] + Math.min(0, grown));
+    if (grown < 0) fit(this.node, 0, this.node.size[1] + grown);
+    else fit(this.node);
     this.learn();
   }
 

@@ -15,7 +15,7 @@ TEXT = """<lora:first:0.8> subject priority=2 | a photo of demo1
 <lora:third:1>"""
 FIRST, SECOND, THIRD = TEXT.split("\n")
 # What the server says of files here, beside the rank.
-FAMILIES = {"first": "SD1.x", "second": "SD1.x", "third": "SDXL"}
+FAMILIES = {"first": "SD1.5", "second": "SD1.5", "third": "SDXL"}
 
 
 def merge_of(text, **more):
@@ -123,7 +123,7 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     deep = f"people/of/my/world/{'long_' * 12}name.safetensors"
     files = [deep, *(f"{name}.safetensors" for name in FAMILIES)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
-    fits = {"name": "", "family": "SD1.x", "fits": ["SD1.x"], "error": None}
+    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
     rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
     checkpoint = {"ckpt_name": "checkpoint.safetensors"}
     workflow = merge_of(TEXT, model=["2", 0], clip=["2", 1])
@@ -249,7 +249,7 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
 
 def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     def wordless(route):
-        facts = {"name": "second", "base": "SD1.x", "family": "SD1.x", "rank": 8}
+        facts = {"name": "second", "base": "SD1.5", "family": "SD1.5", "rank": 8}
         words = {"trigger_words": [], "prompts": [], "error": None}
         route.fulfill(json={**facts, **words, "thumbnail": False})
 
@@ -388,6 +388,10 @@ def test_a_copy_has_rows_of_its_own(rows):
     )
     rows.settle()
     copy = rows.page.evaluate("app.graph.nodes.find(({ id }) => Number(id) !== 1).id")
+    heights = rows.page.evaluate("app.graph.nodes.map(({ size }) => size[1])")
+    assert abs(heights[0] - heights[1]) < 2, "no empty room in the copy"
+    rows.page.evaluate("app.graph.getNodeById(1).setSize([120, 200])")
+    assert rows.page.evaluate("app.graph.getNodeById(1).computeSize()[0]") >= 330
     assert rows.prompt()[str(copy)]["inputs"]["loras"] == TEXT
     rows.set_widgets(copy, loras=THIRD)
     assert text_of(rows) == TEXT
