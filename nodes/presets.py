@@ -11,7 +11,7 @@ import torch
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import PRESETS, PREVIEW, Calibration, Changes, Preset
-from .scene import TOGETHER
+from .scene import TOGETHER, TOGETHER_POLISHED
 from .size import Size
 from .sockets import Scenes
 
@@ -45,7 +45,8 @@ class Asked:
         """
         if self.given is not None and not isinstance(self.given, Changes):
             return None
-        together = Changes(calibration={"scene_weight": TOGETHER} if self.together else {})
+        weight = TOGETHER_POLISHED if "polish" in PRESETS[preset].calibration else TOGETHER
+        together = Changes(calibration={"scene_weight": weight} if self.together else {})
         asked = PRESETS[preset].then(together).then(self.given or Changes())
         return asked.then(PRESETS[PREVIEW]) if preset == PREVIEW else asked
 
@@ -106,7 +107,8 @@ def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
         changes = asked.changes(preset)
         if changes is not None and preset != PREVIEW:
             runs = changes.calibration.get("trajectories", Calibration.trajectories)
-            found[preset] = job.cost.rows_with(runs / job.calibration.trajectories)
+            steps = changes.calibration.get("polish", Calibration.polish)
+            found[preset] = job.cost.rows_with(runs / job.calibration.trajectories, steps)
     return found
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
 TOGETHER = 0.3  # of each LoRA's captions with others, besides its own
+TOGETHER_POLISHED = 1.0  # the same, where gradients see what both draw
 _SHOWN = 4
 
 

@@ -21,7 +21,13 @@ from .words import NAMES, TARGETS
 
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 # Values of widgets that set nothing. -1 where 0 means that there is none.
-UNSET = {"sample_runs": 0, "check_runs": -1, "protected_prompts": (), "quality_kept": 1.0}
+UNSET = {
+    "sample_runs": 0,
+    "check_runs": -1,
+    "protected_prompts": (),
+    "quality_kept": 1.0,
+    "polish_steps": -1,
+}
 _KINDS = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
 # Field -> what its tooltip says beside the field's description, and how the widget differs from the
 # field. Workflows store values in this order, with correct_strength before seed.
@@ -70,7 +76,7 @@ _ADVANCED: dict[str, tuple[str, dict[str, Any]]] = {
     "ridge": ("", {}),
     "balance": ("", {}),
     "input_mix": ("", {"max": 0.99, "step": 0.01}),  # 1 itself is outside
-    "polish": ("", {}),
+    "polish": (" -1: as the preset says.", {"default": -1, "min": -1}),
 }
 _LATER: dict[str, tuple[str, dict[str, Any]]] = {"frames": ("", {})}
 

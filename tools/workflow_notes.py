@@ -78,7 +78,7 @@ TEMPLATES = (
     Template(
         "Three subjects in one picture",
         "Merges three subjects so that one picture can show them together. On transformers such as "
-        "Flux.1, connect **Merge settings** with *polish_steps* 100 and *sample_runs* 40.",
+        "Flux.1, choose the preset *Polished*.",
         (_CHOOSE, "**Merge LoRAs**: choose a file in each row"),
         (
             f"{_KEPT} {_SAVED}",

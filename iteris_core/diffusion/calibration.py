@@ -352,12 +352,13 @@ class Changes:
 
 
 # How thorough a merge is, in one word.
-Preset = Literal["Fast", "Balanced", "Preview"]
+Preset = Literal["Fast", "Balanced", "Polished", "Preview"]
 DEFAULT_PRESET: Preset = "Balanced"
 PREVIEW: Preset = "Preview"
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
+    "Polished": Changes(calibration={"trajectories": 40, "polish": 100}),
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
     # (docs/why.md)
     PREVIEW: Changes(

@@ -82,9 +82,12 @@ class Cost:
         """All of them, in pictures."""
         return round(self.rows * self.frames / self.rows_of_a_picture)
 
-    def rows_with(self, share: float) -> int:
-        """Return about how many rows there are with this share of the LoRAs' sampling runs."""
-        return round(share * (self.sampling + self.sweep)) + self.polish + self.check
+    def rows_with(self, share: float, polish_steps: int) -> int:
+        """Return about how many rows there are with this share of the LoRAs' sampling runs, and so
+        many steps of a polish.
+        """
+        rows = round(share * (self.sampling + self.sweep)) + self.check
+        return rows + (_polish(polish_steps, round(share * self.samples)) if self.sampling else 0)
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
@@ -134,7 +137,7 @@ def cost_of(
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=2 * sweeps * (samples + ALONE) if changes_denoiser else 0,
-        polish=_polish(polish_steps, samples) if changes_denoiser and polish_steps else 0,
+        polish=_polish(polish_steps, samples) if changes_denoiser else 0,
         check=checks
         * (
             _drawn(check_plans, guided)
@@ -152,7 +155,7 @@ def _polish(steps: int, samples: int) -> int:
     """Return the rows of a polish: each sample is read by its teacher, the base model and the
     merge, and a row with its gradient counts as four, since blocks run again in the backward pass.
     """
-    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples)
+    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples) if steps else 0
 
 
 def _drawn(plans: Iterable[Plan], guided: bool) -> int:

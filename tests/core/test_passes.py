@@ -81,5 +81,8 @@ def test_the_rows_with_other_runs_are_about_their_share(calibration):
         Job.of(host, loras, replace(calibration, trajectories=runs), SETTINGS).cost
         for runs in (20, 10)
     )
-    assert whole.rows_with(1.0) == whole.rows
-    assert whole.rows_with(0.5) == pytest.approx(half.rows, rel=0.05)
+    assert whole.rows_with(1.0, 0) == whole.rows
+    assert whole.rows_with(0.5, 0) == pytest.approx(half.rows, rel=0.05)
+    polished = Job.of(host, loras, replace(calibration, trajectories=10, polish=8), SETTINGS).cost
+    assert polished.polish > 0
+    assert whole.rows_with(0.5, 8) == pytest.approx(polished.rows, rel=0.05)

@@ -25,10 +25,13 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     assert [record.message for record in caplog.records] == [note.text]
 
 
-@pytest.mark.parametrize(("preset", "runs"), [("Fast", 10), ("Balanced", 20)])
+@pytest.mark.parametrize(("preset", "runs"), [("Fast", 10), ("Balanced", 20), ("Polished", 40)])
 def test_a_preset_is_a_few_settings(preset, runs):
     calibration, how = Asked(preset, False, Size()).settings([], None)
     assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
+    assert calibration.polish == (100 if preset == "Polished" else 0)
+    together, _ = Asked(preset, True, Size()).settings([], None)
+    assert together.scene_weight == (1.0 if preset == "Polished" else 0.3)
     assert how.config.output_dtype == torch.float16
 
 
