@@ -178,8 +178,8 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
         seen = own_captions(lora, calibration, calibration.seed + k)
         company = unseen_captions(lora, seen, unseen, unseen.seed + k)
         # as users write them, and in company that the merge has not read
-        pairs = zip(itertools.cycle(lora.prompts), company, strict=False)
-        captions = [alone if i % 2 == 0 else other for i, (alone, other) in enumerate(pairs)]
+        alone = itertools.cycle(lora.prompts)
+        captions = [next(alone) if i % 2 == 0 else other for i, other in enumerate(company)]
         plans.append(DrawnPlan(lora.name, {k: 1.0}, tuple(captions), k, len(loras), unseen))
     # the last of the ordinary captions, since the preserve task takes them from the first on; what
     # it has read comes only where there is nothing else

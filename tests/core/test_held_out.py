@@ -343,3 +343,10 @@ def test_without_compositions_the_prompts_themselves_are_drawn_with_new_seeds(ho
     lora = host.lora("a", prompts=["<x> cat", "<x> on a chair"])
     alone = replace(CALIBRATION, compositions=(), companions=(), composition_share=0.0)
     assert set(make_check_plans([lora.use], alone)[0].captions) <= set(lora.use.prompts)
+
+
+def test_every_prompt_is_drawn_alone_in_turn(host):
+    lora = host.lora("a", prompts=["<x> cat", "<x> on a chair"]).use
+    captions = make_check_plans([lora], replace(CALIBRATION, held_out=3))[0].captions
+    assert captions[::2] == lora.prompts
+    assert captions[1] not in lora.prompts
