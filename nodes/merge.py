@@ -80,8 +80,8 @@ class Merge(io.ComfyNode):
                     optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
                     "merged LoRA can draw two subjects side by side, or a subject in a style. Mark "
-                    "each LoRA as a subject or a style. On transformers such as Flux.1, also choose "
-                    "the preset Polished.",
+                    "each LoRA as a subject or a style. On transformers such as Flux.1, also "
+                    "choose the preset Polished.",
                 ),
                 io.Combo.Input(
                     "size",
