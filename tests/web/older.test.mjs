@@ -46,3 +46,24 @@ test("the preset that is gone is the one that it was level with, in a subgraph t
 test("what is no workflow is left alone", () => {
   for (const wrong of [undefined, null, {}, { nodes: null }, { nodes: [{}] }, { definitions: {} }]) renew(wrong);
 });
+
+test("links of a merge keep their inputs when inputs come before them", () => {
+  const later = ["model_low_noise", "start"];
+  const today = JSON.parse(readFileSync(new URL("../../subgraphs/Merge two LoRAs.json", import.meta.url), "utf8"));
+  const older = structuredClone(today);
+  const [inner] = older.definitions.subgraphs;
+  const merge = inner.nodes.find(({ type }) => type === "IterISMerge");
+  const place = merge.inputs.findIndex(({ name }) => name === later[0]);
+  merge.inputs = merge.inputs.filter(({ name }) => !later.includes(name));
+  for (const link of inner.links)
+    if (link.target_id === merge.id && link.target_slot > place) link.target_slot -= later.length;
+  const asRoot = { nodes: [structuredClone(merge)], links: [[7, 1, 0, merge.id, place, "STRING"], null] };
+  renew(older);
+  const plain = ({ definitions }) => {
+    const [{ nodes, links }] = definitions.subgraphs;
+    return [links, nodes.map(({ inputs }) => inputs.map(({ name, type, link }) => ({ name, type, link })))];
+  };
+  assert.deepEqual(plain(older), plain(today));
+  renew(asRoot);
+  assert.deepEqual(asRoot.links, [[7, 1, 0, merge.id, place + 2, "STRING"], null]);
+});
