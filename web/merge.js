@@ -57,6 +57,7 @@ export function addReport(node, say) {
   };
   node.showIterisFailure = (message) => {
     failure = message;
+    show(true, heightBefore);
   };
   node.showIterisLayer = ({ first, layer }) => {
     if (first) layers = new Map();

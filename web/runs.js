@@ -12,6 +12,7 @@ const RECALLED = 8; // runs of the server's history that are looked at
 const workflows = new Map(); // by the run's id: where this page has queued it
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
+let asking; // the request that queued a run last: a run may begin, and fail, before it is answered
 
 const store = () => app.extensionManager?.workflow;
 
@@ -20,7 +21,8 @@ export function rememberRuns() {
   const { queuePrompt } = api;
   api.queuePrompt = async function (...request) {
     const workflow = store()?.activeWorkflow;
-    const answer = await queuePrompt.apply(this, request);
+    asking = queuePrompt.apply(this, request);
+    const answer = await asking;
     if (answer?.prompt_id) {
       workflows.set(answer.prompt_id, workflow);
       prompts.set(answer.prompt_id, request[1]?.output);
@@ -61,16 +63,22 @@ export const isLoaded = (output) => !output?.[RUN];
  */
 export function ifOwn(node, output, show) {
   const run = output?.[RUN] ?? running;
+  const own = isQueuedHere(run);
+  if (own) show();
+  if (own === undefined) isOf(node, run).then((found) => found && show());
+}
+
+/** Return whether the workflow that is shown is the one that a run was queued from; undefined: that is not known. */
+function isQueuedHere(run) {
   const workflow = workflows.get(run);
-  if (workflow && store()?.openWorkflows.includes(workflow)) {
-    if (workflow === store().activeWorkflow) show();
-  } else {
-    isOf(node, run).then((own) => own && show());
-  }
+  return workflow && store()?.openWorkflows.includes(workflow) ? workflow === store().activeWorkflow : undefined;
 }
 
 /** Return whether a node has the same id and works out the same as in a run. */
 async function isOf(node, run) {
+  await Promise.allSettled([asking]);
+  const own = isQueuedHere(run);
+  if (own !== undefined) return own;
   const prompt = await promptOf(run);
   const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
   return id !== undefined && isSame(prompt, await shownPrompt(), id);
