@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,12 +193,11 @@ def paths_for(wanted: Path, ends: Sequence[str], *, overwrite: bool) -> list[Pat
     """Return the paths of a merge's files, each with an end of its own to the name. Those of a pair
     get one number where one of their names is taken, so that they are found by each other's name.
     """
-    for number in itertools.count(1):
-        stem = f"{wanted.stem}_{number:02}" if number > 1 else wanted.stem
-        paths = [wanted.with_name(f"{stem}{end}{wanted.suffix}") for end in ends]
-        if overwrite or len(paths) == 1 or not any(map(os.path.lexists, paths)):
-            break
-    return paths
+    from ..iteris_core.files.writing import free_names
+
+    if overwrite or len(ends) == 1:
+        return [wanted.with_name(f"{wanted.stem}{end}{wanted.suffix}") for end in ends]
+    return free_names(wanted, ends, first=1)
 
 
 def save(

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -306,11 +306,31 @@ def free_name(wanted: Path) -> Path:
     >>> free_name(Path("a.safetensors")).name
     'a_02.safetensors'
     """
+    return free_names(wanted, ("",))[0]
+
+
+def free_names(wanted: Path, ends: Sequence[str], first: int = 2) -> list[Path]:
+    """Return paths with the next number that is free for all of them, each with an end of its own.
+
+    >>> [path.name for path in free_names(Path("a.safetensors"), ("_high", "_low"))]
+    ['a_02_high.safetensors', 'a_02_low.safetensors']
+
+    Args:
+        wanted: The path without end and number.
+        ends: What follows the number in each name.
+        first: The first number that is tried; 1 is not written.
+    """
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
     stem = os.fsencode(wanted.name.removesuffix(ending))
-    tails = (f"_{number:02}{ending}" for number in itertools.count(2))
-    names = (stem[: _LONGEST_NAME - len(tail)].decode("utf-8", "ignore") + tail for tail in tails)
-    return next(path for path in map(wanted.with_name, names) if not os.path.lexists(path))
+    paths: list[Path] = []
+    for number in itertools.count(first):
+        counted = f"_{number:02}" if number > 1 else ""
+        tails = [f"{counted}{end}{ending}" for end in ends]
+        start = stem[: _LONGEST_NAME - max(map(len, tails))].decode("utf-8", "ignore")
+        paths = [wanted.with_name(start + tail) for tail in tails]
+        if not any(map(os.path.lexists, paths)):
+            break
+    return paths
 
 
 def fault_of_name(name: str) -> str:
