@@ -163,7 +163,8 @@ class Merge(io.ComfyNode):
         a link.
         """
         names = files_in(loras, "loras")
-        others = (partner_of(name, host.lora_names()) for name in names)
+        known = host.lora_names()
+        others = (partner_of(name, known) for name in names)
         return fingerprints([*names, *filter(None, others)], host.find_lora)
 
     @classmethod

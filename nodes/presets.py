@@ -45,7 +45,7 @@ class Asked:
         """
         if self.given is not None and not isinstance(self.given, Changes):
             return None
-        weight = TOGETHER_POLISHED if "polish" in PRESETS[preset].calibration else TOGETHER
+        weight = TOGETHER_POLISHED if PRESETS[preset].calibration.get("polish") else TOGETHER
         together = Changes(calibration={"scene_weight": weight} if self.together else {})
         asked = PRESETS[preset].then(together).then(self.given or Changes())
         return asked.then(PRESETS[PREVIEW]) if preset == PREVIEW else asked

@@ -86,7 +86,7 @@ async function isOf(node, run) {
 
 const shownPrompt = async () => (await app.graphToPrompt()).output;
 
-/** Return what was run, as the server keeps it: [number, id, prompt, ...]; undefined: the server does not know it. */
+/** Return what was run: id -> {class_type, inputs}, or a promise of it; undefined: the server does not know it. */
 function promptOf(run) {
   if (run && !prompts.has(run)) prompts.set(run, askedOf(run));
   return prompts.get(run);
