@@ -137,7 +137,7 @@ class MergeConfig:
     * `factorisation`: ``float32`` finds the inputs that a layer's answer is cut to in float32, and
       the answer on them in float64, see `algebra.coarse`; where float32 is too coarse, the layer is
       solved in float64, and the report says so. ``auto`` does so on cards whose float64 is slow,
-      and at layers on the CPU whose inputs are 1024 wide or more. It is for the target
+      and at layers on the CPU whose inputs are 512 wide or more. It is for the target
       ``full_output`` at a rank; others are always solved in float64.
 
     Raises:
