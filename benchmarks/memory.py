@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +19,6 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
@@ -123,7 +121,6 @@ class Counted:
         case: The case.
         model: Bytes of the whole model.
         at_layers: Bytes that one sample holds while it waits, by layer.
-        call: Most bytes that a call of one sample holds while it runs.
         modules: The model's modules.
         copied: Bytes that one sample may hold on the device -> bytes of it that are copied.
     """
@@ -131,7 +128,6 @@ class Counted:
     case: Case
     model: int
     at_layers: Mapping[str, int]
-    call: int
     modules: Mapping[str, nn.Module]
     copied: Callable[[int], int]
 
@@ -180,43 +176,6 @@ class FlashAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are made, and those that live at the same time at most.
-
-    Args:
-        known: Tensors that do not count.
-    """
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
-        self.now = 0
-        self.most = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return made
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 class Nowhere:
     """Contents that have no numbers, which wait nowhere."""
 
@@ -245,16 +204,8 @@ def count(case: Case) -> Counted:
         return swept(budget, 1 << 16)[1]
 
     at_layers, _ = swept(sys.maxsize, 1)
-    weights = [*model.module.parameters(), *model.module.buffers()]
-    with (
-        torch.device("meta"),
-        FlashAttention(),
-        torch.no_grad(),
-        LiveBytes([*weights, *tensors]) as live,
-    ):
-        model.module(**read, return_dict=False)
     size = sum(weight.numel() for weight in model.module.parameters()) * case.weight_bytes
-    return Counted(case, size, at_layers, live.most, modules, copied)
+    return Counted(case, size, at_layers, modules, copied)
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
@@ -375,25 +326,6 @@ def gb(size: float) -> str:
     return f"{size / 1e9:.1f}"
 
 
-def counted_row(counted: Counted) -> list[str]:
-    case = counted.case
-    mean = sum(counted.at_layers.values()) / len(counted.at_layers)
-    formula = case.formula(1)
-    return [
-        case.name,
-        f"{case.resolution}",
-        gb(counted.model),
-        f"{len(counted.at_layers)}",
-        f"{counted.widest / 1e6:.0f}",
-        f"{mean / 1e6:.0f}",
-        f"{counted.call / 1e6:.0f}",
-        f"{formula / 1e6:.0f}",
-        f"{formula / counted.widest:.1f}",
-        f"{formula / counted.call:.1f}",
-        *(gb(counted.sums(loras)) for loras in LORAS),
-    ]
-
-
 def verdict(counted: Counted, card: float, loras: int) -> str:
     """Return what happens on a card, in a few words."""
     room = counted.room(card, loras)
@@ -427,20 +359,10 @@ TITLE = (
 )
 
 
-def tables_of(counts: Sequence[Counted]) -> list[Table]:
-    """Return what was counted, and what the node decides for each card."""
-    heads = ["model", "pixels", "model, GB", "layers", "waits, MB", "on average", "call, MB"]
-    heads += ["formula, MB", "/ waits", "/ call", *(f"sums of {n}, GB" for n in LORAS)]
-    cards = ["model", "pixels", "LoRAs", "rows", "they hold, GB", *(f"{n} GiB" for n in CARDS)]
-    decided = [card_row(counted, n) for counted in counts for n in LORAS]
-    return [
-        Table(
-            "what one sample holds, and ComfyUI's own formula",
-            heads,
-            list(map(counted_row, counts)),
-        ),
-        Table(TITLE, cards, decided),
-    ]
+def table_of(counts: Sequence[Counted]) -> Table:
+    """Return what the node decides for each card."""
+    heads = ["model", "pixels", "LoRAs", "rows", "they hold, GB", *(f"{n} GiB" for n in CARDS)]
+    return Table(TITLE, heads, [card_row(counted, n) for counted in counts for n in LORAS])
 
 
 def main() -> None:
@@ -453,10 +375,10 @@ def main() -> None:
         if options.only is None or options.only in case.name:
             print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
             counts.append(count(case))
-    tables = tables_of(counts)
-    print(*tables, sep="\n\n")
+    table = table_of(counts)
+    print(table)
     if options.only is None:
-        write(tables, RESULTS / "memory.json", command_of("memory"), machine())
+        write([table], RESULTS / "memory.json", command_of("memory"), machine())
 
 
 if __name__ == "__main__":

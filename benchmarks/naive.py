@@ -10,13 +10,15 @@ sample by sample, on copies of the model, which would not be a fair race.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iteris_core.algebra.reference import TaskRows, balance, normal_equations, solve
+from iteris_core.rows.wearing import layer_hooks
+
+from .common import in_weights
 
 Deltas = dict[str, Tensor]
 
@@ -48,7 +50,7 @@ def algorithm_1(
     layers = {path: modules[path] for path in paths}
     teachers = []
     for adapter, rows in zip(adapters, samples, strict=True):
-        with _merged_into(layers, adapter):
+        with in_weights(layers, adapter):
             teachers.append(_inputs(layers, forward, rows, rows_per_call))
     students = teachers
     while True:
@@ -61,21 +63,8 @@ def algorithm_1(
             merged[path] = solve(*normal_equations(tasks, alpha=alpha, ridge=ridge))
         yield merged
         del students  # as the published code does: the old activations go before the new ones come
-        with _merged_into(layers, merged):
+        with in_weights(layers, merged):
             students = [_inputs(layers, forward, rows, rows_per_call) for rows in samples]
-
-
-@contextmanager
-def _merged_into(layers: Mapping[str, nn.Module], deltas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add deltas to the weights, and put the weights back afterwards."""
-    before = {path: layer.weight.detach().clone() for path, layer in layers.items()}
-    try:
-        for path, layer in layers.items():
-            layer.weight.data += deltas[path].reshape(layer.weight.shape).to(layer.weight)
-        yield
-    finally:
-        for path, layer in layers.items():
-            layer.weight.data.copy_(before[path])
 
 
 @torch.no_grad()
@@ -88,23 +77,12 @@ def _inputs(
     """Return every layer's input, (tokens, d_in)."""
     seen: dict[str, list[Tensor]] = {path: [] for path in layers}
 
-    def keep(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            x = args[0] if args else next(iter(named.values()))
-            if isinstance(module, nn.Conv2d):
-                x = x.movedim(1, -1)
-            seen[path].append(x.reshape(-1, x.shape[-1]).clone())
+    def keep(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x = x.movedim(1, -1) if isinstance(module, nn.Conv2d) else x
+        seen[path].append(x.reshape(-1, x.shape[-1]).clone())
+        return y
 
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(keep(path), with_kwargs=True)
-        for path, layer in layers.items()
-    ]
-    try:
+    with layer_hooks(dict(layers), keep):
         for start in range(0, len(rows), rows_per_call):
             forward(rows[start : start + rows_per_call])
-    finally:
-        for handle in handles:
-            handle.remove()
     return {path: torch.cat(seen.pop(path)) for path in layers}

@@ -31,9 +31,9 @@ from iteris_core.diffusion.model import (
 )
 
 from . import pictures_models
+from .measure import PeakMemory, Times
 from .pictures_models import SAMPLER, STEPS, BaseModel
 from .results import RESULTS, Table, command_of, machine, spread, write
-from .speed_measure import PeakMemory, Times
 
 STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
 DEVICES = ("cpu", "cuda")

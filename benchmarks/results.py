@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import psutil
 import torch
@@ -29,17 +29,10 @@ class Table:
     rows: Sequence[Sequence[object]]
 
     def __str__(self) -> str:
-        lines = [self.columns, *self.rows]
-        widths = [max(len(str(cell)) for cell in cells) for cells in zip(*lines, strict=True)]
-        return "\n".join(
-            [
-                self.title,
-                *(
-                    "  ".join(str(c).ljust(n) for c, n in zip(line, widths, strict=True))
-                    for line in lines
-                ),
-            ]
-        )
+        lines = [list(map(str, line)) for line in [self.columns, *self.rows]]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        told = ("  ".join(map(str.ljust, line, widths)) for line in lines)
+        return "\n".join([self.title, *told])
 
 
 def write(tables: Sequence[Table], path: Path, command: str, made_on: str) -> None:
@@ -110,3 +103,9 @@ def _cpu_name() -> str:
 def spread(values: Sequence[float], form: str = ".2f") -> str:
     """Return a median with the lowest and the highest value."""
     return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def with_error(values: Sequence[float]) -> str:
+    """Return a mean with its standard error."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{mean(values):.3f} ± {error:.3f}"

@@ -21,12 +21,12 @@ from torch import Tensor, distributed, multiprocessing
 
 from iteris_core.engines.measure import Measurement
 
-from . import speed, speed_models
+from . import speed_models
+from .measure import timed
 from .results import RESULTS, Table, command_of, machine, spread, write
-from .speed_measure import timed
 
 SAMPLES = 64  # of each task
-ADAPTERS, RANK, WIDTH = 2, 16, 512
+WIDTH = 512
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def merge_here(case: speed_models.Case) -> Found:
 
 def process(number: int, size: int, samples: int, folder: str) -> None:
     """Be one of the processes of a measured merge; the first one writes what was found."""
-    options = argparse.Namespace(threads=1, device="cpu")
-    made = speed.prepared("transformer", (samples, ADAPTERS, RANK, WIDTH), options)
-    case = replace(made, target="full_output")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    case = speed_models.transformer(samples, WIDTH)
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", meeting, rank=number, world_size=size)
     few = [replace(task, samples=task.samples[: 4 * size]) for task in case.tasks]
@@ -117,7 +117,7 @@ def measure(size: int, samples: int) -> Found:
     return found
 
 
-def row(size: int, samples: int, alone: list[Found], found: list[Found]) -> list[str]:
+def row(size: int, alone: list[Found], found: list[Found]) -> list[str]:
     """Return a row of a table: what processes took, and one process over that, round by round."""
     clock, cpu = (
         [getattr(a, of) / getattr(f, of) for a, f in zip(alone, found, strict=True)]
@@ -125,7 +125,7 @@ def row(size: int, samples: int, alone: list[Found], found: list[Found]) -> list
     )
     return [
         f"{size}",
-        f"{ADAPTERS} x {samples}",
+        f"{SAMPLES}",
         spread([f.seconds for f in found]),
         spread(clock),
         spread([f.cpu for f in found]),
@@ -135,48 +135,26 @@ def row(size: int, samples: int, alone: list[Found], found: list[Found]) -> list
     ]
 
 
-def measured(sizes: list[int], samples: int, rounds: int) -> dict[tuple[int, int], list[Found]]:
-    """Return number of processes and samples of a task -> what their merges took in each round."""
-    found: dict[tuple[int, int], list[Found]] = {}
-    wanted = {(1, samples), *((n, m) for n in sizes for m in (samples, n * samples))}
+def table_of(sizes: list[int], rounds: int) -> Table:
+    """Measure the same samples in more and more processes, in each round."""
+    found: dict[int, list[Found]] = {size: [] for size in sorted({1, *sizes})}
     for _ in range(rounds):
-        for size, count in sorted(wanted):
-            found.setdefault((size, count), []).append(measure(size, count))
-    return found
-
-
-def tables_of(
-    found: dict[tuple[int, int], list[Found]], sizes: list[int], samples: int
-) -> list[Table]:
-    """Return what the same samples take in more processes, and what more samples do."""
+        for size in found:
+            found[size].append(measure(size, SAMPLES))
     heads = ["processes", "samples", "s", "ratio", "CPU, s", "ratio of CPU", "solve, s"]
-    heads.append("MB a layer")
-    alone = found[1, samples]
-    strong = [row(n, samples, alone, found[n, samples]) for n in sizes]
-    weak = [row(n, n * samples, alone, found[n, n * samples]) for n in sizes]
-    return [
-        Table("strong scaling: the same samples, shared", heads, strong),
-        Table("weak scaling: samples in proportion to the processes", heads, weak),
-    ]
+    rows = [row(size, found[1], found[size]) for size in sizes]
+    return Table("strong scaling: the same samples, shared", [*heads, "MB a layer"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument(
-        "--processes", type=int, nargs="+", default=[1, 2], help="numbers of them (default 1 2)"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"of each task (default {SAMPLES})"
-    )
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="(default 1 2)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("--dry", action="store_true", help="nothing is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = measured(options.processes, options.samples, options.repeat)
-    tables = tables_of(found, options.processes, options.samples)
-    print(*tables, sep="\n\n")
-    if not options.dry:
-        write(tables, RESULTS / "scale.json", command_of("scale"), machine())
+    table = table_of(options.processes, options.repeat)
+    print(table)
+    write([table], RESULTS / "scale.json", command_of("scale"), machine())
 
 
 if __name__ == "__main__":

@@ -28,18 +28,16 @@ SAMPLES_PER_CHUNK = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One merge to measure, and how large the ratio to its plain forward may be."""
+    """One merge to measure."""
 
     name: str
     size: str
     network: Network
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
-    aim: float = 1.5
-    target: Target = "delta"
 
-    def sweep(self) -> MergeResult:
-        config = MergeConfig(target=self.target, samples_per_chunk=SAMPLES_PER_CHUNK)
+    def sweep(self, target: Target = "full_output") -> MergeResult:
+        config = MergeConfig(target=target, samples_per_chunk=SAMPLES_PER_CHUNK)
         return merge(self.network, self.adapters, self.tasks, config)
 
     @torch.no_grad()
@@ -67,11 +65,8 @@ def built(make: Callable[[], nn.Module], device: str = "cpu") -> nn.Module:
             parameter.normal_(std=0.02)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    for (
-        name,
-        buffer,
-    ) in model.named_buffers():  # what the libraries keep in buffers are position numbers
-        assert name.endswith("position_ids"), name
+    for name, buffer in model.named_buffers():
+        assert name.endswith("position_ids"), name  # all that these libraries keep in buffers
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
     return model
 
@@ -83,202 +78,191 @@ def loras(model: nn.Module, count: int, rank: int, wanted: Callable[[str], bool]
         for path, layer in model.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and wanted(path)
     }
+
+    def delta(d_out: int, d_in: int) -> LowRankDelta:
+        return LowRankDelta(0.02 * torch.randn(d_out, rank), torch.randn(rank, d_in) / d_in**0.5)
+
     return [
-        Adapter(
-            f"lora{k}",
-            {
-                path: LowRankDelta(
-                    0.02 * torch.randn(d_out, rank), torch.randn(rank, d_in) / d_in**0.5
-                )
-                for path, (d_out, d_in) in shapes.items()
-            },
-        )
+        Adapter(f"lora{k}", {path: delta(*shape) for path, shape in shapes.items()})
         for k in range(count)
     ]
 
 
-def own_tasks(
-    adapters: Sequence[Adapter], samples: int, make: Callable[[], Any], *, preserve: bool = False
-) -> list[Task]:
-    """Return one task per adapter, and a preserve task if asked for, with as many samples each."""
+def case(
+    name: str,
+    model: nn.Module,
+    forward: Callable[..., Tensor],
+    adapters: Sequence[Adapter],
+    make: Callable[[], tuple[Tensor, ...]],
+    *,
+    samples: int,
+    stream: Callable[[str], str] = lambda path: "tokens",
+    preserve: bool = False,
+) -> Case:
+    """Return a merge of adapters on so many random samples each.
+
+    Args:
+        name: Name in the tables.
+        model: The model.
+        forward: Function that runs it on what rows read, stacked thing by thing.
+        adapters: The adapters.
+        make: Function that makes what one row reads.
+        samples: Samples of each task.
+        stream: Path of a layer -> the stream that it reads.
+        preserve: Whether there is a preserve task, too.
+    """
+    device = next(model.parameters()).device
+
+    def run(rows: Sequence[Any]) -> Tensor:
+        return forward(*(torch.stack(part).to(device) for part in zip(*rows, strict=True)))
+
+    mixes = [{k: 1.0} for k in range(len(adapters))] + ([{}] if preserve else [])
     tasks = [
-        Task(adapter.name, [Sample(make()) for _ in range(samples)], {k: 1.0})
-        for k, adapter in enumerate(adapters)
+        Task(f"task {k}", [Sample(make()) for _ in range(samples)], mix)
+        for k, mix in enumerate(mixes)
     ]
-    return (
-        [*tasks, Task("preserve", [Sample(make()) for _ in range(samples)], {})]
-        if preserve
-        else tasks
-    )
+    shapes = ", ".join("x".join(map(str, part.shape)) for part in make() if part.shape)
+    size = f"{len(tasks)} x {samples} samples of {shapes}; {len(adapters[0].deltas)} layers"
+    return Case(name, size, Network(dict(model.named_modules()), run, stream), adapters, tasks)
 
 
-def columns(rows: Sequence[tuple[Tensor, ...]], device: str) -> list[Tensor]:
-    """Stack what rows read, thing by thing."""
-    return [torch.stack(part).to(device) for part in zip(*rows, strict=True)]
+def unet_case(name: str, unet: Any, side: int, samples: int, rank: int, *, preserve: bool) -> Case:
+    """Return a merge of two LoRAs on all attention blocks of a UNet."""
+    width = unet.config.cross_attention_dim
+
+    def make() -> tuple[Tensor, ...]:
+        return torch.randn(4, side, side), torch.randint(0, 1000, ()), torch.randn(77, width)
+
+    def stream(path: str) -> str:
+        return "text" if path.endswith(("attn2.to_k", "attn2.to_v")) else "image"
+
+    adapters = loras(unet, 2, rank, lambda path: ".attentions." in path)
+    run = lambda *read: unet(*read).sample  # noqa: E731
+    return case(name, unet, run, adapters, make, samples=samples, stream=stream, preserve=preserve)
 
 
-def sd15(device: str, quick: bool) -> list[Case]:
+def sd15(device: str) -> list[Case]:
     """SD1.5's text encoder (rows of 77 tokens) and UNet; LoRAs on what kohya trains by default, and
     a preserve task.
     """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    side, samples = (64, 16) if device == "cuda" else (16, 1) if quick else (32, 2)
-    prompts = 1 if quick else 4 * samples
+    side, samples = (64, 16) if device == "cuda" else (32, 2)
     # what Stable Diffusion 1.5 has: openai/clip-vit-large-patch14's text encoder
     shape = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
     )
     clip = built(lambda: CLIPTextModel(shape), device)
     names = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    text_loras = loras(clip, 2, 16, lambda path: path.endswith(names))
-    reads = own_tasks(
-        text_loras, prompts, lambda: (torch.randint(1000, 40000, (77,)),), preserve=True
-    )
-    text = Network(
-        dict(clip.named_modules()), lambda rows: clip(*columns(rows, device)).last_hidden_state
-    )
-
     unet = built(
-        lambda: UNet2DConditionModel(
-            cross_attention_dim=768, attention_head_dim=8, sample_size=side
-        ),
-        device,
-    )
-    unet_loras = loras(unet, 2, 16, lambda path: ".attentions." in path)
-    views = own_tasks(
-        unet_loras,
-        samples,
-        lambda: (torch.randn(4, side, side), torch.randint(0, 1000, ()), torch.randn(77, 768)),
-        preserve=True,
-    )
-    pictures = Network(
-        dict(unet.named_modules()),
-        lambda rows: unet(*columns(rows, device)).sample,
-        lambda path: "text" if path.endswith(("attn2.to_k", "attn2.to_v")) else "image",
+        lambda: UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8), device
     )
     return [
-        Case("SD1.5 CLIP", f"3 x {prompts} samples, 77 tokens", text, text_loras, reads, 1.25),
-        Case(
-            "SD1.5 UNet",
-            f"3 x {samples} samples, {side} x {side} latents",
-            pictures,
-            unet_loras,
-            views,
-            1.25,
+        case(
+            "SD1.5 CLIP",
+            clip,
+            lambda ids: clip(ids).last_hidden_state,
+            loras(clip, 2, 16, lambda path: path.endswith(names)),
+            lambda: (torch.randint(1000, 40000, (77,)),),
+            samples=4 * samples,
+            preserve=True,
         ),
+        unet_case("SD1.5 UNet", unet, side, samples, 16, preserve=True),
     ]
 
 
-def t5(size: str, device: str, quick: bool) -> list[Case]:
-    """A whole T5, LoRAs of rank 8 on every q and v, decoder inputs teacher-forced."""
+def _is_q_or_v(path: str) -> bool:
+    return path.endswith((".q", ".v"))
+
+
+def t5(device: str) -> list[Case]:
+    """T5-base, LoRAs of rank 8 on every q and v, decoder inputs teacher-forced."""
     from transformers import T5Config, T5Model
 
-    shapes = {
-        "base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
-        "large": {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
-    }
-    samples = 2 if quick else 16 if size == "base" else 8
-    model = built(lambda: T5Model(T5Config(**shapes[size], d_kv=64, use_cache=False)), device)
-    adapters = loras(model, 2, 8, lambda path: path.endswith((".q", ".v")))
-    make = lambda: (torch.randint(2, 32000, (64,)), torch.randint(2, 32000, (8,)))  # noqa: E731
+    shape = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, use_cache=False)
+    model = built(lambda: T5Model(shape), device)
+    return [
+        case(
+            "T5-base",
+            model,
+            lambda read, written: (
+                model(input_ids=read, decoder_input_ids=written, use_cache=False).last_hidden_state
+            ),
+            loras(model, 2, 8, _is_q_or_v),
+            lambda: (torch.randint(2, 32000, (64,)), torch.randint(2, 32000, (8,))),
+            samples=16,
+            stream=lambda path: path.split(".")[0],
+        )
+    ]
 
-    def forward(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        read, written = columns(rows, device)
-        return model(input_ids=read, decoder_input_ids=written, use_cache=False).last_hidden_state
 
-    network = Network(dict(model.named_modules()), forward, lambda path: path.split(".")[0])
-    description = f"2 x {samples} samples, 64 + 8 tokens"
-    return [Case(f"T5-{size}", description, network, adapters, own_tasks(adapters, samples, make))]
-
-
-def blip(device: str, quick: bool) -> list[Case]:
+def blip(device: str) -> list[Case]:
     """BLIP-base captioning: the whole of it, and its text decoder alone, on picture features that
     were made before.
     """
     from transformers import BlipConfig, BlipForConditionalGeneration
 
-    side, samples = (96, 2) if quick else (384, 3)
+    side = 384
     shape = BlipConfig(text_config={"use_cache": False}, vision_config={"image_size": side})
     model = built(lambda: BlipForConditionalGeneration(shape), device)
-    adapters = loras(
-        model,
-        2,
-        16,
-        lambda path: "text_decoder" in path and path.endswith(("query", "key", "value")),
-    )
+    names = ("query", "key", "value")
+    adapters = loras(model, 2, 16, lambda path: "text_decoder" in path and path.endswith(names))
     caption = lambda: torch.randint(1000, 30000, (32,))  # noqa: E731
     features = (side // 16) ** 2 + 1
-
-    def whole(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        pictures, captions = columns(rows, device)
-        return model(pixel_values=pictures, input_ids=captions).logits
-
-    def decoder(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
-        seen, captions = columns(rows, device)
-        return model.text_decoder(captions, encoder_hidden_states=seen).logits
 
     def stream(path: str) -> str:
         reads_image = "crossattention" in path and path.endswith(("key", "value"))
         return "image" if reads_image else "text"
 
-    modules = dict(model.named_modules())
-    per_task = f"2 x {samples} samples, 32 tokens"
-    pictures = own_tasks(adapters, samples, lambda: (torch.randn(3, side, side), caption()))
-    seen = own_tasks(adapters, samples, lambda: (torch.randn(features, 768), caption()))
     return [
-        Case(
+        case(
             "BLIP-base",
-            f"{per_task}, {side} x {side} pixels",
-            Network(modules, whole, stream),
+            model,
+            lambda pixels, ids: model(pixel_values=pixels, input_ids=ids).logits,
             adapters,
-            pictures,
+            lambda: (torch.randn(3, side, side), caption()),
+            samples=3,
+            stream=stream,
         ),
-        Case(
+        case(
             "BLIP-base, decoder only",
-            f"{per_task}, {features} features",
-            Network(modules, decoder, stream),
+            model,
+            lambda seen, ids: model.text_decoder(ids, encoder_hidden_states=seen).logits,
             adapters,
-            seen,
+            lambda: (torch.randn(features, 768), caption()),
+            samples=3,
+            stream=stream,
         ),
     ]
 
 
-CASES: dict[str, Callable[[str, bool], list[Case]]] = {
-    "sd15": sd15,
-    "t5-base": lambda device, quick: t5("base", device, quick),
-    "t5-large": lambda device, quick: t5("large", device, quick),
-    "blip": blip,
-}
+CASES: dict[str, Callable[[str], list[Case]]] = {"sd15": sd15, "t5-base": t5, "blip": blip}
 
 
-def t5_encoder(samples: int, tokens: int, device: str) -> Case:
+def t5_encoder(device: str) -> Case:
     """The encoder of T5-base, LoRAs of rank 8 on q and v."""
     from transformers import T5Config, T5EncoderModel
 
     shape = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, use_cache=False)
     model = built(lambda: T5EncoderModel(shape), device)
-    adapters = loras(model, 2, 8, lambda path: path.endswith((".q", ".v")))
-    network = Network(
-        dict(model.named_modules()), lambda rows: model(*columns(rows, device)).last_hidden_state
-    )
-    tasks = own_tasks(adapters, samples, lambda: (torch.randint(2, 32000, (tokens,)),))
-    return Case(
-        "T5-base encoder", f"2 x {samples} samples, {tokens} tokens", network, adapters, tasks
+    return case(
+        "T5-base encoder",
+        model,
+        lambda read: model(read).last_hidden_state,
+        loras(model, 2, 8, _is_q_or_v),
+        lambda: (torch.randint(2, 32000, (128,)),),
+        samples=12,
     )
 
 
-def small_unet(samples: int, side: int, width: int, device: str) -> Case:
-    """A UNet of SD1.5's kind with 3 levels of 1, 2 and 4 times `width` channels; LoRAs of rank 8 on
-    all of its attentions.
-    """
+def small_unet(device: str) -> Case:
+    """A UNet of SD1.5's kind with 3 levels of 64, 128 and 256 channels; LoRAs of rank 8."""
     from diffusers import UNet2DConditionModel
 
-    model = built(
+    unet = built(
         lambda: UNet2DConditionModel(
-            sample_size=side,
-            block_out_channels=(width, 2 * width, 4 * width),
+            block_out_channels=(64, 128, 256),
             layers_per_block=1,
             cross_attention_dim=256,
             attention_head_dim=4,
@@ -287,20 +271,7 @@ def small_unet(samples: int, side: int, width: int, device: str) -> Case:
         ),
         device,
     )
-    adapters = loras(model, 2, 8, lambda path: ".attentions." in path)
-    make = lambda: (torch.randn(4, side, side), torch.randint(0, 1000, ()), torch.randn(77, 256))  # noqa: E731
-    network = Network(
-        dict(model.named_modules()),
-        lambda rows: model(*columns(rows, device)).sample,
-        lambda path: "text" if path.endswith(("attn2.to_k", "attn2.to_v")) else "image",
-    )
-    return Case(
-        f"small UNet, {width} channels",
-        f"2 x {samples} samples, {side} x {side} latents",
-        network,
-        adapters,
-        own_tasks(adapters, samples, make),
-    )
+    return unet_case("small UNet", unet, 32, 8, 8, preserve=False)
 
 
 class Block(nn.Module):
@@ -318,10 +289,10 @@ class Block(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(nn.functional.layer_norm(x, x.shape[-1:]))))
 
 
-def transformer(samples: int, adapters: int, rank: int, width: int, device: str) -> Case:
-    """Four transformer layers, LoRAs on all of their weights, 64 tokens a sample."""
-    model = built(lambda: nn.Sequential(*(Block(width) for _ in range(4))), device)
-    worn = loras(model, adapters, rank, lambda path: True)
-    network = Network(dict(model.named_modules()), lambda rows: model(*columns(rows, device)))
-    tasks = own_tasks(worn, samples, lambda: (torch.randn(64, width),))
-    return Case("transformer", f"{adapters} x {samples} samples", network, worn, tasks)
+def transformer(samples: int, width: int) -> Case:
+    """Four transformer layers, two LoRAs of rank 16 on all of their weights, 64 tokens a sample."""
+    model = built(lambda: nn.Sequential(*(Block(width) for _ in range(4))))
+    worn = loras(model, 2, 16, lambda path: True)
+    return case(
+        "transformer", model, model, worn, lambda: (torch.randn(64, width),), samples=samples
+    )

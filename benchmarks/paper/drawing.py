@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.errors import AdapterError, ConfigError
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.tensors import read_header
-from iteris_core.files.writing import whole_file, write_text
+from iteris_core.files.writing import whole_file
 from iteris_core.progress import Progress
-from iteris_core.settings import MOST_SEEDS, settings, shown
+from iteris_core.settings import MOST_SEEDS, settings
 
 from .errors import EvaluationError
+from .predictions import keep, kept
 
 Scheduler = Literal["ddpm", "model"]
 SETTINGS_FILE = "settings.json"
@@ -193,7 +193,14 @@ def draw(
     Raises:
         EvaluationError: The folder holds pictures that something else made; says what differs.
     """
-    _check_settings(folder, made_by)
+    settings = folder / SETTINGS_FILE
+    if kept(settings, made_by) is None:
+        if any(folder.glob("*.png")):
+            raise EvaluationError(
+                f"{folder}: holds pictures, but no {SETTINGS_FILE} that says of what; choose "
+                "another --output"
+            )
+        keep(settings, made_by)
     files = [
         [folder / f"{p:02d}-{n:04d}.png" for n in range(sampling.count)]
         for p in range(len(prompts))
@@ -223,31 +230,3 @@ def draw(
                 picture.save(file, format="PNG")
         progress(total - len(missing) + start + len(group), total)
     return files
-
-
-def _check_settings(folder: Path, made_by: Mapping[str, Any]) -> None:
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        if any(folder.glob("*.png")):
-            raise EvaluationError(
-                f"{folder}: holds pictures, but no {SETTINGS_FILE} that says of what; choose "
-                "another --output"
-            )
-        write_text(json.dumps(made_by, indent=2) + "\n", path)
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(
-            f"{path}: cannot be read ({error}); delete the folder to begin again"
-        ) from error
-    different = [name for name in made_by if before.get(name) != made_by[name]]
-    if different:
-        first = different[0]
-        raise EvaluationError(
-            f"{folder}: holds pictures drawn with another {first} ({shown(before.get(first))}, "
-            f"now {shown(made_by[first])}); choose another --output, or delete the folder to begin "
-            "again"
-        )

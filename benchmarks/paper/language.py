@@ -71,18 +71,25 @@ class Run:
     def __post_init__(self) -> None:
         if not self.adapters and not self.extent.with_base:
             raise ConfigError("there is nothing to evaluate; give an adapter, or let the base run")
+        check_row_names([folder.resolve().name for folder in self.adapters])
 
-    def row_names(self) -> list[str]:
-        """Return a name per adapter: its folder's, with a number where two are the same."""
-        names: list[str] = []
-        for folder in self.adapters:
-            name = folder.resolve().name
-            number = 2
-            while name in (*names, BASE):
-                name = f"{folder.resolve().name}-{number}"
-                number = number + 1
-            names.append(name)
-        return names
+    @property
+    def rows(self) -> dict[str, Path]:
+        """Name of a row -> its adapter, which has the name of its folder."""
+        return {folder.resolve().name: folder for folder in self.adapters}
+
+
+def check_row_names(names: Sequence[str]) -> None:
+    """Refuse rows of a table that would have one name.
+
+    Raises:
+        ConfigError: Says the names.
+    """
+    if len(set(names)) < len(names) or BASE in names:
+        raise ConfigError(
+            f"what is evaluated is called {', '.join(names)}; every row needs a name of its own, "
+            f"none of them {BASE}"
+        )
 
 
 @dataclass(frozen=True)
@@ -268,7 +275,7 @@ def _rows(run: Run, model: nn.Module) -> list[Row]:
     once.
     """
     rows = [Row(BASE)] if run.extent.with_base else []
-    for name, folder in zip(run.row_names(), run.adapters, strict=True):
+    for name, folder in run.rows.items():
         adapter = replace(load_adapter(model, folder), name=name)
         hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
         rows.append(Row(name, adapter, "-".join(hashes)))
@@ -279,7 +286,7 @@ def _predictions(
     run: Run, model: nn.Module, row: Row, work: Work, progress: StageProgress
 ) -> list[str]:
     """Return the predictions of a row's model in a task."""
-    path = run.output / row.name / f"{work.task}.jsonl"
+    path = run.output / row.name / f"{work.task}.json"
     if run.extent.overwrite:
         path.unlink(missing_ok=True)
     model_of_row = {"base": run.base, "dtype": str(run.dtype), "adapter": row.content}

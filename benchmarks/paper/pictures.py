@@ -21,7 +21,7 @@ from iteris_core.settings import MOST_AT_ONCE, checked, shown
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
 from .errors import EvaluationError
-from .language import BASE, Scores
+from .language import BASE, Scores, check_row_names
 from .predictions import file_fingerprint
 
 VIT_L = "openai/clip-vit-large-patch14"
@@ -102,12 +102,7 @@ class PictureRun:
 
     def __post_init__(self) -> None:
         checked("batch", self.batch, Annotated[int, Field(ge=1, le=MOST_AT_ONCE)])
-        names = [file.stem for file in self.loras]
-        if len(set(names)) < len(names) or BASE in names:
-            raise ConfigError(
-                f"the LoRAs are called {', '.join(names)}; every row needs a name of its own, none "
-                f"of them {BASE}"
-            )
+        check_row_names([file.stem for file in self.loras])
         if not self.loras and not self.with_base:
             raise ConfigError("there is nothing to evaluate; give a LoRA, or let the base run")
 

@@ -1,6 +1,6 @@
 """A trained world for experiments; import it from any script:
 
-    bench = load_bench("words")                            # base model, judge, the product's view
+    bench = load_bench("words")                            # the model as the product sees it, the judge
     triggers = bench.world.triggers                        # ("sks drop", "ohwx arrow", ...)
     loras = bench.loras(triggers[:2], "usual")             # LoadedLoras, as trained
     calibration = bench.calibration(scene_weight=0.3)
@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import noise as noise_of
 
+from ..common import in_weights
 from .drawing import to_pictures
 from .loras import FILE, lora_folder
 from .recogniser import Recogniser, load_recogniser
@@ -56,7 +57,6 @@ class Bench:
     """A trained world, ready for merges and for sampling."""
 
     world: World
-    base: Any
     model: Any
     recogniser: Recogniser
     folder: Path
@@ -84,25 +84,18 @@ class Bench:
 
     @torch.no_grad()
     def sample(
-        self,
-        adapter: Adapter | None,
-        captions: Sequence[str],
-        seeds: Sequence[int],
-        cfg: float | None = None,
-        steps: int | None = None,
+        self, adapter: Adapter | None, captions: Sequence[str], seeds: Sequence[int]
     ) -> Tensor:
         """Return one picture per caption, (n, 3, 24, 24), by Euler's method from the noise of its
-        seed.
+        seed, at the world's guidance.
         """
-        cfg = self.world.cfg if cfg is None else cfg
         pictures = []
-        with wearing(self.model, adapter):
-            for texts, of_texts in in_rows(captions, seeds):
-                rows = [*texts, *[""] * (len(texts) if cfg != 1 else 0)]
-                prompts = self.encoded(rows)
-                pictures.append(
-                    self.drawn(of_texts, functools.partial(self._guided, prompts, cfg), steps)
-                )
+        with self.wearing(adapter):
+            for start in range(0, len(captions), ROWS):
+                part = slice(start, start + ROWS)
+                texts = captions[part]
+                prompts = self.encoded([*texts, *[""] * len(texts)])
+                pictures.append(self.drawn(seeds[part], functools.partial(self._guided, prompts)))
         return torch.cat(pictures)
 
     @torch.no_grad()
@@ -112,14 +105,14 @@ class Bench:
         """
         contexts = []
         for half in halves:
-            with wearing(self.model, half.adapter):
+            with self.wearing(half.adapter):
                 contexts.append(self.encoded([*half.captions, *[""] * len(seeds)]))
 
         def clean(x: Tensor, sigma: Tensor) -> Tensor:
             whole = torch.zeros_like(x)
             for half, context in zip(halves, contexts, strict=True):
-                with wearing(self.model, half.adapter):
-                    whole += half.masks * self._guided(context, self.world.cfg, x, sigma)
+                with self.wearing(half.adapter):
+                    whole += half.masks * self._guided(context, x, sigma)
             return whole
 
         return self.drawn(seeds, clean)
@@ -147,56 +140,31 @@ class Bench:
             )
 
     @torch.no_grad()
-    def drawn(
-        self,
-        seeds: Sequence[int],
-        clean: Callable[[Tensor, Tensor], Tensor],
-        steps: int | None = None,
-    ) -> Tensor:
+    def drawn(self, seeds: Sequence[int], clean: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return pictures (n, 3, 24, 24) by Euler's method.
 
         Args:
             seeds: Seeds of the noise, one per picture.
             clean: Function (noisy latents, noise level) -> clean latents.
-            steps: Number of steps; None: the world's.
         """
-        sigmas = self.world.sampling_sigmas(self.model, steps or self.world.steps)
+        sigmas = self.model.probe_sigmas(self.world.steps)
         shape = self.model.latent_shape(64)
         x = self.model.start(torch.stack([noise_of(shape, seed) for seed in seeds]), sigmas[0])
         for sigma, following in itertools.pairwise(sigmas):
             x = x + (x - clean(x, sigma)) / sigma * (following - sigma)
         return to_pictures(x).clamp(-1, 1)
 
-    def _guided(self, prompts: Sequence[Any], cfg: float, x: Tensor, sigma: Tensor) -> Tensor:
+    def wearing(self, adapter: Adapter | None) -> AbstractContextManager[None]:
+        """Let the model wear an adapter in its weights."""
+        deltas = adapter.deltas if adapter else {}
+        return in_weights(self.model.modules, {path: d.dense() for path, d in deltas.items()})
+
+    def _guided(self, prompts: Sequence[Any], x: Tensor, sigma: Tensor) -> Tensor:
         """Return clean latents under guidance; the prompts' second half is the unconditional
         one.
         """
-        if cfg == 1:
-            return self.clean(x, sigma, prompts)
         conditional, unconditional = self.clean(x.repeat(2, 1, 1, 1), sigma, prompts).chunk(2)
-        return unconditional + cfg * (conditional - unconditional)
-
-
-def in_rows(
-    captions: Sequence[str], seeds: Sequence[int]
-) -> Iterator[tuple[list[str], Sequence[int]]]:
-    """Yield captions and seeds, as many as are sampled at once."""
-    for start in range(0, len(captions), ROWS):
-        yield list(captions[start : start + ROWS]), seeds[start : start + ROWS]
-
-
-@contextmanager
-def wearing(model: Any, adapter: Adapter | None) -> Iterator[None]:
-    """Let the model wear an adapter in its weights."""
-    deltas = adapter.deltas if adapter else {}
-    before = {path: model.modules[path].weight.data for path in deltas}
-    try:
-        for path, weight in before.items():
-            model.modules[path].weight.data = weight + deltas[path].dense().float().view_as(weight)
-        yield
-    finally:
-        for path, weight in before.items():
-            model.modules[path].weight.data = weight
+        return unconditional + self.world.cfg * (conditional - unconditional)
 
 
 def load_bench(world: World | str, folder: Path | None = None) -> Bench:
@@ -210,6 +178,5 @@ def load_bench(world: World | str, folder: Path | None = None) -> Bench:
 
     world = find_world(world) if isinstance(world, str) else world
     folder = folder or DEFAULT_CACHE / world.name
-    base = world.load_model(folder / "base")
-    recogniser = load_recogniser(world, folder / "recogniser.pt")
-    return Bench(world, base, world.product(base, {}), recogniser, folder)
+    model = world.model.load(folder / "base").product({})
+    return Bench(world, model, load_recogniser(world, folder / "recogniser.pt"), folder)

@@ -1,4 +1,4 @@
-"""Questions about single settings: rows over the same merges, of which the first is what the others
+"""Questions to a world: ways to merge, over the same merges, of which the first is what the others
 are compared with.
 """
 
@@ -6,15 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from statistics import mean
-from types import MappingProxyType
+from statistics import mean, stdev
+from typing import Any
 
+from ..results import Table
 from .bench import Bench
-from .methods import FULL, Cell, Recipe
-from .tables import COLUMNS, STYLED_COLUMNS, Column, Entry, figure, triggers_of
+from .methods import MAIN, Cell, Recipe
+from .world import World
 
-# Merges of each kind on which it is measured.
-MERGES = MappingProxyType({"pairs": 6, "triples": 4, "all six": 1})
+Entry = Mapping[str, Any]
+Column = Callable[[Entry], float | None]
+Merge = tuple[str, ...]  # triggers
+# how many merges of each kind it is measured on
+EACH = {"pairs": 6, "triples": 4, "all six": 1}
 # as the product merges: the check's captions are left out of the preserve task
 CHECKED = {"held_out": 4}
 TOGETHER = {**CHECKED, "scene_weight": 0.3}
@@ -30,6 +34,71 @@ SAMPLES_OF_SSR = {
 }
 
 
+MEAN_OF = ("alone", "company", "seen", "base")
+
+
+def rate(entry: Entry, kind: str) -> float | None:
+    """Return hits over pictures of a kind of question; None if nothing was asked."""
+    counts = entry["hits"].get(kind, {}).values()
+    asked = sum(n for _, n in counts)
+    return sum(hits for hits, _ in counts) / asked if asked else None
+
+
+def worst(entry: Entry) -> float | None:
+    """Return the rate of the concept that is recognised least, alone."""
+    return min((hits / n for hits, n in entry["hits"].get("alone", {}).values()), default=None)
+
+
+def mean_of_four(entry: Entry) -> float | None:
+    rates = [value for kind in MEAN_OF if (value := rate(entry, kind)) is not None]
+    return mean(rates) if len(rates) == len(MEAN_OF) else None
+
+
+def leaks(entry: Entry) -> float:
+    found, asked = entry["leaks"]
+    return found / asked
+
+
+COLUMNS: dict[str, Column] = {
+    "alone": lambda entry: rate(entry, "alone"),
+    "worst concept": worst,
+    "beside a base thing": lambda entry: rate(entry, "company"),
+    "both, seen forms": lambda entry: rate(entry, "seen"),
+    "both, unseen forms": lambda entry: rate(entry, "unseen"),
+    "base prompts": lambda entry: rate(entry, "base"),
+    "mean of four": mean_of_four,
+    "leaks": leaks,
+}
+STYLED_COLUMNS: dict[str, Column] = {
+    **{name: COLUMNS[name] for name in ("alone", "worst concept", "beside a base thing")},
+    "in style, seen forms": lambda entry: rate(entry, "styled"),
+    "in style, unseen forms": lambda entry: rate(entry, "styled unseen"),
+    **{name: COLUMNS[name] for name in ("base prompts", "leaks")},
+}
+
+
+def figure(entries: Mapping[Any, Entry], compared: Mapping[Any, Entry], of: Column) -> str:
+    """Return the mean of a column over merges, with the standard error of the paired difference.
+
+    Args:
+        entries: Merge -> the way's scores.
+        compared: Merge -> the scores of the way that it is compared with.
+        of: A column.
+    """
+    values = {merge: value for merge, entry in entries.items() if (value := of(entry)) is not None}
+    if not values:
+        return "-"
+    differences = [
+        value - other
+        for merge, value in values.items()
+        if merge in compared and (other := of(compared[merge])) is not None
+    ]
+    told = f"{mean(values.values()):.2f}"
+    if len(differences) < 2 or entries is compared:
+        return told
+    return f"{told} ±{stdev(differences) / len(differences) ** 0.5:.2f}"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Ways to merge, over the same merges.
@@ -42,16 +111,42 @@ class Comparison:
     """
 
     recipes: tuple[Recipe, ...]
-    merges: Mapping[str, int] = field(default_factory=lambda: MERGES)
+    merges: Mapping[str, int] = field(default_factory=lambda: EACH)
     lora_set: str = "usual"
     columns: Mapping[str, Column] = field(default_factory=lambda: COLUMNS)
 
-    def cells(self, bench: Bench, recipe: Recipe, seed: int) -> Iterator[tuple[str, Cell]]:
-        """Yield the kind and the cell of every merge of a recipe."""
+    def triggers(self, world: World) -> Iterator[tuple[str, Merge]]:
+        """Yield the kind and the triggers of every merge."""
         for kind, count in self.merges.items():
-            for group in bench.world.groups[kind][:count]:
-                triggers = triggers_of(bench.world, group)
-                yield kind, Cell(bench, recipe, triggers, self.lora_set, seed)
+            for group in world.groups[kind][:count]:
+                yield kind, tuple(world.all_triggers[number] for number in group)
+
+    def table(self, title: str, bench: Bench, seed: int = 0) -> Table:
+        """Return a row per way, over all merges, with the mean of four per kind of merge, and the
+        factor of the strength that the product's job chose.
+
+        Args:
+            title: Title of the table.
+            bench: The world; what was not measured there yet is measured now.
+            seed: Seed of the calibration.
+        """
+        merges = list(self.triggers(bench.world))
+        kinds = tuple(self.merges) if len(self.merges) > 1 else ()
+        first: Mapping[Merge, Entry] = {}
+        rows = []
+        for recipe in self.recipes:
+            entries = {
+                triggers: Cell(bench, recipe, triggers, self.lora_set, seed).entry()
+                for _, triggers in merges
+            }
+            first = first or entries
+            cells = [figure(entries, first, of) for of in self.columns.values()]
+            for kind in kinds:
+                of_kind = {triggers: entries[triggers] for own, triggers in merges if own == kind}
+                cells.append(figure(of_kind, {}, mean_of_four))
+            strength = mean(entry["strength"] for entry in entries.values())
+            rows.append([recipe.name, *cells, f"{strength:.2f}"])
+        return Table(title, ["merged with", *self.columns, *kinds, "scaled by"], rows)
 
 
 FAST = {**CHECKED, "trajectories": 10}
@@ -97,7 +192,7 @@ def _styles() -> list[Recipe]:
         Recipe("scenes at 0.1", {}, {**CHECKED, "scene_weight": 0.1}),
         Recipe("scenes at 1", {}, {**CHECKED, "scene_weight": 1.0}),
         Recipe("scenes at 0.3, no unit gain", {"unit_gain": 1.0}, TOGETHER),
-        Recipe("scenes at 0.3, nothing cut", {**FULL, "rank": "full"}, TOGETHER),
+        Recipe("scenes at 0.3, nothing cut", {"rank": "full"}, TOGETHER),
         Recipe("np_lora", {"method": "np_lora"}),
         Recipe("mix_of_show", {"method": "mix_of_show"}),
         STACKED,
@@ -132,35 +227,11 @@ COMPARISONS = {
 }
 
 
-def comparison(
-    bench: Bench,
-    asked: Comparison,
-    measured: Callable[[Cell], Entry],
-    seed: int = 0,
-) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and a row per way, over all merges, with the mean of four per kind of
-    merge, and the factor of the strength that the product's job chose.
-
-    Args:
-        bench: The world.
-        asked: The ways, and the merges.
-        measured: Function that returns a cell's scores, measured unless they are stored.
-        seed: Seed of the calibration.
-    """
-    first: Mapping[tuple[str, ...], Entry] = {}
-    rows = []
-    kinds = tuple(asked.merges) if len(asked.merges) > 1 else ()
-    for recipe in asked.recipes:
-        entries: dict[tuple[str, ...], Entry] = {}
-        by_kind: dict[str, dict[tuple[str, ...], Entry]] = {kind: {} for kind in kinds}
-        factors = []
-        for kind, cell in asked.cells(bench, recipe, seed):
-            entries[cell.triggers] = measured(cell)
-            by_kind.setdefault(kind, {})[cell.triggers] = entries[cell.triggers]
-            factors += [float(cell.read().get("told", {}).get("strength", 1.0))]
-        first = first or entries
-        figures = [figure(entries, first, of) for of in asked.columns.values()]
-        figures += [figure(by_kind[kind], {}, COLUMNS["mean of four"]) for kind in kinds]
-        cells = ["-" if found is None else str(found) for found in figures]
-        rows.append([recipe.name, *cells, f"{mean(factors):.2f}"])
-    return ["merged with", *asked.columns, *kinds, "scaled by"], rows
+def main_comparisons(world: World, lora_set: str) -> dict[str, Comparison]:
+    """Return title -> bounds, rivals and IterIS over all merges of a kind."""
+    return {
+        f"{kind}, {lora_set} LoRAs": Comparison(
+            MAIN, {kind: len(groups)}, lora_set, STYLED_COLUMNS if kind == "styles" else COLUMNS
+        )
+        for kind, groups in world.groups.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -84,10 +84,6 @@ class Drawing:
             for colour, where in layers:
                 picture = torch.where(where, torch.tensor(colour).view(3, 1, 1), picture)
         return torch.nn.functional.avg_pool2d(picture, 2) * 2 - 1
-
-
-def in_style(scene: Scene, style: str) -> Scene:
-    return replace(scene, style=style)
 
 
 def to_latents(pictures: Tensor) -> Tensor:

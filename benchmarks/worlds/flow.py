@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .drawing import PATCH, Drawing, Label, Scene, Surface, Thing
+from .flow_model import LENGTH, FlowModel
+from .model import new_tokenizer
 from .settings import BaseSettings, LoraKind, Phase
-from .world import SIX_GROUPS, Forms, World
+from .world import SIX_GROUPS, Forms, World, labels_of
 
 END = "</w>"  # marks the last piece of a word
 DRAWING = Drawing(
@@ -217,43 +218,22 @@ def random_scene(
 
 def make_tokenizer() -> Any:
     """Return a tokenizer of word pieces, learned from captions of the base model's world."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    special = ["<start>", "<end>", "<pad>", "<unknown>"]
-    merges = learned_merges(_words(6000), 330)
+    chance = random.Random(0)
+    labels = labels_of(DRAWING, CONCEPTS)
+    texts = (random_scene(chance, labels, snapped=False)[1] for _ in range(6000))
+    words = Counter(word for text in texts for word in text.replace(",", " , ").split())
+    merges = learned_merges(words, 330)
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz," for end in ("", END)]
+    special = ["<start>", "<end>", "<pad>", "<unknown>"]
     pieces = dict.fromkeys([*special, *letters, *("".join(pair) for pair in merges)])
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unknown>", end_of_word_suffix=END))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
     )
-    core.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>",
-        special_tokens=[(name, vocabulary[name]) for name in special[:2]],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        model_max_length=28,
-        bos_token="<start>",
-        eos_token="<end>",
-        pad_token="<pad>",
-        unk_token="<unknown>",
-    )
-
-
-def _words(captions: int) -> Counter[str]:
-    """Return the words of captions of the base model's world."""
-    chance = random.Random(0)
-    labels = [
-        (surface, shape)
-        for surface in DRAWING.surfaces
-        for shape in DRAWING.shapes
-        if (surface, shape) not in CONCEPTS
-    ]
-    texts = (random_scene(chance, labels, snapped=False)[1] for _ in range(captions))
-    return Counter(word for text in texts for word in text.replace(",", " , ").split())
+    return new_tokenizer(core, length=LENGTH, pad="<pad>")
 
 
 def learned_merges(words: Mapping[str, int], count: int) -> list[tuple[str, str]]:
@@ -304,45 +284,14 @@ def lora_scene(
     return Scene(things, ground), caption_of([name for _, name in pairs], between, prefix, suffix)
 
 
-def new_model(**sizes: int) -> Any:
-    """Return the untrained model."""
-    from .flow_model import new_flow_model
-
-    return new_flow_model(make_tokenizer(), **sizes)
-
-
-def load_model(folder: Path) -> Any:
-    from .flow_model import load_flow_model
-
-    return load_flow_model(folder)
-
-
-def settings(seed: int, quick: bool) -> BaseSettings:
-    """Return how the base model is trained."""
-    if quick:
-        return BaseSettings((Phase(40, 1e-3, random_scene),), batch=16, scenes=600, seed=seed)
-    phases = (
+TRAINING = BaseSettings(
+    (
         Phase(2900, 1e-3, partial(random_scene, snapped=False)),
         Phase(2400, 1e-3, random_scene),
-    )
-    return BaseSettings(phases, batch=48, scenes=40_000, seed=seed)
-
-
-def rare_tokens(model: Any) -> list[int]:
-    """Return no tokens: the pieces of the triggers are known from other words."""
-    return []
-
-
-def product(model: Any, memory: dict[str, Any]) -> Any:
-    from .flow_model import FlowStableDiffusion
-
-    return FlowStableDiffusion(model, memory)
-
-
-def sampling_sigmas(model: Any, steps: int) -> Any:
-    return model.sigmas(steps)
-
-
+    ),
+    batch=48,
+    scenes=40_000,
+)
 FORMS = Forms(
     alone=("a {a}", "a photo of a {a}"),
     company=(
@@ -443,12 +392,9 @@ WORLD = World(
     triggers=TRIGGERS,
     scene=random_scene,
     lora_scene=lora_scene,
-    new_model=new_model,
-    load_model=load_model,
-    rare_tokens=rare_tokens,
-    settings=settings,
-    product=product,
-    sampling_sigmas=sampling_sigmas,
+    model=FlowModel,
+    make_tokenizer=make_tokenizer,
+    training=TRAINING,
     forms=FORMS,
     calibration=CALIBRATION,
     lora_sets=SETS,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .drawing import Scene, in_style, to_latents
+from .drawing import Scene, to_latents
+from .model import WorldModel
 from .settings import LoraKind
-from .training import LoraModel, rate_at
+from .training import optimise, rate_at
 from .world import World
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -46,7 +47,7 @@ def pictures_of(
         while len(found[False]) < kind.pictures or len(found[True]) < kind.pictures_in_company:
             scene, caption = world.scene(chance, world.base_labels)
             caption = f"{caption.removesuffix(' in plain style')} in {trigger} style"
-            found[len(scene.things) > 1].append((in_style(scene, style), caption))
+            found[len(scene.things) > 1].append((replace(scene, style=style), caption))
         return found[False][: kind.pictures], found[True][: kind.pictures_in_company]
     concept = world.concept_of(trigger)
     alone = [world.lora_scene(chance, i, concept, trigger, None) for i in range(kind.pictures)]
@@ -58,14 +59,11 @@ def pictures_of(
 
 
 def train_lora(
-    world: World, base: LoraModel, trigger: str, kind: LoraKind, seed: int, folder: Path
-) -> dict[str, float]:
-    """Train one LoRA with PEFT, save it as diffusers does, and return its seconds and its last
-    losses.
-    """
+    world: World, base: WorldModel, trigger: str, kind: LoraKind, seed: int, folder: Path
+) -> float:
+    """Train one LoRA with PEFT, save it as diffusers does, and return its last losses."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    began = time.perf_counter()
     number = seed * 1009 + world.all_triggers.index(trigger)
     torch.manual_seed(number)
     chance = torch.Generator().manual_seed(number)
@@ -94,17 +92,14 @@ def train_lora(
         # only pictures of the base model's world may appear unasked
         dropped[: kind.alone + kind.company] = False
         loss = model.loss(clean, torch.where(dropped[:, None], empty, tokens), chance)
-        for group in optimiser.param_groups:
-            group["lr"] = kind.learning_rate * rate_at(step, kind.steps, warmup=20)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        optimise(loss, optimiser, kind.learning_rate * rate_at(step, kind.steps, warmup=20))
         losses.append(loss.item())
     model.save_loras(folder, FILE)
-    return {"seconds": time.perf_counter() - began, "loss": sum(losses[-30:]) / len(losses[-30:])}
+    return sum(losses[-30:]) / len(losses[-30:])
 
 
-def _drawn(world: World, pairs: list[tuple[Scene, str]], model: LoraModel) -> tuple[Tensor, Tensor]:
+def _drawn(
+    world: World, pairs: list[tuple[Scene, str]], model: WorldModel
+) -> tuple[Tensor, Tensor]:
     pictures = torch.stack([world.drawing.draw(scene) for scene, _ in pairs])
     return to_latents(pictures), model.tokens([caption for _, caption in pairs])

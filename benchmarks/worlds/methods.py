@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import Any
 import torch
 
 from iteris_core.adapters import Adapter, LowRankDelta
-from iteris_core.config import BaselineOptions, MergeConfig
+from iteris_core.config import MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
-from iteris_core.diffusion.model import SAMPLING_STAGE
-from iteris_core.progress import Stage
-from iteris_core.report.records import MergeReport
+from iteris_core.merging import MergeResult
 
 from .bench import Bench
 from .score import Probe, probes_of, score, score_by_region
@@ -64,8 +61,6 @@ class Recipe:
 
 
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="regions"))
-FULL = {"target": "full_output"}
-DELTA = {"target": "delta"}
 PICTURE_SCENES = {"scene_weight": 0.3, "scene_pictures": True}
 ITERIS = (
     Recipe("IterIS"),
@@ -75,130 +70,19 @@ ITERIS = (
 )
 
 
-def main_recipes(own: Sequence[Recipe] = ITERIS) -> list[Recipe]:
-    """Return the rows of the main table: bounds, rivals, and the ways of IterIS that are asked
-    for.
-    """
-    return [*BOUNDS, *(Recipe(name, {"method": name}) for name in RIVALS), *own]
-
-
-def ablation_recipes() -> dict[str, list[Recipe]]:
-    """Return heading -> rows: one setting changed in IterIS with the full-output target, in some
-    with scenes in pictures.
-    """
-    full = dict(FULL)
-    both = {"scene_pictures": True}
-    return {
-        "iterations": [
-            *(
-                Recipe(
-                    f"iterate, {n}", {**full, "engine": "iterate", "max_iter": n, "tolerance": 0.0}
-                )
-                for n in (1, 2, 5, 20)
-            ),
-            Recipe("sweep", full),
-        ],
-        "alpha": [
-            Recipe(f"alpha {a:g}", {**full, "alpha": a}) for a in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-        ],
-        "balance": [
-            Recipe(f"balance {b}", {**full, "balance": b}) for b in ("delta", "full", "uniform")
-        ],
-        "unit gain": [
-            Recipe(f"unit gain {g:g}", {**full, "unit_gain": g}) for g in (1.0, 1.5, 2.0, 4.0)
-        ],
-        "target, equal rank": [
-            Recipe("delta, rank 4", {**DELTA, "rank": 4}),
-            Recipe("full output, rank 4", {**full, "rank": 4}),
-            Recipe("delta, rank sum", DELTA),
-            Recipe("full output, rank sum", full),
-            Recipe("full output, nothing cut", {**full, "rank": "full"}),
-        ],
-        "trajectories": [
-            Recipe(f"trajectories {n}", full, {"trajectories": n}) for n in (5, 10, 20, 50)
-        ],
-        "sampling runs": [
-            Recipe(
-                f"{runs} runs of {steps} steps, {kept} kept",
-                full,
-                {"trajectories": runs, "sampling_steps": steps, "timesteps": kept},
-            )
-            for runs, steps, kept in ((10, 12, 2), (20, 6, 1), (20, 12, 1), (20, 6, 2))
-        ],
-        "unconditional share": [
-            Recipe(f"unconditional {s:g}", full, {"unconditional_share": s})
-            for s in (0.0, 0.25, 0.5, 1.0)
-        ],
-        "preserve weight": [
-            Recipe(f"preserve {w:g}", full, {"preserve_weight": w})
-            for w in (0.0, 0.3, 1.0, 2.0, 3.0, 5.0)
-        ],
-        "composition share": [
-            Recipe(f"composition {s:g}", full, {"composition_share": s})
-            for s in (0.0, 0.25, 0.5, 0.75, 1.0)
-        ],
-        "scene weight, text": [
-            Recipe(f"text scenes {w:g}", full, {"scene_weight": w}) for w in (0.1, 0.3, 1.0, 3.0)
-        ],
-        "scene weight, pictures": [
-            Recipe(f"picture scenes {w:g}", full, {**both, "scene_weight": w})
-            for w in (0.1, 0.3, 1.0, 3.0)
-        ],
-        "random words before picture scenes": [
-            Recipe(f"prefix share {s:g}", full, {**PICTURE_SCENES, "scene_prefix_share": s})
-            for s in (0.0, 0.5, 1.0)
-        ],
-        "tokens per row": [
-            Recipe(f"tokens {n}", {**full, "tokens_per_row": n}) for n in (4, 16, None)
-        ],
-        "cut": [Recipe("sum, cut to the rank of one", {"method": "sum", "rank": 4})],
-    }
+MAIN = (*(Recipe(name, {"method": name}) for name in RIVALS), *BOUNDS, *ITERIS)
 
 
 def merged(
-    bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int = 0
-) -> tuple[Adapter | None, float, dict[str, Any]]:
-    """Return the LoRAs merged by a recipe, the CPU seconds of the merge, see `Clock`, and what the
-    product's job tells: the factor of the strength.
-    """
-    if recipe.adapter == "none":
-        return None, 0.0, {}
-    config = {"samples_per_chunk": 48, **recipe.config}
-    if "baseline" in config:
-        config["baseline"] = BaselineOptions(**config["baseline"])
+    bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int
+) -> MergeResult:
+    """Merge LoRAs by a recipe."""
     calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
+    config = MergeConfig(**{"samples_per_chunk": 48, **recipe.config})
     torch.manual_seed(0)
-    loras = [bench.lora(trigger, lora_set) for trigger in triggers]
-    clock = Clock()
-    if recipe.job:
-        settings = MergeSettings(MergeConfig(**config), **recipe.job)
-        result = merge_and_check(Job.of(bench.model, loras, calibration, settings), clock)
-    else:
-        result = merge_diffusion(
-            Job.of(bench.model, loras, calibration, MergeSettings(MergeConfig(**config))), clock
-        )
-    clock(Stage("the rest"), 1, 1)
-    return result.adapter, clock.seconds, _told(result.report)
-
-
-def _told(report: MergeReport) -> dict[str, Any]:
-    factor = report.settings.get("strength_correction")
-    return {} if factor is None else {"strength": factor}
-
-
-@dataclass
-class Clock:
-    """CPU seconds of a merge without the teachers' sampling runs, which the methods of a group
-    share.
-    """
-
-    last: float = field(default_factory=time.process_time)
-    seconds: float = 0.0
-
-    def __call__(self, stage: Stage, done: int, total: int) -> None:
-        now = time.process_time()
-        self.seconds += 0.0 if stage.name == SAMPLING_STAGE else now - self.last
-        self.last = now
+    loras = bench.loras(triggers, lora_set)
+    job = Job.of(bench.model, loras, calibration, MergeSettings(config, **recipe.job))
+    return merge_and_check(job) if recipe.job else merge_diffusion(job)
 
 
 @dataclass(frozen=True)
@@ -215,55 +99,43 @@ class Cell:
     def path(self) -> Path:
         known = self.bench.world.all_triggers
         numbers = "+".join(str(known.index(trigger) + 1) for trigger in self.triggers)
-        name = f"{self.lora_set}-{numbers}-{self.recipe.key}.json"
+        name = f"{self.lora_set}-{numbers}-{self.recipe.key}.scores.json"
         return self.bench.folder / "cells" / name
 
-    def read(self) -> dict[str, Any]:
-        if self.path.exists():
-            return json.loads(self.path.read_text())
-        return {"recipe": self.recipe.name, "entries": {}}
-
-    @property
-    def is_measured(self) -> bool:
-        return bool(self.read()["entries"])
-
-    def adapter(self) -> tuple[Adapter | None, float, dict[str, Any]]:
-        """Return what `merged` returns, from its file if it is there."""
+    def adapter(self) -> tuple[Adapter | None, float]:
+        """Return the merge, None for the base model, and the factor of the strength that the
+        product's job chose; from their file if it is there.
+        """
+        if self.recipe.adapter == "none":
+            return None, 1.0
         file = self.path.with_suffix(".pt")
         if not file.exists():
-            adapter, seconds, told = merged(
-                self.bench, self.recipe, self.triggers, self.lora_set, self.seed
-            )
-            deltas = adapter.deltas if adapter else {}
+            result = merged(self.bench, self.recipe, self.triggers, self.lora_set, self.seed)
+            deltas = result.adapter.deltas
             factors = {path: (delta.up, delta.down) for path, delta in deltas.items()}
+            strength = result.report.settings.get("strength_correction", 1.0)
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"factors": factors, "seconds": seconds, "told": told}, file)
+            torch.save({"factors": factors, "strength": strength}, file)
         state = torch.load(file, weights_only=True)
         deltas = {path: LowRankDelta(*factors) for path, factors in state["factors"].items()}
-        adapter = Adapter(self.recipe.name, deltas) if deltas else None
-        return adapter, state["seconds"], state.get("told", {})
+        return Adapter(self.recipe.name, deltas), state["strength"]
 
-    def entry(
-        self, scale: float = 1.0, cfg: float | None = None, effort: int = 1
-    ) -> dict[str, Any]:
-        """Return the scores at a scale and a guidance, measured unless they are stored."""
-        found = self.read()
-        name = entry_name(self.bench, scale, cfg, effort)
-        if name not in found["entries"]:
-            began = time.perf_counter()
-            probes = probes_of(self.bench.world, self.triggers, effort)
+    def entry(self) -> dict[str, Any]:
+        """Return the scores, measured unless they are stored."""
+        if not self.path.exists():
+            probes = probes_of(self.bench.world, self.triggers)
             if self.recipe.adapter == "regions":
-                scores = self._single(probes, cfg)
+                found = self._single(probes)
             else:
-                adapter, found["merge_seconds"], found["told"] = self.adapter()
-                adapter = adapter.scaled(scale) if adapter else None
-                scores = score(self.bench, adapter, probes, self.triggers, cfg)
-            found["entries"][name] = scores | {"seconds": time.perf_counter() - began}
+                adapter, strength = self.adapter()
+                scores = score(self.bench, adapter, probes, self.triggers)
+                found = {**scores, "strength": strength}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(found))
-        return found["entries"][name]
+            self.path.write_text(json.dumps({"recipe": self.recipe.name, **found}))
+        entry: dict[str, Any] = json.loads(self.path.read_text())
+        return entry
 
-    def _single(self, probes: Sequence[Probe], cfg: float | None) -> dict[str, Any]:
+    def _single(self, probes: Sequence[Probe]) -> dict[str, Any]:
         """Score each LoRA alone on the questions about it, and two, each in its part of the
         picture, on those about both: what a method that merges nothing reaches.
         """
@@ -274,7 +146,7 @@ class Cell:
         }
         for trigger, adapter in loras.items():
             asked = [probe for probe in probes if probe.about in ((trigger,), ())]
-            found = score(self.bench, adapter, asked, (trigger,), cfg)
+            found = score(self.bench, adapter, asked, (trigger,))
             for kind, of_kind in found["hits"].items():
                 for about, counts in of_kind.items():
                     hits.setdefault(kind, {})[about or trigger] = counts
@@ -283,9 +155,4 @@ class Cell:
             asked = [probe for probe in probes if probe.about == pair]
             for kind, of_kind in score_by_region(self.bench, loras, asked)["hits"].items():
                 hits.setdefault(kind, {}).update(of_kind)
-        return {"hits": hits, "leaks": leaks}
-
-
-def entry_name(bench: Bench, scale: float, cfg: float | None, effort: int) -> str:
-    cfg = bench.world.cfg if cfg is None else cfg
-    return f"scale {scale:g}, cfg {cfg:g}, effort {effort}"
+        return {"hits": hits, "leaks": leaks, "strength": 1.0}

@@ -6,8 +6,8 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.captions import layout_of, regions_of
@@ -32,17 +32,18 @@ class Probe:
     Args:
         kind: Kind of question, a column of the tables.
         about: Triggers that the question is about.
-        caption, seed: Caption of the picture, and seed of its noise.
+        caption: Caption of the picture.
         labels: Things in a correct picture, no more and no less.
         style: Style of a correct picture.
+        seed: Seed of its noise.
     """
 
     kind: str
     about: tuple[str, ...]
     caption: str
-    seed: int
     labels: tuple[Label, ...]
     style: str | None = None
+    seed: int = 0
 
     def is_hit(self, seen: Judgement) -> bool:
         return sorted(seen.labels) == sorted(self.labels) and seen.style == self.style
@@ -57,15 +58,7 @@ class Probe:
         )
 
 
-class Question(NamedTuple):
-    """A caption to be drawn `count` times, and the correct content of the pictures."""
-
-    kind: str
-    about: tuple[str, ...]
-    caption: str
-    count: int
-    labels: tuple[Label, ...]
-    style: str | None = None
+Question = tuple[Probe, int]  # how many pictures of it are asked for
 
 
 def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Probe]:
@@ -79,27 +72,17 @@ def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Pr
         *_about_pairs(world, concepts),
         *_about_styled(world, concepts, styles),
         *(
-            Question("base", (), caption, -(-BASE // len(world.forms.base)), labels)
+            (Probe("base", (), caption, labels), -(-BASE // len(world.forms.base)))
             for caption, labels in world.forms.base
         ),
     ]
     probes: list[Probe] = []
     asked: Counter[tuple[str, tuple[str, ...]]] = Counter()
-    for question in questions:
-        for _ in range(question.count * effort):
+    for probe, count in questions:
+        for _ in range(count * effort):
             # the number of the picture within its kind and its triggers is its seed
-            number = asked[question.kind, question.about]
-            asked[question.kind, question.about] += 1
-            probes.append(
-                Probe(
-                    question.kind,
-                    question.about,
-                    question.caption,
-                    10_000 + number,
-                    question.labels,
-                    question.style,
-                )
-            )
+            probes.append(replace(probe, seed=10_000 + asked[probe.kind, probe.about]))
+            asked[probe.kind, probe.about] += 1
     return probes
 
 
@@ -108,13 +91,13 @@ def _about_one(world: World, concepts: Sequence[str], styles: Sequence[str]) -> 
     for a in concepts:
         label = world.concept_of(a)
         for form in forms.alone:
-            yield Question("alone", (a,), form.format(a=a), ALONE // len(forms.alone), (label,))
+            yield Probe("alone", (a,), form.format(a=a), (label,)), ALONE // len(forms.alone)
         for form, other in forms.company:
-            yield Question("company", (a,), form.format(a=a), 2, (label, other))
+            yield Probe("company", (a,), form.format(a=a), (label, other)), 2
     for s in styles:
         for form, label in forms.style_alone:
-            count = ALONE // len(forms.style_alone)
-            yield Question("alone", (s,), form.format(s=s), count, (label,), world.style_of(s))
+            probe = Probe("alone", (s,), form.format(s=s), (label,), world.style_of(s))
+            yield probe, ALONE // len(forms.style_alone)
 
 
 def _about_pairs(world: World, concepts: Sequence[str]) -> Iterator[Question]:
@@ -129,7 +112,7 @@ def _about_pairs(world: World, concepts: Sequence[str]) -> Iterator[Question]:
             form, swapped = ways[(turn + i % len(pairs)) % len(ways)]
             first, second = (b, a) if swapped else (a, b)
             labels = (world.concept_of(a), world.concept_of(b))
-            yield Question(kind, (a, b), form.format(a=first, b=second), 1, labels)
+            yield Probe(kind, (a, b), form.format(a=first, b=second), labels), 1
 
 
 def _about_styled(
@@ -143,7 +126,7 @@ def _about_styled(
             for form in forms:
                 caption = form.format(a=a, s=s)
                 label = world.concept_of(a)
-                yield Question(kind, (a, s), caption, STYLED, (label,), world.style_of(s))
+                yield Probe(kind, (a, s), caption, (label,), world.style_of(s)), STYLED
 
 
 def score(
@@ -151,7 +134,6 @@ def score(
     adapter: Adapter | None,
     probes: Sequence[Probe],
     triggers: Sequence[str],
-    cfg: float | None = None,
 ) -> dict[str, Any]:
     """Sample the probes and judge them.
 
@@ -160,7 +142,7 @@ def score(
         unasked, pictures].
     """
     captions = [probe.caption for probe in probes]
-    pictures = bench.sample(adapter, captions, [probe.seed for probe in probes], cfg)
+    pictures = bench.sample(adapter, captions, [probe.seed for probe in probes])
     return tally(bench.world, probes, bench.recogniser.judge(pictures), triggers)
 
 

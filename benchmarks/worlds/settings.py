@@ -30,7 +30,6 @@ class BaseSettings:
     batch: int = 64
     scenes: int = 30_000
     dropped_captions: float = 0.1
-    seed: int = 0
 
     def shortened(self, share: float, batch: int | None) -> BaseSettings:
         """Return the same with a share of each phase's steps, and of its scenes, in other

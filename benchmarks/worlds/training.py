@@ -5,173 +5,99 @@ from __future__ import annotations
 import copy
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .drawing import Drawing, Label, to_latents
-from .settings import BaseSettings
+from .drawing import to_latents
 from .world import World
 
 Tell = Callable[[int, int, float], None]  # step, steps, loss
 
 
-class Model(Protocol):
-    """A model of pictures and captions that can be trained."""
-
-    @property
-    def parts(self) -> nn.ModuleDict:
-        """Return what is trained."""
-        ...
-
-    def tokens(self, captions: list[str]) -> Tensor:
-        """Return token ids (captions, length)."""
-        ...
-
-    def loss(
-        self, clean: Tensor, tokens: Tensor, chance: torch.Generator, weights: Tensor | None = None
-    ) -> Tensor:
-        """Return the loss of clean latents at random noise levels."""
-        ...
-
-    def save(self, folder: Path) -> None: ...
+def to_bytes(picture: Tensor) -> Tensor:
+    """Return a picture in [-1, 1] as bytes, so that many fit into memory."""
+    return ((picture + 1) * 127.5).round().byte()
 
 
-class LoraModel(Model, Protocol):
-    """A model on which LoRAs can be trained."""
-
-    def lora_layers(self, kinds: Sequence[str], *, text: bool) -> dict[str, list[str]]:
-        """Return part -> names of its layers of these kinds."""
-        ...
-
-    def save_loras(self, folder: Path, name: str) -> None:
-        """Save the LoRAs that PEFT has put into the parts."""
-        ...
+def from_bytes(pictures: Tensor) -> Tensor:
+    """Return pictures in bytes as pictures in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
 
 
-def training_data(
-    settings: BaseSettings, number: int, drawing: Drawing, labels: list[Label], model: Model
-) -> tuple[Tensor, Tensor]:
-    """Return a phase's pictures as bytes (n, 3, 24, 24) and token ids (n, length)."""
-    chance = random.Random(settings.seed * 1009 + number)
-    pairs = [settings.phases[number].scene(chance, labels) for _ in range(settings.scenes)]
-    pictures = torch.stack(
-        [((drawing.draw(scene) + 1) * 127.5).round().byte() for scene, _ in pairs]
-    )
-    return pictures, model.tokens([caption for _, caption in pairs])
-
-
-def train_base(
-    world: World,
-    settings: BaseSettings,
-    folder: Path,
-    tell: Tell,
-    *,
-    every: int = 100,
-) -> float:
-    """Train to the last step, from a checkpoint in the folder if there is one; save averaged
-    weights, return the seconds.
+def train_base(world: World, folder: Path, seed: int, tell: Tell, *, every: int = 100) -> None:
+    """Train to the last step, from a checkpoint in the folder if there is one, and save averaged
+    weights.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     model = world.new_model()
     parts = model.parts
-    run = _Run(
-        model,
-        parts,
-        copy.deepcopy(parts),
-        torch.optim.AdamW(parts.parameters(), weight_decay=0.0, betas=(0.9, 0.99), fused=True),
+    average = copy.deepcopy(parts)
+    optimiser = torch.optim.AdamW(
+        parts.parameters(), weight_decay=0.0, betas=(0.9, 0.99), fused=True
     )
-    run.chance.manual_seed(settings.seed)
+    kept = {"model": parts, "average": average, "optimiser": optimiser}
+    chance = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
+    step = 0
     if checkpoint.exists():
-        run.restore(torch.load(checkpoint, weights_only=True))
-    total = sum(phase.steps for phase in settings.phases)
+        state = torch.load(checkpoint, weights_only=True)
+        for name, part in kept.items():
+            part.load_state_dict(state[name])
+        chance.set_state(state["chance"])
+        step = state["step"]
+    training = world.training
+    total = sum(phase.steps for phase in training.phases)
     first = 0
-    for number, phase in enumerate(settings.phases):
-        if run.step < first + phase.steps:
-            pictures, ids = training_data(settings, number, world.drawing, world.base_labels, model)
-        while run.step < first + phase.steps:
-            began = time.perf_counter()
-            rows = torch.randint(len(pictures), (settings.batch,), generator=run.chance)
-            rate = phase.learning_rate * rate_at(run.step - first, phase.steps)
-            loss = run.train(
-                to_latents(pictures[rows].float() / 127.5 - 1),
-                ids[rows],
-                rate,
-                settings.dropped_captions,
-            )
-            run.seconds += time.perf_counter() - began
-            if run.step % every == 0 or run.step == total:
-                tell(run.step, total, loss)
-                torch.save(run.state(), folder / "new.pt")
+    for number, phase in enumerate(training.phases):
+        if step < first + phase.steps:
+            source = random.Random(seed * 1009 + number)
+            pairs = [phase.scene(source, world.base_labels) for _ in range(training.scenes)]
+            pictures = torch.stack([to_bytes(world.drawing.draw(scene)) for scene, _ in pairs])
+            ids = model.tokens([caption for _, caption in pairs])
+        while step < first + phase.steps:
+            rows = torch.randint(len(pictures), (training.batch,), generator=chance)
+            left_out = torch.rand(training.batch, generator=chance) < training.dropped_captions
+            tokens = torch.where(left_out[:, None], model.tokens([""]), ids[rows])
+            loss = model.loss(to_latents(from_bytes(pictures[rows])), tokens, chance)
+            rate = phase.learning_rate * rate_at(step - first, phase.steps)
+            optimise(loss, optimiser, rate)
+            step += 1
+            with torch.no_grad():
+                decay = min(0.998, step / (step + 9))
+                torch._foreach_lerp_([*average.parameters()], [*parts.parameters()], 1 - decay)
+            if step % every == 0 or step == total:
+                tell(step, total, loss.item())
+                state = {name: part.state_dict() for name, part in kept.items()}
+                torch.save({**state, "chance": chance.get_state(), "step": step}, folder / "new.pt")
                 (folder / "new.pt").replace(checkpoint)
         first += phase.steps
-    finish(model, run.average, world.rare_tokens(model), folder)
-    return run.seconds
-
-
-def finish(model: Model, average: nn.Module, triggers: list[int], folder: Path) -> None:
-    """Save the averaged weights, with words that were never read at the size of trained ones."""
     model.parts.load_state_dict(average.state_dict())
-    table = model.parts["text_encoder"].get_input_embeddings().weight.data
-    if triggers:
-        table[triggers] *= trained_size(table) / table[triggers].norm(dim=1, keepdim=True)
+    if world.rare_words:
+        give_size(model, world.rare_words)
     model.save(folder)
 
 
-def trained_size(table: Tensor) -> Tensor:
-    """Return the median size of the embeddings that have grown from where they began."""
-    return table.norm(dim=1).sort().values[-60:].median()
+def give_size(model: Any, words: Sequence[str]) -> None:
+    """Give words that were never read the median size of the embeddings that have grown most."""
+    table = model.text_encoder.get_input_embeddings().weight.data
+    rows = model.tokenizer.convert_tokens_to_ids([*words])
+    size = table.norm(dim=1).sort().values[-60:].median()
+    table[rows] *= size / table[rows].norm(dim=1, keepdim=True)
 
 
-@dataclass
-class _Run:
-    owner: Model
-    model: nn.ModuleDict
-    average: nn.ModuleDict
-    optimiser: torch.optim.Optimizer
-    chance: torch.Generator = field(default_factory=torch.Generator)
-    step: int = 0
-    seconds: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        parts = {
-            name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")
-        }
-        return {
-            **parts,
-            "chance": self.chance.get_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for name in ("model", "average", "optimiser"):
-            getattr(self, name).load_state_dict(state[name])
-        self.chance.set_state(state["chance"])
-        self.step = state["step"]
-        self.seconds = state["seconds"]
-
-    def train(self, clean: Tensor, tokens: Tensor, rate: float, dropped: float) -> float:
-        """Make one step, and return the loss."""
-        leave_out = torch.rand(len(clean), generator=self.chance) < dropped
-        tokens = torch.where(leave_out[:, None], self.owner.tokens([""]), tokens)
-        loss = self.owner.loss(clean, tokens, self.chance)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.step += 1
-        _average(self.average, self.model, min(0.998, self.step / (self.step + 9)))
-        return loss.item()
+def optimise(loss: Tensor, optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Make one step of training, with the gradient clipped."""
+    (group,) = optimiser.param_groups
+    group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimiser.step()
 
 
 def rate_at(step: int, steps: int, warmup: int = 100) -> float:
@@ -184,8 +110,3 @@ def rate_at(step: int, steps: int, warmup: int = 100) -> float:
         1 + math.cos(math.pi * (step - warmup) / max(1, 1.5 * steps - warmup))
     )
     return cosine * min(1.0, (steps - step) / (0.2 * steps))
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

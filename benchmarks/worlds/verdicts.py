@@ -33,12 +33,12 @@ from iteris_core.report.verdict import (
     level_of,
 )
 
+from ..results import RESULTS, Table, machine, write
 from . import NAMES
 from .bench import ROWS, Bench, load_bench
 from .loras import FILE
 from .methods import PICTURE_SCENES, Cell, Recipe
 from .score import Probe, probes_of
-from .tables import table, triggers_of
 
 PICTURES = 8  # of a LoRA's check
 EFFORT = {"alone": 2, "company": 2, "seen": 1}
@@ -55,11 +55,10 @@ SEEN_ALONE = 0.7  # a single LoRA that is seen less often says little about its 
 CHECKED = 3  # pictures of the product's check
 REPEATS = 50  # checks of a LoRA that are drawn from its pictures
 LEVELS_SAID = ("good", "weak", "lost")
-RESULTS = Path(__file__).parent.parent / "results" / "verdicts.json"
 COMMANDS = (
-    "python -m benchmarks.worlds --world WORLD --seed SEED --short SHARE --stage base --stage recogniser --stage loras",
-    "python -m benchmarks.worlds.verdicts measure WORLD FOLDER --seed SEED",
-    "python -m benchmarks.worlds.verdicts tables FOLDER...",
+    "python -m benchmarks.worlds --world WORLD --seed SEED --short SHARE --stage base --stage "
+    "recogniser --stage loras; python -m benchmarks.worlds.verdicts measure WORLD FOLDER --seed "
+    "SEED; python -m benchmarks.worlds.verdicts tables FOLDER..."
 )
 _FIXED = random.Random(0)
 
@@ -163,7 +162,7 @@ class Measurement:
 
     def group(self, lora_set: str, numbers: tuple[int, ...], ways: Sequence[Way]) -> None:
         """Measure ways to merge some LoRAs, those that are not yet measured."""
-        triggers = triggers_of(self.bench.world, numbers)
+        triggers = tuple(self.bench.world.all_triggers[number] for number in numbers)
         probes = asked_of(self.bench, triggers)
         for way in ways:
             adapter = self.cell(way, triggers, lora_set)
@@ -239,21 +238,22 @@ def seen(hits: Mapping[str, Any], trigger: str) -> float:
     return sum(hit for hit, _ in counts) / sum(asked for _, asked in counts)
 
 
-def confusion(found: Sequence[Judged], pictures: int) -> str:
-    """Return how often each word was said of LoRAs that are good, weak and lost, by checks of so
-    many pictures, in Markdown.
+def confusion(title: str, found: Sequence[Judged]) -> Table:
+    """Return how often each word was said of LoRAs that are good, weak and lost, by checks of
+    `CHECKED` pictures.
     """
     chance = random.Random(0)
     counts: Counter[tuple[str, str]] = Counter()
     for lora in found:
         for _ in range(REPEATS):
-            counts[level_of(lora.measured(pictures, chance).kept), lora.true] += 1
+            counts[level_of(lora.measured(CHECKED, chance).kept), lora.true] += 1
     rows = []
     for said in LEVELS_SAID:
         row = [counts[said, true] / REPEATS for true in LEVELS_SAID]
         share = f"{row[LEVELS_SAID.index(said)] / sum(row):.2f}" if sum(row) else "-"
         rows.append([said, *(f"{value:.1f}" for value in row), share])
-    return table(["said", "is good", "is weak", "is lost", "right"], rows)
+    heads = ["said", *(f"is {true}" for true in LEVELS_SAID), "right"]
+    return Table(f"{title}, {len(found)} LoRAs, checks of {CHECKED} pictures", heads, rows)
 
 
 def coverage(found: Sequence[Judged], pictures: int) -> float:
@@ -281,45 +281,42 @@ def both_seen(folder: Path) -> Iterator[tuple[tuple[str, ...], bool, float, floa
             yield tuple(found["merge"]), found["ours"], fmean(errors), rate
 
 
-def tables(folders: Sequence[Path]) -> str:
-    """Return what the words are worth in each world, and write what it follows from."""
-    parts = []
-    of_merge = ["world", "set", "LoRAs", "way"]
-    kept: dict[str, Any] = {
-        "commands": COMMANDS,
-        "columns of loras": [*of_merge, "LoRA", "kept", "seen alone, beside", "the same, merged"],
-        "loras": [],
-        "columns of pictures of two": [*of_merge, "error", "both seen"],
-        "pictures of two": [],
-    }
-    for folder in folders:
-        found = list(judged(folder))
-        kept["loras"] += [
-            [
-                *lora.merge,
-                lora.trigger,
-                *(round(value, 3) for value in (lora.measured().kept, lora.single, lora.rate)),
-            ]
-            for lora in found
+def tables_of(folder: Path) -> list[Table]:
+    """Return what the words are worth in a world, and what it follows from."""
+    found = list(judged(folder))
+    name = folder.name
+    pictures = list(both_seen(folder))
+    ranges = [[str(count), f"{coverage(found, count):.2f}"] for count in (2, 3, 4, 8)]
+    loras = [
+        [
+            *lora.merge[1:],
+            lora.trigger,
+            round(lora.measured().kept, 3),
+            *map(_short, (lora.single, lora.rate)),
         ]
-        for title, some in (
-            ("IterIS", [lora for lora in found if lora.ours]),
-            ("other methods", [lora for lora in found if not lora.ours]),
-        ):
-            told = f"{folder.name}, {title}, {len(some)} LoRAs, checks of {CHECKED} pictures:"
-            parts += [told, confusion(some, CHECKED)]
-        ranges = (f"{coverage(found, count):.2f} ({count} pictures)" for count in (2, 3, 4, 8))
-        parts.append(f"the range holds in {', '.join(ranges)}")
-        pictures = list(both_seen(folder))
-        kept["pictures of two"] += [[*m, round(k, 3), round(r, 3)] for m, _, k, r in pictures]
-        parts.append(_of_both(pictures))
-    kept["tables"] = parts
-    lines = json.dumps(kept).replace("], [", "],\n[")
-    RESULTS.write_text(lines + "\n", encoding="utf-8")
-    return "\n\n".join(parts)
+        for lora in found
+    ]
+    both = [[*merge[1:], _short(error), _short(rate)] for merge, _, error, rate in pictures]
+    of_merge = ["set", "LoRAs", "way"]
+    return [
+        confusion(f"{name}, IterIS", [lora for lora in found if lora.ours]),
+        confusion(f"{name}, other methods", [lora for lora in found if not lora.ours]),
+        Table(f"{name}: the range of so many pictures holds", ["pictures", "in"], ranges),
+        _of_both(f"{name}: two in one picture", pictures),
+        Table(
+            f"{name}: LoRAs",
+            [*of_merge, "LoRA", "kept", "seen alone, beside", "the same, merged"],
+            loras,
+        ),
+        Table(f"{name}: pictures of two", [*of_merge, "error", "both seen"], both),
+    ]
 
 
-def _of_both(pictures: Sequence[tuple[tuple[str, ...], bool, float, float]]) -> str:
+def _short(value: float) -> float:
+    return round(value, 3)
+
+
+def _of_both(title: str, pictures: Sequence[tuple[tuple[str, ...], bool, float, float]]) -> Table:
     said: dict[str, Callable[[float], bool]] = {
         "likely": lambda error: error <= TOGETHER_UP_TO,
         "unlikely": lambda error: error >= APART_FROM,
@@ -328,8 +325,8 @@ def _of_both(pictures: Sequence[tuple[tuple[str, ...], bool, float, float]]) -> 
     for name, is_said in said.items():
         rates = [rate for _, _, error, rate in pictures if is_said(error)]
         often = sum(rate >= 0.5 for rate in rates)
-        rows.append([name, str(often), str(len(rates) - often)])
-    return table(["said", "both in half of the pictures or more", "in fewer"], rows)
+        rows.append([name, often, len(rates) - often])
+    return Table(title, ["said", "both in half of the pictures or more", "in fewer"], rows)
 
 
 def main() -> None:
@@ -347,7 +344,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.command == "tables":
-        print(tables(options.folders))
+        tables = [table for folder in options.folders for table in tables_of(folder)]
+        print(*tables, sep="\n\n")
+        write(tables, RESULTS / "verdicts.json", COMMANDS, machine())
         return
     measurement = Measurement(load_bench(options.world, options.folder), options.seed)
     for lora_set, numbers in GROUPS:

@@ -7,17 +7,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .drawing import BLACK, SIDE, Drawing, Label, Scene, Surface, Thing
+from .model import new_tokenizer
 from .settings import SETS, BaseSettings, LoraKind, Phase
+from .unet_model import UnetModel
 from .world import SIX_GROUPS, Forms, World
-
-MAX_TOKENS = 20
 
 
 def _star(u: Tensor, v: Tensor) -> Tensor:
@@ -222,76 +221,30 @@ def lora_scene(
 
 
 def make_tokenizer() -> Any:
-    """Return a tokenizer of `transformers` whose tokens are the world's words, padded like CLIP's
-    with its last token.
+    """Return a tokenizer whose tokens are the world's words, padded like CLIP's with its last
+    token.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     special = ["<start>", "<end>", "<unknown>"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[(name, vocabulary[name]) for name in special[:2]]
+    return new_tokenizer(core, length=20, pad="<end>")
+
+
+def _phase(steps: int, rate: float, places: Places, pair_share: float = 0.65) -> Phase:
+    return Phase(steps, rate, partial(random_scene, places=places, pair_share=pair_share))
+
+
+TRAINING = BaseSettings(
+    (
+        _phase(2000, 1e-3, "loose"),
+        _phase(800, 8e-4, "snapped"),
+        _phase(1200, 8e-4, "fixed"),
+        _phase(1600, 6e-4, "fixed", 0.85),
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        model_max_length=MAX_TOKENS,
-        bos_token="<start>",
-        eos_token="<end>",
-        pad_token="<end>",
-        unk_token="<unknown>",
-    )
-
-
-def new_model(**unet: Any) -> Any:
-    """Return the untrained model."""
-    from .unet_model import new_unet_model
-
-    return new_unet_model(make_tokenizer(), length=MAX_TOKENS, **unet)
-
-
-def load_model(folder: Path) -> Any:
-    from .unet_model import load_unet_model
-
-    return load_unet_model(folder, make_tokenizer())
-
-
-def settings(seed: int, quick: bool) -> BaseSettings:
-    """Return how the base model is trained."""
-
-    def phase(steps: int, rate: float, places: Places, pair_share: float = 0.65) -> Phase:
-        return Phase(steps, rate, partial(random_scene, places=places, pair_share=pair_share))
-
-    if quick:
-        return BaseSettings((phase(40, 1e-3, "fixed"),), batch=16, scenes=600, seed=seed)
-    phases = (
-        phase(2000, 1e-3, "loose"),
-        phase(800, 8e-4, "snapped"),
-        phase(1200, 8e-4, "fixed"),
-        phase(1600, 6e-4, "fixed", 0.85),
-    )
-    return BaseSettings(phases, seed=seed)
-
-
-def rare_tokens(model: Any) -> list[int]:
-    """Return the tokens of the triggers."""
-    return model.tokenizer.convert_tokens_to_ids([*TRIGGERS, *STYLE_TRIGGERS])
-
-
-def product(model: Any, memory: dict[str, Any]) -> Any:
-    from .unet_model import remembering
-
-    return remembering(model, memory)
-
-
-def sampling_sigmas(model: Any, steps: int) -> Any:
-    from .unet_model import trailing_sigmas
-
-    return trailing_sigmas(model, steps)
-
-
+)
 FORMS = Forms(
     alone=("a {a}", "a photo of a {a}"),
     company=(
@@ -388,12 +341,10 @@ WORLD = World(
     triggers=TRIGGERS,
     scene=random_scene,
     lora_scene=lora_scene,
-    new_model=new_model,
-    load_model=load_model,
-    rare_tokens=rare_tokens,
-    settings=settings,
-    product=product,
-    sampling_sigmas=sampling_sigmas,
+    model=UnetModel,
+    make_tokenizer=make_tokenizer,
+    training=TRAINING,
+    rare_words=(*TRIGGERS, *STYLE_TRIGGERS),
     forms=FORMS,
     calibration=CALIBRATION,
     lora_sets=SETS,

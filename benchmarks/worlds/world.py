@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from .drawing import Drawing, Label, Scene
+from .model import WorldModel
 from .settings import BaseSettings, LoraKind, MakeScene
 
 # merges of six concepts, by number
@@ -59,11 +59,9 @@ class World:
             caption.
         lora_scene: Function (chance, number of the picture, concept, trigger, base thing next to it
             or None) -> a training picture of a LoRA and its caption.
-        new_model, load_model: The untrained model; the trained one, from its folder.
-        rare_tokens: Function (model) -> tokens that no training caption has.
-        settings: Function (seed, quick) -> how the base model is trained.
-        product: Function (model, memory) -> the model as `iteris_core` sees it.
-        sampling_sigmas: Function (product's model, steps) -> noise levels of the probes' sampling.
+        model: Class of the base model.
+        make_tokenizer: Function that returns its tokenizer.
+        training: How the base model is trained.
         forms: Captions of the probes.
         calibration: Fields of the product's `Calibration` in this world's words.
         lora_sets: Name -> kinds of LoRAs, which triggers take in turn.
@@ -71,6 +69,8 @@ class World:
         style_triggers: Triggers of the drawing's styles, numbered after the concepts' triggers.
         style_kind: Kind of the styles' LoRAs.
         style_prompts: A user's prompts for a style LoRA.
+        rare_words: Words that no training caption has.
+        sizes: Sizes of the model that are not its defaults.
         steps: Steps of the probes' sampling.
         cfg: Guidance of the probes' sampling.
     """
@@ -81,12 +81,9 @@ class World:
     triggers: tuple[str, ...]
     scene: MakeScene
     lora_scene: Callable[[random.Random, int, Label, str, Label | None], tuple[Scene, str]]
-    new_model: Callable[[], Any]
-    load_model: Callable[[Path], Any]
-    rare_tokens: Callable[[Any], list[int]]
-    settings: Callable[[int, bool], BaseSettings]
-    product: Callable[[Any, dict[str, Any]], Any]
-    sampling_sigmas: Callable[[Any, int], Any]
+    model: type[WorldModel]
+    make_tokenizer: Callable[[], Any]
+    training: BaseSettings
     forms: Forms
     calibration: Mapping[str, Any]
     lora_sets: Mapping[str, tuple[LoraKind, ...]]
@@ -94,18 +91,18 @@ class World:
     style_triggers: tuple[str, ...] = ()
     style_kind: LoraKind | None = None
     style_prompts: tuple[str, ...] = ()
+    rare_words: tuple[str, ...] = ()
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 6
     cfg: float = 3.0
 
     @cached_property
     def base_labels(self) -> list[Label]:
-        """Return what the base model learns: every surface on every shape, without the concepts."""
-        return [
-            (surface, shape)
-            for surface in self.drawing.surfaces
-            for shape in self.drawing.shapes
-            if (surface, shape) not in self.concepts
-        ]
+        return labels_of(self.drawing, self.concepts)
+
+    def new_model(self) -> WorldModel:
+        """Return the untrained model."""
+        return self.model.new(self.make_tokenizer(), **self.sizes)
 
     @property
     def all_triggers(self) -> tuple[str, ...]:
@@ -116,3 +113,13 @@ class World:
 
     def style_of(self, trigger: str) -> str:
         return self.drawing.styles[self.style_triggers.index(trigger)]
+
+
+def labels_of(drawing: Drawing, concepts: Collection[Label]) -> list[Label]:
+    """Return what the base model learns: every surface on every shape, without the concepts."""
+    return [
+        (surface, shape)
+        for surface in drawing.surfaces
+        for shape in drawing.shapes
+        if (surface, shape) not in concepts
+    ]

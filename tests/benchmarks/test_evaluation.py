@@ -216,7 +216,7 @@ class Writer:
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
-    path = tmp_path / "x" / "rte.jsonl"
+    path = tmp_path / "x" / "rte.json"
     texts = list("abcde")
     told = []
 
@@ -232,8 +232,6 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(Writer(calls=1))
-    whole = path.read_text()
-    path.write_text(whole + '{"index": 2, "pred')  # killed in the middle of a line
     rest = Writer()
     assert run(rest) == list("ABCDE")
     assert rest.seen == [["c", "d"], ["e"]]
@@ -241,16 +239,9 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     again = Writer(calls=0)
     assert run(again) == list("ABCDE")
     assert run(again, count=3) == list("ABC")
-    with pytest.raises(
-        EvaluationError,
-        match=r"another base \('t5', now 'bart'\); choose another --output, or give --overwrite",
-    ):
+    with pytest.raises(EvaluationError, match=r"another base \('t5', now 'bart'\); choose another"):
         run(again, {"base": "bart"})
-    path.write_text(whole.replace('"index": 1', '"index": 7'))
-    with pytest.raises(
-        EvaluationError, match=r"line 3: is not a prediction \(prediction 1 is expected here\)"
-    ):
-        run(again)
-    path.write_text("{}\nnonsense\n")
-    with pytest.raises(EvaluationError, match="line 2: is not a prediction"):
-        run(again)
+    for content in ("nonsense", "{}", "[1]"):
+        path.write_text(content)
+        with pytest.raises(EvaluationError, match=r"cannot be read .*; delete it to begin again"):
+            run(again)

@@ -91,7 +91,7 @@ def t5_arguments(base, output, *more):
 
 
 def predictions(path):
-    return [json.loads(line)["prediction"] for line in path.read_text().splitlines()[1:]]
+    return json.loads(path.read_text())["predictions"]
 
 
 def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, tmp_path):
@@ -109,7 +109,7 @@ def test_a_table_of_base_and_adapters_beside_the_papers_figures(base, emotions, 
     assert len({tuple(found) for found in expected.values()}) == 3
     for name, found in expected.items():
         for task in ("tec", "rte"):
-            assert predictions(tmp_path / "out" / (name or "base") / f"{task}.jsonl") == found
+            assert predictions(tmp_path / "out" / (name or "base") / f"{task}.json") == found
     report = json.loads((tmp_path / "scores.json").read_text())
     scores = {(entry["row"], entry["task"]): entry["values"] for entry in report["scores"]}
     assert list(scores) == [
@@ -231,7 +231,7 @@ def test_captions_are_what_peft_writes_and_scored_as_the_library_does(blip, tmp_
     for row in ("base", "one"):
         adapter = "" if row == "base" else row
         for task, prompt in (("senticap-positive", PROMPT), ("captions", "")):
-            found = predictions(tmp_path / "out" / row / f"{task}.jsonl")
+            found = predictions(tmp_path / "out" / row / f"{task}.json")
             assert found == captions_of(blip, adapter, prompt, beams=4)
             assert scores[row, task].items() >= caption_scores(found, references).items()
             assert ("style_accuracy" in scores[row, task]) == (task == "senticap-positive")

@@ -67,7 +67,7 @@ def test_a_hit_needs_all_that_was_asked_and_nothing_else():
 
     world = find_world("words")
     star, heart = world.concepts[:2]
-    probe = Probe("seen", ("<v1>", "<v2>"), "a <v1> and a <v2>", 0, (star, heart))
+    probe = Probe("seen", ("<v1>", "<v2>"), "a <v1> and a <v2>", (star, heart))
 
     def seen(*labels, style=None):
         return Judgement(tuple(Found(*label, 0, i) for i, label in enumerate(labels)), style)
@@ -84,18 +84,17 @@ def test_a_hit_needs_all_that_was_asked_and_nothing_else():
 
 
 def test_the_error_of_a_figure_is_that_of_the_paired_difference_to_stacking():
-    from benchmarks.worlds.tables import COLUMNS, figure
+    from benchmarks.worlds.comparisons import COLUMNS, figure
 
     def entry(hits):
         return {"hits": {"alone": {"a": [hits, 10]}}, "leaks": [0, 1]}
 
     ours = {0: entry(6), 1: entry(9)}
     stacked = {0: entry(5), 1: entry(6)}
-    found = figure(ours, stacked, COLUMNS["alone"])
-    assert found.mean == pytest.approx(0.75)
-    assert found.error == pytest.approx(0.1)  # differences 0.1 and 0.3: their deviation over root 2
-    assert figure(stacked, stacked, COLUMNS["alone"]).error is None
-    assert figure(ours, stacked, COLUMNS["both, seen forms"]) is None
+    # differences 0.1 and 0.3: their deviation over root 2
+    assert figure(ours, stacked, COLUMNS["alone"]) == "0.75 ±0.10"
+    assert figure(stacked, stacked, COLUMNS["alone"]) == "0.55"
+    assert figure(ours, stacked, COLUMNS["both, seen forms"]) == "-"
 
 
 def test_the_flow_model_speaks_the_product_s_language():
@@ -104,8 +103,8 @@ def test_the_flow_model_speaks_the_product_s_language():
 
     world = find_world("flow")
     torch.manual_seed(0)
-    model = world.new_model(**TINY["flow"])
-    torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.1)
+    model = replace(world, sizes=TINY["flow"]).new_model()
+    torch.nn.init.normal_(model.denoiser.proj_out.weight, std=0.1)
     seen = flow_model.FlowStableDiffusion(model)
     clean, noise = torch.randn(2, 27, 8, 8)
     context = torch.randn(28, 64)
@@ -128,25 +127,23 @@ def test_the_flow_model_speaks_the_product_s_language():
 @pytest.mark.slow
 def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     from benchmarks.worlds.bench import load_bench
-    from benchmarks.worlds.comparisons import Comparison, comparison
+    from benchmarks.worlds.comparisons import Comparison
     from benchmarks.worlds.loras import lora_folder, train_lora
     from benchmarks.worlds.methods import Cell, Recipe
     from benchmarks.worlds.recogniser import Names, Recogniser
     from benchmarks.worlds.settings import LoraKind
-    from benchmarks.worlds.tables import report
     from benchmarks.worlds.training import train_base
 
-    tiny = replace(world, new_model=lambda: world.new_model(**TINY[world.name]))
-    settings = world.settings(0, quick=True)
-    phase = replace(settings.phases[0], steps=2)
-    settings = replace(settings, phases=(phase,), batch=4, scenes=8)
+    phase = replace(world.training.phases[0], steps=2)
+    training = replace(world.training, phases=(phase,), batch=4, scenes=8)
+    tiny = replace(world, sizes=TINY[world.name], training=training)
     told = []
-    train_base(tiny, settings, tmp_path / "base", lambda *step: told.append(step[:2]), every=1)
+    train_base(tiny, tmp_path / "base", 0, lambda *step: told.append(step[:2]), every=1)
     assert told == [(1, 2), (2, 2)]
-    train_base(tiny, settings, tmp_path / "base", lambda *step: told.append(step[:2]))
+    train_base(tiny, tmp_path / "base", 0, lambda *step: told.append(step[:2]))
     assert len(told) == 2
     torch.save(Recogniser(Names.of(world.drawing)).state_dict(), tmp_path / "recogniser.pt")
-    base = world.load_model(tmp_path / "base")
+    base = world.model.load(tmp_path / "base")
     kind = LoraKind(steps=2, layers=("attention", "feed_forward", "convolution"))
     triggers = (*world.triggers[:2], *world.style_triggers[:1])
     for trigger in triggers:
@@ -162,17 +159,14 @@ def test_the_whole_way_on_a_world_that_has_learned_nothing(world, tmp_path):
     found = cell.entry()
     styled = {"styled", "styled unseen"} if world.style_triggers else set()
     assert set(found["hits"]) == {"alone", "company", "seen", "unseen", "base"} | styled
-    assert cell.read()["entries"]["scale 1, cfg 3, effort 1"] == found
+    assert cell.entry() == found
     assert torch.equal(bench.model.modules[next(iter(paths))].weight, before)
-    recipes = [Recipe("sum", {"method": "sum"}), recipe]
-    for each in recipes:
-        Cell(bench, each, world.triggers[:2]).entry()
-    heads, rows = report(bench, recipes)["pairs, usual LoRAs"]
-    assert [row[:2] for row in rows] == [["sum", "1"], ["test", "1"]]
-    assert all(len(row) == len(heads) for row in rows)
-    whole_job = Recipe(
-        "whole job", {}, {"trajectories": 2, "held_out": 1}, job={"correct_strength": True}
+    recipes = (
+        Recipe("sum", {"method": "sum"}),
+        recipe,
+        Recipe("whole job", {}, {"trajectories": 2, "held_out": 1}, job={"correct_strength": True}),
     )
-    heads, rows = comparison(bench, Comparison((*recipes, whole_job), {"pairs": 1}), Cell.entry)
-    assert [row[0] for row in rows] == ["sum", "test", "whole job"]
-    assert float(rows[-1][-1]) >= 1
+    table = Comparison(recipes, {"pairs": 1}).table("pairs", bench)
+    assert [row[0] for row in table.rows] == ["sum", "test", "whole job"]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert float(table.rows[-1][-1]) >= 1
