@@ -9,10 +9,11 @@ import { about, add, filled, holds, suggestions } from "./triggers.js";
  * @param {object|null} lora answer of `/iteris/lora`; null: there is none
  * @param {{value: string}} prompts the widget that they are written into
  * @param {(word: string, values?: object) => string} say
+ * @param {boolean} [isMeasured] whether a run makes prompts where there are none; if not, words alone are offered
  * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
  *   with the prompts that it made of the trigger words
  */
-export function draw(element, lora, prompts, say) {
+export function draw(element, lora, prompts, say, isMeasured = true) {
   element.replaceChildren();
   let made;
   const line = document.createElement("div");
@@ -20,19 +21,20 @@ export function draw(element, lora, prompts, say) {
   empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
   const mark = () => {
     chips.forEach(([chip, offered]) => chip.classList.toggle("iteris-used", holds(prompts.value, offered)));
-    empty.textContent = empty.title = filled(prompts.value, lora, made, say);
+    empty.textContent = empty.title = isMeasured ? filled(prompts.value, lora, made, say) : "";
     empty.classList.toggle("iteris-warning", !chips.length && !!empty.textContent);
   };
   const tell = (found) => {
     made = found;
     mark();
   };
-  const chips = suggestions(lora ?? {}).map((offered) => {
+  const offers = suggestions(lora ?? {}).filter(({ kind }) => isMeasured || kind === "word");
+  const chips = offers.map((offered) => {
     const chip = document.createElement("button");
     chip.type = "button";
     chip.className = `iteris-chip iteris-${offered.kind}`;
     chip.textContent = offered.text;
-    chip.title = say("chip");
+    chip.title = say(isMeasured ? "chip" : "chip_prompt");
     chip.addEventListener("click", () => {
       prompts.value = add(prompts.value, offered);
       mark();
@@ -42,7 +44,7 @@ export function draw(element, lora, prompts, say) {
   if (!lora) return { mark, tell };
   line.className = lora.error ? "iteris-warning" : "iteris-quiet";
   line.textContent = about(lora);
-  element.append(...chips.map(([chip]) => chip), line, empty);
+  element.append(...chips.map(([chip]) => chip), line, ...(isMeasured ? [empty] : []));
   mark();
   return { mark, tell };
 }

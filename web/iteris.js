@@ -18,6 +18,14 @@ import { addSlider } from "./slider.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
+const SOCKETS = {
+  ITERIS_LORAS: "#6aa84f",
+  LORA_STACK: "#6aa84f",
+  ITERIS_MERGED: "#e0a100",
+  LORA_MODEL: "#e0a100",
+  ITERIS_REPORT: "#9b8bd8",
+  ITERIS_SETTINGS: "#5aa9c7",
+};
 const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
 const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Locale"))(word, values);
 
@@ -118,6 +126,15 @@ function showDigits(node) {
   }
 }
 
+/** Give our types of sockets, and their links, a colour, unless the frontend has one; it forgets ours with its palette. */
+function colourSockets() {
+  for (const [type, colour] of Object.entries(SOCKETS)) {
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+    for (const colours of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors])
+      colours[type] ||= colour;
+  }
+}
+
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
 function followRuns() {
   const all = (method) => {
@@ -181,6 +198,7 @@ app.registerExtension({
   beforeConfigureGraph: renew,
   nodeCreated(node) {
     if (!isOurs(node)) return;
+    colourSockets();
     showDigits(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);

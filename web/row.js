@@ -1,7 +1,9 @@
 // One row of the LoRAs to merge: a line, and below it what is seen when it is opened.
 
+import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { button, fileName, html, imageAt } from "./parts.js";
+import { button, copied, fileName, html, imageAt } from "./parts.js";
+import { promptAfter } from "./prompt_field.js";
 import { readRows, writtenRow } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
 
@@ -75,9 +77,8 @@ export function drawRow(view, place) {
   element.append(head);
   if (body) element.append(body.element);
   let known; // of the file
-  const isMeasured = view.node.comfyClass === "IterISMerge";
   const ask = () =>
-    element.classList.toggle("iteris-asks", isMeasured && !isOff && needsPrompts(view.entries[place].row, known));
+    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(view.entries[place].row, known));
   body?.element.addEventListener("input", ask);
   const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
     known = lora;
@@ -118,6 +119,9 @@ export function drawLine(view, place) {
   return { element, mark: () => {} };
 }
 
+/** Return whether prompts are for the measuring of a merge; a plain loader has no use for them. */
+const isMeasured = (view) => view.node.comfyClass === "IterISMerge";
+
 function drawBody(view, place) {
   const { say } = view;
   const { row } = view.entries[place];
@@ -127,28 +131,6 @@ function drawBody(view, place) {
   const large = html("span", "iteris-large");
   const top = html("div", "iteris-row-top");
   top.append(large, chips);
-  const prompts = html("textarea", "iteris-prompts");
-  prompts.value = row.prompts.join("\n");
-  prompts.rows = Math.min(8, Math.max(2, row.prompts.length + 1));
-  prompts.placeholder = say("prompts");
-  prompts.ariaLabel = say("prompts_of");
-  prompts.spellcheck = false;
-  const written = {
-    get value() {
-      return prompts.value;
-    },
-    set value(text) {
-      prompts.value = text;
-      view.write(place, { prompts: lines(text) });
-      view.keep();
-    },
-  };
-  let shown;
-  prompts.addEventListener("input", () => {
-    view.write(place, { prompts: lines(prompts.value) });
-    shown?.mark();
-  });
-  prompts.addEventListener("change", view.keep);
   const fields = html("div", "iteris-fields");
   const clip = numberField(
     row.clip,
@@ -157,22 +139,72 @@ function drawBody(view, place) {
     (strength) => view.write(place, { clip: strength }),
     view.keep,
   );
+  const priority = () =>
+    numberField(row.priority, 0, say("priority"), (priority) => view.write(place, { priority }), view.keep);
+  const blocks = blocksFields(view, place, () => more.show());
+  const more = moreField(view, place, () => blocks.show());
   fields.append(
-    labelled(
-      say("priority"),
-      say("priority_title"),
-      numberField(row.priority, 0, say("priority"), (priority) => view.write(place, { priority }), view.keep),
-    ),
+    ...(isMeasured(view) ? [labelled(say("priority"), say("priority_title"), priority())] : []),
     labelled(say("clip"), say("clip_title"), clip),
-    labelled(say("more"), say("more_title"), moreField(view, place)),
+    blocks.element,
+    labelled(say("more"), say("more_title"), more.field),
   );
-  element.append(warning, top, prompts, fields);
+  const prompts = isMeasured(view) ? promptsField(view, place) : undefined;
+  element.append(warning, top, ...(prompts ? [prompts.field] : []), fields);
+  let shown;
+  chips.addEventListener("pointerenter", () => shown?.mark()); // the text may be another one by now
+  prompts?.field.addEventListener("input", () => shown?.mark());
   const mark = (lora, address, told) => {
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
-    shown = drawChips(chips, lora, written, say);
+    shown = drawChips(chips, lora, prompts?.written ?? promptOf(view), say, isMeasured(view));
+    blocks.show(lora?.blocks);
   };
   return { element, mark, clip };
+}
+
+/** Return the field of a row's prompts, and what writes into it as a user does. */
+function promptsField(view, place) {
+  const { say } = view;
+  const { row } = view.entries[place];
+  const field = html("textarea", "iteris-prompts");
+  field.value = row.prompts.join("\n");
+  field.rows = Math.min(8, Math.max(2, row.prompts.length + 1));
+  field.placeholder = say("prompts");
+  field.ariaLabel = say("prompts_of");
+  field.spellcheck = false;
+  const written = {
+    get value() {
+      return field.value;
+    },
+    set value(text) {
+      field.value = text;
+      view.write(place, { prompts: lines(text) });
+      view.keep();
+    },
+  };
+  field.addEventListener("input", () => view.write(place, { prompts: lines(field.value) }));
+  field.addEventListener("change", view.keep);
+  return { field, written };
+}
+
+/** Return what writes into the prompt that a loader's CLIP leads to, or copies where there is none. */
+function promptOf(view) {
+  return {
+    get value() {
+      return promptAfter(view.node)?.value ?? "";
+    },
+    set value(text) {
+      const field = promptAfter(view.node);
+      if (!field) {
+        copied(text);
+        return;
+      }
+      field.value = text;
+      field.callback?.(text);
+      view.keep();
+    },
+  };
 }
 
 function labelled(text, title, field) {
@@ -195,22 +227,54 @@ function numberField(value, least, name, changed, after) {
   return field;
 }
 
+/**
+ * Return a strength for each group of the file's blocks, once it is known which there are: `show` draws them, where the
+ * row's block weights say no more than that.
+ */
+function blocksFields(view, place, changed) {
+  const element = html("span", "iteris-blocks");
+  let groups = [];
+  const show = (known = groups) => {
+    groups = known;
+    if (element.contains(document.activeElement)) return; // one of them is being written
+    const strengths = readGroups(view.entries[place].row.blocks, groups);
+    element.replaceChildren(
+      ...(strengths ?? []).map((strength, at) => {
+        const name = groups[at];
+        const write = (number) => {
+          strengths[at] = number;
+          view.write(place, { blocks: writtenGroups(strengths, groups) });
+          changed();
+        };
+        const field = numberField(strength, -MOST, view.say("block", { name }), write, view.keep);
+        return labelled(name, view.say("block_title", { name }), field);
+      }),
+    );
+  };
+  return { element, show };
+}
+
 /** Return a field for what a row says in words: its name among others, its blocks, and layers left out. */
-function moreField(view, place) {
-  const { called, blocks, without } = view.entries[place].row;
+function moreField(view, place, changed) {
   const plain = { name: "x", model: 1, clip: 1, kind: "", priority: 1, prompts: [] };
   const field = html("input", "iteris-more");
-  field.value = writtenRow({ ...plain, called, blocks, without })
-    .replace("<lora:x:1>", "")
-    .trim();
+  const show = () => {
+    const { called, blocks, without } = view.entries[place].row;
+    field.value = writtenRow({ ...plain, called, blocks, without })
+      .replace("<lora:x:1>", "")
+      .trim();
+  };
+  show();
   field.placeholder = 'called="a sks dog" blocks=… without=…';
   field.spellcheck = false;
   field.addEventListener("input", () => {
     const [{ row: found }] = readRows(`<lora:x> ${field.value}`);
     const fits = found && !found.kind && found.priority === 1 && !found.prompts.length;
     field.classList.toggle("iteris-wrong", !fits);
-    if (fits) view.write(place, { called: found.called, blocks: found.blocks, without: found.without });
+    if (!fits) return;
+    view.write(place, { called: found.called, blocks: found.blocks, without: found.without });
+    changed();
   });
   field.addEventListener("change", view.keep);
-  return field;
+  return { field, show };
 }

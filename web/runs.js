@@ -86,10 +86,12 @@ async function isOf(node, run) {
 
 const shownPrompt = async () => (await app.graphToPrompt()).output;
 
-/** Return what was run: id -> {class_type, inputs}, or a promise of it; undefined: the server does not know it. */
-function promptOf(run) {
+/** Return what was run: id -> {class_type, inputs}; undefined: the server does not know it. */
+async function promptOf(run) {
   if (run && !prompts.has(run)) prompts.set(run, askedOf(run));
-  return prompts.get(run);
+  const prompt = await prompts.get(run);
+  if (!prompt) prompts.delete(run); // it may be on its way from the queue to the history
+  return prompt;
 }
 
 async function askedOf(run) {

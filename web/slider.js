@@ -2,7 +2,8 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, also, fit, heightOf, html, showElement } from "./parts.js";
+import { addElement, also, button, fit, heightOf, html, showElement } from "./parts.js";
+import { canRecord, saveVideo } from "./wipe.js";
 
 /** Return an empty choice. */
 function choice(title) {
@@ -33,8 +34,14 @@ export function addSlider(node, say) {
   const head = html("div", "iteris-sides");
   const pair = html("div", "iteris-pair");
   head.append(prompt, left, right);
+  const video = button("iteris-video", say("video"), say("video_title"), async () => {
+    video.disabled = true;
+    await saveVideo({ image: over, name: over.alt }, { image: under, name: under.alt });
+    video.disabled = false;
+  });
+  video.hidden = !canRecord();
   pair.append(under, over, divider);
-  element.append(head, pair);
+  element.append(head, pair, video);
   let rows = [];
 
   const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);

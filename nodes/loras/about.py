@@ -12,9 +12,10 @@ def about_lora(name: str) -> dict[str, Any]:
     """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
-    ``family`` is its base model's, empty if nothing tells; ``thumbnail``: whether `thumbnail_of`
-    has a picture.
+    ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
+    has; ``thumbnail``: whether `thumbnail_of` has a picture.
     """
+    from ...iteris_core.files.block_weights import groups_of
     from ...iteris_core.files.trigger_words import default_prompts, has_picture, lora_header
     from ...iteris_core.settings import shown
 
@@ -25,6 +26,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "rank": 0,
         "base": "",
         "family": "",
+        "blocks": [],
         "thumbnail": False,
         "error": None,
     }
@@ -43,6 +45,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "rank": header.rank,
         "base": header.base,
         "family": header.family,
+        "blocks": list(groups_of(header.family)),
         "thumbnail": has_picture(path),
     }
 

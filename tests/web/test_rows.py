@@ -27,7 +27,13 @@ def answer(route):
     """Answer as the server does for files of several families, the first with a picture beside."""
     name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
     family = FAMILIES.get(name, "")  # other tests save files, too
-    facts = {"name": name, "base": family, "family": family, "rank": 8}
+    facts = {
+        "name": name,
+        "base": family,
+        "family": family,
+        "blocks": ["IN", "MID", "OUT"],
+        "rank": 8,
+    }
     words = {"trigger_words": [f"word of {name}"], "prompts": [], "error": None}
     route.fulfill(json={**facts, **words, "thumbnail": name == "first"})
 
@@ -374,6 +380,49 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert sent[SAVED]["inputs"]["model"] == [place, 0]
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
+    assert page_of_rows.errors[before:] == []
+
+
+def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, picture):
+    """Into the text that the sampler has as its positive prompt; with strengths for each group of
+    blocks.
+    """
+    before = len(page_of_rows.errors)
+    encode = {"class_type": "CLIPTextEncode", "inputs": {"clip": [LOADER, 1], "text": ""}}
+    workflow = {
+        LOADER: {"class_type": "IterISLoad", "inputs": {"loras": "<lora:first:1>"}},
+        "4": {**encode, "inputs": {**encode["inputs"], "text": "blurry"}},
+        "5": {**encode, "inputs": {**encode["inputs"], "text": "a castle"}},
+        "6": {"class_type": "KSampler", "inputs": {"positive": ["5", 0], "negative": ["4", 0]}},
+    }
+    page_of_rows.load(workflow, "words")
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    page = page_of_rows.page
+    page.locator(".iteris-opener").press("Enter")
+    page.locator(".iteris-chip").press("Enter")
+    sent = page_of_rows.prompt()
+    assert [sent[place]["inputs"]["text"] for place in "45"] == [
+        "blurry",
+        "a castle, word of first",
+    ]
+    assert "iteris-used" in page.locator(".iteris-chip").get_attribute("class")
+    assert page.locator(".iteris-prompts").count() == 0, "nothing is measured"
+
+    fields = page.locator(".iteris-blocks input")
+    fields.nth(0).fill("0.5")
+    fields.nth(2).fill("0")
+    more = page.locator(".iteris-more")
+    assert page_of_rows.prompt()[LOADER]["inputs"]["loras"] == (
+        '<lora:first:1> blocks="IN:0.5, OUT:0"'
+    )
+    assert more.input_value() == 'blocks="IN:0.5, OUT:0"'
+    picture(page_of_rows, "rows_words")
+    more.fill("blocks=OUT:0.3")
+    assert [field.input_value() for field in fields.all()] == ["1", "1", "0.3"]
+    more.fill("blocks=OUTALL")
+    expect(fields).to_have_count(0)
+    more.fill("")
+    expect(fields).to_have_count(3)
     assert page_of_rows.errors[before:] == []
 
 

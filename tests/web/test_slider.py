@@ -2,6 +2,7 @@
 
 import io
 
+import av
 import pytest
 from PIL import Image
 
@@ -29,6 +30,19 @@ def output(server):
         row(PROMPTS[1], "<b>dog</b>", "stacked", "merged"),
     ]
     return {"text": ["a dog"], "iteris_tiles": rows}
+
+
+def frames_of(path):
+    """Return the first picture of a video, and the one in its middle."""
+    with av.open(str(path)) as video:
+        frames = [frame.to_image() for frame in video.decode(video=0)]
+    assert frames[0].size == SIZE
+    return frames[0], frames[len(frames) // 2]
+
+
+def near(colour, other):
+    """Return whether two colours are one but for what a codec does."""
+    return max(abs(a - b) for a, b in zip(colour, other, strict=True)) < 40
 
 
 def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output):
@@ -88,6 +102,12 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend.send("executed", prompt_id="b", node="1", display_node="1", output=output)
     assert chosen() == [PROMPTS[1], "<b>dog</b>", "merged"], "after another run, too"
     picture(frontend, "slider_moved")
+    with page.expect_download() as saved:
+        slider.locator(".iteris-video").click()
+    assert saved.value.suggested_filename.startswith("_b_dog__b_ - merged.")
+    first, middle = frames_of(saved.value.path())
+    assert near(first.getpixel((4, 8)), COLOURS["<b>dog</b>"]), "the left one, then the right one"
+    assert near(middle.getpixel((SIZE[0] - 4, 8)), COLOURS["merged"])
 
     workflow = frontend.workflow()
     assert len(workflow["nodes"][0]["widgets_values"]) == 10

@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { readGroups, writtenGroups } from "../../web/blocks.js";
+import { promptAfter } from "../../web/prompt_field.js";
+
+const UNET = ["IN", "MID", "OUT"];
+
+for (const [text, strengths] of [
+  ["", [1, 1, 1]],
+  ["IN:0.5, MID:0", [0.5, 0, 1]],
+  ["out = -1; in:.25", [0.25, 1, -1]],
+])
+  test(`a strength for each group: ${text}`, () => assert.deepEqual(readGroups(text, UNET), strengths));
+
+for (const text of ["IN01:0.5", "OUTALL", "1,0,0,1", "S:1", "IN:x", "IN:1.2.3", "ALL:0"])
+  test(`more than a strength for each group: ${text}`, () => assert.equal(readGroups(text, UNET), undefined));
+
+test("what is written is read again", () => {
+  assert.equal(writtenGroups([0.5, 1, 0], UNET), "IN:0.5, OUT:0");
+  assert.equal(writtenGroups([1, 1, 1], UNET), "");
+});
+
+/** Return nodes linked as [from, type, to, name of the input] says. */
+function linked(nodes, links) {
+  const graph = {
+    getLink: (id) => ({ resolve: () => ({ inputNode: nodes[links[id][2]], input: { name: links[id][3] } }) }),
+  };
+  for (const [name, node] of Object.entries(nodes)) {
+    const types = new Set(links.filter(([from]) => from === name).map(([, type]) => type));
+    const ids = (type) => links.flatMap(([from, each], id) => (from === name && each === type ? [id] : []));
+    Object.assign(node, { graph, outputs: [...types].map((type) => ({ type, links: ids(type) })) });
+  }
+  return nodes;
+}
+const field = (value, link = null) => ({
+  widgets: [{ name: "text", value }],
+  inputs: [{ name: "text", widget: { name: "text" }, link }],
+});
+const PAIR = [
+  ["load", "CLIP", "skip", "clip"],
+  ["skip", "CLIP", "bad", "clip"],
+  ["skip", "CLIP", "good", "clip"],
+  ["bad", "CONDITIONING", "sampler", "negative"],
+  ["good", "CONDITIONING", "guide", "conditioning"],
+  ["guide", "CONDITIONING", "sampler", "positive"],
+];
+
+test("the positive prompt is found, through other nodes", () => {
+  const nodes = linked({ load: {}, skip: {}, bad: field("b"), good: field("a"), guide: {}, sampler: {} }, PAIR);
+  assert.equal(promptAfter(nodes.load).value, "a");
+});
+
+test("a text that comes through a link is not written", () => {
+  const nodes = linked({ load: {}, skip: {}, bad: field("b"), good: field("a", 7), guide: {}, sampler: {} }, PAIR);
+  assert.equal(promptAfter(nodes.load).value, "b");
+  assert.equal(promptAfter(linked({ load: {} }, []).load), undefined);
+});
+
+test("links in a circle end", () => {
+  const nodes = linked({ load: {}, skip: {} }, [
+    ["load", "CLIP", "skip", "clip"],
+    ["skip", "CLIP", "load", "clip"],
+  ]);
+  assert.equal(promptAfter(nodes.load), undefined);
+});

@@ -1,0 +1,36 @@
+// The text field that a loader's trigger words are for. No DOM and no ComfyUI here, so that `node --test` runs it.
+
+/**
+ * Return the text field that a node's CLIP leads to, the positive prompt's first; undefined: there is none in the same
+ * graph, or its text comes through a link.
+ *
+ * @param {object} node
+ * @returns {{value: string, callback?: Function}|undefined} the widget
+ */
+export function promptAfter(node) {
+  const found = [...reached(node, "CLIP")].filter(({ inputNode }) => fieldOf(inputNode));
+  const isPositive = ({ inputNode }) =>
+    [...reached(inputNode, "CONDITIONING")].some(({ input }) => input.name === "positive");
+  const chosen = found.find(isPositive) ?? found[0];
+  return chosen && fieldOf(chosen.inputNode);
+}
+
+function fieldOf({ widgets, inputs }) {
+  const isLinked = inputs?.some(({ widget, link }) => widget?.name === "text" && link != null);
+  return isLinked ? undefined : widgets?.find(({ name, value }) => name === "text" && typeof value === "string");
+}
+
+/** Yield the places that a node's outputs of a type lead to, through other nodes that hand the type on. */
+function* reached(node, type, seen = new Set([node])) {
+  for (const output of node.outputs ?? []) {
+    if (output.type !== type) continue;
+    for (const id of output.links ?? []) {
+      const end = node.graph?.getLink(id)?.resolve(node.graph);
+      if (!end?.inputNode) continue; // out of a subgraph
+      yield end;
+      if (seen.has(end.inputNode)) continue;
+      seen.add(end.inputNode);
+      yield* reached(end.inputNode, type, seen);
+    }
+  }
+}
