@@ -32,16 +32,3 @@ def test_a_template_opens_with_the_users_first_checkpoint():
             has_fields = any("widget" in item for item in node["inputs"])
             keeps = has_fields and node["type"] != "CheckpointLoaderSimple"
             assert ("widgets_values" in node) == (keeps or node["type"] == "MarkdownNote"), name
-
-
-def test_the_fields_of_an_app_are_fields_of_its_nodes():
-    apps = {name: template for name, template in FILES.items() if template.app}
-    assert apps
-    for name, template in apps.items():
-        data = read(FOLDER / f"{name}.json")["extra"]["linearData"]
-        twin = read(FOLDER / "api" / f"{template.name}.json")
-        assert data["inputs"] == [list(field) for field in template.app]
-        given = {(int(key), name) for key, node in twin.items() for name in node["inputs"]}
-        # preset is left to its default
-        assert {tuple(field) for field in data["inputs"]} - {(2, "preset")} <= given
-        assert [twin[str(key)]["class_type"] for key in data["outputs"]] == ["IterISCompare"]

@@ -4,9 +4,11 @@ pictures of the documentation, in the real frontend.
     PYTHONPATH=.:tests/support python tools/make_pictures.py workflows [NAME ...]
     PYTHONPATH=.:tests/support python tools/make_pictures.py blueprint
     PYTHONPATH=.:tests/support python tools/make_pictures.py walkthrough
+    PYTHONPATH=.:tests/support python tools/make_pictures.py film
 
 The first makes workflows/*.json from workflows/api/*.json, the second subgraphs/*.json, the third
-docs/img/*.jpg. `make_cards.py` makes the pictures of the template browser.
+docs/img/*.jpg, the fourth docs/img/merge.webp. `make_cards.py` makes the pictures of the template
+browser.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import browser
-from PIL import Image
+from PIL import Image, ImageDraw
 from workflow_files import list_transformer
 from workflow_notes import TEMPLATES, Template
 
@@ -57,6 +60,8 @@ BELOW = {
 }
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
+FRAME = 70  # milliseconds of a film's picture, while the pointer moves
+WAIT_MS = 1500  # between two pictures of a run
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
 # node and widget of the first template that its blueprint shows
@@ -204,15 +209,12 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
 
 def opening(workflow: dict, template: Template) -> dict:
     """Return a workflow as a template opens: whole in a window of 1280 x 800, with the user's first
-    checkpoint chosen, and as an app where it is one.
+    checkpoint chosen.
     """
     workflow["extra"]["ds"] = view(workflow["groups"])
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":
             del node["widgets_values"]
-    if template.app:
-        outputs = [node["id"] for node in workflow["nodes"] if node["type"] == "IterISCompare"]
-        workflow["extra"]["linearData"] = {"inputs": template.app, "outputs": outputs}
     return workflow
 
 
@@ -339,6 +341,93 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     shoot("8_nodes_2", vue)
 
 
+class Film:
+    """Screenshots with a pointer, as an animated picture.
+
+    Args:
+        frontend: The page.
+    """
+
+    def __init__(self, frontend: browser.Frontend) -> None:
+        self.frontend = frontend
+        self.pictures: list[Image.Image] = []
+        self.durations: list[int] = []
+        self.at = (640.0, 700.0)
+
+    def take(self, duration: int = FRAME) -> None:
+        """Add what is seen now, for so many milliseconds."""
+        picture = Image.open(io.BytesIO(self.frontend.page.screenshot())).convert("RGB")
+        x, y = self.at
+        pointer = [(x, y), (x, y + 20), (x + 5, y + 15), (x + 13, y + 14)]
+        ImageDraw.Draw(picture).polygon(pointer, fill="white", outline="black")
+        self.pictures.append(picture)
+        self.durations.append(duration)
+
+    def move(self, x: float, y: float, steps: int = 6) -> None:
+        """Move the pointer."""
+        (from_x, from_y), self.at = self.at, (x, y)
+        for step in range(1, steps + 1):
+            share = step / steps
+            self.at = (from_x + share * (x - from_x), from_y + share * (y - from_y))
+            self.frontend.page.mouse.move(*self.at)
+            self.take()
+
+    def click(self, locator: Any) -> None:
+        """Move to the middle of an element, and click."""
+        box = locator.bounding_box()
+        self.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.frontend.page.mouse.click(*self.at)
+        self.frontend.settle()
+        self.take(600)
+
+    def save(self, path: Path) -> None:
+        first, *others = self.pictures
+        how = {"quality": 70, "method": 4, "loop": 0}
+        first.save(path, save_all=True, append_images=others, duration=self.durations, **how)
+
+
+def make_film(chromium: object, address: str, names: list[str]) -> None:
+    """Film a merge: two files are chosen, it runs, and the divider goes over stacked and merged."""
+    merge, compare = 2, 3
+    frontend = browser.Frontend(chromium, address, width=1280, height=800)
+    page = frontend.page
+    title = f"1 {TEMPLATES[0].title}"
+    workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
+    frontend.load(workflow, title)
+    side = drawn.SIDE
+    frontend.set_widgets(merge, together=True)
+    frontend.set_widgets(add_settings(frontend, merge), resolution=side, cfg=drawn.CFG)
+    how = {"seed": drawn.SEED, "steps": STEPS, "cfg": drawn.CFG}
+    frontend.set_widgets(compare, prompt=drawn.PROMPT, width=side, height=side, **how)
+    frontend.show(merge, left=330, top=110)
+    film = Film(frontend)
+    film.take(800)
+    for place, name in enumerate(("sks_robot", "zwx_owl")):
+        film.click(page.locator(".iteris-row .iteris-lora").nth(place))
+        film.click(page.locator(".iteris-option", has_text=name))
+    run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
+    film.click(page.locator(run))
+    page.locator(".iteris-block").first.wait_for()
+    while not page.locator(".iteris-kept").count():
+        film.take(150)
+        page.wait_for_timeout(WAIT_MS)
+    film.take(2500)
+    page.wait_for_selector(".iteris-pair:visible")
+    frontend.pictures_shown()
+    frontend.show(compare, left=400, top=-300)
+    film.take(800)
+    box = page.locator(".iteris-pair").bounding_box()
+    middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    film.move(middle, high)
+    page.mouse.down()
+    for share in (0.95, 0.05, 0.5):
+        film.move(box["x"] + share * box["width"], high, steps=14)
+    page.mouse.up()
+    film.take(1500)
+    film.save(ROOT / "docs" / "img" / "merge.webp")
+    print(f"{sum(film.durations) / 1000:.1f} s, {len(film.pictures)} pictures")
+
+
 def main() -> None:
     what, *names = sys.argv[1:]
     demo_server.PACK_NAME = PACK
@@ -363,6 +452,7 @@ def main() -> None:
                 "workflows": make_workflows,
                 "blueprint": make_blueprint,
                 "walkthrough": make_walkthrough,
+                "film": make_film,
             }[what](chromium, server.address, names)
 
 

@@ -1,4 +1,4 @@
-"""The templates in their order: title, note, and what of them an app shows.
+"""The templates in their order: title and note.
 
 ``workflows/`` has a file ``NUMBER TITLE.json`` for each, since ComfyUI shows names of files, and
 ``workflows/api/`` the same graph under a plain name.
@@ -27,14 +27,12 @@ class Template:
         does: First sentence of the note.
         steps: What to choose; to press Run is the last one.
         then: What comes out, and what is good to know.
-        app: Fields (node, widget) that ComfyUI's app mode shows; empty: it is not an app.
     """
 
     title: str
     does: str
     steps: tuple[str, ...]
     then: tuple[str, ...]
-    app: tuple[tuple[int, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,7 +57,6 @@ TEMPLATES = (
             "It takes as long as about 13 pictures, and 9 more for **Compare**: 5, if you write "
             f"one *prompt* there. {_WORDS}",
         ),
-        app=((1, "ckpt_name"), (2, "loras"), (2, "preset"), (3, "prompt"), (4, "file_name")),
     ),
     Template(
         "Character and style",

@@ -15,6 +15,7 @@ import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
 import { addSlider } from "./slider.js";
+import { translate } from "./templates.js";
 import { sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
@@ -27,7 +28,9 @@ const SOCKETS = {
   ITERIS_SETTINGS: "#5aa9c7",
 };
 const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
-const say = (word, values) => sayer(app.extensionManager?.setting?.get("Comfy.Locale"))(word, values);
+const TRANSLATED = ["zh", "ja"];
+const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
+const say = (word, values) => sayer(locale())(word, values);
 
 /** Show the text of a run whole; the frontend shows two lines of it. */
 function addText(node, width = 0) {
@@ -126,6 +129,15 @@ function showDigits(node) {
   }
 }
 
+/** Return the templates' texts in a language; none where they cannot be had. */
+async function textsOf(language) {
+  try {
+    return await (await fetch(new URL(`./templates/${language}.json`, import.meta.url))).json();
+  } catch {
+    return {};
+  }
+}
+
 /** Give our types of sockets, and their links, a colour, unless the frontend has one; it forgets ours with its palette. */
 function colourSockets() {
   for (const [type, colour] of Object.entries(SOCKETS)) {
@@ -195,7 +207,11 @@ app.registerExtension({
     followRuns();
     api.addEventListener("iteris.stage", () => {}); // is for programs; what nobody hears, the frontend reports
   },
-  beforeConfigureGraph: renew,
+  async beforeConfigureGraph(workflow) {
+    renew(workflow);
+    const language = TRANSLATED.find((each) => locale()?.split("-")[0] === each);
+    if (language) translate(workflow, await textsOf(language));
+  },
   nodeCreated(node) {
     if (!isOurs(node)) return;
     colourSockets();

@@ -1,0 +1,29 @@
+// The templates' titles, groups and notes in the page's language. No DOM and no ComfyUI here, so that `node --test`
+// runs it.
+
+const NUMBER = /^\d+\. /; // of a step
+
+/**
+ * Put a workflow's titles, groups and notes into another language in place, as far as they are the templates' own.
+ *
+ * @param {any} workflow what ComfyUI is about to open
+ * @param {Record<string, string>} texts English -> the other language, of notes line by line
+ */
+export function translate(workflow, texts) {
+  const said = (text) => (Object.hasOwn(texts, text) ? texts[text] : text);
+  const line = (text) => {
+    const [number = ""] = text.match(NUMBER) ?? [];
+    return number + said(text.slice(number.length));
+  };
+  const note = (text) => text.split("\n").map(line).join("\n");
+  const nodes = list(workflow?.nodes);
+  if (!nodes.some((node) => String(node?.type).startsWith("IterIS"))) return;
+  for (const group of list(workflow.groups)) group.title = said(group.title);
+  for (const node of nodes) {
+    if (node?.title) node.title = said(node.title);
+    if (node?.type === "MarkdownNote" && typeof node.widgets_values?.[0] === "string")
+      node.widgets_values[0] = note(node.widgets_values[0]);
+  }
+}
+
+const list = (value) => (Array.isArray(value) ? value : []);
