@@ -61,7 +61,7 @@ BELOW = {
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
-WAIT_MS = 1500  # between two pictures of a run
+WAIT_MS = 3000  # between two pictures of a run
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
 # node and widget of the first template that its blueprint shows
