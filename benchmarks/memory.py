@@ -29,6 +29,7 @@ from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import TaskPlan, make_plans
 from iteris_core.engines.measure import room_for_sums
+from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.lockstep import held_bytes
 from iteris_core.rows.parking import Parking
@@ -197,7 +198,9 @@ def count(case: Case) -> Counted:
     def swept(budget: int, smallest: int) -> tuple[Mapping[str, int], int]:
         parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
         with torch.device("meta"), FlashAttention():
-            return held_bytes(network, tensors, model.paths, parking), parking.copied_bytes
+            stops = Readers(network).note
+            held = held_bytes(network, tensors, model.paths, parking, stops)
+            return held, parking.copied_bytes
 
     @cache
     def copied(budget: int) -> int:

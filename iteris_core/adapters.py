@@ -8,6 +8,7 @@ rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolu
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,13 @@ def sums_of_parts(matrix: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
     >>> sums_of_parts(torch.tensor([1.0, 2.0, 3.0]), [1, 2], 0)
     tensor([1., 5.])
     """
-    return torch.stack([part.sum(dim) for part in torch.split(matrix, list(sizes), dim)], dim)
+    runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]  # of equal sizes
+    parts = torch.split(matrix, [size * count for size, count in runs], dim)
+    sums = [
+        part.reshape(*part.shape[:dim], count, size, *part.shape[dim + 1 :]).sum(dim + 1)
+        for part, (size, count) in zip(parts, runs, strict=True)
+    ]
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim)
 
 
 @dataclass(frozen=True)

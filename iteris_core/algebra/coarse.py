@@ -32,14 +32,12 @@ class TooCoarseError(Exception):
     """Float32 does not hold enough digits of a matrix; the layer is solved in float64 then."""
 
 
-def factorise_coarsely(matrix: Tensor) -> System:
-    """Return the float32 Cholesky factor of a matrix scaled to a unit diagonal.
+def factorise_coarsely(matrix: Tensor) -> tuple[System, Tensor]:
+    """Return the float32 Cholesky factor of a matrix scaled to a unit diagonal, and whether it is
+    good enough, 0-dim: to read that waits for the device.
 
     Args:
         matrix: Symmetric, (n, n), float64.
-
-    Raises:
-        TooCoarseError: See the class.
     """
     scale = matrix.diagonal().rsqrt()
     scaled = (matrix * scale).mul_(scale[:, None]).float()
@@ -49,27 +47,21 @@ def factorise_coarsely(matrix: Tensor) -> System:
     seen = system.half(matrix @ system.other_half(probes))
     # false for what is not finite, too
     is_near = (seen - probes).norm() <= _FARTHEST * probes.norm()
-    if not bool((failed_at == 0) & is_near):
-        raise TooCoarseError
-    return system
+    return system, (failed_at == 0) & is_near
 
 
-def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> Tensor:
-    """Return V, (n, r), float64, with ``V^T S V = 1``, which spans what ``L^-T basis`` spans.
+def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return V, (n, r), float64, with ``V^T S V = 1``, which spans what ``L^-T basis`` spans, and
+    whether the factor is good enough for it, 0-dim.
 
     Args:
         matrix: S, (n, n), float64.
         basis: Orthonormal, (n, r).
-
-    Raises:
-        TooCoarseError: See the class.
     """
     nearly = system.other_half(basis)
     product = nearly.T @ (matrix @ nearly)
     core, failed_at = torch.linalg.cholesky_ex(product)
     unit = torch.eye(len(product), dtype=product.dtype, device=product.device)
     is_near = (product - unit).norm() <= _FARTHEST_KEPT * len(product) ** 0.5
-    if not bool((failed_at == 0) & is_near):
-        raise TooCoarseError
     inverse: Tensor = torch.linalg.solve_triangular(core, nearly.T, upper=False)
-    return inverse.T
+    return inverse.T, (failed_at == 0) & is_near

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import sums_of_parts
+from .coarse import TooCoarseError
 from .layer import LayerProblem, TaskAtLayer
 
 # Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
@@ -72,21 +73,29 @@ class LinearAnswer:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
         sides: ``L^-1`` of the right sides, with S = L L^T; or their coordinates ``V^T`` of them,
             with ``V^T S V = 1``, for the best answer that V spans.
+        is_sound: Whether they are exact enough, 0-dim, see `coarse`; None: they are. It is read
+            with c, so that a device is waited for once.
     """
 
     layer: LayerProblem
     sides: RightSides
+    is_sound: Tensor | None = None
 
     def within(self, basis: Tensor) -> LinearAnswer:
         """Return the answer that is cut to orthonormal columns (d_in, r), in their coordinates."""
         return LinearAnswer(self.layer, self.sides.under(lambda side: basis.T @ side))
 
     def scales(self) -> Tensor:
-        """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled."""
+        """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
+
+        Raises:
+            TooCoarseError: The sides are not sound.
+        """
         columns = self.layer.together.delta.up.new_ones(self.sides.thin.shape[1])
         most = self.layer.config.largest_gain
         tasks = own_tasks(self.layer)
         if not tasks or most == 1:
+            self._read()
             return columns
         energy = torch.stack([task.taught for task in tasks.values()])
         acts = energy > 0
@@ -98,13 +107,24 @@ class LinearAnswer:
         # an adapter that does nothing here is left as it is
         matrix = torch.where(acts[:, None] & acts, own / safe[:, None], 0.0)
         right = torch.where(acts, (safe - others) / safe, 0.0)
-        numbers = torch.cat([matrix, right[:, None]], dim=1).tolist()
-        if not all(math.isfinite(number) for row in numbers for number in row):
+        numbers = self._read(torch.cat([matrix, right[:, None]], dim=1).flatten())
+        if not all(map(math.isfinite, numbers)):
             return columns  # an overflow: the solver of the layer names the cause
-        found = bounded_solution([row[:-1] for row in numbers], [row[-1] for row in numbers], most)
+        width = len(tasks) + 1
+        rows = [numbers[start : start + width] for start in range(0, len(numbers), width)]
+        found = bounded_solution([row[:-1] for row in rows], [row[-1] for row in rows], most)
         for k, scale in zip(tasks, found, strict=True):
             columns[self.layer.together.slices[k]] = scale
         return columns
+
+    def _read(self, *numbers: Tensor) -> list[float]:
+        """Return numbers, and raise where the sides are not sound."""
+        if self.is_sound is None:
+            return torch.cat(numbers).tolist() if numbers else []
+        is_sound, *read = torch.cat([self.is_sound[None].double(), *numbers]).tolist()
+        if not is_sound:
+            raise TooCoarseError
+        return read
 
     def half(self) -> Tensor:
         """Return the answer at its gain, (rows of `thin`, d_out)."""

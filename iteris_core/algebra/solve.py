@@ -32,6 +32,7 @@ from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, exact_directions, factorise_coarsely
 from .gain import LinearAnswer, RightSides, own_tasks
 from .layer import LayerProblem
+from .statistics import weighted_drift
 from .system import System, factorise
 
 
@@ -54,37 +55,41 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     is_coarse = is_cut and in_float32(config.factorisation, matrix.device, len(matrix))
     if is_coarse:
         with suppress(TooCoarseError):
-            system = factorise_coarsely(matrix)
-            return _answer(layer, lambdas, sides, system, partial(exact_directions, matrix, system))
+            system, is_sound = factorise_coarsely(matrix)
+            uncut = LinearAnswer(layer, sides.under(system.half), is_sound)
+            exactly = partial(exact_directions, matrix, system)
+            return _answer(lambdas, sides, system, uncut, exactly)
     checked = [side for side in sides if side is not None]
     system = factorise(matrix, checked, layer.inputs_by_name(), config.alpha)
-    return replace(_answer(layer, lambdas, sides, system), was_too_coarse=is_coarse)
+    uncut = LinearAnswer(layer, sides.under(system.half))
+    return replace(_answer(lambdas, sides, system, uncut), was_too_coarse=is_coarse)
 
 
 def _answer(
-    layer: LayerProblem,
     lambdas: Tensor,
     sides: RightSides,
     system: System,
-    exactly: Callable[[Tensor], Tensor] | None = None,
+    uncut: LinearAnswer,
+    exactly: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> LayerSolution:
     """Return the answer of a factorised layer, cut to its rank.
 
     Args:
         lambdas: lambda per task, (n,).
+        uncut: The answer of full rank.
         exactly: Orthonormal basis -> directions of the same span, orthonormal in the exact system,
             see `coarse.exact_directions`; None: the system itself is exact.
 
     Raises:
-        TooCoarseError: An error of `exactly`.
+        TooCoarseError: The system is too coarse.
     """
-    uncut = LinearAnswer(layer, sides.under(system.half))
+    layer = uncut.layer
 
     def refit(basis: Tensor) -> LowRankDelta:
         if exactly is None:
             return LowRankDelta(uncut.within(basis).half().T, system.other_half(basis).T)
-        directions = exactly(basis)
-        answer = LinearAnswer(layer, sides.under(lambda side: directions.T @ side))
+        directions, is_sound = exactly(basis)
+        answer = LinearAnswer(layer, sides.under(lambda side: directions.T @ side), is_sound)
         return LowRankDelta(answer.half().T, directions.T)
 
     cut = Cut(system, lambdas, layer.config, layer.rank, refit)
@@ -106,7 +111,12 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
     thin = together.delta.down.new_zeros(together.delta.down.T.shape)
     drift = None
     if config.target == "full_output":
-        drift = thin.new_zeros(together.delta.shape[::-1])
+        of_tasks = [
+            (lam, task.statistics)
+            for task, lam in zip(layer.tasks, lambdas, strict=True)
+            if task.counts
+        ]
+        drift = weighted_drift(of_tasks, thin.new_zeros(together.delta.shape[::-1]))
     for task, lam in zip(layer.tasks, lambdas, strict=True):
         if not task.counts:
             continue
@@ -118,10 +128,7 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
             for k, share in task.mix.items():
                 ridge = nu * layer.deltas[k].down.T
                 thin[:, together.slices[k]] += lam * share * (cross[:, task.worn.slices[k]] + ridge)
-        if drift is not None:
-            assert task.statistics.drift is not None  # measured for this target
-            drift.addcmul_(task.statistics.drift, lam)
-            if layer.base_weight is not None:
-                drift += lam * (nu - mu) * layer.base_weight.T
+        if drift is not None and layer.base_weight is not None:
+            drift += lam * (nu - mu) * layer.base_weight.T
     crosses = [task.statistics.cross for task in own_tasks(layer).values()]
     return RightSides(thin, drift, torch.cat([thin[:, :0], *crosses], dim=1))

@@ -6,16 +6,24 @@ d_out).
 
 Inputs are kept in one of two forms with one interface: as `Sums`, or, where there are fewer tokens
 than the layer is wide, as `KeptRows`, which are smaller.
+
+With the base weight W0, ``Y - Y~ = (X - X~) W0^T``, so that all sums of a layer follow from sums
+over its inputs and their differences, X - X~. Where layers share an input, or have many outputs,
+that is less work, and a layer needs no rows of its own: `TaskSums` are measured at the layer,
+`DerivedSums` follow from its input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..adapters import LowRankDelta
 from ..devices import moved
 from ..processes import Processes
 
@@ -202,30 +210,56 @@ def _waiting_bytes(width: int) -> int:
     return 8 * TOKENS_PER_PRODUCT * width
 
 
+class Changes:
+    """Sums over how a teacher's inputs differ from its student's.
+
+    Args:
+        zeros: Makes a sum of a shape.
+
+    Attributes:
+        cross: X~^T (X - X~), (d_in, d_in).
+        gram: (X - X~)^T (X - X~), (d_in, d_in), by half until `Sums` completes it.
+    """
+
+    def __init__(self, d_in: int, zeros: Callable[..., Tensor]) -> None:
+        self.cross = zeros(d_in, d_in)
+        self.gram = zeros(d_in, d_in)
+
+
 class Sums(InputMoments):
     """Moments as sums: any number of tokens in the room of a (d_in, d_in) matrix.
 
     Args:
         cross_gram: Whether X~^T X is summed up, too: for the paper's ridge.
+        changes: Whether `Changes` are summed up, too: for `DerivedSums`.
     """
 
-    def __init__(self, d_in: int, device: torch.device, *, cross_gram: bool = False) -> None:
+    def __init__(
+        self, d_in: int, device: torch.device, *, cross_gram: bool = False, changes: bool = False
+    ) -> None:
         super().__init__(d_in, device)
         self._gram = self.zeros(d_in, d_in)
         self._is_whole = True  # or only filled in on and above its diagonal
         self._size: Tensor | None = None
         self._cross_gram = self.zeros(d_in, d_in) if cross_gram else None
+        self._changes = Changes(d_in, self.zeros) if changes else None
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
-        self._rows.add(self._use, *([student] if self._cross_gram is None else [student, teacher]))
+        others = [] if self._cross_gram is None else [teacher]
+        if self._changes is not None:
+            others = [teacher - student]
+        self._rows.add(self._use, student, *others)
 
-    def _use(self, student: Tensor, *teacher: Tensor) -> None:
+    def _use(self, student: Tensor, *other: Tensor) -> None:
         add_square(self._gram, student)
         self._is_whole = False
         self._size = None
         if self._cross_gram is not None:
-            add_product(self._cross_gram, student, *teacher)
+            add_product(self._cross_gram, student, *other)
+        if self._changes is not None:
+            add_product(self._changes.cross, student, *other)
+            add_square(self._changes.gram, *other)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""
@@ -233,15 +267,30 @@ class Sums(InputMoments):
         self._is_whole = False
         self._size = None
         totals = [self.energy, self._gram]
-        return totals if self._cross_gram is None else [*totals, self._cross_gram]
+        if self._cross_gram is not None:
+            totals.append(self._cross_gram)
+        if self._changes is not None:
+            totals += [self._changes.cross, self._changes.gram]
+        return totals
 
-    @property
-    def gram(self) -> Tensor:
+    def _complete(self) -> None:
         self._rows.finish(self._use)
         if not self._is_whole:
             mirror(self._gram)
+            if self._changes is not None:
+                mirror(self._changes.gram)
             self._is_whole = True
+
+    @property
+    def gram(self) -> Tensor:
+        self._complete()
         return self._gram
+
+    @property
+    def changes(self) -> Changes | None:
+        """The sums over differences; None where they were not asked for."""
+        self._complete()
+        return self._changes
 
     def size(self) -> Tensor:
         gram = self.gram  # which forgets the size where rows still waited
@@ -260,8 +309,8 @@ class Sums(InputMoments):
         add_product(total, student, codes)
 
     def bytes(self) -> int:
-        count = 1 if self._cross_gram is None else 2
-        return count * (8 * self._gram.numel() + _waiting_bytes(self.d_in))
+        sums = 1 + (self._cross_gram is not None) + 2 * (self._changes is not None)
+        return 8 * sums * self._gram.numel() + min(sums, 2) * _waiting_bytes(self.d_in)
 
 
 class KeptRows(InputMoments):
@@ -320,18 +369,55 @@ class KeptRows(InputMoments):
         return 8 * (made + self.capacity * self.d_in)
 
 
-class TaskStatistics:
+class TaskStatistics(ABC):
     """Sums of one task at one layer, float64.
+
+    Attributes:
+        inputs: Those of its inputs.
+    """
+
+    inputs: InputMoments
+
+    @property
+    @abstractmethod
+    def codes(self) -> Tensor:
+        """H^T H, (R, R)."""
+
+    @property
+    @abstractmethod
+    def cross(self) -> Tensor:
+        """X~^T H, (d_in, R)."""
+
+    @property
+    @abstractmethod
+    def target_energy(self) -> Tensor | None:
+        """||X dW^T + Y - Y~||_F^2, 0-dim; None where the target does not ask for it."""
+
+    @property
+    def output_energy(self) -> Tensor | None:
+        """||X (W0 + dW)^T||_F^2, 0-dim; None where the balance does not ask for it."""
+        return None
+
+    @abstractmethod
+    def along_drift(self, delta: LowRankDelta) -> Tensor:
+        """Return the parts of ``<X~ dW^T, Y - Y~>`` of each rank of a delta, (r,)."""
+
+    def totals(self) -> list[Tensor]:
+        """Return the sums themselves, to be added to, without the inputs' sums."""
+        return []
+
+    def bytes(self) -> int:
+        """Return the memory that the sums take, without the inputs' sums."""
+        return 0
+
+
+class TaskSums(TaskStatistics):
+    """Sums over a layer's rows.
 
     Args:
         rank: R, the rank of what the teacher wears.
         drift_width: d_out, for the full-output target; None: no drift is measured.
         output_energy: Whether the published code's balance needs the outputs' energy.
-
-    Attributes:
-        codes: H^T H, (R, R).
-        target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim, or None.
-        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim, or None.
     """
 
     def __init__(
@@ -343,11 +429,11 @@ class TaskStatistics:
         output_energy: bool = False,
     ) -> None:
         self.inputs = inputs
-        self.codes = inputs.zeros(rank, rank)
+        self._codes = inputs.zeros(rank, rank)
         self._cross = inputs.zeros(inputs.d_in, rank)
         self._drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
-        self.target_energy = None if drift_width is None else inputs.zeros()
-        self.output_energy = inputs.zeros() if output_energy else None
+        self._target_energy = None if drift_width is None else inputs.zeros()
+        self._output_energy = inputs.zeros() if output_energy else None
         self._rows = Gathered()
 
     def add(
@@ -368,12 +454,12 @@ class TaskStatistics:
             target: X dW^T + Y - Y~, (tokens, d_out), with `drift`; None: the same as that.
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
-        add_product(self.codes, codes, codes)
+        add_product(self._codes, codes, codes)
         self._rows.add(self._use, student, codes, *([] if drift is None else [drift]))
-        if self.target_energy is not None and drift is not None:
-            self.target_energy += _energy(drift if target is None else target, self.inputs.device)
-        if self.output_energy is not None and outputs is not None:
-            self.output_energy += _energy(outputs, self.inputs.device)
+        if self._target_energy is not None and drift is not None:
+            self._target_energy += _energy(drift if target is None else target, self.inputs.device)
+        if self._output_energy is not None and outputs is not None:
+            self._output_energy += _energy(outputs, self.inputs.device)
 
     def _use(self, student: Tensor, codes: Tensor, *drift: Tensor) -> None:
         self.inputs.add_cross(self._cross, student, codes)
@@ -381,13 +467,15 @@ class TaskStatistics:
             add_product(self._drift, student, *drift)
 
     def totals(self) -> list[Tensor]:
-        """Return the sums themselves, to be added to, without the inputs' sums."""
-        totals = [self.codes, self.drift, self.target_energy, self.output_energy]
+        totals = [self._codes, self.drift, self._target_energy, self._output_energy]
         return [self.cross, *(total for total in totals if total is not None)]
 
     @property
+    def codes(self) -> Tensor:
+        return self._codes
+
+    @property
     def cross(self) -> Tensor:
-        """X~^T H, (d_in, R)."""
         self._rows.finish(self._use)
         return self._cross
 
@@ -397,9 +485,119 @@ class TaskStatistics:
         self._rows.finish(self._use)
         return self._drift
 
+    @property
+    def target_energy(self) -> Tensor | None:
+        return self._target_energy
+
+    @property
+    def output_energy(self) -> Tensor | None:
+        return self._output_energy
+
+    def along_drift(self, delta: LowRankDelta) -> Tensor:
+        drift = self.drift
+        assert drift is not None  # measured for this target
+        return (delta.up.T * (delta.down @ drift)).sum(1)
+
     def bytes(self) -> int:
-        """Return the memory that the sums take, without the inputs' sums."""
         drift = 0 if self._drift is None else self._drift.numel()
         waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
-        sums = self.codes.numel() + self._cross.numel() + drift
+        sums = self._codes.numel() + self._cross.numel() + drift
         return 8 * sums + _waiting_bytes(waiting)
+
+
+class BaseWeight:
+    """A layer's own weight W0, for the sums that follow from its input.
+
+    Args:
+        weight: (d_out, d_in), in the precision of the rows' products, on the sums' device.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """W0^T W0, (d_in, d_in)."""
+        total = torch.zeros_like(self.weight[:0].T @ self.weight[:0])
+        add_square(total, self.weight)
+        return mirror(total)
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return float64 ``inputs W0^T``, which is rounded as the rows' own products are."""
+        return (inputs.to(self.weight.dtype) @ self.weight.T).double()
+
+    def under(self, up: Tensor) -> Tensor:
+        """Return float64 ``up^T W0``, (r, d_in), rounded in the same way."""
+        return (up.T.to(self.weight.dtype) @ self.weight).double()
+
+
+@dataclass(frozen=True)
+class DerivedSums(TaskStatistics):
+    """Sums of the full-output target that follow from the inputs of a layer.
+
+    Args:
+        inputs: Moments with their `Changes`, whose rows have all been added before anything is
+            asked.
+        worn: What the teacher wears, float64; None: nothing.
+        base: The layer's own weight.
+    """
+
+    inputs: Sums
+    worn: LowRankDelta | None
+    base: BaseWeight
+
+    @property
+    def changes(self) -> Changes:
+        """The sums over differences."""
+        found = self.inputs.changes
+        assert found is not None
+        return found
+
+    @cached_property
+    def codes(self) -> Tensor:
+        if self.worn is None:
+            return self.inputs.zeros(0, 0)
+        return self.worn.down @ (self.cross + self._codes_with_changes.T)
+
+    @cached_property
+    def cross(self) -> Tensor:
+        if self.worn is None:
+            return self.inputs.zeros(self.inputs.d_in, 0)
+        return self.inputs.gram @ self.worn.down.T + self.changes.cross @ self.worn.down.T
+
+    @cached_property
+    def _codes_with_changes(self) -> Tensor:
+        """H^T (X - X~), (R, d_in)."""
+        assert self.worn is not None
+        return self.worn.down @ self.changes.cross + self.worn.down @ self.changes.gram
+
+    @cached_property
+    def target_energy(self) -> Tensor:
+        energy = (self.base.gram * self.changes.gram).sum()
+        if self.worn is None:
+            return energy
+        up = self.worn.up
+        taught = ((up.T @ up) * self.codes).sum()
+        return energy + taught + 2 * (self.base.under(up) * self._codes_with_changes).sum()
+
+    def along_drift(self, delta: LowRankDelta) -> Tensor:
+        return (self.base.under(delta.up) * (delta.down @ self.changes.cross)).sum(1)
+
+
+def weighted_drift(parts: Sequence[tuple[Tensor, TaskStatistics]], like: Tensor) -> Tensor:
+    """Return ``sum_g lam_g X~_g^T (Y_g - Y~_g)``, (d_in, d_out), of tasks whose drift was measured.
+
+    Args:
+        parts: lambda of each task that counts, with its sums.
+        like: Zeros of the result's shape, which are changed.
+    """
+    changes = None
+    for lam, of_task in parts:
+        if isinstance(of_task, DerivedSums):
+            cross = of_task.changes.cross
+            changes = cross * lam if changes is None else changes.addcmul_(cross, lam)
+            base = of_task.base
+        else:
+            assert isinstance(of_task, TaskSums) and of_task.drift is not None
+            like.addcmul_(of_task.drift, lam)
+    return like if changes is None else like.add_(base.outputs(changes))

@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ..config import MergeConfig
+from ..engines.shared_inputs import Readers, may_derive
 from ..network import Network
 from ..progress import Stage
 from ..report.records import Note
-from ..rows.lockstep import held_bytes
+from ..rows.lockstep import held_bytes, is_any
 from ..rows.parking import Parking
 from ..settings import called
 from .drawn import DrawnPlan
@@ -36,6 +38,8 @@ DISK = 0.5e9  # bytes a second that a plain SSD writes and reads for long
 STEPS_OF_A_PICTURE = 20
 # Samples that a sweep runs once more, alone, to see that they are answered as among others.
 ALONE = 1
+# Rows that a sweep runs first, to see which layers share an input.
+_FIRST = 1
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
 # solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
 _SWEPT = 1.5
@@ -136,7 +140,7 @@ def cost_of(
     checked = _samples(compared)
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
-        sweep=2 * sweeps * (samples + ALONE) if changes_denoiser else 0,
+        sweep=sweeps * (_FIRST + 2 * (samples + ALONE)) if changes_denoiser else 0,
         polish=_polish(polish_steps, samples) if changes_denoiser else 0,
         check=checks
         * (
@@ -228,6 +232,8 @@ def foresee(
     samples: int,
     room: int,
     parking: Parking | None = None,
+    *,
+    config: MergeConfig,
 ) -> Waiting:
     """Return what the rows of a merge will hold, counted in a forward call of one sample, and tell
     the log.
@@ -236,9 +242,11 @@ def foresee(
         room: Bytes that they may hold on the device.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
+        config: The settings of the merge.
     """
     counting = parking or Parking(network.modules.values(), budget=room // samples)
-    held = held_bytes(network, [row, row], paths, counting)
+    stops = Readers(network).note if may_derive(config) else is_any
+    held = held_bytes(network, [row, row], paths, counting, stops)
     widest = samples * max(held.values(), default=0)
     copied = samples * counting.copied_bytes
     waiting = Waiting(samples, widest, room, copied, counting.is_in_file)

@@ -463,4 +463,5 @@ def _foreseen(
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
     paths = target_layers(adapters)
-    return foresee(sampler.network, row, paths, job.cost.samples, room).notes
+    samples = job.cost.samples
+    return foresee(sampler.network, row, paths, samples, room, config=job.config).notes

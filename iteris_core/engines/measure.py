@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from ..algebra.answer import LayerSolution
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
 from ..algebra.statistics import (
     TOKENS_PER_PRODUCT,
+    BaseWeight,
+    DerivedSums,
     InputMoments,
     KeptRows,
     Sums,
     TaskStatistics,
+    TaskSums,
     add_up_moments,
 )
 from ..config import MergeConfig
@@ -36,7 +40,6 @@ from ..layers import (
     is_patchwise,
     output_tokens,
     token_count,
-    token_layout,
     weight_shape,
 )
 from ..processes import Processes
@@ -45,7 +48,14 @@ from ..rows.chunks import Block, Chunk
 from ..rows.wearing import worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .problem import Problem, SolvedLayer
-from .shared_inputs import LayerInput, Reading, SharedInputs
+from .shared_inputs import (
+    Arrivals,
+    LayerInput,
+    Reading,
+    SharedInput,
+    SharedInputs,
+    may_derive,
+)
 
 # What the solve of a layer takes, in Gram matrices and right sides of the layer's size: the system,
 # its scaled copies, its factor, and the figures of the report. Measured on the CPU: 3 to 4.
@@ -77,6 +87,8 @@ def _room_at(module: nn.Module, shape: tuple[int, int], tasks: int, config: Merg
     right_side = d_in * d_out if config.target == "full_output" else 0
     keeps_rows = is_patchwise(module) and config.patches < d_in
     moments = config.patches * d_in if keeps_rows else tasks * gram
+    if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
+        moments += 2 * tasks * gram
     # rows that are gathered for the products: for the Gram matrix, and for the others
     gathered = tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
     return 8 * (moments + gathered + tasks * right_side + _IN_A_SOLVE * (gram + right_side))
@@ -115,13 +127,27 @@ class _Drifting:
     is_rounded: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module, x: Tensor, y: Tensor, processes: Processes) -> _Drifting:
+    def of(
+        cls,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        processes: Processes,
+        *,
+        by_weight: bool = False,
+    ) -> _Drifting:
         """Choose the way for a layer, by an input and its output; the same in all processes, whose
         sums are added up.
+
+        Args:
+            by_weight: Whether the weight is wanted, in any precision.
         """
         dtype = product_dtype(x)
-        if y.dtype.itemsize >= dtype.itemsize:
+        is_half = y.dtype.itemsize < dtype.itemsize
+        if not (is_half or by_weight):
             return cls(None)
+        if by_weight and type(module) is nn.Linear and "forward" not in vars(module):
+            return cls(module.weight.detach().to(x.device, dtype))
         weight, bias = (
             part.to(dtype) for part in base_weight_and_bias(module, x.device, x.dtype, _PROBE)
         )
@@ -133,7 +159,7 @@ class _Drifting:
         far = (~is_near).to(device="cpu", dtype=torch.float64)
         processes.add_up([far])
         is_same = not far.item()
-        return cls(weight if is_same else None, is_rounded=not is_same)
+        return cls(weight if is_same else None, is_rounded=is_half and not is_same)
 
 
 @dataclass(frozen=True)
@@ -185,13 +211,21 @@ class Measurement:
         """
         config = problem.config
         place = Workplace.of(x)
-        reading = Reading(problem.network.stream(path), token_layout(module))
+        reading = Reading.of(problem.network, path, module)
         shared = inputs.find(reading, x)
         is_first = shared is None
+        derives = shared.derives if shared else _can_derive(problem, path, module, x, inputs)
+        drifting = None
+        if config.target == "full_output":
+            drifting = _Drifting.of(module, x, y, problem.processes, by_weight=derives)
+            derives = derives and drifting.weight is not None
         if shared is None:
-            shared = inputs.add(reading, _new_moments(problem, module, x, place.sums))
-        worn = [worn_delta(path, problem.adapters, task.mix) for task in problem.tasks]
-        d_out = weight_shape(module)[0]
+            moments = _new_moments(problem, module, x, place.sums, changes=derives)
+            shared = inputs.add(reading, moments, derives=derives)
+        worn = [
+            None if mix is None else mix.to(device=place.device, dtype=place.dtype)
+            for mix in (worn_delta(path, problem.adapters, task.mix) for task in problem.tasks)
+        ]
         base = None
         if config.base_weight_setting is not None:
             weight, bias = base_weight_and_bias(module, x.device, x.dtype)
@@ -201,30 +235,22 @@ class Measurement:
             path,
             module,
             place,
-            LayerInput(shared, is_first),
+            LayerInput(shared, Arrivals(path, shared.seen, is_first)),
             deltas={
                 k: adapter.deltas[path].to(device=place.sums, dtype=torch.float64)
                 for k, adapter in enumerate(problem.adapters)
                 if path in adapter.deltas
             },
-            worn=[
-                None if mix is None else mix.to(device=place.device, dtype=place.dtype)
-                for mix in worn
-            ],
-            statistics=[
-                TaskStatistics(
-                    moments,
-                    0 if mix is None else mix.delta.rank,
-                    drift_width=d_out if config.target == "full_output" else None,
-                    output_energy=config.balance == "full",
-                )
-                for mix, moments in zip(worn, shared.moments, strict=True)
-            ],
+            worn=worn,
+            statistics=_new_statistics(problem, module, place, shared, worn, drifting),
             base=base,
-            drifting=_Drifting.of(module, x, y, problem.processes)
-            if config.target == "full_output"
-            else None,
+            drifting=drifting,
         )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier layer has measured all that the solve needs."""
+        return not self.input.is_first and isinstance(self.statistics[0], DerivedSums)
 
     @property
     def teachers(self) -> list[LowRankDelta | None]:
@@ -245,7 +271,7 @@ class Measurement:
             chunk: Chunk whose rows x and y are.
             y: Output of the layer without any adapter.
         """
-        self.input.arrive(x, self.path)
+        self.input.arrivals.add(x)
         with exact_products(x.device), exact_products(self.place.sums):
             return [self._add_block(block, x, y) for block in chunk.blocks]
 
@@ -291,6 +317,8 @@ class Measurement:
         statistics = self.statistics[block.task]
         if self.input.is_first:
             statistics.inputs.add(tokens.weighed(taught), rows)
+        if not isinstance(statistics, TaskSums):
+            return
         codes = rows[:, :0] if codes is None else tokens.weighed(codes)
         drift = None
         if self.drifting is not None and self.drifting.weight is not None:
@@ -365,33 +393,43 @@ class Measurement:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         saved = solution.delta.balanced().to(dtype=config.output_dtype)
         names = names_of(self.problem.adapters)
-        report = figures_of(
+        figures, report_of = figures_of(
             self.path,
             {k: names[k] for k in self.deltas},
             layer,
             solution,
             saved.to(dtype=torch.float64),
         )
-        # this waits for the device, also for the figures; in a solve only its checks, `gain` and
-        # the core of a cut do so, too
-        saved = saved.to(device="cpu")
+        up, down, figures = _read(saved.up, saved.down, figures)
+        saved = LowRankDelta(up, down)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
+        report = functools.cache(lambda: report_of(figures.tolist()))
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:
         """Return task g as the solver sees it."""
         task = self.problem.tasks[g]
-        mix = self.worn[g]
-        worn = None if mix is None else mix.to(device=self.place.sums, dtype=torch.float64)
+        worn = _exact(self.worn[g], self.place)
         full_norm = None
         if self.problem.config.balance == "full" and self.base is not None:
             weight = self.base.weight
             full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
         return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
+
+
+def _read(*parts: Tensor) -> list[Tensor]:
+    """Return tensors on the CPU, which waits for their device once."""
+    if all(part.device.type == "cpu" for part in parts):
+        return list(parts)
+    whole = torch.cat([part.flatten().double() for part in parts]).cpu()
+    read = torch.split(whole, [part.numel() for part in parts])
+    return [
+        piece.reshape(part.shape).to(part.dtype) for piece, part in zip(read, parts, strict=True)
+    ]
 
 
 def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:
@@ -408,17 +446,83 @@ def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:
     )
 
 
+def _exact(worn: Stacked[int] | None, place: Workplace) -> Stacked[int] | None:
+    """Return what rows wear as a solve reads it."""
+    return None if worn is None else worn.to(device=place.sums, dtype=torch.float64)
+
+
+# What sums that follow from an input cost more than those of its layers: work on each token, in
+# squares of the width, and a product with the weight, its square and, where a probe reads it, its
+# reading.
+_MORE_PER_TOKEN = 1.5
+_PRODUCTS = 2
+
+
+def _can_derive(
+    problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
+) -> bool:
+    """Whether the sums of the layers that read an input are to follow from its moments: where that
+    is less work, and the settings ask for nothing else.
+    """
+    width = inputs.widths.get(path)
+    if width is None or not may_derive(problem.config) or _keeps_rows(problem, module, x):
+        return False
+    d_in = weight_shape(module)[1]
+    tokens = tokens_read(module, token_count(module, x), problem) * problem.samples
+    return tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
+
+
+def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:
+    """Whether inputs are kept as rows: where all tokens are fewer than the layer is wide. Processes
+    that share the samples have sums.
+    """
+    count = tokens_read(module, token_count(module, x), problem)
+    is_few = count * problem.samples < weight_shape(module)[1]
+    return problem.processes.is_alone and problem.config.ridge != "paper" and is_few
+
+
 def _new_moments(
-    problem: Problem, module: nn.Module, x: Tensor, device: torch.device
+    problem: Problem, module: nn.Module, x: Tensor, device: torch.device, *, changes: bool
 ) -> list[InputMoments]:
-    """Return the moments of each task's inputs: kept rows, where all tokens are fewer than the
-    layer is wide, else sums. Processes that share the samples have sums.
+    """Return the moments of each task's inputs.
+
+    Args:
+        changes: See `Sums`.
     """
     d_in = weight_shape(module)[1]
-    cross_gram = problem.config.ridge == "paper"
-    count = tokens_read(module, token_count(module, x), problem)
-    if problem.processes.is_alone and not cross_gram and count * problem.samples < d_in:
+    if _keeps_rows(problem, module, x):
+        count = tokens_read(module, token_count(module, x), problem)
         return [
             KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
         ]
-    return [Sums(d_in, device, cross_gram=cross_gram) for _ in problem.tasks]
+    cross_gram = problem.config.ridge == "paper"
+    return [Sums(d_in, device, cross_gram=cross_gram, changes=changes) for _ in problem.tasks]
+
+
+def _new_statistics(
+    problem: Problem,
+    module: nn.Module,
+    place: Workplace,
+    shared: SharedInput,
+    worn: Sequence[Stacked[int] | None],
+    drifting: _Drifting | None,
+) -> list[TaskStatistics]:
+    """Return the sums of each task at a layer, of its own rows or of its input's."""
+    if shared.derives and drifting is not None and drifting.weight is not None:
+        base = BaseWeight(moved(drifting.weight, place.sums))
+        exact = [_exact(mix, place) for mix in worn]
+        return [
+            DerivedSums(moments, None if mix is None else mix.delta, base)
+            for moments, mix in zip(shared.moments, exact, strict=True)
+            if isinstance(moments, Sums)
+        ]
+    config = problem.config
+    return [
+        TaskSums(
+            moments,
+            0 if mix is None else mix.delta.rank,
+            drift_width=weight_shape(module)[0] if config.target == "full_output" else None,
+            output_energy=config.balance == "full",
+        )
+        for mix, moments in zip(worn, shared.moments, strict=True)
+    ]

@@ -8,13 +8,16 @@ network, whose context stays the same tensor throughout.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..algebra.statistics import InputMoments
+from ..config import MergeConfig
 from ..errors import CalibrationError
+from ..layers import token_layout, weight_shape
+from ..network import Network
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,25 @@ class Reading:
     stream: str
     layout: Hashable
 
+    @classmethod
+    def of(cls, network: Network, path: str, module: nn.Module) -> Reading:
+        return cls(network.stream(path), token_layout(module))
+
 
 @dataclass
 class SharedInput:
     """One input of the network, which several layers may read.
 
     Args:
+        derives: Whether the sums of the layers that read it follow from its moments, so that these
+            layers can be solved as soon as it is measured.
         seen: The input's tensor of each chunk, weakly: when one of them is freed, no layer can read
             this input any more.
     """
 
     reading: Reading
     moments: Sequence[InputMoments]
+    derives: bool = False
     seen: list[_Seen] = field(default_factory=list)
 
     @property
@@ -74,8 +84,14 @@ class SharedInput:
 
 @dataclass
 class SharedInputs:
-    """All inputs that later layers may read again."""
+    """All inputs that later layers may read again.
 
+    Args:
+        widths: Path of a layer -> d_out of all layers together that read its input, see `Readers`;
+            empty: it is not known.
+    """
+
+    widths: Mapping[str, int] = field(default_factory=dict)
     entries: list[SharedInput] = field(default_factory=list)
 
     def find(self, reading: Reading, x: Tensor) -> SharedInput | None:
@@ -88,27 +104,65 @@ class SharedInputs:
                 return entry
         return None
 
-    def add(self, reading: Reading, moments: Sequence[InputMoments]) -> SharedInput:
+    def add(
+        self, reading: Reading, moments: Sequence[InputMoments] = (), *, derives: bool = False
+    ) -> SharedInput:
         """Return a new input, to be measured."""
-        entry = SharedInput(reading, moments)
+        entry = SharedInput(reading, moments, derives)
         self.entries.append(entry)
         return entry
 
 
+def may_derive(config: MergeConfig) -> bool:
+    """Whether the sums that settings ask for may follow from a layer's input, see
+    `statistics.DerivedSums`.
+    """
+    return config.target == "full_output" and config.balance != "full" and config.ridge != "paper"
+
+
+class Readers:
+    """Finds out, in one forward call, which layers read the same input."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._inputs = SharedInputs()
+        self._readers: dict[int, tuple[SharedInput, dict[str, int]]] = {}
+
+    def note(self, path: str, module: nn.Module, x: Tensor) -> bool:
+        """Take note of a layer that is reached, and return whether it is the first of its input."""
+        reading = Reading.of(self._network, path, module)
+        found = self._inputs.find(reading, x)
+        shared = found or self._inputs.add(reading)
+        if found is None:
+            shared.seen.append(_Seen.of(x))
+        _, readers = self._readers.setdefault(id(shared), (shared, {}))
+        readers[path] = weight_shape(module)[0]
+        return found is None
+
+    def widths(self) -> dict[str, int]:
+        """Return the path of each layer -> d_out of all layers together that read its input."""
+        return {
+            path: sum(readers.values()) for _, readers in self._readers.values() for path in readers
+        }
+
+
 @dataclass
-class LayerInput:
-    """The input of one layer, chunk by chunk: measured here, or measured by an earlier layer, and
-    checked to be the same here.
+class Arrivals:
+    """The tensors of one layer's input, chunk by chunk: noted here, or noted at an earlier layer,
+    and checked to be the same here.
 
     Args:
-        is_first: Whether this layer is the first that reads it, and measures it.
+        path: The layer.
+        seen: See `SharedInput`.
+        is_first: Whether this layer is the first that reads the input.
     """
 
-    shared: SharedInput
+    path: str
+    seen: list[_Seen]
     is_first: bool
     _arrived: int = field(default=0, init=False)
 
-    def arrive(self, x: Tensor, path: str) -> None:
+    def add(self, x: Tensor) -> None:
         """Take note of the next chunk's tensor.
 
         Raises:
@@ -116,13 +170,30 @@ class LayerInput:
                 measured.
         """
         if self.is_first:
-            self.shared.seen.append(_Seen.of(x))
+            self.seen.append(_Seen.of(x))
             return
-        seen = self.shared.seen[self._arrived]
+        seen = self.seen[self._arrived]
         self._arrived += 1
         if not seen.is_still(x):
             raise CalibrationError(
-                f"layer {path!r} shares its input with an earlier layer in one chunk and not in "
-                "another: the forward passes took different ways. Every sample has to run through "
-                "the same layers in the same order"
+                f"layer {self.path!r} shares its input with an earlier layer in one chunk and not "
+                "in another: the forward passes took different ways. Every sample has to run "
+                "through the same layers in the same order"
             )
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """The input of one layer, which it measures, or an earlier layer has measured.
+
+    Args:
+        arrivals: Its tensors.
+    """
+
+    shared: SharedInput
+    arrivals: Arrivals
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this layer is the first that reads it, and measures it."""
+        return self.arrivals.is_first

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from ..adapters import LowRankDelta
 from ..devices import memory_in_use, with_smaller_calls
 from ..errors import CalibrationError
 from ..rows.chunks import Block, Chunk, split_into_chunks
-from ..rows.lockstep import pause, run_in_lockstep
+from ..rows.lockstep import different_ways, pause, run_in_lockstep
 from ..rows.parking import Parking
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from ..settings import called, called_value
@@ -37,7 +37,7 @@ from .common import (
 )
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
-from .shared_inputs import SharedInputs
+from .shared_inputs import Arrivals, Readers, SharedInputs
 
 logger = logging.getLogger("iteris")
 # Numbers of a sample's two rows, and the shape of one of these.
@@ -98,19 +98,15 @@ def sweep(
 
 @dataclass
 class _Stop:
-    """The layer where the chunks gather, with its measurement and then the deltas that they wear.
+    """A layer, with its measurement and then the deltas that chunks wear there.
 
-    Each waiting chunk holds its stop; the measurement is dropped as soon as the layer is solved.
+    The measurement is dropped as soon as the layer is solved.
     """
 
     path: str
     worn: Worn
+    arrivals: Arrivals
     measurement: Measurement | None
-
-    def measured(self) -> Measurement:
-        """Return the measurement, of a layer that is not solved yet."""
-        assert self.measurement is not None, f"{self.path} is solved already"
-        return self.measurement
 
 
 @dataclass
@@ -118,9 +114,10 @@ class _Sweep:
     """One pass over all chunks.
 
     Lifecycle:
-        1. `run` lets all chunks go.
+        1. `run` lets one row run, to see which layers share an input, and then all chunks go.
         2. `at_layer` measures each chunk's rows at a layer, and lets the chunk wait there.
-        3. `solve` solves the layer once all chunks wait; they go on to the next layer.
+        3. `solve` solves the layer once all chunks wait; they go on to the next layer. Where an
+           earlier layer has measured the same input, the first chunk solves it, and none waits.
 
     Args:
         solver_at: Module path -> solver of that layer.
@@ -144,7 +141,7 @@ class _Sweep:
     _solved_before: frozenset[str] = field(init=False)
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
     _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
-    _stop: _Stop | None = field(default=None, init=False)
+    _stops: dict[str, _Stop] = field(default_factory=dict, init=False)
     _memory_bytes: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -160,11 +157,13 @@ class _Sweep:
         paths = self.problem.paths
         modules = {path: network.modules[path] for path in paths}
         mine = own or chunks[:1]
+        self._inputs.widths = _widths_of_inputs(self.problem, mine[0], modules)
         self._watched = mine[0]
         workers = [partial(run_chunk, network, chunk) for chunk in mine]
         with torch.no_grad(), layer_hooks(modules, self.at_layer):
-            answers = run_in_lockstep(workers, self.solve, self.parking)
+            answers = run_in_lockstep(workers, self.arrived, self.parking)
         check_all_reached(paths, self.solved)
+        self._check_all_went_the_same_way(mine)
         _note(self.rows, _AT_THE_END, mine[0], answers[0])
         _check_same(self.rows, self._alone(mine[0], modules))
         answers = self.problem.processes.gather(answers if own else [])
@@ -187,9 +186,15 @@ class _Sweep:
             merged = self.solved[path].saved
             worn = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
         else:
-            stop = self._stop_at(path, module, x, y)
-            codes = stop.measured().add(chunk, x, y)
-            pause(path)
+            stop = self._stops.get(path) or self._open(path, module, x, y)
+            if stop.measurement is None:
+                stop.arrivals.add(x)
+            elif stop.measurement.is_complete:
+                stop.arrivals.add(x)
+                self.solve(path)
+            else:
+                codes = stop.measurement.add(chunk, x, y)
+                pause(path)
             worn = stop.worn
         y = dress(module, chunk, x, y, worn, codes)
         if chunk is self._watched:
@@ -212,28 +217,42 @@ class _Sweep:
         _note(alone.rows, _AT_THE_END, alone._watched, answer)
         return alone.rows
 
-    def _stop_at(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
-        """Return the stop at a layer, which the first chunk opens."""
-        if self._stop is None or self._stop.path != path:
-            measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
-            self._stop = _Stop(path, Worn(measurement.teachers, None), measurement)
-            if self.parking is not None:
-                self.parking.rows_run_on(x.device)
-            self._keep(*measurement.teachers)
-        return self._stop
+    def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
+        """Return the stop at a layer that the first chunk has reached."""
+        measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
+        worn = Worn(measurement.teachers, None)
+        stop = _Stop(path, worn, measurement.input.arrivals, measurement)
+        self._stops[path] = stop
+        if self.parking is not None:
+            self.parking.rows_run_on(x.device)
+        self._keep(*measurement.teachers)
+        return stop
+
+    def arrived(self, path: str) -> None:
+        """Solve the layer where all chunks have arrived; they have passed all others."""
+        self._stops = {path: self._stops[path]}
+        self.solve(path)
+
+    def _check_all_went_the_same_way(self, chunks: Sequence[Chunk]) -> None:
+        """Refuse chunks that have left out layers where no chunk waits."""
+        for path in self.problem.paths:
+            for number, chunk in enumerate(chunks):
+                if (id(chunk), path) not in self._reached:
+                    what = f"chunk {number} did not reach {path!r}, which others did"
+                    raise CalibrationError(different_ways(what))
 
     def solve(self, path: str) -> None:
-        """Solve the layer where all chunks have arrived."""
-        stop = self._stop
-        assert stop is not None  # all chunks wait there
-        place = stop.measured().place
+        """Solve a layer whose rows have all been added."""
+        stop = self._stops[path]
+        assert stop.measurement is not None, f"{path} is solved already"
+        place = stop.measurement.place
         in_use = memory_in_use(place.device)
         if in_use is not None:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
-        stop.measured().add_up(counts=self.counts)
+        stop.measurement.add_up(counts=self.counts)
         with self.problem.processes.together():  # so that a layer is solved in all, or in none
-            solved = stop.measured().solve(self.solver_at(path))
+            solved = stop.measurement.solve(self.solver_at(path))
             merged = solved.saved.to(device=place.device, dtype=place.dtype)
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
@@ -248,6 +267,21 @@ class _Sweep:
         """Let deltas stay on the device while chunks are parked: all of them wear the same."""
         if self.parking is not None:
             self.parking.keep(*shared)
+
+
+def _widths_of_inputs(
+    problem: Problem, chunk: Chunk, modules: Mapping[str, nn.Module]
+) -> dict[str, int]:
+    """Return what `Readers` find in a forward call of one row."""
+    readers = Readers(problem.network)
+
+    def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        readers.note(path, module, x)
+        return y
+
+    with torch.no_grad(), layer_hooks(modules, at_layer):
+        problem.network.forward([chunk.samples[0].teacher])
+    return readers.widths()
 
 
 def _note(rows: dict[str, Excerpt], place: str, chunk: Chunk, output: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,10 +23,10 @@ def figures_of(
     layer: LayerProblem,
     solution: LayerSolution,
     merged: LowRankDelta,
-) -> Callable[[], LayerReport]:
-    """Measure a solved layer, and return a function that reads the figures from the device.
+) -> tuple[Tensor, Callable[[Sequence[float]], LayerReport]]:
+    """Measure a solved layer, and return its figures, (n,), and what makes a report of them.
 
-    Reading at once would make every layer wait for the device.
+    They are read with the layer's answer, since each reading waits for the device.
 
     Args:
         names: Adapter index -> name, of the adapters that change the layer.
@@ -46,9 +45,8 @@ def figures_of(
     is_cut = solution.cut is not None
     is_told = solution.plain_cut is not None
 
-    @functools.cache  # a listener may have read it already
-    def read() -> LayerReport:
-        found = iter(numbers.tolist())
+    def report_of(figures: Sequence[float]) -> LayerReport:
+        found = iter(figures)
         return LayerReport(
             path,
             rank,
@@ -58,7 +56,7 @@ def figures_of(
             kept=tuple(round(share, _DIGITS) for share in found),
         )
 
-    return read
+    return numbers, report_of
 
 
 @dataclass(frozen=True)
@@ -134,15 +132,15 @@ class _Energies:
         products = (both.up.T @ both.up) * forms
         with_teacher = torch.stack([_along_teacher(task, both) for task in tasks])
         with_target = with_teacher
-        drifts = [t.statistics.drift for t in tasks if t.statistics.drift is not None]
-        if drifts:
-            along = [(both.up.T * (both.down @ drift)).sum(1) for drift in drifts]
-            with_target = with_teacher + torch.stack(along)
         taught = torch.stack([task.taught for task in tasks])
-        targets = [task.statistics.target_energy for task in tasks]
+        energies = [task.statistics.target_energy for task in tasks]
+        targets = [energy for energy in energies if energy is not None]
+        if targets:  # then the drift was measured
+            along = [task.statistics.along_drift(both) for task in tasks]
+            with_target = with_teacher + torch.stack(along)
         return cls(
             taught,
-            torch.stack([t for t in targets if t is not None]) if drifts else taught,
+            torch.stack(targets) if targets else taught,
             sums_of_parts(sums_of_parts(products, ranks, 1), ranks, 2),
             sums_of_parts(with_teacher, ranks, 1),
             sums_of_parts(with_target, ranks, 1),

@@ -91,12 +91,18 @@ def _returned(module: nn.Module) -> None:
         worker.bring_back(module)
 
 
+def is_any(_path: str, _module: nn.Module, _x: Tensor) -> bool:
+    """Whether a layer is any layer."""
+    return True
+
+
 @torch.no_grad()
 def held_bytes(
     network: Network,
     inputs: Sequence[Any],
     paths: Collection[str],
     parking: Parking | None = None,
+    waits_at: Callable[[str, nn.Module, Tensor], bool] = is_any,
 ) -> dict[str, int]:
     """Return the bytes that a forward call holds on its device while it waits at each layer.
 
@@ -104,6 +110,7 @@ def held_bytes(
         network: The network; on torch's meta device it needs no memory.
         inputs: What each row reads, which does not count, as in a sweep.
         parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
+        waits_at: (path, module, input) -> whether the call waits at a layer.
 
     Raises:
         CalibrationError: See `pause` and `wearing.layer_hooks`.
@@ -112,9 +119,10 @@ def held_bytes(
     counting.keep(*inputs)
     held: dict[str, int] = {}
 
-    def at_layer(path: str, _module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         counting.rows_run_on(x.device)
-        pause(path)
+        if waits_at(path, module, x):
+            pause(path)
         return y
 
     def waits(path: str) -> None:
@@ -184,9 +192,13 @@ def _set_torch_modes(modes: _Modes) -> None:
 def _disagreement(places: list[Any], ended: list[bool]) -> str:
     here = ["the end" if end else repr(place) for place, end in zip(places, ended, strict=True)]
     other = next(i for i, place in enumerate(here) if place != here[0])
+    return different_ways(f"chunk 0 reached {here[0]} while chunk {other} reached {here[other]}")
+
+
+def different_ways(what: str) -> str:
+    """Return the text of the error about chunks that do not run through the same layers."""
     return (
-        f"the forward passes took different ways: chunk 0 reached {here[0]} while chunk {other} "
-        f"reached {here[other]}. Every sample has to run through the same target layers in the "
-        "same order; remove what makes the model skip layers for some inputs (a cache, dropout of "
-        "layers, a step-dependent patch)"
+        f"the forward passes took different ways: {what}. Every sample has to run through the same "
+        "target layers in the same order; remove what makes the model skip layers for some inputs "
+        "(a cache, dropout of layers, a step-dependent patch)"
     )

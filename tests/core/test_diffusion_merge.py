@@ -399,11 +399,11 @@ def foreseen(host, monkeypatch):
     (notes, batches of the UNet before its rows were counted); the CPU counts as a device.
     """
 
-    def counted(network, row, paths, samples, room):
+    def counted(network, row, paths, samples, room, config):
         before.append(len(host.unet_batches))
         modules = network.modules.values()
         parking = Parking(modules, budget=room // samples, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, row, paths, samples, room, parking))
+        waiting.append(foresee(network, row, paths, samples, room, parking, config=config))
         return waiting[-1]
 
     def merge(room):

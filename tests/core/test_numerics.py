@@ -18,6 +18,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.algebra.statistics import InputMoments, Sums
+from iteris_core.rows.lockstep import pause
 
 DELTA = MergeConfig(
     unit_gain=1.0, target="delta"
@@ -169,6 +170,76 @@ def test_layers_that_read_one_tensor_measure_it_once(monkeypatch):
     toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
     # self q,k,v | o | cross q | k,v | o | feed-forward: six inputs of nine layers
     assert len(sizes) == 6 * 4
+
+
+@pytest.fixture
+def derived(monkeypatch):
+    """Let the sums of every layer follow from its input, whatever that costs; the places where
+    chunks have waited.
+    """
+    places = []
+    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
+    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    monkeypatch.setattr(
+        "iteris_core.engines.sweep.pause", lambda path: places.append(path) or pause(path)
+    )
+    return places
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sums_that_follow_from_an_input_are_those_of_its_layers(dtype, derived, monkeypatch):
+    """And the layers that share an input are solved where the first of them is."""
+    net, adapters, tasks = toy.three_adapters()
+    weights = {"image": torch.tensor([2.0, 0.0, 1.0, *[0.5] * (toy.TOKENS - 3)])}
+    tasks[0] = replace(
+        tasks[0], samples=[replace(s, token_weights=weights) for s in tasks[0].samples]
+    )
+    net.model.to(dtype)
+    tasks = [
+        replace(
+            task,
+            samples=[
+                replace(s, teacher=tuple(part.to(dtype) for part in s.teacher))
+                for s in task.samples
+            ],
+        )
+        for task in tasks
+    ]
+    settings = {"target": "full_output", "unit_gain": 2.0, "samples_per_chunk": 3}
+    for more in ({}, {"input_mix": 0.25}, {"alpha_cross": 1e-3}):
+        derived.clear()
+        found = toy.merge_toy(net, adapters, tasks, **settings, **more)
+        chunks = 4
+        firsts = ["self_attention.q", "self_attention.o", "cross_attention.q"]
+        firsts += ["cross_attention.k", "cross_attention.o", "feed_forward"]
+        assert derived == [path for path in firsts for _ in range(chunks)]
+        with monkeypatch.context() as never:
+            never.setattr("iteris_core.engines.measure.may_derive", lambda config: False)
+            expected = toy.merge_toy(net, adapters, tasks, **settings, **more)
+        assert len(derived) == chunks * (len(firsts) + len(net.targets))
+        bound = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05}[
+            dtype
+        ]  # rows are rounded
+        both = (toy.dense(found.adapter), toy.dense(expected.adapter))
+        assert toy.largest_error(*both) < bound, more
+        for ours, theirs in zip(found.report.layers, expected.report.layers, strict=True):
+            for mine, other in zip(ours.tasks, theirs.tasks, strict=True):
+                figures = [(t.residual, t.stacked, t.averaged, t.gain or 0) for t in (mine, other)]
+                assert figures[0] == pytest.approx(figures[1], rel=10 * bound, abs=bound)
+
+
+def test_a_layer_that_does_more_than_a_product_is_measured_by_its_outputs(derived):
+    """Though it shares its input with layers whose sums follow from it."""
+    net, adapters, tasks = toy.pair("attention", 4)
+    settings = {"target": "full_output", "samples_per_chunk": 3}
+    key = net.model.get_submodule("self_attention.k")
+    plain = key.forward
+    key.forward = lambda x: plain(x) + torch.tanh(5 * plain(x))
+    found = toy.merge_toy(net, adapters, tasks, **settings)
+    assert {"self_attention.q", "self_attention.k"} <= set(derived)
+    assert "self_attention.v" not in derived
+    expected = toy.merge_toy(net, adapters, tasks, engine="iterate", max_iter=12, **settings)
+    assert toy.largest_error(toy.dense(found.adapter), toy.dense(expected.adapter)) < 1e-9
 
 
 def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypatch):

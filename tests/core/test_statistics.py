@@ -9,7 +9,7 @@ from iteris_core.algebra.statistics import (
     TOKENS_PER_PRODUCT,
     KeptRows,
     Sums,
-    TaskStatistics,
+    TaskSums,
     add_product,
     add_square,
     mirror,
@@ -62,7 +62,7 @@ def test_kept_rows_tell_what_sums_tell(dtype):
         Sums(6, torch.device("cpu")),
         KeptRows(6, torch.device("cpu"), capacity=5),
     ):
-        task = TaskStatistics(moments, 2)
+        task = TaskSums(moments, 2)
         for part in (slice(0, 2), slice(2, 5)):
             moments.add(teacher[part], student[part])
             task.add(student[part], codes[part])
@@ -81,7 +81,7 @@ def test_few_rows_wait_for_others_and_all_are_summed(tokens, monkeypatch):
         statistics, "add_square", lambda *args: passes.append(args) or add_square(*args)
     )
     moments = Sums(4, torch.device("cpu"))
-    task = TaskStatistics(moments, 2, drift_width=3)
+    task = TaskSums(moments, 2, drift_width=3)
     student, codes, drift = (torch.randn(5 * tokens, width) for width in (4, 2, 3))
     for start in range(0, 5 * tokens, tokens):
         rows = slice(start, start + tokens)

@@ -89,7 +89,7 @@ def test_every_layer_solves_the_equation_on_plainly_patched_models(prediction_ty
     ]
     calibration = Calibration(**SMALL, composition_share=0.0, preserve_captions=("a hat",))
     result = merge_diffusion(Job.of(host, loras, calibration, MergeSettings(EXACT)))
-    text_batch = host.batches[0]
+    text_batch = host.batches[1]  # before it one row
     unet_batch = host.batches[-2]  # after it one sample runs alone
     models = [patched(host, lora.adapter) for lora in loras] + [patched(host)]
     student = patched(host, result.adapter)

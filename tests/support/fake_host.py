@@ -217,10 +217,11 @@ class FakeHost:
 
     def merge_rows(self):
         """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one
-        sigma per batch, and a sample that runs alone is the last batch.
+        sigma per batch, a row to look at the layers is the first batch of the sweep, and a sample
+        that runs alone the last.
         """
         pairs = []
-        for batch in self.unet_batches[-self.sweep_batches : -1]:
+        for batch in self.unet_batches[1 - self.sweep_batches : -1]:
             half = len(batch) // 2
             pairs += zip(batch[:half], batch[half:], strict=True)
         return pairs
