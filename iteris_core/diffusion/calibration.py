@@ -128,7 +128,7 @@ class Calibration:
             "(unconditional share). Sampling with guidance needs them. At a cfg of 1 there are "
             "none.",
         ),
-    ] = 0.5
+    ] = 0.25
     composition_share: Annotated[
         Share,
         Field(
@@ -234,7 +234,7 @@ class Calibration:
             description="Pictures per LoRA that check the result, from seeds that the merge has "
             "not seen (held out). 0: no check and no verdict, which saves time.",
         ),
-    ] = 3
+    ] = 2
     seed: Annotated[
         int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of the captions and the noise.")
     ] = 0

@@ -34,8 +34,9 @@ from .plans import Contexts, negative_of, run_seed, with_negative
 from .samples import Reading
 from .sampling import Latents, Part, Run, noise
 
-# Steps of a picture, and the noise levels where it is judged, counted from pure noise at 0: in the
-# middle, where what is drawn is decided. 4 steps say less ("The verdict" in docs/method.md).
+# Noise levels of a picture, and those where it is judged, counted from pure noise at 0: in the
+# middle, where what is drawn is decided. After the last of them one step goes to the clean picture:
+# details that more steps would draw say less than they disturb (docs/why.md).
 STEPS = 6
 LEVELS = (2, 3)
 # A LoRA that shows less in its own pictures can hardly be told from the base model; what a merge
@@ -74,7 +75,7 @@ class DrawnPlan:
     @property
     def pairs(self) -> list[tuple[Run, Run]]:
         """The runs of each picture, the LoRA's and the merge's."""
-        whole = ((STEPS,), tuple(range(STEPS + 1)))
+        whole = ((STEPS,), (*range(LEVELS[-1] + 1), STEPS))
         seeds = [run_seed(self.number, i, self.calibration) for i in range(len(self.captions))]
         return [
             (

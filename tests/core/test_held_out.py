@@ -96,7 +96,7 @@ def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
                     return model.u(x[None].double(), sigma[None].double(), context)[0].float()
 
                 x = host.start(noise((4, 8, 8), seed), sigmas[0])
-                for sigma, following in itertools.pairwise(sigmas):
+                for sigma, following in itertools.pairwise(sigmas[[*range(LEVELS[-1] + 1), STEPS]]):
                     picture = clean(x, sigma, caption)
                     if sigma < sigmas[0]:
                         without = clean(x, sigma, "")

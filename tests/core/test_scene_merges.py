@@ -30,6 +30,7 @@ SCENES = Calibration(
         "sampling_steps": 4,
         "resolution": 64,
         "cfg": 3.0,
+        "unconditional_share": 0.5,
         "preserve_weight": 0.0,
     },
     companions=("chair", "big dog"),

@@ -46,7 +46,9 @@ def test_processes_that_share_the_samples_find_what_one_finds(folder, alone, pro
     found = load_file(folder / f"found-{processes}.safetensors")
     assert set(found) == set(alone)
     errors = {key: ((found[key] - alone[key]).norm() / alone[key].norm()).item() for key in alone}
-    assert all(error < 1e-10 for error in errors.values()), {k: v for k, v in errors.items() if v >= 1e-10}
+    assert all(error < 1e-10 for error in errors.values()), {
+        k: v for k, v in errors.items() if v >= 1e-10
+    }
 
 
 def test_all_processes_measure_a_drift_in_the_way_that_suits_all():

@@ -50,7 +50,7 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
     calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings([], None)
-    assert (calibration.trajectories, calibration.held_out) == (3, 3)
+    assert (calibration.trajectories, calibration.held_out) == (3, 2)
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
     _, how = Asked("Fast", False, Size(way="rank", value=8.0)).settings([], None)
