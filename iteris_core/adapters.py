@@ -159,6 +159,7 @@ class Adapter:
             silently.
         vectors: Parameter path (a bias, or a norm's weight) -> difference that is added to it.
         keys: Number of keys of the file; 0: it is not known.
+        left_out: Keys of the file for text encoders that are never merged.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     keys: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def unread(self) -> float:

@@ -18,6 +18,16 @@ UNET_PREFIX = "diffusion_model."
 # The host's name of a text encoder -> diffusers' name.
 _TOWERS = {"clip_l.transformer.": "text_encoder.", "clip_g.transformer.": "text_encoder_2."}
 
+# How trainers begin the names of a transformer's modules.
+_WITH_POINTS = (
+    "",
+    "transformer.",
+    UNET_PREFIX,
+    "base_model.model.",
+    "base_model.model.transformer.",
+)
+_WITH_UNDERSCORES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
 # A part of a weight as the host has it in its tables and patches: (dimension, start, length).
 Offset = tuple[int, int, int]
 
@@ -167,7 +177,7 @@ def model_keys(
             for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
                 spelled[prefix + name] = weight
     else:
-        for base, weight in _of_transformer(entries, family):
+        for base, weight in _of_transformer(entries, family, layer_shapes(modules)):
             spelled.setdefault(base, weight)
     of_text, ambiguous = _of_text(modules)
     for base, path in of_text.items():
@@ -197,11 +207,13 @@ def model_keys(
 
 
 def _of_transformer(
-    entries: Mapping[str, HostWeight], family: Family
+    entries: Mapping[str, HostWeight], family: Family, shapes: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[str, HostWeight]]:
-    """Yield the spellings of diffusers and PEFT for what the host reads under a transformer's
-    names; diffusers' first, since a name can be in both. Last come diffusers' names in the style of
-    kohya's trainers, which musubi-tuner saves for Z-Image.
+    """Yield the spellings of trainers for what the host reads under a transformer's names:
+    diffusers' names first, since a name can be in both.
+
+    With points they begin as diffusers, PEFT and ComfyUI write them; with underscores as trainers
+    of kohya's style, OneTrainer and LyCORIS do.
     """
     of_diffusers = {
         f"transformer.{name}": weight
@@ -209,21 +221,48 @@ def _of_transformer(
         if base.startswith(UNET_PREFIX)
         and (name := family.diffusers_name(base.removeprefix(UNET_PREFIX))) is not None
     }
-    entries = {**of_diffusers, **entries}
-    for own in ("transformer.", UNET_PREFIX):
-        for base, weight in entries.items():
-            if base.startswith(own):
-                name = base.removeprefix(own)
-                for prefix in (
-                    "",
-                    "transformer.",
-                    "base_model.model.",
-                    "base_model.model.transformer.",
-                ):
-                    yield prefix + name, weight
-    for base, weight in entries.items():
-        if base.startswith("transformer."):
-            yield "lora_unet_" + base.removeprefix("transformer.").replace(".", "_"), weight
+    entries = {**of_diffusers, **entries, **_numbered_parts(entries, shapes)}
+    named = [
+        (base.removeprefix(own), weight)
+        for own in ("transformer.", UNET_PREFIX)
+        for base, weight in entries.items()
+        if base.startswith(own)
+    ]
+    for prefix in _WITH_POINTS:
+        for name, weight in named:
+            yield prefix + name, weight
+    flat: dict[str, set[HostWeight]] = {}
+    for name, weight in named:
+        flat.setdefault(name.replace(".", "_"), set()).add(weight)
+    for prefix in _WITH_UNDERSCORES:
+        for name, weights in flat.items():
+            if len(weights) == 1:  # else two names look the same, and nobody can tell them apart
+                yield prefix + name, next(iter(weights))
+
+
+def _numbered_parts(
+    entries: Mapping[str, HostWeight], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, HostWeight]:
+    """Return OneTrainer's names (OMI) of the parts of fused weights: the weight's own name and the
+    number of the part, such as ``img_attn.qkv.0``.
+    """
+    parts: dict[str, set[HostWeight]] = {}
+    for weight in entries.values():
+        if weight.offset is not None and weight.function is None and weight.offset[0] == 0:
+            parts.setdefault(weight.module, set()).add(weight)
+    found: dict[str, HostWeight] = {}
+    for path, of_weight in parts.items():
+        end = 0
+        numbered = []
+        for weight in sorted(of_weight, key=lambda weight: (weight.offset or (0, 0, 0))[1:]):
+            _, start, length = weight.offset or (0, 0, 0)
+            if start == end:  # the smaller one, where two begin here
+                numbered.append(weight)
+                end += length
+        if path in shapes and end == shapes[path][0]:
+            name = path.removeprefix(UNET_PREFIX)
+            found |= {f"transformer.{name}.{i}": weight for i, weight in enumerate(numbered)}
+    return found
 
 
 def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:

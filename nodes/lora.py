@@ -66,8 +66,8 @@ class LoraToMerge(io.ComfyNode):
                     "strength_clip",
                     **STRENGTH,
                     tooltip="How strongly you would use this LoRA alone, for the text encoder. 0 "
-                    "leaves its text part out. T5 and language models are never merged, so a LoRA "
-                    "that changes one needs 0 here.",
+                    "leaves its text part out. What changes a T5 or a language model is never "
+                    "merged and always left out.",
                 ),
                 io.String.Input(
                     "prompts", multiline=True, default="", placeholder=PLACEHOLDER, tooltip=PROMPTS

@@ -14,6 +14,7 @@ from ..iteris_core import ConfigError
 from ..iteris_core.diffusion.job import Job
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
+from ..iteris_core.settings import setting_to
 from . import host
 from .experts import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
@@ -26,7 +27,9 @@ from .sockets import ChosenLora, Loose, MergedLora
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.devices import Room
+    from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
+    from ..iteris_core.files.families import Family
     from .presets import Asked
 
 logger = logging.getLogger("iteris")
@@ -137,6 +140,7 @@ def prepared(
         loras, alone = paired(loras, files)
         joined += alone
     job = Job.of(base, loras, *asked.settings(loras, scenes))
+    untested = check_untested(base.family, job.calibration)
     on_models = (
         note
         for model in connected.models
@@ -150,6 +154,7 @@ def prepared(
     )
     notes = (
         *job.settings.notes,
+        *untested,
         *joined,
         *(likely_styles(rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(on_models),
@@ -161,6 +166,31 @@ def prepared(
         job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
+
+
+def check_untested(family: Family, calibration: Calibration) -> list[Note]:
+    """Return a warning about a model of a class that was never tested.
+
+    Raises:
+        ConfigError: It is to be measured on scenes, for which one must know which layers read the
+            text.
+    """
+    if family.is_tested:
+        return []
+    if calibration.scene_weight:
+        raise ConfigError(
+            f"merging on {family.name} was never tested, and it is not known which of its layers "
+            "read the text, as scenes need. Switch together off, or set "
+            f"{setting_to('scene_weight', 0)}"
+        )
+    text = (
+        f"merging on {family.name} (ComfyUI's name of it) was never tested. Each LoRA was read as "
+        "ComfyUI reads it and drew the same picture, so that what was measured is right as far as "
+        "one picture shows; look at the results with Compare. It was measured with guidance "
+        f"{calibration.cfg:g}, and on {'videos' if calibration.frames > 1 else 'single pictures'}: "
+        "cfg and frames of Merge settings change that"
+    )
+    return [Note("untested", text)]
 
 
 def _made_on(upstream: Set[str]) -> dict[str, str]:

@@ -84,7 +84,7 @@ export function figures(report) {
     blocks: [...blocks.values()],
     warnings: warnings(report),
     prompts: texts((kind) => kind === "prompts"),
-    notes: texts((kind) => !["twice", "prompts"].includes(kind)),
+    notes: texts((kind) => !["twice", "untested", "prompts"].includes(kind)),
   };
 }
 

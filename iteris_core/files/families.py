@@ -65,6 +65,8 @@ class Family:
             that style mean the text encoders of other families.
         to_diffusers: What turns the model's own names of modules into diffusers', as pairs of
             pattern and replacement, where ComfyUI has no table of them.
+        is_tested: Whether merging on its models was tested. Where it was not, the proof of each
+            LoRA is the judge, and no file is refused for its names alone.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Family:
     names_of_diffusers: bool = False
     text_bases: tuple[str, ...] = ("lora_te_",)
     to_diffusers: tuple[tuple[str, str], ...] = ()
+    is_tested: bool = True
 
     def diffusers_name(self, own: str) -> str | None:
         """Return diffusers' name of a module; None: it is not known to have another one."""
@@ -127,9 +130,48 @@ _LAYERS = (
     r"(?:^|\.|^lora_unet_|^lycoris_)layers[._]\d+[._]"
     r"(?:attention[._](?:to_|qkv|out)|feed_forward[._]w[123]|adaLN_modulation)"
 )
+# diffusers' names in LTX-Video, PixArt and the models of Cosmos
+_ATTN1 = (
+    r"^(?:diffusion_model\.|transformer\.|lora_unet_|lora_transformer_|lycoris_|"
+    r"base_model\.model\.(?:transformer\.)?)?transformer_blocks[._]\d+[._]attn1[._]"
+)
 _STREAMS = r"(?<!single_)transformer_blocks[._]\d+[._](?:attn|ff|ff_context|norm1)[._]"
 
+_LAYERS_OF_ERNIE = (
+    r"(?:^|\.|^lora_unet_|^lycoris_)layers[._]\d+[._](?:self_attention|mlp[._]linear_fc2)"
+)
+_COSMOS_IN_DIFFUSERS = (
+    (r"^blocks\.(\d+)\.self_attn\.([qkv])_proj$", r"transformer_blocks.\1.attn1.to_\2"),
+    (r"^blocks\.(\d+)\.self_attn\.output_proj$", r"transformer_blocks.\1.attn1.to_out.0"),
+    (r"^blocks\.(\d+)\.cross_attn\.([qkv])_proj$", r"transformer_blocks.\1.attn2.to_\2"),
+    (r"^blocks\.(\d+)\.cross_attn\.output_proj$", r"transformer_blocks.\1.attn2.to_out.0"),
+    (r"^blocks\.(\d+)\.mlp\.layer1$", r"transformer_blocks.\1.ff.net.0.proj"),
+    (r"^blocks\.(\d+)\.mlp\.layer2$", r"transformer_blocks.\1.ff.net.2"),
+    (
+        r"^blocks\.(\d+)\.adaln_modulation_self_attn\.([12])$",
+        r"transformer_blocks.\1.norm1.linear_\2",
+    ),
+    (
+        r"^blocks\.(\d+)\.adaln_modulation_cross_attn\.([12])$",
+        r"transformer_blocks.\1.norm2.linear_\2",
+    ),
+    (r"^blocks\.(\d+)\.adaln_modulation_mlp\.([12])$", r"transformer_blocks.\1.norm3.linear_\2"),
+    (r"^t_embedder\.1\.linear_([12])$", r"time_embed.t_embedder.linear_\1"),
+    (r"^x_embedder\.proj\.1$", "patch_embed.proj"),
+    (r"^final_layer\.adaln_modulation\.([12])$", r"norm_out.linear_\1"),
+    (r"^final_layer\.linear$", "proj_out"),
+)
+
 _ROWS = (
+    Family(
+        "HunyuanVideo 1.5",
+        named=r"hunyuan[-_]?video[-_]?1[._-]?5",
+        measured_at=384,
+        frames_per_latent=4,
+        measured_frames=9,
+        guidance=6.0,
+        saved_as="comfy",
+    ),
     Family(
         "HunyuanVideo",
         keys=(
@@ -199,6 +241,14 @@ _ROWS = (
         implementation="https://github.com/black-forest-labs/flux",
         text_bases=("lora_te1_", "lora_te3_", "lora_te2_"),
     ),
+    Family("LongCat-Image", named=r"longcat", guidance=4.0, saved_as="comfy"),
+    Family(
+        "Chroma Radiance",
+        keys=r"nerf_(?:blocks|image_embedder|final_layer)",
+        named=r"chroma[-_]?radiance",
+        guidance=4.0,
+        saved_as="comfy",
+    ),
     Family("HiDream", keys=r"(?:double|single)_stream_blocks", named=r"hidream"),
     Family(
         "SD3.5",
@@ -240,7 +290,17 @@ _ROWS = (
         guidance=5.5,  # Krea's own 4.5 counts from 0
         saved_as="comfy",
     ),
-    Family("Lumina 2", clues=(Clue(_LAYERS, d_in=(2304,)),), named=r"lumina"),
+    Family(
+        "Lumina 2",
+        clues=(Clue(_LAYERS, d_in=(2304,)),),
+        named=r"lumina",
+        base_version="lumina2",
+        network_module="networks.lora_lumina",
+        architecture="lumina-2",
+        implementation="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
+        guidance=4.0,
+        saved_as="comfy",
+    ),
     Family(
         "Z-Image",
         keys=_LAYERS + r"|(?:noise|context)_refiner",
@@ -250,6 +310,28 @@ _ROWS = (
         architecture="Z-Image",
         implementation="https://github.com/Tongyi-MAI/Z-Image",
         # diffusers takes fused weights apart only in kohya's style
+    ),
+    Family(
+        "Cosmos Predict2",
+        keys=r"transformer_blocks[._]\d+[._]norm[123][._]linear_[12]$",
+        named=r"cosmos",
+        to_diffusers=_COSMOS_IN_DIFFUSERS,
+        guidance=4.0,
+        saved_as="comfy",
+    ),
+    Family(
+        "ERNIE-Image",
+        keys=_LAYERS_OF_ERNIE,
+        named=r"ernie[-_]?image",
+        guidance=4.0,
+        saved_as="comfy",
+    ),
+    Family(
+        "Kandinsky 5",
+        keys=r"(?:visual|text)_transformer_blocks",
+        named=r"kandinsky[-_]?5",
+        guidance=3.5,
+        saved_as="comfy",
     ),
     Family(
         "Anima",
@@ -262,6 +344,7 @@ _ROWS = (
         network_module="networks.lora_anima",
         architecture="anima-preview",
         implementation="https://huggingface.co/circlestone-labs/Anima",
+        to_diffusers=_COSMOS_IN_DIFFUSERS,
         guidance=4.0,
         saved_as="comfy",
     ),
@@ -297,13 +380,17 @@ _ROWS = (
         guidance=6.0,
         saved_as="comfy",
     ),
+    Family("PixArt", clues=(Clue(_ATTN1, d_in=(1152,)),), named=r"pixart"),
     Family(
-        "LTX-Video or PixArt",
-        keys=(
-            r"^(?:diffusion_model\.|transformer\.|lora_unet_|base_model\.model\.)?"
-            r"transformer_blocks[._]\d+[._]attn1[._]"
-        ),
-        named=r"ltx|pixart",
+        "LTX-Video",
+        keys=_ATTN1,
+        named=r"ltx",
+        measured_at=512,
+        frames_per_latent=8,
+        measured_frames=17,
+        to_diffusers=((r"^patchify_proj$", "proj_in"), (r"^adaln_single\.", "time_embed.")),
+        guidance=3.0,
+        saved_as="comfy",
     ),
     Family(
         "SDXL",
@@ -353,7 +440,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for famil
 # How the keys of the diffusion model begin in a file; in a file of their own they may lack this.
 _OF_DENOISER = ("model.diffusion_model.", "diffusion_model.")
 # Families whose models have the same modules, but for a few.
-_ALIKE = ({"Flux.1", "Chroma"},)
+_ALIKE = (
+    {"Flux.1", "Chroma"},
+    {"Flux.1", "LongCat-Image"},
+    {"HunyuanVideo", "HunyuanVideo 1.5"},
+    {"Flux.1", "Chroma", "Chroma Radiance"},
+    {"Anima", "Cosmos Predict2", "LTX-Video", "PixArt"},  # in diffusers' names
+)
 _Shapes = Mapping[str, tuple[int, int]]  # base -> (d_out, d_in); 0 where that is unknown
 
 # In what follows, of tensors (key -> tensor) only the shapes are read, and metadata are a file's.

@@ -174,8 +174,10 @@ def parse(
     if foreign:
         raise AdapterError(f"{name}: {foreign}")
     family = keys.family
-    # a file of another family can fit in part; keys that all fit may look like another family's
-    found = other_family(tensors, {}, family) if unmatched else None
+    # a file of another family can fit in part; keys that all fit may look like another family's,
+    # and those that fit a model of a family without patterns of its own do
+    is_doubtful = len(unmatched) > (0 if family.is_tested else len(tensors) // 2)
+    found = other_family(tensors, {}, family) if is_doubtful else None
     if found is not None:
         raise AdapterError(f"{name}: {for_another(found, family)}")
     _check_others(name, groups, unmatched, keys)
@@ -205,7 +207,8 @@ def parse(
             f"{name}: none of its {len(tensors)} keys{example} fits this model; "
             f"{for_another(found, family)}"
         )
-    _check_family(name, groups, tensors, metadata or {}, family)
+    if family.is_tested:
+        _check_family(name, groups, tensors, metadata or {}, family)
     deltas = {
         path: stack(of_weight).delta if len(of_weight) > 1 else next(iter(of_weight.values()))
         for path, of_weight in parts.items()

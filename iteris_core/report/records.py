@@ -22,8 +22,8 @@ from .verdict import Verdict, line_of, lines_of, verdict_of
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; what of the prompts does not count; what prompts were made of; LoRAs
 # that were given several times; sampling runs of an earlier merge; what the host's model carries; a
-# LoRA of the merge that it carries, too, which is a warning; a device that is too small for all of
-# it.
+# device that is too small for all of it. Two are warnings: a LoRA of the merge that the model
+# carries, too; and a class of models on which merging was never tested.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -36,9 +36,10 @@ NoteKind = Literal[
     "reused",
     "host",
     "twice",
+    "untested",
     "memory",
 ]
-_WARNING: NoteKind = "twice"
+_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class MergeReport:
         warnings, to be shown right after the verdict; empty for a merge without faults.
         """
         unread = [self._unread_line(name) for name in self.unread]
-        noted = [note.text for note in self.notes if note.kind == _WARNING]
+        noted = [note.text for note in self.notes if note.kind in _WARNINGS]
         return [*warnings_of(self.alarms), *unread, *noted]
 
     def _unread_line(self, name: str) -> str:
@@ -187,7 +188,7 @@ class MergeReport:
         return [*lines_of(self.verdict), *self.warnings, size]
 
     def __str__(self) -> str:
-        notes = (note.text for note in self.notes if note.kind != _WARNING)
+        notes = (note.text for note in self.notes if note.kind not in _WARNINGS)
         details = (*self._figures(), *self._unread_keys(), *self._measured(), *notes)
         return "\n".join(map(plain, (*self.summary, *(f"  {line}" for line in details))))
 

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.lora
-import comfy.lora_convert
 import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
@@ -35,18 +34,32 @@ from ...iteris_core.diffusion.model import (
 )
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
+from ...iteris_core.files.kinds import split_key
 from ...iteris_core.network import TEXT_STREAM
 from ..experts import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .conditions import conditions_for
 from .deltas import HostDeltas, effective_weight
-from .families import check_callable, check_clip, row_of
+from .families import check_callable, check_clip, row_of, trial
 from .latent_cache import memory_of
-from .patches import add_adapter, added_patches, misread_by_host, patches_of, patches_of_file
+from .patches import (
+    add_adapter,
+    added_patches,
+    converted,
+    misread_by_host,
+    patches_of,
+    patches_of_file,
+)
 from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
+# Bases of keys for a T5, and for a text encoder that is a language model.
+_OF_LANGUAGE_MODEL = re.compile(
+    r"(?:en|de)coder[._]block[._]\d+[._]layer[._]\d|"
+    r"^(?:lora_te\d?_|text_encoders?(?:_\d)?\.)(?:\w+\.transformer\.)?(?:model[._])?"
+    r"layers[._]\d+[._](?:self_attn|mlp)"
+)
 Modules = Mapping[str, torch.nn.Module]
 
 
@@ -55,8 +68,8 @@ class ComfyModel:
     the base model.
 
     Args:
-        model: ModelPatcher of a family in the table; never changed.
-        clip: CLIP of the same family; never changed.
+        model: ModelPatcher; never changed.
+        clip: CLIP of the same model; never changed.
         keeps_runs: Whether sampling runs are remembered after the merge, and replace those of the
             model with other patches.
         start: What it reads of a first picture, see `conditions.start_of`.
@@ -130,13 +143,17 @@ class ComfyModel:
             def forward(rows: Sequence[DenoiserRow]) -> Tensor:
                 x = torch.stack([row.latents for row in rows]).to(device)
                 sigma = torch.stack([row.sigma for row in rows]).to(device)
-                conds = comfy.samplers.cond_cat([self._conds(row.prompt, x[:1]) for row in rows])
-                conds["transformer_options"] = options.of_call(rows, sigma, self._levels)
-                return options.run(lambda: model.model.apply_model(x, sigma, **conds))
+                with trial(self.family):
+                    conds = comfy.samplers.cond_cat([self._conds(row, x[:1]) for row in rows])
+                    conds["transformer_options"] = options.of_call(rows, sigma, self._levels)
+                    return options.run(lambda: model.model.apply_model(x, sigma, **conds))
+
+            # some models find their next level by them, and one that was not tested may
+            reads_levels = model.model.model_config.unet_config.get("meanflow", False)
+            has_one_level = options.are_read or reads_levels or not self.family.is_tested
 
             def call_key(row: DenoiserRow) -> Hashable:
-                level = row.sigma.item() if options.are_read else None
-                return level, self._call_key(row)
+                return row.sigma.item() if has_one_level else None, self._call_key(row)
 
             yield Network(
                 dict(model.model.named_modules()),
@@ -147,18 +164,23 @@ class ComfyModel:
                 self._folds_rows,
             )
 
-    def _conds(self, prompt: Encoded, x: Tensor) -> dict[str, Any]:
-        """Return what the model reads of a prompt, made by the host as for its samplers."""
+    def _conds(self, row: DenoiserRow, x: Tensor) -> dict[str, Any]:
+        """Return what the model reads of a row's prompt, made by the host as for its samplers."""
         cond = {
-            "cross_attn": prompt.tokens[None],
-            **prompt.others,
+            "cross_attn": row.prompt.tokens[None],
+            **row.prompt.others,
             **conditions_for(self.row.start, self.start_picture, x),
             "model_conds": {},
         }
         # in inference mode, Anima runs some layers here already, one text at a time
         with torch.inference_mode(False), torch.no_grad():
             [made] = comfy.samplers.encode_model_conds(
-                self.model.model.extra_conds, [cond], x, self.model.load_device, "positive"
+                self.model.model.extra_conds,
+                [cond],
+                x,
+                self.model.load_device,
+                "negative" if row.is_negative else "positive",
+                latent_shapes=[x.shape],
             )
         return {
             name: cond.process_cond(batch_size=1, area=None)
@@ -173,7 +195,7 @@ class ComfyModel:
                 (name, *cond.size(), repr(cond.cond))
                 if isinstance(cond, comfy.conds.CONDConstant)
                 else (name, *cond.size())
-                for name, cond in self._conds(row.prompt, x).items()
+                for name, cond in self._conds(row, x).items()
             )
         return self._call_keys[row.prompt]
 
@@ -254,10 +276,10 @@ class ComfyModel:
         of strength 0 changes nothing.
 
         The file is read as ComfyUI's loader reads it: alphas in the metadata, which only diffusers
-        reads, do not count.
+        reads, do not count. Changes of text encoders that are never merged are left out.
 
         Raises:
-            AdapterError: See `kohya.parse`.
+            AdapterError: See `kohya.parse`; or it changes only such text encoders.
             ConfigError: Its block weights or left out layers do not fit this LoRA or model.
         """
         if split_by_expert(tensors) is not None:
@@ -265,7 +287,14 @@ class ComfyModel:
                 f"{use.name}: its file holds a LoRA for each of two models, Wan 2.2's for high and "
                 f"for low noise. Connect the low noise model to {LOW_INPUT} of Merge LoRAs"
             )
-        tensors = comfy.lora_convert.convert_lora(dict(tensors))
+        tensors = converted(tensors)
+        left_out = tuple(key for key in tensors if self._is_never_merged(split_key(key)))
+        if left_out and len(left_out) == len(tensors):
+            raise AdapterError(
+                f"{use.name}: it changes nothing but a text encoder that is never merged, with "
+                f"keys such as {left_out[0]!r}. Choose a LoRA that changes the diffusion model"
+            )
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in set(left_out)}
         adapter = kohya.parse(
             use.name,
             tensors,
@@ -276,17 +305,22 @@ class ComfyModel:
                 comfy.model_management.throw_exception_if_processing_interrupted()
             ),
         )
-        adapter = use.layer_weights(self.family).applied_to(adapter)
+        adapter = use.layer_weights(self.family).applied_to(replace(adapter, left_out=left_out))
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
-        unswept = [path for path in (*text.deltas, *text.vectors) if not self.texts.is_swept(path)]
-        if unswept:
-            raise AdapterError(
-                f"{use.name}: it changes a text encoder of {self.family.name} that cannot be "
-                f"merged ({unswept[0]!r} among {len(unswept)}). Set strength_clip to 0, which "
-                "leaves its text part out"
-            )
         return denoiser.scaled(use.strength_model).joined_with(text)
+
+    def _is_never_merged(self, key: tuple[str, str] | None) -> bool:
+        """Whether a key, as its base and role, changes a text encoder that is never merged: one of
+        this CLIP, or a T5 or language model that it does not have.
+        """
+        if key is None:
+            return False
+        base, _ = key
+        place = self.keys.place_of(base)
+        if place is None:
+            return _OF_LANGUAGE_MODEL.search(base) is not None
+        return is_text(place.path) and not self.texts.is_swept(place.path)
 
     def _strengths(self, use: LoraUse) -> Callable[[str], float]:
         """Return the strength at which a LoRA's change of a module is used."""
@@ -341,7 +375,7 @@ class ComfyModel:
         Raises:
             AdapterError: They differ; see `proof.prove_reading`.
         """
-        tensors = comfy.lora_convert.convert_lora(dict(tensors))
+        tensors = converted(tensors)
         misread = misread_by_host(tensors, self.keys)
         patches = patches_of_file(tensors, self.keys, misread)
         strength_of = self._strengths(use)
@@ -349,7 +383,7 @@ class ComfyModel:
         for entry, patch in patches.items():
             module = HostWeight.of(entry).module
             strength = strength_of(module)
-            if strength:
+            if strength and not (is_text(module) and not self.texts.is_swept(module)):
                 (clip if is_text(module) else model).add_patches({entry: patch}, strength)
         read = adapter.select(lambda path: path not in misread)
         proof.prove_reading(read, self._weights_of(model, clip))
@@ -415,7 +449,7 @@ class ComfyModel:
 
 def _patch_of(diffusion_model: Any) -> int:
     """Return the side of the square of latents that is one token of a transformer."""
-    for name in ("patch_size", "patch_spatial"):
+    for name in ("patch_size", "patch_spatial", "patch"):
         size = getattr(diffusion_model, name, None)
         if size is not None:
             return int(size[-1] if isinstance(size, (tuple, list)) else size)

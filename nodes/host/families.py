@@ -7,10 +7,13 @@ A family is a row, and nothing about it is code. What its files say is in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ...iteris_core import IterisError
+from ...iteris_core import CalibrationError, IterisError
+from ...iteris_core.devices import is_out_of_memory
 from ...iteris_core.diffusion.model import UNET_TEXT_LAYERS
 from ...iteris_core.files.families import FAMILIES, Family
 
@@ -44,7 +47,7 @@ class HostFamily:
 
     family: Family
     channels: tuple[str, int] | None
-    text_encoders: tuple[frozenset[str], ...]
+    text_encoders: tuple[frozenset[str], ...]  # empty: any, of a family that was not tested
     swept: tuple[str, ...] = ()
     text_layers: tuple[str, ...] = ()
     reads_text: str = ""
@@ -63,12 +66,13 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
 
 _TWO_STREAMS = r"\.txt_(in|attn|mlp)\b"
 _WAN_TEXT = r"\.(text_embedding|img_emb|cross_attn\.[kv](_img)?)\b"
+_NARROW = r"\.(cap_embedder|context_refiner)\."  # of Lumina 2 and Z-Image
 _LATENTS = ("concat_latent_image", "concat_mask")
 # `boundary` in Wan 2.2's own configs/wan_t2v_A14B.py and wan_i2v_A14B.py
 _WAN_OF_TEXT = 0.875
 _WAN_OF_PICTURE = 0.9
 _FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS)
-# Name of a class of comfy.supported_models -> its row. A class that is not here is refused.
+# Name of a class of comfy.supported_models -> its row; see `row_of` for all others.
 HOST_FAMILIES = {
     "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=UNET_TEXT_LAYERS),
     "SDXL": _row("SDXL", ("in_channels", 4), "l g", swept=("l", "g"), text_layers=UNET_TEXT_LAYERS),
@@ -96,9 +100,7 @@ HOST_FAMILIES = {
         "t5xxl",
         reads_text=rf"{_TWO_STREAMS}|\.distilled_guidance_layer\.",
     ),
-    "ZImage": _row(
-        "Z-Image", ("in_channels", 16), "qwen3_4b", reads_text=r"\.(context_refiner|cap_embedder)\."
-    ),
+    "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b", reads_text=_NARROW),
     "QwenImage": _row(
         "Qwen-Image",
         ("in_channels", 64),
@@ -139,12 +141,72 @@ HOST_FAMILIES = {
         reads_text=_WAN_TEXT,
         start=(*_LATENTS, "clip_vision_output"),
     ),
+    "WAN21_CausalAR_T2V": _row("Wan", ("in_dim", 16), "umt5xxl", reads_text=_WAN_TEXT),
+    "WAN22_T2V": _row("Wan", ("in_dim", 48), "umt5xxl", reads_text=_WAN_TEXT, downscale=16),
+    "LTXV": _row(
+        "LTX-Video",
+        None,
+        "t5xxl",
+        reads_text=r"\.(caption_projection\.|attn2\.to_[kv]\b)",
+        downscale=32,
+    ),
+    "Lumina2": _row("Lumina 2", None, "gemma2_2b", "gemma jina", reads_text=_NARROW),
+    "CosmosT2IPredict2": _row(
+        "Cosmos Predict2",
+        ("in_channels", 16),
+        "t5xxl",
+        reads_text=r"\.cross_attn\.[kv]_proj\b",
+    ),
+    "LongCatImage": _row(
+        "LongCat-Image", ("in_channels", 16), "qwen25_7b", reads_text=_TWO_STREAMS
+    ),
+    "ErnieImage": _row(
+        "ERNIE-Image",
+        None,
+        "ministral3_3b",
+        reads_text=r"\.text_proj\b",
+        downscale=16,
+        picture_comes_first=True,
+    ),
+    "Kandinsky5Image": _row(
+        "Kandinsky 5",
+        None,
+        "qwen25_7b l",
+        reads_text=(
+            r"\.(text_transformer_blocks|text_embeddings|pooled_text_embeddings)\.|"
+            r"\.cross_attention\.to_(key|value)\b"
+        ),
+    ),
+    "ChromaRadiance": _row(
+        "Chroma Radiance",
+        ("in_channels", 3),
+        "t5xxl",
+        reads_text=rf"{_TWO_STREAMS}|\.distilled_guidance_layer\.",
+        downscale=1,
+    ),
     "HunyuanVideo": _row(
         "HunyuanVideo",
         ("in_channels", 16),
         "l llama",
         swept=("l",),
         reads_text=_TWO_STREAMS,
+        picture_comes_first=True,
+    ),
+    "HunyuanVideoI2V": _row(
+        "HunyuanVideo",
+        ("in_channels", 33),
+        "l llama",
+        swept=("l",),
+        reads_text=_TWO_STREAMS,
+        picture_comes_first=True,
+        start=_LATENTS,
+    ),
+    "HunyuanVideo15": _row(
+        "HunyuanVideo 1.5",
+        ("in_channels", 65),
+        "qwen25_7b",
+        reads_text=_TWO_STREAMS,
+        downscale=16,
         picture_comes_first=True,
     ),
 }
@@ -159,9 +221,9 @@ _EDITING = (
     "noisy one, and calibration has none. Merge on a plain {family} model; the merged LoRA works "
     "on both"
 )
-_CUT = (
-    "is an SDXL model that was cut down, on which merging is not tested. Merge on a whole SDXL "
-    "checkpoint, with LoRAs made for that"
+_OF_PICTURE = (
+    "works on a given picture or video, and calibration has none. Merge on a model that draws from "
+    "text"
 )
 # Name of a class of comfy.supported_models -> what a MODEL of it is, why it is refused, and what to
 # do.
@@ -174,11 +236,11 @@ REFUSED = {
         "is the SDXL refiner, which has other layers and text encoders than SDXL. Connect the SDXL "
         "checkpoint for which the LoRAs were made",
     ),
-    **_refused("SSD1B Segmind_Vega KOALA_700M KOALA_1B", _CUT),
     **_refused(
-        "SD20 SD21UnclipL SD21UnclipH SD_X4Upscaler LotusD",
-        "is of the SD2.x kind, on which merging is not tested. Merge LoRAs of SD1.5 or SDXL, on a "
-        "checkpoint of the same family",
+        "SD21UnclipL SD21UnclipH SD_X4Upscaler LotusD SVD_img2vid CosmosI2V CosmosI2VPredict2 "
+        "CogVideoX_I2V CogVideoX_Inpaint HunyuanVideoSkyreelsI2V HunyuanVideo15_SR_Distilled "
+        "HunyuanImage21Refiner SeedVR2 PiD RT_DETR_v4 DepthAnything3 SAM3 SAM31",
+        _OF_PICTURE,
     ),
     **_refused(
         "Stable_Cascade_B Stable_Cascade_C",
@@ -193,22 +255,20 @@ REFUSED = {
         "that",
     ),
     **_refused(
-        "WAN22_T2V",
-        "is Wan 2.2 5B, which has other latents than Wan and takes a first picture, and merging on "
-        "it is not tested. Merge LoRAs of Wan 2.1, or of Wan 2.2 14B, on their model of text to "
-        "video",
-    ),
-    **_refused(
         "HiDream",
         "is a HiDream, whose experts see a part of the tokens each, so that its layers cannot be "
         "measured on all of them. Merge on a model without experts",
     ),
     **_refused(
-        "SVD_img2vid GenmoMochi LTXV LTXAV HunyuanVideoI2V HunyuanVideoSkyreelsI2V "
-        "HunyuanVideo15 HunyuanVideo15_SR_Distilled CosmosT2V CosmosI2V CosmosI2VPredict2 "
-        "Kandinsky5 CogVideoX_T2V CogVideoX_I2V CogVideoX_Inpaint SeedVR2",
-        "draws videos, and merging on it is not tested. Merge on a model of pictures, or on the "
-        "model of text to video of Wan or HunyuanVideo",
+        "PixArtAlpha PixArtSigma",
+        "is a PixArt, which reads the texts of all rows of a call as one text, so that it cannot "
+        "be told which row wears which LoRA. Merge on another model of pictures",
+    ),
+    **_refused(
+        "LTXAV MiniMaxH3",
+        "draws a video and its sound together, in latents of two shapes with noise of their own, "
+        "and calibration has latents of one shape. Merge on a model that draws videos alone, such "
+        "as Wan, HunyuanVideo or LTX-Video",
     ),
     **_refused(
         "StableAudio StableAudio3 ACEStep ACEStep15 MiniMaxMusic3",
@@ -232,10 +292,12 @@ def family_of(model: Any) -> Family | None:
 
 
 def row_of(model: Any) -> HostFamily:
-    """Return the row of a MODEL.
+    """Return the row of a MODEL. One of a class that no table names gets a row of what the class
+    says of itself; the proof of each LoRA then shows whether it can be measured so.
 
     Raises:
-        IterisError: Its class is not in the table, or it reads more than noisy latents.
+        IterisError: It is known that it cannot be merged on, it reads more than noisy latents, or
+            its latents are neither pictures nor videos.
     """
     config = model.model.model_config
     kind = type(config).__name__
@@ -243,12 +305,7 @@ def row_of(model: Any) -> HostFamily:
     if kind in REFUSED:
         raise IterisError(f"the MODEL (ComfyUI's class {kind}) {REFUSED[kind]}")
     if row is None:
-        known = ", ".join(dict.fromkeys(row.family.name for row in HOST_FAMILIES.values()))
-        raise IterisError(
-            f"the MODEL is of ComfyUI's class {kind}, which IterIS does not know how to measure; "
-            f"it merges LoRAs of {known}. Load a model of one of these, or ask for {kind} at the "
-            "pack's issue tracker"
-        )
+        return _untested(kind, model.model)
     if row.channels is not None:
         field, channels = row.channels
         found = config.unet_config.get(field, channels)
@@ -266,6 +323,82 @@ def row_of(model: Any) -> HostFamily:
             f"merging is not tested. Merge on a usual {row.family.name} checkpoint"
         )
     return row
+
+
+_OF_PICTURES, _OF_VIDEOS = 2, 3  # sides of latents; those of sound have one
+_USUAL_GUIDANCE = 4.0
+_USUAL_FRAMES = 4  # a latent one
+# What a model or a function in it may raise that finds other inputs or options than it expects.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def _untested(kind: str, model: Any) -> HostFamily:
+    """Return the row of a class that no table names.
+
+    Args:
+        kind: The class.
+        model: A model of it.
+
+    Raises:
+        IterisError: It reads more than text and noise, or draws neither pictures nor videos.
+    """
+    format = model.latent_format
+    sides = getattr(format, "latent_dimensions", 2)
+    problem = ""
+    if sides not in (_OF_PICTURES, _OF_VIDEOS):
+        problem = f"its latents have {sides} side, so that it draws neither pictures nor videos"
+    elif model.concat_keys:
+        problem = (
+            f"it reads another picture beside the noisy one ({', '.join(model.concat_keys)}), and "
+            "calibration has none"
+        )
+    if problem:
+        known = ", ".join(dict.fromkeys(row.family.name for row in HOST_FAMILIES.values()))
+        raise IterisError(
+            f"the MODEL is of ComfyUI's class {kind}, which IterIS does not know how to measure: "
+            f"{problem}. It merges LoRAs of {known}. Load a model of one of these, or ask for "
+            f"{kind} at the pack's issue tracker"
+        )
+    frames = getattr(format, "temporal_downscale_ratio", _USUAL_FRAMES)
+    is_distilled = bool(model.model_config.unet_config.get("guidance_embed"))
+    family = Family(
+        kind,
+        frames_per_latent=frames if sides == _OF_VIDEOS else 0,
+        guidance=1.0 if is_distilled else _USUAL_GUIDANCE,
+        saved_as="comfy",
+        is_tested=False,
+    )
+    # older versions do not say it; it is only about how many latents a picture of so many pixels is
+    downscale = getattr(format, "spacial_downscale_ratio", HostFamily.downscale)
+    return HostFamily(family, None, (), downscale=downscale)
+
+
+@contextmanager
+def trial(family: Family) -> Iterator[None]:
+    """Say of a model that was never tested what it means that it fails.
+
+    Raises:
+        CalibrationError: It fails; quotes the error.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        if family.is_tested or isinstance(error, IterisError) or is_out_of_memory(error):
+            raise
+        raise CalibrationError(
+            f"the MODEL fails with {type(error).__name__}: {error}. It was given noise and a text, "
+            f"and it is of ComfyUI's class {family.name}, on which merging was never tested. "
+            "Either the CLIP is not its own, or it reads more than a text, such as a picture or "
+            f"a sound. Connect its own CLIP, or ask for {family.name} at the pack's issue tracker"
+        ) from error
 
 
 def check_callable(model: Any) -> None:
@@ -308,7 +441,7 @@ def check_clip(clip: Any, row: HostFamily) -> None:
             "loader"
         )
     found = frozenset(clip.tokenize(""))
-    if found not in row.text_encoders:
+    if row.text_encoders and found not in row.text_encoders:
         expected = " or ".join(" + ".join(sorted(choice)) for choice in row.text_encoders)
         raise IterisError(
             f"the CLIP is a {type(clip.cond_stage_model).__name__} with the text encoders "

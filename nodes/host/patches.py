@@ -7,11 +7,13 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import comfy.lora
+import comfy.lora_convert
 import comfy.weight_adapter
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError
 from ...iteris_core.files.kinds import PEFT_DORA, grouped, kind_of
+from ...iteris_core.files.xlabs import in_own_names
 from ..keys import HostKeys, HostWeight
 
 
@@ -34,6 +36,13 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
         )
 
 
+def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA's tensors in the names that the host converts them to, and in the model's own
+    where only a trainer's own loader would do so.
+    """
+    return in_own_names(comfy.lora_convert.convert_lora(dict(tensors)))
+
+
 def patches_of_file(
     tensors: Mapping[str, Tensor], keys: HostKeys, misread: Container[str]
 ) -> dict[Any, Any]:
@@ -43,7 +52,7 @@ def patches_of_file(
     Its changes of biases and norms, which rows do not wear, are left out.
 
     Args:
-        tensors: The file's whole content, in the names that the host converts it to.
+        tensors: The file's whole content; see `converted`.
         keys: Keys of the model.
         misread: Modules to leave out; see `misread_by_host`.
     """

@@ -16,23 +16,15 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sampler_helpers
+import torch
 from torch import Tensor
 
 from ...iteris_core import CalibrationError, IterisError
 from ...iteris_core.devices import is_out_of_memory
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded
+from .families import FAILURES
 from .other_nodes import functions_in, wrappers_of
 
-# What a function may raise that finds other options or inputs than it expects.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 # Each prompt's mark among the rows of a call.
 _MARKS: WeakKeyDictionary[Encoded, Any] = WeakKeyDictionary()
 
@@ -45,11 +37,13 @@ class SamplingOptions:
         model: The MODEL, loaded.
         shared: Options that are the same in all calls.
         hooks: Hooks that the CLIP puts on each prompt; None: there are none.
+        before_call: See `_gradients`.
     """
 
     model: Any
     shared: Mapping[str, Any]
     hooks: Any
+    before_call: Callable[[], None]
 
     @property
     def are_read(self) -> bool:
@@ -82,9 +76,10 @@ class SamplingOptions:
         Raises:
             CalibrationError: It fails, and functions of other nodes take part; names them.
         """
+        self.before_call()
         try:
             return call()
-        except _FAILURES as error:
+        except FAILURES as error:
             names = functions_in(self.shared)
             if isinstance(error, IterisError) or is_out_of_memory(error) or not names:
                 raise
@@ -94,6 +89,26 @@ class SamplingOptions:
                 "while a picture is sampled. Connect MODEL from before its node, and put that node "
                 "after the merge"
             ) from error
+
+
+@contextmanager
+def _gradients() -> Iterator[Callable[[], None]]:
+    """Yield what is called before each call of the model. From the first call with gradients on,
+    the host's layers run as when it trains, since its fast ones have no gradients; older versions
+    have none such.
+    """
+    management = comfy.model_management
+    before = getattr(management, "in_training", None)
+
+    def in_call() -> None:
+        if before is not None and torch.is_grad_enabled():
+            management.in_training = True
+
+    try:
+        yield in_call
+    finally:
+        if before is not None:
+            management.in_training = before
 
 
 @contextmanager
@@ -130,7 +145,8 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
         comfy.model_management.load_models_gpu(models, memory_required=memory_required)
         shared = options["transformer_options"] | {"wrappers": wrappers_of(model)[0]}
         model.pre_run()
-        yield SamplingOptions(model, shared, hooks)
+        with _gradients() as before_call:
+            yield SamplingOptions(model, shared, hooks, before_call)
     finally:
         model.cleanup()
         model.restore_hook_patches()

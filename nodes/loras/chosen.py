@@ -67,7 +67,21 @@ def load(
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
         notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
+        notes += _left_out(lora)
     return loras, notes
+
+
+def _left_out(lora: LoadedLora) -> list[Note]:
+    """Return a note about the text encoders that a LoRA changes and that are never merged."""
+    keys = lora.adapter.left_out
+    if not keys:
+        return []
+    text = (
+        f"{lora.use.name}: {len(keys)} of its keys, such as {keys[0]}, change a T5, a language "
+        "model or another text encoder that is never merged. They are left out: the merged LoRA is "
+        "without them"
+    )
+    return [Note("left_out", text)]
 
 
 def read_again(base: host.ComfyModel, merged: MergedLora) -> list[Adapter]:

@@ -89,3 +89,20 @@ def test_layers_that_are_computed_from_their_weights_are_named(cases):
     found = cases["Flux.1 uncalled layers"]
     assert found["error"] == "AdapterError"
     assert "does not call 5 of its layers" in found["text"]
+
+
+def test_keys_for_a_t5_are_left_out_and_the_rest_is_read(cases):
+    """Whether the CLIP has one or not."""
+    for case in ("Flux.1 with T5", "Qwen-Image untested"):
+        found = cases[case]
+        assert found["left out"] == 4
+        assert found["unmatched"] == []
+        assert max(found["rounded"].values()) < ROUNDING
+
+
+def test_a_class_that_no_row_names_is_tried_and_says_what_fails(cases):
+    assert cases["Qwen-Image untested"]["layers"] == 34
+    found = cases["Qwen-Image untested, other CLIP"]
+    assert found["error"] == "CalibrationError"
+    assert "the MODEL fails with RuntimeError" in found["text"]
+    assert "ComfyUI's class QwenImage, on which merging was never tested" in found["text"]

@@ -83,7 +83,14 @@ BASES = {
         "lora_unet_double_blocks_0_img_mlp_fc1",
         "lora_unet_single_blocks_0_modulation_linear",
     ],
-    "LTX-Video or PixArt": ["diffusion_model.transformer_blocks.0.attn1.to_q"],
+    "LTX-Video": [
+        "diffusion_model.transformer_blocks.0.attn1.to_q",
+        "lycoris_transformer_blocks_0_attn1_to_q",
+    ],
+    "Cosmos Predict2": ["transformer.transformer_blocks.0.norm1.linear_1"],
+    "ERNIE-Image": ["layers.0.self_attention.to_q", "lora_unet_layers_0_mlp_linear_fc2"],
+    "Kandinsky 5": ["visual_transformer_blocks.0.self_attention.to_query"],
+    "Chroma Radiance": ["diffusion_model.nerf_blocks.0.param_generator"],
     "HiDream": ["diffusion_model.double_stream_blocks.0.block.attn1.to_q"],
     "a video model": [
         "lora_unet_temporal_transformer_blocks_0",
@@ -119,6 +126,8 @@ SHAPES = [  # family, base, d_out, d_in
     ("SD3.5", "transformer.transformer_blocks.0.attn.to_q", 2432, 2432),
     (None, "transformer.transformer_blocks.0.attn.to_q", 3072, 3072),  # Flux.1 or Qwen-Image
     ("Lumina 2", "lora_unet_layers_0_attention_qkv", 3840, 2304),
+    ("PixArt", "transformer.transformer_blocks.0.attn1.to_q", 1152, 1152),
+    ("LTX-Video", "transformer.transformer_blocks.0.attn1.to_q", 4096, 4096),
     ("Z-Image", "lora_unet_layers_0_attention_qkv", 11520, 3840),
     (None, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 320, 320),
     (None, "text_encoder.text_model.encoder.layers.0.mlp.fc1", 3072, 768),  # in many families
@@ -183,7 +192,10 @@ NAMES = {
     "AuraFlow": "auraflow",
     "Wan": "wan_2.2_14b Wan-AI/Wan2.1-T2V-14B-Diffusers",
     "HunyuanVideo": "hunyuan_video",
-    None: "ssd animatediff chroma_radiance",
+    "Chroma Radiance": "chroma_radiance",
+    "HunyuanVideo 1.5": "hunyuan_video_1_5 HunyuanVideo-1.5",
+    "LTX-Video": "ltx2 ltxv",
+    None: "ssd animatediff",
 }
 
 

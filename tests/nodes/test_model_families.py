@@ -40,12 +40,11 @@ def test_a_plain_model_of_each_class_has_its_row(kind):
         ),
         ("SDXL_instructpix2pix", "editing or control model of SDXL: .* on a plain SDXL model;"),
         ("WAN21_Camera", "reads more than text and a first picture, .* on Wan's model of that"),
-        ("WAN22_T2V", r"is Wan 2\.2 5B, .* is not tested\. Merge LoRAs of Wan 2\.1, or of Wan"),
         ("HiDream", "whose experts see a part of the tokens each, .* a model without experts"),
-        ("SSD1B", "was cut down, on which merging is not tested. Merge on a whole SDXL checkpoint"),
-        ("SD20", r"of the SD2\.x kind, .* Merge LoRAs of SD1\.5 or SDXL"),
+        ("PixArtSigma", "reads the texts of all rows of a call as one text, .* Merge on another"),
+        ("SeedVR2", "works on a given picture or video, .* Merge on a model that draws from text"),
         ("Stable_Cascade_B", "is one stage of Stable Cascade, .* a model that draws the picture"),
-        ("LTXV", "draws videos, and merging on it is not tested. Merge on a model of pictures"),
+        ("LTXAV", "a video and its sound together, .* Merge on a model that draws videos alone"),
         ("StableAudio", "makes sound, and calibration is made of pictures. Merge on a model of"),
         ("Hunyuan3Dv2", "makes 3-D shapes or views of them, .* Merge on a model that draws"),
     ],
@@ -61,10 +60,36 @@ def test_no_class_is_both_measured_and_refused():
     assert not set(HOST_FAMILIES) & set(REFUSED)
 
 
-def test_an_unknown_class_can_be_asked_for():
-    text = refusal("Lens")
-    assert "class Lens, which IterIS does not know how to measure; it merges LoRAs of SD1.5" in text
-    assert text.endswith("ask for Lens at the pack's issue tracker")
+def of_latents(kind, concat_keys=(), **latents):
+    """Return a MODEL of a class that no row names, with latents as ComfyUI describes them."""
+    made = model(kind, guidance_embed=kind == "Distilled")
+    made.model.latent_format = SimpleNamespace(temporal_downscale_ratio=4, **latents)
+    made.model.concat_keys = concat_keys
+    return made
+
+
+def test_a_class_that_no_row_names_has_a_row_of_what_it_says_of_itself():
+    row = row_of(of_latents("Lens", latent_dimensions=2, spacial_downscale_ratio=16))
+    assert not row.family.is_tested and row.text_encoders == () and row.swept == ()
+    assert (row.family.name, row.downscale) == ("Lens", 16)
+    assert (row.family.guidance, row.family.frames_of(0)) == (4, 1)
+    video = row_of(of_latents("Distilled", latent_dimensions=3)).family
+    assert (video.guidance, video.frames_of(5), video.latent_frames(5)) == (1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("latents", "said"),
+    [
+        ({"latent_dimensions": 1}, "its latents have 1 side, so that it draws neither pictures"),
+        ({"concat_keys": ("mask",)}, r"reads another picture beside the noisy one \(mask\)"),
+    ],
+)
+def test_a_class_that_cannot_be_tried_is_refused_with_the_reason(latents, said):
+    with pytest.raises(IterisError, match=said) as error:
+        row_of(of_latents("New", **latents))
+    text = str(error.value)
+    assert "class New, which IterIS does not know how to measure" in text
+    assert text.endswith("ask for New at the pack's issue tracker")
 
 
 def test_more_channels_of_wan_are_its_models_of_image_to_video():

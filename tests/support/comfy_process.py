@@ -11,6 +11,14 @@ from demo.server import cache_folder, find_comfyui
 ROOT = Path(__file__).parents[2]
 
 
+def has_newer_classes():
+    """Return whether the ComfyUI that tests run is a newer one than CI's."""
+    folder = os.environ.get("COMFYUI_PATH")
+    return (
+        bool(folder) and "class Anima" in (Path(folder) / "comfy/supported_models.py").read_text()
+    )
+
+
 def figures_of(script, *arguments):
     """Return the lines of JSON that a script prints, parsed."""
     done = subprocess.run(

@@ -147,23 +147,24 @@ def factors(d_out: int, d_in: int, rank: int, generator: torch.Generator) -> tup
 
 
 def may_change(weight: str, host: ComfyModel) -> bool:
-    """Whether LoRAs change a weight: not T5 and language models, and nothing behind CLIP's pooled
-    output that the model does not read.
+    """Whether LoRAs change a weight: not T5 and language models, nothing behind CLIP's pooled
+    output that the model does not read, and neither Chroma Radiance's layers of patches nor what
+    reads a picture in HunyuanVideo 1.5.
     """
-    return weight.startswith("diffusion_model.") or (
-        host.texts.is_swept(weight) and "layers." in weight
-    )
+    if weight.startswith("diffusion_model."):
+        return not re.search(r"\.nerf_|\.vision_in\.", weight)
+    return host.texts.is_swept(weight) and "layers." in weight
 
 
 def without_overlaps(rows: Mapping[Any, list[str]], module: nn.Linear) -> dict[Any, list[str]]:
     """Return parts that do not overlap, the smallest first: the host's table names some rows
-    twice.
+    twice, and others that a weight does not have.
     """
     taken = torch.zeros(module.out_features, dtype=torch.bool)
     chosen = {}
     for where in sorted(rows, key=lambda where: math.inf if where[0] is None else where[0][2]):
         start, length = (0, len(taken)) if where[0] is None else where[0][1:]
-        if not taken[start : start + length].any():
+        if start + length <= len(taken) and not taken[start : start + length].any():
             taken[start : start + length] = True
             chosen[where] = rows[where]
     return chosen

@@ -7,9 +7,9 @@ writes a line of JSON per case: the notes of the proof, or its error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +21,7 @@ import tiny_hosts
 import torch
 from iteris_pack.nodes.host import diffusion_model
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.host.families import HOST_FAMILIES
 from iteris_pack.nodes.keys import HostKeys, HostWeight
 
 from iteris_core import Adapter, IterisError, LowRankDelta
@@ -150,6 +151,9 @@ class Case:
         blocks: Weights of its blocks.
         without: Its layers that are left out.
         renamed: How some names of the file begin, and how they shall begin in kohya's style.
+        untested: Whether its class is in no table.
+        clip: Name of the tiny model whose CLIP is connected, if it is another one's.
+        more: Tensors that are added to its file.
     """
 
     family: str
@@ -161,12 +165,33 @@ class Case:
     blocks: Any = ""
     without: Any = ()
     renamed: tuple[str, str] = ("nothing", "")
+    untested: bool = False
+    clip: str = ""
+    more: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 BLOCKS = {
     "blocks": "BASE:-0.5, IN03:0.25, MID:0, OUT:0.5",
     "without": ("*output_blocks.1.*attn2*",),
 }
+_T5 = {
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (48, 48),
+    "text_encoder_3.encoder.block.1.layer.1.DenseReluDense.wo": (48, 64),
+}
+OF_T5 = {
+    f"{base}.lora_{end}.weight": torch.ones(shape)
+    for base, (d_out, d_in) in _T5.items()
+    for end, shape in (("up", (d_out, 1)), ("down", (1, d_in)))
+}
+
+
+def without_row(family: str) -> Wrong:
+    """Forget the row of a family's class."""
+    config = tiny_hosts.TINY[family].config
+    rows = {name: row for name, row in HOST_FAMILIES.items() if name != config}
+    return mock.patch.dict(HOST_FAMILIES, rows, clear=True)
+
+
 CASES = {
     "SD1.5": Case("SD1.5"),
     "SDXL": Case("SDXL"),
@@ -183,16 +208,21 @@ CASES = {
     "Flux.1 in fp8 strong hooks": Case("Flux.1", strong_hooks, dtype=FP8, strength=0.3),
     "SDXL in old names": Case("SDXL", renamed=("text_encoder.", "lora_te_")),
     "Z-Image in musubi's names": Case("Z-Image", renamed=("transformer.", "lora_unet_")),
+    "Flux.1 with T5": Case("Flux.1", more=OF_T5),
+    "Qwen-Image untested": Case("Qwen-Image", untested=True, more=OF_T5),
+    "Qwen-Image untested, other CLIP": Case("Qwen-Image", untested=True, clip="SD1.5"),
     "SDXL strong hooks": Case("SDXL", strong_hooks),
     "SDXL strong patches": Case("SDXL", wrong_after=strong_patches),
 }
 
 
 def proved(case: Case) -> dict[str, Any]:
-    with case.wrong():
+    with case.wrong(), without_row(case.family) if case.untested else nullcontext():
         host = tiny_hosts.host_of(case.family, case.dtype)
+        if case.clip:
+            host = ComfyModel(host.model, tiny_hosts.clip_of(tiny_hosts.TINY[case.clip]))
         tensors = with_bias(host, family_checks.lora_of(host, 1, "diffusers"))
-        tensors = renamed(tensors, *case.renamed)
+        tensors = renamed(tensors, *case.renamed) | case.more
         lora = family_checks.loaded(
             host,
             "first",
@@ -213,11 +243,12 @@ def proved(case: Case) -> dict[str, Any]:
                 rounded |= prove_merged(host, lora.adapter, lora, calibration)
         except IterisError as error:
             return {"error": type(error).__name__, "text": str(error)}
-    patched = host.with_adapter(lora.adapter)
+        patched = host.with_adapter(lora.adapter)
     return {
         "rounded": rounded,
         "layers": len(lora.adapter.deltas),
         "unmatched": lora.adapter.unmatched[:3],
+        "left out": len(lora.adapter.left_out),
         "notes": [n.text for n in notes_of_rounding(rounded)],
         "steps": steps,
         "same texts": patched.texts is host.texts,

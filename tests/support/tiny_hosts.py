@@ -17,8 +17,12 @@ import comfy.sdxl_clip
 import comfy.supported_models as supported
 import comfy.supported_models_base
 import comfy.text_encoders.aura_t5
+import comfy.text_encoders.cosmos
 import comfy.text_encoders.flux
+import comfy.text_encoders.hunyuan_image
 import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.lt
+import comfy.text_encoders.lumina2
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
@@ -201,6 +205,50 @@ _HUNYUAN_VIDEO = {
     "use_cond_type_embedding": False,
     "vision_in_dim": None,
 }
+_LUMINA2 = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 192,
+    "cap_feat_dim": WIDTH,
+    "n_layers": 2,
+    "qk_norm": True,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "axes_dims": [32, 32, 32],
+    "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0,
+    "ffn_dim_multiplier": 4.0,
+}
+_COSMOS = {
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "model_channels": 256,
+    "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_learnable": True,
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 32,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "extra_per_block_abs_pos_emb": False,
+    "rope_h_extrapolation_ratio": 4.0,
+    "rope_w_extrapolation_ratio": 4.0,
+    "rope_t_extrapolation_ratio": 1.0,
+}
+_LTXV = {
+    "image_model": "ltxv",
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "cross_attention_dim": 128,
+    "caption_channels": WIDTH,
+}
 _AURA = {
     "cond_seq_dim": WIDTH,
     "n_double_layers": 1,
@@ -292,6 +340,64 @@ TINY = {
         {"clip_l": CLIP, "llama": {**LLM, "num_hidden_layers": 4}},
     ),
 }
+TINY |= {
+    "Lumina 2": Tiny(
+        "Lumina2",
+        _LUMINA2,
+        _texts.lumina2.te(),
+        _texts.lumina2.LuminaTokenizer,
+        {"gemma2_2b": LLM},
+        words={"spiece_model": _PIECES.read_bytes()},
+    ),
+    "Cosmos Predict2": Tiny(
+        "CosmosT2IPredict2",
+        {**_COSMOS, "image_model": "cosmos_predict2", "crossattn_emb_channels": WIDTH},
+        _texts.cosmos.te(),
+        _texts.cosmos.CosmosT5Tokenizer,
+        _T5_ALONE,
+    ),
+    "LTX-Video": Tiny("LTXV", _LTXV, _texts.lt.ltxv_te(), _texts.lt.LTXVT5Tokenizer, _T5_ALONE),
+    "Chroma Radiance": replace(
+        TINY["Chroma"],
+        config="ChromaRadiance",
+        unet={
+            **TINY["Chroma"].unet,
+            "image_model": "chroma_radiance",
+            "in_channels": 3,
+            "out_channels": 3,
+            "patch_size": 16,
+            "nerf_hidden_size": 16,
+            "nerf_mlp_ratio": 4,
+            "nerf_depth": 2,
+            "nerf_max_freqs": 4,
+            "nerf_tile_size": 512,
+            "nerf_final_head_type": "conv",
+            "nerf_embedder_dtype": torch.float32,
+        },
+    ),
+    "HunyuanVideo I2V": replace(
+        TINY["HunyuanVideo"], config="HunyuanVideoI2V", unet={**_HUNYUAN_VIDEO, "in_channels": 33}
+    ),
+    "HunyuanVideo 1.5": Tiny(
+        "HunyuanVideo15",
+        {
+            **_HUNYUAN_VIDEO,
+            "in_channels": 65,
+            "out_channels": 32,
+            "patch_size": [1, 1, 1],
+            "vec_in_dim": None,
+            "vision_in_dim": WIDTH,
+            "use_cond_type_embedding": True,
+            "guidance_embed": False,
+        },
+        _texts.hunyuan_image.te(byt5=False),
+        _texts.hunyuan_video.HunyuanVideo15Tokenizer,
+        {"qwen25_7b": {**LLM, "num_hidden_layers": 4}},
+    ),
+    "Wan 2.2 5B": replace(
+        TINY["Wan"], config="WAN22_T2V", unet={**_WAN, "in_dim": 48, "out_dim": 48}
+    ),
+}
 TINY["Wan 2.2 I2V"] = replace(TINY["Wan"], unet={**_WAN, "in_dim": 36})
 TINY["Wan 2.1 I2V"] = replace(
     TINY["Wan"], config="WAN21_I2V", unet={**_WAN, "in_dim": 36, "model_type": "i2v"}
@@ -304,33 +410,30 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
         "Flux": {"txt_ids_dims": []},
         "Flux2": {"txt_ids_dims": [3]},
         "Chroma": {"txt_ids_dims": [], "vec_in_dim": None},
+        "ChromaRadiance": {
+            "txt_ids_dims": [],
+            "vec_in_dim": None,
+            "use_x0": False,
+            "use_sequential_txt_ids": False,
+        },
+        "HunyuanVideo": {"meanflow_sum": False},
+        "HunyuanVideoI2V": {"meanflow_sum": False},
+        "HunyuanVideo15": {"meanflow_sum": True},
     }
     import comfy.text_encoders.anima
+    import comfy.text_encoders.ernie
+    import comfy.text_encoders.kandinsky5
     import comfy.text_encoders.krea2
+    import comfy.text_encoders.longcat_image
 
-    _ANIMA = {
-        "image_model": "anima",
-        "max_img_h": 240,
-        "max_img_w": 240,
-        "max_frames": 128,
-        "in_channels": 16,
-        "out_channels": 16,
-        "patch_spatial": 2,
-        "patch_temporal": 1,
-        "model_channels": 256,
-        "concat_padding_mask": True,
-        "crossattn_emb_channels": 1024,
-        "pos_emb_cls": "rope3d",
-        "pos_emb_learnable": True,
-        "use_adaln_lora": True,
-        "adaln_lora_dim": 32,
-        "num_blocks": 2,
-        "num_heads": 2,
-        "extra_per_block_abs_pos_emb": False,
-        "rope_h_extrapolation_ratio": 4.0,
-        "rope_w_extrapolation_ratio": 4.0,
-        "rope_t_extrapolation_ratio": 1.0,
-    }
+    class _ErnieTokenizer(comfy.sd1_clip.SD1Tokenizer):
+        """Qwen 3's in the place of Mistral's, which comes with its checkpoint."""
+
+        def __init__(self, **more: Any) -> None:
+            tokenizer = _texts.z_image.Qwen3Tokenizer
+            super().__init__(name="ministral3_3b", tokenizer=tokenizer, **more)
+
+    _ANIMA = {**_COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024}
     _KREA2 = {
         "image_model": "krea2",
         "features": 256,
@@ -358,6 +461,55 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
         _texts.krea2.Krea2Tokenizer,
         {"qwen3vl_4b": {**LLM, "hidden_size": 160, "num_hidden_layers": 36}},
     )
+
+    TINY |= {
+        "LongCat-Image": Tiny(
+            "LongCatImage",
+            {
+                **_FLUX,
+                "image_model": "flux",
+                "guidance_embed": False,
+                "vec_in_dim": None,
+                "txt_ids_dims": [1, 2],
+            },
+            _texts.longcat_image.te(),
+            _texts.longcat_image.LongCatImageTokenizer,
+            {"qwen25_7b": LLM},
+        ),
+        "ERNIE-Image": Tiny(
+            "ErnieImage",
+            {
+                "image_model": "ernie",
+                "hidden_size": 256,
+                "num_attention_heads": 2,
+                "num_layers": 2,
+                "ffn_hidden_size": 512,
+                "text_in_dim": WIDTH,
+            },
+            _texts.ernie.te(),
+            _ErnieTokenizer,
+            {"ministral3_3b": {**LLM, "vocab_size": 151936}},
+        ),
+        "Kandinsky 5": Tiny(
+            "Kandinsky5Image",
+            {
+                "image_model": "kandinsky5",
+                "model_dim": 256,
+                "ff_dim": 512,
+                "time_dim": 64,
+                "in_text_dim": WIDTH,
+                "in_text_dim2": 24,
+                "visual_embed_dim": 64,
+                "num_text_blocks": 1,
+                "num_visual_blocks": 2,
+                "axes_dims": (32, 48, 48),
+            },
+            _texts.kandinsky5.te(),
+            _texts.kandinsky5.Kandinsky5TokenizerImage,
+            {"qwen25_7b": LLM, "clip_l": CLIP},
+        ),
+        "Wan CausalAR": replace(TINY["Wan"], config="WAN21_CausalAR_T2V"),
+    }
 
 
 def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
