@@ -58,10 +58,15 @@ def exact_products(device: torch.device) -> Iterator[None]:
     of float32 are rounded to half precision; and to TF32, or bfloat16 on a CPU, where anything in
     the process has allowed that. Both are as before afterwards.
     """
-    kind = device.type
-    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if is_cast else nullcontext(), _exact_float32():
+    off = torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
+    with off, _exact_float32():
         yield
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is switched on for a device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 @contextmanager

@@ -250,7 +250,12 @@ class Measurement:
     @property
     def is_complete(self) -> bool:
         """Whether an earlier layer has measured all that the solve needs."""
-        return not self.input.is_first and isinstance(self.statistics[0], DerivedSums)
+        return not self.input.is_first and self.is_derived
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the sums follow from the input's, so that the layer's outputs do not matter."""
+        return isinstance(self.statistics[0], DerivedSums)
 
     @property
     def teachers(self) -> list[LowRankDelta | None]:

@@ -23,7 +23,7 @@ from ..adapters import LowRankDelta
 from ..devices import memory_in_use, with_smaller_calls
 from ..errors import CalibrationError
 from ..rows.chunks import Block, Chunk, split_into_chunks
-from ..rows.lockstep import different_ways, pause, run_in_lockstep
+from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from ..settings import called, called_value
@@ -176,6 +176,7 @@ class _Sweep:
         if seen is None:
             return y
         chunk = seen.chunk
+        raw = (x, y)
         x = seen.x
         y = seen.y
         if (id(chunk), path) in self._reached:
@@ -194,7 +195,8 @@ class _Sweep:
                 self.solve(path)
             else:
                 codes = stop.measurement.add(chunk, x, y)
-                pause(path)
+                again = self.parking if stop.measurement.is_derived else None
+                pause_at_layer(path, module, *raw, again)
             worn = stop.worn
         y = dress(module, chunk, x, y, worn, codes)
         if chunk is self._watched:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import is_autocast
 from ..errors import CalibrationError, MissingLibraryError
 from ..network import Network
 from .parking import Parked, Parking
@@ -29,6 +30,19 @@ except ModuleNotFoundError as error:
         "a merge needs the package greenlet, which is not installed for this Python. Install it "
         f'with: "{sys.executable}" -m pip install greenlet'
     ) from error
+
+
+def pause_at_layer(
+    path: str, module: nn.Module, x: Tensor, y: Tensor, parking: Parking | None
+) -> None:
+    """Wait as `pause` does, at a layer whose output y = ``module.forward(x)`` nobody reads
+    meanwhile: where it has no room and is larger than x, the layer makes it again.
+    """
+    if parking is None or y.nbytes <= x.nbytes or is_autocast(y.device):
+        pause(path)
+        return
+    with parking.made_again(y, lambda: y.copy_(module.forward(x).reshape(y.shape))):
+        pause(path)
 
 
 def pause(place: Hashable) -> None:
@@ -122,7 +136,7 @@ def held_bytes(
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         counting.rows_run_on(x.device)
         if waits_at(path, module, x):
-            pause(path)
+            pause_at_layer(path, module, x, y, None if waits_at is is_any else counting)
         return y
 
     def waits(path: str) -> None:
@@ -159,14 +173,14 @@ class _Worker(greenlet):
         are freed.
         """
         for module in (None, *self.parked.waiting):
-            self.bring_back(module)
+            self.bring_back(module, is_over=True)
         if self:
             self.throw(GreenletExit)
 
-    def bring_back(self, module: nn.Module | None) -> None:
+    def bring_back(self, module: nn.Module | None, *, is_over: bool = False) -> None:
         """Bring back what is needed when a module's call returns; None: when this goes on."""
         if self.parking is not None:
-            self.parking.bring_back(self.parked, module)
+            self.parking.bring_back(self.parked, module, is_over=is_over)
 
 
 # Whether gradients are on, and of each kind of device whether autocast is, and to what.

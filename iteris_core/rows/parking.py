@@ -9,6 +9,7 @@ What a chunk holds is in the local variables of its paused frames, and is counte
 estimated. What the frames of an outer module hold, a skip connection or a residual, is not needed
 before the module that they have called returns: it goes first, and stays out until then. What the
 innermost frames hold goes where the budget has no room for it, and is back when the chunk goes on.
+Of that, a layer's output that is wider than its input is not copied: the layer makes it again.
 At most layers the first chunk shows that all have room, so that the others are not looked at.
 
 So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
@@ -154,6 +155,19 @@ def _folder() -> str:
     return tempfile.gettempdir()
 
 
+@dataclass(frozen=True)
+class _MadeAgain:
+    """The content of a storage that is not kept.
+
+    Args:
+        size: Bytes.
+        make: Fills the storage again.
+    """
+
+    size: int
+    make: Callable[[], object]
+
+
 @dataclass
 class Parked:
     """A chunk that is or was paused.
@@ -207,6 +221,7 @@ class Parking:
         self._each: int | None = None  # bytes of each chunk of this round, where all have room
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
+        self._made_by: dict[int, Callable[[], object]] = {}
         self._calling = frozenset(m for m in self.modules if next(m.children(), None) is not None)
 
     @property
@@ -230,6 +245,20 @@ class Parking:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def made_again(self, output: Tensor, make: Callable[[], object]) -> Iterator[None]:
+        """Let a tensor that has no room on the device be made again, instead of a copy.
+
+        Args:
+            output: The tensor, with a storage of its own.
+            make: Function that fills it, from tensors of the innermost frames.
+        """
+        self._made_by[_key(output)] = make
+        try:
+            yield
+        finally:
+            del self._made_by[_key(output)]
 
     def new_round(self, chunks: int) -> None:
         """Rebuild what stays when the first chunk of this round is parked."""
@@ -282,9 +311,14 @@ class Parking:
             logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
         self._left_bytes += parked.staying
 
-    def bring_back(self, parked: Parked, module: nn.Module | None = None) -> None:
+    def bring_back(
+        self, parked: Parked, module: nn.Module | None = None, *, is_over: bool = False
+    ) -> None:
         """Fill the storages of a chunk again that are needed when a module's call returns, or when
         the chunk goes on.
+
+        Args:
+            is_over: Whether the chunk goes on only to end, so that nothing is made again.
 
         Raises:
             CalibrationError: The file cannot be read.
@@ -294,12 +328,19 @@ class Parking:
             self.held_bytes -= parked.staying
             parked.staying = 0
         contents = parked.waiting.pop(module, [])
+        again = [waits for waits in contents if isinstance(waits[1], _MadeAgain)]
+        contents = [waits for waits in contents if not isinstance(waits[1], _MadeAgain)]
         while contents:
             assert self.store is not None
             storage, content = contents.pop()
             self.store.read(content, storage)
             self.held_bytes -= storage.nbytes()
             self.copied_bytes += storage.nbytes()
+        for storage, content in again:  # of what is back
+            storage.resize_(content.size)
+            if not is_over:
+                content.make()
+            self.held_bytes -= content.size
 
     def _leave(self, parked: Parked, size: int) -> None:
         parked.staying += size
@@ -311,9 +352,14 @@ class Parking:
     ) -> None:
         if self.store is None:
             self.store = PagedFile() if self.is_in_file else HostMemory()
-        waiting.append((storage, self.store.write(storage)))
-        self.held_bytes += storage.nbytes()
-        self.copied_bytes += storage.nbytes()
+        size = storage.nbytes()
+        make = self._made_by.get(storage._cdata)
+        if make is None:
+            waiting.append((storage, self.store.write(storage)))
+            self.copied_bytes += size
+        else:
+            waiting.append((storage, _MadeAgain(size, make)))
+        self.held_bytes += size
         storage.resize_(0)
 
     def _storages_in(

@@ -18,7 +18,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.algebra.statistics import InputMoments, Sums
-from iteris_core.rows.lockstep import pause
+from iteris_core.rows.lockstep import pause_at_layer
 
 DELTA = MergeConfig(
     unit_gain=1.0, target="delta"
@@ -181,7 +181,8 @@ def derived(monkeypatch):
     monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
     monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
     monkeypatch.setattr(
-        "iteris_core.engines.sweep.pause", lambda path: places.append(path) or pause(path)
+        "iteris_core.engines.sweep.pause_at_layer",
+        lambda path, *others: places.append(path) or pause_at_layer(path, *others),
     )
     return places
 

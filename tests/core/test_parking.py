@@ -88,6 +88,25 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked):
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
 
 
+def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
+    """Where the layer's sums follow from its input, so that nobody reads it meanwhile."""
+    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
+    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    net, adapters, tasks = toy.pair("attention", 4)
+    key = net.model.get_submodule("cross_attention.k")  # 5 -> 6
+    plain = key.forward
+    calls = []
+    key.forward = lambda x: calls.append(len(x)) or plain(x)
+    settings = {"target": "full_output", "samples_per_chunk": 2}
+    expected = swept(net, adapters, tasks, **settings)
+    without = calls.count(4)  # rows of two samples
+    parking = everything_from(net.network().modules.values())
+    assert_same(swept(net, adapters, tasks, parking, **settings), expected)
+    chunks = 4
+    assert calls.count(4) == 2 * without + chunks
+    assert parking.held_bytes == 0
+
+
 class Calls(torch.nn.Module):
     """A module that holds a skip while another works, as a UNet does."""
 
