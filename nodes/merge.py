@@ -127,7 +127,9 @@ class Merge(io.ComfyNode):
                     optional=True,
                     tooltip="For models of image to video: the output positive of WanImageToVideo, "
                     "with a picture such as your videos begin with. Without it the LoRAs are "
-                    "measured on videos that begin grey.",
+                    "measured on videos that begin grey. For editing models such as Kontext and "
+                    "Qwen-Image-Edit: a text with a ReferenceLatent. Without it they are measured "
+                    "without a picture to edit.",
                 ),
             ],
             outputs=[

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Connected:
         model, clip: The host's, without the merged LoRA.
         low: The low noise MODEL of a pair; None: there is one MODEL.
         texts: Input -> texts in the nodes that it comes from, such as names of files.
-        start: A CONDITIONING with a first picture; None: there is none.
+        start: A CONDITIONING with a first picture, or with pictures to edit; None: there is none.
     """
 
     model: Any
@@ -155,6 +155,7 @@ def prepared(
     notes = (
         *job.settings.notes,
         *untested,
+        *of_editing(base, connected.texts["model"], job.calibration),
         *joined,
         *(likely_styles(rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(on_models),
@@ -191,6 +192,37 @@ def check_untested(family: Family, calibration: Calibration) -> list[Note]:
         "cfg and frames of Merge settings change that"
     )
     return [Note("untested", text)]
+
+
+def of_editing(base: host.ComfyModel, texts: Iterable[str], calibration: Calibration) -> list[Note]:
+    """Return a note about a model that edits pictures.
+
+    Args:
+        texts: Names in the nodes that the MODEL comes from.
+
+    Raises:
+        ConfigError: Pictures to edit, and scenes.
+    """
+    if base.references and calibration.scene_weight:
+        raise ConfigError(
+            "pictures to edit are connected to start, and scenes of several LoRAs cannot be "
+            "measured with them. Switch together off, or set "
+            f"{setting_to('scene_weight', 0)}, or disconnect start"
+        )
+    if base.references:
+        text = (
+            f"measured with the middle of {base.references} pictures to edit, which are connected "
+            "to start; the prompts were read without them"
+        )
+    elif base.is_for_editing(texts):
+        text = (
+            f"this {base.family.name} edits pictures, by its file's name or its settings, and the "
+            "LoRAs were measured without one. To measure them with one, connect a conditioning "
+            "with a ReferenceLatent to start"
+        )
+    else:
+        return []
+    return [Note("host", text)]
 
 
 def _made_on(upstream: Set[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -38,7 +38,7 @@ from ...iteris_core.files.kinds import split_key
 from ...iteris_core.network import TEXT_STREAM
 from ..experts import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
-from .conditions import conditions_for
+from .conditions import REFERENCES, check_start, conditions_for
 from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of, trial
 from .latent_cache import memory_of
@@ -54,6 +54,7 @@ from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CHUNK = 8
+_EDITING = re.compile(r"kontext|(?<![a-z])edit(?![a-z])", re.IGNORECASE)
 # Bases of keys for a T5, and for a text encoder that is a language model.
 _OF_LANGUAGE_MODEL = re.compile(
     r"(?:en|de)coder[._]block[._]\d+[._]layer[._]\d|"
@@ -72,10 +73,10 @@ class ComfyModel:
         clip: CLIP of the same model; never changed.
         keeps_runs: Whether sampling runs are remembered after the merge, and replace those of the
             model with other patches.
-        start: What it reads of a first picture, see `conditions.start_of`.
+        start: What it reads of pictures, see `conditions.start_of`.
 
     Raises:
-        IterisError: Another kind of model.
+        IterisError: Another kind of model, or pictures that it does not read.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ComfyModel:
         self.clip = clip.clone()
         self.texts = TextEncoders(self.clip, self.row.swept)
         self.start_picture = start or {}
+        check_start(self.start_picture, self.row)
         self.keeps_runs = keeps_runs and not start
         self.memory_required = 0.0
         self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
@@ -101,6 +103,19 @@ class ComfyModel:
     @property
     def family(self) -> Family:
         return self.row.family
+
+    @property
+    def references(self) -> int:
+        """How many pictures to edit are read beside each text."""
+        return len(self.start_picture.get(REFERENCES, ()))
+
+    def is_for_editing(self, texts: Iterable[str]) -> bool:
+        """Whether a MODEL edits pictures, as far as its settings and names of files tell."""
+        settings = self.model.model.model_config.unet_config
+        return self.row.edits and (
+            settings.get("default_ref_method") == "index_timestep_zero"
+            or any(_EDITING.search(text) for text in texts)
+        )
 
     @property
     def has_text_layers(self) -> bool:
@@ -245,7 +260,7 @@ class ComfyModel:
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
         room = share_out(
-            lambda count: self.model.memory_required([2 * count, *shape]),
+            lambda count: self.model.memory_required([2 * count * (1 + self.references), *shape]),
             samples,
             _MOST_SAMPLES_PER_CHUNK,
             comfy.model_management.get_free_memory(device) - to_load,

@@ -43,6 +43,7 @@ class HostFamily:
         start: What it reads of a video's first picture, by the names in conditionings; see
             `conditions.NEUTRAL`.
         with_picture: The row of models of its class that read a first picture, with more channels.
+        edits: Whether models of its class may read pictures to edit, which nothing else tells.
     """
 
     family: Family
@@ -57,6 +58,7 @@ class HostFamily:
     low_noise_below: float = 0.0
     start: tuple[str, ...] = ()
     with_picture: HostFamily | None = None
+    edits: bool = False
 
 
 def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: Any) -> HostFamily:
@@ -71,7 +73,9 @@ _LATENTS = ("concat_latent_image", "concat_mask")
 # `boundary` in Wan 2.2's own configs/wan_t2v_A14B.py and wan_i2v_A14B.py
 _WAN_OF_TEXT = 0.875
 _WAN_OF_PICTURE = 0.9
-_FLUX = _row("Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS)
+_FLUX = _row(
+    "Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS, edits=True
+)
 # Name of a class of comfy.supported_models -> its row; see `row_of` for all others.
 HOST_FAMILIES = {
     "SD15": _row("SD1.5", ("in_channels", 4), "l", swept=("l",), text_layers=UNET_TEXT_LAYERS),
@@ -93,6 +97,7 @@ HOST_FAMILIES = {
         "mistral3_24b",
         downscale=16,
         reads_text=_TWO_STREAMS,
+        edits=True,
     ),
     "Chroma": _row(
         "Chroma",
@@ -106,6 +111,7 @@ HOST_FAMILIES = {
         ("in_channels", 64),
         "qwen25_7b",
         reads_text=r"\.(add_[qkv]_proj|to_add_out|txt_(in|mlp))\b",
+        edits=True,
     ),
     "Anima": _row(
         "Anima", None, "qwen3_06b t5xxl", reads_text=r"\.(cross_attn\.[kv]_proj|llm_adapter)\b"

@@ -33,6 +33,8 @@ LAYERS = {
     "LTX-Video": 27,
     "Chroma Radiance": 27,
     "Wan 2.2 5B": 27,
+    "Flux.1 Kontext": 54,
+    "Qwen-Image Edit": 34,
 }
 # Those that ComfyUI 0.3.75 does not have; run on a newer one, see CONTRIBUTING.
 NEWER = {
@@ -131,7 +133,9 @@ def test_the_saved_file_does_through_the_hosts_loader_what_the_merged_rows_do(fa
 
 def test_the_file_names_its_base_and_what_that_predicts(family):
     name = family["family"]
-    expected = FAMILIES[re.sub(" v-prediction| (2.. )?I2V| 2.2 5B| CausalAR", "", name)]
+    expected = FAMILIES[
+        re.sub(" v-prediction| (2.. )?I2V| 2.2 5B| CausalAR| Kontext| Edit", "", name)
+    ]
     assert family["metadata"].get("ss_base_model_version", "") == expected.base_version
     architecture = family["metadata"].get("modelspec.architecture", "")
     assert architecture == (expected.architecture and f"{expected.architecture}/lora")

@@ -86,6 +86,10 @@ class ComfyModel:
         pass
 
     may_be_expert = False
+    references = 0
+
+    def is_for_editing(self, texts):
+        return False
 
     def patched(self, adapter):
         return None, None

@@ -237,13 +237,13 @@ def messages() -> Iterator[list[str]]:
         logging.getLogger().removeHandler(handler)
 
 
-def stock(model: Any, clip: Any, tensors: Tensors) -> ComfyModel:
+def stock(model: Any, clip: Any, tensors: Tensors, start: Any = None) -> ComfyModel:
     """Return the model with a LoRA that the host's own loader has put on it."""
     with messages() as texts:
         patched = comfy.sd.load_lora_for_models(model, clip, dict(tensors), 1.0, 1.0)
     lost = [text for text in texts if "not loaded" in text.lower()]
     assert not lost, lost[:3]
-    return ComfyModel(*patched)
+    return ComfyModel(*patched, start=start)
 
 
 def prompt_of(host: ComfyModel, caption: str, adapter: Adapter | None = None) -> Encoded:
@@ -308,7 +308,7 @@ def sampling_difference(host: ComfyModel) -> float:
         every = tuple(range(calibration.sampling_steps))
         run = Run("a", 0, 5, every, every)
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
-    start = conditions_for(host.row.start, {}, torch.zeros(1, *sampler.shape))
+    start = conditions_for(host.row.start, host.start_picture, torch.zeros(1, *sampler.shape))
     theirs = []
     unit = noise(sampler.shape, 5)[None]
     first = float(sampler.sigmas[0])
@@ -476,7 +476,7 @@ def polished_together(host: ComfyModel, *loras: LoadedLora) -> dict[str, Any]:
 
 def check(name: str) -> dict[str, Any]:
     host = tiny_hosts.host_of(name)
-    model, clip = host.model, host.clip
+    model, clip, start = host.model, host.clip, host.start_picture
     base = seen(host)
     files = {spelling: lora_of(host, 1, spelling) for spelling in BEGINNINGS}
     first = loaded(host, "first", files["diffusers"], "a photo of sks dog")
@@ -503,7 +503,7 @@ def check(name: str) -> dict[str, Any]:
         for free, to_load in ((1 << 40, size), (0, size), (0, 0))
     ]
     host.memory_required = 0.0
-    found["stock"] = relative(seen(stock(model, clip, files["diffusers"])), taught, base)
+    found["stock"] = relative(seen(stock(model, clip, files["diffusers"], start)), taught, base)
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     single = merge_diffusion(Job.of(host, [first], alone, MergeSettings(EXACT)))
     found["to itself"] = largest_difference(single.adapter, first.adapter)
@@ -524,13 +524,15 @@ def check(name: str) -> dict[str, Any]:
     file, metadata = kohya.file_of(result.adapter, host.keys)
     found["metadata"] = metadata
     found["keys"] = sorted(file)[:3]
-    found["file"] = relative(seen(stock(model, clip, file)), hooked, base)
-    found["patched"] = relative(seen(ComfyModel(*host.patched(result.adapter))), hooked, base)
+    found["file"] = relative(seen(stock(model, clip, file, start)), hooked, base)
+    found["patched"] = relative(
+        seen(ComfyModel(*host.patched(result.adapter), start=start)), hooked, base
+    )
     again = loaded(host, "merged", file, "x").adapter
     found["read again"] = largest_difference(again, result.adapter)
     found["sampling"] = sampling_difference(host)
-    found["misread"] = misread_streams(host)
-    if not host.has_text_layers:
+    found["misread"] = [] if start else misread_streams(host)
+    if not host.has_text_layers and not start:
         found["polished"] = polished_together(host, first, second)
     found["unchanged"] = relative(seen(host), base, torch.zeros_like(base))
     return found

@@ -60,6 +60,7 @@ class Tiny:
         sizes: Name of a text encoder -> its settings.
         state: Keys of the checkpoint that decide about the kind of model.
         words: What the tokenizer takes from the checkpoint.
+        start: What a conditioning says of pictures.
     """
 
     config: str
@@ -69,6 +70,7 @@ class Tiny:
     sizes: dict[str, dict[str, Any]]
     state: dict[str, Any] = field(default_factory=dict)
     words: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
 
 
 _UNET = {
@@ -398,6 +400,12 @@ TINY |= {
         TINY["Wan"], config="WAN22_T2V", unet={**_WAN, "in_dim": 48, "out_dim": 48}
     ),
 }
+# pictures to edit of another shape than the drawn ones
+_TO_EDIT = torch.randn(1, 16, 20, 12, generator=torch.Generator().manual_seed(0))
+TINY["Flux.1 Kontext"] = replace(TINY["Flux.1"], start={"reference_latents": [_TO_EDIT]})
+TINY["Qwen-Image Edit"] = replace(
+    TINY["Qwen-Image"], start={"reference_latents": [_TO_EDIT[:, :, None]] * 2}
+)
 TINY["Wan 2.2 I2V"] = replace(TINY["Wan"], unet={**_WAN, "in_dim": 36})
 TINY["Wan 2.1 I2V"] = replace(
     TINY["Wan"], config="WAN21_I2V", unet={**_WAN, "in_dim": 36, "model_type": "i2v"}
@@ -538,7 +546,8 @@ def host_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """Return the merge's view of the tiny model of a family."""
     from iteris_pack.nodes.host.diffusion_model import ComfyModel  # not in a server, which has it
 
-    return ComfyModel(model_of(TINY[name], dtype), clip_of(TINY[name]))
+    tiny = TINY[name]
+    return ComfyModel(model_of(tiny, dtype), clip_of(tiny), start=tiny.start)
 
 
 # Buffers of positions.
