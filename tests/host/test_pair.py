@@ -153,3 +153,38 @@ def test_what_is_of_the_wrong_expert_is_told_before_work_starts(files, rows, of_
     workflow["6"] = node("PreviewAny", source=["5", 4])
     with pytest.raises(WorkflowFailed, match=said):
         files.run(workflow)
+
+
+def test_image_to_video_is_measured_with_the_picture_that_is_connected(files):
+    """By ComfyUI's own WanImageToVideo; without one, on videos that begin grey."""
+    host = files
+    write_lora(host.loras / "walk.safetensors", 5)
+    workflow = merge("<lora:walk> | a sks dog", high="wan2.2_i2v_tiny")
+    del workflow["5"]["inputs"]["model_low_noise"], workflow["2"]
+    workflow |= {
+        "7": {**workflow["5"], "inputs": {**workflow["5"]["inputs"], "start": ["33", 0]}},
+        "30": node("CLIPTextEncode", text="", clip=["1", 1]),
+        "31": node("TinyVAE"),
+        "32": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8000),
+        "33": node(
+            "WanImageToVideo",
+            positive=["30", 0],
+            negative=["30", 0],
+            vae=["31", 0],
+            width=64,
+            height=64,
+            length=5,
+            batch_size=1,
+            start_image=["32", 0],
+        ),
+    }
+    for merged, name in (("5", "grey"), ("7", "orange")):
+        workflow[f"{merged}0"] = node(
+            "IterISSave", merged=[merged, 3], file_name=name, overwrite=False
+        )
+    host.run(workflow)
+    grey, orange = (
+        load_file(host.output / "loras" / f"{name}.safetensors") for name in ("grey", "orange")
+    )
+    assert set(grey) == set(orange) and len(grey) == 2 * len(LAYERS)
+    assert any(not torch.equal(grey[key], orange[key]) for key in grey)

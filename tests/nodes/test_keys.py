@@ -252,3 +252,42 @@ def test_wan_is_read_in_the_names_of_diffusers_own_class():
     }
     assert found == {path: keys.shapes[path] for path in modules}
     assert all(keys.base_of_module[path] == path for path in modules)
+
+
+_OF_WAN = [f"blocks.0.{kind}_attn.{x}" for kind in ("self", "cross") for x in "qkvo"]
+_OF_COSMOS = [
+    f"blocks.0.{kind}_attn.{x}_proj"
+    for kind in ("self", "cross")
+    for x in ("q", "k", "v", "output")
+] + [
+    f"blocks.0.adaln_modulation_{kind}.{i}"
+    for kind in ("self_attn", "cross_attn", "mlp")
+    for i in (1, 2)
+]
+CONVERSIONS = {  # family -> diffusers' own function, how keys of its checkpoints begin, modules
+    "Wan": ("convert_wan_transformer_to_diffusers", "", [*_OF_WAN, "ffn.0", "time_projection.1"]),
+    "Cosmos Predict2": (
+        "convert_cosmos_transformer_checkpoint_to_diffusers",
+        "net.",
+        [*_OF_COSMOS, "blocks.0.mlp.layer1", "blocks.0.mlp.layer2", "x_embedder.proj.1"],
+    ),
+    "LTX-Video": (
+        "convert_ltx_transformer_checkpoint_to_diffusers",
+        "",
+        ["patchify_proj", "adaln_single.linear", "transformer_blocks.0.attn1.to_q"],
+    ),
+}
+
+
+@pytest.mark.parametrize("family", CONVERSIONS)
+def test_names_of_diffusers_are_what_its_own_conversion_makes(family):
+    from diffusers.loaders import single_file_utils
+
+    function, start, own = CONVERSIONS[family]
+    checkpoint = {f"{start}{name}.weight": torch.tensor(i) for i, name in enumerate(own)}
+    converted = getattr(single_file_utils, function)(checkpoint)
+    assert len(converted) == len(own)
+    for key, number in converted.items():
+        name = own[number]
+        expected = FAMILIES[family].diffusers_name(name) or name
+        assert key == f"{expected}.weight"
