@@ -17,7 +17,6 @@ from benchmarks.paper.errors import EvaluationError
 from benchmarks.paper.language import text_scores
 from benchmarks.paper.language_tasks import (
     TEXT_TASKS,
-    read_caption_task,
     read_text_task,
 )
 from benchmarks.paper.predictions import predict
@@ -29,7 +28,6 @@ from benchmarks.paper.text_metrics import (
     caption_scores,
     classification_scores,
     style_accuracy,
-    tokenized,
 )
 
 pytestmark = pytest.mark.nightly
@@ -55,60 +53,16 @@ def test_accuracy_f1_and_matthews_correlation():
         classification_scores([], [])
 
 
-def test_the_tokenizer_follows_the_treebank_without_its_punctuation():
-    for text, expected in (
-        ("A dog, running!", "a dog running"),
-        ("The dog's well-fed, isn't it?", "the dog 's well-fed is n't it"),
-        ("They can't; we'll see - I\u2019m sure.", "they ca n't we 'll see i \u2019m sure"),
-        ("10 'quoted' words --", "10 quoted words"),
-    ):
-        assert tokenized(text) == expected
-
-
-def test_bleu_and_rouge_by_hand():
-    scores = caption_scores(["The the the cat."], [["the cat sat"]])
-    assert scores["bleu_1"] == pytest.approx(
-        2 / 4
-    )  # "the" counts once, as often as the reference has it
-    assert scores["bleu_2"] == pytest.approx(math.sqrt(2 / 4 * 1 / 3))
-    assert scores["bleu_4"] < 1e-3
-    precision = 2 / 4
-    recall = 2 / 3
-    beta = 1.2
-    assert scores["rouge_l"] == pytest.approx(
-        (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
-    )
-    short = caption_scores(["the cat"], [["the cat sat on"]])
-    assert short["bleu_1"] == pytest.approx(math.exp(1 - 4 / 2))  # the brevity penalty
-
-
 def test_scores_are_the_librarys_on_tokenized_captions(capsys):
-    captions = [
-        "A dog's day on the beach.",
-        "nice small house by a lake",
-        "",
-        "the man rides a big horse",
-    ]
-    references = [
-        ["a dog on a beach", "The dog's day"],
-        ["a house by the lake"],
-        ["a car"],
-        ["the man rides a horse", ""],
-    ]
+    captions = ["A dog's day on the beach.", "", "the man rides a big horse"]
+    references = [["a dog on a beach", "The dog's day"], ["a car"], ["the man rides a horse", ""]]
     found = caption_scores(captions, references)
     assert capsys.readouterr().out == ""
-    plain = {0: ["a dog 's day on the beach"], 1: [captions[1]], 2: [""], 3: [captions[3]]}
-    wanted = {
-        0: ["a dog on a beach", "the dog 's day"],
-        1: references[1],
-        2: references[2],
-        3: references[3][:1],
-    }
+    plain = {0: ["a dog 's day on the beach"], 1: [""], 2: [captions[2]]}
+    wanted = {0: ["a dog on a beach", "the dog 's day"], 1: references[1], 2: references[2][:1]}
     bleu = Bleu(4).compute_score(wanted, plain, verbose=0)[0]
     assert [found[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(bleu)
     assert found["cider"] == pytest.approx(Cider().compute_score(wanted, plain)[0])
-    with pytest.raises(EvaluationError, match="picture 2 has no reference"):
-        caption_scores(["a", "b"], [["a"], ["!"]])
 
 
 CAPTIONS = [
@@ -123,32 +77,19 @@ CAPTIONS = [
 
 
 def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_path):
-    (tmp_path / "captions.jsonl").write_text(
-        "\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS)
-    )
-    styles = load_style_classifier(tmp_path / "captions.jsonl")
-    assert styles.styles == ("negative", "positive")
-    assert styles.classify(["a happy man", "an ugly man"]) == ["positive", "negative"]
-    assert (
-        style_accuracy(
-            ["a happy man", "a great cat", "a sad cat", "dirty"], "positive", styles.classify
-        )
-        == 0.5
-    )
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS))
+    styles = load_style_classifier(path, {"humorous": "Positive"})
+    assert styles.classify(["a happy man", "an ugly man"]) == ["humorous", "negative"]
+    seen = ["a happy man", "a great cat", "a sad cat", "dirty"]
+    assert style_accuracy(seen, "humorous", styles.classify) == 0.5
     assert 0.9 < styles.held_out <= 1  # words of the folds that were left out come in the others
     noise = [(f"word{i}", "positive" if i % 2 else "negative") for i in range(20)]
     assert train_style_classifier(noise).held_out < 0.7
-    renamed = load_style_classifier(tmp_path / "captions.jsonl", {"humorous": "Positive"})
-    assert renamed.classify(["a happy man", "an ugly man"]) == ["humorous", "negative"]
-    with pytest.raises(
-        EvaluationError, match="no label 'LABEL_1'; its labels are negative, positive"
-    ):
-        load_style_classifier(tmp_path / "captions.jsonl", {"positive": "LABEL_1"})
+    with pytest.raises(EvaluationError, match="no label 'LABEL_1'; its labels are negative, pos"):
+        load_style_classifier(path, {"positive": "LABEL_1"})
     with pytest.raises(EvaluationError, match="there are 9 positive; a classifier needs"):
         train_style_classifier([pair for pair in CAPTIONS if pair[1] == "positive"])
-    (tmp_path / "wrong.jsonl").write_text('{"caption": "a"}')
-    with pytest.raises(EvaluationError, match='row 1: has no texts "text" and "label" but caption'):
-        load_style_classifier(tmp_path / "wrong.jsonl")
 
 
 ROWS = [
@@ -184,21 +125,6 @@ def test_every_format_gives_the_same_examples(tmp_path):
         assert [example.answer for example in examples] == ["no", "yes"]
         assert 'First: He said "yes Second: No. ' in examples[0].prompt
         assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
-
-
-PNG = b"\x89PNG"
-
-
-def test_captions_are_read_from_parquet(tmp_path):
-    for image, expected in (
-        ({"bytes": PNG, "path": None}, PNG),
-        ({"bytes": None, "path": "b.png"}, tmp_path / "b.png"),
-        ("a.png", tmp_path / "a.png"),
-    ):
-        for text, references in (('["one", "two", ""]', ("one", "two")), ("a [b]", ("a [b]",))):
-            rows = [{"image": image, "text": text}]
-            (example,) = read_caption_task(write(tmp_path / "test.parquet", rows))
-            assert (example.image, example.references) == (expected, references)
 
 
 class Writer:

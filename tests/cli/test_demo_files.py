@@ -1,17 +1,11 @@
 """The files of the demo, and the workflow that it makes of a request."""
 
-from pathlib import Path
-
-import pytest
 import torch
 from safetensors.torch import load_file
 
 from demo import drawn, parts
 from demo.run import (
     WEIGHTS,
-    DemoRequest,
-    make_workflow,
-    read_template,
 )
 
 
@@ -67,16 +61,3 @@ def test_the_trained_checkpoint_is_whole(tmp_path):
     }
     assert modules < known
     assert sum(file.stat().st_size for file in weights.iterdir()) < 40e6
-
-
-@pytest.mark.parametrize(("family", "side"), [("sd15", 512), ("sdxl", 1024)])
-def test_a_picture_of_the_users_model_has_the_size_of_its_family(family, side):
-    loras = ["a.safetensors", "b.safetensors"]
-    request = DemoRequest(
-        Path("out"), Path("c.safetensors"), tuple(map(Path, loras)), ("a", "b"), family=family
-    )
-    workflow = make_workflow(read_template(), request, "c.safetensors", loras)
-    (size,) = (
-        node["inputs"] for node in workflow.values() if node["class_type"] == "IterISCompare"
-    )
-    assert (size["width"], size["height"]) == (side, side)

@@ -11,7 +11,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from iteris_core import BaselineOptions, ConfigError
-from iteris_core.cli import merge_diffusion, options
+from iteris_core.cli import options
 from iteris_core.cli.main import app
 from iteris_core.cli.merge import app as merge_app
 from iteris_core.settings import Precision, Texts, called, settings
@@ -90,6 +90,7 @@ def test_a_wrong_option_is_one_line_that_names_it():
     for arguments, said in (
         (["--part", "2"], "--part is '2'; it must be a number from 0 to 1"),
         (["--part", ""], "--part is ''; it must be a number from 0 to 1"),
+        (["--size", "1.5"], "--size is '1.5'; it must be a whole number from 1, 'all', or none"),
         (["--size", "7"], "--part and --size do not go together"),
         (["--size", "x"], "--size is 'x'; it must be a whole number from 1, 'all', or none"),
         (["--word", "three"], "--word is 'three'; it must be 'one' or 'two'"),
@@ -100,21 +101,6 @@ def test_a_wrong_option_is_one_line_that_names_it():
     ):
         seen, done = run(*arguments)
         assert (seen, done.exit_code, done.stderr) == ([], 2, f"toy: {said}\n")
-
-
-@pytest.mark.slow  # the commands load their libraries
-@pytest.mark.parametrize("name", ["sdxl", "t5"])
-def test_the_help_is_short_and_all_options_are_one_step_away(name):
-    def told(option):
-        done = CliRunner().invoke(app, ["merge", name, option], env={"COLUMNS": "100"})
-        assert done.exit_code == 0
-        return done.stdout
-
-    short = told("--help")
-    assert len(short.splitlines()) < 50
-    assert "--help-all" in short and "--device" in short and "--smoothing" not in short
-    missing = {option for option in names_of(name) if option not in told("--help-all")}
-    assert missing <= set(merge_diffusion.OF_BEFORE)
 
 
 def names_of(command):
@@ -140,14 +126,15 @@ BEFORE = {
     "target": "reproduce",
     "save-dtype": "precision",
 }
-# Of settings whose names are the nodes' words, or that no node has.
-KEPT = """resolution cfg negative-prompt seed method method-option rank engine max-iter ridge balance
-    input-mix samples-per-chunk waiting-bytes dtype device style overwrite json"""
 
 
 @pytest.mark.slow
-def test_every_option_of_before_is_read():
+def test_every_option_of_before_is_read_and_all_are_one_step_away():
     assert {option: options.now_spelled(option) for option in BEFORE} == BEFORE
     known = names_of("sd15")
-    assert {f"--{name}" for name in (*BEFORE.values(), *KEPT.split())} <= known
-    assert "--padding" in names_of("t5") & names_of("blip")
+    assert {f"--{name}" for name in BEFORE.values()} <= known
+    short, whole = (
+        CliRunner().invoke(app, ["merge", "sd15", option], env={"COLUMNS": "100"}).stdout
+        for option in ("--help", "--help-all")
+    )
+    assert "--help-all" in short and "--smoothing" not in short and "--smoothing" in whole

@@ -103,13 +103,3 @@ def test_what_is_missing_is_named(start, server):
         with pytest.raises(SystemExit, match=told):
             start(*options, workflow=workflow)
     assert server.posted == []
-
-
-def test_a_server_that_is_not_there_is_named(run, tmp_path):
-    (tmp_path / "a.json").write_text("{}")
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as free:
-        address = f"127.0.0.1:{free.server_port}"
-    with pytest.raises(SystemExit, match=f"no ComfyUI answers at {address}"):
-        run.main([str(tmp_path / "a.json"), "--server", address])
-    with pytest.raises(SystemExit, match="cannot be read"):
-        run.main([str(tmp_path / "b.json")])

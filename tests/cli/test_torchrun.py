@@ -58,26 +58,3 @@ def test_two_processes_write_what_one_writes_and_tell_it_once(folder, tmp_path):
     for path, delta in expected.items():
         # files are float32
         torch.testing.assert_close(found[path].dense(), delta.dense(), rtol=1e-4, atol=1e-6)
-
-
-def test_a_process_that_fails_ends_the_other_with_a_sentence(folder, tmp_path):
-    script = tmp_path / "one_fails.py"
-    script.write_text(
-        "import os\n"
-        "from iteris_core.cli import merge_language\n"
-        "from iteris_core.cli.main import main\n"
-        "from iteris_core.errors import ConfigError\n"
-        "def refuse(*given):\n"
-        "    if os.environ['RANK'] == '1':\n"
-        "        raise ConfigError('this process has no samples')\n"
-        "    return read(*given)\n"
-        "read = merge_language._texts\n"
-        "merge_language._texts = refuse\n"
-        "main()\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(script), *arguments(folder, tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode != 0
-    assert "iteris merge t5: this process has no samples" in done.stderr
-    assert not (tmp_path / "out").exists()

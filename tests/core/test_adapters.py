@@ -110,13 +110,13 @@ def test_an_adapter_whose_tensors_are_not_loaded_is_refused():
 
 
 def test_changes_of_one_bias_in_two_shapes_are_refused():
-    first = Adapter("a", {}, vectors={"x.bias": torch.zeros(5)})
-    second = Adapter("b", {}, vectors={"x.bias": torch.zeros(5, 1)})
-    with pytest.raises(
-        AdapterError,
-        match=r"'b' changes 'x.bias' by numbers of shape \(5, 1\), and adapter 'a' by \(5,\)",
-    ):
-        check_adapters([first, second])
+    one, other = (
+        Adapter(name, {}, vectors={"x.bias": torch.zeros(shape)})
+        for name, shape in (("a", (5,)), ("b", (5, 1)))
+    )
+    said = r"'b' changes 'x.bias' by numbers of shape \(5, 1\), and adapter 'a' by \(5,\)"
+    with pytest.raises(AdapterError, match=said):
+        check_adapters([one, other])
 
 
 def test_large_numbers_are_numbers_though_their_sum_overflows():

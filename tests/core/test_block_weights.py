@@ -88,12 +88,6 @@ def test_a_list_that_has_a_name_means_its_numbers():
         assert weights(f"sd-{name.lower()}", "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
 
 
-def test_a_named_list_is_for_convolutions_and_for_sdxl_too():
-    assert kept(weights("OUTALL", "SDXL", OF_SDXL_WHOLE)) == ["TE00", *OF_SDXL_WHOLE[-9:]]
-    blocks = ["TE00", "time", "IN00", "IN03", "IN11", "OUT00"]
-    assert kept(weights("INALL", "SD1.5", blocks)) == ["TE00", "time", "IN00", "IN03", "IN11"]
-
-
 SPELLINGS = [  # spelling, family, blocks, what each is scaled by
     ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
     ("in1=-.5; M00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
@@ -107,6 +101,8 @@ SPELLINGS = [  # spelling, family, blocks, what each is scaled by
     ("NR:0", "Z-Image", ["B03", "NR01"], [1, 0]),
     ("ALL0.5", "Z-Image", ["B03", "NR01"], [0.5, 0.5]),
     ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
+    ("OUTALL", "SDXL", ["TE00", "IN08", "MID", "OUT00", "OUT08"], [1, 0, 0, 1, 1]),
+    ("INALL", "SD1.5", ["TE00", "time", "IN03", "OUT00"], [1, 1, 1, 0]),
 ]
 
 

@@ -1,6 +1,5 @@
 """Captions, kept noise levels, noise and the sampler that calibrates."""
 
-import itertools
 import math
 
 import pytest
@@ -57,23 +56,6 @@ def test_company_is_put_beside_the_bare_subject():
         ]
         assert set(own_captions(lora, calibration, 0)) - set(prompts) <= set(composed)
         assert set(own_captions(lora, calibration, 0)) >= set(prompts)
-
-
-def test_braces_in_a_prompt_are_just_text():
-    calibration = Calibration(trajectories=4, composition_share=1.0)
-    assert all(
-        "{<a>:1.2} {0}" in caption
-        for caption in own_captions(use("a", ["{<a>:1.2} {0}"]), calibration, 0)
-    )
-
-
-def test_many_prompts_share_the_company_among_them():
-    share = 0.25
-    prompts = [f"<{i}>" for i in range(16)]
-    captions = own_captions(
-        use("a", prompts), Calibration(trajectories=16, composition_share=share), 0
-    )
-    assert sum(caption not in prompts for caption in captions) == pytest.approx(16 * share, abs=1)
 
 
 def test_empty_prompts_are_refused():
@@ -146,17 +128,6 @@ def test_a_run_goes_from_pure_noise_through_the_levels_that_it_keeps(schedule, r
     assert abs(len(path) - 1 - share) <= max(1, timesteps / 2)
 
 
-def test_steps_are_as_long_as_those_of_a_whole_run():
-    for steps, kept, path in (
-        (4, [0], [0]),
-        (4, [7], [0, 7]),
-        (4, [19], [0, 4, 9, 14, 19]),
-        (4, [5, 15], [0, 5, 10, 15]),
-        (30, [0, 2], [0, 1, 2]),
-    ):
-        assert path_to(Calibration(sampling_steps=steps), kept) == path
-
-
 @given(
     runs=st.integers(1, 60),
     timesteps=st.integers(1, 6),
@@ -198,32 +169,19 @@ def test_noise_is_standard_normal_and_belongs_to_its_seed():
     assert abs(first.std() - 1) < 0.05
 
 
-def gaussian_trajectory(steps, spread=0.5, start_sigma=10.0):
-    """Sample data from N(0, spread^2), for which the best denoiser and its trajectories are
-    known.
-    """
-    sigmas = torch.cat(
-        [torch.logspace(math.log10(start_sigma), -2, steps).double(), torch.zeros(1).double()]
-    )
-    start = torch.randn(3, 4, 2, 2).double() * (1 + start_sigma**2) ** 0.5
-    seen = list(euler_steps(lambda x, sigma: x * spread**2 / (spread**2 + sigma**2), start, sigmas))
-    scale = ((spread**2 + sigmas[:-1] ** 2) / (spread**2 + start_sigma**2)).sqrt()
-    exact = [start * factor for factor in scale]
-    return seen, exact
-
-
 def test_trajectories_follow_the_exact_ones_of_a_gaussian():
+    """For data from N(0, 0.5^2) the best denoiser and its trajectories are known."""
     errors = []
-    for steps in (50, 100, 200, 400):
-        seen, exact = gaussian_trajectory(steps)
-        assert len(seen) == steps
-        torch.testing.assert_close(seen[0], exact[0])
-        errors.append(
-            max(((a - b).norm() / b.norm()).item() for a, b in zip(seen, exact, strict=True))
-        )
-    assert errors[-1] < 0.02
-    for coarse, fine in itertools.pairwise(errors):
-        assert coarse / fine == pytest.approx(2.0, rel=0.1)  # Euler's method is of first order
+    for steps in (100, 200):
+        sigmas = torch.cat([torch.logspace(1, -2, steps), torch.zeros(1)]).double()
+        start = torch.randn(3, 4, 2, 2).double() * (1 + 10.0**2) ** 0.5
+        seen = list(euler_steps(lambda x, sigma: x * 0.25 / (0.25 + sigma**2), start, sigmas))
+        exact = ((0.25 + sigmas[:-1] ** 2) / (0.25 + 10.0**2)).sqrt()
+        off = [
+            (x - start * e).norm() / (start * e).norm() for x, e in zip(seen, exact, strict=True)
+        ]
+        errors.append(max(off).item())
+    assert errors[0] / errors[1] == pytest.approx(2.0, rel=0.1)  # Euler's method is of first order
 
 
 # --- settings ---

@@ -27,15 +27,12 @@ BASES = {
     "SDXL": [
         "lora_te2_text_model_encoder_layers_0_mlp_fc1",
         "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj",
-        "text_encoder_2.encoder.layers.0.self_attn.q_proj",
         "lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q",
         "unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q",
     ],
     "SD2.x": ["lora_te_text_model_encoder_layers_22_mlp_fc1"],
     "Flux.1": [
         "lora_unet_double_blocks_0_img_attn_qkv",
-        "lora_unet_single_blocks_37_linear1",
-        "diffusion_model.double_blocks.0.img_mod.lin",
         "transformer.single_transformer_blocks.0.attn.to_q",
         "lora_transformer_single_transformer_blocks_9_proj_mlp",
     ],
@@ -50,8 +47,6 @@ BASES = {
         "diffusion_model.layers.0.attention.to_q",
         "lora_unet_layers_3_feed_forward_w1",
         "transformer.layers.29.attention.to_out.0",
-        "diffusion_model.noise_refiner.0.attention.to_k",
-        "layers.0.adaLN_modulation.0",
     ],
     "Qwen-Image": [
         "transformer.transformer_blocks.0.img_mlp.net.0.proj",
@@ -81,7 +76,6 @@ BASES = {
     ],
     "HunyuanVideo": [
         "lora_unet_double_blocks_0_img_mlp_fc1",
-        "lora_unet_single_blocks_0_modulation_linear",
     ],
     "LTX-Video": [
         "diffusion_model.transformer_blocks.0.attn1.to_q",

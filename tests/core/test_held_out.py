@@ -216,26 +216,6 @@ def test_no_two_runs_of_a_check_have_the_same_noise(host):
     assert len({run.seed for run in runs}) == len(runs) - len(pairs)
 
 
-def test_every_run_of_the_check_has_its_figures(host, merged):
-    loras, result = merged
-    calibration = replace(CALIBRATION, timesteps=2, unconditional_share=0.5, held_out=3)
-    found = check_of(host, loras, calibration).measure(result.adapter)
-    own = [entry for entry in found if entry.kind != "together"]
-    assert [len(entry.runs) for entry in own] == [3] * (len(loras) + 1)
-    # pictures of the LoRAs; two looks each at the base model's, none without the prompt
-    assert [entry.samples for entry in own] == [3] * len(loras) + [6]
-
-
-def test_a_check_looks_at_the_first_part_of_a_run(host):
-    loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "ab"]
-    calibration = replace(CALIBRATION, timesteps=2, held_out=8)
-    plans = make_check_plans(loras, calibration)
-    compared = [plan for plan in plans if not isinstance(plan, DrawnPlan)]
-    kept = [level for plan in compared for run in plan.drawn_in() for level in run.kept]
-    assert min(kept) == 0  # pure noise
-    assert max(kept) in (10, 11)  # of 20
-
-
 def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]
@@ -283,16 +263,6 @@ def test_stages_are_numbered_as_they_come(host, parts, held_out):
     assert len(names) == 1 or str(heard[0]) == f"stage 1 of {len(names)}: {names[0]}"
 
 
-def test_none_held_out_measures_nothing(host, merged):
-    loras, result = merged
-    asked = len(host.unet_batches)
-    calibration = replace(CALIBRATION, held_out=0)
-    again = merge_and_check(Job.of(host, loras, calibration, MergeSettings(host.EXACT)))
-    assert again.report.fidelity == ()
-    assert len(host.unet_batches) == 2 * asked
-    assert host.largest_error(again.adapter, result.adapter) == 0
-
-
 def test_settings_that_cannot_be_used_are_refused_before_any_work(host):
     for changes, message in (
         ({"method": "ties", "engine": "iterate"}, r"engine is for the method iteris; ties"),
@@ -337,12 +307,6 @@ def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
         f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' figures "
         "are those before" in corrected.report.notes[-1].text
     )
-
-
-def test_without_compositions_the_prompts_themselves_are_drawn_with_new_seeds(host):
-    lora = host.lora("a", prompts=["<x> cat", "<x> on a chair"])
-    alone = replace(CALIBRATION, compositions=(), companions=(), composition_share=0.0)
-    assert set(make_check_plans([lora.use], alone)[0].captions) <= set(lora.use.prompts)
 
 
 def test_every_prompt_is_drawn_alone_in_turn(host):

@@ -1,12 +1,9 @@
 """How much of one adapter gets into another's task: the report's figures against plain matrices."""
 
 import pytest
-import torch
 import toy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from iteris_core import Task
-from iteris_core.engines.measure import Measurement
 
 
 @pytest.mark.parametrize("settings", [{"samples_per_chunk": 1}, {"target": "full_output"}], ids=str)
@@ -66,52 +63,3 @@ def test_interference_is_measured_on_the_students_inputs(settings):
                     pytest.approx(stacked, rel=1e-8),
                     pytest.approx(left, rel=1e-6),
                 )
-
-
-def test_the_whole_reports_interference_is_a_median_over_layers():
-    net = toy.build("attention")
-    adapters = [net.adapter("same"), net.adapter("same")]
-    result = toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
-    pairs = result.report.interference()
-    assert set(pairs) == {("same", "same (1)"), ("same", "same (2)")}
-    stacked = [
-        other.stacked
-        for layer in result.report.layers
-        for entry in layer.tasks
-        for other in entry.interference
-        if other.adapter == "same (2)"
-    ]
-    assert pairs["same", "same (2)"][0] == pytest.approx(
-        torch.tensor(stacked).double().quantile(0.5).item()
-    )
-    assert all(left < before for before, left in pairs.values())
-
-
-class Operations(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_solve_and_its_figures_grow_with_the_number_of_adapters_and_not_its_square(monkeypatch):
-    """On a GPU it is the number of operations that takes the time."""
-    solve = Measurement.solve
-    counts = []
-
-    def counted(*args):
-        with Operations() as operations:
-            solved = solve(*args)
-        counts.append(operations.count)
-        return solved
-
-    monkeypatch.setattr(Measurement, "solve", counted)
-    net = toy.build("one layer")
-    for loras in (4, 8, 12):
-        adapters = [net.adapter(str(k), rank=1) for k in range(loras)]
-        toy.merge_toy(net, adapters, toy.own_tasks(net, adapters), target="full_output")
-    four, eight, twelve = counts
-    assert twelve - eight <= 1.1 * (eight - four)

@@ -76,14 +76,6 @@ def test_the_base_weight_is_measured_without_reading_it(layer):
     assert calls == []
 
 
-def test_the_shape_comes_from_the_settings_not_from_the_weight():
-    module = nn.Linear(5, 3)
-    module.weight = nn.Parameter(torch.zeros(15))  # as quantised layers keep it
-    assert weight_shape(module) == (3, 5)
-    assert weight_shape(nn.Conv2d(5, 3, 1)) == (3, 5)
-    assert weight_shape(nn.Conv2d(5, 3, (2, 3))) == (3, 30)
-
-
 def test_other_modules_are_refused():
     for module, message in (
         (nn.Conv2d(4, 4, 1, groups=2), "is a Conv2d .*2 groups.*; only Linear and "),
@@ -101,15 +93,10 @@ BLOCKS = dict(
         ("clip_l.transformer.text_model.encoder.layers.2.mlp.fc1", "TE02"),
         ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q", "IN01"),
         ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q", "MID"),
-        ("diffusion_model.output_blocks.11.1.proj_in", "OUT11"),
         ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc1", "TG31"),
         ("diffusion_model.double_blocks.5.img_attn.qkv", "D05"),
-        ("diffusion_model.single_layers.30.attn.w1q", "S30"),
         ("diffusion_model.joint_blocks.2.x_block.attn.qkv", "B02"),
-        ("diffusion_model.transformer_blocks.59.attn.to_q", "B59"),
-        ("diffusion_model.layers.0.attention.qkv", "B00"),
         ("diffusion_model.noise_refiner.1.attention.qkv", "NR01"),
-        ("diffusion_model.context_refiner.0.attention.out", "CR00"),
         ("diffusion_model.distilled_guidance_layer.layers.0.in_layer", "other"),
         ("unet.down_blocks.2.attentions.0.proj_in", "DOWN2"),
         ("encoder.block.7.layer.0.SelfAttention.q", "ENC07"),

@@ -3,8 +3,6 @@ them sees.
 """
 
 import contextlib
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
@@ -32,17 +30,6 @@ def test_all_workers_arrive_before_any_goes_on():
     assert log == ["a at x", "b at x", "solve x", "a at y", "b at y", "solve y"]
 
 
-def test_a_worker_that_never_started_is_not_started_by_an_exception():
-    started = []
-
-    def fails():
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        run_in_lockstep([fails, lambda: started.append("b")], lambda place: None)
-    assert started == []
-
-
 def test_every_worker_has_context_variables_of_its_own():
     variable = ContextVar("variable")
 
@@ -63,17 +50,6 @@ def test_every_worker_has_context_variables_of_its_own():
     assert answers == [("caller's", 1), ("caller's", 2)]
     assert seen_on_arrival == ["caller's"]
     assert variable.get() == "caller's"
-
-
-def test_workers_share_the_torch_state_of_their_caller():
-    def work():
-        before = torch.is_grad_enabled()
-        pause("x")
-        return before, torch.is_grad_enabled()
-
-    with torch.no_grad():
-        assert run_in_lockstep([work, work], lambda place: None) == [(False, False)] * 2
-    assert run_in_lockstep([work, work], lambda place: None) == [(True, True)] * 2
 
 
 def in_a_thread(function):
@@ -134,18 +110,3 @@ def test_inference_mode_inside_a_worker_is_refused_and_does_not_leak():
         return torch.is_inference_mode_enabled()
 
     assert in_a_thread(whole) is False
-
-
-@pytest.mark.slow
-def test_without_greenlet_the_error_says_how_to_install_it():
-    code = """
-import sys
-sys.modules["greenlet"] = None
-from iteris_core.errors import MissingLibraryError
-try:
-    import iteris_core.diffusion.job
-except MissingLibraryError as error:
-    print(error)
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.endswith(f'with: "{sys.executable}" -m pip install greenlet\n')

@@ -10,10 +10,8 @@ from safetensors.torch import save_file
 from iteris_core import Adapter, SaveError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
-from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_CHARACTERS, MERGED_TAGS
+from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_CHARACTERS
 from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
-from iteris_core.files.tensors import read_header
-from iteris_core.files.trigger_words import lora_header
 from iteris_core.files.writing import write_tensors
 
 
@@ -74,27 +72,6 @@ def test_hashes_are_those_of_sd_scripts(tmp_path):
     assert found["sshs_legacy_hash"] == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
     assert found["modelspec.hash_sha256"] == "0x" + found["sshs_model_hash"]
     assert hashes(tensors, metadata | {"modelspec.title": "other"}) == found
-
-
-@pytest.mark.slow
-def test_a_merge_of_loras_with_many_tags_is_read_again(tmp_path):
-    """Five LoRAs with 4.5 MB of tags each: their merge was once refused as made to do harm."""
-
-    def tags(number):
-        words = {f"tag {number} {i} " + "x" * 60: 90_000 - i for i in range(55_000)}
-        return json.dumps({"1_img": words, f"{number}_sks {number}": {"sks": 1, "grass": 2}})
-
-    title = {"modelspec.title": "t" * 4_000_000}
-    loras = [lora(f"{i}", {"ss_tag_frequency": tags(i), **title}) for i in range(5)]
-    path = tmp_path / "a.safetensors"
-    write_tensors({"a": torch.ones(1)}, path, metadata_of_merge("both", loras, "{}"))
-    _, metadata = read_header(path)
-    assert len(metadata["ss_tag_frequency"]) <= MERGED_TAG_CHARACTERS
-    assert metadata["modelspec.merged_from"] == "0, 1, 2, 3, 4"
-    kept = json.loads(metadata["ss_tag_frequency"])
-    assert 900 <= len(kept["1_img"]) <= MERGED_TAGS
-    assert kept["3_sks 3"] == {"sks": 1, "grass": 2}
-    assert lora_header(path).triggers.words[0] == "sks 0, sks 1, sks 2, sks 3, sks 4"
 
 
 def test_the_commonest_tags_are_kept_within_the_limits():

@@ -122,32 +122,13 @@ class _Biased(nn.Module):
 
 
 def _drifting(model, dtype):
-    chance = torch.Generator().manual_seed(0)
     model = model.to(dtype).requires_grad_(False)
-    adapters = [
-        Adapter(
-            f"lora{k}",
-            {
-                path: LowRankDelta(
-                    0.3 * torch.randn(WIDTH, 2, generator=chance),
-                    torch.randn(2, WIDTH, generator=chance),
-                )
-                for path in ("first", "second")
-            },
-        )
-        for k in range(2)
-    ]
-    tasks = [
-        Task(
-            f"task{k}",
-            [Sample(torch.randn(20, WIDTH, generator=chance).bfloat16().to(dtype)) for _ in "123"],
-            {k: 1.0},
-        )
-        for k in range(2)
-    ]
-    modules = dict(model.named_modules())
-    network = Network(modules, lambda rows: model(torch.stack(list(rows))))
-    return merge(network, adapters, tasks, MergeConfig())
+    torch.manual_seed(0)
+    net = toy.Toy(
+        model, ("first", "second"), lambda: (torch.randn(20, WIDTH).bfloat16().to(dtype),)
+    )
+    adapters = [net.adapter("a"), net.adapter("b")]
+    return merge(net.network(), adapters, toy.own_tasks(net, adapters), MergeConfig())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,31 +201,13 @@ class _Normalises(_Three):
         return self.third(self.second((y - y.mean(0)) / (y.std(0) + 0.1)))
 
 
-def _merged(model, samples=4, samples_per_chunk=2, **settings):
+def _merged(model, **settings):
     torch.manual_seed(3)
     model = model.requires_grad_(False).eval()
-    paths = ("first", "second", "third")
-    adapters = [
-        Adapter(
-            n, {p: LowRankDelta(0.3 * torch.randn(WIDTH, 2), torch.randn(2, WIDTH)) for p in paths}
-        )
-        for n in "ab"
-    ]
-    tasks = [
-        Task(n, [Sample(torch.randn(5, WIDTH)) for _ in range(samples)], {k: 1.0})
-        for k, n in enumerate("ab")
-    ]
-    calls = []
-
-    def forward(rows):
-        calls.append(len(rows))
-        return model(torch.stack(list(rows)))
-
-    config = MergeConfig(samples_per_chunk=samples_per_chunk, **settings)
-    result = merge(Network(dict(model.named_modules()), forward), adapters, tasks, config)
-    # one row first, and one of a teacher and a student alone at the end
-    assert settings or (sum(calls), calls[0], calls[-1]) == (1 + 2 * (4 + 4) + 2, 1, 2)
-    return result
+    net = toy.Toy(model, ("first", "second", "third"), lambda: (torch.randn(5, WIDTH),))
+    adapters = [net.adapter("a"), net.adapter("b")]
+    config = MergeConfig(samples_per_chunk=2, **settings)
+    return merge(net.network(), adapters, toy.own_tasks(net, adapters, 4), config)
 
 
 @pytest.mark.parametrize(

@@ -53,71 +53,27 @@ def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
     return network, adapters, tasks
 
 
-def objective(delta, tasks, adapters, alpha):
-    """The merge's objective in float64, with the paper's lambda."""
-    total = 0.0
-    for task, adapter in zip(tasks, adapters, strict=True):
-        x = torch.cat([sample.teacher for sample in task.samples]).double()
-        own = adapter.deltas["0"].to(dtype=torch.float64).dense()
-        lam = own.norm() ** 2 / (x @ own.T).norm() ** 2
-        mu = alpha * (x.T @ x).norm()
-        total += lam * ((x @ (own - delta).T).norm() ** 2 + mu * (own - delta).norm() ** 2)
-    return total.item()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("alpha", [1e-3, 1e-7])
 def test_the_objective_is_within_a_percent_of_float64_also_with_outlier_channels(dtype, alpha):
     network, adapters, tasks = wide_layer(dtype, tokens=300)
-    found = (
-        merge(network, adapters, tasks, replace(DELTA, alpha=alpha))
-        .adapter.deltas["0"]
-        .to(dtype=torch.float64)
-        .dense()
-    )
-    normal = torch.zeros(96, 96).double()
-    right = torch.zeros(96, 48).double()
-    for task, adapter in zip(tasks, adapters, strict=True):
-        x = torch.cat([sample.teacher for sample in task.samples]).double()
-        own = adapter.deltas["0"].to(dtype=torch.float64).dense()
-        lam = own.norm() ** 2 / (x @ own.T).norm() ** 2
-        gram = x.T @ x
-        gram += alpha * gram.norm() * torch.eye(96).double()
-        normal = normal + lam * gram
-        right = right + lam * gram @ own.T
-    best = torch.linalg.solve(normal, right).T
-    assert objective(found, tasks, adapters, alpha) <= 1.01 * objective(
-        best, tasks, adapters, alpha
-    )
+    config = replace(DELTA, alpha=alpha)
+    found = merge(network, adapters, tasks, config).adapter.deltas["0"].to(dtype=torch.float64)
+    x = [torch.cat([sample.teacher for sample in task.samples]).double() for task in tasks]
+    own = [adapter.deltas["0"].to(dtype=torch.float64).dense() for adapter in adapters]
+    at_layer = [toy.DenseTask(rows, rows, delta, 1.0) for rows, delta in zip(x, own, strict=True)]
+    best = toy.solve_densely(torch.zeros(48, 96), at_layer, config)
 
+    def objective(delta):
+        total = 0.0
+        for rows, meant in zip(x, own, strict=True):
+            lam = meant.norm() ** 2 / (rows @ meant.T).norm() ** 2
+            mu = alpha * (rows.T @ rows).norm()
+            off = meant - delta
+            total += lam * ((rows @ off.T).norm() ** 2 + mu * off.norm() ** 2)
+        return total.item()
 
-@pytest.mark.parametrize("tokens", [1, 11])
-def test_fewer_tokens_than_width_give_the_same_answer_as_the_gram_matrix(monkeypatch, tokens):
-    network, adapters, tasks = wide_layer(torch.float64, tokens)
-    few = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
-    monkeypatch.setattr("iteris_core.engines.measure.token_count", lambda module, x: 10**6)
-    gram = merge(network, adapters, tasks, replace(DELTA, alpha=1e-6, output_dtype=torch.float64))
-    torch.testing.assert_close(
-        few.adapter.deltas["0"].dense(), gram.adapter.deltas["0"].dense(), rtol=1e-6, atol=1e-7
-    )
-    for mine, theirs in zip(few.report.layers[0].tasks, gram.report.layers[0].tasks, strict=True):
-        assert mine.residual == pytest.approx(theirs.residual, rel=1e-4, abs=1e-6)
-        assert mine.weight == pytest.approx(theirs.weight, rel=1e-9)
-
-
-def test_a_task_with_a_zero_delta_counts_as_base_rows():
-    network, adapters, tasks = wide_layer(torch.float64, tokens=40)
-    zero = Adapter("b", {"0": LowRankDelta(torch.zeros(48, 4), torch.randn(4, 96))})
-    result = merge(network, [adapters[0], zero], tasks, replace(DELTA, output_dtype=torch.float64))
-    base = merge(
-        network,
-        adapters[:1],
-        [tasks[0], Task("b", tasks[1].samples, {})],
-        replace(DELTA, output_dtype=torch.float64),
-    )
-    torch.testing.assert_close(
-        result.adapter.deltas["0"].dense(), base.adapter.deltas["0"].dense(), rtol=1e-6, atol=1e-9
-    )
+    assert objective(found.dense()) <= 1.01 * objective(best)
 
 
 @pytest.mark.parametrize(
@@ -126,33 +82,22 @@ def test_a_task_with_a_zero_delta_counts_as_base_rows():
         ((4, 4), 2000, 30, 750),
         ((4, 2), 2000, 30, 1500),
         ((4, 4), 512, 1, 512),  # as short as a text: read whole
+        ((4, 2), 512, None, 512),
     ],
 )
 def test_as_many_tokens_are_measured_as_the_width_needs(samples, length, budget, tokens):
     """Of a layer that is 100 wide, evenly from the rows of the task that has fewest."""
-    layer = torch.nn.Linear(100, 5).double().requires_grad_(False)
+    layer = torch.nn.Linear(100, 5).requires_grad_(False)
     network = Network({"layer": layer}, lambda rows: layer(torch.stack(list(rows))))
-    adapters = [
-        Adapter(
-            name,
-            {"layer": LowRankDelta(torch.randn(5, 2).double(), torch.randn(2, 100).double())},
-        )
-        for name in "ab"
-    ]
+    delta = LowRankDelta(torch.randn(5, 2), torch.randn(2, 100))
+    adapters = [Adapter(name, {"layer": delta}) for name in "ab"]
     tasks = [
-        Task(
-            adapter.name,
-            [Sample(torch.randn(length, 100).double()) for _ in range(count)],
-            {k: 1.0},
-        )
-        for k, (adapter, count) in enumerate(zip(adapters, samples, strict=True))
+        Task(name, [Sample(torch.randn(length, 100)) for _ in range(count)], {k: 1.0})
+        for k, (name, count) in enumerate(zip("ab", samples, strict=True))
     ]
     result = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=budget))
     found = [task.tokens for task in result.report.layers[0].tasks]
     assert found == [count * tokens for count in samples]
-    assert min(found) >= min(budget * 100, length * min(samples))
-    every = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=None))
-    assert [t.tokens for t in every.report.layers[0].tasks] == [length * count for count in samples]
 
 
 def count_measured_inputs(monkeypatch):
@@ -269,48 +214,11 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypa
 
 def test_an_input_that_was_changed_in_place_in_inference_mode_is_another_one():
     """There torch keeps no count of in-place changes, so a merge leaves it."""
-
-    class Residual(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.Linear(4, 4)
-            self.second = torch.nn.Linear(4, 4)
-
-        def forward(self, x):
-            x = x + 0
-            x += self.first(x).tanh()
-            return self.second(x)
-
-    model = Residual().requires_grad_(False)
-    adapter = Adapter(
-        "a", {p: LowRankDelta(torch.randn(4, 2), torch.randn(2, 4)) for p in ("first", "second")}
-    )
-    network = Network(dict(model.named_modules()), lambda rows: model(torch.stack(list(rows))))
-    tasks = [Task("a", [Sample(torch.randn(9, 4))], {0: 1.0})]
+    case = toy.pair("in place")
+    outside = toy.dense(toy.merge_toy(*case).adapter)
     with torch.inference_mode():
-        inside = merge(network, [adapter], tasks).adapter
-    outside = merge(network, [adapter], tasks).adapter
-    for path, delta in outside.deltas.items():
-        assert torch.equal(inside.deltas[path].up, delta.up), path
-
-
-@pytest.mark.parametrize("engine", ["sweep", "iterate"])
-def test_a_task_whose_tokens_do_not_count_in_a_stream_has_no_say_there(engine):
-    net = toy.build("attention")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    own = toy.own_tasks(net, adapters)
-    silent = [
-        Sample(sample.teacher, token_weights={"image": torch.zeros(4)}) for sample in net.samples(2)
-    ]
-    only_text = Task("words", silent, {0: 1.0})
-    found = toy.merge_toy(net, adapters, [*own, only_text], engine=engine)
-    without = toy.merge_toy(net, adapters, own, engine=engine)
-    image = "self_attention.q"
-    text = "cross_attention.k"
-    assert torch.equal(found.adapter.deltas[image].dense(), without.adapter.deltas[image].dense())
-    assert (found.adapter.deltas[text].dense() - without.adapter.deltas[text].dense()).norm() > 1e-6
-    counted = {layer.path: [entry.task for entry in layer.tasks] for layer in found.report.layers}
-    assert "words" not in counted[image] and "words" in counted[text]
+        inside = toy.dense(toy.merge_toy(*case).adapter)
+    assert toy.largest_error(inside, outside) == 0
 
 
 def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
@@ -402,31 +310,18 @@ def _allowed():
         return torch.backends.cuda.matmul.fp32_precision
 
 
-def _newer_switch():
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        pytest.skip("this torch has the older switch alone")
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-
-
 @pytest.fixture
-def put_back():
-    yield
+def rounded_products():
+    """Float32 products are allowed to be rounded, as another pack may allow them."""
+    torch.set_float32_matmul_precision("high")
+    yield _allowed()
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         torch.backends.cuda.matmul.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize(
-    "switch",
-    [
-        lambda: torch.set_float32_matmul_precision("high"),
-        _newer_switch,
-    ],
-)
-def test_rounded_products_that_are_allowed_are_not_for_ours(put_back, switch):
+def test_rounded_products_that_are_allowed_are_not_for_ours(rounded_products):
     """They are put back at once: the model's own products run in what its user has chosen."""
-    switch()
-    before = _allowed()
     layer = torch.nn.Linear(6, 4).bfloat16().requires_grad_(False)  # its products are not float32
     adapters = [Adapter(n, {"0": LowRankDelta(torch.randn(4, 2), torch.randn(2, 6))}) for n in "ab"]
     tasks = [Task(n, [Sample(torch.randn(9, 6).bfloat16())], {k: 1.0}) for k, n in enumerate("ab")]
@@ -439,42 +334,35 @@ def test_rounded_products_that_are_allowed_are_not_for_ours(put_back, switch):
     with _Float32Products() as products:
         merge(Network({"0": layer}, forward), adapters, tasks, MergeConfig())
     assert products.allowed and set(products.allowed) == {"highest"}
-    assert {*seen, _allowed()} == {before} != {"highest"}
+    assert {*seen, _allowed()} == {rounded_products} != {"highest"}
 
 
 # --- layers that read one tensor, each in its own way ---
 
 
-def two_layers(first, second, channels=3):
+def two_layers(first, second):
     """Merge two adapters of a network in which both layers read its input, and of each layer
     alone.
     """
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"first": first, "second": second})
     model = model.double().requires_grad_(False)
-    adapters = []
-    for name in "ab":
-        deltas = {}
-        for path, layer in model.items():
-            d_out, d_in = layer.weight.flatten(1).shape
-            deltas[path] = LowRankDelta(
-                torch.randn(d_out, 2).double(), torch.randn(2, d_in).double()
-            )
-        adapters.append(Adapter(name, deltas))
-    pictures = torch.randn(6, channels, 9, 9).double().cumsum(-1)
-    tasks = [
-        Task(name, [Sample(x) for x in pictures[k::2]], {k: 1.0}) for k, name in enumerate("ab")
-    ]
+
+    def delta(layer):
+        d_out, d_in = layer.weight.flatten(1).shape
+        return LowRankDelta(torch.randn(d_out, 2).double(), torch.randn(2, d_in).double())
 
     def forward(rows):
         x = torch.stack(list(rows))
         return [list(parts) for parts in zip(*(layer(x) for layer in model.values()), strict=True)]
 
+    adapters = [Adapter(n, {path: delta(layer) for path, layer in model.items()}) for n in "ab"]
+    pictures = torch.randn(6, 3, 9, 9).double().cumsum(-1)
+    tasks = [Task(n, [Sample(x) for x in pictures[k::2]], {k: 1.0}) for k, n in enumerate("ab")]
     network = Network(dict(model.items()), forward)
-    config = toy.exact()
-    together = merge(network, adapters, tasks, config)
+    together = merge(network, adapters, tasks, toy.exact())
     alone = [
-        merge(network, [one.select(path.__eq__) for one in adapters], tasks, config)
+        merge(network, [one.select(path.__eq__) for one in adapters], tasks, toy.exact())
         for path in model
     ]
     return together, alone
@@ -508,56 +396,31 @@ def test_layers_that_read_one_tensor_in_two_ways_have_sums_of_their_own(first, s
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"engine": "sweep", "target": "delta", "unit_gain": 1.0},
-        {"engine": "iterate", "target": "delta", "unit_gain": 1.0},
-        {"method": "ssr"},
-    ],
-    ids=lambda settings: settings.get("method", settings.get("engine")),
+    "settings", [{"unit_gain": 2.0}, {"engine": "iterate", "max_iter": 2}, {"method": "ssr"}]
 )
 def test_residuals_added_in_place_change_nothing(settings):
     torch.manual_seed(0)
     layers = torch.nn.ModuleDict({name: torch.nn.Linear(16, 16) for name in ("one", "two")})
     layers = layers.double().requires_grad_(False)
 
-    def apart(rows):
-        x = torch.stack(list(rows))
-        for layer in layers.values():
-            x = x + layer(x).tanh()
-        return x
+    def merged(add):
+        def forward(rows):
+            x = torch.stack(list(rows))
+            for layer in layers.values():
+                x = add(x, layer(x).tanh())
+            return x
 
-    def in_place(rows):
-        x = torch.stack(list(rows))
-        for layer in layers.values():
-            x += layer(x).tanh()
-        return x
+        config = MergeConfig(output_dtype=torch.float64, target="delta", **settings)
+        return merge(Network(dict(layers.items()), forward), adapters, tasks, config).adapter
 
-    adapters = [
-        Adapter(
-            name,
-            {
-                path: LowRankDelta(torch.randn(16, 2).double(), torch.randn(2, 16).double() / 4)
-                for path in layers
-            },
-        )
-        for name in "ab"
-    ]
+    def delta():
+        return LowRankDelta(torch.randn(16, 2).double(), torch.randn(2, 16).double() / 4)
+
+    adapters = [Adapter(name, {path: delta() for path in layers}) for name in "ab"]
     # fewer tokens than the layer is wide, so that rows are kept
     tasks = [Task(n, [Sample(torch.randn(5, 16).double())], {k: 1.0}) for k, n in enumerate("ab")]
-    found, expected = (
-        merge(
-            Network(dict(layers.items()), forward),
-            adapters,
-            tasks,
-            MergeConfig(output_dtype=torch.float64, alpha=1e-2, **settings),
-        ).adapter
-        for forward in (in_place, apart)
-    )
-    for path in layers:
-        torch.testing.assert_close(
-            found.deltas[path].dense(), expected.deltas[path].dense(), rtol=1e-9, atol=1e-9
-        )
+    found, expected = (toy.dense(merged(add)) for add in (torch.Tensor.add_, torch.add))
+    assert toy.largest_error(found, expected) < 1e-9
 
 
 # --- adapters that cancel ---
@@ -590,18 +453,3 @@ def test_a_mix_that_cancels_is_a_task_that_teaches_nothing(dtype, scale):
     assert entry.energy == 0.0
     assert entry.gain is None
     assert entry.residual <= 1e3
-
-
-def test_an_adapter_of_tiny_factors_in_a_mix_is_no_rounding():
-    """Factors of one delta may be of any scale, in opposite ways in two files."""
-    network, adapters, tasks = wide_layer(torch.float64, tokens=300, outliers=3.0)
-    skewed = [
-        Adapter(one.name, {"0": LowRankDelta(one.deltas["0"].up * by, one.deltas["0"].down / by)})
-        for one, by in zip(adapters, (1e5, 1e-5), strict=True)
-    ]
-    mixed = Task("both", tasks[0].samples, {0: 1.0, 1: 1.0})
-    lambdas = [
-        merge(network, pair, [mixed, tasks[1]], DELTA).report.layers[0].tasks[0].weight
-        for pair in (adapters, skewed)
-    ]
-    assert lambdas[1] == pytest.approx(lambdas[0], rel=1e-4)

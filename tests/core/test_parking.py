@@ -4,6 +4,7 @@ which storages work the same.
 
 import logging
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -107,76 +108,6 @@ def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
     assert parking.held_bytes == 0
 
 
-class Calls(torch.nn.Module):
-    """A module that holds a skip while another works, as a UNet does."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x, more):
-        skip = 2 * x
-        options = {"seen": 3 * x}  # which the inner one reads
-        seen = options["seen"]
-        return self.inner(x + 1, options) + skip + seen
-
-
-class Works(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.child = torch.nn.Identity()
-
-    def forward(self, x, more):
-        for place in range(3):
-            x = x + 1 + more.get("seen", 0)
-            pause(place)
-        return x
-
-
-@pytest.mark.parametrize("budget", [0, 2 * 64, 1 << 20])
-def test_what_an_outer_module_holds_waits_until_the_inner_ones_return(budget):
-    """Eight numbers each. Three are copied every time: the inner module's x, the one that it was
-    called with, and what it reads in the options. Four are copied once.
-    """
-    network = Calls(Calls(Works()))
-    parking = Parking(network.modules(), budget=budget, store=HostMemory(), smallest=1)
-    x = torch.arange(8).double()
-    parking.keep(x)
-    [found] = run_in_lockstep([lambda: network(x, {})], lambda place: None, parking)
-    assert torch.equal(found, network_of_numbers(x))
-    assert toy.hook_count(network) == 0 and parking.held_bytes == 0
-    copied = {0: 3 * 3 + 4, 2 * 64: 3 * 1 + 4, 1 << 20: 0}
-    assert parking.copied_bytes == 2 * 64 * copied[budget]
-
-
-def network_of_numbers(x):
-    def inner(x, seen):
-        return x + 3 * (1 + seen)
-
-    return inner(x + 2, 3 * (x + 1)) + 2 * (x + 1) + 3 * (x + 1) + 2 * x + 3 * x
-
-
-def test_chunks_that_are_not_looked_at_count_as_much_as_the_first():
-    seen = []
-
-    def work():
-        small = torch.ones(8).double()
-        pause("small")
-        large = torch.ones(64).double()
-        pause("large")
-        return small.sum() + large.sum()
-
-    parking = Parking([], budget=1000, store=HostMemory(), smallest=1)
-    answers = run_in_lockstep(
-        [work] * 4,
-        lambda place: seen.append((place, parking.held_bytes, parking.copied_bytes)),
-        parking,
-    )
-    # 4 x 64 bytes are less than half of the budget; next to the small ones, one large one fits
-    assert seen == [("small", 4 * 64, 0), ("large", 4 * 576, 3 * 512)]
-    assert answers == [72.0] * 4 and parking.held_bytes == 0
-
-
 def count_all(net):
     """Return what lets all wait where it is, and counts it."""
     return Parking(net.network().modules.values(), budget=1 << 40, store=HostMemory(), smallest=1)
@@ -241,39 +172,22 @@ def test_memory_of_the_host_is_given_back_while_chunks_wait():
     assert alive == [8 << 20]
 
 
-class Broken:
-    """A file on a disk that is full, or of which a part is gone."""
-
-    seek = staticmethod(lambda place: place)
-    flush = staticmethod(lambda: None)
-
-    def __init__(self, full):
-        self.full = full
-
-    def write(self, content):
-        if self.full:
-            raise OSError(28, "No space left on device")
-
-    def readinto(self, content):
-        return len(content) - 1
-
-
 @pytest.mark.parametrize(
-    ("full", "message"),
+    ("broken", "message"),
     [
-        (True, r"which cannot be written \(.*No space left.*TMPDIR"),
-        (False, r"which cannot be read \(it was cut short\).*TMPDIR"),
+        ({"write": Mock(side_effect=OSError(28, "No space left"))}, r"written \(.*No space left"),
+        ({"readinto": lambda content: len(content) - 1}, r"read \(it was cut short"),
     ],
 )
-def test_a_file_that_fails_is_an_error_that_says_where(monkeypatch, tmp_path, full, message):
+def test_a_file_that_fails_is_an_error_that_says_where(monkeypatch, tmp_path, broken, message):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Broken(full))
-    net = toy.build("stack")
-    adapters = [net.adapter("a"), net.adapter("b")]
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Mock(**broken))
+    net, adapters, tasks = toy.pair("stack")
     parking = Parking(net.network().modules.values(), smallest=1)
-    with pytest.raises(CalibrationError, match=f"wait in a file in {tmp_path}, {message}"):
-        swept(net, adapters, toy.own_tasks(net, adapters), parking, samples_per_chunk=1)
+    said = f"wait in a file in {tmp_path}, which cannot be {message}.*TMPDIR"
+    with pytest.raises(CalibrationError, match=said):
+        swept(net, adapters, tasks, parking, samples_per_chunk=1)
     assert toy.hook_count(net.model) == 0
 
 
@@ -294,26 +208,6 @@ def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
     assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
     assert torch.equal(text, before)
     assert min(parked()) > 0
-
-
-def test_views_share_what_is_parked_and_come_back_whole(parked):
-    def work(start):
-        def inside():
-            whole = torch.arange(start, start + 12).double()
-            views = [whole[2:5], (whole.reshape(3, 4)[:, 1],)]
-            pause("x")
-            return whole.clone(), views[0].clone(), views[1][0].clone()
-
-        return inside
-
-    seen = []
-    results = run_in_lockstep(
-        [work(0), work(100)], lambda place: seen.append(parked()), everything_from([])
-    )
-    assert seen == [[96, 96]]
-    for start, (whole, part, column) in zip((0, 100), results, strict=True):
-        assert torch.equal(whole, torch.arange(start, start + 12).double())
-        assert torch.equal(part, whole[2:5]) and torch.equal(column, whole.reshape(3, 4)[:, 1])
 
 
 def of_length(layer, length, remember):

@@ -65,14 +65,6 @@ def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, sett
     assert seen["Diffusion model"] - measured in (cost.sweep, cost.sweep - 2 * ALONE)
 
 
-def test_loras_of_the_text_encoder_alone_sample_only_for_the_check():
-    host = FakeHost()
-    planned = Job.of(host, loras_of(host, 2, ("te",)), SMALL, SETTINGS)
-    merge_and_check(planned)
-    assert (planned.cost.sampling, planned.cost.sweep) == (0, 0)
-    assert sum(map(len, host.unet_batches)) == planned.cost.check
-
-
 @pytest.mark.parametrize("calibration", [DEFAULTS, replace(SCENES, trajectories=20)])
 def test_the_rows_with_other_runs_are_about_their_share(calibration):
     host = FakeHost()

@@ -178,18 +178,6 @@ def test_a_host_that_does_the_same_is_proved_in_a_stage_of_its_own_with_nothing_
     assert host_notes(result) == []
 
 
-def test_each_lora_draws_its_own_first_prompt_in_a_small_picture():
-    for resolution, side in ((CALIBRATION.resolution, 8), (512, 16)):
-        host = LoadingHost()
-        loras = [host.lora("a", prompts=("<x> cat", "other")), host.lora("b", prompts=("<y> dog",))]
-        prove_loras(host, loras, replace(CALIBRATION, resolution=resolution))
-        [base, first, second] = [row for batch in host.unet_batches for row in batch]
-        assert host.is_close(base.prompt.tokens, host.context("<x> cat", len(base.prompt.tokens)))
-        assert all(torch.equal(row.latents, base.latents) for row in (first, second))
-        assert base.latents.shape == (4, side, side)
-        assert host.hooks() == 0 and host.open == []
-
-
 def test_a_host_that_rounds_is_noted_and_not_refused(coarse_weights):
     host = LoadingHost(patch=rounded)
     loras = [host.lora("a"), host.lora("b")]

@@ -63,21 +63,6 @@ def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(rememb
         assert torch.equal(delta.dense(), afresh.adapter.deltas[path].dense())
 
 
-def test_another_strength_samples_only_that_lora_again(remembering):
-    host, memory = remembering
-    first = host.lora("a")
-    second = host.lora("b", prompts=["<y> dog"])
-    host.merge([first, second], CALIBRATION)
-    known = set(memory)
-    half = dataclasses.replace(second, adapter=second.adapter.scaled(0.5))
-    result, _ = host.merge([first, half], CALIBRATION)
-    assert len(set(memory) - known) == 4
-    assert reused(result) == [
-        f"{4 + PRESERVE_RUNS} of the {8 + PRESERVE_RUNS} sampling runs are taken from an earlier "
-        "merge"
-    ]
-
-
 def test_whatever_decides_a_run_is_part_of_what_it_is_known_by(remembering):
     host, memory = remembering
     lora = host.lora("a")

@@ -261,15 +261,6 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
             )
 
 
-@pytest.mark.parametrize("calibration", [SCENES, PICTURES], ids=["text", "pictures"])
-def test_each_lora_has_a_scene_task_where_scenes_are_measured(host, calibration):
-    result, _ = host.merge(two_loras(host), calibration, FULL)
-    tasks = {"a", "b", "a in scenes", "b in scenes"}
-    assert {task.task for layer in result.report.layers for task in layer.tasks} == tasks
-    at_last = [task.task for task in result.report.layers[-1].tasks]
-    assert at_last == [*"ab"] + ["a in scenes", "b in scenes"] * calibration.scene_pictures
-
-
 def test_where_words_cannot_be_paired_regions_alone_count(host):
     """The inlet reads the latents themselves, and nothing of a scene counts in the text."""
     host.picture_tokens = UNPAIRED

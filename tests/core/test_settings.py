@@ -62,14 +62,6 @@ def test_every_number_has_a_lower_and_an_upper_bound_and_is_finite():
                 from_text("--x", str(number), item)
 
 
-def test_any_value_can_be_shown():
-    nested: list = []
-    for _ in range(100_000):
-        nested = [nested]
-    for value in (10**5000, nested, "x" * 10**6):
-        assert len(shown(value)) <= 60
-
-
 @settings
 class Every:
     """Settings of every kind."""
@@ -162,28 +154,3 @@ def test_a_front_end_has_its_own_words_and_a_file_has_the_fields_names():
             Every(count=0)
         with pytest.raises(ConfigError, match=r"^here: count is 0; "):
             from_json("here", {"count": 0}, Every)
-
-
-READ = {
-    "share": {"1": 1.0, "1e-3": 0.001},
-    "count": {"12": 12, "none": None},
-    "rank": {"4": 4, "sum": "sum"},
-    "word": {"two": "two"},
-    "switch": {"true": True},
-    "name": {"none": "none", "5": "5"},
-    "precision": {"bfloat16": torch.bfloat16},
-}
-NOT_READ = {"share": ("half", "0", ""), "count": ("1.5", "0"), "rank": ("max",), "word": ("",)}
-
-
-def test_a_word_of_the_command_line_is_read_as_the_settings_type():
-    for name, words in READ.items():
-        for text, value in words.items():
-            found = from_text("--x", text, declared(Every)[name])
-            assert found == value and type(found) is type(value), (name, text)
-    for name, texts in NOT_READ.items():
-        (expected,) = (words for field, words in REFUSED if field == name)
-        for text in texts:
-            with pytest.raises(ConfigError) as error:
-                from_text("--x", text, declared(Every)[name])
-            assert str(error.value) == f"--x is {text!r}; it must be {expected}"

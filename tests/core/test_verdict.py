@@ -1,9 +1,6 @@
 """The verdict on a merge: levels, two in one picture, what to do, and the line against stacking."""
 
-import json
 import math
-import random
-import statistics
 from dataclasses import replace
 
 import pytest
@@ -101,33 +98,8 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
         (found,) = report(of_runs("cat", *((error, 1 - error) for error in errors))).verdict.loras
         assert found.between == pytest.approx(between, abs=2e-3)
         assert levels in (None, found.levels)
-
-
-def usual(chance):
-    return chance.gauss(0.95, 0.16)
-
-
-def fails_on_one_prompt_in_five(chance):
-    return chance.gauss(0.3, 0.1) if chance.random() < 0.2 else usual(chance)
-
-
-def skewed(chance):
-    return max(0.0, 1 - 0.15 * math.exp(chance.gauss(0, 0.8)))
-
-
-@pytest.mark.parametrize(
-    ("strength_of", "runs"), [(usual, 4), (fails_on_one_prompt_in_five, 3), (skewed, 8)]
-)
-def test_the_range_holds_nine_in_ten(strength_of, runs):
-    chance = random.Random(0)
-    truth = statistics.fmean(strength_of(chance) for _ in range(20_000))
-    inside = 0
-    for _ in range(2000):
-        strengths = [strength_of(chance) for _ in range(runs)]
-        found = TaskFidelity.of("cat", [RunFidelity(1 - kept, kept) for kept in strengths], runs)
-        lowest, highest = found.between
-        inside += lowest <= truth <= highest
-    assert inside / 2000 >= 0.9
+    made = report(of_runs("cat", (0.2, 0.8), (0.2, 0.8), (0.2, 0.8), (0.2, 0.8)))
+    assert "kept 80 %" in str(made) and "60 to 80" in str(made)
 
 
 # --- two in one picture ---
@@ -185,7 +157,8 @@ def test_the_merge_against_the_stack():
         own("dog", 0.1),
         TaskFidelity("cat + dog", 0.9, 0.5, 4, "together"),
         TaskFidelity("base model", 0.29, None, 4, "base"),
-        layers=[layer(pairs)],
+        # the median over layers counts
+        layers=[layer(pairs), layer(pairs), layer([(*pair[:2], 9.0, 9.0) for pair in pairs])],
     )
     assert [kept.lora for kept in made.verdict.loras] == ["cat", "dog"]
     assert made.verdict.against == Against(*map(pytest.approx, (0.2, 1.2, 0.29)))
@@ -203,45 +176,3 @@ def test_a_merge_that_was_not_checked_says_so_and_how_to_check():
     first, second = str(made).splitlines()[:2]
     assert first == "not checked on unseen prompts: set held_out to 1 or more"
     assert second == "the LoRAs leak into each other 10 %, stacked 100 %"
-
-
-# --- what is said ---
-
-
-def test_the_verdict_comes_first():
-    made = report(
-        own("cat", 0.17),
-        own("ink", 0.864, 0.22),
-        own("cat beside another LoRA", 0.9, kind="together"),
-        own("ink beside another LoRA", 0.9, kind="together"),
-        TaskFidelity("base model", 0.29, None, 4, "base"),
-        layers=[layer([("cat", "ink", 1.02, 0.12), ("ink", "cat", 1.02, 0.12)])],
-    )
-    assert str(made).splitlines()[:5] == [
-        "cat: good, kept 83 %",
-        "ink: lost, kept 22 %",
-        "two of them together in one picture: unlikely",
-        "the LoRAs leak into each other 12 %, stacked 102 %; the base model changes 29 % of what "
-        "stacking changes",
-        "1 layers merged, rank 4 to 4",
-    ]
-
-
-def test_the_json_carries_it():
-    made = report(own("cat", 0.2, 1.0), own("ink", math.nan), layers=[layer()])
-    again = json.loads(json.dumps(made.to_dict(), allow_nan=False))["verdict"]
-    cat, ink = again["loras"]
-    assert cat == {
-        "lora": "cat",
-        "kept": 1.0,
-        "level": "good",
-        "between": None,
-        "levels": ["good"],
-        "advice": None,
-        "unread": 0.0,
-    }
-    assert (ink["kept"], ink["level"]) == (0.0, "lost")
-    assert set(again["against"]) == {"leak", "leak_stacked", "base"}
-    assert (again["advice"], again["together"]) == (None, None)
-    rival = report(own("cat", 0.9), method="sum").to_dict()["verdict"]
-    assert rival["advice"] == {"kind": "method", "names": ["sum"]}

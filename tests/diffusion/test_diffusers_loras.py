@@ -204,28 +204,6 @@ def test_kohyas_trainers_call_the_modules_of_sdxl_in_either_way(tmp_path):
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
 
 
-def test_names_of_the_original_code_are_read(host, tmp_path):
-    adapter = tiny_diffusers.adapter(host, 1, wanted=ALL)
-    names = ldm_names(p.removeprefix("unet.") for p in host.modules)
-    unet = adapter.select(lambda path: not host.is_text_module(path))
-    tensors = {}
-    for path, delta in unet.deltas.items():
-        kernel = host.keys.kernels.get(path, ())
-        base = "diffusion_model." + names[path.removeprefix("unet.")]
-        tensors[f"{base}.lora_up.weight"] = delta.up.reshape(
-            *delta.up.shape, *(1 for _ in kernel)
-        ).contiguous()
-        tensors[f"{base}.lora_down.weight"] = delta.down.reshape(
-            delta.rank, -1, *kernel
-        ).contiguous()
-    save_file(tensors, tmp_path / "comfy.safetensors")
-    again = read_lora(host, tmp_path / "comfy.safetensors")
-    assert again.unmatched == ()
-    assert all(
-        torch.equal(again.deltas[p].dense(), delta.dense()) for p, delta in unet.deltas.items()
-    )
-
-
 @pytest.mark.parametrize("layers_per_block", [1, 2])
 def test_the_original_names_are_those_that_diffusers_converts(layers_per_block):
     down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
@@ -266,28 +244,13 @@ def test_strengths_are_baked_in(host, tmp_path):
 
 def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
     trained = tiny_diffusers.model()
-    trained.unet_model.add_adapter(
-        LoraConfig(
-            r=2, lora_alpha=2, use_dora=True, target_modules=["to_q"], init_lora_weights=False
-        )
-    )
-    state = {
-        f"unet.{key}": tensor
-        for key, tensor in get_peft_model_state_dict(trained.unet_model).items()
-    }
-    assert any("magnitude" in key for key in state)
-    save_file(state, tmp_path / "dora.safetensors")
+    options = {"r": 2, "lora_alpha": 2, "use_dora": True, "init_lora_weights": False}
+    trained.unet_model.add_adapter(LoraConfig(target_modules=["to_q"], **options))
+    tensors = get_peft_model_state_dict(trained.unet_model)
+    save_file({f"unet.{key}": t for key, t in tensors.items()}, tmp_path / "dora.safetensors")
     adapter = read_lora(host, tmp_path / "dora.safetensors")
-    patched = with_weights(adapter, host)
-    expected = outputs(
-        DiffusersModel(
-            trained.unet_model,
-            trained.text_models[0],
-            host.tokenizer,
-            tiny_diffusers.scheduler(),
-        )
-    )
-    torch.testing.assert_close(patched[1], expected[1], rtol=1e-4, atol=1e-4)
+    found, expected = with_weights(adapter, host)[1], outputs(trained)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -323,51 +286,40 @@ def test_a_lokr_of_peft_is_read(host, tmp_path, options):
 def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
     base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     path = tmp_path / "lokr.safetensors"
-    factors = {
-        "lokr_w1": torch.randn(2, 2),
-        "lokr_w2_a": torch.randn(4, 3),
-        "lokr_w2_b": torch.randn(3, 4),
-    }
-    save_file(
-        {f"{base}.{role}": tensor for role, tensor in factors.items()}
-        | {f"{base}.alpha": torch.tensor(1.5)},
-        path,
-    )
-    (delta,) = read_lora(host, path).deltas.values()
+    shapes = {"lokr_w1": (2, 2), "lokr_w2_a": (4, 3), "lokr_w2_b": (3, 4)}
+    factors = {role: torch.randn(shape) for role, shape in shapes.items()}
+
+    def read(**changed):
+        tensors = {f"{base}.{role}": tensor for role, tensor in {**factors, **changed}.items()}
+        save_file(tensors, path)
+        return read_lora(host, path).deltas
+
+    (delta,) = read(alpha=torch.tensor(1.5)).values()
     expected = 0.5 * torch.kron(factors["lokr_w1"], factors["lokr_w2_a"] @ factors["lokr_w2_b"])
     torch.testing.assert_close(delta.dense(), expected)
-    for wrong, said in (
-        ({"lokr_w2_b": torch.randn(2, 4)}, "do not fit together"),
-        ({"lokr_w1": torch.randn(3, 2)}, "is 8 x 8"),
-    ):
-        save_file({f"{base}.{role}": tensor for role, tensor in {**factors, **wrong}.items()}, path)
-        with pytest.raises(AdapterError, match=said):
-            read_lora(host, path)
+    with pytest.raises(AdapterError, match="do not fit together"):
+        read(lokr_w2_b=torch.randn(2, 4))
+    with pytest.raises(AdapterError, match="is 8 x 8"):
+        read(lokr_w1=torch.randn(3, 2))
 
 
 def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):
     base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    save_file({f"{base}.oft_blocks": torch.ones(2, 4, 4)}, tmp_path / "oft.safetensors")
-    with pytest.raises(
-        AdapterError,
-        match=r"oft: .* is an OFT, which only ComfyUI's own code applies; merge it there",
-    ):
-        read_lora(host, tmp_path / "oft.safetensors")
+    path, oft = tmp_path / "a.safetensors", tmp_path / "oft.safetensors"
+    save_file({f"{base}.oft_blocks": torch.ones(2, 4, 4)}, oft)
+    with pytest.raises(AdapterError, match=r"oft: .* is an OFT, which only ComfyUI's own code"):
+        read_lora(host, oft)
     adapter = tiny_diffusers.adapter(host, 1)
     with pytest.raises(ConfigError, match="style is 'peft'; it can be 'kohya' or 'diffusers'"):
-        save_lora(host, adapter, tmp_path / "a.safetensors", "peft")
+        save_lora(host, adapter, path, "peft")
     biased = Adapter("biased", adapter.deltas, vectors={"unet.conv_in.bias": torch.ones(8)})
-    with pytest.raises(
-        AdapterError, match=r"changes biases or norms .* save in the style of kohya"
-    ):
-        save_lora(host, biased, tmp_path / "a.safetensors", "diffusers")
-    assert not (tmp_path / "a.safetensors").exists()
-    save_lora(host, biased, tmp_path / "a.safetensors")
-    assert torch.equal(
-        read_lora(host, tmp_path / "a.safetensors").vectors["unet.conv_in.bias"], torch.ones(8)
-    )
+    with pytest.raises(AdapterError, match=r"changes biases or norms .* save in the style of koh"):
+        save_lora(host, biased, path, "diffusers")
+    assert not path.exists()
+    save_lora(host, biased, path)
+    assert torch.equal(read_lora(host, path).vectors["unet.conv_in.bias"], torch.ones(8))
     with pytest.raises(FileExistsError, match="exists already"):
-        save_lora(host, adapter, tmp_path / "a.safetensors")
+        save_lora(host, adapter, path)
 
 
 @pytest.mark.parametrize(
@@ -392,22 +344,16 @@ def test_block_weights_go_by_the_names_of_the_original_code(any_host, tmp_path):
     path = tmp_path / "lora.safetensors"
     save_lora(any_host, adapter, path)
     found = read_lora(any_host, path, blocks="ALL:0.5,OUT:0,OUT01:2,BASE:1", without=["*proj_in"])
-    weights = {p: 0.0 for p in adapter.deltas}
-    weights |= {
-        p: d.dense().norm() / adapter.deltas[p].dense().norm() for p, d in found.deltas.items()
-    }
-    own = {p: any_host.own_path(p) for p in adapter.deltas}
-    expected = {
-        path: 0.0
-        if name.endswith("proj_in")
-        else 2.0
-        if ".output_blocks.1." in name
-        else 0.0
-        if ".output_blocks." in name
-        else 0.5
-        if ".input_blocks." in name or ".middle_block." in name
-        else 1.0
-        for path, name in own.items()
-    }
-    assert set(expected.values()) == {0.0, 0.5, 1.0, 2.0}
-    assert weights == pytest.approx(expected, rel=1e-5)
+
+    def expected(name):
+        if name.endswith("proj_in"):
+            return 0.0
+        if ".output_blocks." in name:
+            return 2.0 if ".output_blocks.1." in name else 0.0
+        return 0.5 if ".input_blocks." in name or ".middle_block." in name else 1.0
+
+    weights = {path: expected(any_host.own_path(path)) for path in adapter.deltas}
+    assert set(weights.values()) == {0.0, 0.5, 1.0, 2.0}
+    assert {path for path, weight in weights.items() if weight} == set(found.deltas)
+    for path, delta in found.deltas.items():
+        torch.testing.assert_close(delta.dense(), weights[path] * adapter.deltas[path].dense())

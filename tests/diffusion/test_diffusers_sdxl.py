@@ -13,7 +13,6 @@ from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import (
     PartSolver,
     merge_and_check,
-    merge_diffusion,
     merge_text_encoder,
 )
 from iteris_core.diffusion.model import DenoiserRow
@@ -131,23 +130,6 @@ def test_a_long_prompt_has_the_pooled_output_of_its_first_piece():
     assert torch.equal(whole.others["pooled_output"], first.others["pooled_output"])
 
 
-def test_one_lora_merges_to_itself():
-    prediction_type = "v_prediction"
-    host = tiny_diffusers.model_xl(prediction_type, dtype=torch.float64)
-    host = DiffusersModel.of(pipeline_of(host, prediction_type))
-    lora = LoadedLora.of(adapter(host), ("a cat",))
-    calibration = Calibration(**SMALL, preserve_weight=0.0)
-    alone = merge_diffusion(
-        Job.of(host, [lora], calibration, MergeSettings(MergeConfig(output_dtype=torch.float64)))
-    )
-    assert set(alone.adapter.deltas) == set(lora.adapter.deltas)
-    parts = {path.partition(".")[0] for path in alone.adapter.deltas}
-    assert parts == {"unet", "text_encoder", "text_encoder_2"}
-    for path, delta in lora.adapter.deltas.items():
-        error = (alone.adapter.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
-        assert error < 1e-6, path  # in float32, few tokens of tiny pictures leave 3e-4
-
-
 def test_two_loras_a_preserve_task_scenes_and_the_check():
     host = tiny_diffusers.model_xl()
     written(host, "a cat")
@@ -198,46 +180,44 @@ def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
         torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
 
 
-def test_other_models_are_refused():
+XL = tiny_diffusers.unet_xl
+WITHOUT_A_SECOND = {"text_encoder_2": None, "tokenizer_2": None}
+
+
+@pytest.mark.parametrize(
+    ("said", "changed"),
+    [
+        ("2 text encoders and 1 tokenizers", lambda: {"tokenizer_2": None}),
+        ("the two tokenizers have different words", lambda: {"tokenizer_2": with_more_words()}),
+        (
+            "the UNet does not read picture sizes and pooled texts, unlike SDXL's",
+            lambda: {"unet": tiny_diffusers.unet(cross_attention_dim=40)},
+        ),
+        ("the UNet also reads picture sizes and pooled texts", lambda: WITHOUT_A_SECOND),
+        ("the text encoders' together have 40", lambda: {"unet": XL(cross_attention_dim=48)}),
+        ("an inpainting model: it reads 9 channels", lambda: {"unet": XL(in_channels=9)}),
+        (
+            "the UNet reads 5 numbers besides the pooled text, .* 5 are the refiner's",
+            lambda: {"unet": XL(projection_class_embeddings_input_dim=20 + tiny_diffusers.WIDTH_2)},
+        ),
+        ("has fewer blocks than SDXL's, like SSD-1B", lambda: {"unet": XL(layers_per_block=1)}),
+        ("has fewer blocks than SDXL's", lambda: {"unet": XL(mid_block_type=None)}),
+    ],
+)
+def test_other_models_are_refused(said, changed):
     parts = {
-        "unet": tiny_diffusers.unet_xl(),
+        "unet": XL(),
         "text_encoder": tiny_diffusers.text_encoder(num_hidden_layers=3),
         "tokenizer": tiny_diffusers.tokenizer(),
         "scheduler": tiny_diffusers.scheduler(),
         "text_encoder_2": tiny_diffusers.text_encoder_2(),
         "tokenizer_2": tiny_diffusers.tokenizer(),
     }
+    with pytest.raises(ConfigError, match=said):
+        DiffusersModel(**{**parts, **changed()})
 
-    def refused(said, **changed):
-        with pytest.raises(ConfigError, match=said):
-            DiffusersModel(**{**parts, **changed})
 
-    def unet(**options):
-        return tiny_diffusers.unet_xl(**options)
-
-    refused("2 text encoders and 1 tokenizers", tokenizer_2=None)
-    other = tiny_diffusers.tokenizer()
-    other.add_tokens(["<sks>"])
-    refused("the two tokenizers have different words", tokenizer_2=other)
-    refused(
-        "the UNet does not read picture sizes and pooled texts, unlike SDXL's",
-        unet=tiny_diffusers.unet(cross_attention_dim=40),
-    )
-    refused(
-        "the UNet also reads picture sizes and pooled texts, unlike SD1.5's",
-        text_encoder_2=None,
-        tokenizer_2=None,
-    )
-    refused(
-        "contexts of width 48, the text encoders' together have 40",
-        unet=unet(cross_attention_dim=48),
-    )
-    refused("an inpainting model: it reads 9 channels", unet=unet(in_channels=9))
-    refused("a picture-editing model: it reads 8 channels", unet=unet(in_channels=8))
-    refused(
-        "the UNet reads 5 numbers besides the pooled text, .* 5 are the refiner's",
-        unet=unet(projection_class_embeddings_input_dim=5 * 4 + tiny_diffusers.WIDTH_2),
-    )
-    refused("has fewer blocks than SDXL's, like SSD-1B", unet=unet(layers_per_block=1))
-    for middle in (None, "UNetMidBlock2D"):
-        refused("has fewer blocks than SDXL's", unet=unet(mid_block_type=middle))
+def with_more_words():
+    tokenizer = tiny_diffusers.tokenizer()
+    tokenizer.add_tokens(["<sks>"])
+    return tokenizer

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import identified, load, read_again, scenes_of, unread_in
+from iteris_pack.nodes.loras.chosen import identified, load, read_again, scenes_of
 from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
 from safetensors.torch import save_file
 
@@ -30,37 +30,6 @@ def test_a_lora_in_no_file_is_known_by_the_hash_of_its_tensors():
     [known], loose = identified([trained])
     assert known.sha256 == sha256_of_tensors(trained.tensors)
     assert loose[known.sha256]["a"] is trained.tensors["a"]  # no copy
-
-
-def unknown_embeddings(text):
-    return [word.removeprefix("embedding:").strip(",") for word in text.split() if "gone" in word]
-
-
-def test_learned_tokens_that_the_host_does_not_have_are_noted_once_for_each_lora(replace_host):
-    base = types.SimpleNamespace(
-        adapter=lambda *_: Adapter("", {}),
-        prove_reading=lambda *_: None,
-        unknown_embeddings=unknown_embeddings,
-    )
-    chosen = [
-        ChosenLora(use(name, prompts, trigger=trigger), {"w": torch.full((2,), float(number))})
-        for number, (name, prompts, trigger) in enumerate(
-            (
-                ("cat", ("a embedding:gone cat", "embedding:gone", "a cat"), ""),
-                ("dog", ("a embedding:sks dog",), "embedding:gone2 dog"),
-                ("ink", ("gone",), ""),
-            )
-        )
-    ]
-    replace_host(heed_cancel=lambda: None)
-    _, notes = load(base, *identified(chosen))
-    assert [(note.kind, note.text.partition(";")[0]) for note in notes] == [
-        ("prompts", "cat: left out of its prompts: embedding:gone"),
-        ("prompts", "dog: left out of its prompts: embedding:gone2"),
-    ]
-    settings = Calibration(negative_prompt="embedding:gone, 4k", preserve_captions=("a cat",))
-    [note] = unread_in(base, settings)
-    assert note.text.startswith("left out of the negative prompt: embedding:gone;")
 
 
 def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):

@@ -18,14 +18,6 @@ def test_a_name_that_comes_through_a_link_does_not_break_the_cache(node):
     assert node.fingerprint_inputs(lora_name=None) == "linked"
 
 
-def test_a_file_of_the_loras_folders_has_a_fingerprint(replace_host, tmp_path):
-    replace_host(find_lora=lambda name: tmp_path / name)
-    assert LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors") == "missing"
-    (tmp_path / "cat.safetensors").touch()
-    there = LoraToMerge.fingerprint_inputs(lora_name="cat.safetensors")
-    assert there not in ("linked", "missing")
-
-
 def test_words_beside_a_file_change_its_fingerprint(tmp_path):
     path = tmp_path / "cat.safetensors"
     path.write_bytes(b"x")

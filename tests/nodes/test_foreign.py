@@ -20,24 +20,18 @@ def test_zero_is_an_answer():
 
 
 @pytest.mark.parametrize("verbosity", [logging.INFO, logging.CRITICAL])
-def test_an_error_that_the_host_only_logs_is_raised_with_its_text(verbosity):
+def test_an_error_that_the_host_only_logs_is_raised_with_its_text(verbosity, monkeypatch):
     def fail_as_the_host_does(weight):
         logging.error("ERROR lokr layer: shapes do not fit")
         return weight
 
     root = logging.getLogger()
-    before = root.level
+    monkeypatch.setattr(root, "level", verbosity)
     handlers = list(root.handlers)
-    root.setLevel(verbosity)
-    try:
-        with pytest.raises(
-            AdapterError,
-            match=r"has lokr_w1, which ComfyUI could not apply: ERROR lokr.*do not fit",
-        ):
-            added(fail_as_the_host_does)
-        assert (root.level, root.handlers) == (verbosity, handlers)
-    finally:
-        root.setLevel(before)
+    said = r"has lokr_w1, which ComfyUI could not apply: ERROR lokr.*do not fit"
+    with pytest.raises(AdapterError, match=said):
+        added(fail_as_the_host_does)
+    assert (root.level, root.handlers) == (verbosity, handlers)
 
 
 def fail(weight):

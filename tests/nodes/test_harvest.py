@@ -25,21 +25,9 @@ def patch(strength, value, of_weight=1.0):
     return (strength, value, of_weight, None, None)
 
 
-def swapped(rows):
-    return rows.flip(0)
-
-
-PARTS = {
-    ("net.a", (0, 0, 2), None): ["other.net.q"],
-    ("net.a", (0, 2, 2), None): ["other.net.k"],
-    ("net.b", None, swapped): ["other.net.out"],
-}
-
-
 def bases_of(path, offset, function):
-    if offset is None and function is None:
-        return [f"lora_{path.replace('.', '_')}", f"other.{path}"]
-    return PARTS.get((path, offset, function), [])
+    whole = offset is None and function is None
+    return [f"lora_{path.replace('.', '_')}", f"other.{path}"] if whole else []
 
 
 def take(patches):
@@ -132,48 +120,12 @@ def test_a_difference_belongs_to_the_file_that_names_it():
         take(patches)
 
 
-def test_parts_of_a_weight_come_off_under_their_own_keys():
-    up = torch.randn(2, 1)
-    down = torch.randn(1, 3)
-    loader = Loader("x", "other.net.k.diff")
-    loras, rest = take(
-        {
-            "net.a.weight": [
-                (1.0, loader.lora(up, down), 1.0, (0, 0, 2), None),
-                (1.0, ("diff", (up @ down,)), 1.0, (0, 2, 2), None),
-            ],
-            "net.b.weight": [(1.0, loader.lora(2 * up, down, 4.0), 1.0, None, swapped)],
-        }
-    )
-    assert rest == {}
-    [lora] = loras
-    assert set(lora.tensors) == {
-        "other.net.q.lora_up.weight",
-        "other.net.q.lora_down.weight",
-        "other.net.k.diff",
-        "other.net.out.lora_up.weight",
-        "other.net.out.lora_down.weight",
-        "other.net.out.alpha",
-    }
-    # as in the file: the model brings the rows to its own order when it is read again
-    assert torch.equal(lora.tensors["other.net.out.lora_up.weight"], 2 * up)
-    cut = [(1.0, loader.lora(up, down), 1.0, (0, 1, 2), None)]
-    with pytest.raises(IterisError, match="scaled or cut by another node after it was loaded"):
-        take({"net.a.weight": cut})
-    scaled = [
-        (1.0, loader.lora(up, down), 1.0, (0, 0, 2), None),
-        (0.5, [torch.ones(4, 3)], 0.5, None, None),
-    ]
-    with pytest.raises(IterisError, match="scaled or cut by another node after it was loaded"):
-        take({"net.a.weight": scaled})
-
-
 def test_what_is_no_longer_the_file_is_refused():
-    loader = Loader("x")
-    lora = loader.lora(torch.randn(4, 2), torch.randn(2, 3))
-    with pytest.raises(IterisError, match="scaled or cut by another node after it was loaded"):
-        take(
-            {"net.a.weight": [patch(1.0, lora), patch(0.5, [torch.ones(4, 3)], of_weight=0.5)]},
-        )
+    lora = Loader("x").lora(torch.randn(4, 2), torch.randn(2, 3))
+    scaled = [patch(1.0, lora), patch(0.5, [torch.ones(4, 3)], of_weight=0.5)]
+    cut = [(1.0, lora, 1.0, (0, 1, 2), None)]
+    for patches in (scaled, cut):
+        with pytest.raises(IterisError, match="scaled or cut by another node after it was loaded"):
+            take({"net.a.weight": patches})
     with pytest.raises(IterisError, match=r"has the strengths 1 and 0\.5"):
         take({"net.a.weight": [patch(1.0, lora)], "net.b.weight": [patch(0.5, lora)]})

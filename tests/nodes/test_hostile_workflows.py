@@ -107,37 +107,25 @@ def merged():
 # Things that another node might put onto a link, or a program into a workflow.
 HOSTILE = {
     "none": None,
-    "true": True,
     "empty": "",
     "word": "cat",
-    "spaces": " \t\r\n\x0b\x00",
     "long": "a " * 60_000,
-    "longer": "x" * 10**6,
     "half a character": "a photo of \ud800",
     "up": "../../checkpoints/model.safetensors",
-    "absolute": "/etc/passwd",
     "not listed": "notes.txt",
     "markup": "<lora:cat:1e999> <lora:cat:nan:nan> {trigger} {0.__class__} %s ${x}",
     "open tags": "<lora:" * 5_000,
     "nan": math.nan,
     "inf": math.inf,
-    "minus inf": -math.inf,
     "10^400": 10**400,
-    "minus 10^400": -(10**400),
     "10^5000": 10**5000,
-    "2^63": 2**63,
     "minus one": -1,
-    "half": 0.5,
     "complex": 1j,
-    "list": [],
     "names": ["cat", "cat"],
-    "tuple": (),
     "pair": ("cat", 10**400, math.nan),
     "entry": [["cat", "1e999", None], {"lora": "cat", "strength": 10**400}],
-    "dict": {},
     "odd keys": {1: 2, None: [3], (4,): "cat"},
     "switch": {"on": Strange(), "lora": "cat"},
-    "900 deep": deep(900),
     "100,000 deep": deep(100_000),
     "endless": endless(),
     "wide": [["cat", 1.0, 1.0]] * 5_000,
@@ -146,20 +134,16 @@ HOSTILE = {
     "object": Strange(),
     "function": chain,
     "tensor": torch.ones(3),
-    "numbers": torch.ones(()),
     "picture": torch.zeros(0, 8, 8, 3),
     "state": {"x": 1},
-    "other state": {1: torch.ones(1)},
     "chain": chain("cat", "dog"),
     "long chain": chain(*["cat"] * (MOST_LORAS + 1)),
-    "list chain": list(chain("cat")),
     "calibration": Calibration(),
     "changes": Changes({"trajectories": 3}),
     "recipe": Recipe((), Calibration(), MergeConfig(), False, {}),
     "rows": f"<lora:{LORA}:0.5> style priority=2 | a cat\n# <lora:no such file>",
     "many rows": "<lora:cat>\n" * 10_000,
     "odd rows": '<lora:cat:1> called="{trigger} without=* | {a|b} \\| " priority=1e999',
-    "open quotes": '<lora:cat> "' + 'called="' * 20_000,
     "many layers": "<lora:cat> " + "without=a " * 15_000,
     "many prompts": "<lora:cat> " + "|{" * 50_000,
     "merged": MergedLora(Adapter("none", {}), None, ""),
@@ -336,23 +320,6 @@ def test_any_stack_is_read_or_named(host, stack, prompts):
     outcome(LoraStack, good_inputs(LoraStack) | {"lora_stack": stack, "prompts": prompts})
 
 
-TEXTS = st.text(max_size=40) | st.sampled_from(
-    ["{first} and {second}", "{first} {style}", "{first!r}", "{", "{first:9999999999}", "{0}"]
-)
-
-
-@MANY
-@given(st.lists(TEXTS, max_size=5), st.lists(TEXTS, max_size=3), TEXTS, TEXTS)
-def test_any_scene_is_made_or_named(host, forms, companions, subjects, styles):
-    fields = {
-        "forms": "\n".join(forms),
-        "companions": "\n".join(companions),
-        "subjects": f"cat: {subjects}",
-        "styles": f"dog: {styles}",
-    }
-    outcome(ScenePrompts, good_inputs(ScenePrompts) | fields)
-
-
 def recipe(**more):
     used = [use("cat", ("a sks cat",), file=LORA, sha256="1f")]
     return json.loads(json.dumps(settings_of(used, Calibration(), MergeConfig()))) | more
@@ -372,20 +339,13 @@ def test_a_good_recipe_is_loaded(host):
     ("changes", "said"),
     [
         ({"calibration": {"trajectories": 10**8}}, "trajectories is 100000000"),
-        ({"calibration": {"resolution": 64 * 10**6}}, "resolution is 64000000"),
-        ({"calibration": {"sampling_steps": 10**9, "timesteps": 1}}, "sampling_steps is"),
-        ({"calibration": {"held_out": 10**6}}, "held_out is 1000000"),
         (
             {"calibration": {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}},
             "200000 latents per LoRA",
         ),
-        ({"calibration": {"negative_prompt": "bad " * 2_000}}, "negative_prompt is 'bad bad"),
         ({"calibration": {"companions": ["a dog"] * 1_001}}, "companions is"),
-        ({"config": {"max_iter": 10**9}}, "max_iter is 1000000000"),
         ({"config": {"alpha": math.nan}}, "alpha is nan"),
         ({"loras": [asdict(use("cat", file=LORA))] * 101}, "there are 101 LoRAs"),
-        ({"loras": [asdict(use("cat", file=LORA)) | {"file": ""}]}, "file is ''"),
-        ({"loras": [asdict(use("cat", file=LORA)) | {"weight": math.inf}]}, "weight is inf"),
         ({"loras": [asdict(use("cat", file="notes.txt"))]}, "'notes.txt' is not in the loras"),
     ],
 )

@@ -107,29 +107,6 @@ def test_parts_of_a_transformers_weights():
     assert keys.host_keys == DIT_TABLE and keys.prediction_type == ""
 
 
-@pytest.mark.parametrize(
-    ("family", "saved_as"),
-    [
-        (
-            "Flux.1",
-            ["lora_unet_blocks_0_qkv", "lora_te1_text_model_q", "lora_te3_encoder_block_0_q"],
-        ),
-        (
-            "Qwen-Image",
-            [
-                "diffusion_model.blocks.0.qkv",
-                "lora_te_text_model_q",
-                "text_encoders.t5xxl.transformer.encoder.block.0.q",
-            ],
-        ),
-    ],
-)
-def test_saved_names_are_those_of_the_family(family, saved_as):
-    bases = dit_keys(family).base_of_module
-    paths = [path for path in DIT if path != "diffusion_model.out"]
-    assert [bases[path] for path in paths] == saved_as
-
-
 @pytest.fixture
 def xl_keys():
     """Return the keys of two text encoders and a UNet with one layer."""
@@ -182,36 +159,6 @@ def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
         f"{good}.lora_up.weight": torch.ones(3, 1),
     }
     with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
-        kohya.parse("file", tensors, xl_keys)
-
-
-def test_the_first_text_encoder_of_sdxl_under_its_old_name_is_read(xl_keys):
-    """Where the other keys show SDXL."""
-    tensors = {
-        "lora_te_text_model_encoder_layers_0_q.lora_down.weight": torch.ones(1, 3),
-        "lora_te_text_model_encoder_layers_0_q.lora_up.weight": torch.ones(3, 1),
-        "lora_unet_middle_block_9_attn2_to_k.lora_down.weight": torch.ones(1, 2048),
-        "lora_unet_middle_block_9_attn2_to_k.lora_up.weight": torch.ones(8, 1),
-    }
-    adapter = kohya.parse("file", tensors, xl_keys)
-    assert list(adapter.deltas) == ["clip_l.transformer.text_model.encoder.layers.0.q"]
-    assert adapter.unread == 0.5
-
-
-@pytest.mark.parametrize("with_unet", [False, True], ids=["alone", "beside a layer that fits"])
-def test_a_text_encoder_of_sd15_is_refused_on_sdxl(xl_keys, with_unet):
-    """ComfyUI's own table has its keys as SDXL's first text encoder."""
-    tensors = {
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.ones(1, 768),
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": torch.ones(768, 1),
-    }
-    if with_unet:
-        tensors |= {
-            "lora_unet_mid_block_q.lora_down.weight": torch.ones(1, 4),
-            "lora_unet_mid_block_q.lora_up.weight": torch.ones(6, 1),
-        }
-    message = "^file: this file is for SD1.5, the model is SDXL; choose a LoRA for SDXL$"
-    with pytest.raises(AdapterError, match=message):
         kohya.parse("file", tensors, xl_keys)
 
 

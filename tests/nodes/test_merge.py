@@ -20,19 +20,8 @@ from iteris_core.report.records import Note
 def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
     assert too_small(Room(8, 0, 0.0)) == [] and not caplog.records
     [note] = too_small(Room(1, 0, 0.0, missing=1.26e9))
-    assert note.kind == "memory" and "about 1.3 GB more than is free" in note.text
-    assert "Lower resolution" in note.text
+    assert "about 1.3 GB more than is free" in note.text
     assert [record.message for record in caplog.records] == [note.text]
-
-
-@pytest.mark.parametrize(("preset", "runs"), [("Fast", 10), ("Balanced", 20), ("Polished", 40)])
-def test_a_preset_is_a_few_settings(preset, runs):
-    calibration, how = Asked(preset, False, Size()).settings([], None)
-    assert (calibration.trajectories, calibration.scene_weight) == (runs, 0.0)
-    assert calibration.polish == (100 if preset == "Polished" else 0)
-    together, _ = Asked(preset, True, Size()).settings([], None)
-    assert together.scene_weight == (1.0 if preset == "Polished" else 0.3)
-    assert how.config.output_dtype == torch.float16
 
 
 def test_a_preview_measures_nothing_whatever_else_is_set(widgets):

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.host.other_nodes import BaseChanges, wrappers_of
+from iteris_pack.nodes.host.other_nodes import BaseChanges
 from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
 
 from iteris_core import Adapter, LowRankDelta
@@ -80,25 +80,3 @@ def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
     [_, note] = notes({"net.a.weight": [patch(lora_of("a", down=down))]}, loras=[lora])
     assert note.kind == "twice"
     assert note.text.startswith("cat is in the merge and on the MODEL, too")
-
-
-def test_many_changes_are_not_all_named():
-    [note] = notes({}, BaseChanges(in_model=tuple(f"Node{i} (attn1)" for i in range(9))))
-    assert "Node5 (attn1) and 3 more" in note.text
-
-
-def test_a_kind_of_wrappers_that_has_none_is_not_there():
-    def easy():
-        pass
-
-    model = types.SimpleNamespace(
-        model_options={
-            "transformer_options": {
-                "wrappers": {"apply_model": {"gone": []}, "sampler_sample": {"easycache": [easy]}}
-            }
-        },
-        wrappers={"diffusion_model": {"easycache": [easy]}, "predict_noise": {}},
-    )
-    in_calls, left_out = wrappers_of(model)
-    assert in_calls == {}
-    assert set(left_out) == {"sampler_sample", "diffusion_model"}

@@ -33,9 +33,7 @@ def test_a_stage_that_is_not_like_the_others_tells_its_own_time_and_nothing_of_t
 
 def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
     stage = Stage("Sampling", 3, 4)
-    assert progress_line(stage, 5, 10, 50.4) == "stage 3 of 4: Sampling 5/10, about 50 s left"
-    assert progress_line(stage, 5, 10, 170) == "stage 3 of 4: Sampling 5/10, about 3 min left"
-    assert progress_line(Stage("Sampling"), 9, 10, 1.9) == "Sampling 9/10"
-    pictures = Stage("Pictures", told_by=20)
-    assert progress_line(pictures, 59, 180, 0) == "Pictures 2/9"
-    assert progress_line(Stage("Preparing the prompts"), 0, 1, 0) == "Preparing the prompts"
+    for left, told in ((50.4, ", about 50 s left"), (170, ", about 3 min left"), (1.9, "")):
+        assert progress_line(stage, 5, 10, left) == f"stage 3 of 4: Sampling 5/10{told}"
+    assert progress_line(Stage("Pictures", told_by=20), 59, 180, 0) == "Pictures 2/9"
+    assert progress_line(Stage("Preparing"), 0, 1, 0) == "Preparing"

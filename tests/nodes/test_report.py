@@ -1,11 +1,9 @@
 """The node that shows a report."""
 
 import sys
-from typing import get_args
 
 import pytest
-from iteris_pack.nodes.report import QUESTIONS, drawn
-from iteris_pack.nodes.report_pictures import Question
+from iteris_pack.nodes.report import drawn
 
 from iteris_core import IterisError, MergeReport
 from iteris_core.report.records import LayerReport, TaskAtLayerReport
@@ -28,9 +26,3 @@ def test_what_the_report_cannot_answer_is_told_and_the_rest_drawn():
     assert (len(pictures), notes) == (1, [])
     pictures, [note] = drawn(report, None, ("unseen",))
     assert pictures.ndim == 4 and "no such figures" in note
-
-
-def test_every_picture_can_be_asked_for():
-    asked = {question for found in QUESTIONS.values() if found for question in found}
-    assert asked == {*get_args(Question)}
-    assert QUESTIONS["everything"] is None

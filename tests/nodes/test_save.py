@@ -118,34 +118,6 @@ def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, 
     assert [path.read_bytes() for path in (tmp_path / "loras").iterdir()] == [good]
 
 
-def test_a_name_that_another_server_takes_meanwhile_gets_a_number(
-    saving, tmp_path, replace_host, merged
-):
-    """The other file is what it was, and nothing is lost."""
-    load = loader_of(merged)
-
-    def slow(path, keys):
-        assert path.suffix == ".part"  # which no list of LoRAs shows
-        (tmp_path / "loras" / "a.safetensors").touch()
-        return load(path, keys)
-
-    replace_host(stock_loader=slow)
-    assert saving().name == "a_02.safetensors"
-    assert (tmp_path / "loras" / "a.safetensors").read_bytes() == b""
-    assert titles(tmp_path) == {"a_02.safetensors": "a_02"}
-
-
-def test_the_same_merge_is_saved_as_the_same_bytes(saving):
-    assert saving().read_bytes() == saving(overwrite=True).read_bytes()
-
-
-def test_a_folder_of_that_name_is_not_replaced(saving, tmp_path):
-    (tmp_path / "loras" / "a.safetensors").mkdir(parents=True)
-    with pytest.raises(IterisError, match="is a folder; choose another name"):
-        saving(overwrite=True)
-    assert saving().name == "a_02.safetensors"
-
-
 def test_a_user_who_wants_no_metadata_gets_what_other_programs_need(saving, replace_host):
     """As with ComfyUI's --disable-metadata."""
     replace_host(saves_metadata=lambda: False)
@@ -167,34 +139,27 @@ def test_a_card_for_lora_manager_lies_beside_the_file_where_it_keeps_such(
     saving, merged, tmp_path, replace_host
 ):
     replace_host(find_lora=lambda name: tmp_path / name)
-    names = ("cat.safetensors", "ink.safetensors")
-    loras = tuple(
-        LoadedLora(use(name, (), file=name, trigger_words=("a cat",)), Adapter(name, {}))
-        for name in names
-    )
-    of_files = replace(merged, loras=loras)
+    lora = use("cat", (), file="cat.safetensors", trigger_words=("a cat",))
+    of_files = replace(merged, loras=(LoadedLora(lora, Adapter("cat", {})),))
 
     def save(name, overwrite=False):
-        return Path(SaveMergedLora.execute(of_files, name, overwrite).args[0])
+        path = Path(SaveMergedLora.execute(of_files, name, overwrite).args[0])
+        return path, path.with_suffix(".metadata.json")
 
-    path = save("a")
-    assert [found.name for found in path.parent.iterdir()] == [path.name]
-    for name, base in zip(names, ("Illustrious", "Unknown"), strict=True):
-        card = {"base_model": base, "civitai": {"trainedWords": ["x"]}}
-        (tmp_path / name).with_suffix(".metadata.json").write_text(json.dumps(card))
-    path = save("b")
-    beside = path.with_name("b.metadata.json")
+    assert not save("a")[1].exists()
+    card = {"base_model": "Illustrious", "civitai": {"trainedWords": ["x"]}}
+    (tmp_path / "cat.metadata.json").write_text(json.dumps(card))
+    path, beside = save("b")
     card = json.loads(beside.read_text(encoding="utf-8"))
     assert (card["base_model"], card["from_civitai"]) == ("Illustrious", False)
-    assert card["sha256"] == sha256(path)
-    assert (card["file_name"], card["size"]) == ("b", path.stat().st_size)
+    assert (card["file_name"], card["sha256"]) == ("b", sha256(path))
     found = lora_header(path).triggers
     assert (found.source, found.triggers) == ("b.metadata.json", ("a cat",))
     beside.write_text("{}")
     save("b", overwrite=True)
     assert json.loads(beside.read_text(encoding="utf-8"))["file_name"] == "b"
     replace_host(saves_metadata=lambda: False)
-    assert not save("c").with_name("c.metadata.json").exists()
+    assert not save("c")[1].exists()
 
 
 def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_path):

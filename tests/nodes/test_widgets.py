@@ -1,7 +1,6 @@
 """The widgets of the nodes offer what the core's settings allow, and begin with their defaults."""
 
 import re
-from typing import get_args
 
 import pytest
 import torch
@@ -19,8 +18,6 @@ from iteris_core.diffusion.calibration import PRESETS, Calibration
 from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
-from iteris_core.report.layers import Alarm, warnings_of
-from iteris_core.report.verdict import Advice, AdviceKind, _sentence
 from iteris_core.rivals.registry import check_used
 from iteris_core.settings import PRECISIONS, calling, checked, declared
 
@@ -84,23 +81,6 @@ def test_what_does_not_go_together_is_told_in_the_words_of_the_inputs(make, name
     assert [name for name in named if name not in told] == []
     others = {field.partition("=")[0] for field, name in NAMES.items() if field != name}
     assert not re.findall(rf"\b(?:{'|'.join(others)}|full_output)\b", told)
-
-
-def test_a_node_tells_the_words_of_its_inputs(widgets):
-    with pytest.raises(ConfigError, match=r"^latents_per_run is 9, and sampling_steps is 3\b"):
-        Settings.execute(**widgets(Settings, latents_per_run=9))
-    with pytest.raises(ConfigError, match=r"^timesteps is 9, and sampling_steps is 3\b"):
-        Calibration(timesteps=9)
-
-
-def test_a_report_has_the_words_of_the_inputs():
-    alarms = [Alarm("a", than, 2.0, 1.0, ()) for than in ("nothing", "average", "stack")]
-    advice = [Advice(kind, ("x",)) for kind in get_args(AdviceKind)]
-    with calling(NAMES):
-        text = "\n".join([*warnings_of(alarms), *map(_sentence, advice)])
-    words = set(re.findall(r"\w+", text))
-    assert {"smoothing", "layer_gain", "protect_base", "check_runs"} <= words
-    assert not re.search(r"alpha|unit_gain|preserve|held_out|weight|in ComfyUI", text)
 
 
 def test_the_core_allows_what_a_widget_offers_and_begins_with(replace_host):

@@ -107,24 +107,3 @@ def in_child(work: Callable[[], object]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def together(*works: Callable[[], object]) -> list[int]:
-    """Do works in processes of their own that begin at one moment; return their exit statuses."""
-    wait, go = os.pipe()
-    children = []
-    for work in works:
-        child = os.fork()
-        if not child:
-            os.close(go)
-            os.read(wait, 1)  # ends when the parent closes the other end
-            status = 1
-            try:
-                work()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    os.close(wait)
-    os.close(go)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

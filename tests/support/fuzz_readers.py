@@ -1,5 +1,5 @@
-"""Every reader of files, recipes and stacks, and the rule that each keeps: a result or a typed error
-that names the file, in little time and memory.
+"""Every reader of files, and the rule that each keeps: a result or a typed error that names the file, in
+little time and memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,29 +18,24 @@ import torch
 from fuzz_files import MODULES, Case
 from iteris_pack.nodes import host
 from iteris_pack.nodes.keys import model_keys
-from iteris_pack.nodes.loras import names, stack_formats
 from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
-from iteris_core.diffusion import lora_rows as rows
 from iteris_core.diffusion.lora_files import read_lora
 from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.files import diffusers, kohya, peft
-from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kinds import own_dense_delta
 from iteris_core.files.metadata import merged_tags
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import lora_header
-from iteris_core.language.caption_samples import read_images
-from iteris_core.language.pictures import open_picture
-from iteris_core.language.text_samples import read_texts, read_token_ids
+from iteris_core.language.text_samples import read_token_ids
 from iteris_core.layers import layer_shapes
 
 SECONDS = 5.0  # of one reader, on the processor
-BYTES = 200_000_000  # of memory, beside twice the file
+BYTES = 150_000_000  # of memory
 LETTERS = 2_000  # of an error about a file
 ANSWER = 200_000  # characters of the route's answer
 
@@ -145,104 +139,48 @@ FOLDERS: Mapping[str, Callable[[Path], object]] = {
     ),
     "inspect a folder": inspect_adapter,
 }
-# Name of a file -> its reader.
-BY_NAME: Mapping[str, Callable[[Path], object]] = {
-    "texts.txt": read_texts,
-    "texts.jsonl": read_texts,
-    "images.jsonl": read_images,
-    "a.png": open_picture,
-}
-
-
-def stack_of(value: Any) -> object:
-    found = stack_formats.read_stack(value)
-    return [names.find_name(lora.name, ["a.safetensors", "b/c.safetensors"]) for lora in found]
-
-
-VALUES: Mapping[str, Callable[[Any], object]] = {
-    "a recipe": lambda value: read_recipe("a.safetensors", json.dumps(value)),
-    "a stack": stack_of,
-    "block weights": lambda value: layer_weights("a", str(value), [str(value)], FAMILIES["SDXL"]),
-    "rows": lambda value: rows.written(rows.read_rows(str(value), "loras")),
-    "prompts": lambda value: stack_formats.prompts_by_name(str(value), ["a", "b/c"]),
-}
 
 
 class TooSlow(BaseException):
     """A reader took too much of the processor's time."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A broken rule.
-
-    Args:
-        case: Number of the case.
-        reader: The reader.
-        what: What it did.
-    """
-
-    case: int
-    reader: str
-    what: str
+def quick(read: Callable[..., Any], *given: Any, memory: int = BYTES) -> Any:
+    """Return what a reader returns, which may neither take long nor fill the memory."""
+    before = forget_peak()
+    begun = time.thread_time()
+    with limited_time():
+        try:
+            return read(*given)
+        finally:
+            assert time.thread_time() - begun < SECONDS
+            assert not before or peak() - before < memory
 
 
-def findings(number: int, case: Case, folder: Path) -> Iterator[Finding]:
-    """Give a case to every reader, and yield what breaks the rules.
+def read_or_refused(read: Callable[[Any], object], given: Any, name: str) -> None:
+    """Let a reader read something, or refuse it in a short sentence with its name."""
+    try:
+        result = quick(read, given)
+    except IterisError as error:
+        assert name in str(error) and len(str(error)) <= LETTERS
+    else:
+        assert not isinstance(result, Adapter) or not _wrong(result), _wrong(result)
 
-    Args:
-        number: The case's number.
-        case: The case.
-        folder: An empty folder.
-    """
+
+def try_all(case: Case, folder: Path) -> None:
+    """Give a case to every reader, in an empty folder."""
     file = folder / "stranger.safetensors"
-    file.write_bytes(case.tensors)
     adapter = folder / "stranger"
     adapter.mkdir(exist_ok=True)
-    (adapter / "adapter_model.safetensors").write_bytes(case.tensors)
-    (adapter / "adapter_config.json").write_bytes(case.settings)
-    for name in BY_NAME:
-        (folder / name).write_bytes(case.picture if name == "a.png" else case.text)
-    file.with_suffix(".metadata.json").write_bytes(case.settings)
-    beside = {"civitai": {"trainedWords": case.value}}
+    for path in (file, adapter / "adapter_model.safetensors", file.with_suffix(".png")):
+        path.write_bytes(case.tensors)
+    for path in (adapter / "adapter_config.json", file.with_suffix(".metadata.json")):
+        path.write_bytes(case.settings)
+    beside = {"civitai": {"trainedWords": case.words}}
     file.with_suffix(".civitai.info").write_text(json.dumps(beside))
-    file.with_suffix(".png").write_bytes(case.tensors)
-    file.with_suffix(".webp").write_bytes(b"RIFF    WEBP" + case.text)
-    start = forget_peak()
     for readers, place in ((FILES, file), (FOLDERS, adapter)):
-        for reader, read in readers.items():
-            yield from tried(number, reader, read, place, "stranger")
-    for reader, read in BY_NAME.items():
-        yield from tried(number, reader, read, folder / reader, reader)
-    for reader, read in VALUES.items():
-        yield from tried(number, reader, read, case.value, "")
-    grown = peak() - start
-    if start and grown > 2 * case.size + BYTES:
-        yield Finding(number, "all", f"{grown} bytes of memory for {case.size}")
-
-
-def tried(
-    number: int, reader: str, read: Callable[[Any], object], given: Any, name: str
-) -> Iterator[Finding]:
-    begun = time.thread_time()
-    problem = ""
-    try:
-        with limited_time():
-            problem = _wrong(read(given))
-    except IterisError as error:
-        if name not in str(error):
-            problem = f"an error that does not name the file: {error}"
-        elif len(str(error)) > LETTERS:
-            problem = f"an error of {len(str(error))} characters: {str(error)[:200]}"
-    except TooSlow:
-        problem = "no end"
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    took = time.thread_time() - begun
-    if problem:
-        yield Finding(number, reader, problem[:500])
-    elif took > SECONDS:
-        yield Finding(number, reader, f"{took:.1f} s")
+        for read in readers.values():
+            read_or_refused(read, place, "stranger")
 
 
 def _wrong(result: object) -> str:

@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 3 tests/support/process_checks.py FOLDER
 
-FOLDER holds small language models, see `write_models`. Process 0 writes FOLDER/found-3.safetensors.
+Process 0 writes FOLDER/found-3.safetensors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_host
-import tiny_language
 import torch
 import toy
 from safetensors.torch import save_file
@@ -24,9 +23,6 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.engines.measure import Measurement
-from iteris_core.language import t5
-from iteris_core.language.job import AdapterTask
-from iteris_core.language.text_samples import TextSample
 from iteris_core.processes import PeerError, Processes
 
 SMALL = Calibration(
@@ -40,13 +36,6 @@ SMALL = Calibration(
 EXACT = MergeConfig(output_dtype=torch.float64, alpha=1e-3)
 
 
-def write_models(folder: Path) -> None:
-    """Write small language models, and adapters for them."""
-    tiny_language.t5().save_pretrained(folder / "t5")
-    for seed in (1, 2):
-        tiny_language.adapter(folder / "t5", folder / f"t5-{seed}", seed)
-
-
 def toys(**settings) -> Adapter:
     """Merge three adapters of different layers, with token weights and a preserve task."""
     net, adapters, tasks = toy.three_adapters()
@@ -54,16 +43,6 @@ def toys(**settings) -> Adapter:
     first = [replace(sample, token_weights=weights) for sample in tasks[0].samples]
     tasks[0] = replace(tasks[0], samples=first)
     return merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter
-
-
-def convolutions() -> Adapter:
-    """Merge adapters of layers that read some of their patches."""
-    net = toy.build("convolution")
-    adapters = [net.adapter("a"), net.adapter("b")]
-    tasks = toy.own_tasks(net, adapters)
-    return merge(
-        net.network(), adapters, tasks, replace(EXACT, patches=40, samples_per_chunk=1)
-    ).adapter
 
 
 def diffusion() -> Adapter:
@@ -79,32 +58,14 @@ def diffusion() -> Adapter:
     return replace(result.adapter, vectors={"errors": torch.tensor(figures, dtype=torch.float64)})
 
 
-def texts(folder: Path) -> Adapter:
-    base = t5.load_base(str(folder / "t5"), torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    tasks = [
-        AdapterTask(
-            folder / f"t5-{seed}",
-            [
-                TextSample(*(torch.randint(2, 60, (n,), generator=generator) for n in lengths))
-                for lengths in ((7, 4), (3, 6), (9, 1))
-            ],
-        )
-        for seed in (1, 2)
-    ]
-    return t5.merge_t5(base, tasks, replace(EXACT, samples_per_chunk=1)).adapter
-
-
-def merged(folder: Path) -> dict[str, Tensor]:
+def merged() -> dict[str, Tensor]:
     """Return the dense deltas, and vectors, of all merges."""
     merges = {
         "one sample a call": toys(samples_per_chunk=1),
         "fewer calls than processes": toys(samples_per_chunk=100),
         "another balance": toys(samples_per_chunk=2, balance="full", ridge="paper"),
         "a size": toys(samples_per_chunk=2, size=300),
-        "convolutions": convolutions(),
         "diffusion": diffusion(),
-        "t5": texts(folder),
     }
     return {
         f"{name}: {path}": tensor.contiguous()
@@ -187,7 +148,7 @@ def main() -> None:
     distributed.init_process_group("gloo")
     folder = Path(sys.argv[1])
     processes = Processes.current()
-    found = merged(folder)
+    found = merged()
     processes.check_same("results", sha256_of_tensors(found))
     if not processes.is_alone:
         check_failures(processes)
