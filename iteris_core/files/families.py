@@ -140,6 +140,23 @@ _STREAMS = r"(?<!single_)transformer_blocks[._]\d+[._](?:attn|ff|ff_context|norm
 _LAYERS_OF_ERNIE = (
     r"(?:^|\.|^lora_unet_|^lycoris_)layers[._]\d+[._](?:self_attention|mlp[._]linear_fc2)"
 )
+_FLUX2_IN_DIFFUSERS = (
+    (r"^double_blocks\.(\d+)\.img_mlp\.0$", r"transformer_blocks.\1.ff.linear_in"),
+    (r"^double_blocks\.(\d+)\.img_mlp\.2$", r"transformer_blocks.\1.ff.linear_out"),
+    (r"^double_blocks\.(\d+)\.txt_mlp\.0$", r"transformer_blocks.\1.ff_context.linear_in"),
+    (r"^double_blocks\.(\d+)\.txt_mlp\.2$", r"transformer_blocks.\1.ff_context.linear_out"),
+    (r"^single_blocks\.(\d+)\.linear1$", r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj"),
+    (r"^single_blocks\.(\d+)\.linear2$", r"single_transformer_blocks.\1.attn.to_out"),
+    (r"^((?:double|single)_stream_modulation(?:_img|_txt)?)\.lin$", r"\1.linear"),
+    (r"^time_in\.in_layer$", "time_guidance_embed.timestep_embedder.linear_1"),
+    (r"^time_in\.out_layer$", "time_guidance_embed.timestep_embedder.linear_2"),
+    (r"^guidance_in\.in_layer$", "time_guidance_embed.guidance_embedder.linear_1"),
+    (r"^guidance_in\.out_layer$", "time_guidance_embed.guidance_embedder.linear_2"),
+)
+_CHROMA_IN_DIFFUSERS = (
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.in_layer$", r"\1.linear_1"),
+    (r"^(distilled_guidance_layer\.layers\.\d+)\.out_layer$", r"\1.linear_2"),
+)
 _COSMOS_IN_DIFFUSERS = (
     (r"^blocks\.(\d+)\.self_attn\.([qkv])_proj$", r"transformer_blocks.\1.attn1.to_\2"),
     (r"^blocks\.(\d+)\.self_attn\.output_proj$", r"transformer_blocks.\1.attn1.to_out.0"),
@@ -207,6 +224,7 @@ _ROWS = (
         base_version="flux2",
         network_module="networks.lora_flux_2",
         implementation="https://github.com/black-forest-labs/flux2",
+        to_diffusers=_FLUX2_IN_DIFFUSERS,
         saved_as="comfy",
     ),
     Family(
@@ -217,6 +235,7 @@ _ROWS = (
         network_module="networks.lora_flux",
         architecture="chroma",
         implementation="https://huggingface.co/lodestones/Chroma",
+        to_diffusers=_CHROMA_IN_DIFFUSERS,
         guidance=4.0,
         text_bases=("lora_te3_", "lora_te1_"),
     ),
@@ -246,6 +265,7 @@ _ROWS = (
         "Chroma Radiance",
         keys=r"nerf_(?:blocks|image_embedder|final_layer)",
         named=r"chroma[-_]?radiance",
+        to_diffusers=_CHROMA_IN_DIFFUSERS,
         guidance=4.0,
         saved_as="comfy",
     ),

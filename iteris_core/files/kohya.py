@@ -205,7 +205,7 @@ def parse(
         example = f", such as {next(iter(tensors))!r}," if tensors else ""
         raise AdapterError(
             f"{name}: none of its {len(tensors)} keys{example} fits this model; "
-            f"{for_another(found, family)}"
+            f"{for_another(found, family, is_own=family_of(tensors) is family)}"
         )
     if family.is_tested:
         _check_family(name, groups, tensors, metadata or {}, family)
@@ -310,8 +310,19 @@ def _read(
     return part, delta, vectors, misfits
 
 
-def for_another(found: Family | None, family: Family) -> str:
-    """Return why a file does not fit a model of a family, and what to do; `found` is its own."""
+def for_another(found: Family | None, family: Family, *, is_own: bool = False) -> str:
+    """Return why a file does not fit a model of a family, and what to do.
+
+    Args:
+        found: The file's family, if it is another one.
+        is_own: Whether the file's keys show the model's own family.
+    """
+    if is_own:
+        return (
+            f"it is for {family.name}, but in names that neither IterIS nor ComfyUI knows. Save it "
+            "from its trainer with ComfyUI's or kohya's names, or ask for them at the pack's issue "
+            "tracker"
+        )
     if found is None:
         return f"it may be for another model, or no LoRA at all. Choose a LoRA for {family.name}"
     return (

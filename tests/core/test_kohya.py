@@ -268,6 +268,13 @@ def test_the_metadata_tells_the_family_of_a_file_of_which_nothing_fits():
         parse({"x.lora_up.weight": torch.zeros(2, 2)}, metadata=metadata)
 
 
+def test_names_of_the_right_family_that_nobody_reads_are_told_as_such():
+    message = r"fits this model; it is for SD1\.5, but in names that neither IterIS nor ComfyUI"
+    key = "lora_te_text_model_encoder_layers_99_mlp_fc1"
+    with pytest.raises(AdapterError, match=message):
+        parse({f"{key}.lora_down.weight": torch.zeros(2, 768)})
+
+
 ATTENDS = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 TEXT_1 = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
 TEXT_OF_DIFFUSERS = "text_encoder.text_model.encoder.layers.0.mlp.fc1"

@@ -218,6 +218,20 @@ CONVERSIONS = {  # family -> diffusers' own function, how keys of its checkpoint
         "net.",
         [*_OF_COSMOS, "blocks.0.mlp.layer1", "blocks.0.mlp.layer2", "x_embedder.proj.1"],
     ),
+    "Flux.2": (
+        "convert_flux2_transformer_checkpoint_to_diffusers",
+        "",
+        [
+            "double_blocks.0.img_mlp.0",
+            "double_blocks.0.txt_mlp.2",
+            "single_blocks.0.linear1",
+            "single_blocks.0.linear2",
+            "double_stream_modulation_img.lin",
+            "single_stream_modulation.lin",
+            "time_in.in_layer",
+            "guidance_in.out_layer",
+        ],
+    ),
     "LTX-Video": (
         "convert_ltx_transformer_checkpoint_to_diffusers",
         "",
