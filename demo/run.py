@@ -427,7 +427,7 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
         )
     with found.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
         shutil.copyfileobj(saved, file)
-    image = outputs["IterISCompare"]["images"][0]
+    image = outputs["IterISCompare"]["iteris_pictures"][0]
     with whole_file(output / "comparison.png") as file:
         file.write(client.view(image["filename"], image["subfolder"], image["type"]))
     merge = outputs["IterISMerge"]

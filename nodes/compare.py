@@ -193,7 +193,6 @@ class Compare(io.ComfyNode):
         facts = [base_name(texts) or base.family.name, *how_in_words(how)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
-        host.show_text(cls.hidden.unique_id, text)
         cost = {
             "pictures": len(wanted),
             "seconds": round(seconds, 1),
@@ -203,7 +202,8 @@ class Compare(io.ComfyNode):
             "line": len(names),
         }
         shown = {
-            **ui.PreviewImage(whole, cls=cls).as_dict(),
+            # not as images, which the page would show on nodes of the same id in other workflows
+            "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": [text],
             "iteris_drawn": [cost],
             "iteris_tiles": tiles_of(table_rows),

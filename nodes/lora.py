@@ -87,7 +87,6 @@ class LoraToMerge(io.ComfyNode):
                 ),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -119,7 +118,7 @@ class LoraToMerge(io.ComfyNode):
             blocks=blocks.strip(),
             without=lines(without),
         )
-        return show(cls.hidden.unique_id, [ChosenLora(use)], previous)
+        return show([ChosenLora(use)], previous)
 
 
 class TrainedLora(io.ComfyNode):
@@ -157,7 +156,6 @@ class TrainedLora(io.ComfyNode):
                 ),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -182,11 +180,11 @@ class TrainedLora(io.ComfyNode):
                 "them from. Write the captions that it was trained on, one per line"
             )
         use = use_of_tensors(name, strength_model, strength_model, lines(prompts), weight=priority)
-        return show(cls.hidden.unique_id, [ChosenLora(use, dict(lora))], previous)
+        return show([ChosenLora(use, dict(lora))], previous)
 
 
 def show(
-    node_id: str, loras: Sequence[ChosenLora], previous: tuple[ChosenLora, ...], note: str = ""
+    loras: Sequence[ChosenLora], previous: tuple[ChosenLora, ...], note: str = ""
 ) -> io.NodeOutput:
     """Return the chain with these LoRAs at its end, and show their prompts on the node.
 
@@ -195,6 +193,4 @@ def show(
     """
     chain = (*previous, *loras)
     check_count(len(chain))
-    ui = shown_on_node([lora.use for lora in loras], note)
-    host.show_text(node_id, ui["text"][0])
-    return io.NodeOutput(chain, ui=ui)
+    return io.NodeOutput(chain, ui=shown_on_node([lora.use for lora in loras], note))

@@ -18,7 +18,7 @@ from ..iteris_core.settings import setting_to
 from . import host
 from .experts import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
-from .loras.kinds import likely_styles
+from .loras.kinds import guessed_styles
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import use_of_row
@@ -120,15 +120,16 @@ def prepared(
         IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,
             prompts or captions do not go together.
     """
-    chosen = [*(ChosenLora(use_of_row(row)) for row in rows), *more_loras]
-    check_count(len(chosen))
-    if not chosen:
+    if not rows and not more_loras:
         raise ConfigError(
             "there is no LoRA to merge: write a row such as <lora:name:0.8> into loras, or "
             "connect LoRAs to more_loras"
         )
-    scenes = scenes_of(chosen)
+    check_count(len(rows) + len(more_loras))
     base = connected.base()
+    of_rows = [use_of_row(row, family=base.family) for row in rows]
+    chosen = [*map(ChosenLora, of_rows), *more_loras]
+    scenes = scenes_of(chosen)
     files = host.lora_names()
     if connected.low is not None:
         chosen = with_partners(chosen, files)
@@ -157,7 +158,7 @@ def prepared(
         *untested,
         *of_editing(base, connected.texts["model"], job.calibration),
         *joined,
-        *(likely_styles(rows) if job.calibration.scene_weight else ()),
+        *(guessed_styles(rows, of_rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(on_models),
         *unread_in(base, job.calibration),
     )

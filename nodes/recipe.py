@@ -60,7 +60,6 @@ class LoadRecipe(io.ComfyNode):
                     tooltip="The LoRAs as rows, and the settings, for Preview Any.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -88,7 +87,7 @@ class LoadRecipe(io.ComfyNode):
                 "check_files off to merge the present one"
             )
         chosen = [ChosenLora(use) for use, _ in loras]
-        tasks = show(cls.hidden.unique_id, chosen, (), "\n".join(changed))
+        tasks = show(chosen, (), "\n".join(changed))
         return io.NodeOutput(*tasks.args, recipe, as_text(recipe), ui=tasks.ui)
 
 

@@ -9,7 +9,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..iteris_core.errors import MissingLibraryError
-from . import host
 from .inputs import checked
 from .sockets import REPORT
 
@@ -62,7 +61,6 @@ class ShowReport(io.ComfyNode):
                 ),
                 io.String.Output(display_name="text", tooltip="The whole report as text."),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -77,7 +75,6 @@ class ShowReport(io.ComfyNode):
         images, note = drawn(report, compare_with, QUESTIONS[show])
         text = "\n".join([str(report), *note])
         short = "\n".join([*report.summary, *note])
-        host.show_text(cls.hidden.unique_id, short)
         # one below the other, since a node would show several side by side
         column = images.flatten(0, 1).unsqueeze(0)
         shown = {

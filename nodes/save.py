@@ -141,7 +141,6 @@ class SaveMergedLora(io.ComfyNode):
                 shown.append(_UNLISTED)
             paths.append((saved, name))
             told.append(facts)
-        host.show_text(cls.hidden.unique_id, "\n".join(shown))
         path, name = paths[0]
         stack = [(name, 1.0, 1.0)] if name else []
         return io.NodeOutput(str(path), stack, ui={"text": shown, "iteris_saved": told})

@@ -12,7 +12,6 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from ..iteris_core.settings import bounds
-from . import host
 from .inputs import checked
 from .loras.prompts import filled, lines
 from .loras.stack_formats import prompts_by_name
@@ -94,7 +93,6 @@ class ScenePrompts(io.ComfyNode):
                 ),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -129,7 +127,6 @@ class ScenePrompts(io.ComfyNode):
             f"  {caption}"
             for caption in example_captions([lora.use for lora in named], scenes.scene_forms)
         )
-        host.show_text(cls.hidden.unique_id, text)
         return io.NodeOutput(named, ui={"text": [text]})
 
 

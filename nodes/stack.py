@@ -69,7 +69,6 @@ class LoraStack(io.ComfyNode):
                 LORAS.Input("previous", optional=True, tooltip="LoRAs before these in the chain."),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -103,7 +102,7 @@ class LoraStack(io.ComfyNode):
             )
         uses = list(uses_of_stack(stacked, prompts))
         remember([str(use.file) for use in uses])
-        return show(cls.hidden.unique_id, [ChosenLora(use) for use in uses], previous)
+        return show([ChosenLora(use) for use in uses], previous)
 
 
 def remember(names: Sequence[str]) -> None:
@@ -199,7 +198,7 @@ class LorasOnModel(io.ComfyNode):
             if rest
             else ""
         )
-        tasks = show(cls.hidden.unique_id, chosen, previous, note)
+        tasks = show(chosen, previous, note)
         return io.NodeOutput(*host.with_patches(model, clip, rest), *tasks.args, ui=tasks.ui)
 
 

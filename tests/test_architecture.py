@@ -44,7 +44,6 @@ NODES_ORDER = (
     "experts",
     "keys",
     "foreign",
-    "page",
     "progress",
     "sockets",
     "words",

@@ -1,6 +1,7 @@
 // LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, and a loader that becomes a merge.
 
 const GAP = 60;
+const ROOM = 300; // for the report of a merge
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 function ends(graph, ids) {
@@ -70,8 +71,8 @@ export function takeOut(node, canvas) {
 }
 
 /**
- * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
- * pack's stack goes through a LoRA stack.
+ * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets, and a
+ * Save merged LoRA below it. Another pack's stack goes through a LoRA stack. A Save merged LoRA comes below it, or the merge would be lost.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -105,6 +106,11 @@ export function turnInto(node, create, canvas) {
       const output = merge.outputs.find((each) => each.type === type);
       if (output) for (const target of ends(graph, links ?? [])) join({ outputNode: merge, output }, target);
     }
+    const save = create("IterISSave");
+    save.pos = [merge.pos[0], merge.pos[1] + merge.size[1] + ROOM];
+    graph.add(save);
+    const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
+    link({ outputNode: merge, output: merged }, save, "merged");
     graph.remove(node);
   });
 }

@@ -15,12 +15,14 @@ let withOthers = false; // files for other models, until the page is closed
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
- * @param {string[]} names
- * @param {string[]} fits families whose LoRAs fit the model; none: that is not known, and all are listed
+ * @param {object} offer
+ * @param {string[]} offer.names
+ * @param {string[]} offer.fits families whose LoRAs fit the model; none: that is not known, and all are listed
+ * @param {string} [offer.now] the name that is chosen now
  * @param {(word: string, values?: object) => string} say
  * @param {(name: string) => void} chosen
  */
-export function choose(anchor, names, fits, say, chosen) {
+export function choose(anchor, { names, fits, now }, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -28,6 +30,7 @@ export function choose(anchor, names, fits, say, chosen) {
   const rest = html("div", "iteris-quiet");
   const options = new Map(); // name -> its element
   const families = new Map(); // name -> what its LoRA is for, as far as that was asked
+  const broken = new Set(); // names of files that cannot be read
   const isOther = (name) => !!families.get(name) && !fits.includes(families.get(name));
   let found = [];
   let marked; // a name
@@ -101,11 +104,16 @@ export function choose(anchor, names, fits, say, chosen) {
       for (const [name, lora, address] of answers) {
         if (families.has(name)) continue; // another question was quicker
         families.set(name, (fits.length && lora?.family) || "");
-        if (address) options.get(name).firstChild.append(imageAt(address));
+        const option = options.get(name);
+        if (address) option.firstChild.append(imageAt(address));
+        option.classList.toggle("iteris-broken", !!lora?.error);
+        if (lora?.error) broken.add(name);
+        option.title = [name, lora?.error].filter(Boolean).join("\n");
       }
       if (mine !== asking || !box.isConnected) return;
       show();
-      if (!found.includes(marked)) mark(found[0]);
+      if (!found.includes(marked) || (broken.has(marked) && marked !== now))
+        mark(found.find((name) => !broken.has(name)) ?? found[0]);
     }
   };
   const search = () => {
@@ -140,6 +148,10 @@ export function choose(anchor, names, fits, say, chosen) {
   document.body.append(box);
   box.showPopover();
   search();
+  if (found.includes(now)) {
+    mark(now);
+    options.get(now)?.scrollIntoView({ block: "nearest" });
+  }
   place(box, anchor.getBoundingClientRect());
   field.focus();
 }

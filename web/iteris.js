@@ -10,7 +10,7 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
-import { addElement, addProgress, also, fit, heightOf, html, showElement } from "./parts.js";
+import { addElement, addProgress, also, fit, heightOf, html, roomOf, savesWithout, showElement } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
@@ -32,12 +32,18 @@ const TRANSLATED = ["zh", "ja"];
 const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
 const say = (word, values) => sayer(locale())(word, values);
 
-/** Show the text of a run whole; the frontend shows two lines of it. */
+/** Show the text and the pictures of a run, or why it failed. */
 function addText(node, width = 0) {
   const removeProgress = addProgress(node);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   const element = addElement(node, "text", (text) => heightOf(text, 12) || 44);
+  let isFailure = false;
   showElement(node, element, false);
+  savesWithout(node, () => roomOf(element, 12));
+  node.startIterisRun = () => {
+    if (isFailure) showElement(node, element, false);
+    isFailure = false;
+  };
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
     showElement(node, element, true);
@@ -46,13 +52,13 @@ function addText(node, width = 0) {
     element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
     removeProgress();
     fit(node, width);
-    // the frontend draws these itself, once they are there, and makes no room on a canvas
-    output.images?.forEach(pictureOf);
+    isFailure = false;
   };
   node.showIterisFailure = (message) => {
     showElement(node, element, true);
     element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
     fit(node, width);
+    isFailure = true;
   };
   also(node, "onExecuted", node.showIterisText);
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
@@ -170,11 +176,10 @@ function followRuns() {
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
-  api.addEventListener("progress_text", ({ detail }) => {
-    const node = nodeAt(app.graph, detail.nodeId);
-    // after the frontend's own
-    if (node?.showIterisProgress)
-      ifOwn(node, undefined, () => queueMicrotask(() => node.showIterisProgress(detail.text)));
+  api.addEventListener("iteris.stage", ({ detail }) => {
+    const node = nodeAt(app.graph, detail.node);
+    if (node?.showIterisProgress && isRunning(detail.prompt_id))
+      ifOwn(node, undefined, () => node.showIterisProgress(detail.line));
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
@@ -205,7 +210,6 @@ app.registerExtension({
   setup() {
     rememberRuns();
     followRuns();
-    api.addEventListener("iteris.stage", () => {}); // is for programs; what nobody hears, the frontend reports
   },
   async beforeConfigureGraph(workflow) {
     renew(workflow);
@@ -223,6 +227,7 @@ app.registerExtension({
       addReport(node, say);
     } else if (node.comfyClass === "IterISLoad") {
       addRows(node, say, [mergeButton(node, say)]);
+      addText(node);
     } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);

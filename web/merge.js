@@ -8,6 +8,7 @@ import { figures } from "./report.js";
 import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
+const MADE_WITH = "iteris_made_with"; // the node's own values in the run that made the report
 const PANEL_WIDTH = 400;
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
@@ -34,9 +35,13 @@ export function addReport(node, say) {
   let heightBefore; // of the node, before the run that goes on made it grow
   let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
+  const values = () =>
+    JSON.stringify(node.widgets.filter(({ serialize }) => serialize !== false).map(({ value }) => value ?? null));
+  const isChanged = () => node.properties[MADE_WITH] !== undefined && node.properties[MADE_WITH] !== values();
   const show = (ofEarlierRun = false, from = undefined) => {
     layers = undefined;
-    draw(element, node.properties[PROPERTY], say, { ofEarlierRun, failure, isOpen, toggled });
+    const earlier = ofEarlierRun ? "earlier" : isChanged() ? "changed" : undefined;
+    draw(element, node.properties[PROPERTY], say, { earlier, failure, isOpen, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
   };
   const toggled = (open) => {
@@ -77,6 +82,7 @@ export function addReport(node, say) {
     const found = readSaved(figures(report));
     // what is told again, as from the server's cache, is still in the file
     node.properties[PROPERTY] = file && JSON.stringify(before) === JSON.stringify(found) ? { ...found, file } : found;
+    node.properties[MADE_WITH] = values();
     told = true;
     failure = undefined;
     removeProgress();
@@ -91,6 +97,12 @@ export function addReport(node, say) {
     keep();
   };
   also(node, "onExecuted", node.showIterisReport);
+  for (const name of ["preset", "together", "size", "size_value"])
+    also(
+      node.widgets.find((widget) => widget.name === name),
+      "callback",
+      () => node.properties[PROPERTY] && !layers && show(),
+    );
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];
     if (saved !== undefined) node.properties[PROPERTY] = readSaved(saved); // all of it would be copied at every change

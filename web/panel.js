@@ -35,18 +35,18 @@ function paint(element, task) {
  * @param {object|undefined} model `figures()` of a report
  * @param {(word: string, values?: object) => string} say
  * @param {object} [how]
- * @param {boolean} [how.ofEarlierRun] the last run did not come to a report
+ * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { ofEarlierRun = false, failure, isOpen, toggled } = {}) {
+export function draw(element, model, say, { earlier, failure, isOpen, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
   if (!model && failure) return;
   if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
-  if (ofEarlierRun) element.append(html("div", "iteris-quiet iteris-earlier", say("earlier")));
+  if (earlier) element.append(html("div", "iteris-quiet iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   if (model.file) element.append(fileOf(model.file, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));

@@ -3,7 +3,6 @@
 import { app } from "../../scripts/app.js";
 
 const MARGIN = 10; // the frontend's, above and below a widget
-const PROGRESS_TEXT = "$$node-text-preview"; // the frontend's name for it
 
 /** Call `more` after a node's own handler of an event. */
 export function also(node, handler, more) {
@@ -60,6 +59,11 @@ export async function copied(text) {
   } catch {
     return false;
   }
+}
+
+/** Tell something in a corner of the page, for a moment. */
+export function tell(summary, detail) {
+  app.extensionManager?.toast?.add({ severity: "info", summary, detail, life: 3000 });
 }
 
 /**
@@ -190,34 +194,46 @@ export function keepWidth(node, least) {
 }
 
 /**
- * Add the line that tells how far a node is, where the frontend's own is not seen: Vue nodes of older ones draw no
- * widget that
- * is added after a value or a link was changed.
+ * Add the line that tells how far a node is. The frontend's own would be on nodes of the same id in other workflows, too.
  *
- * @returns {() => void} what takes the line away, the frontend's too, and the room that the node made for it
+ * @returns {() => void} what takes the line away, and the room that the node made for it
  */
 export function addProgress(node) {
   let height = Infinity; // before the run
   const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34);
   showElement(node, element, false);
-  const removeOwn = () => {
-    const progress = node.widgets?.find(({ name }) => name === PROGRESS_TEXT);
-    if (progress) node.removeWidget?.(progress);
-    return !!progress;
-  };
+  savesWithout(node, () => roomOf(element, 0));
   also(node, "onExecutionStart", () => (height = node.size[1]));
   node.showIterisProgress = (text) => {
-    if (!LiteGraph.vueNodesMode) return;
-    removeOwn();
-    element.replaceChildren(html("div", "", new DOMParser().parseFromString(text, "text/html").body.textContent));
+    element.replaceChildren(html("div", "", text));
+    if (isShown(element)) return;
     showElement(node, element, true);
+    fit(node);
   };
   return () => {
-    const wasShown = !element.classList.contains("iteris-hidden");
+    if (!isShown(element)) return;
     showElement(node, element, false);
-    if (removeOwn() || wasShown)
-      node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+    node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
   };
+}
+
+const isShown = (element) => !element.classList.contains("iteris-hidden");
+
+/** Return the height that a shown element takes on its node; 0 if it is hidden. */
+export const roomOf = (element, padding) => (isShown(element) ? heightOf(element, padding) : 0);
+
+const rooms = new WeakMap(); // node -> what measures the height of what is not saved
+
+/** Save a node's height without that of what a workflow does not keep, or it would be a hole once it is opened again. */
+export function savesWithout(node, measure) {
+  if (!rooms.has(node)) {
+    rooms.set(node, []);
+    also(node, "onSerialize", (saved) => {
+      const room = rooms.get(node).reduce((sum, each) => sum + each(), 0);
+      if (room && saved.size) saved.size = [saved.size[0], Math.max(1, saved.size[1] - room)];
+    });
+  }
+  rooms.get(node).push(measure);
 }
 
 /** Return the height of an element's content, however high the element itself is; 0 while it is not shown. */

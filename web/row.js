@@ -2,7 +2,7 @@
 
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { button, copied, fileName, html, imageAt } from "./parts.js";
+import { button, copied, fileName, html, imageAt, tell } from "./parts.js";
 import { promptAfter } from "./prompt_field.js";
 import { readRows, writtenRow } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
@@ -45,8 +45,9 @@ export function drawRow(view, place) {
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, ...fileName("iteris-called", said), badge);
-  const kind = button("iteris-kind", say(row.kind || "subject"), say("kind"), () =>
-    view.edit(place, { kind: row.kind === "style" ? "subject" : "style" }),
+  let likely = "subject";
+  const kind = button("iteris-kind", say(row.kind || likely), say("kind"), () =>
+    view.edit(place, { kind: (row.kind || likely) === "style" ? "subject" : "style" }),
   );
   kind.classList.toggle("iteris-unsaid", !row.kind);
   const strength = numberField(
@@ -83,6 +84,8 @@ export function drawRow(view, place) {
   const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
     known = lora;
     ask();
+    if (lora?.kind) likely = lora.kind;
+    kind.textContent = say(row.kind || likely);
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     element.classList.toggle("iteris-again", isAgain);
@@ -197,7 +200,7 @@ function promptOf(view) {
     set value(text) {
       const field = promptAfter(view.node);
       if (!field) {
-        copied(text);
+        copied(text).then((isCopied) => tell(view.say(isCopied ? "copied" : "not_copied"), text));
         return;
       }
       field.value = text;

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, repeated, strangers } from "./fitting.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
-import { addElement, also, button, fit, heightOf, html, keep, keepWidth, showAbove } from "./parts.js";
+import { addElement, also, button, fit, heightOf, html, keep, keepWidth, savesWithout, showAbove } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import { changed, fileOf, moved, nameOf, newRow, readRows, writtenRows } from "./rows_text.js";
 
@@ -38,6 +38,12 @@ export function addRows(node, say, more = []) {
       LiteGraph.vueNodesMode || event.target.matches("textarea, :focus") || app.canvas.processMouseWheel(event),
   );
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+  // not for the canvas, which would delete the node
+  element.addEventListener(
+    "keydown",
+    (event) => ["Delete", "Backspace"].includes(event.key) && event.stopPropagation(),
+  );
+  savesWithout(node, () => view.heightOpen());
   node.learnIterisFiles = () => view.learn();
   view.read(true);
 }
@@ -173,7 +179,8 @@ class Rows {
   async chooseFile(anchor, place) {
     forget();
     const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
-    choose(anchor, names ?? [], about?.fits ?? [], this.say, (file) => {
+    const now = place === undefined ? undefined : fileOf(this.entries[place].row.name, names ?? []);
+    choose(anchor, { names: names ?? [], fits: about?.fits ?? [], now }, this.say, (file) => {
       const at = place ?? this.entries.length;
       if (place === undefined)
         this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
@@ -268,6 +275,12 @@ class Rows {
   async aboutModel() {
     const model = modelFileOf(this.node);
     return model ? aboutModel(model) : null;
+  }
+
+  /** Return the height of what is open, which is closed once the workflow is opened again. */
+  heightOpen() {
+    const bodies = this.asText ? [] : this.list.querySelectorAll(".iteris-row-body");
+    return [...bodies].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
   }
 
   /** Ask what is known of the files, and mark the rows with it. */

@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, also, button, fit, heightOf, html, showElement } from "./parts.js";
+import { addElement, also, button, fit, heightOf, html, roomOf, savesWithout, showElement } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 /** Return an empty choice. */
@@ -87,5 +87,6 @@ export function addSlider(node, say) {
   };
   also(node, "onExecuted", node.showIterisTiles);
   showElement(node, element, false);
+  savesWithout(node, () => roomOf(element, 0));
   cut();
 }

@@ -37,6 +37,7 @@ _ESCAPED = re.compile(r"\\(.)")
 _PROMPT = re.compile(r"(?:\\\||\{[^{}]*\}|[^|])+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(r'[^\s|"]+')  # a value that needs no quotes
+_STYLE = re.compile(r"(?<![a-z])(?:art)?styles?(?![a-z])", re.IGNORECASE)
 _KINDS = get_args(Kind)
 _NAMED = ("priority", "called", "blocks", "without")
 _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
@@ -148,8 +149,19 @@ def use_of(
         ConfigError: Weights of blocks or patterns of layers that cannot be read.
     """
     use = use_as_written(row, name, file, more)
+    if row.kind is None:
+        use = replace(use, kind=likely_kind([file, *triggers.words]))
     words = filled(row.called, use, triggers.triggers, "called")
     return replace(with_prompts(use, triggers), trigger=words)
+
+
+def likely_kind(texts: Iterable[str]) -> Kind:
+    """Return what a LoRA's file name and its trigger words say about its kind.
+
+    >>> likely_kind(["ink.safetensors", "in ink style"])
+    'style'
+    """
+    return "style" if any(map(_STYLE.search, texts)) else "subject"
 
 
 def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str:

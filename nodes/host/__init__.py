@@ -22,7 +22,6 @@ from .server import (
     heed_cancel,
     layer_teller,
     picture_at,
-    show_text,
     stage_progress,
 )
 
@@ -77,7 +76,6 @@ __all__ = [
     "sampler_names",
     "saves_metadata",
     "scheduler_names",
-    "show_text",
     "stage_progress",
     "start_of",
     "stock_loader",

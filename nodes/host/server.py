@@ -12,23 +12,11 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.utils
 
-from ..page import as_html
 from ..progress import WorkClock, progress_line
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
     from ...iteris_core.report.records import LayerReport
-
-
-def show_text(node_id: str, text: str) -> None:
-    """Show a text on a node, as text; this works without the pack's web extension, too.
-
-    Only the page that queued the run is told: other pages have other nodes of that id.
-    """
-    from server import PromptServer
-
-    server = PromptServer.instance
-    server.send_progress_text(as_html(text), node_id, server.client_id)
 
 
 def heed_cancel() -> None:
@@ -86,8 +74,10 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
 
 
 def stage_progress(node_id: str) -> StageProgress:
-    """Return a listener that shows a stage's steps and the remaining time on the node and in its
-    bar, and sends the same as data for programs.
+    """Return a listener that shows a stage's steps in the node's bar, and sends them with the
+    remaining time to the web extension and to programs.
+
+    The host's own text on a node would also be shown on nodes of the same id in other workflows.
     """
     from server import PromptServer
 
@@ -100,7 +90,6 @@ def stage_progress(node_id: str) -> StageProgress:
         if stage.name not in bars:
             bars[stage.name] = comfy.utils.ProgressBar(total)
         seconds_left = clock.seconds_left(stage, done, total, time.monotonic())
-        show_text(node_id, progress_line(stage, done, total, seconds_left))
         bars[stage.name].update_absolute(done, total)
         event = {
             "prompt_id": server.last_prompt_id,
@@ -108,6 +97,7 @@ def stage_progress(node_id: str) -> StageProgress:
             "stage": asdict(stage),
             "done": done,
             "total": total,
+            "line": progress_line(stage, done, total, seconds_left),
         }
         server.send_sync("iteris.stage", event, server.client_id)
 

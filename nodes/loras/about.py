@@ -13,8 +13,9 @@ def about_lora(name: str) -> dict[str, Any]:
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
-    has; ``thumbnail``: whether `thumbnail_of` has a picture.
+    has; ``kind`` what it is likely to be; ``thumbnail``: whether `thumbnail_of` has a picture.
     """
+    from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.files.block_weights import groups_of
     from ...iteris_core.files.trigger_words import default_prompts, has_picture, lora_header
     from ...iteris_core.settings import shown
@@ -27,6 +28,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "base": "",
         "family": "",
         "blocks": [],
+        "kind": "",
         "thumbnail": False,
         "error": None,
     }
@@ -46,6 +48,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "base": header.base,
         "family": header.family,
         "blocks": list(groups_of(header.family)),
+        "kind": likely_kind([name, *header.triggers.words]),
         "thumbnail": has_picture(path),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...iteris_core import AdapterError, CalibrationError
 from ...iteris_core.diffusion import lora_rows
 from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_as_written, use_of
 from .. import host
@@ -13,6 +14,7 @@ from .names import adapter_name, find_name
 if TYPE_CHECKING:
     from ...iteris_core.diffusion.lora_rows import Row
     from ...iteris_core.diffusion.lora_use import LoraUse
+    from ...iteris_core.files.families import Family
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -69,22 +71,31 @@ def file_of_row(row: Row, names: Sequence[str]) -> str:
         return find_name(row.name, names)
 
 
-def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
+def use_of_row(row: Row, more: Sequence[str] = (), family: Family | None = None) -> LoraUse:
     """Return the LoRA file that a row names, its prompts filled in.
 
     Args:
         row: A row of a text or of a stack.
         more: Prompts besides the row's.
+        family: The model's; a file for another one is refused before it is asked for prompts.
 
     Raises:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
     """
+    from ...iteris_core.files.families import FAMILIES, fitting
+    from ...iteris_core.files.kohya import for_another
     from ...iteris_core.files.trigger_words import lora_header
 
     file = file_of_row(row, host.lora_names())
     with at(row):
-        triggers = lora_header(host.lora_path(file)).triggers
-        return use_of(row, adapter_name(file), file, triggers, more)
+        header = lora_header(host.lora_path(file))
+        try:
+            return use_of(row, adapter_name(file), file, header.triggers, more)
+        except CalibrationError:
+            found = FAMILIES.get(header.family)
+            if found is None or family is None or found.name in fitting(family):
+                raise
+            raise AdapterError(f"{file}: {for_another(found, family)}") from None
 
 
 def use_without_prompts(row: Row) -> LoraUse:

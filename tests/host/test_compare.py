@@ -135,7 +135,7 @@ def cell(whole, row: int, column: int):
 
 def test_each_cell_is_what_cores_nodes_draw(host, compared):
     outputs, by_core = compared
-    [image] = outputs["40"]["images"]
+    [image] = outputs["40"]["iteris_pictures"]
     whole = picture(host, image)
     columns = ["base", "first", "second", "stacked", "merged"]
     said = 3  # lines: the verdict on each LoRA, and how it was drawn
@@ -161,7 +161,7 @@ def test_every_picture_is_a_file_for_the_page(host, compared):
     ways = ["base", "first", "second", "stacked", "merged"]
     for way, file in zip(ways, rows[0]["pictures"], strict=True):
         assert abs(picture(host, file) - by_core[way]).max() <= 2, way
-    assert "prompt" in opened(host, outputs["40"]["images"][0]).info
+    assert "prompt" in opened(host, outputs["40"]["iteris_pictures"][0]).info
     assert "prompt" not in opened(host, rows[0]["pictures"][0]).info
 
 
@@ -204,8 +204,8 @@ def test_cancel_ends_the_drawing(host, workflow, compared):
         host.run(nodes, cancel)
     assert told[0] == 1 and told[-1] < 50
     nodes["40"]["inputs"].update(seed=7, steps=2, prompt="a thing")
-    [image] = host.run(nodes)["outputs"]["40"]["images"]
+    [image] = host.run(nodes)["outputs"]["40"]["iteris_pictures"]
     again = picture(host, image)
-    before = picture(host, compared[0]["40"]["images"][0])
+    before = picture(host, compared[0]["40"]["iteris_pictures"][0])
     for column in range(5):
         assert abs(cell(again, 0, column) - cell(before, 1, column)).max() <= 2

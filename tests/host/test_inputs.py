@@ -61,6 +61,7 @@ def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
         "base": "SD1.5 (sd_v1)",
         "family": "SD1.5",
         "blocks": ["IN", "MID", "OUT"],
+        "kind": "subject",
         "thumbnail": False,
         "error": None,
         "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],

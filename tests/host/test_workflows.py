@@ -15,6 +15,7 @@ from workflow_files import list_transformer
 
 from demo.client import WorkflowFailed
 
+PICTURES = {"SaveImage": "images", "IterISCompare": "iteris_pictures"}  # in what a node tells
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 CHAIN = json.loads((FOLDER.parents[1] / "tests" / "data" / "chain.json").read_text())
 FEW_SAMPLES = {
@@ -90,8 +91,8 @@ def test_it_runs(host, files, name):
     else:
         assert outputs[saved[0]]["text"][1].startswith("read back:")
     for key, node in nodes.items():
-        if node["class_type"] in ("SaveImage", "IterISCompare"):
-            assert outputs[key]["images"]
+        if pictures := PICTURES.get(node["class_type"]):
+            assert outputs[key][pictures]
     if name == "make_a_lora_smaller":
         layers = outputs[merges[0]]["iteris_report"][0]["layers"]
         assert {layer["rank"] for layer in layers} == {8}

@@ -120,7 +120,6 @@ def node(world, replace_host, monkeypatch, widgets):
         layer_teller=lambda node_id: nobody,
         model_files=lambda names: [],
         version=lambda: "0.3.75",
-        show_text=nobody,
     )
     hidden = types.SimpleNamespace(unique_id="1", prompt={})
     for kind in (LoraToMerge, Merge):

@@ -215,7 +215,6 @@ def host(replace_host, tmp_path, monkeypatch):
         find_lora=find,
         lora_path=found,
         is_output=lambda path: False,
-        show_text=lambda node_id, text: None,
         stage_progress=lambda node_id: nobody,
         ComfyModel=begin,
         heed_cancel=lambda: None,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from iteris_pack.iteris_core.devices import Room
-from iteris_pack.nodes.loras.kinds import likely_styles
+from iteris_pack.nodes.loras.kinds import guessed_styles
+from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.prepared import too_small
 from iteris_pack.nodes.presets import Asked, cost_shown
 from iteris_pack.nodes.settings import Settings
@@ -57,7 +58,7 @@ def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     assert "preset, together and size did not count" in note.text
 
 
-def test_a_file_that_looks_like_a_style_is_told_where_its_row_says_nothing(replace_host, tmp_path):
+def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replace_host, tmp_path):
     words = {"ink": "ink wash style", "cat": "stylish cat", "lifestyle": "", "art_styles": ""}
     for name, phrase in words.items():
         metadata = {"modelspec.trigger_phrase": phrase} if phrase else {}
@@ -67,12 +68,16 @@ def test_a_file_that_looks_like_a_style_is_told_where_its_row_says_nothing(repla
         lora_path=lambda name: tmp_path / name,
     )
     text = "\n".join(f"<lora:{name}>" for name in words)
-    notes = [note.text for note in likely_styles(read_rows(f"{text}\n<lora:ink> style", "loras"))]
+    rows = read_rows(f"{text}\n<lora:ink> style\n<lora:ink> subject", "loras")
+    uses = [use_of_row(row, ["a"]) for row in rows]
+    kinds = ["style", "subject", "subject", "style", "style", "subject"]
+    assert [use.kind for use in uses] == kinds
+    notes = [note.text for note in guessed_styles(rows, uses)]
     assert [note.partition(" was")[0] for note in notes] == [
         "loras, line 1: ink.safetensors",
         "loras, line 4: art_styles.safetensors",
     ]
-    assert "'ink wash style' looks like a style; write style or subject" in notes[0]
+    assert "taken for a style, by its name or its trigger words; write style or" in notes[0]
 
 
 def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():

@@ -1,7 +1,5 @@
 """Prompts of a LoRA, and the trigger words that its file names."""
 
-import types
-
 import pytest
 import torch
 from fake_host import use
@@ -20,7 +18,6 @@ def files(replace_host, tmp_path):
     replace_host(
         lora_path=lambda name: tmp_path / name,
         lora_names=lambda: ["cat.safetensors", "bare.safetensors"],
-        show_text=lambda node_id, text: None,
     )
     save_file(
         {"a": torch.ones(1)}, tmp_path / "cat.safetensors", {"modelspec.trigger_phrase": "sks cat"}
@@ -49,9 +46,8 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
 
 
 @pytest.fixture
-def node(files, monkeypatch, widgets):
+def node(files, widgets):
     """Return a function that returns the LoRA of a LoRA to merge with some widgets changed."""
-    monkeypatch.setattr(LoraToMerge, "hidden", types.SimpleNamespace(unique_id="1"), raising=False)
 
     def lora(**changed):
         given = widgets(LoraToMerge) | changed

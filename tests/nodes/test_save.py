@@ -76,7 +76,6 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
         output_folder=lambda: tmp_path,
         saves_metadata=lambda: True,
         lora_name_of=lambda path: path.name,
-        show_text=lambda node, text: shown.append(text),
         stock_loader=loader_of(merged),
     )
     prompt = {"1": {"inputs": {"merged": ["7:5", 3]}}}
@@ -84,7 +83,9 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
     monkeypatch.setattr(SaveMergedLora, "hidden", hidden, raising=False)
 
     def save(name="a", overwrite=False, **more):
-        return Path(SaveMergedLora.execute(merged, name, overwrite, **more).args[0])
+        output = SaveMergedLora.execute(merged, name, overwrite, **more)
+        shown.append(output.ui["text"])
+        return Path(output.args[0])
 
     save.shown = shown
     return save
@@ -131,7 +132,7 @@ def test_a_cover_is_in_the_file_and_beside_it(saving):
     preview = path.with_name("a.preview.png")
     assert Image.open(preview).getpixel((0, 0)) == (128, 128, 128)
     assert read_tensors(path)[1]["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
-    assert saving.shown[-1].splitlines()[-1] == "beside it: a.preview.png"
+    assert saving.shown[-1][-1] == "beside it: a.preview.png"
     assert {found.name for found in path.parent.iterdir()} == {path.name, preview.name}
 
 
@@ -169,7 +170,7 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     dark = torch.zeros(1, 8, 8, 3)
     saving("a", cover=dark)
     assert preview.read_bytes() == b"mine"
-    assert "a.preview.png existed already and was kept" in saving.shown[-1]
+    assert "a.preview.png existed already and was kept" in "\n".join(saving.shown[-1])
     assert saving("a", cover=dark).name == "a_02.safetensors"
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)

@@ -92,6 +92,10 @@ def report_with_verdict(*loras, advice=None):
     return output
 
 
+def send_stage(frontend, run, node, line):
+    frontend.send("iteris.stage", prompt_id=run, node=str(node), line=line)
+
+
 def executed(frontend, node, output, run=None):
     """Let the page believe that a run has made an output; None: one that it has queued now."""
     if run is None:
@@ -311,15 +315,13 @@ def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small
     small(frontend, seed=17)
     frontend.show(MERGE, top=200)
     before = size_of(frontend)
-    line = f"""() => app.graph.getNodeById({MERGE}).widgets
-        .filter((widget) => widget.name === "$$node-text-preview").length"""
+    line = frontend.page.locator(".iteris-progress", has_text="Text encoder 2/4")
     frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
-    frontend.send("progress_text", nodeId=str(MERGE), text="stage 1 of 4: Text encoder 2/4")
-    frontend.page.wait_for_function(f"({line})() === 1")
+    send_stage(frontend, "a", MERGE, "stage 1 of 4: Text encoder 2/4")
+    line.wait_for()
     frontend.send("execution_interrupted", prompt_id="a")
-    frontend.settle()
-    assert frontend.page.evaluate(line) == 0
+    line.wait_for(state="hidden")
     assert size_of(frontend) == before
     assert frontend.errors == []
 
@@ -338,7 +340,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     vue.queued("a")
     vue.send("execution_start", prompt_id="a", timestamp=0)
     for done in (1, 2):
-        vue.send("progress_text", nodeId="1", text=f"stage 1 of 4: &lt;Prompts&gt; {done}/4")
+        send_stage(vue, "a", 1, f"stage 1 of 4: <Prompts> {done}/4")
     line.wait_for()
     assert node.inner_text().count("stage 1 of 4: <Prompts> 2/4") == 1
     picture(vue, "vue_progress")
@@ -371,9 +373,11 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     page.unroute("**/prompt")
     frontend.send("execution_start", prompt_id="of 41", timestamp=0)
     small(frontend, seed=42)
+    send_stage(frontend, "of 41", MERGE, "stage 3 of 4")
     send_layer(frontend, "of 41", str(MERGE), 1)
     executed(frontend, MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
+    assert page.get_by_text("stage 3 of 4").count() == 0
     go_to("merge_41")
     assert report() is not None
     go_to("merge_42")
@@ -401,6 +405,12 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     frontend.send("execution_start", prompt_id="c", timestamp=0)
     executed(frontend, MERGE, report_of(0.5), run="c")
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
+    frontend.set_widgets(MERGE, preset="Fast")
+    assert "other settings" in earlier.inner_text()
+    frontend.load(frontend.workflow(), "again")
+    assert "other settings" in earlier.inner_text()
+    frontend.set_widgets(MERGE, preset="Balanced")
+    assert earlier.count() == 0
 
 
 def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, small):

@@ -378,6 +378,9 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert (merge["model"], merge["clip"], merge["more_loras"]) == (["6", 0], ["6", 1], [stack, 0])
     assert (given["lora_stack"], given["previous"]) == ([STACKED, 2], [CHAIN, 0])
     assert sent[SAVED]["inputs"]["model"] == [place, 0]
+    assert [v["inputs"]["merged"] for v in sent.values() if v["class_type"] == "IterISSave"] == [
+        [place, 3]
+    ]
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
@@ -424,6 +427,18 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     more.fill("")
     expect(fields).to_have_count(3)
     assert page_of_rows.errors[before:] == []
+
+
+def test_an_open_row_leaves_no_hole_once_the_workflow_is_opened_again(rows):
+    """And no key that is pressed in a row deletes the node."""
+    height = "app.graph.getNodeById(1).size[1]"
+    closed = rows.page.evaluate(height)
+    at(rows, 0, "opener").press("Enter")
+    rows.settle()
+    assert rows.page.evaluate(height) > closed + 40
+    at(rows, 0, "toggle").press("Delete")
+    rows.load(rows.workflow(), "opened again")
+    assert abs(rows.page.evaluate(height) - closed) < 8
 
 
 def test_a_copy_has_rows_of_its_own(rows):

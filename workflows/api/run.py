@@ -186,7 +186,7 @@ def run(nodes: Nodes, server: str) -> None:
         print(
             f"{titled(nodes, number)}:",
             *shown.get("text", ()),
-            *(image["filename"] for image in shown.get("images", ())),
+            *(image["filename"] for image in shown.get("images", shown.get("iteris_pictures", ()))),
             sep="\n  ",
         )
 
