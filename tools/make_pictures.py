@@ -62,6 +62,7 @@ GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
 WAIT_MS = 3000  # between two pictures of a run
+STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
 # node and widget of the first template that its blueprint shows
@@ -313,6 +314,8 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     files.nth(1).click()
     shoot("3_loras")
     page.locator(".iteris-option", has_text="zwx_owl").click()
+    page.locator(".iteris-add").click()
+    page.locator(".iteris-option", has_text=STYLE).click()
     frontend.set_widgets(merge, together=True)
     side = drawn.SIDE
     frontend.set_widgets(add_settings(frontend, merge), resolution=side, cfg=drawn.CFG)
@@ -387,7 +390,7 @@ class Film:
 
 
 def make_film(chromium: object, address: str, names: list[str]) -> None:
-    """Film a merge: two files are chosen, it runs, and the divider goes over stacked and merged."""
+    """Film a merge: files are chosen, it runs, and the divider goes over stacked and merged."""
     merge, compare = 2, 3
     frontend = browser.Frontend(chromium, address, width=1280, height=800)
     page = frontend.page
@@ -405,6 +408,8 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     for place, name in enumerate(("sks_robot", "zwx_owl")):
         film.click(page.locator(".iteris-row .iteris-lora").nth(place))
         film.click(page.locator(".iteris-option", has_text=name))
+    film.click(page.locator(".iteris-add"))
+    film.click(page.locator(".iteris-option", has_text=STYLE))
     run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
     film.click(page.locator(run))
     page.locator(".iteris-block").first.wait_for()
