@@ -52,7 +52,7 @@ GROUPS = (
     ("usual", (2, 4, 5)),
 )
 SEEN_ALONE = 0.7  # a single LoRA that is seen less often says little about its merges
-CHECKED = 3  # pictures of the product's check
+CHECKED = 2  # pictures of the product's check
 REPEATS = 50  # checks of a LoRA that are drawn from its pictures
 LEVELS_SAID = ("good", "weak", "lost")
 COMMANDS = (

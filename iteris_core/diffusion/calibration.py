@@ -87,7 +87,7 @@ class Calibration:
             description="Steps of a whole sampling run. A run ends at the last latents that are "
             "kept of it.",
         ),
-    ] = 3
+    ] = 2
     resolution: Annotated[
         int,
         Field(
@@ -240,11 +240,11 @@ class Calibration:
     ] = 0
 
     def __post_init__(self) -> None:
-        if self.timesteps > self.sampling_steps:
+        if self.timesteps > self.levels:
             raise ConfigError(
                 f"{called('timesteps')} is {self.timesteps}, and {called('sampling_steps')} is "
-                f"{self.sampling_steps}: a run has no more latents to keep than steps. Lower "
-                f"{called('timesteps')}"
+                f"{self.sampling_steps}: a run has {self.levels} noise levels, and keeps one of "
+                f"each at most. Lower {called('timesteps')}"
             )
         if self.timesteps * self.trajectories > _MOST_LATENTS:
             raise ConfigError(

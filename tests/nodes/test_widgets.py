@@ -52,7 +52,7 @@ def test_an_error_of_the_core_has_the_words_of_the_input():
 
 # What does not go together -> the inputs that its error names.
 WRONG = [
-    (lambda: Calibration(timesteps=5), ["latents_per_run", "sampling_steps"]),
+    (lambda: Calibration(timesteps=25), ["latents_per_run", "sampling_steps"]),
     (
         lambda: Calibration(trajectories=1000, timesteps=200, sampling_steps=200),
         ["sample_runs", "latents_per_run"],
@@ -134,6 +134,6 @@ def other_value(widget):
     if widget.io_type == "COMBO":
         return widget.more["options"][-1]
     if widget.io_type == "INT":
-        return widget.more.get("step") or 2
+        return widget.more.get("step") or 3
     low, high = widget.more["min"], widget.more["max"]
     return (default + (low if default == high else high)) / 2
