@@ -52,9 +52,17 @@ ROUNDING = 1e-5
 # nearly singular, and float32 is what is left.
 TO_ITSELF = dict.fromkeys(LAYERS, 1e-3) | {
     "Chroma": 3e-3,
+    "Chroma Radiance": 5e-3,
+    "Flux.1 Kontext": 2e-3,
     "Flux.2": 1e-2,
     "AuraFlow": 1.5e-2,
+    "Kandinsky 5": 2e-3,
+    "LTX-Video": 1e-2,
     "Wan": 2e-3,
+    "Wan 2.1 I2V": 2e-3,
+    "Wan 2.2 I2V": 2e-3,
+    "Wan 2.2 5B": 3e-3,
+    "Wan CausalAR": 3e-3,
 }
 
 

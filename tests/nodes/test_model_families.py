@@ -1,12 +1,16 @@
 """Which models can be measured, told by ComfyUI's class; the others are refused with their reason."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from iteris_pack.nodes.host.families import HOST_FAMILIES, REFUSED, row_of
+from iteris_pack.nodes.prepared import check_untested, of_editing
 
-from iteris_core import IterisError
+from iteris_core import ConfigError, IterisError
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.files.families import FAMILIES, Family
 
 
 def model(kind, model_type="EPS", **unet_config):
@@ -112,3 +116,32 @@ def test_more_channels_are_an_inpainting_model():
 
 def test_the_edm_kind_is_refused():
     assert "SDXL of the EDM kind, such as Playground 2.5" in refusal("SDXL", "EDM", in_channels=4)
+
+
+def test_a_class_that_was_never_tested_is_warned_of_and_has_no_scenes():
+    family = Family("Lens", guidance=4.0, is_tested=False)
+    calibration = Calibration().for_family(family)
+    [note] = check_untested(family, calibration)
+    assert note.kind == "untested"
+    assert "merging on Lens" in note.text and "guidance 4, and on single pictures" in note.text
+    assert check_untested(FAMILIES["SD1.5"], calibration) == []
+    with pytest.raises(ConfigError, match="not known which of its layers read the text"):
+        check_untested(family, replace(calibration, scene_weight=0.3))
+
+
+def test_an_editing_model_is_measured_with_pictures_or_the_report_says_so():
+    calibration = Calibration().for_family(FAMILIES["Flux.1"])
+
+    def notes(references, is_for_editing, **changes):
+        base = SimpleNamespace(
+            references=references,
+            family=FAMILIES["Flux.1"],
+            is_for_editing=lambda texts: is_for_editing,
+        )
+        return [note.text for note in of_editing(base, (), replace(calibration, **changes))]
+
+    assert notes(0, False) == []
+    assert "edits pictures, by its file's name" in notes(0, True)[0]
+    assert "with the middle of 2 pictures to edit" in notes(2, False)[0]
+    with pytest.raises(ConfigError, match="scenes of several LoRAs cannot be measured with them"):
+        notes(1, True, scene_weight=0.3)
