@@ -260,7 +260,16 @@ _ROWS = (
         implementation="https://github.com/black-forest-labs/flux",
         text_bases=("lora_te1_", "lora_te3_", "lora_te2_"),
     ),
-    Family("LongCat-Image", named=r"longcat", guidance=4.0, saved_as="comfy"),
+    Family(
+        "LongCat-Image",
+        named=r"longcat",
+        to_diffusers=(
+            (r"^time_in\.in_layer$", "time_embed.timestep_embedder.linear_1"),
+            (r"^time_in\.out_layer$", "time_embed.timestep_embedder.linear_2"),
+        ),
+        guidance=4.0,
+        saved_as="comfy",
+    ),
     Family(
         "Chroma Radiance",
         keys=r"nerf_(?:blocks|image_embedder|final_layer)",
