@@ -179,7 +179,26 @@ class _Student:
                     "the error of the polished LoRA is not finite: a precision that overflows. "
                     "Load the model in a wider precision, or switch the polish off"
                 )
-            torch.autograd.backward(errors.sum() / len(targets))
+            with _gradients_told():
+                torch.autograd.backward(errors.sum() / len(targets))
+
+
+@contextmanager
+def _gradients_told() -> Iterator[None]:
+    """Say it in a sentence where an operation of the host has no gradient.
+
+    Raises:
+        CalibrationError: One has none; quotes torch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "no autograd formula" not in str(error):
+            raise
+        raise CalibrationError(
+            f"a layer of this model has no gradient, so that no LoRA on it can be polished: {error}"
+            " Switch the polish off, or choose another preset than Polished"
+        ) from error
 
 
 def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[list[_Target]]:

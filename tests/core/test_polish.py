@@ -229,6 +229,26 @@ def test_a_model_without_gradients_is_refused(model):
         polish(network, [adapter_of("a", 1)], tasks_of()[:1], adapter_of("m", 3), 2)
 
 
+class Fast(torch.autograd.Function):
+    """An operation of a host that only draws, as torch tells of one at its backward pass."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, _gradient):
+        raise RuntimeError("Trying to backward through x but no autograd formula was registered")
+
+
+def test_an_operation_without_a_gradient_is_told(model):
+    network = replace(
+        network_of(model), forward=lambda rows: Fast.apply(model(torch.stack(list(rows))))
+    )
+    with pytest.raises(CalibrationError, match=r"a layer .* no gradient.*Switch the polish off"):
+        polish(network, [adapter_of("a", 1)], tasks_of()[:1], adapter_of("m", 3), 2)
+
+
 def test_a_merge_is_polished_and_says_so():
     host = FakeHost()
     loras = [host.lora(name, prompts=(f"<{name}> cat",)) for name in "ab"]
