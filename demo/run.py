@@ -12,12 +12,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from iteris_core.cli.terminal import progress_bars
 from iteris_core.errors import IterisError
 from iteris_core.files.families import FAMILIES, Family
 from iteris_core.files.writing import whole_file, write_text
-from iteris_core.progress import Stage
+from iteris_core.progress import Stage, StageProgress
 
 from . import drawn
 from .client import ComfyClient, Json
@@ -35,7 +36,6 @@ from .server import PACK, ComfyServer, Device, ServerError, cache_folder, find_c
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see diffusion/lora_rows.py
 WEIGHTS = Path(__file__).parent / "weights"
@@ -175,9 +175,9 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
             server = stack.enter_context(ComfyServer(comfyui, base, log, device=request.device))
         ready = time.monotonic()
         try:
-            with StageBars(workflow, console) as bars:
-                client = ComfyClient(server.address)
-                history = client.run(workflow, bars.on_event)
+            client = ComfyClient(server.address)
+            with progress_bars() as show:
+                history = client.run(workflow, Follower(workflow, show).on_event)
             _collect(client, workflow, history, base, output)
             columns = _columns(client, workflow, history) if request.is_own else []
         except IterisError as error:
@@ -342,64 +342,34 @@ def _row(lora: str, prompts: str) -> str:
     return " | ".join([f"<lora:{lora}>", *lines])
 
 
-class StageBars:
-    """One progress bar per stage of a workflow: a node, or a `Stage` of a node's work, which it
-    announces by an event.
+class Follower:
+    """Shows a workflow's events as steps: of a node that has a title, or of a `Stage` of its work,
+    which it announces by an event.
     """
 
-    def __init__(self, workflow: Json, console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
+    def __init__(self, workflow: Json, show: StageProgress) -> None:
         self._titles = {node_id: node["_meta"]["title"] for node_id, node in workflow.items()}
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-        )
-        self._progress: Progress = Progress(*columns, TimeElapsedColumn(), console=console)
-        self._bar: Any = None  # rich's TaskID of the stage that is running
-        self._stage: tuple[str, str] = ("", "")
-
-    def __enter__(self) -> StageBars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._show = show
+        self._stage = Stage("")
+        self._total = 1
 
     def on_event(self, event: str, data: Json) -> None:
         """Take a message of :meth:`ComfyClient.run`."""
-        node = str(data.get("node") or "")
+        title = self._titles.get(str(data.get("node") or ""), "")
         if event == "executing":
-            self._begin(node, "")
+            self._tell(Stage(title), 0, 1)
         elif event == "iteris.stage":
-            self._begin(node, str(Stage(**data["stage"])))
-            self._update(data["done"], data["total"])
-        elif event == "progress" and (node, "") == self._stage:
-            self._update(data["value"], data["max"])
+            self._tell(Stage(f"{title}: {Stage(**data['stage'])}"), data["done"], data["total"])
+        elif event == "progress" and self._stage == Stage(title):
+            self._tell(self._stage, data["value"], data["max"])
 
-    def _update(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._progress.update(self._bar, completed=done, total=total)
-
-    def _begin(self, node: str, stage: str) -> None:
-        if (node, stage) == self._stage:
-            return
-        if self._bar is not None:
-            total = self._progress.tasks[self._bar].total or 1
-            self._progress.update(self._bar, completed=total, total=total)
-            self._progress.stop_task(self._bar)
-            self._bar = None
-        self._stage = (node, stage)
-        title = self._titles.get(node, node)
-        if title:
-            self._bar = self._progress.add_task(f"{title}: {stage}" if stage else title, total=None)
+    def _tell(self, stage: Stage, done: int, total: int) -> None:
+        if self._stage not in (stage, Stage("")):
+            self._show(self._stage, self._total, self._total)  # it has ended
+        self._stage = stage
+        self._total = total
+        if stage.name:
+            self._show(stage, done, total)
 
 
 def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, output: Path) -> None:

@@ -217,7 +217,6 @@ class Row:
     """A prompt, and the ways to draw it.
 
     Args:
-        prompt: The prompt.
         ways: Numbers of ways, see `worn_of`; the last one is the merge.
     """
 
@@ -230,7 +229,6 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
 
     Args:
         text: The user's prompts, one a line, each drawn in all ways; empty: see `own_rows`.
-        uses: The LoRAs.
 
     Raises:
         CalibrationError: A prompt has several readings, see `plain_prompts`.

@@ -42,8 +42,7 @@ class HostWeight:
     """What a base of keys changes, as the host's loader has it in its table.
 
     Args:
-        weight: Name of the weight.
-        offset: The part of it; None: all of it.
+        offset: The part of the weight; None: all of it.
         function: Function that the host applies to a change; None: none.
     """
 
@@ -153,7 +152,6 @@ def model_keys(
     that it does not know.
 
     Args:
-        family: The family of the model.
         modules: Module path -> module, of the diffusion model and the text encoders.
         host_keys: Table of the host's LoRA loader: base of a key -> name of a weight, or (name,
             (dimension, start, length) or None[, function]) for a part of it.

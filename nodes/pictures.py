@@ -50,8 +50,8 @@ class Labelled:
 
     Args:
         name: Its name, which is cut to its place.
-        names: Those of its pictures.
-        pictures: The pictures, (height, width, channels) from 0 to 1.
+        names: The names of its pictures.
+        pictures: (height, width, channels) each, from 0 to 1.
     """
 
     name: str
@@ -65,7 +65,6 @@ def image_of(picture: Tensor, most: int) -> Image:
     Args:
         picture: Picture (height, width, channels): grey, RGB, or either with an alpha channel,
             which is ignored.
-        most: Longest side in pixels.
     """
     from PIL import Image
 
@@ -161,10 +160,7 @@ def fitting(width: int, height: int, most_width: int, most_height: int) -> tuple
 def broken(parts: Sequence[str], room: float, length: Callable[[str], float]) -> list[str]:
     """Return parts of a text as lines, broken between parts where their room ends.
 
-    Args:
-        parts: The parts; one that is too long has a line of its own.
-        room: The length that a line may have.
-        length: (text) -> its length.
+    A part that is too long has a line of its own.
 
     >>> broken(["512 x 512", "20 steps", "seed 7"], 20, len)
     ['512 x 512, 20 steps', 'seed 7']
@@ -228,11 +224,6 @@ def plain_line(text: str) -> str:
 def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
     """Return a text that fits its room: what is too long is cut out of the middle, since names of
     files often differ at their ends.
-
-    Args:
-        text: The text.
-        room: The length that it may have.
-        length: (text) -> its length.
 
     >>> shortened("sks_dog-000010", 9, len)
     'sks_…0010'

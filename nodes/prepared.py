@@ -40,8 +40,6 @@ class Prepared:
     """A merge that can begin.
 
     Args:
-        base: The base model.
-        job: The merge.
         loose: Weights of its LoRAs that are in no file.
     """
 
@@ -111,10 +109,8 @@ def prepared(
     """Read the LoRAs, and find out what can be known of a merge before it begins.
 
     Args:
-        connected: The base model.
         rows: The LoRAs of the node's own text.
         more_loras: The LoRAs that are connected.
-        asked: What was asked for.
 
     Raises:
         IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,

@@ -27,9 +27,7 @@ class Asked:
     """What the widgets of a merge node ask for, and the settings that are connected to it.
 
     Args:
-        preset: How thorough the merge is.
         together: Whether the LoRAs are measured together.
-        size: The size of the merged LoRA.
         given: Settings that are connected. A recipe's are all there are, and a note says so.
     """
 
@@ -99,7 +97,6 @@ def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
     none of a preview, and with a recipe, where presets do not count.
 
     Args:
-        job: The merge.
         asked: What was asked for; its preset does not count.
     """
     found: dict[Preset, int] = {}
@@ -120,9 +117,7 @@ def cost_shown(
 
     Args:
         rows: The rows of each preset.
-        preset: How thorough the merge was.
-        seconds: How long it took.
-        report: Its report.
+        seconds: How long the merge took.
     """
     if preset not in rows or any(note.kind == "reused" for note in report.notes):
         return {}

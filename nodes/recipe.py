@@ -150,17 +150,14 @@ def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
             f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow, "
             "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
         )
-    possible = [
-        other
-        for other in dict.fromkeys([name, *namesakes(name)])
-        if host.find_lora(other) is not None
-    ]
-    same = None
-    for other in possible:
+
+    def is_same(other: str) -> bool:
         host.heed_cancel()  # a file takes seconds
-        if sha256(host.lora_path(other)) == use.sha256:
-            same = other
-            break
+        return sha256(host.lora_path(other)) == use.sha256
+
+    names = dict.fromkeys([name, *namesakes(name)])
+    possible = [other for other in names if host.find_lora(other) is not None]
+    same = next(filter(is_same, possible), None)
     if same is None and name not in possible:  # one that is only called alike is not it
         raise IterisError(
             f"{lora_name}: its LoRA {name!r} is not in the loras folders (SHA-256 {use.sha256}). "

@@ -34,9 +34,9 @@ Question = Literal["stacking", "leaks", "layers", "unseen", "weights", "ranks", 
 # Okabe and Ito's colours, which are told apart with every kind of colour blindness, in the order in
 # which the page gives them to LoRAs (web/paint.js); markers tell them apart where they come again.
 _PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2")
+_MARKERS = "os^Dv<>"
 _TEXT = "#dddddd"
 _LINES = "#555555"
-_MARKERS = "os^Dv<>"
 _MOST_TICKS = 24
 _DPI = 200
 _DARK: dict[Any, Any] = {
@@ -66,12 +66,10 @@ def pictures(
     (height, width, 3), from 0 to 1.
 
     Args:
-        report: Report of a merge.
         others: Reports of other merges of the same LoRAs, to compare with: by another method, or
             with other settings.
         asked: The questions; None: all of them.
-        width: Width in pixels; the letters stay readable at half of 960.
-        height: Height in pixels.
+        width, height: Size in pixels; the letters stay readable at half of 960.
 
     Raises:
         IterisError: The report has no layers.
@@ -82,7 +80,7 @@ def pictures(
             "the report has no layers, so there is nothing to draw; connect the report of a merge"
         )
     try:
-        from matplotlib import font_manager, rc_context
+        from matplotlib import cycler, font_manager, rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -92,9 +90,15 @@ def pictures(
             "text of the report does not need it"
         ) from error
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    count = len(_PALETTE) * len(_MARKERS)
+    looks = {
+        **_DARK,
+        "font.family": ["DejaVu Sans", *(name for name in _FONTS if name in installed)],
+        "axes.prop_cycle": cycler(color=_PALETTE * len(_MARKERS))
+        + cycler(marker=[_MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)] for i in range(count)]),
+    }
     drawn: dict[Question, Tensor] = {}
-    with rc_context({**_DARK, "font.family": fonts}):
+    with rc_context(looks):
         for question, title, draw in _pages(report, others):
             if asked is not None and question not in asked:
                 continue
@@ -133,24 +137,23 @@ def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]
         yield "lower_rank", title, lambda figure: _kept(figure, report)
 
 
-def _task_names(report: MergeReport) -> list[str]:
-    return list(dict.fromkeys(entry.task for layer in report.layers for entry in layer.tasks))
-
-
-def _of_task(report: MergeReport, task: str) -> list[TaskAtLayerReport | None]:
-    """Return the figures of a task at every layer; None where it does not count."""
-    return [next((e for e in layer.tasks if e.task == task), None) for layer in report.layers]
+def _by_task(report: MergeReport) -> dict[str, list[TaskAtLayerReport | None]]:
+    """Return task -> its figures at every layer; None where it does not count."""
+    names = dict.fromkeys(entry.task for layer in report.layers for entry in layer.tasks)
+    return {
+        name: [next((e for e in layer.tasks if e.task == name), None) for layer in report.layers]
+        for name in names
+    }
 
 
 def _residuals(figure: Any, report: MergeReport) -> None:
     axes = figure.subplots()
-    for i, task in enumerate(_task_names(report)):
-        of_layer = _of_task(report, task)
+    for task, of_layer in _by_task(report).items():
         leaks = all(entry is None or not entry.wears for entry in of_layer)
-        values = [None if e is None else e.residual for e in of_layer]
+        values = [None if entry is None else entry.residual for entry in of_layer]
         label = f"{task}: {'leak' if leaks else 'residual'}"
-        _draw_line(axes, report.layers, values, i, label, dashed=leaks)
-    _finish_errors(axes, report.layers)
+        _draw_line(axes, report.layers, values, label, dashed=leaks)
+    _finish(axes, report.layers, "relative error")
 
 
 def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
@@ -161,31 +164,24 @@ def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
         names = [f"merged ({first.method})"]
     ways = [(report, "residual", name) for report, name in zip(reports, names, strict=True)]
     ways += [(first, "stacked", "LoRAs stacked"), (first, "averaged", "LoRAs averaged")]
-    for i, (report, figure_of, label) in enumerate(ways):
+    for report, figure_of, label in ways:
         tasks_of = {layer.path: layer.tasks for layer in report.layers}
-        of_layer = [
-            [
-                value
-                for entry in tasks_of.get(layer.path, ())
-                if entry.wears and (value := getattr(entry, figure_of)) is not None
-            ]
-            for layer in first.layers
-        ]
-        if any(of_layer):
-            means = [statistics.mean(values) if values else None for values in of_layer]
-            _draw_line(axes, first.layers, means, i, label, dashed=i > 0)
-    _finish_errors(axes, first.layers)
+        means = []
+        for layer in first.layers:
+            found = [getattr(e, figure_of) for e in tasks_of.get(layer.path, ()) if e.wears]
+            known = [value for value in found if value is not None]
+            means.append(statistics.mean(known) if known else None)
+        _draw_line(axes, first.layers, means, label, dashed=label != names[0])
+    _finish(axes, first.layers, "relative error")
 
 
 def _balance(figure: Any, report: MergeReport) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for i, task in enumerate(_task_names(report)):
-        entries = [e if e and e.weight > 0 else None for e in _of_task(report, task)]
-        weights: list[float | None] = [None if e is None else e.weight for e in entries]
-        energies = [None if e is None or not e.energy else e.weight * e.energy for e in entries]
-        for axes, values in ((upper, weights), (lower, energies)):
-            if any(values):
-                _draw_line(axes, report.layers, values, i, task)
+    for task, entries in _by_task(report).items():
+        weights = [e.weight if e and e.weight > 0 else None for e in entries]
+        energies = [e.weight * e.energy or None if e else None for e in entries]
+        _draw_line(upper, report.layers, weights, task)
+        _draw_line(lower, report.layers, energies, task)
     for axes, label in ((upper, "lambda"), (lower, r"lambda x $||X\,dW^T||^2$")):
         axes.set_yscale("log")
         axes.set_ylabel(label)
@@ -198,20 +194,15 @@ def _ranks(figure: Any, report: MergeReport) -> None:
     lost = [layer.cut for layer in report.layers]
     upper, *lower = figure.subplots(2 if any(lost) else 1, 1, sharex=True, squeeze=False).flat
     ranks = [layer.rank for layer in report.layers]
-    upper.step(range(len(ranks)), ranks, where="mid", color=_PALETTE[0])
+    upper.step(range(len(ranks)), ranks, where="mid", marker="")
     upper.set_ylabel("rank")
     upper.set_ylim(bottom=0)
-    for axes in lower:
-        _draw_line(axes, report.layers, lost, 1, "this merge")
-        plain = [layer.plain_cut for layer in report.layers]
-        if any(plain):
-            label = "plain SVD of the same rank"
-            _draw_line(axes, report.layers, plain, 2, label, dashed=True)
-        axes.set_ylabel("lost by the cut")
-        axes.set_ylim(bottom=0)
-        axes.legend()
-    _name_blocks([*lower, upper][0], report.layers)
     upper.grid(axis="y")
+    for axes in lower:
+        _draw_line(axes, report.layers, lost, "this merge")
+        _finish(axes, report.layers, "lost by the cut")
+    if not lower:
+        _name_blocks(upper, report.layers)
 
 
 def _kept(figure: Any, report: MergeReport) -> None:
@@ -220,14 +211,13 @@ def _kept(figure: Any, report: MergeReport) -> None:
     for layer in report.layers:
         if layer.kept:
             blocks.setdefault(block_of(layer.path).rstrip("0123456789"), []).append(layer.kept)
-    for i, (block, kept) in enumerate(blocks.items()):
+    for block, kept in blocks.items():
         longest = max(map(len, kept))
         lost = [
             1 - statistics.median(shares[min(r, len(shares) - 1)] for shares in kept)
             for r in range(longest)
         ]
-        style = {"color": _color_of(i), "marker": _marker_of(i)}
-        axes.plot(range(1, longest + 1), lost, label=f"{block}: median layer", **style)
+        axes.plot(range(1, longest + 1), lost, label=f"{block}: median layer")
     axes.set_yscale("log")
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("rank")
@@ -237,26 +227,24 @@ def _kept(figure: Any, report: MergeReport) -> None:
 
 
 def _fidelity(figure: Any, report: MergeReport) -> None:
-    left, right = figure.subplots(1, 2, sharey=True)
-    names = [entry.task for entry in report.fidelity]
-    colors = [_color_of(i) for i in range(len(names))]
-    errors = [entry.output_error for entry in report.fidelity]
+    sides = figure.subplots(1, 2, sharey=True)
+    rows = range(len(report.fidelity))
+    colors = list(itertools.islice(itertools.cycle(_PALETTE), len(rows)))
+    errors: list[float | None] = [entry.output_error for entry in report.fidelity]
     strengths = [entry.strength for entry in report.fidelity]
     for axes, values, label, best in (
-        (left, errors, "error: 0 is best", 0.0),
-        (right, strengths, "strength: 1 is as asked for", 1.0),
+        (sides[0], errors, "error: 0 is best", 0.0),
+        (sides[1], strengths, "strength: 1 is as asked for", 1.0),
     ):
-        known = [0.0 if value is None else value for value in values]
-        axes.barh(range(len(names)), known, color=colors)
-        for i, value in enumerate(values):
-            text = "adds nothing" if value is None else f"{value:.2f}"
-            at = (known[i], i)
-            axes.annotate(text, at, (6, 0), textcoords="offset points", va="center")
+        known = [value or 0.0 for value in values]
+        bars = axes.barh(rows, known, color=colors)
+        told = ["adds nothing" if value is None else f"{value:.2f}" for value in values]
+        axes.bar_label(bars, told, padding=6)
         axes.axvline(best, color=_TEXT, linewidth=0.8)
         axes.set_xlabel(label)
-        axes.set_xlim(min(0.0, *known) if known else 0.0, 1.25 * max(1.0, *known))
-    left.set_yticks(range(len(names)), [_label_of(name) for name in names])
-    left.invert_yaxis()
+        axes.set_xlim(min(0.0, *known), 1.25 * max(1.0, *known))
+    sides[0].set_yticks(rows, [_label_of(entry.task) for entry in report.fidelity])
+    sides[0].invert_yaxis()
 
 
 def _interference(figure: Any, report: MergeReport) -> None:
@@ -287,39 +275,35 @@ def _draw_line(
     axes: Any,
     layers: Sequence[LayerReport],
     values: Sequence[float | None],
-    i: int,
     label: str,
     *,
     dashed: bool = False,
 ) -> None:
-    """Draw one value per layer as dots, and the median of each block as a line."""
-    color = _color_of(i)
-    marker = _marker_of(i)
+    """Draw one value per layer as dots, and the median of each block as a line; nothing without a
+    value.
+    """
     known = [(x, value) for x, value in enumerate(values) if value is not None]
-    axes.plot(
-        *zip(*known, strict=True), linestyle="", marker=".", markersize=2, alpha=0.4, color=color
-    )
+    if not known:
+        return
     middles = []
     for start, stop in _block_spans(layers):
         inside = [value for value in values[start:stop] if value is not None]
         if inside:
             middles.append(((start + stop - 1) / 2, statistics.median(inside)))
-    style = {"linestyle": "--" if dashed else "-", "marker": marker}
-    axes.plot(*zip(*middles, strict=True), color=color, label=_label_of(label), **style)
+    style = "--" if dashed else "-"
+    (line,) = axes.plot(*zip(*middles, strict=True), label=_label_of(label), linestyle=style)
+    axes.scatter(*zip(*known, strict=True), s=4, marker=".", alpha=0.4, color=line.get_color())
 
 
 def _block_spans(layers: Sequence[LayerReport]) -> list[tuple[int, int]]:
     """Return the start and the end of each block in the order of the layers."""
-    sizes = [
-        len(list(group))
-        for _, group in itertools.groupby(layers, key=lambda layer: block_of(layer.path))
-    ]
-    stops = list(itertools.accumulate(sizes))
-    return list(zip([0, *stops], stops, strict=False))
+    blocks = itertools.groupby(range(len(layers)), key=lambda i: block_of(layers[i].path))
+    numbers = [list(group) for _, group in blocks]
+    return [(group[0], group[-1] + 1) for group in numbers]
 
 
-def _finish_errors(axes: Any, layers: Sequence[LayerReport]) -> None:
-    axes.set_ylabel("relative error")
+def _finish(axes: Any, layers: Sequence[LayerReport], label: str) -> None:
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(axis="y")
@@ -338,15 +322,6 @@ def _name_blocks(axes: Any, layers: Sequence[LayerReport]) -> None:
     )
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("block, as the model runs")
-
-
-def _color_of(i: int) -> str:
-    return _PALETTE[i % len(_PALETTE)]
-
-
-def _marker_of(i: int) -> str:
-    """Return another marker where colours begin again."""
-    return _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)]
 
 
 def _label_of(name: str, most: int = 44) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -17,9 +17,6 @@ from .loras.names import path_to_save
 from .pictures import jpeg_uri, png_of
 from .sockets import LORA_STACK, MERGED, MergedLora, advanced
 from .workflow import inputs_of
-
-if TYPE_CHECKING:
-    from ..iteris_core import LowRankDelta
 
 LOW_RANK = "low rank"
 FULL_DIFFERENCE = "full difference (.diff)"
@@ -150,9 +147,7 @@ class SaveMergedLora(io.ComfyNode):
         """Return what the page shows of a saved file on the node that the merged LoRA came from.
 
         Args:
-            path: The file.
-            name: Its name in ComfyUI's list of LoRAs; None: it is not in there.
-            merged: What is in it.
+            name: The file's name in ComfyUI's list of LoRAs; None: it is not in there.
         """
         from ..iteris_core.diffusion.recipe import triggers_of
 
@@ -174,7 +169,6 @@ def check_names(prompt: Mapping[str, Any], merge: str) -> None:
 
     Args:
         prompt: See `workflow.texts_upstream`.
-        merge: The node that merges.
 
     Raises:
         IterisError: A name that `path_to_save` refuses.
@@ -205,10 +199,8 @@ def save(
     """Save a merged LoRA, and return its path and what reading it back found.
 
     Args:
-        merged: The merged LoRA of one model.
         wanted: Its path; another one where it is taken and may not be replaced.
         thumbnail: A picture for the file, as a data URI; empty: none.
-        overwrite: Whether a file at this path may be replaced.
         whole: Whether large layers are saved as full differences.
 
     Raises:
@@ -266,10 +258,7 @@ def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> 
     LoRA is saved already, so what keeps the file from being saved is not an error.
 
     Args:
-        path: The LoRA's file.
         ending: Ending of the name of the other file, which is the LoRA's otherwise.
-        content: What is in it.
-        overwrite: Whether one that is there may be replaced.
     """
     from ..iteris_core.errors import NameTakenError, SaveError
     from ..iteris_core.files.writing import whole_file
@@ -293,39 +282,31 @@ def read_back(path: Path, merged: MergedLora, name: str) -> str:
         IterisError: A module is missing, or differs by more than rounding.
     """
     added = host.stock_loader(path, merged.keys)
-    meant = {f"{module}.weight": delta for module, delta in merged.adapter.deltas.items()}
-    shapes = {
-        f"{module}.weight": merged.keys.weight_shape(module) for module in merged.adapter.deltas
-    }
-    differences: dict[str, float] = {}
-    changes: list[tuple[str, LowRankDelta | torch.Tensor]] = [
-        *meant.items(),
-        *merged.adapter.vectors.items(),
-    ]
-    for parameter, change in changes:
-        if isinstance(change, torch.Tensor):
-            expected = change.float().cpu()
-        else:
-            expected = change.to(dtype=torch.float32).dense().cpu()
-        found = added(parameter, shapes.get(parameter, expected.shape))
-        if found is not None:
-            scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
-            differences[parameter] = (
-                found.reshape(expected.shape) - expected
-            ).norm().item() / scale
-    wanted = [*meant, *merged.adapter.vectors]
-    lost = [
-        parameter
-        for parameter in wanted
-        if not differences.get(parameter, 1.0) <= _LARGEST_DIFFERENCE
-    ]
+    deltas = merged.adapter.deltas
+    differences = {}
+    for module, delta in deltas.items():
+        found = added(f"{module}.weight", merged.keys.weight_shape(module))
+        dense = delta.to(dtype=torch.float32).dense()
+        differences[f"{module}.weight"] = _difference(found, dense)
+    for parameter, vector in merged.adapter.vectors.items():
+        differences[parameter] = _difference(added(parameter, vector.shape), vector.float())
+    lost = [parameter for parameter, d in differences.items() if not d <= _LARGEST_DIFFERENCE]
     if lost:
         raise IterisError(
-            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(wanted)} "
+            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(differences)} "
             f"weights are missing or differ, such as {lost[0]!r}. The file was not kept; report "
             "this with ComfyUI's version"
         )
     vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
     largest = max(differences.values(), default=0.0)
-    modules = f"{len(meant)} of {len(meant)} modules"
+    modules = f"{len(deltas)} of {len(deltas)} modules"
     return f"read back: {modules}{vectors}, largest difference {largest:.2g}"
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor) -> float:
+    """Return how far a change is off, relative to its size; 1 if it is missing."""
+    if found is None:
+        return 1.0
+    expected = expected.cpu()
+    scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
+    return (found.reshape(expected.shape) - expected).norm().item() / scale

@@ -141,7 +141,7 @@ def eval_t5_command(
 ) -> None:
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", TEXT_TASKS)
-    _places(run, files, report).check()
+    _check_report(run, files, report)
     told = options.ReportFile(report, extent.overwrite)
     told.check()
     prompts = assigned(prompt, "--prompt", TEXT_TASKS)
@@ -197,9 +197,7 @@ def eval_blip_command(
 ) -> None:
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", CAPTION_TASKS)
-    places = _places(run, files, report)
-    inputs = {**places.inputs, "--style-classifier": [style_classifier]}
-    replace(places, inputs=inputs).check()
+    _check_report(run, files, report, style_classifier)
     told = options.ReportFile(report, extent.overwrite)
     told.check()
     prompts = assigned(prompt, "--prompt", CAPTION_TASKS)
@@ -293,7 +291,7 @@ def eval_sd15_command(
         device=placement.device,
     )
     inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
-    Places(folders={"--output": output}, files={"--json": report}, inputs=inputs).check()
+    Places(files={"--json": report}, inputs=inputs).check()
     told = options.ReportFile(report)
     told.check()
     concepts = concepts_of(concept, words)
@@ -320,9 +318,10 @@ def eval_sd15_command(
     told.write(content)
 
 
-def _places(run: Run, files: Mapping[str, str], report: Path | None) -> Places:
-    inputs = {"--base": [run.base], "--adapter": run.adapters, "--task": list(files.values())}
-    return Places(folders={"--output": run.output}, files={"--json": report}, inputs=inputs)
+def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more: object) -> None:
+    """Refuse a place of the report where an input would be lost."""
+    read = [run.base, *run.adapters, *files.values(), *more]
+    Places(files={"--json": report}, inputs={"an input": read}).check()
 
 
 def assigned(

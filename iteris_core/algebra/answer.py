@@ -25,7 +25,7 @@ class LayerSolution:
             cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
-        plain_cut: The same cost for a plain SVD of the same rank; None where no rank was requested.
+        is_asked: Whether a rank was requested that is lower than the sum of the ranks.
         was_too_coarse: Whether float32 was tried, and was too coarse, see `coarse`.
     """
 
@@ -33,7 +33,7 @@ class LayerSolution:
     lambdas: Tensor
     spectrum: Spectrum | None = None
     cut: Tensor | None = None
-    plain_cut: Tensor | None = None
+    is_asked: bool = False
     was_too_coarse: bool = False
 
 
@@ -64,26 +64,20 @@ class Cut:
     rank: int | str
     refit: Callable[[Tensor], LowRankDelta] | None = None
 
-    def to(self, spectrum: Spectrum, exact: LowRankDelta | None, rank: int) -> LayerSolution:
+    def to(self, spectrum: Spectrum, rank: int, *, is_asked: bool) -> LayerSolution:
         """Return the answer of a rank, and the cost of the cut.
 
         Args:
             spectrum: Leading part of the uncut answer's spectrum.
-            exact: The uncut answer, if the cost of a plain SVD is to be told; None: it is not.
+            is_asked: See `LayerSolution`.
         """
         total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
         lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
-        plain_cut = None
-        if exact is not None:
-            weight = exact.dense().T
-            plain = leading_spectrum(weight, rank)
-            rest = weight - (plain.left * plain.values) @ plain.right.T
-            plain_cut = (self.system.metric(rest).square().sum() / total).sqrt()
         if self.refit is None:
             delta = delta_of_rank(spectrum, rank, self.system.other_half)
         else:
             delta = self.refit(spectrum.left[:, :rank])
-        return LayerSolution(delta, self.lambdas, spectrum, (lost / total).sqrt(), plain_cut)
+        return LayerSolution(delta, self.lambdas, spectrum, (lost / total).sqrt(), is_asked)
 
 
 def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
@@ -109,7 +103,7 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
         rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
     if rank >= exact.rank:
         return LayerSolution(exact, cut.lambdas, spectrum)
-    return cut.to(spectrum, exact, rank)
+    return cut.to(spectrum, rank, is_asked=True)
 
 
 def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
@@ -125,13 +119,11 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     if cut.rank == "full":
         return LayerSolution(_as_factors(cut.system.other_half(half).T), cut.lambdas)
     kept_energy = cut.config.kept_energy
-    asked = cut.rank != "sum" or kept_energy is not None
     rank = min(most, sum_of_ranks if cut.rank == "sum" else int(cut.rank))
     spectrum = leading_spectrum(half, rank)
     if kept_energy is not None:
         rank = rank_for_energy(spectrum, kept_energy)
-    exact = _as_factors(cut.system.other_half(half).T) if asked else None
-    return cut.to(spectrum, exact, rank)
+    return cut.to(spectrum, rank, is_asked=cut.rank != "sum" or kept_energy is not None)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:

@@ -182,7 +182,14 @@ def _merge(
     how.check(calibration)
     uses = uses_of(rows)
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
-        loaded, repeated = load_each_once(uses, Reader(model, uses, paths))
+        path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
+
+        def read(use: LoraUse) -> Adapter:
+            path = path_of[use.sha256]
+            strengths = use.strength_model, use.strength_clip
+            return read_lora(model, path, *strengths, blocks=use.blocks, without=use.without)
+
+        loaded, repeated = load_each_once(uses, read)
         check_style((one.adapter for one in loaded), saving.style)
         job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
         # with a device map, what is free while the model waits elsewhere is not known
@@ -249,27 +256,6 @@ def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
             use = use_of(row, path.stem, path.name, triggers)
             uses.append(replace(use, sha256=sha256(path)))
     return uses
-
-
-class Reader:
-    """Reads the weights of LoRAs from the files that their uses were made from."""
-
-    def __init__(
-        self, model: DiffusersModel, uses: Sequence[LoraUse], paths: Sequence[Path]
-    ) -> None:
-        self._model = model
-        self._paths = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
-
-    def __call__(self, use: LoraUse) -> Adapter:
-        path = self._paths[use.sha256]
-        return read_lora(
-            self._model,
-            path,
-            use.strength_model,
-            use.strength_clip,
-            blocks=use.blocks,
-            without=use.without,
-        )
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -19,13 +19,11 @@ class Places:
     Args:
         whole: Option -> folder that is written, and replaced, as a whole; None: the option is not
             given.
-        folders: Option -> folder into which files are added.
         files: Option -> file.
         inputs: Option -> paths that are read; None and names on the hub do not count.
     """
 
     whole: Mapping[str, Path | None] = field(default_factory=dict)
-    folders: Mapping[str, Path | None] = field(default_factory=dict)
     files: Mapping[str, Path | None] = field(default_factory=dict)
     inputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
@@ -36,10 +34,8 @@ class Places:
         Raises:
             ConfigError: Names the options and the place.
         """
-        places = {**self.whole, **self.folders, **self.files}
-        for option, place in places.items():
-            fault = fault_of_path(place) if place is not None else ""
-            if fault:
+        for option, place in self._outputs():
+            if fault := fault_of_path(place):
                 raise ConfigError(f"{option}: {fault}")
         self._check_apart()
         for option, file in self.files.items():
@@ -47,10 +43,7 @@ class Places:
                 raise ConfigError(f"{option} is {file}, a folder; name a file")
         self._check_inputs_stay()
         for option, place in self._outputs():
-            _check_writable(option, place, place.resolve().parent)
-        for option, folder in self.folders.items():
-            if folder is not None:
-                _check_writable(option, folder, folder.resolve())
+            _check_writable(option, place)
 
     def _outputs(self) -> list[tuple[str, Path]]:
         """Return the places whose former content is replaced."""
@@ -95,7 +88,8 @@ class Places:
                     yield option, path
 
 
-def _check_writable(option: str, place: Path, folder: Path) -> None:
+def _check_writable(option: str, place: Path) -> None:
+    folder = place.resolve().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():

@@ -33,74 +33,63 @@ def figures_of(
         layer: Layer that was solved, with its statistics.
         merged: The delta as it will be saved, float64.
     """
-    tasks = [_TaskFigures.of(task, names) for task in layer.counted]
+    reports = [_report_of(task, names) for task in layer.counted]
     weights = torch.stack([solution.lambdas, layer.balance.limited], dim=1)
     of_counted = [row for task, row in zip(layer.tasks, weights, strict=True) if task.counts]
     figures = torch.cat([_Energies.of(layer, merged).figures(), torch.stack(of_counted)], dim=1)
     width = figures.shape[1]
     kept = None if solution.spectrum is None else solution.spectrum.kept()
-    more = [part for part in (solution.cut, solution.plain_cut, kept) if part is not None]
+    more = [part for part in (solution.cut, kept) if part is not None]
     numbers = torch.cat([part.flatten() for part in (figures, *more)])
     rank = merged.rank
     is_cut = solution.cut is not None
-    is_told = solution.plain_cut is not None
+    is_asked = solution.is_asked
 
     def report_of(figures: Sequence[float]) -> LayerReport:
         found = iter(figures)
         return LayerReport(
             path,
             rank,
-            tuple(task.report_of(list(islice(found, width))) for task in tasks),
+            tuple(report(list(islice(found, width))) for report in reports),
             cut=next(found) if is_cut else 0.0,
-            plain_cut=next(found) if is_told else None,
+            is_asked=is_asked,
             kept=tuple(round(share, _DIGITS) for share in found),
         )
 
     return numbers, report_of
 
 
-@dataclass(frozen=True)
-class _TaskFigures:
-    """What is known of a task before its figures are read; its sums, which are large, are not kept.
-
-    Args:
-        wears: Whether its teacher wears anything here.
-        tokens: Number of tokens that were counted.
-        strangers: Name of each adapter that the teacher does not wear; None for the others.
+def _report_of(
+    task: TaskAtLayer, names: Mapping[int, str]
+) -> Callable[[Sequence[float]], TaskAtLayerReport]:
+    """Return a function from a task's figures, see `_Energies.figures`, then lambda and whether it
+    was limited, to its report. It does not keep the task's sums, which are large.
     """
+    name = task.name
+    wears = task.worn is not None
+    tokens = task.statistics.inputs.tokens
+    strangers = [None if k in task.mix else other for k, other in names.items()]
 
-    name: str
-    wears: bool
-    tokens: int
-    strangers: tuple[str | None, ...]
-
-    @classmethod
-    def of(cls, task: TaskAtLayer, names: Mapping[int, str]) -> _TaskFigures:
-        strangers = tuple(None if k in task.mix else name for k, name in names.items())
-        return cls(task.name, task.worn is not None, task.statistics.inputs.tokens, strangers)
-
-    def report_of(self, figures: Sequence[float]) -> TaskAtLayerReport:
-        """Return the report of a task.
-
-        Args:
-            figures: See `_Energies.figures`; then lambda, and whether it was limited.
-        """
+    def report(figures: Sequence[float]) -> TaskAtLayerReport:
         residual, stacked, averaged, energy, gain, *pairs, weight, limited = figures
-        of_adapters = zip(self.strangers, pairs[::2], pairs[1::2], strict=True)
-        between = [Interference(name, *pair) for name, *pair in of_adapters if name is not None]
+        of_adapters = zip(strangers, pairs[::2], pairs[1::2], strict=True)
         return TaskAtLayerReport(
-            self.name,
+            name,
             residual,
             weight,
-            self.tokens,
-            wears=self.wears,
-            interference=tuple(between),
+            tokens,
+            wears=wears,
+            interference=tuple(
+                Interference(other, *pair) for other, *pair in of_adapters if other is not None
+            ),
             stacked=stacked,
             averaged=averaged,
             energy=energy,
             gain=gain if energy > 0 else None,
             limited=bool(limited),
         )
+
+    return report
 
 
 @dataclass(frozen=True)

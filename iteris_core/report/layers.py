@@ -34,7 +34,6 @@ class Interference:
     """The effect of an adapter on another adapter's task, on the student's inputs.
 
     Args:
-        adapter: Name of the adapter.
         stacked: ``||X~ dW_k^T|| / ||X dW_g^T||``, what it would add if the adapters were stacked,
             relative to what the task is about (see `TaskAtLayerReport.residual`).
         merged: The same after the merge: `stacked` times ``<X~ dW^T - X dW_g^T, X~ dW_k^T> / ||X~
@@ -51,7 +50,6 @@ class TaskAtLayerReport:
     """The figures of one task at one layer.
 
     Args:
-        task: Name of the task.
         residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
             ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
             that cancel, so with a float32 or half-precision network a value below 3e-4 is rounding.
@@ -88,12 +86,10 @@ class LayerReport:
     """One target layer.
 
     Args:
-        path: Path of the module.
-        rank: Rank of the merged delta.
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
             to 1. As in `kept`, the rounding to the precision that is saved does not count.
-        plain_cut: Cost of a plain SVD of the same rank; None where no rank was requested.
+        is_asked: Whether a lower rank was requested.
         kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
             cut was considered.
     """
@@ -102,7 +98,7 @@ class LayerReport:
     rank: int
     tasks: tuple[TaskAtLayerReport, ...]
     cut: float = 0.0
-    plain_cut: float | None = None
+    is_asked: bool = False
     kept: tuple[float, ...] = ()
 
 
@@ -111,8 +107,6 @@ class Alarm:
     """A task that something simpler does better than the merged adapter.
 
     Args:
-        task: Name of the task.
-        than: What does better.
         error: Error of the merged adapter, the median of the layers' residuals.
         other: The same error of what does better.
         layers: The layers where the task suffers most, the worst first.

@@ -44,12 +44,7 @@ _WARNINGS: tuple[NoteKind, ...] = ("twice", "untested")
 
 @dataclass(frozen=True)
 class Note:
-    """A note about a merge for its user.
-
-    Args:
-        kind: Subject of the note.
-        text: Sentence for the user.
-    """
+    """A sentence about a merge for its user."""
 
     kind: NoteKind
     text: str
@@ -62,7 +57,6 @@ class MergeReport:
     Args:
         layers: Layers in the order that the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
-        notes: Notes for the user.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
             device does not report it.
@@ -107,7 +101,7 @@ class MergeReport:
     @property
     def verdict(self) -> Verdict:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
-        asked = [layer.cut for layer in self.layers if layer.plain_cut is not None]
+        asked = [layer.cut for layer in self.layers if layer.is_asked]
         return verdict_of(
             self.fidelity,
             self.interference(),
@@ -200,10 +194,7 @@ class MergeReport:
                 yield f"{task}: median {what} {median:.3f}, worst {worst:.3f} at {path}"
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
-            by_svd = [layer.plain_cut for layer in self.layers if layer.plain_cut is not None]
-            plainly = statistics.median(by_svd) if by_svd else 0.0
-            beside = f" (plain SVD of the same rank: {plainly:.3f})" if by_svd else ""
-            yield f"cut to a lower rank: median loss {statistics.median(cuts):.3f}{beside}"
+            yield f"cut to a lower rank: median loss {statistics.median(cuts):.3f}"
 
     def _unread_keys(self) -> Iterator[str]:
         for adapter, keys in self.unmatched.items():

@@ -27,7 +27,6 @@ class Layer:
         deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
             change this layer.
         adapters: Number of adapters, with the ones that do not change this layer.
-        tasks: All tasks of the merge, with their statistics of this layer.
     """
 
     path: str

@@ -42,7 +42,7 @@ def layer(leaks=(), cut=0.0, asked=True):
         TaskAtLayerReport(task, 0.5, 1.0, 8, interference=tuple(found))
         for task, found in tasks.items()
     ]
-    return LayerReport("x", 4, tuple(entries), cut=cut, plain_cut=0.9 if asked else None)
+    return LayerReport("x", 4, tuple(entries), cut=cut, is_asked=asked)
 
 
 def report(*fidelity, layers=(), calibration=None, **more):

@@ -25,9 +25,7 @@ def report(residual=0.2, cut=0.0, **more):
         TaskAtLayerReport(name, residual, 2.0, 10, wears=name != "base")
         for name in ("cat", "dog", "base")
     )
-    return MergeReport(
-        tuple(LayerReport(path, 8, tasks, cut, 2 * cut or None) for path in PATHS), **more
-    )
+    return MergeReport(tuple(LayerReport(path, 8, tasks, cut) for path in PATHS), **more)
 
 
 @pytest.fixture
@@ -63,7 +61,7 @@ def test_what_is_asked_and_known_is_drawn_in_the_size_that_was_asked_for():
     measured = {"stacked": 0.9, "averaged": 0.5, "energy": 2.0}
     measured["interference"] = (Interference("dog", 0.9, -0.1),)
     cat = TaskAtLayerReport("cat", 0.1, 1.0, 9, **measured)
-    layers = [LayerReport(path, 3, (cat,), 0.1, 0.2, kept=(0.5, 0.9, 0.99)) for path in PATHS]
+    layers = [LayerReport(path, 3, (cat,), 0.1, kept=(0.5, 0.9, 0.99)) for path in PATHS]
     drawn = pictures(MergeReport(tuple(layers), fidelity=unseen), [report(0.7, method="average")])
     assert {"unseen", "leaks", "stacking", "lower_rank", "ranks"} <= set(drawn)
 
