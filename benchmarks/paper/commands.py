@@ -142,8 +142,6 @@ def eval_t5_command(
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", TEXT_TASKS)
     _check_report(run, files, report)
-    told = options.ReportFile(report, extent.overwrite)
-    told.check()
     prompts = assigned(prompt, "--prompt", TEXT_TASKS)
     tasks = []
     for name, file in files.items():
@@ -163,7 +161,7 @@ def eval_t5_command(
     _print_table(", ".join(counts.values()), heads, rows, paper, with_mean=True)
     typer.echo(f"predictions in {output}")
     settings = {"generation": asdict(generation), "prompts": _prompts(tasks)}
-    told.write(_report(run, scores, {"tasks": paper}, settings))
+    options.write_report(_report(run, scores, {"tasks": paper}, settings), report, overwrite=True)
 
 
 @options.command(
@@ -198,8 +196,6 @@ def eval_blip_command(
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", CAPTION_TASKS)
     _check_report(run, files, report, style_classifier)
-    told = options.ReportFile(report, extent.overwrite)
-    told.check()
     prompts = assigned(prompt, "--prompt", CAPTION_TASKS)
     tasks = []
     for name, file in files.items():
@@ -228,7 +224,7 @@ def eval_blip_command(
         "prompts": _prompts(tasks),
         "style_classifier_held_out": held_out,
     }
-    told.write(_report(run, scores, paper, settings))
+    options.write_report(_report(run, scores, paper, settings), report, overwrite=True)
 
 
 @options.command(
@@ -292,8 +288,6 @@ def eval_sd15_command(
     )
     inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
     Places(files={"--json": report}, inputs=inputs).check()
-    told = options.ReportFile(report)
-    told.check()
     concepts = concepts_of(concept, words)
     templates = PROMPTS if prompts is None else read_prompts(prompts)
     quiet_libraries()
@@ -315,7 +309,7 @@ def eval_sd15_command(
         "scores": [asdict(entry) for entry in scores],
         "paper": [asdict(row) for row in paper],
     }
-    told.write(content)
+    options.write_report(content, report, overwrite=True)
 
 
 def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more: object) -> None:

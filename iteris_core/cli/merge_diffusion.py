@@ -175,8 +175,7 @@ def _merge(
         inputs={"--base": [base], "--lora": [*lora, *paths]},
     ).check()
     check_output(output, overwrite)
-    told = options.ReportFile(report, overwrite)
-    told.check()
+    options.check_report(report, overwrite=overwrite)
     how = MergeSettings(solving, correct_strength, made_on={"base": base})
     how = replace(how, **PRESETS[preset].merge)
     how.check(calibration)
@@ -211,7 +210,8 @@ def _merge(
     warning = kohya_warning(result.adapter) if saving.style == "kohya" else None
     if warning:
         typer.echo(f"note: {warning}")
-    options.tell(result.adapter.name, result.report, saved, output, told)
+    told = options.tell(result.adapter.name, result.report, saved, output)
+    options.write_report(told, report, overwrite=overwrite)
 
 
 def rows_of(texts: Sequence[str]) -> list[Row]:

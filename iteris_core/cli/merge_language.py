@@ -173,7 +173,7 @@ class _Command:
         ).check()
         check_used(config)
         peft.check_free(self.output, overwrite=self.overwrite)
-        options.ReportFile(self.report, self.overwrite).check()
+        options.check_report(self.report, overwrite=self.overwrite)
 
     def run(
         self,
@@ -201,8 +201,8 @@ class _Command:
             result.save(path, overwrite=overwrite)
 
         saved = under_free_name(self.output, save, overwrite=self.overwrite)
-        told = options.ReportFile(self.report, self.overwrite)
-        options.tell(result.adapter.name, result.report, saved, self.output, told)
+        told = options.tell(result.adapter.name, result.report, saved, self.output)
+        options.write_report(told, self.report, overwrite=self.overwrite)
 
 
 def _tasks(

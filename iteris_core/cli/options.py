@@ -20,9 +20,9 @@ from typer.core import TyperOption
 
 from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
-from ..errors import ConfigError, NameTakenError, plain
+from ..errors import ConfigError, plain
 from ..files.pretrained import DeviceMap
-from ..files.writing import write_text
+from ..files.writing import check_free, write_text
 from ..report.records import MergeReport
 from ..settings import (
     Precision,
@@ -46,9 +46,6 @@ _FLAGS = {
     "scene_pictures": "--pictures/--no-pictures",
     "with_base": "--with-base/--no-base",
 }
-# What a report begins with, to recognise it.
-_REPORT_MARK = "iteris"
-_REPORT_START = f'{{\n  "{_REPORT_MARK}": "'.encode()
 _MOST_CHOICES = 4  # that are listed after an option's name
 # Settings that `--help` lists; `--help-all` lists all.
 _FIRST = ("scene_weight", "rank", "device")
@@ -329,50 +326,30 @@ def numbers(option: str, text: str | None) -> list[float] | None:
     return values
 
 
-@dataclass(frozen=True)
-class ReportFile:
-    """The file for what a command found, as JSON.
+def check_report(path: Path | None, *, overwrite: bool) -> None:
+    """Refuse the file of a report that is there already, before hours of work.
 
-    Args:
-        path: The file; None: none was asked for.
-        overwrite: Whether it may take the place of any file, and not only of an older report.
+    Raises:
+        NameTakenError: It may not be replaced.
     """
-
-    path: Path | None
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Refuse to replace what is not a report. It can be called before hours of work, too.
-
-        Raises:
-            NameTakenError: Names the file.
-        """
-        if self.path is None or self.overwrite or not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            start = file.read(len(_REPORT_START))
-        if start not in (b"", _REPORT_START):
-            raise NameTakenError(
-                f"--json: {self.path} exists already and is not a report of IterIS, so it is not "
-                "replaced; name another file, or move this one"
-            )
-
-    def write(self, content: Mapping[str, Any]) -> None:
-        """Write the file, if one was asked for.
-
-        Raises:
-            NameTakenError: See `check`.
-            SaveError: It cannot be written.
-        """
-        self.check()
-        if self.path is not None:
-            text = json.dumps({_REPORT_MARK: __version__, **content}, indent=2) + "\n"
-            write_text(text, self.path, overwrite=True)
+    if path is not None:
+        check_free(path, overwrite=overwrite)
 
 
-def tell(name: str, report: MergeReport, output: Path, asked: Path, file: ReportFile) -> None:
-    """Print the report and where the result is, and write the report to a file if one was asked
-    for. What the merge fails or has lost is on stderr, too.
+def write_report(content: Mapping[str, Any], path: Path | None, *, overwrite: bool) -> None:
+    """Write what a command found to a file as JSON, if one was asked for.
+
+    Raises:
+        NameTakenError, SaveError: It is there already, or cannot be written.
+    """
+    if path is not None:
+        text = json.dumps({"iteris": __version__, **content}, indent=2)
+        write_text(text + "\n", path, overwrite=overwrite)
+
+
+def tell(name: str, report: MergeReport, output: Path, asked: Path) -> dict[str, Any]:
+    """Print the report and where the result is, and return both for `write_report`. What the merge
+    fails or has lost is on stderr, too.
 
     Args:
         asked: Place that was asked for; it is another if that was taken during the merge.
@@ -384,4 +361,4 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path, file: Report
         for alert in report.alerts:
             typer.echo(plain(alert), err=True)
     typer.echo(f"saved to {output}")
-    file.write({"output": str(output), "adapter": name, **report.to_dict()})
+    return {"output": str(output), "adapter": name, **report.to_dict()}
