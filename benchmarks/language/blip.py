@@ -235,13 +235,6 @@ class CaptionWorld(World):
         told = [[VOCABULARY[number] for number in row[2:]] for row in written.tolist()]
         return [words[: words.index("<sep>")] if "<sep>" in words else words for words in told]
 
-    def outputs(self, rows: Sequence[Any]) -> Tensor:
-        pixels, ids, mask = (
-            torch.stack([getattr(row, part) for row in rows]) for part in ("pixels", "ids", "mask")
-        )
-        logits = self.model(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
-        return logits * mask[..., None]
-
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
         count = {**dict.fromkeys(names, self.size.examples), "plain": self.size.base_examples * 5}
         drawn = [

@@ -229,18 +229,6 @@ class TextWorld(World):
             return token_samples(written, PAD, shift, padding="count", fill_to=FILLED)
         return token_samples(written, PAD, shift)
 
-    def outputs(self, rows: Sequence[Any]) -> Tensor:
-        ids, mask, decoder_ids = (
-            torch.stack([getattr(row, part) for row in rows])
-            for part in ("ids", "mask", "decoder_ids")
-        )
-        logits = self.model(
-            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
-        ).logits
-        is_word = decoder_ids != PAD
-        is_word[:, 0] = True  # T5 starts with the padding token
-        return logits * is_word[..., None]
-
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
         wanted = [(task, self.size.examples) for task in LORA_TASKS if task.name in names]
         wanted += [(task, self.size.base_examples) for task in BASE_TASKS]

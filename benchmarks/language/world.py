@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class World(ABC):
     tasks: Sequence[str]  # what LoRAs learn
     size = Size()
     model_class: str  # of transformers
-    network_of: Callable[[Any], Network]
+    network_of: Callable[..., Network]
     lora: Mapping[str, Any]  # settings of PEFT
 
     def __init__(self, folder: Path, seed: int, size: Size | None = None) -> None:
@@ -95,10 +95,6 @@ class World(ABC):
         """Return samples of tasks, from what is written on their inputs."""
 
     @abstractmethod
-    def outputs(self, rows: Sequence[Any]) -> Tensor:
-        """Return a batch's logits, 0 after the end of an answer."""
-
-    @abstractmethod
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
         """Return the share of right answers per named task, and in the base model's tasks as
         ``base``.
@@ -137,7 +133,7 @@ class World(ABC):
         tasks = [Task(name, rows[k], {k: 1.0}) for k, name in enumerate(names)]
         if way.preserve:
             tasks.append(Task(PRESERVE, rows[-1], {}, way.preserve))
-        return replace(type(self).network_of(self.model), forward=self.outputs), tasks
+        return type(self).network_of(self.model, head=True), tasks
 
     def wearing(self, adapter: Adapter | None) -> AbstractContextManager[None]:
         """Let the model wear an adapter in its weights."""
