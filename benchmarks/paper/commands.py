@@ -161,7 +161,7 @@ def eval_t5_command(
     _print_table(", ".join(counts.values()), heads, rows, paper, with_mean=True)
     typer.echo(f"predictions in {output}")
     settings = {"generation": asdict(generation), "prompts": _prompts(tasks)}
-    options.write_report(_report(run, scores, {"tasks": paper}, settings), report, overwrite=True)
+    options.write_report(_report(run, scores, {"tasks": paper}, settings), report, overwrite=False)
 
 
 @options.command(
@@ -224,7 +224,7 @@ def eval_blip_command(
         "prompts": _prompts(tasks),
         "style_classifier_held_out": held_out,
     }
-    options.write_report(_report(run, scores, paper, settings), report, overwrite=True)
+    options.write_report(_report(run, scores, paper, settings), report, overwrite=False)
 
 
 @options.command(
@@ -288,6 +288,7 @@ def eval_sd15_command(
     )
     inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
     Places(files={"--json": report}, inputs=inputs).check()
+    options.check_report(report, overwrite=False)
     concepts = concepts_of(concept, words)
     templates = PROMPTS if prompts is None else read_prompts(prompts)
     quiet_libraries()
@@ -309,13 +310,14 @@ def eval_sd15_command(
         "scores": [asdict(entry) for entry in scores],
         "paper": [asdict(row) for row in paper],
     }
-    options.write_report(content, report, overwrite=True)
+    options.write_report(content, report, overwrite=False)
 
 
 def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more: object) -> None:
-    """Refuse a place of the report where an input would be lost."""
+    """Refuse a place of the report where something is."""
     read = [run.base, *run.adapters, *files.values(), *more]
     Places(files={"--json": report}, inputs={"an input": read}).check()
+    options.check_report(report, overwrite=False)
 
 
 def assigned(
