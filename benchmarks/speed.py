@@ -67,7 +67,7 @@ def one_sweep(make: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return time, memory and result of a sweep."""
     case = prepared(make, options)
     with PeakMemory(options.device) as meter:
-        result = case.sweep("delta")  # what Algorithm 1 solves for
+        result = case.sweep(target="delta", unit_gain=1.0)  # what Algorithm 1 solves for
     deltas = {path: delta.dense().numpy() for path, delta in result.adapter.deltas.items()}
     size = f"{case.name}, {case.size}"
     return {"seconds": meter.seconds, "bytes": meter.growth, "deltas": deltas, "size": size}

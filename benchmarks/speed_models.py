@@ -20,7 +20,6 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.config import Target
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SAMPLES_PER_CHUNK = 8
@@ -36,8 +35,8 @@ class Case:
     adapters: Sequence[Adapter]
     tasks: Sequence[Task]
 
-    def sweep(self, target: Target = "full_output") -> MergeResult:
-        config = MergeConfig(target=target, samples_per_chunk=SAMPLES_PER_CHUNK)
+    def sweep(self, **settings: Any) -> MergeResult:
+        config = MergeConfig(samples_per_chunk=SAMPLES_PER_CHUNK, **settings)
         return merge(self.network, self.adapters, self.tasks, config)
 
     @torch.no_grad()
