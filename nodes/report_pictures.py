@@ -80,7 +80,8 @@ def pictures(
             "the report has no layers, so there is nothing to draw; connect the report of a merge"
         )
     try:
-        from matplotlib import cycler, font_manager, rc_context
+        from cycler import cycler  # which matplotlib needs
+        from matplotlib import font_manager, rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
