@@ -309,4 +309,5 @@ def _difference(found: torch.Tensor | None, expected: torch.Tensor) -> float:
         return 1.0
     expected = expected.cpu()
     scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
-    return (found.reshape(expected.shape) - expected).norm().item() / scale
+    difference: float = (found.reshape(expected.shape) - expected).norm().item() / scale
+    return difference
