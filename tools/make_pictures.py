@@ -61,6 +61,7 @@ BELOW = {
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
+MOST_MS = 1_200_000  # of a merge, on a busy machine
 WAIT_MS = 3000  # between two pictures of a run
 STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
@@ -286,6 +287,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     size = {"width": 1280, "height": 800}
     frontend = browser.Frontend(chromium, address, **size)
     page = frontend.page
+    page.set_default_timeout(MOST_MS)
     folder = ROOT / "docs" / "img"
     title = f"1 {TEMPLATES[0].title}"
     merge, compare = 2, 3
@@ -394,6 +396,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     merge, compare = 2, 3
     frontend = browser.Frontend(chromium, address, width=1280, height=800)
     page = frontend.page
+    page.set_default_timeout(MOST_MS)
     title = f"1 {TEMPLATES[0].title}"
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)

@@ -95,8 +95,8 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "T5 and language models are never merged: a LoRA that changes one gets "
-            "`<lora:name:1:0>`.",
+            "T5 and language models are never merged: give a LoRA that changes one the *text "
+            "strength* 0.",
         ),
     ),
     Template(
