@@ -95,8 +95,8 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "T5 and language models are never merged: give a LoRA that changes one the *text "
-            "strength* 0.",
+            "T5 and language models are never merged. A note of the report says what of a LoRA was "
+            "left out.",
         ),
     ),
     Template(

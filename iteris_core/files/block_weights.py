@@ -69,8 +69,14 @@ _HAVE_UNET = ("SD1.5", "SDXL")
 # Groups of blocks that can be weighted all at once -> the families that have them.
 _GROUPS = {
     ("IN", "MID", "OUT"): (*_HAVE_UNET, "SD2.x"),
-    ("double", "single"): ("Flux.1", "Flux.2", "Chroma", "AuraFlow", "HunyuanVideo"),
-    ("blocks",): ("SD3.5", "Qwen-Image", "Krea 2", "Lumina 2", "Z-Image", "Anima", "Wan"),
+    ("double", "single"): (
+        *("Flux.1", "Flux.2", "Chroma", "Chroma Radiance", "LongCat-Image", "AuraFlow"),
+        *("HunyuanVideo", "HunyuanVideo 1.5"),
+    ),
+    ("blocks",): (
+        *("SD3.5", "Qwen-Image", "Krea 2", "Lumina 2", "Z-Image", "Anima", "Wan", "LTX-Video"),
+        *("Cosmos Predict2", "ERNIE-Image"),
+    ),
 }
 _EXAMPLE = "IN01:0.5, MID:0 in a UNet; double 0-9:0.5, single:0 in Flux; blocks 0-9:0.5 in others"
 
