@@ -207,7 +207,7 @@ def solves_timed() -> Iterator[list[float]]:
     try:
         yield seconds
     finally:
-        Measurement.solve = solve  # type: ignore[method-assign, assignment]
+        Measurement.solve = solve  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
