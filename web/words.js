@@ -17,7 +17,7 @@ const WORDS = {
     levels:
       "Kept: how much of the LoRA shows in pictures of the merge, as the LoRA itself judges them; 100 % is as much as with the LoRA alone, 0 % what the base model draws. Good from {good} % on, lost below {lost} %. The range after it is what the check pictures leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen in a small world in which a recogniser judged the pictures; your own picture is the proof.",
     to_measure:
-      "A preview: nothing was measured, and figures are estimates from the files. Balanced measures and checks, in the time of about 5 pictures a LoRA.",
+      "A preview: nothing was measured, and figures are estimates from the files. Balanced measures and checks, in the time of about 4 pictures a LoRA.",
     to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
     to_method: "Merge with iteris instead of {name}.",
     to_rank: "Allow a higher rank, or a larger file.",
@@ -128,7 +128,7 @@ const WORDS = {
     together_title: "依据两个主体同图时各自那一半的误差，使用合并未见过的提示词。",
     levels:
       "保留：合并结果所画的图片中显现了多少该 LoRA，由该 LoRA 自身评判；100 % 与单独使用该 LoRA 相同，0 % 即基础模型所画。{good} % 以上为良好，低于 {lost} % 为丢失。其后是检查图片所能确定的范围，十次中应有九次正确；检查运行越多，范围越窄。这些界限是在小型世界中由识别器评判图片后选定的；最终以你自己的图片为准。",
-    to_measure: "预览：没有测量，数字是根据文件的估计。Balanced 会测量并检查，每个 LoRA 约需 5 张图片的时间。",
+    to_measure: "预览：没有测量，数字是根据文件的估计。Balanced 会测量并检查，每个 LoRA 约需 4 张图片的时间。",
     to_check: "未检查：请连接“合并设置”，并将 check_runs 设为 1 或更大。",
     to_method: "请用 iteris 合并，而不是 {name}。",
     to_rank: "允许更高的秩或更大的文件。",
@@ -239,7 +239,7 @@ const WORDS = {
     levels:
       "保持：マージが描いた画像に LoRA がどれだけ現れているかを、その LoRA 自身が判定した値。100 % は LoRA 単独と同じ、0 % はベースモデルが描くもの。{good} % 以上は良好、{lost} % 未満は消失。後ろの範囲は検査の実行から言える幅で、十回に九回正しいはずのもので、実行を増やすと狭くなります。境界は、認識器が画像を判定した小さな世界で選んだものです。最後は自分の画像で確かめてください。",
     to_measure:
-      "プレビュー：何も測っていません。数値はファイルからの見積もりです。Balanced は測って検査し、LoRA 1 つにつき画像約 5 枚分の時間がかかります。",
+      "プレビュー：何も測っていません。数値はファイルからの見積もりです。Balanced は測って検査し、LoRA 1 つにつき画像約 4 枚分の時間がかかります。",
     to_check: "未検査：「マージの設定」をつなぎ、check_runs を 1 以上にしてください。",
     to_method: "{name} ではなく iteris でマージしてください。",
     to_rank: "ランクまたはファイルの大きさを上げてください。",
