@@ -173,7 +173,7 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
     def listen(event, data):
         if event == "iteris.layer":
             told.append(data)
-        elif "text" in data and data["text"].startswith(
+        elif event == "iteris.stage" and data["line"].startswith(
             ("stage 2 of 4: Text encoder ", "stage 4 of 4: Diffusion model ")
         ):
             stages.append(len(told))
@@ -194,7 +194,7 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
 
         def listen(event, data):
             if found := re.match(
-                r"stage \d of \d: (Sampling|Diffusion model)\b", data.get("text", "")
+                r"stage \d of \d: (Sampling|Diffusion model)\b", data.get("line", "")
             ):
                 stages.add(found[1])
 
@@ -243,7 +243,7 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     solved = []
 
     def interrupt_in_the_unet(event, data):
-        text = data["text"] if event == "text" else ""
+        text = data["line"] if event == "iteris.stage" else ""
         if found := re.match(r"stage \d of \d: Diffusion model (\d+)/", text):
             solved.append(int(found[1]))
             if solved.count(3) == 1 and solved[-1] == 3:
@@ -364,7 +364,7 @@ def test_bad_files_are_refused_before_any_sampling(host, name):
     stages = []
 
     def listen(event, data):
-        if event == "text" and data["node"] == "5":
+        if event == "iteris.stage" and data["node"] == "5":
             stages.append(data)
 
     with pytest.raises(WorkflowFailed, match=expected) as failure:
