@@ -117,6 +117,10 @@ CARDS = {
         (Plate("LoRA pairs", ("robot", "owl"), ("high", "low"), 300),),
         (Plate("a pair, merged", ("merged",), ("high", "low"), 270),),
     ),
+    "picture_to_video": Card(
+        (Plate("LoRA pairs", ("robot", "owl"), ("first", "picture"), 300),),
+        (Plate("a pair, merged", ("merged",), ("high", "low"), 270),),
+    ),
     "make_a_merge_again": Card(
         (Plate("a file's recipe", ("merged",), ("LoRAs", "prompts", "settings"), 270),),
         (Plate("made again", ("merged",)),),

@@ -151,4 +151,19 @@ TEMPLATES = (
             "*cfg* and the step where the models change are those of your own workflow.",
         ),
     ),
+    Template(
+        "Picture to video",
+        "Merges two LoRAs of Wan 2.2's image to video for both of its models, and lets a picture move.",
+        (
+            "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
+            "the files",
+            "**First picture**: choose one as your videos begin with",
+            "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
+            "in its name is found by the one with *high_noise*",
+        ),
+        (
+            f"{_KEPT} LoRAs are measured on this picture, too. Two files are saved, "
+            "*iteris_wan_i2v_high_noise* and *iteris_wan_i2v_low_noise*. Load each at strength 1.0.",
+        ),
+    ),
 )

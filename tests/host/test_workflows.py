@@ -26,7 +26,7 @@ FEW_SAMPLES = {
     "negative_share": 0.0,
 }
 # no file of such a model is small
-TRANSFORMERS = {"flux_and_other_models_in_parts", "wan_video"}
+TRANSFORMERS = {"flux_and_other_models_in_parts", "wan_video", "picture_to_video"}
 SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
     "EmptyLatentImage": {"width": 64, "height": 64},

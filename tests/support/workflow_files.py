@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-_WAN = "wan2.2_t2v_{}_noise_14B_fp8_scaled.safetensors"
+_WAN = [
+    f"wan2.2_{kind}_{level}_noise_14B_fp8_scaled.safetensors"
+    for kind in ("t2v", "i2v")
+    for level in ("high", "low")
+]
 _TRANSFORMER = {
-    "diffusion_models": ["flux1-dev.safetensors", _WAN.format("high"), _WAN.format("low")],
+    "diffusion_models": ["flux1-dev.safetensors", *_WAN],
     "text_encoders": [
         "clip_l.safetensors",
         "t5xxl_fp16.safetensors",
