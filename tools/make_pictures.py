@@ -313,7 +313,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     files = page.locator(".iteris-row .iteris-lora")
     files.first.click()
     page.locator(".iteris-option", has_text="sks_robot").click()
-    files.nth(1).click()
+    page.locator(".iteris-option", has_text="zwx_owl").wait_for()
     shoot("3_loras")
     page.locator(".iteris-option", has_text="zwx_owl").click()
     page.locator(".iteris-add").click()
@@ -408,8 +408,8 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=110)
     film = Film(frontend)
     film.take(800)
-    for place, name in enumerate(("sks_robot", "zwx_owl")):
-        film.click(page.locator(".iteris-row .iteris-lora").nth(place))
+    film.click(page.locator(".iteris-row .iteris-lora").first)
+    for name in ("sks_robot", "zwx_owl"):  # the second row's list opens by itself
         film.click(page.locator(".iteris-option", has_text=name))
     film.click(page.locator(".iteris-add"))
     film.click(page.locator(".iteris-option", has_text=STYLE))

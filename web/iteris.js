@@ -41,7 +41,11 @@ function addText(node, width = 0) {
   showElement(node, element, false);
   savesWithout(node, () => roomOf(element, 12));
   node.startIterisRun = () => {
-    if (isFailure) showElement(node, element, false);
+    if (isFailure) {
+      const room = roomOf(element, 12);
+      showElement(node, element, false);
+      node.setSize([node.size[0], Math.max(node.size[1] - room, node.computeSize()[1])]);
+    }
     isFailure = false;
   };
   node.showIterisText = (output) => {

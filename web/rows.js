@@ -187,7 +187,15 @@ class Rows {
       else this.write(place, { name: nameOf(file) });
       this.finish();
       this.focus(place === undefined ? this.entries.length - 1 : at, "iteris-lora");
+      this.chooseNext(place);
     });
+  }
+
+  /** Go on with the next row whose file is still to be chosen, after one of these was chosen. */
+  chooseNext(place) {
+    const next = this.entries.findIndex(({ row, isOff }, at) => at > place && row && !row.name && !isOff);
+    const name = this.list.querySelector(`[data-place="${next}"] .iteris-lora`);
+    if (name) this.chooseFile(name, next);
   }
 
   finish() {

@@ -20,14 +20,14 @@ function offer(select, texts, otherwise) {
 }
 
 /**
- * Add the slider, which is seen once a run has drawn pictures; at first it has the two last ones of a row, stacked and
- * merged.
+ * Add the slider below the prompt. It is seen once a run has drawn pictures; at first it has the two last ones of a
+ * row, stacked and merged.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
  */
 export function addSlider(node, say) {
-  const element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, node.widgets.at(-1));
+  const element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, node.widgets[0]);
   const [prompt, left, right] = ["of_prompt", "on_left", "on_right"].map((word) => choice(say(word)));
   const [under, over] = [html("img"), html("img")];
   const divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });

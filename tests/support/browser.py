@@ -33,6 +33,13 @@ SETTINGS = {
     # a busy page hears the two clicks of a double click far apart
     "Comfy.Pointer.DoubleClickTime": 60_000,
 }
+QUEUE_EMPTY = """async (most) => {
+    for (const end = Date.now() + most; Date.now() < end; await new Promise((go) => setTimeout(go, 50))) {
+        const { queue_running: now, queue_pending: later } = await (await fetch("/queue")).json();
+        if (!now.length && !later.length) return;
+    }
+    throw new Error("the server's queue does not end");
+}"""
 WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
@@ -132,10 +139,8 @@ class Frontend:
         """Load a workflow: in the API's format, or in the frontend's own. No run of a test before is
         left, whose results the page would show on nodes of the same numbers.
         """
-        self.page.wait_for_function(
-            "async () => { const { queue_running, queue_pending } = await (await fetch('/queue')).json();"
-            " return !queue_running.length && !queue_pending.length; }"
-        )
+        # a function that is waited for may not be async: what it promises is true
+        self.page.evaluate(QUEUE_EMPTY, WAIT_MS)
         if "nodes" in workflow:
             self.page.evaluate(
                 "([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name]

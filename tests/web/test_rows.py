@@ -239,6 +239,13 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     rows.page.locator(".iteris-option", has_text="second").click()
     rows.settle()
     assert text_of(rows).startswith("<lora:second:0.8> style\n")
+    rows.set_widgets(MERGE, loras="<lora::1>\n<lora::1>")
+    at(rows, 0, "lora").click()
+    for name in ("first", "second"):  # the list of the next row opens by itself
+        rows.page.locator(".iteris-option", has_text=name).click()
+    rows.settle()
+    assert text_of(rows) == "<lora:first:1>\n<lora:second:1>"
+    assert rows.page.locator(".iteris-choice").count() == 0
 
 
 def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
