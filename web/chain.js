@@ -71,8 +71,8 @@ export function takeOut(node, canvas) {
 }
 
 /**
- * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets, and a
- * Save merged LoRA below it. Another pack's stack goes through a LoRA stack. A Save merged LoRA comes below it, or the merge would be lost.
+ * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
+ * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type

@@ -21,7 +21,7 @@ export function draw(element, lora, prompts, say, isMeasured = true) {
   empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
   const mark = () => {
     chips.forEach(([chip, offered]) => chip.classList.toggle("iteris-used", holds(prompts.value, offered)));
-    empty.textContent = empty.title = isMeasured ? filled(prompts.value, lora, made, say) : "";
+    empty.textContent = empty.title = filled(prompts.value, lora, made, say);
     empty.classList.toggle("iteris-warning", !chips.length && !!empty.textContent);
   };
   const tell = (found) => {

@@ -16,7 +16,7 @@ import { addRows } from "./rows.js";
 import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
-import { sayer } from "./words.js";
+import { languageOf, sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
 const SOCKETS = {
@@ -28,7 +28,6 @@ const SOCKETS = {
   ITERIS_SETTINGS: "#5aa9c7",
 };
 const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
-const TRANSLATED = ["zh", "ja"];
 const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
 const say = (word, values) => sayer(locale())(word, values);
 
@@ -217,8 +216,8 @@ app.registerExtension({
   },
   async beforeConfigureGraph(workflow) {
     renew(workflow);
-    const language = TRANSLATED.find((each) => locale()?.split("-")[0] === each);
-    if (language) translate(workflow, await textsOf(language));
+    const language = languageOf(locale());
+    if (language !== "en") translate(workflow, await textsOf(language));
   },
   nodeCreated(node) {
     if (!isOurs(node)) return;

@@ -18,7 +18,7 @@ export function translate(workflow, texts) {
   const note = (text) => text.split("\n").map(line).join("\n");
   const nodes = list(workflow?.nodes);
   if (!nodes.some((node) => String(node?.type).startsWith("IterIS"))) return;
-  for (const group of list(workflow.groups)) group.title = said(group.title);
+  for (const group of list(workflow.groups)) if (group?.title) group.title = said(group.title);
   for (const node of nodes) {
     if (node?.title) node.title = said(node.title);
     if (node?.type === "MarkdownNote" && typeof node.widgets_values?.[0] === "string")

@@ -336,14 +336,20 @@ const WORDS = {
   },
 };
 
+/** Return the pack's language for a locale such as "ja" or "zh-TW": English where it does not have that one. */
+export function languageOf(locale = "en") {
+  const [language] = locale.split("-");
+  return Object.hasOwn(WORDS, language) ? language : "en";
+}
+
 /**
  * Return a function that says a thing in a language, English where the pack does not have it.
  *
  * @param {string} [locale] such as "ja" or "zh-TW"
  * @returns {(word: string, values?: object) => string}
  */
-export function sayer(locale = "en") {
-  const words = WORDS[locale.split("-")[0]] ?? WORDS.en;
+export function sayer(locale) {
+  const words = WORDS[languageOf(locale)];
   return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 

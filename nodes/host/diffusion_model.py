@@ -303,16 +303,20 @@ class ComfyModel:
                 f"for low noise. Connect the low noise model to {LOW_INPUT} of Merge LoRAs"
             )
         tensors = converted(tensors)
-        left_out = tuple(key for key in tensors if self._is_never_merged(split_key(key)))
-        if left_out and len(left_out) == len(tensors):
+        merged = {
+            key: tensor
+            for key, tensor in tensors.items()
+            if not self._is_never_merged(split_key(key))
+        }
+        left_out = tuple(key for key in tensors if key not in merged)
+        if left_out and not merged:
             raise AdapterError(
                 f"{use.name}: it changes nothing but a text encoder that is never merged, with "
                 f"keys such as {left_out[0]!r}. Choose a LoRA that changes the diffusion model"
             )
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in set(left_out)}
         adapter = kohya.parse(
             use.name,
-            tensors,
+            merged,
             self.keys,
             metadata,
             dense_delta=HostDeltas(self.model, self.clip, self.keys, self._strengths(use)),

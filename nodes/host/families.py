@@ -68,6 +68,7 @@ def _row(name: str, channels: tuple[str, int] | None, *encoders: str, **more: An
 
 _TWO_STREAMS = r"\.txt_(in|attn|mlp)\b"
 _WAN_TEXT = r"\.(text_embedding|img_emb|cross_attn\.[kv](_img)?)\b"
+_CHROMA_TEXT = rf"{_TWO_STREAMS}|\.distilled_guidance_layer\."
 _NARROW = r"\.(cap_embedder|context_refiner)\."  # of Lumina 2 and Z-Image
 _LATENTS = ("concat_latent_image", "concat_mask")
 # `boundary` in Wan 2.2's own configs/wan_t2v_A14B.py and wan_i2v_A14B.py
@@ -103,7 +104,7 @@ HOST_FAMILIES = {
         "Chroma",
         ("in_channels", 64),
         "t5xxl",
-        reads_text=rf"{_TWO_STREAMS}|\.distilled_guidance_layer\.",
+        reads_text=_CHROMA_TEXT,
     ),
     "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b", reads_text=_NARROW),
     "QwenImage": _row(
@@ -187,7 +188,7 @@ HOST_FAMILIES = {
         "Chroma Radiance",
         ("in_channels", 3),
         "t5xxl",
-        reads_text=rf"{_TWO_STREAMS}|\.distilled_guidance_layer\.",
+        reads_text=_CHROMA_TEXT,
         downscale=1,
     ),
     "HunyuanVideo": _row(
