@@ -44,7 +44,7 @@ GOLDEN = TESTS / "data" / "golden"
 # What is to differ: a key, in every merge whose name begins so.
 WANTED = {
     # of a LoRA whose file names no trigger words, it has what its prompts call it
-    "metadata modelspec.trigger_phrase": "iteris merge sd15, ",
+    "metadata modelspec.trigger_phrase": "iteris merge sd15, "
 }
 
 # Of the core's merge, on each golden folder.

@@ -1,6 +1,4 @@
-"""Scores against values computed by hand, data sets in their public formats, and predictions that
-survive a stop.
-"""
+"""The paper's scores against values computed by hand, and data sets in their public formats."""
 
 import csv
 import json
@@ -15,20 +13,8 @@ from sklearn.metrics import f1_score
 
 from benchmarks.paper.errors import EvaluationError
 from benchmarks.paper.language import text_scores
-from benchmarks.paper.language_tasks import (
-    TEXT_TASKS,
-    read_text_task,
-)
-from benchmarks.paper.predictions import predict
-from benchmarks.paper.style_classifiers import (
-    load_style_classifier,
-    train_style_classifier,
-)
-from benchmarks.paper.text_metrics import (
-    caption_scores,
-    classification_scores,
-    style_accuracy,
-)
+from benchmarks.paper.language_tasks import TEXT_TASKS, read_text_task
+from benchmarks.paper.text_metrics import caption_scores, classification_scores
 
 pytestmark = pytest.mark.nightly
 
@@ -65,33 +51,6 @@ def test_scores_are_the_librarys_on_tokenized_captions(capsys):
     assert found["cider"] == pytest.approx(Cider().compute_score(wanted, plain)[0])
 
 
-CAPTIONS = [
-    (f"a {word} {thing}", style)
-    for style, words in {
-        "positive": ("lovely", "happy", "great"),
-        "negative": ("ugly", "sad", "dirty"),
-    }.items()
-    for word in words
-    for thing in ("dog", "house", "street")
-]
-
-
-def test_a_style_classifier_learns_from_captions_and_says_how_good_it_is(tmp_path):
-    path = tmp_path / "captions.jsonl"
-    path.write_text("\n".join(json.dumps({"text": t, "label": s}) for t, s in CAPTIONS))
-    styles = load_style_classifier(path, {"humorous": "Positive"})
-    assert styles.classify(["a happy man", "an ugly man"]) == ["humorous", "negative"]
-    seen = ["a happy man", "a great cat", "a sad cat", "dirty"]
-    assert style_accuracy(seen, "humorous", styles.classify) == 0.5
-    assert 0.9 < styles.held_out <= 1  # words of the folds that were left out come in the others
-    noise = [(f"word{i}", "positive" if i % 2 else "negative") for i in range(20)]
-    assert train_style_classifier(noise).held_out < 0.7
-    with pytest.raises(EvaluationError, match="no label 'LABEL_1'; its labels are negative, pos"):
-        load_style_classifier(path, {"positive": "LABEL_1"})
-    with pytest.raises(EvaluationError, match="there are 9 positive; a classifier needs"):
-        train_style_classifier([pair for pair in CAPTIONS if pair[1] == "positive"])
-
-
 ROWS = [
     {"sentence1": 'He said "yes', "sentence2": "No.", "label": 1},
     {"sentence1": "A b", "sentence2": "c", "label": 0},
@@ -125,49 +84,3 @@ def test_every_format_gives_the_same_examples(tmp_path):
         assert [example.answer for example in examples] == ["no", "yes"]
         assert 'First: He said "yes Second: No. ' in examples[0].prompt
         assert read_text_task(TEXT_TASKS["mrpc"], tmp_path / f"rte{suffix}")[0].answer == "yes"
-
-
-class Writer:
-    """Answers in capitals, and stops for good after some calls."""
-
-    def __init__(self, calls=100):
-        self.seen = []
-        self.calls = calls
-
-    def __call__(self, texts):
-        if len(self.seen) == self.calls:
-            raise KeyboardInterrupt
-        self.seen.append(list(texts))
-        return [text.upper() for text in texts]
-
-
-def test_a_stopped_run_goes_on_where_it_was(tmp_path):
-    path = tmp_path / "x" / "rte.json"
-    texts = list("abcde")
-    told = []
-
-    def run(writer, made_by=None, count=5):
-        return predict(
-            path,
-            made_by or {"base": "t5"},
-            texts[:count],
-            writer,
-            2,
-            lambda *step: told.append(step),
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Writer(calls=1))
-    rest = Writer()
-    assert run(rest) == list("ABCDE")
-    assert rest.seen == [["c", "d"], ["e"]]
-    assert told == [(0, 5), (2, 5), (2, 5), (4, 5), (5, 5)]
-    again = Writer(calls=0)
-    assert run(again) == list("ABCDE")
-    assert run(again, count=3) == list("ABC")
-    with pytest.raises(EvaluationError, match=r"another base \('t5', now 'bart'\); choose another"):
-        run(again, {"base": "bart"})
-    for content in ("nonsense", "{}", "[1]"):
-        path.write_text(content)
-        with pytest.raises(EvaluationError, match=r"cannot be read .*; delete it to begin again"):
-            run(again)

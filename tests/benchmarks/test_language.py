@@ -12,14 +12,7 @@ from benchmarks.language.world import Size
 
 pytestmark = pytest.mark.nightly
 SMALL = Size(
-    width=16,
-    layers=1,
-    base_steps=2,
-    lora_steps=2,
-    batch=4,
-    samples=3,
-    examples=3,
-    base_examples=1,
+    width=16, layers=1, base_steps=2, lora_steps=2, batch=4, samples=3, examples=3, base_examples=1
 )
 FEW = [
     DEFAULT,

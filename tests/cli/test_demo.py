@@ -77,7 +77,7 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     assert {key.split("_")[1] for key in keys} == {"unet"}
     for name in ("comparison.png", "pictures.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
-    # what the recogniser sees in four pictures of each; test_drawn.py draws more, from other seeds
+    # what the recogniser sees in four pictures of each
     seen = {name: [int(n) for n in numbers] for name, *numbers in ROW.findall(printed)}
     assert min(seen["the merge"]) >= 2, printed
     assert seen["the merge"][-1] > seen["all stacked"][-1], printed

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_diffusers
 import tiny_language
-from fuzz_files import PEFT_SETTINGS, seeds
 from PIL import Image
-from safetensors.torch import save
 from transformers import BlipForConditionalGeneration
 
 from iteris_core.diffusion.lora_files import save_lora
@@ -74,17 +72,6 @@ def test_a_merge_of_stable_diffusion_asks_nothing(tmp_path):
     assert merged.is_file()
 
 
-@pytest.mark.slow
-def test_a_merge_of_a_language_model_asks_nothing(tmp_path):
-    folder = TESTS / "data" / "golden" / "two_tasks"
-    arguments = ["merge", "t5", "--base", folder / "t5-tiny", "--output", tmp_path / "merged"]
-    arguments += ["--token-ids", folder / "golden.safetensors", "--modules", "encoder"]
-    for number in range(2):
-        arguments += ["--adapter", folder / f"lora{number}"]
-    assert python(OUTSIDE, *arguments) == []
-    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
-
-
 # --- files of strangers ---
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
@@ -130,25 +117,3 @@ def test_no_picture_starts_a_program(blip, tmp_path):
     assert "cannot be read as a picture" in done.stderr
     assert python(OUTSIDE, *merge(blip, "good", tmp_path / "good")) == []
     assert list((tmp_path / "good").iterdir())
-
-
-@pytest.mark.slow
-def test_nothing_is_asked_by_what_is_inspected(tmp_path):
-    for number, tensors in enumerate(seeds().values()):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        content = save(tensors, {"ss_tag_frequency": '{"10_sks": {"sks": 1}}'})
-        (folder / "adapter_model.safetensors").write_bytes(content[: len(content) - number % 2])
-        (folder / "adapter_config.json").write_text(json.dumps(PEFT_SETTINGS))
-    code = (
-        "import json, outside\n"
-        "from typer.testing import CliRunner\n"
-        "from iteris_core.cli.main import app\n"
-        "asked = outside.refuse()\n"
-        f"for number in range({number}):\n"
-        f"    place = {str(tmp_path)!r} + f'/{{number}}'\n"
-        "    for path in (place, place + '/adapter_model.safetensors'):\n"
-        "        assert CliRunner().invoke(app, ['inspect', path]).exit_code in (0, 2)\n"
-        "print(json.dumps(asked))"
-    )
-    assert python("-c", code) == []

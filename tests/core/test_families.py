@@ -74,9 +74,7 @@ BASES = {
         "diffusion_model.blocks.0.ffn.0",
         "transformer.blocks.0.attn1.to_q",
     ],
-    "HunyuanVideo": [
-        "lora_unet_double_blocks_0_img_mlp_fc1",
-    ],
+    "HunyuanVideo": ["lora_unet_double_blocks_0_img_mlp_fc1"],
     "LTX-Video": [
         "diffusion_model.transformer_blocks.0.attn1.to_q",
         "lycoris_transformer_blocks_0_attn1_to_q",
@@ -104,12 +102,7 @@ def test_a_key_tells_the_family():
 
 SHAPES = [  # family, base, d_out, d_in
     ("SD1.5", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 320, 768),
-    (
-        "SD2.x",
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v",
-        320,
-        1024,
-    ),
+    ("SD2.x", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v", 320, 1024),
     ("SDXL", "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 640, 2048),
     ("SD1.5", "lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768, 768),
     ("SD2.x", "lora_te_text_model_encoder_layers_0_mlp_fc1", 4096, 1024),

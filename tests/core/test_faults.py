@@ -6,15 +6,7 @@ import itertools
 import pytest
 import torch
 import toy
-from faults import (
-    KINDS,
-    Moments,
-    factors_of,
-    hooks_of,
-    same_tensors,
-    torch_modes,
-    weights_of,
-)
+from faults import KINDS, Moments, factors_of, hooks_of, same_tensors, torch_modes, weights_of
 
 from iteris_core import merge
 

@@ -9,11 +9,7 @@ from fake_host import as_used
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion import merging
-from iteris_core.diffusion.calibration import (
-    Calibration,
-    base_captions,
-    own_captions,
-)
+from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
 from iteris_core.diffusion.drawn import LEVELS, STEPS, DrawnPlan
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import Job, MergeSettings
@@ -239,10 +235,7 @@ def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
     assert host.open == []
 
 
-@pytest.mark.parametrize(
-    ("parts", "held_out"),
-    [((("te", "unet"),), 2), ((("unet",), ("te",)), 0)],
-)
+@pytest.mark.parametrize(("parts", "held_out"), [((("te", "unet"),), 2), ((("unet",), ("te",)), 0)])
 def test_stages_are_numbered_as_they_come(host, parts, held_out):
     loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [
         host.lora("idle", strength=0.0)

@@ -48,12 +48,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "inference"),
-    [
-        ("attention", True),
-        ("convolution", False),
-        ("in place", False),
-    ],
+    ("name", "inference"), [("attention", True), ("convolution", False), ("in place", False)]
 )
 def test_parking_changes_nothing(parked, name, inference):
     net, adapters, tasks = toy.pair(name)

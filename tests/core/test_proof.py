@@ -55,8 +55,7 @@ class LoadingHost(FakeHost):
 def doubled_at(path):
     """Return a reader that takes one layer twice as strong."""
     return lambda adapter: replace(
-        adapter,
-        deltas={p: d.scaled(2.0) if p == path else d for p, d in adapter.deltas.items()},
+        adapter, deltas={p: d.scaled(2.0) if p == path else d for p, d in adapter.deltas.items()}
     )
 
 

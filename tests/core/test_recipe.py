@@ -31,13 +31,7 @@ CONFIG = MergeConfig(
 )
 CALIBRATION = Calibration(preserve_captions=("a street",), scene_weight=0.1, seed=3)
 LORAS = [
-    use(
-        "a",
-        ("a sks dog", "sks dog"),
-        file="a.safetensors",
-        sha256="1f",
-        strength_clip=0.5,
-    ),
+    use("a", ("a sks dog", "sks dog"), file="a.safetensors", sha256="1f", strength_clip=0.5),
     use(
         "b",
         ("ink",),

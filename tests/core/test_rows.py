@@ -9,14 +9,7 @@ import torch
 import toy
 from torch import nn
 
-from iteris_core import (
-    Adapter,
-    CalibrationError,
-    LowRankDelta,
-    Network,
-    Sample,
-    Task,
-)
+from iteris_core import Adapter, CalibrationError, LowRankDelta, Network, Sample, Task
 from iteris_core.network import in_calls
 from iteris_core.rows.chunks import split_into_chunks
 from iteris_core.rows.wearing import layer_hooks, wearing

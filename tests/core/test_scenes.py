@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.captions import (
-    COMPANIONS,
-    ORDINARY_STYLES,
-    layout_of,
-    regions_of,
-)
+from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, layout_of, regions_of
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.samples import Pairing
 from iteris_core.diffusion.scenes import (
@@ -50,12 +45,7 @@ def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings)
     return make_scenes(
         loras,
         Calibration(
-            **{
-                "scene_weight": 0.1,
-                "scene_pictures": False,
-                "scene_prefix_share": 0.0,
-                **settings,
-            }
+            **{"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0, **settings}
         ),
         positions,
         length,

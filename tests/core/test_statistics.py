@@ -58,10 +58,7 @@ def test_kept_rows_tell_what_sums_tell(dtype):
     codes = torch.randn(5, 2, dtype=dtype)
     down = torch.randn(3, 6, dtype=torch.float64)
     both = []
-    for moments in (
-        Sums(6, torch.device("cpu")),
-        KeptRows(6, torch.device("cpu"), capacity=5),
-    ):
+    for moments in (Sums(6, torch.device("cpu")), KeptRows(6, torch.device("cpu"), capacity=5)):
         task = TaskSums(moments, 2)
         for part in (slice(0, 2), slice(2, 5)):
             moments.add(teacher[part], student[part])

@@ -8,12 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import (
-    AdapterError,
-    Sample,
-    Task,
-    merge,
-)
+from iteris_core import AdapterError, Sample, Task, merge
 from iteris_core.report.records import Note
 
 NETWORKS = ["stack", "attention", "convolution", "in place"]

@@ -1,11 +1,6 @@
 """A merge that fails says so, and one that holds does not."""
 
-from iteris_core.report.records import (
-    LayerReport,
-    MergeReport,
-    TaskAtLayerReport,
-    TaskFidelity,
-)
+from iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity
 
 
 def layer(path, **tasks):

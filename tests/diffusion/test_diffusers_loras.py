@@ -254,9 +254,7 @@ def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"r": 64}, {"r": 2, "decompose_both": True, "use_effective_conv2d": True}],
-    ids=str,
+    "options", [{"r": 64}, {"r": 2, "decompose_both": True, "use_effective_conv2d": True}], ids=str
 )
 def test_a_lokr_of_peft_is_read(host, tmp_path, options):
     trained = tiny_diffusers.model()

@@ -112,8 +112,7 @@ def test_positions_are_those_of_the_words():
 
 
 @pytest.mark.parametrize(
-    ("channels", "prediction_type", "factor"),
-    [(4, "epsilon", 8), (27, "sample", 16)],
+    ("channels", "prediction_type", "factor"), [(4, "epsilon", 8), (27, "sample", 16)]
 )
 def test_one_lora_merges_to_itself(channels, prediction_type, factor):
     host = tiny_diffusers.model(

@@ -10,11 +10,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.merging import (
-    PartSolver,
-    merge_and_check,
-    merge_text_encoder,
-)
+from iteris_core.diffusion.merging import PartSolver, merge_and_check, merge_text_encoder
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps

@@ -2,11 +2,8 @@
 stock loader makes them do.
 """
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from demo.client import WorkflowFailed
 
 BLOCK = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
 UNET = f"{BLOCK}_attn1_to_q"
@@ -69,43 +66,6 @@ def test_alone_they_do_what_the_stock_loader_makes_them_do(host):
     assert (merged - stock).norm() < 0.01 * (stock - base).norm()
 
 
-def test_peft_keys_are_read_although_the_host_ignores_them(host):
-    """A LoRA in both networks, and DoRAs in both spellings of their magnitudes."""
-    attention = "mid_block.attentions.0.transformer_blocks.0"
-    q, k, v = (f"base_model.model.unet.{attention}.attn1.to_{name}" for name in "qkv")
-    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    tensors = {
-        f"{text}.lora_B.weight": random(768, 4),
-        f"{text}.lora_A.weight": random(4, 768),
-        f"{k}.lora_magnitude_vector": 1 + random(320, scale=0.3).abs(),
-        f"{v}.lora_magnitude_vector.weight": 1 + random(320, scale=0.3).abs(),
-    }
-    for path in (q, k, v):
-        tensors[f"{path}.lora_B.weight"] = random(320, 4)
-        tensors[f"{path}.lora_A.weight"] = random(4, 320, scale=0.3)
-    save_file(tensors, host.loras / "peft.safetensors")
-    outputs = host.run({**merge_alone(host, "peft.safetensors"), **host.save("loras/peft")})
-    assert outputs["outputs"]["5"]["iteris_report"][0]["unmatched"] == {}
-    saved = load_file(host.output / "loras" / "peft.safetensors")
-    checkpoint = load_file(host.base / "models" / "checkpoints" / "sd15.safetensors")
-    plain = random(320, 4) @ random(4, 320, scale=0.3)
-    for name, path in (("q", q), ("k", k), ("v", v)):
-        expected = 0.8 * plain
-        if name != "q":
-            block = "model.diffusion_model.middle_block.1.transformer_blocks.0"
-            weight = checkpoint[f"{block}.attn1.to_{name}.weight"].float()
-            ending = "" if name == "k" else ".weight"
-            magnitude = tensors[f"{path}.lora_magnitude_vector{ending}"][:, None]
-            adapted = weight + plain
-            expected = 0.8 * (magnitude * adapted / adapted.norm(dim=1, keepdim=True) - weight)
-            assert (0.8 * plain - expected).norm() > 0.3 * expected.norm()  # without magnitudes
-        base = f"{BLOCK}_attn1_to_{name}"
-        found = saved[f"{base}.lora_up.weight"] @ saved[f"{base}.lora_down.weight"]
-        # exact where the inputs reach; alpha decides elsewhere
-        assert (found - expected).norm() < 0.1 * expected.norm(), name
-    assert f"{TEXT}.lora_up.weight" in saved
-
-
 def test_an_untrained_layer_is_a_delta_of_zero_and_large_layers_can_be_full_differences(host):
     """Saved so, they are the same in the stock loader, in less room than their factors."""
     other = f"{BLOCK}_attn1_to_k"
@@ -129,12 +89,6 @@ def test_an_untrained_layer_is_a_delta_of_zero_and_large_layers_can_be_full_diff
         loader = host.load_lora(f"{name}.safetensors")
         host.run({"1": nodes["1"], **loader, **host.sample(name, ["10", 0], ["10", 1])})
         assert (host.latent(name) - model).abs().max() <= 1e-4 * (model - base).abs().max()
-
-
-def test_a_kind_that_nobody_reads_is_refused(host):
-    save_file({f"{UNET}.set_weight": random(320, 320)}, host.loras / "set.safetensors")
-    with pytest.raises(WorkflowFailed, match="replacement of the weight"):
-        host.run({**merge_alone(host, "set.safetensors"), **host.save("loras/set")})
 
 
 def test_a_base_in_fp8_is_merged_to_a_lower_rank_through_its_own_forward(host):

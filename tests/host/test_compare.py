@@ -73,10 +73,7 @@ def workflow(host):
         strength_clip=1.0,
     )
     nodes["31"] = node(
-        "IterISModelLoras",
-        model=["30", 0],
-        clip=["30", 1],
-        prompts="second: a second thing",
+        "IterISModelLoras", model=["30", 0], clip=["30", 1], prompts="second: a second thing"
     )
     small = {"sample_runs": 1, "sampling_steps": 2, "resolution": SIDE, "negative_share": 0.0}
     small |= {"check_runs": 1, "reproduce": "what the LoRA adds"}

@@ -189,11 +189,7 @@ def solve_dense(model, adapters, tasks, config):
 
 def test_padded_texts_give_what_the_equation_gives_without_padding(of_t5):
     config = MergeConfig(
-        target="delta",
-        alpha=1e-3,
-        samples_per_chunk=3,
-        output_dtype=torch.float64,
-        unit_gain=1.0,
+        target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64, unit_gain=1.0
     )
     double = of_t5.base(torch.float64)
     found = of_t5.merge(double, config=config).adapter.deltas

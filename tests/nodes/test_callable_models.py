@@ -13,10 +13,7 @@ from iteris_core import IterisError
 def model(diffusion_model=None, object_patches=None):
     inner = nn.Module()
     inner.diffusion_model = diffusion_model or nn.Sequential(nn.Linear(2, 2))
-    return SimpleNamespace(
-        model=inner,
-        object_patches=object_patches or {},
-    )
+    return SimpleNamespace(model=inner, object_patches=object_patches or {})
 
 
 def compiled():

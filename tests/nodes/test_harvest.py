@@ -31,11 +31,7 @@ def bases_of(path, offset, function):
 
 
 def take(patches):
-    return take_off(
-        patches,
-        lambda weight: weight.startswith("clip"),
-        bases_of,
-    )
+    return take_off(patches, lambda weight: weight.startswith("clip"), bases_of)
 
 
 def test_loras_on_a_model_are_told_apart_by_what_was_loaded_together():
@@ -57,7 +53,7 @@ def test_loras_on_a_model_are_told_apart_by_what_was_loaded_together():
                 patch(0.3, first.lora(up, down)),
                 patch(1.0, again.lora(2 * up, down)),
             ],
-        },
+        }
     )
     assert [lora.strengths for lora in loras] == [
         {False: 0.8, True: 0.3},

@@ -60,12 +60,7 @@ class Host:
         """Return the samples of the newest SaveLatent file of this name."""
         return load_file(max(self.output.glob(f"{name}_*.latent")))["latent_tensor"]
 
-    def merge(
-        self,
-        first="first.safetensors",
-        second="second.safetensors",
-        **settings,
-    ):
+    def merge(self, first="first.safetensors", second="second.safetensors", **settings):
         """Return nodes 1..5: checkpoint, two LoRAs, Merge settings, merge."""
         chain = json.loads(CHAIN.read_text())
         nodes = {key: chain[key] for key in "12345"}

@@ -200,12 +200,7 @@ def beginning_of(key: str) -> str:
 
 
 def loaded(
-    host: ComfyModel,
-    name: str,
-    tensors: Tensors,
-    prompt: str,
-    strength: float = 1.0,
-    **more: Any,
+    host: ComfyModel, name: str, tensors: Tensors, prompt: str, strength: float = 1.0, **more: Any
 ) -> LoadedLora:
     use = LoraUse(
         name=name,

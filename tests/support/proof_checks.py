@@ -50,9 +50,7 @@ def forgotten_keys() -> Wrong:
     """Read files as if nobody knew the keys of single blocks, which the host knows."""
     place_of = HostKeys.place_of
     return mock.patch.object(
-        HostKeys,
-        "place_of",
-        lambda keys, base: None if "single_" in base else place_of(keys, base),
+        HostKeys, "place_of", lambda keys, base: None if "single_" in base else place_of(keys, base)
     )
 
 

@@ -146,10 +146,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
             "text_in_dim": tiny_hosts.WIDTH,
         },
     ),
-    "LongCat-Image": (
-        "LongCatImageTransformer2DModel",
-        {**_FLUX, "in_channels": 64},
-    ),
+    "LongCat-Image": ("LongCatImageTransformer2DModel", {**_FLUX, "in_channels": 64}),
     # whose trainers write the model's own names, or whose other names only ComfyUI's table has
     "HunyuanVideo": ("", {}),
     "Lumina 2": ("", {}),

@@ -170,11 +170,7 @@ MODELS = {"SD1.5": model, "SDXL": model_xl}
 
 def pipeline(host, prediction_type="epsilon", vae=None):
     """Return a pipeline of the host's models."""
-    from diffusers import (
-        EulerDiscreteScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-    )
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if host.family.name == "SDXL":
         steps = EulerDiscreteScheduler.from_config(scheduler(prediction_type).config)

@@ -23,15 +23,7 @@ if TYPE_CHECKING:
     )
 
 VOCABULARY = 60
-BLIP_WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[SEP]",
-    "[DEC]",
-    "[CLS]",
-    "[MASK]",
-    *(f"w{i}" for i in range(44)),
-]
+BLIP_WORDS = ["[PAD]", "[UNK]", "[SEP]", "[DEC]", "[CLS]", "[MASK]", *(f"w{i}" for i in range(44))]
 
 
 def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
@@ -138,12 +130,7 @@ def blip_processor() -> BlipProcessor:
 
 
 def adapter(
-    base: Path,
-    folder: Path,
-    seed: int,
-    targets=("q", "v"),
-    kind: Any = None,
-    **options,
+    base: Path, folder: Path, seed: int, targets=("q", "v"), kind: Any = None, **options
 ) -> Path:
     """Save an adapter with random factors for a base model, a T5 if no other kind is given, by peft."""
     from peft import LoraConfig, get_peft_model
@@ -157,7 +144,7 @@ def adapter(
             "lora_alpha": 8,
             "target_modules": list(targets),
             **options,
-        },
+        }
     )
     model = get_peft_model((kind or T5ForConditionalGeneration).from_pretrained(base), config)
     for name, weight in model.named_parameters():

@@ -321,10 +321,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     output = {"iteris_cost": [cost]}
     rows.queued("a")
     rows.send("executed", prompt_id="a", node="1", display_node="1", output=output)
-    assert times.inner_text().split("\n") == [
-        "Fast: about 20 s",
-        "Balanced: about 5 min",
-    ]
+    assert times.inner_text().split("\n") == ["Fast: about 20 s", "Balanced: about 5 min"]
     picture(rows, "rows_times")
     workflow = rows.workflow()
     (node,) = workflow["nodes"]
