@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -50,16 +51,59 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a precision is one that `half_product` multiplies."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def half_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` of matrices in one half precision, whose products are added up in
+    float32; only where `multiplies_halves` says so.
+    """
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+# Numbers in a sum of the probe; how far it may be off, relative to its size. Tensor cores round
+# towards zero, which makes 1e-5; sums or results in half precision are off by 1e-3 and more.
+_PROBED = 2048
+_FARTHEST = 1e-4
+
+
+@cache
+def multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device multiplies a half precision as `half_product` says, by a small product; to
+    be asked inside of `exact_products`. Where it does not, the log says so once.
+    """
+    if not is_half(dtype):
+        return False
+    chance = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([2.0**-20, 1.0, 200.0])[:, None]  # sums from subnormal to above 65504
+    rows = (torch.rand(3, _PROBED, generator=chance) * sizes).to(device, dtype)
+    try:
+        found = half_product(rows, rows[1:].T)
+    except (RuntimeError, TypeError) as error:  # not made for this device, or this torch
+        why = str(error).partition("\n")[0]
+    else:
+        exact = moved(rows, "cpu", torch.float64) @ moved(rows[1:].T, "cpu", torch.float64)
+        if ((moved(found, "cpu", torch.float64) - exact).abs() <= _FARTHEST * exact).all():
+            return True
+        why = "its sums are rounded"
+    if device.type == "cuda":
+        logger.info("%s has no products of %s with float32 sums (%s)", device, dtype, why)
+    return False
+
+
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Let products have the precision of their factors.
+    """Let products have the precision of their factors, and sums float32 at least.
 
     Under autocast, which a model may switch on in its forward and a user around a merge, products
     of float32 are rounded to half precision; and to TF32, or bfloat16 on a CPU, where anything in
-    the process has allowed that. Both are as before afterwards.
+    the process has allowed that; and sums to float16, which ComfyUI's ``--fast`` allows. All are as
+    before afterwards.
     """
     off = torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
-    with off, _exact_float32():
+    with off, _exact_float32(), _exact_sums():
         yield
 
 
@@ -91,6 +135,20 @@ def _exact_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(allowed)
         for backend, precision in zip(newer, before, strict=True):
             backend.fp32_precision = precision
+
+
+@contextmanager
+def _exact_sums() -> Iterator[None]:
+    switches = torch.backends.cuda.matmul
+    allowed = getattr(switches, "allow_fp16_accumulation", False)  # torch 2.7 has it
+    if not allowed:
+        yield
+        return
+    switches.allow_fp16_accumulation = False
+    try:
+        yield
+    finally:
+        switches.allow_fp16_accumulation = True
 
 
 # Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; on all
@@ -142,15 +200,21 @@ class Workplace:
     Args:
         dtype: Precision of their products, see `product_dtype`.
         sums: Device of the float64 sums, see `statistics_device`.
+        kept: Precision of rows whose numbers are the model's own: half precision where the device
+            multiplies it exactly, see `multiplies_halves`.
     """
 
     device: torch.device
     dtype: torch.dtype
     sums: torch.device
+    kept: torch.dtype
 
     @classmethod
     def of(cls, x: Tensor) -> Workplace:
-        return cls(x.device, product_dtype(x), statistics_device(x.device))
+        dtype = product_dtype(x)
+        with exact_products(x.device):
+            kept = x.dtype if multiplies_halves(x.device, x.dtype) else dtype
+        return cls(x.device, dtype, statistics_device(x.device), kept)
 
 
 @dataclass(frozen=True)

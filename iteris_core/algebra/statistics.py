@@ -26,60 +26,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..devices import moved
 from ..processes import Processes
-
-# Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
-# float64.
-TOKENS_PER_PRODUCT = 2048
-# Columns of a symmetric product that a CPU computes together: wide enough for a fast product,
-# narrow enough to skip much. A GPU is faster with whole products.
-BLOCK = 256
-# Entries of a product that a CPU makes at once: few enough that caches hold them until they are
-# added.
-_ENTRIES_AT_ONCE = 1 << 20
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a^T b`` to a float64 total, from short products in the precision of a and b."""
-    step = max(BLOCK, _ENTRIES_AT_ONCE // max(1, b.shape[1]))
-    if a.device.type != "cpu":
-        step = max(1, a.shape[1])
-    for start in range(0, a.shape[0], TOKENS_PER_PRODUCT):
-        part = slice(start, start + TOKENS_PER_PRODUCT)
-        for first in range(0, a.shape[1], step):
-            some = slice(first, first + step)
-            total[some] += moved(a[part, some].T @ b[part], total.device, total.dtype)
-
-
-def add_square(total: Tensor, rows: Tensor) -> None:
-    """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror`
-    fills in the rest.
-
-    Blocks are `BLOCK` columns wide. With many of them that is half the work of the whole product.
-    """
-    if rows.device.type != "cpu":
-        add_product(total, rows, rows)
-        return
-    for start in range(0, rows.shape[1], BLOCK):
-        add_product(
-            total[start : start + BLOCK, start:], rows[:, start : start + BLOCK], rows[:, start:]
-        )
-
-
-def mirror(total: Tensor) -> Tensor:
-    """Complete, in place, a symmetric matrix that `add_square` has filled by half."""
-    for start in range(0, len(total), BLOCK):
-        total[start + BLOCK :, start : start + BLOCK] = total[
-            start : start + BLOCK, start + BLOCK :
-        ].T
-    return total
-
-
-def product_of_rows(rows: Tensor) -> Tensor:
-    """Return ``Z Z^T``, (rows, rows), float64 from short products of the rows' own precision."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    add_square(total, rows.T)
-    return mirror(total)
-
+from .products import TOKENS_PER_PRODUCT, add_product, add_square, mirror, product_of_rows
 
 # Takes rows, (tokens, any) each, that are ready for their products.
 UseRows = Callable[..., None]
@@ -97,7 +44,9 @@ class Gathered:
     def add(self, use: UseRows, *rows: Tensor) -> None:
         """Add rows, (tokens, any) each."""
         tokens = len(rows[0])
-        if self._tokens + tokens > TOKENS_PER_PRODUCT:
+        if [room.dtype for room in self._waiting] != [part.dtype for part in rows]:
+            self.finish(use)
+        elif self._tokens + tokens > TOKENS_PER_PRODUCT:
             self._use_waiting(use)
         if tokens >= TOKENS_PER_PRODUCT:
             use(*rows)
@@ -122,8 +71,9 @@ class Gathered:
 
 def _energy(rows: Tensor, device: torch.device) -> Tensor:
     """Return the sum of squares, float64 on a device."""
-    norms = moved(torch.linalg.vector_norm(rows, dim=1), device, torch.float64)
-    return norms.square().sum()
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
+    return moved(norms, device, torch.float64).square().sum()
 
 
 class InputMoments(ABC):
@@ -205,6 +155,12 @@ def add_up_moments(
         part.tokens = int(count)
 
 
+def difference(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return ``X - X~``, in float32 or better."""
+    exact = torch.promote_types(student.dtype, torch.float32)
+    return teacher.to(exact) - student.to(exact)
+
+
 def _waiting_bytes(width: int) -> int:
     """Return the memory that gathered rows of a width take at most."""
     return 8 * TOKENS_PER_PRODUCT * width
@@ -248,7 +204,7 @@ class Sums(InputMoments):
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
         others = [] if self._cross_gram is None else [teacher]
         if self._changes is not None:
-            others = [teacher - student]
+            others = [difference(teacher, student)]
         self._rows.add(self._use, student, *others)
 
     def _use(self, student: Tensor, *other: Tensor) -> None:
@@ -259,7 +215,7 @@ class Sums(InputMoments):
             add_product(self._cross_gram, student, *other)
         if self._changes is not None:
             add_product(self._changes.cross, student, *other)
-            add_square(self._changes.gram, *other)
+            add_square(self._changes.gram, *other, student.dtype)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""

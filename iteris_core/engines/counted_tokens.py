@@ -26,7 +26,7 @@ class CountedTokens:
         picked: Tokens that are read, the same of every row: a slice, or their numbers. With
             `counted` it is not looked at.
         counted: Row and number of each token that counts, (n,) both; None: all that are picked.
-        roots: Roots of their weights, (n, 1).
+        roots: Roots of their weights, (n, 1); None: all are 1.
         answering: Number of the teacher's token that answers to each token of its student, (rows,
             picked) or, with `counted`, (n,); None: the one with the same number.
     """
@@ -112,7 +112,10 @@ def counted_tokens(
     if not len(counted[0]):
         return None
     rows, numbers = (part.to(place.device) for part in counted)
-    roots = weights[counted].to(place.device, place.dtype).sqrt()[:, None]
+    found = weights[counted]
+    roots = None
+    if (found != 1).any():
+        roots = found.to(place.device, place.dtype).sqrt()[:, None]
     if answering is not None:
         answering = answering[counted].to(place.device)
     return CountedTokens(slice(None), (rows, numbers), roots, answering)

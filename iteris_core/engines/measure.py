@@ -19,8 +19,8 @@ from ..adapters import (
 )
 from ..algebra.answer import LayerSolution
 from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
+from ..algebra.products import TOKENS_PER_PRODUCT, product
 from ..algebra.statistics import (
-    TOKENS_PER_PRODUCT,
     BaseWeight,
     DerivedSums,
     InputMoments,
@@ -29,6 +29,7 @@ from ..algebra.statistics import (
     TaskStatistics,
     TaskSums,
     add_up_moments,
+    difference,
 )
 from ..config import MergeConfig
 from ..devices import Workplace, exact_products, moved, product_dtype
@@ -312,8 +313,10 @@ class Measurement:
         tokens = counted_tokens(block, most, count, self.place, stream, self.path)
         if tokens is None:
             return
-        taught = tokens.of_teacher(teacher).to(self.place.dtype)
-        rows = tokens.of_student(student).to(self.place.dtype)
+        is_own = tokens.roots is None and not config.input_mix  # the model's numbers, as they are
+        dtype = self.place.kept if is_own else self.place.dtype
+        taught = tokens.of_teacher(teacher).to(dtype)
+        rows = tokens.of_student(student).to(dtype)
         if config.input_mix:
             rows = torch.lerp(rows, taught, config.input_mix)
         rows = tokens.weighed(rows)
@@ -324,10 +327,12 @@ class Measurement:
             statistics.inputs.add(tokens.weighed(taught), rows)
         if not isinstance(statistics, TaskSums):
             return
-        codes = rows[:, :0] if codes is None else tokens.weighed(codes)
+        no_codes = rows.new_empty(len(rows), 0, dtype=self.place.dtype)
+        codes = no_codes if codes is None else tokens.weighed(codes)
         drift = None
         if self.drifting is not None and self.drifting.weight is not None:
-            drift = (tokens.weighed(taught) - rows) @ self.drifting.weight.T
+            changes = difference(tokens.weighed(taught), rows)
+            drift = product(changes, self.drifting.weight.T, rows.dtype)
         elif self.drifting is not None:
             drift = self._difference(block, y, tokens)
         outputs = self._outputs(block, y, tokens)
@@ -371,8 +376,9 @@ class Measurement:
         if self.problem.processes.is_alone:
             return
         moments = self.input.shared.moments if self.input.is_first else []
-        sums = [total for statistics in self.statistics for total in statistics.totals()]
-        add_up_moments(moments, sums, self.problem.processes, counts=counts)
+        with exact_products(self.place.sums):
+            sums = [total for statistics in self.statistics for total in statistics.totals()]
+            add_up_moments(moments, sums, self.problem.processes, counts=counts)
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer once all rows have been added.

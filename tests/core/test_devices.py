@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import MergeConfig
-from iteris_core.algebra.statistics import TOKENS_PER_PRODUCT
+from iteris_core.algebra.products import TOKENS_PER_PRODUCT
 from iteris_core.devices import share_out
 from iteris_core.engines.measure import Measurement, room_for_sums
 from iteris_core.engines.problem import Problem

@@ -1,0 +1,181 @@
+"""Products in half precision with float32 sums: here a CPU plays a device that has them."""
+
+import logging
+
+import pytest
+import torch
+
+from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, devices, merge
+from iteris_core.algebra.products import TOKENS_PER_PRODUCT, add_product, add_square, mirror
+from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
+
+CPU = torch.device("cpu")
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Precisions of the products of a device that has them in half."""
+    seen = []
+
+    def half_product(a, b):
+        assert a.dtype == b.dtype
+        seen.append(a.dtype)
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(devices, "half_product", half_product)
+    devices.multiplies_halves.cache_clear()
+    yield seen
+    devices.multiplies_halves.cache_clear()
+
+
+def rows_of(dtype, width, tokens=TOKENS_PER_PRODUCT + 100, size=1.0):
+    """Rows with outlier channels, as a transformer's have."""
+    scale = torch.logspace(0, -3, width) * size
+    scale[:2] = 100 * size
+    return ((torch.randn(tokens, width) + 0.2) * scale).to(dtype)
+
+
+def off(found, a, b):
+    """How far a sum is from float64, relative to the norms of its factors."""
+    a, b = a.double(), b.double()
+    return ((found - a.T @ b).norm() / (a.norm() * b.norm())).item()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 100.0])
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize(("dtype", "split"), [(torch.float16, 2e-7), (torch.bfloat16, 4e-6)])
+def test_sums_are_as_exact_as_float32s(dtype, split, slow, size, calls, monkeypatch):
+    """Factors in float32 are split where that pays."""
+    monkeypatch.setattr("iteris_core.algebra.products.has_slow_float64", lambda device: slow)
+    x = rows_of(dtype, 40, size=size)
+    change = 0.1 * rows_of(torch.float32, 40, size=size)
+    cases = {"both in half": (x, x), "one": (x, change), "the other": (change, x)}
+    cases["neither"] = (change, change)
+    for name, (a, b) in cases.items():
+        calls.clear()
+        total = torch.zeros(40, 40, dtype=torch.float64)
+        add_product(total, a, b, dtype)
+        exact = a.dtype == b.dtype == dtype or slow
+        assert off(total, a, b) < (2e-7 if exact else split), name
+        assert bool(calls) == (not slow or name == "both in half"), name
+    square = torch.zeros(40, 40, dtype=torch.float64)
+    add_square(square, change, dtype)
+    assert off(mirror(square), change, change) < (2e-7 if slow else split)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_what_is_not_finite_stays_so(bad, calls):
+    x = rows_of(torch.bfloat16, 4)
+    change = x.float()
+    change[3, 1] = bad
+    total = torch.zeros(4, 4, dtype=torch.float64)
+    add_product(total, x, change)
+    assert not torch.isfinite(total[:, 1]).any()
+    nothing = torch.zeros(4, 4, dtype=torch.float64)
+    add_product(nothing, x, 0 * x.float())
+    assert not nothing.any()
+
+
+def test_rows_of_two_precisions_wait_apart(calls):
+    half, exact = rows_of(torch.bfloat16, 6, 50), rows_of(torch.float32, 6, 50)
+    for moments in (Sums(6, CPU, changes=True), KeptRows(6, CPU, capacity=200)):
+        task = TaskSums(moments, 2, drift_width=3)
+        for rows in (half, half, exact, half):
+            moments.add(rows, rows)
+            task.add(rows, rows[:, :2].float(), drift=rows[:, :3].float())
+        whole = torch.cat([half, half, exact.double(), half])
+        assert off(moments.gram, whole, whole) < 1e-6
+        assert off(task.cross, whole, whole[:, :2]) < 1e-5
+        assert off(task.drift, whole, whole[:, :3]) < 1e-5
+        torch.testing.assert_close(moments.energy, whole.double().square().sum(), rtol=1e-6, atol=0)
+
+
+def merged(dtype, derives, monkeypatch, **settings):
+    """Merge two LoRAs on a layer whose students read other rows, whose sums follow from its input
+    or do not.
+    """
+    torch.manual_seed(5)
+    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0 if derives else 1e9)
+    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    layer = torch.nn.Linear(48, 48).to(dtype).requires_grad_(False)
+    deltas = [LowRankDelta(torch.randn(48, 4), torch.randn(4, 48) / 30) for _ in "xy"]
+    adapters = [Adapter(n, {"0": delta}) for n, delta in zip("xy", deltas, strict=True)]
+    rows = [rows_of(torch.float16, 48, 400, 0.1) for _ in range(4)]
+    weights = settings.pop("token_weights", {})
+    samples = [Sample(x.to(dtype), (0.9 * x).to(dtype), token_weights=weights) for x in rows]
+    tasks = [Task(n, samples[k::2], {k: 1.0}) for k, n in enumerate("xy")]
+    network = Network({"0": layer}, lambda inputs: layer(torch.stack(list(inputs))))
+    return merge(network, adapters, tasks, MergeConfig(**settings)).adapter.deltas["0"].dense()
+
+
+@pytest.mark.parametrize("derives", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, monkeypatch):
+    halves = merged(dtype, derives, monkeypatch)
+    assert set(calls) == {dtype}
+    with monkeypatch.context() as others:
+        others.setattr("iteris_core.devices.multiplies_halves", lambda *args: False)
+        exact = merged(dtype, derives, others)
+    assert ((halves - exact).norm() / exact.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"token_weights": {"tokens": torch.linspace(0.5, 1, 400)}},
+        {"input_mix": 0.5},
+        {"dtype": torch.float32},
+    ],
+)
+def test_rows_that_are_not_the_models_own_numbers_go_the_old_way(settings, calls, monkeypatch):
+    options = {"dtype": torch.bfloat16, "derives": False, "monkeypatch": monkeypatch}
+    found = merged(**{**options, **settings})
+    assert torch.isfinite(found).all()
+    assert len(calls) <= 1  # of the probe
+
+
+def test_a_device_without_them_goes_the_old_way_and_the_log_says_so_once(monkeypatch, caplog):
+    def refuses(a, b):
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nmore")
+
+    rounds = {
+        "not supported": refuses,
+        "results": lambda a, b: (a @ b).float(),
+        "sums": lambda a, b: sum(a[:, k, None] * b[k] for k in range(len(b))).float(),
+    }
+    cuda = torch.device("cuda")
+    caplog.set_level(logging.INFO, "iteris")
+    monkeypatch.setattr(torch.Tensor, "to", on_cpu(torch.Tensor.to))
+    for name, half_product in rounds.items():
+        monkeypatch.setattr(devices, "half_product", half_product)
+        devices.multiplies_halves.cache_clear()
+        caplog.clear()
+        assert not any(devices.multiplies_halves(cuda, torch.float16) for _ in range(2)), name
+        assert len(caplog.messages) == 1, name
+        assert not devices.multiplies_halves(CPU, torch.bfloat16)
+        assert not devices.multiplies_halves(cuda, torch.float32)
+        assert len(caplog.messages) == 1, name
+    devices.multiplies_halves.cache_clear()
+
+
+def on_cpu(to):
+    """``Tensor.to`` where a GPU's tensors are a CPU's."""
+
+    def to_cpu(tensor, *args, **named):
+        args = ["cpu" if arg == torch.device("cuda") else arg for arg in args]
+        return to(tensor, *args, **named)
+
+    return to_cpu
+
+
+def test_sums_in_float16_that_are_allowed_are_not_for_ours(monkeypatch):
+    switches = torch.backends.cuda.matmul
+    before = switches.allow_fp16_accumulation
+    switches.allow_fp16_accumulation = True
+    try:
+        with devices.exact_products(CPU):
+            assert not switches.allow_fp16_accumulation
+        assert switches.allow_fp16_accumulation
+    finally:
+        switches.allow_fp16_accumulation = before
