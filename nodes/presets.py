@@ -116,7 +116,6 @@ def cost_shown(
     that is not known, as of a merge with runs of an earlier one, which took no time in it.
 
     Args:
-        rows: The rows of each preset.
         seconds: How long the merge took.
     """
     if preset not in rows or any(note.kind == "reused" for note in report.notes):

@@ -33,7 +33,6 @@ class WorkClock:
         """Return the estimated remaining seconds; 0 before there is an estimate.
 
         Args:
-            stage: The stage that runs.
             done: Steps done in it.
             total: Steps of it in all.
             now: The time in seconds, from any start.

@@ -92,7 +92,6 @@ def drawn(
     merge must not fail at its end.
 
     Args:
-        report: Report of a merge.
         other: Report of another merge of the same LoRAs.
         asked: The questions; None: all of them.
     """

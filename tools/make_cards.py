@@ -9,7 +9,6 @@ has left in a folder.
 
 from __future__ import annotations
 
-import io
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from workflow_notes import TEMPLATES
 
 from demo import drawn
 from demo.client import ComfyClient, Json
-from demo.gallery import DRAW, drawing_nodes
+from demo.gallery import DRAW, PICTURES, drawing_nodes, pictures_of
 from demo.recogniser import Recogniser
 from demo.run import WEIGHTS
 from demo.server import ComfyServer, cache_folder, find_comfyui, link
@@ -30,14 +29,14 @@ TILES = Path(__file__).parent / "tiles.png"
 TILE = drawn.SIDE
 ROBOT, OWL, STYLE = drawn.LORAS
 MERGED = "merged.safetensors"
-# name -> (files of LoRAs, caption, seed)
+# name -> (files of LoRAs, caption, seed); of those with a 0 there are four, for the comparison
 DRAWN = {
     "robot": ([ROBOT], "a sks robot", drawn.SEED),
     "owl": ([OWL], "a zwx owl", drawn.SEED),
     "cat": ([], "a black cat", drawn.SEED),
     "style": ([STYLE], "a glass of water in qpr blueprint style", 3),
-    "merged": ([MERGED], drawn.PROMPT, drawn.SEED),
-    "stacked": (list(drawn.LORAS), drawn.PROMPT, drawn.SEED),
+    "merged 0": ([MERGED], drawn.PROMPT, drawn.SEED),
+    "stacked 0": (list(drawn.LORAS), drawn.PROMPT, drawn.SEED),
     "merged, robot": ([MERGED], "a sks robot", drawn.SEED),
     "merged, owl and cat": ([MERGED], "a zwx owl and a black cat", drawn.SEED),
     "merged, style": ([MERGED], "a wooden table and a bicycle in qpr blueprint style", 2),
@@ -79,7 +78,7 @@ class Card:
 
 
 TWO = (Plate("a LoRA", ("robot",)), Plate("a LoRA", ("owl",)))
-ONE = Plate("one LoRA", ("merged",))
+ONE = Plate("one LoRA", ("merged 0",))
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
@@ -88,7 +87,7 @@ CARDS = {
     ),
     "three_subjects_in_one_picture": Card(
         tuple(Plate(name, (name,), width=116) for name in ("robot", "owl", "cat")),
-        (Plate("together", ("merged", "merged, owl and cat"), width=276),),
+        (Plate("together", ("merged 0", "merged, owl and cat"), width=276),),
     ),
     "flux_and_other_models_in_parts": Card(
         (
@@ -107,7 +106,7 @@ CARDS = {
             *(replace(plate, width=120) for plate in TWO),
             Plate("", words=("check-", "point"), width=92),
         ),
-        (Plate("a checkpoint", ("merged",), ("check-", "point"), width=260),),
+        (Plate("a checkpoint", ("merged 0",), ("check-", "point"), width=260),),
     ),
     "loras_that_a_model_carries": Card(
         (Plate("a model with LoRAs", ("robot", "owl"), ("model",), width=380),),
@@ -115,17 +114,27 @@ CARDS = {
     ),
     "wan_video": Card(
         (Plate("LoRA pairs", ("robot", "owl"), ("high", "low"), 300),),
-        (Plate("a pair, merged", ("merged",), ("high", "low"), 270),),
+        (Plate("a pair, merged", ("merged 0",), ("high", "low"), 270),),
     ),
     "picture_to_video": Card(
         (Plate("LoRA pairs", ("robot", "owl"), ("first", "picture"), 300),),
-        (Plate("a pair, merged", ("merged",), ("high", "low"), 270),),
+        (Plate("a pair, merged", ("merged 0",), ("high", "low"), 270),),
     ),
     "make_a_merge_again": Card(
-        (Plate("a file's recipe", ("merged",), ("LoRAs", "prompts", "settings"), 270),),
-        (Plate("made again", ("merged",)),),
+        (Plate("a file's recipe", ("merged 0",), ("LoRAs", "prompts", "settings"), 270),),
+        (Plate("made again", ("merged 0",)),),
     ),
 }
+
+
+def names_of(name: str) -> list[str]:
+    """Return the names of the tiles that are drawn together."""
+    if not name.endswith("0"):
+        return [name]
+    return [f"{name[:-1]}{k}" for k in range(PICTURES)]
+
+
+NAMES = [own for name in DRAWN for own in names_of(name)]
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -134,7 +143,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def read_tiles() -> dict[str, Image.Image]:
     sheet = Image.open(TILES).convert("RGB")
-    return {name: sheet.crop((TILE * k, 0, TILE * (k + 1), TILE)) for k, name in enumerate(DRAWN)}
+    return {name: sheet.crop((TILE * k, 0, TILE * (k + 1), TILE)) for k, name in enumerate(NAMES)}
 
 
 def draw_plate(
@@ -196,25 +205,41 @@ def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
 
 
 def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
-    """Return the stack next to the merge, with what the recogniser sees below each."""
+    """Return the LoRAs, each alone, and next to them what the stack and the merge draw from the
+    same seeds, with what the recogniser sees in these.
+    """
     recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
-    side, gap, line = 4 * TILE, 16, 48
-    whole = Image.new("RGB", (2 * side + 3 * gap, side + 3 * line), BACK)
+    side, gap, line = 3 * TILE // 2, 8, 36
+    alone = {"robot": "a sks robot", "owl": "a zwx owl", "style": "qpr blueprint style"}
+    column = side + 4 * gap
+    half = 2 * side + gap
+    size = (column + 2 * half + 6 * gap, 3 * (side + line) + line + gap)
+    whole = Image.new("RGB", size, BACK)
     pen = ImageDraw.Draw(whole)
-    pen.text((whole.width // 2, line // 2 + 4), drawn.PROMPT, INK, font(30), "mm")
-    for left, name, label in (
-        (gap, "stacked", "all stacked"),
-        (2 * gap + side, "merged", "the merge"),
-    ):
-        tile = tiles[name]
-        whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (left, 2 * line))
-        (labels,) = recogniser.sees_in([tile])
-        seen = [wanted for wanted in drawn.WANTED if wanted in labels]
-        told = "a recogniser sees " + (" and ".join(seen) or "neither")
-        colour = ACCENT if len(seen) == len(drawn.WANTED) else QUIET
-        middle = left + side // 2
-        pen.text((middle, 3 * line // 2 + 2), label, INK, font(26), "mm")
-        pen.text((middle, 2 * line + side + line // 2), told, colour, font(24), "mm")
+
+    def show(name: str, left: int, top: int) -> None:
+        whole.paste(tiles[name].resize((side, side), Image.Resampling.LANCZOS), (left, top))
+
+    pen.text((column // 2, line // 2), "each LoRA alone", INK, font(22), "mm")
+    for k, (name, label) in enumerate(alone.items()):
+        top = line + k * (side + line)
+        show(name, 2 * gap, top)
+        pen.text((column // 2, top + side + line // 2), label, QUIET, font(20), "mm")
+    pen.line((column, gap, column, size[1] - gap), LINE, 2)
+    for k, name in enumerate(("stacked", "merged")):
+        left = column + 2 * gap + k * (half + 2 * gap)
+        middle = left + half // 2
+        title = f"all three {name}"
+        pen.text((middle, line // 2), title, INK, font(22), "mm")
+        names = names_of(f"{name} 0")
+        for number, own in enumerate(names):
+            show(own, left + number % 2 * (side + gap), line + number // 2 * (side + gap))
+        seen = recogniser.sees_in([tiles[own] for own in names])
+        whole_ones = sum(set(drawn.WANTED) <= set(labels) for labels in seen)
+        top = line + PICTURES // 2 * (side + gap)
+        told = f'"{drawn.PROMPT}"\na recogniser sees both in {whole_ones} of {PICTURES}'
+        colour = ACCENT if whole_ones > PICTURES // 2 else QUIET
+        pen.multiline_text((middle, top + 40), told, colour, font(20), "mm", 8, "center")
     return whole
 
 
@@ -241,7 +266,7 @@ def draw_tiles(merged: Path) -> Image.Image:
             cfg=drawn.CFG,
             seed=seed,
         )
-    sheet = Image.new("RGB", (TILE * len(DRAWN), TILE))
+    sheet = Image.new("RGB", (TILE * len(NAMES), TILE))
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         models = base / "models"
@@ -253,10 +278,11 @@ def draw_tiles(merged: Path) -> Image.Image:
         with ComfyServer(comfyui, base, base / "server.log", device="cpu") as server:
             client = ComfyClient(server.address)
             outputs = client.run(workflow)["outputs"]
-            for k, name in enumerate(DRAWN):
-                first = outputs[DRAW + name]["images"][0]
-                picture = client.view(first["filename"], first["subfolder"], first["type"])
-                sheet.paste(Image.open(io.BytesIO(picture)).convert("RGB"), (TILE * k, 0))
+            for name in DRAWN:
+                for own, tile in zip(
+                    names_of(name), pictures_of(client, outputs[DRAW + name]), strict=False
+                ):
+                    sheet.paste(tile, (TILE * NAMES.index(own), 0))
     return sheet
 
 

@@ -130,7 +130,6 @@ def cost_of(
         changes_denoiser: Whether the LoRAs change the diffusion model.
         sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
-        polish_steps: Steps of the polish.
     """
     judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
     compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
@@ -242,7 +241,6 @@ def foresee(
         room: Bytes that they may hold on the device.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
-        config: The settings of the merge.
     """
     counting = parking or Parking(network.modules.values(), budget=room // samples)
     stops = Readers(network).note if may_derive(config) else is_any

@@ -133,9 +133,7 @@ class Judges:
         """Return what the merge keeps of each plan's LoRA, see the module.
 
         Args:
-            plans: The plans.
             latents: The pictures of their runs.
-            rows_per_call: Rows of a forward call.
             progress: Listener for (rows done, rows in all); may raise to cancel.
 
         Raises:
@@ -207,7 +205,6 @@ def _kept(plan: DrawnPlan, shares: Sequence[tuple[float | None, float | None]]) 
     """Return what was kept of a LoRA in each picture, relative to its own pictures together.
 
     Args:
-        plan: The plan.
         shares: ``s`` of each picture, the LoRA's own and the merge's.
     """
     seen = [(alone, merged) for alone, merged in shares if alone is not None and merged is not None]

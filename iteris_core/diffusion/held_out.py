@@ -170,7 +170,6 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
 
     Args:
         loras: The LoRAs that change something.
-        calibration: The calibration of the merge.
     """
     unseen = Unseen.of(calibration)
     plans: list[CheckPlan] = []
@@ -198,10 +197,8 @@ def unseen_captions(
     its prompts alone if there are no others.
 
     Args:
-        lora: The LoRA.
         seen: The captions of its task in the merge.
         calibration: Settings with the number of captions, the forms and the company.
-        seed: Seed of the choice.
     """
     subjects = map(lora.subject_of, lora.prompts)
     parts = itertools.product(calibration.compositions, calibration.companions, subjects)
@@ -237,8 +234,6 @@ def _contexts(
     """Return each plan's contexts.
 
     Args:
-        model: The base model.
-        plans: The plans of the check.
         adapters: The LoRAs' text encoder parts, and last the merged one.
         samples_per_chunk: Samples of one forward call, two rows each.
     """
@@ -272,8 +267,6 @@ def _mixes(
     read one of its captions; what no row reads repeats another's.
 
     Args:
-        plan: The plan.
-        reading: The caption.
         merged: The mix of the merged LoRA alone.
         stacked: That of all LoRAs stacked.
     """

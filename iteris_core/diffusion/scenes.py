@@ -49,6 +49,7 @@ _MOST_PREFIXES = 4  # of one caption
 _MOST_THINGS = 4  # that together stand in for one subject
 _MOST_COMMAS = 12
 _TRIES = 10
+_CUT = "\0"  # in no caption
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ def of_row(mask: Tensor, tokens: int, picture: PictureTokens, frames: int = 1) -
     tensor([0., 1., 0.])
 
     Args:
-        mask: The mask.
         tokens: Tokens of the layer; a single one is for the whole picture.
         frames: Latent frames of a video, all under the mask.
 
@@ -149,7 +149,6 @@ def region_of(scene: Scene, member: Member, shape: Sequence[int]) -> Tensor:
     """Return the mask (height, width) of a member's region.
 
     Args:
-        scene: The scene.
         member: A member that has a region.
         shape: (channels, ..., height, width) of the latents.
     """
@@ -209,7 +208,6 @@ def make_scenes(
     run in all orders. Forms of one subject in a style are left to `styled_forms`.
 
     Args:
-        loras: The LoRAs of the merge.
         calibration: Settings with the forms, the ordinary things, and the number of scenes per
             LoRA.
         token_positions: See `TokenPositions`; None: words cannot be paired, and only forms are used
@@ -396,10 +394,10 @@ class _SceneWriter:
         Raises:
             CalibrationError: Nothing ordinary has so many.
         """
-        things = shuffled(self.calibration.companions, self.chance)
-        styles = shuffled(self.calibration.ordinary_styles, self.chance)
         others = [name for name in placeholders(form) if name != own]
         if self.length is None:
+            things = shuffled(self.calibration.companions, self.chance)
+            styles = shuffled(self.calibration.ordinary_styles, self.chance)
             stand_ins = {name: next(styles if name == STYLE_PLACE else things) for name in others}
             return {**words, **stand_ins}
         wanted = self.length(form.format(**words))
@@ -433,7 +431,6 @@ class _SceneWriter:
         """Return which tokens of a form's two captions answer to each other.
 
         Args:
-            form: The form.
             alone: What the teacher reads in its places.
             words: What the student reads there.
             own: The teacher's own place.
@@ -454,8 +451,9 @@ def _place(
     Raises:
         CalibrationError: The tokenizer joins them with their neighbours.
     """
-    before, after = form.split(f"{{{own}}}")
-    texts = [before.format(**words), words[own], after.format(**words)]
+    # filled in before it is cut, since a prefix may hold the name of a place in braces
+    before, _, after = form.format(**{**words, own: _CUT}).partition(_CUT)
+    texts = [before, words[own], after]
     start, count, rest = (len(token_positions(text)) for text in texts)
     whole = token_positions("".join(texts))
     if len(whole) != start + count + rest:

@@ -160,7 +160,6 @@ def make_together_plans(
     Each meets others about ``calibration.held_out`` times.
 
     Args:
-        loras: The LoRAs of the merge.
         calibration: The calibration of the check, with its own seed.
         number: The number of the plans, which no other plan of the check has.
     """

@@ -101,7 +101,6 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
         modules: Module path -> module. Paths begin with ``unet.``, ``text_encoder.`` or
             ``text_encoder_2.``; in a text encoder they go on with ``text_model.`` or are
             ``text_projection``.
-        family: The family of the model.
         prediction_type: What the model predicts, as diffusers names it.
     """
     original = ldm_names(

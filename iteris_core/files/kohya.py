@@ -355,7 +355,6 @@ def to_tensors(
         kernels: Module path -> kernel of convolutions, whose factors have as many dimensions more.
         whole: Whether deltas whose factors are no smaller than the weight are written as
             ``<base>.diff`` instead.
-        style: Style of the endings.
 
     Raises:
         AdapterError: A module has no base.

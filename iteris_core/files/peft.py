@@ -360,7 +360,6 @@ def settings_of(
     another rank than the commonest have patterns.
 
     Args:
-        adapter: The adapter.
         base_model_name_or_path: The base model, as its users name it.
         task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain
             `PeftModel`.

@@ -87,7 +87,6 @@ def draw(
 
     Args:
         base: The model without LoRAs.
-        vae: VAE of the model.
         ways: The MODEL and CLIP of each way, clones of the base's.
         wanted: The way and the prompt of each picture.
         how: How they are drawn.

@@ -350,10 +350,6 @@ FAILURES = (
 def _untested(kind: str, model: Any) -> HostFamily:
     """Return the row of a class that no table names.
 
-    Args:
-        kind: The class.
-        model: A model of it.
-
     Raises:
         IterisError: It reads more than text and noise, or draws neither pictures nor videos.
     """

@@ -56,7 +56,6 @@ class SamplingOptions:
         """Return the options of one call, which the host may change.
 
         Args:
-            rows: The rows of the call.
             sigma: Their noise levels on the model's device, (rows,).
             levels: All noise levels of a sampling run.
         """

@@ -119,7 +119,6 @@ class TextEncoders:
         """Return a caption as the host's text encoders together write it.
 
         Args:
-            caption: The caption.
             outputs: What `open` returned for its pieces.
         """
         if caption in self._encoded:

@@ -55,7 +55,6 @@ def load(
     left out of their prompts.
 
     Args:
-        base: The model.
         uses: The LoRAs, identified.
         loose: Weights of those that are in no file.
 

@@ -76,7 +76,6 @@ def fingerprints(names: Iterable[str], find: Callable[[str], Path | None]) -> st
     """Return a string that changes when one of these files or its name changes.
 
     Args:
-        names: Their names.
         find: Name -> path; None: there is no such file.
     """
     return " ".join(f"{name} {fingerprint(find(name))}" for name in dict.fromkeys(names))

@@ -33,7 +33,6 @@ def notes_on_model(
     Args:
         patches: Weight -> its patches; see `host.patches_of`.
         changes: What else other nodes have changed.
-        loras: The LoRAs of the merge.
         named: Names of LoRA files in the nodes that lead to MODEL and CLIP.
         is_guided: Whether the merge is measured with guidance.
     """

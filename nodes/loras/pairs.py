@@ -82,7 +82,6 @@ def check_one_expert(chosen: Sequence[ChosenLora], upstream: Iterable[str]) -> N
     """Refuse LoRAs of another expert than the MODEL of a merge, as far as names of files tell.
 
     Args:
-        chosen: The LoRAs.
         upstream: Texts in the nodes that the MODEL comes from.
 
     Raises:

@@ -61,7 +61,6 @@ def file_of_row(row: Row, names: Sequence[str]) -> str:
     """Return the file that a row names.
 
     Args:
-        row: The row.
         names: Those of ComfyUI's list.
 
     Raises:

@@ -156,7 +156,7 @@ def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_a
         *("<v1>", "<v2>"),
         scene_forms=("{first} & {second}",),
         scene_prefix_share=1.0,
-        scene_prefixes=("above {all}", "x", "on the right of"),
+        scene_prefixes=("above {all}", "{first}", "on the right of"),
         trajectories=20,
     )
     found = set()
