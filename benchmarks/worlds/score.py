@@ -11,7 +11,7 @@ from typing import Any
 
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.captions import layout_of, regions_of
-from iteris_core.diffusion.scenes import region_masks
+from iteris_core.diffusion.regions import region_masks
 
 from .bench import Bench, Half
 from .drawing import Label

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.network import Network
 
 from .model import CELLS, CHANNELS, WorldModel, new_text_encoder

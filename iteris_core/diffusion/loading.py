@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..files.families import Family
 from ..files.pretrained import DeviceMap, loaded, placed
 from ..files.tensors import read_header
-from .pipeline import DiffusersModel
+from .diffusers_model import DiffusersModel
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 # Parts of a checkpoint of one file that say what kind of SDXL it is.

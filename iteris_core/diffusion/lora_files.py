@@ -18,7 +18,7 @@ from ..files.kinds import own_dense_delta
 from ..files.tensors import read_tensors
 from ..files.writing import write_tensors
 from ..layers import stored_weight
-from .pipeline import DiffusersModel
+from .diffusers_model import DiffusersModel
 
 Style = Literal["kohya", "diffusers"]
 

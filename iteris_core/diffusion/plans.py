@@ -26,19 +26,18 @@ from .calibration import (
 )
 from .lora_use import LoraUse
 from .model import Encoded
+from .regions import Region
 from .samples import Context, Reading
 from .sampling import Latents, Part, Run
 from .scenes import (
     Length,
     Member,
-    Region,
     Scene,
     TokenPositions,
     behind,
     by_kind,
     make_scenes,
     prefixes,
-    region_of,
     shuffled,
     styled_forms,
 )
@@ -226,7 +225,7 @@ class ScenePlan:
                 self.mix,
                 contexts[self, _reading(part)].teacher,
                 negative,
-                functools.partial(region_of, part.scene, part.member),
+                functools.partial(part.scene.mask_of, part.member),
             )
             for part in drawn
         }
@@ -241,7 +240,7 @@ class ScenePlan:
                 x, sigma = latents.pure_noise(part.number)
                 samples.append(context.sample(x, sigma, {IMAGE_STREAM: torch.zeros}))
                 continue
-            mask = region_of(part.scene, part.member, latents.shape)
+            mask = part.scene.mask_of(part.member, latents.shape)
             frames = math.prod(latents.shape[1:-2])
             weights: dict[str, TokenWeights] = {
                 IMAGE_STREAM: Region(mask, latents.sampler.picture, frames)

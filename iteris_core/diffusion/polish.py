@@ -35,7 +35,7 @@ from ..progress import Progress, nobody
 from ..report.fidelity import Rows, outputs_of
 from ..rows.wearing import Closet, layer_hooks, wearing
 from ..tasks import Sample, Task
-from .scenes import Region
+from .regions import Region
 
 POLISH_BATCH = 16  # samples of a step
 

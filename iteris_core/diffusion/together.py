@@ -21,9 +21,9 @@ from .captions import SUBJECT_PLACES, layout_of, placeholders, regions_of
 from .lora_use import LoraUse
 from .model import DenoiserRow
 from .plans import Contexts, negative_of, run_of, with_negative
+from .regions import region_masks
 from .samples import Reading
 from .sampling import Latents, Part, Run
-from .scenes import region_masks
 
 # Half of the captions begin in a way that no caption of a merge does.
 _OPENINGS = ("", "a view of ")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:
-    """Return a note for each row that does not say its kind, and whose LoRA was taken for a style."""
+    """Return a note for each row that does not say its kind and whose LoRA was taken as a style."""
     from ...iteris_core.report.records import Note
 
     return [

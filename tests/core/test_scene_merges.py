@@ -13,7 +13,8 @@ from fake_host import PIECE, as_used, kept_latents, runs_by_task, with_guidance
 from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration, own_captions
 from iteris_core.diffusion.model import PictureTokens
-from iteris_core.diffusion.scenes import make_scenes, region_masks
+from iteris_core.diffusion.regions import region_masks
+from iteris_core.diffusion.scenes import make_scenes
 from iteris_core.files.families import FAMILIES
 
 SCENES = Calibration(

@@ -15,13 +15,10 @@ from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, layout_of, regions_of
 from iteris_core.diffusion.model import PictureTokens
+from iteris_core.diffusion.regions import Region, mask_in_row, mask_on_grid, region_masks
 from iteris_core.diffusion.samples import Pairing
 from iteris_core.diffusion.scenes import (
-    Region,
     make_scenes,
-    of_row,
-    on_grid,
-    region_masks,
     styled_forms,
 )
 
@@ -230,14 +227,14 @@ def test_the_tokens_of_a_picture_or_video_count_beside_the_texts():
     first = PictureTokens(2, len, come_first=True)
     # both parts are filled up with tokens that are neither
     filled = PictureTokens(2, len, multiple=4)
-    assert of_row(mask, 6, last).tolist() == left
-    assert of_row(mask, 9, last).tolist() == [0.0] * 3 + left
-    assert of_row(mask, 14, first, frames=2).tolist() == left * 2 + [0.0] * 2
-    assert of_row(mask, 12, filled).tolist() == [0.0] * 4 + left + [0.0] * 2
-    assert of_row(mask, 1, last).tolist() == [0.5]
-    assert of_row(torch.ones(3, 3), 4, last).tolist() == [1.0] * 4
+    assert mask_in_row(mask, 6, last).tolist() == left
+    assert mask_in_row(mask, 9, last).tolist() == [0.0] * 3 + left
+    assert mask_in_row(mask, 14, first, frames=2).tolist() == left * 2 + [0.0] * 2
+    assert mask_in_row(mask, 12, filled).tolist() == [0.0] * 4 + left + [0.0] * 2
+    assert mask_in_row(mask, 1, last).tolist() == [0.5]
+    assert mask_in_row(torch.ones(3, 3), 4, last).tolist() == [1.0] * 4
     with pytest.raises(CalibrationError, match=r"sees 11 tokens.*2 x 4 x 6 latents have 12"):
-        of_row(mask, 11, last, frames=2)
+        mask_in_row(mask, 11, last, frames=2)
     assert Region(mask)(24).tolist() == mask.flatten().tolist()
 
 
@@ -307,15 +304,15 @@ def test_a_mask_is_seen_at_every_resolution_of_the_unet():
     left, _ = region_masks("columns", 2, 64, 64)
     for side in (64, 32, 16, 8):
         assert (
-            on_grid(left, side * side).view(side, side).tolist()
+            mask_on_grid(left, side * side).view(side, side).tolist()
             == [[1] * (side // 2) + [0] * (side // 2)] * side
         )
-    assert on_grid(left, 1).tolist() == [0.5]
+    assert mask_on_grid(left, 1).tolist() == [0.5]
     top, _ = region_masks("rows", 2, 6, 10)  # 3 x 5 and 2 x 3 after halving, odd sides rounded up
     torch.testing.assert_close(
-        on_grid(top, 15).view(3, 5), torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5)
+        mask_on_grid(top, 15).view(3, 5), torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5)
     )
-    assert on_grid(top, 6).view(2, 3).tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert mask_on_grid(top, 6).view(2, 3).tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("tokens", [7, 0])
@@ -323,4 +320,4 @@ def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
     with pytest.raises(
         CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"
     ):
-        on_grid(torch.ones(8, 8), tokens)
+        mask_on_grid(torch.ones(8, 8), tokens)

@@ -12,8 +12,8 @@ from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapt
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.lora_files import read_lora, save_lora
-from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.samples import DenoiserRow
 from iteris_core.files.diffusers import ldm_names
 

@@ -12,10 +12,10 @@ import toy
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.layers import input_tokens
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow
-from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps
 
 pytestmark = pytest.mark.slow

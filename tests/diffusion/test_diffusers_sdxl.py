@@ -7,12 +7,12 @@ from diffusers import EulerDiscreteScheduler
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_files import save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import PartSolver, merge_and_check, merge_text_encoder
 from iteris_core.diffusion.model import DenoiserRow
-from iteris_core.diffusion.pipeline import DiffusersModel
 from iteris_core.diffusion.sampling import euler_steps
 from iteris_core.progress import nobody
 from iteris_core.rows.wearing import wearing

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from iteris_core import Adapter, LowRankDelta
-from iteris_core.diffusion.pipeline import DiffusersModel
+from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.files.diffusers import ldm_names
 from iteris_core.layers import weight_shape
 

@@ -58,6 +58,10 @@ class DiffusersModel:
         ConfigError: Another kind of model, or parts that do not fit together.
     """
 
+    has_text_layers = True
+    picture_tokens = None
+    loader = None  # a merge here is not followed by diffusers' own loader
+
     def __init__(
         self,
         unet: Any,
@@ -132,10 +136,6 @@ class DiffusersModel:
     @cached_property
     def _original_names(self) -> dict[str, str]:
         return ldm_names(path for path, _ in self.unet_model.named_modules())
-
-    has_text_layers = True
-    picture_tokens = None
-    loader = None  # a merge here is not followed by diffusers' own loader
 
     @property
     def family(self) -> Family:
@@ -283,17 +283,16 @@ class DiffusersModel:
     def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         model = self.unet_model
         device = device_of(model)
-        precise = torch.promote_types(self.unet_model.dtype, torch.float32)
+        precise = torch.promote_types(model.dtype, torch.float32)
         x = torch.stack([row.latents for row in rows]).to(device, precise)
         levels = torch.stack([row.sigma for row in rows])
         context = torch.stack([row.prompt.tokens for row in rows]).to(device, model.dtype)
         sigma = levels.to(device, precise)[:, None, None, None]
-        size = (
-            1 + sigma**2
-        ).sqrt()  # of x_t on this variance-exploding scale, over that on the model's own
+        # of x_t on this variance-exploding scale, over that on the model's own
+        scale = (1 + sigma**2).sqrt()
         timesteps = self.timesteps(levels).to(device)
         output: Tensor = model(
-            (x / size).to(model.dtype),
+            (x / scale).to(model.dtype),
             timesteps,
             encoder_hidden_states=context,
             added_cond_kwargs=self._added_conditions(rows),
@@ -301,7 +300,7 @@ class DiffusersModel:
         if self.prediction_type == "epsilon":
             return x - sigma * output
         if self.prediction_type == "v_prediction":
-            return x / size**2 - output * sigma / size
+            return x / scale**2 - output * sigma / scale
         return output
 
     def _added_conditions(self, rows: Sequence[DenoiserRow]) -> dict[str, Tensor] | None:
