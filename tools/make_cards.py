@@ -209,37 +209,37 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
     same seeds, with what the recogniser sees in these.
     """
     recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
-    side, gap, line = 3 * TILE // 2, 8, 36
+    gap, line, large = 8, 32, 3 * TILE // 2
     alone = {"robot": "a sks robot", "owl": "a zwx owl", "style": "qpr blueprint style"}
-    column = side + 4 * gap
-    half = 2 * side + gap
-    size = (column + 2 * half + 6 * gap, 3 * (side + line) + line + gap)
+    column = TILE + 8 * gap
+    block = 2 * large + gap
+    size = (column + 2 * block + 6 * gap, line + len(alone) * (TILE + line))
     whole = Image.new("RGB", size, BACK)
     pen = ImageDraw.Draw(whole)
 
-    def show(name: str, left: int, top: int) -> None:
+    def show(name: str, left: int, top: int, side: int) -> None:
         whole.paste(tiles[name].resize((side, side), Image.Resampling.LANCZOS), (left, top))
 
-    pen.text((column // 2, line // 2), "each LoRA alone", INK, font(22), "mm")
+    pen.text((column // 2, line // 2), "each LoRA alone", INK, font(20), "mm")
     for k, (name, label) in enumerate(alone.items()):
-        top = line + k * (side + line)
-        show(name, 2 * gap, top)
-        pen.text((column // 2, top + side + line // 2), label, QUIET, font(20), "mm")
+        top = line + k * (TILE + line)
+        show(name, (column - TILE) // 2, top, TILE)
+        pen.text((column // 2, top + TILE + line // 2 - 3), label, QUIET, font(18), "mm")
     pen.line((column, gap, column, size[1] - gap), LINE, 2)
     for k, name in enumerate(("stacked", "merged")):
-        left = column + 2 * gap + k * (half + 2 * gap)
-        middle = left + half // 2
-        title = f"all three {name}"
-        pen.text((middle, line // 2), title, INK, font(22), "mm")
+        left = column + 2 * gap + k * (block + 2 * gap)
+        middle = left + block // 2
+        pen.text((middle, line // 2), f"all three {name}", INK, font(20), "mm")
         names = names_of(f"{name} 0")
         for number, own in enumerate(names):
-            show(own, left + number % 2 * (side + gap), line + number // 2 * (side + gap))
+            x, y = number % 2 * (large + gap), number // 2 * (large + gap)
+            show(own, left + x, line + y, large)
         seen = recogniser.sees_in([tiles[own] for own in names])
-        whole_ones = sum(set(drawn.WANTED) <= set(labels) for labels in seen)
-        top = line + PICTURES // 2 * (side + gap)
-        told = f'"{drawn.PROMPT}"\na recogniser sees both in {whole_ones} of {PICTURES}'
-        colour = ACCENT if whole_ones > PICTURES // 2 else QUIET
-        pen.multiline_text((middle, top + 40), told, colour, font(20), "mm", 8, "center")
+        right = sum(set(drawn.WANTED) <= set(labels) for labels in seen)
+        colour = ACCENT if right > PICTURES // 2 else QUIET
+        told = f'"{drawn.PROMPT}"\na recogniser sees both in {right} of {PICTURES}'
+        place = (middle, (line + block + size[1]) // 2)
+        pen.multiline_text(place, told, colour, font(20), "mm", 8, "center")
     return whole
 
 
