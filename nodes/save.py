@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _UNLISTED = (
     "this folder is not one of ComfyUI's folders of LoRAs, so LoRA loaders do not list the file; "
     "add it to them, or move the file"
 )
+_ALREADY = "already saved: this file has the same content, so no copy was written"
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
@@ -52,7 +54,8 @@ class SaveMergedLora(io.ComfyNode):
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="On: replace a file of the same name. Off: add a number to the name.",
+                    tooltip="On: replace a file of the same name. Off: add a number to the name, "
+                    "unless that file is this merge already.",
                 ),
                 io.Combo.Input(
                     "large_layers",
@@ -112,17 +115,20 @@ class SaveMergedLora(io.ComfyNode):
 
         parts = merged.by_file
         whole = path_to_save(host.output_folder(), file_name)
-        wanted = paths_for(whole, list(parts), overwrite=overwrite)
+        thumbnail = "" if cover is None else jpeg_uri(cover[0])
+        differences = large_layers == FULL_DIFFERENCE
+        before = None if overwrite else saved_before(whole, parts, thumbnail, whole=differences)
+        wanted = before or paths_for(whole, list(parts), overwrite=overwrite)
         if overwrite:
             for path in wanted:
                 check_free(path, overwrite=True)
-        thumbnail = "" if cover is None else jpeg_uri(cover[0])
         paths = []
         shown = []
         told = []
         for path, part in zip(wanted, parts.values(), strict=True):
-            differences = large_layers == FULL_DIFFERENCE
-            saved, found = save(part, path, thumbnail, overwrite=overwrite, whole=differences)
+            saved, found = path, _ALREADY
+            if before is None:
+                saved, found = save(part, path, thumbnail, overwrite=overwrite, whole=differences)
             name = host.lora_name_of(saved)
             facts = cls.about(saved, name, part)
             shown += [str(saved), found, in_words(facts)]
@@ -150,6 +156,7 @@ class SaveMergedLora(io.ComfyNode):
             name: The file's name in ComfyUI's list of LoRAs; None: it is not in there.
         """
         from ..iteris_core.diffusion.recipe import triggers_of
+        from ..iteris_core.files.trigger_words import lora_header
 
         ranks = [delta.rank for delta in merged.adapter.deltas.values()]
         source = inputs_of(cls.hidden.prompt or {}, cls.hidden.unique_id).get("merged")
@@ -160,6 +167,7 @@ class SaveMergedLora(io.ComfyNode):
             "mb": path.stat().st_size / 1e6,
             "ranks": [min(ranks, default=0), max(ranks, default=0)],
             "words": triggers_of(merged.loras),
+            "hash": lora_header(path).digest,
         }
 
 
@@ -206,7 +214,6 @@ def save(
     Raises:
         IterisError: It cannot be written, or is not read back as it was merged.
     """
-    from ..iteris_core.diffusion.recipe import metadata_of_merge
     from ..iteris_core.files import kohya
     from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
 
@@ -214,9 +221,7 @@ def save(
 
     def write(path: Path, may_replace: bool) -> None:
         check_free(path, overwrite=may_replace)
-        metadata = None
-        if host.saves_metadata():
-            metadata = metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
+        metadata = metadata_for(path, merged, thumbnail)
         tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
 
         def check(draft: Path) -> None:
@@ -226,6 +231,55 @@ def save(
         write_tensors(tensors, path, content, overwrite=may_replace, check=check)
 
     return under_free_name(wanted, write, overwrite=overwrite), found
+
+
+def metadata_for(path: Path, merged: MergedLora, thumbnail: str) -> dict[str, str] | None:
+    """Return the metadata of a merge's file; None where the user wants none."""
+    from ..iteris_core.diffusion.recipe import metadata_of_merge
+
+    if not host.saves_metadata():
+        return None
+    return metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
+
+
+def saved_before(
+    wanted: Path, parts: Mapping[str, MergedLora], thumbnail: str, *, whole: bool
+) -> list[Path] | None:
+    """Return the files of a merge that is saved already, under the name that is wanted or with a
+    number; None: it is not.
+
+    Args:
+        wanted: The path without end and number.
+        parts: End of a name -> what its file holds.
+    """
+    from ..iteris_core.files.writing import numbered
+
+    for paths in numbered(wanted, list(parts)):
+        if not all(map(os.path.lexists, paths)):
+            return None
+        files = zip(paths, parts.values(), strict=True)
+        if all(is_saved(path, part, thumbnail, whole=whole) for path, part in files):
+            return paths
+    return None
+
+
+def is_saved(path: Path, merged: MergedLora, thumbnail: str, *, whole: bool) -> bool:
+    """Whether a file is, byte by byte, what `save` would write under its name."""
+    from ..iteris_core.errors import AdapterError
+    from ..iteris_core.files import kohya
+    from ..iteris_core.files.tensors import read_header
+    from ..iteris_core.files.writing import blocks_of
+
+    metadata = metadata_for(path, merged, thumbnail)
+    try:
+        if not (metadata or {}).items() <= read_header(path)[1].items():  # most end here
+            return False
+        content = memoryview(path.read_bytes())
+    except (AdapterError, OSError):
+        return False
+    tensors, strings = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
+    header, data = blocks_of(tensors, strings)
+    return content[: len(header)] == header and content[len(header) :] == data
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
@@ -268,6 +322,8 @@ def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> 
         with whole_file(beside, overwrite=overwrite) as file:
             file.write(content)
     except NameTakenError:
+        if beside.is_file() and beside.read_bytes() == content:
+            return f"beside it: {beside.name}"
         return f"{beside.name} existed already and was kept; remove it, or switch overwrite on"
     except SaveError as error:
         return f"no {beside.name}: {error}"

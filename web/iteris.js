@@ -10,12 +10,13 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
-import { addElement, addProgress, also, fit, heightOf, html, roomOf, savesWithout, showElement } from "./parts.js";
+import { also } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
+import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
 const REPORT_WIDTH = 480; // its pictures' letters are read at this width
@@ -31,50 +32,6 @@ const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
 const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
 const say = (word, values) => sayer(locale())(word, values);
 
-/** Show the text and the pictures of a run, or why it failed. */
-function addText(node, width = 0) {
-  const removeProgress = addProgress(node);
-  node.endIterisRun = removeProgress; // of a run that was cancelled or failed
-  const element = addElement(node, "text", (text) => heightOf(text, 12) || 44);
-  let isFailure = false;
-  showElement(node, element, false);
-  savesWithout(node, () => roomOf(element, 12));
-  node.startIterisRun = () => {
-    if (isFailure) {
-      const room = roomOf(element, 12);
-      showElement(node, element, false);
-      node.setSize([node.size[0], Math.max(node.size[1] - room, node.computeSize()[1])]);
-    }
-    isFailure = false;
-  };
-  node.showIterisText = (output) => {
-    if (!output?.text?.length) return;
-    showElement(node, element, true);
-    const text = document.createElement("div");
-    text.textContent = output.text.join("\n");
-    element.replaceChildren(text, ...(output.iteris_pictures ?? []).map(pictureOf));
-    removeProgress();
-    fit(node, width);
-    isFailure = false;
-  };
-  node.showIterisFailure = (message) => {
-    showElement(node, element, true);
-    element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
-    fit(node, width);
-    isFailure = true;
-  };
-  also(node, "onExecuted", node.showIterisText);
-  if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
-
-  /** Return a picture of the server as wide as the node, which grows for it. */
-  function pictureOf({ filename, subfolder, type }) {
-    const picture = document.createElement("img");
-    picture.addEventListener("load", () => fit(node, width));
-    picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-    return picture;
-  }
-}
-
 /** Let what was saved be chosen as a LoRA at once. */
 function listSaved(output) {
   const [file] = output?.iteris_saved ?? [];
@@ -88,7 +45,10 @@ function listSaved(output) {
 /** Let rows look at their files again. */
 function learnFiles() {
   forget();
-  for (const node of nodesOf(app.graph)) node.learnIterisFiles?.();
+  for (const node of nodesOf(app.graph)) {
+    node.learnIterisFiles?.();
+    node.checkIterisFile?.();
+  }
 }
 
 /** Show on a merge what it was saved in. */
@@ -107,11 +67,18 @@ function showOutput(node, output) {
   showFile(output);
 }
 
-/** Show what runs have made that ended while this page was closed, or in another window. */
+/**
+ * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
+ * server knows no run any more, what is still true.
+ */
 async function recall() {
   const own = await recalled(isOurs);
   own.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved); // a report first, then what it was saved in
   for (const [id, output] of own) showOutput(nodeAt(app.graph, id), output);
+  for (const node of nodesOf(app.graph)) {
+    node.missIterisRun?.();
+    node.checkIterisFile?.();
+  }
 }
 
 /**
@@ -230,7 +197,7 @@ app.registerExtension({
       addReport(node, say);
     } else if (node.comfyClass === "IterISLoad") {
       addRows(node, say, [mergeButton(node, say)]);
-      addText(node);
+      addText(node, say);
     } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
@@ -239,7 +206,7 @@ app.registerExtension({
         addPictures(node, say);
         addSlider(node, say);
       }
-      addText(node, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
+      addText(node, say, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
     }
     if (node.comfyClass === "IterISSave") {
       tellRefusal(node);

@@ -31,6 +31,12 @@ export const aboutModel = (name) => askOnce(called("/iteris/model", name));
 export const pictureOf = async (name) =>
   (await aboutLora(name))?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined;
 
+/** Return whether a file that was saved is another one now, or none at all; where nobody knows, it is not. */
+export async function isGone({ listed_as: name, hash }) {
+  const lora = name ? await aboutLora(name) : null;
+  return !!lora && (!!lora.error || lora.hash !== hash);
+}
+
 /** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
 export const loraNames = () => (names ??= ask("/models/loras"));
 

@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
+import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, addProgress, also, button, fit, heightOf, keep } from "./parts.js";
 import { figures } from "./report.js";
@@ -35,13 +36,14 @@ export function addReport(node, say) {
   let heightBefore; // of the node, before the run that goes on made it grow
   let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
+  let isFileGone = false;
   const values = () =>
     JSON.stringify(node.widgets.filter(({ serialize }) => serialize !== false).map(({ value }) => value ?? null));
   const isChanged = () => node.properties[MADE_WITH] !== undefined && node.properties[MADE_WITH] !== values();
   const show = (ofEarlierRun = false, from = undefined) => {
     layers = undefined;
     const earlier = ofEarlierRun ? "earlier" : isChanged() ? "changed" : undefined;
-    draw(element, node.properties[PROPERTY], say, { earlier, failure, isOpen, toggled });
+    draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
   };
   const toggled = (open) => {
@@ -93,8 +95,16 @@ export function addReport(node, say) {
   node.showIterisFile = (file) => {
     if (!node.properties[PROPERTY] || !readFile(file)) return;
     node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: readFile(file) };
+    isFileGone = false;
     show();
     keep();
+  };
+  node.checkIterisFile = async () => {
+    const file = node.properties[PROPERTY]?.file;
+    const found = !!file && (await isGone(file));
+    if (found === isFileGone || file !== node.properties[PROPERTY]?.file) return;
+    isFileGone = found;
+    if (!layers) show();
   };
   also(node, "onExecuted", node.showIterisReport);
   for (const name of ["preset", "together", "size", "size_value"])

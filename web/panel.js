@@ -37,10 +37,11 @@ function paint(element, task) {
  * @param {object} [how]
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
+ * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { earlier, failure, isOpen, toggled } = {}) {
+export function draw(element, model, say, { earlier, failure, isGone, isOpen, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
@@ -48,7 +49,7 @@ export function draw(element, model, say, { earlier, failure, isOpen, toggled } 
   if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
   if (earlier) element.append(html("div", "iteris-quiet iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
-  if (model.file) element.append(fileOf(model.file, say));
+  if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
   for (const note of model.prompts) element.append(html("div", "iteris-quiet iteris-note", note));
@@ -119,8 +120,11 @@ function adviceOf({ kind, names }, say) {
   return line;
 }
 
-function fileOf({ name, mb, ranks: [least, most], words }, say) {
+/** Return a line about the file of a merge. */
+export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
   const line = html("div", "iteris-file");
+  if (isGone) line.append(html("span", "iteris-quiet", say("file_gone", { name })));
+  if (isGone) return line;
   const rank = least === most ? least : `${least}–${most}`;
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
   if (!words.length) return line;

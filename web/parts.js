@@ -199,25 +199,39 @@ export function keepWidth(node, least) {
  * @returns {() => void} what takes the line away, and the room that the node made for it
  */
 export function addProgress(node) {
-  let height = Infinity; // before the run
   const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34);
-  showElement(node, element, false);
-  savesWithout(node, () => roomOf(element, 0));
-  also(node, "onExecutionStart", () => (height = node.size[1]));
+  const { show, hide } = passing(node, element, 0);
   node.showIterisProgress = (text) => {
     element.replaceChildren(html("div", "", text));
-    if (isShown(element)) return;
-    showElement(node, element, true);
-    fit(node);
+    show();
   };
-  return () => {
-    if (!isShown(element)) return;
-    showElement(node, element, false);
-    node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+  return hide;
+}
+
+/**
+ * Hide an element that is seen now and then, and return what shows it, and what hides it again and gives back the room
+ * that the node has made for it. A workflow does not keep that room.
+ */
+export function passing(node, element, padding) {
+  let height = Infinity; // of the node before
+  showElement(node, element, false);
+  savesWithout(node, () => roomOf(element, padding));
+  return {
+    show(width = 0) {
+      if (!isShown(element)) height = node.size[1];
+      showElement(node, element, true);
+      fit(node, width);
+    },
+    hide() {
+      if (!isShown(element)) return;
+      showElement(node, element, false);
+      node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+    },
   };
 }
 
-const isShown = (element) => !element.classList.contains("iteris-hidden");
+/** Return whether an element is shown on its node. */
+export const isShown = (element) => !element.classList.contains("iteris-hidden");
 
 /** Return the height that a shown element takes on its node; 0 if it is hidden. */
 export const roomOf = (element, padding) => (isShown(element) ? heightOf(element, padding) : 0);

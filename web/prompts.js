@@ -2,23 +2,17 @@
 // `node --test` runs it.
 
 /**
- * Return whether a node of two workflows works out the same, because it and all before it are of the same types and
- * have the same inputs.
+ * Return a name that nodes of any workflows have in common which work out the same, because they and all before them are
+ * of the same types and have the same inputs.
  *
- * @param {object} first a workflow as the server gets it: id -> {class_type, inputs}
- * @param {object} second another one
- * @param {string} id the node's id in both
+ * @param {object} prompt a workflow as the server gets it: id -> {class_type, inputs}
+ * @param {string} id
+ * @returns {string|undefined} undefined: the workflow has no such node
  */
-export function isSame(first, second, id) {
-  if (!first?.[id] || !second?.[id]) return false;
-  const names = new Map();
-  return nameOf(first, id, names) === nameOf(second, id, names);
-}
-
-/** Return a number that nodes have in common which work out the same. */
-function nameOf(prompt, id, names, known = new Map()) {
+export function nameOf(prompt, id, known = new Map()) {
+  if (!prompt?.[id]) return undefined;
   if (!known.has(id)) {
-    known.set(id, -1); // a loop, which the server would refuse
+    known.set(id, ""); // a loop, which the server would refuse
     const { class_type: type, inputs = {} } = prompt[id];
     const isLink = (value) =>
       Array.isArray(value) && value.length === 2 && typeof value[0] === "string" && value[0] in prompt;
@@ -26,11 +20,26 @@ function nameOf(prompt, id, names, known = new Map()) {
       .sort()
       .map((name) => {
         const value = inputs[name];
-        return [name, isLink(value) ? { link: [nameOf(prompt, value[0], names, known), value[1]] } : value];
+        return [name, isLink(value) ? { link: [nameOf(prompt, value[0], known), value[1]] } : value];
       });
-    const text = JSON.stringify([type, values]);
-    if (!names.has(text)) names.set(text, names.size);
-    known.set(id, names.get(text));
+    known.set(id, digest(JSON.stringify([type, values])));
   }
   return known.get(id);
+}
+
+/** Return whether a node of the same id works out the same in two workflows, see `nameOf`. */
+export function isSame(first, second, id) {
+  const name = nameOf(first, id);
+  return name !== undefined && name === nameOf(second, id);
+}
+
+/** Return 64 bits that tell texts apart, as digits; browsers have a better digest for pages with a certificate alone. */
+function digest(text) {
+  let [high, low] = [0x9e3779b9, 0x85ebca6b];
+  for (let at = 0; at < text.length; at++) {
+    const code = text.charCodeAt(at);
+    high = Math.imul(high ^ code, 0x01000193) ^ (high >>> 15);
+    low = Math.imul(low ^ code, 0x5bd1e995) ^ (low >>> 13);
+  }
+  return [high, low].map((part) => (part >>> 0).toString(16).padStart(8, "0")).join("");
 }

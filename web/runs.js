@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt } from "./graph.js";
-import { isSame } from "./prompts.js";
+import { isSame, nameOf } from "./prompts.js";
 
 const RUN = "iteris_run"; // in an output: the run that has made it
 const RECALLED = 8; // runs of the server's history that are looked at
@@ -79,10 +79,21 @@ async function isOf(node, run) {
   await Promise.allSettled([asking]);
   const own = isQueuedHere(run);
   if (own !== undefined) return own;
-  const prompt = await promptOf(run);
-  const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
-  return id !== undefined && isSame(prompt, await shownPrompt(), id);
+  const name = nameIn(await promptOf(run), node);
+  return name !== undefined && name === (await nameAsShown(node));
 }
+
+/** Return the name of a node, see `nameOf`, in a workflow as the server gets it. */
+function nameIn(prompt, node) {
+  const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
+  return nameOf(prompt, id);
+}
+
+/** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
+export const nameAsRun = async (node, output) => nameIn(await promptOf(output?.[RUN] ?? running), node);
+
+/** Return the name of a node, see `nameOf`, as it is shown now. */
+export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 
 const shownPrompt = async () => (await app.graphToPrompt()).output;
 

@@ -69,10 +69,11 @@ function verdictOf(verdict) {
  */
 export function readFile(file) {
   if (!isObject(file) || !isText(file.name) || !isNumber(file.mb)) return undefined;
-  const { name, mb, ranks, words } = file;
+  const { name, mb, ranks, words, listed_as: listed, hash } = file;
   if (!Array.isArray(ranks) || ranks.length !== 2 || !ranks.every(isNumber)) return undefined;
   if (!Array.isArray(words) || !words.every(isText)) return undefined;
-  return { name, mb, ranks, words: words.slice(0, MOST.texts) };
+  const place = isText(listed) && isText(hash) ? { listed_as: listed, hash } : {}; // version 0.1.0 kept none
+  return { name, mb, ranks, words: words.slice(0, MOST.texts), ...place };
 }
 
 function isLine(line, tasks) {

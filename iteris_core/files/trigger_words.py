@@ -332,13 +332,14 @@ def _version(path: Path) -> tuple[int, int] | None:
 class LoraHeader:
     """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
     the family that it was trained for, with the file's own statement and without it (empty if
-    nothing shows it).
+    nothing shows it); and the digest of its tensors that it states (empty if it does not).
     """
 
     triggers: TriggerWords
     rank: int
     base: str
     family: str
+    digest: str
 
 
 @once_per_file
@@ -355,7 +356,8 @@ def lora_header(path: Path) -> LoraHeader:
         ranks = [down.shape[0] for down in downs if down.ndim > 1]
         family, base = base_family(tensors, metadata)
         triggers = trigger_words(metadata, words_beside(path))
-    return LoraHeader(triggers, max(ranks, default=0), base, family.name if family else "")
+    digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
+    return LoraHeader(triggers, max(ranks, default=0), base, family.name if family else "", digest)
 
 
 @once_per_file

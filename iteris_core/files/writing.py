@@ -320,17 +320,19 @@ def free_names(wanted: Path, ends: Sequence[str], first: int = 2) -> list[Path]:
         ends: What follows the number in each name.
         first: The first number that is tried; 1 is not written.
     """
+    every = numbered(wanted, ends, first)
+    return next(paths for paths in every if not any(map(os.path.lexists, paths)))
+
+
+def numbered(wanted: Path, ends: Sequence[str], first: int = 1) -> Iterator[list[Path]]:
+    """Yield the paths of each number, without an end of numbers; see `free_names`."""
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
     stem = os.fsencode(wanted.name.removesuffix(ending))
-    paths: list[Path] = []
     for number in itertools.count(first):
         counted = f"_{number:02}" if number > 1 else ""
         tails = [f"{counted}{end}{ending}" for end in ends]
         start = stem[: _LONGEST_NAME - max(map(len, tails))].decode("utf-8", "ignore")
-        paths = [wanted.with_name(start + tail) for tail in tails]
-        if not any(map(os.path.lexists, paths)):
-            break
-    return paths
+        yield [wanted.with_name(start + tail) for tail in tails]
 
 
 def fault_of_name(name: str) -> str:

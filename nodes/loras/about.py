@@ -13,7 +13,8 @@ def about_lora(name: str) -> dict[str, Any]:
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
-    has; ``kind`` what it is likely to be; ``thumbnail``: whether `thumbnail_of` has a picture.
+    has; ``kind`` what it is likely to be; ``thumbnail``: whether `thumbnail_of` has a picture;
+    ``hash`` the digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.files.block_weights import groups_of
@@ -30,6 +31,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "blocks": [],
         "kind": "",
         "thumbnail": False,
+        "hash": "",
         "error": None,
     }
     if name not in host.lora_names():
@@ -50,6 +52,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "blocks": list(groups_of(header.family)),
         "kind": likely_kind([name, *header.triggers.words]),
         "thumbnail": has_picture(path),
+        "hash": header.digest,
     }
 
 

@@ -82,8 +82,8 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
     hidden = SimpleNamespace(unique_id="1", prompt=prompt)
     monkeypatch.setattr(SaveMergedLora, "hidden", hidden, raising=False)
 
-    def save(name="a", overwrite=False, **more):
-        output = SaveMergedLora.execute(merged, name, overwrite, **more)
+    def save(name="a", overwrite=False, recipe="{}", **more):
+        output = SaveMergedLora.execute(replace(merged, recipe=recipe), name, overwrite, **more)
         shown.append(output.ui["text"])
         return Path(output.args[0])
 
@@ -100,14 +100,34 @@ def titles(folder):
 
 
 def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
-    assert [saving().name for _ in range(3)] == [
-        "a.safetensors",
-        "a_02.safetensors",
-        "a_03.safetensors",
-    ]
+    names = ["a.safetensors", "a_02.safetensors", "a_03.safetensors"]
+    assert [saving(recipe=recipe).name for recipe in ("{}", "[1]", "[2]")] == names
     assert titles(tmp_path) == {f"{title}.safetensors": title for title in ("a", "a_02", "a_03")}
     assert saving(overwrite=True).name == "a.safetensors"
     assert len(list((tmp_path / "loras").iterdir())) == 3
+
+
+def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, replace_host):
+    grey = {"cover": torch.full((1, 8, 8, 3), 0.5)}
+    for more in ({}, {"recipe": "[1]"}, {"recipe": "[1]", **grey}):
+        saving(**more)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
+    assert len(files) == 4, "three files, and a preview"
+    for name, more in {
+        "a": {},
+        "a_02": {"recipe": "[1]"},
+        "a_03": {"recipe": "[1]", **grey},
+    }.items():
+        assert saving(**more).stem == name
+        assert saving.shown[-1][1].startswith("already saved")
+    assert saving.shown[-1][-1] == "beside it: a_03.preview.png"
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert len(list((tmp_path / "loras").iterdir())) == 4
+    broken = tmp_path / "loras" / "a.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1] + b"x")
+    assert saving().stem == "a_04", "a file of other content is not the merge"
+    replace_host(saves_metadata=lambda: False)
+    assert [saving("plain").stem for _ in range(2)] == ["plain", "plain"]
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -115,7 +135,7 @@ def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, 
     good = saving().read_bytes()
     replace_host(stock_loader=loader_of(merged, lambda parameter, value: None))
     with pytest.raises(IterisError, match="weights are missing or differ"):
-        saving(overwrite=overwrite)
+        saving(overwrite=overwrite, recipe="[1]")
     assert [path.read_bytes() for path in (tmp_path / "loras").iterdir()] == [good]
 
 
@@ -171,7 +191,7 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     saving("a", cover=dark)
     assert preview.read_bytes() == b"mine"
     assert "a.preview.png existed already and was kept" in "\n".join(saving.shown[-1])
-    assert saving("a", cover=dark).name == "a_02.safetensors"
+    assert saving("a", recipe="[1]", cover=dark).name == "a_02.safetensors"
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
     assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)

@@ -199,7 +199,9 @@ class Frontend:
         """Let the page believe that it has queued the workflow that is shown, as this run."""
         answer = {"prompt_id": run, "number": 1, "node_errors": {}}
         self.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-        self.page.evaluate("comfyAPI.api.api.queuePrompt(-1, { output: {}, workflow: {} })")
+        self.page.evaluate(
+            "async () => comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt())"
+        )
         self.page.unroute("**/prompt")
 
     def send(self, event: str, **detail: Any) -> None:

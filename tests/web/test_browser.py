@@ -282,8 +282,8 @@ def test_another_page_shows_the_run_of_the_same_nodes_and_of_no_others(merge_run
     # as the server goes on to tell a page that was opened anew
     output = {"iteris_report": [merge_run.report]}
     of_run = {"node": str(MERGE), "display_node": str(MERGE), "output": output}
-    with page.expect_response(f"**/history/{merge_run.run}"):
-        later.send("executed", prompt_id=merge_run.run, **of_run)
+    later.send("executed", prompt_id=merge_run.run, **of_run)
+    later.prompt()  # with which it is compared
     later.settle()
     assert page.locator(".iteris-kept, .iteris-file").count() == 0
     with page.expect_response("**/history?*"):
@@ -321,6 +321,43 @@ def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(merge_run):
             name for name, (kind, *_) in inputs.items() if isinstance(kind, list) or kind in WIDGETS
         ]
         assert len(saved[node_id]["widgets_values"]) == len(widgets)
+
+
+@pytest.mark.parametrize("in_vue", [False, True], ids=["canvas", "vue"])
+def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
+    merge_run, open_frontend, server, in_vue
+):
+    """All that is left is what the workflow keeps, and the file."""
+    workflow = merge_run.frontend.workflow()
+    later = open_frontend(Comfy_VueNodes_Enabled=in_vue)
+    page = later.page
+    page.evaluate("""fetch("/history", { method: "POST", body: '{"clear": true}' })""")
+    later.load(workflow, "restarted")
+    told = [".iteris-report .iteris-file", ".iteris-text .iteris-file"]
+    for place in told:
+        page.wait_for_selector(place, state="attached")
+        saved = page.locator(place).text_content()
+        assert re.match(r"Saved: (iteris_merged\S*\.safetensors), [\d.]+ MB, rank", saved), place
+    file = server.base / "output" / "loras" / saved.split(",")[0].removeprefix("Saved: ")
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        page.evaluate("app.refreshComboInNodes()")
+        later.load(workflow, "removed")
+        for place in told:
+            page.wait_for_function(
+                "place => document.querySelector(place)?.textContent.includes('removed or changed')",
+                arg=place,
+            )
+    finally:
+        file.write_bytes(content)
+    (first,) = [node for node in workflow["nodes"] if node["id"] == FIRST]
+    first["widgets_values"] = ["third.safetensors", *first["widgets_values"][1:]]
+    with page.expect_response("**/history?*"):
+        later.load(workflow, "another merge")
+    later.settle()
+    assert page.locator(".iteris-text .iteris-file").count() == 0
+    assert later.errors == []
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,37 @@ def test_its_pictures_can_be_read(server, in_renderer, picture):
     assert text.inner_text().startswith("cat: kept 80 %")
     assert frontend.errors == []
     picture(frontend, "report_node")
+
+
+def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, picture):
+    """As after a restart of the server, which keeps no run and no picture."""
+    frontend = in_renderer
+    page = frontend.page
+    frontend.load({"1": {"class_type": "IterISReport", "inputs": {}}}, "forgotten")
+    frontend.queued("a")
+    file = {"filename": "gone.png", "subfolder": "", "type": "temp"}
+    output = {"text": ["cat: kept 80 %"], "iteris_pictures": [file]}
+    frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    text = page.locator(".iteris-text:not(.iteris-hidden)")
+    text.get_by_text("The server does not have the result").wait_for()
+    assert text.inner_text().startswith("cat: kept 80 %")
+    ran = "app.graph.getNodeById(1).properties.iteris_ran?.files"
+    page.wait_for_function(ran)
+    saved = frontend.workflow()
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "elsewhere")
+    for name, files in (("opened", []), ("a stranger's", [{"name": 7}])):
+        saved["nodes"][0]["properties"]["iteris_ran"]["files"] = files
+        frontend.load(saved, name)
+        page.wait_for_selector(".iteris-forgotten")
+        frontend.show(1)
+        assert text.inner_text().startswith("The server does not have the result")
+    picture(frontend, "report_forgotten")
+    frontend.queued("b")
+    frontend.send("execution_start", prompt_id="b")
+    assert text.count() == 0
+    saved["nodes"][0]["properties"]["iteris_ran"]["name"] = "of other inputs"
+    with page.expect_response("**/history?*"):
+        frontend.load(saved, "changed")
+    frontend.settle()
+    assert text.count() == 0
+    assert frontend.errors == []
