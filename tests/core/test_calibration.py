@@ -20,6 +20,7 @@ from iteris_core.diffusion.calibration import (
     path_to,
     staggered,
 )
+from iteris_core.diffusion.held_out import make_check_plans
 from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.files.families import FAMILIES
 
@@ -79,6 +80,8 @@ def test_the_last_ordinary_captions_are_left_to_the_check_but_never_many():
     assert set(base_captions(larger)) == {*PRESERVE_CAPTIONS[:-6]}
     few = Calibration(preserve_captions=("one", "two", "three", "four"), held_out=4)
     assert set(base_captions(few)) == {"one", "two", "three"}
+    *_, base = make_check_plans([use("a", ["x"])], few)
+    assert base.captions == ("four",) * 4, "the check reads none that the merge has read"
 
 
 # --- which latents are kept ---

@@ -281,6 +281,7 @@ def test_the_correction_only_makes_stronger_and_within_reason():
         ([None], 1.0),
     ):
         found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]
+        found.append(TaskFidelity("in one picture", 0.1, 0.5, 2, "together"))  # does not count
         assert strength_correction(found) == pytest.approx(factor)
 
 

@@ -14,7 +14,7 @@ def test_interference_is_measured_on_the_students_inputs(settings):
     # for nobody
     samples = [[toy.Sample(net.make_row(), net.make_row()) for _ in range(3)] for _ in range(3)]
     tasks = [
-        Task("a", samples[0], {0: 1.0}),
+        Task("a", samples[0], {0: 1.0, 1: 0.0}),  # b's share is none
         Task("b", samples[1], {1: 1.0}),
         Task("preserve", samples[2], {}),
     ]

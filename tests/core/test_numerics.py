@@ -310,12 +310,20 @@ def _allowed():
         return torch.backends.cuda.matmul.fp32_precision
 
 
-@pytest.fixture
-def rounded_products():
-    """Float32 products are allowed to be rounded, as another pack may allow them."""
-    torch.set_float32_matmul_precision("high")
+@pytest.fixture(params=["older", "newer"])
+def rounded_products(request):
+    """Float32 products are allowed to be rounded, as another pack may allow them; by either of
+    torch's switches.
+    """
+    has_newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    if request.param == "older":
+        torch.set_float32_matmul_precision("high")
+    elif has_newer:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    else:
+        pytest.skip("this torch has no newer switches")
     yield _allowed()
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    if has_newer:
         torch.backends.cuda.matmul.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
 

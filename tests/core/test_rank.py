@@ -8,7 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import ConfigError, MergeConfig, Task
+from iteris_core import Adapter, ConfigError, MergeConfig, Task
 
 
 def merge_one_layer(seed=0, **settings):
@@ -95,6 +95,20 @@ def test_of_a_full_output_it_keeps_no_more_than_the_sum_of_the_ranks(kept_energy
     kept = [1 - best_of_rank(answer, system, rank)[1] ** 2 for rank in (1, 2, 3)]
     assert torch.linalg.matrix_rank(answer) > 3
     assert delta.rank == next((rank for rank in (1, 2) if kept[rank - 1] >= kept_energy), 3)
+
+
+@pytest.mark.parametrize("method", ["iteris", "sum"])
+def test_a_size_goes_by_what_a_rank_is_to_its_own_layer(method):
+    """Two layers that read one input, of which one changes a hundredth as much, keep as much."""
+    net = toy.build("attention")
+    path, other = "self_attention.q", "self_attention.k"
+    adapters = []
+    for name in "ab":
+        delta = net.adapter(name, paths=[path]).deltas[path]
+        adapters.append(Adapter(name, {path: delta, other: delta.scaled(0.01)}))
+    tasks = toy.own_tasks(net, adapters)
+    result = toy.merge_toy(net, adapters, tasks, method=method, size=2 * 2 * (6 + 6))
+    assert [delta.rank for delta in result.adapter.deltas.values()] == [2, 2]
 
 
 @pytest.mark.parametrize("size", [60, 120, 10_000])

@@ -69,7 +69,7 @@ def test_kept_rows_tell_what_sums_tell(dtype):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [7, 3 * TOKENS_PER_PRODUCT + 1])
+@pytest.mark.parametrize("tokens", [7, TOKENS_PER_PRODUCT // 2, 3 * TOKENS_PER_PRODUCT + 1])
 def test_few_rows_wait_for_others_and_all_are_summed(tokens, monkeypatch):
     passes = []
     monkeypatch.setattr(
