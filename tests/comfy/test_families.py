@@ -99,6 +99,8 @@ def test_scenes_tell_the_picture_from_the_text_and_a_polish_leaves_nothing(famil
 def test_every_layer_is_read_in_every_spelling_and_measured_once(family):
     """One change in the spellings of kohya, diffusers and PEFT is one adapter."""
     assert family["layers"] == LAYERS[family["family"]]
+    # of all keys that the host's loader knows; of Lumina 2 it names rows that no weight has
+    assert family["unread"] == [] or family["family"] == "Lumina 2"
     assert family["spellings"] == {"kohya": 0, "peft": 0}
     beginnings = family["beginnings"]
     assert all(beginning.startswith("lora_") for beginning in beginnings["kohya"])
@@ -125,6 +127,7 @@ def test_rows_that_wait_in_a_file_make_the_same_merge_bit_for_bit():
 
 def test_rows_and_sampling_runs_are_what_the_host_makes_of_a_lora(family):
     assert family["stock"] < ROUNDING
+    assert family["taken off"] < ROUNDING  # the same LoRA, off the model that carries it
     # our first step is a call of one row, and the host's of two, which rounds otherwise
     assert family["sampling"] < ROUNDING
 

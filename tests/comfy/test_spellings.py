@@ -17,6 +17,7 @@ FILES = {
     "Qwen-Image": 72,
     "AuraFlow": 72,
     "Wan": 72,
+    "Wan 2.1 I2V": 72,
     "Cosmos Predict2": 72,
     "LTX-Video": 72,
     "HunyuanVideo": 36,

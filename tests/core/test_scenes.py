@@ -17,10 +17,7 @@ from iteris_core.diffusion.captions import COMPANIONS, ORDINARY_STYLES, layout_o
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import Region, mask_in_row, mask_on_grid, region_masks
 from iteris_core.diffusion.samples import Pairing
-from iteris_core.diffusion.scenes import (
-    make_scenes,
-    styled_forms,
-)
+from iteris_core.diffusion.scenes import make_scenes, styled_forms
 
 
 def tokens_of(text):

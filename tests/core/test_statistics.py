@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from iteris_core.algebra import statistics
-from iteris_core.algebra.products import (
-    BLOCK,
-    TOKENS_PER_PRODUCT,
-    add_product,
-    add_square,
-    mirror,
-)
+from iteris_core.algebra.products import BLOCK, TOKENS_PER_PRODUCT, add_product, add_square, mirror
 from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
 from iteris_core.devices import product_dtype
 

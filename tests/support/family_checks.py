@@ -34,6 +34,9 @@ import tiny_hosts
 import torch
 from iteris_pack.nodes.host.conditions import conditions_for
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.host.patches import patches_of
+from iteris_pack.nodes.keys import is_text
+from iteris_pack.nodes.loras.harvest import take_off
 from torch import Tensor, nn
 
 from iteris_core import Adapter, MergeConfig
@@ -240,6 +243,14 @@ def stock(model: Any, clip: Any, tensors: Tensors, start: Any = None) -> ComfyMo
     lost = [text for text in texts if "not loaded" in text.lower()]
     assert not lost, lost[:3]
     return ComfyModel(*patched, start=start)
+
+
+def taken_off(host: ComfyModel, carrying: ComfyModel) -> LoadedLora:
+    """Return the one LoRA that a model carries, taken off it."""
+    patches = patches_of(carrying.model, carrying.clip)
+    [taken], rest = take_off(patches, is_text, host.keys.bases_of)
+    assert not rest, list(rest)[:3]
+    return loaded(host, "taken off", taken.tensors, "x")
 
 
 def prompt_of(host: ComfyModel, caption: str, adapter: Adapter | None = None) -> Encoded:
@@ -499,7 +510,16 @@ def check(name: str) -> dict[str, Any]:
         for free, to_load in ((1 << 40, size), (0, size), (0, 0))
     ]
     host.memory_required = 0.0
-    found["stock"] = relative(seen(stock(model, clip, files["diffusers"], start)), taught, base)
+    carrying = stock(model, clip, files["diffusers"], start)
+    found["stock"] = relative(seen(carrying), taught, base)
+    found["taken off"] = largest_difference(taken_off(host, carrying).adapter, first.adapter)
+    found["unread"] = [
+        base
+        for weight, parts in bases_of(host).items()
+        if weight.removesuffix(".weight") in host.keys.shapes
+        for base in sum(parts.values(), [])
+        if host.keys.place_of(base) is None
+    ]
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     single = merge_diffusion(Job.of(host, [first], alone, MergeSettings(EXACT)))
     found["to itself"] = largest_difference(single.adapter, first.adapter)

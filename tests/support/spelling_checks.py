@@ -121,6 +121,19 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
             "text_dim": tiny_hosts.WIDTH,
         },
     ),
+    "Wan 2.1 I2V": (
+        "WanTransformer3DModel",
+        {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 128,
+            "in_channels": 36,
+            "ffn_dim": 512,
+            "text_dim": tiny_hosts.WIDTH,
+            "image_dim": 1280,
+            "added_kv_proj_dim": 256,
+        },
+    ),
     "Cosmos Predict2": (
         "CosmosTransformer3DModel",
         {**_COSMOS, "text_embed_dim": tiny_hosts.WIDTH},
