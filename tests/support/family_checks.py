@@ -517,7 +517,8 @@ def check(name: str) -> dict[str, Any]:
         base
         for weight, parts in bases_of(host).items()
         if weight.removesuffix(".weight") in host.keys.shapes
-        for base in sum(parts.values(), [])
+        for bases in parts.values()
+        for base in bases
         if host.keys.place_of(base) is None
     ]
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
