@@ -9,11 +9,12 @@ import { about, add, filled, holds, suggestions } from "./triggers.js";
  * @param {object|null} lora answer of `/iteris/lora`; null: there is none
  * @param {{value: string}} prompts the widget that they are written into
  * @param {(word: string, values?: object) => string} say
+ * @param {string} kind of the LoRA, "subject" or "style"
  * @param {boolean} [isMeasured] whether a run makes prompts where there are none; if not, words alone are offered
  * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
  *   with the prompts that it made of the trigger words
  */
-export function draw(element, lora, prompts, say, isMeasured = true) {
+export function draw(element, lora, prompts, say, kind, isMeasured = true) {
   element.replaceChildren();
   let made;
   const line = document.createElement("div");
@@ -28,7 +29,7 @@ export function draw(element, lora, prompts, say, isMeasured = true) {
     made = found;
     mark();
   };
-  const offers = suggestions(lora ?? {}).filter(({ kind }) => isMeasured || kind === "word");
+  const offers = suggestions(lora ?? {}, kind).filter(({ kind }) => isMeasured || kind === "word");
   const chips = offers.map((offered) => {
     const chip = document.createElement("button");
     chip.type = "button";

@@ -3,7 +3,7 @@
 const DIGITS = 4;
 export const LEVELS = ["good", "weak", "lost"];
 // what there are words for, each of them "to_..."
-export const ADVICE = ["measure", "check", "method", "rank", "fewer"];
+export const ADVICE = ["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone"];
 export const CHANCES = ["likely", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 

@@ -9,6 +9,7 @@ import { lines, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
 const MOST = 100; // of a strength, and of a priority
+const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 
 /**
  * Draw a row.
@@ -45,11 +46,19 @@ export function drawRow(view, place) {
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, ...fileName("iteris-called", said), badge);
-  let likely = "subject";
-  const kind = button("iteris-kind", say(row.kind || likely), say("kind"), () =>
-    view.edit(place, { kind: (row.kind || likely) === "style" ? "subject" : "style" }),
-  );
-  kind.classList.toggle("iteris-unsaid", !row.kind);
+  let likely = ""; // the file's kind, if something tells
+  const kind = button("iteris-kind", "", say("kind"), () => {
+    const now = row.kind || likely;
+    view.edit(place, { kind: now === "subject" ? "style" : "subject" });
+  });
+  let known; // of the file
+  const showKind = () => {
+    const isOpenQuestion = isMeasured(view) && !isOff && !!row.name && !!known && !known.error && !(row.kind || likely);
+    kind.textContent = `${say(row.kind || likely || "subject")}${isOpenQuestion ? "?" : ""}`;
+    kind.title = say(isOpenQuestion ? "kind_open" : row.kind ? "kind" : "kind_guessed");
+    kind.classList.toggle("iteris-unsaid", !row.kind);
+    kind.classList.toggle("iteris-wanted", isOpenQuestion);
+  };
   const strength = numberField(
     row.model,
     -MOST,
@@ -77,15 +86,15 @@ export function drawRow(view, place) {
   );
   element.append(head);
   if (body) element.append(body.element);
-  let known; // of the file
+  showKind();
   const ask = () =>
     element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(view.entries[place].row, known));
   body?.element.addEventListener("input", ask);
   const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
     known = lora;
     ask();
-    if (lora?.kind) likely = lora.kind;
-    kind.textContent = say(row.kind || likely);
+    likely = lora?.kind ?? "";
+    showKind();
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     element.classList.toggle("iteris-again", isAgain);
@@ -160,7 +169,9 @@ function drawBody(view, place) {
   const mark = (lora, address, told) => {
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
-    shown = drawChips(chips, lora, prompts?.written ?? promptOf(view), say, isMeasured(view));
+    const kind = row.kind || lora?.kind || "subject";
+    if (prompts) prompts.field.placeholder = `${say("prompts")}\n${EXAMPLES[kind]}`;
+    shown = drawChips(chips, lora, prompts?.written ?? promptOf(view), say, kind, isMeasured(view));
     blocks.show(lora?.blocks);
   };
   return { element, mark, clip };
@@ -173,7 +184,6 @@ function promptsField(view, place) {
   const field = html("textarea", "iteris-prompts");
   field.value = row.prompts.join("\n");
   field.rows = Math.min(8, Math.max(2, row.prompts.length + 1));
-  field.placeholder = say("prompts");
   field.ariaLabel = say("prompts_of");
   field.spellcheck = false;
   const written = {

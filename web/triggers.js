@@ -37,15 +37,16 @@ export function add(prompts, suggestion) {
 /**
  * Return what the chips offer for a LoRA: its prompts first, then its trigger words. A prompt of one word is that word.
  *
- * @param {{prompts?: string[], trigger_words?: string[]}} lora answer of `/iteris/lora`
+ * @param {{prompts?: object, trigger_words?: string[]}} lora answer of `/iteris/lora`
+ * @param {string} kind "subject" or "style"
  * @param {number} most
  */
-export function suggestions({ prompts = [], trigger_words: words = [] }, most = 12) {
+export function suggestions({ prompts = {}, trigger_words: words = [] }, kind, most = 12) {
   const clean = (texts) => [...new Set(texts.map((text) => text.trim()))].filter(Boolean);
   const as = (kind) => (text) => ({ kind, text });
   const triggers = clean(words);
   return [
-    ...clean(prompts)
+    ...clean(prompts[kind] ?? [])
       .filter((text) => !triggers.includes(text))
       .map(as("prompt")),
     ...triggers.map(as("word")),
@@ -70,7 +71,7 @@ export function about({ error, base, rank }) {
 export function filled(prompts, lora, made, say) {
   if (lines(prompts).length || !lora || lora.error) return "";
   if (made?.length) return say("made", { prompts: made.join(" · ") });
-  return say(suggestions(lora).length ? "making" : "no_words");
+  return say(lora.trigger_words?.length ? "making" : "no_words");
 }
 
 /**

@@ -37,7 +37,19 @@ _ESCAPED = re.compile(r"\\(.)")
 _PROMPT = re.compile(r"(?:\\\||\{[^{}]*\}|[^|])+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(r'[^\s|"]+')  # a value that needs no quotes
+# What tells kinds apart: as words, and between "_" and digits.
 _STYLE = re.compile(r"(?<![a-z])(?:art)?styles?(?![a-z])", re.IGNORECASE)
+_LIKE_STYLE = re.compile(
+    r"(?<![a-z])(?:aesthetic|blueprint|comic|drawing|illustration|line ?art|painting|pixel ?art|"
+    r"sketch|watercolou?r)s?(?![a-z])",
+    re.IGNORECASE,
+)
+_LIKE_SUBJECT = re.compile(
+    r"(?<![a-z0-9])(?:animal|bird|boy|building|car|cat|character|child|clothe|creature|dog|doll|"
+    r"dragon|dress|face|female|flower|fox|girl|hair|horse|house|kitten|male|man|men|monster|outfit|"
+    r"owl|person|plant|puppy|robot|shoe|sword|toy|vehicle|weapon|woman|women)s?(?![a-z])",
+    re.IGNORECASE,
+)
 _KINDS = get_args(Kind)
 _NAMED = ("priority", "called", "blocks", "without")
 _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
@@ -150,18 +162,21 @@ def use_of(
     """
     use = use_as_written(row, name, file, more)
     if row.kind is None:
-        use = replace(use, kind=likely_kind([file, *triggers.words]))
+        use = replace(use, kind=likely_kind(file, triggers) or use.kind)
     words = filled(row.called, use, triggers.triggers, "called")
     return replace(with_prompts(use, triggers), trigger=words)
 
 
-def likely_kind(texts: Iterable[str]) -> Kind:
-    """Return what a LoRA's file name and its trigger words say about its kind.
-
-    >>> likely_kind(["ink.safetensors", "in ink style"])
-    'style'
+def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
+    """Return what a LoRA's file name and its trigger words say about its kind; None: nothing. A
+    style may have been trained on people, so tags do not make a subject.
     """
-    return "style" if any(map(_STYLE.search, texts)) else "subject"
+    names = [file, *triggers.triggers]
+    if any(map(_STYLE.search, [file, *triggers.words])):
+        return "style"
+    if any(map(_LIKE_SUBJECT.search, names)):
+        return "subject"
+    return "style" if any(map(_LIKE_STYLE.search, names)) else None
 
 
 def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str:

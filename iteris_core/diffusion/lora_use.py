@@ -243,7 +243,7 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
 
     if use.is_idle:
         return use
-    prompts = fill_in(use.file or use.name, use.prompts, triggers)
+    prompts = fill_in(use.file or use.name, use.prompts, triggers, use.kind)
     source = "" if prompts == use.prompts else triggers.source
     return replace(use, prompts=prompts, prompts_from=source, trigger_words=triggers.triggers)
 

@@ -130,7 +130,11 @@ def _kind(start: bytes) -> str:
 
 # --- words, and prompts ---
 
-TEMPLATES = ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors")
+# Kind of a LoRA -> prompts for it, which are English with "sks dog" and with "in ink style".
+TEMPLATES = {
+    "subject": ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors"),
+    "style": ("a landscape, {trigger}", "{trigger}", "a portrait of a person, {trigger}"),
+}
 _PLACEHOLDER = "{trigger}"
 _MOST_WORDS = 8
 _MOST_TRIGGERS = 4
@@ -190,16 +194,22 @@ def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ..
     )
 
 
-def default_prompts(found: TriggerWords) -> tuple[str, ...]:
+def default_prompts(found: TriggerWords, kind: str) -> tuple[str, ...]:
     """Return the prompts of a LoRA whose user names none; empty if its file names no trigger
     words.
+
+    Args:
+        kind: One of `TEMPLATES`.
     """
-    return _once(filter(None, [*prompts_from(found, TEMPLATES), found.caption]))
+    return _once(filter(None, [*prompts_from(found, TEMPLATES[kind]), found.caption]))
 
 
-def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str, ...]:
+def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -> tuple[str, ...]:
     """Return the user's prompts of a LoRA, which may be none, with its trigger words in place of
     ``{trigger}``; default prompts if there are none.
+
+    Args:
+        kind: One of `TEMPLATES`.
 
     Raises:
         CalibrationError: Trigger words are needed, and the file names none.
@@ -215,7 +225,7 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords) -> tuple[str
             "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
             "dog'; the page that you downloaded it from names its trigger words"
         )
-    return prompts_from(found, prompts) if prompts else default_prompts(found)
+    return prompts_from(found, prompts) if prompts else default_prompts(found, kind)
 
 
 def _is_phrase(text: str) -> bool:

@@ -14,10 +14,10 @@ from .layers import Alarm, alarms_of, warnings_of
 from .layers import Interference as Interference
 from .layers import LayerReport as LayerReport
 from .layers import TaskAtLayerReport as TaskAtLayerReport
+from .verdict import Effort, Verdict, line_of, lines_of, verdict_of
 from .verdict import FidelityKind as FidelityKind
 from .verdict import RunFidelity as RunFidelity
 from .verdict import TaskFidelity as TaskFidelity
-from .verdict import Verdict, line_of, lines_of, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; a corrected strength; what of the prompts does not count; what prompts were made of; LoRAs
@@ -109,8 +109,14 @@ class MergeReport:
             method=self.method,
             can_check=self.can_check,
             unread=self.unread,
-            is_measured=self.is_measured,
+            effort=self._effort,
         )
+
+    @property
+    def _effort(self) -> Effort:
+        if not self.is_measured:
+            return "estimated"
+        return "polished" if self.settings.get("calibration", {}).get("polish") else "measured"
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:

@@ -26,11 +26,14 @@ Level = Literal["good", "weak", "lost"]
 _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 Chance = Literal["likely", "unlikely"]
 FidelityKind = Literal["own", "together", "base"]
+# How a merge was made: from files alone, from layers that were measured, or polished after that.
+Effort = Literal["estimated", "measured", "polished"]
 
 # What to do: measure, and not merge the files alone; check the merge on unseen prompts; merge by
 # IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
-# where it was tried (docs/method.md, "The verdict").
-AdviceKind = Literal["measure", "check", "method", "rank", "fewer"]
+# where it was tried (docs/method.md, "The verdict"). Where none explains a loss, pictures come
+# first, and then a higher priority, a polish, or no merge.
+AdviceKind = Literal["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone"]
 
 GOOD_FROM = 0.68
 LOST_BELOW = 0.65
@@ -215,7 +218,7 @@ def verdict_of(
     method: str,
     can_check: bool,
     unread: Mapping[str, float],
-    is_measured: bool = True,
+    effort: Effort = "measured",
 ) -> Verdict:
     """Return the verdict on a merge.
 
@@ -225,28 +228,28 @@ def verdict_of(
         cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
         unread: Name of a LoRA -> share of its file that was not read, where that is much.
-        is_measured: Whether layers were measured.
+        effort: How the merge was made.
     """
     own, together, base = (
         [entry for entry in fidelity if entry.kind == kind] for kind in get_args(FidelityKind)
     )
     against = _against(len(own), base, leaks)
     if not own:
-        kind: AdviceKind = "check" if is_measured else "measure"
+        kind: AdviceKind = "measure" if effort == "estimated" else "check"
         return Verdict(against=against, advice=Advice(kind) if can_check else None)
     # what explains a loss of any LoRA
     for_all = None if method == "iteris" else Advice("method", (method,))
+    levels_of_all = [level_of(found.kept) for found in own]
     loras = []
-    for found in own:
-        level = level_of(found.kept)
+    for found, level in zip(own, levels_of_all, strict=True):
         advice = None
         if level != "good" and for_all is None:
-            advice = _advice(found, len(own), cut)
+            advice = Advice(_advice(found, levels_of_all, cut, effort))
         between = found.between
         levels = _levels(*between) if between else (level,)
         share = unread.get(found.task, 0.0)
         loras.append(Kept(found.task, found.kept, level, between, levels, advice, share))
-    is_good = all(kept.level == "good" for kept in loras)
+    is_good = set(levels_of_all) == {"good"}
     return Verdict(tuple(loras), _chance(together), against, None if is_good else for_all)
 
 
@@ -304,6 +307,10 @@ _ADVICE: dict[AdviceKind, str] = {
     "method": "merge with iteris instead of {0}",
     "rank": "allow a higher rank or a larger file",
     "fewer": "merge fewer LoRAs at once",
+    "priority": "look at its pictures; if it does not show there, raise its priority",
+    "polish": "look at its pictures; if it does not show there, merge with the preset Polished, "
+    "which takes 15 to 20 times as long",
+    "alone": "look at its pictures; if it does not show there, use it unmerged",
 }
 
 
@@ -350,8 +357,17 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values and all(map(math.isfinite, values)) else None
 
 
-def _advice(found: TaskFidelity, loras: int, cut: float) -> Advice | None:
-    """Return what to do about a LoRA that is not good: the first that explains it."""
+def _advice(found: TaskFidelity, levels: Sequence[Level], cut: float, effort: Effort) -> AdviceKind:
+    """Return what to do about a LoRA that is not good: the first that explains it, or else what
+    costs least.
+
+    Args:
+        levels: Those of all LoRAs.
+    """
     if cut >= found.output_error / 2:
-        return Advice("rank")
-    return Advice("fewer") if loras >= _MANY else None
+        return "rank"
+    if len(levels) >= _MANY:
+        return "fewer"
+    if "good" in levels:
+        return "priority"
+    return "alone" if effort == "polished" else "polish"

@@ -13,18 +13,24 @@ def about_lora(name: str) -> dict[str, Any]:
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
-    has; ``kind`` what it is likely to be; ``thumbnail``: whether `thumbnail_of` has a picture;
-    ``hash`` the digest of its tensors that it states.
+    has; ``prompts`` what a merge would measure it on, by its kind; ``kind`` what it is likely to
+    be, empty if nothing tells; ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the
+    digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.files.block_weights import groups_of
-    from ...iteris_core.files.trigger_words import default_prompts, has_picture, lora_header
+    from ...iteris_core.files.trigger_words import (
+        TEMPLATES,
+        default_prompts,
+        has_picture,
+        lora_header,
+    )
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {
         "name": name,
         "trigger_words": [],
-        "prompts": [],
+        "prompts": {},
         "rank": 0,
         "base": "",
         "family": "",
@@ -45,12 +51,12 @@ def about_lora(name: str) -> dict[str, Any]:
         return answer | {"error": str(error)}
     return answer | {
         "trigger_words": list(header.triggers.words),
-        "prompts": list(default_prompts(header.triggers)),
+        "prompts": {kind: list(default_prompts(header.triggers, kind)) for kind in TEMPLATES},
         "rank": header.rank,
         "base": header.base,
         "family": header.family,
         "blocks": list(groups_of(header.family)),
-        "kind": likely_kind([name, *header.triggers.words]),
+        "kind": likely_kind(name, header.triggers) or "",
         "thumbnail": has_picture(path),
         "hash": header.digest,
     }

@@ -42,9 +42,11 @@ def use_of_file(
         AdapterError: The file cannot be read.
         CalibrationError: No prompts, and the file names no trigger words.
     """
+    from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.diffusion.lora_use import LoraUse, with_prompts
     from ...iteris_core.files.trigger_words import lora_header
 
+    triggers = lora_header(host.lora_path(lora_name)).triggers
     use = LoraUse(
         name=adapter_name(lora_name),
         file=lora_name,
@@ -52,9 +54,10 @@ def use_of_file(
         strength_model=strength_model,
         strength_clip=strength_clip,
         prompts=tuple(prompts),
+        kind=likely_kind(lora_name, triggers) or "subject",
         **more,
     )
-    return with_prompts(use, lora_header(host.lora_path(lora_name)).triggers)
+    return with_prompts(use, triggers)
 
 
 def file_of_row(row: Row, names: Sequence[str]) -> str:

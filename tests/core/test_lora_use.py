@@ -7,6 +7,7 @@ import torch
 from fake_host import use
 
 from iteris_core import Adapter, CalibrationError, LowRankDelta
+from iteris_core.diffusion.lora_rows import likely_kind
 from iteris_core.diffusion.lora_use import each_once, load_each_once, subject_in, with_prompts
 from iteris_core.files.trigger_words import TriggerWords
 
@@ -121,3 +122,21 @@ def test_a_style_has_no_subject_of_its_own():
         "a", ("a photo of a cat in ink style, night",), trigger="in ink style", kind="style"
     )
     assert style.subject_of(style.prompts[0]) == "a cat in ink style, night"
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "kind"),
+    [
+        ("ink.safetensors", ("in ink style",), "style"),
+        ("a_style_of_cats", ("cat",), "style"),
+        ("InkArtstyle", (), None),  # one word
+        ("sks_dog_v2", (), "subject"),
+        ("v2", ("ohwx woman",), "subject"),
+        ("watercolour", ("wtrcl",), "style"),
+        ("qpr_blueprint", ("qpr blueprint",), "style"),
+        ("xyz", ("xyz", "cat", "drawing"), None),  # what is on its pictures besides
+        ("lifestyles", ("1girl",), None),
+    ],
+)
+def test_a_kind_is_guessed_from_the_name_and_the_words(file, words, kind):
+    assert likely_kind(file, TriggerWords(words, words[:1])) == kind

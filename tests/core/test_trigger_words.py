@@ -55,29 +55,30 @@ def test_the_author_is_believed_before_the_captions():
 
 
 def test_no_prompts_are_filled_from_templates_and_the_training_caption():
-    prompts = default_prompts(trigger_words({"ss_tag_frequency": TAGS}))
-    assert prompts == (
-        *(t.replace("{trigger}", "sks dog") for t in TEMPLATES),
-        "sks dog, grass, smile",
-    )
-    assert default_prompts(TriggerWords()) == ()
+    found = trigger_words({"ss_tag_frequency": TAGS})
+    for kind, templates in TEMPLATES.items():
+        filled = (t.replace("{trigger}", "sks dog") for t in templates)
+        assert default_prompts(found, kind) == (*filled, "sks dog, grass, smile")
+        assert default_prompts(TriggerWords(), kind) == ()
+    ink = TriggerWords(triggers=("in ink style",))
+    assert default_prompts(ink, "style")[0] == "a landscape, in ink style"
 
 
 def test_the_users_templates_are_filled_and_the_users_prompts_are_kept():
     found = trigger_words({"trained_words": '["one", "two"]'})
-    assert fill_in("x", ["a drawing of {trigger}", "plain"], found) == (
+    assert fill_in("x", ["a drawing of {trigger}", "plain"], found, "subject") == (
         "a drawing of one",
         "plain",
         "a drawing of two",
     )
-    assert fill_in("x", ["my own words"], TriggerWords()) == ("my own words",)
+    assert fill_in("x", ["my own words"], TriggerWords(), "style") == ("my own words",)
 
 
 def test_a_file_that_names_no_trigger_words_says_what_to_type():
     for prompts, why in (([], "has no prompts"), (["a {trigger}"], r"has \{trigger\} in a prompt")):
         said = rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
         with pytest.raises(CalibrationError, match=said):
-            fill_in("cat.safetensors", prompts, TriggerWords())
+            fill_in("cat.safetensors", prompts, TriggerWords(), "subject")
 
 
 def test_a_header_tells_rank_and_base_without_the_tensors(tmp_path):

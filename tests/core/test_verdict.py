@@ -128,9 +128,10 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
     [
         ((0.1, 0.1), {"method": "ties", "layers": [layer(cut=0.9)]}, Advice("method", ("ties",))),
         ((), {"layers": [layer(cut=0.46)]}, Advice("rank")),
-        ((), {"layers": [layer(cut=0.44)]}, None),
-        ((), {"layers": [layer(cut=0.5, asked=False)]}, None),  # that cut was not asked for
-        ((0.1,), {}, None),
+        ((), {"layers": [layer(cut=0.44)]}, Advice("polish")),
+        ((), {"layers": [layer(cut=0.5, asked=False)]}, Advice("polish")),  # was not asked for
+        ((), {"calibration": {"polish": 100}}, Advice("alone")),
+        ((0.1,), {}, Advice("priority")),
         ((0.1, 0.1), {}, Advice("fewer")),
     ],
 )
@@ -138,6 +139,8 @@ def test_a_lora_that_is_lost_gets_the_advice_that_helps_most(others, more, expec
     made = report(own("cat", 0.9), *(own(f"{k}", e) for k, e in enumerate(others)), **more)
     assert advice(made) == expected
     assert made.alerts[0].startswith("cat: lost, kept 10 %")
+    both = report(own("cat", 0.9), own("dog", 0.9)).verdict.loras
+    assert [kept.advice for kept in both] == 2 * [Advice("polish")]
     assert all(kept.advice is None for kept in made.verdict.loras if kept.lora != "cat")
 
 

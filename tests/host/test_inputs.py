@@ -59,10 +59,19 @@ def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
         "base": "SD1.5 (sd_v1)",
         "family": "SD1.5",
         "blocks": ["IN", "MID", "OUT"],
-        "kind": "subject",
+        "kind": "",
         "thumbnail": False,
+        "hash": "",
         "error": None,
-        "prompts": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
+        "prompts": {
+            "subject": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
+            "style": [
+                "a landscape, ohwx",
+                "ohwx",
+                "a portrait of a person, ohwx",
+                "ohwx, outdoors",
+            ],
+        },
     }
     (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     assert "pickle" in ask(host, "code.pt")["error"]

@@ -34,7 +34,7 @@ def answer(route):
         "blocks": ["IN", "MID", "OUT"],
         "rank": 8,
     }
-    words = {"trigger_words": [f"word of {name}"], "prompts": [], "error": None}
+    words = {"trigger_words": [f"word of {name}"], "prompts": {}, "error": None}
     route.fulfill(json={**facts, **words, "thumbnail": name == "first"})
 
 
@@ -86,8 +86,12 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     assert text_of(rows) == "\n".join([FIRST, SECOND.removeprefix("# "), THIRD])
     at(rows, 1, "toggle").press("Space")
     assert text_of(rows) == TEXT
-    at(rows, 2, "kind").click()
-    assert text_of(rows).endswith("\n<lora:third:1> style")
+    expect(at(rows, 2, "kind")).to_have_text("subject?")  # nothing tells
+    picture(rows, "rows_kind")
+    for kind in ("subject", "style"):
+        at(rows, 2, "kind").click()
+        assert text_of(rows).endswith(f"\n<lora:third:1> {kind}")
+        expect(at(rows, 2, "kind")).to_have_text(kind)
     at(rows, 1, "number").fill("0.7")
     assert SECOND.replace("1:0.5", "0.7:0.5") in text_of(rows), "the text's strength is its own"
     at(rows, 0, "number").first.fill("0.25")
@@ -263,7 +267,7 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
 def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     def wordless(route):
         facts = {"name": "second", "base": "SD1.5", "family": "SD1.5", "rank": 8}
-        words = {"trigger_words": [], "prompts": [], "error": None}
+        words = {"trigger_words": [], "prompts": {}, "error": None}
         route.fulfill(json={**facts, **words, "thumbnail": False})
 
     rows.page.route("**/iteris/lora?*second*", wordless)

@@ -36,10 +36,12 @@ for (const [name, before, suggestion, after] of [
   test(`add: ${name}`, () => assert.equal(add(before, suggestion), after));
 
 test("prompts come first, nothing twice, and no more than asked for", () => {
-  const lora = { prompts: ["a photo of sks", " ", "sks", "a photo of sks"], trigger_words: ["sks", " sks ", "dog"] };
-  assert.deepEqual(suggestions(lora), [prompt("a photo of sks"), word("sks"), word("dog")]);
-  assert.equal(suggestions(lora, 2).length, 2);
-  assert.deepEqual(suggestions({}), []);
+  const prompts = { subject: ["a photo of sks", " ", "sks", "a photo of sks"], style: ["a landscape, sks"] };
+  const lora = { prompts, trigger_words: ["sks", " sks ", "dog"] };
+  assert.deepEqual(suggestions(lora, "subject"), [prompt("a photo of sks"), word("sks"), word("dog")]);
+  assert.deepEqual(suggestions(lora, "style"), [prompt("a landscape, sks"), word("sks"), word("dog")]);
+  assert.equal(suggestions(lora, "subject", 2).length, 2);
+  assert.deepEqual(suggestions({}, "style"), []);
 });
 
 test("empty prompts are said to be filled in, and with what", () => {
