@@ -31,6 +31,17 @@ def moved(
     return tensor.to(device=device).to(dtype=dtype)
 
 
+def read(*parts: Tensor) -> list[Tensor]:
+    """Return tensors on the CPU, which waits for their device once."""
+    if all(part.device.type == "cpu" for part in parts):
+        return list(parts)
+    whole = torch.cat([part.flatten().double() for part in parts]).cpu()
+    pieces = torch.split(whole, [part.numel() for part in parts])
+    return [
+        piece.reshape(part.shape).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)
+    ]
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device that a model runs on and its inputs go to, even if accelerate keeps its
     weights elsewhere until a layer is called.

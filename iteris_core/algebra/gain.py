@@ -20,49 +20,66 @@ belongs to the saved delta.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..adapters import sums_of_parts
+from ..devices import read
 from .coarse import TooCoarseError
-from .layer import LayerProblem, TaskAtLayer
+from .layer import LayerProblem
 
 # Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
 _EXACT = 1e-13
 
 
-def own_tasks(layer: LayerProblem) -> dict[int, TaskAtLayer]:
-    """Return adapter index -> the first task whose teacher wears this adapter alone, of the tasks
-    that count at this layer.
+def own_tasks(layer: LayerProblem) -> dict[int, int]:
+    """Return adapter index -> number of the first task whose teacher wears this adapter alone, of
+    the tasks that count at this layer.
     """
-    tasks: dict[int, TaskAtLayer] = {}
-    for task in layer.counted:
-        if len(task.mix) == 1 and task.worn is not None:
-            tasks.setdefault(next(iter(task.mix)), task)
+    tasks: dict[int, int] = {}
+    for number, task in enumerate(layer.tasks):
+        if task.counts and len(task.mix) == 1 and task.worn is not None:
+            tasks.setdefault(next(iter(task.mix)), number)
     return tasks
 
 
-class RightSides(NamedTuple):
-    """The right sides of a layer's system, or what a linear map makes of them.
+@dataclass(frozen=True)
+class RightSides:
+    """The right sides of a layer's system, side by side, or what a linear map makes of them.
 
     Args:
-        thin: ``[D_1 | ... | D_K]``, (d_in, R).
-        drift: ``sum_g lam_g drift_g``, (d_in, d_out); None with the delta target.
-        seen: C_k of all `own_tasks`, side by side, (d_in, n).
+        whole: ``[thin | drift | seen]``, (d_in, columns).
+        ranks: Columns of `thin`.
+        outputs: Columns of `drift`, d_out; 0 with the delta target.
     """
 
-    thin: Tensor
-    drift: Tensor | None
-    seen: Tensor
+    whole: Tensor
+    ranks: int
+    outputs: int
+
+    @property
+    def thin(self) -> Tensor:
+        """``[D_1 | ... | D_K]``, (d_in, R)."""
+        return self.whole[:, : self.ranks]
+
+    @property
+    def drift(self) -> Tensor | None:
+        """``sum_g lam_g drift_g``, (d_in, d_out); None with the delta target."""
+        if not self.outputs:
+            return None
+        return self.whole[:, self.ranks : self.ranks + self.outputs]
+
+    @property
+    def seen(self) -> Tensor:
+        """C_k of all `own_tasks`, side by side, (d_in, n)."""
+        return self.whole[:, self.ranks + self.outputs :]
 
     def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
         """Return what a linear map makes of all of them."""
-        drift = None if self.drift is None else map_of(self.drift)
-        return RightSides(map_of(self.thin), drift, map_of(self.seen))
+        return replace(self, whole=map_of(self.whole))
 
 
 @dataclass(frozen=True)
@@ -91,59 +108,58 @@ class LinearAnswer:
         Raises:
             TooCoarseError: The sides are not sound.
         """
-        columns = self.layer.together.delta.up.new_ones(self.sides.thin.shape[1])
-        most = self.layer.config.largest_gain
-        tasks = own_tasks(self.layer)
+        layer = self.layer
+        tasks = own_tasks(layer)
+        columns = torch.ones(self.sides.ranks, dtype=torch.float64)
+        most = layer.config.largest_gain
         if not tasks or most == 1:
             self._read()
-            return columns
-        energy = torch.stack([task.taught for task in tasks.values()])
+            return columns.to(self.sides.whole)
+        taught, parts, rest = self._read(layer.taught, *self._effects(tasks))
+        energy = taught[list(tasks.values())]
         acts = energy > 0
-        safe = torch.where(acts, energy, 1.0)
-        parts, rest = self._effects(list(tasks.values()))
-        places = {k: place for place, k in enumerate(self.layer.deltas)}
-        own = torch.stack([parts[:, places[k]] for k in tasks], dim=1)
+        places = {k: place for place, k in enumerate(layer.deltas)}
+        own = parts[:, [places[k] for k in tasks]]
         others = parts.sum(1) - own.sum(1) + rest
         # an adapter that does nothing here is left as it is
-        matrix = torch.where(acts[:, None] & acts, own / safe[:, None], 0.0)
-        right = torch.where(acts, (safe - others) / safe, 0.0)
-        numbers = self._read(torch.cat([matrix, right[:, None]], dim=1).flatten())
-        if not all(map(math.isfinite, numbers)):
-            return columns  # an overflow: the solver of the layer names the cause
-        width = len(tasks) + 1
-        rows = [numbers[start : start + width] for start in range(0, len(numbers), width)]
-        found = bounded_solution([row[:-1] for row in rows], [row[-1] for row in rows], most)
-        for k, scale in zip(tasks, found, strict=True):
-            columns[self.layer.together.slices[k]] = scale
-        return columns
+        matrix = torch.where(acts[:, None] & acts, own / energy[:, None], 0.0)
+        right = torch.where(acts, (energy - others) / energy, 0.0)
+        if math.isfinite((matrix.sum() + right.sum()).item()):  # else the solver names the cause
+            found = bounded_solution(matrix.tolist(), right.tolist(), most)
+            for k, scale in zip(tasks, found, strict=True):
+                columns[layer.together.slices[k]] = scale
+        return columns.to(self.sides.whole)
 
-    def _read(self, *numbers: Tensor) -> list[float]:
-        """Return numbers, and raise where the sides are not sound."""
+    def _read(self, *numbers: Tensor) -> list[Tensor]:
+        """Return tensors on the CPU, and raise where the sides are not sound."""
         if self.is_sound is None:
-            return torch.cat(numbers).tolist() if numbers else []
-        is_sound, *read = torch.cat([self.is_sound[None].double(), *numbers]).tolist()
+            return read(*numbers)
+        is_sound, *found = read(self.is_sound, *numbers)
         if not is_sound:
             raise TooCoarseError
-        return read
+        return found
 
     def half(self) -> Tensor:
         """Return the answer at its gain, (rows of `thin`, d_out)."""
-        thin, drift, _ = self.sides
-        scaled = thin * self.scales().to(thin.dtype)
-        up = self.layer.together.delta.up.to(thin.dtype)
+        scaled = self.sides.thin * self.scales()
+        up = self.layer.together.delta.up.to(scaled.dtype)
+        drift = self.sides.drift
         return scaled @ up.T if drift is None else torch.addmm(drift, scaled, up.T)
 
-    def _effects(self, tasks: Sequence[TaskAtLayer]) -> tuple[Tensor, Tensor]:
+    def _effects(self, tasks: Mapping[int, int]) -> tuple[Tensor, Tensor]:
         """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, (own tasks,
         adapters), and of the rest, (own tasks,).
+
+        Args:
+            tasks: See `own_tasks`.
         """
-        thin, drift, seen = self.sides
-        worn = [task.worn.delta for task in tasks if task.worn is not None]  # all, see `own_tasks`
-        ranks = [delta.rank for delta in worn]
-        up = torch.cat([delta.up for delta in worn], dim=1)
-        codes = (seen.T @ thin) * (up.T @ self.layer.together.delta.up)
-        of_adapters = sums_of_parts(codes, [d.rank for d in self.layer.deltas.values()], 1)
-        parts = sums_of_parts(of_adapters, ranks, 0)
+        layer = self.layer
+        seen = self.sides.seen
+        ranks = [layer.deltas[k].rank for k in tasks]
+        up = torch.cat([layer.deltas[k].up * layer.tasks[g].mix[k] for k, g in tasks.items()], 1)
+        codes = (seen.T @ self.sides.thin) * (up.T @ layer.together.delta.up)
+        parts = sums_of_parts(sums_of_parts(codes, layer.ranks, 1), ranks, 0)
+        drift = self.sides.drift
         if drift is None:
             return parts, parts.new_zeros(len(ranks))
         return parts, sums_of_parts(((drift.T @ seen) * up).sum(0), ranks, 0)

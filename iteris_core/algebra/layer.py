@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..adapters import LowRankDelta, Stacked, stack
+from ..adapters import LowRankDelta, Stacked, stack, sums_of_parts
 from ..config import MergeConfig
 from .answer import LayerSolution
 from .statistics import InputMoments, TaskStatistics
@@ -48,27 +48,15 @@ class TaskAtLayer:
         """
         return self.weight != 0 and self.statistics.inputs.tokens > 0
 
-    @cached_property
-    def squared_norm(self) -> Tensor:
-        """``||dW_g||^2``, 0-dim."""
-        energy = self.statistics.inputs.energy
-        return energy.new_zeros(()) if self.worn is None else self.worn.delta.squared_norm()
-
-    @cached_property
-    def taught(self) -> Tensor:
-        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim; 0 where
-        the adapters of its mix cancel, or it is blind to its inputs, which leaves nothing but
-        rounding.
+    @property
+    def energy(self) -> Tensor:
+        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim, also where that
+        is rounding, see `LayerProblem.taught`.
         """
         if self.worn is None:
             return self.statistics.inputs.energy.new_zeros(())
         up = self.worn.delta.up
-        energy = ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
-        norms = self.worn.delta.up.norm(dim=0) * self.worn.delta.down.norm(dim=1)
-        # the most that the norm of the whole can be, whatever the scales of the factors are
-        acts = self.squared_norm > RELATIVE_ZERO * norms.sum().square()
-        sees = energy > RELATIVE_ZERO * self.squared_norm * self.statistics.inputs.energy
-        return torch.where(acts & sees, energy, 0.0)
+        return ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -99,9 +87,74 @@ class LayerProblem:
         return stack(self.deltas)
 
     @cached_property
+    def shares(self) -> Tensor:
+        """The share of every delta in every task's mix, (tasks, deltas)."""
+        mixes = [[task.mix.get(k, 0.0) for k in self.deltas] for task in self.tasks]
+        return self.together.delta.up.new_tensor(mixes)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of every delta."""
+        return [delta.rank for delta in self.deltas.values()]
+
+    @cached_property
+    def up_products(self) -> Tensor:
+        """``up^T up`` of all deltas as one, (R, R)."""
+        up = self.together.delta.up
+        return up.T @ up
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count."""
+        return self._of_counted(lambda inputs: inputs.size())
+
+    @cached_property
+    def cross_sizes(self) -> Tensor:
+        """``||X~_g^T X_g||_F`` of every task, see `InputMoments.cross_size`."""
+        return self._of_counted(lambda inputs: inputs.cross_size())
+
+    def _of_counted(self, measure: Callable[[InputMoments], Tensor]) -> Tensor:
+        inputs = [task.statistics.inputs for task in self.tasks]
+        return torch.stack(
+            [
+                measure(part) if task.counts else part.zeros()
+                for task, part in zip(self.tasks, inputs, strict=True)
+            ]
+        )
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """``||dW_g||^2`` of every task, (n,)."""
+        return self._norms[0]
+
+    @cached_property
+    def taught(self) -> Tensor:
+        """``||X_g dW_g^T||_F^2`` of every task, (n,): 0 where the adapters of its mix cancel, or it
+        is blind to its inputs, which leaves nothing but rounding.
+        """
+        norms, most = self._norms
+        seen = torch.stack([task.statistics.inputs.energy for task in self.tasks])
+        energies = torch.stack([task.energy for task in self.tasks])
+        is_real = (norms > RELATIVE_ZERO * most) & (energies > RELATIVE_ZERO * norms * seen)
+        return torch.where(is_real, energies, 0.0)
+
+    @cached_property
+    def _norms(self) -> tuple[Tensor, Tensor]:
+        """``||dW_g||^2`` of every task, and the most that it can be, whatever the scales of the
+        factors are.
+        """
+        down = self.together.delta.down
+        down_products = down @ down.T
+        products = sums_of_parts(self.up_products * down_products, self.ranks, 0)
+        between = sums_of_parts(products, self.ranks, 1)
+        lengths = (self.up_products.diagonal() * down_products.diagonal()).sqrt()
+        most = self.shares.abs() @ sums_of_parts(lengths, self.ranks, 0)
+        return ((self.shares @ between) * self.shares).sum(1), most.square()
+
+    @cached_property
     def balance(self) -> Balance:
         """The weights of the tasks, see `balance_weights`."""
-        return balance_weights(self.tasks, self.config.balance)
+        return balance_weights(self)
 
     def lambdas(self) -> Tensor:
         """Return lambda_g of every task, (n,)."""
@@ -111,14 +164,12 @@ class LayerProblem:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
         metric.
         """
-        matrix: Tensor | None = None
+        matrix = torch.zeros_like(self.tasks[0].statistics.inputs.gram)
         for task, lam in zip(self.tasks, lambdas, strict=True):
             if task.counts:
-                inputs = task.statistics.inputs
-                gram = inputs.gram
-                matrix = gram * lam if matrix is None else matrix.addcmul_(gram, lam)
-                matrix.diagonal().add_(lam * (self.config.alpha * inputs.size()))
-        return torch.zeros_like(self.tasks[0].statistics.inputs.gram) if matrix is None else matrix
+                matrix.addcmul_(task.statistics.inputs.gram, lam)
+        matrix.diagonal().add_(lambdas @ self.sizes, alpha=self.config.alpha)
+        return matrix
 
     def inputs_by_name(self) -> dict[str, InputMoments]:
         """Return the inputs of the tasks that count, to explain a failure with."""
@@ -138,7 +189,7 @@ class Balance(NamedTuple):
     limited: Tensor
 
 
-def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Balance:
+def balance_weights(layer: LayerProblem) -> Balance:
     """Return lambda_g of every task; 0 for one that does not count.
 
     ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8). A task whose teacher does
@@ -149,28 +200,27 @@ def balance_weights(tasks: Sequence[TaskAtLayer], balance: str) -> Balance:
     acts on its own inputs, and it is limited to that. ``full``: paper's formula with the base
     weight in it (official ``ceof_list``). ``uniform``: w_g.
     """
-    weights = [task.weight if task.counts else 0.0 for task in tasks]
+    tasks = layer.tasks
     energies = torch.stack([task.statistics.inputs.energy for task in tasks])
-    counted = energies.new_tensor(weights)
+    counted = energies.new_tensor([task.weight if task.counts else 0.0 for task in tasks])
     unlimited = torch.zeros_like(counted, dtype=torch.bool)
-    if balance == "uniform":
+    if layer.config.balance == "uniform":
         return Balance(counted, unlimited)
-    if balance == "full":
+    if layer.config.balance == "full":
         return Balance(torch.stack([_full_weight(task) for task in tasks]), unlimited)
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
-    norms = torch.stack([task.squared_norm for task in tasks])
-    taught = torch.stack([task.taught for task in tasks])
-    teaches = (norms > 0) & (taught > 0) & (counted > 0)
-    own = torch.where(teaches, counted * norms / torch.where(teaches, taught, 1.0), 0.0)
-    over_isotropic = torch.where(teaches, own / torch.where(teaches, isotropic, 1.0), 0.0)
+    acts = (layer.norms > 0) & (counted > 0)
+    teaches = acts & (layer.taught > 0)
+    own = torch.where(teaches, counted * layer.norms / layer.taught, 0.0)
+    over_isotropic = torch.where(teaches, own / isotropic, 0.0)
     most = _MOST_ABOVE * torch.where(teaches, over_isotropic, torch.nan).nanmedian()
     is_above = over_isotropic > most
     own = torch.where(is_above, most * isotropic, own)
     over_isotropic = torch.where(is_above, most, over_isotropic)
     factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
     factor = torch.where(teaches.any(), factor, 1.0)
-    is_blind = (norms > 0) & (taught <= 0) & (counted > 0)
-    return Balance(torch.where(teaches, own, factor * isotropic), is_above | is_blind)
+    limited = is_above | (acts & ~teaches)
+    return Balance(torch.where(teaches, own, factor * isotropic), limited)
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import devices
-from ..devices import has_slow_float64, is_half, moved
+from ..devices import has_slow_float64, is_half
 
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
@@ -30,7 +30,7 @@ _UNIT = 2.0**-14  # of a matrix that is split, relative to its largest number
 _TINY = 1e-30
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor, half: torch.dtype = torch.float32) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor, *, half: torch.dtype = torch.float32) -> None:
     """Add ``a^T b`` to a float64 total, from short products in the precision of a and b.
 
     Args:
@@ -45,10 +45,11 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, half: torch.dtype = torch.f
         part = slice(start, start + TOKENS_PER_PRODUCT)
         for first in range(0, a.shape[1], step):
             some = slice(first, first + step)
-            total[some] += moved(product(a[part, some].T, b[part], half), total.device, total.dtype)
+            # not `+=`, after which Python copies the sum onto itself
+            total[some].add_(product(a[part, some].T, b[part], half).to(total.device))
 
 
-def add_square(total: Tensor, rows: Tensor, half: torch.dtype = torch.float32) -> None:
+def add_square(total: Tensor, rows: Tensor, *, half: torch.dtype = torch.float32) -> None:
     """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror`
     fills in the rest.
 
@@ -58,11 +59,11 @@ def add_square(total: Tensor, rows: Tensor, half: torch.dtype = torch.float32) -
         half: See `product`.
     """
     if rows.device.type != "cpu":
-        add_product(total, rows, rows, half)
+        add_product(total, rows, rows, half=half)
         return
     for start in range(0, rows.shape[1], BLOCK):
         block = rows[:, start : start + BLOCK]
-        add_product(total[start : start + BLOCK, start:], block, rows[:, start:], half)
+        add_product(total[start : start + BLOCK, start:], block, rows[:, start:], half=half)
 
 
 def mirror(total: Tensor) -> Tensor:

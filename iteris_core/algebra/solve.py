@@ -32,7 +32,7 @@ from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, exact_directions, factorise_coarsely
 from .gain import LinearAnswer, RightSides, own_tasks
 from .layer import LayerProblem
-from .statistics import weighted_drift
+from .statistics import add_drifts
 from .system import System, factorise
 
 
@@ -59,8 +59,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
             uncut = LinearAnswer(layer, sides.under(system.half), is_sound)
             exactly = partial(exact_directions, matrix, system)
             return _answer(lambdas, sides, system, uncut, exactly)
-    checked = [side for side in sides if side is not None]
-    system = factorise(matrix, checked, layer.inputs_by_name(), config.alpha)
+    system = factorise(matrix, [sides.whole], layer.inputs_by_name(), config.alpha)
     uncut = LinearAnswer(layer, sides.under(system.half))
     return replace(_answer(lambdas, sides, system, uncut), was_too_coarse=is_coarse)
 
@@ -106,29 +105,28 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
     Where the two ridges differ, ``(nu_g - mu_g) W0^T`` is a part of the drift.
     """
     config = layer.config
-    alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     together = layer.together
-    thin = together.delta.down.new_zeros(together.delta.down.T.shape)
-    drift = None
-    if config.target == "full_output":
-        of_tasks = [
-            (lam, task.statistics)
-            for task, lam in zip(layer.tasks, lambdas, strict=True)
-            if task.counts
-        ]
-        drift = weighted_drift(of_tasks, thin.new_zeros(together.delta.shape[::-1]))
-    for task, lam in zip(layer.tasks, lambdas, strict=True):
-        if not task.counts:
-            continue
-        inputs = task.statistics.inputs
-        mu = config.alpha * inputs.size()
-        nu = alpha_cross * inputs.cross_size()
-        if task.worn is not None:
-            cross = task.statistics.cross
-            for k, share in task.mix.items():
-                ridge = nu * layer.deltas[k].down.T
-                thin[:, together.slices[k]] += lam * share * (cross[:, task.worn.slices[k]] + ridge)
-        if drift is not None and layer.base_weight is not None:
-            drift += lam * (nu - mu) * layer.base_weight.T
-    crosses = [task.statistics.cross for task in own_tasks(layer).values()]
-    return RightSides(thin, drift, torch.cat([thin[:, :0], *crosses], dim=1))
+    d_out, d_in = together.delta.shape
+    outputs = d_out if config.target == "full_output" else 0
+    seen = [layer.tasks[g].statistics.cross for g in own_tasks(layer).values()]
+    columns = together.delta.rank + outputs + sum(cross.shape[1] for cross in seen)
+    sides = RightSides(together.delta.down.new_zeros(d_in, columns), together.delta.rank, outputs)
+    torch.cat([sides.seen[:, :0], *seen], dim=1, out=sides.seen)
+    counted = [(task, g) for g, task in enumerate(layer.tasks) if task.counts]
+    alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
+    nu = alpha_cross * layer.cross_sizes
+    shares = lambdas[:, None] * layer.shares
+    ridges = nu @ shares
+    for place, (k, of_k) in enumerate(together.slices.items()):
+        thin = sides.thin[:, of_k].addcmul_(layer.deltas[k].down.T, ridges[place])
+        for task, g in counted:
+            if task.worn is not None and k in task.mix:
+                cross = task.statistics.cross[:, task.worn.slices[k]]
+                thin.addcmul_(cross, shares[g, place])
+    drift = sides.drift
+    if drift is not None:
+        add_drifts(drift, [(lambdas[g], task.statistics) for task, g in counted])
+        if layer.base_weight is not None:
+            mu = config.alpha * layer.sizes
+            drift.addcmul_(layer.base_weight.T, lambdas @ (nu - mu))
+    return sides

@@ -73,7 +73,8 @@ def _energy(rows: Tensor, device: torch.device) -> Tensor:
     """Return the sum of squares, float64 on a device."""
     exact = torch.promote_types(rows.dtype, torch.float32)
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=exact)
-    return moved(norms, device, torch.float64).square().sum()
+    norms = moved(norms, device, torch.float64)
+    return torch.dot(norms, norms)
 
 
 class InputMoments(ABC):
@@ -215,7 +216,7 @@ class Sums(InputMoments):
             add_product(self._cross_gram, student, *other)
         if self._changes is not None:
             add_product(self._changes.cross, student, *other)
-            add_square(self._changes.gram, *other, student.dtype)
+            add_square(self._changes.gram, *other, half=student.dtype)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""
@@ -354,10 +355,6 @@ class TaskStatistics(ABC):
         """||X (W0 + dW)^T||_F^2, 0-dim; None where the balance does not ask for it."""
         return None
 
-    @abstractmethod
-    def along_drift(self, delta: LowRankDelta) -> Tensor:
-        """Return the parts of ``<X~ dW^T, Y - Y~>`` of each rank of a delta, (r,)."""
-
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to, without the inputs' sums."""
         return []
@@ -410,7 +407,6 @@ class TaskSums(TaskStatistics):
             target: X dW^T + Y - Y~, (tokens, d_out), with `drift`; None: the same as that.
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
-        add_product(self._codes, codes, codes)
         self._rows.add(self._use, student, codes, *([] if drift is None else [drift]))
         if self._target_energy is not None and drift is not None:
             self._target_energy += _energy(drift if target is None else target, self.inputs.device)
@@ -418,16 +414,18 @@ class TaskSums(TaskStatistics):
             self._output_energy += _energy(outputs, self.inputs.device)
 
     def _use(self, student: Tensor, codes: Tensor, *drift: Tensor) -> None:
+        add_product(self._codes, codes, codes)
         self.inputs.add_cross(self._cross, student, codes)
         if self._drift is not None:
             add_product(self._drift, student, *drift)
 
     def totals(self) -> list[Tensor]:
-        totals = [self._codes, self.drift, self._target_energy, self._output_energy]
-        return [self.cross, *(total for total in totals if total is not None)]
+        totals = [self.drift, self._target_energy, self._output_energy]
+        return [self.codes, self.cross, *(total for total in totals if total is not None)]
 
     @property
     def codes(self) -> Tensor:
+        self._rows.finish(self._use)
         return self._codes
 
     @property
@@ -448,11 +446,6 @@ class TaskSums(TaskStatistics):
     @property
     def output_energy(self) -> Tensor | None:
         return self._output_energy
-
-    def along_drift(self, delta: LowRankDelta) -> Tensor:
-        drift = self.drift
-        assert drift is not None  # measured for this target
-        return (delta.up.T * (delta.down @ drift)).sum(1)
 
     def bytes(self) -> int:
         drift = 0 if self._drift is None else self._drift.numel()
@@ -519,13 +512,15 @@ class DerivedSums(TaskStatistics):
     def cross(self) -> Tensor:
         if self.worn is None:
             return self.inputs.zeros(self.inputs.d_in, 0)
-        return self.inputs.gram @ self.worn.down.T + self.changes.cross @ self.worn.down.T
+        down = self.worn.down.T
+        return torch.addmm(self.inputs.gram @ down, self.changes.cross, down)
 
     @cached_property
     def _codes_with_changes(self) -> Tensor:
         """H^T (X - X~), (R, d_in)."""
         assert self.worn is not None
-        return self.worn.down @ self.changes.cross + self.worn.down @ self.changes.gram
+        down = self.worn.down
+        return torch.addmm(down @ self.changes.cross, down, self.changes.gram)
 
     @cached_property
     def target_energy(self) -> Tensor:
@@ -536,16 +531,13 @@ class DerivedSums(TaskStatistics):
         taught = ((up.T @ up) * self.codes).sum()
         return energy + taught + 2 * (self.base.under(up) * self._codes_with_changes).sum()
 
-    def along_drift(self, delta: LowRankDelta) -> Tensor:
-        return (self.base.under(delta.up) * (delta.down @ self.changes.cross)).sum(1)
 
-
-def weighted_drift(parts: Sequence[tuple[Tensor, TaskStatistics]], like: Tensor) -> Tensor:
-    """Return ``sum_g lam_g X~_g^T (Y_g - Y~_g)``, (d_in, d_out), of tasks whose drift was measured.
+def add_drifts(total: Tensor, parts: Sequence[tuple[Tensor, TaskStatistics]]) -> None:
+    """Add ``sum_g lam_g X~_g^T (Y_g - Y~_g)`` to a total, (d_in, d_out), of tasks whose drift was
+    measured.
 
     Args:
         parts: lambda of each task that counts, with its sums.
-        like: Zeros of the result's shape, which are changed.
     """
     changes = None
     for lam, of_task in parts:
@@ -554,6 +546,24 @@ def weighted_drift(parts: Sequence[tuple[Tensor, TaskStatistics]], like: Tensor)
             changes = cross * lam if changes is None else changes.addcmul_(cross, lam)
             base = of_task.base
         else:
-            assert isinstance(of_task, TaskSums) and of_task.drift is not None
-            like.addcmul_(of_task.drift, lam)
-    return like if changes is None else like.add_(base.outputs(changes))
+            total.addcmul_(_measured_drift(of_task), lam)
+    if changes is not None:
+        total.add_(base.outputs(changes))
+
+
+def along_drifts(parts: Sequence[TaskStatistics], delta: LowRankDelta) -> Tensor:
+    """Return the parts of ``<X~ dW^T, Y - Y~>`` of each rank of a delta, (tasks, r), of a layer's
+    tasks, whose drift was measured: of all in the same way.
+    """
+    base = next((part.base for part in parts if isinstance(part, DerivedSums)), None)
+    up = delta.up.T if base is None else base.under(delta.up)
+    drifts = [
+        part.changes.cross if isinstance(part, DerivedSums) else _measured_drift(part)
+        for part in parts
+    ]
+    return torch.stack([(up * (delta.down @ drift)).sum(1) for drift in drifts])
+
+
+def _measured_drift(part: TaskStatistics) -> Tensor:
+    assert isinstance(part, TaskSums) and part.drift is not None
+    return part.drift

@@ -20,6 +20,7 @@ from ..svd import random_columns, svd
 _OVERSAMPLING = 16
 _POWER_STEPS = 4
 _SHIFT = 1e-14  # of products of columns, relative to their squared norms
+_TINY = 1e-290  # of squared norms, so that the shift of nothing is not nothing
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
         u, values, vh = svd(half)
         return _of_float64(u[:, :count], values[:count], vh[:count].T, total)
     probes = random_columns(half.shape[1], count + _OVERSAMPLING, half.dtype, half.device)
-    basis = _orthonormal(_times(half, probes))
+    basis = _times(half, probes)
     for _ in range(_POWER_STEPS):
         basis = _orthonormal(_times(half, _orthonormal(_times(half.T, basis))))
     basis = _orthonormal(basis)
@@ -89,8 +90,7 @@ def _orthonormal(columns: Tensor) -> Tensor:
     """
     exact = columns.double()
     products = exact.T @ exact
-    shift = _SHIFT * products.trace() + torch.finfo(torch.float64).tiny
-    products.diagonal().add_(shift)
+    products.diagonal().add_(products.trace().clamp_min(_TINY), alpha=_SHIFT)
     factor, _ = torch.linalg.cholesky_ex(products)
     found: Tensor = torch.linalg.solve_triangular(factor.T, exact, upper=True, left=False)
     return found.to(columns.dtype)

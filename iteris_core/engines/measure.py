@@ -32,7 +32,7 @@ from ..algebra.statistics import (
     difference,
 )
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products, moved, product_dtype
+from ..devices import Workplace, exact_products, moved, product_dtype, read
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -411,7 +411,7 @@ class Measurement:
             solution,
             saved.to(dtype=torch.float64),
         )
-        up, down, figures = _read(saved.up, saved.down, figures)
+        up, down, figures = read(saved.up, saved.down, figures)
         saved = LowRankDelta(up, down)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
@@ -430,17 +430,6 @@ class Measurement:
             full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
         return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
-
-
-def _read(*parts: Tensor) -> list[Tensor]:
-    """Return tensors on the CPU, which waits for their device once."""
-    if all(part.device.type == "cpu" for part in parts):
-        return list(parts)
-    whole = torch.cat([part.flatten().double() for part in parts]).cpu()
-    read = torch.split(whole, [part.numel() for part in parts])
-    return [
-        piece.reshape(part.shape).to(part.dtype) for piece, part in zip(read, parts, strict=True)
-    ]
 
 
 def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:

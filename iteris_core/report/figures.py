@@ -12,6 +12,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta, stack, sums_of_parts
 from ..algebra.answer import LayerSolution
 from ..algebra.layer import RELATIVE_ZERO, LayerProblem, TaskAtLayer
+from ..algebra.statistics import along_drifts
 from .records import Interference, LayerReport, TaskAtLayerReport
 
 _DIGITS = 6  # of shares
@@ -114,25 +115,26 @@ class _Energies:
     @classmethod
     def of(cls, layer: LayerProblem, merged: LowRankDelta) -> _Energies:
         """Measure them, all from one form of each task's Gram matrix."""
-        tasks = layer.counted
+        counted = [g for g, task in enumerate(layer.tasks) if task.counts]
+        tasks = [layer.tasks[g] for g in counted]
         both = stack({"merged": merged, "adapters": layer.together.delta}).delta
-        ranks = [merged.rank, *(delta.rank for delta in layer.deltas.values())]
+        ranks = [merged.rank, *layer.ranks]
         forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
         products = (both.up.T @ both.up) * forms
-        with_teacher = torch.stack([_along_teacher(task, both) for task in tasks])
+        with_teacher = _along_teachers(tasks, both, ranks)
         with_target = with_teacher
-        taught = torch.stack([task.taught for task in tasks])
+        taught = torch.stack([layer.taught[g] for g in counted])
         energies = [task.statistics.target_energy for task in tasks]
         targets = [energy for energy in energies if energy is not None]
         if targets:  # then the drift was measured
-            along = [task.statistics.along_drift(both) for task in tasks]
-            with_target = with_teacher + torch.stack(along)
+            along = along_drifts([task.statistics for task in tasks], both)
+            with_target = with_teacher + sums_of_parts(along, ranks, 1)
         return cls(
             taught,
             torch.stack(targets) if targets else taught,
             sums_of_parts(sums_of_parts(products, ranks, 1), ranks, 2),
-            sums_of_parts(with_teacher, ranks, 1),
-            sums_of_parts(with_target, ranks, 1),
+            with_teacher,
+            with_target,
         )
 
     def figures(self) -> Tensor:
@@ -176,14 +178,20 @@ class _Energies:
         return torch.where(self.taught > 0, self.taught, stacked)
 
 
-def _along_teacher(task: TaskAtLayer, both: LowRankDelta) -> Tensor:
-    """Return a vector whose entries, summed over a part of a stack, give ``<X~ dW_i^T, X dW_g^T>``
-    of that part.
+def _along_teachers(
+    tasks: Sequence[TaskAtLayer], both: LowRankDelta, ranks: Sequence[int]
+) -> Tensor:
+    """Return ``<X~ dW_i^T, X dW_g^T>`` of each task and part of a stack, (tasks, parts).
+
+    Args:
+        ranks: Rank of each part.
     """
-    if task.worn is None:
-        return both.up.new_zeros(both.rank)
-    worn = task.worn.delta
-    return ((both.up.T @ worn.up) * (both.down @ task.statistics.cross)).sum(1)
+    worn = [(task.worn.delta.up, task.statistics.cross) for task in tasks if task.worn is not None]
+    up = torch.cat([both.up[:, :0], *(up for up, _ in worn)], dim=1)
+    cross = torch.cat([both.down.T[:, :0], *(cross for _, cross in worn)], dim=1)
+    along = sums_of_parts((both.up.T @ up) * (both.down @ cross), ranks, 0)
+    of_tasks = [0 if task.worn is None else task.worn.delta.rank for task in tasks]
+    return sums_of_parts(along, of_tasks, 1).T
 
 
 def _relative(part: Tensor, whole: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def mix_of_show(
         inverse = torch.linalg.pinv(gram, rtol=GRAM_ZERO, hermitian=True)
         return LowRankDelta(up, (inverse @ right).T)
     tokens = sum(task.statistics.inputs.tokens for task in tasks)
-    energy = summed([task.weight * task.taught for task in tasks])
+    energy = summed([task.weight * task.energy for task in tasks])
     steps = TEXT_STEPS if layer.reads_text else OTHER_STEPS
     return _descend(gram, right @ up.T, energy, tokens * len(up), steps)
 

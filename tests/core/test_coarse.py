@@ -55,8 +55,8 @@ def excess(layer, delta):
     """
     lambdas = layer.lambdas()
     matrix = layer.normal_matrix(lambdas)
-    thin, drift, _ = right_sides(layer, lambdas)
-    optimum = torch.linalg.solve(matrix, thin @ layer.together.delta.up.T + drift)
+    sides = right_sides(layer, lambdas)
+    optimum = torch.linalg.solve(matrix, sides.thin @ layer.together.delta.up.T + sides.drift)
     far = delta.dense().T - optimum
     return ((far * (matrix @ far)).sum() / (optimum * (matrix @ optimum)).sum()).item()
 
@@ -85,8 +85,8 @@ def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
     unit = torch.eye(delta.rank).double()
     torch.testing.assert_close(directions.T @ matrix @ directions, unit, rtol=0, atol=1e-10)
     if unit_gain == 1:
-        thin, drift, _ = right_sides(layer, layer.lambdas())
-        right = thin @ layer.together.delta.up.T + drift
+        sides = right_sides(layer, layer.lambdas())
+        right = sides.thin @ layer.together.delta.up.T + sides.drift
         torch.testing.assert_close(delta.up, (directions.T @ right).T, rtol=1e-9, atol=1e-12)
 
 

@@ -55,12 +55,12 @@ def test_sums_are_as_exact_as_float32s(dtype, split, slow, size, calls, monkeypa
     for name, (a, b) in cases.items():
         calls.clear()
         total = torch.zeros(40, 40, dtype=torch.float64)
-        add_product(total, a, b, dtype)
+        add_product(total, a, b, half=dtype)
         exact = a.dtype == b.dtype == dtype or slow
         assert off(total, a, b) < (2e-7 if exact else split), name
         assert bool(calls) == (not slow or name == "both in half"), name
     square = torch.zeros(40, 40, dtype=torch.float64)
-    add_square(square, change, dtype)
+    add_square(square, change, half=dtype)
     assert off(mirror(square), change, change) < (2e-7 if slow else split)
 
 
