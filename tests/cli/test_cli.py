@@ -159,18 +159,6 @@ def test_a_report_takes_no_place_unasked(t5_folder, texts, tmp_path):
     assert json.loads(report.read_text())["adapter"]
 
 
-@pytest.mark.parametrize("method", ["ties", "regmean_pp"])
-def test_rivals_of_every_kind_merge_language_models(t5_folder, texts, tmp_path, method):
-    done = in_process(*arguments_on_texts(t5_folder, texts, tmp_path / "out"), "--method", method)
-    said = done.stdout.splitlines()  # with what a rival fails on a random model
-    assert (done.exit_code, set(done.stderr.splitlines()) - set(said)) == (0, set())
-    assert (
-        tiny_language.logits(tiny_language.peft(tiny_language.t5(), tmp_path / "out"))
-        .isfinite()
-        .all()
-    )
-
-
 WRONG = [  # options, what the message names
     ("--method magic", "method is 'magic'; it must be 'iteris' or 'average'"),
     (

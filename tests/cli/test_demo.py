@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -19,8 +18,6 @@ from typer.testing import CliRunner
 from waiting import HANGS
 
 from demo.command import app
-from demo.run import DemoRequest, _make_output, make_workflow, read_template
-from iteris_core.diffusion.lora_rows import read_rows
 
 ROW = re.compile(r"[│|] (all stacked|the merge)\W+(\d+)\W+(\d+)\W+(\d+)")
 
@@ -140,32 +137,3 @@ def test_bad_input_is_one_line_and_exit_code_2(message, tmp_path, monkeypatch):
     assert (done.exit_code, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert not (tmp_path / "result").exists()
-
-
-def test_existing_results_are_kept(tmp_path):
-    first = _make_output(tmp_path / "result")
-    (first / "merged.safetensors").touch()
-    assert _make_output(tmp_path / "result").name == "result-2"
-    shutil.rmtree(first)
-    assert _make_output(tmp_path / "result").name == "result"
-
-
-def test_each_lora_gets_its_row():
-    names = ["x.safetensors", "y_z.safetensors", "w.safetensors"]
-    request = DemoRequest(
-        Path("out"),
-        Path("model.safetensors"),
-        tuple(map(Path, names)),
-        ("a <x>\nmore", "y | z", "a <w>"),
-    )
-    workflow = make_workflow(read_template(), request, "model.safetensors", names)
-    merge = next(node for node in workflow.values() if node["class_type"] == "IterISMerge")
-    rows = read_rows(merge["inputs"]["loras"], "loras")
-    assert [(row.name, row.prompts) for row in rows] == [
-        ("x.safetensors", ("a <x>", "more")),
-        ("y_z.safetensors", ("y | z",)),
-        ("w.safetensors", ("a <w>",)),
-    ]
-    compare = next(node for node in workflow.values() if node["class_type"] == "IterISCompare")
-    assert compare["inputs"]["prompt"] == "a <x>, y | z, a <w>"
-    assert "settings" not in merge["inputs"] and compare["inputs"].get("steps", 20) == 20

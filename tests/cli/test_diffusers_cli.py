@@ -261,19 +261,6 @@ def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
     assert load_file(output)
 
 
-def test_layers_of_very_high_rank_can_be_saved_as_full_differences(world, tmp_path):
-    quick = ["--rank", "full", "--output", tmp_path / "merged.safetensors"]
-    done = iteris(world, *quick, "--large-layers", "difference")
-    assert (done.exit_code, complaints(done)) == (0, [])
-    kinds = {key.rsplit(".", 1)[1] for key in load_file(tmp_path / "merged.safetensors")}
-    assert "diff" in kinds
-    refused = iteris(
-        world, *quick, "--overwrite", "--large-layers", "difference", "--style", "diffusers"
-    )
-    assert refused.exit_code == 2
-    assert "--large-layers difference cannot be saved with --style diffusers" in refused.stderr
-
-
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
     host = tiny_diffusers.model()
     rows = []

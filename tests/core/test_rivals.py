@@ -25,7 +25,6 @@ from iteris_core import (
     merge,
 )
 from iteris_core.config import DATA_FREE, Engine, Method
-from iteris_core.diffusion.calibration import Calibration
 from iteris_core.engines import engine_of
 from iteris_core.engines.problem import Problem
 from iteris_core.report.fidelity import Comparison, fidelity
@@ -462,18 +461,6 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, m
             assert entry.residual == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert result.report.changes == ()
     assert toy.hook_count(model.model) == 0
-
-
-def test_a_whole_stable_diffusion_model(host):
-    """The text encoder and the UNet are merged one after the other."""
-    loras = [host.lora("both"), host.lora("unet only", ("unet",), ["<y> dog"])]
-    calibration = Calibration(trajectories=2, timesteps=2, sampling_steps=4, resolution=64)
-    config = dataclasses.replace(host.EXACT, method="custom_diffusion")
-    result, _ = host.merge(loras, calibration, config)
-    assert set(result.adapter.deltas) == set(loras[0].adapter.deltas)
-    notes = [note.text for note in result.report.notes if note.kind == "method"]
-    assert "solved at 0 layers that read text, averaged at 3 others" in notes[0]
-    assert "solved at 2 layers that read text, averaged at 3 others" in notes[1]
 
 
 # --- ranks ---

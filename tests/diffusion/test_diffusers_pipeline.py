@@ -3,6 +3,7 @@ whole merges.
 """
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import tiny_diffusers
@@ -173,3 +174,28 @@ def test_other_models_are_refused(place, said, part):
     parts[place] = part()
     with pytest.raises(ConfigError, match=said):
         DiffusersModel(*parts)
+
+
+@pytest.mark.parametrize("stopped", ["Sampling", None])
+def test_nothing_is_left_behind_wherever_it_is_cancelled(stopped):
+    host = tiny_diffusers.model()
+    host.unet_model.train()
+    host.text_models[0].train()
+    host.unet_model.mid_block.eval()
+    modes = {path: module.training for path, module in host.modules.items()}
+    weights = {
+        path: module.weight.clone()
+        for path, module in host.modules.items()
+        if hasattr(module, "weight")
+    }
+    loras = [LoadedLora.of(tiny_diffusers.adapter(host, seed), ("a cat",)) for seed in (1, 2)]
+
+    def progress(stage, done, total):
+        if stage.name == stopped and done in (3, total):
+            raise InterruptedError(stage.name)
+
+    with pytest.raises(InterruptedError, match=stopped) if stopped else nullcontext():
+        merge_diffusion(Job.of(host, loras, Calibration(**SMALL)), progress)
+    assert tiny_diffusers.hooks(host) == 0
+    assert {path: module.training for path, module in host.modules.items()} == modes
+    assert all(torch.equal(host.modules[path].weight, weight) for path, weight in weights.items())

@@ -10,7 +10,6 @@ import tiny_language
 import torch
 
 from iteris_core import AdapterError, ConfigError, MergeConfig
-from iteris_core.cli.options import Spread
 from iteris_core.devices import device_of
 from iteris_core.files.pretrained import placed
 from iteris_core.language.job import AdapterTask
@@ -87,20 +86,3 @@ def test_a_device_map_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigError, match="device_map 'balanced' needs accelerate"):
         placed(tiny_language.t5(), "cpu", "balanced")
-
-
-def test_a_device_and_a_device_map_contradict_each_other():
-    assert Spread(device="cuda").device_map == "none"
-    assert Spread(device_map="auto").device == "cpu"
-    with pytest.raises(ConfigError, match="--device is cuda, and --device-map auto"):
-        Spread(device="cuda", device_map="auto")
-    with pytest.raises(ConfigError, match="device_map"):
-        Spread(device_map="every")
-
-
-def test_without_gpus_a_spread_model_is_on_the_host(t5_folder):
-    source = str(t5_folder / "base")
-    plain = tiny_language.logits(load_base(source))
-    assert torch.equal(tiny_language.logits(load_base(source, device_map="auto")), plain)
-    with pytest.raises(ConfigError, match="device 'meta' cannot be used: tensors have no content"):
-        load_base(source, device="meta")

@@ -9,24 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import comfy.lora
 import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
-import comfy.sdxl_clip
 import comfy.supported_models as supported
 import comfy.supported_models_base
 import comfy.text_encoders.aura_t5
-import comfy.text_encoders.cosmos
-import comfy.text_encoders.flux
-import comfy.text_encoders.hunyuan_image
-import comfy.text_encoders.hunyuan_video
-import comfy.text_encoders.lt
-import comfy.text_encoders.lumina2
-import comfy.text_encoders.pixart_t5
-import comfy.text_encoders.qwen_image
-import comfy.text_encoders.sd3_clip
-import comfy.text_encoders.wan
 import comfy.text_encoders.z_image
 import torch
 from torch import nn
@@ -50,27 +38,34 @@ LLM |= {"num_key_value_heads": 1}
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny model of one family.
+    """A tiny model of one family, with the text encoders that the host has for it.
 
     Args:
         config: Name of the class of comfy.supported_models.
         unet: Its settings of the diffusion model.
-        clip: Class of the text encoders.
-        tokenizer: Class of the tokenizer.
         sizes: Name of a text encoder -> its settings.
         state: Keys of the checkpoint that decide about the kind of model.
         words: What the tokenizer takes from the checkpoint.
         start: What a conditioning says of pictures.
+        texts: Classes of the tokenizer and the text encoders, if not the host's.
     """
 
     config: str
     unet: dict[str, Any]
-    clip: Any
-    tokenizer: Any
     sizes: dict[str, dict[str, Any]]
     state: dict[str, Any] = field(default_factory=dict)
     words: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
+    texts: tuple[Any, Any] | None = None
+
+    def model_config(self) -> Any:
+        return getattr(supported, self.config)({**_NEWER.get(self.config, {}), **self.unet})
+
+    def clip_target(self) -> Any:
+        if self.texts is not None:
+            return comfy.supported_models_base.ClipTarget(*self.texts)
+        norm = "transformer.text_model.final_layer_norm.weight"  # by which SD3 knows its CLIPs
+        return self.model_config().clip_target({f"text_encoders.{n}.{norm}": 0 for n in self.sizes})
 
 
 _UNET = {
@@ -187,20 +182,13 @@ _WAN = {
     "in_dim": 16,
 }
 _HUNYUAN_VIDEO = {
+    **_FLUX,
     "image_model": "hunyuan_video",
-    "in_channels": 16,
-    "out_channels": 16,
     "vec_in_dim": 24,
-    "context_in_dim": WIDTH,
-    "hidden_size": 256,
-    "mlp_ratio": 4.0,
-    "num_heads": 2,
     "depth": 1,
     "depth_single_blocks": 1,
-    "axes_dim": [16, 56, 56],
     "theta": 256,
     "patch_size": [1, 2, 2],
-    "qkv_bias": True,
     "guidance_embed": True,
     "byt5": False,
     "meanflow": False,
@@ -260,158 +248,88 @@ _AURA = {
     "n_heads": 2,
 }
 _texts = comfy.text_encoders
+_CLIPS = {"clip_l": CLIP, "clip_g": CLIP}
 _T5_ALONE = {"t5xxl": T5}
-# UMT5's tokenizer comes with its checkpoint; any other of its kind will do.
+_FOUR_LAYERS = {**LLM, "num_hidden_layers": 4}
+# Tokenizers that come with their checkpoints; any other of the kind will do.
 _PIECES = Path(_texts.aura_t5.__file__).parent / "t5_pile_tokenizer" / "tokenizer.model"
-TINY = {
-    "SD1.5": Tiny(
-        "SD15", _SD15, comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer, {"clip_l": CLIP}
-    ),
-    "SDXL": Tiny(
-        "SDXL",
-        _SDXL,
-        comfy.sdxl_clip.SDXLClipModel,
-        comfy.sdxl_clip.SDXLTokenizer,
-        {"clip_l": CLIP, "clip_g": CLIP},
-    ),
-    "SD3.5": Tiny(
-        "SD3",
-        _SD3,
-        _texts.sd3_clip.sd3_clip(t5=False),
-        _texts.sd3_clip.SD3Tokenizer,
-        {"clip_l": CLIP, "clip_g": CLIP},
-    ),
-    "Flux.1": Tiny(
-        "Flux",
-        {**_FLUX, "image_model": "flux", "guidance_embed": True, "vec_in_dim": 24},
-        _texts.flux.flux_clip(),
-        _texts.flux.FluxTokenizer,
-        {"clip_l": CLIP, **_T5_ALONE},
-    ),
-    # ComfyUI 0.3.75 has Mistral for Flux.2, whose tokenizer comes with its checkpoint. Here it reads
-    # the Qwen 3 that Flux.2 Klein has in newer versions.
-    "Flux.2": Tiny(
-        "Flux2", _FLUX2, _texts.z_image.te(), _texts.z_image.ZImageTokenizer, {"qwen3_4b": LLM}
-    ),
-    "Chroma": Tiny(
-        "Chroma",
-        {
-            **_FLUX,
-            "image_model": "chroma",
-            "in_channels": 64,
-            "out_channels": 64,
-            "in_dim": 64,
-            "out_dim": 256,
-            "hidden_dim": 128,
-            "n_layers": 2,
-        },
-        _texts.pixart_t5.pixart_te(),
-        _texts.pixart_t5.PixArtTokenizer,
-        _T5_ALONE,
-    ),
-    "Z-Image": Tiny(
-        "ZImage", _ZIMAGE, _texts.z_image.te(), _texts.z_image.ZImageTokenizer, {"qwen3_4b": LLM}
-    ),
-    "Qwen-Image": Tiny(
-        "QwenImage",
-        _QWEN,
-        _texts.qwen_image.te(),
-        _texts.qwen_image.QwenImageTokenizer,
-        {"qwen25_7b": LLM},
-    ),
-    "AuraFlow": Tiny(
-        "AuraFlow",
-        _AURA,
-        _texts.aura_t5.AuraT5Model,
-        _texts.aura_t5.AuraT5Tokenizer,
-        {"pile_t5xl": T5},
-    ),
-    "Wan": Tiny(
-        "WAN21_T2V",
-        _WAN,
-        _texts.wan.te(),
-        _texts.wan.WanT5Tokenizer,
-        {"umt5xxl": T5},
-        words={"spiece_model": _PIECES.read_bytes()},
-    ),
-    "HunyuanVideo": Tiny(
-        "HunyuanVideo",
-        _HUNYUAN_VIDEO,
-        _texts.hunyuan_video.hunyuan_video_clip(),
-        _texts.hunyuan_video.HunyuanVideoTokenizer,
-        {"clip_l": CLIP, "llama": {**LLM, "num_hidden_layers": 4}},
-    ),
+_WORDS = {"spiece_model": _PIECES.read_bytes()}
+_QWEN3 = (_texts.z_image.ZImageTokenizer, _texts.z_image.te())
+_WITHOUT_BYT5 = (_texts.hunyuan_video.HunyuanVideo15Tokenizer, _texts.hunyuan_image.te(byt5=False))
+_CHROMA = {
+    **_FLUX,
+    "image_model": "chroma",
+    "in_channels": 64,
+    "out_channels": 64,
+    "in_dim": 64,
+    "out_dim": 256,
+    "hidden_dim": 128,
+    "n_layers": 2,
 }
-TINY |= {
-    "Lumina 2": Tiny(
-        "Lumina2",
-        _LUMINA2,
-        _texts.lumina2.te(),
-        _texts.lumina2.LuminaTokenizer,
-        {"gemma2_2b": LLM},
-        words={"spiece_model": _PIECES.read_bytes()},
-    ),
-    "Cosmos Predict2": Tiny(
-        "CosmosT2IPredict2",
-        {**_COSMOS, "image_model": "cosmos_predict2", "crossattn_emb_channels": WIDTH},
-        _texts.cosmos.te(),
-        _texts.cosmos.CosmosT5Tokenizer,
-        _T5_ALONE,
-    ),
-    "LTX-Video": Tiny("LTXV", _LTXV, _texts.lt.ltxv_te(), _texts.lt.LTXVT5Tokenizer, _T5_ALONE),
-    "Chroma Radiance": replace(
-        TINY["Chroma"],
-        config="ChromaRadiance",
-        unet={
-            **TINY["Chroma"].unet,
-            "image_model": "chroma_radiance",
-            "in_channels": 3,
-            "out_channels": 3,
-            "patch_size": 16,
-            "nerf_hidden_size": 16,
-            "nerf_mlp_ratio": 4,
-            "nerf_depth": 2,
-            "nerf_max_freqs": 4,
-            "nerf_tile_size": 512,
-            "nerf_final_head_type": "conv",
-            "nerf_embedder_dtype": torch.float32,
-        },
-    ),
-    "HunyuanVideo I2V": replace(
-        TINY["HunyuanVideo"], config="HunyuanVideoI2V", unet={**_HUNYUAN_VIDEO, "in_channels": 33}
-    ),
-    "HunyuanVideo 1.5": Tiny(
-        "HunyuanVideo15",
-        {
-            **_HUNYUAN_VIDEO,
-            "in_channels": 65,
-            "out_channels": 32,
-            "patch_size": [1, 1, 1],
-            "vec_in_dim": None,
-            "vision_in_dim": WIDTH,
-            "use_cond_type_embedding": True,
-            "guidance_embed": False,
-        },
-        _texts.hunyuan_image.te(byt5=False),
-        _texts.hunyuan_video.HunyuanVideo15Tokenizer,
-        {"qwen25_7b": {**LLM, "num_hidden_layers": 4}},
-    ),
-    "Wan 2.2 5B": replace(
-        TINY["Wan"], config="WAN22_T2V", unet={**_WAN, "in_dim": 48, "out_dim": 48}
-    ),
+_RADIANCE = {
+    **_CHROMA,
+    "image_model": "chroma_radiance",
+    "in_channels": 3,
+    "out_channels": 3,
+    "patch_size": 16,
+    "nerf_hidden_size": 16,
+    "nerf_mlp_ratio": 4,
+    "nerf_depth": 2,
+    "nerf_max_freqs": 4,
+    "nerf_tile_size": 512,
+    "nerf_final_head_type": "conv",
+    "nerf_embedder_dtype": torch.float32,
 }
+_HUNYUAN_VIDEO_15 = {
+    **_HUNYUAN_VIDEO,
+    "in_channels": 65,
+    "out_channels": 32,
+    "patch_size": [1, 1, 1],
+    "vec_in_dim": None,
+    "vision_in_dim": WIDTH,
+    "use_cond_type_embedding": True,
+    "guidance_embed": False,
+}
+_FLUX1 = {**_FLUX, "image_model": "flux", "guidance_embed": True, "vec_in_dim": 24}
+_PREDICT2 = {**_COSMOS, "image_model": "cosmos_predict2", "crossattn_emb_channels": WIDTH}
+_I2V = {**_WAN, "in_dim": 36}
 # pictures to edit of another shape than the drawn ones
 _TO_EDIT = torch.randn(1, 16, 20, 12, generator=torch.Generator().manual_seed(0))
-TINY["Flux.1 Kontext"] = replace(TINY["Flux.1"], start={"reference_latents": [_TO_EDIT]})
-TINY["Qwen-Image Edit"] = replace(
-    TINY["Qwen-Image"], start={"reference_latents": [_TO_EDIT[:, :, None]] * 2}
-)
-TINY["Wan 2.2 I2V"] = replace(TINY["Wan"], unet={**_WAN, "in_dim": 36})
-TINY["Wan 2.1 I2V"] = replace(
-    TINY["Wan"], config="WAN21_I2V", unet={**_WAN, "in_dim": 36, "model_type": "i2v"}
-)
 _V_PREDICTION = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
-TINY["SDXL v-prediction"] = replace(TINY["SDXL"], state=_V_PREDICTION)
+TINY = {
+    "SD1.5": Tiny("SD15", _SD15, {"clip_l": CLIP}),
+    "SDXL": Tiny("SDXL", _SDXL, _CLIPS),
+    "SDXL v-prediction": Tiny("SDXL", _SDXL, _CLIPS, state=_V_PREDICTION),
+    "SD3.5": Tiny("SD3", _SD3, _CLIPS),
+    "Flux.1": Tiny("Flux", _FLUX1, {"clip_l": CLIP, **_T5_ALONE}),
+    # ComfyUI 0.3.75 has Mistral for Flux.2. Here it reads Flux.2 Klein's Qwen 3, as newer versions.
+    "Flux.2": Tiny("Flux2", _FLUX2, {"qwen3_4b": LLM}, texts=_QWEN3),
+    "Chroma": Tiny("Chroma", _CHROMA, _T5_ALONE),
+    "Chroma Radiance": Tiny("ChromaRadiance", _RADIANCE, _T5_ALONE),
+    "Z-Image": Tiny("ZImage", _ZIMAGE, {"qwen3_4b": LLM}),
+    "Qwen-Image": Tiny("QwenImage", _QWEN, {"qwen25_7b": LLM}),
+    "AuraFlow": Tiny("AuraFlow", _AURA, {"pile_t5xl": T5}),
+    "Wan": Tiny("WAN21_T2V", _WAN, {"umt5xxl": T5}, words=_WORDS),
+    "HunyuanVideo": Tiny("HunyuanVideo", _HUNYUAN_VIDEO, {"clip_l": CLIP, "llama": _FOUR_LAYERS}),
+    "HunyuanVideo 1.5": Tiny(
+        "HunyuanVideo15", _HUNYUAN_VIDEO_15, {"qwen25_7b": _FOUR_LAYERS}, texts=_WITHOUT_BYT5
+    ),
+    "Lumina 2": Tiny("Lumina2", _LUMINA2, {"gemma2_2b": LLM}, words=_WORDS),
+    "Cosmos Predict2": Tiny("CosmosT2IPredict2", _PREDICT2, _T5_ALONE),
+    "LTX-Video": Tiny("LTXV", _LTXV, _T5_ALONE),
+}
+_OF_PICTURES = {**_HUNYUAN_VIDEO, "in_channels": 33}
+_LARGER = {**_WAN, "in_dim": 48, "out_dim": 48}
+_EDITS = {"reference_latents": [_TO_EDIT[:, :, None]] * 2}
+_CLIP_VISION = {**_I2V, "model_type": "i2v"}
+TINY |= {
+    "HunyuanVideo I2V": replace(TINY["HunyuanVideo"], config="HunyuanVideoI2V", unet=_OF_PICTURES),
+    "Flux.1 Kontext": replace(TINY["Flux.1"], start={"reference_latents": [_TO_EDIT]}),
+    "Qwen-Image Edit": replace(TINY["Qwen-Image"], start=_EDITS),
+    "Wan 2.2 5B": replace(TINY["Wan"], config="WAN22_T2V", unet=_LARGER),
+    "Wan 2.2 I2V": replace(TINY["Wan"], unet=_I2V),
+    "Wan 2.1 I2V": replace(TINY["Wan"], config="WAN21_I2V", unet=_CLIP_VISION),
+}
 _NEWER: dict[str, dict[str, Any]] = {}  # class -> settings that it has in ComfyUI 0.33 only
 if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
     _NEWER |= {
@@ -428,11 +346,7 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
         "HunyuanVideoI2V": {"meanflow_sum": False},
         "HunyuanVideo15": {"meanflow_sum": True},
     }
-    import comfy.text_encoders.anima
     import comfy.text_encoders.ernie
-    import comfy.text_encoders.kandinsky5
-    import comfy.text_encoders.krea2
-    import comfy.text_encoders.longcat_image
 
     class _ErnieTokenizer(comfy.sd1_clip.SD1Tokenizer):
         """Qwen 3's in the place of Mistral's, which comes with its checkpoint."""
@@ -455,67 +369,37 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
         "txtheads": 2,
         "txtkvheads": 2,
     }
-    TINY["Anima"] = Tiny(
-        "Anima",
-        _ANIMA,
-        _texts.anima.te(),
-        _texts.anima.AnimaTokenizer,
-        {"qwen3_06b": {**LLM, "hidden_size": 1024}},
-    )
-    TINY["Krea 2"] = Tiny(
-        "Krea2",
-        _KREA2,
-        _texts.krea2.te(),
-        _texts.krea2.Krea2Tokenizer,
-        {"qwen3vl_4b": {**LLM, "hidden_size": 160, "num_hidden_layers": 36}},
-    )
-
+    _LONGCAT = {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
+    _ERNIE = {
+        "image_model": "ernie",
+        "hidden_size": 256,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "ffn_hidden_size": 512,
+        "text_in_dim": WIDTH,
+    }
+    _KANDINSKY5 = {
+        "image_model": "kandinsky5",
+        "model_dim": 256,
+        "ff_dim": 512,
+        "time_dim": 64,
+        "in_text_dim": WIDTH,
+        "in_text_dim2": 24,
+        "visual_embed_dim": 64,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+        "axes_dims": (32, 48, 48),
+    }
+    _OF_ANIMA = {"qwen3_06b": {**LLM, "hidden_size": 1024}}
+    _OF_KREA2 = {"qwen3vl_4b": {**LLM, "hidden_size": 160, "num_hidden_layers": 36}}
+    _OF_ERNIE = {"ministral3_3b": {**LLM, "vocab_size": 151936}}
+    _ERNIE_TEXTS = (_ErnieTokenizer, _texts.ernie.te())
     TINY |= {
-        "LongCat-Image": Tiny(
-            "LongCatImage",
-            {
-                **_FLUX,
-                "image_model": "flux",
-                "guidance_embed": False,
-                "vec_in_dim": None,
-                "txt_ids_dims": [1, 2],
-            },
-            _texts.longcat_image.te(),
-            _texts.longcat_image.LongCatImageTokenizer,
-            {"qwen25_7b": LLM},
-        ),
-        "ERNIE-Image": Tiny(
-            "ErnieImage",
-            {
-                "image_model": "ernie",
-                "hidden_size": 256,
-                "num_attention_heads": 2,
-                "num_layers": 2,
-                "ffn_hidden_size": 512,
-                "text_in_dim": WIDTH,
-            },
-            _texts.ernie.te(),
-            _ErnieTokenizer,
-            {"ministral3_3b": {**LLM, "vocab_size": 151936}},
-        ),
-        "Kandinsky 5": Tiny(
-            "Kandinsky5Image",
-            {
-                "image_model": "kandinsky5",
-                "model_dim": 256,
-                "ff_dim": 512,
-                "time_dim": 64,
-                "in_text_dim": WIDTH,
-                "in_text_dim2": 24,
-                "visual_embed_dim": 64,
-                "num_text_blocks": 1,
-                "num_visual_blocks": 2,
-                "axes_dims": (32, 48, 48),
-            },
-            _texts.kandinsky5.te(),
-            _texts.kandinsky5.Kandinsky5TokenizerImage,
-            {"qwen25_7b": LLM, "clip_l": CLIP},
-        ),
+        "Anima": Tiny("Anima", _ANIMA, _OF_ANIMA),
+        "Krea 2": Tiny("Krea2", _KREA2, _OF_KREA2),
+        "LongCat-Image": Tiny("LongCatImage", _LONGCAT, {"qwen25_7b": LLM}),
+        "ERNIE-Image": Tiny("ErnieImage", _ERNIE, _OF_ERNIE, texts=_ERNIE_TEXTS),
+        "Kandinsky 5": Tiny("Kandinsky5Image", _KANDINSKY5, {"qwen25_7b": LLM, "clip_l": CLIP}),
         "Wan CausalAR": replace(TINY["Wan"], config="WAN21_CausalAR_T2V"),
     }
 
@@ -524,7 +408,7 @@ def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> A
     """Return a MODEL with random weights, the same for a seed, which it keeps in a number format;
     it computes in float32.
     """
-    config = getattr(supported, tiny.config)({**_NEWER.get(tiny.config, {}), **tiny.unet})
+    config = tiny.model_config()
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
     _fill(model.diffusion_model, seed)
@@ -533,7 +417,7 @@ def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> A
 
 def clip_of(tiny: Tiny) -> Any:
     """Return a CLIP with random weights, the same every time."""
-    target = comfy.supported_models_base.ClipTarget(tiny.tokenizer, tiny.clip)
+    target = tiny.clip_target()
     sizes = {f"{name}_model_config": dict(size) for name, size in tiny.sizes.items()}
     clip = comfy.sd.CLIP(
         target, tokenizer_data=tiny.words, model_options={**sizes, "dtype": torch.float32}
