@@ -70,7 +70,7 @@ function detailsOf(model, say) {
   return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
 }
 
-function verdictOf({ loras, together, against, advice, bounds }, say) {
+function verdictOf({ loras, together, togetherAdvice, against, advice, bounds }, say) {
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
@@ -79,6 +79,7 @@ function verdictOf({ loras, together, against, advice, bounds }, say) {
     const line = html("div", "iteris-together", say("together", { chance: say(together) }));
     Object.assign(line, { title: say("together_title") }).dataset.chance = together;
     found.append(line);
+    if (togetherAdvice) found.append(adviceOf(togetherAdvice, say));
   }
   if (advice) found.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;

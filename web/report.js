@@ -3,8 +3,8 @@
 const DIGITS = 4;
 export const LEVELS = ["good", "weak", "lost"];
 // what there are words for, each of them "to_..."
-export const ADVICE = ["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone"];
-export const CHANCES = ["likely", "unlikely"];
+export const ADVICE = ["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone", "together"];
+export const CHANCES = ["likely", "uncertain", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
 // Kinds of blocks, as the model's modules are called -> as block weights call them: text encoders, UNet, and
@@ -106,6 +106,7 @@ function verdict({ verdict: found }) {
   return {
     loras,
     together: found.together,
+    togetherAdvice: found.together_advice ?? null,
     against: Object.fromEntries(against),
     advice: found.advice,
     bounds: [found.lost_below, found.good_from],

@@ -52,14 +52,22 @@ function verdictOf(verdict) {
   // while a merge runs, and of a report that an older version has kept
   if (verdict === undefined || verdict === null) return null;
   if (!isObject(verdict)) return undefined;
-  const { loras, together = null, against, advice, bounds } = verdict;
-  if (!Array.isArray(loras) || !loras.every(isKept) || !isAdviceOrNone(advice)) return undefined;
+  const { loras, together = null, togetherAdvice = null, against, advice, bounds } = verdict;
+  if (!Array.isArray(loras) || !loras.every(isKept)) return undefined;
+  if (![advice, togetherAdvice].every(isAdviceOrNone)) return undefined;
   if (together !== null && !CHANCES.includes(together)) return undefined;
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
   const kept = loras.slice(0, MOST.lines).map((lora) => ({ ...lora, advice: known(lora.advice) }));
-  return { loras: kept, together, against: { leak, leak_stacked, base }, advice: known(advice), bounds };
+  return {
+    loras: kept,
+    together,
+    togetherAdvice: known(togetherAdvice),
+    against: { leak, leak_stacked, base },
+    advice: known(advice),
+    bounds,
+  };
 }
 
 /**

@@ -14,7 +14,7 @@ from .layers import Alarm, alarms_of, warnings_of
 from .layers import Interference as Interference
 from .layers import LayerReport as LayerReport
 from .layers import TaskAtLayerReport as TaskAtLayerReport
-from .verdict import Effort, Verdict, line_of, lines_of, verdict_of
+from .verdict import Effort, Made, Verdict, line_of, lines_of, verdict_of
 from .verdict import FidelityKind as FidelityKind
 from .verdict import RunFidelity as RunFidelity
 from .verdict import TaskFidelity as TaskFidelity
@@ -105,18 +105,26 @@ class MergeReport:
         return verdict_of(
             self.fidelity,
             self.interference(),
-            cut=statistics.median(asked) if asked else 0.0,
-            method=self.method,
+            Made(
+                self.method,
+                self._effort,
+                cut=statistics.median(asked) if asked else 0.0,
+                has_scenes=bool(self._calibration.get("scene_weight")),
+            ),
             can_check=self.can_check,
             unread=self.unread,
-            effort=self._effort,
         )
 
     @property
     def _effort(self) -> Effort:
         if not self.is_measured:
             return "estimated"
-        return "polished" if self.settings.get("calibration", {}).get("polish") else "measured"
+        return "polished" if self._calibration.get("polish") else "measured"
+
+    @property
+    def _calibration(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.settings.get("calibration", {})
+        return found
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:

@@ -24,7 +24,7 @@ from ..settings import called
 
 Level = Literal["good", "weak", "lost"]
 _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
-Chance = Literal["likely", "unlikely"]
+Chance = Literal["likely", "uncertain", "unlikely"]
 FidelityKind = Literal["own", "together", "base"]
 # How a merge was made: from files alone, from layers that were measured, or polished after that.
 Effort = Literal["estimated", "measured", "polished"]
@@ -32,13 +32,16 @@ Effort = Literal["estimated", "measured", "polished"]
 # What to do: measure, and not merge the files alone; check the merge on unseen prompts; merge by
 # IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
 # where it was tried (docs/method.md, "The verdict"). Where none explains a loss, pictures come
-# first, and then a higher priority, a polish, or no merge.
-AdviceKind = Literal["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone"]
+# first, and then a higher priority, a polish, or no merge. Where two may not be seen in one
+# picture, measure them together.
+AdviceKind = Literal[
+    "measure", "check", "method", "rank", "fewer", "priority", "polish", "alone", "together"
+]
 
 GOOD_FROM = 0.68
 LOST_BELOW = 0.65
 # Mean error of two subjects in pictures of both: up to the first, both are likely to be seen; from
-# the second on, they are not; between them nothing is said.
+# the second on, they are not; between them it is uncertain.
 TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
 # From this many LoRAs on, fewer are easier to merge.
@@ -115,12 +118,13 @@ class Verdict:
     Args:
         loras: What it kept of each LoRA; empty if it was not checked on unseen prompts.
         together: Whether two of its subjects will both be seen in one picture; None: not measured,
-            fewer than two, or the check does not tell.
+            or fewer than two.
         against: It against what is done without it.
         advice: What to do about the merge as a whole, and so about all that was not kept; None if
             there is nothing.
         good_from: What is kept of a LoRA is good from here on.
         lost_below: It is lost below here.
+        together_advice: What to do where two may not be seen in one picture.
     """
 
     loras: tuple[Kept, ...] = ()
@@ -129,6 +133,7 @@ class Verdict:
     advice: Advice | None = None
     good_from: float = GOOD_FROM
     lost_below: float = LOST_BELOW
+    together_advice: Advice | None = None
 
 
 @dataclass(frozen=True)
@@ -219,47 +224,64 @@ class TaskFidelity:
         return _within(min(mean - reach, failing)), _within(mean + reach)
 
 
+@dataclass(frozen=True)
+class Made:
+    """How a merge was made.
+
+    Args:
+        cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
+        has_scenes: Whether its LoRAs were measured together.
+    """
+
+    method: str
+    effort: Effort = "measured"
+    cut: float = 0.0
+    has_scenes: bool = False
+
+
 def verdict_of(
     fidelity: Sequence[TaskFidelity],
     leaks: Mapping[tuple[str, str], tuple[float, float]],
+    made: Made,
     *,
-    cut: float,
-    method: str,
     can_check: bool,
     unread: Mapping[str, float],
-    effort: Effort = "measured",
 ) -> Verdict:
     """Return the verdict on a merge.
 
     Args:
         fidelity: What was measured on unseen samples; empty if the merge was not checked.
         leaks: (task, LoRA) -> how much the LoRA gets into the task's prompts, stacked and merged.
-        cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
         unread: Name of a LoRA -> share of its file that was not read, where that is much.
-        effort: How the merge was made.
     """
     own, together, base = (
         [entry for entry in fidelity if entry.kind == kind] for kind in get_args(FidelityKind)
     )
     against = _against(len(own), base, leaks)
     if not own:
-        kind: AdviceKind = "measure" if effort == "estimated" else "check"
+        kind: AdviceKind = "measure" if made.effort == "estimated" else "check"
         return Verdict(against=against, advice=Advice(kind) if can_check else None)
     # what explains a loss of any LoRA
-    for_all = None if method == "iteris" else Advice("method", (method,))
+    for_all = None if made.method == "iteris" else Advice("method", (made.method,))
     levels_of_all = [level_of(found.kept) for found in own]
     loras = []
     for found, level in zip(own, levels_of_all, strict=True):
         advice = None
         if level != "good" and for_all is None:
-            advice = Advice(_advice(found, levels_of_all, cut, effort))
+            advice = Advice(_advice(found, levels_of_all, made))
         between = found.between
         levels = _levels(*between) if between else (level,)
         share = unread.get(found.task, 0.0)
         loras.append(Kept(found.task, found.kept, level, between, levels, advice, share))
     is_good = set(levels_of_all) == {"good"}
-    return Verdict(tuple(loras), _chance(together), against, None if is_good else for_all)
+    chance = _chance(together)
+    of_two = None
+    if chance in ("uncertain", "unlikely") and made.method == "iteris" and not made.has_scenes:
+        of_two = Advice("together")
+    return Verdict(
+        tuple(loras), chance, against, None if is_good else for_all, together_advice=of_two
+    )
 
 
 def level_of(kept: float) -> Level:
@@ -277,7 +299,7 @@ def _levels(lowest: float, highest: float) -> tuple[Level, ...]:
 
 def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
     """Return whether two subjects will both be seen, by the error of each in its half; None where
-    that does not tell.
+    that was not measured.
     """
     if len(together) < 2:
         return None
@@ -289,14 +311,16 @@ def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
     error = statistics.fmean(errors)
     if error <= TOGETHER_UP_TO:
         return "likely"
-    return "unlikely" if error >= APART_FROM else None
+    return "unlikely" if error >= APART_FROM else "uncertain"
 
 
 def lines_of(verdict: Verdict) -> list[str]:
     """Return the verdict in sentences for the user: one a LoRA, and some about the merge."""
     lines = [line_of(kept) for kept in verdict.loras]
     if verdict.together is not None:
-        lines.append(f"two of them together in one picture: {verdict.together}")
+        advice = verdict.together_advice
+        to_do = "" if advice is None else f": {_sentence(advice)}"
+        lines.append(f"two of them together in one picture: {verdict.together}{to_do}")
     if verdict.advice is not None:
         lines.append(_sentence(verdict.advice))
     found = verdict.against
@@ -320,6 +344,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "polish": "look at its pictures; if it does not show there, merge with the preset Polished, "
     "which takes 15 to 20 times as long",
     "alone": "look at its pictures; if it does not show there, use it unmerged",
+    "together": "for pictures of both, set {scene_weight} above 0",
 }
 
 
@@ -333,7 +358,8 @@ def line_of(kept: Kept) -> str:
 
 
 def _sentence(advice: Advice) -> str:
-    return _ADVICE[advice.kind].format(*advice.names, held_out=called("held_out"))
+    names = {name: called(name) for name in ("held_out", "scene_weight")}
+    return _ADVICE[advice.kind].format(*advice.names, **names)
 
 
 def _percent(share: float) -> str:
@@ -366,17 +392,17 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values and all(map(math.isfinite, values)) else None
 
 
-def _advice(found: TaskFidelity, levels: Sequence[Level], cut: float, effort: Effort) -> AdviceKind:
+def _advice(found: TaskFidelity, levels: Sequence[Level], made: Made) -> AdviceKind:
     """Return what to do about a LoRA that is not good: the first that explains it, or else what
     costs least.
 
     Args:
         levels: Those of all LoRAs.
     """
-    if cut >= found.output_error / 2:
+    if made.cut >= found.output_error / 2:
         return "rank"
     if len(levels) >= _MANY:
         return "fewer"
     if "good" in levels:
         return "priority"
-    return "alone" if effort == "polished" else "polish"
+    return "alone" if made.effort == "polished" else "polish"

@@ -111,14 +111,18 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
         ((0.1,), None),
         ((TOGETHER_UP_TO, TOGETHER_UP_TO), "likely"),
         ((2 * TOGETHER_UP_TO - 1, 2.0), "likely"),  # the mean, of which each is at most 1
-        ((TOGETHER_UP_TO + 0.01, APART_FROM - 0.01), None),
+        ((TOGETHER_UP_TO + 0.01, APART_FROM - 0.01), "uncertain"),
         ((0.8, math.nan), "unlikely"),
     ):
         halves = [own(f"{k}", error, kind="together") for k, error in enumerate(errors)]
         made = report(own("cat", 0.1), own("dog", 0.1), *halves)
         assert made.verdict.together == expected
-        said = f"two of them together in one picture: {expected}"
+        to_do = ": for pictures of both, set scene_weight above 0"
+        said = f"two of them together in one picture: {expected}{to_do * (expected != 'likely')}"
         assert (said in str(made).splitlines()) == (expected is not None)
+        assert (made.verdict.together_advice is None) == (expected in (None, "likely"))
+        met = replace(made, settings={"calibration": {"scene_weight": 0.3}})
+        assert met.verdict.together_advice is None
 
 
 # --- what to do ---

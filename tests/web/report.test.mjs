@@ -115,7 +115,15 @@ test("the verdict is taken over, and a report of an older version has none", () 
     },
   ];
   const against = { leak: 0.123456, leak_stacked: 1, base: null };
-  const verdict = { loras, together: "likely", against, advice: null, good_from: 0.75, lost_below: 0.3 };
+  const verdict = {
+    loras,
+    together: "uncertain",
+    together_advice: { kind: "together", names: [] },
+    against,
+    advice: null,
+    good_from: 0.75,
+    lost_below: 0.3,
+  };
   assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
     loras: [
       {
@@ -137,7 +145,8 @@ test("the verdict is taken over, and a report of an older version has none", () 
         unread: 0.46,
       },
     ],
-    together: "likely",
+    together: "uncertain",
+    togetherAdvice: { kind: "together", names: [] },
     against: { ...against, leak: 0.1235 },
     advice: null,
     bounds: [0.3, 0.75],

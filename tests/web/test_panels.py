@@ -84,6 +84,7 @@ def report_with_verdict(*loras, advice=None):
     report["verdict"] = {
         "loras": loras,
         "together": "unlikely",
+        "together_advice": {"kind": "together", "names": []},
         "against": {"leak": 0.12, "leak_stacked": 1.02, "base": 0.29},
         "advice": advice,
         "good_from": 0.75,
@@ -147,7 +148,8 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     against = "Leak into each other: 12 %, stacked 102 %. Base model: changed by 29 % of what"
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture: unlikely."
-    parts = ("lost", together, against, "WARNING", taken, "Layers, bars and notes")
+    to_do = "For pictures of both, switch on “together”."
+    parts = ("lost", together, to_do, against, "WARNING", taken, "Layers, bars and notes")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
 
@@ -200,7 +202,9 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     frontend.show(MERGE, top=100)
     executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
-    assert "set check_runs to 1 or more" in frontend.page.locator(".iteris-advice").inner_text()
+    assert (
+        "set check_runs to 1 or more" in frontend.page.locator("[data-advice=check]").inner_text()
+    )
 
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
