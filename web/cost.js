@@ -19,9 +19,12 @@ export function readCost(cost) {
   return found.length ? { rows, seconds, presets: Object.fromEntries(found.slice(0, MOST.presets)) } : undefined;
 }
 
-/** Return the seconds that a merge takes by each preset. */
+/** Return the seconds that a merge takes by each preset; those of one time, as Merge settings makes them, together. */
 export function expected({ rows, seconds, presets }) {
-  return Object.entries(presets).map(([name, needed]) => ({ name, seconds: (seconds / rows) * needed }));
+  return [...new Set(Object.values(presets))].map((needed) => ({
+    names: Object.keys(presets).filter((name) => presets[name] === needed),
+    seconds: (seconds / rows) * needed,
+  }));
 }
 
 /**

@@ -37,10 +37,11 @@ export function addTimes(node, say) {
     const cost = readCost(node.properties[PROPERTY]);
     showElement(node, element, !!cost);
     if (!cost) return;
-    const chosen = (name) => (name === preset.value ? "iteris-chosen" : "");
-    const times = expected(cost).map(({ name, seconds }) =>
-      html("span", chosen(name), say("time", { name, time: duration(seconds, say) })),
-    );
+    const times = expected(cost).map(({ names, seconds }) => {
+      const values = { name: names.join(" = "), time: duration(seconds, say) };
+      const text = say(names.length > 1 ? "time_of_settings" : "time", values);
+      return html("span", names.includes(preset.value) ? "iteris-chosen" : "", text);
+    });
     element.replaceChildren(...times);
     element.title = say("times_title");
     fit(node);

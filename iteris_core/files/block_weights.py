@@ -66,18 +66,6 @@ _PRESETS = {
     "OUTALL": "ALL:0,BASE:1,OUT:1",
 }
 _HAVE_UNET = ("SD1.5", "SDXL")
-# Groups of blocks that can be weighted all at once -> the families that have them.
-_GROUPS = {
-    ("IN", "MID", "OUT"): (*_HAVE_UNET, "SD2.x"),
-    ("double", "single"): (
-        *("Flux.1", "Flux.2", "Chroma", "Chroma Radiance", "LongCat-Image", "AuraFlow"),
-        *("HunyuanVideo", "HunyuanVideo 1.5"),
-    ),
-    ("blocks",): (
-        *("SD3.5", "Qwen-Image", "Krea 2", "Lumina 2", "Z-Image", "Anima", "Wan", "LTX-Video"),
-        *("Cosmos Predict2", "ERNIE-Image"),
-    ),
-}
 _EXAMPLE = "IN01:0.5, MID:0 in a UNet; double 0-9:0.5, single:0 in Flux; blocks 0-9:0.5 in others"
 
 _Place = tuple[str, int]  # a block: its name without the number, and the number
@@ -207,13 +195,6 @@ def layer_weights(
     text, is_list, is_whole = _in_names(name, blocks, family)
     entries = _entries(name, text)
     return LayerWeights(name, entries, not is_list, is_whole, tuple(without), own_path)
-
-
-def groups_of(family: str) -> tuple[str, ...]:
-    """Return the names under which a family's blocks can be weighted all at once; none where that
-    is not known.
-    """
-    return next((groups for groups, names in _GROUPS.items() if family in names), ())
 
 
 def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:

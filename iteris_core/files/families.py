@@ -43,6 +43,8 @@ class Family:
 
     Args:
         name: Name in reports and errors.
+        blocks: Names under which groups of its blocks can be weighted all at once, see
+            `block_weights`; none where that is not known.
         keys: Pattern of the bases of keys that only its adapters have. A family that is earlier in
             `FAMILIES` comes first.
         clues: What only its adapters have, besides.
@@ -70,6 +72,7 @@ class Family:
     """
 
     name: str
+    blocks: tuple[str, ...] = ()
     keys: str = ""
     clues: tuple[Clue, ...] = ()
     named: str = ""
@@ -179,9 +182,12 @@ _COSMOS_IN_DIFFUSERS = (
     (r"^final_layer\.linear$", "proj_out"),
 )
 
+_UNET = ("IN", "MID", "OUT")
+_DOUBLE_AND_SINGLE = ("double", "single")
 _ROWS = (
     Family(
         "HunyuanVideo 1.5",
+        blocks=_DOUBLE_AND_SINGLE,
         named=r"hunyuan[-_]?video[-_]?1[._-]?5",
         measured_at=384,
         frames_per_latent=4,
@@ -191,6 +197,7 @@ _ROWS = (
     ),
     Family(
         "HunyuanVideo",
+        blocks=_DOUBLE_AND_SINGLE,
         keys=(
             r"individual_token_refiner|(?:img|txt)_mlp[._]fc[12]$|(?:img|txt)_mod[._]linear$|"
             r"single_blocks[._]\d+[._]modulation[._]linear$"
@@ -208,6 +215,7 @@ _ROWS = (
     ),
     Family(
         "Flux.2",
+        blocks=_DOUBLE_AND_SINGLE,
         clues=(
             Clue(
                 r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|"
@@ -229,6 +237,7 @@ _ROWS = (
     ),
     Family(
         "Chroma",
+        blocks=_DOUBLE_AND_SINGLE,
         keys=r"distilled_guidance_layer",
         named=r"(?<!zeta_)chroma(?![-_]?radiance)",
         base_version="chroma",
@@ -241,6 +250,7 @@ _ROWS = (
     ),
     Family(
         "AuraFlow",
+        blocks=_DOUBLE_AND_SINGLE,
         keys=(
             r"joint_transformer_blocks|(?:double|single)_layers[._]\d+[._]|"
             r"single_transformer_blocks[._]\d+[._]ff[._]"
@@ -252,6 +262,7 @@ _ROWS = (
     ),
     Family(
         "Flux.1",
+        blocks=_DOUBLE_AND_SINGLE,
         keys=r"double_blocks|single_transformer_blocks|single_blocks",
         named=r"flux",
         base_version="flux1",
@@ -262,6 +273,7 @@ _ROWS = (
     ),
     Family(
         "LongCat-Image",
+        blocks=_DOUBLE_AND_SINGLE,
         named=r"longcat",
         to_diffusers=(
             (r"^time_in\.in_layer$", "time_embed.timestep_embedder.linear_1"),
@@ -272,6 +284,7 @@ _ROWS = (
     ),
     Family(
         "Chroma Radiance",
+        blocks=_DOUBLE_AND_SINGLE,
         keys=r"nerf_(?:blocks|image_embedder|final_layer)",
         named=r"chroma[-_]?radiance",
         to_diffusers=_CHROMA_IN_DIFFUSERS,
@@ -281,6 +294,7 @@ _ROWS = (
     Family("HiDream", keys=r"(?:double|single)_stream_blocks", named=r"hidream"),
     Family(
         "SD3.5",
+        blocks=("blocks",),
         keys=r"joint_blocks",
         clues=(Clue(_STREAMS, d_in=(1536, 2432)),),
         named=r"stable-diffusion-v?3|(?<![a-z])sd_?v?3|^3-(?:medium|5)",
@@ -293,6 +307,7 @@ _ROWS = (
     ),
     Family(
         "Qwen-Image",
+        blocks=("blocks",),
         keys=(
             r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]|"
             r"(?<!single_)transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]"
@@ -307,6 +322,7 @@ _ROWS = (
     ),
     Family(
         "Krea 2",
+        blocks=("blocks",),
         keys=(
             r"txtfusion|text_fusion|" + _BLOCKS + r"attn[._]w[qkvo]$|"
             r"transformer_blocks[._]\d+[._](?:attn[._]to_gate|ff[._](?:gate|up|down))$"
@@ -321,6 +337,7 @@ _ROWS = (
     ),
     Family(
         "Lumina 2",
+        blocks=("blocks",),
         clues=(Clue(_LAYERS, d_in=(2304,)),),
         named=r"lumina",
         base_version="lumina2",
@@ -332,6 +349,7 @@ _ROWS = (
     ),
     Family(
         "Z-Image",
+        blocks=("blocks",),
         keys=_LAYERS + r"|(?:noise|context)_refiner",
         named=r"z[-_]?image",
         base_version="z_image",
@@ -342,6 +360,7 @@ _ROWS = (
     ),
     Family(
         "Cosmos Predict2",
+        blocks=("blocks",),
         keys=r"transformer_blocks[._]\d+[._]norm[123][._]linear_[12]$",
         named=r"cosmos",
         to_diffusers=_COSMOS_IN_DIFFUSERS,
@@ -350,6 +369,7 @@ _ROWS = (
     ),
     Family(
         "ERNIE-Image",
+        blocks=("blocks",),
         keys=_LAYERS_OF_ERNIE,
         named=r"ernie[-_]?image",
         guidance=4.0,
@@ -364,6 +384,7 @@ _ROWS = (
     ),
     Family(
         "Anima",
+        blocks=("blocks",),
         keys=(
             r"llm_adapter|" + _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkv]|output)_proj$|"
             r"mlp[._]layer[12]$|adaln_modulation)"
@@ -379,6 +400,7 @@ _ROWS = (
     ),
     Family(
         "Wan",
+        blocks=("blocks",),
         keys=(
             _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)$|ffn[._]|"
             r"attn[12][._]to_)"
@@ -412,6 +434,7 @@ _ROWS = (
     Family("PixArt", clues=(Clue(_ATTN1, d_in=(1152,)),), named=r"pixart"),
     Family(
         "LTX-Video",
+        blocks=("blocks",),
         keys=_ATTN1,
         named=r"ltx",
         measured_at=512,
@@ -423,6 +446,7 @@ _ROWS = (
     ),
     Family(
         "SDXL",
+        blocks=_UNET,
         clues=(
             Clue(r"^lora_te2_(?!encoder_block)|^text_encoder_2\.(?:text_model|encoder\.layers)"),
             Clue(r"\d[._]transformer_blocks[._]9[._]"),
@@ -439,6 +463,7 @@ _ROWS = (
     ),
     Family(
         "SD2.x",
+        blocks=_UNET,
         clues=(
             Clue(r"^lora_te_text_model_encoder_layers_(?:1[2-9]|2\d)_"),
             Clue(_ATTENDS_TO_TEXT, d_in=(1024,)),
@@ -452,6 +477,7 @@ _ROWS = (
     Family("BART", keys=r"model\.decoder\.layers\.\d+\.encoder_attn"),
     Family(
         "SD1.5",
+        blocks=_UNET,
         clues=(Clue(_ATTENDS_TO_TEXT, d_in=(768,)), Clue(_CLIP_OF_SD, d_in=(768,))),
         named=r"(?<![a-z])sd_?v?1|stable-diffusion-v?1",
         base_version="sd_v1",

@@ -18,7 +18,7 @@ def about_lora(name: str) -> dict[str, Any]:
     digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
-    from ...iteris_core.files.block_weights import groups_of
+    from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.trigger_words import (
         TEMPLATES,
         default_prompts,
@@ -55,7 +55,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "rank": header.rank,
         "base": header.base,
         "family": header.family,
-        "blocks": list(groups_of(header.family)),
+        "blocks": list(FAMILIES[header.family].blocks) if header.family else [],
         "kind": likely_kind(name, header.triggers) or "",
         "thumbnail": has_picture(path),
         "hash": header.digest,

@@ -163,9 +163,11 @@ test("the file of the model is that of the loader up the links", () => {
 test("a preset's time is that of its rows", () => {
   const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Balanced: 4000, none: 0, wrong: "x" } });
   assert.deepEqual(expected(cost), [
-    { name: "Fast", seconds: 20 },
-    { name: "Balanced", seconds: 2000 },
+    { names: ["Fast"], seconds: 20 },
+    { names: ["Balanced"], seconds: 2000 },
   ]);
+  const [both, other] = expected({ rows: 1, seconds: 1, presets: { Fast: 3, Polished: 9, Balanced: 3 } });
+  assert.deepEqual([both.names, other.names], [["Fast", "Balanced"], ["Polished"]]);
   for (const wrong of [
     undefined,
     null,
