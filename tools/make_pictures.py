@@ -46,8 +46,14 @@ WIDTHS = {
 FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
 NOTE_CHARACTERS = 36
-# for the text that a run writes
-ROOM_BELOW = {"IterISModelLoras": 70, "IterISRecipe": 170, "IterISSave": 110}
+# for the text that a run writes, and because Nodes 2.0 draws them higher
+ROOM_BELOW = {
+    "IterISMerge": 260,
+    "IterISCompare": 90,
+    "IterISModelLoras": 70,
+    "IterISRecipe": 170,
+    "IterISSave": 120,
+}
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
@@ -122,20 +128,19 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         y = 0.0
         for key in [*members, *(["note"] if column == 0 else [])]:
             places[key] = [x, y]
-            room = ROOM_BELOW.get(prompt[key]["class_type"], 0) if key in prompt else 0
-            y += sizes[key][1] + TITLE + GAP_Y + room
+            y += sizes[key][1] + TITLE + GAP_Y + room_below(prompt, key)
         x += max(sizes[key][0] for key in members) + GAP_X
     merge = column_of[next(k for k, n in prompt.items() if n["class_type"] == "IterISMerge")]
     group_of = {key: min(max(value - merge + 1, 0), 2) for key, value in column_of.items()}
     group_of["note"] = 0
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
-    # of one height: there is room for what a run writes, and for nodes that Nodes 2.0 draws higher
-    bottom = max(y + sizes[key][1] for key, (_, y) in places.items()) + 5 * GROUP_ROOM
     for number, (title, colour) in enumerate(GROUPS.items()):
         inside = [key for key, group in group_of.items() if group == number]
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
+        ends = (places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside)
+        bottom = max(ends) + GROUP_ROOM
         boxes.append([f"{number + 1}. {title}", colour, [left, top], [right - left, bottom - top]])
     frontend.page.evaluate(
         """([places, boxes]) => {
@@ -151,6 +156,11 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         [places, boxes],
     )
     frontend.settle()
+
+
+def room_below(prompt: dict, key: str) -> float:
+    """Return the room below a node for what a run writes, and for Nodes 2.0 drawing it higher."""
+    return ROOM_BELOW.get(prompt.get(key, {}).get("class_type"), 20)
 
 
 def fixed_seeds(frontend: browser.Frontend) -> None:

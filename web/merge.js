@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, heightOf, keep } from "./parts.js";
+import { addElement, addProgress, also, button, fit, heightOf, keep, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
 import { readFile, readSaved } from "./saved.js";
 
@@ -19,6 +19,12 @@ export function mergeButton(node, say) {
   );
 }
 
+/** Return the height of a report's details where they are open, without their title. */
+function roomOpen(element) {
+  const details = element.querySelector(".iteris-details[open]");
+  return details ? details.offsetHeight - details.firstElementChild.offsetHeight : 0;
+}
+
 /**
  * Add the panel; the node gets what a run's events call.
  *
@@ -29,6 +35,7 @@ export function addReport(node, say) {
   const height = (shown) => heightOf(shown, 12) || (node.properties[PROPERTY] ? 250 : 44);
   const removeProgress = addProgress(node);
   const element = addElement(node, "report", height);
+  savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
   let told = true; // the report is of the run that began last
   let waiting = false;

@@ -161,6 +161,8 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     frontend.settle()
     assert chart.is_visible() and "a note" in panel.inner_text()
     assert size_of(frontend)[1] > closed[1]
+    (saved,) = [node for node in frontend.workflow()["nodes"] if node["id"] == MERGE]
+    assert saved["size"][1] <= closed[1], "a workflow that is opened again has no hole there"
     picture(frontend, "verdict_details")
     page.locator(".iteris-details summary").click()
     frontend.settle()
