@@ -1,4 +1,5 @@
-"""Adapters: the content of LoRA files as weight deltas per module.
+"""Adapters: the content of LoRA files as weight deltas per module. The kinds of adapters that files
+hold are in `files.adapter_kinds`.
 
 Letters used throughout the package: d_in and d_out are a layer's widths, r is a rank, tokens are
 rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolution counts as d_in

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..files import diffusers, kohya
+from ..files.adapter_kinds import own_dense_delta
 from ..files.block_weights import layer_weights
-from ..files.kinds import own_dense_delta
 from ..files.tensors import read_tensors
 from ..files.writing import write_tensors
 from ..layers import stored_weight

@@ -21,8 +21,7 @@ from ..adapters import Adapter, LowRankDelta, stack
 from ..errors import AdapterError
 from ..layers import sorted_layers
 from ..progress import Progress, nobody
-from .families import Family, Spelling, family_of, other_family
-from .kinds import (
+from .adapter_kinds import (
     ALPHA,
     DIFF,
     DIFF_B,
@@ -41,6 +40,7 @@ from .kinds import (
     split_key,
     told_of,
 )
+from .families import Family, Spelling, family_of, other_family
 from .metadata import base_metadata, hashes
 from .parts import WeightPart
 

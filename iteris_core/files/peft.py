@@ -18,8 +18,7 @@ from torch import Tensor
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError
 from ..settings import shown
-from .families import base_of
-from .kinds import (
+from .adapter_kinds import (
     DOWN,
     MAGNITUDE,
     PEFT_DORA,
@@ -35,6 +34,7 @@ from .kinds import (
     peft_dora,
     told_of,
 )
+from .families import base_of
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
 from .writing import FolderKind, blocks_of, check_replaceable, put, whole_folder

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AdapterError, CalibrationError
+from .adapter_kinds import DOWN, grouped
 from .families import Family, base_family, model_family
-from .kinds import DOWN, grouped
 from .limits import (
     LISTED_WORDS,
     NAME_CHARACTERS,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import AdapterError
-from ...iteris_core.files.kinds import (
+from ...iteris_core.files.adapter_kinds import (
     PEFT_DORA,
     Tensors,
     check_scales,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import IterisError
-from ...iteris_core.files.kinds import (
+from ...iteris_core.files.adapter_kinds import (
     B_NORM,
     DIFF,
     DIFF_B,

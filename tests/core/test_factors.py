@@ -6,8 +6,8 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
+from iteris_core.files.adapter_kinds import LORA, WrongShape, kind_of, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.kinds import LORA, WrongShape, kind_of, own_dense_delta, peft_dora
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.parts import WeightPart
 

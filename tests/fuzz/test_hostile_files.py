@@ -17,9 +17,9 @@ from torch import nn
 from iteris_core import AdapterError, LowRankDelta
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import limits, peft, tensors
+from iteris_core.files.adapter_kinds import check_scales, delta_of, grouped, lokr, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.inspection import inspect_adapter
-from iteris_core.files.kinds import check_scales, delta_of, grouped, lokr, own_dense_delta
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import lora_header, model_header, trigger_words
