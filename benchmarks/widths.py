@@ -1,4 +1,4 @@
-"""Merges at the true widths of large models: `python -m benchmarks.widths COMFYUI_FOLDER` builds two
+"""Merges at the true widths of large models: `python -m benchmarks.widths COMFYUI_FOLDER` builds a few
 blocks of each in ComfyUI's own classes, in bfloat16 and with weights in fp8, merges two random LoRAs
 once, and once more in float64, and writes results/widths.json.
 
@@ -99,6 +99,7 @@ def flux(settings: Mapping[str, Any]) -> Any:
         patch_size=2,
         qkv_bias=True,
         guidance_embed=False,
+        txt_ids_dims=[],
         **settings,
     )
 
@@ -109,7 +110,7 @@ def z_image(settings: Mapping[str, Any]) -> Any:
     return NextDiT(
         in_channels=16,
         dim=3840,
-        n_layers=2,
+        n_layers=1,
         n_refiner_layers=1,
         n_heads=30,
         n_kv_heads=30,
@@ -129,7 +130,7 @@ def z_image(settings: Mapping[str, Any]) -> Any:
 def qwen(settings: Mapping[str, Any]) -> Any:
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
-    return QwenImageTransformer2DModel(num_layers=2, **settings)
+    return QwenImageTransformer2DModel(num_layers=1, **settings)
 
 
 CASES = {
@@ -287,7 +288,7 @@ def main() -> None:
     for name in [options.only] if options.only else CASES:
         for precision in [options.precision] if options.precision else PRECISIONS:
             row = measured(CASES[name], precision)
-            table = Table(f"{name}, {precision}: two blocks, merged once", columns, [row])
+            table = Table(f"{name}, {precision}: a few blocks, merged once", columns, [row])
             print(table, flush=True)
             arguments = ["COMFYUI_FOLDER", "--only", name, "--precision", precision]
             command = command_of("widths", arguments)
