@@ -121,7 +121,7 @@ class InputMoments(ABC):
 
     @abstractmethod
     def form(self, down: Tensor) -> Tensor:
-        """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in)."""
+        """Return ``down X~^T X~ down^T``, (r, r), for a down of (r, d_in), in its precision."""
 
     @abstractmethod
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
@@ -260,7 +260,7 @@ class Sums(InputMoments):
         return self.size() if self._cross_gram is None else self._cross_gram.norm()
 
     def form(self, down: Tensor) -> Tensor:
-        return down @ self.gram @ down.T
+        return down @ self.gram.to(down.dtype) @ down.T
 
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
         add_product(total, student, codes)
@@ -313,7 +313,7 @@ class KeptRows(InputMoments):
 
     def form(self, down: Tensor) -> Tensor:
         if self._gram is not None:
-            return down @ self._gram @ down.T
+            return down @ self._gram.to(down.dtype) @ down.T
         codes = self.rows().to(down.dtype) @ down.T
         return codes.T @ codes
 
@@ -553,7 +553,7 @@ def add_drifts(total: Tensor, parts: Sequence[tuple[Tensor, TaskStatistics]]) ->
 
 def along_drifts(parts: Sequence[TaskStatistics], delta: LowRankDelta) -> Tensor:
     """Return the parts of ``<X~ dW^T, Y - Y~>`` of each rank of a delta, (tasks, r), of a layer's
-    tasks, whose drift was measured: of all in the same way.
+    tasks, whose drift was measured: of all in the same way, in the delta's precision.
     """
     base = next((part.base for part in parts if isinstance(part, DerivedSums)), None)
     up = delta.up.T if base is None else base.under(delta.up)
@@ -561,7 +561,8 @@ def along_drifts(parts: Sequence[TaskStatistics], delta: LowRankDelta) -> Tensor
         part.changes.cross if isinstance(part, DerivedSums) else _measured_drift(part)
         for part in parts
     ]
-    return torch.stack([(up * (delta.down @ drift)).sum(1) for drift in drifts])
+    found = [(up * (delta.down @ drift.to(delta.down.dtype))).sum(1) for drift in drifts]
+    return torch.stack(found)
 
 
 def _measured_drift(part: TaskStatistics) -> Tensor:

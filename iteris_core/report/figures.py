@@ -13,6 +13,7 @@ from ..adapters import LowRankDelta, stack, sums_of_parts
 from ..algebra.answer import LayerSolution
 from ..algebra.layer import RELATIVE_ZERO, LayerProblem, TaskAtLayer
 from ..algebra.statistics import along_drifts
+from ..devices import has_slow_float64
 from .records import Interference, LayerReport, TaskAtLayerReport
 
 _DIGITS = 6  # of shares
@@ -96,7 +97,7 @@ def _report_of(
 @dataclass(frozen=True)
 class _Energies:
     """Energies of the merged delta, which is number 0, and of K adapters on the inputs of all tasks
-    that count, (n,) each.
+    that count, (n,) each; from products in float32 where float64 is slow.
 
     Args:
         taught: ``||X dW_g^T||^2``.
@@ -118,9 +119,11 @@ class _Energies:
         counted = [g for g, task in enumerate(layer.tasks) if task.counts]
         tasks = [layer.tasks[g] for g in counted]
         both = stack({"merged": merged, "adapters": layer.together.delta}).delta
+        if has_slow_float64(both.up.device):
+            both = both.to(dtype=torch.float32)
         ranks = [merged.rank, *layer.ranks]
         forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
-        products = (both.up.T @ both.up) * forms
+        products = ((both.up.T @ both.up) * forms).double()
         with_teacher = _along_teachers(tasks, both, ranks)
         with_target = with_teacher
         taught = torch.stack([layer.taught[g] for g in counted])
@@ -128,7 +131,7 @@ class _Energies:
         targets = [energy for energy in energies if energy is not None]
         if targets:  # then the drift was measured
             along = along_drifts([task.statistics for task in tasks], both)
-            with_target = with_teacher + sums_of_parts(along, ranks, 1)
+            with_target = with_teacher + sums_of_parts(along.double(), ranks, 1)
         return cls(
             taught,
             torch.stack(targets) if targets else taught,
@@ -189,7 +192,8 @@ def _along_teachers(
     worn = [(task.worn.delta.up, task.statistics.cross) for task in tasks if task.worn is not None]
     up = torch.cat([both.up[:, :0], *(up for up, _ in worn)], dim=1)
     cross = torch.cat([both.down.T[:, :0], *(cross for _, cross in worn)], dim=1)
-    along = sums_of_parts((both.up.T @ up) * (both.down @ cross), ranks, 0)
+    products = (both.up.T @ up.to(both.up)) * (both.down @ cross.to(both.up))
+    along = sums_of_parts(products.double(), ranks, 0)
     of_tasks = [0 if task.worn is None else task.worn.delta.rank for task in tasks]
     return sums_of_parts(along, of_tasks, 1).T
 

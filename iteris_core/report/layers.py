@@ -52,7 +52,8 @@ class TaskAtLayerReport:
     Args:
         residual: ``||X dW_g^T - X~ dW^T|| / ||X dW_g^T||``, 0 is perfect; with the target
             ``full_output``, the drift of the inputs counts, too. It is found from sums of squares
-            that cancel, so with a float32 or half-precision network a value below 3e-4 is rounding.
+            that cancel, so with a float32 or half-precision network a value below 3e-4 is rounding,
+            and below 1e-3 where float64 is slow.
             Where the teacher wears nothing: what the merged adapter adds on the task's inputs,
             relative to what all adapters stacked would add.
         weight: lambda, the weight of the task in the solve.

@@ -158,3 +158,18 @@ def test_float32_is_chosen_where_float64_is_slow(monkeypatch):
     assert in_float32("auto", CPU, 512) and not in_float32("auto", CPU, 511)
     for anywhere in (CPU, device):
         assert in_float32("float32", anywhere, 64) and not in_float32("float64", anywhere, 4096)
+
+
+def test_figures_in_float32_where_float64_is_slow_are_near(monkeypatch):
+    net, adapters, tasks = toy.three_adapters()
+    exact = toy.merge_toy(net, adapters, tasks, target="full_output").report.layers
+    monkeypatch.setattr("iteris_core.report.figures.has_slow_float64", lambda device: True)
+    coarse = toy.merge_toy(net, adapters, tasks, target="full_output").report.layers
+    assert exact != coarse
+    for one, other in zip(exact, coarse, strict=True):
+        for a, b in zip(one.tasks, other.tasks, strict=True):
+            assert b.residual == pytest.approx(a.residual, abs=1e-3)
+            assert b.gain is a.gain or b.gain == pytest.approx(a.gain, abs=1e-5)
+            told = [(i.stacked, i.merged) for i in b.interference]
+            expected = [(i.stacked, i.merged) for i in a.interference]
+            assert told == [pytest.approx(pair, abs=1e-4) for pair in expected]
