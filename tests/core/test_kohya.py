@@ -111,16 +111,6 @@ def test_a_tensor_of_unknown_meaning_beside_known_ones_is_refused_by_name():
             parse({f"{base}.{ending}": torch.zeros(1), **factors(base)})
 
 
-def test_an_unknown_tensor_beside_old_diffusers_keys_is_refused_too():
-    base = "unet.down_blocks.0.attn1.to_q"
-    tensors = {
-        f"{base}_lora.up.weight": torch.randn(6, 2),
-        f"{base}_lora.down.weight": torch.randn(2, 4),
-    }
-    with pytest.raises(AdapterError, match=r"to_q_lora\.strange' changes what"):
-        parse({**tensors, f"{base}_lora.strange": torch.zeros(1)})
-
-
 # --- and back ---
 
 
@@ -176,42 +166,21 @@ def test_a_layer_of_very_high_rank_is_written_whole_on_request():
         torch.testing.assert_close(found, large.dense(), rtol=1e-4, atol=1e-4)
 
 
+VERSION, NETWORK = "ss_base_model_version", "ss_network_module"
+KIND, PREDICTS, SIDES = (
+    f"modelspec.{x}" for x in ("architecture", "prediction_type", "resolution")
+)
+OF_SD15 = {VERSION: "sd_v1", NETWORK: "networks.lora", KIND: "stable-diffusion-v1/lora"}
+OF_SD15 |= {PREDICTS: "epsilon", SIDES: "512x512", "modelspec.sai_model_spec": "1.0.1"}
+OF_SD15 |= {"ss_network_dim": "2", "ss_network_alpha": "2", "modelspec.title": "merged", "own": "x"}
+OF_SDXL = {VERSION: "sdxl_base_v1-0", KIND: "stable-diffusion-xl-v1-base/lora"}
+OF_SDXL |= {PREDICTS: "v", SIDES: "1024x1024"}
+OF_FLUX = {VERSION: "flux1", NETWORK: "networks.lora_flux", KIND: "flux-1-dev/lora", PREDICTS: None}
 SAID = {  # family -> what it predicts, and what a file says of it
-    "SD1.5": (
-        "epsilon",
-        {
-            "ss_base_model_version": "sd_v1",
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": "2",
-            "ss_network_alpha": "2",
-            "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": "stable-diffusion-v1/lora",
-            "modelspec.title": "merged",
-            "modelspec.prediction_type": "epsilon",
-            "modelspec.resolution": "512x512",
-            "own": "x",
-        },
-    ),
-    "SDXL": (
-        "v",
-        {
-            "ss_base_model_version": "sdxl_base_v1-0",
-            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-            "modelspec.prediction_type": "v",
-            "modelspec.resolution": "1024x1024",
-        },
-    ),
-    "Flux.1": (
-        "",
-        {
-            "ss_base_model_version": "flux1",
-            "ss_network_module": "networks.lora_flux",
-            "modelspec.architecture": "flux-1-dev/lora",
-            "modelspec.prediction_type": None,
-        },
-    ),
-    # no program has a name for this one's architecture
-    "AuraFlow": ("", {"modelspec.architecture": None, "ss_network_module": None}),
+    "SD1.5": ("epsilon", OF_SD15),
+    "SDXL": ("v", OF_SDXL),
+    "Flux.1": ("", OF_FLUX),
+    "AuraFlow": ("", {KIND: None, NETWORK: None}),  # no program has a name for it
 }
 
 
@@ -284,12 +253,12 @@ SDXL_KEYS = ModelKeys(
     {},
     {"unet.k": (640, 2048), "text.fc1": (6, 4)},
 )
-OF_SD15 = {"ss_base_model_version": "sd_v1"}
+SAYS_SD15 = {VERSION: "sd_v1"}
 
 
 def test_a_text_part_of_another_family_is_refused_even_where_it_fits():
     for base in (TEXT_1, TEXT_OF_DIFFUSERS):
-        for metadata in (OF_SD15, {"modelspec.architecture": "stable-diffusion-v1/lora"}):
+        for metadata in (SAYS_SD15, {KIND: "stable-diffusion-v1/lora"}):
             for rest in ({}, {"odd.alpha": torch.tensor(1.0)}):
                 with pytest.raises(
                     AdapterError, match=r"file is for SD1\.5, the model is SDXL; ch"
@@ -308,7 +277,7 @@ def test_a_text_part_of_this_family_of_one_alike_or_of_an_unknown_base_fits():
 def test_a_file_with_keys_of_this_family_is_not_refused_for_what_it_says():
     """Merges and old trainers write the wrong base model."""
     tensors = factors(ATTENDS, shape=(640, 2048)) | factors(TEXT_1)
-    assert set(kohya.parse("file", tensors, SDXL_KEYS, OF_SD15).deltas) == {"unet.k", "text.fc1"}
+    assert set(kohya.parse("file", tensors, SDXL_KEYS, SAYS_SD15).deltas) == {"unet.k", "text.fc1"}
 
 
 def test_a_file_that_fits_is_not_refused_for_keys_that_look_like_another_familys():
@@ -347,10 +316,3 @@ def test_a_bad_file_is_refused_with_the_reason():
     for tensors, message in BAD:
         with pytest.raises(AdapterError, match=f"^file: .*{re.escape(message)}"):
             parse(tensors)
-
-
-def test_a_lora_for_another_model_is_recognised():
-    key = "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"
-    said = "^file: this file is for Flux.1, the model is SD1.5; choose a LoRA for SD1.5$"
-    with pytest.raises(AdapterError, match=said):
-        parse({key: torch.zeros(2, 2)})

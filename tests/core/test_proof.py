@@ -1,7 +1,5 @@
 """The proof before a merge and after it, on hosts that put LoRAs on models in their own way."""
 
-import copy
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -57,10 +55,6 @@ def doubled_at(path):
     return lambda adapter: replace(
         adapter, deltas={p: d.scaled(2.0) if p == path else d for p, d in adapter.deltas.items()}
     )
-
-
-def rounded(weight):
-    return (weight * 16).round() / 16
 
 
 @pytest.fixture
@@ -177,14 +171,6 @@ def test_a_host_that_does_the_same_is_proved_in_a_stage_of_its_own_with_nothing_
     assert host_notes(result) == []
 
 
-def test_a_host_that_rounds_is_noted_and_not_refused(coarse_weights):
-    host = LoadingHost(patch=rounded)
-    loras = [host.lora("a"), host.lora("b")]
-    [note] = host_notes(merged(host, loras))
-    [(name, share)] = prove_loras(host, loras, CALIBRATION).items()
-    assert f"{name} by {share:.0%} of its effect" in note and "the merged LoRA by" in note
-
-
 def test_rows_that_wear_something_else_are_an_error(strong_hooks):
     host = LoadingHost()
     lora = host.lora("a", strength=0.3)
@@ -198,14 +184,6 @@ def test_rows_that_wear_something_else_are_an_error(strong_hooks):
         prove_merged(host, lora.adapter, lora, CALIBRATION)
 
 
-def test_rows_that_wear_something_else_are_told_where_weights_are_coarse(
-    strong_hooks, coarse_weights
-):
-    host = LoadingHost()
-    [note] = notes_of_rounding(prove_loras(host, [host.lora("a")], CALIBRATION))
-    assert "A node that changes how the model's layers run would show here, too" in note.text
-
-
 @pytest.mark.parametrize("path", ["te.out", "unet.q"])
 def test_a_model_that_does_not_carry_what_was_solved_is_not_handed_out(path, coarse_weights):
     """However coarse its weights are."""
@@ -217,25 +195,6 @@ def test_a_model_that_does_not_carry_what_was_solved_is_not_handed_out(path, coa
         prove_merged(host, loras[0].adapter, loras[0], CALIBRATION)
     with pytest.raises(SolveError, match=rf"does not carry the merged LoRA .* differ at '{path}'"):
         merged(host, loras)
-
-
-@pytest.mark.parametrize("paths", [("v",), ("inlet", "q", "k", "v", "outlet")])
-def test_layers_that_the_model_does_not_call_are_named(paths, coarse_weights):
-    host = LoadingHost()
-    lora = host.lora("a", ("unet",))
-    called = host.denoiser
-
-    @contextmanager
-    def denoiser():
-        with called() as network:
-            others = {f"unet.{path}": copy.deepcopy(host.module(f"unet.{path}")) for path in paths}
-            yield replace(network, modules={**network.modules, **others})
-
-    host.denoiser = denoiser
-    with pytest.raises(AdapterError, match=rf"does not call {len(paths)} of its layers.*'unet\."):
-        prove_loras(host, [host.lora("fine", ("te",)), lora], CALIBRATION)
-    with pytest.raises(SolveError, match=rf"does not call {len(paths)} of its layers.*'unet\."):
-        prove_merged(host, lora.adapter, lora, CALIBRATION)
 
 
 def test_a_lora_without_an_effect_is_passed_over():

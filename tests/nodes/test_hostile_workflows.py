@@ -17,6 +17,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from fake_host import use
+from fuzz_files import JSON
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from iteris_pack.nodes.compare import Compare
@@ -293,28 +294,8 @@ def test_only_a_merged_lora_is_saved():
             SaveMergedLora.execute(merged=HOSTILE[name], file_name="loras/x", overwrite=False)
 
 
-LEAVES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=30)
-    | st.sampled_from(["cat", LORA, "<lora:cat:1:2:lbw=3>", "on", "off", 10**400, "1e999"])
-)
-KEYS = st.sampled_from(["lora", "name", "strength", "strength_clip", "on", "loras", "lbw", "x", 7])
-STACKS = st.recursive(
-    LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=5)
-        | st.tuples(inner, inner, inner)
-        | st.dictionaries(KEYS, inner, max_size=5)
-    ),
-    max_leaves=20,
-)
-
-
 @MANY
-@given(STACKS, st.text(max_size=60))
+@given(JSON, st.text(max_size=60))
 def test_any_stack_is_read_or_named(host, stack, prompts):
     outcome(LoraStack, good_inputs(LoraStack) | {"lora_stack": stack, "prompts": prompts})
 
