@@ -1,9 +1,7 @@
-"""workflows/api/run.py: what its options set in a workflow, and what it says of a server's answers."""
+"""workflows/api/run.py: what its options set in a workflow."""
 
 import importlib.util
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,58 +22,21 @@ WORKFLOW = {
 
 
 @pytest.fixture
-def run():
+def start(tmp_path, monkeypatch):
+    """Run a workflow with options, and return it as a server would get it; `tests/host` has one."""
     spec = importlib.util.spec_from_file_location("run_workflow", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def server():
-    """A server that answers as a test says: path -> (status, body); what was posted is in
-    `posted`.
-    """
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self):
-            status, body = self.server.answers[self.path]
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-        do_GET = answer
-
-        def do_POST(self):
-            posted = self.rfile.read(int(self.headers["Content-Length"]))
-            self.server.posted.append(json.loads(posted)["prompt"])
-            self.answer()
-
-        def log_message(self, *_): ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.posted = []
-        running.answers = {
-            "/prompt": (200, {"prompt_id": "a"}),
-            "/history/a": (200, {"a": {"status": {"messages": []}, "outputs": {}}}),
-        }
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def start(run, server, tmp_path):
-    """Run a workflow with options, and return it as the server got it."""
+    posted = []
+    monkeypatch.setattr(module, "run", lambda nodes, server: posted.append(nodes))
 
     def started(*options, workflow=WORKFLOW):
         path = tmp_path / "workflow.json"
         path.write_text(json.dumps(workflow))
-        run.main([str(path), "--server", f"127.0.0.1:{server.server_port}", *options])
-        return server.posted[-1]
+        module.main([str(path), *options])
+        return posted[-1]
 
+    started.posted = posted
     return started
 
 
@@ -93,7 +54,7 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
-def test_what_is_missing_is_named(start, server):
+def test_what_is_missing_is_named(start):
     from_others = {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}
     for options, workflow, told in (
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
@@ -102,4 +63,4 @@ def test_what_is_missing_is_named(start, server):
     ):
         with pytest.raises(SystemExit, match=told):
             start(*options, workflow=workflow)
-    assert server.posted == []
+    assert start.posted == []

@@ -16,66 +16,39 @@ def read(stack):
     return [(lora.name, lora.strength_model, lora.strength_clip) for lora in read_stack(stack)]
 
 
-@pytest.mark.parametrize(
-    "stack",
+SIMPLE = {"lora_name": "cat.safetensors", "strength_model": "0.8", "strength_clip": 0.5}
+EASY = {"name": DOG[0], "model_strength": -1.0, "clip_strength": -1.0, "enabled": True}
+LONG = {"file_name": "cat.safetensors", "model_weight": 0.8, "clip_weight": 0.5}
+POWER = {"lora": "cat.safetensors", "strength": 0.8, "strengthTwo": 0.5, "on": True}
+SHORT = {"name": DOG[0], "strength": -1}
+OTHER = {"lora": "cat.safetensors", "strength": 0.8, "strength_clip": 0.5}
+SWITCHED_OFF = [
+    {"lora": "x", "on": 0},
+    {"lora": "x", "enabled": "off"},
+    {"lora": "x", "active": "False"},
+]
+NO_NAME = [{"name": None, "strength": 1}, {"lora": "None"}, {"lora_name": ""}]
+SHAPES = [
+    [CAT, DOG],
+    [["cat.safetensors", 0.8, 0.5], [DOG[0], -1]],
+    (CAT, ("None", 1.0, 1.0), (DOG[0], -1, None)),
+    [POWER, {"lora": DOG[0], "strength": -1.0, "strengthTwo": None}, {**POWER, "on": False}],
+    {"lora_1": SIMPLE, "mode": "simple", "lora_2": EASY},
+    {"loras": [LONG, [DOG[0], -1.0]]},
+    "a photo <lora:cat.safetensors:0.8:0.5> on grass <lora:style/dog.safetensors:-1>, <lora:none:1>",
+    ["<lora:cat.safetensors:0.8:0.5>", "<lora:style/dog.safetensors:-1>"],
+    [["cat.safetensors", "0.8", "0.5", ""], (DOG[0], "-1")],
+    [{**OTHER, "on": 1, "lbw": ""}, SHORT, *NO_NAME, *SWITCHED_OFF],
+    {"name": "my stack", "loras": [CAT, (None, 1.0, 1.0), (DOG[0], -1.0)]},
     [
-        [("cat.safetensors", 0.8, 0.5), ("style/dog.safetensors", -1.0, -1.0)],
-        [["cat.safetensors", 0.8, 0.5], ["style/dog.safetensors", -1]],
-        (("cat.safetensors", 0.8, 0.5), ("None", 1.0, 1.0), ("style/dog.safetensors", -1, None)),
-        [
-            {"lora": "cat.safetensors", "strength": 0.8, "strengthTwo": 0.5, "on": True},
-            {"lora": "style/dog.safetensors", "strength": -1.0, "strengthTwo": None},
-            {"lora": "off.safetensors", "strength": 1, "on": False},
-        ],
-        {
-            "lora_1": {
-                "lora_name": "cat.safetensors",
-                "strength_model": "0.8",
-                "strength_clip": 0.5,
-            },
-            "mode": "simple",
-            "lora_2": {
-                "name": "style/dog.safetensors",
-                "model_strength": -1.0,
-                "clip_strength": -1.0,
-                "enabled": True,
-            },
-        },
-        {
-            "loras": [
-                {"file_name": "cat.safetensors", "model_weight": 0.8, "clip_weight": 0.5},
-                ["style/dog.safetensors", -1.0],
-            ]
-        },
-        "a photo <lora:cat.safetensors:0.8:0.5> on grass <lora:style/dog.safetensors:-1>, "
-        "<lora:none:1>",
-        ["<lora:cat.safetensors:0.8:0.5>", "<lora:style/dog.safetensors:-1>"],
-        [["cat.safetensors", "0.8", "0.5", ""], ("style/dog.safetensors", "-1")],
-        [
-            {"name": "cat.safetensors", "strength": 0.8, "clip_strength": 0.5, "on": 1, "lbw": ""},
-            {"name": "style/dog.safetensors", "strength": -1},
-            {"name": None, "strength": 1},
-            {"lora": "None"},
-            {"lora_name": ""},
-            {"lora": "x", "on": 0},
-            {"lora": "x", "enabled": "off"},
-            {"lora": "x", "active": "False"},
-        ],
-        {
-            "name": "my stack",
-            "loras": [
-                ("cat.safetensors", 0.8, 0.5),
-                (None, 1.0, 1.0),
-                ("style/dog.safetensors", -1.0),
-            ],
-        },
-        [
-            {"name": "off", "enabled": False, "loras": [("x", 1.0, 1.0)]},
-            {"stack": {"a": {"lora": "cat.safetensors", "strength": 0.8, "strength_clip": 0.5}}},
-            {"lora": {"name": "style/dog.safetensors", "strength": -1}},
-        ],
+        {"name": "off", "enabled": False, "loras": [("x", 1.0, 1.0)]},
+        {"stack": {"a": OTHER}},
+        {"lora": SHORT},
     ],
-)
+]
+
+
+@pytest.mark.parametrize("stack", SHAPES)
 def test_every_shape_in_use_is_read(stack):
     assert read(stack) == [CAT, DOG]
 

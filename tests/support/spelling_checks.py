@@ -33,31 +33,25 @@ from iteris_core import Adapter, AdapterError, LowRankDelta
 
 Tensors = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]  # module -> shape of its weight
-_FLUX = {
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "attention_head_dim": 128,
-    "num_attention_heads": 2,
-    "joint_attention_dim": tiny_hosts.WIDTH,
-}
-_COSMOS = {
-    "in_channels": 16,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 128,
-    "adaln_lora_dim": 32,
-    "extra_pos_embed_type": None,
-}
-_UNET = {
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 4,
-}
+_TWO = {"num_layers": 2, "num_attention_heads": 2}
+_OF_128 = {**_TWO, "attention_head_dim": 128}
+_READS = {"joint_attention_dim": tiny_hosts.WIDTH}
+_FLUX = {**_OF_128, **_READS, "num_single_layers": 2}
+_WAN = {**_OF_128, "ffn_dim": 512, "text_dim": tiny_hosts.WIDTH}
+_COSMOS = {**_OF_128, "in_channels": 16, "adaln_lora_dim": 32, "extra_pos_embed_type": None}
 # Family -> diffusers' class, with the sizes of the tiny model.
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
-    "SD1.5": ("UNet2DConditionModel", {**_UNET, "cross_attention_dim": 24}),
+    "SD1.5": (
+        "UNet2DConditionModel",
+        {
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 4,
+            "cross_attention_dim": 24,
+        },
+    ),
     "Flux.1": (
         "FluxTransformer2DModel",
         {**_FLUX, "in_channels": 64, "pooled_projection_dim": 24, "guidance_embeds": True},
@@ -76,9 +70,8 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "SD3.5": (
         "SD3Transformer2DModel",
         {
-            "num_layers": 2,
+            **_TWO,
             "attention_head_dim": 64,
-            "num_attention_heads": 2,
             "caption_projection_dim": 128,
             "pooled_projection_dim": 48,
             "dual_attention_layers": (0,),
@@ -96,43 +89,22 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
             "cap_feat_dim": tiny_hosts.WIDTH,
         },
     ),
-    "Qwen-Image": (
-        "QwenImageTransformer2DModel",
-        {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": tiny_hosts.WIDTH},
-    ),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {**_TWO, **_READS}),
     "AuraFlow": (
         "AuraFlowTransformer2DModel",
         {
+            **_READS,
             "num_mmdit_layers": 1,
             "num_single_dit_layers": 1,
             "attention_head_dim": 128,
             "num_attention_heads": 2,
-            "joint_attention_dim": tiny_hosts.WIDTH,
             "caption_projection_dim": 256,
         },
     ),
-    "Wan": (
-        "WanTransformer3DModel",
-        {
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 128,
-            "ffn_dim": 512,
-            "text_dim": tiny_hosts.WIDTH,
-        },
-    ),
+    "Wan": ("WanTransformer3DModel", _WAN),
     "Wan 2.1 I2V": (
         "WanTransformer3DModel",
-        {
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 128,
-            "in_channels": 36,
-            "ffn_dim": 512,
-            "text_dim": tiny_hosts.WIDTH,
-            "image_dim": 1280,
-            "added_kv_proj_dim": 256,
-        },
+        {**_WAN, "in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 256},
     ),
     "Cosmos Predict2": (
         "CosmosTransformer3DModel",
@@ -151,13 +123,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "Anima": ("CosmosTransformer3DModel", {**_COSMOS, "text_embed_dim": 1024}),
     "ERNIE-Image": (
         "ErnieImageTransformer2DModel",
-        {
-            "hidden_size": 256,
-            "num_attention_heads": 2,
-            "num_layers": 2,
-            "ffn_hidden_size": 512,
-            "text_in_dim": tiny_hosts.WIDTH,
-        },
+        {**_TWO, "hidden_size": 256, "ffn_hidden_size": 512, "text_in_dim": tiny_hosts.WIDTH},
     ),
     "LongCat-Image": ("LongCatImageTransformer2DModel", {**_FLUX, "in_channels": 64}),
     # whose trainers write the model's own names, or whose other names only ComfyUI's table has
