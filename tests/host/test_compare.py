@@ -6,6 +6,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from comfy_host import node
 from PIL import Image
 from waiting import HANGS
 
@@ -14,10 +15,6 @@ from demo.client import WorkflowFailed
 SIDE = 64
 STRIP = 24
 GAP = 4
-
-
-def node(kind: str, **inputs):
-    return {"class_type": kind, "inputs": inputs}
 
 
 def defaults_of(host, kind: str):

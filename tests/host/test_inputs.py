@@ -7,15 +7,16 @@ import urllib.request
 
 import pytest
 import torch
+from comfy_host import node
 from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
 from demo.client import WorkflowFailed
 
 
-def show(node, output=0, node_id="90"):
+def show(source, output=0, node_id="90"):
     """Return a node that makes ComfyUI run another one, without a merge."""
-    return {node_id: {"class_type": "PreviewAny", "inputs": {"source": [node, output]}}}
+    return {node_id: node("PreviewAny", source=[source, output])}
 
 
 def asked(host, route: str, name: str):
@@ -102,9 +103,7 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
         "priority": 1.0,
         "prompts": "",
     }
-    outputs = host.run({"1": {"class_type": "IterISLora", "inputs": inputs}, **show("1")})[
-        "outputs"
-    ]
+    outputs = host.run({"1": node("IterISLora", **inputs), **show("1")})["outputs"]
     assert outputs["1"]["iteris_loras"] == [
         {
             "name": "named/phrase.safetensors",
@@ -123,9 +122,7 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
 def test_a_stack_from_a_text_in_any_number(host, files):
     text = "<lora:phrase:0.5:0.25> <lora:tags>\n<lora:first:-1>"
     inputs = {"text": text, "prompts": "a drawing of {trigger}\ntags: my own"}
-    outputs = host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})[
-        "outputs"
-    ]
+    outputs = host.run({"1": node("IterISStack", **inputs), **show("1")})["outputs"]
     found = [
         (lora["name"], lora["strengths"], lora["prompts"]) for lora in outputs["1"]["iteris_loras"]
     ]
@@ -136,7 +133,7 @@ def test_a_stack_from_a_text_in_any_number(host, files):
     assert found[2][:2] == ("first.safetensors", [-1.0, -1.0])
     inputs["text"] = "<lora:silent:1>"
     with pytest.raises(WorkflowFailed, match=r"silent\.safetensors has \{trigger\} in a prompt"):
-        host.run({"1": {"class_type": "IterISStack", "inputs": inputs}, **show("1")})
+        host.run({"1": node("IterISStack", **inputs), **show("1")})
 
 
 def loaders(host, first, second):
@@ -145,7 +142,7 @@ def loaders(host, first, second):
     nodes["10"]["inputs"].update(strength_model=0.7, strength_clip=0.4)
     nodes["11"]["inputs"].update(model=["10", 0], clip=["10", 1])
     inputs = {"model": ["11", 0], "clip": ["11", 1], "prompts": ""}
-    return nodes | {"12": {"class_type": "IterISModelLoras", "inputs": inputs}}
+    return nodes | {"12": node("IterISModelLoras", **inputs)}
 
 
 def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
@@ -154,7 +151,7 @@ def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
     host.run({**nodes, **host.sample("stock", ["11", 0], ["11", 1])})
     text = "<lora:phrase:0.7:0.4>\n# <lora:gone>\n<lora:tags:0>\n<lora:second:1>"
     inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": text}
-    nodes = {"1": nodes["1"], "5": {"class_type": "IterISLoad", "inputs": inputs}}
+    nodes = {"1": nodes["1"], "5": node("IterISLoad", **inputs)}
     outputs = host.run(
         {**nodes, **host.sample("loaded", ["5", 0], ["5", 1]), **show("5", 2), **show("5", 3, "91")}
     )["outputs"]
@@ -192,7 +189,7 @@ def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
         negative_share=0.0,
     )
     inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
-    nodes["12"] = {"class_type": "IterISModelLoras", "inputs": inputs}
+    nodes["12"] = node("IterISModelLoras", **inputs)
     alone = host.merge(precision="float32", protect_base=0.0)
     nodes["14"] = alone["4"]
     inputs = {
@@ -202,7 +199,7 @@ def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
         "more_loras": ["12", 2],
         "settings": ["14", 0],
     }
-    nodes["15"] = {"class_type": "IterISMerge", "inputs": inputs}
+    nodes["15"] = node("IterISMerge", **inputs)
     outputs = host.run(
         {
             **nodes,
@@ -226,7 +223,7 @@ def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
 
 def test_a_model_without_loras_is_told(host):
     inputs = {"model": ["1", 0], "clip": ["1", 1], "prompts": ""}
-    nodes = {"1": host.merge()["1"], "12": {"class_type": "IterISModelLoras", "inputs": inputs}}
+    nodes = {"1": host.merge()["1"], "12": node("IterISModelLoras", **inputs)}
     with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
         host.run({**nodes, **show("12", 2)})
 

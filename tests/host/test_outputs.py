@@ -9,15 +9,12 @@ import re
 
 import pytest
 import torch
+from comfy_host import node
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo.client import WorkflowFailed, WorkflowRejected
-
-
-def node(kind: str, **inputs):
-    return {"class_type": kind, "inputs": inputs}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfy_host import SMALL
+from comfy_host import SMALL, node
 from safetensors.torch import load_file, save_file
 
 from demo.client import WorkflowFailed
@@ -23,10 +23,6 @@ def write_lora(path, seed, prefix="diffusion_model."):
     if path is not None:
         save_file(tensors, path)
     return tensors
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
 
 
 def models(high="wan2.2_t2v_high_noise.safetensors", low="wan2.2_t2v_low_noise.safetensors"):

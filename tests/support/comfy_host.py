@@ -40,6 +40,10 @@ def write_few(path: Path, seed: int, layers: str = FEW, rank: int = 8) -> None:
     save_file(tensors, path, metadata)
 
 
+def node(kind: str, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
 class Host:
     """The server, its folders, and workflows to post to it."""
 
@@ -73,46 +77,21 @@ class Host:
         return nodes
 
     def save(self, file_name: str, overwrite=False):
-        inputs = {"merged": ["5", 3], "file_name": file_name, "overwrite": overwrite}
-        return {"6": {"class_type": "IterISSave", "inputs": inputs}}
+        return {"6": node("IterISSave", merged=["5", 3], file_name=file_name, overwrite=overwrite)}
 
     def sample(self, prefix: str, model, clip, first_id: int = 20):
         """Return nodes that sample a latent and save it."""
         text, noise, sampler, save = (str(first_id + i) for i in range(4))
-        encode = {"class_type": "CLIPTextEncode", "inputs": {"text": "a first thing", "clip": clip}}
+        how = {"seed": 7, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+        links = {"positive": [text, 0], "negative": [text, 0], "latent_image": [noise, 0]}
         return {
-            text: encode,
-            noise: {
-                "class_type": "EmptyLatentImage",
-                "inputs": {"width": 64, "height": 64, "batch_size": 1},
-            },
-            sampler: {
-                "class_type": "KSampler",
-                "inputs": {
-                    "model": model,
-                    "positive": [text, 0],
-                    "negative": [text, 0],
-                    "latent_image": [noise, 0],
-                    "seed": 7,
-                    "steps": 2,
-                    "cfg": 1.0,
-                    "sampler_name": "euler",
-                    "scheduler": "normal",
-                    "denoise": 1.0,
-                },
-            },
-            save: {
-                "class_type": "SaveLatent",
-                "inputs": {"samples": [sampler, 0], "filename_prefix": prefix},
-            },
+            text: node("CLIPTextEncode", text="a first thing", clip=clip),
+            noise: node("EmptyLatentImage", width=64, height=64, batch_size=1),
+            sampler: node("KSampler", model=model, **links, **how, denoise=1.0),
+            save: node("SaveLatent", samples=[sampler, 0], filename_prefix=prefix),
         }
 
     def load_lora(self, name: str, node_id: str = "10"):
-        inputs = {
-            "model": ["1", 0],
-            "clip": ["1", 1],
-            "lora_name": name,
-            "strength_model": 1.0,
-            "strength_clip": 1.0,
-        }
-        return {node_id: {"class_type": "LoraLoader", "inputs": inputs}}
+        strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+        model = {"model": ["1", 0], "clip": ["1", 1]}
+        return {node_id: node("LoraLoader", **model, lora_name=name, **strengths)}
