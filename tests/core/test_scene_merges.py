@@ -10,7 +10,7 @@ import torch
 import toy
 from fake_host import PIECE, as_used, kept_latents, runs_by_task, with_guidance
 
-from iteris_core import CalibrationError, ConfigError, MergeConfig
+from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration, own_captions
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import region_masks
@@ -303,12 +303,3 @@ def test_a_single_lora_meets_nobody_and_is_told_so(host):
     notes = [note.text for note in result.report.notes if note.kind == "scenes"]
     assert notes == ["there are no scene tasks: a single LoRA meets no other"]
     assert host.largest_error(result.adapter, lora.adapter) < 1e-8
-
-
-def test_a_caption_of_more_than_one_piece_is_refused(host):
-    loras = [as_used(lora, trigger=f"a long {lora.use.called}") for lora in two_loras(host)]
-    with pytest.raises(
-        CalibrationError,
-        match=r"the scene caption 'a long <.> .* has more than the 75 tokens of one piece",
-    ):
-        host.merge(loras, replace(SCENES, companions=("a small chair",)), FULL)

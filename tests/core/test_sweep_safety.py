@@ -99,23 +99,6 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
     assert toy.hook_count(net.model) == 0
 
 
-def test_out_of_memory_with_one_sample_is_an_error_with_advice():
-    net = toy.build("stack")
-    adapters = [net.adapter()]
-
-    def no_memory(module, args, output):
-        raise torch.OutOfMemoryError("no room")
-
-    handle = net.model.middle.register_forward_hook(no_memory)
-    with pytest.raises(
-        CalibrationError,
-        match="the sweep ran out of memory with a single sample in each forward call",
-    ):
-        toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
-    handle.remove()
-    assert toy.hook_count(net.model) == 0
-
-
 # --- networks and adapters that cannot be swept ---
 
 

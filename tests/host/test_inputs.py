@@ -159,7 +159,7 @@ def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
     assert outputs["91"]["text"] == ["a sks cat, demo2"]
     stack = [["named/phrase.safetensors", 0.7, 0.4], ["second.safetensors", 1.0, 1.0]]
     assert json.loads(outputs["90"]["text"][0]) == stack
-    inputs["loras"] = "<lora:phrase>\n<lora:phrise>"
+    nodes["5"]["inputs"]["loras"] = "<lora:phrase>\n<lora:phrise>"
     with pytest.raises(WorkflowFailed, match="loras, line 2: 'phrise' is in none of"):
         host.run({**nodes, **host.sample("loaded", ["5", 0], ["5", 1])})
 
