@@ -1,14 +1,23 @@
-"""How a device's memory is shared out between calls, the sums of a layer, and samples that wait."""
+"""How a device's memory is shared out between calls, the sums of a layer, and samples that wait; by the
+command line as by the node.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
 import toy
+from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import MergeConfig
 from iteris_core.algebra.products import TOKENS_PER_PRODUCT
-from iteris_core.devices import share_out
+from iteris_core.devices import free_bytes, share_out
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.model import DiffusionHost
+from iteris_core.engines import measure
 from iteris_core.engines.measure import Measurement, room_for_sums
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
@@ -62,3 +71,39 @@ def test_the_room_for_sums_holds_those_of_every_layer_and_a_solve(target, tasks)
     outputs = 8 * tasks * TOKENS_PER_PRODUCT * 6  # which wait for no product with target delta
     changes = 8 * 2 * tasks * 6 * 6 * (target == "full_output")  # where layers share an input
     assert largest - codes <= room <= largest + solve + changes + outputs * (target == "delta")
+
+
+CALIBRATION = Calibration(trajectories=4, resolution=64, held_out=0)
+CONFIG = MergeConfig(samples_per_chunk=4)
+
+
+def chosen(free, config=CONFIG):
+    host: DiffusionHost = FakeHost()
+    job = Job.of(host, [host.lora("a"), host.lora("b")], CALIBRATION, MergeSettings(config))
+    return job.within_free(free, bytes_per_number=2).config
+
+
+def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
+    seen = []
+
+    def room_for_sums(modules, adapters, tasks, config):
+        seen.append((len(adapters), tasks, config))
+        assert measure.room_for_sums(modules, adapters, tasks, config) > 0
+        return GB
+
+    monkeypatch.setattr("iteris_core.diffusion.job.room_for_sums", room_for_sums)
+    large, small, least = (chosen(free * GB) for free in (40, 2, 1))
+    assert seen == [(2, 3, CONFIG)] * 3  # with the base model's task
+    assert large.samples_per_chunk == 4  # as asked for, never more
+    of_sample = 2 * 0.01 * 2**20 * 2 * 8 * 8
+    assert large.waiting_bytes == int(0.8 * 40 * GB - GB - 2 * 4 * of_sample)
+    assert 0 < small.waiting_bytes < large.waiting_bytes
+    assert (least.waiting_bytes, least.samples_per_chunk) == (0, 1)
+    assert replace(large, waiting_bytes=None) == CONFIG
+
+
+def test_a_given_budget_stays_and_one_that_nobody_knows_changes_nothing():
+    given = replace(CONFIG, waiting_bytes=5)
+    assert chosen(40 * GB, given) == given
+    assert chosen(None) == CONFIG
+    assert free_bytes(torch.device("cpu")) > 0  # the host has a budget, too
