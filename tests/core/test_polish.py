@@ -4,17 +4,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import toy
 from fake_host import FakeHost
 from torch import nn
 from torch.nn import functional
 
-from iteris_core import Adapter, CalibrationError, LowRankDelta, MergeConfig
+from iteris_core import Adapter, CalibrationError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import _frozen, _recomputed, _Whitening, polish
-from iteris_core.network import Network
-from iteris_core.tasks import Sample, Task
+from iteris_core.report.fidelity import fidelity
 
 WIDTH = 6
 
@@ -46,73 +46,43 @@ class Model(nn.Module):
         return x
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return Model().requires_grad_(False)
+PATHS = tuple(f"blocks.{i}.{name}" for i in range(2) for name in ("inner", "outer"))
 
 
-def network_of(model):
+def toy_of(model):
     """Rows are pictures of one channel, whose columns are what the layers read."""
-    modules = {name: module for name, module in model.named_modules() if name}
-    return Network(modules, lambda rows: model(torch.stack(list(rows))))
+    return toy.Toy(model, PATHS, lambda: (torch.randn(1, 5, WIDTH),))
 
 
-PATHS = [f"blocks.{i}.{name}" for i in range(2) for name in ("inner", "outer")]
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return toy_of(Model().requires_grad_(False))
 
 
-def adapter_of(name, seed, rank=2):
-    chance = torch.Generator().manual_seed(seed)
-    return Adapter(
-        name,
-        {
-            path: LowRankDelta(
-                0.5 * torch.randn(WIDTH, rank, generator=chance),
-                0.5 * torch.randn(rank, WIDTH, generator=chance),
-            )
-            for path in PATHS
-        },
-    )
+def case_of(net, rank=4):
+    """Return two LoRAs, their tasks, and a start that does little of them, all in float32."""
+    made = [net.adapter("a"), net.adapter("b"), net.adapter("merged", rank).scaled(0.1)]
+    deltas = [{p: d.to(dtype=torch.float32) for p, d in one.deltas.items()} for one in made]
+    *adapters, start = (Adapter(one.name, of) for one, of in zip(made, deltas, strict=True))
+    return adapters, toy.own_tasks(net, adapters, samples=12), start
 
 
-def tasks_of(count=12):
-    chance = torch.Generator().manual_seed(5)
-    rows = torch.randn(2, count, 1, 5, WIDTH, generator=chance)
-    return [
-        Task(name, [Sample(row) for row in of_task], {k: 1.0})
-        for k, (name, of_task) in enumerate(zip("ab", rows, strict=True))
-    ]
+def error(net, adapters, tasks, merged):
+    found = fidelity(net.network(), adapters, tasks, merged)
+    return sum(entry.output_error for entry in found) / len(found)
 
 
-def error(model, adapters, tasks, merged):
-    """Return the mean relative error of the output, without the code under test."""
-    found = []
-    for task in tasks:
-        x = torch.stack([sample.teacher for sample in task.samples])
-        outputs = []
-        for worn in (adapters[next(iter(task.mix))], merged, None):
-            before = {path: model.get_submodule(path).weight.data for path in PATHS}
-            for path in PATHS if worn else ():
-                model.get_submodule(path).weight.data = before[path] + worn.deltas[path].dense()
-            outputs.append(model(x))
-            for path, weight in before.items():
-                model.get_submodule(path).weight.data = weight
-        teacher, student, base = outputs
-        found.append((student - teacher).square().sum() / (teacher - base).square().sum())
-    return float(torch.stack(found).mean().sqrt())
-
-
-def test_the_error_at_the_output_falls_and_equal_runs_are_equal(model):
-    adapters = [adapter_of("a", 1), adapter_of("b", 2)]
-    tasks = tasks_of()
-    start = adapter_of("merged", 3, rank=4).scaled(0.1)
-    before = error(model, adapters, tasks, start)
+def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
+    model = net.model
+    adapters, tasks, start = case_of(net)
+    before = error(net, adapters, tasks, start)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     polished = [
-        polish(network_of(model), adapters, tasks, start, 40, rows_per_call=size)
+        polish(net.network(), adapters, tasks, start, 40, rows_per_call=size)
         for size in (16, 16, 6)
     ]
-    after = error(model, adapters, tasks, polished[0])
+    after = error(net, adapters, tasks, polished[0])
     assert after < 0.85 * before
     for path in PATHS:
         assert polished[0].deltas[path].rank == 4
@@ -127,22 +97,18 @@ def test_the_error_at_the_output_falls_and_equal_runs_are_equal(model):
 
 def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
     with torch.inference_mode():
-        torch.manual_seed(0)
-        model = Model()
-        adapters = [adapter_of("a", 1), adapter_of("b", 2)]
-        weights = [*model.parameters()]
+        net = toy_of(Model())
+        adapters, tasks, start = case_of(net)
+        weights = [*net.model.parameters()]
         assert all(weight.is_inference() for weight in weights)
-        start = adapter_of("merged", 3).scaled(0.1)
-        polished = polish(network_of(model), adapters, tasks_of(), start, 20)
-        assert error(model, adapters, tasks_of(), polished) < error(
-            model, adapters, tasks_of(), start
-        )
-        assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
+        polished = polish(net.network(), adapters, tasks, start, 20)
+        assert error(net, adapters, tasks, polished) < error(net, adapters, tasks, start)
+        assert all(a is b for a, b in zip(net.model.parameters(), weights, strict=True))
 
 
-def test_blocks_that_run_again_have_the_gradient_of_the_formula(model):
+def test_blocks_that_run_again_have_the_gradient_of_the_formula(net):
     """In float64 against central differences, though the blocks overwrite what they read."""
-    model.double()
+    model = net.model.double()
     x = torch.randn(2, 1, 5, WIDTH, dtype=torch.float64)
     shift = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
     handle = model.blocks[1].inner.register_forward_hook(lambda m, a, y: y + shift)
@@ -221,14 +187,6 @@ def test_a_whitening_is_the_root_of_the_gram_matrix():
     torch.testing.assert_close(few.back(few.into(down)), down, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_without_gradients_is_refused(model):
-    network = replace(
-        network_of(model), forward=lambda rows: model(torch.stack(list(rows))).detach()
-    )
-    with pytest.raises(CalibrationError, match=r"no gradient.*Switch the polish off"):
-        polish(network, [adapter_of("a", 1)], tasks_of()[:1], adapter_of("m", 3), 2)
-
-
 class Fast(torch.autograd.Function):
     """An operation of a host that only draws, as torch tells of one at its backward pass."""
 
@@ -241,12 +199,15 @@ class Fast(torch.autograd.Function):
         raise RuntimeError("Trying to backward through x but no autograd formula was registered")
 
 
-def test_an_operation_without_a_gradient_is_told(model):
-    network = replace(
-        network_of(model), forward=lambda rows: Fast.apply(model(torch.stack(list(rows))))
-    )
-    with pytest.raises(CalibrationError, match=r"a layer .* no gradient.*Switch the polish off"):
-        polish(network, [adapter_of("a", 1)], tasks_of()[:1], adapter_of("m", 3), 2)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(torch.Tensor.detach, "no gradient"), (Fast.apply, r"a layer .* no gradient")],
+)
+def test_a_model_or_an_operation_without_a_gradient_is_told(net, answer, said):
+    adapters, tasks, start = case_of(net)
+    network = net.network(lambda rows: answer(toy.run(net.model, rows)))
+    with pytest.raises(CalibrationError, match=f"{said}.*Switch the polish off"):
+        polish(network, adapters, tasks, start, 2)
 
 
 def test_a_merge_is_polished_and_says_so():
