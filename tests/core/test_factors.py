@@ -23,24 +23,18 @@ def parse(tensors, **options):
     return kohya.parse("file", tensors, KEYS, **options)
 
 
-def test_a_locon_convolution():
-    up = torch.randn(6, 3, 1, 1)
-    down = torch.randn(3, 4, 3, 3)
-    tensors = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.5)}
-    delta = parse({f"lora_unet_conv.{k}": v for k, v in tensors.items()}).deltas["conv"]
-    expected = torch.einsum("or,rchw->ochw", up[:, :, 0, 0], down) * 0.5
-    torch.testing.assert_close(delta.dense().reshape(6, 4, 3, 3), expected)
-
-
-def test_a_tucker_core():
-    up = torch.randn(6, 3, 1, 1)
-    mid = torch.randn(3, 3, 3, 3)
-    down = torch.randn(3, 4, 1, 1)
-    tensors = {"lora_up.weight": up, "lora_mid.weight": mid, "lora_down.weight": down}
-    delta = parse({f"lora_unet_conv.{k}": v for k, v in tensors.items()}).deltas["conv"]
-    expected = torch.einsum("om,mrhw,rc->ochw", up[..., 0, 0], mid, down[..., 0, 0])
-    torch.testing.assert_close(delta.dense().reshape(6, 4, 3, 3), expected)
-    assert delta.rank == 3
+def test_a_convolution_of_two_factors_and_of_a_tucker_core():
+    up, mid, down = torch.randn(6, 3, 1, 1), torch.randn(3, 3, 3, 3), torch.randn(3, 4, 1, 1)
+    wide = torch.randn(3, 4, 3, 3)
+    locon = {"lora_up.weight": up, "lora_down.weight": wide, "alpha": torch.tensor(1.5)}
+    tucker = {"lora_up.weight": up, "lora_mid.weight": mid, "lora_down.weight": down}
+    for tensors, expected in (
+        (locon, torch.einsum("or,rchw->ochw", up[:, :, 0, 0], wide) * 0.5),
+        (tucker, torch.einsum("om,mrhw,rc->ochw", up[..., 0, 0], mid, down[..., 0, 0])),
+    ):
+        delta = parse({f"lora_unet_conv.{k}": v for k, v in tensors.items()}).deltas["conv"]
+        torch.testing.assert_close(delta.dense().reshape(6, 4, 3, 3), expected)
+        assert delta.rank == 3
 
 
 def test_a_loha_is_exact():

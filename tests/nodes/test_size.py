@@ -30,33 +30,25 @@ def test_a_size_that_makes_no_sense_is_refused(way, value, words):
         Size(way=way, value=value)
 
 
-@pytest.mark.parametrize(
-    ("way", "value", "config"),
-    [
-        ("as is", 8.5, {}),
-        ("smaller", 0.0, {"kept_energy": 0.99}),
-        ("rank", 8.0, {"rank": 8}),
-        ("MB", 1.0, {"size": (1_000_000 - 500) // 2}),
-    ],
-)
-def test_a_size_sets_one_thing(way, value, config):
-    assert Size(way=way, value=value).changes(LORAS, torch.float16).config == config
-
-
-def test_a_size_becomes_weights_and_must_have_room_for_rank_one():
-    assert (
-        Size(way="MB", value=1.0).changes(LORAS, torch.float32).config["size"]
-        == (1_000_000 - 500) // 4
-    )
-    with pytest.raises(
-        ConfigError, match=r"size_value is 0\.001 MB; .* rank 1 in all 1 layers, takes 0\.0 MB"
+def test_a_size_sets_one_thing_and_must_have_room_for_rank_one():
+    for way, value, precision, config in (
+        ("as is", 8.5, torch.float16, {}),
+        ("smaller", 0.0, torch.float16, {"kept_energy": 0.99}),
+        ("rank", 8.0, torch.float16, {"rank": 8}),
+        ("MB", 1.0, torch.float16, {"size": (1_000_000 - 500) // 2}),
+        ("MB", 1.0, torch.float32, {"size": (1_000_000 - 500) // 4}),
     ):
+        assert Size(way=way, value=value).changes(LORAS, precision).config == config
+    said = r"size_value is 0\.001 MB; .* rank 1 in all 1 layers, takes 0\.0 MB"
+    with pytest.raises(ConfigError, match=said):
         Size(way="MB", value=0.001).changes(LORAS, torch.float16)
 
 
-@pytest.mark.parametrize("way", ["rank", "MB"])
-def test_a_quality_and_a_size_do_not_both_decide(way):
-    with pytest.raises(ConfigError, match=rf"size is {way} and quality_kept is 0\.9, but each"):
-        Size(way=way, value=8.0).check_alone(Changes(config={"kept_energy": 0.9}))
-    Size(way=way, value=8.0).check_alone(Changes())
-    Size(way="smaller").check_alone(Changes(config={"kept_energy": 0.9}))
+def test_a_quality_and_a_size_do_not_both_decide():
+    quality = Changes(config={"kept_energy": 0.9})
+    for way in ("rank", "MB"):
+        said = rf"size is {way} and quality_kept is 0\.9, but each"
+        with pytest.raises(ConfigError, match=said):
+            Size(way=way, value=8.0).check_alone(quality)
+        Size(way=way, value=8.0).check_alone(Changes())
+    Size(way="smaller").check_alone(quality)
