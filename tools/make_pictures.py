@@ -48,7 +48,7 @@ NOTE_LINE = 14
 NOTE_CHARACTERS = 36
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
-    "IterISMerge": 260,
+    "IterISMerge": 300,
     "IterISCompare": 90,
     "IterISModelLoras": 70,
     "IterISRecipe": 170,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ..settings import called
@@ -274,6 +274,10 @@ def verdict_of(
         levels = _levels(*between) if between else (level,)
         share = unread.get(found.task, 0.0)
         loras.append(Kept(found.task, found.kept, level, between, levels, advice, share))
+    shared = {kept.advice for kept in loras}
+    if for_all is None and len(loras) > 1 and len(shared) == 1:  # said once
+        (for_all,) = shared
+        loras = [replace(kept, advice=None) for kept in loras]
     is_good = set(levels_of_all) == {"good"}
     chance = _chance(together)
     of_two = None
@@ -341,9 +345,9 @@ _ADVICE: dict[AdviceKind, str] = {
     "rank": "allow a higher rank or a larger file",
     "fewer": "merge fewer LoRAs at once",
     "priority": "look at its pictures; if it does not show there, raise its priority",
-    "polish": "look at its pictures; if it does not show there, merge with the preset Polished, "
+    "polish": "look at pictures; if a LoRA does not show there, merge with the preset Polished, "
     "which takes 15 to 20 times as long",
-    "alone": "look at its pictures; if it does not show there, use it unmerged",
+    "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
     "together": "for pictures of both, set {scene_weight} above 0",
 }
 
