@@ -289,6 +289,11 @@ def seen(host: ComfyModel, adapter: Adapter | None = None) -> Tensor:
     return picture_of(host, prompt_of(host, CAPTION, adapter), adapter)
 
 
+def same_tensors(a: Tensors, b: Tensors) -> bool:
+    """Whether all tensors are bit-equal."""
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
 def relative(found: Tensor, expected: Tensor, base: Tensor) -> float:
     return ((found - expected).norm() / (expected - base).norm()).item()
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import family_checks
-import faults
 import in_comfy
 import outside
 
@@ -30,18 +30,10 @@ import comfy.model_management
 import psutil
 import tiny_hosts
 import torch
-from faults import (
-    Kind,
-    Moment,
-    Moments,
-    factors_of,
-    hooks_of,
-    same_tensors,
-    torch_modes,
-    weights_of,
-)
+from family_checks import same_tensors
 from iteris_pack.nodes.host import latent_cache
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from torch import nn
 
 from iteris_core import IterisError, MergeConfig, MergeResult
 from iteris_core.diffusion import merging
@@ -50,6 +42,7 @@ from iteris_core.diffusion.held_out import HeldOutCheck
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.sampling import Sampler
+from iteris_core.rows import lockstep
 
 SMALL = Calibration(
     trajectories=1,
@@ -70,15 +63,94 @@ PARTS = {
     "check": (HeldOutCheck, "measure"),
     "proof of the merge": (merging, "prove_merged"),
 }
+_WORKER = lockstep._Worker
+
+
+class Broken(Exception):
+    """What no code knows."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault: what is raised, what the merge then raises, and whether it is raised at every
+    later moment, too, as when memory is full.
+    """
+
+    error: Callable[[], BaseException]
+    ends_in: type[BaseException]
+    stays: bool = False
+
+
 _Cancelled = comfy.model_management.InterruptProcessingException
 KINDS = {
-    # memory that is full ends in a sentence, wherever it is
-    **{
-        name: replace(kind, ends_in=IterisError) if kind.stays else kind
-        for name, kind in faults.KINDS.items()
-    },
+    "exception": Kind(lambda: Broken("broken"), Broken),
+    "out of memory": Kind(lambda: torch.OutOfMemoryError("full"), IterisError, True),
+    "out of memory, by its text": Kind(
+        lambda: RuntimeError("MPS backend out of memory"), IterisError, True
+    ),
+    "Ctrl-C": Kind(KeyboardInterrupt, KeyboardInterrupt),
     "cancel": Kind(_Cancelled, _Cancelled),
 }
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A call of a layer, or a step of progress (path ""), in a part of the merge; the number counts
+    the moments before it.
+    """
+
+    part: str
+    path: str
+    number: int
+
+
+class Moments:
+    """The moments of one merge, at one of which it may go wrong.
+
+    Args:
+        layers: Layer -> its path.
+        fault: The number of the moment at which something goes wrong, and what; None: nothing does.
+    """
+
+    def __init__(self, layers: Mapping[nn.Module, str], fault: tuple[int, Kind] | None) -> None:
+        self.all: list[Moment] = []
+        self.part = ""
+        self._layers = layers
+        self._fault = fault
+        self._workers: list[weakref.ref[Any]] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the calls of layers; a model's own hooks are not touched."""
+        hook = nn.modules.module.register_module_forward_pre_hook(self._called)
+        try:
+            with mock.patch.object(lockstep, "_Worker", self._worker):
+                yield
+        finally:
+            hook.remove()
+
+    def reached(self, path: str = "") -> None:
+        """Note a moment, and go wrong at the one that is meant."""
+        moment = Moment(self.part, path, len(self.all))
+        self.all.append(moment)
+        if self._fault is not None:
+            number, kind = self._fault
+            if moment.number == number or (kind.stays and moment.number > number):
+                raise kind.error()
+
+    def waiting(self) -> int:
+        """Return how many forward calls still wait; one that has ended may be held by an error."""
+        workers = [worker() for worker in self._workers]
+        return sum(worker is not None and not worker.dead for worker in workers)
+
+    def _called(self, module: nn.Module, args: object) -> None:
+        if module in self._layers:
+            self.reached(self._layers[module])
+
+    def _worker(self, *args: Any) -> Any:
+        worker = _WORKER(*args)
+        self._workers.append(weakref.ref(worker))
+        return worker
 
 
 class Merge:
@@ -125,9 +197,14 @@ class Merge:
     def moments(self, fault: tuple[int, Kind] | None = None) -> Moments:
         return Moments(self.layers, fault)
 
-    def again(self) -> dict[str, torch.Tensor]:
+    def again(self, moments: Moments | None = None) -> dict[str, torch.Tensor]:
         """Merge with nothing going wrong, and return the merged LoRA's tensors."""
-        return factors_of(self.result(self.moments()))
+        merged = self.result(moments or self.moments()).adapter
+        return {
+            f"{path}.{name}": getattr(delta, name)
+            for path, delta in merged.deltas.items()
+            for name in ("up", "down")
+        }
 
 
 def in_part(moments: Moments, part: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,6 +218,23 @@ def in_part(moments: Moments, part: str, original: Callable[..., Any]) -> Callab
             moments.part = before
 
     return run
+
+
+def hooks_of(model: nn.Module) -> int:
+    """Return how many hooks a model has, and forwards that were put in front of its own."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )
+
+
+def torch_modes() -> tuple[object, ...]:
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+        *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")),
+    )
 
 
 def patches_of(patcher: Any) -> tuple[object, ...]:
@@ -190,7 +284,11 @@ class State:
             tuple(map(hooks_of, merge.models)),
             torch_modes(),
             tuple(map(patches_of, (merge.model, merge.clip.patcher))),
-            weights_of(*merge.models),
+            {
+                f"{number}.{name}": tensor
+                for number, model in enumerate(merge.models)
+                for name, tensor in model.state_dict().items()
+            },
         )
 
     def copy(self) -> State:
@@ -273,7 +371,7 @@ def figures(every: int) -> Iterator[dict[str, Any]]:
     merge = Merge()
     before = State.of(merge).copy()
     watched = merge.moments()
-    expected = factors_of(merge.result(watched))
+    expected = merge.again(watched)
     assert same_tensors(merge.again(), expected)  # on the sampling runs that were kept
     assert not before.changes(State.of(merge))
     asked = outside.refuse()

@@ -28,7 +28,7 @@ import comfy_extras.nodes_sag
 import comfy_extras.nodes_torch_compile
 import tiny_hosts
 import torch
-from faults import same_tensors
+from family_checks import same_tensors
 from iteris_pack.nodes import host as pack_host
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.loras.chosen import unread_in
