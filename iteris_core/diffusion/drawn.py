@@ -79,8 +79,8 @@ class DrawnPlan:
         seeds = [run_seed(self.number, i, self.calibration) for i in range(len(self.captions))]
         return [
             (
-                Run(f"{self.name}, alone", i, seed, *whole),
-                Run(f"{self.name}, merged", i, seed, *whole),
+                Run(f"{self.name}, alone", i, seed, *whole, first=seed),
+                Run(f"{self.name}, merged", i, seed, *whole, first=seed),
             )
             for i, seed in enumerate(seeds)
         ]

@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -156,10 +156,11 @@ class CaptionPlan:
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         negative = negative_of(self, contexts)
-        return {
-            run: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
-            for run, caption in self._captioned_runs()
+        parts = {
+            caption: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
+            for caption in self.captions
         }
+        return {run: parts[caption] for run, caption in self._captioned_runs()}
 
     def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
         samples = []
@@ -173,10 +174,15 @@ class CaptionPlan:
         return samples
 
     def _captioned_runs(self) -> list[tuple[Run, str]]:
-        return [
-            (run_of(self.name, self.number, i, self.calibration), caption)
-            for i, caption in enumerate(self.captions)
-        ]
+        """Return each run with its caption; those with the same one share their first step."""
+        runs = []
+        first: dict[str, int] = {}  # seed of the caption's first run that makes a step
+        for i, caption in enumerate(self.captions):
+            run = run_of(self.name, self.number, i, self.calibration)
+            if run.length:
+                run = replace(run, first=first.setdefault(caption, run.seed))
+            runs.append((run, caption))
+        return runs
 
 
 class ScenePart(NamedTuple):
@@ -283,7 +289,8 @@ def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
     """
     kept = kept_levels(calibration, number)
     seed = run_seed(plan, number, calibration)
-    return Run(owner, number, seed, tuple(kept), tuple(path_to(calibration, kept)))
+    path = path_to(calibration, kept)
+    return Run(owner, number, seed, tuple(kept), tuple(path), first=seed)
 
 
 def run_seed(plan: int, number: int, calibration: Calibration) -> int:

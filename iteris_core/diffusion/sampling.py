@@ -29,8 +29,11 @@ class Run:
     Args:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among its owner's.
+        seed: Seed of its noise.
         kept: Numbers of the noise levels at which its latents are kept.
         path: Those at which it stands, from 0 on to the last that is kept.
+        first: Seed of the noise of which its first step takes the estimate: its own, or that of
+            another run of the same teacher and caption, since at pure noise they hardly differ.
     """
 
     owner: str
@@ -38,6 +41,7 @@ class Run:
     seed: int
     kept: tuple[int, ...]
     path: tuple[int, ...]
+    first: int
 
     @property
     def length(self) -> int:
@@ -45,10 +49,11 @@ class Run:
         return len(self.path) - 1
 
     def rows(self, *, guided: bool) -> int:
-        """Return the number of rows of one teacher: one a step, and one more with guidance, but for
-        the first step.
+        """Return the number of rows of one teacher: one for the first step, unless that takes
+        another run's estimate, and for each other step one, or two with guidance.
         """
-        return self.length + guided * max(0, self.length - 1)
+        opens = self.length > 0 and self.first == self.seed
+        return opens + (1 + guided) * max(0, self.length - 1)
 
     def level_at(self, step: int) -> int:
         """Return the noise level before a step; the last one where the run has ended."""
@@ -74,6 +79,10 @@ class Part:
     def prompts(self) -> list[Encoded]:
         """What its rows read: the caption, and the negative prompt with guidance."""
         return [prompt for prompt in (self.text, self.negative) if prompt is not None]
+
+
+# (seed of the noise, part) -> the part's estimate of the clean latents at pure noise
+FirstEstimates = dict[tuple[int, Part], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,7 @@ class Sampler:
     """Samples with guidance, but for a run's first step.
 
     That begins with pure noise, where guidance does more harm than good (Kynkäänniemi et al. 2024,
-    arXiv:2404.07724) and would make 29 % of the rows.
+    arXiv:2404.07724), and where runs with the same caption share an estimate.
 
     Args:
         network: The diffusion model; see `model.DiffusionHost.denoiser`.
@@ -194,7 +203,8 @@ class Sampler:
             if part.region is not None:
                 tensors[f"{i} region"] = part.region(self.shape)
             mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-        settings = repr((mixes, prompts, run.seed, run.kept, run.path, self.shape, self.cfg))
+        of_run = run.seed, run.first, run.kept, run.path
+        settings = repr((mixes, prompts, of_run, self.shape, self.cfg))
         return sha256_of_tensors(tensors) + settings
 
     def _sample(
@@ -221,12 +231,12 @@ class Sampler:
     ) -> list[dict[Run, Kept]]:
         """Return what the runs of each batch keep."""
         kept: list[dict[Run, Kept]] = []
+        first: FirstEstimates = {}
         lengths = [max(run.length for run in batch) for batch in batches]
         done = 0
         for batch, length in zip(batches, lengths, strict=True):
-            unit = torch.stack([noise(self.shape, run.seed) for run in batch])
-            start = self.start(unit, self.sigmas[0])
-            denoise = self._denoiser({run: runs[run] for run in batch}, adapters)
+            start = self._begun([run.seed for run in batch])
+            denoise = self._denoiser({run: runs[run] for run in batch}, adapters, first)
             levels = [[run.level_at(step) for run in batch] for step in range(length + 1)]
             stands_at = self.sigmas[torch.tensor(levels)]
             # the generator yields latents before it makes a step: the one to 0 is never made
@@ -258,12 +268,23 @@ class Sampler:
             for prompt in part.prompts
         )
 
+    def _begun(self, seeds: Sequence[int]) -> Tensor:
+        """Return what runs with noise of these seeds begin with."""
+        return self.start(torch.stack([noise(self.shape, seed) for seed in seeds]), self.sigmas[0])
+
     def _denoiser(
-        self, batch: Mapping[Run, Sequence[Part]], adapters: Sequence[Adapter]
+        self,
+        batch: Mapping[Run, Sequence[Part]],
+        adapters: Sequence[Adapter],
+        first: FirstEstimates,
     ) -> Denoise:
-        """Return a function that estimates the clean latents of a batch of runs, with guidance.
-        Latents of runs that have ended stay as they are.
+        """Return a function that estimates the clean latents of a batch of runs, with guidance but
+        for the first step. Latents of runs that have ended stay as they are.
+
+        Args:
+            first: The estimates of first steps that are there already; gets those that are made.
         """
+        known = list(batch)
         ends = [self.sigmas[run.path[-1]] for run in batch]
         parts_of_batch = [(i, part) for i, parts in enumerate(batch.values()) for part in parts]
         masks = {
@@ -284,20 +305,36 @@ class Sampler:
                 answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
             return torch.stack([answers[number] for number in range(len(rows))])
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            parts = [(i, part) for i, part in parts_of_batch if sigma[i] > ends[i]]
+        def at_first(parts: Sequence[tuple[int, Part]]) -> Tensor:
+            """Return the estimates of parts at their first step, each made once."""
+            wanted = [(known[i].first, part) for i, part in parts]
+            missing = [key for key in dict.fromkeys(wanted) if key not in first]
+            if missing:
+                x = self._begun([seed for seed, _ in missing])
+                rows = [
+                    DenoiserRow(latents, self.sigmas[0], part.text)
+                    for latents, (_, part) in zip(x, missing, strict=True)
+                ]
+                estimates = outputs(rows, [mixes_of[part] for _, part in missing])
+                first.update(zip(missing, estimates, strict=True))
+            return torch.stack([first[key] for key in wanted])
+
+        def with_guidance(parts: Sequence[tuple[int, Part]], x: Tensor, sigma: Tensor) -> Tensor:
+            """Return the estimates of parts at a later step."""
             mixes = [mixes_of[part] for _, part in parts]
             rows = [DenoiserRow(x[i], sigma[i], part.text) for i, part in parts]
-            negatives = [
-                (i, part.negative)
-                for i, part in parts
-                if part.negative is not None and sigma[i] < self.sigmas[0]
-            ]
+            negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
             rows += [DenoiserRow(x[i], sigma[i], negative, True) for i, negative in negatives]
             estimates = outputs(rows, mixes * 2 if negatives else mixes)
-            if negatives:
-                conditional, unconditional = estimates.chunk(2)
-                estimates = unconditional + self.cfg * (conditional - unconditional)
+            if not negatives:
+                return estimates
+            conditional, unconditional = estimates.chunk(2)
+            return unconditional + self.cfg * (conditional - unconditional)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            parts = [(i, part) for i, part in parts_of_batch if sigma[i] > ends[i]]
+            is_first = all(sigma[i] == self.sigmas[0] for i, _ in parts)
+            estimates = at_first(parts) if is_first else with_guidance(parts, x, sigma)
             joined = x.clone()
             joined[[i for i, _ in parts]] = 0
             for (i, part), estimate in zip(parts, estimates, strict=True):

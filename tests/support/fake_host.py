@@ -58,7 +58,12 @@ def with_guidance(host, good, bad, sigma, cfg=3.0):
 def kept_latents(host, run, denoise, shape=(1, 4, 8, 8)):
     """Return (sigma, latents) at each level that a run keeps, sampled alone with a denoiser."""
     sigmas = torch.cat([host.sigmas(20)[list(run.path)], torch.zeros(1)])
-    seen = list(euler_steps(denoise, host.start(noise(shape, run.seed), sigmas[0]), sigmas))
+    start, first = (host.start(noise(shape, seed), sigmas[0]) for seed in (run.seed, run.first))
+
+    def estimate(x, sigma):
+        return denoise(first if sigma == sigmas[0] else x, sigma)
+
+    seen = list(euler_steps(estimate, start, sigmas))
     stands = [run.path.index(level) for level in run.kept]
     return [(sigmas[step], seen[step][0]) for step in stands]
 
@@ -228,12 +233,17 @@ class FakeHost:
 
     def merge(self, loras, calibration, config=EXACT):
         stages = []
-        result = merge_diffusion(
-            Job.of(self, loras, calibration, MergeSettings(config)),
-            lambda stage, done, total: stages.append((stage.name, done, total)),
-        )
-        samplings = sum(stage == "Sampling" for stage, *_ in stages)
-        self.sweep_batches = len(self.unet_batches) - samplings
+        sampled = len(self.unet_batches)
+
+        def listen(stage, done, total):
+            nonlocal sampled
+            stages.append((stage.name, done, total))
+            if stage.name == "Sampling":
+                sampled = len(self.unet_batches)
+
+        job = Job.of(self, loras, calibration, MergeSettings(config))
+        result = merge_diffusion(job, listen)
+        self.sweep_batches = len(self.unet_batches) - sampled
         return result, stages
 
     @staticmethod

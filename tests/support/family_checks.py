@@ -318,7 +318,7 @@ def sampling_difference(host: ComfyModel) -> float:
         sampler = Sampler.of(host, network, calibration)
         sampler = replace(sampler, sigmas=host.sigmas(calibration.sampling_steps).float().cpu())
         every = tuple(range(calibration.sampling_steps))
-        run = Run("a", 0, 5, every, every)
+        run = Run("a", 0, 5, every, every, first=5)
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
     start = conditions_for(host.row.start, host.start_picture, torch.zeros(1, *sampler.shape))
     theirs = []
