@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # Noise levels of a run as users sample; the kept ones are chosen among them.
 _USUAL_LEVELS = 20
+# Sampling runs per LoRA; without guidance errors are not amplified (docs/why.md).
+GUIDED_RUNS = 20
+UNGUIDED_RUNS = 16
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
 _MOST_CHECKS = 100  # sampling runs per LoRA of the check; more than 16 say little more
@@ -62,13 +65,14 @@ class Calibration:
     trajectories: Annotated[
         int,
         Field(
-            ge=1,
+            ge=0,
             le=_MOST_RUNS,
             title="sample_runs",
             description="Short sampling runs per LoRA, each with its own prompt and seed "
-            "(trajectories). More measures more, and takes longer.",
+            "(trajectories). More measures more, and takes longer. 0: what suits the model, which "
+            f"is {GUIDED_RUNS} with guidance and {UNGUIDED_RUNS} without.",
         ),
-    ] = 20
+    ] = 0
     # The runs are staggered, so that together they cover all noise levels of a usual run.
     timesteps: Annotated[
         int,
@@ -255,7 +259,7 @@ class Calibration:
         self._check_captions()
 
     def for_family(self, family: Family) -> Calibration:
-        """Return these settings with a family's own resolution, frames and guidance for 0.
+        """Return these settings with a family's own runs, resolution, frames and guidance for 0.
 
         Without guidance, a model never reads the negative prompt, so there is nothing to measure on
         it.
@@ -267,6 +271,7 @@ class Calibration:
         latents = max(self.timesteps, family.experts)  # each expert keeps one, or nearly so
         return replace(
             self,
+            trajectories=self.trajectories or usual_runs(cfg),
             timesteps=latents,
             sampling_steps=max(self.sampling_steps, latents),
             resolution=self.resolution or family.measured_at,
@@ -367,6 +372,11 @@ PRESETS: Mapping[Preset, Changes] = {
         {"correct_strength": False},
     ),
 }
+
+
+def usual_runs(cfg: float) -> int:
+    """Return the number of sampling runs per LoRA that suits a guidance."""
+    return UNGUIDED_RUNS if cfg == 1 else GUIDED_RUNS
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:

@@ -31,6 +31,14 @@ def positions_of(text):
     return [1 + i for i in range(len(tokens_of(text)))]  # after the start
 
 
+SETTINGS = {
+    "trajectories": 20,
+    "scene_weight": 0.1,
+    "scene_pictures": False,
+    "scene_prefix_share": 0.0,
+}
+
+
 def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings):
     kinds = kinds or ["subject"] * len(words)
     loras = [
@@ -38,9 +46,7 @@ def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings)
     ]
     return make_scenes(
         loras,
-        Calibration(
-            **{"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0, **settings}
-        ),
+        Calibration(**{**SETTINGS, **settings}),
         positions,
         length,
     )
