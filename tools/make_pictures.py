@@ -39,9 +39,9 @@ TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
     "IterISModelLoras": 400,
-    "IterISCompare": 480,
-    "IterISSave": 480,
-    "CheckpointSave": 480,
+    "IterISCompare": 420,
+    "IterISSave": 420,
+    "CheckpointSave": 420,
 }
 FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14
@@ -53,6 +53,7 @@ ROOM_BELOW = {
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,
+    "LoadImage": 180,
 }
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
