@@ -161,7 +161,7 @@ class Counted:
         widest = samples * self.widest
         fits = widest <= room.waiting_bytes
         copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples)
-        return Waiting(2 * samples, widest, room.waiting_bytes, copied)
+        return Waiting(samples, widest, room.waiting_bytes, copied)
 
 
 class FlashAttention(TorchFunctionMode):

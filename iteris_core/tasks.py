@@ -71,16 +71,12 @@ class Task:
         mix: Index of an adapter -> share of it that the teacher wears: {n: 1.0} is adapter n's
             task, {} a preserve task, whose teacher is the base model.
         weight: The user's weight, 0 or more; only the ratios matter.
-        has_teacher: Whether the teacher has rows of its own. Without, as only a preserve task may
-            be, the student's rows stand for them: each layer is to leave its inputs as they come,
-            and how far they have drifted does not count.
     """
 
     name: str
     samples: Sequence[Sample]
     mix: Mapping[int, float]
     weight: float = 1.0
-    has_teacher: bool = True
 
 
 def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
@@ -88,8 +84,7 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
 
     Raises:
         CalibrationError: No task; a task without samples, with an unusable weight, or with a mix
-            that names no adapter, or that no teacher wears; or no task that has a say and a
-            teacher.
+            that names no adapter; or no task that has a say and a teacher.
     """
     if not tasks:
         raise CalibrationError(
@@ -110,11 +105,6 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
             raise CalibrationError(
                 f"task {task.name!r} wears an adapter at {broken[0]}; a share must be a finite "
                 "number"
-            )
-        if not task.has_teacher and any(task.mix.values()):
-            raise CalibrationError(
-                f"task {task.name!r} has no teacher's rows, and a mix that a teacher would wear; "
-                "leave out the rows of preserve tasks only"
             )
         unknown = [k for k in task.mix if not 0 <= k < len(adapters)]
         if unknown:

@@ -10,14 +10,7 @@ import torch
 
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
-from ..iteris_core.diffusion.calibration import (
-    PRESETS,
-    PREVIEW,
-    Calibration,
-    Changes,
-    Preset,
-    usual_runs,
-)
+from ..iteris_core.diffusion.calibration import PRESETS, PREVIEW, Calibration, Changes, Preset
 from .scene import TOGETHER, TOGETHER_POLISHED
 from .size import Size
 from .sockets import Scenes
@@ -110,8 +103,7 @@ def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
     for preset in PRESETS if job.config.measured else ():
         changes = asked.changes(preset)
         if changes is not None and preset != PREVIEW:
-            usual = usual_runs(job.calibration.cfg)
-            runs = changes.calibration.get("trajectories") or usual
+            runs = changes.calibration.get("trajectories", Calibration.trajectories)
             steps = changes.calibration.get("polish", Calibration.polish)
             found[preset] = job.cost.rows_with(runs / job.calibration.trajectories, steps)
     return found

@@ -33,8 +33,8 @@ _KINDS = {name: kind for kind in (Calibration, MergeConfig) for name in declared
 # field. Workflows store values in this order, with correct_strength before seed.
 _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "trajectories": (
-        " The presets Fast and Polished have numbers of their own for 0.",
-        {},
+        f" 0: as the preset says, which is {Calibration.trajectories} for Balanced.",
+        {"default": 0, "min": 0},
     ),
     "held_out": (" -1: as the preset says.", {"default": -1, "min": -1}),
     "preserve_weight": ("", {"step": 0.05}),

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 # Noise levels of a run as users sample; the kept ones are chosen among them.
 _USUAL_LEVELS = 20
-# Sampling runs per LoRA; without guidance errors are not amplified (docs/why.md).
-GUIDED_RUNS = 20
-UNGUIDED_RUNS = 16
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
 _MOST_CHECKS = 100  # sampling runs per LoRA of the check; more than 16 say little more
@@ -65,14 +62,13 @@ class Calibration:
     trajectories: Annotated[
         int,
         Field(
-            ge=0,
+            ge=1,
             le=_MOST_RUNS,
             title="sample_runs",
             description="Short sampling runs per LoRA, each with its own prompt and seed "
-            "(trajectories). More measures more, and takes longer. 0: what suits the model, which "
-            f"is {GUIDED_RUNS} with guidance and {UNGUIDED_RUNS} without.",
+            "(trajectories). More measures more, and takes longer.",
         ),
-    ] = 0
+    ] = 20
     # The runs are staggered, so that together they cover all noise levels of a usual run.
     timesteps: Annotated[
         int,
@@ -259,7 +255,7 @@ class Calibration:
         self._check_captions()
 
     def for_family(self, family: Family) -> Calibration:
-        """Return these settings with a family's own runs, resolution, frames and guidance for 0.
+        """Return these settings with a family's own resolution, frames and guidance for 0.
 
         Without guidance, a model never reads the negative prompt, so there is nothing to measure on
         it.
@@ -271,7 +267,6 @@ class Calibration:
         latents = max(self.timesteps, family.experts)  # each expert keeps one, or nearly so
         return replace(
             self,
-            trajectories=self.trajectories or usual_runs(cfg),
             timesteps=latents,
             sampling_steps=max(self.sampling_steps, latents),
             resolution=self.resolution or family.measured_at,
@@ -372,11 +367,6 @@ PRESETS: Mapping[Preset, Changes] = {
         {"correct_strength": False},
     ),
 }
-
-
-def usual_runs(cfg: float) -> int:
-    """Return the number of sampling runs per LoRA that suits a guidance."""
-    return UNGUIDED_RUNS if cfg == 1 else GUIDED_RUNS
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:

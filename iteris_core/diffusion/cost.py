@@ -64,8 +64,6 @@ class Cost:
         polish: Those of the polish; a row with its gradient counts as several.
         check: Those of the check on unseen samples.
         rows_of_a_picture: Those of a picture of 20 steps.
-        samples: Samples of the merge.
-        swept: Rows of these samples that a sweep runs together.
         frames: Latent frames of a row; each takes as long as a picture.
     """
 
@@ -75,7 +73,7 @@ class Cost:
     check: int
     rows_of_a_picture: int
     samples: int
-    swept: int
+    tasks: int
     frames: int = 1
 
     @property
@@ -118,8 +116,8 @@ def cost_of(
     plans: Sequence[Plan],
     check_plans: Sequence[Plan],
     *,
-    without_teacher: Sequence[Plan] = (),
     guided: bool,
+    changes_denoiser: bool,
     sweeps: int = 1,
     checks: int = 1,
     polish_steps: int = 0,
@@ -128,9 +126,9 @@ def cost_of(
 
     Args:
         check_plans: Plans of its check; none without one.
-        without_teacher: Plans whose teacher has no rows in the sweep.
         guided: Whether rows are drawn with the negative prompt, too.
-        sweeps: Sweeps over the diffusion model; 0: the LoRAs do not change it.
+        changes_denoiser: Whether the LoRAs change the diffusion model.
+        sweeps: Sweeps over the diffusion model.
         checks: How often the result is checked.
     """
     judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
@@ -138,12 +136,11 @@ def cost_of(
     others = 2  # than the teacher: the merge and its reference
     looked_at = 2 * _samples(judged)  # by the LoRA and by the base model
     samples = _samples(plans)
-    swept = 2 * samples - _samples(without_teacher)
     checked = _samples(compared)
     return Cost(
-        sampling=_drawn(plans, guided) if sweeps else 0,
-        sweep=sweeps * (_FIRST + swept + 2 * ALONE),
-        polish=_polish(polish_steps, samples) if sweeps else 0,
+        sampling=_drawn(plans, guided) if changes_denoiser else 0,
+        sweep=sweeps * (_FIRST + 2 * (samples + ALONE)) if changes_denoiser else 0,
+        polish=_polish(polish_steps, samples) if changes_denoiser else 0,
         check=checks
         * (
             _drawn(check_plans, guided)
@@ -153,7 +150,7 @@ def cost_of(
         ),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
-        swept=swept,
+        tasks=len(plans),
     )
 
 
@@ -185,14 +182,14 @@ class Waiting:
     """What the rows of a merge hold while a layer is solved.
 
     Args:
-        rows: Rows of the merge's samples.
+        samples: Samples of the merge, two rows each.
         widest: Bytes that all of them hold at the layer where they hold most.
         room: Bytes that they may hold on the device; the rest waits on the host.
         copied: Bytes that are copied in the whole sweep, out and back.
         in_file: Whether the device is the host, so that the rest waits in a file.
     """
 
-    rows: int
+    samples: int
     widest: float
     room: float
     copied: float = 0.0
@@ -209,8 +206,8 @@ class Waiting:
         return (
             Note(
                 "memory",
-                f"the {self.rows} rows of the samples hold up to {self.widest / 1e9:.1f} GB while "
-                f"a layer is solved, and the {device} has "
+                f"the {2 * self.samples} rows of {self.samples} samples hold up to "
+                f"{self.widest / 1e9:.1f} GB while a layer is solved, and the {device} has "
                 f"{self.room / 1e9:.1f} GB for them. The rest waits in {where}: "
                 f"{self.copied / 1e9:.0f} GB are copied, about "
                 f"{_spoken(self.copied / speed)}. To save that, lower resolution first, "
@@ -231,31 +228,30 @@ def foresee(
     network: Network,
     row: DenoiserRow,
     paths: Collection[str],
-    rows: int,
+    samples: int,
     room: int,
     parking: Parking | None = None,
     *,
     config: MergeConfig,
 ) -> Waiting:
-    """Return what the rows of a merge will hold, counted in a forward call of two, and tell the
-    log.
+    """Return what the rows of a merge will hold, counted in a forward call of one sample, and tell
+    the log.
 
     Args:
-        rows: Rows of the merge's samples.
         room: Bytes that they may hold on the device.
-        parking: Counts what rows hold, with two rows' share of the room; None: all that counts on
+        parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
     """
-    counting = parking or Parking(network.modules.values(), budget=2 * room // rows)
+    counting = parking or Parking(network.modules.values(), budget=room // samples)
     stops = Readers(network).note if may_derive(config) else is_any
     held = held_bytes(network, [row, row], paths, counting, stops)
-    widest = rows / 2 * max(held.values(), default=0)
-    copied = rows / 2 * counting.copied_bytes
-    waiting = Waiting(rows, widest, room, copied, counting.is_in_file)
+    widest = samples * max(held.values(), default=0)
+    copied = samples * counting.copied_bytes
+    waiting = Waiting(samples, widest, room, copied, counting.is_in_file)
     logger.info(
-        "%d rows wait at %d layers and hold up to %.2f GB there, counted on two of them; room for "
+        "%d rows wait at %d layers and hold up to %.2f GB there, counted on one sample; room for "
         "them: %.2f GB; to be copied: %.0f GB",
-        rows,
+        2 * samples,
         len(held),
         waiting.widest / 1e9,
         room / 1e9,

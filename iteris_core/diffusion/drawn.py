@@ -34,13 +34,13 @@ from .plans import Contexts, negative_of, run_seed, with_negative
 from .samples import Reading
 from .sampling import Latents, Part, Run, noise
 
-# Noise levels of a run of so many steps, and those where a picture's run stands, counted from pure
-# noise at 0: in the middle, where what is drawn is decided. Steps before and after that say nothing
-# more, and details that the last ones would draw disturb (docs/why.md).
+# Noise levels of a picture, and those where it is judged, counted from pure noise at 0: in the
+# middle, where what is drawn is decided. One step goes from pure noise to the first of them, and
+# one from the last to the clean picture: details that more steps would draw say less than they
+# disturb (docs/why.md).
 STEPS = 6
-PATH = (0, 2, 3, STEPS)
-# The level where a picture is judged.
-LEVEL = 3
+LEVELS = (2, 3)
+PATH = (0, *LEVELS, STEPS)
 # A LoRA that shows less in its own pictures can hardly be told from the base model; what a merge
 # lacks of it is relative to this much.
 _LEAST = 0.2
@@ -89,7 +89,7 @@ class DrawnPlan:
 
     def sample_count(self) -> int:
         """Return at how many noisy pictures the LoRA and the base model look."""
-        return 2 * len(self.captions)
+        return 2 * len(LEVELS) * len(self.captions)
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         runs = {}
@@ -142,19 +142,20 @@ class Judges:
             CalibrationError: Outputs that are not finite.
         """
         rows = Rows(DenoiserRow.digest)
-        sigma = self.sigmas[LEVEL]
-        looks: dict[Run, tuple[int, int]] = {}
+        looks: dict[Run, list[tuple[int, int]]] = {}
         for plan in plans:
             for run, own, base in self._reads(plan):
-                x = self._noisy(run, latents)
-                looks[run] = (
-                    rows.add(DenoiserRow(x, sigma, own), plan.mix),
-                    rows.add(DenoiserRow(x, sigma, base), {}),
-                )
+                looks[run] = [
+                    (
+                        rows.add(DenoiserRow(x, sigma, own), plan.mix),
+                        rows.add(DenoiserRow(x, sigma, base), {}),
+                    )
+                    for x, sigma in self._noisy(run, latents)
+                ]
         outputs = outputs_of(self.network, self.adapters, rows, rows_per_call, progress)
         shares = {
-            run: share_of(latents.kept[run][-1][0], outputs[of_lora], outputs[of_base])
-            for run, (of_lora, of_base) in looks.items()
+            run: share_of(latents.kept[run][-1][0], [(outputs[a], outputs[b]) for a, b in pairs])
+            for run, pairs in looks.items()
         }
         return [_kept(plan, [(shares[a], shares[b]) for a, b in plan.pairs]) for plan in plans]
 
@@ -166,33 +167,40 @@ class Judges:
             for run in pair
         ]
 
-    def _noisy(self, run: Run, latents: Latents) -> Tensor:
-        """Return the picture of a run with noise of `LEVEL`, the same for both runs of a pair."""
+    def _noisy(self, run: Run, latents: Latents) -> list[tuple[Tensor, Tensor]]:
+        """Return the picture of a run with noise, at each of `LEVELS`; both runs of a pair get the
+        same noise.
+        """
         clean = latents.kept[run][-1][0]
-        unit = noise(clean.shape, run.seed + 1 + LEVEL)
-        return self.noised(clean, unit, self.sigmas[LEVEL])
+        return [
+            (self.noised(clean, noise(clean.shape, run.seed + 1 + level), sigma), sigma)
+            for level, sigma in ((level, self.sigmas[level]) for level in LEVELS)
+        ]
 
 
-def share_of(picture: Tensor, of_lora: Tensor, of_base: Tensor) -> float | None:
-    """Return ``s`` of a picture; None where the LoRA does nothing there.
+def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> float | None:
+    """Return ``s`` of a picture, the mean over its looks; None where the LoRA does nothing there.
 
     Args:
         picture: Clean latents.
-        of_lora: The LoRA's estimate of them, of the same shape.
-        of_base: The base model's.
+        estimates: The LoRA's and the base model's estimate of each look, of the same shape.
 
     Raises:
         CalibrationError: An estimate is not finite.
     """
-    effect = (of_lora.double() - of_base.double()).flatten()
-    along = torch.dot((picture.double() - of_base.double()).flatten(), effect)
-    energy = effect.square().sum()
-    if not torch.isfinite(along + energy):
-        raise CalibrationError(
-            "the check's pictures are not finite: a precision that overflows, or a NaN. Use "
-            f"another precision, or set {called('held_out')} to 0"
-        )
-    return (along / energy).item() if energy else None
+    shares = []
+    for of_lora, of_base in estimates:
+        effect = (of_lora.double() - of_base.double()).flatten()
+        along = torch.dot((picture.double() - of_base.double()).flatten(), effect)
+        energy = effect.square().sum()
+        if not torch.isfinite(along + energy):
+            raise CalibrationError(
+                "the check's pictures are not finite: a precision that overflows, or a NaN. Use "
+                f"another precision, or set {called('held_out')} to 0"
+            )
+        if energy:
+            shares.append((along / energy).item())
+    return statistics.fmean(shares) if shares else None
 
 
 def _kept(plan: DrawnPlan, shares: Sequence[tuple[float | None, float | None]]) -> TaskFidelity:

@@ -181,25 +181,16 @@ class Job:
     @cached_property
     def cost(self) -> Cost:
         """What the merge and its check cost."""
-        is_swept = self.config.measured and self._changes(text=False)
         cost = cost_of(
             self.plans,
             self.check_plans,
-            without_teacher=[plan for plan in self.plans if not self.has_teacher(plan)],
             guided=self.calibration.is_guided,
-            sweeps=is_swept * (1 if self.config.size is None else 2),
+            changes_denoiser=self.config.measured and self._changes(text=False),
+            sweeps=1 if self.config.size is None else 2,
             checks=2 if self.settings.correct_strength else 1,
             polish_steps=self.calibration.polish,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))
-
-    def has_teacher(self, plan: Plan) -> bool:
-        """Whether a plan's teacher has rows of its own in the diffusion model's sweep.
-
-        The base model's has none without guidance, which would amplify what they correct
-        (docs/why.md). Rivals read them.
-        """
-        return bool(plan.mix) or self.calibration.is_guided or self.config.method != "iteris"
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

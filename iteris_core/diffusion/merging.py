@@ -359,7 +359,6 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
                 plan.samples(contexts, latents),
                 mix_in(adapters, plan.mix),
                 plan.weight,
-                job.has_teacher(plan),
             )
             for plan in job.plans
         ]
@@ -464,5 +463,5 @@ def _foreseen(
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
     paths = target_layers(adapters)
-    rows = job.cost.swept
-    return foresee(sampler.network, row, paths, rows, room, config=job.config).notes
+    samples = job.cost.samples
+    return foresee(sampler.network, row, paths, samples, room, config=job.config).notes

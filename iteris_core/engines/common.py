@@ -166,7 +166,7 @@ def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | No
     chunk = _current_chunk.get()
     if chunk is None:
         return None
-    rows = len(chunk.inputs)
+    rows = 2 * len(chunk.samples)
     shape = y.shape
     if x.is_meta:
         raise CalibrationError(

@@ -210,8 +210,7 @@ class _Sweep:
         lots, or lets rows see each other, shows in nothing else.
         """
         first = chunk.blocks[0]
-        student = slice(1, 2) if first.has_teacher else slice(0, 1)
-        block = Block(first.task, slice(0, 1), student, first.samples[:1], first.numbers[:1])
+        block = Block(first.task, slice(0, 1), slice(1, 2), first.samples[:1], first.numbers[:1])
         alone = _Sweep(self.problem, self.solver_at, self.listener, None, self.solved)
         alone._watched = Chunk((block,))
         run = partial(run_chunk, self.problem.network, alone._watched)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ class Block:
     """Neighbouring rows of one task in a chunk.
 
     Args:
-        teacher: Place of the teacher rows in the batch; the student rows' where a task has none.
+        teacher: Place of the teacher rows in the batch.
         student: Place of the student rows in the batch.
         samples: Sample of each of those rows.
         numbers: Number of each of those samples in its task.
@@ -30,11 +29,6 @@ class Block:
     student: slice
     samples: tuple[Sample, ...]
     numbers: tuple[int, ...]
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the teacher has rows of its own."""
-        return self.teacher != self.student
 
     def token_weights(self, stream: str, tokens: int, path: str) -> Tensor | None:
         """Return the weight of every token of all samples in a stream, on the CPU; None where all
@@ -100,9 +94,8 @@ class Chunk:
     @property
     def inputs(self) -> list[object]:
         """Inputs of the rows, in the order of the batch."""
-        taught = [sample for block in self.blocks if block.has_teacher for sample in block.samples]
-        students = [sample.student_reads for sample in self.samples]
-        return [sample.teacher for sample in taught] + students
+        samples = self.samples
+        return [sample.teacher for sample in samples] + [sample.student_reads for sample in samples]
 
 
 def split_into_chunks(
@@ -119,18 +112,13 @@ def split_into_chunks(
     chunks = []
     for numbers in in_calls(keys, samples_per_chunk):
         part = [flat[number] for number in numbers]
-        teachers = 0
-        students = sum(tasks[g].has_teacher for g, *_ in part)
         blocks = []
-        for g, of_task in itertools.groupby(part, key=lambda item: item[0]):
-            _, places, samples = zip(*of_task, strict=True)
-            student = slice(students, students + len(samples))
-            students = student.stop
-            teacher = student
-            if tasks[g].has_teacher:
-                teacher = slice(teachers, teachers + len(samples))
-                teachers = teacher.stop
-            blocks.append(Block(g, teacher, student, samples, places))
+        for g in dict.fromkeys(task for task, *_ in part):
+            rows = [row for row, (task, *_) in enumerate(part) if task == g]
+            teacher = slice(rows[0], rows[-1] + 1)
+            student = slice(teacher.start + len(part), teacher.stop + len(part))
+            samples = tuple(part[row][2] for row in rows)
+            blocks.append(Block(g, teacher, student, samples, tuple(part[row][1] for row in rows)))
         chunks.append(Chunk(tuple(blocks)))
     return chunks
 

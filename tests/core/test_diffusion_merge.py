@@ -335,11 +335,11 @@ def foreseen(host, monkeypatch):
     (notes, batches of the UNet before its rows were counted); the CPU counts as a device.
     """
 
-    def counted(network, row, paths, rows, room, config):
+    def counted(network, row, paths, samples, room, config):
         before.append(len(host.unet_batches))
         modules = network.modules.values()
-        parking = Parking(modules, budget=2 * room // rows, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, row, paths, rows, room, parking, config=config))
+        parking = Parking(modules, budget=room // samples, store=HostMemory(), smallest=1)
+        waiting.append(foresee(network, row, paths, samples, room, parking, config=config))
         return waiting[-1]
 
     def merge(room):
@@ -356,8 +356,8 @@ def foreseen(host, monkeypatch):
 def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, host, caplog):
     [note], before, [waiting] = foreseen(1000)
     assert before == [0]
-    cost = Job.of(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).cost
-    assert f"the {cost.swept} rows of the samples hold up to" in note
+    samples = Job.of(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).cost.samples
+    assert f"the {2 * samples} rows of {samples} samples hold up to" in note
     assert "lower resolution first, then trajectories" in note
     assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [note]
     assert waiting.widest > 1000 and waiting.copied > waiting.widest

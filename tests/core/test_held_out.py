@@ -10,7 +10,7 @@ from fake_host import as_used
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
-from iteris_core.diffusion.drawn import LEVEL, PATH, STEPS, DrawnPlan
+from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS, DrawnPlan
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import checked, merge_and_check
@@ -98,16 +98,20 @@ def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
                         without = clean(x, sigma, "")
                         picture = without + CALIBRATION.cfg * (picture - without)
                     x = x + (x - picture) / sigma * (following - sigma)
-                sigma = sigmas[LEVEL]
-                noisy = x + sigma * noise((4, 8, 8), seed + 1 + LEVEL)
-                with_lora, without = (
-                    judge.u(
-                        noisy[None].double(), sigma[None].double(), reads(judge, caption)[None]
-                    )[0]
-                    for judge in (teacher, host)
-                )
-                effect = with_lora - without
-                of_models.append(float(((x - without) * effect).sum() / effect.square().sum()))
+                looks = []
+                for level in LEVELS:
+                    noisy = x + sigmas[level] * noise((4, 8, 8), seed + 1 + level)
+                    with_lora, without = (
+                        judge.u(
+                            noisy[None].double(),
+                            sigmas[level][None].double(),
+                            reads(judge, caption)[None],
+                        )[0]
+                        for judge in (teacher, host)
+                    )
+                    effect = with_lora - without
+                    looks.append(((x - without) * effect).sum() / effect.square().sum())
+                of_models.append(float(sum(looks) / len(looks)))
             shares.append(of_models)
         alone = sum(own for own, _ in shares) / len(shares)
         expected = [1 + (merged - alone) / max(alone, 0.2) for _, merged in shares]

@@ -31,14 +31,6 @@ def positions_of(text):
     return [1 + i for i in range(len(tokens_of(text)))]  # after the start
 
 
-SETTINGS = {
-    "trajectories": 20,
-    "scene_weight": 0.1,
-    "scene_pictures": False,
-    "scene_prefix_share": 0.0,
-}
-
-
 def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings):
     kinds = kinds or ["subject"] * len(words)
     loras = [
@@ -46,7 +38,9 @@ def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings)
     ]
     return make_scenes(
         loras,
-        Calibration(**{**SETTINGS, **settings}),
+        Calibration(
+            **{"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0, **settings}
+        ),
         positions,
         length,
     )

@@ -21,10 +21,6 @@ UNUSABLE = [
     ([Task("a", SAMPLES, {0: 1.0}, -1.0)], "task 'a' has weight -1.0; it must be a finite number"),
     ([Task("a", SAMPLES, {0: 1.0}, float("nan"))], "task 'a' has weight nan"),
     ([Task("a", SAMPLES, {0: float("inf")})], "task 'a'"),
-    (
-        [Task("a", SAMPLES, {0: 1.0}, has_teacher=False)],
-        "task 'a' has no teacher's rows, and a mix",
-    ),
     ([Task("a", SAMPLES, {3: 1.0})], r"task 'a' wears adapter number 3; there are 3 \(from 0\)"),
     ([Task("a", SAMPLES, {2: 1.0}), Task("b", SAMPLES, {0: 1.0}, 0.0)], "every task has weight 0"),
 ]

@@ -368,21 +368,17 @@ def naive_fixed_point(
     ]
     merged = mixed(adapters, {}, shapes)
     for _ in range(len(paths) + 2):
-        model = patched(toy.model, merged)
+        student = patched(toy.model, merged)
         students = [
-            layer_inputs(model, [sample.student_reads for sample in task.samples], paths)
+            layer_inputs(student, [sample.student_reads for sample in task.samples], paths)
             for task in tasks
         ]
         before = merged
         merged = {}
-        taught = [
-            teacher if task.has_teacher else student
-            for task, teacher, student in zip(tasks, teachers, students, strict=True)
-        ]
         for path in paths:
             at_layer = [
                 DenseTask(
-                    weighted(answering(taught[g][path], task.samples, path), task.samples, path),
+                    weighted(answering(teachers[g][path], task.samples, path), task.samples, path),
                     weighted(students[g][path], task.samples, path),
                     worn[g][path],
                     task.weight,
