@@ -94,7 +94,7 @@ def _checked_choice(item: Any, value: Any) -> Any:
 def _sockets() -> Mapping[str, tuple[Fits, str]]:
     """Return type of a socket -> what tells whether a value is of it, and what it must be."""
     from ..iteris_core import MergeReport
-    from ..iteris_core.diffusion.calibration import Changes
+    from ..iteris_core.diffusion.presets import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
     return {

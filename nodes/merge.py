@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
-from ..iteris_core.diffusion.calibration import DEFAULT_PRESET, Preset
 from ..iteris_core.diffusion.lora_rows import read_rows
+from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
@@ -32,7 +32,7 @@ from .stack import ROWS, ROWS_EXAMPLE, files_in
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.calibration import Changes
+    from ..iteris_core.diffusion.presets import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
 logger = logging.getLogger("iteris")

@@ -10,7 +10,8 @@ import torch
 
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
-from ..iteris_core.diffusion.calibration import PRESETS, PREVIEW, Calibration, Changes, Preset
+from ..iteris_core.diffusion.calibration import Calibration
+from ..iteris_core.diffusion.presets import PRESETS, PREVIEW, Changes, Preset
 from .scene import TOGETHER, TOGETHER_POLISHED
 from .size import Size
 from .sockets import Scenes

@@ -12,7 +12,8 @@ from comfy_api.latest import io
 
 from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
-from ..iteris_core.diffusion.calibration import Calibration, Changes
+from ..iteris_core.diffusion.calibration import Calibration
+from ..iteris_core.diffusion.presets import Changes
 from ..iteris_core.settings import PRECISIONS, alternatives, bounds, declared, schema_of, words_of
 from .inputs import checked
 from .loras.prompts import lines

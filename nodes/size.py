@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..iteris_core import ConfigError
 from ..iteris_core.config import MOST_RANK
-from ..iteris_core.diffusion.calibration import Changes
+from ..iteris_core.diffusion.presets import Changes
 from ..iteris_core.settings import settings, shown
 
 if TYPE_CHECKING:

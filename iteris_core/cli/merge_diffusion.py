@@ -20,7 +20,7 @@ from pydantic import Field
 from ..adapters import Adapter
 from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of, free_bytes
-from ..diffusion.calibration import DEFAULT_PRESET, PRESETS, Calibration, Preset
+from ..diffusion.calibration import Calibration
 from ..diffusion.diffusers_model import DiffusersModel
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
@@ -28,6 +28,7 @@ from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
 from ..diffusion.lora_rows import Row, at, read_rows, use_of
 from ..diffusion.lora_use import LoraUse, load_each_once
 from ..diffusion.merging import merge_and_check
+from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning

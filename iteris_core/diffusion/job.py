@@ -20,7 +20,7 @@ from ..progress import Stage
 from ..report.records import Note
 from ..rivals.registry import check_used
 from ..settings import called, called_value, setting_to
-from .calibration import Calibration, Changes
+from .calibration import Calibration
 from .cost import Cost, cost_of
 from .held_out import CheckPlan, make_check_plans
 from .lora_use import LoadedLora, LoraUse, loras_in_use
@@ -35,6 +35,7 @@ from .model import (
     DiffusionHost,
 )
 from .plans import Plan, ScenePlan, TaskPlan, make_plans
+from .presets import Changes
 from .samples import Tokenized
 
 # Bytes of a forward call for each byte of its rows' latents, one channel alone: ComfyUI's estimate

@@ -34,8 +34,9 @@ from iteris_pack.nodes.stack import LorasOnModel, LoraStack
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError, IterisError, MergeConfig, MergeReport
-from iteris_core.diffusion.calibration import Calibration, Changes
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import MOST_LORAS, LoadedLora
+from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import METADATA_KEY, Recipe, settings_of
 from iteris_core.progress import nobody
 

@@ -12,8 +12,9 @@ from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file
 
 from iteris_core import ConfigError, MergeConfig, MergeReport
-from iteris_core.diffusion.calibration import Calibration, Changes
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_rows import read_rows
+from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import Recipe
 from iteris_core.report.records import Note
 

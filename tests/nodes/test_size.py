@@ -7,8 +7,8 @@ import torch
 from iteris_pack.nodes.size import Size
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
-from iteris_core.diffusion.calibration import Changes
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.presets import Changes
 
 ADAPTER = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
 LORAS = [LoadedLora.of(ADAPTER, ("p",))] * 2

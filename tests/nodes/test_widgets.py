@@ -14,10 +14,11 @@ from iteris_pack.nodes.words import NAMES, TARGETS
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN
-from iteris_core.diffusion.calibration import PRESETS, Calibration
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
+from iteris_core.diffusion.presets import PRESETS
 from iteris_core.rivals.registry import check_used
 from iteris_core.settings import PRECISIONS, calling, checked, declared
 

@@ -1,0 +1,49 @@
+"""Presets: how thorough a merge is, in one word, and what each of them sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a preset, a way to merge, or a user sets of a merge; everything else stays as it is.
+    See `job.changed`.
+
+    Args:
+        calibration: Field of `Calibration` -> value.
+        config: Field of `MergeConfig` -> value.
+        merge: Field of `MergeSettings` -> value.
+    """
+
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    merge: Mapping[str, Any] = field(default_factory=dict)
+
+    def then(self, later: Changes) -> Changes:
+        """Return these changes and later ones, which win."""
+        return Changes(
+            {**self.calibration, **later.calibration},
+            {**self.config, **later.config},
+            {**self.merge, **later.merge},
+        )
+
+
+# How thorough a merge is, in one word.
+Preset = Literal["Fast", "Balanced", "Polished", "Preview"]
+DEFAULT_PRESET: Preset = "Balanced"
+PREVIEW: Preset = "Preview"
+PRESETS: Mapping[Preset, Changes] = {
+    "Fast": Changes(calibration={"trajectories": 10}),
+    "Balanced": Changes(),
+    "Polished": Changes(calibration={"trajectories": 40, "polish": 100}),
+    # the best of the files alone on pairs in a UNet, and level with others in a transformer
+    # (docs/why.md)
+    PREVIEW: Changes(
+        {"held_out": 0, "scene_weight": 0.0, "polish": 0},
+        {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},
+        {"correct_strength": False},
+    ),
+}
