@@ -4,11 +4,13 @@ import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
 import { button, copied, fileName, html, imageAt, tell } from "./parts.js";
 import { promptAfter } from "./prompt_field.js";
-import { readRows, writtenRow } from "./rows_text.js";
+import { numberIn, readRows, writtenRow } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
 const MOST = 100; // of a strength, and of a priority
+const UNUSUAL = 3; // a strength above it
+const DRAGGED = 4; // pixels to the side, for a step
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 
 /**
@@ -62,6 +64,7 @@ export function drawRow(view, place) {
   const strength = numberField(
     row.model,
     -MOST,
+    say,
     say("strength_of"),
     (model) => {
       const { row: now } = view.entries[place];
@@ -147,12 +150,13 @@ function drawBody(view, place) {
   const clip = numberField(
     row.clip,
     -MOST,
+    say,
     say("clip"),
     (strength) => view.write(place, { clip: strength }),
     view.keep,
   );
   const priority = () =>
-    numberField(row.priority, 0, say("priority"), (priority) => view.write(place, { priority }), view.keep);
+    numberField(row.priority, 0, say, say("priority"), (priority) => view.write(place, { priority }), view.keep);
   const blocks = blocksFields(view, place, () => more.show());
   const more = moreField(view, place, () => blocks.show());
   fields.append(
@@ -227,18 +231,83 @@ function labelled(text, title, field) {
   return label;
 }
 
-function numberField(value, least, name, changed, after) {
+/**
+ * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
+ * and the wheel. A comma is read as a point.
+ */
+function numberField(value, least, say, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
-  Object.assign(field, { type: "number", step: STEP, min: least, max: MOST, value, ariaLabel: name, title: name });
-  field.addEventListener("input", () => {
-    const number = field.valueAsNumber;
+  Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
+  Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
+  const read = () => {
+    const number = numberIn(field.value);
     const fits = number >= least && number <= MOST;
+    const isStrong = fits && least < 0 && Math.abs(number) > UNUSUAL;
     field.classList.toggle("iteris-wrong", !fits);
-    if (fits) changed(number);
+    field.classList.toggle("iteris-strong", isStrong);
+    field.title = isStrong ? `${name}\n${say("strong")}` : name;
+    field.ariaValueNow = fits ? number : null;
+    return fits ? number : undefined;
+  };
+  const take = () => {
+    const number = read();
+    if (number !== undefined) changed(number);
+  };
+  const set = (number) => {
+    field.value = Number(Math.min(MOST, Math.max(least, number)).toFixed(4));
+    take();
+  };
+  const step = (by) => {
+    const number = numberIn(field.value);
+    if (!Number.isNaN(number)) set(stepped(number, by));
+  };
+  field.addEventListener("input", take);
+  field.addEventListener("change", after);
+  field.addEventListener("keydown", (event) => {
+    const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    step(by);
+    after();
   });
-  if (after) field.addEventListener("change", after);
+  field.addEventListener("wheel", (event) => {
+    if (document.activeElement !== field) return;
+    event.preventDefault();
+    step(event.deltaY < 0 ? 1 : -1);
+    after();
+  });
+  field.addEventListener("pointerdown", (event) => event.button === 0 && drag(event));
+  /** Let the number follow the pointer to the side, until it is let go; a click that does not move is to write. */
+  const drag = (event) => {
+    if (document.activeElement === field) return; // to mark what is written
+    event.preventDefault();
+    const start = numberIn(field.value);
+    let steps = 0;
+    field.setPointerCapture(event.pointerId);
+    const follow = ({ clientX }) => {
+      const moved = Math.trunc((clientX - event.clientX) / DRAGGED);
+      if (moved === steps || Number.isNaN(start)) return;
+      steps = moved;
+      set(stepped(start, steps));
+    };
+    const end = ({ type }) => {
+      stop.abort();
+      if (steps) after();
+      else if (type === "pointerup") {
+        field.focus();
+        field.select();
+      }
+    };
+    const stop = new AbortController();
+    field.addEventListener("pointermove", follow, { signal: stop.signal });
+    for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, end, { signal: stop.signal });
+  };
+  read();
   return field;
 }
+
+/** Return a number so many steps further, on a whole step. */
+const stepped = (number, by) => (by ? Math.round(number / STEP + by) * STEP : number);
 
 /**
  * Return a strength for each group of the file's blocks, once it is known which there are: `show` draws them, where the
@@ -259,7 +328,7 @@ function blocksFields(view, place, changed) {
           view.write(place, { blocks: writtenGroups(strengths, groups) });
           changed();
         };
-        const field = numberField(strength, -MOST, view.say("block", { name }), write, view.keep);
+        const field = numberField(strength, -MOST, view.say, view.say("block", { name }), write, view.keep);
         return labelled(name, view.say("block_title", { name }), field);
       }),
     );

@@ -209,6 +209,12 @@ function readWord(row, word, said) {
   else row[name] = name === "priority" ? number(value, 0) : value;
 }
 
+/** Return the number that a user has written, with a point or a comma; NaN: it is not one. */
+export function numberIn(text) {
+  const written = String(text).trim().replace(",", ".");
+  return NUMBER.test(written) ? Number(written) : NaN;
+}
+
 function number(text, least) {
   const found = NUMBER.test(text) ? Number(text) : NaN;
   if (!(found >= least && found <= MOST)) throw new Unknown(text);

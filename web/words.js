@@ -86,6 +86,7 @@ const WORDS = {
     kind_open:
       "Is it a subject or a style? Its name and words do not tell, so it counts as a subject. Click to say so, and once more for a style.",
     strength_of: "Strength at which you would use this LoRA alone",
+    strong: "This is unusually strong: most LoRAs are used at 0.5 to 1.5.",
     prompts: "empty: prompts are made from the file's trigger words",
     prompts_of: "Prompts, one a line: what you use this LoRA for",
     priority: "Priority",
@@ -207,6 +208,7 @@ const WORDS = {
     kind_guessed: "根据名称和触发词推测。主体：物或人。风格：整幅画面的样子。点击切换。",
     kind_open: "是主体还是风格？名称和触发词看不出来，因此按主体处理。点击确认为主体，再点一次改为风格。",
     strength_of: "单独使用此 LoRA 时的强度",
+    strong: "强得不寻常：多数 LoRA 的强度在 0.5 到 1.5 之间。",
     prompts: "留空：用文件中的触发词生成提示词",
     prompts_of: "提示词，每行一条：您用此 LoRA 做什么",
     priority: "优先级",
@@ -331,6 +333,7 @@ const WORDS = {
     kind_open:
       "被写体ですか、画風ですか。名前と語からは分からないので、被写体として扱います。クリックで被写体に決まり、もう一度で画風になります。",
     strength_of: "この LoRA を単独で使うときの強度",
+    strong: "並外れて強い値です。多くの LoRA は 0.5～1.5 で使います。",
     prompts: "空欄：ファイルのトリガーワードからプロンプトを作ります",
     prompts_of: "プロンプト、1 行に 1 つ：この LoRA の使い道",
     priority: "優先度",

@@ -114,6 +114,39 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     assert at(rows, 0, "prompts").count() == 0
 
 
+def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
+    """As core's own numbers are; one that hardly anybody means is marked."""
+    strength = at(rows, 0, "number").first
+    for written, number in (("0,75", "0.75"), (" .5 ", "0.5"), ("75", "75"), ("3", "3")):
+        strength.fill(written)
+        assert f"<lora:first:{number}> subject" in text_of(rows)
+        is_marked = "unusually strong" in strength.get_attribute("title")
+        assert is_marked == (number == "75"), number
+    for odd in ("1,5,5", "", "101", "x"):
+        strength.fill(odd)
+        assert "iteris-wrong" in strength.get_attribute("class"), odd
+    assert "<lora:first:3> subject" in text_of(rows), "the last one that is a strength"
+    strength.fill("0,72")
+    for key, number in (("ArrowUp", "0.75"), ("ArrowUp", "0.8"), ("ArrowDown", "0.75")):
+        strength.press(key)
+        assert f"<lora:first:{number}> subject" in text_of(rows)
+    strength.blur()
+    before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
+    box = strength.bounding_box()
+    x, y = box["x"] + 20, box["y"] + 8
+    rows.page.mouse.move(x, y)
+    rows.page.mouse.down()
+    rows.page.mouse.move(x - 60, y, steps=6)
+    rows.page.mouse.up()
+    assert "<lora:first:0> subject" in text_of(rows)
+    assert rows.page.evaluate("[...app.graph.getNodeById(1).pos]") == before
+    undo(rows)
+    assert "<lora:first:0.75> subject" in text_of(rows), "one step of Undo"
+    at(rows, 0, "number").first.click()
+    rows.page.keyboard.type("0,3")
+    assert "<lora:first:0.3> subject" in text_of(rows), "a click marks what is there"
+
+
 def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
