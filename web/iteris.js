@@ -13,7 +13,7 @@ import { renew } from "./older.js";
 import { also } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
-import { begin, ifOwn, isLoaded, isNew, isRunning, mark, recalled, rememberRuns } from "./runs.js";
+import { begin, ifOwn, isLoaded, isNew, isOver, isRunning, mark, recalled, rememberRuns } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
 import { addText } from "./text.js";
@@ -159,6 +159,15 @@ function followRuns() {
       all("endIterisRun");
     });
   }
+  // the server may have begun anew, or a run has ended of which this page has heard nothing
+  api.addEventListener("reconnected", async () => {
+    if (!(await isOver())) return;
+    all("endIterisRun");
+    recall();
+  });
+  api.addEventListener("graphChanged", () => {
+    for (const node of nodesOf(app.graph)) node.compareIterisRun?.();
+  });
 }
 
 /** Let a node hear only of runs of its own workflow. */

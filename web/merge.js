@@ -6,11 +6,13 @@ import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, addProgress, also, button, fit, heightOf, keep, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
+import { nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
-const MADE_WITH = "iteris_made_with"; // the node's own values in the run that made the report
+const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
 const PANEL_WIDTH = 400;
+const REST = 150; // milliseconds without a change, before the node is compared with what was run
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
@@ -43,15 +45,32 @@ export function addReport(node, say) {
   let heightBefore; // of the node, before the run that goes on made it grow
   let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
+  let failedAs; // the node's name in that run
+  let isEarlier = false; // the report is of a run before the last one
+  let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
-  const values = () =>
-    JSON.stringify(node.widgets.filter(({ serialize }) => serialize !== false).map(({ value }) => value ?? null));
-  const isChanged = () => node.properties[MADE_WITH] !== undefined && node.properties[MADE_WITH] !== values();
-  const show = (ofEarlierRun = false, from = undefined) => {
+  let waitingToCompare;
+  let shown; // what the run has told that was shown last
+  const show = (from = undefined) => {
     layers = undefined;
-    const earlier = ofEarlierRun ? "earlier" : isChanged() ? "changed" : undefined;
+    const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
+  };
+  /** Compare the node with what was run; what failed is no news of a node that is another one now. */
+  const compare = async () => {
+    const made = node.properties[PROPERTY] && node.properties[MADE_AS];
+    if (!node.graph || (!made && !failedAs)) return;
+    const now = await nameAsShown(node);
+    if (now === undefined) return;
+    const before = [failure, isChanged];
+    if (failedAs && failedAs !== now) failure = failedAs = undefined;
+    isChanged = !!made && made === node.properties[MADE_AS] && made !== now;
+    if (!layers && (failure !== before[0] || isChanged !== before[1])) show();
+  };
+  node.compareIterisRun = () => {
+    clearTimeout(waitingToCompare);
+    waitingToCompare = setTimeout(compare, REST);
   };
   const toggled = (open) => {
     if (open) heightClosed = node.size[1];
@@ -66,12 +85,14 @@ export function addReport(node, say) {
   };
   node.startIterisRun = () => {
     told = false;
-    failure = undefined;
+    failure = failedAs = undefined;
     heightBefore = node.size[1];
   };
-  node.showIterisFailure = (message) => {
+  node.showIterisFailure = async (message, isRefused = false) => {
     failure = message;
-    show(true, heightBefore);
+    isEarlier ||= !isRefused;
+    show(heightBefore);
+    failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
   };
   node.showIterisLayer = ({ first, layer }) => {
     if (first) layers = new Map();
@@ -81,23 +102,32 @@ export function addReport(node, say) {
   };
   node.endIterisRun = () => {
     removeProgress(); // of a run that was cancelled or failed; a later one makes its own
-    if (!told) show(true, heightBefore);
+    if (!told) {
+      isEarlier = true;
+      show(heightBefore);
+    }
     heightBefore = undefined;
   };
-  node.showIterisReport = (output) => {
-    const [report] = output?.iteris_report ?? [];
-    if (!report) return;
+  node.showIterisReport = async (output) => {
+    if (!output?.iteris_report?.[0]) return;
     const { file, ...before } = node.properties[PROPERTY] ?? {};
-    const found = readSaved(figures(report));
+    const found = readSaved(figures(output.iteris_report[0]));
     // what is told again, as from the server's cache, is still in the file
-    node.properties[PROPERTY] = file && JSON.stringify(before) === JSON.stringify(found) ? { ...found, file } : found;
-    node.properties[MADE_WITH] = values();
+    const report = file && JSON.stringify(before) === JSON.stringify(found) ? { ...found, file } : found;
+    node.properties[PROPERTY] = report;
+    delete node.properties[MADE_AS];
     told = true;
-    failure = undefined;
+    failure = failedAs = undefined;
+    isEarlier = isChanged = false;
     removeProgress();
-    show(false, heightBefore);
+    show(heightBefore);
     heightBefore = undefined;
+    shown = report;
+    const name = await nameAsRun(node, output);
+    if (shown !== report) return; // another one has come
+    if (name) node.properties[MADE_AS] = name;
     keep();
+    node.compareIterisRun();
   };
   node.showIterisFile = (file) => {
     if (!node.properties[PROPERTY] || !readFile(file)) return;
@@ -114,17 +144,19 @@ export function addReport(node, say) {
     if (!layers) show();
   };
   also(node, "onExecuted", node.showIterisReport);
-  for (const name of ["preset", "together", "size", "size_value"])
+  for (const name of ["loras", "preset", "together", "size", "size_value"])
     also(
       node.widgets.find((widget) => widget.name === name),
       "callback",
-      () => node.properties[PROPERTY] && !layers && show(),
+      node.compareIterisRun,
     );
+  also(node, "onConnectionsChange", node.compareIterisRun);
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];
     if (saved !== undefined) node.properties[PROPERTY] = readSaved(saved); // all of it would be copied at every change
     show();
     if (saved !== undefined && !node.properties[PROPERTY]) element.firstChild.textContent = say("unreadable");
+    node.compareIterisRun();
   });
   show();
 }

@@ -31,6 +31,15 @@ export function rememberRuns() {
   };
 }
 
+/**
+ * Return whether the server does nothing more for the run that began last, as after a restart; where nobody knows, it
+ * does.
+ */
+export async function isOver() {
+  const { queue_running: now, queue_pending: later } = await answerOf("/queue");
+  return !!running && Array.isArray(now) && ![...now, ...later].some(([, id]) => id === running);
+}
+
 /** Take note that a run has begun. */
 export function begin(run) {
   running = run;
@@ -92,10 +101,16 @@ function nameIn(prompt, node) {
 /** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
 export const nameAsRun = async (node, output) => nameIn(await promptOf(output?.[RUN] ?? running), node);
 
-/** Return the name of a node, see `nameOf`, as it is shown now. */
+/** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 
-const shownPrompt = async () => (await app.graphToPrompt()).output;
+async function shownPrompt() {
+  try {
+    return (await app.graphToPrompt()).output;
+  } catch {
+    return undefined; // nodes of other packs may refuse
+  }
+}
 
 /** Return what was run: id -> {class_type, inputs}; undefined: the server does not know it. */
 async function promptOf(run) {

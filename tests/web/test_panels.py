@@ -4,6 +4,8 @@ subgraphs, too.
 
 import json
 
+from playwright.sync_api import expect
+
 # nodes of the chain
 MERGE = 5
 FIRST = 2
@@ -95,6 +97,12 @@ def report_with_verdict(*loras, advice=None):
 
 def send_stage(frontend, run, node, line):
     frontend.send("iteris.stage", prompt_id=run, node=str(node), line=line)
+
+
+def begin(frontend, run):
+    """Let the page believe that it has queued the workflow that is shown, and that it runs."""
+    frontend.queued(run)
+    frontend.send("execution_start", prompt_id=run, timestamp=0)
 
 
 def executed(frontend, node, output, run=None):
@@ -412,11 +420,74 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     executed(frontend, MERGE, report_of(0.5), run="c")
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
     frontend.set_widgets(MERGE, preset="Fast")
-    assert "other settings" in earlier.inner_text()
+    expect(earlier).to_contain_text("other settings")
     frontend.load(frontend.workflow(), "again")
-    assert "other settings" in earlier.inner_text()
+    expect(earlier).to_contain_text("other settings")
     frontend.set_widgets(MERGE, preset="Balanced")
-    assert earlier.count() == 0
+    expect(earlier).to_have_count(0)
+
+
+KEEP = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
+
+
+def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, small):
+    """As is an error of rows that are not there any more."""
+    frontend = in_renderer
+    small(frontend, seed=18)
+    frontend.show(MERGE, top=100)
+    earlier = frontend.page.locator(".iteris-earlier")
+    other = "Report of a run with other settings."
+    begin(frontend, "a")
+    executed(frontend, MERGE, report_of(0.25))
+    frontend.settle()
+    for node, changed, before in (
+        (MERGE, {"loras": "<lora:first:0.5>"}, {"loras": ""}),
+        (SETTINGS, {"sample_runs": 3}, {"sample_runs": 1}),
+        (FIRST, {"strength_model": 0.5}, {"strength_model": 1.0}),
+    ):
+        for values, marked in ((changed, [other]), (before, [])):
+            frontend.set_widgets(node, **values)
+            frontend.page.evaluate(KEEP)
+            expect(earlier).to_have_text(marked)
+    frontend.page.locator(".iteris-other").first.press("Enter")
+    frontend.page.locator(".iteris-rows-text").fill("<lora:first:1>")
+    expect(earlier).to_have_text([other])
+
+    failure = frontend.page.locator(".iteris-failure")
+    begin(frontend, "b")
+    why = "loras, line 1: first has no prompts"
+    told = {"exception_message": why, "exception_type": "ConfigError", "traceback": []}
+    frontend.send("execution_error", prompt_id="b", node_id=str(MERGE), node_type="", **told)
+    expect(failure).to_have_text(why)
+    frontend.page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
+    frontend.page.get_by_role("dialog").wait_for(state="hidden")
+    frontend.page.locator(".iteris-rows-text").fill("")
+    expect(failure).to_have_count(0)
+    assert frontend.errors == []
+
+
+def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, small):
+    """As after its restart, while the page stays open."""
+    frontend = in_renderer
+    small(frontend, seed=20)
+    frontend.show(MERGE, top=200)
+    line = frontend.page.locator(".iteris-progress", has_text="Sampling")
+    begin(frontend, "a")
+    send_stage(frontend, "a", MERGE, "stage 3 of 4: Sampling 2/4")
+    line.wait_for()
+    busy = {"queue_running": [[0, "a", {}, {}, []]], "queue_pending": []}
+    frontend.page.route("**/queue", lambda route: route.fulfill(json=busy))
+    with frontend.page.expect_response("**/queue"):
+        frontend.send("reconnected")
+    frontend.settle()
+    assert line.is_visible()
+    frontend.page.unroute("**/queue")
+    frontend.send("reconnected")
+    line.wait_for(state="hidden")
+    assert frontend.errors == []
 
 
 def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, small):
