@@ -15,7 +15,7 @@ from .loras.names import fingerprints
 from .loras.prompts import triggers_of, use_without_prompts
 from .loras.stack_formats import read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora, found_by
-from .stack import ROWS, ROWS_EXAMPLE, files_in
+from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 
 
 class LoadLoras(io.ComfyNode):
@@ -74,6 +74,11 @@ class LoadLoras(io.ComfyNode):
         a link.
         """
         return fingerprints(files_in(loras, "loras"), host.find_lora)
+
+    @classmethod
+    def validate_inputs(cls, loras: str | None = None) -> bool | str:
+        """Refuse rows that name no file before the model is loaded."""
+        return refused(loras, "loras", use_without_prompts)
 
     @classmethod
     @checked

@@ -16,6 +16,7 @@ from . import host
 from .experts import LOW_INPUT, partner_of
 from .inputs import checked
 from .loras.names import fingerprints
+from .loras.prompts import ready_row
 from .presets import Asked, cost_shown, rows_by_preset
 from .save import check_names
 from .size import Size, Way
@@ -28,7 +29,7 @@ from .sockets import (
     ChosenLora,
     found_by,
 )
-from .stack import ROWS, ROWS_EXAMPLE, files_in
+from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:
@@ -170,6 +171,11 @@ class Merge(io.ComfyNode):
         return fingerprints([*names, *filter(None, others)], host.find_lora)
 
     @classmethod
+    def validate_inputs(cls, loras: str | None = None) -> bool | str:
+        """Refuse rows that cannot be merged before the model is loaded."""
+        return refused(loras, "loras", ready_row)
+
+    @classmethod
     @checked
     def execute(
         cls,
@@ -206,6 +212,7 @@ class Merge(io.ComfyNode):
             result = merge_and_check(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
         report = result.report
+        what = f"{work.base.family.name} {work.job.latent_shape}"
         for alert in report.alerts:
             logger.warning(plain(alert))
         return io.NodeOutput(
@@ -217,6 +224,6 @@ class Merge(io.ComfyNode):
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],
-                **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report),
+                **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report, what),
             },
         )

@@ -110,16 +110,28 @@ def rows_by_preset(job: Job, asked: Asked) -> dict[Preset, int]:
     return found
 
 
+# What was merged -> seconds a row of the last merge whose sampling runs were its own.
+_PACE: dict[str, float] = {}
+
+
 def cost_shown(
-    rows: Mapping[Preset, int], preset: Preset, seconds: float, report: MergeReport
+    rows: Mapping[Preset, int], preset: Preset, seconds: float, report: MergeReport, what: str
 ) -> dict[str, Any]:
     """Return what a merge took and what it would take with each preset, for the page; nothing if
-    that is not known, as of a merge with runs of an earlier one, which took no time in it.
+    that is not known. Runs of an earlier merge took no time in this one, so that the time is then
+    told from the last one without any.
 
     Args:
         seconds: How long the merge took.
+        what: What else the time of a row depends on: the model's family, and the latents' shape.
     """
-    if preset not in rows or any(note.kind == "reused" for note in report.notes):
+    if preset not in rows:
         return {}
+    if any(note.kind == "reused" for note in report.notes):
+        if what not in _PACE:
+            return {}
+        seconds = _PACE[what] * rows[preset]
+    else:
+        _PACE[what] = seconds / rows[preset]
     shown = {"rows": rows[preset], "seconds": round(seconds, 1), "presets": dict(rows)}
     return {"iteris_cost": [shown]}

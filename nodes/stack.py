@@ -125,6 +125,26 @@ def files_in(text: object, field: str) -> list[str]:
     return [file_of_row(row, names) for row in read_rows(text, field)]
 
 
+def refused(text: object, field: str, use: Callable[[Row], object]) -> bool | str:
+    """Return why rows cannot run, each by its place among those that the page shows, for a node's
+    `validate_inputs`; True if they can, or if they come through a link and are not known yet.
+
+    Args:
+        field: The input that holds the text.
+        use: Reads a row as its node does, and raises what is wrong with it.
+    """
+    if not isinstance(text, str):
+        return True
+    told = []
+    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
+        try:
+            for row in read_rows(line, field):
+                use(row)
+        except IterisError as error:
+            told.append(f"Row {number}{str(error).removeprefix(f'{field}, line 1')}")
+    return "\n".join(told) or True
+
+
 def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:
     """Yield the LoRAs of a stack, each with its prompts."""
     names = host.lora_names()

@@ -67,6 +67,14 @@ function showOutput(node, output) {
   showFile(output);
 }
 
+/** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
+function showRefusal(id, errors) {
+  const own = errors.filter(({ type }) => type === "custom_validation_failed");
+  const node = nodeAt(app.graph, id);
+  if (own.length && isOurs(node))
+    node.showIterisFailure?.(own.map(({ details }) => details.replace(/^\w+ - /, "")).join("\n"), true);
+}
+
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
@@ -187,7 +195,7 @@ app.registerExtension({
     document.head.append(style);
   },
   setup() {
-    rememberRuns();
+    rememberRuns(showRefusal);
     followRuns();
   },
   async beforeConfigureGraph(workflow) {

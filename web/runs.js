@@ -16,17 +16,27 @@ let asking; // the request that queued a run last: a run may begin, and fail, be
 
 const store = () => app.extensionManager?.workflow;
 
-/** Remember from which workflow each run was queued. */
-export function rememberRuns() {
+/**
+ * Remember from which workflow each run was queued.
+ *
+ * @param {(id: string, errors: object[]) => void} refused called for each node that the server does not run, with what it
+ *   says of it
+ */
+export function rememberRuns(refused) {
   const { queuePrompt } = api;
+  const tell = (errors) => Object.entries(errors ?? {}).forEach(([id, { errors: own }]) => refused(id, own ?? []));
   api.queuePrompt = async function (...request) {
     const workflow = store()?.activeWorkflow;
     asking = queuePrompt.apply(this, request);
-    const answer = await asking;
+    const answer = await asking.catch((error) => {
+      tell(error?.response?.node_errors);
+      throw error;
+    });
     if (answer?.prompt_id) {
       workflows.set(answer.prompt_id, workflow);
       prompts.set(answer.prompt_id, request[1]?.output);
     }
+    tell(answer?.node_errors);
     return answer;
   };
 }

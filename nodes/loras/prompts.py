@@ -100,6 +100,26 @@ def use_of_row(row: Row, more: Sequence[str] = (), family: Family | None = None)
             raise AdapterError(f"{file}: {for_another(found, family)}") from None
 
 
+def ready_row(row: Row) -> None:
+    """Find out whether a row of a merge can be measured.
+
+    Raises:
+        IterisError: Names the row; see `use_of_row`. Rows without prompts whose files name no
+            trigger words are told what to click.
+    """
+    try:
+        use_of_row(row)
+    except CalibrationError:
+        if row.prompts or TRIGGER in row.called:
+            raise
+        raise CalibrationError(
+            f"{row.where}: {row.name} has no prompts, and its file names no trigger words. Click "
+            "'write prompts' on the row, or write prompts after it, each after a |: what you would "
+            "type to use this LoRA, such as 'a photo of sks dog'. The page that you downloaded it "
+            "from names its trigger words"
+        ) from None
+
+
 def use_without_prompts(row: Row) -> LoraUse:
     """Return the LoRA file that a row names, as a loader uses it.
 

@@ -11,7 +11,7 @@ from comfy_host import node
 from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
-from demo.client import WorkflowFailed
+from demo.client import WorkflowFailed, WorkflowRejected
 
 
 def show(source, output=0, node_id="90"):
@@ -160,7 +160,7 @@ def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
     stack = [["named/phrase.safetensors", 0.7, 0.4], ["second.safetensors", 1.0, 1.0]]
     assert json.loads(outputs["90"]["text"][0]) == stack
     nodes["5"]["inputs"]["loras"] = "<lora:phrase>\n<lora:phrise>"
-    with pytest.raises(WorkflowFailed, match="loras, line 2: 'phrise' is in none of"):
+    with pytest.raises(WorkflowRejected, match="Row 2: 'phrise' is in none of"):
         host.run({**nodes, **host.sample("loaded", ["5", 0], ["5", 1])})
 
 
@@ -241,5 +241,5 @@ def test_rows_are_the_loras_of_the_chain(host):
     reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, rows)]
     assert reports[0]["layers"] == reports[1]["layers"]
     rows["5"]["inputs"]["loras"] = "<lora:middle_1:1>\n<lora:secnd:1>"
-    with pytest.raises(WorkflowFailed, match=r"loras, line 2: .*did you mean 'second'"):
+    with pytest.raises(WorkflowRejected, match=r"Row 2: .*did you mean 'second'"):
         host.run(rows)

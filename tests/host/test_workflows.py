@@ -13,7 +13,7 @@ from PIL import Image
 from waiting import HANGS
 from workflow_files import list_transformer
 
-from demo.client import WorkflowFailed
+from demo.client import WorkflowFailed, WorkflowRejected
 
 PICTURES = {"SaveImage": "images", "IterISCompare": "iteris_pictures"}  # in what a node tells
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
@@ -99,16 +99,20 @@ def test_it_runs(host, files, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "merge", "field"),
-    [("merge_two_loras", "2", "loras"), ("loras_of_a_stack", "2", "text")],
+    ("name", "field", "row", "error"),
+    [
+        ("merge_two_loras", "loras", "Row", WorkflowRejected),
+        ("loras_of_a_stack", "text", "text, line", WorkflowFailed),
+    ],
 )
-def test_one_whose_files_are_still_to_be_chosen_says_so(host, files, name, merge, field):
+def test_one_whose_files_are_still_to_be_chosen_says_so(host, files, name, field, row, error):
+    """The rows of the merge itself before anything runs."""
     nodes = small(name)
-    nodes[merge]["inputs"][field] = whole(name)[merge]["inputs"][field]
-    with pytest.raises(WorkflowFailed, match=f"{field}, line 1 has no file yet. Choose one"):
+    nodes["2"]["inputs"][field] = whole(name)["2"]["inputs"][field]
+    with pytest.raises(error, match=f"{row} 1 has no file yet. Choose one"):
         host.run(nodes)
-    nodes[merge]["inputs"][field] = "<lora:middle_1:1>\n<lora:midle_2:1>"
-    with pytest.raises(WorkflowFailed, match=f"{field}, line 2: .*did you mean .*middle_"):
+    nodes["2"]["inputs"][field] = "<lora:middle_1:1>\n<lora:midle_2:1>"
+    with pytest.raises(error, match=f"{row} 2: .*did you mean .*middle_"):
         host.run(nodes)
 
 

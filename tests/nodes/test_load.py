@@ -4,6 +4,7 @@ import pytest
 import torch
 from fake_host import use
 from iteris_pack.nodes.load import LoadLoras
+from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.sockets import ChosenLora
 from safetensors.torch import save_file
 
@@ -83,3 +84,29 @@ def test_no_lora_and_no_clip_are_nothing(load):
 def test_an_error_names_its_row(load, text, told):
     with pytest.raises(IterisError, match=told):
         load(text)
+
+
+def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load):
+    """By their places on the page: what is merged needs prompts, too. What comes through a link is
+    not known yet.
+    """
+    text = (
+        "<lora:cat>\n\n# <lora:gone>\n<lora::0.5>\n<lora:dag>\n<lora:ink>\n<lora:ink:0>\n"
+        "<lora:ink> | a sketch\n<lora:ink> | in {trigger}\n<lora:cat> sytle"
+    )
+    both = {
+        3: "has no file yet. Choose one: click on its row",
+        4: "'dag' is in none of ComfyUI's loras folders, did you mean 'sub/dog'?",
+        9: "'sytle' is not a word of a row",
+    }
+    prompts = {
+        5: "ink has no prompts, and its file names no trigger words. Click 'write prompts'",
+        8: "ink.safetensors has {trigger} in a prompt",
+    }
+    for node, expected in ((LoadLoras, both), (Merge, both | prompts)):
+        told = node.validate_inputs(loras=text).split("\n")
+        assert len(told) == len(expected)
+        for line, (number, said) in zip(told, sorted(expected.items()), strict=True):
+            assert line.startswith(f"Row {number}") and said in line
+        for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", "", None):
+            assert node.validate_inputs(loras=runs) is True

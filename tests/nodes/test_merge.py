@@ -85,9 +85,11 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     rows = {"Fast": 10, "Balanced": 20}
     report = MergeReport(())
     shown = {"rows": 20, "seconds": 1.5, "presets": rows}
-    assert cost_shown(rows, "Balanced", 1.52, report) == {"iteris_cost": [shown]}
-    assert cost_shown(rows, "another", 1.52, report) == {}
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
-    assert cost_shown(rows, "Balanced", 1.52, reused) == {}
+    assert cost_shown(rows, "Balanced", 0.1, reused, "SDXL") == {}, "none was timed"
+    assert cost_shown(rows, "Balanced", 1.52, report, "SDXL") == {"iteris_cost": [shown]}
+    assert cost_shown(rows, "another", 1.52, report, "SDXL") == {}
+    assert cost_shown(rows, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
+    assert cost_shown(rows, "Balanced", 0.1, reused, "Flux.1") == {}
     recipe = Recipe((), Calibration(), MergeConfig(), False, {})
     assert Asked("Fast", False, Size(), recipe).changes("Fast") is None
