@@ -297,9 +297,9 @@ def short(name: str) -> str:
 
 
 def verdict_in_words(merged: MergedLora) -> list[str]:
-    """Return the verdict's word for each LoRA; empty: the merge was not checked."""
+    """Return the verdict's words for each LoRA; empty: the merge was not checked."""
     kept = () if merged.report is None else merged.report.verdict.loras
-    return [f"{short(found.lora)} {found.level}" for found in kept]
+    return [f"{short(found.lora)} {found.words}" for found in kept]
 
 
 def base_name(texts: Iterable[str]) -> str:

@@ -93,6 +93,11 @@ class Kept:
     advice: Advice | None = None
     unread: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """Its level, as far as the check can tell: "good", or "likely good"."""
+        return f"{'likely ' if len(self.levels) > 1 else ''}{self.level}"
+
 
 @dataclass(frozen=True)
 class Against:
@@ -356,9 +361,8 @@ def line_of(kept: Kept) -> str:
     """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
-    likely = "likely " if len(kept.levels) > 1 else ""
     unread = f"; {_percent(kept.unread)} of its file not read" if kept.unread else ""
-    return f"{kept.lora}: {likely}{kept.level}, kept {_percent(kept.kept)}{between}{unread}{advice}"
+    return f"{kept.lora}: {kept.words}, kept {_percent(kept.kept)}{between}{unread}{advice}"
 
 
 def _sentence(advice: Advice) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
     from ...iteris_core.report.records import LayerReport
 
+_BAR_STEPS = 1000
+
 
 def heed_cancel() -> None:
     """Let the user's Cancel end what this thread does."""
@@ -74,23 +76,21 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
 
 
 def stage_progress(node_id: str) -> StageProgress:
-    """Return a listener that shows a stage's steps in the node's bar, and sends them with the
-    remaining time to the web extension and to programs.
+    """Return a listener that shows the share of all work in the node's bar, and sends a stage's
+    steps with the remaining time to the web extension and to programs.
 
     The host's own text on a node would also be shown on nodes of the same id in other workflows.
     """
     from server import PromptServer
 
     server = PromptServer.instance
-    bars: dict[str, comfy.utils.ProgressBar] = {}
+    bar = comfy.utils.ProgressBar(_BAR_STEPS)
     clock = WorkClock()
 
     def show(stage: Stage, done: int, total: int) -> None:
         heed_cancel()
-        if stage.name not in bars:
-            bars[stage.name] = comfy.utils.ProgressBar(total)
         seconds_left = clock.seconds_left(stage, done, total, time.monotonic())
-        bars[stage.name].update_absolute(done, total)
+        bar.update_absolute(round(_BAR_STEPS * stage.part_done(done, total)), _BAR_STEPS)
         event = {
             "prompt_id": server.last_prompt_id,
             "node": node_id,

@@ -89,14 +89,14 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
     replace_host(find_model=lambda name: name if "ckpt" in name else None)
     assert compare.base_name(names) == "b_ckpt + a_ckpt"
     assert compare.verdict_in_words(merged) == [], "a merge without a check"
-    levels = {"people/dog": "good", "cat": "lost"}
-    found = [types.SimpleNamespace(lora=lora, level=level) for lora, level in levels.items()]
+    words = {"people/dog": "likely good", "cat": "lost"}
+    found = [types.SimpleNamespace(lora=lora, words=said) for lora, said in words.items()]
 
     class Report(MergeReport):
         verdict = types.SimpleNamespace(loras=found)
 
     checked = dataclasses.replace(merged, report=Report(()))
-    assert compare.verdict_in_words(checked) == ["dog good", "cat lost"]
+    assert compare.verdict_in_words(checked) == ["dog likely good", "cat lost"]
 
 
 @pytest.mark.parametrize(
