@@ -74,6 +74,10 @@ STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
 # node and widget of the first template that its blueprint shows
+# a subgraph shows the rows as their text
+BLUEPRINT_HINT = (
+    "# Write a LoRA's name after each <lora: or open this subgraph and choose from a list"
+)
 BLUEPRINT = [(2, "loras"), (2, "preset"), (2, "together"), (3, "prompt"), (4, "file_name")]
 MOST_BYTES = 145_000  # of a picture of the documentation
 
@@ -249,7 +253,10 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
     frontend = browser.Frontend(chromium, address)
     template = TEMPLATES[0]
     path = ROOT / "workflows" / "api" / f"{template.name}.json"
-    frontend.load(json.loads(path.read_text(encoding="utf-8")), template.title)
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    merge = next(node for node in prompt.values() if node["class_type"] == "IterISMerge")
+    merge["inputs"]["loras"] = f"{BLUEPRINT_HINT}\n{merge['inputs']['loras']}"
+    frontend.load(prompt, template.title)
     frontend.page.evaluate(
         """([shown, outputs, title]) => {
             const loader = app.graph.nodes.find(({ type }) => type === 'CheckpointLoaderSimple');

@@ -441,6 +441,9 @@ def test_the_blueprint_is_one_node_with_the_rows_as_text(frontend, picture):
     (entry,) = [entry for entry, found in listed if found["name"] == "Merge two LoRAs"]
     blueprint = json.loads(get(frontend, f"/global_subgraphs/{entry}")["data"])
     frontend.load(blueprint, "blueprint")
+    (merge,) = [n for n in frontend.prompt().values() if n["class_type"] == "IterISMerge"]
+    hint, *rows = merge["inputs"]["loras"].split("\n")
+    assert hint.startswith("# Write a LoRA's name") and rows == ["<lora::1>"] * 2
     frontend.set_widgets(blueprint["nodes"][0]["id"], loras="<lora:first:1>\n<lora:second:1>")
     picture(frontend, "blueprint")
     posted = {node["class_type"]: node["inputs"] for node in frontend.prompt().values()}
