@@ -72,7 +72,8 @@ export function takeOut(node, canvas) {
 
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
- * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost.
+ * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost, and a Compare where
+ * the model's loader has a VAE.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -111,6 +112,17 @@ export function turnInto(node, create, canvas) {
     graph.add(save);
     const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
     link({ outputNode: merge, output: merged }, save, "merged");
+    const [model, clip] = ["model", "clip"].map(originOf);
+    const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
+    if (vae && clip) {
+      const compare = create("IterISCompare");
+      compare.pos = [save.pos[0], save.pos[1] + save.size[1] + GAP];
+      graph.add(compare);
+      link(model, compare, "model");
+      link(clip, compare, "clip");
+      link({ outputNode: model.outputNode, output: vae }, compare, "vae");
+      link({ outputNode: merge, output: merged }, compare, "merged");
+    }
     graph.remove(node);
   });
 }

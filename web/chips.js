@@ -1,6 +1,6 @@
-// Chips with a LoRA's prompts and trigger words: a click writes them into the prompts.
+// Chips with a LoRA's prompts and trigger words: a click writes them into the prompts, and another takes them out.
 
-import { about, add, filled, holds, suggestions } from "./triggers.js";
+import { about, add, filled, holds, suggestions, takenOut } from "./triggers.js";
 
 /**
  * Draw the chips of a LoRA.
@@ -21,7 +21,11 @@ export function draw(element, lora, prompts, say, kind, isMeasured = true) {
   const empty = document.createElement("div");
   empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
   const mark = () => {
-    chips.forEach(([chip, offered]) => chip.classList.toggle("iteris-used", holds(prompts.value, offered)));
+    for (const [chip, offered] of chips) {
+      const isUsed = holds(prompts.value, offered);
+      chip.classList.toggle("iteris-used", isUsed);
+      chip.title = say(isUsed ? "chip_out" : isMeasured ? "chip" : "chip_prompt");
+    }
     empty.textContent = empty.title = filled(prompts.value, lora, made, say);
     empty.classList.toggle("iteris-warning", !chips.length && !!empty.textContent);
   };
@@ -35,9 +39,9 @@ export function draw(element, lora, prompts, say, kind, isMeasured = true) {
     chip.type = "button";
     chip.className = `iteris-chip iteris-${offered.kind}`;
     chip.textContent = offered.text;
-    chip.title = say(isMeasured ? "chip" : "chip_prompt");
     chip.addEventListener("click", () => {
-      prompts.value = add(prompts.value, offered);
+      const { value } = prompts;
+      prompts.value = (holds(value, offered) ? takenOut : add)(value, offered);
       mark();
     });
     return [chip, offered];

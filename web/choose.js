@@ -3,7 +3,7 @@
 // known of them.
 
 import { aboutLora, pictureOf } from "./loras.js";
-import { fileName, html, imageAt } from "./parts.js";
+import { button, fileName, html, imageAt } from "./parts.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
@@ -35,6 +35,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   let found = [];
   let marked; // a name
   let seen; // the name whose picture is shown large
+  let isPointed = false; // the list, by a pointer that has moved there
   let asking; // the last question, which ends those before it
   box.popover = "auto";
   list.role = "listbox";
@@ -80,17 +81,25 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     options.set(name, option);
     return option;
   };
+  /** Return whether a name stays where the pointer is, though its file has turned out to be for another model. */
+  const isHeld = (name) => isPointed && options.get(name)?.parentElement === list;
   /** List what is found; what is listed already stays where it is. */
   const show = () => {
-    found = matching(names, field.value).filter((name) => withOthers || !isOther(name));
+    const all = matching(names, field.value);
+    found = all.filter((name) => withOthers || !isOther(name) || isHeld(name));
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
-    rest.textContent =
-      found.length > MOST ? say("more_names", { count: found.length - MOST }) : found.length ? "" : say("no_names");
+    const left = found.length > MOST ? say("more_names", { count: found.length - MOST }) : "";
+    rest.replaceChildren(found.length ? left : all.length ? shownInstead(all.length) : say("no_names"));
   };
+  const shownInstead = (count) =>
+    button("iteris-show-others", say("only_others", { count }), say("others"), () => {
+      others.firstChild.click();
+      field.focus();
+    });
   /** Ask what the files that are listed are for, and whether they have a picture. */
   const learn = async () => {
     asking = {};
@@ -107,8 +116,10 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
         const option = options.get(name);
         if (address) option.firstChild.append(imageAt(address));
         option.classList.toggle("iteris-broken", !!lora?.error);
+        option.classList.toggle("iteris-stranger", isOther(name));
         if (lora?.error) broken.add(name);
-        option.title = [name, lora?.error].filter(Boolean).join("\n");
+        const doubt = isOther(name) ? say("unfit", { family: lora.family }) : undefined;
+        option.title = [name, lora?.error, doubt].filter(Boolean).join("\n");
       }
       if (mine !== asking || !box.isConnected) return;
       show();
@@ -127,6 +138,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     ArrowUp: () => mark(move(-1)),
     Enter: () => found.length && take(marked),
   };
+  const others = othersSwitch(say, search);
   field.addEventListener("input", search);
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // they are not for the canvas
@@ -134,6 +146,13 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     event.preventDefault();
     keys[event.key]();
     options.get(marked)?.scrollIntoView({ block: "nearest" });
+  });
+  list.addEventListener("pointermove", ({ movementX, movementY }) => {
+    isPointed ||= !!(movementX || movementY);
+  });
+  list.addEventListener("pointerleave", () => {
+    isPointed = false;
+    show();
   });
   box.addEventListener("wheel", (event) => event.stopPropagation());
   box.addEventListener("toggle", ({ newState }) => {
@@ -144,7 +163,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   const both = html("div", "iteris-found");
   both.append(list, picture);
   box.append(field, both, rest);
-  if (fits.length) box.append(othersSwitch(say, search));
+  if (fits.length) box.append(others);
   document.body.append(box);
   box.showPopover();
   search();

@@ -11,6 +11,7 @@ import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
+const PREVIEW = "Preview"; // the preset that measures nothing
 const PANEL_WIDTH = 400;
 const REST = 150; // milliseconds without a change, before the node is compared with what was run
 
@@ -38,6 +39,7 @@ export function addReport(node, say) {
   const removeProgress = addProgress(node);
   const element = addElement(node, "report", height);
   savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again
+  const preset = node.widgets.find(({ name }) => name === "preset");
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
   let told = true; // the report is of the run that began last
   let waiting = false;
@@ -46,6 +48,7 @@ export function addReport(node, say) {
   let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
   let failedAs; // the node's name in that run
+  let heightFailed; // and before it told why
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
@@ -54,7 +57,8 @@ export function addReport(node, say) {
   const show = (from = undefined) => {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
-    draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, toggled });
+    const isPreview = preset.value === PREVIEW;
+    draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, isPreview, toggled });
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
   };
   /** Compare the node with what was run; what failed is no news of a node that is another one now. */
@@ -63,10 +67,12 @@ export function addReport(node, say) {
     if (!node.graph || (!made && !failedAs)) return;
     const now = await nameAsShown(node);
     if (now === undefined) return;
-    const before = [failure, isChanged];
-    if (failedAs && failedAs !== now) failure = failedAs = undefined;
+    const isOld = !!failedAs && failedAs !== now;
+    const wasChanged = isChanged;
     isChanged = !!made && made === node.properties[MADE_AS] && made !== now;
-    if (!layers && (failure !== before[0] || isChanged !== before[1])) show();
+    if (isOld) failure = failedAs = undefined;
+    if (!layers && (isOld || isChanged !== wasChanged)) show(isOld ? heightFailed : undefined);
+    if (isOld) heightFailed = undefined;
   };
   node.compareIterisRun = () => {
     clearTimeout(waitingToCompare);
@@ -85,12 +91,13 @@ export function addReport(node, say) {
   };
   node.startIterisRun = () => {
     told = false;
-    failure = failedAs = undefined;
+    failure = failedAs = heightFailed = undefined;
     heightBefore = node.size[1];
   };
   node.showIterisFailure = async (message, isRefused = false) => {
     failure = message;
     isEarlier ||= !isRefused;
+    heightFailed ??= heightBefore ?? node.size[1];
     show(heightBefore);
     failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
   };
@@ -151,6 +158,7 @@ export function addReport(node, say) {
       node.compareIterisRun,
     );
   also(node, "onConnectionsChange", node.compareIterisRun);
+  also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];
     if (saved !== undefined) node.properties[PROPERTY] = readSaved(saved); // all of it would be copied at every change

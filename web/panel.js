@@ -3,7 +3,7 @@
 
 import { paintOf } from "./paint.js";
 import { button, copied, html } from "./parts.js";
-import { bars, layersOf, scaleTop } from "./report.js";
+import { bars, layersOf, noteLine, scaleTop } from "./report.js";
 
 const WIDTH = 360;
 const HEIGHT = 96;
@@ -38,15 +38,16 @@ function paint(element, task) {
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
+ * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { earlier, failure, isGone, isOpen, toggled } = {}) {
+export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
   if (!model && failure) return;
-  if (!model) return void element.append(html("div", "iteris-quiet", say("waiting")));
+  if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
   if (earlier) element.append(html("div", "iteris-quiet iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
@@ -66,7 +67,7 @@ function detailsOf(model, say) {
   const show = (block) =>
     detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
   show();
-  const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", note));
+  const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", noteLine(note, model.tasks)));
   return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
 }
 

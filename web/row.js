@@ -82,7 +82,7 @@ export function drawRow(view, place) {
     toggle,
     name,
     needs,
-    kind,
+    ...(isMeasured(view) ? [kind] : []),
     strength,
     opener,
     button("iteris-out", "×", say("out"), () => view.remove(place)),

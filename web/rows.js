@@ -48,6 +48,24 @@ export function addRows(node, say, more = []) {
   view.read(true);
 }
 
+const opened = new WeakMap(); // workflow -> node's id -> names of the rows that the user has opened
+
+const shownWorkflow = () => app.extensionManager?.workflow?.activeWorkflow;
+
+/** Remember which rows of a node are open: Undo makes every node anew. */
+function remember(node, names) {
+  const workflow = shownWorkflow();
+  if (!workflow) return;
+  if (!opened.has(workflow)) opened.set(workflow, new Map());
+  opened.get(workflow).set(node.id, names);
+}
+
+/** Return the rows that were open on a node that Undo makes anew; undefined: it is another one. */
+function restored(node) {
+  const workflow = shownWorkflow();
+  return workflow?.changeTracker?._restoringState ? opened.get(workflow)?.get(node.id) : undefined;
+}
+
 class Rows {
   constructor(node, text, element, say, more) {
     Object.assign(this, { node, text, element, say, more, entries: [], asText: false });
@@ -56,11 +74,11 @@ class Rows {
     this.list.role = "list";
   }
 
-  /** Read the text, unless it is what the view itself has written. */
+  /** Read the text, unless it is what the view itself has written; rows that are open stay so. */
   read(anew = false) {
     const value = String(this.text.value ?? "");
     if (!anew && value === this.written) return;
-    const open = new Set(this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name));
+    const open = new Set(restored(this.node) ?? this.openNames());
     this.written = value;
     this.entries = readRows(value).map((entry) => (open.has(entry.row?.name) ? { ...entry, isOpen: true } : entry));
     this.draw();
@@ -109,8 +127,13 @@ class Rows {
     this.finish();
   }
 
+  openNames() {
+    return this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name);
+  }
+
   open(place, isOpen) {
     this.entries = this.entries.with(place, { ...this.entries[place], isOpen });
+    remember(this.node, this.openNames());
     this.draw();
   }
 

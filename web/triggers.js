@@ -35,6 +35,22 @@ export function add(prompts, suggestion) {
 }
 
 /**
+ * Take a suggestion out of the prompts again, where it is a line of its own, or between commas.
+ *
+ * @returns {string} the same text if it is not there so, but part of what the user has written
+ */
+export function takenOut(prompts, { kind, text }) {
+  const isIt = (part) => part.trim().toLowerCase() === text.toLowerCase();
+  const left = prompts.split("\n").flatMap((line) => {
+    const parts = kind === "prompt" ? [line] : line.split(",");
+    const rest = parts.filter((part) => !isIt(part));
+    if (rest.length === parts.length) return [line];
+    return rest.length ? [rest.join(",").trim()] : [];
+  });
+  return left.join("\n");
+}
+
+/**
  * Return what the chips offer for a LoRA: its prompts first, then its trigger words. A prompt of one word is that word.
  *
  * @param {{prompts?: object, trigger_words?: string[]}} lora answer of `/iteris/lora`

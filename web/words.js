@@ -3,6 +3,7 @@
 const WORDS = {
   en: {
     waiting: "After a run, a verdict on each LoRA is here: good, weak or lost.",
+    waiting_preview: "A preview measures nothing: after a run, estimates from the files are here, and no verdict.",
     good: "good",
     weak: "weak",
     lost: "lost",
@@ -32,7 +33,8 @@ const WORDS = {
     base: "Base model: changed by {percent} % of what stacking changes.",
     saved: "Saved: {name}, {mb} MB, rank {rank}.",
     file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
-    forgotten: "The server does not have the result of the last run any more, as after a restart. Run brings it back.",
+    forgotten:
+      "The server does not have the result of the last run any more, as after a restart. Run makes it again, and the merge, too.",
     words: "Trigger words: {words}",
     details: "Layers, bars and notes",
     scale: "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it.",
@@ -51,6 +53,7 @@ const WORDS = {
     remove: "− take out",
     remove_title: "Take this LoRA out of the chain; its neighbours are joined",
     chip: "Click: add to the prompts",
+    chip_out: "Click: take it out again",
     chip_prompt: "Click: add to the prompt that CLIP leads to, or copy where there is none",
     making: "No prompts given: a run makes them from these words.",
     made: "Prompts of the last run: {prompts}",
@@ -72,6 +75,7 @@ const WORDS = {
     more_names: "and {count} more: write a part of the name",
     no_names: "No LoRA has this name.",
     others: "Also LoRAs for other models",
+    only_others: "{count} for another model: show",
     no_row_name:
       "A row cannot name {name}: it has a colon, < or > or a line break, or ends in a space. Rename the file, or choose it in LoRA to merge.",
     use: "Use this LoRA, or leave it out",
@@ -129,6 +133,7 @@ const WORDS = {
   },
   zh: {
     waiting: "运行之后，这里给出每个 LoRA 的判定：良好、偏弱或丢失。",
+    waiting_preview: "预览不做测量：运行之后，这里是根据文件的估计，没有判定。",
     good: "良好",
     weak: "偏弱",
     lost: "丢失",
@@ -156,7 +161,7 @@ const WORDS = {
     base: "基础模型：改变量为叠加时的 {percent} %。",
     saved: "已保存：{name}，{mb} MB，秩 {rank}。",
     file_gone: "曾保存为 {name}，该文件后来被移除或改变。重新运行会再次保存。",
-    forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行即可恢复。",
+    forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行会再次生成，合并也会重新进行。",
     words: "触发词：{words}",
     details: "各层、柱状图与说明",
     scale: "0：该层的输出与单独使用该 LoRA 时相同。1：偏差与该 LoRA 造成的改变一样大。",
@@ -175,6 +180,7 @@ const WORDS = {
     remove: "− 移出",
     remove_title: "将此 LoRA 移出链条，前后自动相连",
     chip: "点击：加入提示词",
+    chip_out: "点击：再移出",
     chip_prompt: "点击：加入 CLIP 所连接的提示词；没有时复制",
     making: "未填提示词：运行时用这些词生成。",
     made: "上次运行的提示词：{prompts}",
@@ -196,6 +202,7 @@ const WORDS = {
     more_names: "还有 {count} 个：请输入名称的一部分",
     no_names: "没有这个名称的 LoRA。",
     others: "也显示其他模型的 LoRA",
+    only_others: "{count} 个属于其他模型：显示",
     no_row_name:
       "行中无法写 {name}：名称里有冒号、<、> 或换行，或者首尾有空格。请给文件改名，或在“要合并的 LoRA”节点中选择它。",
     use: "使用或不使用此 LoRA",
@@ -250,6 +257,7 @@ const WORDS = {
   },
   ja: {
     waiting: "実行後、ここに各 LoRA の判定が出ます：良好、弱い、消失。",
+    waiting_preview: "プレビューは何も測りません：実行後、ここにファイルからの見積もりが出ます。判定はありません。",
     good: "良好",
     weak: "弱い",
     lost: "消失",
@@ -280,7 +288,7 @@ const WORDS = {
     base: "ベースモデル：変化は重ね掛けの {percent} %。",
     saved: "保存：{name}、{mb} MB、ランク {rank}。",
     file_gone: "{name} に保存しましたが、その後ファイルが消えたか変わりました。実行するともう一度保存します。",
-    forgotten: "前回の実行の結果はもうサーバーにありません（再起動後など）。実行すると戻ります。",
+    forgotten: "前回の実行の結果はもうサーバーにありません（再起動後など）。実行すると、マージも含めて作り直します。",
     words: "トリガーワード：{words}",
     details: "層、棒グラフ、注記",
     scale: "0：その層の出力は LoRA 単独のときと同じ。1：LoRA による変化と同じだけずれている。",
@@ -299,6 +307,7 @@ const WORDS = {
     remove: "− 外す",
     remove_title: "この LoRA を列から外し、前後をつなぎます",
     chip: "クリックでプロンプトに追加",
+    chip_out: "クリックで取り消し",
     chip_prompt: "クリックで CLIP の先のプロンプトに追加。なければコピー",
     making: "プロンプト未入力：実行時にこれらの語から作られます。",
     made: "直前の実行のプロンプト：{prompts}",
@@ -320,6 +329,7 @@ const WORDS = {
     more_names: "ほかに {count} 件：名前の一部を入力してください",
     no_names: "この名前の LoRA はありません。",
     others: "ほかのモデル用の LoRA も表示",
+    only_others: "ほかのモデル用に {count} 件：表示",
     no_row_name:
       "{name} は行に書けません：名前にコロン、<、>、改行があるか、端に空白があります。ファイル名を変えるか、「マージする LoRA」で選んでください。",
     use: "この LoRA を使う、または外す",

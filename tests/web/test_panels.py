@@ -163,11 +163,11 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
 
     chart = page.locator(".iteris-chart")
     closed = size_of(frontend)
-    assert not chart.is_visible() and "a note" not in lines
+    assert not chart.is_visible() and "A note" not in lines
     picture(frontend, "verdict")
     page.locator(".iteris-details summary").click()
     frontend.settle()
-    assert chart.is_visible() and "a note" in panel.inner_text()
+    assert chart.is_visible() and "A note" in panel.inner_text()
     assert size_of(frontend)[1] > closed[1]
     (saved,) = [node for node in frontend.workflow()["nodes"] if node["id"] == MERGE]
     assert saved["size"][1] <= closed[1], "a workflow that is opened again has no hole there"
@@ -207,6 +207,15 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert frontend.errors == []
 
 
+def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
+    frontend = in_renderer
+    small(frontend, seed=21)
+    panel = frontend.page.locator(".iteris-report")
+    for preset, promised in (("Preview", "no verdict"), ("Fast", "good, weak or lost")):
+        frontend.set_widgets(MERGE, preset=preset)
+        expect(panel).to_contain_text(promised)
+
+
 def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     small(frontend, seed=15)
     frontend.show(MERGE, top=100)
@@ -234,6 +243,13 @@ def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
     })"""
     assert frontend.page.locator(".iteris-report").evaluate(inside)
     picture(frontend, "verdict_310")
+    frontend.page.locator(".iteris-details summary").press("Enter")
+    frontend.settle()
+    lines = frontend.page.locator(".iteris-figures, .iteris-line b, .iteris-note")
+    assert lines.count() > 2
+    for width, room in lines.evaluate_all("all => all.map(l => [l.scrollWidth, l.clientWidth])"):
+        assert width <= room, "the whole line is read"
+    assert frontend.page.locator(".iteris-details .iteris-note").last.inner_text() == "A note"
     assert frontend.errors == []
 
 

@@ -1,6 +1,7 @@
 """The rows of Merge LoRAs are a view of its text, in both renderers."""
 
 import json
+import re
 import uuid
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     assert "priority=2 | demo1 \\| and more | another\n" in text_of(rows)
     at(rows, 0, "word").click()
     assert "| another, word of first\n" in text_of(rows)
+    at(rows, 0, "word").click()
+    assert "| another\n" in text_of(rows), "and a second click takes it back"
+    at(rows, 0, "word").click()
     rows.page.get_by_label("Priority").last.fill("3")
     at(rows, 0, "more").fill('called="a dog" blocks=1,0')
     at(rows, 0, "more").fill('called="a dog" block')
@@ -184,6 +188,14 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     expect(third).to_have_count(1)
     rows.page.get_by_text("Also LoRAs for other models").click()
     expect(third).to_have_count(0)
+    rows.page.keyboard.press("Shift+Tab")
+    rows.page.locator(".iteris-search").fill("third")
+    rows.page.get_by_text("1 for another model: show").click()
+    expect(third).to_have_count(1)
+    rows.page.get_by_text("Also LoRAs for other models").click()
+    rows.page.locator(".iteris-search").fill("no such")
+    expect(rows.page.get_by_text("No LoRA has this name.")).to_be_visible()
+    rows.page.locator(".iteris-search").fill("")
     option.filter(has_text="name").click()
     rows.page.locator(".iteris-add").press("Enter")
     option.filter(has_text="first").click()
@@ -195,6 +207,48 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     picture(rows, "rows_again")
     for route in ("**/models/loras", "**/iteris/model?*"):
         rows.page.unroute(route)
+
+
+def test_a_file_for_another_model_does_not_vanish_below_the_pointer(rows):
+    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
+    rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    workflow = merge_of("", model=["2", 0], clip=["2", 1])
+    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
+    rows.load(workflow, "rows_of_a_model")
+    rows.show(MERGE, left=600, top=150)
+    slow = []
+
+    def wait(route):
+        slow.append(route)
+
+    rows.page.route("**/iteris/lora?*third*", wait)
+    rows.page.locator(".iteris-add").press("Enter")
+    third = rows.page.locator(".iteris-option", has_text="third")
+    third.hover()
+    while not slow:
+        rows.settle()
+    for route in slow:
+        answer(route)
+    expect(third).to_have_class(re.compile("iteris-stranger"))
+    assert "for SDXL" in third.get_attribute("title")
+    rows.page.mouse.move(5, 5)
+    expect(third).to_have_count(0)
+    rows.page.keyboard.press("Escape")
+    for route in ("**/iteris/lora?*third*", "**/iteris/model?*"):
+        rows.page.unroute(route)
+
+
+def test_undo_closes_no_row(rows):
+    at(rows, 0, "opener").press("Enter")
+    strength = at(rows, 0, "number").first
+    strength.fill("0.6")
+    strength.blur()
+    rows.settle()
+    undo(rows)
+    assert text_of(rows) == TEXT
+    assert at(rows, 0, "prompts").count() == 1
+    assert at(rows, 1, "prompts").count() == 0
 
 
 def test_rows_are_added_taken_out_and_moved(rows, picture):
@@ -295,6 +349,28 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     picture(rows, "rows_odd")
     at(rows, 2, "toggle").click()
     rows.page.wait_for_function("!document.querySelector('.iteris-odd')")
+
+
+def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    workflow = merge_of("<lora:first:1>\n<lora::1>", model=["2", 0], clip=["2", 1])
+    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
+    rows.load(workflow, "unready")
+    rows.show(MERGE, left=600, top=150)
+    height = "app.graph.getNodeById(1).size[1]"
+    before = rows.page.evaluate(height)
+    with rows.page.expect_response("**/prompt") as answer:
+        rows.run()
+    assert answer.value.status == 400
+    failure = rows.page.locator(".iteris-failure")
+    expect(failure).to_contain_text("Row 2 has no file yet. Choose one: click on its row")
+    rows.page.keyboard.press("Escape")  # the frontend says it in a dialog, too
+    rows.page.get_by_role("dialog").wait_for(state="hidden")
+    rows.set_widgets(MERGE, loras="<lora:first:1>")
+    expect(failure).to_have_count(0)
+    rows.settle()
+    assert rows.page.evaluate(height) <= before
+    rows.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach(b => b.click())")
 
 
 def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
@@ -428,6 +504,13 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert [v["inputs"]["merged"] for v in sent.values() if v["class_type"] == "IterISSave"] == [
         [place, 3]
     ]
+    [compared] = [v["inputs"] for v in sent.values() if v["class_type"] == "IterISCompare"]
+    assert [compared[name] for name in ("model", "clip", "vae", "merged")] == [
+        ["6", 0],
+        ["6", 1],
+        ["6", 2],
+        [place, 3],
+    ]
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
@@ -457,6 +540,7 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     ]
     assert "iteris-used" in page.locator(".iteris-chip").get_attribute("class")
     assert page.locator(".iteris-prompts").count() == 0, "nothing is measured"
+    assert page.locator(".iteris-kind").count() == 0, "nor does the kind count"
 
     fields = page.locator(".iteris-blocks input")
     fields.nth(0).fill("0.5")

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { about, add, filled, holds, lines, needsPrompts, suggestions } from "../../web/triggers.js";
+import { about, add, filled, holds, lines, needsPrompts, suggestions, takenOut } from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
 
 const word = (text) => ({ kind: "word", text });
@@ -80,4 +80,13 @@ test("every language says everything, with the same figures in it", () => {
   }
   assert.equal(sayer("ja")("suffers", { lora: "cat" }), "cat の損失が最大");
   assert.equal(sayer("de")("suffers", { lora: "cat" }), "cat suffers most");
+});
+
+test("what was added is taken out again, and what the user has written is not", () => {
+  for (const before of ["", "a photo", "a photo,", "one\ntwo"])
+    for (const offered of [word("sks dog"), prompt("sks dog")])
+      assert.equal(takenOut(add(before, offered), offered).replace(/,$/, ""), before.replace(/,$/, ""));
+  assert.equal(takenOut("a, SKS dog, b\nsks dog\nc", word("sks dog")), "a, b\nc");
+  for (const written of ["a photo of sks dog", "sks dog in a park, at night"])
+    for (const offered of [word("sks dog"), prompt("sks dog")]) assert.equal(takenOut(written, offered), written);
 });
