@@ -13,7 +13,7 @@ const PROPERTY = "iteris_report"; // in the node's properties, so that a saved w
 const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
 const PREVIEW = "Preview"; // the preset that measures nothing
 const PANEL_WIDTH = 400;
-const REST = 150; // milliseconds without a change, before the node is compared with what was run
+const REST = 150; // milliseconds after a change, before the node is compared with what was run
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
@@ -52,7 +52,8 @@ export function addReport(node, say) {
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
-  let waitingToCompare;
+  let isWaitingToCompare = false;
+  let comparing; // the last question, which ends those before it
   let shown; // what the run has told that was shown last
   const show = (from = undefined) => {
     layers = undefined;
@@ -65,8 +66,10 @@ export function addReport(node, say) {
   const compare = async () => {
     const made = node.properties[PROPERTY] && node.properties[MADE_AS];
     if (!node.graph || (!made && !failedAs)) return;
+    comparing = {};
+    const mine = comparing;
     const now = await nameAsShown(node);
-    if (now === undefined) return;
+    if (now === undefined || mine !== comparing) return; // or it has changed again
     const isOld = !!failedAs && failedAs !== now;
     const wasChanged = isChanged;
     isChanged = !!made && made === node.properties[MADE_AS] && made !== now;
@@ -75,8 +78,12 @@ export function addReport(node, say) {
     if (isOld) heightFailed = undefined;
   };
   node.compareIterisRun = () => {
-    clearTimeout(waitingToCompare);
-    waitingToCompare = setTimeout(compare, REST);
+    if (isWaitingToCompare) return;
+    isWaitingToCompare = true;
+    setTimeout(() => {
+      isWaitingToCompare = false;
+      compare();
+    }, REST);
   };
   const toggled = (open) => {
     if (open) heightClosed = node.size[1];
