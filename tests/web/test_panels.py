@@ -210,8 +210,9 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
 def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
     frontend = in_renderer
     small(frontend, seed=21)
+    # the last value is left: newer frontends keep it for the next workflow of the API
     panel = frontend.page.locator(".iteris-report")
-    for preset, promised in (("Preview", "no verdict"), ("Fast", "good, weak or lost")):
+    for preset, promised in (("Preview", "no verdict"), ("Balanced", "good, weak or lost")):
         frontend.set_widgets(MERGE, preset=preset)
         expect(panel).to_contain_text(promised)
 
