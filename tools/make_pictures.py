@@ -39,9 +39,9 @@ TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
     "IterISModelLoras": 400,
-    "IterISCompare": 420,
-    "IterISSave": 420,
-    "CheckpointSave": 420,
+    "IterISCompare": 440,
+    "IterISSave": 440,
+    "CheckpointSave": 440,
 }
 FIRST_WIDTH = 260  # of what stands on the left, and of the note
 NOTE_LINE = 14

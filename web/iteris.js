@@ -19,7 +19,7 @@ import { translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
-const REPORT_WIDTH = 480; // its pictures' letters are read at this width
+const REPORT_WIDTH = 440; // its pictures' letters are read at this width
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
   LORA_STACK: "#6aa84f",
