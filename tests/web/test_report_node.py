@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-WIDTH = 480
+WIDTH = 440
 LEAST = 380  # of a picture 960 pixels wide, so that letters of 20 pixels are read
 
 
