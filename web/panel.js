@@ -48,8 +48,9 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
   if (!model && failure) return;
   if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
-  if (earlier) element.append(html("div", "iteris-quiet iteris-earlier", say(earlier)));
+  if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
+  element.classList.toggle("iteris-old", !!earlier);
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
@@ -95,6 +96,7 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
 function keptOf({ name, kept, between, level, levels, advice, unread }, told, say) {
   const line = html("div", `iteris-kept iteris-${level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
+  line.classList.toggle("iteris-likely", levels.length > 1);
   line.title = told;
   const head = html("div", "iteris-head");
   const called = html("b", "", name);

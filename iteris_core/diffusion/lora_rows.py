@@ -257,8 +257,8 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
     for tag in tags:
         if not tag[1].strip():
             raise ConfigError(
-                f"{where} has no file yet. Choose one: click on its row, or write "
-                f"its name, such as {_EXAMPLE}. A row that should not count begins with #"
+                f"{where} has no file yet. Choose one: click on its row, or write its name into "
+                "the text. Or remove the row"
             )
     rows = [tagged(tag, where) for tag in tags]
     if len(rows) == 1:

@@ -31,6 +31,7 @@ SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 1},
+    "IterISSave": {"overwrite": True},  # several make the same file, which is saved once
     "IterISCompare": {"prompt": "a demo1", "steps": 1, "cfg": 1.0, "width": 64, "height": 64},
     "TrainLoraNode": {"steps": 1, "rank": 2},
 }
