@@ -2,6 +2,7 @@
 
 const GAP = 60;
 const ROOM = 300; // for the report of a merge
+const ROOM_SAVED = 160; // for what a Save tells
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 function ends(graph, ids) {
@@ -116,12 +117,14 @@ export function turnInto(node, create, canvas) {
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     if (vae && clip) {
       const compare = create("IterISCompare");
-      compare.pos = [save.pos[0], save.pos[1] + save.size[1] + GAP];
+      compare.pos = [save.pos[0], save.pos[1] + save.size[1] + ROOM_SAVED];
       graph.add(compare);
       link(model, compare, "model");
       link(clip, compare, "clip");
       link({ outputNode: model.outputNode, output: vae }, compare, "vae");
       link({ outputNode: merge, output: merged }, compare, "merged");
+      const picture = compare.outputs.find(({ name }) => name === "merged");
+      link({ outputNode: compare, output: picture }, save, "cover");
     }
     graph.remove(node);
   });

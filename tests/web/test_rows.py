@@ -501,16 +501,29 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert (merge["model"], merge["clip"], merge["more_loras"]) == (["6", 0], ["6", 1], [stack, 0])
     assert (given["lora_stack"], given["previous"]) == ([STACKED, 2], [CHAIN, 0])
     assert sent[SAVED]["inputs"]["model"] == [place, 0]
-    assert [v["inputs"]["merged"] for v in sent.values() if v["class_type"] == "IterISSave"] == [
-        [place, 3]
+    [(comparison, compared)] = [
+        (k, v["inputs"]) for k, v in sent.items() if v["class_type"] == "IterISCompare"
     ]
-    [compared] = [v["inputs"] for v in sent.values() if v["class_type"] == "IterISCompare"]
+    [(save, written)] = [
+        (k, v["inputs"]) for k, v in sent.items() if v["class_type"] == "IterISSave"
+    ]
+    assert (written["merged"], written["cover"]) == ([place, 3], [comparison, 1])
     assert [compared[name] for name in ("model", "clip", "vae", "merged")] == [
         ["6", 0],
         ["6", 1],
         ["6", 2],
         [place, 3],
     ]
+    bottom, top = page_of_rows.page.evaluate(
+        """async ([save, compare]) => {
+            const [first, second] = [save, compare].map((id) => app.graph.getNodeById(id));
+            first.showIterisText({ text: ["path", "read back", "rank", "beside it"] });
+            for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame);
+            return [first.pos[1] + first.size[1], second.pos[1] - LiteGraph.NODE_TITLE_HEIGHT];
+        }""",
+        [save, comparison],
+    )
+    assert bottom <= top, "with what Save tells once it has run"
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
