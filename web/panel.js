@@ -45,12 +45,12 @@ function paint(element, task) {
 export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
+  element.classList.toggle("iteris-old", !!earlier);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
   if (!model && failure) return;
   if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
-  element.classList.toggle("iteris-old", !!earlier);
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
@@ -127,8 +127,10 @@ function adviceOf({ kind, names }, say) {
 /** Return a line about the file of a merge. */
 export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
   const line = html("div", "iteris-file");
-  if (isGone) line.append(html("span", "iteris-quiet", say("file_gone", { name })));
-  if (isGone) return line;
+  if (isGone) {
+    line.append(html("span", "iteris-quiet", say("file_gone", { name })));
+    return line;
+  }
   const rank = least === most ? least : `${least}–${most}`;
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
   if (!words.length) return line;

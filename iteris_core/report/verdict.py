@@ -219,13 +219,13 @@ class TaskFidelity:
         runs = len(self.runs)
         if runs < 2:
             return None
-        spread = statistics.stdev(run.kept for run in self.runs)
+        found = [run.kept for run in self.runs]
+        mean = statistics.fmean(found)
         freedom = runs - 1 + _USUAL_RUNS
-        squares = (runs - 1) * spread**2 + _USUAL_RUNS * _USUAL_SPREAD**2
+        squares = (runs - 1) * statistics.variance(found) + _USUAL_RUNS * _USUAL_SPREAD**2
         student = _STUDENT[min(runs - 1, len(_STUDENT) - 1)]
         reach = student * (squares / freedom / runs) ** 0.5
         failing = (self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING)
-        mean = statistics.fmean(run.kept for run in self.runs)
         return _within(min(mean - reach, failing)), _within(mean + reach)
 
 
