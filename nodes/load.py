@@ -78,7 +78,7 @@ class LoadLoras(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse rows that name no file before the model is loaded."""
-        return refused(loras, "loras", use_without_prompts)
+        return refused(loras, use_without_prompts)
 
     @classmethod
     @checked

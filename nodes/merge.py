@@ -173,7 +173,7 @@ class Merge(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse rows that cannot be merged before the model is loaded."""
-        return refused(loras, "loras", ready_row)
+        return refused(loras, ready_row)
 
     @classmethod
     @checked

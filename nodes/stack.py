@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.diffusion.lora_rows import Row, read_rows
+from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .inputs import checked
@@ -125,24 +125,29 @@ def files_in(text: object, field: str) -> list[str]:
     return [file_of_row(row, names) for row in read_rows(text, field)]
 
 
-def refused(text: object, field: str, use: Callable[[Row], object]) -> bool | str:
-    """Return why rows cannot run, each by its place among those that the page shows, for a node's
+def refused(text: object, use: Callable[[Row], object]) -> bool | str:
+    """Return why rows cannot run, by their places among those that the page shows, for a node's
     `validate_inputs`; True if they can, or if they come through a link and are not known yet.
 
     Args:
-        field: The input that holds the text.
+        text: The rows.
         use: Reads a row as its node does, and raises what is wrong with it.
     """
     if not isinstance(text, str):
         return True
-    told = []
+    wrong: dict[str, list[int]] = {}
     for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
         try:
-            for row in read_rows(line, field):
+            for row in rows_in(line):
                 use(row)
         except IterisError as error:
-            told.append(f"Row {number}{str(error).removeprefix(f'{field}, line 1')}")
-    return "\n".join(told) or True
+            wrong.setdefault(str(error), []).append(number)
+    return "\n".join(f"{_rows(numbers)}: {what}" for what, numbers in wrong.items()) or True
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"Rows {', '.join(first)} and {last}" if first else f"Row {last}"
 
 
 def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:

@@ -96,10 +96,25 @@ def read_rows(text: str, field: str) -> list[Row]:
     """
     rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            rows += _rows_in(f"{field}, line {number}", line.strip())
-            check_count(len(rows))
+        rows += rows_in(line, f"{field}, line {number}")
+        check_count(len(rows))
     return rows
+
+
+def rows_in(line: str, where: str = "") -> list[Row]:
+    """Return the rows of a line; none if it is empty or switched off.
+
+    Args:
+        where: Its place, for errors; empty: they name none.
+
+    Raises:
+        ConfigError: What the line has, and what it may have.
+    """
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return []
+    with _placed(where):
+        return [replace(row, where=where) for row in _rows_in(line)]
 
 
 def written(rows: Iterable[Row]) -> str:
@@ -122,13 +137,19 @@ def row_of(use: LoraUse) -> Row:
     )
 
 
+def at(row: Row) -> contextlib.AbstractContextManager[None]:
+    """Let errors name the row that they are about, where it has a place."""
+    return _placed(row.where)
+
+
 @contextlib.contextmanager
-def at(row: Row) -> Iterator[None]:
-    """Let errors name the row that they are about."""
+def _placed(where: str) -> Iterator[None]:
     try:
         yield
     except IterisError as error:
-        raise type(error)(f"{row.where}: {error}") from error
+        if not where:
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def use_as_written(row: Row, name: str, file: str, more: Sequence[str] = ()) -> LoraUse:
@@ -206,17 +227,22 @@ def tagged(tag: re.Match[str], where: str) -> Row:
         ConfigError: A strength that is not a number or outside its bounds, or something that
             holds for some sampling steps only.
     """
-    given = _parts_in(tag, where)
-    place = f"{where}: a strength in {_short(tag[0])}"
+    with _placed(where):
+        return replace(_tagged(tag), where=where)
+
+
+def _tagged(tag: re.Match[str]) -> Row:
+    given = _parts_in(tag)
+    place = f"a strength in {_short(tag[0])}"
     model, clip = (given.get(name, "") for name in ("model", "clip"))
     strength = _number(model, Strength, place) if model else 1.0
     of_text = _number(clip, Strength, place) if clip else strength
     # after a semicolon other programs explain the letters among the weights
     blocks = given.get("blocks", "").partition(";")[0].strip()
-    return Row(tag[1].strip(), strength, of_text, blocks=blocks, where=where)
+    return Row(tag[1].strip(), strength, of_text, blocks=blocks)
 
 
-def _parts_in(tag: re.Match[str], where: str) -> dict[str, str]:
+def _parts_in(tag: re.Match[str]) -> dict[str, str]:
     """Return the strengths and block weights in a tag by their names."""
     free = ["model", "clip", "blocks"]
     given: dict[str, str] = {}
@@ -231,19 +257,17 @@ def _parts_in(tag: re.Match[str], where: str) -> dict[str, str]:
             place = _IN_TAG[name.lower()]
         else:
             raise ConfigError(
-                f"{where}: {_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
+                f"{_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
                 "have: a tag has strengths, and lbw= for blocks, which hold for all sampling "
                 "steps. Take it out"
             )
         if value and place in given:
-            raise ConfigError(
-                f"{where}: {_short(tag[0])} has its {_PARTS[place]} twice; write one of them"
-            )
+            raise ConfigError(f"{_short(tag[0])} has its {_PARTS[place]} twice; write one of them")
         given |= {place: value} if value else {}
     return given
 
 
-def _rows_in(where: str, line: str) -> Iterator[Row]:
+def _rows_in(line: str) -> Iterator[Row]:
     tags: list[re.Match[str]] = []
     end = 0
     while tag := TAG.match(line, end):
@@ -251,21 +275,17 @@ def _rows_in(where: str, line: str) -> Iterator[Row]:
         end = _after_spaces(line, tag.end())
     if not tags:
         raise ConfigError(
-            f"{where} begins with {_first_word(line)}; write a LoRA first, such as {_EXAMPLE}, or "
+            f"it begins with {_first_word(line)}; write a LoRA first, such as {_EXAMPLE}, or "
             "a # before a line that does not count"
         )
-    for tag in tags:
-        if not tag[1].strip():
-            raise ConfigError(
-                f"{where} has no file yet. Choose one: click on its row, or write its name into "
-                "the text. Or remove the row"
-            )
-    rows = [tagged(tag, where) for tag in tags]
+    if not all(tag[1].strip() for tag in tags):
+        raise ConfigError("no file yet. Choose one, or remove the row")
+    rows = [_tagged(tag) for tag in tags]
     if len(rows) == 1:
         yield _with_words(rows[0], line, end)
     elif end < len(line):
         raise ConfigError(
-            f"{where}: {_first_word(line[end:])} follows {len(rows)} LoRAs; which one is it for? "
+            f"{_first_word(line[end:])} follows {len(rows)} LoRAs; which one is it for? "
             "Write one LoRA a line"
         )
     else:
@@ -278,7 +298,7 @@ def _with_words(row: Row, line: str, start: int) -> Row:
     while start < len(line) and line[start] != "|":
         word = _WORD.match(line, start)
         if word is None or line[word.end() :].startswith('"'):
-            raise ConfigError(f"{row.where}: the quotes in {_short(line[start:])} have no end")
+            raise ConfigError(f"the quotes in {_short(line[start:])} have no end")
         row = _with_word(row, word[0], said)
         start = _after_spaces(line, word.end())
     found = (prompt[0].replace("\\|", "|").strip() for prompt in _PROMPT.finditer(line, start))
@@ -291,30 +311,29 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     Args:
         said: What the row says already; what the word says is added.
     """
-    where = row.where
     if word.startswith("<"):
-        raise ConfigError(f"{where}: a second LoRA, {_short(word)}; write one LoRA a line")
+        raise ConfigError(f"a second LoRA, {_short(word)}; write one LoRA a line")
     name, is_named, text = word.partition("=")
     if word not in _KINDS and not (is_named and name in _NAMED):
         raise ConfigError(
-            f"{where}: {_short(word)} is not a word of a row{_near(word)}. After the LoRA "
+            f"{_short(word)} is not a word of a row{_near(word)}. After the LoRA "
             f"write {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each after a |"
         )
     if word in _KINDS and row.kind not in (None, word):
-        raise ConfigError(f"{where}: is it a {row.kind} or a {word}? Write one of them")
+        raise ConfigError(f"is it a {row.kind} or a {word}? Write one of them")
     key = name + is_named
     if key in said and name != "without":
-        raise ConfigError(f"{where} says {key} twice; write one of them")
+        raise ConfigError(f"it says {key} twice; write one of them")
     said.add(key)
     if word in _KINDS:
         return replace(row, kind=cast(Kind, word))
     value = _QUOTED.sub(lambda quoted: _ESCAPED.sub(r"\1", quoted[1]), text).strip()
     if not value:
-        raise ConfigError(f"{where}: there is nothing after {key}; write a value, or leave it out")
+        raise ConfigError(f"there is nothing after {key}; write a value, or leave it out")
     if name == "without":
         return replace(row, without=(*row.without, value))
     if name == "priority":
-        return replace(row, priority=_number(value, Weight, f"{where}: priority"))
+        return replace(row, priority=_number(value, Weight, "priority"))
     if name == "blocks":
         return replace(row, blocks=value)
     return replace(row, called=value)

@@ -112,12 +112,12 @@ def ready_row(row: Row) -> None:
     except CalibrationError:
         if row.prompts or TRIGGER in row.called:
             raise
-        raise CalibrationError(
-            f"{row.where}: {row.name} has no prompts, and its file names no trigger words. Click "
-            "'write prompts' on the row, or write prompts after it, each after a |: what you would "
-            "type to use this LoRA, such as 'a photo of sks dog'. The page that you downloaded it "
-            "from names its trigger words"
-        ) from None
+        with at(row):
+            raise CalibrationError(
+                "no prompts, and no trigger words in the file. Click 'write prompts' on the row: "
+                "what you would type to use the LoRA, such as 'a photo of sks dog'. The page that "
+                "you downloaded it from names its trigger words"
+            ) from None
 
 
 def use_without_prompts(row: Row) -> LoraUse:

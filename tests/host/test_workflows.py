@@ -100,20 +100,22 @@ def test_it_runs(host, files, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "row", "error"),
+    ("name", "field", "unchosen", "row", "error"),
     [
-        ("merge_two_loras", "loras", "Row", WorkflowRejected),
-        ("loras_of_a_stack", "text", "text, line", WorkflowFailed),
+        ("merge_two_loras", "loras", "Rows 1 and 2", "Row 2", WorkflowRejected),
+        ("loras_of_a_stack", "text", "text, line 1", "text, line 2", WorkflowFailed),
     ],
 )
-def test_one_whose_files_are_still_to_be_chosen_says_so(host, files, name, field, row, error):
+def test_one_whose_files_are_still_to_be_chosen_says_so(
+    host, files, name, field, unchosen, row, error
+):
     """The rows of the merge itself before anything runs."""
     nodes = small(name)
     nodes["2"]["inputs"][field] = whole(name)["2"]["inputs"][field]
-    with pytest.raises(error, match=f"{row} 1 has no file yet. Choose one"):
+    with pytest.raises(error, match=f"{unchosen}: no file yet. Choose one"):
         host.run(nodes)
     nodes["2"]["inputs"][field] = "<lora:middle_1:1>\n<lora:midle_2:1>"
-    with pytest.raises(error, match=f"{row} 2: .*did you mean .*middle_"):
+    with pytest.raises(error, match=f"{row}: .*did you mean .*middle_"):
         host.run(nodes)
 
 

@@ -56,7 +56,7 @@ def test_what_is_no_row_is_named(example):
 
 @pytest.mark.parametrize("example", TABLE["unchosen"], ids=lambda example: example["text"][:40])
 def test_a_row_without_a_file_is_told_to_choose_one(example):
-    place = f"^loras, line {example['line']} has no file yet. Choose one"
+    place = f"^loras, line {example['line']}: no file yet. Choose one"
     with pytest.raises(ConfigError, match=place) as error:
         read_rows(example["text"], "loras")
     assert "spelling" not in str(error.value)

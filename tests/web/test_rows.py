@@ -353,7 +353,7 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
 
 def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
     checkpoint = {"ckpt_name": "checkpoint.safetensors"}
-    workflow = merge_of("<lora:first:1>\n<lora::1>", model=["2", 0], clip=["2", 1])
+    workflow = merge_of("<lora:first:1>\n<lora::1>\n<lora::1>", model=["2", 0], clip=["2", 1])
     workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
     rows.load(workflow, "unready")
     rows.show(MERGE, left=600, top=150)
@@ -363,7 +363,7 @@ def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
         rows.run()
     assert answer.value.status == 400
     failure = rows.page.locator(".iteris-failure")
-    expect(failure).to_contain_text("Row 2 has no file yet. Choose one: click on its row")
+    expect(failure).to_contain_text("Rows 2 and 3: no file yet. Choose one, or remove the row")
     rows.page.keyboard.press("Escape")  # the frontend says it in a dialog, too
     rows.page.get_by_role("dialog").wait_for(state="hidden")
     rows.set_widgets(MERGE, loras="<lora:first:1>")
