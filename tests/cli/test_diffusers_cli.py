@@ -13,7 +13,6 @@ import pytest
 import tiny_diffusers
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 from waiting import HANGS
 
@@ -248,19 +247,6 @@ def test_the_same_merge_in_two_processes_gives_the_same_bytes(world, tmp_path):
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_an_output_is_overwritten_only_if_asked(world, tmp_path):
-    output = tmp_path / "merged.safetensors"
-    output.write_text("mine")
-    done = iteris(world, "--output", output)
-    assert (done.exit_code, output.read_text()) == (2, "mine")
-    assert (
-        done.stderr == f"iteris merge sd15: {output} exists already; choose another name, or allow "
-        "overwriting\n"
-    )
-    assert iteris(world, "--output", output, "--overwrite").exit_code == 0
-    assert load_file(output)
-
-
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
     host = tiny_diffusers.model()
     rows = []
@@ -311,41 +297,6 @@ def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
     told = CliRunner().invoke(app, ["inspect", str(output)], env={"COLUMNS": "200"})
     assert told.exit_code == 0
     assert "base           SDXL" in told.stdout and "would not load: nothing" in told.stdout
-
-
-def test_an_sdxl_checkpoint_that_predicts_v_gives_a_lora_that_says_so(world_xl, tmp_path):
-    path = tmp_path / "noob.safetensors"
-    tiny_diffusers.save_checkpoint(tiny_diffusers.model_xl(), path, ("v_pred", "ztsnr"))
-    output = tmp_path / "merged.safetensors"
-    more = ["--config", world_xl / "base", "--output", output]
-    done = iteris(world_xl, *more, base=path, command="sdxl")
-    assert (done.exit_code, complaints(done)) == (0, [])
-    with safe_open(output, "pt") as file:
-        assert file.metadata()["modelspec.prediction_type"] == "v"
-    assert all(tensor.isfinite().all() for tensor in load_file(output).values())
-
-
-def test_models_and_loras_of_another_family_are_refused(world, world_xl, tmp_path):
-    out = ["--output", tmp_path / "out.safetensors"]
-    row = "<lora:{}/one> | x".format
-    for done, said in (
-        (iteris(world_xl, *out), "base: is a model of SDXL, but SD1.5 is needed"),
-        (
-            iteris(world, *out, command="sdxl", base="base.safetensors"),
-            "base.safetensors: is a model of SD1.5, but SDXL is needed",
-        ),
-        (
-            iteris(world, *out, "--lora", row(world_xl)),
-            "one: this file is for SDXL, the model is SD1.5; choose a LoRA for SD1.5",
-        ),
-        (
-            iteris(world_xl, *out, "--lora", row(world), command="sdxl"),
-            "this model's weight there is 16 x 40. The file is for SD1.5; use a LoRA for SDXL",
-        ),
-    ):
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-        assert said in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch):

@@ -48,16 +48,6 @@ def test_the_same_lora_twice_merges_to_itself(host):
     assert names == ["a (1)", "a (2)"]
 
 
-def test_a_preserve_task_holds_the_merge_back(host):
-    lora = host.lora("a")
-    result, _ = host.merge([lora], PRESERVE)
-    assert host.largest_error(result.adapter, lora.adapter) > 1e-2
-    assert {entry.task for layer in result.report.layers for entry in layer.tasks} == {
-        "a",
-        "base model (preserve)",
-    }
-
-
 def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     used = host.lora("used")
     other = host.lora("other", ("unet",), weight=0.0)

@@ -23,29 +23,35 @@ def parse(tensors, **options):
     return kohya.parse("file", tensors, KEYS, **options)
 
 
-def test_a_convolution_of_two_factors_and_of_a_tucker_core():
-    up, mid, down = torch.randn(6, 3, 1, 1), torch.randn(3, 3, 3, 3), torch.randn(3, 4, 1, 1)
-    wide = torch.randn(3, 4, 3, 3)
-    locon = {"lora_up.weight": up, "lora_down.weight": wide, "alpha": torch.tensor(1.5)}
-    tucker = {"lora_up.weight": up, "lora_mid.weight": mid, "lora_down.weight": down}
-    for tensors, expected in (
-        (locon, torch.einsum("or,rchw->ochw", up[:, :, 0, 0], wide) * 0.5),
-        (tucker, torch.einsum("om,mrhw,rc->ochw", up[..., 0, 0], mid, down[..., 0, 0])),
-    ):
-        delta = parse({f"lora_unet_conv.{k}": v for k, v in tensors.items()}).deltas["conv"]
-        torch.testing.assert_close(delta.dense().reshape(6, 4, 3, 3), expected)
-        assert delta.rank == 3
-
-
-def test_a_loha_is_exact():
-    shapes = {"w1_a": (6, 2), "w1_b": (2, 5), "w2_a": (6, 2), "w2_b": (2, 5)}
-    a, b, c, d = factors = [torch.randn(shape) for shape in shapes.values()]
-    tensors = {f"lora_unet_linear.hada_{k}": t for k, t in zip(shapes, factors, strict=True)}
-    tensors["lora_unet_linear.alpha"] = torch.tensor(3.0)
-    delta = parse(tensors).deltas["linear"]
-    expected = (a @ b) * (c @ d) * 3.0 / 2
-    torch.testing.assert_close(delta.dense(), expected, rtol=1e-4, atol=1e-4)
-    assert delta.rank <= 4
+@pytest.mark.slow  # it imports lycoris
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LoConModule", {}),
+        ("LoConModule", {"use_tucker": True}),
+        ("LohaModule", {}),
+        ("LokrModule", {}),
+        ("LokrModule", {"factor": 2, "decompose_both": True}),
+        ("LokrModule", {"factor": 2, "use_tucker": True}),
+    ],
+)
+@pytest.mark.parametrize("name", ["linear", "conv"])
+def test_what_lycoris_trains_is_read_as_lycoris_runs_it(kind, options, name):
+    layer = torch.nn.Linear(5, 6) if name == "linear" else torch.nn.Conv2d(4, 6, 3)
+    run = torch.nn.functional.linear if name == "linear" else torch.nn.functional.conv2d
+    x = torch.randn(2, 4, 5, 5)
+    before = layer(x)
+    lycoris = pytest.importorskip("lycoris.modules")
+    trained = getattr(lycoris, kind)("x", layer, lora_dim=2, alpha=3, **options)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.normal_()
+    tensors = {f"lora_unet_{name}.{k}": v.detach() for k, v in trained.state_dict().items()}
+    delta = parse(tensors, dense_delta=own_dense_delta({}.__getitem__)).deltas[name].dense()
+    shape = layer.weight.shape
+    trained.apply_to()
+    expected = layer(x) - before
+    torch.testing.assert_close(run(x, delta.reshape(shape)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_full_difference_a_bias_and_a_norm():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy
 
-from iteris_core import Adapter, CalibrationError, Task
+from iteris_core import CalibrationError, Task
 from iteris_core.report.fidelity import fidelity
 
 NETWORKS = ["stack", "attention", "convolution"]
@@ -54,16 +54,6 @@ def test_error_and_strength_are_those_of_patched_models(name):
     leak = mean_error(base, student, stacked)
     assert (preserve.output_error, preserve.strength) == (pytest.approx(leak, rel=1e-9), None)
     assert [run.strength for run in preserve.runs] == [None, None]
-
-
-def test_an_adapter_is_true_to_itself_and_the_base_model_to_nobody():
-    net = toy.build("attention")
-    adapter = net.adapter("a")
-    task = Task("a", net.samples(2), {0: 1.0})
-    (same,) = fidelity(net.network(), [adapter], [task], adapter)
-    assert (same.output_error, same.strength) == (0.0, pytest.approx(1.0))
-    (nothing,) = fidelity(net.network(), [adapter], [task], Adapter("nothing", {}))
-    assert (nothing.output_error, nothing.strength) == (pytest.approx(1.0), 0.0)
 
 
 @pytest.mark.parametrize(

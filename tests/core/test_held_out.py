@@ -121,12 +121,6 @@ def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
         )
 
 
-def test_a_merge_that_is_the_lora_keeps_all_of_it(host):
-    loras = [host.lora("a")]
-    (same,) = [e for e in check_of(host, loras).measure(loras[0].adapter) if e.kind == "own"]
-    assert same.strength == pytest.approx(1, abs=1e-6)
-
-
 def test_figures_are_those_of_patched_models(host, merged):
     loras, result = merged
     measured = check_of(host, loras).measure(result.adapter)

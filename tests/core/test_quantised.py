@@ -167,11 +167,3 @@ def test_settings_that_read_the_base_weight_are_refused_before_any_row_runs(make
         with pytest.raises(ConfigError, match=rf"{message}.*; {quantised}"):
             merged_alone(make(), **settings)
         merged_alone(nn.Linear(6, 4), **settings)
-
-
-@pytest.mark.parametrize("make", QUANTISED.values(), ids=QUANTISED)
-def test_one_lora_on_a_quantised_base_merges_to_itself(make):
-    for settings in ({}, {"ridge": "paper", "target": "delta"}):
-        expected, found = merged_alone(make(), **settings)
-        # the ridges of "paper" differ by rounding where teacher and student read the same
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

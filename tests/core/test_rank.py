@@ -8,11 +8,9 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, ConfigError, LowRankDelta, MergeConfig, Task
+from iteris_core import Adapter, Task
 from iteris_core.algebra.truncate import (
-    factored_spectrum,
     leading_spectrum,
-    rank_for_energy,
     share_out_size,
 )
 
@@ -73,12 +71,6 @@ def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
     torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
     assert report.cut == pytest.approx(lost, rel=1e-6)
     assert report.is_asked
-
-
-def test_one_setting_decides_the_ranks():
-    for settings in ({"rank": 4, "kept_energy": 0.9}, {"size": 100, "kept_energy": 0.9}):
-        with pytest.raises(ConfigError, match="rank, kept_energy and size each decide the ranks"):
-            MergeConfig(**settings)
 
 
 def test_nothing_is_cut_unless_asked():
@@ -163,20 +155,3 @@ def test_the_randomised_svd_agrees_with_the_dense_one():
     torch.testing.assert_close(spectrum.values, values[:12], rtol=1e-6, atol=0)
     rest = half - (spectrum.left * spectrum.values) @ spectrum.right.T
     assert rest.norm() <= (1 + 1e-6) * values[12:].norm()
-
-
-def test_the_factored_spectrum_is_the_dense_one():
-    half = torch.randn(9, 3).double()
-    up = torch.randn(7, 3).double()
-    spectrum = factored_spectrum(half, up)
-    torch.testing.assert_close(spectrum.values, torch.linalg.svdvals(half @ up.T)[:3])
-    torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right.T, half @ up.T)
-    assert rank_for_energy(spectrum, 1.0) == 3
-    assert rank_for_energy(spectrum, 1e-9) == 1
-
-
-def test_a_dense_matrix_becomes_factors_of_its_numerical_rank():
-    weight = torch.randn(8, 2) @ torch.randn(2, 6)
-    delta = LowRankDelta.from_dense(weight)
-    assert delta.rank == 2
-    torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)

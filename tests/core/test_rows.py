@@ -10,7 +10,6 @@ import toy
 from torch import nn
 
 from iteris_core import Adapter, CalibrationError, LowRankDelta, Network, Sample, Task
-from iteris_core.network import in_calls
 from iteris_core.rows.chunks import split_into_chunks
 from iteris_core.rows.wearing import layer_hooks, wearing
 
@@ -147,33 +146,6 @@ def test_a_teacher_and_a_student_that_cannot_share_a_call_are_refused():
     task = Task("sks dog in scenes", [Sample("long", "s")], {})
     with pytest.raises(CalibrationError, match="'sks dog in scenes' read texts that cannot share"):
         split_into_chunks([task], 2, Network({}, lambda rows: None, call_key=len))
-
-
-def test_calls_hold_one_key_in_order_and_no_more_than_allowed():
-    assert in_calls("abacaaa", 2) == [[0, 2], [4, 5], [6], [1], [3]]
-    assert in_calls("", 3) == []
-
-
-def test_token_weights_of_a_stream_that_some_samples_do_not_name_are_1_there():
-    weights = torch.tensor([0.0, 2.0])
-    (chunk,) = split_into_chunks(
-        [Task("a", [Sample("x", token_weights={"text": weights}), Sample("y")], {})], 2, ANY
-    )
-    (block,) = chunk.blocks
-    assert block.token_weights("text", 2, "layer").tolist() == [0.0, 2.0, 1.0, 1.0]
-    assert block.token_weights("image", 2, "layer") is None
-
-
-def test_teachers_tokens_of_a_stream_that_some_samples_do_not_name_are_the_students():
-    samples = [
-        Sample("x", teacher_tokens={"text": torch.tensor([1, 1])}),
-        Sample("y", teacher_tokens={"text": lambda tokens: torch.arange(tokens).flip(0)}),
-        Sample("z"),
-    ]
-    (chunk,) = split_into_chunks([Task("a", samples, {})], 3, ANY)
-    (block,) = chunk.blocks
-    assert block.teacher_tokens("text", 2, "layer").tolist() == [[1, 1], [1, 0], [0, 1]]
-    assert block.teacher_tokens("image", 2, "layer") is None
 
 
 @pytest.mark.parametrize("numbers", [[0, 2], [-1, 0]])

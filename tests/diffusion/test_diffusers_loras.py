@@ -7,7 +7,6 @@ import json
 import pytest
 import tiny_diffusers
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +14,6 @@ from iteris_core import Adapter, AdapterError, ConfigError
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.samples import DenoiserRow
-from iteris_core.files.diffusers import ldm_names
 
 pytestmark = pytest.mark.slow
 
@@ -204,29 +202,6 @@ def test_kohyas_trainers_call_the_modules_of_sdxl_in_either_way(tmp_path):
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
 
 
-@pytest.mark.parametrize("layers_per_block", [1, 2])
-def test_the_original_names_are_those_that_diffusers_converts(layers_per_block):
-    down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-    up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    model = tiny_diffusers.unet(
-        layers_per_block=layers_per_block,
-        block_out_channels=(8, 8, 16),
-        down_block_types=down,
-        up_block_types=up,
-    )
-    parameters = dict(model.named_parameters())
-    names = ldm_names(path for path, _ in model.named_modules())
-    original = {}
-    for key, parameter in parameters.items():
-        path, _, kind = key.rpartition(".")
-        original[f"model.diffusion_model.{names[path]}.{kind}"] = parameter
-    assert len(original) == len(parameters)
-    converted = convert_ldm_unet_checkpoint(original, dict(model.config))
-    assert {key: id(tensor) for key, tensor in converted.items()} == {
-        key: id(tensor) for key, tensor in parameters.items()
-    }
-
-
 # --- strengths, other kinds, refusals ---
 
 
@@ -240,17 +215,6 @@ def test_strengths_are_baked_in(host, tmp_path):
         torch.testing.assert_close(found.deltas[module].dense(), factor * delta.dense())
     assert not any(map(host.is_text_module, read_lora(host, path, 1.0, 0.0).deltas))
     assert set(read_lora(host, path, 0.7).deltas) == set(adapter.deltas)
-
-
-def test_a_dora_of_peft_is_read_with_the_models_own_weights(host, tmp_path):
-    trained = tiny_diffusers.model()
-    options = {"r": 2, "lora_alpha": 2, "use_dora": True, "init_lora_weights": False}
-    trained.unet_model.add_adapter(LoraConfig(target_modules=["to_q"], **options))
-    tensors = get_peft_model_state_dict(trained.unet_model)
-    save_file({f"unet.{key}": t for key, t in tensors.items()}, tmp_path / "dora.safetensors")
-    adapter = read_lora(host, tmp_path / "dora.safetensors")
-    found, expected = with_weights(adapter, host)[1], outputs(trained)[1]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -279,26 +243,6 @@ def test_a_lokr_of_peft_is_read(host, tmp_path, options):
     for path, layer in layers.items():
         expected = layer.get_delta_weight("default").flatten(1)
         torch.testing.assert_close(adapter.deltas[path].dense(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_lokr_keeps_its_alpha_and_damage_is_named(host, tmp_path):
-    base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    path = tmp_path / "lokr.safetensors"
-    shapes = {"lokr_w1": (2, 2), "lokr_w2_a": (4, 3), "lokr_w2_b": (3, 4)}
-    factors = {role: torch.randn(shape) for role, shape in shapes.items()}
-
-    def read(**changed):
-        tensors = {f"{base}.{role}": tensor for role, tensor in {**factors, **changed}.items()}
-        save_file(tensors, path)
-        return read_lora(host, path).deltas
-
-    (delta,) = read(alpha=torch.tensor(1.5)).values()
-    expected = 0.5 * torch.kron(factors["lokr_w1"], factors["lokr_w2_a"] @ factors["lokr_w2_b"])
-    torch.testing.assert_close(delta.dense(), expected)
-    with pytest.raises(AdapterError, match="do not fit together"):
-        read(lokr_w2_b=torch.randn(2, 4))
-    with pytest.raises(AdapterError, match="is 8 x 8"):
-        read(lokr_w1=torch.randn(3, 2))
 
 
 def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):

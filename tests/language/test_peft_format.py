@@ -220,26 +220,6 @@ def test_patterns_are_bound_where_one_path_is_the_end_of_another():
         assert peft.Scales.of(settings).at(path, rank) == 1
 
 
-def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_it_is_an_adapters(tmp_path):
-    first = random_adapter({Q: 2})
-    second = random_adapter({Q: 3})
-    out = tmp_path / "out"
-    out.mkdir()
-    peft.save(first, out, "base", TASK)  # an empty folder is free
-    with pytest.raises(FileExistsError, match="exists already"):
-        peft.save(second, out, "base", TASK)
-    assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 2
-    peft.save(second, out, "base", TASK, overwrite=True)
-    assert peft.load(out, {Q: (32, 32)}).deltas[Q].rank == 3
-    (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
-        peft.save(first, out, "base", TASK, overwrite=True)
-    assert (out / "thesis.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(FileExistsError, match="is a file"):
-        peft.save(first, out / "thesis.txt", "base", TASK)
-
-
 def test_what_peft_has_no_place_for_is_not_saved(tmp_path):
     with pytest.raises(AdapterError, match="no deltas"):
         peft.save(Adapter("made", {}), tmp_path / "out", "base", TASK)

@@ -8,7 +8,6 @@ from torch import nn
 from iteris_core import AdapterError
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.parts import WeightPart
 
 
 def test_a_module_is_read_in_every_spelling_and_saved_in_one(keys):
@@ -43,68 +42,6 @@ def test_keys_of_modules_that_the_host_does_not_know_are_unmatched(keys):
     adapter = kohya.parse("file", tensors, keys)
     assert adapter.unmatched == ("text_model.norm.w_norm",)
     assert len(kohya.to_tensors(adapter, keys.base_of_module, keys.kernels)) == 3
-
-
-def swap_scale_shift(rows):
-    return rows.flip(0)
-
-
-DIT = {
-    "diffusion_model.blocks.0.qkv": nn.Linear(4, 12),
-    "diffusion_model.out": nn.Linear(4, 8),
-    "clip_l.transformer.text_model.q": nn.Linear(3, 3),
-    "t5xxl.transformer.encoder.block.0.q": nn.Linear(3, 3),
-}
-DIT_TABLE = {
-    "text_encoders.clip_l.transformer.text_model.q": "clip_l.transformer.text_model.q.weight",
-    "text_encoders.t5xxl.transformer.encoder.block.0.q": "t5xxl.transformer.encoder.block.0.q.weight",
-    "lora_te_text_model_q": "clip_l.transformer.text_model.q.weight",
-    "lora_te1_text_model_q": "clip_l.transformer.text_model.q.weight",
-    "text_encoder.text_model.q": "clip_l.transformer.text_model.q.weight",
-    "lora_te2_encoder_block_0_q": "t5xxl.transformer.encoder.block.0.q.weight",
-    "lora_te3_encoder_block_0_q": "t5xxl.transformer.encoder.block.0.q.weight",
-    "lora_unet_blocks_0_qkv": "diffusion_model.blocks.0.qkv.weight",
-    "diffusion_model.blocks.0.qkv": "diffusion_model.blocks.0.qkv.weight",
-    "lora_unet_out": "diffusion_model.out.weight",
-    "diffusion_model.out": "diffusion_model.out.weight",
-    "transformer.layers.0.to_q": ("diffusion_model.blocks.0.qkv.weight", (0, 0, 4)),
-    "transformer.layers.0.to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
-    "lycoris_layers_0_to_k": ("diffusion_model.blocks.0.qkv.weight", (0, 4, 4)),
-    "transformer.norm_out": ("diffusion_model.out.weight", None, swap_scale_shift),
-    "transformer.beyond": ("diffusion_model.out.weight", (0, 6, 4)),
-    "transformer.columns": ("diffusion_model.out.weight", (1, 0, 2)),
-    "transformer.bias": ("diffusion_model.out.bias", None, swap_scale_shift),
-}
-
-
-def dit_keys(name):
-    return model_keys(FAMILIES[name], DIT, DIT_TABLE, {}, "")
-
-
-def test_parts_of_a_transformers_weights():
-    keys = dit_keys("Flux.1")
-    to_k = WeightPart("diffusion_model.blocks.0.qkv", 4, 4)
-    for base in (
-        "transformer.layers.0.to_k",
-        "lycoris_layers_0_to_k",
-        "layers.0.to_k",
-        "base_model.model.layers.0.to_k",
-        "base_model.model.transformer.layers.0.to_k",
-        "lora_unet_layers_0_to_k",  # musubi-tuner's for Z-Image
-    ):
-        assert keys.part_of_base[base] == to_k
-        assert keys.own_base(base) == "transformer.layers.0.to_k"
-    assert keys.part_of_base["norm_out"] == WeightPart(
-        "diffusion_model.out", 0, 8, swap_scale_shift
-    )
-    assert keys.bases_of("diffusion_model.out", None, swap_scale_shift) == ["transformer.norm_out"]
-    assert keys.bases_of("diffusion_model.blocks.0.qkv", (0, 4, 4), None)[0] == (
-        "transformer.layers.0.to_k"
-    )
-    assert keys.module_of_base["base_model.model.blocks.0.qkv"] == "diffusion_model.blocks.0.qkv"
-    odd = {"transformer.beyond", "transformer.columns", "transformer.bias"}
-    assert odd.isdisjoint(keys.part_of_base) and odd.isdisjoint(keys.module_of_base)
-    assert keys.host_keys == DIT_TABLE and keys.prediction_type == ""
 
 
 @pytest.fixture

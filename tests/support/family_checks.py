@@ -77,11 +77,10 @@ CAPTION = "a photo of sks dog on a beach"
 Tensors = dict[str, Tensor]
 
 
-# Spelling -> how its keys begin, best first. "kohya" has fused weights whole, the others in parts.
+# Spelling -> how its keys begin, best first. "kohya" has fused weights whole, the other in parts.
 BEGINNINGS = {
     "kohya": ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_"),
     "diffusers": ("transformer.", "unet.", "text_encoder.", "text_encoder_2.", "diffusion_model."),
-    "peft": ("transformer.", "unet.", "text_encoder.", "text_encoder_2.", "diffusion_model."),
 }
 
 
@@ -176,30 +175,19 @@ def without_overlaps(rows: Mapping[Any, list[str]], module: nn.Linear) -> dict[A
 
 def add(tensors: Tensors, bases: list[str], spelling: str, up: Tensor, down: Tensor) -> None:
     """Add the factors of one module under the base that a spelling has for it."""
-    beginnings = BEGINNINGS[spelling]
-    if spelling == "peft":  # "processor" is in names of old diffusers alone
-        bases = [base for base in bases if ".processor." not in base]
-    base = next(
-        (base for start in beginnings for base in bases if base.startswith(start)), bases[0]
-    )
+    starts = BEGINNINGS[spelling]
+    base = next((base for start in starts for base in bases if base.startswith(start)), bases[0])
     if spelling == "kohya":
         tensors[f"{base}.lora_up.weight"] = up
         tensors[f"{base}.lora_down.weight"] = down
         tensors[f"{base}.alpha"] = torch.tensor(float(down.shape[0]))
         return
-    if spelling == "peft":
-        base = f"base_model.model.{base.removeprefix('diffusion_model.')}"
     tensors[f"{base}.lora_B.weight"] = up
     tensors[f"{base}.lora_A.weight"] = down
 
 
 def hash_of(text: str) -> int:
     return sum(i * ord(letter) for i, letter in enumerate(text, 1)) % 100_003
-
-
-def beginning_of(key: str) -> str:
-    """Return the first word of a key, and of what is behind PEFT's prefix."""
-    return re.match(r"(base_model\.model\.)?[a-z]+(_te\d?|_unet|_model|_encoder(_2)?)?", key)[0]
 
 
 def loaded(
@@ -495,15 +483,8 @@ def check(name: str) -> dict[str, Any]:
     assert not first.adapter.unmatched, first.adapter.unmatched[:3]
     second = loaded(host, "second", lora_of(host, 2, "kohya"), "a drawing of zwx car")
     found: dict[str, Any] = {"layers": len(first.adapter.deltas)}
-    found["spellings"] = {
-        spelling: largest_difference(
-            loaded(host, spelling, files[spelling], "x").adapter, first.adapter
-        )
-        for spelling in ("kohya", "peft")
-    }
-    found["beginnings"] = {
-        spelling: sorted({beginning_of(key) for key in file}) for spelling, file in files.items()
-    }
+    of_kohya = loaded(host, "kohya", files["kohya"], "x").adapter
+    found["spellings"] = largest_difference(of_kohya, first.adapter)
     taught = seen(host, first.adapter)
     held = held_by_rows(host, first.adapter)
     _, of_denoiser = first.adapter.split(host.is_text_module)
@@ -545,7 +526,6 @@ def check(name: str) -> dict[str, Any]:
     hooked = seen(host, result.adapter)
     file, metadata = kohya.file_of(result.adapter, host.keys)
     found["metadata"] = metadata
-    found["keys"] = sorted(file)[:3]
     found["file"] = relative(seen(stock(model, clip, file, start)), hooked, base)
     found["patched"] = relative(
         seen(ComfyModel(*host.patched(result.adapter), start=start)), hooked, base

@@ -24,7 +24,6 @@ import comfy.patcher_extension
 import comfy.samplers
 import comfy_extras.nodes_easycache
 import comfy_extras.nodes_hooks
-import comfy_extras.nodes_sag
 import comfy_extras.nodes_torch_compile
 import tiny_hosts
 import torch
@@ -129,10 +128,6 @@ def wrapped(kind: str) -> Callable[[Any, Any], Patched]:
     return change
 
 
-def sag(model: Any, clip: Any) -> Patched:
-    return comfy_extras.nodes_sag.SelfAttentionGuidance.execute(model, 0.5, 2.0)[0], clip
-
-
 def easy_cache(model: Any, clip: Any) -> Patched:
     node = comfy_extras.nodes_easycache.EasyCacheNode
     return node.execute(model, 0.2, 0.15, 0.95, False)[0], clip
@@ -188,7 +183,6 @@ class Case:
 
 CASES = {
     "attention": Case("SD1.5", attention),
-    "SAG": Case("SD1.5", sag),
     "hooks": Case("SD1.5", hooked),
     "clip skip": Case("SD1.5", skipping),
     "diffusion model wrapper": Case("SD1.5", wrapped(KINDS.DIFFUSION_MODEL)),
