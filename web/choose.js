@@ -1,13 +1,14 @@
 // A choice among many files: a field to search in, the files whose names hold all its words, each with its picture, and
-// the picture of one of them large. Files for another model than the one that is connected are left out, once that is
-// known of them.
+// the picture of one of them large. Files for another model than the one that is connected are left out.
 
-import { aboutLora, pictureOf } from "./loras.js";
+import { offer } from "./fitting.js";
+import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, fileName, html, imageAt } from "./parts.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
+const LINE = 24; // pixels of a name in the list
 const REST = 80; // milliseconds on a name, before its picture is shown large
 let withOthers = false; // files for other models, until the page is closed
 
@@ -29,13 +30,19 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   const picture = html("div", "iteris-seen");
   const rest = html("div", "iteris-quiet");
   const options = new Map(); // name -> its element
-  const families = new Map(); // name -> what its LoRA is for, as far as that was asked
-  const broken = new Set(); // names of files that cannot be read
-  const isOther = (name) => !!families.get(name) && !fits.includes(families.get(name));
-  let found = [];
+  const asked = new Set(); // names of files that the server was asked about since
+  const families = new Map(); // name -> what its LoRA is for, which stays so while the list is open
+  const familyOf = (name) => {
+    const lora = lastAboutLora(name);
+    if (!families.has(name) && lora !== undefined) families.set(name, lora?.family ?? "");
+    return families.get(name);
+  };
+  const isWhole = (name) => !lastAboutLora(name)?.error;
+  let found = []; // names that can be chosen, of which the first are listed
   let marked; // a name
+  let wished = now; // to be marked once it is listed, unless the user has marked one
+  let isOwn = false; // the mark, the user's
   let seen; // the name whose picture is shown large
-  let isPointed = false; // the list, by a pointer that has moved there
   let asking; // the last question, which ends those before it
   box.popover = "auto";
   list.role = "listbox";
@@ -57,14 +64,18 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     seen = name;
     picture.replaceChildren();
     await new Promise((go) => setTimeout(go, REST)); // the server is not asked about names that are only passed
-    const address = seen === name && name && (await pictureOf(name));
+    const address = seen === name && name && pictureOf(name, await aboutLora(name));
     if (seen === name && address) picture.replaceChildren(imageAt(address));
   };
-  const mark = (name) => {
+  const light = (name) => {
     marked = name;
     for (const option of list.children) option.ariaSelected = String(option === options.get(name));
     field.setAttribute("aria-activedescendant", options.get(name)?.id ?? "");
     see(name);
+  };
+  const mark = (name) => {
+    isOwn = true;
+    light(name);
   };
   const optionOf = (name) => {
     if (options.has(name)) return options.get(name);
@@ -72,65 +83,75 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     option.append(html("span", "iteris-picture"), ...fileName("iteris-called", nameOf(name)));
     option.role = "option";
     option.id = `${list.id}-${options.size}`;
-    option.title = name;
     option.addEventListener("click", () => take(name));
     option.addEventListener("pointermove", ({ movementX, movementY }) => {
       // a list that moves below the pointer is not pointed at
       if (marked !== name && (movementX || movementY)) mark(name);
     });
     options.set(name, option);
+    dress(name);
     return option;
   };
-  /** Return whether a name stays where the pointer is, though its file has turned out to be for another model. */
-  const isHeld = (name) => isPointed && options.get(name)?.parentElement === list;
-  /** List what is found; what is listed already stays where it is. */
+  /** Show on a name what is known of its file. */
+  const dress = (name) => {
+    const option = options.get(name);
+    const lora = lastAboutLora(name);
+    const isOther = fits.length && lora?.family && !fits.includes(lora.family);
+    const address = pictureOf(name, lora);
+    if (option.firstChild.firstChild?.getAttribute("src") !== address)
+      option.firstChild.replaceChildren(...(address ? [imageAt(address)] : []));
+    option.classList.toggle("iteris-broken", !isWhole(name));
+    option.classList.toggle("iteris-stranger", !!isOther);
+    const doubt = isOther ? say("unfit", { family: lora.family }) : undefined;
+    option.title = [name, lora?.error, doubt].filter(Boolean).join("\n");
+  };
+  /** List what is found, and return the names of all that may be listed. */
   const show = () => {
     const all = matching(names, field.value);
-    found = all.filter((name) => withOthers || !isOther(name) || isHeld(name));
+    const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf);
+    found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
-    const left = found.length > MOST ? say("more_names", { count: found.length - MOST }) : "";
-    rest.replaceChildren(found.length ? left : all.length ? shownInstead(all.length) : say("no_names"));
+    const more = found.length + unread.length - MOST;
+    if (more > 0 && found.length >= MOST) rest.replaceChildren(say("more_names", { count: more }));
+    else if (unread.length) rest.replaceChildren(say("reading"));
+    else if (found.length) rest.replaceChildren();
+    else rest.replaceChildren(all.length ? shownInstead(all.length) : say("no_names"));
+    const best = found.includes(wished) ? wished : (found.find(isWhole) ?? found[0]);
+    if (!(isOwn && found.includes(marked)) && marked !== best) {
+      light(best);
+      options.get(best)?.scrollIntoView({ block: "nearest" });
+    }
+    return [...found, ...unread].slice(0, MOST);
   };
   const shownInstead = (count) =>
     button("iteris-show-others", say("only_others", { count }), say("others"), () => {
       others.firstChild.click();
       field.focus();
     });
-  /** Ask what the files that are listed are for, and whether they have a picture. */
-  const learn = async () => {
-    asking = {};
-    const mine = asking;
-    for (;;) {
-      const next = found.slice(0, MOST).filter((name) => !families.has(name));
+  /** Ask what the files that may be listed are for, and whether they have a picture: those first that wait for it. */
+  const learn = async (wanted) => {
+    const mine = {};
+    asking = mine;
+    while (mine === asking && box.isConnected) {
+      const waiting = wanted.filter((name) => !asked.has(name));
+      const isKnown = (name) => familyOf(name) !== undefined;
+      const next = waiting.sort((one, other) => isKnown(one) - isKnown(other)).slice(0, AT_ONCE);
       if (!next.length) return;
-      const answers = await Promise.all(
-        next.slice(0, AT_ONCE).map(async (name) => [name, await aboutLora(name), await pictureOf(name)]),
-      );
-      for (const [name, lora, address] of answers) {
-        if (families.has(name)) continue; // another question was quicker
-        families.set(name, (fits.length && lora?.family) || "");
-        const option = options.get(name);
-        if (address) option.firstChild.append(imageAt(address));
-        option.classList.toggle("iteris-broken", !!lora?.error);
-        option.classList.toggle("iteris-stranger", isOther(name));
-        if (lora?.error) broken.add(name);
-        const doubt = isOther(name) ? say("unfit", { family: lora.family }) : undefined;
-        option.title = [name, lora?.error, doubt].filter(Boolean).join("\n");
-      }
-      if (mine !== asking || !box.isConnected) return;
-      show();
-      if (!found.includes(marked) || (broken.has(marked) && marked !== now))
-        mark(found.find((name) => !broken.has(name)) ?? found[0]);
+      await Promise.all(next.map(aboutLora));
+      for (const name of next) asked.add(name);
+      if (mine !== asking) return;
+      wanted = show();
+      for (const name of next) if (options.has(name)) dress(name);
     }
   };
   const search = () => {
-    show();
-    mark(found[0]);
-    learn();
+    isOwn = false;
+    wished = undefined;
+    learn(show());
   };
   const move = (by) => found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))];
   const keys = {
@@ -147,13 +168,6 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     keys[event.key]();
     options.get(marked)?.scrollIntoView({ block: "nearest" });
   });
-  list.addEventListener("pointermove", ({ movementX, movementY }) => {
-    isPointed ||= !!(movementX || movementY);
-  });
-  list.addEventListener("pointerleave", () => {
-    isPointed = false;
-    show();
-  });
   box.addEventListener("wheel", (event) => event.stopPropagation());
   box.addEventListener("toggle", ({ newState }) => {
     if (newState === "open") return;
@@ -166,11 +180,9 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   if (fits.length) box.append(others);
   document.body.append(box);
   box.showPopover();
-  search();
-  if (found.includes(now)) {
-    mark(now);
-    options.get(now)?.scrollIntoView({ block: "nearest" });
-  }
+  const wanted = show();
+  if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // so that the box does not grow
+  learn(wanted);
   place(box, anchor.getBoundingClientRect());
   field.focus();
 }

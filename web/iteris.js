@@ -7,7 +7,7 @@ import { addPictures } from "./compare.js";
 import { nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
-import { forget } from "./loras.js";
+import { forget, forgetAll } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
 import { also } from "./parts.js";
@@ -231,7 +231,10 @@ app.registerExtension({
     }
     hearOwnRuns(node);
   },
-  refreshComboInNodes: learnFiles,
+  refreshComboInNodes() {
+    forgetAll();
+    learnFiles();
+  },
   afterConfigureGraph: recall,
   onNodeOutputsUpdated(outputs) {
     const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 
 const answers = new Map(); // route -> its answer, or that on its way
+const last = new Map(); // name of a LoRA -> the last answer about it
 let names;
 
 async function ask(route) {
@@ -22,14 +23,20 @@ function askOnce(route) {
 const called = (route, name) => `${route}?name=${encodeURIComponent(name)}`;
 
 /** Return the answer of `/iteris/lora` about a file; null: there is none. */
-export const aboutLora = (name) => askOnce(called("/iteris/lora", name));
+export async function aboutLora(name) {
+  const lora = await askOnce(called("/iteris/lora", name));
+  last.set(name, lora);
+  return lora;
+}
+
+/** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
+export const lastAboutLora = (name) => last.get(name);
 
 /** Return the answer of `/iteris/model` about a checkpoint or a diffusion model; null: there is none. */
 export const aboutModel = (name) => askOnce(called("/iteris/model", name));
 
-/** Return the address of a LoRA's picture; undefined: it has none, as `aboutLora` tells. */
-export const pictureOf = async (name) =>
-  (await aboutLora(name))?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined;
+/** Return the address of a LoRA's picture; undefined: it has none, by what is known of it. */
+export const pictureOf = (name, lora) => (lora?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);
 
 /** Return whether a file that was saved is another one now, or none at all; where nobody knows, it is not. */
 export async function isGone({ listed_as: name, hash }) {
@@ -40,8 +47,14 @@ export async function isGone({ listed_as: name, hash }) {
 /** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
 export const loraNames = () => (names ??= ask("/models/loras"));
 
-/** Forget what was known: files come and go. */
+/** Ask anew from now on: files come and go. What was answered last is not taken as true any more, but shown until then. */
 export function forget() {
   answers.clear();
   names = undefined;
+}
+
+/** Forget all, so that nothing is shown before it is answered anew. */
+export function forgetAll() {
+  forget();
+  last.clear();
 }

@@ -323,7 +323,8 @@ class Rows {
       parts.map(async ({ place }) => {
         const { row, isOff } = this.entries[place] ?? {};
         const file = row && names ? fileOf(row.name, names) : undefined;
-        const [lora, picture] = file ? await Promise.all([aboutLora(file), pictureOf(file)]) : [null];
+        const lora = file ? await aboutLora(file) : null;
+        const picture = file && pictureOf(file, lora);
         const key = file && !isOff ? JSON.stringify([file, row.blocks, row.without]) : "";
         return { isOff, isMissing: !!row && !!names && !file, lora, picture, key };
       }),

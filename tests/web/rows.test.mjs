@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
-import { modelFileOf, repeated, strangers } from "../../web/fitting.js";
+import { modelFileOf, offer, repeated, strangers } from "../../web/fitting.js";
 import {
   canName,
   changed,
@@ -141,6 +141,25 @@ test("a LoRA of another family than the model, or than most, is told", () => {
   assert.deepEqual(strangers(["SD1.x", "SDXL"], []), ["odd", "odd"]);
   assert.deepEqual(strangers(["SDXL", ""], []), ["", ""]);
   assert.deepEqual(strangers([], []), []);
+});
+
+test("what is offered for a model is never taken back, and stays where it is", () => {
+  const all = ["a", "b", "c", "d", "e"];
+  const families = new Map([
+    ["a", "SDXL"],
+    ["b", "SD1.5"],
+    ["d", ""],
+  ]);
+  const offered = () => offer(all, ["SDXL"], (name) => families.get(name));
+  assert.deepEqual(offered(), { offered: ["a"], unread: ["c", "d", "e"] });
+  families.set("c", "SDXL");
+  assert.deepEqual(offered(), { offered: ["a", "c", "d"], unread: ["e"] });
+  families.set("e", "SD1.5");
+  assert.deepEqual(offered(), { offered: ["a", "c", "d"], unread: [] });
+  assert.deepEqual(
+    offer(all, [], () => undefined),
+    { offered: all, unread: [] },
+  );
 });
 
 test("a LoRA that is there a second time is told", () => {

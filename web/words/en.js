@@ -72,6 +72,7 @@ export default {
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
   search: "Search LoRAs",
   more_names: "and {count} more: write a part of the name",
+  reading: "Reading files…",
   no_names: "No LoRA has this name.",
   others: "Also LoRAs for other models",
   only_others: "{count} for another model: show",

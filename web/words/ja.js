@@ -71,6 +71,7 @@ export default {
   merge_these_title: "このノードを、同じ行と接続の「LoRA をマージ」にします",
   search: "LoRA を検索",
   more_names: "ほかに {count} 件：名前の一部を入力してください",
+  reading: "ファイルを読み込み中…",
   no_names: "この名前の LoRA はありません。",
   others: "ほかのモデル用の LoRA も表示",
   only_others: "ほかのモデル用に {count} 件：表示",

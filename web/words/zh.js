@@ -69,6 +69,7 @@ export default {
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
   search: "搜索 LoRA",
   more_names: "还有 {count} 个：请输入名称的一部分",
+  reading: "正在读取文件…",
   no_names: "没有这个名称的 LoRA。",
   others: "也显示其他模型的 LoRA",
   only_others: "{count} 个属于其他模型：显示",
