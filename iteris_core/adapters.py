@@ -154,7 +154,6 @@ class Adapter:
     """One LoRA.
 
     Args:
-        name: Name in reports and errors, usually the file's.
         deltas: Module path in the model -> delta of that module's weight.
         unmatched: Keys of the file that belong to no module of the model; reported, never dropped
             silently.

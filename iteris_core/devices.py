@@ -190,7 +190,6 @@ def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
     Args:
         factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, or
             the layer wide and on a CPU.
-        device: Device of the layer's sums.
     """
     if factorisation != "auto":
         return factorisation == "float32"
@@ -209,8 +208,6 @@ class Workplace:
     """The device of one layer's rows, and the precisions of their products and sums.
 
     Args:
-        dtype: Precision of their products, see `product_dtype`.
-        sums: Device of the float64 sums, see `statistics_device`.
         kept: Precision of rows whose numbers are the model's own: half precision where the device
             multiplies it exactly, see `multiplies_halves`.
     """
@@ -322,9 +319,6 @@ def _free_on_host() -> int | None:
 
 def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
-
-    Args:
-        run: Function of the number of samples in one forward call.
 
     Raises:
         CalibrationError: Out of memory with a single sample.

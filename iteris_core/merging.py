@@ -62,7 +62,6 @@ def merge(
         adapters: One or more. Adapters without deltas are left out, with the tasks that only they
             teach.
         tasks: What to reproduce; usually one task per adapter, and a preserve task.
-        config: Settings of the merge; None: the defaults.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
         watch: Told each layer's report the moment it is solved, again where layers are solved
             again.

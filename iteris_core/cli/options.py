@@ -117,7 +117,6 @@ class Option:
     """The option of one setting on the command line.
 
     Args:
-        name: Field of the class of settings.
         panel: Heading in the help under which the option is listed.
     """
 
@@ -263,7 +262,6 @@ def command(
     their options.
 
     Args:
-        name: The command as the user types it, such as ``iteris merge t5``.
         extra: Extra of this package that installs the libraries that the command needs.
         start: Function that returns the settings that the given options change.
         settings: Name of a parameter -> settings with the defaults.

@@ -19,7 +19,6 @@ class Places:
     Args:
         whole: Option -> folder that is written, and replaced, as a whole; None: the option is not
             given.
-        files: Option -> file.
         inputs: Option -> paths that are read; None and names on the hub do not count.
     """
 

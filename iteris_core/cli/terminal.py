@@ -30,7 +30,6 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
     """Turn what a user's files and settings can cause into one line on stderr and exit code 2.
 
     Args:
-        command: The command as the user typed it, such as ``iteris merge t5``.
         extra: Extra of this package that installs the libraries that the command needs.
     """
     try:

@@ -59,11 +59,8 @@ class Cost:
     """Rows that run through the diffusion model, without the proof's.
 
     Args:
-        sampling: Those of the sampling runs.
         sweep: Teacher and student rows.
         polish: Those of the polish; a row with its gradient counts as several.
-        check: Those of the check on unseen samples.
-        rows_of_a_picture: Those of a picture of 20 steps.
         frames: Latent frames of a row; each takes as long as a picture.
     """
 
@@ -125,11 +122,7 @@ def cost_of(
     """Return what a merge costs.
 
     Args:
-        check_plans: Plans of its check; none without one.
         guided: Whether rows are drawn with the negative prompt, too.
-        changes_denoiser: Whether the LoRAs change the diffusion model.
-        sweeps: Sweeps over the diffusion model.
-        checks: How often the result is checked.
     """
     judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
     compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
@@ -182,7 +175,6 @@ class Waiting:
     """What the rows of a merge hold while a layer is solved.
 
     Args:
-        samples: Samples of the merge, two rows each.
         widest: Bytes that all of them hold at the layer where they hold most.
         room: Bytes that they may hold on the device; the rest waits on the host.
         copied: Bytes that are copied in the whole sweep, out and back.

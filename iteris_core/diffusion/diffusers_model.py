@@ -92,9 +92,6 @@ class DiffusersModel:
     def of(cls, pipeline: Any, vae_scale_factor: int = 8) -> DiffusersModel:
         """Return the model of a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`.
 
-        Args:
-            pipeline: The pipeline; its VAE may be missing.
-
         Raises:
             ConfigError: See the class.
         """

@@ -110,7 +110,6 @@ class Judges:
     """What judges pictures: the diffusion model with a LoRA, and without.
 
     Args:
-        network: The diffusion model.
         adapters: Adapters that the mixes of the plans number.
         own: What the LoRAs read of each plan's captions, as teachers.
         base: What the base model reads of them.
@@ -136,7 +135,6 @@ class Judges:
 
         Args:
             latents: The pictures of their runs.
-            progress: Listener for (rows done, rows in all); may raise to cancel.
 
         Raises:
             CalibrationError: Outputs that are not finite.
@@ -182,7 +180,6 @@ def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> flo
     """Return ``s`` of a picture, the mean over its looks; None where the LoRA does nothing there.
 
     Args:
-        picture: Clean latents.
         estimates: The LoRA's and the base model's estimate of each look, of the same shape.
 
     Raises:

@@ -70,12 +70,8 @@ class HeldOutCheck:
     is compared on noisy latents of such pictures: the merged model's output with the teacher's.
 
     Args:
-        model: The base model.
-        adapters: The LoRAs that were merged.
         plans: The plans of the check, see `make_check_plans`.
         calibration: The calibration of the merge, for the model's family.
-        samples_per_chunk: Samples of one forward call.
-        progress: Listener for (steps done, steps in all); may raise to cancel.
     """
 
     model: DiffusionHost
@@ -198,7 +194,6 @@ def unseen_captions(
 
     Args:
         seen: The captions of its task in the merge.
-        calibration: Settings with the number of captions, the forms and the company.
     """
     subjects = map(lora.subject_of, lora.prompts)
     parts = itertools.product(calibration.compositions, calibration.companions, subjects)
@@ -235,7 +230,6 @@ def _contexts(
 
     Args:
         adapters: The LoRAs' text encoder parts, and last the merged one.
-        samples_per_chunk: Samples of one forward call, two rows each.
     """
     tokenized = Tokenized.of(model, [plan.readings() for plan in plans])
     own: dict[tuple[Plan, Reading], Context] = {}
@@ -265,10 +259,6 @@ def _mixes(
 ) -> tuple[Mix, ...]:
     """Return what the text encoders wear where a plan's teacher, the merged model and the reference
     read one of its captions; what no row reads repeats another's.
-
-    Args:
-        merged: The mix of the merged LoRA alone.
-        stacked: That of all LoRAs stacked.
     """
     teacher, *others = (
         tuple(mix.items()) for mix in (plan.mix, merged, {} if plan.mix else stacked)

@@ -104,8 +104,6 @@ class Job:
         asked: All LoRAs as the user wants them merged, for the recipe.
         loras: The LoRAs that change something, at least one, each with a name of its own.
         calibration: Settings of the calibration samples, for the model's family.
-        check_plans: The plans of its check; none without one.
-        notes: Notes for the report that are known before the merge.
     """
 
     model: DiffusionHost
@@ -130,7 +128,6 @@ class Job:
         Args:
             loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
             calibration: Settings of the calibration samples; 0 stands for the family's own.
-            settings: Settings of the merge; None: the defaults.
 
         Raises:
             IterisError: Nothing to merge, settings that do not go together, unusable prompts, or

@@ -36,7 +36,6 @@ def read_lora(
     PEFT or ComfyUI.
 
     Args:
-        path: A .safetensors file.
         strength: Strength of the UNet part, folded into the deltas.
         strength_text: Strength of the text encoder part, folded in too; None: as `strength`.
         blocks, without: As in `LoraUse`; blocks and paths of the UNet go by the names of its
@@ -68,10 +67,6 @@ def check_style(adapters: Iterable[Adapter], style: Style) -> None:
     """Refuse a style that cannot hold these adapters or a merge of them. Worth asking before a
     merge.
 
-    Args:
-        adapters: The adapters, at their strengths.
-        style: Style of the keys, ``kohya`` or ``diffusers``.
-
     Raises:
         AdapterError: The style has no place for what an adapter changes.
         ConfigError: An unknown style.
@@ -99,7 +94,6 @@ def save_lora(
 
     Args:
         adapter: Adapter in the precision of the file.
-        path: The .safetensors file; its folder is made if needed.
         style: Style of the keys: ``kohya``, read by ComfyUI, A1111 and diffusers; or ``diffusers``,
             read by diffusers and ComfyUI.
         metadata: More strings for the file, such as the recipe.

@@ -88,7 +88,6 @@ def read_rows(text: str, field: str) -> list[Row]:
     """Return the rows of a text that are switched on.
 
     Args:
-        text: The text, one row a line.
         field: The input that holds it, for errors.
 
     Raises:

@@ -184,7 +184,6 @@ class LoadedLora:
     """A LoRA whose weights are read.
 
     Args:
-        use: Strengths, prompts and weight of the LoRA.
         adapter: Adapter at the strengths of `use`, under the name of `use`.
         files: The uses of its files, where it has several; see `asked`.
     """
@@ -376,9 +375,6 @@ def with_plain_prompts(
     """Return LoRAs with prompts as a model reads them, and a note for each LoRA from whose prompts
     something was taken out.
 
-    Args:
-        listen: Is called before each LoRA; may raise to cancel.
-
     Raises:
         CalibrationError: A prompt has several readings; shows it.
     """
@@ -407,7 +403,6 @@ def load_each_once(
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
         read: Function that reads a LoRA's weights, at its strengths.
-        listen: Is called before each LoRA's prompts are read; may raise to cancel.
 
     Raises:
         AdapterError: An error of `read`.

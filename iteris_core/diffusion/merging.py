@@ -58,11 +58,6 @@ def merge_and_check(
     """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
     it, and write its recipe into the report.
 
-    Args:
-        progress: Listener for (stage with its number, steps done, steps in all); may raise to
-            cancel.
-        watch: Listener for the report of each layer, called as soon as the layer is solved.
-
     Raises:
         IterisError: Memory that runs out even with the smallest calls, or an error of
             `merge_diffusion`, of the check or of `proof`.
@@ -153,10 +148,6 @@ def merge_diffusion(
 ) -> MergeResult:
     """Merge LoRAs of one diffusion model, text encoders and diffusion model.
 
-    Args:
-        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
-        watch: Listener for the report of each layer, called as soon as the layer is solved.
-
     Raises:
         IterisError: An error of `merge`.
     """
@@ -192,11 +183,7 @@ def _report(job: Job, parts: Sequence[MergeReport]) -> MergeReport:
 
 @dataclass(frozen=True)
 class PartSolver:
-    """Merges one part of the model at a time.
-
-    Args:
-        progress, watch: Listeners, as of `merge_diffusion`.
-    """
+    """Merges one part of the model at a time."""
 
     job: Job
     progress: StageProgress
@@ -334,9 +321,6 @@ def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]
 def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None:
     """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
     None if no LoRA changes it.
-
-    Args:
-        contexts: What the rows of the tasks read.
     """
     job = solver.job
     adapters = solver.adapters(text=False)

@@ -83,9 +83,7 @@ def polish(
         adapters: Adapters that the mixes of the tasks number.
         tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
-        steps: Steps of gradient.
         rows_per_call: Most rows of a forward call; the steps' batches are larger.
-        progress: Listener for (steps done, steps in all); may raise to cancel.
 
     Raises:
         CalibrationError: An output without a gradient, or an error that is not finite.

@@ -82,9 +82,6 @@ def notes_of_rounding(rounded: Rounded) -> list[Note]:
 def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
     """Refuse a LoRA that the host's own loader reads in another way.
 
-    Args:
-        weights: All weights that the host's loader changes.
-
     Raises:
         AdapterError: Names the LoRA and the layer that differs most.
     """
@@ -108,8 +105,6 @@ def prove_loras(
 
     Args:
         loras: The LoRAs of the merge that change something, at least one.
-        calibration: The calibration of the merge, for this family.
-        progress: Listener for (steps done, steps in all).
 
     Returns:
         How the host rounds; empty if it has no loader of its own.
@@ -172,7 +167,6 @@ def prove_merged(
 
     Args:
         lora: The LoRA whose caption is drawn.
-        calibration: The calibration of the merge, for this family.
 
     Returns:
         How the host rounds; empty if it has no loader of its own.

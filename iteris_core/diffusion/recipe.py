@@ -32,7 +32,6 @@ class Recipe:
     """The inputs and settings of a merge, to make its file again.
 
     Args:
-        loras: LoRAs in the file, as their user wanted them merged.
         is_corrected: Whether its strength was corrected by what the check on unseen samples
             measured.
         made_on: Base model and versions, as far as they are known.

@@ -150,7 +150,6 @@ class Context:
             latents: Noisy latents, (channels, ..., height, width).
             sigma: Their noise level, 0-dim.
             other_weights: Token weights of other streams than the text.
-            is_negative: Whether it is the context of the negative prompt.
         """
         of_text = {} if self.weights is None else {TEXT_STREAM: self.weights}
         return Sample(
@@ -228,7 +227,6 @@ class Tokenized:
         """Return the context of one reading.
 
         Args:
-            reading: Captions of the teacher and the student.
             teacher: What the text encoder returned for each piece of the teacher's caption.
             student: The same of the student's.
         """

@@ -29,7 +29,6 @@ class Run:
     Args:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among its owner's.
-        seed: Seed of its noise.
         kept: Numbers of the noise levels at which its latents are kept.
         path: Those at which it stands, from 0 on to the last that is kept.
         first: Seed of the noise of which its first step takes the estimate: its own, or that of
@@ -118,12 +117,9 @@ class Sampler:
     arXiv:2404.07724), and where runs with the same caption share an estimate.
 
     Args:
-        network: The diffusion model; see `model.DiffusionHost.denoiser`.
         sigmas: Noise levels that runs may stand at, (levels + 1,), falling to 0.
         start: (unit noise (runs, ...), first noise level) -> what the runs begin with.
         shape: (channels, ..., height, width) of the latents.
-        processes: The processes that share the runs.
-        picture: See `model.DiffusionHost.picture_tokens`.
     """
 
     network: Network
@@ -170,7 +166,6 @@ class Sampler:
                 the clean latents at every step, each in its region.
             parts_per_call: Teachers in one forward call, two rows each; those of one run always
                 come together.
-            progress: Listener for (steps done, steps in all); may raise to cancel.
         """
         memory = self.network.memory
         if memory is None:

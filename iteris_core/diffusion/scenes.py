@@ -74,7 +74,6 @@ class Scene:
 
     Args:
         caption: Caption of the student.
-        members: LoRAs of the scene.
         layout: Layout of their regions; None: they have none.
     """
 
@@ -108,8 +107,6 @@ def make_scenes(
     run in all orders. Forms of one subject in a style are left to `styled_forms`.
 
     Args:
-        calibration: Settings with the forms, the ordinary things, and the number of scenes per
-            LoRA.
         token_positions: See `TokenPositions`; None: words cannot be paired, and only forms are used
             whose subjects lie apart.
         length: See `model.PictureTokens`; None: captions of all lengths share a call.
@@ -204,9 +201,7 @@ def _casts(
     have met least often, in one of its orders after the other.
 
     Args:
-        groups: All choices of LoRAs.
         met: How often each two LoRAs have met so far, in scenes of all kinds; is kept up to date.
-        chance: Source of the order.
     """
     orders = {group: shuffled(group.orders, chance) for group in groups}
     while True:
@@ -333,7 +328,6 @@ class _SceneWriter:
         Args:
             alone: What the teacher reads in its places.
             words: What the student reads there.
-            own: The teacher's own place.
         """
         if self.token_positions is None:
             return Pairing()

@@ -56,7 +56,6 @@ class HalfPicture:
     """One LoRA's half of a meeting.
 
     Args:
-        meeting: The picture.
         place: Place of the LoRA in its form.
         caption: Caption that the LoRA's teacher reads.
     """

@@ -62,8 +62,6 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
 
     Args:
         count: Number of tokens of a row.
-        problem: The merge, with the settings ``tokens_per_row``, ``tokens_per_dimension`` and
-            ``patches``.
     """
     config = problem.config
     most = count
@@ -85,7 +83,6 @@ def counted_tokens(
     none does.
 
     Args:
-        block: Samples, with their token weights.
         most: Number of tokens of a row that are read, see `tokens_read`.
         count: Number of tokens of a row.
         place: Device of the result, and precision of the weights.

@@ -99,10 +99,8 @@ def _solve_all(
     """Measure and solve every layer once, in as many passes over the rows as the statistics need.
 
     Args:
-        chunks: All rows, in chunks of one forward call each.
         merged: Deltas of the last solve, which student rows wear; None: the mixes of their
             teachers.
-        solver_at: Module path -> solver of that layer.
         solves: Number of solves of all layers before this one.
 
     Returns:
@@ -150,7 +148,6 @@ class _Pass:
         2. `order` and `measurements` are read.
 
     Args:
-        chunks: All rows, in chunks of one forward call each.
         merged: Deltas that student rows wear, by layer; None: the mixes of their teachers.
         waiting: Layers that are still to be measured; empty: the rows only run.
 

@@ -206,8 +206,6 @@ class Measurement:
         """Prepare to measure a layer.
 
         Args:
-            x: Input of the layer, of its first chunk.
-            y: Output of the layer, of the same chunk.
             inputs: Inputs that were measured before; a new one is added.
         """
         config = problem.config
@@ -274,7 +272,6 @@ class Measurement:
         """Add a chunk's rows to the sums, and return the teachers' codes per block.
 
         Args:
-            chunk: Chunk whose rows x and y are.
             y: Output of the layer without any adapter.
         """
         self.input.arrivals.add(x)

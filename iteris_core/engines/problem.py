@@ -31,7 +31,6 @@ class Problem:
     Args:
         adapters: Adapters to merge; each changes something.
         tasks: Tasks to reproduce, checked by `tasks.check_tasks`.
-        processes: The processes that share the samples.
     """
 
     network: Network

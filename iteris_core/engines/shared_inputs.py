@@ -152,8 +152,6 @@ class Arrivals:
     and checked to be the same here.
 
     Args:
-        path: The layer.
-        seen: See `SharedInput`.
         is_first: Whether this layer is the first that reads the input.
     """
 
@@ -184,11 +182,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """The input of one layer, which it measures, or an earlier layer has measured.
-
-    Args:
-        arrivals: Its tensors.
-    """
+    """The input of one layer, which it measures, or an earlier layer has measured."""
 
     shared: SharedInput
     arrivals: Arrivals

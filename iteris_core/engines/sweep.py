@@ -65,7 +65,6 @@ def sweep(
     Args:
         problem: Network, adapters, tasks and settings of the merge. The network is untouched
             afterwards, also after an exception.
-        solver_at: Module path -> solver of that layer; a rival method has other solvers.
         parking: Parking of the tensors of paused chunks; None: as ``waiting_bytes`` says.
 
     Raises:
@@ -120,8 +119,6 @@ class _Sweep:
            earlier layer has measured the same input, the first chunk solves it, and none waits.
 
     Args:
-        solver_at: Module path -> solver of that layer.
-        parking: Parking of the tensors of paused chunks; None: they stay on the device.
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
         counts: Whether the rows count. A process without rows of its own repeats the first's.

@@ -205,7 +205,6 @@ def delta_of(
     they describe vectors only.
 
     Args:
-        tensors: Role -> tensor of the module.
         shape: Shape of the module's weight, or of the part of it; None: the layer cannot be merged.
         dense_delta: Makes deltas that have no exact factors; None: these are refused.
 
@@ -454,7 +453,6 @@ class AdapterKind:
     """A kind of adapter.
 
     Args:
-        name: Name of the kind, as its users say it.
         phrase: Name inside a sentence, with its article.
         roles: Roles of the tensors that it may have, in ComfyUI's order.
         marks: Roles that each identify the kind.

@@ -97,7 +97,6 @@ class LayerWeights:
     """How strongly each layer of one LoRA counts.
 
     Args:
-        name: Name of the LoRA, for errors.
         entries: Weights of blocks; of several that fit, the last counts.
         is_named: Whether the user named the blocks, so that each entry must fit a layer.
         is_whole: Whether there is a number for every layer, so that one must fit each.

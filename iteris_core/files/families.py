@@ -42,7 +42,6 @@ class Family:
     Fields without a value in any program are empty, and are not written.
 
     Args:
-        name: Name in reports and errors.
         blocks: Names under which groups of its blocks can be weighted all at once, see
             `block_weights`; none where that is not known.
         keys: Pattern of the bases of keys that only its adapters have. A family that is earlier in

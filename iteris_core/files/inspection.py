@@ -53,11 +53,9 @@ class AdapterFacts:
     """The facts about an adapter in its file.
 
     Args:
-        path: The file or folder.
         format: Program that writes such keys, such as ``kohya``.
         kinds: Kind of adapter -> number of modules.
         base: Base model family that it was trained for, if the file shows it.
-        targets: Number of modules that it changes.
         modules: Name of a module, such as ``q`` or ``to_k`` -> how many have it.
         peft: A PEFT adapter's settings ``r``, ``alpha`` and ``rslora``; else empty.
         blocks: Block of the model -> number and ranks of the changed layers.

@@ -52,7 +52,6 @@ class ModelKeys:
     """Names and sizes of one model's modules; keeps no weights alive.
 
     Args:
-        family: The model's family.
         module_of_base: Base of a key -> module path, in every spelling.
         base_of_module: Module path -> the base of its keys in saved files, in the style of the
             family.
@@ -157,12 +156,7 @@ def parse(
     model, and vectors of other sizes than the model's, count as unmatched.
 
     Args:
-        name: Name of the file, for reports and errors.
-        tensors: The file's content.
-        keys: The model's keys.
-        metadata: The file's metadata.
         dense_delta: Makes deltas that have no exact factors; None: these are refused.
-        progress: Listener for (modules read, modules in all); may raise to cancel.
 
     Raises:
         AdapterError: The file is for another family of models, no key fits the model, tensors are
@@ -351,7 +345,6 @@ def to_tensors(
 
     Args:
         adapter: The adapter, in the precision to save.
-        base_of_module: Module path -> the base of its keys.
         kernels: Module path -> kernel of convolutions, whose factors have as many dimensions more.
         whole: Whether deltas whose factors are no smaller than the weight are written as
             ``<base>.diff`` instead.

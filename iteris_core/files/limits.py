@@ -79,7 +79,6 @@ def budget(path: Path, tensors: Path | None = None) -> Iterator[None]:
     """Let all readers that are called meanwhile share one budget; see `spend`.
 
     Args:
-        path: The file, for errors.
         tensors: The file of the tensors, if they are read, too: a larger one may take longer.
 
     Raises:

@@ -45,7 +45,6 @@ def merged_metadata(
     merges have equal files.
 
     Args:
-        title: The name of the merged LoRA.
         adapters: LoRAs whose titles and tags are taken over.
         triggers: Trigger phrases of the LoRAs, each once.
         thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
@@ -106,11 +105,9 @@ def gallery_card(
     its words and base model without a look-up.
 
     Args:
-        path: The file.
         bases: What it calls the base models of the merge's LoRAs, "" if it does not know; the
             merge's is unknown where they differ.
         triggers: Trigger phrases of the LoRAs, each once.
-        notes: Where it comes from.
     """
     status = path.stat()
     known = {base for base in bases if base} - {_UNKNOWN_BASE}

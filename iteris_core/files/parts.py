@@ -18,7 +18,6 @@ class WeightPart:
     """Rows of a weight that files name as a weight of its own; a whole weight is all of them.
 
     Args:
-        path: Path of the module that has the weight.
         start: The first row.
         length: The number of rows.
         reorder: Function that brings rows from the order of the files to the model's order:

@@ -249,7 +249,6 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
     W``, of full rank.
 
     Args:
-        folder: The adapter's folder.
         shapes: Module path -> (d_out, d_in) of the base model's weights that can be merged.
         weight_at: Function that returns the base model's weights; only a DoRA needs them.
 
@@ -360,7 +359,6 @@ def settings_of(
     another rank than the commonest have patterns.
 
     Args:
-        base_model_name_or_path: The base model, as its users name it.
         task_type: PEFT's name of the model's task, such as ``SEQ_2_SEQ_LM``; None: a plain
             `PeftModel`.
     """

@@ -33,9 +33,6 @@ def load_model(
     Args:
         auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
         kinds: The values of ``model_type`` that the model may have.
-        source: Folder, or name on the hub.
-        dtype: The precision to run in.
-        device: The device to run on.
         device_map: See `placed`.
 
     Raises:
@@ -164,9 +161,7 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
 
     Args:
         load: Loading function of `transformers` or `diffusers`.
-        source: Folder, or name on the hub.
         what: Name of the loaded thing in errors, such as "a tokenizer".
-        options: More arguments of `load`.
 
     Raises:
         ConfigError: It cannot be loaded; says why, and what to give instead.

@@ -287,7 +287,6 @@ def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overw
     Args:
         wanted: The file or folder, which alone may be replaced.
         save: (path, whether it may be replaced) -> nothing; saves, or raises `NameTakenError`.
-        overwrite: Whether `wanted` may be replaced.
     """
     path = wanted
     for _ in range(_TRIES):

@@ -106,7 +106,6 @@ def prepare(
     """Return the network to merge in, and the samples of each task as its rows.
 
     Args:
-        teachers: The tasks' teachers, who write captions for samples without one.
         processor: Processor of the base model; None if no sample needs it.
 
     Raises:

@@ -125,7 +125,6 @@ def encode_captions(
 
     Args:
         processor: Processor of the model; None if no sample needs one.
-        model: The captioning model, as `blip.load_base` returns it.
 
     Raises:
         CalibrationError: A picture cannot be read, or the model does not have these pixels or ids.

@@ -67,7 +67,6 @@ class AdapterTask:
     """An adapter, and the samples to measure it on.
 
     Args:
-        samples: Samples of the task; at least one.
         weight: Weight of the task, relative to the other adapters' tasks.
 
     Raises:
@@ -151,9 +150,6 @@ class Family:
     Args:
         kinds: Values of ``model_type``.
         model_class: Name of the class of `transformers` that loads a model.
-        load_reader: Function that loads the tokenizer or processor next to a model.
-        prepare: Function that makes rows of samples.
-        options: Settings for reading samples, by default.
         task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
     """
 
@@ -193,11 +189,7 @@ def merge_peft(
     Args:
         family: The model's family, ``t5.FAMILY`` or ``blip.FAMILY``.
         base: Folder, name on the hub, a loaded model, or a `Base` that says more about it.
-        adapters: Adapters to merge, at least one, with their samples.
         config: Settings of the merge; None: `DEFAULT`.
-        options: Settings for reading samples; None: the family's.
-        preserve: Samples that keep the base model as it is; None: there is no such task.
-        progress: Listener for (stage, steps done, steps in all); may raise to cancel.
 
     Raises:
         IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.

@@ -27,7 +27,6 @@ class Teachers:
 
     Args:
         mixes: Mix that each task's teacher wears: number of an adapter -> share.
-        progress: Listener for (stage, tasks answered, tasks in all); may raise to cancel.
     """
 
     model: Any
@@ -38,9 +37,6 @@ class Teachers:
 
     def answered(self, tasks: Sequence[Sequence[Encoded]], write: Write) -> list[list[Encoded]]:
         """Fill in the targets that are missing.
-
-        Args:
-            write: Function that lets the model answer a batch.
 
         Raises:
             CalibrationError: Out of memory with a single sample.

@@ -59,13 +59,11 @@ def fidelity(
 
     Args:
         network: The base model; its forward returns one entry per row. Untouched afterwards.
-        adapters: Adapters that the tasks' mixes name by their number.
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
         samples_per_chunk: Samples of one forward call, two rows each.
         comparison: What is compared; None: whole outputs, with the base model on the teachers'
             inputs.
-        progress: Listener for (rows done, rows in all) of this process; may raise to cancel.
 
     Raises:
         CalibrationError: The network returns nothing to compare, or rows that are not finite.

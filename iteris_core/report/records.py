@@ -63,7 +63,6 @@ class MergeReport:
         settings: Settings to repeat the merge with, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
-        method: Name of the method, see `MergeConfig`.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
         unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
         can_check: Whether it could have been checked on unseen samples, and was not.

@@ -200,9 +200,7 @@ def dress(
     merged delta.
 
     Args:
-        chunk: Chunk whose rows x and y are.
         y: Output of the layer, which may be changed.
-        worn: Deltas that those rows wear at this layer.
         codes: Teachers' ``X down^T`` per block, if they were computed before.
     """
     with exact_products(x.device):
