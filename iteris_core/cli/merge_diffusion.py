@@ -56,17 +56,6 @@ the file's metadata. Strengths are baked into the result: load it at 1.
 
 Exit code 0: merged; 2: one line says what is wrong with the files or settings.
 """
-OF_BEFORE = (
-    "--prompts",
-    "--prompts-file",
-    "--strength",
-    "--strength-text",
-    "--weights",
-    "--trigger",
-    "--kind",
-    "--blocks",
-    "--without",
-)  # options of before, each given once for every LoRA
 _ROW = '"<lora:dog.safetensors:0.8> subject | a photo of sks dog"'
 
 
@@ -159,16 +148,11 @@ def _merge(
     ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
-    of_before: Annotated[list[str] | None, typer.Option(*OF_BEFORE, hidden=True)] = None,
     calibration: Calibration,
     solving: MergeConfig,
     placement: Spread,
     saving: Saving,
 ) -> None:
-    if of_before:
-        raise ConfigError(
-            f"{', '.join(OF_BEFORE)} are written in the LoRA's own row now: --lora {_ROW}"
-        )
     rows = rows_of(lora)
     paths = [file_of(row) for row in rows]
     Places(

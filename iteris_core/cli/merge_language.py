@@ -208,11 +208,7 @@ class _Command:
 def _tasks(
     folders: Sequence[Path], samples: Sequence[Sequence[Any]], weights: str | None
 ) -> list[AdapterTask]:
-    """Return the adapters with their samples.
-
-    Raises:
-        IterisError: There are more or fewer samples or weights than adapters.
-    """
+    """Return the adapters with their samples."""
     counts = options.numbers("--weights", weights) or [1.0] * len(folders)
     if len(samples) != len(folders):
         raise ConfigError(

@@ -33,51 +33,34 @@ class Places:
         Raises:
             ConfigError: Names the options and the place.
         """
-        for option, place in self._outputs():
-            if fault := fault_of_path(place):
-                raise ConfigError(f"{option}: {fault}")
-        self._check_apart()
-        for option, file in self.files.items():
-            if file is not None and file.is_dir():
-                raise ConfigError(f"{option} is {file}, a folder; name a file")
-        self._check_inputs_stay()
-        for option, place in self._outputs():
-            _check_writable(option, place)
-
-    def _outputs(self) -> list[tuple[str, Path]]:
-        """Return the places whose former content is replaced."""
-        return [
+        outputs = [
             (option, place)
             for option, place in {**self.whole, **self.files}.items()
             if place is not None
         ]
-
-    def _check_apart(self) -> None:
-        for (outer, folder), (inner, place) in permutations(self._outputs(), 2):
-            if folder.resolve() == place.resolve():
+        for option, place in outputs:
+            if fault := fault_of_path(place):
+                raise ConfigError(f"{option}: {fault}")
+            if option in self.files and place.is_dir():
+                raise ConfigError(f"{option} is {place}, a folder; name a file")
+        for (outer, folder), (inner, place) in permutations(outputs, 2):
+            if folder.resolve() in _with_parents(place):
                 raise ConfigError(
-                    f"{inner} and {outer} are both {folder}; give each a place of its own"
+                    f"{inner} is {place}, inside of {outer}, {folder}; choose a place outside"
                 )
-            if folder.resolve() in place.resolve().parents:
-                what = "written as a whole" if outer in self.whole else "to be a file"
-                raise ConfigError(
-                    f"{inner} is {place}, inside of {outer}, {folder}, which is {what}; choose a "
-                    "place outside"
-                )
+        for option, place in outputs:
+            self._check_inputs_stay(option, place)
+            _check_writable(option, place)
 
-    def _check_inputs_stay(self) -> None:
-        for option, place in self._outputs():
-            for name, path in self._read():
-                is_inside = (
-                    option in self.files
-                    and place.exists()
-                    and path.resolve() in place.resolve().parents
+    def _check_inputs_stay(self, option: str, place: Path) -> None:
+        is_old_file = option in self.files and place.exists()
+        for name, path in self._read():
+            is_inside = is_old_file and path.resolve() in _with_parents(place)
+            if is_inside or place.resolve() in _with_parents(path):
+                raise ConfigError(
+                    f"{option} is {place}, which would take the place of {name} {path}; choose "
+                    "another place"
                 )
-                if is_inside or place.resolve() in (path.resolve(), *path.resolve().parents):
-                    raise ConfigError(
-                        f"{option} is {place}, which would take the place of {name} {path}; choose "
-                        "another place"
-                    )
 
     def _read(self) -> Iterator[tuple[str, Path]]:
         """Yield the inputs that are on this disk."""
@@ -85,6 +68,10 @@ class Places:
             for path in map(Path, map(str, filter(None, paths))):
                 if path.exists():
                     yield option, path
+
+
+def _with_parents(place: Path) -> tuple[Path, ...]:
+    return place.resolve(), *place.resolve().parents
 
 
 def _check_writable(option: str, place: Path) -> None:

@@ -29,7 +29,6 @@ _OTHER_INPUTS = {
     "encoder_hid_dim_type": "picture embeddings",
 }
 _POOLED = "pooled_output"  # of a prompt, among what the UNet of SDXL reads besides the tokens
-_SIZES = 6  # numbers that tell the UNet of SDXL the size of a picture; the refiner reads 5
 _DEPTH = 2  # resnets of each block of SDXL's UNet; models that were cut down have fewer
 
 
@@ -79,7 +78,7 @@ class DiffusersModel:
         tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
         _check_texts(self.text_models, tokenizers)
         self.fills: list[int] = [read.pad_token_id for read in tokenizers]
-        _check_unet(unet, self.text_models, self.family)
+        _check_unet(unet, self.family)
         _check_scheduler(scheduler)
         self.prediction_type: str = scheduler.config.prediction_type
         self.vae_scale_factor = vae_scale_factor
@@ -342,21 +341,11 @@ def _evaluating(*models: Any) -> Iterator[None]:
 
 
 def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
-    if len(models) != len(tokenizers):
+    if any(getattr(model.config, "use_attention_mask", False) for model in models):
         raise ConfigError(
-            f"there are {len(models)} text encoders and {len(tokenizers)} tokenizers; give each "
-            "text encoder its own, and both text encoders of SDXL"
+            "the text encoder masks padding, which Stable Diffusion's does not; choose an SD1.5 or "
+            "SDXL model"
         )
-    for model, tokenizer in zip(models, tokenizers, strict=True):
-        if tokenizer.pad_token_id is None:
-            raise ConfigError(
-                "the tokenizer has no padding token to fill prompts up with; set its pad_token"
-            )
-        if getattr(model.config, "use_attention_mask", False):
-            raise ConfigError(
-                "the text encoder masks padding, which Stable Diffusion's does not; choose an "
-                "SD1.5 or SDXL model"
-            )
     if any(tokenizer.get_vocab() != tokenizers[0].get_vocab() for tokenizer in tokenizers[1:]):
         raise ConfigError(
             "the two tokenizers have different words, so that they cut prompts differently; they "
@@ -364,7 +353,7 @@ def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
         )
 
 
-def _check_unet(unet: Any, text_models: Sequence[Any], family: Family) -> None:
+def _check_unet(unet: Any, family: Family) -> None:
     config = unet.config
     _check_conditions(config, family)
     if config.in_channels != config.out_channels:
@@ -375,16 +364,13 @@ def _check_unet(unet: Any, text_models: Sequence[Any], family: Family) -> None:
             f"the UNet is of {what} model: it reads {config.in_channels} channels and answers "
             f"{config.out_channels}. Choose a text-to-image model; the merged LoRA works on both"
         )
-    width = sum(model.config.hidden_size for model in text_models)
-    needed = config.cross_attention_dim
-    if any(size != width for size in (needed if isinstance(needed, (tuple, list)) else [needed])):
-        whose = "text encoder's have" if len(text_models) == 1 else "text encoders' together have"
+    if family.name == "SDXL" and (
+        config.layers_per_block != _DEPTH or not getattr(unet.mid_block, "attentions", None)
+    ):
         raise ConfigError(
-            f"the UNet reads contexts of width {needed}, the {whose} {width}; they do not belong "
-            "together"
+            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA; merging is not "
+            "tested on these. Choose a plain SDXL model"
         )
-    if len(text_models) > 1:
-        _check_sdxl(unet, text_models[-1])
 
 
 def _check_conditions(config: Any, family: Family) -> None:
@@ -398,24 +384,6 @@ def _check_conditions(config: Any, family: Family) -> None:
                 f"the UNet {reads} {inputs}, unlike {family.name}'s; choose a plain "
                 f"{family.name} model"
             )
-
-
-def _check_sdxl(unet: Any, text_encoder: Any) -> None:
-    """Refuse relatives of SDXL."""
-    config = unet.config
-    sizes = config.projection_class_embeddings_input_dim - text_encoder.config.projection_dim
-    if sizes != _SIZES * config.addition_time_embed_dim:
-        raise ConfigError(
-            f"the UNet reads {sizes / config.addition_time_embed_dim:g} numbers besides the pooled "
-            f"text, SDXL's {_SIZES} are the sizes of a picture; 5 are the refiner's. Choose an "
-            "SDXL base model"
-        )
-    middle = getattr(unet.mid_block, "attentions", None)
-    if config.layers_per_block != _DEPTH or not middle:
-        raise ConfigError(
-            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA; merging is not "
-            "tested on these. Choose a plain SDXL model"
-        )
 
 
 def _check_scheduler(scheduler: Any) -> None:

@@ -15,7 +15,7 @@ where they show the LoRA as much, 0 where they could be the base model's.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,8 @@ from ..progress import Progress, nobody
 from ..report.fidelity import Rows, outputs_of
 from ..report.records import RunFidelity, TaskFidelity
 from ..settings import called
-from .calibration import Calibration
 from .model import DenoiserRow, Encoded
-from .plans import Contexts, negative_of, run_seed, with_negative
+from .plans import Contexts, Plan
 from .samples import Reading
 from .sampling import Latents, Part, Run, noise
 
@@ -47,29 +46,20 @@ _LEAST = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnPlan:
-    """The plan of one LoRA's pictures; see `plans.Plan`. Each is drawn by the LoRA alone and by the
-    merge, from the same noise.
+class DrawnPlan(Plan):
+    """The plan of one LoRA's pictures, each drawn by the LoRA alone and by the merge, from the same
+    noise.
 
     Args:
-        name: See `plans.Plan`.
-        mix: See `plans.Plan`.
         captions: One caption per picture.
-        number: See `plans.CaptionPlan`.
         merged: Number of the merged LoRA among the adapters of the check.
-        calibration: Settings of the check.
     """
 
-    name: str
-    mix: Mapping[int, float]
     captions: tuple[str, ...]
-    number: int
     merged: int
-    calibration: Calibration
-    weight: float = 1.0
 
     def readings(self) -> list[Reading]:
-        return with_negative(self.captions, self.calibration)
+        return self.with_negative(self.captions)
 
     def drawn_in(self) -> list[Run]:
         return [run for pair in self.pairs for run in pair]
@@ -78,7 +68,7 @@ class DrawnPlan:
     def pairs(self) -> list[tuple[Run, Run]]:
         """The runs of each picture, the LoRA's and the merge's."""
         whole = ((STEPS,), PATH)
-        seeds = [run_seed(self.number, i, self.calibration) for i in range(len(self.captions))]
+        seeds = map(self.seed, range(len(self.captions)))
         return [
             (
                 Run(f"{self.name}, alone", i, seed, *whole, first=seed),
@@ -93,11 +83,10 @@ class DrawnPlan:
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         runs = {}
-        negative = negative_of(self, contexts)
-        of_merge = None
-        if negative is not None:
-            unconditional = Reading.of(self.calibration.negative_prompt)
-            of_merge = contexts[self, unconditional].student
+        negative = self.negative(contexts)
+        of_merge = (
+            contexts[self, self.unconditional].student if self.calibration.is_guided else None
+        )
         for caption, (alone, merged) in zip(self.captions, self.pairs, strict=True):
             context = contexts[self, Reading.of(caption)]
             runs[alone] = Part(self.mix, context.teacher, negative)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -175,14 +175,14 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
         # as users write them, and in company that the merge has not read
         alone = itertools.cycle(lora.prompts)
         captions = [next(alone) if i % 2 == 0 else other for i, other in enumerate(company)]
-        plans.append(DrawnPlan(lora.name, {k: 1.0}, tuple(captions), k, len(loras), unseen))
+        plans.append(DrawnPlan(lora.name, {k: 1.0}, 1.0, k, unseen, tuple(captions), len(loras)))
     # the last of the ordinary captions, since the preserve task takes them from the first on; what
     # it has read comes only where there is nothing else
     read = set(base_captions(calibration))
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    base = CaptionPlan("base model", {}, 1.0, captions_of_base, 0.0, len(loras), unseen)
+    base = CaptionPlan("base model", {}, 1.0, len(loras), unseen, captions_of_base, 0.0)
     return [*plans, *make_together_plans(loras, unseen, len(loras) + 1), base]
 
 
@@ -235,12 +235,12 @@ def _contexts(
     own: dict[tuple[Plan, Reading], Context] = {}
     bases: dict[tuple[Plan, Reading], Context] = {}
     last = len(adapters) - 1
-    stacked = {k: 1.0 for k in range(last)}
-    worn = {
-        (plan, reading): _mixes(plan, reading, {last: 1.0}, stacked)
-        for plan in plans
-        for reading in plan.readings()
-    }
+    stacked = dict.fromkeys(range(last), 1.0)
+    worn: dict[tuple[CheckPlan, Reading], list[Mix]] = {}
+    for plan in plans:
+        of_plan = plan.mix, {last: 1.0}, {} if plan.mix else stacked  # teacher, merge, reference
+        mixes: list[Mix] = [tuple(mix.items()) for mix in of_plan]
+        worn |= {(plan, reading): mixes for reading in plan.readings()}
     texts = {(reading.teacher, mix) for (_, reading), mixes in worn.items() for mix in mixes}
     written = with_smaller_calls(
         lambda size: _read_wearing(model, adapters, tokenized, sorted(texts), 2 * size),
@@ -252,23 +252,6 @@ def _contexts(
         own[plan, reading] = tokenized.context(reading, teacher, student)
         bases[plan, reading] = tokenized.context(reading, base, base)
     return _Readers(own, bases)
-
-
-def _mixes(
-    plan: CheckPlan, reading: Reading, merged: Mapping[int, float], stacked: Mapping[int, float]
-) -> tuple[Mix, ...]:
-    """Return what the text encoders wear where a plan's teacher, the merged model and the reference
-    read one of its captions; what no row reads repeats another's.
-    """
-    teacher, *others = (
-        tuple(mix.items()) for mix in (plan.mix, merged, {} if plan.mix else stacked)
-    )
-    if isinstance(plan, TogetherPlan):
-        if not plan.is_read_by_others(reading):
-            others = [teacher] * len(others)
-        elif not plan.is_read_by_teacher(reading):
-            teacher = others[0]
-    return teacher, *others
 
 
 @torch.no_grad()

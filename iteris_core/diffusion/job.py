@@ -306,11 +306,7 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
 
 
 def _check_pictures(plans: Sequence[Plan], model: DiffusionHost, calibration: Calibration) -> None:
-    """Refuse scenes in the text alone where words cannot be paired.
-
-    Raises:
-        ConfigError: There are scenes, and nothing of them would count.
-    """
+    """Refuse scenes in the text alone where words cannot be paired."""
     in_text = not calibration.scene_pictures and any(isinstance(plan, ScenePlan) for plan in plans)
     if model.picture_tokens and in_text:
         raise ConfigError(
@@ -321,11 +317,7 @@ def _check_pictures(plans: Sequence[Plan], model: DiffusionHost, calibration: Ca
 
 
 def _check_captions(model: DiffusionHost, plans: Sequence[Plan]) -> None:
-    """Refuse captions that the model's text encoder cannot read.
-
-    Raises:
-        CalibrationError: A caption is too long; shows it.
-    """
+    """Refuse captions that the model's text encoder cannot read."""
     readings = [plan.readings() for plan in plans]
     tokenized = Tokenized.of(model, readings)
     for reading in {reading: None for of_plan in readings for reading in of_plan}:

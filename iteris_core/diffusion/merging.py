@@ -9,9 +9,10 @@ The student of the diffusion model reads what the merged text encoders write, so
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 
 import torch
 
@@ -49,7 +50,6 @@ from .samples import Context, Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 
 logger = logging.getLogger("iteris")
-T = TypeVar("T")
 
 
 def merge_and_check(
@@ -241,10 +241,11 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     outputs, result = _read(solver, readings, tokenized)
     contexts: dict[tuple[Plan, Reading], Context] = {}
     for plan, rows in zip(plans, outputs, strict=True):
-        counts = [len(tokenized.pieces[reading.teacher]) for reading in readings[plan]]
-        for reading, of_reading in zip(readings[plan], in_groups(rows, counts), strict=True):
-            teacher = [row for row, _ in of_reading]
-            student = [row for _, row in of_reading]
+        following = iter(rows)
+        for reading in readings[plan]:
+            own = list(islice(following, len(tokenized.pieces[reading.teacher])))
+            teacher = [row for row, _ in own]
+            student = [row for _, row in own]
             contexts[plan, reading] = tokenized.context(reading, teacher, student)
     return contexts, result
 
@@ -270,27 +271,14 @@ def _read(
     with solver.job.model.text_encoder() as network:
         if any(adapter.deltas for adapter in adapters):
             result = solver.merge(network, adapters, tasks, TEXT_STAGE)
-            return _outputs_of(result), result
+            assert result.outputs is not None, "a text encoder returns one output per row"
+            return result.outputs, result
         outputs = with_smaller_calls(
             lambda size: [read_by_base(network, task.samples, size) for task in tasks],
             max(len(task.samples) for task in tasks),
             "reading the prompts",
         )
         return outputs, None
-
-
-def _outputs_of(result: MergeResult) -> Sequence[Sequence[tuple[Any, Any]]]:
-    """Return what the rows of a merged text encoder read, by task and sample.
-
-    Raises:
-        CalibrationError: The text encoder returned nothing.
-    """
-    if result.outputs is None:
-        raise CalibrationError(
-            "the text encoder's forward returns nothing that the diffusion model could read; it "
-            "must return one output per row"
-        )
-    return result.outputs
 
 
 @torch.no_grad()
@@ -308,14 +296,6 @@ def read_by_base(
     of_others = encoded([sample.student for sample in others])
     students = {id(sample): row for sample, row in zip(others, of_others, strict=True)}
     return [(row, students.get(id(sample), row)) for sample, row in zip(samples, rows, strict=True)]
-
-
-def in_groups(items: Sequence[T], counts: Sequence[int]) -> Iterator[Sequence[T]]:
-    """Yield items in groups of these sizes, in order."""
-    start = 0
-    for count in counts:
-        yield items[start : start + count]
-        start += count
 
 
 def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None:
@@ -358,11 +338,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
 def _by_experts(
     solver: PartSolver, network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task]
 ) -> MergeResult:
-    """Merge the layers of each expert on the rows that run through it, and return all as one.
-
-    Raises:
-        CalibrationError: A task has no rows of an expert.
-    """
+    """Merge the layers of each expert on the rows that run through it, and return all as one."""
     results = []
     for number, expert in enumerate(network.experts):
         part = [adapter.select(expert.has) for adapter in adapters]

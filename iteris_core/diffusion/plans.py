@@ -6,9 +6,10 @@ import functools
 import itertools
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -49,64 +50,79 @@ PRESERVE_TASK = "base model (preserve)"
 _STYLED_WEIGHT = 10.0
 
 
-class Plan(Protocol):
-    """One task of a merge or of its check before its samples exist.
+@dataclass(frozen=True, eq=False)
+class Plan(ABC):
+    """One task of a merge or of its check before its samples exist; compared by identity.
 
     Lifecycle:
         1. `readings`: the captions that the text encoder has to read for it.
         2. `runs`: its parts in sampling runs, once those captions are encoded.
         3. Of a `TaskPlan`, `samples`: once the runs are made.
 
-    Plans are compared by identity: two plans with equal fields are not equal.
+    Args:
+        mix: Mix that its teacher wears: number of a LoRA -> share.
+        number: Decides the noise; plans share one only where they share their runs.
     """
 
-    @property
-    def name(self) -> str:
-        """The name of the task."""
-        ...
+    name: str
+    mix: Mapping[int, float]
+    weight: float
+    number: int
+    calibration: Calibration
 
-    @property
-    def mix(self) -> Mapping[int, float]:
-        """Mix that its teacher wears: number of a LoRA -> share."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """The weight of the task."""
-        ...
-
+    @abstractmethod
     def readings(self) -> list[Reading]:
         """Return the readings of teacher and student, without duplicates."""
-        ...
 
+    @abstractmethod
     def drawn_in(self) -> list[Run]:
         """Return the sampling runs that its teacher draws in."""
-        ...
+
+    @abstractmethod
+    def runs(self, contexts: Contexts) -> dict[Run, Part]:
+        """Return the sampling runs that its teacher draws in, and its part in each."""
+
+    def samples_of_runs(self) -> list[int]:
+        """Return the number of samples of each of its sampling runs."""
+        return [len(run.kept) for run in self.drawn_in()]
 
     def sample_count(self) -> int:
         """Return the number of its samples of the diffusion model."""
-        ...
-
-    def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        """Return the sampling runs that its teacher draws in, and its part in each."""
-        ...
-
-
-class TaskPlan(Plan, Protocol):
-    """A plan with samples, which compare teacher and student."""
-
-    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
-        """Return its samples of the diffusion model."""
-        ...
-
-
-class SampledPlan(Plan, Protocol):
-    """A plan whose readings `with_negative` makes."""
+        return sum(self.samples_of_runs())
 
     @property
-    def calibration(self) -> Calibration:
-        """Settings of the calibration samples."""
-        ...
+    def unconditional(self) -> Reading:
+        """The reading of the negative prompt."""
+        return Reading.of(self.calibration.negative_prompt)
+
+    def with_negative(self, captions: Sequence[str]) -> list[Reading]:
+        """Return the readings of captions that teacher and student both read, without duplicates;
+        with guidance, also of the negative prompt.
+        """
+        negative = [self.unconditional] if self.calibration.is_guided else []
+        return list(dict.fromkeys([*map(Reading.of, captions), *negative]))
+
+    def negative(self, contexts: Contexts) -> Encoded | None:
+        """Return the negative prompt as its teacher reads it; None without guidance."""
+        return contexts[self, self.unconditional].teacher if self.calibration.is_guided else None
+
+    def run(self, owner: str, number: int) -> Run:
+        """Return sampling run `number`."""
+        kept = kept_levels(self.calibration, number)
+        seed = self.seed(number)
+        return Run(owner, number, seed, tuple(kept), tuple(path_to(self.calibration, kept)), seed)
+
+    def seed(self, number: int) -> int:
+        """Return the seed of run `number`; plans with other numbers have no run of this seed."""
+        return self.calibration.seed * 1_000_003 + self.number * 1009 + number
+
+
+class TaskPlan(Plan):
+    """A plan with samples, which compare teacher and student."""
+
+    @abstractmethod
+    def samples(self, contexts: Contexts, latents: Latents) -> list[Sample]:
+        """Return its samples of the diffusion model."""
 
 
 # What teacher and student of a plan read, encoded.
@@ -114,40 +130,24 @@ Contexts = Mapping[tuple[Plan, Reading], Context]
 
 
 @dataclass(frozen=True, eq=False)
-class CaptionPlan:
+class CaptionPlan(TaskPlan):
     """A task with captions that teacher and student both read, each with a sampling run.
 
     Args:
-        name, mix, weight: Those of a `Plan`.
         captions: One caption per sampling run.
         unconditional_share: Share of the kept latents that are also read with the negative prompt.
-        number: The plan's number in its merge; no two plans see the same noise.
-        calibration: Settings of the calibration samples.
     """
 
-    name: str
-    mix: Mapping[int, float]
-    weight: float
     captions: tuple[str, ...]
     unconditional_share: float
-    number: int
-    calibration: Calibration
-
-    @property
-    def unconditional(self) -> Reading:
-        return Reading.of(self.calibration.negative_prompt)
 
     def readings(self) -> list[Reading]:
-        return with_negative(self.captions, self.calibration)
+        return self.with_negative(self.captions)
 
     def drawn_in(self) -> list[Run]:
         return [run for run, _ in self._captioned_runs()]
 
-    def sample_count(self) -> int:
-        return sum(self.samples_of_runs())
-
     def samples_of_runs(self) -> list[int]:
-        """Return the number of samples of each of its sampling runs."""
         runs = self.drawn_in()
         return [
             sum(1 + is_chosen(i, self.unconditional_share, start) for i in range(len(run.kept)))
@@ -155,7 +155,7 @@ class CaptionPlan:
         ]
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = negative_of(self, contexts)
+        negative = self.negative(contexts)
         parts = {
             caption: Part(self.mix, contexts[self, Reading.of(caption)].teacher, negative)
             for caption in self.captions
@@ -178,7 +178,7 @@ class CaptionPlan:
         runs = []
         first: dict[str, int] = {}  # seed of the caption's first run that makes a step
         for i, caption in enumerate(self.captions):
-            run = run_of(self.name, self.number, i, self.calibration)
+            run = self.run(self.name, i)
             if run.length:
                 run = replace(run, first=first.setdefault(caption, run.seed))
             runs.append((run, caption))
@@ -194,25 +194,17 @@ class ScenePart(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ScenePlan:
+class ScenePlan(TaskPlan):
     """One LoRA's task in captions with other LoRAs, where only its words, the caption's end, and
     its region count.
 
     Args:
-        name, mix, weight: Those of a `Plan`.
         parts: The scenes with the LoRA.
         own: Plan of the LoRA's own task, whose teacher reads the negative prompt for it.
-        number: The number of all scenes in their merge; see `CaptionPlan`.
-        calibration: Settings of the calibration samples.
     """
 
-    name: str
-    mix: Mapping[int, float]
-    weight: float
     parts: tuple[ScenePart, ...]
     own: CaptionPlan
-    number: int
-    calibration: Calibration
 
     def readings(self) -> list[Reading]:
         return list(dict.fromkeys(_reading(part) for part in self.parts))
@@ -225,7 +217,7 @@ class ScenePlan:
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
         drawn = [part for part in self.parts if self._is_drawn(part)]
-        negative = negative_of(self.own, contexts) if drawn else None
+        negative = self.own.negative(contexts) if drawn else None
         return {
             self._run(part): Part(
                 self.mix,
@@ -260,42 +252,11 @@ class ScenePlan:
         return self.calibration.scene_pictures and part.scene.has_region(part.member)
 
     def _run(self, part: ScenePart) -> Run:
-        return run_of("scenes", self.number, part.number, self.calibration)
+        return self.run("scenes", part.number)
 
 
 def _reading(part: ScenePart) -> Reading:
     return Reading(part.member.caption, part.scene.caption, part.member.pairing)
-
-
-def with_negative(captions: Sequence[str], calibration: Calibration) -> list[Reading]:
-    """Return the readings of captions that teacher and student both read, without duplicates; with
-    guidance, also of the negative prompt.
-    """
-    negative = [calibration.negative_prompt] if calibration.is_guided else []
-    return [Reading.of(caption) for caption in dict.fromkeys([*captions, *negative])]
-
-
-def negative_of(plan: SampledPlan, contexts: Contexts) -> Encoded | None:
-    """Return the negative prompt as the teacher of a plan reads it; None without guidance."""
-    if not plan.calibration.is_guided:
-        return None
-    return contexts[plan, Reading.of(plan.calibration.negative_prompt)].teacher
-
-
-def run_of(owner: str, plan: int, number: int, calibration: Calibration) -> Run:
-    """Return run `number` of a plan.
-
-    No other plan has a run of its seed.
-    """
-    kept = kept_levels(calibration, number)
-    seed = run_seed(plan, number, calibration)
-    path = path_to(calibration, kept)
-    return Run(owner, number, seed, tuple(kept), tuple(path), first=seed)
-
-
-def run_seed(plan: int, number: int, calibration: Calibration) -> int:
-    """Return the seed of the noise of run `number` of a plan, which no other plan has."""
-    return calibration.seed * 1_000_003 + plan * 1009 + number
 
 
 def runs_of(plans: Sequence[Plan], contexts: Contexts) -> dict[Run, list[Part]]:
@@ -349,7 +310,7 @@ def make_own_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[C
             raise CalibrationError(f"LoRA {lora.name!r}: {error}") from error
         share = calibration.unconditional_share
         plans.append(
-            CaptionPlan(lora.name, {k: 1.0}, lora.weight, tuple(captions), share, k, calibration)
+            CaptionPlan(lora.name, {k: 1.0}, lora.weight, k, calibration, tuple(captions), share)
         )
     return plans
 
@@ -361,7 +322,7 @@ def _preserve_plans(number: int, calibration: Calibration) -> list[CaptionPlan]:
     captions = tuple(base_captions(calibration))
     weight = calibration.preserve_weight
     share = calibration.unconditional_share
-    return [CaptionPlan(PRESERVE_TASK, {}, weight, captions, share, number, calibration)]
+    return [CaptionPlan(PRESERVE_TASK, {}, weight, number, calibration, captions, share)]
 
 
 def _styled_plans(
@@ -392,10 +353,10 @@ def _styled_plans(
                 f"{subject.name} in the style of {style.name}",
                 {i: 1.0, j: 1.0},
                 of_both / 2 / len(subjects),
-                captions,
-                calibration.unconditional_share,
                 number,
                 calibration,
+                captions,
+                calibration.unconditional_share,
             )
         )
     return plans
@@ -420,5 +381,5 @@ def _scene_plans(
         if parts:
             name = f"{lora.name} in scenes"
             weight = calibration.scene_weight * lora.weight
-            plans.append(ScenePlan(name, {k: 1.0}, weight, parts, own[k], number, calibration))
+            plans.append(ScenePlan(name, {k: 1.0}, weight, number, calibration, parts, own[k]))
     return plans

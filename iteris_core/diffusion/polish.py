@@ -159,11 +159,7 @@ class _Student:
         return squares
 
     def descend(self, targets: Sequence[_Target]) -> None:
-        """Add up the gradients of the targets' mean error.
-
-        Raises:
-            CalibrationError: The output has no gradient, or the error is not finite.
-        """
+        """Add up the gradients of the targets' mean error."""
         for of_call in _calls(self.network, targets, self.rows_per_call):
             errors = self.errors(of_call)
             if not errors.requires_grad:
@@ -183,11 +179,7 @@ class _Student:
 
 @contextmanager
 def _gradients_told() -> Iterator[None]:
-    """Say it in a sentence where an operation of the host has no gradient.
-
-    Raises:
-        CalibrationError: One has none; quotes torch.
-    """
+    """Say it in a sentence where an operation of the host has no gradient."""
     try:
         yield
     except RuntimeError as error:

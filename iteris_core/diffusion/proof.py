@@ -101,7 +101,7 @@ def prove_loras(
     progress: Progress = nobody,
 ) -> Rounded:
     """Draw one small picture with each LoRA, and compare the first with the picture of the model
-    that the host patches with it; each of them, if the model's family was not tested.
+    that the host patches with it.
 
     Args:
         loras: The LoRAs of the merge that change something, at least one.
@@ -118,20 +118,7 @@ def prove_loras(
     """
     if model.loader is None:
         return {}
-    # of a family that was tested the first shows it for all
-    groups = [loras] if model.family.is_tested else [[lora] for lora in loras]
-    rounded: Rounded = {}
-    for done, group in enumerate(groups, 1):
-        rounded |= _prove_group(model, group, calibration)
-        progress(done, len(groups))
-    return rounded
-
-
-def _prove_group(
-    model: DiffusionHost, loras: Sequence[LoadedLora], calibration: Calibration
-) -> Rounded:
-    """Draw one picture with each LoRA, and compare the first; see `prove_loras`."""
-    views = [_View(caption_of(lora), lora.adapter) for lora in loras]
+    views = [_View(_caption_of(lora), lora.adapter) for lora in loras]
     pictures = _pictures(model, views, calibration)
     for lora, worn in zip(loras, pictures.worn, strict=True):
         if worn.missed:
@@ -153,6 +140,7 @@ def _prove_group(
             "that this may be more than the rounding of the model's numbers. Load the model in 16 "
             "or 32 bit, without other nodes between it and the merge"
         )
+    progress(1, 1)
     return {loras[0].adapter.name: share}
 
 
@@ -183,7 +171,7 @@ def prove_merged(
             "the MODEL that would be handed out does not carry the merged LoRA that was solved: "
             f"they differ at {_worst(wrong)}. {_CHANGED}"
         )
-    view = _View(caption_of(lora), replace(merged, name="the merged LoRA"))
+    view = _View(_caption_of(lora), replace(merged, name="the merged LoRA"))
     pictures = _pictures(model, [view], calibration)
     [worn] = pictures.worn
     share = pictures.difference
@@ -232,8 +220,7 @@ def _worst(shares: Mapping[str, float]) -> str:
     return f"{more}{path!r}, by {shares[path]:.0%} of the change"
 
 
-def caption_of(lora: LoadedLora) -> str:
-    """Return the caption that a LoRA is proved on: its first prompt."""
+def _caption_of(lora: LoadedLora) -> str:
     return next(iter(lora.use.prompts), "")
 
 
@@ -299,9 +286,6 @@ class _Pictures(NamedTuple):
 def _pictures(model: DiffusionHost, views: Sequence[_View], calibration: Calibration) -> _Pictures:
     """Draw what several views see, and what the host's model sees that is patched with the first
     one's adapter.
-
-    Raises:
-        AdapterError, CalibrationError: A picture that is not finite; says whose it is.
     """
     first = views[0]
     assert model.loader is not None
@@ -372,11 +356,7 @@ def _draw(
 
 
 def _noisy(sampler: Sampler, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield noisy latents with their level, for each expert at the middle of its levels.
-
-    Raises:
-        CalibrationError: A sampling run never reaches one of them.
-    """
+    """Yield noisy latents with their level, for each expert at the middle of its levels."""
     nothing = torch.empty(0)
     for expert in sampler.network.experts:
         own = [

@@ -22,9 +22,7 @@ METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, a
 # Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
 # have them.
 _OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "park_on_host")
-_MOST_CHARACTERS = (
-    4_000_000  # of a recipe; a hundred LoRAs with a hundred prompts each take 1,000,000
-)
+_MOST_CHARACTERS = 4_000_000  # a hundred LoRAs with a hundred prompts each take 1,000,000
 
 
 @dataclass(frozen=True)
@@ -97,16 +95,11 @@ def read_recipe(name: str, text: str) -> Recipe:
         from_json(f"{place}: config", config, MergeConfig),
         "strength_correction" in recipe,
         {
-            key: shown_whole(value)
+            key: value if isinstance(value, str) else shown(value)
             for key, value in recipe.items()
             if key == "base" or key.endswith("_version")
         },
     )
-
-
-def shown_whole(value: Any) -> str:
-    """Return what a recipe says about its making: a text as it is, anything else as in an error."""
-    return value if isinstance(value, str) else shown(value)
 
 
 def settings_of(

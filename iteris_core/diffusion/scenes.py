@@ -285,9 +285,6 @@ class _SceneWriter:
     def alone(self, form: str, words: Mapping[str, str], own: str) -> dict[str, str]:
         """Return the words of a teacher for the places of a form: its own, and something ordinary
         for all others, with as many tokens in all as the student reads.
-
-        Raises:
-            CalibrationError: Nothing ordinary has so many.
         """
         others = [name for name in placeholders(form) if name != own]
         if self.length is None:
@@ -340,11 +337,7 @@ class _SceneWriter:
 def _place(
     token_positions: TokenPositions, form: str, words: Mapping[str, str], own: str
 ) -> _Place:
-    """Return where the words of one place of a form stand in the whole caption.
-
-    Raises:
-        CalibrationError: The tokenizer joins them with their neighbours.
-    """
+    """Return where the words of one place of a form stand in the whole caption."""
     # filled in before it is cut, since a prefix may hold the name of a place in braces
     before, _, after = form.format(**{**words, own: _CUT}).partition(_CUT)
     texts = [before, words[own], after]

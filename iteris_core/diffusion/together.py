@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from .calibration import Calibration
 from .captions import SUBJECT_PLACES, layout_of, placeholders, regions_of
 from .lora_use import LoraUse
 from .model import DenoiserRow
-from .plans import Contexts, negative_of, run_of, with_negative
+from .plans import Contexts, TaskPlan
 from .regions import region_masks
 from .samples import Reading
 from .sampling import Latents, Part, Run
@@ -66,49 +66,20 @@ class HalfPicture:
 
 
 @dataclass(frozen=True, eq=False)
-class TogetherPlan:
-    """The plan of one LoRA's halves; see `plans.Plan`.
+class TogetherPlan(TaskPlan):
+    """The plan of one LoRA's halves; all pictures of two share the number."""
 
-    Args:
-        name: See `plans.Plan`.
-        mix: See `plans.Plan`.
-        halves: The halves.
-        number: The number of all pictures of two in their check; see `plans.CaptionPlan`.
-        calibration: Settings of the sampling runs.
-    """
-
-    name: str
-    mix: Mapping[int, float]
     halves: tuple[HalfPicture, ...]
-    number: int
-    calibration: Calibration
-    weight: float = 1.0
 
     def readings(self) -> list[Reading]:
         captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
-        return with_negative(captions, self.calibration)
-
-    def is_read_by_others(self, reading: Reading) -> bool:
-        """Whether any row but the teacher's reads one of the captions."""
-        return any(reading.student == half.meeting.caption for half in self.halves)
-
-    def is_read_by_teacher(self, reading: Reading) -> bool:
-        """Whether the teacher reads one of the captions, or the negative prompt."""
-        of_teacher = {*(half.caption for half in self.halves), self.calibration.negative_prompt}
-        return reading.teacher in of_teacher
+        return self.with_negative(captions)
 
     def drawn_in(self) -> list[Run]:
         return [self._run(half) for half in self.halves]
 
-    def sample_count(self) -> int:
-        return sum(self.samples_of_runs())
-
-    def samples_of_runs(self) -> list[int]:
-        """Return the number of samples of each of its sampling runs."""
-        return [len(run.kept) for run in self.drawn_in()]
-
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
-        negative = negative_of(self, contexts)
+        negative = self.negative(contexts)
         return {
             self._run(half): Part(
                 self.mix,
@@ -136,7 +107,7 @@ class TogetherPlan:
         return [(half, kept) for half in self.halves for kept in latents.kept[self._run(half)]]
 
     def _run(self, half: HalfPicture) -> Run:
-        return run_of("together", self.number, half.meeting.number, self.calibration)
+        return self.run("together", half.meeting.number)
 
 
 def two_subject_forms(calibration: Calibration) -> list[str]:
@@ -190,7 +161,12 @@ def make_together_plans(
             halves.setdefault(k, []).append(half)
     return [
         TogetherPlan(
-            f"{loras[k].name} beside another LoRA", {k: 1.0}, tuple(of_lora), number, calibration
+            f"{loras[k].name} beside another LoRA",
+            {k: 1.0},
+            1.0,
+            number,
+            calibration,
+            tuple(of_lora),
         )
         for k, of_lora in sorted(halves.items())
     ]

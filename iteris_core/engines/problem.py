@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -116,20 +116,11 @@ class Listener:
 NOBODY = Listener()
 
 
-class SolverAt(Protocol):
-    """Module path -> solver of that layer."""
-
-    def __call__(self, path: str) -> LayerSolver: ...
-
-
-class Engine(Protocol):
-    """Brings every layer of a problem to its solver, with the statistics of its inputs."""
-
-    def __call__(
-        self, problem: Problem, solver_at: SolverAt = ..., listener: Listener = ...
-    ) -> EngineResult: ...
+SolverAt = Callable[[str], LayerSolver]  # module path -> solver of that layer
+# Brings every layer of a problem to its solver, with the statistics of its inputs.
+Engine = Callable[[Problem, SolverAt, Listener], EngineResult]
 
 
-def iteris_at(path: str) -> LayerSolver:  # noqa: ARG001, by this name `SolverAt` calls it
+def iteris_at(_path: str) -> LayerSolver:
     """Return the closed form of IterIS, which is the same at every layer."""
     return solve_layer

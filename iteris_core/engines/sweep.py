@@ -298,11 +298,7 @@ def _note(rows: dict[str, Excerpt], place: str, chunk: Chunk, output: Any) -> No
 
 
 def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -> None:
-    """Refuse a network that answers a row otherwise when it runs alone.
-
-    Raises:
-        CalibrationError: Names the first layer that differs.
-    """
+    """Refuse a network that answers a row otherwise when it runs alone."""
     for place, (row, shape) in alone.items():
         other, other_shape = together.get(place, (row, None))
         if shape != other_shape:

@@ -42,10 +42,6 @@ Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kerne
 DenseDelta = Callable[[WeightPart, Tensors], Tensor]
 
 
-class NotMergeable(AdapterError):
-    """Tensors for a layer that cannot be merged. The reader of the file adds why."""
-
-
 class WrongShape(AdapterError):
     """Tensors for a weight of another shape. The reader of the file adds the likely cause."""
 
@@ -198,27 +194,19 @@ def _damaged(what: str, *tensors: Tensor, why: str) -> AdapterError:
 
 def delta_of(
     tensors: Tensors,
-    shape: Shape | None,
+    shape: Shape,
     dense_delta: Callable[[Tensors], Tensor] | None = None,
-) -> LowRankDelta | None:
-    """Return the delta that a module's tensors describe, with alpha folded into ``up``; None if
-    they describe vectors only.
+) -> LowRankDelta:
+    """Return the delta that a module's tensors describe, with alpha folded into ``up``.
 
     Args:
-        shape: Shape of the module's weight, or of the part of it; None: the layer cannot be merged.
+        shape: Shape of the module's weight, or of the part of it.
         dense_delta: Makes deltas that have no exact factors; None: these are refused.
 
     Raises:
         AdapterError: The tensors are incomplete, have wrong shapes or are not finite, or are of a
             kind that cannot be read.
-        NotMergeable: There is no shape.
     """
-    if set(tensors) <= {*VECTORS, ALPHA}:
-        return None
-    if shape is None:
-        raise NotMergeable(
-            "changes a layer that is neither Linear nor a convolution without groups"
-        )
     kind = kind_of(tensors)
     if kind.read is not None:
         delta = kind.read(tensors, shape)

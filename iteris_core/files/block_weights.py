@@ -224,9 +224,6 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
 def _in_names(name: str, blocks: str, family: Family | None) -> tuple[str, bool, bool]:
     """Return block weights by name, whether they were a list of the webui, and whether that was one
     of numbers.
-
-    Raises:
-        ConfigError: The list is for no family, or for others than this one.
     """
     text = re.sub(r"^(lbw|blocks?)\s*=\s*", "", blocks.strip(" \t\n,;"), flags=re.IGNORECASE)
     preset = text.upper().removeprefix("SD-")

@@ -30,7 +30,6 @@ from .adapter_kinds import (
     VECTORS,
     DenseDelta,
     Group,
-    NotMergeable,
     WrongShape,
     delta_of,
     factors_by_key,
@@ -291,17 +290,16 @@ def _read(
         else:
             misfits.append(group.keys[role])
     make = None if dense_delta is None else partial(dense_delta, part)
+    if set(group.tensors) <= {*VECTORS, ALPHA}:
+        return part, None, vectors, misfits
+    if shape is None:
+        why = "is neither Linear nor a convolution without groups"
+        raise AdapterError(f"changes a layer that {keys.refused.get(part.path, why)}")
     try:
         delta = delta_of(group.tensors, shape, make)
-    except NotMergeable as error:
-        if part.path not in keys.refused:
-            raise
-        raise AdapterError(f"changes a layer that {keys.refused[part.path]}") from error
     except WrongShape as error:
         raise WrongShape(f"{error}{where}") from error
-    if delta is not None:
-        delta = part.in_weight(delta, keys.shapes[part.path][0])
-    return part, delta, vectors, misfits
+    return part, part.in_weight(delta, keys.shapes[part.path][0]), vectors, misfits
 
 
 def for_another(found: Family | None, family: Family, *, is_own: bool = False) -> str:

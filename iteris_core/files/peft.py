@@ -37,33 +37,26 @@ from .adapter_kinds import (
 from .families import base_of
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
-from .writing import FolderKind, blocks_of, check_replaceable, put, whole_folder
+from .writing import blocks_of, check_replaceable, put, whole_folder
 
 CONFIG_FILE = "adapter_config.json"
 _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
 _ESCAPED = re.compile(r"\\(\W)")
 _SPECIAL = re.compile(r"[\\^$|?*+()\[\]{}]")
-# Settings that change the meaning of the factors, or add weights to them: setting -> what such
-# an adapter is, and what to do.
-_REFUSED = {
-    "modules_to_save": "trained with whole modules in addition to its LoRA (modules_to_save), "
-    "which the merge would lose. Train it without",
-    "trainable_token_indices": "trained with token embeddings of its own "
-    "(trainable_token_indices). Train it without",
-    "target_parameters": "a LoRA on bare parameters (target_parameters); only those on whole "
-    "layers can be merged",
-    "layer_replication": "for a model with replicated layers (layer_replication); its layers are "
-    "not the base model's layers",
-    "megatron_config": "a Megatron adapter, whose factors are spread over devices. Export it as a "
-    "plain LoRA",
-    "alora_invocation_tokens": "an aLoRA, active only after its invocation tokens. Train a plain "
-    "LoRA",
-    "use_qalora": "a QALoRA, whose factors act on pooled inputs. Train a plain LoRA",
-    "use_bdlora": "a block-diagonal LoRA. Train a plain LoRA",
-    "arrow_config": "a router over other adapters. Give those adapters themselves",
-    "kasa_config": "a KaSA adapter, which has singular values of its own. Train a plain LoRA",
-    "monteclora_config": "a MonteCLoRA, which draws its factors at random. Train a plain LoRA",
-}
+# Settings that change the meaning of the factors, or add weights to them.
+_REFUSED = (
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "megatron_config",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
 # Initialisations that take something out of the base weights, so that the factors do not fit the
 # original base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -103,9 +96,12 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         return f"of PEFT's kind {shown(kind)}; only LORA can be merged"
-    for setting, problem in _REFUSED.items():
+    for setting in _REFUSED:
         if settings.get(setting):
-            return problem
+            return (
+                f"trained with {setting}, which is more than the two factors of each layer and "
+                "would be lost in the merge. Train a plain LoRA without it"
+            )
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         return (
@@ -235,10 +231,6 @@ def _ends(path: str) -> list[str]:
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes")
-_FOLDER = FolderKind(
-    "a PEFT adapter",
-    lambda path: path.name in _FILES and (path.parent / CONFIG_FILE).is_file(),
-)
 WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
 
@@ -420,7 +412,7 @@ def save(
         raise AdapterError(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
-    with whole_folder(folder, _FOLDER, overwrite=overwrite) as draft:
+    with whole_folder(folder, _is_own, overwrite=overwrite) as draft:
         put(draft / WEIGHTS_FILE, blocks_of(to_tensors(adapter, kernels), metadata or {}))
         settings = settings_of(adapter, base_model_name_or_path, task_type)
         put(draft / CONFIG_FILE, [json.dumps(settings, indent=2).encode("utf-8") + b"\n"])
@@ -432,4 +424,8 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     Raises:
         NameTakenError: See `check_replaceable`.
     """
-    check_replaceable(folder, _FOLDER, overwrite=overwrite)
+    check_replaceable(folder, _is_own, overwrite=overwrite)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in _FILES and (path.parent / CONFIG_FILE).is_file()

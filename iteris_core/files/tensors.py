@@ -159,12 +159,7 @@ def _header(file: BinaryIO, name: str) -> _Header:
 
 
 def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what a header says of the tensors, by key, and the metadata.
-
-    Raises:
-        ValueError: The header is damaged, or the file is cut.
-        _BeyondLimits: See `limits`.
-    """
+    """Return what a header says of the tensors, by key, and the metadata."""
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if _LENGTH_BYTES + length > size:
         raise ValueError("the header is longer than the file")

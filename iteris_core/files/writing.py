@@ -16,7 +16,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
+Owns = Callable[[Path], bool]  # whether a file is of the kind of folder that may be replaced
 _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
 _UNFINISHED = ".part"  # of files in the draft of a folder
 _DAY = 24 * 3600.0
@@ -124,18 +124,8 @@ def whole_file(
             _sync_folder(path.parent)
 
 
-@dataclass(frozen=True)
-class FolderKind:
-    """A kind of folder; a new one may replace only an old one of its kind: its name in errors, such
-    as "a PEFT adapter", and whether a file belongs to such a folder.
-    """
-
-    name: str
-    owns: Callable[[Path], bool]
-
-
 @contextlib.contextmanager
-def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, owns: Owns, *, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty folder to write into, which takes the place of `folder` at the end.
 
     A folder that is there is moved away just before the new one gets its name. If the process is
@@ -147,7 +137,7 @@ def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool = False) -> 
     """
     with _one_sentence(folder):
         folder = folder.resolve()
-        check_replaceable(folder, kind, overwrite=overwrite)
+        check_replaceable(folder, owns, overwrite=overwrite)
         with _draft_of(folder) as draft:
             os.mkdir(draft)
             yield draft
@@ -159,7 +149,7 @@ def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool = False) -> 
             for unfinished in draft.glob(f"*{_UNFINISHED}"):
                 os.rename(unfinished, unfinished.with_suffix(""))
             _sync_folder(draft)
-            _take_place(draft, folder, kind, overwrite=overwrite)
+            _take_place(draft, folder, owns, overwrite=overwrite)
             _sync_folder(folder.parent)
 
 
@@ -201,10 +191,10 @@ def _move_without_replacing(draft: Path, path: Path) -> None:
         os.rename(draft, path)
 
 
-def _take_place(draft: Path, folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
+def _take_place(draft: Path, folder: Path, owns: Owns, *, overwrite: bool) -> None:
     moved = draft.with_suffix(".old") / folder.name  # which tells others where it belongs
     for _ in range(_TRIES):
-        check_replaceable(folder, kind, overwrite=overwrite)
+        check_replaceable(folder, owns, overwrite=overwrite)
         if not overwrite:
             with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
                 os.rmdir(folder)
@@ -248,9 +238,9 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise _taken(path)
 
 
-def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool) -> None:
-    """Refuse to write to a folder that is not empty, unless it may be overwritten and each of its
-    files is one of our kind.
+def check_replaceable(folder: Path, owns: Owns, *, overwrite: bool) -> None:
+    """Refuse to write to a folder that is not empty, unless it may be overwritten and holds only
+    files of our own.
 
     Raises:
         NameTakenError: Something is in the way; says what.
@@ -268,11 +258,11 @@ def check_replaceable(folder: Path, kind: FolderKind, *, overwrite: bool) -> Non
             f"{folder} is where a disk begins, such as a container's volume, which cannot be "
             "replaced; choose a folder in it"
         )
-    foreign = next((name for name in inside if not kind.owns(folder / name)), None)
+    foreign = next((name for name in inside if not owns(folder / name)), None)
     if foreign is not None:
         raise NameTakenError(
-            f"{folder} holds {foreign!r}, which does not belong to {kind.name} and would be lost; "
-            "choose another folder, or move that file"
+            f"{folder} holds {foreign!r}, which does not belong to a PEFT adapter and would be "
+            "lost; choose another folder, or move that file"
         )
 
 

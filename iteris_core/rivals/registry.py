@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,18 +15,14 @@ from ..errors import ConfigError
 from ..settings import called
 from ..tasks import Task
 from .data_free import ace, average, linear, np_lora, ties, total, tsv_m, user_weights
-from .layer import Layer
 from .measured import custom_diffusion, mix_of_show, regmean, ssr
 
 _FOR_ALL = "scale"
 
 
-class Rule(Protocol):
-    """Merges one layer: a delta, dense where it is not low rank. The user's options of a method are
-    its rule's keyword arguments with a default.
-    """
-
-    def __call__(self, layer: Layer, /, *args: Any, **options: Any) -> LowRankDelta | Tensor: ...
+# Merges one `Layer`: a delta, dense where it is not low rank. The user's options of a method are
+# its rule's keyword arguments with a default.
+Rule = Callable[..., LowRankDelta | Tensor]
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,7 @@ class Parking:
         Args:
             shared: Tensors, or lists, tuples, mappings and objects that hold some.
         """
-        found = (tensor for value in shared for tensor in _tensors_held_by(value, _NESTING))
+        found = (tensor for value in shared for tensor in _tensors_in(value, _held))
         self._kept += [weakref.ref(tensor) for tensor in found]
         self._lasting = None
 
@@ -375,9 +375,9 @@ class Parking:
         found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
             values = list(frame.f_locals.values())
-            for tensor in _tensors_within_reach(values, _NESTING):
+            for tensor in _tensors_in(values, _within_reach):
                 needed.setdefault(_key(tensor), len(callers) - 1)
-            for tensor in _tensors_in(values, _NESTING):
+            for tensor in _tensors_in(values, _items):
                 key = _key(tensor)
                 if key in found or key in staying or key in elsewhere or self._stays(tensor):
                     continue
@@ -405,16 +405,15 @@ class Parking:
         """Return the storages that stay."""
         if self._lasting is None:
             self._lasting = self._look_up_lasting()
-        remembered = (
-            _key(t) for value in self._left_behind() for t in _tensors_in(value, _NESTING)
-        )
+        remembered = (_key(t) for value in self._left_behind() for t in _tensors_in(value, _items))
         return self._lasting.union(remembered)
 
     def _look_up_lasting(self) -> set[int]:
         """Return the storages of what is kept, and of the parameters."""
         self._kept = [reference for reference in self._kept if reference() is not None]
         kept = {_key(tensor) for ref in self._kept if (tensor := ref()) is not None}
-        return kept | {_key(tensor) for module in self.modules for tensor in _parameters_of(module)}
+        own = (tensor for module in self.modules for tensor in module.parameters(recurse=False))
+        return kept | set(map(_key, own))
 
     def _left_behind(self) -> list[Any]:
         """Return buffers and all attributes that may hold tensors; each forward call may have left
@@ -438,53 +437,38 @@ def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _parameters_of(module: nn.Module) -> Iterator[nn.Parameter]:
-    yield from module.parameters(recurse=False)
-
-
-def _tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
-    """Yield the tensors in a variable: itself, or in lists and tuples. Mappings hold options, which
-    chunks may share.
-    """
+def _tensors_in(
+    value: Any, parts_of: Callable[[Any], Iterable[Any]], depth: int = _NESTING
+) -> Iterator[Tensor]:
+    """Yield the plain tensors in a variable: itself, or in its parts."""
     if isinstance(value, Tensor):
         if value.layout == torch.strided and type(value) in (Tensor, nn.Parameter):
             yield value
-    elif depth and isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors_in(part, depth - 1)
-
-
-def _tensors_within_reach(value: Any, depth: int) -> Iterator[Tensor]:
-    """Yield the tensors that code with this variable may use: in containers and closures."""
-    if isinstance(value, Tensor):
-        yield from _tensors_in(value, 0)
     elif depth:
-        parts: Iterable[Any] = ()
-        if isinstance(value, list | tuple | set):
-            parts = value
-        elif isinstance(value, Mapping):
-            parts = list(value.values())
-        elif isinstance(value, FunctionType):
-            parts = [c.cell_contents for c in value.__closure__ or () if c != CellType()]
-        elif isinstance(value, partial):
-            parts = (value.func, *value.args, *value.keywords.values())
-        elif is_dataclass(value):
-            parts = vars(value).values()
-        for part in parts:
-            yield from _tensors_within_reach(part, depth - 1)
+        for part in parts_of(value):
+            yield from _tensors_in(part, parts_of, depth - 1)
 
 
-def _tensors_held_by(value: Any, depth: int) -> Iterator[Tensor]:
-    """Yield the tensors that a value holds: itself, or in sequences, mappings and attributes."""
-    if isinstance(value, Tensor):
-        yield from _tensors_in(value, 0)
-    elif depth:
-        parts: Iterable[Any] = ()
-        if isinstance(value, list | tuple):
-            parts = value
-        elif isinstance(value, Mapping):
-            parts = value.values()
-        elif hasattr(value, "__dict__"):
-            parts = vars(value).values()
-        for part in parts:
-            yield from _tensors_held_by(part, depth - 1)
+def _items(value: Any) -> Iterable[Any]:
+    """Return the items of lists and tuples; mappings hold options, which chunks may share."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _within_reach(value: Any) -> Iterable[Any]:
+    """Return what code with this variable may use: in containers and closures."""
+    if isinstance(value, list | tuple | set):
+        return value
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, FunctionType):
+        return [c.cell_contents for c in value.__closure__ or () if c != CellType()]
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    return vars(value).values() if is_dataclass(value) else ()
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """Return what a value holds: items, values and attributes."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return _items(value) or getattr(value, "__dict__", {}).values()

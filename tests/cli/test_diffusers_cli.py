@@ -203,7 +203,6 @@ def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_pat
 
 
 WRONG = [  # options, what the message names
-    (["--strength", "1"], "are written in the LoRA's own row now: --lora \"<lora:dog"),
     (["--lora", "<lora:x:y>"], "--lora 3, line 1: a strength in '<lora:x:y>' is 'y'"),
     (["--lora", "<lora:/no>"], "--lora 3, line 1: no: there is no such file (/no)"),
     (["--lora", "no.txt"], "no.txt: cannot be read as text"),

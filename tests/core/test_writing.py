@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
 from iteris_core.files import peft, writing
 from iteris_core.files.writing import (
-    FolderKind,
     fault_of_name,
     free_name,
     under_free_name,
@@ -31,7 +30,6 @@ from iteris_core.files.writing import (
     write_text,
 )
 
-ANY = FolderKind("anything", owns=bool)
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
@@ -149,12 +147,12 @@ def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(folder,
         for change in (os.rename, os.rmdir):
             patch.setattr(os, change.__name__, partial(unless_busy, change))
         for overwrite in (False, True):
-            with pytest.raises(SaveError), whole_folder(place, ANY, overwrite=overwrite):
+            with pytest.raises(SaveError), whole_folder(place, bool, overwrite=overwrite):
                 pass
             assert os.listdir(folder) == ["out"]
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == place)
     with pytest.raises(NameTakenError, match="choose a folder in it"):
-        writing.check_replaceable(place, ANY, overwrite=True)
+        writing.check_replaceable(place, bool, overwrite=True)
 
 
 # --- names ---
@@ -194,7 +192,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
                 write_text("x", place)
             assert "\n" not in str(caught.value)
             assert len(str(caught.value)) < 200
-            with pytest.raises(SaveError), whole_folder(place, ANY):
+            with pytest.raises(SaveError), whole_folder(place, bool):
                 pass
     assert os.listdir(tmp_path) == []
     assert not writing.fault_of_path(tmp_path / "new" / ".." / "x")

@@ -90,7 +90,7 @@ SETTINGS = [  # what adapter_config.json says, what the message names
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"peft_type": "IA3"}, "only LORA"),
     ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
-    ({"alora_invocation_tokens": [1]}, "aLoRA"),
+    ({"alora_invocation_tokens": [1]}, "trained with alora_invocation_tokens"),
     ({"r": 7}, "has rank 4, but adapter_config.json says 7"),
     ({"rank_pattern": {"(q": 4}}, "the pattern '(q', a regular expression ('(')"),
     ({"lora_alpha": "8"}, "must be a number"),
