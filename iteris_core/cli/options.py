@@ -128,7 +128,8 @@ class Option:
     @property
     def spelling(self) -> str:
         """What the user types: the word that the nodes have for the setting."""
-        return _FLAGS.get(self.name, _option(self.item.title or self.name))
+        word = self.item.title or self.name
+        return _FLAGS.get(self.name, "--" + word.replace("_", "-"))
 
     @property
     def help(self) -> str:
@@ -222,10 +223,6 @@ class Option:
             return f"{len(self.default)} of our own"
         is_shown = self.default is not None and not self._inner
         return str(self.default).removeprefix("torch.") if is_shown else ""
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def now_spelled(word: str) -> str:

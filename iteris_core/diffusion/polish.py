@@ -90,7 +90,7 @@ def polish(
     """
     targets = _targets(network, adapters, tasks, rows_per_call)
     with torch.inference_mode(False), ExitStack() as stack:
-        targets = _usable(targets)
+        targets = _mapped(targets, _normal)  # which autograd can keep
         with _called(network.modules, merged.deltas) as blocks:
             whitenings = _whitenings(network, merged, targets, rows_per_call)
         layers = {path: _Layer.of(merged.deltas[path], root) for path, root in whitenings.items()}
@@ -117,17 +117,15 @@ def _descend(
     half a cosine to a twentieth.
     """
     factors = [factor for layer in layers.values() for factor in (layer.up, layer.down)]
-    sizes = [(factor, _RATE * _size(factor)) for factor in factors]
-    optimiser = torch.optim.Adam(
-        [{"params": [factor], "lr": rate} for factor, rate in sizes], betas=_BETAS
-    )
+    rates = [_RATE * float(factor.detach().square().mean().sqrt()) for factor in factors]
+    optimiser = torch.optim.Adam([{"params": [factor]} for factor in factors], betas=_BETAS)
     shares = torch.tensor([target.share for target in targets], dtype=torch.float64)
     chance = torch.Generator().manual_seed(0)
     count = min(POLISH_BATCH, len(targets))
     for step in range(steps):
         progress(step, steps)
         height = 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2
-        for group, (_, rate) in zip(optimiser.param_groups, sizes, strict=True):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
         optimiser.zero_grad()
         # drawn by their shares, so that all that are drawn count alike
@@ -135,10 +133,6 @@ def _descend(
         student.descend([targets[i] for i in numbers])
         optimiser.step()
     progress(steps, steps)
-
-
-def _size(factor: Tensor) -> float:
-    return float(factor.detach().square().mean().sqrt())
 
 
 @dataclass(frozen=True)
@@ -173,22 +167,15 @@ class _Student:
                     "the error of the polished LoRA is not finite: a precision that overflows. "
                     "Load the model in a wider precision, or switch the polish off"
                 )
-            with _gradients_told():
+            try:
                 torch.autograd.backward(errors.sum() / len(targets))
-
-
-@contextmanager
-def _gradients_told() -> Iterator[None]:
-    """Say it in a sentence where an operation of the host has no gradient."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "no autograd formula" not in str(error):
-            raise
-        raise CalibrationError(
-            f"a layer of this model has no gradient, so that no LoRA on it can be polished: {error}"
-            " Switch the polish off, or choose another preset than Polished"
-        ) from error
+            except RuntimeError as error:
+                if "no autograd formula" not in str(error):
+                    raise
+                raise CalibrationError(
+                    "a layer of this model has no gradient, so that no LoRA on it can be polished: "
+                    f"{error} Switch the polish off, or choose another preset than Polished"
+                ) from error
 
 
 def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[list[_Target]]:
@@ -358,12 +345,6 @@ def _worn(modules: Mapping[str, nn.Module], layers: Mapping[str, _Layer]) -> Ite
 
     with layer_hooks({path: modules[path] for path in layers}, hook):
         yield
-
-
-def _usable(targets: Sequence[_Target]) -> list[_Target]:
-    """Return targets whose rows autograd can keep: copies of tensors made in inference mode."""
-    reads = _mapped([target.reads for target in targets], _normal)
-    return [replace(target, reads=read) for target, read in zip(targets, reads, strict=True)]
 
 
 def _normal(tensor: Tensor) -> Tensor:

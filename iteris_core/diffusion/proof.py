@@ -87,10 +87,14 @@ def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
     """
     wrong = _differences(adapter, weights)
     if wrong:
+        keys = adapter.unmatched
+        unread = (
+            f"{len(keys)} keys of its file were not read, such as {keys[0]!r}. " if keys else ""
+        )
         raise AdapterError(
             f"{adapter.name}: ComfyUI's own loader makes another change of it than IterIS at "
             f"{_worst(wrong)}, so a merge would be measured on the wrong LoRA. "
-            f"{_of_unread(adapter.unmatched)}{_MISREAD}"
+            f"{unread}{_MISREAD}"
         )
 
 
@@ -234,13 +238,6 @@ def _of_missed(missed: Sequence[str]) -> str:
         "with int8 layers after an activation, or is compiled. Load the model in 16 bit, fp8 or "
         "GGUF, and merge in front of nodes that compile it"
     )
-
-
-def _of_unread(keys: Sequence[str]) -> str:
-    """Return a sentence about keys that were not read, or nothing."""
-    if not keys:
-        return ""
-    return f"{len(keys)} keys of its file were not read, such as {keys[0]!r}. "
 
 
 class _View(NamedTuple):

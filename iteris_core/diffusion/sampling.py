@@ -54,10 +54,6 @@ class Run:
         opens = self.length > 0 and self.first == self.seed
         return opens + (1 + guided) * max(0, self.length - 1)
 
-    def level_at(self, step: int) -> int:
-        """Return the noise level before a step; the last one where the run has ended."""
-        return self.path[min(step, self.length)]
-
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -232,7 +228,8 @@ class Sampler:
         for batch, length in zip(batches, lengths, strict=True):
             start = self._begun([run.seed for run in batch])
             denoise = self._denoiser({run: runs[run] for run in batch}, adapters, first)
-            levels = [[run.level_at(step) for run in batch] for step in range(length + 1)]
+            # a run that has ended stays at its last level
+            levels = [[r.path[min(step, r.length)] for r in batch] for step in range(length + 1)]
             stands_at = self.sigmas[torch.tensor(levels)]
             # the generator yields latents before it makes a step: the one to 0 is never made
             sigmas = torch.cat([stands_at, stands_at.new_zeros(1, len(batch))])

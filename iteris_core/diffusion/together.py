@@ -46,7 +46,7 @@ class Meeting:
     def region(self, place: str, shape: Sequence[int]) -> Tensor:
         """Return the mask (height, width) of a place of the form in latents of a shape."""
         layout = layout_of(self.form)
-        assert layout is not None  # see `two_subject_forms`
+        assert layout is not None  # see `make_together_plans`
         masks = region_masks(layout, 2, *shape[-2:])
         return masks[regions_of(self.form)[place]]
 
@@ -110,15 +110,6 @@ class TogetherPlan(TaskPlan):
         return self.run("together", half.meeting.number)
 
 
-def two_subject_forms(calibration: Calibration) -> list[str]:
-    """Return the caption forms that place two subjects apart."""
-    return [
-        form
-        for form in calibration.scene_forms
-        if sorted(placeholders(form)) == sorted(SUBJECT_PLACES[:2]) and layout_of(form)
-    ]
-
-
 def make_together_plans(
     loras: Sequence[LoraUse],
     calibration: Calibration,
@@ -134,7 +125,11 @@ def make_together_plans(
         number: The number of the plans, which no other plan of the check has.
     """
     subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
-    forms = two_subject_forms(calibration)
+    forms = [  # that place two subjects apart
+        form
+        for form in calibration.scene_forms
+        if sorted(placeholders(form)) == sorted(SUBJECT_PLACES[:2]) and layout_of(form)
+    ]
     if len(subjects) < 2 or not (forms and calibration.companions):
         return []
     chance = random.Random(calibration.seed)

@@ -101,29 +101,20 @@ class MergeReport:
     def verdict(self) -> Verdict:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
         asked = [layer.cut for layer in self.layers if layer.is_asked]
+        calibration = self.settings.get("calibration", {})
+        measured: Effort = "polished" if calibration.get("polish") else "measured"
         return verdict_of(
             self.fidelity,
             self.interference(),
             Made(
                 self.method,
-                self._effort,
+                measured if self.is_measured else "estimated",
                 cut=statistics.median(asked) if asked else 0.0,
-                has_scenes=bool(self._calibration.get("scene_weight")),
+                has_scenes=bool(calibration.get("scene_weight")),
             ),
             can_check=self.can_check,
             unread=self.unread,
         )
-
-    @property
-    def _effort(self) -> Effort:
-        if not self.is_measured:
-            return "estimated"
-        return "polished" if self._calibration.get("polish") else "measured"
-
-    @property
-    def _calibration(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.settings.get("calibration", {})
-        return found
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
