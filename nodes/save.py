@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ _UNLISTED = (
     "add it to them, or move the file"
 )
 _ALREADY = "already saved: this file has the same content, so no copy was written"
+_TRIES = 100  # at names that others take at the same time
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
@@ -110,51 +113,28 @@ class SaveMergedLora(io.ComfyNode):
         large_layers: str = LOW_RANK,
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.files.trigger_words import CARD
-        from ..iteris_core.files.writing import check_free
-
         parts = merged.by_file
-        whole = path_to_save(host.output_folder(), file_name)
-        thumbnail = "" if cover is None else jpeg_uri(cover[0])
-        differences = large_layers == FULL_DIFFERENCE
-        before = None if overwrite else saved_before(whole, parts, thumbnail, whole=differences)
-        wanted = before or paths_for(whole, list(parts), overwrite=overwrite)
-        if overwrite:
-            for path in wanted:
-                check_free(path, overwrite=True)
-        paths = []
-        shown = []
+        wanted = path_to_save(host.output_folder(), file_name)
+        how = How("" if cover is None else jpeg_uri(cover[0]), large_layers == FULL_DIFFERENCE)
+        before = None if overwrite else saved_before(wanted, parts, how)
+        found = before or save(parts, wanted, how, overwrite=overwrite)
+        shown: list[str] = []
         told = []
-        for path, part in zip(wanted, parts.values(), strict=True):
-            saved, found = path, _ALREADY
-            if before is None:
-                saved, found = save(part, path, thumbnail, overwrite=overwrite, whole=differences)
-            name = host.lora_name_of(saved)
-            facts = cls.about(saved, name, part)
-            shown += [str(saved), found, in_words(facts)]
-            beside = {}
-            if cover is not None:
-                beside[".preview.png"] = png_of(cover[0])
-            if card := card_of(saved, part, facts["words"]):
-                beside[CARD] = card
-            may_replace = overwrite and saved == path
-            for ending, content in beside.items():
-                shown.append(save_beside(saved, ending, content, overwrite=may_replace))
-            if name is None:
-                shown.append(_UNLISTED)
-            paths.append((saved, name))
+        for (path, read), part in zip(found.items(), parts.values(), strict=True):
+            facts = cls.about(path, part)
+            beside = beside_it(path, part, facts["words"], cover)
+            shown += [str(path), read, in_words(facts)]
+            shown += [save_beside(path, *each, overwrite=overwrite) for each in beside.items()]
+            shown += [] if facts["listed_as"] else [_UNLISTED]
             told.append(facts)
-        path, name = paths[0]
+        name = told[0]["listed_as"]
         stack = [(name, 1.0, 1.0)] if name else []
+        path = next(iter(found))
         return io.NodeOutput(str(path), stack, ui={"text": shown, "iteris_saved": told})
 
     @classmethod
-    def about(cls, path: Path, name: str | None, merged: MergedLora) -> dict[str, Any]:
-        """Return what the page shows of a saved file on the node that the merged LoRA came from.
-
-        Args:
-            name: The file's name in ComfyUI's list of LoRAs; None: it is not in there.
-        """
+    def about(cls, path: Path, merged: MergedLora) -> dict[str, Any]:
+        """Return what the page shows of a saved file on the node that the merged LoRA came from."""
         from ..iteris_core.diffusion.recipe import triggers_of
         from ..iteris_core.files.trigger_words import lora_header
 
@@ -163,7 +143,7 @@ class SaveMergedLora(io.ComfyNode):
         return {
             "merge": source[0] if isinstance(source, list) else None,
             "name": path.name,
-            "listed_as": name,
+            "listed_as": host.lora_name_of(path),
             "mb": path.stat().st_size / 1e6,
             "ranks": [min(ranks, default=0), max(ranks, default=0)],
             "words": triggers_of(merged.loras),
@@ -190,47 +170,69 @@ def check_names(prompt: Mapping[str, Any], merge: str) -> None:
             path_to_save(host.output_folder(), name)
 
 
-def paths_for(wanted: Path, ends: Sequence[str], *, overwrite: bool) -> list[Path]:
-    """Return the paths of a merge's files, each with an end of its own to the name. Those of a pair
-    get one number where one of their names is taken, so that they are found by each other's name.
-    """
-    from ..iteris_core.files.writing import free_names
+@dataclass(frozen=True)
+class How:
+    """How a merge is written.
 
-    if overwrite or len(ends) == 1:
-        return [wanted.with_name(f"{wanted.stem}{end}{wanted.suffix}") for end in ends]
-    return free_names(wanted, ends, first=1)
+    Args:
+        thumbnail: A picture for each file, as a data URI; empty: none.
+        whole: Whether large layers are saved as full differences.
+    """
+
+    thumbnail: str
+    whole: bool
 
 
 def save(
-    merged: MergedLora, wanted: Path, thumbnail: str, *, overwrite: bool, whole: bool
-) -> tuple[Path, str]:
-    """Save a merged LoRA, and return its path and what reading it back found.
+    parts: Mapping[str, MergedLora], wanted: Path, how: How, *, overwrite: bool
+) -> dict[Path, str]:
+    """Save a merge's files, all of them or none, and return their paths and what reading each back
+    found. They get one number where one of their names is taken and may not be replaced, so that
+    those of a pair are found by each other's name.
 
     Args:
-        wanted: Its path; another one where it is taken and may not be replaced.
-        thumbnail: A picture for the file, as a data URI; empty: none.
-        whole: Whether large layers are saved as full differences.
+        parts: End of a name -> what its file holds.
+        wanted: The path without end and number.
 
     Raises:
-        IterisError: It cannot be written, or is not read back as it was merged.
+        IterisError: They cannot be written, or one is not read back as it was merged.
     """
+    from ..iteris_core.errors import NameTakenError
+    from ..iteris_core.files.writing import free_names, numbered
+
+    ends = list(parts)
+    if overwrite:
+        return written(next(numbered(wanted, ends)), parts, how, overwrite=True)
+    for _ in range(_TRIES):  # what took hours is not lost because another program was quicker
+        paths = free_names(wanted, ends, first=1)
+        with contextlib.suppress(NameTakenError):
+            return written(paths, parts, how, overwrite=False)
+    raise NameTakenError(f"{wanted} and {_TRIES} names after it were taken; choose another name")
+
+
+def written(
+    paths: Sequence[Path], parts: Mapping[str, MergedLora], how: How, *, overwrite: bool
+) -> dict[Path, str]:
+    """Write a merge's files and read each back before any gets its name; see `save`."""
+    from ..iteris_core.files.writing import blocks_of, whole_files
+
+    found = {}
+    with whole_files(paths, overwrite=overwrite) as files:
+        for path, part, file in zip(paths, parts.values(), files, strict=True):
+            file.writelines(blocks_of(*content_of(path, part, how)))
+            file.flush()
+            found[path] = read_back(Path(file.name), part, path.name)
+    return found
+
+
+def content_of(
+    path: Path, merged: MergedLora, how: How
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a merge's file."""
     from ..iteris_core.files import kohya
-    from ..iteris_core.files.writing import check_free, under_free_name, write_tensors
 
-    found = ""
-
-    def write(path: Path, may_replace: bool) -> None:
-        check_free(path, overwrite=may_replace)
-        metadata = metadata_for(path, merged, thumbnail)
-        tensors, content = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
-
-        def check(draft: Path) -> None:
-            nonlocal found
-            found = read_back(draft, merged, path.name)
-
-        write_tensors(tensors, path, content, overwrite=may_replace, check=check)
-
-    return under_free_name(wanted, write, overwrite=overwrite), found
+    metadata = metadata_for(path, merged, how.thumbnail)
+    return kohya.file_of(merged.adapter, merged.keys, metadata, whole=how.whole)
 
 
 def metadata_for(path: Path, merged: MergedLora, thumbnail: str) -> dict[str, str] | None:
@@ -242,15 +244,9 @@ def metadata_for(path: Path, merged: MergedLora, thumbnail: str) -> dict[str, st
     return metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
 
 
-def saved_before(
-    wanted: Path, parts: Mapping[str, MergedLora], thumbnail: str, *, whole: bool
-) -> list[Path] | None:
+def saved_before(wanted: Path, parts: Mapping[str, MergedLora], how: How) -> dict[Path, str] | None:
     """Return the files of a merge that is saved already, under the name that is wanted or with a
-    number; None: it is not.
-
-    Args:
-        wanted: The path without end and number.
-        parts: End of a name -> what its file holds.
+    number; None: it is not. See `save`.
     """
     from ..iteris_core.files.writing import numbered
 
@@ -258,27 +254,25 @@ def saved_before(
         if not all(map(os.path.lexists, paths)):
             return None
         files = zip(paths, parts.values(), strict=True)
-        if all(is_saved(path, part, thumbnail, whole=whole) for path, part in files):
-            return paths
+        if all(is_saved(path, part, how) for path, part in files):
+            return dict.fromkeys(paths, _ALREADY)
     return None
 
 
-def is_saved(path: Path, merged: MergedLora, thumbnail: str, *, whole: bool) -> bool:
+def is_saved(path: Path, merged: MergedLora, how: How) -> bool:
     """Whether a file is, byte by byte, what `save` would write under its name."""
     from ..iteris_core.errors import AdapterError
-    from ..iteris_core.files import kohya
     from ..iteris_core.files.tensors import read_header
     from ..iteris_core.files.writing import blocks_of
 
-    metadata = metadata_for(path, merged, thumbnail)
+    metadata = metadata_for(path, merged, how.thumbnail)
     try:
         if not (metadata or {}).items() <= read_header(path)[1].items():  # most end here
             return False
         content = memoryview(path.read_bytes())
     except (AdapterError, OSError):
         return False
-    tensors, strings = kohya.file_of(merged.adapter, merged.keys, metadata, whole=whole)
-    header, data = blocks_of(tensors, strings)
+    header, data = blocks_of(*content_of(path, merged, how))
     return content[: len(header)] == header and content[len(header) :] == data
 
 
@@ -288,6 +282,17 @@ def in_words(facts: Mapping[str, Any]) -> str:
     rank = f"rank {least}" if least == most else f"rank {least} to {most}"
     words = ", ".join(facts["words"]) or "none"
     return f"{facts['mb']:.1f} MB, {rank}, trigger words: {words}"
+
+
+def beside_it(
+    path: Path, merged: MergedLora, words: Sequence[str], cover: torch.Tensor | None
+) -> dict[str, bytes]:
+    """Return what is saved next to a LoRA's file: ending of the name -> content."""
+    from ..iteris_core.files.trigger_words import CARD
+
+    card = card_of(path, merged, words)
+    preview = {} if cover is None else {".preview.png": png_of(cover[0])}
+    return preview | ({CARD: card} if card else {})
 
 
 def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:

@@ -62,16 +62,10 @@ def write_tensors(
     metadata: Mapping[str, str],
     *,
     overwrite: bool = False,
-    check: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a safetensors file of tensors on any device in one step; see `whole_file`. `check` is
-    called with the draft, before it gets its name; if it raises, nothing is left.
-    """
+    """Write a safetensors file of tensors on any device in one step; see `whole_file`."""
     with whole_file(path, overwrite=overwrite) as file:
         file.writelines(blocks_of(tensors, metadata))
-        if check is not None:
-            file.flush()
-            check(Path(file.name))
 
 
 def write_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -109,19 +103,39 @@ def whole_file(
         NameTakenError: See `check_free`.
         SaveError: It cannot be written; names the cause.
     """
-    path = Path(path)
-    with _one_sentence(path):
-        check_free(path, overwrite=overwrite)
-        with _draft_of(path) as draft:
-            with open(draft, "xb") as file:
-                yield file
+    with whole_files([Path(path)], overwrite=overwrite) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def whole_files(
+    paths: Sequence[Path], *, overwrite: bool = False
+) -> Iterator[tuple[BufferedWriter, ...]]:
+    """Give files to write into that belong together: all get their names at the end, or none; see
+    `whole_file`. Files that are replaced are moved away just before, as `whole_folder` does it; a
+    single one is replaced in one step.
+    """
+    with contextlib.ExitStack() as drafts:
+        files = {}
+        for path in paths:
+            with _one_sentence(path):
+                check_free(path, overwrite=overwrite)
+                draft = drafts.enter_context(_draft_of(path))
+                files[path] = drafts.enter_context(open(draft, "xb"))
+        with _one_sentence(paths[0]):
+            yield tuple(files.values())
+        for path, file in files.items():
+            with _one_sentence(path), file:
                 file.flush()
                 os.fsync(file.fileno())
-            if overwrite:
-                os.replace(draft, path)
-            else:
-                _move_without_replacing(draft, path)
-            _sync_folder(path.parent)
+        with contextlib.ExitStack() as undone:
+            for path, file in files.items():
+                with _one_sentence(path):
+                    _publish(Path(file.name), path, overwrite=overwrite, alone=len(paths) == 1)
+                undone.callback(os.unlink, path)
+            undone.pop_all()
+        for folder in {path.parent for path in paths}:
+            _sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -178,6 +192,20 @@ def _clear_leftover(path: Path, age: float) -> None:
                     os.rmdir(path)
         if time.time() - os.lstat(path).st_mtime >= age:
             shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+
+
+def _publish(draft: Path, path: Path, *, overwrite: bool, alone: bool) -> None:
+    """Give a draft its name. What has the name is moved to where `_draft_of` puts it back from, if
+    the draft belongs to others that may not get theirs.
+    """
+    if overwrite and alone:
+        os.replace(draft, path)
+        return
+    if overwrite and os.path.lexists(path):
+        old = draft.with_suffix(".old")
+        os.mkdir(old)
+        os.rename(path, old / path.name)
+    _move_without_replacing(draft, path)
 
 
 def _move_without_replacing(draft: Path, path: Path) -> None:

@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
 from iteris_core.files import peft, writing
 from iteris_core.files.writing import (
+    blocks_of,
     fault_of_name,
     free_name,
     under_free_name,
     whole_file,
+    whole_files,
     whole_folder,
     write_tensors,
     write_text,
@@ -65,15 +67,13 @@ def test_a_file_has_its_name_only_when_it_is_whole(folder, overwrite):
     path = folder / "new" / "x.safetensors"
     if overwrite:
         write_text("old", path)
-    seen = []
 
-    def look(draft):
-        seen.append(set(load_file(draft)))
-        assert draft.suffix == ".part"  # ComfyUI lists files by their suffix
+    with whole_file(path, overwrite=overwrite) as file:
+        file.writelines(blocks_of(TENSORS, {"ss_title": "x"}))
+        file.flush()
+        assert set(load_file(file.name)) == {"a", "b"}
+        assert file.name.endswith(".part")  # ComfyUI lists files by their suffix
         assert content(path) == (b"old" if overwrite else None)
-
-    write_tensors(TENSORS, path, {"ss_title": "x"}, overwrite=overwrite, check=look)
-    assert seen == [{"a", "b"}]
     found = load_file(path)
     assert all(torch.equal(found[key], tensor) for key, tensor in TENSORS.items())
     with safe_open(path, framework="pt") as file:
@@ -95,8 +95,8 @@ def test_nothing_is_replaced_unless_asked(folder, monkeypatch, links):
         monkeypatch.setattr(os, "link", no_links)
     taken = re.escape("x exists already; choose another name, or allow overwriting")
     path = folder / "x"
-    with pytest.raises(NameTakenError, match=taken):
-        write_tensors(TENSORS, path, {}, check=lambda draft: write_text("other's", path))
+    with pytest.raises(NameTakenError, match=taken), whole_file(path):
+        write_text("other's", path)
     with pytest.raises(FileExistsError, match=taken):
         write_text("mine", path)
     assert content(folder) == {"x": b"other's"}
@@ -117,6 +117,44 @@ def test_an_error_in_the_middle_leaves_nothing(folder):
                 raise error
             assert content(folder) == before
         write_text("precious", folder / "x", overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_belong_together_get_their_names_together_or_not_at_all(
+    folder, monkeypatch, overwrite
+):
+    paths = [folder / "high", folder / "low"]
+    plain = {change: getattr(os, change) for change in ("link", "rename")}
+
+    def save(text):
+        with whole_files(paths, overwrite=overwrite) as files:
+            for file in files:
+                file.write(text)
+            assert b"half" not in content(folder).values()
+
+    if overwrite:
+        save(b"old")
+    before = content(folder)
+    for change, do in plain.items():
+
+        def fail(start, end, do=do):
+            if Path(end) == paths[1] and Path(start).suffix == ".part":
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            do(start, end)
+
+        monkeypatch.setattr(os, change, fail)
+    with pytest.raises(SaveError, match="low cannot be written: this is not allowed"):
+        save(b"half")
+    assert content(folder) == before
+    monkeypatch.undo()
+    if not overwrite:
+        paths[1].write_bytes(b"other's")
+        with pytest.raises(NameTakenError, match="low exists already"):
+            save(b"new")
+        assert content(folder) == {"low": b"other's"}
+        paths[1].unlink()
+    save(b"new")
+    assert content(folder) == {"high": b"new", "low": b"new"}
 
 
 @pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL])

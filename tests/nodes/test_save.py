@@ -139,6 +139,38 @@ def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, 
     assert [path.read_bytes() for path in (tmp_path / "loras").iterdir()] == [good]
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_of_a_pair_both_files_are_saved_or_none(saving, tmp_path, replace_host, merged, overwrite):
+    """Each is read back before either has its name."""
+    pair = replace(merged, low=merged.adapter)
+    names = ("a_high_noise.safetensors", "a_low_noise.safetensors")
+
+    def files():
+        return {path.name: path.read_bytes() for path in (tmp_path / "loras").iterdir()}
+
+    def save(**more):
+        return SaveMergedLora.execute(replace(pair, **more), "a", overwrite)
+
+    save()
+    good = files()
+    assert set(good) == set(names)
+    loaders = iter([loader_of(merged), loader_of(merged, lambda parameter, value: None)])
+
+    def next_loader(path, keys):
+        return next(loaders)(path, keys)
+
+    replace_host(stock_loader=next_loader)
+    with pytest.raises(IterisError, match=r"a(_02)?_low_noise.*weights are missing or differ"):
+        save(recipe="[1]")
+    assert files() == good
+    replace_host(stock_loader=loader_of(merged))
+    save(recipe="[1]")
+    found = files()
+    more = {} if overwrite else {name.replace("a_", "a_02_", 1) for name in names}
+    assert set(found) == {*names, *more}
+    assert all((found[name] == good[name]) is not overwrite for name in names)
+
+
 def test_a_user_who_wants_no_metadata_gets_what_other_programs_need(saving, replace_host):
     """As with ComfyUI's --disable-metadata."""
     replace_host(saves_metadata=lambda: False)
