@@ -1,5 +1,6 @@
 """The templates' files, without a browser: all are there, and they say what their list says."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from workflow_notes import TEMPLATES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
+TITLE = 30  # of a node, above its place
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)
 }
@@ -24,6 +26,21 @@ def test_each_template_has_a_file_with_its_note_a_picture_and_a_twin():
         (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
         assert note["widgets_values"] == [template.note]
         assert (FOLDER / "api" / f"{template.name}.json").exists()
+
+
+def test_a_template_is_read_from_its_note_on_and_no_node_covers_another():
+    for name in FILES:
+        nodes = read(FOLDER / f"{name}.json")["nodes"]
+        (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
+        corner = [min(node["pos"][axis] for node in nodes) for axis in (0, 1)]
+        assert note["pos"] == corner, name
+        for one, other in itertools.combinations(nodes, 2):
+            apart = (
+                first["pos"][axis] + first["size"][axis] + TITLE * axis <= second["pos"][axis]
+                for first, second in ((one, other), (other, one))
+                for axis in (0, 1)
+            )
+            assert any(apart), f"{name}: {one['type']}, {other['type']}"
 
 
 def test_a_template_opens_with_the_users_first_checkpoint():

@@ -29,17 +29,42 @@ TILES = Path(__file__).parent / "tiles.png"
 TILE = drawn.SIDE
 ROBOT, OWL, STYLE = drawn.LORAS
 MERGED = "merged.safetensors"
-# name -> (files of LoRAs, caption, seed); of those with a 0 there are four, for the comparison
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a tile shows.
+
+    Args:
+        files: LoRAs, or the merge, that draw it.
+        caption: What is asked for.
+        seed: Seed of its first picture.
+        pictures: How many are drawn, each a tile of its own.
+    """
+
+    files: tuple[str, ...]
+    caption: str
+    seed: int = drawn.SEED
+    pictures: int = 1
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of its tiles."""
+        numbers = range(1, self.pictures + 1)
+        return [name] if self.pictures == 1 else [f"{name} {number}" for number in numbers]
+
+
 DRAWN = {
-    "robot": ([ROBOT], "a sks robot", drawn.SEED),
-    "owl": ([OWL], "a zwx owl", drawn.SEED),
-    "cat": ([], "a black cat", drawn.SEED),
-    "style": ([STYLE], "a glass of water in qpr blueprint style", 3),
-    "merged 0": ([MERGED], drawn.PROMPT, drawn.SEED),
-    "stacked 0": (list(drawn.LORAS), drawn.PROMPT, drawn.SEED),
-    "merged, robot": ([MERGED], "a sks robot", drawn.SEED),
-    "merged, owl and cat": ([MERGED], "a zwx owl and a black cat", drawn.SEED),
-    "merged, style": ([MERGED], "a wooden table and a bicycle in qpr blueprint style", 2),
+    "robot": Drawing((ROBOT,), "a sks robot"),
+    "owl": Drawing((OWL,), "a zwx owl"),
+    "cat": Drawing((), "a black cat"),
+    "style": Drawing((STYLE,), "a glass of water in qpr blueprint style", seed=3),
+    "merged": Drawing((MERGED,), drawn.PROMPT, pictures=PICTURES),
+    "stacked": Drawing(drawn.LORAS, drawn.PROMPT, pictures=PICTURES),
+    "merged, robot": Drawing((MERGED,), "a sks robot"),
+    "merged, owl and cat": Drawing((MERGED,), "a zwx owl and a black cat"),
+    "merged, style": Drawing(
+        (MERGED,), "a wooden table and a bicycle in qpr blueprint style", seed=2
+    ),
 }
 SIDE = 460
 BACK, PLATE, LINE, INK, QUIET, ACCENT = (
@@ -61,12 +86,14 @@ class Plate:
         tiles: Pictures side by side.
         words: Lines in the place of pictures.
         width: Pixels.
+        is_film: Whether the tiles are a film's.
     """
 
     label: str
     tiles: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     width: int = 128
+    is_film: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +104,9 @@ class Card:
     made: tuple[Plate, ...]
 
 
+FRAMES = tuple(DRAWN["merged"].names("merged")[:3])
 TWO = (Plate("a LoRA", ("robot",)), Plate("a LoRA", ("owl",)))
-ONE = Plate("one LoRA", ("merged 0",))
+ONE = Plate("one LoRA", ("merged 1",))
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
@@ -87,15 +115,14 @@ CARDS = {
     ),
     "three_subjects_in_one_picture": Card(
         tuple(Plate(name, (name,), width=116) for name in ("robot", "owl", "cat")),
-        (Plate("together", ("merged 0", "merged, owl and cat"), width=276),),
+        (Plate("together", ("merged 1", "merged, owl and cat"), width=276),),
     ),
     "flux_and_other_models_in_parts": Card(
         (
-            Plate("", words=("model",), width=110),
-            Plate("Flux, Z-Image, Qwen-Image", words=("text", "encoder"), width=110),
-            Plate("", words=("VAE",), width=110),
+            *(replace(plate, width=112) for plate in TWO),
+            Plate("in parts", words=("model", "CLIP", "VAE"), width=112),
         ),
-        (ONE,),
+        (Plate("one LoRA for Flux, Qwen-Image …", ("merged 1",)),),
     ),
     "make_a_lora_smaller": Card(
         (Plate("a large file", ("robot",)),),
@@ -106,35 +133,31 @@ CARDS = {
             *(replace(plate, width=120) for plate in TWO),
             Plate("", words=("check-", "point"), width=92),
         ),
-        (Plate("a checkpoint", ("merged 0",), ("check-", "point"), width=260),),
+        (Plate("a checkpoint", ("merged 1",), ("check-", "point"), width=260),),
     ),
     "loras_that_a_model_carries": Card(
         (Plate("a model with LoRAs", ("robot", "owl"), ("model",), width=380),),
         (ONE,),
     ),
     "wan_video": Card(
-        (Plate("LoRA pairs", ("robot", "owl"), ("high", "low"), 300),),
-        (Plate("a pair, merged", ("merged 0",), ("high", "low"), 270),),
+        tuple(Plate("a pair", (name,), ("high", "low"), 190) for name in ("robot", "owl")),
+        (Plate("one pair", ("merged 1",), ("high", "low"), 230),),
     ),
     "picture_to_video": Card(
-        (Plate("LoRA pairs", ("robot", "owl"), ("first", "picture"), 300),),
-        (Plate("a pair, merged", ("merged 0",), ("high", "low"), 270),),
+        (
+            *(replace(plate, width=112) for plate in TWO),
+            Plate("a picture", ("style",), width=112),
+        ),
+        (Plate("moves", FRAMES, width=372, is_film=True),),
     ),
     "make_a_merge_again": Card(
-        (Plate("a file's recipe", ("merged 0",), ("LoRAs", "prompts", "settings"), 270),),
-        (Plate("made again", ("merged 0",)),),
+        (Plate("a file's recipe", ("merged 1",), ("LoRAs", "prompts", "settings"), 270),),
+        (Plate("made again", ("merged 1",)),),
     ),
 }
 
 
-def names_of(name: str) -> list[str]:
-    """Return the names of the tiles that are drawn together."""
-    if not name.endswith("0"):
-        return [name]
-    return [f"{name[:-1]}{k}" for k in range(PICTURES)]
-
-
-NAMES = [own for name in DRAWN for own in names_of(name)]
+NAMES = [own for name, drawing in DRAWN.items() for own in drawing.names(name)]
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -155,6 +178,10 @@ def draw_plate(
     height = plate.width if parts == 1 else 128
     top = middle - height // 2
     draw.rounded_rectangle((left, top, left + plate.width, top + height), 14, PLATE, LINE, width=2)
+    if plate.is_film:
+        for x in range(left + 14, left + plate.width - 14, 20):
+            for y in (top + 5, top + height - 13):
+                draw.rounded_rectangle((x, y, x + 10, y + 7), 2, BACK)
     gap = 10
     cell = (plate.width - gap) // parts
     side = min(cell, height - gap) - gap
@@ -230,7 +257,7 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
         left = column + 2 * gap + k * (block + 2 * gap)
         middle = left + block // 2
         pen.text((middle, line // 2), f"all three {name}", INK, font(20), "mm")
-        names = names_of(f"{name} 0")
+        names = DRAWN[name].names(name)
         for number, own in enumerate(names):
             x, y = number % 2 * (large + gap), number // 2 * (large + gap)
             show(own, left + x, line + y, large)
@@ -251,9 +278,9 @@ def draw_tiles(merged: Path) -> Image.Image:
     """
     checkpoint = {"ckpt_name": "demo.safetensors"}
     workflow: Json = {"loader": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}}
-    for name, (files, caption, seed) in DRAWN.items():
+    for name, drawing in DRAWN.items():
         at = "loader"
-        for file in files:
+        for file in drawing.files:
             inputs = {"model": [at, 0], "clip": [at, 1], "lora_name": file}
             at = f"{name} {file}"
             strengths = {"strength_model": 1.0, "strength_clip": 1.0}
@@ -261,10 +288,10 @@ def draw_tiles(merged: Path) -> Image.Image:
         workflow |= drawing_nodes(
             {name: ([at, 0], [at, 1])},
             ["loader", 2],
-            caption,
+            drawing.caption,
             side=TILE,
             cfg=drawn.CFG,
-            seed=seed,
+            seed=drawing.seed,
         )
     sheet = Image.new("RGB", (TILE * len(NAMES), TILE))
     with tempfile.TemporaryDirectory() as folder:
@@ -278,10 +305,9 @@ def draw_tiles(merged: Path) -> Image.Image:
         with ComfyServer(comfyui, base, base / "server.log", device="cpu") as server:
             client = ComfyClient(server.address)
             outputs = client.run(workflow)["outputs"]
-            for name in DRAWN:
-                for own, tile in zip(
-                    names_of(name), pictures_of(client, outputs[DRAW + name]), strict=False
-                ):
+            for name, drawing in DRAWN.items():
+                pictures = pictures_of(client, outputs[DRAW + name])
+                for own, tile in zip(drawing.names(name), pictures, strict=False):
                     sheet.paste(tile, (TILE * NAMES.index(own), 0))
     return sheet
 

@@ -43,9 +43,10 @@ WIDTHS = {
     "IterISSave": 440,
     "CheckpointSave": 440,
 }
-FIRST_WIDTH = 260  # of what stands on the left, and of the note
-NOTE_LINE = 14
-NOTE_CHARACTERS = 36
+FIRST_WIDTH = 300  # of what stands on the left, and of the note
+NOTE_LINE = 13
+NOTE_ROOM = 7  # more of each line in Nodes 2.0
+NOTE_CHARACTERS = 40
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 300,
@@ -59,12 +60,13 @@ ROOM_BELOW = {
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
     ("LoraLoader", "LoraLoader"),
-    ("IterISModelLoras", "IterISMerge"),
     ("IterISCompare", "IterISSave"),
     ("KSamplerAdvanced", "KSamplerAdvanced"),
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
 }
+NEXT = {"EmptyHunyuanLatentVideo"}  # without inputs, and right before what needs it
+LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
@@ -72,7 +74,9 @@ MOST_MS = 1_200_000  # of a merge, on a busy machine
 WAIT_MS = 3000  # between two pictures of a run
 STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
-OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is on the page
+OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
+WINDOW = (1280, 800)
+MARGIN = 20  # of a template to the window's ends
 # node and widget of the first template that its blueprint shows
 # a subgraph shows the rows as their text
 BLUEPRINT_HINT = (
@@ -83,7 +87,7 @@ MOST_BYTES = 145_000  # of a picture of the documentation
 
 
 def columns(prompt: dict) -> dict[str, int]:
-    """Return each node's column: right after all that it needs."""
+    """Return each node's column: right after all that it needs; see also `BELOW` and `NEXT`."""
     edges = [
         (source, key, int((prompt[source]["class_type"], node["class_type"]) not in BELOW))
         for key, node in prompt.items()
@@ -95,11 +99,15 @@ def columns(prompt: dict) -> dict[str, int]:
             (earliest(source) + step for source, user, step in edges if user == key), default=0
         )
 
-    return {key: earliest(key) for key in prompt}
+    found = {key: earliest(key) for key in prompt}
+    for source, user, step in edges:
+        if prompt[source]["class_type"] in NEXT:
+            found[source] = found[user] - step
+    return found
 
 
 def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
-    """Put the nodes into columns, from left to right as the data goes, the note below the first
+    """Put the nodes into columns, from left to right as the data goes, the note above the first
     one, and a coloured group around those that belong together.
     """
     column_of = columns(prompt)
@@ -129,14 +137,21 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     x = 0.0
     for column in range(max(column_of.values()) + 1):
         members = [key for key, value in column_of.items() if value == column]
-        members.sort(key=lambda key: (prompt[key]["class_type"] == "IterISCompare", int(key)))
+        members.sort(key=lambda key: (LAST.get(prompt[key]["class_type"], 0), int(key)))
         y = 0.0
-        for key in [*members, *(["note"] if column == 0 else [])]:
+        for key in [*(["note"] if column == 0 else []), *members]:
             places[key] = [x, y]
-            y += sizes[key][1] + TITLE + GAP_Y + room_below(prompt, key)
+            room = NOTE_ROOM * lines if key == "note" else room_below(prompt, key)
+            y += sizes[key][1] + TITLE + GAP_Y + room
         x += max(sizes[key][0] for key in members) + GAP_X
-    merge = column_of[next(k for k, n in prompt.items() if n["class_type"] == "IterISMerge")]
-    group_of = {key: min(max(value - merge + 1, 0), 2) for key, value in column_of.items()}
+    first, last = (
+        column_of[next(key for key, node in prompt.items() if node["class_type"] in kinds)]
+        for kinds in (("IterISModelLoras", "IterISMerge"), ("IterISMerge",))
+    )
+    group_of = {
+        key: 0 if column < first else 1 if column <= last else 2
+        for key, column in column_of.items()
+    }
     group_of["note"] = 0
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
@@ -239,13 +254,15 @@ def view(groups: list[dict]) -> dict:
     """Return scale and offset of the page that show a template's groups in both renderers. Where a
     workflow has none, ComfyUI 0.3.75 fits it to the page and scatters its nodes in Nodes 2.0.
     """
-    left, top = (VUE_SCALE * min(group["bounding"][axis] for group in groups) for axis in (0, 1))
-    top -= VUE_SCALE * TITLE  # titles of nodes are scaled with what is below them
-    scale = OPENS["scale"]
-    return {
-        "scale": scale,
-        "offset": [round(OPENS["left"] / scale - left), round(OPENS["top"] / scale - top)],
-    }
+    boxes = [group["bounding"] for group in groups]
+    start = [min(box[axis] for box in boxes) for axis in (0, 1)]
+    ends = [max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1)]
+    places = (OPENS["left"], OPENS["top"])
+    fits = [(WINDOW[k] - places[k] - MARGIN) / (ends[k] - start[k]) for k in (0, 1)]
+    scale = round(min(OPENS["scale"], *fits), 2)
+    # titles of nodes are scaled with what is below them
+    corner = [VUE_SCALE * start[0], VUE_SCALE * (start[1] - TITLE)]
+    return {"scale": scale, "offset": [round(places[k] / scale - corner[k]) for k in (0, 1)]}
 
 
 def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
