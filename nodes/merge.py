@@ -208,7 +208,8 @@ class Merge(io.ComfyNode):
         connected = Connected(model, clip, model_low_noise, texts, start)
         work = prepared(connected, rows, more_loras, asked)
         begin = time.monotonic()
-        with alone():  # a process group in this server is another node's
+        # a process group in this server is another node's
+        with alone(), host.naming_changes(connected.models, clip):
             result = merge_and_check(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
         report = result.report

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .diffusion_model import ComfyModel
     from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
     from .loading import with_lora
-    from .other_nodes import BaseChanges, base_changes
+    from .other_nodes import BaseChanges, base_changes, naming_changes
     from .pair import ComfyPair
     from .patches import patches_of, with_patches
 
@@ -44,6 +44,7 @@ _MODULE_OF = {
     "base_changes": "other_nodes",
     "check_vae": "drawing",
     "draw": "drawing",
+    "naming_changes": "other_nodes",
     "patches_of": "patches",
     "sampler_names": "drawing",
     "scheduler_names": "drawing",
@@ -70,6 +71,7 @@ __all__ = [
     "lora_names",
     "lora_path",
     "model_files",
+    "naming_changes",
     "output_folder",
     "patches_of",
     "picture_at",

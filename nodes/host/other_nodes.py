@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from ...iteris_core import CalibrationError, SolveError
 
 # Options of a MODEL that its samplers alone look at.
 _OF_SAMPLERS = (
@@ -54,7 +57,10 @@ def base_changes(model: Any, clip: Any) -> BaseChanges:
     in_calls, left_out = wrappers_of(model)
     return BaseChanges(
         clip.layer_idx,
-        functions_in({**options.get("transformer_options", {}), "wrappers": in_calls}),
+        (
+            *functions_in({**options.get("transformer_options", {}), "wrappers": in_calls}),
+            *_named({"injections": _injected(model)}, ("injections",)),
+        ),
         _named({**options, "wrappers": left_out}, (*_OF_SAMPLERS, "wrappers")),
         any(kind.__name__ == "LCM" for kind in type(sampling).__mro__),
         len(clip.apply_hooks_to_conds or ()),
@@ -64,6 +70,39 @@ def base_changes(model: Any, clip: Any) -> BaseChanges:
 def functions_in(transformer_options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return who put functions into a MODEL's forward pass."""
     return _named(transformer_options, (*_IN_MODEL, "wrappers"))
+
+
+@contextmanager
+def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
+    """Name what other nodes have changed about MODELs in an error about what these draw.
+
+    Raises:
+        CalibrationError, SolveError: The error, with the names.
+    """
+    try:
+        yield
+    except (CalibrationError, SolveError) as error:
+        names = dict.fromkeys(
+            name for model in models for name in base_changes(model, clip).in_model
+        )
+        if not names:
+            raise
+        raise type(error)(
+            f"{error}. MODEL carries changes of other nodes: {', '.join(names)}. One of them may "
+            "be the cause, such as one that cuts pictures into parts, or expects what is there "
+            "only while a picture is sampled. Connect MODEL from before its node, and put that "
+            "node after the merge"
+        ) from error
+
+
+def _injected(model: Any) -> dict[str, list[Any]]:
+    """Return what puts itself into a MODEL while it is loaded, such as a LoRA that is not on its
+    weights: key -> functions.
+    """
+    return {
+        key: [injection.inject for injection in injections]
+        for key, injections in model.injections.items()
+    }
 
 
 def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:

@@ -73,21 +73,17 @@ class SamplingOptions:
         """Return what a call of the model returns.
 
         Raises:
-            CalibrationError: It fails, and functions of other nodes take part; names them.
+            CalibrationError: It fails, and functions of other nodes take part.
         """
         self.before_call()
         try:
             return call()
         except FAILURES as error:
-            names = functions_in(self.shared)
-            if isinstance(error, IterisError) or is_out_of_memory(error) or not names:
+            others = functions_in(self.shared)
+            if isinstance(error, IterisError) or is_out_of_memory(error) or not others:
                 raise
-            raise CalibrationError(
-                f"the MODEL fails with {type(error).__name__}: {error}. It carries changes of "
-                f"other nodes: {', '.join(names)}. One of them probably expects what is there only "
-                "while a picture is sampled. Connect MODEL from before its node, and put that node "
-                "after the merge"
-            ) from error
+            what = f"the MODEL fails with {type(error).__name__}: {error}"
+            raise CalibrationError(what) from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def cases():
         ("diffusion model wrapper", "wrapped (test)"),
         ("apply model wrapper", "wrapped (test)"),
         ("hooks", "CLIP carries 1 hook"),
+        ("injected", "injected (bypass_lora)"),
     ],
 )
 def test_what_takes_part_in_each_call_is_measured_as_the_sampler_runs_it(cases, case, named):

@@ -289,6 +289,16 @@ def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     assert torch.isfinite(host.latent("on_top")).all()
 
 
+def test_a_node_that_cuts_pictures_into_parts_is_named(host):
+    nodes = host.merge(*MIDDLES)
+    tiles = {"tile_size": 32, "swap_size": 2, "max_depth": 0, "scale_depth": False}
+    nodes["9"] = {"class_type": "HyperTile", "inputs": {"model": ["1", 0], **tiles}}
+    nodes["5"]["inputs"]["model"] = ["9", 0]
+    said = r"splits, joins or skips rows .* other nodes: HyperTile \(attn1_patch\).*from before its"
+    with pytest.raises(WorkflowFailed, match=said):
+        host.run({**nodes, **host.save("loras/tiles")})
+
+
 def test_another_kind_of_text_encoder_is_refused_at_the_start(host):
     """The checkpoint's own CLIP, loaded as another model's."""
     prefix = "cond_stage_model.transformer."

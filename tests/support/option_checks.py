@@ -166,6 +166,21 @@ def failing(model: Any, clip: Any) -> Patched:
     return model, clip
 
 
+def injected(model: Any, clip: Any) -> Patched:
+    """Add a layer's part while the model is loaded, as LoRAs do that are not on its weights."""
+    layer = model.model.diffusion_model.time_embed[0]
+
+    def inject(_: Any) -> None:
+        layer.forward = lambda x: 1.5 * type(layer).forward(layer, x)
+
+    model = model.clone()
+    injection = comfy.patcher_extension.PatcherInjection(
+        inject, lambda _: vars(layer).pop("forward", None)
+    )
+    model.set_injections("bypass_lora", [injection])
+    return model, clip
+
+
 @dataclass(frozen=True)
 class Case:
     """A change of a MODEL and a CLIP by other nodes.
@@ -184,6 +199,7 @@ class Case:
 CASES = {
     "attention": Case("SD1.5", attention),
     "hooks": Case("SD1.5", hooked),
+    "injected": Case("SD1.5", injected),
     "clip skip": Case("SD1.5", skipping),
     "diffusion model wrapper": Case("SD1.5", wrapped(KINDS.DIFFUSION_MODEL)),
     "apply model wrapper": Case("SD3.5", wrapped(KINDS.APPLY_MODEL)),
@@ -203,7 +219,8 @@ def figures_of(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {"notes": notes(*patched)}
     seen = sampled(*patched) if case.is_sampled else plain
     try:
-        answers = measured(*patched, [(x, sigma) for x, sigma, _ in seen])
+        with pack_host.naming_changes(patched[:1], patched[1]):
+            answers = measured(*patched, [(x, sigma) for x, sigma, _ in seen])
     except IterisError as error:
         return found | {"error": f"{type(error).__name__}: {error}"}
     found["left"] = not same_tensors(model.model.state_dict(), weights)
