@@ -22,13 +22,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
-from iteris_core.devices import Room, share_out
+from iteris_core.devices import LayerBytes, Room, share_out
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import TaskPlan, make_plans
-from iteris_core.engines.measure import room_for_sums
+from iteris_core.engines.measure import largest_layer
 from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.lockstep import held_bytes
@@ -39,7 +39,7 @@ from .results import RESULTS, Table, command_of, machine, write
 CARDS = (6, 8, 12, 16, 24)  # GiB
 NOT_FREE = 0.6 * 2**30  # of a card, which the driver, PyTorch and the screen take
 LORAS = (2, 4, 8)
-MOST_SAMPLES = 8  # of a call, as in nodes/host/diffusion_model.py
+MOST_SAMPLES = 16  # of a call, as in nodes/host/diffusion_model.py
 ROWS = 2  # of a sample
 HALF = 2  # bytes
 
@@ -136,14 +136,16 @@ class Counted:
     def widest(self) -> int:
         return max(self.at_layers.values())
 
-    def sums(self, loras: int) -> int:
-        """Bytes of the largest layer's sums and its solve."""
+    def largest(self, loras: int) -> LayerBytes:
+        """Bytes of the largest layer, whose system is factorised as on cards for games."""
         deltas = {}
         for path in self.at_layers:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
             deltas[path] = LowRankDelta(torch.zeros(d_out, 1), torch.zeros(1, d_in))
         adapters = [Adapter("lora", deltas)]
-        return room_for_sums(self.modules, adapters, self.case.tasks(loras), MergeConfig())
+        config = MergeConfig(factorisation="float32")
+        tasks = self.case.tasks(loras)
+        return largest_layer(self.modules, adapters, tasks, config, torch.device("cpu"))
 
     def room(self, card: float, loras: int) -> Room:
         """Return how the node shares out a card of so many GiB."""
@@ -152,7 +154,7 @@ class Counted:
             self.case.samples(loras),
             MOST_SAMPLES,
             card * 2**30 - NOT_FREE - self.model,
-            sums=self.sums(loras),
+            self.largest(loras),
         )
 
     def waiting(self, room: Room, loras: int) -> Waiting:

@@ -18,6 +18,10 @@ from .settings import called
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
 _USED = 0.8  # of what is free besides the model; the rest is for what no estimate knows
+# What samples hold while they wait, of what the hosts' formulas say that they take in a call: 0.36
+# to 0.56 (benchmarks/results/memory.json).
+_WAITS = 0.56
+_CALLED = 1 / 20  # of what is free, for a call where not all samples can wait on the device
 
 
 def moved(
@@ -226,6 +230,16 @@ class Workplace:
 
 
 @dataclass(frozen=True)
+class LayerBytes:
+    """Bytes that a layer takes besides the model: while its rows are measured, and what comes on
+    top of them while it is solved, when no call runs.
+    """
+
+    sums: float = 0.0
+    solve: float = 0.0
+
+
+@dataclass(frozen=True)
 class Room:
     """How a merge shares out a device's memory.
 
@@ -246,8 +260,7 @@ def share_out(
     samples: int,
     most: int,
     free: float,
-    *,
-    sums: float = 0.0,
+    layer: LayerBytes = LayerBytes(),
 ) -> Room:
     """Share out the memory of a device, or of the host where the model runs there. What is left
     besides calls and sums is for samples that wait: what they really hold is counted when they do,
@@ -258,24 +271,25 @@ def share_out(
         takes: Number of samples -> bytes that they take in a forward call, at most.
         most: Most samples of one forward call.
         free: Bytes that are free besides the whole model.
-        sums: Bytes that a layer's sums and its solve take.
+        layer: What the layer takes that takes most.
     """
-
-    def at_once(share: float) -> int:
-        room = share * (free - sums)
-        return max((n for n in range(1, most + 1) if takes(n) < room), default=1)
-
-    def working(size: int) -> float:
-        # twice: samples of a call that runs, and of one that is copied
-        return sums + takes(2 * size)
-
-    missing = max(0.0, sums + takes(1) - free)
-    size = at_once(1 / 4)
     used = _USED * free
-    if used - working(size) < takes(samples):
-        size = at_once(1 / 20)
-    waiting = max(0, int(used - working(size)))
-    return Room(size, waiting, working(size) + min(waiting, takes(samples)), missing)
+
+    def working(samples: int) -> float:
+        """Return the bytes of a layer and of samples that run, which do not run in its solve."""
+        return layer.sums + max(layer.solve, takes(samples))
+
+    sizes = range(most, 0, -1)
+    waiting = _WAITS * takes(samples)
+    size = next((n for n in sizes if working(n) + waiting <= used), 0)
+    busy = working(size)
+    if not size:
+        room = _CALLED * (free - layer.sums)
+        size = next((n for n in sizes if takes(n) < room), 1)
+        busy = working(2 * size)  # samples of a call that runs, and of one that is copied
+    left = max(0, int(used - busy))
+    missing = max(0.0, working(1) - free)
+    return Room(size, left, busy + min(left, takes(samples)), missing)
 
 
 # What torch says where a device has no room: most backends, and the host on Linux and Windows.

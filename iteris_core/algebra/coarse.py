@@ -24,6 +24,8 @@ from .system import System, cholesky
 # Random vectors that L is tested on, and how far L^-1 S L^-T may be from 1 on them.
 _PROBES = 8
 _FARTHEST = 0.01
+# Numbers of a matrix that are scaled at once.
+_ENTRIES_AT_ONCE = 1 << 22
 # The same on the directions that are kept, per direction: they are made exact, if L is about right.
 _FARTHEST_KEPT = 0.1
 
@@ -40,14 +42,23 @@ def factorise_coarsely(matrix: Tensor) -> tuple[System, Tensor]:
         matrix: Symmetric, (n, n), float64.
     """
     scale = matrix.diagonal().rsqrt()
-    scaled = (matrix * scale).mul_(scale[:, None]).float()
-    factor, failed_at = cholesky(scaled)
+    factor, failed_at = cholesky(_scaled(matrix, scale))
     system = System(scale, factor)
     probes = random_columns(len(matrix), _PROBES, matrix.dtype, matrix.device)
     seen = system.half(matrix @ system.other_half(probes))
     # false for what is not finite, too
     is_near = (seen - probes).norm() <= _FARTHEST * probes.norm()
     return system, (failed_at == 0) & is_near
+
+
+def _scaled(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Return ``scale S scale`` in float32, some rows at a time: a wide matrix is large."""
+    scaled = torch.empty_like(matrix, dtype=torch.float32)
+    step = max(1, _ENTRIES_AT_ONCE // len(matrix))
+    for start in range(0, len(matrix), step):
+        rows = slice(start, start + step)
+        scaled[rows] = (matrix[rows] * scale).mul_(scale[rows, None])
+    return scaled
 
 
 def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def factorise(
     """Return the Cholesky factor of a matrix scaled to a unit diagonal.
 
     Args:
-        matrix: Symmetric, (n, n), float64.
+        matrix: Symmetric, (n, n), float64; overwritten, since a wide one is large.
         right_sides: Right sides of the system, checked to be finite.
         inputs: Task name -> the inputs that the matrix was made of, to explain a failure.
         alpha: Ridge, to explain a failure.
@@ -60,8 +60,9 @@ def factorise(
     Raises:
         SolveError: The matrix has no usable factor; says the cause.
     """
-    scale = matrix.diagonal().rsqrt()
-    factor, failed_at = cholesky((matrix * scale).mul_(scale[:, None]))
+    diagonal = matrix.diagonal().clone()
+    scale = diagonal.rsqrt()
+    factor, failed_at = cholesky(matrix.mul_(scale).mul_(scale[:, None]))
     # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
     # factor holds no digits of the answer
     singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
@@ -69,7 +70,7 @@ def factorise(
     finite = torch.isfinite(torch.stack([part.sum() for part in (scale, *right_sides)])).all()
     # this waits for the device; in a layer's solve only `gain` does so, too
     if bool((failed_at != 0) | singular | ~finite):
-        raise SolveError(_why_unsolvable(matrix, right_sides, inputs, int(failed_at), alpha))
+        raise SolveError(_why_unsolvable(diagonal, right_sides, inputs, int(failed_at), alpha))
     return System(scale, factor)
 
 
@@ -99,7 +100,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _why_unsolvable(
-    matrix: Tensor,
+    diagonal: Tensor,
     right_sides: Sequence[Tensor],
     inputs: Mapping[str, InputMoments],
     failed_at: int,
@@ -114,7 +115,8 @@ def _why_unsolvable(
             )
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"
-    if not (torch.isfinite(matrix).all() and matrix.any()):
+    # of a matrix without negative eigenvalues no number is larger than the largest of these
+    if not (torch.isfinite(diagonal).all() and diagonal.any()):
         return (
             "the tasks' weights cannot be held as numbers, since the adapters' changes are far too "
             "large; lower their strengths"
@@ -126,9 +128,9 @@ def _why_unsolvable(
             f"or float32, or set {called('target')} to {called_value('target', 'delta')!r}"
         )
     tokens = sum(moments.tokens for moments in inputs.values())
-    shape = " x ".join(map(str, matrix.shape))
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return (
-        f"the Gram matrix ({shape}) of {tokens} tokens is not positive definite{where} with "
-        f"{called('alpha')} = {alpha:g}; set {called('alpha')} to 1e-6 or more, or use more samples"
+        f"the Gram matrix ({len(diagonal)} x {len(diagonal)}) of {tokens} tokens is not positive "
+        f"definite{where} with {called('alpha')} = {alpha:g}; set {called('alpha')} to 1e-6 or "
+        "more, or use more samples"
     )

@@ -177,8 +177,9 @@ def _merge(
         check_style((one.adapter for one in loaded), saving.style)
         job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
         # with a device map, what is free while the model waits elsewhere is not known
-        free = free_bytes(device_of(model.unet_model)) if placement.device_map == "none" else None
-        job = job.within_free(free, model.unet_model.dtype.itemsize)
+        device = device_of(model.unet_model)
+        free = free_bytes(device) if placement.device_map == "none" else None
+        job = job.within_free(free, model.unet_model.dtype.itemsize, device)
         result = merge_and_check(job, progress)
     if not Processes.current().is_first:
         return

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import nn
 
 from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
-from ..devices import Room, share_out
-from ..engines.measure import room_for_sums
+from ..devices import LayerBytes, Room, share_out
+from ..engines.measure import largest_layer
 from ..errors import ConfigError
 from ..merging import check_ranks, notes_about_vectors
 from ..processes import Processes
@@ -216,9 +217,9 @@ class Job:
         """Whether a model runs: to measure the LoRAs, or to check the result."""
         return self.config.measured or bool(self.check_plans)
 
-    def sums_in(self, modules: Mapping[str, nn.Module]) -> int:
-        """Return the bytes that a layer's sums and its solve take, where they take most."""
-        return room_for_sums(modules, self.adapters, len(self.plans), self.config)
+    def largest_layer(self, modules: Mapping[str, nn.Module], device: torch.device) -> LayerBytes:
+        """Return about what the layer of the diffusion model takes that takes most."""
+        return largest_layer(modules, self.adapters, len(self.plans), self.config, device)
 
     def within(self, room: Room) -> Job:
         """Return the job with calls and waiting rows of this size."""
@@ -229,7 +230,7 @@ class Job:
         )
         return replace(self, settings=replace(self.settings, config=config))
 
-    def within_free(self, free: int | None, bytes_per_number: int) -> Job:
+    def within_free(self, free: int | None, bytes_per_number: int, device: torch.device) -> Job:
         """Return the job with calls, sums and waiting rows that fit into a device's memory.
 
         It stays as it is where ``waiting_bytes`` is given already. Processes that share a merge
@@ -239,19 +240,20 @@ class Job:
             free: Bytes that are free on the model's device while the model is loaded; None: not
                 known, and nothing is changed.
             bytes_per_number: Size of a number of the model's rows.
+            device: The model's device.
         """
         if free is None or self.config.waiting_bytes is not None or not self.config.measured:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         with self.model.denoiser() as network:
-            sums = self.sums_in(network.modules)
+            layer = self.largest_layer(network.modules, device)
         return self.within(
             share_out(
                 lambda count: 2 * count * of_row,
                 self.cost.samples,
                 self.config.samples_per_chunk,
                 min(Processes.current().gather([free])),
-                sums=sums,
+                layer,
             )
         )
 

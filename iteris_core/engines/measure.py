@@ -32,7 +32,7 @@ from ..algebra.statistics import (
     difference,
 )
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products, moved, product_dtype, read
+from ..devices import LayerBytes, Workplace, exact_products, in_float32, moved, product_dtype, read
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -58,41 +58,51 @@ from .shared_inputs import (
     may_derive,
 )
 
-# What the solve of a layer takes, in Gram matrices and right sides of the layer's size: the system,
-# its scaled copies, its factor, and the figures of the report. Measured on the CPU: 3 to 4.
-_IN_A_SOLVE = 4
 
-
-def room_for_sums(
-    modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], tasks: int, config: MergeConfig
-) -> int:
-    """Return about how many bytes the sums and the solve of the largest layer take.
+def largest_layer(
+    modules: Mapping[str, nn.Module],
+    adapters: Sequence[Adapter],
+    tasks: int,
+    config: MergeConfig,
+    device: torch.device,
+) -> LayerBytes:
+    """Return about what the layer takes that takes most.
 
     Args:
         modules: Modules of the network; layers that are not among them do not count.
+        device: Device of the sums.
     """
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
-    return max(
-        (
-            _room_at(modules[path], shape, tasks, config)
-            for path, shape in shapes.items()
-            if path in modules
-        ),
-        default=0,
+    layers = (
+        _bytes_at(modules[path], shape, tasks, config, device)
+        for path, shape in shapes.items()
+        if path in modules
     )
+    return max(layers, key=lambda layer: layer.sums + layer.solve, default=LayerBytes())
 
 
-def _room_at(module: nn.Module, shape: tuple[int, int], tasks: int, config: MergeConfig) -> int:
+def _bytes_at(
+    module: nn.Module,
+    shape: tuple[int, int],
+    tasks: int,
+    config: MergeConfig,
+    device: torch.device,
+) -> LayerBytes:
     d_out, d_in = shape
-    gram = d_in * d_in
-    right_side = d_in * d_out if config.target == "full_output" else 0
+    gram = 8 * d_in * d_in
+    right_side = 8 * d_in * d_out if config.target == "full_output" else 0
     keeps_rows = is_patchwise(module) and config.patches < d_in
-    moments = config.patches * d_in if keeps_rows else tasks * gram
+    moments = 8 * config.patches * d_in if keeps_rows else tasks * gram
     if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
         moments += 2 * tasks * gram
     # rows that are gathered for the products: for the Gram matrix, and for the others
-    gathered = tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
-    return 8 * (moments + gathered + tasks * right_side + _IN_A_SOLVE * (gram + right_side))
+    gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
+    # the system and its factor; then a factor, with the right sides on the way through it
+    if in_float32(config.factorisation, device, d_in):
+        solve = max(2 * gram + right_side, 1.5 * gram + 4 * right_side)
+    else:
+        solve = max(3 * gram + right_side, 2 * gram + 5.5 * right_side)
+    return LayerBytes(moments + gathered + tasks * right_side, solve)
 
 
 @dataclass(frozen=True)

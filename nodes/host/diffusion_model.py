@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
-from ...iteris_core.devices import Room, share_out
+from ...iteris_core.devices import LayerBytes, Room, share_out
 from ...iteris_core.diffusion import proof
 from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoraUse
@@ -53,7 +53,8 @@ from .patches import (
 from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 
-_MOST_SAMPLES_PER_CHUNK = 8
+_MOST_SAMPLES_PER_CALL = 16  # fewer leave a GPU waiting for starts of operations
+_ON_CPU = 8
 _EDITING = re.compile(r"kontext|(?<![a-z])edit(?![a-z])", re.IGNORECASE)
 # Bases of keys for a T5, and for a text encoder that is a language model.
 _OF_LANGUAGE_MODEL = re.compile(
@@ -62,6 +63,7 @@ _OF_LANGUAGE_MODEL = re.compile(
     r"layers[._]\d+[._](?:self_attn|mlp)"
 )
 Modules = Mapping[str, torch.nn.Module]
+LargestLayer = Callable[[Modules, torch.device], LayerBytes]
 
 
 class ComfyModel:
@@ -249,22 +251,22 @@ class ComfyModel:
         sides = (height // self.row.downscale, width // self.row.downscale)
         return format.latent_channels, *time, *sides
 
-    def make_room(self, shape: Sequence[int], samples: int, sums: Callable[[Modules], int]) -> Room:
+    def make_room(self, shape: Sequence[int], samples: int, largest: LargestLayer) -> Room:
         """Share out the device's memory for a merge, and remember what to keep free.
 
         Args:
             shape: (channels, ..., height, width) of the latents.
             samples: Samples of the merge.
-            sums: Modules of the diffusion model -> bytes that a layer's sums and its solve take.
+            largest: Modules of the diffusion model, device -> what the layer takes that takes most.
         """
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
         room = share_out(
             lambda count: self.model.memory_required([2 * count * (1 + self.references), *shape]),
             samples,
-            _MOST_SAMPLES_PER_CHUNK,
+            _ON_CPU if device.type == "cpu" else _MOST_SAMPLES_PER_CALL,
             comfy.model_management.get_free_memory(device) - to_load,
-            sums=sums(dict(self.model.model.named_modules())),
+            largest(dict(self.model.model.named_modules()), device),
         )
         self.memory_required = room.required
         return room

@@ -93,7 +93,7 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(family):
     assert 0 < family["held"][0] < family["held"][1]  # what rows hold, at every layer
     large, none, loaded = family["rooms"]
     assert none == loaded  # what is free counts after the model is loaded
-    assert large["samples_per_chunk"] == 8 and large["missing"] == 0
+    assert large["samples_per_chunk"] == 16 and large["missing"] == 0
     assert large["required"] < large["waiting_bytes"] < 0.8 * 2**40
     assert (none["samples_per_chunk"], none["waiting_bytes"]) == (1, 0)
     # two samples in a call, and the sums of a layer

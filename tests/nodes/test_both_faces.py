@@ -74,7 +74,7 @@ class ComfyModel:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def make_room(self, shape, samples, sums):
+    def make_room(self, shape, samples, largest):
         return Room(4, None, 0)
 
     def adapter(self, use, tensors, metadata):

@@ -49,7 +49,7 @@ from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines import sweep
-from iteris_core.engines.measure import room_for_sums
+from iteris_core.engines.measure import largest_layer
 from iteris_core.files import kohya
 from iteris_core.network import TEXT_STREAM
 from iteris_core.rows.lockstep import held_bytes
@@ -370,7 +370,9 @@ def room_on_a_card(host: ComfyModel, adapter: Adapter, free: int, to_load: int) 
         mock.patch("comfy.model_management.get_free_memory", lambda device: free + to_load),
     ):
         return host.make_room(
-            shape_of(host), 90, lambda modules: room_for_sums(modules, [adapter], 3, EXACT)
+            shape_of(host),
+            90,
+            lambda modules, _: largest_layer(modules, [adapter], 3, EXACT, torch.device("cpu")),
         )
 
 
