@@ -105,13 +105,6 @@ class BaselineOptions:
         Field(description="Solver of Mix-of-Show; lbfgs is as published."),
     ] = "closed_form"
 
-    def __post_init__(self) -> None:
-        if self.seed and self.thinning == "magnitude":
-            raise ConfigError(
-                f"{called('seed')} is {self.seed}, and nothing is random where TIES keeps the "
-                f"largest entries; leave it out, or set {called('thinning')} to 'random'"
-            )
-
 
 @settings
 class MergeConfig:

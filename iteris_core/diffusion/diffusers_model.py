@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import device_of
-from ..errors import CalibrationError, ConfigError
+from ..errors import ConfigError
 from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, ldm_names, model_keys
 from ..files.families import FAMILIES, Family
 from ..files.kohya import ModelKeys
@@ -150,9 +150,6 @@ class DiffusersModel:
     def tokenize(self, caption: str) -> list[Tensor]:
         """Return a caption's token ids (text encoders, length), in as many pieces of one length as
         it needs, each with start and end.
-
-        Raises:
-            CalibrationError: More than one piece, of a tokenizer that has no start or end token.
         """
         length = self.piece_length
         return [
@@ -166,16 +163,10 @@ class DiffusersModel:
         whole = self.tokenizer(caption)["input_ids"]
         if len(whole) <= length:
             return [whole]
-        start, end = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos"))
-        if start is None or end is None:
-            raise CalibrationError(
-                f"the prompt {caption[:40]!r}... has {len(whole)} tokens; the text encoder reads "
-                f"{length}, and its tokenizer has no tokens for the start and end of a second "
-                "piece. Write a shorter prompt"
-            )
         ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
         pieces = [ids[i : i + length - 2] for i in range(0, len(ids), length - 2)]
-        return [[start, *piece, end] for piece in pieces]
+        start = self.tokenizer.bos_token_id
+        return [[start, *piece, self.tokenizer.eos_token_id] for piece in pieces]
 
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words in its context, without start, end
@@ -234,19 +225,11 @@ class DiffusersModel:
             yield self._network(lambda path: not self.is_text_module(path), self._denoise)
 
     def sigmas(self, steps: int) -> Tensor:
-        """Return noise levels at evenly spaced training timesteps, (steps + 1,), falling to 0.
-
-        Raises:
-            CalibrationError: More steps than the model has timesteps.
-        """
-        count = len(self.training_sigmas)
-        if steps > count:
-            raise CalibrationError(
-                f"{steps} sampling steps are asked for; the model was trained on {count} timesteps"
-            )
-        timesteps = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long()
+        """Return noise levels at evenly spaced training timesteps, (steps + 1,), falling to 0."""
+        last = len(self.training_sigmas) - 1
+        timesteps = torch.linspace(last, 0, steps, dtype=torch.float64).round().long()
         return torch.cat(
-            [self.training_sigmas[timesteps], torch.zeros(1, dtype=torch.float64)]
+            [self.training_sigmas[timesteps], self.training_sigmas.new_zeros(1)]
         ).float()
 
     def timesteps(self, sigmas: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, a
 # Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
 # have them.
 _OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "park_on_host")
-_MOST_CHARACTERS = 4_000_000  # a hundred LoRAs with a hundred prompts each take 1,000,000
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,6 @@ def read_recipe(name: str, text: str) -> Recipe:
         ConfigError: Says where something is wrong, what was found, and what may be there.
     """
     place = f"{name}: its recipe"
-    if len(text) > _MOST_CHARACTERS:
-        raise ConfigError(
-            f"{place} has {len(text)} characters, and {_MOST_CHARACTERS} at most are read; IterIS "
-            "did not write it. Merge the LoRAs again"
-        )
     try:
         recipe = json_value(text)
     except ValueError as error:

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..layers import block_of
-from ..settings import MOST_CHARACTERS, shown
+from ..settings import shown
 from .families import Family
 from .limits import KEY_CHARACTERS
 
@@ -202,11 +202,6 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
     Raises:
         ConfigError: Says what was found, and what may be there.
     """
-    if len(blocks) > MOST_CHARACTERS:
-        raise ConfigError(
-            f"LoRA {shown(name)}: its block weights have {len(blocks)} characters; at most "
-            f"{MOST_CHARACTERS} are allowed"
-        )
     _entries(name, _in_names(name, blocks, None)[0])
     if len(without) > MOST_PATTERNS:
         raise ConfigError(

@@ -88,10 +88,6 @@ def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.
     model = model.eval().requires_grad_(False)
     if device_map != "none":
         return _spread(model, device_map)
-    if device.startswith("meta"):
-        raise ConfigError(
-            f"device {device!r} cannot be used: tensors have no content there; choose cpu, or a GPU"
-        )
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there

@@ -116,7 +116,6 @@ def test_the_settings_name_every_method_and_engine():
         ("tsv_m", {"thinning": "random"}, "thinning is not an option of tsv_m; tsv_m takes scale"),
         ("regmean", {"projection": None}, "regmean takes scale and off_diagonal"),
         ("iteris", {"scale": 2.0}, "iteris takes none of the rivals' options"),
-        ("ties", {"seed": 3}, "seed is 3, and nothing is random where TIES keeps the largest"),
     ],
 )
 def test_an_option_that_would_not_be_looked_at_is_refused(net, method, options, message):

@@ -291,14 +291,3 @@ def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matr
     with pytest.raises(SolveError, match="outputs hold NaN or infinite numbers though its inputs"):
         merge(net.network(), adapters, tasks)
     merge(net.network(), adapters, tasks, MergeConfig(target="delta"))
-
-
-def test_a_model_without_weights_is_refused():
-    net, adapters, tasks = toy.pair("one layer")
-    net.model.to("meta")
-
-    def forward(rows):
-        return toy.run(net.model, [(x.to("meta"),) for (x,) in rows])
-
-    with pytest.raises(CalibrationError, match=r"'layer' ran on torch's meta device.*not loaded"):
-        merge(net.network(forward), adapters, tasks)

@@ -10,7 +10,7 @@ import tiny_diffusers
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from iteris_core import CalibrationError, ConfigError, MergeConfig
+from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
@@ -30,10 +30,6 @@ def test_noise_levels_are_those_of_the_training_and_end_in_0():
     assert (sigmas.diff() < 0).all()
     alphas = tiny_diffusers.scheduler().alphas_cumprod
     torch.testing.assert_close(sigmas[0] ** 2, 1 / alphas[-1] - 1, rtol=1e-4, atol=0)
-    with pytest.raises(
-        CalibrationError, match="1001 sampling steps are asked for; the model was trained on 1000"
-    ):
-        host.sigmas(1001)
 
 
 def test_a_zero_terminal_snr_has_finite_noise_levels():
@@ -63,9 +59,6 @@ def test_prompts_are_read_as_the_pipeline_reads_them():
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     }
-    tokenizer.eos_token = None
-    with pytest.raises(CalibrationError, match="has 22 tokens; the text encoder reads 16"):
-        host.tokenize("a cat on a mat and a hat, a bat")
 
 
 def test_positions_are_those_of_the_words():
