@@ -77,12 +77,17 @@ VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
 WINDOW = (1280, 800)
 MARGIN = 20  # of a template to the window's ends
-# node and widget of the first template that its blueprint shows
-# a subgraph shows the rows as their text
-BLUEPRINT_HINT = (
-    "# Write a LoRA's name after each <lora: or open this subgraph and choose from a list"
-)
-BLUEPRINT = [(2, "loras"), (2, "preset"), (2, "together"), (3, "prompt"), (4, "file_name")]
+# the rows of the first template as nodes of their own: newer frontends show no rows on a subgraph
+CHOSEN = {"5": "choose a LoRA", "6": "choose another LoRA"}
+# node and widget that its blueprint shows, and under which name
+BLUEPRINT = [
+    (5, "lora_name", "first LoRA"),
+    (6, "lora_name", "second LoRA"),
+    (2, "preset", "preset"),
+    (2, "together", "together"),
+    (3, "prompt", "prompt"),
+    (4, "file_name", "file_name"),
+]
 MOST_BYTES = 145_000  # of a picture of the documentation
 
 
@@ -271,8 +276,13 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
     template = TEMPLATES[0]
     path = ROOT / "workflows" / "api" / f"{template.name}.json"
     prompt = json.loads(path.read_text(encoding="utf-8"))
+    last: list[list[object]] = []
+    for key, name in CHOSEN.items():
+        previous = {"previous": last[-1]} if last else {}
+        prompt[key] = {"class_type": "IterISLora", "inputs": {"lora_name": name, **previous}}
+        last.append([key, 0])
     merge = next(node for node in prompt.values() if node["class_type"] == "IterISMerge")
-    merge["inputs"]["loras"] = f"{BLUEPRINT_HINT}\n{merge['inputs']['loras']}"
+    merge["inputs"] |= {"loras": "", "more_loras": last[-1]}
     frontend.load(prompt, template.title)
     frontend.page.evaluate(
         """([shown, outputs, title]) => {
@@ -284,10 +294,10 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
                 const { name, type } = from.outputs[slot];
                 subgraph.addOutput(name, type).connect(from.outputs[slot], from);
             }
-            for (const [id, widget] of shown) {
+            for (const [id, widget, name] of shown) {
                 const to = subgraph.getNodeById(id);
                 const slot = to.inputs.find((input) => input.widget?.name === widget);
-                subgraph.addInput(widget, slot.type).connect(slot, to);
+                subgraph.addInput(name, slot.type).connect(slot, to);
             }
             subgraph.name = node.title = title;
             app.graph.remove(loader);

@@ -436,17 +436,25 @@ def test_every_template_is_its_api_twin(frontend, picture, number, template):
     assert frontend.errors == []
 
 
-def test_the_blueprint_is_one_node_with_the_rows_as_text(frontend, picture):
+def test_the_blueprint_is_one_node_with_lists_of_files(in_renderer, picture):
+    frontend = in_renderer
     listed = get(frontend, "/global_subgraphs").items()  # newer hosts have some of their own
     (entry,) = [entry for entry, found in listed if found["name"] == "Merge two LoRAs"]
     blueprint = json.loads(get(frontend, f"/global_subgraphs/{entry}")["data"])
     frontend.load(blueprint, "blueprint")
-    (merge,) = [n for n in frontend.prompt().values() if n["class_type"] == "IterISMerge"]
-    hint, *rows = merge["inputs"]["loras"].split("\n")
-    assert hint.startswith("# Write a LoRA's name") and rows == ["<lora::1>"] * 2
-    frontend.set_widgets(blueprint["nodes"][0]["id"], loras="<lora:first:1>\n<lora:second:1>")
+    chosen = {"first LoRA": "first.safetensors", "second LoRA": "second.safetensors"}
+    place = blueprint["nodes"][0]["id"]
+    frontend.show(place, left=500, top=150)
     picture(frontend, "blueprint")
-    posted = {node["class_type"]: node["inputs"] for node in frontend.prompt().values()}
-    assert set(posted) == {"IterISMerge", "IterISCompare", "IterISSave"}
-    assert posted["IterISMerge"]["loras"] == "<lora:first:1>\n<lora:second:1>"
+    lists = """id => Object.fromEntries(app.graph.getNodeById(id).widgets.map(
+        ({ name, options }) => [name, options?.values]))"""
+    shown = frontend.page.evaluate(lists, place)
+    assert all(file in shown[name] for name, file in chosen.items())
+    frontend.set_widgets(place, **chosen)
+    posted = frontend.prompt()
+    found = [n["inputs"] for n in posted.values() if n["class_type"] == "IterISLora"]
+    assert [lora["lora_name"] for lora in found] == list(chosen.values())
+    (merge,) = [n["inputs"] for n in posted.values() if n["class_type"] == "IterISMerge"]
+    (last,) = [key for key, n in posted.items() if n["inputs"].get("previous")]
+    assert (merge["loras"], merge["more_loras"]) == ("", [last, 0])
     assert frontend.errors == []
