@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import CalibrationError
+from .errors import OutOfMemory
 from .settings import called
 
 logger = logging.getLogger("iteris")
@@ -335,7 +335,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
 
     Raises:
-        CalibrationError: Out of memory with a single sample.
+        OutOfMemory: With a single sample, too.
     """
     while size:
         try:
@@ -350,7 +350,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
             logger.info(
                 "%s ran out of memory; samples in one forward call from now on: %d", doing, size
             )
-    raise CalibrationError(
+    raise OutOfMemory(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved: use fewer of them "
         f"({called('trajectories')}, {called('timesteps')}), a lower resolution or shorter inputs, "

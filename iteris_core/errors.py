@@ -39,6 +39,10 @@ class CalibrationError(IterisError):
     """
 
 
+class OutOfMemory(CalibrationError):
+    """A device that has too little memory for a single sample."""
+
+
 class SolveError(IterisError):
     """A layer whose linear system has no usable solution."""
 

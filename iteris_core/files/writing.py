@@ -115,15 +115,15 @@ def whole_files(
     `whole_file`. Files that are replaced are moved away just before, as `whole_folder` does it; a
     single one is replaced in one step.
     """
-    with contextlib.ExitStack() as drafts:
+    # also around the drafts' ends: a file that is closed writes what it holds back
+    with _one_sentence(paths[0]), contextlib.ExitStack() as drafts:
         files = {}
         for path in paths:
             with _one_sentence(path):
                 check_free(path, overwrite=overwrite)
                 draft = drafts.enter_context(_draft_of(path))
                 files[path] = drafts.enter_context(open(draft, "xb"))
-        with _one_sentence(paths[0]):
-            yield tuple(files.values())
+        yield tuple(files.values())
         for path, file in files.items():
             with _one_sentence(path), file:
                 file.flush()

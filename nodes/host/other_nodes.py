@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import CalibrationError, SolveError
+from ...iteris_core.errors import OutOfMemory
 
 # Options of a MODEL that its samplers alone look at.
 _OF_SAMPLERS = (
@@ -81,6 +82,8 @@ def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
     """
     try:
         yield
+    except OutOfMemory:
+        raise
     except (CalibrationError, SolveError) as error:
         names = dict.fromkeys(
             name for model in models for name in base_changes(model, clip).in_model

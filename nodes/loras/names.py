@@ -35,6 +35,8 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
     plain = adapter_name(wanted)
     paths = {name: adapter_name(name) for name in names}
     found = [name for name, path in paths.items() if path == plain]
+    # rows hold no blanks at the end of a name
+    found = found or [name for name, path in paths.items() if path.rstrip() == plain]
     ends = [name for name, path in paths.items() if plain.endswith(f"/{path}")]  # an absolute path
     found = found or sorted(ends, key=len)[-1:]
     found = found or [name for name, path in paths.items() if path.endswith(f"/{plain}")]

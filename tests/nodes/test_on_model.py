@@ -5,11 +5,12 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.host.other_nodes import BaseChanges
+from iteris_pack.nodes.host.other_nodes import BaseChanges, naming_changes
 from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
 
-from iteris_core import Adapter, LowRankDelta
+from iteris_core import Adapter, CalibrationError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.errors import OutOfMemory
 
 
 def lora_of(*keys, down=None):
@@ -80,3 +81,19 @@ def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
     [_, note] = notes({"net.a.weight": [patch(lora_of("a", down=down))]}, loras=[lora])
     assert note.kind == "twice"
     assert note.text.startswith("cat is in the merge and on the MODEL, too")
+
+
+@pytest.mark.parametrize(("error", "is_named"), [(CalibrationError, True), (OutOfMemory, False)])
+def test_who_may_have_caused_an_error_is_named(error, is_named):
+    def tile(q, k, v, extra): ...
+
+    model = types.SimpleNamespace(
+        model_options={"transformer_options": {"patches": {"attn1_patch": [tile]}}},
+        object_patches={},
+        wrappers={},
+        injections={},
+    )
+    clip = types.SimpleNamespace(layer_idx=None, apply_hooks_to_conds=None)
+    with pytest.raises(error) as told, naming_changes([model], clip):
+        raise error("it draws something else")
+    assert ("(attn1_patch)" in str(told.value)) is is_named

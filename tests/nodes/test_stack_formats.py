@@ -109,11 +109,12 @@ def test_block_weights_are_read(stack, blocks):
 
 
 def test_names_without_folder_or_suffix_find_their_file():
-    names = ["cat.safetensors", "style/cat.safetensors", "style\\dog.safetensors"]
+    names = ["cat.safetensors", "style/cat.safetensors", "style\\dog.safetensors", "a .safetensors"]
     for name, file in (
         ("cat", "cat.safetensors"),
         ("style/cat", "style/cat.safetensors"),
         ("dog", "style\\dog.safetensors"),
+        ("a", "a .safetensors"),
         ("/models/loras/style/dog.safetensors", "style\\dog.safetensors"),
         # not the shorter end, "cat"
         ("D:\\loras\\style\\cat.safetensors", "style/cat.safetensors"),
