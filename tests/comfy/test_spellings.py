@@ -47,5 +47,8 @@ def test_files_of_trainers_are_read_whole_and_as_comfyui_reads_them(family):
         assert file["unread"] == [], called
         assert file["missed"] == [], called
         assert file["error"] < ROUNDING, called
+        assert file.get("taken off", 0) < ROUNDING, (
+            called
+        )  # the same LoRA, off a model that carries it
     # at least the model's own names, in two styles, are ComfyUI's, too
     assert sum(file["compared"] == file["layers"] for file in files) >= 8

@@ -42,22 +42,14 @@ def test_a_stack_says_where_each_delta_is(ranks):
         assert torch.equal(stacked.delta.down[place], delta.down.float())
 
 
-def test_balanced_factors_have_equal_norms_and_the_same_product():
-    delta = random_delta(3)
+def test_balanced_factors_have_equal_norms_and_the_same_product_and_no_nan_for_an_unused_rank():
+    delta = random_delta(4)
+    delta.up[:, 0] = 0
+    delta.down[1] = 0
     lopsided = LowRankDelta(delta.up * 1e6, delta.down * 1e-6)
     balanced = lopsided.balanced()
     torch.testing.assert_close(balanced.dense(), delta.dense())
-    torch.testing.assert_close(balanced.up.norm(dim=0), balanced.down.norm(dim=1))
-
-
-def test_balancing_an_unused_rank_makes_no_nan():
-    delta = random_delta(3)
-    delta.up[:, 0] = 0
-    delta.down[1] = 0
-    balanced = delta.balanced()
-    assert torch.isfinite(balanced.up).all()
-    assert torch.isfinite(balanced.down).all()
-    torch.testing.assert_close(balanced.dense(), delta.dense())
+    torch.testing.assert_close(balanced.up.norm(dim=0)[2:], balanced.down.norm(dim=1)[2:])
 
 
 def test_strength_0_leaves_no_deltas():

@@ -35,13 +35,6 @@ def takes(samples):
     return 0.25 * GB * samples
 
 
-def test_a_device_with_room_for_all_samples_runs_large_calls():
-    room = share_out(takes, samples=90, most=8, free=40 * GB)
-    assert room.samples_per_chunk == 8
-    assert room.waiting_bytes >= takes(90)
-    assert room.required == takes(8) + takes(90)  # none is copied
-
-
 def test_calls_are_as_large_as_leaves_room_for_all_that_waits():
     """Small ones would only cost starts of operations."""
     free = 20 * GB  # 16 of them are used: 12.6 for what waits, and 3.4 for a call
@@ -50,8 +43,8 @@ def test_calls_are_as_large_as_leaves_room_for_all_that_waits():
     assert share_out(takes, samples=90, most=16, free=free, layer=solve).samples_per_chunk == 9
 
 
-@given(free=st.floats(1, 24), sums=st.floats(0, 2), solve=st.floats(0, 2))
-def test_a_call_the_sums_and_the_waiting_samples_fit_on_a_smaller_device(free, sums, solve):
+@given(free=st.floats(-2, 60), sums=st.floats(0, 2), solve=st.floats(0, 2))
+def test_a_call_the_sums_and_the_waiting_samples_fit_on_any_device(free, sums, solve):
     layer = LayerBytes(sums * GB, solve * GB)
     room = share_out(takes, samples=90, most=8, free=free * GB, layer=layer)
     assert 1 <= room.samples_per_chunk <= 8
@@ -61,12 +54,9 @@ def test_a_call_the_sums_and_the_waiting_samples_fit_on_a_smaller_device(free, s
     least = layer.sums + max(layer.solve, takes(2))
     assert room.required <= max(0.8 * free * GB, least) + 1
     assert room.missing == max(0, layer.sums + max(layer.solve, takes(1)) - free * GB)
-
-
-def test_a_model_that_does_not_fit_leaves_no_room_and_one_sample_a_call():
-    room = share_out(takes, samples=90, most=8, free=-2 * GB)
-    assert (room.samples_per_chunk, room.waiting_bytes) == (1, 0)
-    assert room.missing == 2.25 * GB
+    if free > 45:  # room for all samples, and large calls; none is copied
+        assert room.samples_per_chunk == 8 and room.waiting_bytes >= takes(90)
+        assert room.required == layer.sums + max(layer.solve, takes(8)) + takes(90)
 
 
 @pytest.mark.parametrize(("target", "tasks"), [("delta", 2), ("full_output", 3)])

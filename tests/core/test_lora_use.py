@@ -68,11 +68,6 @@ def test_trigger_words_are_filled_in_and_it_is_remembered_where_they_come_from()
     assert with_prompts(written, TRIGGERS) == replace(written, trigger_words=("sks cat",))
 
 
-def test_without_prompts_and_trigger_words_the_file_is_named():
-    with pytest.raises(CalibrationError, match=r"^cat\.safetensors has no prompts"):
-        with_prompts(use("cat", (), file="cat.safetensors"), TriggerWords())
-
-
 def test_a_lora_without_strength_needs_no_prompts():
     idle = use("cat", (), strength_model=0.0, strength_clip=0.0)
     assert with_prompts(idle, TriggerWords()) is idle
@@ -115,13 +110,9 @@ def test_a_prompt_has_the_subject_by_which_its_lora_is_called():
         "a sks dog",
         "a fox at home",
     ]
-
-
-def test_a_style_has_no_subject_of_its_own():
-    style = use(
-        "a", ("a photo of a cat in ink style, night",), trigger="in ink style", kind="style"
-    )
-    assert style.subject_of(style.prompts[0]) == "a cat in ink style, night"
+    prompt = "a photo of a cat in ink style, night"
+    style = use("a", (prompt,), trigger="in ink style", kind="style")  # has no subject of its own
+    assert style.subject_of(prompt) == "a cat in ink style, night"
 
 
 @pytest.mark.parametrize(

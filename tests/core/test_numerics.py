@@ -429,35 +429,3 @@ def test_residuals_added_in_place_change_nothing(settings):
     tasks = [Task(n, [Sample(torch.randn(5, 16).double())], {k: 1.0}) for k, n in enumerate("ab")]
     found, expected = (toy.dense(merged(add)) for add in (torch.Tensor.add_, torch.add))
     assert toy.largest_error(found, expected) < 1e-9
-
-
-# --- adapters that cancel ---
-
-
-def cancelling_pair(dtype, scale=1.0):
-    """Return adapters of which the second undoes the first, in other factors."""
-    network, adapters, tasks = wide_layer(dtype, tokens=300, outliers=3.0)
-    first = adapters[0].deltas["0"]
-    mixing = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) + 3 * torch.eye(4)
-    opposite = LowRankDelta(
-        -scale * first.up @ mixing, torch.linalg.inv(mixing.double()).float() @ first.down / scale
-    )
-    return network, [adapters[0], Adapter("undoes", {"0": opposite})], tasks
-
-
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e4), (torch.float64, 1.0)])
-def test_a_mix_that_cancels_is_a_task_that_teaches_nothing(dtype, scale):
-    network, adapters, tasks = cancelling_pair(dtype, scale)
-    own = Task("own", tasks[0].samples, {0: 1.0})
-    both, nothing = (
-        merge(network, adapters, [own, Task("both", tasks[1].samples, mix)], DELTA)
-        for mix in ({0: 1.0, 1: 1.0}, {})
-    )
-    for found, expected in zip(
-        both.report.layers[0].tasks, nothing.report.layers[0].tasks, strict=True
-    ):
-        assert found.weight == pytest.approx(expected.weight, rel=1e-5)
-    entry = both.report.layers[0].tasks[1]
-    assert entry.energy == 0.0
-    assert entry.gain is None
-    assert entry.residual <= 1e3

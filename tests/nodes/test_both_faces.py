@@ -199,11 +199,7 @@ def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_pat
         k: v for k, v in same_said.items() if k not in volatile
     }
     assert said["modelspec.trigger_phrase"] == "cat, hat"  # and not that of the idle one
-
-
-def test_what_both_faces_understand_of_the_loras(world, node):
-    """A LoRA that is given twice is merged once, with its trigger words in its prompts."""
-    _, report, recipe, _ = node()
+    # a LoRA that is given twice is merged once, with its trigger words in its prompts
     one, two, idle = recipe["loras"]
     assert (idle["name"], idle["strength_model"]) == ("idle", 0.0)
     assert (one["name"], one["strength_model"], one["strength_clip"]) == ("one", 1.5, 1.25)

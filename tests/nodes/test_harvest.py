@@ -72,28 +72,6 @@ def test_loras_on_a_model_are_told_apart_by_what_was_loaded_together():
     assert rest == {"net.a.weight": [merge_of_checkpoints]}
 
 
-@pytest.mark.parametrize(
-    ("name", "endings"),
-    [
-        ("lora", "lora_up.weight lora_down.weight alpha lora_mid.weight dora_scale reshape_weight"),
-        ("loha", "hada_w1_a hada_w1_b alpha hada_w2_a hada_w2_b hada_t1 hada_t2 dora_scale"),
-        (
-            "lokr",
-            "lokr_w1 lokr_w2 alpha lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2 dora_scale",
-        ),
-        ("glora", "a1.weight a2.weight b1.weight b2.weight alpha dora_scale"),
-        ("oft", "oft_blocks rescale alpha dora_scale"),
-    ],
-)
-def test_what_the_host_keeps_gets_its_key_by_its_position(name, endings):
-    """The positions are those of `weights` in ComfyUI's comfy/weight_adapter."""
-    weights = tuple(torch.full((1,), float(i)) for i in range(len(endings.split())))
-    value = SimpleNamespace(name=name, loaded_keys={"x"}, weights=weights)
-    [lora], _ = take({"net.a.weight": [patch(1.0, value)]})
-    numbers = {key.removeprefix("lora_net_a."): int(tensor) for key, tensor in lora.tensors.items()}
-    assert numbers == {ending: i for i, ending in enumerate(endings.split())}
-
-
 def test_a_difference_belongs_to_the_file_that_names_it():
     up = torch.randn(4, 2)
     down = torch.randn(2, 3)

@@ -306,6 +306,10 @@ def check(host: ComfyModel, file: File, before: dict[tuple[str, str], Adapter]) 
     except AdapterError as problem:
         return {**found, "refused": str(problem)}
     theirs = made_by_host(host, tensors)
+    if file.kind in ("lokr", "loha", "dora") and file.names == "own":
+        carrying = family_checks.stock(host.model, host.clip, tensors)
+        taken = family_checks.taken_off(host, carrying).adapter
+        found["taken off"] = family_checks.largest_difference(taken, adapter)
     unread = {key.rpartition(".lora")[0] or key.rpartition(".")[0] for key in adapter.unmatched}
     found["unread"] = sorted(module for module in file.shapes if file.base(module) in unread)
     found["missed"] = sorted(  # what ComfyUI reads, and we do not
