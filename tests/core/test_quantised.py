@@ -1,6 +1,6 @@
 """Layers of quantised bases: which of them are target layers, and what may not be asked of them.
 
-The classes here have the parts of those that hosts have; `tests/comfy/test_quantised_layers.py` has
+The classes here have the parts of those that hosts have; `tests/comfy/inside/check_layers.py` has
 the host's own.
 """
 

@@ -1,4 +1,5 @@
-"""Adapters of kinds that the host applies, and bases that it quantises. `tests/comfy/test_spellings.py`
+"""Adapters of kinds that the host applies, and bases that it quantises. `check_spellings.py` of
+`tests/comfy/inside`
 compares every kind with the stock loader.
 """
 

@@ -1,6 +1,5 @@
-"""Runs a script of this folder in a process with ComfyUI; see `in_comfy`."""
+"""Runs the checks of `tests/comfy/inside` in a process with ComfyUI; see `in_comfy`."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from demo.server import cache_folder, find_comfyui
 
 ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def has_newer_classes():
@@ -19,15 +19,23 @@ def has_newer_classes():
     )
 
 
-def figures_of(script, *arguments):
-    """Return the lines of JSON that a script prints, parsed."""
+def check_inside(name, checked=""):
+    """Run `check_NAME.py`, which asks the environment for what is CHECKED."""
+    environment = {
+        "COMFYUI": str(find_comfyui(cache_folder())),
+        "CHECKED": checked,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
+    }
+    options = ["-p", "in_comfy", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
     done = subprocess.run(
-        [sys.executable, f"tests/support/{script}", str(find_comfyui(cache_folder())), *arguments],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", *options, "-o", "pythonpath="),
+            ROOT / "tests" / "comfy" / "inside" / f"check_{name}.py",
+        ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

@@ -1,22 +1,17 @@
-"""ComfyUI, and this pack beside it, in the process of a script.
+"""A plugin of pytest: ComfyUI, and this pack beside it, in a process that `comfy_process` starts.
 
-    python script.py COMFYUI_FOLDER [ARGUMENTS]
-
-A script imports this before all of `comfy` and `iteris_pack`. It needs a process of its own, since
-ComfyUI reads the command line when it is imported, sets switches of PyTorch, and puts its folder
-before all others of `sys.path`, where it has a `nodes` too. It hands its figures to `tell`.
+It is a process of its own, since ComfyUI reads the command line when it is imported, sets switches of
+PyTorch, and puts its folder before all others of `sys.path`, where it has a `nodes` too. Tests run in
+inference mode, as ComfyUI's nodes do.
 """
 
-import json
+import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
-COMFYUI = Path(sys.argv[1])
-ARGUMENTS = sys.argv[2:]
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, str(COMFYUI))
+import pytest
+
+sys.path.insert(0, os.environ["COMFYUI"])
+sys.argv[1:] = ["--cpu"]
 
 import comfy.options  # noqa: E402
 
@@ -28,10 +23,7 @@ import torch  # noqa: E402
 sys.path.pop(0)  # the stub of ComfyUI that it brings
 
 
-def tell(figures: Iterable[dict[str, Any]]) -> None:
-    """Print figures as lines of JSON, computed as ComfyUI's nodes compute."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
     with torch.inference_mode():
-        for found in figures:
-            print(json.dumps(found), flush=True)
+        return (yield)

@@ -1,36 +1,33 @@
-"""LoRA files in the names that trainers write, read by us and by ComfyUI's own loader.
-
-    python tests/support/spelling_checks.py COMFYUI FAMILY
+"""LoRA files in the names that trainers write, for the family CHECKED: read whole, and as ComfyUI's own
+loader reads them.
 
 The names come from diffusers' own classes and from ComfyUI's, not from the table of ComfyUI's loader.
-Prints a line of JSON per file: what was not read, and how far what was read is from what ComfyUI
-makes of it, or, where ComfyUI does not read it, from the same change in names that it reads.
+What ComfyUI does not read is compared with the same change in names that it reads.
 """
 
-from __future__ import annotations
-
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import family_checks
-import in_comfy
-
-# isort: split
 import comfy.lora
 import comfy.lora_convert
 import diffusers
+import pytest
 import tiny_hosts
 import torch
+from comfy_loras import largest_difference, loaded, stock, taken_off
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.keys import UNET_PREFIX, HostWeight
 from torch import Tensor, nn
 
-from iteris_core import Adapter, AdapterError, LowRankDelta
+from iteris_core import LowRankDelta
 
+NAME = os.environ["CHECKED"]
+ROUNDING = 1e-5
 Tensors = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]  # module -> shape of its weight
 _TWO = {"num_layers": 2, "num_attention_heads": 2}
@@ -131,6 +128,8 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "Lumina 2": ("", {}),
     "Chroma Radiance": ("", {}),
 }
+# Family -> files. Those of which diffusers has another class than ComfyUI have twice as many.
+FILES = {"SD1.5": 40, "HunyuanVideo": 36, "Lumina 2": 36, "Chroma Radiance": 36}
 
 
 _OTHER_SIZES = {682: 768}  # of Z-Image's feed forward layers, which ComfyUI rounds
@@ -298,47 +297,40 @@ def error(delta: LowRankDelta, expected: Tensor) -> float:
     return ((delta.dense() - flat).norm() / flat.norm()).item()
 
 
-def check(host: ComfyModel, file: File, before: dict[tuple[str, str], Adapter]) -> dict[str, Any]:
-    tensors = file.tensors()
-    found: dict[str, Any] = {"names": file.names, "start": file.start, "kind": file.kind}
-    try:
-        adapter = family_checks.loaded(host, "x", tensors, "x").adapter
-    except AdapterError as problem:
-        return {**found, "refused": str(problem)}
-    theirs = made_by_host(host, tensors)
-    if file.kind in ("lokr", "loha", "dora") and file.names == "own":
-        carrying = family_checks.stock(host.model, host.clip, tensors)
-        taken = family_checks.taken_off(host, carrying).adapter
-        found["taken off"] = family_checks.largest_difference(taken, adapter)
-    unread = {key.rpartition(".lora")[0] or key.rpartition(".")[0] for key in adapter.unmatched}
-    found["unread"] = sorted(module for module in file.shapes if file.base(module) in unread)
-    found["missed"] = sorted(  # what ComfyUI reads, and we do not
-        weight for weight in theirs if weight.removesuffix(".weight") not in adapter.deltas
-    )
-    errors = [
-        error(adapter.deltas[path], theirs[f"{path}.weight"])
-        for path in adapter.deltas
-        if f"{path}.weight" in theirs
-    ]
-    found["compared"] = len(errors)
-    reference = before.setdefault((file.names, file.kind), adapter)
-    for path in adapter.deltas.keys() - {key.removesuffix(".weight") for key in theirs}:
-        known = reference.deltas.get(path)
-        errors.append(math.inf if known is None else error(adapter.deltas[path], known.dense()))
-    found["layers"] = len(adapter.deltas)
-    found["error"] = max(errors, default=math.inf)
-    return found
+def base_of(key: str) -> str:
+    return key.rpartition(".lora")[0] or key.rpartition(".")[0]
 
 
-def told(family: str) -> Iterator[dict[str, Any]]:
-    host = tiny_hosts.host_of(family)
-    before: dict[tuple[str, str], Adapter] = {}
+@pytest.fixture(scope="module")
+def host():
+    return tiny_hosts.host_of(NAME)
+
+
+def test_files_of_trainers_are_read_whole_and_as_comfyui_reads_them(host):
     # first those that ComfyUI reads, with which the others are compared
     known = ("diffusion_model.", "transformer.", "unet.", "lora_unet_")
-    for file in sorted(files(family, host), key=lambda file: file.start not in known):
-        yield check(host, file, before)
-
-
-if __name__ == "__main__":
-    [name] = in_comfy.ARGUMENTS
-    in_comfy.tell(told(name))
+    expected = FILES.get(NAME, 72)
+    made = sorted(files(NAME, host), key=lambda file: file.start not in known)
+    assert len(made) == expected
+    before = {}
+    all_compared = 0
+    for file in made:
+        called = (file.names, file.start, file.kind)
+        tensors = file.tensors()
+        adapter = loaded(host, "x", tensors, "x").adapter
+        theirs = made_by_host(host, tensors)
+        unread = set(map(base_of, adapter.unmatched))
+        assert not [module for module in file.shapes if file.base(module) in unread], called
+        assert {weight.removesuffix(".weight") for weight in theirs} <= set(adapter.deltas), called
+        reference = before.setdefault((file.names, file.kind), adapter)
+        for path, delta in adapter.deltas.items():
+            of_host = theirs.get(f"{path}.weight")
+            right = reference.deltas[path].dense() if of_host is None else of_host
+            assert error(delta, right) < ROUNDING, (*called, path)
+        all_compared += len(theirs) == len(adapter.deltas)
+        if file.kind in ("lokr", "loha", "dora") and file.names == "own":
+            # the same LoRA, off a model that carries it
+            taken = taken_off(host, stock(host.model, host.clip, tensors)).adapter
+            assert largest_difference(taken, adapter) < ROUNDING, called
+    # at least the model's own names, in two styles, are ComfyUI's, too
+    assert all_compared >= 8

@@ -1,0 +1,95 @@
+"""Load LoRAs scales blocks as a merge does, and names what does not fit. `tests/host/test_inputs.py`
+draws with it and with a chain of ComfyUI's own loaders.
+"""
+
+import os
+
+import comfy.lora
+import folder_paths
+import pytest
+import tiny_hosts
+import torch
+from comfy_loras import lora_of
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.load import LoadLoras
+from iteris_pack.nodes.loras.prompts import use_without_prompts
+from safetensors.torch import load_file, save_file
+
+from iteris_core import IterisError
+from iteris_core.diffusion.lora_rows import read_rows
+
+NAME = os.environ["CHECKED"]
+BLOCKS = {
+    "SD1.5": 'blocks="IN01:0.5, MID:0, BASE:0.25" without=*attn2*',
+    "Flux.1": 'blocks="double:0.5, single 1:0" without=*linear2*',
+}
+
+
+@pytest.fixture(scope="module")
+def host():
+    return tiny_hosts.host_of(NAME)
+
+
+@pytest.fixture(scope="module")
+def folder(host, tmp_path_factory):
+    """LoRAs of this model, of its text encoder alone, of another model, and of none."""
+    folder = tmp_path_factory.mktemp("loras")
+    folder_paths.add_model_folder_path("loras", str(folder))
+    tensors = lora_of(host, 0, "kohya")
+    files = {
+        "a": tensors,
+        "text": {key: tensor for key, tensor in tensors.items() if key.startswith("lora_te")},
+        "odd": {"nowhere.lora_up.weight": torch.ones(2, 2)},
+        "sdxl": lora_of(tiny_hosts.host_of("SDXL"), 0, "kohya"),
+    }
+    for name, content in files.items():
+        save_file(content, folder / f"{name}.safetensors")
+    return folder
+
+
+def load(host, text):
+    return LoadLoras.execute(model=host.model, clip=host.clip, loras=text).args
+
+
+def largest_difference(found, expected):
+    """Return the largest difference of a weight that two patchers make of it, of its change."""
+    worst = 0.0
+    for key in {**found.patches, **expected.patches}:
+        weight = comfy.model_patcher.get_key_weight(expected.model, key)[0].float()
+        ours, theirs = (
+            comfy.lora.calculate_weight(each.patches.get(key, []), weight.clone(), key)
+            for each in (found, expected)
+        )
+        worst = max(worst, ((ours - theirs).norm() / (weight - theirs).norm().clamp(1e-6)).item())
+    return worst
+
+
+def test_block_weights_are_those_of_a_merge(host, folder):
+    text = f"<lora:a:0.7:0> {BLOCKS[NAME]}"
+    adapter = host.adapter(
+        use_without_prompts(read_rows(text, "loras")[0]), load_file(folder / "a.safetensors"), {}
+    )
+    merged = ComfyModel(host.model, host.clip).patched(adapter)[0]
+    blocks = load(host, text)[0]
+    assert largest_difference(blocks, merged) < 1e-5
+    assert len(blocks.patches) <= len(merged.patches) < len(load(host, "<lora:a>")[0].patches)
+    assert not host.model.patches and not host.clip.patcher.patches
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<lora:sdxl>", "line 2: sdxl: this file is for SDXL, the model is"),
+        ("<lora:odd>", "line 2: odd: none of its 1 keys, such as 'nowhere"),
+        ("<lora:c>", "line 2: 'c' is in none of"),
+        ("<lora:a> blocks=NR1:0.5", "changes no such block. It has"),
+    ],
+)
+def test_what_does_not_fit_is_told_at_its_row(host, folder, text, said):
+    with pytest.raises(IterisError, match=said):
+        load(host, f"<lora:a>\n{text}")
+
+
+def test_a_lora_of_the_text_encoder_needs_a_clip(host, folder):
+    with pytest.raises(IterisError, match="needs CLIP"):
+        LoadLoras.execute(model=host.model, clip=None, loras="<lora:text>")

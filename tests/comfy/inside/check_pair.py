@@ -1,0 +1,56 @@
+"""A pair of models that share the noise levels, as Wan 2.2's."""
+
+import tiny_hosts
+from comfy_loras import EXACT, SMALL, largest_difference, loaded, lora_of
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.host.pair import ComfyPair
+
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.merging import merge_and_check
+
+
+def combined_file(host, seed):
+    """Return a LoRA of both models in one file, as ai-toolkit saves it."""
+    return {
+        key.replace("diffusion_model.", f"diffusion_model.transformer_{number}."): tensor
+        for number in (1, 2)
+        for key, tensor in lora_of(host, 10 * seed + number, "diffusers").items()
+    }
+
+
+def levels_seen(host):
+    """Return a list that fills with the noise levels at which a model is called from now on."""
+    seen = []
+    call = host.model.model.apply_model
+
+    def noted(x, sigma, **more):
+        seen.extend(sigma.tolist())
+        return call(x, sigma, **more)
+
+    host.model.model.apply_model = noted
+    return seen
+
+
+def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
+    high = tiny_hosts.host_of("Wan")
+    low = tiny_hosts.model_of(tiny_hosts.TINY["Wan"], seed=1)
+    host = ComfyPair(high, ComfyModel(low, high.clip))
+    loras = []
+    for name, seed in (("first", 1), ("second", 2)):
+        file = combined_file(host, seed)
+        lora = loaded(host, name, file, f"a photo of {name}")
+        host.prove_reading(lora.use, lora.adapter, file)
+        assert lora.adapter.unmatched == ()
+        loras.append(lora)
+    of_high, of_low = levels_seen(host), levels_seen(host.low)
+    calibration = Calibration(**{**vars(SMALL), "trajectories": 4, "timesteps": 1})
+    job = Job.of(host, loras, calibration, MergeSettings(EXACT))
+    assert job.calibration.timesteps == 2  # latents of each run, about one for each expert
+    result = merge_and_check(job)
+    assert [len(half.deltas) for half in host.halves(result.adapter)] == [27, 27]
+    assert max(of_low) < 0.875 <= min(of_high) and max(of_high) == 1
+    assert [kept.lora for kept in result.report.verdict.loras] == ["first", "second"]
+    alone = Calibration(**{**vars(calibration), "preserve_weight": 0.0, "held_out": 0})
+    single = merge_and_check(Job.of(host, loras[:1], alone, MergeSettings(EXACT)))
+    assert largest_difference(single.adapter, loras[0].adapter) < 2e-3

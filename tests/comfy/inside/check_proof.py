@@ -1,0 +1,207 @@
+"""The proof before a merge, against the host's own loader of LoRAs. What the proof makes of other faults
+is in `tests/core/test_proof.py`.
+"""
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import tiny_hosts
+import torch
+from comfy_loras import SMALL, loaded, lora_of
+from iteris_pack.nodes.host.diffusion_model import ComfyModel
+from iteris_pack.nodes.host.families import HOST_FAMILIES
+from iteris_pack.nodes.keys import HostKeys, HostWeight
+
+from iteris_core import AdapterError, CalibrationError
+from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged
+
+ROUNDING = 1e-5
+FP8 = torch.float8_e4m3fn
+
+
+def with_bias(host, tensors):
+    """Return a LoRA's tensors with a large change of one bias, which rows do not wear, and with an
+    alpha, which is in the file alone.
+    """
+    places = host.keys.module_of_base
+    path, base = next(
+        (path, base)
+        for base, path in places.items()
+        if f"{base}.lora_B.weight" in tensors and f"{path}.bias" in host.model.model.state_dict()
+    )
+    rank = tensors[f"{base}.lora_A.weight"].shape[0]
+    return {
+        **tensors,
+        f"{base}.diff_b": torch.full(host.keys.shapes[path][:1], 3.0),
+        f"{base}.alpha": torch.tensor(float(rank)),
+    }
+
+
+def prepared(family, dtype=torch.float32, more=None, clip=None, **of_use):
+    """Return a tiny model, and a LoRA with the tensors of its file.
+
+    Args:
+        family: Name of the model.
+        dtype: Number format of the diffusion model's weights.
+        more: Tensors that are added to the file.
+        clip: Name of the tiny model whose CLIP is connected, if it is another one's.
+        of_use: How the LoRA is used.
+    """
+    host = tiny_hosts.host_of(family, dtype)
+    if clip is not None:
+        host = ComfyModel(host.model, tiny_hosts.clip_of(tiny_hosts.TINY[clip]))
+    tensors = with_bias(host, lora_of(host, 1, "diffusers")) | (more or {})
+    return host, loaded(host, "first", tensors, "a photo of sks dog", **of_use), tensors
+
+
+def proved(host, lora, tensors):
+    """Prove a LoRA as it is read and as it is merged, and return how far it was rounded."""
+    steps = []
+    calibration = SMALL.for_family(host.family)
+    host.prove_reading(lora.use, lora.adapter, tensors)
+    rounded = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
+    assert steps == [(1, 1)]
+    return rounded | prove_merged(host, lora.adapter, lora, calibration)
+
+
+BLOCKS = {
+    "blocks": "BASE:-0.5, IN03:0.25, MID:0, OUT:0.5",
+    "without": ("*output_blocks.1.*attn2*",),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "of_use"), [("SD1.5", {}), ("SD1.5", BLOCKS), ("SDXL", {}), ("Wan", {})]
+)
+def test_a_lora_that_is_read_well_is_proved_with_nothing_said(family, of_use):
+    """Its change of a bias, which rows do not wear, does not count. Text encoders that it leaves
+    alone need no loading.
+    """
+    host, lora, tensors = prepared(family, **of_use)
+    assert len(lora.adapter.vectors) == 1
+    rounded = proved(host, lora, tensors)
+    assert max(rounded.values()) < ROUNDING and notes_of_rounding(rounded) == []
+    patched = host.with_adapter(lora.adapter)
+    assert (patched.texts is host.texts) == (family == "Wan")
+    same_clip = patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid
+    assert same_clip == (family == "Wan")
+
+
+# --- what is misread ---
+
+
+def forgotten_order():
+    """Read files as if no weight had rows in another order than the files."""
+    part_of = HostWeight.part_of
+
+    def forgetful(weight, d_out):
+        part = part_of(weight, d_out)
+        return None if part is None else replace(part, reorder=None)
+
+    return mock.patch.object(HostWeight, "part_of", forgetful)
+
+
+def forgotten_keys():
+    """Read files as if nobody knew the keys of single blocks, which the host knows."""
+    place_of = HostKeys.place_of
+    return mock.patch.object(
+        HostKeys, "place_of", lambda keys, base: None if "single_" in base else place_of(keys, base)
+    )
+
+
+def uncalled_layers():
+    """Let layers behind an activation be computed from their weights, as int8 layers are."""
+
+    def fused(self, x):
+        *before, last = self
+        for module in before:
+            x = module(x)
+        return last.forward(x)
+
+    return mock.patch.object(torch.nn.Sequential, "forward", fused)
+
+
+def forgotten_blocks():
+    """Let the host's loader put a file on the model as if it had no block weights."""
+    strengths = ComfyModel._strengths
+    return mock.patch.object(
+        ComfyModel,
+        "_strengths",
+        lambda host, use: strengths(host, replace(use, blocks="", without=())),
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "dtype", "of_use"),
+    [
+        ("SD1.5", forgotten_blocks, torch.float32, BLOCKS),
+        ("Flux.1", forgotten_order, torch.float32, {}),
+        ("Flux.1", forgotten_order, FP8, {}),  # also where the host rounds
+    ],
+)
+def test_a_lora_that_is_misread_is_an_error(family, wrong, dtype, of_use):
+    with wrong(), pytest.raises(AdapterError, match="own loader makes another change of it"):
+        proved(*prepared(family, dtype, **of_use))
+
+
+def test_keys_that_were_not_read_are_named():
+    said = "another change of it .* keys of its file were not read, such as 'transformer.single_"
+    with forgotten_keys(), pytest.raises(AdapterError, match=said):
+        proved(*prepared("Flux.1"))
+
+
+def test_layers_that_are_computed_from_their_weights_are_named():
+    with uncalled_layers(), pytest.raises(AdapterError, match="does not call 5 of its layers"):
+        proved(*prepared("Flux.1"))
+
+
+def test_a_base_in_fp8_is_noted_and_one_in_16_bits_is_not():
+    rounded = proved(*prepared("Flux.1", FP8, strength=0.3))
+    assert 0.1 < rounded["first"] < 0.6
+    [note] = notes_of_rounding(rounded)
+    assert f"first by {rounded['first']:.0%} of its effect" in note.text
+    rounded = proved(*prepared("Flux.1", torch.bfloat16, strength=0.1))
+    assert 1e-4 < rounded["first"] < 0.05
+    assert notes_of_rounding(rounded) == []
+
+
+# --- what is not known ---
+
+_T5 = {
+    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (48, 48),
+    "text_encoder_3.encoder.block.1.layer.1.DenseReluDense.wo": (48, 64),
+}
+OF_T5 = {
+    f"{base}.lora_{end}.weight": torch.ones(shape)
+    for base, (d_out, d_in) in _T5.items()
+    for end, shape in (("up", (d_out, 1)), ("down", (1, d_in)))
+}
+
+
+def without_row(family):
+    """Forget the row of a family's class."""
+    config = tiny_hosts.TINY[family].config
+    rows = {name: row for name, row in HOST_FAMILIES.items() if name != config}
+    return mock.patch.dict(HOST_FAMILIES, rows, clear=True)
+
+
+@pytest.mark.parametrize("family", ["Flux.1", "Qwen-Image"])
+def test_keys_for_a_t5_are_left_out_and_the_rest_is_read(family):
+    """Whether the CLIP has one or not."""
+    host, lora, tensors = prepared(family, more=OF_T5)
+    assert len(lora.adapter.left_out) == 4 and lora.adapter.unmatched == ()
+    assert max(proved(host, lora, tensors).values()) < ROUNDING
+
+
+def test_a_class_that_no_row_names_is_tried_and_says_what_fails():
+    with without_row("Qwen-Image"):
+        host, lora, tensors = prepared("Qwen-Image")
+        assert len(lora.adapter.deltas) == 34
+        assert max(proved(host, lora, tensors).values()) < ROUNDING
+        said = (
+            "the MODEL fails with RuntimeError.*"
+            "ComfyUI's class QwenImage, on which merging was never tested"
+        )
+        with pytest.raises(CalibrationError, match=said):
+            proved(*prepared("Qwen-Image", clip="SD1.5"))
