@@ -300,6 +300,7 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
                 subgraph.addInput(name, slot.type).connect(slot, to);
             }
             subgraph.name = node.title = title;
+            node.setSize([340, node.size[1]]);  // names of files are read
             app.graph.remove(loader);
         }""",
         [BLUEPRINT, [[2, 0], [2, 1], [3, 0]], template.title],
