@@ -11,11 +11,12 @@ const COUNTS = ["prompt", "steps", "width", "height"];
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
+ * @param {object} above the widget above it
  */
-export function addPictures(node, say) {
+export function addPictures(node, say, above) {
   const widgets = COUNTS.map((wanted) => node.widgets?.find(({ name }) => name === wanted));
   if (!widgets.every(Boolean)) return;
-  const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, widgets[0]);
+  const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, above);
   const show = () => {
     const drawn = readDrawn(node.properties[PROPERTY]);
     const isLinked = node.inputs?.some(({ widget, link }) => COUNTS.includes(widget?.name) && link != null);

@@ -13,7 +13,21 @@ import { renew } from "./older.js";
 import { also } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
-import { begin, ifOwn, isLoaded, isNew, isOver, isRunning, mark, recalled, rememberRuns } from "./runs.js";
+import {
+  begin,
+  beginOpening,
+  ifOwn,
+  isLoaded,
+  isNew,
+  isOver,
+  isRunning,
+  keepRecalled,
+  keptBefore,
+  mark,
+  recalled,
+  rememberOpened,
+  rememberRuns,
+} from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
 import { addText } from "./text.js";
@@ -75,14 +89,23 @@ function showRefusal(id, errors) {
     node.showIterisFailure?.(own.map(({ details }) => details.replace(/^\w+ - /, "")).join("\n"), true);
 }
 
+/** Show what runs have made of nodes, a report first, then what it was saved in. */
+function showRecalled(found) {
+  found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
+  for (const [id, output] of found) {
+    const node = nodeAt(app.graph, id);
+    keepRecalled(node, id, output);
+    showOutput(node, output);
+  }
+}
+
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
  */
 async function recall() {
-  const own = await recalled(isOurs);
-  own.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved); // a report first, then what it was saved in
-  for (const [id, output] of own) showOutput(nodeAt(app.graph, id), output);
+  showRecalled(keptBefore());
+  showRecalled(await recalled(isOurs));
   for (const node of nodesOf(app.graph)) {
     node.missIterisRun?.();
     node.checkIterisFile?.();
@@ -196,9 +219,11 @@ app.registerExtension({
   },
   setup() {
     rememberRuns(showRefusal);
+    rememberOpened();
     followRuns();
   },
   async beforeConfigureGraph(workflow) {
+    beginOpening();
     renew(workflow);
     const language = languageOf(locale());
     if (language !== "en") translate(workflow, await textsOf(language));
@@ -218,12 +243,14 @@ app.registerExtension({
     } else if (node.comfyClass === "IterISLora") {
       addTriggers(node, say);
       addButtons(node, say);
+    } else if (node.comfyClass === "IterISCompare") {
+      // below its prompt: how far it is, how long it takes, the slider, and the rest
+      addText(node, say, { width: REPORT_WIDTH, above: node.widgets[0], folded: say("whole_picture") });
+      const progress = node.widgets[1];
+      addSlider(node, say, progress);
+      addPictures(node, say, progress);
     } else {
-      if (node.comfyClass === "IterISCompare") {
-        addPictures(node, say);
-        addSlider(node, say);
-      }
-      addText(node, say, ["IterISReport", "IterISCompare"].includes(node.comfyClass) ? REPORT_WIDTH : 0);
+      addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }
     if (node.comfyClass === "IterISSave") {
       tellRefusal(node);

@@ -4,16 +4,15 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, heightOf, keep, savesWithout } from "./parts.js";
+import { addElement, addProgress, also, button, fit, heightOf, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
-import { nameAsRun, nameAsShown } from "./runs.js";
+import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
 const PREVIEW = "Preview"; // the preset that measures nothing
 const PANEL_WIDTH = 400;
-const REST = 150; // milliseconds after a change, before the node is compared with what was run
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
@@ -52,39 +51,27 @@ export function addReport(node, say) {
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
-  let isWaitingToCompare = false;
-  let comparing; // the last question, which ends those before it
   let shown; // what the run has told that was shown last
   const show = (from = undefined) => {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
     draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, isPreview, toggled });
-    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from);
+    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from, () => keepResult(node));
   };
-  /** Compare the node with what was run; what failed is no news of a node that is another one now. */
-  const compare = async () => {
-    const made = node.properties[PROPERTY] && node.properties[MADE_AS];
-    if (!node.graph || (!made && !failedAs)) return;
-    comparing = {};
-    const mine = comparing;
-    const now = await nameAsShown(node);
-    if (now === undefined || mine !== comparing) return; // or it has changed again
-    const isOld = !!failedAs && failedAs !== now;
-    const wasChanged = isChanged;
-    isChanged = !!made && made === node.properties[MADE_AS] && made !== now;
-    if (isOld) failure = failedAs = undefined;
-    if (!layers && (isOld || isChanged !== wasChanged)) show(isOld ? heightFailed : undefined);
-    if (isOld) heightFailed = undefined;
-  };
-  node.compareIterisRun = () => {
-    if (isWaitingToCompare) return;
-    isWaitingToCompare = true;
-    setTimeout(() => {
-      isWaitingToCompare = false;
-      compare();
-    }, REST);
-  };
+  const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
+  compareWithRun(
+    node,
+    () => !!(madeAs() || failedAs),
+    (now) => {
+      const isOld = !!failedAs && failedAs !== now; // what failed is no news of a node that is another one now
+      const wasChanged = isChanged;
+      isChanged = !!madeAs() && madeAs() !== now;
+      if (isOld) failure = failedAs = undefined;
+      if (!layers && (isOld || isChanged !== wasChanged)) show(isOld ? heightFailed : undefined);
+      if (isOld) heightFailed = undefined;
+    },
+  );
   const toggled = (open) => {
     if (open) heightClosed = node.size[1];
     isOpen = open;
@@ -140,7 +127,7 @@ export function addReport(node, say) {
     const name = await nameAsRun(node, output);
     if (shown !== report) return; // another one has come
     if (name) node.properties[MADE_AS] = name;
-    keep();
+    keepResult(node);
     node.compareIterisRun();
   };
   node.showIterisFile = (file) => {
@@ -148,7 +135,7 @@ export function addReport(node, say) {
     node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: readFile(file) };
     isFileGone = false;
     show();
-    keep();
+    keepResult(node);
   };
   node.checkIterisFile = async () => {
     const file = node.properties[PROPERTY]?.file;

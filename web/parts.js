@@ -162,7 +162,7 @@ export function keep() {
 const fitting = new WeakMap(); // node -> its height before, while what it holds is not laid out
 
 /** Let the node grow, from a height on, to what it holds, once that has been laid out. */
-export function fit(node, width = 0, from = undefined) {
+export function fit(node, width = 0, from = undefined, laidOut = undefined) {
   const state = fitting.get(node) ?? { from: node.size[1], height: node.size[1], waiting: 0 };
   if (from !== undefined) Object.assign(state, { from, height: node.size[1] });
   fitting.set(node, state);
@@ -179,7 +179,9 @@ export function fit(node, width = 0, from = undefined) {
     requestAnimationFrame(() => {
       grow();
       state.waiting -= 1;
-      if (!state.waiting) fitting.delete(node);
+      if (state.waiting) return;
+      fitting.delete(node);
+      laidOut?.();
     }),
   );
 }
@@ -196,10 +198,12 @@ export function keepWidth(node, least) {
 /**
  * Add the line that tells how far a node is. The frontend's own would be on nodes of the same id in other workflows, too.
  *
+ * @param {object} node
+ * @param {object} [above] the widget above it; none: at the node's end
  * @returns {() => void} what takes the line away, and the room that the node made for it
  */
-export function addProgress(node) {
-  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34);
+export function addProgress(node, above) {
+  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above);
   const { show, hide } = passing(node, element, 0);
   node.showIterisProgress = (text) => {
     element.replaceChildren(html("div", "", text));

@@ -5,13 +5,16 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt } from "./graph.js";
+import { also } from "./parts.js";
 import { isSame, nameOf } from "./prompts.js";
 
 const RUN = "iteris_run"; // in an output: the run that has made it
+const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
 const workflows = new Map(); // by the run's id: where this page has queued it
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
+let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
 let asking; // the request that queued a run last: a run may begin, and fail, before it is answered
 
 const store = () => app.extensionManager?.workflow;
@@ -39,6 +42,22 @@ export function rememberRuns(refused) {
     tell(answer?.node_errors);
     return answer;
   };
+}
+
+/** Take note that the frontend opens a workflow; it tells which one that is once all of it is there. */
+export function beginOpening() {
+  isOpening = !!store()?.$onAction && !store().activeWorkflow?.changeTracker?._restoringState;
+}
+
+/** Take note of when a workflow is open. */
+export function rememberOpened() {
+  store()?.$onAction?.(({ name, after }) => {
+    if (name === "openWorkflow") {
+      after(() => {
+        isOpening = false;
+      });
+    }
+  });
 }
 
 /**
@@ -114,6 +133,30 @@ export const nameAsRun = async (node, output) => nameIn(await promptOf(output?.[
 /** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 
+/**
+ * Compare a node with what was run, a moment after each change that the page tells of.
+ *
+ * @param {object} node gets `compareIterisRun`
+ * @param {() => boolean} hasResult whether there is something to compare
+ * @param {(now: string) => void} told called with the name of the node as it is shown
+ */
+export function compareWithRun(node, hasResult, told) {
+  let isWaiting = false;
+  let comparing; // the last question, which ends those before it
+  const compare = async () => {
+    isWaiting = false;
+    if (!node.graph || !hasResult()) return;
+    comparing = {};
+    const mine = comparing;
+    const now = await nameAsShown(node);
+    if (now !== undefined && mine === comparing) told(now); // or it has changed again
+  };
+  node.compareIterisRun = () => {
+    if (!isWaiting) setTimeout(compare, REST);
+    isWaiting = true;
+  };
+}
+
 async function shownPrompt() {
   try {
     return (await app.graphToPrompt()).output;
@@ -134,6 +177,46 @@ async function askedOf(run) {
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const queued = [...now, ...later].find(([, id]) => id === run);
   return queued ? queued[2] : (await answerOf(`/history/${run}`))[run]?.prompt[2];
+}
+
+/**
+ * Put what a run has made of a node into the newest step of the frontend's history: a step of its own would be made anew
+ * after each Undo, which would then get no further back.
+ */
+export function keepResult(node) {
+  const tracker = store()?.activeWorkflow?.changeTracker;
+  if (isOpening) return;
+  if (tracker?._restoringState) return void setTimeout(() => keepResult(node), REST); // it would be an older step
+  const state = tracker?.activeState;
+  const graphs = [state, ...(state?.definitions?.subgraphs ?? [])];
+  const { nodes } =
+    graphs[node.graph === app.graph ? 0 : graphs.findIndex((each) => each?.id === node.graph?.id)] ?? {};
+  const kept = nodes?.find(({ id, type }) => id === node.id && type === node.type);
+  if (!kept) return;
+  const { properties, size } = JSON.parse(JSON.stringify(node.serialize()));
+  Object.assign(kept, { properties, size });
+  tracker.updateModified();
+}
+
+const kept = new WeakMap(); // by the workflow: what was recalled for nodes that it has had
+
+/** Let Undo, which makes every node anew, find what was recalled for one. */
+export function keepRecalled(node, id, output) {
+  also(node, "onRemoved", () => {
+    const workflow = store()?.activeWorkflow;
+    if (!workflow || isOpening) return;
+    if (!kept.has(workflow)) kept.set(workflow, new Map());
+    kept.get(workflow).set(id, { type: node.comfyClass, output });
+  });
+}
+
+/** Return what was recalled for nodes of a workflow before an undo, while that goes on: the node's id, and its output. */
+export function keptBefore() {
+  const workflow = store()?.activeWorkflow;
+  if (!workflow?.changeTracker?._restoringState) return [];
+  return [...(kept.get(workflow) ?? [])]
+    .filter(([id, { type }]) => nodeAt(app.graph, id)?.comfyClass === type)
+    .map(([id, { output }]) => [id, output]);
 }
 
 /** Return the server's answer; an empty one if there is none, as on servers that keep no history. */

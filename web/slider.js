@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, also, button, fit, heightOf, html, roomOf, savesWithout, showElement } from "./parts.js";
+import { addElement, also, button, fit, heightOf, html, isShown, roomOf, savesWithout, showElement } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 /** Return an empty choice. */
@@ -19,70 +19,117 @@ function offer(select, texts, otherwise) {
   select.selectedIndex = found < 0 ? otherwise : found;
 }
 
+const addressOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
+
+/** Return an image that takes its place anew once it is loaded. */
+function picture(loaded) {
+  const image = html("img");
+  image.addEventListener("load", loaded);
+  return image;
+}
+
 /**
- * Add the slider below the prompt. It is seen once a run has drawn pictures; at first it has the two last ones of a
- * row, stacked and merged.
+ * Add the slider, and below it all pictures, small, to choose from. They are seen once a run has drawn them; at first the
+ * slider has the two last ones of a row, stacked and merged.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
+ * @param {object} above the widget above it
  */
-export function addSlider(node, say) {
-  const element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, node.widgets[0]);
-  const [prompt, left, right] = ["of_prompt", "on_left", "on_right"].map((word) => choice(say(word)));
-  const [under, over] = [html("img"), html("img")];
+export function addSlider(node, say, above) {
+  const element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, above);
+  const [left, right] = ["on_left", "on_right"].map((word) => choice(say(word)));
+  const laidOut = () => {
+    const { naturalWidth: width, naturalHeight: height } = under;
+    if (height) element.style.setProperty("--iteris-ratio", width / height);
+    fit(node);
+  };
+  const [under, over] = [picture(laidOut), picture(laidOut)];
   const divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });
   const head = html("div", "iteris-sides");
   const pair = html("div", "iteris-pair");
-  head.append(prompt, left, right);
+  const strip = html("div", "iteris-strip");
   const video = button("iteris-video", say("video"), say("video_title"), async () => {
     video.disabled = true;
     await saveVideo({ image: over, name: over.alt }, { image: under, name: under.alt });
     video.disabled = false;
   });
   video.hidden = !canRecord();
+  head.append(left, video, right);
   pair.append(under, over, divider);
-  element.append(head, pair, video);
+  element.append(head, pair, strip);
   let rows = [];
+  let chosen = 0; // the row
 
   const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);
   const show = () => {
-    const { pictures } = rows[prompt.selectedIndex];
-    for (const [picture, select] of [
+    const { pictures } = rows[chosen];
+    for (const [image, select] of [
       [under, right],
       [over, left],
     ]) {
-      picture.alt = select.selectedOptions[0].textContent;
-      picture.src = api.apiURL(`/view?${new URLSearchParams(pictures[select.selectedIndex])}`);
+      image.alt = select.selectedOptions[0].textContent;
+      image.src = addressOf(pictures[select.selectedIndex]);
+    }
+    for (const each of strip.querySelectorAll("button")) {
+      const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
+      each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
     }
   };
-  const showRow = () => {
-    const { names } = rows[prompt.selectedIndex];
+  const showRow = (row) => {
+    chosen = row;
+    const { names } = rows[chosen];
     offer(left, names, names.length - 2);
     offer(right, names, names.length - 1);
+  };
+  /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */
+  const pick = (row, place) => {
+    if (row !== chosen) showRow(row);
+    (place === rows[row].names.length - 1 ? right : left).selectedIndex = place;
     show();
   };
+  const thumb = (file, name, row, place) => {
+    const found = button("iteris-thumb", "", name, () => pick(row, place));
+    Object.assign(found.dataset, { row, place });
+    const image = Object.assign(
+      picture(() => fit(node)),
+      { alt: "", src: addressOf(file) },
+    );
+    found.append(image, html("span", "", name));
+    return found;
+  };
+  const rowOf = ({ prompt, names, pictures }, row) => {
+    const line = html("div", "iteris-drawn");
+    const text = html("span", "iteris-drawn-by", prompt);
+    text.title = prompt;
+    line.append(text, ...pictures.map((file, place) => thumb(file, names[place], row, place)));
+    return line;
+  };
   // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged
-  element.addEventListener("wheel", (event) => LiteGraph.vueNodesMode || app.canvas.processMouseWheel(event));
+  element.addEventListener("wheel", (event) => {
+    if (strip.contains(event.target) && strip.scrollHeight > strip.clientHeight) return event.stopPropagation();
+    if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event);
+  });
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   divider.addEventListener("input", cut);
-  prompt.addEventListener("change", showRow);
   for (const select of [left, right]) select.addEventListener("change", show);
-  for (const picture of [under, over]) {
-    picture.addEventListener("load", () => fit(node));
-    // the server has begun anew, without them
-    picture.addEventListener("error", () => showElement(node, element, false));
-  }
+  // the server has begun anew, without them
+  for (const image of [under, over]) image.addEventListener("error", () => showElement(node, element, false));
+  node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
+    const before = rows[chosen]?.prompt;
     rows = output.iteris_tiles;
-    offer(
-      prompt,
-      rows.map((row) => row.prompt),
-      0,
-    );
-    prompt.hidden = rows.length < 2;
+    strip.style.setProperty("--iteris-columns", Math.max(...rows.map(({ names }) => names.length)));
+    strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
-    showRow();
+    showRow(
+      Math.max(
+        0,
+        rows.findIndex(({ prompt }) => prompt === before),
+      ),
+    );
+    show();
     fit(node);
   };
   also(node, "onExecuted", node.showIterisTiles);

@@ -3,8 +3,8 @@
 import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
-import { addElement, addProgress, also, fit, heightOf, html, isShown, keep, passing } from "./parts.js";
-import { nameAsRun, nameAsShown } from "./runs.js";
+import { addElement, addProgress, also, fit, heightOf, html, isShown, passing } from "./parts.js";
+import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile } from "./saved.js";
 
 const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: what was run, and the files that it has saved
@@ -14,25 +14,54 @@ const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow 
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
- * @param {number} width of the node at least
+ * @param {object} [how]
+ * @param {number} [how.width] of the node at least
+ * @param {object} [how.above] the widget above it; none: at the node's end
+ * @param {string} [how.folded] what the text and the pictures are called, where they are in details
  */
-export function addText(node, say, width = 0) {
-  const removeProgress = addProgress(node);
+export function addText(node, say, { width = 0, above, folded } = {}) {
+  const element = addElement(node, "text", (text) => heightOf(text, 12) || 44, above);
+  const removeProgress = addProgress(node, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
-  const element = addElement(node, "text", (text) => heightOf(text, 12) || 44);
   const { show, hide } = passing(node, element, 12);
   let isOld = false; // what is shown goes once a run begins
+  let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
+  let heightUnmarked; // before it was marked as old
+  let heightClosed; // of the node, before details were opened
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
     isOld = false;
-    element.replaceChildren(html("div", "", output.text.join("\n")), ...(output.iteris_pictures ?? []).map(pictureOf));
+    const parts = [html("div", "", output.text.join("\n")), ...(output.iteris_pictures ?? []).map(pictureOf)];
+    element.replaceChildren(...(folded ? [fold(parts)] : parts));
+    mark(false);
     removeProgress();
     show(width);
-    remember(node, output);
+    remember(output);
   };
+  /** Say of what is shown that it was made by a run with other settings. */
+  const mark = (isMarked) => {
+    const top = node.iterisPictures?.() ?? element;
+    for (const each of new Set([element, top])) {
+      each.querySelector(":scope > .iteris-earlier")?.remove();
+      each.classList.toggle("iteris-old", isMarked);
+    }
+    if (isMarked) top.prepend(html("div", "iteris-earlier", say("changed")));
+  };
+  compareWithRun(
+    node,
+    () => !!madeAs && isShown(element) && !isOld,
+    (now) => {
+      if ((now !== madeAs) === element.classList.contains("iteris-old")) return;
+      const from = heightUnmarked;
+      heightUnmarked = node.size[1];
+      mark(now !== madeAs);
+      fit(node, width, now === madeAs ? from : undefined);
+    },
+  );
   node.showIterisFailure = (message) => {
     isOld = true;
+    mark(false);
     element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
     show(width);
   };
@@ -48,6 +77,30 @@ export function addText(node, say, width = 0) {
   also(node, "onExecuted", node.showIterisText);
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
 
+  /** Let the workflow keep that there was a run, and what it has saved. */
+  async function remember(output) {
+    madeAs = undefined;
+    const ran = { name: await nameAsRun(node, output), files: (output.iteris_saved ?? []).map(readFile) };
+    if (!ran.name || !node.graph) return;
+    madeAs = ran.name;
+    node.compareIterisRun();
+    if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
+    node.properties[RAN] = ran;
+    keepResult(node);
+  }
+
+  /** Return details that are closed at first, and give back the room that they took. */
+  function fold(parts) {
+    const details = html("details", "iteris-details");
+    const summary = html("summary", "", folded);
+    details.append(summary, ...parts);
+    summary.addEventListener("click", () => {
+      if (!details.open) heightClosed = node.size[1];
+      fit(node, 0, heightClosed);
+    });
+    return details;
+  }
+
   const forgotten = () => html("div", "iteris-quiet iteris-forgotten", say("forgotten"));
 
   /** Return what is true of a saved file now. */
@@ -61,12 +114,4 @@ export function addText(node, say, width = 0) {
     picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
     return picture;
   }
-}
-
-/** Let the workflow keep that there was a run, and what it has saved. */
-async function remember(node, output) {
-  const ran = { name: await nameAsRun(node, output), files: (output.iteris_saved ?? []).map(readFile) };
-  if (!ran.name || !node.graph || JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
-  node.properties[RAN] = ran;
-  keep();
 }

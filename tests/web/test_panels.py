@@ -34,9 +34,13 @@ def press(frontend, node_id, name):
     frontend.settle()
 
 
-def undo(frontend):
-    frontend.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
-    frontend.settle()
+def undo(frontend, word="undo"):
+    frontend.page.evaluate(f"app.extensionManager.workflow.activeWorkflow.changeTracker.{word}()")
+    frontend.settle(40)
+
+
+def redo(frontend):
+    undo(frontend, "redo")
 
 
 def layer(block, residual):
@@ -103,6 +107,16 @@ def begin(frontend, run):
     """Let the page believe that it has queued the workflow that is shown, and that it runs."""
     frontend.queued(run)
     frontend.send("execution_start", prompt_id=run, timestamp=0)
+
+
+def press_run(frontend, run):
+    """Let the page queue the workflow that is shown, and a server that does nothing answer."""
+    answer = {"prompt_id": run, "number": 1, "node_errors": {}}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with frontend.page.expect_response("**/prompt"):
+        frontend.run()
+    frontend.settle()
+    frontend.page.unroute("**/prompt")
 
 
 def executed(frontend, node, output, run=None):
@@ -396,12 +410,7 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
         return page.evaluate(f"app.graph.getNodeById({MERGE}).properties.iteris_report ?? null")
 
     small(frontend, seed=41)
-    answer = {"prompt_id": "of 41", "number": 1, "node_errors": {}}
-    page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with page.expect_response("**/prompt"):
-        frontend.run()
-    frontend.settle()
-    page.unroute("**/prompt")
+    press_run(frontend, "of 41")
     frontend.send("execution_start", prompt_id="of 41", timestamp=0)
     small(frontend, seed=42)
     send_stage(frontend, "of 41", MERGE, "stage 3 of 4")
@@ -456,7 +465,7 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     small(frontend, seed=18)
     frontend.show(MERGE, top=100)
     earlier = frontend.page.locator(".iteris-earlier")
-    other = "Report of a run with other settings."
+    other = "Result of a run with other settings."
     begin(frontend, "a")
     executed(frontend, MERGE, report_of(0.25))
     frontend.settle()
@@ -483,6 +492,98 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     frontend.page.get_by_role("dialog").wait_for(state="hidden")
     frontend.page.locator(".iteris-rows-text").fill("")
     expect(failure).to_have_count(0)
+    assert frontend.errors == []
+
+
+def history_of(prompt, outputs):
+    return {"before": {"prompt": [1, "before", prompt, {}, []], "outputs": outputs}}
+
+
+def type_strength(frontend, number):
+    """Give the first row a strength as a user does: it is one step of the frontend's history."""
+    field = frontend.page.locator(".iteris-number").first
+    field.fill(number)
+    field.press("Enter")
+    frontend.page.evaluate(KEEP)
+    frontend.settle()
+
+
+def strengths(frontend):
+    return frontend.prompt()[str(MERGE)]["inputs"]["loras"]
+
+
+def test_undo_keeps_what_was_recalled_and_marks_it(frontend, small):
+    """As after F5: the frontend makes every node anew, and keeps outputs of its own runs alone."""
+    page = frontend.page
+    small(frontend, seed=45)
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    workflow = frontend.workflow()
+    outputs = {str(MERGE): THREE, str(SAVE): {"text": ["what the run has saved"]}}
+    history = history_of(frontend.prompt(), outputs)
+    page.route("**/history?*", lambda route: route.fulfill(json=history))
+    page.route("**/history/before", lambda route: route.fulfill(json=history))
+    frontend.load(workflow, "recalled")
+    frontend.show(MERGE, left=300, top=100, scale=0.7)
+    text = page.locator(".iteris-text:not(.iteris-hidden)", has_text="what the run has saved")
+    verdict, earlier = page.locator(".iteris-kept"), page.locator(".iteris-report .iteris-earlier")
+    expect(text).to_have_count(1)
+    expect(verdict).to_have_count(3)
+    for number in ("0.5", "0.25"):
+        type_strength(frontend, number)
+    expect(earlier).to_have_count(1)
+    undo(frontend)
+    assert strengths(frontend) == "<lora:third:0.5>"
+    for each in (text, earlier):
+        expect(each).to_have_count(1)
+    expect(verdict).to_have_count(3)
+    undo(frontend)
+    assert strengths(frontend) == "<lora:third:1>"
+    expect(earlier).to_have_count(0)
+    expect(verdict).to_have_count(3)
+    redo(frontend)
+    assert strengths(frontend) == "<lora:third:0.5>"
+    expect(earlier).to_have_count(1)
+    expect(text).to_have_count(1)
+
+    page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", SAVE)
+    page.evaluate(KEEP)
+    expect(text).to_have_count(0)
+    undo(frontend)
+    expect(text).to_have_count(1)
+    del workflow["nodes"][0]["properties"]
+    for node in workflow["nodes"]:
+        node["properties"] = {}
+        if node["id"] == MERGE:
+            node["widgets_values"][0] = "<lora:second:1>"
+    frontend.load(workflow, "another one with the same ids")
+    type_strength(frontend, "0.5")
+    undo(frontend)
+    assert text.count() == verdict.count() == 0
+    page.unroute("**/history?*")
+    page.unroute("**/history/before")
+    assert frontend.errors == []
+
+
+def test_a_result_is_no_step_of_undo(frontend, small):
+    small(frontend, seed=46)
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    frontend.load(frontend.workflow(), "steps")
+    frontend.show(MERGE, left=300, top=100, scale=0.7)
+    for number in ("0.5", "0.25"):
+        type_strength(frontend, number)
+    press_run(frontend, "of 46")
+    executed(frontend, MERGE, THREE, run="of 46")
+    executed(frontend, SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 46")
+    frontend.settle(60)
+    for strength in ("0.5", "1"):
+        undo(frontend)
+        assert strengths(frontend) == f"<lora:third:{strength}>"
+        expect(frontend.page.locator(".iteris-kept")).to_have_count(3)
+        expect(frontend.page.locator(".iteris-report .iteris-earlier")).to_have_count(1)
+    for strength in ("0.5", "0.25"):
+        redo(frontend)
+        assert strengths(frontend) == f"<lora:third:{strength}>"
+    expect(frontend.page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
     assert frontend.errors == []
 
 

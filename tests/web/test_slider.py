@@ -5,11 +5,16 @@ import io
 import av
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0, 160, 0)}
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
+KEEP = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
 
 
 @pytest.fixture
@@ -51,8 +56,8 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "slider")
     frontend.show(1, left=500, top=60)
     slider, pair = page.locator(".iteris-slider"), page.locator(".iteris-pair")
-    prompt, left, right = (slider.locator("select").nth(number) for number in range(3))
-    divider = slider.locator("input")
+    left, right = (slider.locator("select").nth(number) for number in range(2))
+    divider, rows = slider.locator("input"), slider.locator(".iteris-drawn")
     assert not slider.is_visible()
     frontend.queued("a")
     frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
@@ -62,7 +67,11 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend.settle()
 
     def chosen():
-        return [each.locator("option:checked").text_content() for each in (prompt, left, right)]
+        """Return the row of the pictures that are marked as those of the slider, and its sides."""
+        row = rows.filter(has=page.locator("[aria-pressed=true]"))
+        assert row.locator("[aria-pressed=true]").count() == 2
+        sides = [each.locator("option:checked").text_content() for each in (left, right)]
+        return [row.locator(".iteris-drawn-by").text_content(), *sides]
 
     def seen(*places):
         """Return who drew what is seen at places of the width, near the upper edge."""
@@ -73,6 +82,10 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert chosen() == [PROMPTS[0], "stacked", "merged"]
     assert seen(0.05, 0.45, 0.55, 0.95) == ["stacked", "stacked", "merged", "merged"]
     picture(frontend, "slider")
+    high = slider.bounding_box()["height"]
+    frontend.show(1, left=500, top=60, scale=0.35)
+    assert slider.bounding_box()["height"] == pytest.approx(0.35 * high, rel=0.02)
+    frontend.show(1, left=500, top=60)
     box = pair.bounding_box()
     assert box["height"] == pytest.approx(box["width"] * SIZE[1] / SIZE[0], rel=0.02)
     pos = page.evaluate("[...app.graph.getNodeById(1).pos]")
@@ -92,10 +105,10 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     left.select_option(label="base model")
     frontend.settle()
     assert seen(0.05, 0.95) == ["base model", "merged"]
-    prompt.select_option(index=1)
+    rows.nth(1).locator("button").nth(1).click()
     frontend.settle()
     assert chosen() == [PROMPTS[1], "stacked", "merged"], "the base model has drawn no dog"
-    left.select_option(index=0)
+    rows.nth(1).get_by_role("button", name="<b>dog</b>").click()
     frontend.settle()
     assert seen(0.05, 0.95) == ["<b>dog</b>", "merged"]
     frontend.queued("b")
@@ -116,4 +129,57 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert not slider.is_visible()
     assert frontend.prompt()["1"]["inputs"]["caption"] == ""
     assert page.evaluate("window.ran ?? 0") == 0
+    assert frontend.errors == []
+
+
+def test_slider_and_all_pictures_are_on_one_screen(in_renderer, output, server):
+    """And the rest is in details, below them and above the settings."""
+    frontend = in_renderer
+    page = frontend.page
+    for row in output["iteris_tiles"]:
+        for file in row["pictures"]:
+            path = server.base / "temp" / file["filename"]
+            Image.open(path).resize((64, 96)).save(path)
+    output["iteris_tiles"] += [{**output["iteris_tiles"][1], "prompt": "a third one"}]
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "screen")
+    frontend.show(1, left=500, top=60)
+    before = page.evaluate("app.graph.getNodeById(1).size[1]")
+    frontend.queued("c")
+    frontend.send("execution_start", prompt_id="c", timestamp=0)
+    frontend.send("executed", prompt_id="c", node="1", display_node="1", output=output)
+    frontend.pictures_shown()
+    slider, details = page.locator(".iteris-slider"), page.locator(".iteris-text")
+    expect(slider).to_be_visible()
+    box = slider.bounding_box()
+    assert box["height"] < 870
+    assert details.bounding_box()["y"] >= box["y"] + box["height"] - 1
+    assert not details.get_by_text("a dog", exact=True).is_visible()
+    closed = page.evaluate("app.graph.getNodeById(1).size[1]")
+    assert closed < before + 980
+    for isOpen in (True, False):
+        details.locator("summary").evaluate("summary => summary.click()")
+        frontend.settle()
+        assert details.get_by_text("a dog", exact=True).is_visible() == isOpen
+    assert page.evaluate("app.graph.getNodeById(1).size[1]") == pytest.approx(closed, abs=1)
+    assert frontend.errors == []
+
+
+def test_pictures_of_other_settings_are_marked(in_renderer, output):
+    frontend = in_renderer
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "marked")
+    frontend.show(1, left=500, top=60)
+    frontend.queued("c")
+    frontend.send("execution_start", prompt_id="c", timestamp=0)
+    frontend.send("executed", prompt_id="c", node="1", display_node="1", output=output)
+    frontend.pictures_shown()
+    earlier = frontend.page.locator(".iteris-earlier")
+    expect(earlier).to_have_count(0)
+    high = frontend.page.evaluate("app.graph.getNodeById(1).size[1]")
+    for cfg, marked in ((3, ["Result of a run with other settings."]), (0, [])):
+        frontend.set_widgets(1, cfg=cfg)
+        frontend.page.evaluate(KEEP)
+        expect(earlier).to_have_text(marked)
+        old = frontend.page.locator(".iteris-slider.iteris-old")
+        assert old.count() == len(marked)
+    assert frontend.page.evaluate("app.graph.getNodeById(1).size[1]") == pytest.approx(high, abs=1)
     assert frontend.errors == []
