@@ -135,6 +135,18 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        """Refuse prompts that cannot be drawn before the merge; ones that come from another node
+        are None here.
+        """
+        try:
+            if prompt and prompt.strip():
+                rows_of(prompt, [])
+        except IterisError as error:
+            return str(error)
+        return True
+
+    @classmethod
     @checked
     def execute(
         cls,

@@ -78,6 +78,14 @@ def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, sa
         compare.rows_of(text, uses)
 
 
+def test_the_users_prompts_are_refused_before_the_merge():
+    refused = compare.Compare.validate_inputs
+    assert "pick one of several texts" in refused("a {red|blue} dog")
+    assert "nothing to draw" in refused("<lora:dog:1>")
+    for prompt in ("a dog", "", None):  # empty: the LoRAs' own; None: from another node
+        assert refused(prompt) is True
+
+
 @pytest.fixture
 def merged(keys):
     delta = LowRankDelta(torch.ones(6, 1), torch.ones(1, 4))
