@@ -20,13 +20,11 @@ from iteris_core import MergeConfig, __version__
 from iteris_core.cli import merge_diffusion as command
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.model import DenoiserRow
 
 pytestmark = pytest.mark.slow
 
@@ -108,35 +106,14 @@ def assert_same(found, expected):
         torch.testing.assert_close(found.deltas[path].dense(), delta.dense(), rtol=1e-4, atol=1e-6)
 
 
-def forward(model):
-    with torch.no_grad(), model.text_encoder() as text, model.denoiser() as unet:
-        (context,) = text.forward(model.tokenize("a cat"))
-        x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
-        answer = unet.forward([DenoiserRow(x, torch.tensor(3.0), context)])
-        return context.tokens, *context.others.values(), answer
-
-
-def assert_diffusers_loads(output, family, expected):
-    """The file, loaded by diffusers, does the same as the adapter in the model's weights."""
-    pipeline = tiny_diffusers.pipeline(tiny_diffusers.MODELS[family]())
-    pipeline.load_lora_weights(str(output))
-    base = tiny_diffusers.MODELS[family]()
-    plain = forward(base)
-    tiny_diffusers.add_deltas(base, expected)
-    loaded = forward(DiffusersModel.of(pipeline))
-    for found, wanted, without in zip(loaded, forward(base), plain, strict=True):
-        assert (found - wanted).norm() < 1e-5 * wanted.norm() < 1e-3 * (wanted - without).norm()
-
-
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
-def test_the_commands_file_is_the_librarys_merge_and_diffusers_loads_it(world, tmp_path, style):
+def test_the_commands_file_is_the_librarys_merge(world, tmp_path, style):
     output = tmp_path / "merged.safetensors"
     done = iteris(world, "--output", output, "--style", style, "--json", tmp_path / "report.json")
     assert (done.exit_code, complaints(done)) == (0, [])
     assert f"saved to {output}" in done.stdout
     model, expected = merged_here(world)
     assert_same(read_lora(model, output), expected)
-    assert_diffusers_loads(output, "SD1.5", expected)
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
         keys = list(file.keys())
@@ -290,7 +267,6 @@ def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
     assert (done.exit_code, complaints(done)) == (0, [])
     model, expected = merged_here(world_xl)
     assert_same(read_lora(model, output), expected)
-    assert_diffusers_loads(output, "SDXL", expected)
     with safe_open(output, "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
     told = CliRunner().invoke(app, ["inspect", str(output)], env={"COLUMNS": "200"})

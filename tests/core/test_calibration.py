@@ -92,14 +92,20 @@ schedules = st.integers(1, 40).flatmap(
 
 
 @given(schedule=schedules, run=st.integers(0, 10_000))
-def test_kept_levels_are_different_levels_of_the_run(schedule, run):
+def test_a_run_goes_from_pure_noise_through_the_different_levels_that_it_keeps(schedule, run):
     timesteps, steps = schedule
     calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
     kept = kept_levels(calibration, run)
     assert len(kept) == timesteps
     assert kept == sorted(set(kept))
-    assert kept[0] >= 0
-    assert kept[-1] < calibration.levels
+    assert set(kept) <= set(range(calibration.levels))
+    path = path_to(calibration, kept)
+    assert (path[0], path[-1]) == (0, kept[-1])
+    assert path == sorted(set(path))
+    assert set(kept) <= set(path)
+    # half a step more or less for each level that it stands at on the way
+    share = kept[-1] * steps / calibration.levels
+    assert abs(len(path) - 1 - share) <= max(1, timesteps / 2, timesteps - share)
 
 
 @given(schedule=schedules)
@@ -114,21 +120,6 @@ def test_a_few_staggered_runs_cover_all_noise_levels_evenly(schedule):
         for level in kept_levels(calibration, run):
             counts[level] += 1
     assert max(counts) - min(counts) <= 6 + 0.02 * max(counts)
-
-
-@given(schedule=schedules, run=st.integers(0, 10_000))
-def test_a_run_goes_from_pure_noise_through_the_levels_that_it_keeps(schedule, run):
-    timesteps, steps = schedule
-    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
-    kept = kept_levels(calibration, run)
-    path = path_to(calibration, kept)
-    assert path[0] == 0
-    assert path[-1] == kept[-1]
-    assert path == sorted(set(path))
-    assert set(kept) <= set(path)
-    # half a step more or less for each level that it stands at on the way
-    share = kept[-1] * steps / calibration.levels
-    assert abs(len(path) - 1 - share) <= max(1, timesteps / 2, timesteps - share)
 
 
 @given(

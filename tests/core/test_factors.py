@@ -6,7 +6,7 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
-from iteris_core.files.adapter_kinds import LORA, WrongShape, kind_of, own_dense_delta, peft_dora
+from iteris_core.files.adapter_kinds import WrongShape, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.parts import WeightPart
@@ -54,7 +54,7 @@ def test_what_lycoris_trains_is_read_as_lycoris_runs_it(kind, options, name):
     torch.testing.assert_close(run(x, delta.reshape(shape)), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_full_difference_a_bias_and_a_norm():
+def test_a_full_difference_a_bias_and_norms():
     tensors = {
         "lora_unet_linear.diff": torch.randn(6, 5),
         "lora_unet_linear.diff_b": torch.randn(6),
@@ -68,9 +68,7 @@ def test_a_full_difference_a_bias_and_a_norm():
     assert torch.equal(adapter.vectors["linear.bias"], tensors["lora_unet_linear.diff_b"])
     assert set(adapter.vectors) == {"linear.bias", "norm.weight"}
     assert adapter.unmatched == ("lora_unet_norm.b_norm",)  # nine numbers for a norm of four
-
-
-def test_a_difference_of_one_dimension_is_a_norms():
+    # a difference of one dimension is a norm's
     tensors = {"lora_unet_norm.diff": torch.randn(4), "lora_unet_norm.diff_b": torch.randn(4)}
     adapter = parse(tensors)
     assert not adapter.deltas
@@ -178,15 +176,6 @@ def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
             parse(tensors, dense_delta=make)
     with pytest.raises(AdapterError, match=r"is an OFT, which only ComfyUI's own code applies"):
         parse({"lora_unet_linear.oft_blocks": torch.ones(1)}, dense_delta=own_dense_delta(fail))
-
-
-def test_kinds_that_are_told_by_more_than_a_mark():
-    pair = {"up": torch.ones(6, 2), "down": torch.ones(2, 5)}
-    assert kind_of(pair) is LORA
-    assert kind_of({**pair, "down": torch.ones(2, 5, 3, 3)}).name == "LoCon"
-    assert kind_of({**pair, "dora_scale": torch.ones(6)}).name == "DoRA"
-    assert kind_of({"lokr_w1": torch.ones(1), "dora_scale": torch.ones(6)}).name == "DoRA"
-    assert kind_of({"alpha": torch.ones(1)}) is LORA
 
 
 def test_biases_are_merged_by_their_mean_where_an_adapter_without_one_counts_as_zero():

@@ -71,14 +71,6 @@ def test_alpha_over_rank_is_folded_into_up():
         torch.testing.assert_close(delta.up, factor * tensors[f"{UNET}.lora_up.weight"])
 
 
-def test_factors_of_1x1_convolutions_become_matrices():
-    for kernel in ((1, 1), (1,)):
-        tensors = factors(PROJ, shape=(5, 4), kernel=kernel)
-        delta = parse(tensors).deltas["unet.proj"]
-        up, down = (tensors[f"{PROJ}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
-        torch.testing.assert_close(delta.dense(), up @ down)
-
-
 def test_any_precision_is_read_as_float32():
     for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn):
         tensors = {key: tensor.to(dtype) for key, tensor in factors(alpha=1.0).items()}

@@ -17,7 +17,7 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.algebra.statistics import InputMoments, Sums
+from iteris_core.algebra.statistics import Sums
 from iteris_core.rows.lockstep import pause_at_layer
 
 DELTA = MergeConfig(
@@ -98,23 +98,6 @@ def test_as_many_tokens_are_measured_as_the_width_needs(samples, length, budget,
     result = merge(network, adapters, tasks, MergeConfig(tokens_per_dimension=budget))
     found = [task.tokens for task in result.report.layers[0].tasks]
     assert found == [count * tokens for count in samples]
-
-
-def count_measured_inputs(monkeypatch):
-    sizes = []
-    original = InputMoments.add
-    monkeypatch.setattr(
-        InputMoments, "add", lambda self, *rows: (sizes.append(self.d_in), original(self, *rows))[1]
-    )
-    return sizes
-
-
-def test_layers_that_read_one_tensor_measure_it_once(monkeypatch):
-    net, adapters, tasks = toy.pair("attention", 2)
-    sizes = count_measured_inputs(monkeypatch)
-    toy.merge_toy(net, adapters, tasks, samples_per_chunk=1)
-    # self q,k,v | o | cross q | k,v | o | feed-forward: six inputs of nine layers
-    assert len(sizes) == 6 * 4
 
 
 @pytest.fixture

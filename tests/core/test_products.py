@@ -120,21 +120,6 @@ def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, 
     assert ((halves - exact).norm() / exact.norm()).item() < 1e-5
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"token_weights": {"tokens": torch.linspace(0.5, 1, 400)}},
-        {"input_mix": 0.5},
-        {"dtype": torch.float32},
-    ],
-)
-def test_rows_that_are_not_the_models_own_numbers_go_the_old_way(settings, calls, monkeypatch):
-    options = {"dtype": torch.bfloat16, "derives": False, "monkeypatch": monkeypatch}
-    found = merged(**{**options, **settings})
-    assert torch.isfinite(found).all()
-    assert len(calls) <= 1  # of the probe
-
-
 def test_a_device_without_them_goes_the_old_way_and_the_log_says_so_once(monkeypatch, caplog):
     def refuses(a, b):
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nmore")

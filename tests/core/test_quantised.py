@@ -21,9 +21,6 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.files import kohya
-from iteris_core.files.families import Family
-from iteris_core.files.kohya import ModelKeys
 from iteris_core.layers import is_linear, is_quantised, weight_shape
 
 
@@ -123,19 +120,6 @@ def test_a_layer_that_is_only_similar_is_refused_by_name(make):
         match=f"is a {type(layer).__name__} of {__name__}, which is not a plain .* Load the model in",
     ):
         weight_shape(layer)
-
-
-def test_a_lora_file_for_such_a_layer_is_refused_with_its_class():
-    keys = ModelKeys.of(Family("any"), {"block.q": Fused()}, {"lora_unet_q": "block.q"}, {})
-    tensors = {
-        "lora_unet_q.lora_up.weight": torch.ones(4, 1),
-        "lora_unet_q.lora_down.weight": torch.ones(1, 6),
-    }
-    with pytest.raises(
-        AdapterError,
-        match=r"file: 'lora_unet_q' changes a layer that is a Fused of .*, which is not a",
-    ):
-        kohya.parse("file", tensors, keys)
 
 
 def merged_alone(layer: nn.Module, **settings):

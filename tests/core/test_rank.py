@@ -73,12 +73,6 @@ def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
     assert report.is_asked
 
 
-def test_nothing_is_cut_unless_asked():
-    delta, report, _, answer = merge_one_layer()
-    torch.testing.assert_close(delta.dense(), answer, rtol=1e-9, atol=1e-9)
-    assert (delta.rank, report.cut, report.is_asked) == (3, 0.0, False)
-
-
 @pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])
 @pytest.mark.parametrize("target", ["delta", "full_output"])
 def test_the_smallest_rank_that_keeps_the_energy_is_chosen(kept_energy, target):

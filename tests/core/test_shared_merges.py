@@ -51,12 +51,6 @@ def test_all_processes_measure_a_drift_in_the_way_that_suits_all():
     assert found.weight is None and found.is_rounded
 
 
-def test_shares_are_even_to_one():
-    items = list(range(7))
-    shares = [Processes(rank, 3).share(items) for rank in range(3)]
-    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
-
-
 def test_a_process_alone_sends_nothing():
     """There is no process group here, so that sending would fail."""
     processes = Processes.current()

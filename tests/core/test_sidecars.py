@@ -5,10 +5,8 @@ import os
 
 import pytest
 import torch
-from fake_host import use
 from safetensors.torch import save_file
 
-from iteris_core.diffusion.lora_use import with_prompts
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.limits import PICTURE_BYTES, SIDECAR_BYTES
 from iteris_core.files.trigger_words import has_picture, lora_header, picture_beside, words_beside
@@ -43,14 +41,6 @@ def test_words_beside_the_file_come_before_its_own(lora):
     assert (found.source, found.triggers) == ("a.cat.metadata.json", ("ohwx cat", "red collar"))
     assert found.words == ("ohwx cat", "red collar", "a sks cat", "ohwx", "outdoors")
     assert inspect_adapter(lora).trigger_words == found.words
-
-
-def test_prompts_say_that_their_words_lay_beside_the_file(lora):
-    write(lora, ".metadata.json", MANAGER)
-    triggers = lora_header(lora).triggers
-    made = with_prompts(use("cat", ("a {trigger} asleep",), file=lora.name), triggers)
-    assert made.prompts == ("a ohwx cat asleep", "a red collar asleep")
-    assert made.prompts_from == "a.cat.metadata.json"
 
 
 UNREADABLE = [

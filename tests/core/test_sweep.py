@@ -156,19 +156,6 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
 # --- properties ---
 
 
-@given(
-    seed=st.integers(0, 1000),
-    rank=st.integers(1, 5),
-    name=st.sampled_from(NETWORKS),
-    chunk=st.sampled_from(CHUNKS),
-)
-def test_one_adapter_merges_to_itself(seed, rank, name, chunk):
-    net = toy.build(name, seed)
-    adapter = net.adapter(rank=rank)
-    result = toy.merge_toy(net, [adapter], toy.own_tasks(net, [adapter]), samples_per_chunk=chunk)
-    assert toy.largest_error(toy.dense(result.adapter), toy.dense(adapter)) < 1e-9
-
-
 def test_an_adapter_of_strength_0_is_no_adapter():
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("idle").scaled(0.0), net.adapter("c")]
@@ -192,23 +179,6 @@ def test_nothing_but_idle_adapters_is_an_error():
     adapters = [net.adapter("a").scaled(0.0)]
     with pytest.raises(AdapterError, match="every strength is 0"):
         toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
-
-
-@given(
-    seed=st.integers(0, 1000), order=st.permutations(range(3)), task_order=st.permutations(range(4))
-)
-def test_the_order_of_adapters_and_tasks_does_not_matter(seed, order, task_order):
-    net = toy.build("attention", seed)
-    adapters = [net.adapter(f"{k}", rank=k + 1) for k in range(3)]
-    tasks = [*toy.own_tasks(net, adapters), Task("mixed", net.samples(2), {0: 0.5, 2: 0.5})]
-    result = toy.merge_toy(net, adapters, tasks)
-    position = {k: i for i, k in enumerate(order)}
-    shuffled = [
-        replace(tasks[g], mix={position[k]: share for k, share in reversed(tasks[g].mix.items())})
-        for g in task_order
-    ]
-    again = toy.merge_toy(net, [adapters[k] for k in order], shuffled, samples_per_chunk=4)
-    assert toy.largest_error(toy.dense(again.adapter), toy.dense(result.adapter)) < 1e-9
 
 
 def test_outputs_are_those_of_patched_models_in_the_order_of_the_samples():

@@ -3,17 +3,13 @@
 import json
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from iteris_core import CalibrationError
-from iteris_core.errors import AdapterError
 from iteris_core.files.trigger_words import (
     TEMPLATES,
     TriggerWords,
     default_prompts,
     fill_in,
-    lora_header,
     trigger_words,
 )
 
@@ -79,20 +75,3 @@ def test_a_file_that_names_no_trigger_words_says_what_to_type():
         said = rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
         with pytest.raises(CalibrationError, match=said):
             fill_in("cat.safetensors", prompts, TriggerWords(), "subject")
-
-
-def test_a_header_tells_rank_and_base_without_the_tensors(tmp_path):
-    base = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    save_file(
-        {
-            f"{base}.lora_down.weight": torch.zeros(6, 768),
-            f"{base}.lora_up.weight": torch.zeros(320, 6),
-        },
-        tmp_path / "a.safetensors",
-        {"modelspec.trigger_phrase": "sks", "ss_base_model_version": "sd_v1"},
-    )
-    header = lora_header(tmp_path / "a.safetensors")
-    assert (header.rank, header.base, header.triggers.triggers) == (6, "SD1.5 (sd_v1)", ("sks",))
-    (tmp_path / "b.safetensors").write_bytes(b"\x80\x02}q\x00." + bytes(64))
-    with pytest.raises(AdapterError, match="pickle"):
-        lora_header(tmp_path / "b.safetensors")

@@ -37,12 +37,6 @@ def test_what_is_an_alarm_where_no_sample_was_held_out():
         assert alarms(TaskFidelity("cat", 0.5, 1.0, 2), layers=[layer("x", **tasks)]) == []
 
 
-def test_a_warning_names_the_blocks_of_layers_once():
-    paths = [f"diffusion_model.output_blocks.3.1.attn1.{name}" for name in ("to_q", "to_k")]
-    layers = tuple(layer(path, cat=(1.7, 0.5, True)) for path in paths)
-    assert "worst at OUT03)" in MergeReport(layers).warnings[0]
-
-
 def test_warnings_come_first_and_name_lora_layers_and_what_to_try():
     report = MergeReport((layer("x", cat=(1.5, 0.5, True)), layer("y", cat=(2.0, 0.5, True))))
     first, second, third = str(report).splitlines()[:3]
@@ -51,3 +45,6 @@ def test_warnings_come_first_and_name_lora_layers_and_what_to_try():
     assert second.startswith("Try this: give more prompts or samples")
     assert third.startswith("2 layers merged")
     assert report.to_dict()["warnings"] == [first, second]
+    paths = [f"diffusion_model.output_blocks.3.1.attn1.{name}" for name in ("to_q", "to_k")]
+    layers = tuple(layer(path, cat=(1.7, 0.5, True)) for path in paths)
+    assert "worst at OUT03)" in MergeReport(layers).warnings[0]  # their block, once

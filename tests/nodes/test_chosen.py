@@ -11,25 +11,8 @@ from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, AdapterError, ConfigError
-from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoadedLora
-
-
-def test_a_lora_is_known_by_the_hash_of_its_file(replace_host, tmp_path):
-    file = tmp_path / "cat.safetensors"
-    file.write_bytes(b"abc")
-    replace_host(lora_path=lambda name: file)
-    lora = ChosenLora(use("style/cat", file="style/cat.safetensors"))
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert identified([lora]) == ([dataclasses.replace(lora.use, sha256=expected)], {})
-
-
-def test_a_lora_in_no_file_is_known_by_the_hash_of_its_tensors():
-    trained = ChosenLora(use("trained"), {"a": torch.ones(2)})
-    [known], loose = identified([trained])
-    assert known.sha256 == sha256_of_tensors(trained.tensors)
-    assert loose[known.sha256]["a"] is trained.tensors["a"]  # no copy
 
 
 def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):

@@ -12,7 +12,6 @@ from iteris_pack.nodes.pictures import (
     Labelled,
     broken,
     jpeg_uri,
-    png_of,
     shortened,
     table,
     without_accents,
@@ -35,11 +34,6 @@ def test_a_cover_of_any_channels(pixel, color):
     image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert image.mode == "RGB"
     assert max(abs(a - b) for a, b in zip(image.getpixel((4, 4)), color, strict=True)) < 8
-
-
-def test_a_preview_is_a_png_of_at_most_1024_pixels():
-    image = Image.open(io.BytesIO(png_of(torch.full((1500, 3000, 3), 0.5))))
-    assert (image.format, image.size, image.getpixel((9, 9))) == ("PNG", (1024, 512), (128,) * 3)
 
 
 def colours(*values, height=64, width=96):

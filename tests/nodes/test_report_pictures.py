@@ -57,19 +57,14 @@ def test_any_file_name_can_be_drawn(name, recwarn):
 def test_a_report_without_layers_and_a_missing_library_are_told(monkeypatch):
     with pytest.raises(IterisError, match="nothing to draw"):
         pictures(MergeReport(()))
+    with pytest.raises(IterisError, match="has no layers"):
+        drawn(MergeReport(()), None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingLibraryError, match="python -m pip install matplotlib"):
         pictures(report())
-
-
-def test_a_report_without_matplotlib_is_still_told(monkeypatch):
-    layer = LayerReport("net.a", 1, (TaskAtLayerReport("cat", 0.1, 1.0, 3),))
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    pictures, [note] = drawn(MergeReport((layer,)), None)
-    assert pictures.ndim == 4 and pictures.shape[-1] == 3
+    images, [note] = drawn(report(), None)
+    assert images.ndim == 4 and images.shape[-1] == 3
     assert "python -m pip install matplotlib" in note
-    with pytest.raises(IterisError, match="has no layers"):
-        drawn(MergeReport(()), None)
 
 
 def test_what_the_report_cannot_answer_is_told_and_the_rest_drawn():

@@ -8,7 +8,6 @@ from iteris_pack.nodes.size import Size
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.presets import Changes
 
 ADAPTER = Adapter("a", {"x": LowRankDelta(torch.ones(1000, 4), torch.ones(4, 2000))})
 LORAS = [LoadedLora.of(ADAPTER, ("p",))] * 2
@@ -42,13 +41,3 @@ def test_a_size_sets_one_thing_and_must_have_room_for_rank_one():
     said = r"size_value is 0\.001 MB; .* rank 1 in all 1 layers, takes 0\.0 MB"
     with pytest.raises(ConfigError, match=said):
         Size(way="MB", value=0.001).changes(LORAS, torch.float16)
-
-
-def test_a_quality_and_a_size_do_not_both_decide():
-    quality = Changes(config={"kept_energy": 0.9})
-    for way in ("rank", "MB"):
-        said = rf"size is {way} and quality_kept is 0\.9, but each"
-        with pytest.raises(ConfigError, match=said):
-            Size(way=way, value=8.0).check_alone(quality)
-        Size(way=way, value=8.0).check_alone(Changes())
-    Size(way="smaller").check_alone(quality)
