@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,10 +176,8 @@ class LayerProblem:
         return {task.name: task.statistics.inputs for task in self.counted}
 
 
-class LayerSolver(Protocol):
-    """Solves one layer: IterIS's closed form, or the rule of a rival."""
-
-    def __call__(self, layer: LayerProblem) -> LayerSolution: ...
+# Solves one layer: IterIS's closed form, or the rule of a rival.
+LayerSolver = Callable[[LayerProblem], LayerSolution]
 
 
 class Balance(NamedTuple):

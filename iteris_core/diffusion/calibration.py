@@ -283,13 +283,6 @@ class Calibration:
         return max(_USUAL_LEVELS, self.sampling_steps)
 
     @property
-    def kept_below(self) -> int:
-        """Number of the noise levels, from pure noise on, of which those of the kept latents are
-        chosen.
-        """
-        return self.levels
-
-    @property
     def is_guided(self) -> bool:
         """Whether a model reads the negative prompt: guidance of 1 is none."""
         return self.cfg != 1
@@ -383,11 +376,11 @@ def base_captions(calibration: Calibration) -> list[str]:
     return [known[i % len(known)] for i in range(calibration.trajectories)]
 
 
-def kept_levels(calibration: Calibration, run: int) -> list[int]:
-    """Return the noise levels of a sampling run that are kept, evenly spread and staggered from one
-    run to the next: numbers from 0, pure noise, to below ``calibration.kept_below``.
+def kept_levels(calibration: Calibration, run: int, part: float = 1.0) -> list[int]:
+    """Return the noise levels of a sampling run that are kept, evenly spread over this part of it,
+    from pure noise at 0 on, and staggered from one run to the next.
     """
-    stride = calibration.kept_below / calibration.timesteps
+    stride = math.ceil(part * calibration.levels) / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,34 +27,16 @@ from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
 from .samples import Context, Reading, Tokenized
 from .sampling import Sampler
-from .together import TogetherPlan, make_together_plans
+from .together import LOOKED_AT, TogetherPlan, make_together_plans
 
 CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 
 # Distance of the check's seeds from the merge's.
 _UNSEEN = 7919
-# The part of a run, from pure noise on, at whose levels outputs are compared: they say more about
-# what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
-_LOOKED_AT = 0.6
 # A weak merge is made stronger by this factor at most: more of what failed does not help.
 _STRONGEST_CORRECTION = 1.3
 # Captions that the check draws from; ten prompts have 480 with our forms and things.
 _MOST_POSSIBLE = 50_000
-
-
-@dataclass(frozen=True)
-class Unseen(Calibration):
-    """The calibration of a check: seeds that the merge has not seen, and levels of short runs."""
-
-    @classmethod
-    def of(cls, calibration: Calibration) -> Unseen:
-        """Return the calibration of the check of a merge."""
-        settings = {field.name: getattr(calibration, field.name) for field in fields(Calibration)}
-        return cls(**{**settings, "seed": (calibration.seed + _UNSEEN) % MOST_SEEDS})
-
-    @property
-    def kept_below(self) -> int:
-        return math.ceil(_LOOKED_AT * self.levels)
 
 
 @dataclass(frozen=True)
@@ -167,7 +148,7 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     Args:
         loras: The LoRAs that change something.
     """
-    unseen = Unseen.of(calibration)
+    unseen = replace(calibration, seed=(calibration.seed + _UNSEEN) % MOST_SEEDS)
     plans: list[CheckPlan] = []
     for k, lora in enumerate(loras):
         seen = own_captions(lora, calibration, calibration.seed + k)
@@ -182,7 +163,9 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
     captions_of_base = tuple(ordinary[i % len(ordinary)] for i in range(calibration.held_out))
-    base = CaptionPlan("base model", {}, 1.0, len(loras), unseen, captions_of_base, 0.0)
+    base = CaptionPlan(
+        "base model", {}, 1.0, len(loras), unseen, captions_of_base, 0.0, looked_at=LOOKED_AT
+    )
     return [*plans, *make_together_plans(loras, unseen, len(loras) + 1), base]
 
 

@@ -8,7 +8,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -62,6 +62,7 @@ class Plan(ABC):
     Args:
         mix: Mix that its teacher wears: number of a LoRA -> share.
         number: Decides the noise; plans share one only where they share their runs.
+        looked_at: Part of a run, from pure noise on, of which latents are kept.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Plan(ABC):
     weight: float
     number: int
     calibration: Calibration
+    looked_at: float = field(default=1.0, kw_only=True)
 
     @abstractmethod
     def readings(self) -> list[Reading]:
@@ -108,7 +110,7 @@ class Plan(ABC):
 
     def run(self, owner: str, number: int) -> Run:
         """Return sampling run `number`."""
-        kept = kept_levels(self.calibration, number)
+        kept = kept_levels(self.calibration, number, self.looked_at)
         seed = self.seed(number)
         return Run(owner, number, seed, tuple(kept), tuple(path_to(self.calibration, kept)), seed)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ def polish(
         stack.enter_context(_worn(network.modules, layers))
         stack.enter_context(_recomputed(blocks))
         with torch.enable_grad(), _kept():
-            _descend(_Student(network, rows_per_call), targets, layers, steps, progress)
+            add_gradients = partial(_add_gradients, network, rows_per_call)
+            _descend(add_gradients, targets, layers, steps, progress)
     deltas = dict(merged.deltas)
     for path, layer in layers.items():
         up, down = (factor.detach() for factor in layer.factors)
@@ -107,7 +109,7 @@ def polish(
 
 
 def _descend(
-    student: _Student,
+    add_gradients: Callable[[Sequence[_Target]], None],
     targets: Sequence[_Target],
     layers: Mapping[str, _Layer],
     steps: int,
@@ -130,52 +132,46 @@ def _descend(
         optimiser.zero_grad()
         # drawn by their shares, so that all that are drawn count alike
         numbers = torch.multinomial(shares, count, generator=chance).tolist()
-        student.descend([targets[i] for i in numbers])
+        add_gradients([targets[i] for i in numbers])
         optimiser.step()
     progress(steps, steps)
 
 
-@dataclass(frozen=True)
-class _Student:
-    """The network as the merged model; its layers wear the factors already."""
+def _add_gradients(network: Network, rows_per_call: int, targets: Sequence[_Target]) -> None:
+    """Add up the gradients of the targets' mean error; the layers wear the factors already."""
+    for of_call in _calls(network, targets, rows_per_call):
+        errors = _errors(network, of_call)
+        if not errors.requires_grad:
+            raise CalibrationError(
+                "the output of this model has no gradient, so that no LoRA on it can be polished: "
+                "it is compiled, or quantised in a way that only draws. Switch the polish off, or "
+                "load the model in 16 bits"
+            )
+        if not torch.isfinite(errors).all():
+            raise CalibrationError(
+                "the error of the polished LoRA is not finite: a precision that overflows. Load "
+                "the model in a wider precision, or switch the polish off"
+            )
+        try:
+            torch.autograd.backward(errors.sum() / len(targets))
+        except RuntimeError as error:
+            if "no autograd formula" not in str(error):
+                raise
+            raise CalibrationError(
+                "a layer of this model has no gradient, so that no LoRA on it can be polished: "
+                f"{error} Switch the polish off, or choose another preset than Polished"
+            ) from error
 
-    network: Network
-    rows_per_call: int
 
-    def errors(self, targets: Sequence[_Target]) -> Tensor:
-        """Return the squared relative error of each target of one call, (n,)."""
-        found = self.network.forward([target.reads for target in targets])
-        wanted = torch.stack([target.output for target in targets]).to(found.device)
-        masks = torch.stack([target.mask.expand_as(target.output) for target in targets])
-        differences = (found.float() - wanted) * masks.to(found.device)
-        effects = torch.tensor([target.effect for target in targets], device=found.device)
-        squares: Tensor = differences.square().flatten(1).sum(1) / effects
-        return squares
-
-    def descend(self, targets: Sequence[_Target]) -> None:
-        """Add up the gradients of the targets' mean error."""
-        for of_call in _calls(self.network, targets, self.rows_per_call):
-            errors = self.errors(of_call)
-            if not errors.requires_grad:
-                raise CalibrationError(
-                    "the output of this model has no gradient, so that no LoRA on it can be "
-                    "polished: it is compiled, or quantised in a way that only draws. Switch the "
-                    "polish off, or load the model in 16 bits"
-                )
-            if not torch.isfinite(errors).all():
-                raise CalibrationError(
-                    "the error of the polished LoRA is not finite: a precision that overflows. "
-                    "Load the model in a wider precision, or switch the polish off"
-                )
-            try:
-                torch.autograd.backward(errors.sum() / len(targets))
-            except RuntimeError as error:
-                if "no autograd formula" not in str(error):
-                    raise
-                raise CalibrationError(
-                    "a layer of this model has no gradient, so that no LoRA on it can be polished: "
-                    f"{error} Switch the polish off, or choose another preset than Polished"
-                ) from error
+def _errors(network: Network, targets: Sequence[_Target]) -> Tensor:
+    """Return the squared relative error of each target of one call, (n,)."""
+    found = network.forward([target.reads for target in targets])
+    wanted = torch.stack([target.output for target in targets]).to(found.device)
+    masks = torch.stack([target.mask.expand_as(target.output) for target in targets])
+    differences = (found.float() - wanted) * masks.to(found.device)
+    effects = torch.tensor([target.effect for target in targets], device=found.device)
+    squares: Tensor = differences.square().flatten(1).sum(1) / effects
+    return squares
 
 
 def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[list[_Target]]:

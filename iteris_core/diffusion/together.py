@@ -7,7 +7,6 @@ is compared with when it reads the caption with both triggers.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from collections.abc import Sequence
@@ -25,44 +24,36 @@ from .regions import region_masks
 from .samples import Reading
 from .sampling import Latents, Part, Run
 
+# The part of a run, from pure noise on, at whose levels a check compares outputs: they say more
+# about what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
+LOOKED_AT = 0.6
 # Half of the captions begin in a way that no caption of a merge does.
 _OPENINGS = ("", "a view of ")
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """A picture of two LoRAs.
+class HalfPicture:
+    """One LoRA's half of a picture of two.
 
     Args:
         number: Number of the picture in the check.
-        caption: Caption with both triggers.
-        form: Its caption form, which says where they are.
-    """
-
-    number: int
-    caption: str
-    form: str
-
-    def region(self, place: str, shape: Sequence[int]) -> Tensor:
-        """Return the mask (height, width) of a place of the form in latents of a shape."""
-        layout = layout_of(self.form)
-        assert layout is not None  # see `make_together_plans`
-        masks = region_masks(layout, 2, *shape[-2:])
-        return masks[regions_of(self.form)[place]]
-
-
-@dataclass(frozen=True)
-class HalfPicture:
-    """One LoRA's half of a meeting.
-
-    Args:
-        place: Place of the LoRA in its form.
+        form: Its caption form, which says where the LoRAs are.
+        place: Place of the LoRA in the form.
+        both: Caption with both triggers.
         caption: Caption that the LoRA's teacher reads.
     """
 
-    meeting: Meeting
+    number: int
+    form: str
     place: str
+    both: str
     caption: str
+
+    def region(self, shape: Sequence[int]) -> Tensor:
+        """Return the mask (height, width) of the half in latents of a shape."""
+        layout = layout_of(self.form)
+        assert layout is not None  # see `make_together_plans`
+        return region_masks(layout, 2, *shape[-2:])[regions_of(self.form)[self.place]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +63,7 @@ class TogetherPlan(TaskPlan):
     halves: tuple[HalfPicture, ...]
 
     def readings(self) -> list[Reading]:
-        captions = [text for half in self.halves for text in (half.caption, half.meeting.caption)]
+        captions = [text for half in self.halves for text in (half.caption, half.both)]
         return self.with_negative(captions)
 
     def drawn_in(self) -> list[Run]:
@@ -85,7 +76,7 @@ class TogetherPlan(TaskPlan):
                 self.mix,
                 contexts[self, Reading.of(half.caption)].teacher,
                 negative,
-                functools.partial(half.meeting.region, half.place),
+                half.region,
             )
             for half in self.halves
         }
@@ -94,20 +85,20 @@ class TogetherPlan(TaskPlan):
         return [
             Sample(
                 DenoiserRow(x, sigma, contexts[self, Reading.of(half.caption)].teacher),
-                DenoiserRow(x, sigma, contexts[self, Reading.of(half.meeting.caption)].student),
+                DenoiserRow(x, sigma, contexts[self, Reading.of(half.both)].student),
             )
             for half, (x, sigma) in self._kept(latents)
         ]
 
     def masks(self, latents: Latents) -> list[Tensor]:
         """Return the mask (height, width) of each sample's half."""
-        return [half.meeting.region(half.place, latents.shape) for half, _ in self._kept(latents)]
+        return [half.region(latents.shape) for half, _ in self._kept(latents)]
 
     def _kept(self, latents: Latents) -> list[tuple[HalfPicture, tuple[Tensor, Tensor]]]:
         return [(half, kept) for half in self.halves for kept in latents.kept[self._run(half)]]
 
     def _run(self, half: HalfPicture) -> Run:
-        return self.run("together", half.meeting.number)
+        return self.run("together", half.number)
 
 
 def make_together_plans(
@@ -148,11 +139,11 @@ def make_together_plans(
         opening = _OPENINGS[(picture + picture // len(pairs)) % len(_OPENINGS)]
         form = opening + chance.choice(forms)
         words = {place: loras[k].called for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True)}
-        meeting = Meeting(picture, form.format(**words), form)
+        both = form.format(**words)
         for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True):
             thing = chance.choice(calibration.companions)
             alone = {other: word if other == place else thing for other, word in words.items()}
-            half = HalfPicture(meeting, place, form.format(**alone))
+            half = HalfPicture(picture, form, place, both, form.format(**alone))
             halves.setdefault(k, []).append(half)
     return [
         TogetherPlan(
@@ -162,6 +153,7 @@ def make_together_plans(
             number,
             calibration,
             tuple(of_lora),
+            looked_at=LOOKED_AT,
         )
         for k, of_lora in sorted(halves.items())
     ]

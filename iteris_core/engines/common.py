@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -141,24 +139,11 @@ def run_chunk(network: Network, chunk: Chunk) -> Any:
     return answer.clone() if isinstance(answer, Tensor) else answer
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a hook sees of a chunk at a layer.
-
-    Args:
-        x: Input of the layer, one entry per row.
-        y: Its output, also one call.
-        shape: Shape of the output as the model expects it.
-    """
-
-    chunk: Chunk
-    x: Tensor
-    y: Tensor
-    shape: torch.Size
-
-
-def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | None:
-    """Return what a hook sees; None in a forward call of other code.
+def seen_by_hook(
+    network: Network, path: str, x: Tensor, y: Tensor
+) -> tuple[Chunk, Tensor, Tensor] | None:
+    """Return the chunk of a forward call, and a layer's input and output with one entry per row;
+    None in a call of other code.
 
     Raises:
         CalibrationError: The layer's rows are not the chunk's.
@@ -167,11 +152,10 @@ def seen_by_hook(network: Network, path: str, x: Tensor, y: Tensor) -> Seen | No
     if chunk is None:
         return None
     rows = 2 * len(chunk.samples)
-    shape = y.shape
     if network.folds_rows(path):
         x, y = unfolded(rows, x, y)
     check_rows(path, x, rows)
-    return Seen(chunk, x, y, shape)
+    return chunk, x, y
 
 
 def outputs_by_task(

@@ -118,7 +118,7 @@ def _solve_all(
         measurements = one_pass.measurements
         for path in list(measurements):
             measurement = measurements.pop(path)  # its sums go as soon as it is solved
-            inputs += measurement.input.is_first
+            inputs += measurement.arrivals.is_first
             solved[path] = measurement.solve(solver_at(path))
             listener.layer_solved(solved[path], solves * len(paths) + len(solved), total)
     return {path: solved[path] for path in order}, inputs
@@ -183,9 +183,8 @@ class _Pass:
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
-        chunk = seen.chunk
-        x = seen.x
-        y = seen.y
+        shape = y.shape
+        chunk, x, y = seen
         if path in self.order:
             raise reached_twice(path)
         self.order.append(path)
@@ -198,7 +197,7 @@ class _Pass:
         if path not in self._worn:
             merged = None if self.merged is None else self.merged[path]
             self._worn[path] = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
-        return dress(module, chunk, x, y, self._worn[path], codes).reshape(seen.shape)
+        return dress(module, chunk, x, y, self._worn[path], codes).reshape(shape)
 
     def _has_room(self) -> bool:
         taken = sum(measurement.sum_bytes() for measurement in self.measurements.values())

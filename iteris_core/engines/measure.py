@@ -51,7 +51,6 @@ from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
     Arrivals,
-    LayerInput,
     Reading,
     SharedInput,
     SharedInputs,
@@ -185,7 +184,7 @@ class Measurement:
 
     Args:
         place: Device and precisions of the rows and of the sums.
-        input: Input of the layer, which earlier layers may share.
+        shared: Input of the layer, which earlier layers may share.
         deltas: Adapter index -> delta at this layer, float64 where sums are kept.
         worn: Mix of each task as one delta, as the rows wear it; None where it changes nothing.
         base: The layer without any adapter; only where the settings need it.
@@ -196,7 +195,8 @@ class Measurement:
     path: str
     module: nn.Module
     place: Workplace
-    input: LayerInput
+    shared: SharedInput
+    arrivals: Arrivals
     deltas: dict[int, LowRankDelta]
     worn: list[Stacked[int] | None]
     statistics: list[TaskStatistics]
@@ -244,7 +244,8 @@ class Measurement:
             path,
             module,
             place,
-            LayerInput(shared, Arrivals(path, shared.seen, is_first)),
+            shared,
+            Arrivals(path, shared.seen, is_first),
             deltas={
                 k: adapter.deltas[path].to(device=place.sums, dtype=torch.float64)
                 for k, adapter in enumerate(problem.adapters)
@@ -259,7 +260,7 @@ class Measurement:
     @property
     def is_complete(self) -> bool:
         """Whether an earlier layer has measured all that the solve needs."""
-        return not self.input.is_first and self.is_derived
+        return not self.arrivals.is_first and self.is_derived
 
     @property
     def is_derived(self) -> bool:
@@ -274,9 +275,9 @@ class Measurement:
     def sum_bytes(self) -> int:
         """Return the memory that this layer's sums take, without those that it shares."""
         own = sum(statistics.bytes() for statistics in self.statistics)
-        if not self.input.is_first:
+        if not self.arrivals.is_first:
             return own
-        return own + sum(moments.bytes() for moments in self.input.shared.moments)
+        return own + sum(moments.bytes() for moments in self.shared.moments)
 
     def add(self, chunk: Chunk, x: Tensor, y: Tensor) -> list[Tensor | None]:
         """Add a chunk's rows to the sums, and return the teachers' codes per block.
@@ -284,7 +285,7 @@ class Measurement:
         Args:
             y: Output of the layer without any adapter.
         """
-        self.input.arrivals.add(x)
+        self.arrivals.add(x)
         with exact_products(x.device), exact_products(self.place.sums):
             return [self._add_block(block, x, y) for block in chunk.blocks]
 
@@ -316,7 +317,7 @@ class Measurement:
         )
         count = teacher.shape[1]
         most = tokens_read(self.module, count, self.problem)
-        stream = self.input.shared.reading.stream
+        stream = self.shared.reading.stream
         tokens = counted_tokens(block, most, count, self.place, stream, self.path)
         if tokens is None:
             return
@@ -330,7 +331,7 @@ class Measurement:
         if codes is not None:
             codes = tokens.of_teacher(codes)
         statistics = self.statistics[block.task]
-        if self.input.is_first:
+        if self.arrivals.is_first:
             statistics.inputs.add(tokens.weighed(taught), rows)
         if not isinstance(statistics, TaskSums):
             return
@@ -382,7 +383,7 @@ class Measurement:
         """
         if self.problem.processes.is_alone:
             return
-        moments = self.input.shared.moments if self.input.is_first else []
+        moments = self.shared.moments if self.arrivals.is_first else []
         with exact_products(self.place.sums):
             sums = [total for statistics in self.statistics for total in statistics.totals()]
             add_up_moments(moments, sums, self.problem.processes, counts=counts)

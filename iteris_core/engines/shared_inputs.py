@@ -178,16 +178,3 @@ class Arrivals:
                 "in another: the forward passes took different ways. Every sample has to run "
                 "through the same layers in the same order"
             )
-
-
-@dataclass(frozen=True)
-class LayerInput:
-    """The input of one layer, which it measures, or an earlier layer has measured."""
-
-    shared: SharedInput
-    arrivals: Arrivals
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this layer is the first that reads it, and measures it."""
-        return self.arrivals.is_first

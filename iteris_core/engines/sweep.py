@@ -172,10 +172,8 @@ class _Sweep:
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
-        chunk = seen.chunk
         raw = (x, y)
-        x = seen.x
-        y = seen.y
+        chunk, x, y = seen
         if (id(chunk), path) in self._reached:
             raise reached_twice(path)
         self._reached.add((id(chunk), path))
@@ -198,7 +196,7 @@ class _Sweep:
         y = dress(module, chunk, x, y, worn, codes)
         if chunk is self._watched:
             _note(self.rows, path, chunk, y)
-        return y.reshape(seen.shape)
+        return y.reshape(raw[1].shape)
 
     def _alone(self, chunk: Chunk, modules: Mapping[str, nn.Module]) -> dict[str, Excerpt]:
         """Return the excerpts of a chunk's first sample that runs alone, in the solved deltas.
@@ -220,7 +218,7 @@ class _Sweep:
         """Return the stop at a layer that the first chunk has reached."""
         measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers, None)
-        stop = _Stop(path, worn, measurement.input.arrivals, measurement)
+        stop = _Stop(path, worn, measurement.arrivals, measurement)
         self._stops[path] = stop
         if self.parking is not None:
             self.parking.rows_run_on(x.device)

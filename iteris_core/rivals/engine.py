@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, thin_answer
-from ..algebra.layer import LayerProblem
-from ..algebra.system import System, factorise
+from ..algebra.layer import LayerProblem, LayerSolver
+from ..algebra.system import factorise
 from ..engines import engine_of
 from ..engines.common import check_problem, within_size
 from ..engines.problem import EngineResult, Listener, Problem
@@ -30,47 +30,42 @@ LayerRule = Callable[[Layer], LowRankDelta | Tensor]
 _SEARCHED = "which gave the smallest output error on the calibration samples"
 
 
-@dataclass(frozen=True)
-class RivalSolver:
-    """Solves one layer, in the place of `algebra.solve.solve_layer`.
+def solve_by_rule(
+    layer: LayerProblem,
+    *,
+    path: str,
+    reads_text: bool,
+    adapters: int,
+    rule: LayerRule,
+    scale: float,
+) -> LayerSolution:
+    """Solve one layer, in the place of `algebra.solve.solve_layer`.
 
     Args:
         reads_text: Whether its input belongs to the network's text stream.
         adapters: Number of adapters, with the ones that do not change this layer.
+
+    Raises:
+        SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
     """
+    _check_inputs(layer)
+    merged = rule(Layer(path, reads_text, layer.deltas, adapters, layer.tasks))
+    lambdas = layer.lambdas()
 
-    path: str
-    reads_text: bool
-    adapters: int
-    rule: LayerRule
-    scale: float
+    def cut_of(answer: Tensor) -> Cut:
+        matrix = layer.normal_matrix(lambdas)
+        system = factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
+        return Cut(system, lambdas, layer.config, layer.rank)
 
-    def __call__(self, layer: LayerProblem) -> LayerSolution:
-        """Merge the layer.
-
-        Raises:
-            SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
-        """
-        _check_inputs(layer)
-        merged = self.rule(
-            Layer(self.path, self.reads_text, layer.deltas, self.adapters, layer.tasks)
-        )
-        lambdas = layer.lambdas()
-        if isinstance(merged, LowRankDelta):
-            scaled = merged.scaled(self.scale)
-            if is_left_whole(scaled, layer.config, layer.rank):
-                return LayerSolution(scaled, lambdas)
-            cut = Cut(_metric(layer, lambdas, scaled.down), lambdas, layer.config, layer.rank)
-            return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
-        dense = self.scale * merged
-        cut = Cut(_metric(layer, lambdas, dense), lambdas, layer.config, layer.rank)
-        return dense_answer(cut, cut.system.metric(dense.T), layer.together.delta.rank)
-
-
-def _metric(layer: LayerProblem, lambdas: Tensor, answer: Tensor) -> System:
-    """Return the metric of the cut."""
-    matrix = layer.normal_matrix(lambdas)
-    return factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
+    if isinstance(merged, LowRankDelta):
+        scaled = merged.scaled(scale)
+        if is_left_whole(scaled, layer.config, layer.rank):
+            return LayerSolution(scaled, lambdas)
+        cut = cut_of(scaled.down)
+        return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
+    dense = scale * merged
+    cut = cut_of(dense)
+    return dense_answer(cut, cut.system.metric(dense.T), layer.together.delta.rank)
 
 
 def _check_inputs(layer: LayerProblem) -> None:
@@ -121,8 +116,15 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     def solve(scale: float, listener: Listener) -> EngineResult:
         rule = partial(method.rule, **options)
 
-        def solver_at(path: str) -> RivalSolver:
-            return RivalSolver(path, path in text, adapters, rule, scale)
+        def solver_at(path: str) -> LayerSolver:
+            return partial(
+                solve_by_rule,
+                path=path,
+                reads_text=path in text,
+                adapters=adapters,
+                rule=rule,
+                scale=scale,
+            )
 
         return within_size(engine, once, solver_at, listener)
 

@@ -79,16 +79,8 @@ def _room_on_host(content: Tensor) -> Tensor:
     return torch.empty(content.shape, dtype=content.dtype)
 
 
-@dataclass(frozen=True)
-class Pages:
-    """Where a storage's content is.
-
-    Args:
-        numbers: The pages of the file that have them, in order.
-    """
-
-    size: int
-    numbers: tuple[int, ...]
+# Bytes of a storage, and the pages of the file that have its content, in order.
+Pages = tuple[int, tuple[int, ...]]
 
 
 class PagedFile:
@@ -120,20 +112,21 @@ class PagedFile:
             self._file.flush()
         except OSError as error:
             raise self._failed("written", error) from error
-        return Pages(storage.nbytes(), numbers)
+        return storage.nbytes(), numbers
 
     def read(self, content: Pages, storage: torch.UntypedStorage) -> None:
-        storage.resize_(content.size)
+        size, numbers = content
+        storage.resize_(size)
         pieces = torch.split(_bytes_of(storage), _PAGE)
         try:
-            for number, piece in zip(content.numbers, pieces, strict=True):
+            for number, piece in zip(numbers, pieces, strict=True):
                 self._file.seek(number * _PAGE)
                 if self._file.readinto(self._page.numpy()[: len(piece)].data) != len(piece):
                     raise OSError("it was cut short")
                 piece.copy_(self._page[: len(piece)])
         except OSError as error:
             raise self._failed("read", error) from error
-        self._free += content.numbers
+        self._free += numbers
 
     def _new_page(self) -> int:
         self._pages += 1

@@ -56,7 +56,7 @@ def measured_rows(host, plans):
             names = [(plan.name, i) for i in range(plan.sample_count())]
             if isinstance(plan, TogetherPlan) and mix:
                 kept = range(CALIBRATION.timesteps)
-                names = [(half.meeting.number, i) for half in plan.halves for i in kept]
+                names = [(half.number, i) for half in plan.halves for i in kept]
             rows = []
             for name in names:
                 if (mix, name) not in known:
@@ -138,7 +138,7 @@ def test_figures_are_those_of_patched_models(host, merged):
         outputs = [model.u(*args) for model, args in zip(models, asked, strict=True)]
         if entry.kind == "together":
             kept = [half for half in plan.halves for _ in range(CALIBRATION.timesteps)]
-            masks = [half.meeting.region(half.place, (4, 8, 8)) for half in kept]
+            masks = [half.region((4, 8, 8)) for half in kept]
             assert {mask.sum().item() for mask in masks} == {32}  # half of a picture each
             outputs = [output * torch.stack(masks)[:, None] for output in outputs]
         of_runs = [output.split(plan.samples_of_runs()) for output in outputs]
@@ -161,7 +161,7 @@ def test_figures_are_those_of_patched_models(host, merged):
 def captions_of(loras, plan):
     """Return the captions that the teacher, the merged model and the reference may read."""
     if isinstance(plan, TogetherPlan):
-        met = [half.meeting.caption for half in plan.halves]
+        met = [half.both for half in plan.halves]
         assert all(
             "<" in caption.replace(loras[k].use.called, "") for caption in met for k in plan.mix
         )
