@@ -127,10 +127,7 @@ class MergeConfig:
     * `input_mix`: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
     * `unit_gain`: see `algebra.gain`. None: what the family of models needs, `UNIT_GAIN` or
       `language.job.DEFAULT`.
-    * `factorisation`: ``float32`` finds the inputs that a layer's answer is cut to in float32, and
-      the answer on them in float64, see `algebra.coarse`; where float32 is too coarse, the layer is
-      solved in float64, and the report says so. ``auto`` does so on cards whose float64 is slow,
-      and at layers on the CPU whose inputs are 512 wide or more. It is for the target
+    * `factorisation`: see `algebra.coarse` and `devices.in_float32`. It is for the target
       ``full_output`` at a rank; others are always solved in float64.
 
     Raises:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
@@ -107,11 +106,6 @@ class HeldOutCheck:
             for plan in plans
         ]
         masks = [plan.masks(latents) if isinstance(plan, TogetherPlan) else None for plan in plans]
-
-        def counts(task: int, sample: int) -> Tensor | None:
-            of_task = masks[task]
-            return None if of_task is None else of_task[sample]
-
         measured = fidelity(
             network,
             adapters[:-1],
@@ -119,8 +113,8 @@ class HeldOutCheck:
             adapters[-1],
             samples_per_chunk=size,
             comparison=Comparison(
-                lambda task, sample: base_rows[task][sample],
-                counts,
+                base_rows,
+                masks,
                 [plan.samples_of_runs() for plan in plans],
                 DenoiserRow.digest,
             ),

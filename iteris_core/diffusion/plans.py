@@ -281,10 +281,7 @@ def make_plans(
 
     Args:
         loras: LoRAs of different names.
-        calibration: Settings of the calibration samples, and of the tasks to make.
-        token_positions: Function that returns the positions of a text's words among its tokens;
-            called for scenes only. None: see `scenes.make_scenes`.
-        length: See `scenes.make_scenes`.
+        token_positions, length: See `scenes.make_scenes`.
 
     Raises:
         CalibrationError: A LoRA without prompts, or see `scenes.make_scenes`.

@@ -43,9 +43,7 @@ class Base:
         model: Folder, name on the hub, or a loaded model.
         reader: Tokenizer or processor of the model; None: the one next to it, if samples need
             it.
-        dtype: Precision of a model that is loaded here.
-        device: Device of a model that is loaded here.
-        device_map: How a model that is loaded here is spread; see `pretrained.placed`.
+        dtype, device, device_map: Of a model that is loaded here; see `pretrained.placed`.
     """
 
     model: str | nn.Module

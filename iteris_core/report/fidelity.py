@@ -29,16 +29,16 @@ class Comparison:
     """What is compared with teachers and students, where, and run by run.
 
     Args:
-        base_reads: (task, sample) -> input of the base model's row.
-        counts: (task, sample) -> how much each part of its output counts, a mask that the output
-            can be multiplied by; None: all of it.
+        base_reads: Each task's inputs of the base model's rows, one a sample.
+        masks: Each task's masks, by which the outputs of its samples are multiplied, one a sample;
+            None: all of the outputs counts.
         runs: Each task's number of samples in each of its sampling runs, in the order of the
             samples; within a run they are alike. None: each sample is a run of its own.
         row_key: Input of a row -> a key that is the same for the same input.
     """
 
-    base_reads: Callable[[int, int], object]
-    counts: Callable[[int, int], Tensor | None] = lambda task, sample: None
+    base_reads: Sequence[Sequence[Any]]
+    masks: Sequence[Sequence[Tensor] | None] | None = None
     runs: Sequence[Sequence[int]] | None = None
     row_key: Callable[[Any], Hashable] = id
 
@@ -69,16 +69,16 @@ def fidelity(
         CalibrationError: The network returns rows that are not finite.
         PeerError: Another process failed.
     """
-    comparison = comparison or Comparison(lambda g, i: tasks[g].samples[i].teacher)
+    comparison = comparison or Comparison([[s.teacher for s in task.samples] for task in tasks])
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
     rows = Rows(comparison.row_key)
     numbers = []  # of the rows of each task and mix
-    for g, task in enumerate(tasks):
+    for task, of_base in zip(tasks, comparison.base_reads, strict=True):
         mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
         reads = [
-            (sample.teacher, sample.student_reads, comparison.base_reads(g, i))
-            for i, sample in enumerate(task.samples)
+            (sample.teacher, sample.student_reads, base_reads)
+            for sample, base_reads in zip(task.samples, of_base, strict=True)
         ]
         numbers.append(
             [
@@ -90,7 +90,12 @@ def fidelity(
     fidelities = []
     for g, (task, of_task) in enumerate(zip(tasks, numbers, strict=True)):
         answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
-        answers = _masked(answers, [comparison.counts(g, i) for i in range(len(task.samples))])
+        masks = comparison.masks[g] if comparison.masks else None
+        if masks is not None:
+            answers = tuple(
+                torch.stack([row * mask.to(row) for row, mask in zip(rows_of, masks, strict=True)])
+                for rows_of in answers
+            )
         known = comparison.runs
         sizes = torch.tensor([1] * len(task.samples) if known is None else known[g])
         run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
@@ -156,21 +161,6 @@ def outputs_of(
         for numbers, answer in zip(calls, processes.gather(answers), strict=True):
             outputs |= dict(zip(numbers, answer, strict=True))
     return [outputs[number] for number in range(len(rows.reads))]
-
-
-def _masked(outputs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Return the outputs, (samples, ...) each, times the masks of their samples."""
-    if all(mask is None for mask in masks):
-        return tuple(outputs)
-    return tuple(
-        torch.stack(
-            [
-                row if mask is None else row * mask.to(row)
-                for row, mask in zip(output, masks, strict=True)
-            ]
-        )
-        for output in outputs
-    )
 
 
 def _squares(task: Task, *outputs: Tensor) -> Tensor:

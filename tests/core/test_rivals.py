@@ -517,7 +517,7 @@ def output_error(net, adapter):
     """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
     model, adapters, tasks = net
     as_one = Comparison(
-        lambda task, sample: tasks[task].samples[sample].teacher,
+        [[sample.teacher for sample in task.samples] for task in tasks],
         runs=[[len(task.samples)] for task in tasks],
     )
     found = fidelity(model.network(), adapters, tasks, adapter, comparison=as_one)
