@@ -86,7 +86,8 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   if (advice) found.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;
   const parts = [];
-  if (leak !== null && stacked !== null) parts.push(say("leaks", { merged: percent(leak), stacked: percent(stacked) }));
+  const leaks = advice?.kind === "measure" ? "overlaps" : "leaks"; // a preview has measured no leak
+  if (leak !== null && stacked !== null) parts.push(say(leaks, { merged: percent(leak), stacked: percent(stacked) }));
   if (base !== null) parts.push(say("base", { percent: percent(base) }));
   if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
   return found;

@@ -336,7 +336,9 @@ def lines_of(verdict: Verdict) -> list[str]:
     parts = []
     if found.leak is not None and found.leak_stacked is not None:
         stacked = _percent(found.leak_stacked)
-        parts.append(f"the LoRAs leak into each other {_percent(found.leak)}, stacked {stacked}")
+        is_estimate = verdict.advice == Advice("measure")
+        what = "the LoRAs' files overlap" if is_estimate else "the LoRAs leak into each other"
+        parts.append(f"{what} {_percent(found.leak)}, stacked {stacked}")
     if found.base is not None:
         parts.append(f"the base model changes {_percent(found.base)} of what stacking changes")
     return [*lines, "; ".join(parts)] if parts else lines

@@ -234,11 +234,15 @@ def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
 def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     small(frontend, seed=15)
     frontend.show(MERGE, top=100)
+    against = frontend.page.locator(".iteris-against")
+    executed(frontend, MERGE, report_with_verdict(advice={"kind": "measure", "names": []}))
+    expect(against).to_contain_text("Overlap of the files: 12 %, stacked 102 %.")
     executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
     assert (
         "set check_runs to 1 or more" in frontend.page.locator("[data-advice=check]").inner_text()
     )
+    expect(against).to_contain_text("Leak into each other: 12 %")
 
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
@@ -396,15 +400,16 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     assert vue.errors == []
 
 
+def go_to(frontend, name):
+    frontend.page.get_by_text(name, exact=True).first.click()
+    active = "app.extensionManager.workflow.activeWorkflow"
+    frontend.page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
+    frontend.settle()
+
+
 def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     """Nodes of two tabs have the same ids, and the frontend tells an output to those on show."""
     page = frontend.page
-
-    def go_to(name):
-        page.get_by_text(name, exact=True).first.click()
-        active = "app.extensionManager.workflow.activeWorkflow"
-        page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
-        frontend.settle()
 
     def report():
         return page.evaluate(f"app.graph.getNodeById({MERGE}).properties.iteris_report ?? null")
@@ -418,9 +423,9 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     executed(frontend, MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
     assert page.get_by_text("stage 3 of 4").count() == 0
-    go_to("merge_41")
+    go_to(frontend, "merge_41")
     assert report() is not None
-    go_to("merge_42")
+    go_to(frontend, "merge_42")
     assert report() is None
     assert frontend.errors == []
 

@@ -29,6 +29,7 @@ export default {
   to_together: "For pictures of both, switch on “together”.",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks: "Leak into each other: {merged} %, stacked {stacked} %.",
+  overlaps: "Overlap of the files: {merged} %, stacked {stacked} %.",
   base: "Base model: changed by {percent} % of what stacking changes.",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",

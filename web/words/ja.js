@@ -29,6 +29,7 @@ export default {
   to_together: "両方を 1 枚に描くには「一緒に描く」をオンにしてください。",
   to_alone: "「比較」の画像を見てください。現れていない LoRA があれば、マージせず「LoRA を読み込む」で使ってください。",
   leaks: "互いへの漏れ：{merged} %、重ね掛けでは {stacked} %。",
+  overlaps: "ファイルの重なり：{merged} %、重ね掛けでは {stacked} %。",
   base: "ベースモデル：変化は重ね掛けの {percent} %。",
   saved: "保存：{name}、{mb} MB、ランク {rank}。",
   file_gone: "{name} に保存しましたが、その後ファイルが消えたか変わりました。実行するともう一度保存します。",

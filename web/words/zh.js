@@ -27,6 +27,7 @@ export default {
   to_together: "要让两者同图，请打开“同图”。",
   to_alone: "请看“比较”中的图片。如果某个 LoRA 没有显现，请不要合并它，改用“载入 LoRA”。",
   leaks: "相互泄漏：{merged} %，叠加时 {stacked} %。",
+  overlaps: "文件重叠：{merged} %，叠加时 {stacked} %。",
   base: "基础模型：改变量为叠加时的 {percent} %。",
   saved: "已保存：{name}，{mb} MB，秩 {rank}。",
   file_gone: "曾保存为 {name}，该文件后来被移除或改变。重新运行会再次保存。",
