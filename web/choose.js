@@ -158,14 +158,19 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     ArrowDown: () => mark(move(1)),
     ArrowUp: () => mark(move(-1)),
     Enter: () => found.length && take(marked),
+    Tab: (isBack) => {
+      const stops = [...box.querySelectorAll("input, button")];
+      stops.at((stops.indexOf(document.activeElement) + (isBack ? -1 : 1)) % stops.length).focus();
+    },
   };
   const others = othersSwitch(say, search);
   field.addEventListener("input", search);
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // they are not for the canvas
-    if (!keys[event.key] || event.isComposing) return;
+    const isButtons = event.key === "Enter" && event.target !== field;
+    if (!keys[event.key] || event.isComposing || isButtons) return;
     event.preventDefault();
-    keys[event.key]();
+    keys[event.key](event.shiftKey);
     options.get(marked)?.scrollIntoView({ block: "nearest" });
   });
   box.addEventListener("wheel", (event) => event.stopPropagation());

@@ -88,7 +88,14 @@ export function drawRow(view, place) {
     button("iteris-out", "×", say("out"), () => view.remove(place)),
   );
   element.append(head);
-  if (body) element.append(body.element);
+  if (body) {
+    element.append(body.element);
+    body.element.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      view.close(place);
+    });
+  }
   showKind();
   const ask = () =>
     element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(view.entries[place].row, known));

@@ -137,6 +137,13 @@ class Rows {
     this.draw();
   }
 
+  /** Close a row from within it. */
+  close(place) {
+    this.keep();
+    this.open(place, false);
+    this.focus(place, "iteris-opener");
+  }
+
   /** Open a row where its prompts are written. */
   openPrompts(place) {
     this.open(place, true);

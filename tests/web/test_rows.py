@@ -250,6 +250,59 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
         rows.page.unroute(route)
 
 
+def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
+    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
+    page_of_rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    workflow = merge_of("", model=["2", 0], clip=["2", 1])
+    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
+    page_of_rows.load(workflow, "keys")
+    page_of_rows.show(MERGE, left=600, top=150)
+    page, keys = page_of_rows.page, page_of_rows.page.keyboard
+
+    def focused():
+        return page.evaluate("document.activeElement.className.split(' ')[0]")
+
+    def press(*pressed):
+        for key in pressed:
+            keys.press(key)
+        page_of_rows.settle(10)
+
+    page.locator(".iteris-add").focus()
+    for name in ("first", "second"):
+        press("Enter")
+        assert focused() == "iteris-search"
+        press("Tab", "Tab")
+        assert focused() == "iteris-search", "Tab does not leave the list"
+        press("Shift+Tab")
+        assert page.locator(".iteris-others input").evaluate("box => box.matches(':focus')")
+        press("Tab")
+        keys.type(name)
+        expect(page.locator(".iteris-option")).to_have_count(1)
+        press("Enter")
+        assert focused() == "iteris-lora"
+        press(*["Tab"] * 5)
+        assert focused() == "iteris-add"
+    press("Enter")
+    press("Escape")
+    press("Shift+Tab", "Shift+Tab")
+    assert focused() == "iteris-opener"
+    press("Enter", "Tab", "Tab")
+    assert focused() == "iteris-chip"
+    press("Enter", "Escape")
+    assert focused() == "iteris-opener"
+    assert page.locator(".iteris-prompts").count() == 0, "Escape closes a row"
+    press("Shift+Tab", "ArrowDown")
+    assert text_of(page_of_rows) == "<lora:first:1>\n<lora:second:0.95> | word of second"
+    run = {"prompt_id": "keys", "number": 1, "node_errors": {}}
+    page.route("**/prompt", lambda route: route.fulfill(json=run))
+    with page.expect_request("**/prompt") as queued:
+        press("Control+Enter")
+    assert queued.value.post_data_json["prompt"][str(MERGE)]["inputs"]["loras"]
+    page.unroute("**/prompt")
+    page.unroute("**/iteris/model?*")
+
+
 def test_undo_closes_no_row(rows):
     at(rows, 0, "opener").press("Enter")
     strength = at(rows, 0, "number").first
