@@ -230,6 +230,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!isOurs(node)) return;
+    node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
     showDigits(node);
     if (node.comfyClass === "IterISMerge") {

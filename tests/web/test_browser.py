@@ -93,7 +93,8 @@ def test_a_node_is_found_by_search_and_placed(frontend, picture):
     # newer frontends let the node hang on the pointer until then; two clicks at one place would be a
     # double click, which opens the search again
     page.mouse.click(860, 300)
-    assert page.evaluate("app.graph.nodes.map((node) => node.type)") == ["IterISMerge"]
+    (found,) = page.evaluate("app.graph.nodes.map((node) => [node.type, node.title])")
+    assert found == ["IterISMerge", "Merge LoRAs"], "as the texts and the templates call it"
     assert frontend.errors == []
 
 
