@@ -116,13 +116,6 @@ class Merge(io.ComfyNode):
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),
-                io.Model.Input(
-                    LOW_INPUT,
-                    optional=True,
-                    tooltip="For Wan 2.2 with 14B, which comes as a pair: connect its high noise "
-                    "model to model, and its low noise model here. Then one row is a pair of "
-                    "files: the one with low_noise in its name is found by the other's name.",
-                ),
                 io.Conditioning.Input(
                     "start",
                     optional=True,
@@ -131,6 +124,14 @@ class Merge(io.ComfyNode):
                     "measured on videos that begin grey. For editing models such as Kontext and "
                     "Qwen-Image-Edit: a text with a ReferenceLatent. Without it they are measured "
                     "without a picture to edit.",
+                ),
+                # in the place of its output, so that a bypassed node hands on this one
+                io.Model.Input(
+                    LOW_INPUT,
+                    optional=True,
+                    tooltip="For Wan 2.2 with 14B, which comes as a pair: connect its high noise "
+                    "model to model, and its low noise model here. Then one row is a pair of "
+                    "files: the one with low_noise in its name is found by the other's name.",
                 ),
             ],
             outputs=[

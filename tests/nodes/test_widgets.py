@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from iteris_pack.nodes.experts import LOW_INPUT
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.presets import Asked
@@ -34,6 +35,17 @@ OTHERS = {
     (TrainedLora, "priority"): (LoraUse, "weight"),
     (ScenePrompts, "priority"): (Calibration, "scene_weight"),
 }
+
+
+def test_a_bypassed_merge_hands_on_each_model_of_a_pair():
+    """The page joins an output to the socket in its place, or else to the first one of its type."""
+    schema = Merge.define_schema()
+    widgets = {"STRING", "COMBO", "BOOLEAN", "FLOAT"}
+    sockets = [item for item in schema.inputs if item.io_type not in widgets]
+    names = [item.id for item in sorted(sockets, key=lambda item: item.optional)]
+    outputs = [item.display_name for item in schema.outputs]
+    for output, name in {"MODEL": "model", "CLIP": "clip", "MODEL low noise": LOW_INPUT}.items():
+        assert names[outputs.index(output)] == name
 
 
 def widgets_of_settings():
