@@ -37,18 +37,22 @@ def parse(tensors, **options):
 )
 @pytest.mark.parametrize("name", ["linear", "conv"])
 def test_what_lycoris_trains_is_read_as_lycoris_runs_it(kind, options, name):
-    layer = torch.nn.Linear(5, 6) if name == "linear" else torch.nn.Conv2d(4, 6, 3)
+    """On layers so large that a LoKr has factors."""
+    layer = torch.nn.Linear(8, 12) if name == "linear" else torch.nn.Conv2d(8, 12, 3)
     run = torch.nn.functional.linear if name == "linear" else torch.nn.functional.conv2d
-    x = torch.randn(2, 4, 5, 5)
+    shape = layer.weight.shape
+    x = torch.randn(2, 8, 8, 8)
     before = layer(x)
     lycoris = pytest.importorskip("lycoris.modules")
     trained = getattr(lycoris, kind)("x", layer, lora_dim=2, alpha=3, **options)
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.normal_()
-    tensors = {f"lora_unet_{name}.{k}": v.detach() for k, v in trained.state_dict().items()}
-    delta = parse(tensors, dense_delta=own_dense_delta({}.__getitem__)).deltas[name].dense()
-    shape = layer.weight.shape
+    tensors = {f"lora_unet_x.{k}": v.detach() for k, v in trained.state_dict().items()}
+    size = tuple(layer.weight.flatten(1).shape)
+    keys = ModelKeys(FAMILIES["SD1.5"], {"lora_unet_x": "x"}, {}, {"x": size})
+    made = own_dense_delta({}.__getitem__)
+    delta = kohya.parse("file", tensors, keys, dense_delta=made).deltas["x"].dense()
     trained.apply_to()
     expected = layer(x) - before
     torch.testing.assert_close(run(x, delta.reshape(shape)), expected, rtol=1e-3, atol=1e-3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from iteris_core import Adapter, Task
 from iteris_core.algebra.truncate import (
+    factored_spectrum,
     leading_spectrum,
     share_out_size,
 )
@@ -144,3 +145,11 @@ def test_the_randomised_svd_agrees_with_the_dense_one():
     torch.testing.assert_close(spectrum.values, values[:12], rtol=1e-6, atol=0)
     rest = half - (spectrum.left * spectrum.values) @ spectrum.right.T
     assert rest.norm() <= (1 + 1e-6) * values[12:].norm()
+
+
+def test_the_factored_spectrum_is_the_dense_one():
+    half = torch.randn(9, 3).double()
+    up = torch.randn(7, 3).double()
+    spectrum = factored_spectrum(half, up)
+    torch.testing.assert_close(spectrum.values, torch.linalg.svdvals(half @ up.T)[:3])
+    torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right.T, half @ up.T)

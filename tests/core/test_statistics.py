@@ -5,7 +5,7 @@ import torch
 
 from iteris_core.algebra import statistics
 from iteris_core.algebra.products import BLOCK, TOKENS_PER_PRODUCT, add_product, add_square, mirror
-from iteris_core.algebra.statistics import Sums, TaskSums
+from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
 from iteris_core.devices import product_dtype
 
 
@@ -33,6 +33,25 @@ def test_half_of_a_symmetric_product_is_as_good_as_the_whole(width):
     assert torch.equal(total, total.T)
     exact = rows.double().T @ rows.double()
     assert (total - exact).norm() < 2e-7 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_rows_tell_what_sums_tell(dtype):
+    teacher, student = torch.randn(2, 5, 6, dtype=dtype)
+    codes = torch.randn(5, 2, dtype=dtype)
+    down = torch.randn(3, 6, dtype=torch.float64)
+    both = []
+    for moments in (Sums(6, torch.device("cpu")), KeptRows(6, torch.device("cpu"), capacity=5)):
+        task = TaskSums(moments, 2)
+        for part in (slice(0, 2), slice(2, 5)):
+            moments.add(teacher[part], student[part])
+            task.add(student[part], codes[part])
+        form = moments.form(down)  # before anything asks for the Gram matrix
+        size = moments.size()
+        told = (form, size, moments.gram, moments.energy, task.cross, task.codes)
+        both.append((moments.tokens, *told, moments.form(down), moments.size()))
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [7, TOKENS_PER_PRODUCT // 2, 3 * TOKENS_PER_PRODUCT + 1])
