@@ -76,6 +76,20 @@ def test_the_objective_is_that_of_float64(shape, settings):
     assert coarse.cut.item() == pytest.approx(exact.cut.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("unit_gain", [1.0, 2.0])
+def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
+    layer = layer_of(MergeConfig(unit_gain=unit_gain, factorisation="float32"))
+    delta = solve_layer(layer).delta
+    matrix = layer.normal_matrix(layer.lambdas())
+    directions = delta.down.T  # which are what they should be: orthonormal in the exact metric
+    unit = torch.eye(delta.rank).double()
+    torch.testing.assert_close(directions.T @ matrix @ directions, unit, rtol=0, atol=1e-10)
+    if unit_gain == 1:
+        sides = right_sides(layer, layer.lambdas())
+        right = sides.thin @ layer.together.delta.up.T + sides.drift
+        torch.testing.assert_close(delta.up, (directions.T @ right).T, rtol=1e-9, atol=1e-12)
+
+
 def almost_singular(alpha):
     """A merge of one layer whose inputs have hardly more than two dimensions, and its settings."""
     net, adapters, tasks = toy.pair("one layer")

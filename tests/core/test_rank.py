@@ -8,7 +8,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, Task
+from iteris_core import Adapter, LowRankDelta, Task
 from iteris_core.algebra.truncate import (
     factored_spectrum,
     leading_spectrum,
@@ -153,3 +153,10 @@ def test_the_factored_spectrum_is_the_dense_one():
     spectrum = factored_spectrum(half, up)
     torch.testing.assert_close(spectrum.values, torch.linalg.svdvals(half @ up.T)[:3])
     torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right.T, half @ up.T)
+
+
+def test_a_dense_matrix_becomes_factors_of_its_numerical_rank():
+    weight = torch.randn(8, 2) @ torch.randn(2, 6)
+    delta = LowRankDelta.from_dense(weight)
+    assert delta.rank == 2
+    torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)

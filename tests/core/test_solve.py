@@ -133,6 +133,16 @@ def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(net, b
     assert report.tasks[1].weight == pytest.approx(0.5 * float(preserve), rel=1e-9)
 
 
+def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_one(net):
+    adapter = Adapter(
+        "a", {"layer": LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())}
+    )
+    x, _ = random_inputs()
+    x[:, 0] = 0
+    _, report = solve(net, [adapter], [task_of("a", {0: 1.0}, x)])
+    assert report.tasks[0].weight == pytest.approx(D_IN / x.norm().item() ** 2)
+
+
 # --- errors ---
 
 
