@@ -19,6 +19,7 @@ from . import host
 from .experts import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
 from .loras.kinds import guessed_styles
+from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import use_of_row
@@ -145,7 +146,7 @@ def prepared(
             host.patches_of(model, connected.clip),
             host.base_changes(model, connected.clip),
             loras,
-            sorted(connected.upstream & set(files)),
+            files_named(connected.upstream, files),
             is_guided=job.calibration.is_guided,
         )
     )

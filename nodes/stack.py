@@ -14,7 +14,7 @@ from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .inputs import checked
 from .lora import show
-from .loras.names import adapter_name, fingerprint, fingerprints
+from .loras.names import adapter_name, files_named, fingerprint, fingerprints
 from .loras.prompts import file_of_row, use_of_file, use_of_row, use_of_tensors
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
@@ -206,8 +206,8 @@ class LorasOnModel(io.ComfyNode):
                 )
                 + ". Connect them after a LoRA loader, or choose the files with 'LoRA to merge'"
             )
-        named = set(strings_in(cls.hidden.prompt)) & set(host.lora_names())
-        files = [file_of(lora, sorted(named), base.keys.own_base) for lora in loras]
+        named = files_named(strings_in(cls.hidden.prompt), host.lora_names())
+        files = [file_of(lora, named, base.keys.own_base) for lora in loras]
         names = [
             adapter_name(file) if file else f"LoRA {i} on this model"
             for i, file in enumerate(files, 1)

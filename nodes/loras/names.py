@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...iteris_core import IterisError
+from ...iteris_core.diffusion.lora_use import MOST_LORAS
 from ...iteris_core.settings import shown
 
 _SHOWN = 20  # names in an error
 _MOST_CHARACTERS = 200  # of a name that is compared with others
+# A LoRA in a text, as in the rows of this pack.
+_TAG = re.compile(r"<lora:([^<>:]{1,255})")
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
 
@@ -51,6 +56,22 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         f"{shown(wanted)} is in none of ComfyUI's loras folders{_near(plain, paths.values())}; "
         "check the spelling, or put the file there and press R to refresh the lists"
     )
+
+
+def files_named(texts: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return the files of a list that the texts of nodes name: one by itself, or some in tags such
+    as ``<lora:cat:0.8>``, of which a line that begins with # is switched off.
+    """
+    found = set()
+    tagged = set()
+    for text in texts:
+        found.add(text)
+        for line in text.splitlines() if "<lora:" in text else ():
+            tagged |= set(() if line.lstrip().startswith("#") else _TAG.findall(line))
+    for name in sorted(tagged)[:MOST_LORAS]:
+        with suppress(IterisError):
+            found.add(find_name(name.strip(), names))
+    return sorted(found & set(names))
 
 
 def _near(plain: str, paths: Iterable[str]) -> str:
