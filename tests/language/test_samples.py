@@ -156,6 +156,14 @@ def test_counted_padding_fills_captions_up_as_the_published_code_does(processor,
     assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
 
 
+def test_a_picture_comes_through_the_one_door(processor, tmp_path):
+    """An EPS would start Ghostscript, whatever the file is called; see `test_pictures.py`."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EOF\n")
+    with pytest.raises(CalibrationError, match="cannot be read as a picture"):
+        samples = read_images(tmp_path)
+        encode_captions([samples], processor, tiny_language.blip(), CaptionOptions())
+
+
 def test_captions_longer_than_the_decoder_reads_are_refused(processor):
     for caption, options, said in (
         (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder"),
