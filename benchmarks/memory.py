@@ -136,25 +136,27 @@ class Counted:
     def widest(self) -> int:
         return max(self.at_layers.values())
 
-    def largest(self, loras: int) -> LayerBytes:
-        """Bytes of the largest layer, whose system is factorised as on cards for games."""
+    def largest(self, loras: int, factorisation: str) -> LayerBytes:
+        """Bytes of the layer that takes most."""
         deltas = {}
         for path in self.at_layers:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
             deltas[path] = LowRankDelta(torch.zeros(d_out, 1), torch.zeros(1, d_in))
         adapters = [Adapter("lora", deltas)]
-        config = MergeConfig(factorisation="float32")
+        config = MergeConfig(factorisation=factorisation)
         tasks = self.case.tasks(loras)
         return largest_layer(self.modules, adapters, tasks, config, torch.device("cpu"))
 
-    def room(self, card: float, loras: int) -> Room:
-        """Return how the node shares out a card of so many GiB."""
+    def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
+        """Return how the node shares out a card of so many GiB; cards for games factorise in
+        float32.
+        """
         return share_out(
             self.case.formula,
             self.case.samples(loras),
             MOST_SAMPLES,
             card * 2**30 - NOT_FREE - self.model,
-            self.largest(loras),
+            self.largest(loras, factorisation),
         )
 
     def waiting(self, room: Room, loras: int) -> Waiting:

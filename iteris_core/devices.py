@@ -21,7 +21,7 @@ _USED = 0.8  # of what is free besides the model; the rest is for what no estima
 # What samples hold while they wait, of what the hosts' formulas say that they take in a call: 0.36
 # to 0.56 (benchmarks/results/memory.json).
 _WAITS = 0.56
-_CALLED = 1 / 20  # of what is free, for a call where not all samples can wait on the device
+_CALLED = 1 / 8  # of what is free, for a call where not all samples can wait on the device
 
 
 def moved(
@@ -220,6 +220,11 @@ class Workplace:
     dtype: torch.dtype
     sums: torch.device
     kept: torch.dtype
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether rows are kept in half precision."""
+        return is_half(self.kept)
 
     @classmethod
     def of(cls, x: Tensor) -> Workplace:

@@ -20,9 +20,10 @@ from ..devices import has_slow_float64, is_half
 # Tokens per product: short enough that float32 rounding stays near 1e-7 before the sum goes on in
 # float64.
 TOKENS_PER_PRODUCT = 2048
-# Columns of a symmetric product that a CPU computes together: wide enough for a fast product,
-# narrow enough to skip much. A GPU is faster with whole products.
+# Columns of a symmetric product that are computed together, on a CPU and elsewhere: wide enough for
+# a fast product, narrow enough to skip much.
 BLOCK = 256
+_BLOCK_ON_GPU = 2048
 # Entries of a product that a CPU makes at once: few enough that caches hold them until they are
 # added.
 _ENTRIES_AT_ONCE = 1 << 20
@@ -53,28 +54,28 @@ def add_square(total: Tensor, rows: Tensor, *, half: torch.dtype = torch.float32
     """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror`
     fills in the rest.
 
-    Blocks are `BLOCK` columns wide. With many of them that is half the work of the whole product.
+    With many blocks that is half the work of the whole product.
 
     Args:
         half: See `product`.
     """
-    if rows.device.type != "cpu":
-        add_product(total, rows, rows, half=half)
-        return
-    for start in range(0, rows.shape[1], BLOCK):
-        block = rows[:, start : start + BLOCK]
-        add_product(total[start : start + BLOCK, start:], block, rows[:, start:], half=half)
+    width = _block_on(rows.device)
+    for start in range(0, rows.shape[1], width):
+        block = rows[:, start : start + width]
+        add_product(total[start : start + width, start:], block, rows[:, start:], half=half)
 
 
 def mirror(total: Tensor) -> Tensor:
-    """Complete, in place, a symmetric matrix that `add_square` has filled by half: on a CPU."""
-    if total.device.type != "cpu":
-        return total
-    for start in range(0, len(total), BLOCK):
-        total[start + BLOCK :, start : start + BLOCK] = total[
-            start : start + BLOCK, start + BLOCK :
-        ].T
+    """Complete, in place, a symmetric matrix that `add_square` has filled by half."""
+    width = _block_on(total.device)
+    for start in range(0, len(total), width):
+        end = start + width
+        total[end:, start:end] = total[start:end, end:].T
     return total
+
+
+def _block_on(device: torch.device) -> int:
+    return BLOCK if device.type == "cpu" else _BLOCK_ON_GPU
 
 
 def product_of_rows(rows: Tensor) -> Tensor:

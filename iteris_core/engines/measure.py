@@ -46,7 +46,7 @@ from ..layers import (
 from ..processes import Processes
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
-from ..rows.wearing import worn_delta
+from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
@@ -267,10 +267,9 @@ class Measurement:
         """Whether the sums follow from the input's, so that the layer's outputs do not matter."""
         return isinstance(self.statistics[0], DerivedSums)
 
-    @property
     def teachers(self) -> list[LowRankDelta | None]:
-        """Deltas that the teacher rows of each task wear."""
-        return [None if mix is None else mix.delta for mix in self.worn]
+        """Return the deltas that the teacher rows of each task wear."""
+        return [None if mix is None else as_worn(mix.delta, self.place) for mix in self.worn]
 
     def sum_bytes(self) -> int:
         """Return the memory that this layer's sums take, without those that it shares."""
@@ -280,7 +279,8 @@ class Measurement:
         return own + sum(moments.bytes() for moments in self.shared.moments)
 
     def add(self, chunk: Chunk, x: Tensor, y: Tensor) -> list[Tensor | None]:
-        """Add a chunk's rows to the sums, and return the teachers' codes per block.
+        """Add a chunk's rows to the sums, and return the teachers' codes per block, where rows wear
+        deltas in the precision of the sums' products.
 
         Args:
             y: Output of the layer without any adapter.
@@ -292,7 +292,7 @@ class Measurement:
     def _add_block(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
         mix = self.worn[block.task]
         codes = None
-        if mix is not None:
+        if mix is not None and not self.place.has_halves:
             codes = codes_of(self.module, x[block.teacher], mix.delta.down)
         # patches of a convolution take many times the room of its input: one row at a time
         step = 1 if is_patchwise(self.module) else len(block.samples)
@@ -328,15 +328,18 @@ class Measurement:
         if config.input_mix:
             rows = torch.lerp(rows, taught, config.input_mix)
         rows = tokens.weighed(rows)
-        if codes is not None:
-            codes = tokens.of_teacher(codes)
         statistics = self.statistics[block.task]
         if self.arrivals.is_first:
             statistics.inputs.add(tokens.weighed(taught), rows)
         if not isinstance(statistics, TaskSums):
             return
-        no_codes = rows.new_empty(len(rows), 0, dtype=self.place.dtype)
-        codes = no_codes if codes is None else tokens.weighed(codes)
+        mix = self.worn[block.task]
+        if codes is not None:
+            codes = tokens.weighed(tokens.of_teacher(codes))
+        elif mix is not None:
+            codes = product(tokens.weighed(taught), mix.delta.down.T, rows.dtype)
+        else:
+            codes = rows.new_empty(len(rows), 0, dtype=self.place.dtype)
         drift = None
         if self.drifting is not None and self.drifting.weight is not None:
             changes = difference(tokens.weighed(taught), rows)

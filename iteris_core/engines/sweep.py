@@ -217,12 +217,12 @@ class _Sweep:
     def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer that the first chunk has reached."""
         measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
-        worn = Worn(measurement.teachers, None)
+        worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)
         self._stops[path] = stop
         if self.parking is not None:
             self.parking.rows_run_on(x.device)
-        self._keep(*measurement.teachers)
+        self._keep(*worn.teachers)
         return stop
 
     def arrived(self, path: str) -> None:
@@ -250,7 +250,7 @@ class _Sweep:
         stop.measurement.add_up(counts=self.counts)
         with self.problem.processes.together():  # so that a layer is solved in all, or in none
             solved = stop.measurement.solve(self.solver_at(path))
-            merged = solved.saved.to(device=place.device, dtype=place.dtype)
+            merged = solved.saved.to(device=place.device, dtype=place.kept)
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
         stop.measurement = None  # one layer's sums at a time

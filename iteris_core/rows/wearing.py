@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter, LowRankDelta, Stacked, stack, target_layers
-from ..devices import exact_products, product_dtype
+from ..devices import Workplace, exact_products
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of
 from ..tasks import Task
@@ -114,7 +114,7 @@ def wearing(
         check_rows(path, x, len(mixes))
         for mix, rows in rows_by_mix.items():
             if (path, mix) not in ready:
-                ready[path, mix] = _near(worn_delta(path, adapters, dict(mix)), x)
+                ready[path, mix] = _near(worn_delta(path, adapters, dict(mix)), Workplace.of(x))
             delta = ready[path, mix]
             if delta is not None:
                 with exact_products(x.device):
@@ -159,7 +159,7 @@ def check_rows(path: str, x: Tensor, expected: int) -> None:
 
 @dataclass(frozen=True)
 class Worn:
-    """The deltas that rows wear at one layer, on their device and in the precision of the products.
+    """The deltas that rows wear at one layer, see `as_worn`.
 
     Args:
         teachers: Mix of each task as one delta; None where it changes nothing.
@@ -178,14 +178,23 @@ def worn_at(
     x: Tensor,
 ) -> Worn:
     """Return the deltas that the rows of all tasks wear at a layer whose input is x."""
-    teachers = [_near(worn_delta(path, adapters, task.mix), x) for task in tasks]
-    if merged is not None:
-        merged = merged.to(device=x.device, dtype=product_dtype(x))
-    return Worn(teachers, merged)
+    place = Workplace.of(x)
+    teachers = [_near(worn_delta(path, adapters, task.mix), place) for task in tasks]
+    return Worn(teachers, None if merged is None else as_worn(merged, place))
 
 
-def _near(worn: Stacked[int] | None, x: Tensor) -> LowRankDelta | None:
-    return None if worn is None else worn.delta.to(device=x.device, dtype=product_dtype(x))
+def _near(worn: Stacked[int] | None, place: Workplace) -> LowRankDelta | None:
+    return None if worn is None else as_worn(worn.delta, place)
+
+
+def as_worn(delta: LowRankDelta, place: Workplace) -> LowRankDelta:
+    """Return a delta as rows wear it: in the precision of products, or where the device multiplies
+    the model's own half precision, in that, as LoRA loaders apply it. To cast the inputs and
+    outputs of every layer would take longer there than the model's own products.
+    """
+    if place.kept == torch.float16:  # which holds no large codes, and no small factor
+        delta = delta.to(device=place.device, dtype=place.dtype).balanced()
+    return delta.to(device=place.device, dtype=place.kept)
 
 
 def dress(

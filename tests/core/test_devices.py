@@ -137,7 +137,7 @@ CONFIG = MergeConfig(samples_per_chunk=4)
 def chosen(free, config=CONFIG):
     host: DiffusionHost = FakeHost()
     job = Job.of(host, [host.lora("a"), host.lora("b")], CALIBRATION, MergeSettings(config))
-    return job.within_free(free, bytes_per_number=2, device=CPU).config
+    return job.within_free(free and int(free), bytes_per_number=2, device=CPU).config
 
 
 def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
@@ -149,7 +149,7 @@ def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
         return LayerBytes(0.9 * GB, 0.1 * GB)
 
     monkeypatch.setattr("iteris_core.diffusion.job.largest_layer", largest_layer)
-    large, small, least = (chosen(free * GB) for free in (40, 2, 1))
+    large, small, least = (chosen(free * GB) for free in (40, 2, 0.9))
     assert seen == [(2, 3, CONFIG)] * 3  # with the base model's task
     assert large.samples_per_chunk == 4  # as asked for, never more
     assert large.waiting_bytes == int(0.8 * 40 * GB - GB)  # in whose solve no call runs

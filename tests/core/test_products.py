@@ -120,6 +120,44 @@ def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, 
     assert ((halves - exact).norm() / exact.norm()).item() < 1e-5
 
 
+def merged_in_a_row(dtype, size=1.0):
+    """Merge two LoRAs on three layers, one after the other; factors of `size` and of its inverse
+    make the same LoRAs.
+    """
+    torch.manual_seed(6)
+    layers = [torch.nn.Linear(48, 48, bias=False).to(dtype) for _ in range(3)]
+    net = torch.nn.Sequential(*layers).requires_grad_(False)
+
+    def delta():
+        return LowRankDelta(torch.randn(48, 4) / size, torch.randn(4, 48) / 60 * size)
+
+    adapters = [Adapter(name, {str(i): delta() for i in range(3)}) for name in "xy"]
+    rows = [rows_of(torch.float16, 48, 600, 0.1).to(dtype) for _ in range(6)]
+    tasks = [Task(n, [Sample(x) for x in rows[k::2]], {k: 1.0}) for k, n in enumerate("xy")]
+    network = Network(dict(net.named_modules()), lambda inputs: net(torch.stack(list(inputs))))
+    return merge(network, adapters, tasks, MergeConfig()).adapter
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rows_wear_loras_in_half_precision(dtype, size, calls, monkeypatch):
+    """It costs no more than what the model's own rows are rounded by, whatever the sizes of a
+    LoRA's factors.
+    """
+    halves = merged_in_a_row(dtype, size)
+    assert calls
+    wanted = merged_in_a_row(torch.float32)
+    with monkeypatch.context() as others:
+        others.setattr("iteris_core.devices.multiplies_halves", lambda *args: False)
+        before = merged_in_a_row(dtype)
+    for path, delta in wanted.deltas.items():
+        off, off_before = (
+            (found.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
+            for found in (halves, before)
+        )
+        assert off < 1.3 * off_before + 1e-4, path
+
+
 def test_a_device_without_them_goes_the_old_way_and_the_log_says_so_once(monkeypatch, caplog):
     def refuses(a, b):
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nmore")

@@ -1,0 +1,301 @@
+"""What a merge of two LoRAs would cost on cards that nothing here has run on: `python -m
+benchmarks.cards` reckons, and writes results/cards.json.
+
+Rows, samples, layers and their tokens are counted with the product's own plans and choices, on
+models of the real shapes on torch's meta device. Rates are those of data sheets, times the share
+that programs usually reach. All parts are added up, though a device hides some behind others. Text
+encoders, which are small, and the decoding of pictures are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from iteris_core import MergeConfig, Network, Sample, Task
+from iteris_core.algebra.products import _BLOCK_ON_GPU
+from iteris_core.diffusion.cost import PCIE, Cost, cost_of
+from iteris_core.engines.counted_tokens import tokens_read
+from iteris_core.engines.measure import _can_derive
+from iteris_core.engines.problem import Problem
+from iteris_core.engines.shared_inputs import SharedInputs
+from iteris_core.layers import token_count
+from iteris_core.rows.wearing import layer_hooks
+
+from .memory import CASES, HALF, Case, Counted, count, plans_of
+from .results import RESULTS, Table, command_of, write
+
+LORAS = 2
+RANK = 16  # of each
+CALLED = ("SDXL 1024", "SDXL 768", "SD1.5 512", "Flux.1, fp8 1024")
+# Shares of a rate that are reached.
+IN_FORWARD, IN_PRODUCTS, IN_FACTORS, IN_MEMORY = 0.4, 0.6, 0.1, 0.8
+START = 8e-6  # seconds to start an operation
+# Operations of a layer's solve and figures, and of its hooks in each call, counted with tensors
+# that say that they are on a GPU.
+IN_SOLVE, IN_HOOKS = 440, 25
+# A cut's products with the answer, and their columns besides its rank.
+PRODUCTS_OF_CUT, PROBES = 9, 16
+TOKENS_ADDED_AT_ONCE = 2048
+DOUBLE = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Card:
+    """Memory of a card, and its rates in operations and bytes a second, of half precision with sums
+    in float32.
+    """
+
+    name: str
+    gib: int
+    half: float
+    single: float
+    double: float
+    memory: float
+
+    @property
+    def is_for_games(self) -> bool:
+        """Whether systems are factorised in float32, and factors in float32 are not split."""
+        return self.double < self.single / 2
+
+
+# NVIDIA's white papers of Ada and GA10x, and its data sheet of the H100, dense.
+CARDS = (
+    Card("RTX 4090", 24, 165.2e12, 82.6e12, 1.29e12, 1008e9),
+    Card("RTX 3060", 12, 25.5e12, 12.7e12, 0.2e12, 360e9),
+    Card("H100 SXM", 80, 989e12, 67e12, 67e12, 3350e9),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that LoRAs change.
+
+    Args:
+        of_row: Tokens of a row.
+        tokens: Tokens of all samples that are read.
+        reads: Number of its input.
+        is_first: Whether it is the first that reads it.
+        derives: Whether its sums follow from those of its input.
+    """
+
+    d_out: int
+    d_in: int
+    of_row: int
+    tokens: int
+    reads: int
+    is_first: bool
+    derives: bool
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """What was counted of a merge.
+
+    Args:
+        memory: What its model and its rows hold.
+        row: Operations of a row's forward pass.
+    """
+
+    case: Case
+    memory: Counted
+    cost: Cost
+    row: float
+    layers: Sequence[Layer]
+
+
+def reckoned(case: Case) -> Reckoned:
+    """Count a merge on torch's meta device."""
+    plans, check_plans, calibration = plans_of(case.family, case.resolution, LORAS)
+    cost = cost_of(plans, check_plans, guided=calibration.is_guided, changes_denoiser=True)
+    memory = count(case)
+    model = case.make(case.resolution)
+    modules = dict(model.module.named_modules())
+    targets = {path: modules[path] for path in model.paths}
+    seen: list[tuple[str, nn.Module, Tensor]] = []
+
+    def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        seen.append((path, module, x))
+        return y
+
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter, layer_hooks(targets, at_layer):
+        model.module(**model.inputs(1), return_dict=False)
+    problem = Problem(
+        Network(modules, lambda rows: None),
+        [],
+        [Task(plan.name, [Sample(None)] * plan.sample_count(), {}) for plan in plans],
+        MergeConfig(),
+    )
+    return Reckoned(case, memory, cost, counter.get_total_flops(), _layers(problem, seen))
+
+
+def _layers(problem: Problem, seen: Sequence[tuple[str, nn.Module, Tensor]]) -> list[Layer]:
+    readers: dict[int, list[str]] = defaultdict(list)  # input -> its layers
+    for path, _, x in seen:
+        readers[id(x)].append(path)
+    shapes = {path: module.weight.flatten(1).shape for path, module, _ in seen}
+    widths = {
+        path: sum(shapes[p][0] for p in group) for group in readers.values() for path in group
+    }
+    inputs = SharedInputs(widths)
+    return [
+        Layer(
+            *shapes[path],
+            token_count(module, x),
+            problem.samples * tokens_read(module, token_count(module, x), problem),
+            id(x),
+            path == readers[id(x)][0],
+            _can_derive(problem, path, module, x, inputs),
+        )
+        for path, module, x in seen
+    ]
+
+
+@dataclass
+class Work:
+    """Operations of a kind, or bytes of float64 that are read and written."""
+
+    half: float = 0.0
+    single: float = 0.0
+    double: float = 0.0
+    factors: float = 0.0
+    bytes: float = 0.0
+
+    def seconds(self, card: Card) -> float:
+        factors = card.single if card.is_for_games else card.double
+        return (
+            self.half / (card.half * IN_PRODUCTS)
+            + self.single / (card.single * IN_PRODUCTS)
+            + self.double / (card.double * IN_PRODUCTS)
+            + self.factors / (factors * IN_FACTORS)
+            + self.bytes / (card.memory * IN_MEMORY)
+        )
+
+
+def sums_of(layer: Layer, card: Card) -> Work:
+    """Return the work on a layer's sums, whose rows are in half precision."""
+    work = Work(bytes=20 * layer.tokens * layer.d_in)  # copies and differences of rows
+    d_in, tokens = layer.d_in, layer.tokens
+
+    def with_float32(columns: float, split: int) -> None:
+        """Add a product of rows with `columns` numbers in float32, or in so many halves."""
+        size = 2 * tokens * d_in * columns
+        if card.is_for_games:
+            work.single += size
+        else:
+            work.half += split * size
+
+    sums = 0
+    if layer.is_first:
+        work.half += 2 * tokens * d_in * d_in * share_of_square(d_in)
+        sums += d_in * d_in
+        if layer.derives:
+            with_float32(d_in, 2)
+            with_float32(d_in * share_of_square(d_in), 3)
+            sums += 2 * d_in * d_in
+    if not layer.derives:
+        work.bytes += 16 * tokens * layer.d_out
+        with_float32(layer.d_out, 2)  # the drift
+        with_float32(layer.d_out, 2)  # its sum
+        sums += d_in * layer.d_out
+    work.bytes += sums * math.ceil(tokens / TOKENS_ADDED_AT_ONCE) * (2 * DOUBLE + 4)
+    return work
+
+
+def share_of_square(width: int) -> float:
+    """Return the share of a symmetric product that is computed, block by block."""
+    starts = range(0, width, _BLOCK_ON_GPU)
+    return sum(min(_BLOCK_ON_GPU, width - i) * (width - i) for i in starts) / width**2
+
+
+def wear_of(layer: Layer) -> Work:
+    """Return the work on the LoRA that a row wears at a layer: its inputs are read once more, and
+    its outputs changed.
+    """
+    return Work(bytes=layer.of_row * HALF * (layer.d_in + 2 * layer.d_out))
+
+
+def solve_of(layer: Layer, card: Card, tasks: int) -> Work:
+    """Return the work on a layer's solve and figures."""
+    d_in, d_out = layer.d_in, layer.d_out
+    rank = LORAS * RANK
+    columns = rank + (LORAS + 1) * RANK + d_out  # of the right sides
+    large = d_in * d_in * columns + PRODUCTS_OF_CUT * 2 * d_in * d_out * (rank + PROBES)
+    large += 2 * tasks * rank * d_in * d_out  # figures
+    if layer.derives:
+        large += 4 * d_in * d_in * d_out
+    work = Work(factors=d_in**3 / 3, bytes=(2 * tasks + 4) * DOUBLE * d_in * (d_in + d_out))
+    if card.is_for_games:
+        work.single = large
+        work.double = 2 * d_in * d_in * (rank + PROBES) + 2 * rank * d_in * columns
+    else:
+        work.double = large
+    return work
+
+
+def line(merge: Reckoned, card: Card) -> list[object]:
+    """Return a row of the table: what a merge takes on a card."""
+    cost = merge.cost
+    room = merge.memory.room(card.gib, LORAS, "float32" if card.is_for_games else "float64")
+    calls = math.ceil(cost.samples / room.samples_per_chunk)
+    row = merge.row / (card.half * IN_FORWARD)
+    layers = merge.layers
+    seconds = [
+        row * (cost.sampling + cost.check),
+        row * cost.sweep,
+        cost.rows * sum(wear_of(layer).seconds(card) for layer in layers),
+        sum(sums_of(layer, card).seconds(card) for layer in layers),
+        sum(solve_of(layer, card, cost.tasks).seconds(card) for layer in layers),
+        START * len(layers) * (IN_SOLVE + IN_HOOKS * calls),
+        merge.memory.waiting(room, LORAS).copied / PCIE,
+    ]
+    picture = cost.rows_of_a_picture * row
+    return [
+        f"{merge.case.name}, {merge.case.resolution}",
+        f"{card.name}, {card.gib} GiB",
+        f"{picture:.1f}",
+        *(f"{part:.1f}" for part in seconds),
+        "no" if room.missing else f"{sum(seconds) / picture:.1f}",
+        f"{saved_by_two(merge, card):.0%}",
+    ]
+
+
+def saved_by_two(merge: Reckoned, card: Card) -> float:
+    """Return the share of the solves that two devices would save, if they shared out the layers
+    that can be solved side by side: those whose sums follow from one input.
+    """
+    groups: dict[int, list[float]] = defaultdict(list)
+    for i, layer in enumerate(merge.layers):
+        group = layer.reads if layer.derives else -i
+        groups[group].append(solve_of(layer, card, merge.cost.tasks).seconds(card))
+    alone = sum(map(sum, groups.values()))
+    return 1 - sum(max(sum(part[::2]), sum(part[1::2])) for part in groups.values()) / alone
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    merges = [reckoned(case) for case in CASES if f"{case.name} {case.resolution}" in CALLED]
+    heads = ["model", "card", "a picture, s", "rows drawn", "rows of the sweep", "LoRAs on rows"]
+    heads += ["sums", "solve", "starts", "copies", "pictures", "of the solve, two devices save"]
+    table = Table(
+        f"on paper: a merge of {LORAS} LoRAs of rank {RANK}, seconds; reached are "
+        f"{IN_FORWARD:.0%} of half precision in forward passes, {IN_PRODUCTS:.0%} in products, "
+        f"{IN_FACTORS:.0%} in factorisations, {IN_MEMORY:.0%} of the memory's rate (assumed); an "
+        f"operation starts in {START * 1e6:.0f} us (assumed); no: a part of the model waits",
+        heads,
+        [line(merge, card) for merge in merges for card in CARDS],
+    )
+    print(table)
+    write([table], RESULTS / "cards.json", command_of("cards"), f"counted, {date.today()}")
+
+
+if __name__ == "__main__":
+    main()
