@@ -241,50 +241,65 @@ def solve_of(layer: Layer, card: Card, tasks: int) -> Work:
     return work
 
 
-def line(merge: Reckoned, card: Card) -> list[object]:
-    """Return a row of the table: what a merge takes on a card."""
+def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
+    """Return what the parts of a merge take on some cards of a kind, which share the rows; each
+    solves every layer.
+    """
     cost = merge.cost
-    room = merge.memory.room(card.gib, LORAS, "float32" if card.is_for_games else "float64")
-    calls = math.ceil(cost.samples / room.samples_per_chunk)
-    row = merge.row / (card.half * IN_FORWARD)
     layers = merge.layers
-    seconds = [
+    room = merge.memory.room(card.gib, LORAS, "float32" if card.is_for_games else "float64")
+    calls = math.ceil(cost.samples / room.samples_per_chunk / devices)
+    row = merge.row / (card.half * IN_FORWARD)
+    copied = 0 if devices > 1 else merge.memory.waiting(room, LORAS).copied
+    rows = [
         row * (cost.sampling + cost.check),
         row * cost.sweep,
         cost.rows * sum(wear_of(layer).seconds(card) for layer in layers),
         sum(sums_of(layer, card).seconds(card) for layer in layers),
+    ]
+    return [
+        *(part / devices for part in rows),
         sum(solve_of(layer, card, cost.tasks).seconds(card) for layer in layers),
         START * len(layers) * (IN_SOLVE + IN_HOOKS * calls),
-        merge.memory.waiting(room, LORAS).copied / PCIE,
-    ]
-    picture = cost.rows_of_a_picture * row
-    return [
-        f"{merge.case.name}, {merge.case.resolution}",
-        f"{card.name}, {card.gib} GiB",
-        f"{picture:.1f}",
-        *(f"{part:.1f}" for part in seconds),
-        "no" if room.missing else f"{sum(seconds) / picture:.1f}",
-        f"{saved_by_two(merge, card):.0%}",
+        copied / PCIE,
     ]
 
 
 def saved_by_two(merge: Reckoned, card: Card) -> float:
-    """Return the share of the solves that two devices would save, if they shared out the layers
+    """Return the seconds that two devices would save in the solves, if they shared out the layers
     that can be solved side by side: those whose sums follow from one input.
     """
     groups: dict[int, list[float]] = defaultdict(list)
     for i, layer in enumerate(merge.layers):
         group = layer.reads if layer.derives else -i
-        groups[group].append(solve_of(layer, card, merge.cost.tasks).seconds(card))
-    alone = sum(map(sum, groups.values()))
-    return 1 - sum(max(sum(part[::2]), sum(part[1::2])) for part in groups.values()) / alone
+        starts = START * IN_SOLVE
+        groups[group].append(starts + solve_of(layer, card, merge.cost.tasks).seconds(card))
+    return sum(min(sum(part[::2]), sum(part[1::2])) for part in groups.values())
+
+
+def line(merge: Reckoned, card: Card) -> list[object]:
+    """Return a row of the table: what a merge takes on a card, and on two."""
+    picture = merge.cost.rows_of_a_picture * merge.row / (card.half * IN_FORWARD)
+    seconds = seconds_on(merge, card)
+    of_two = sum(seconds_on(merge, card, 2))
+    missing = merge.memory.room(card.gib, LORAS).missing
+    return [
+        f"{merge.case.name}, {merge.case.resolution}",
+        f"{card.name}, {card.gib} GiB",
+        f"{picture:.1f}",
+        *(f"{part:.1f}" for part in seconds),
+        "no" if missing else f"{sum(seconds) / picture:.1f}",
+        f"{of_two / picture:.1f}",
+        f"{(of_two - saved_by_two(merge, card)) / picture:.1f}",
+    ]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     merges = [reckoned(case) for case in CASES if f"{case.name} {case.resolution}" in CALLED]
     heads = ["model", "card", "a picture, s", "rows drawn", "rows of the sweep", "LoRAs on rows"]
-    heads += ["sums", "solve", "starts", "copies", "pictures", "of the solve, two devices save"]
+    heads += ["sums", "solve", "starts", "copies", "in pictures", "on two cards"]
+    heads += ["on two that share out layers"]
     table = Table(
         f"on paper: a merge of {LORAS} LoRAs of rank {RANK}, seconds; reached are "
         f"{IN_FORWARD:.0%} of half precision in forward passes, {IN_PRODUCTS:.0%} in products, "

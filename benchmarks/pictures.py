@@ -32,7 +32,7 @@ from iteris_core.diffusion.model import (
 
 from . import pictures_models
 from .measure import PeakMemory, Times
-from .pictures_models import SAMPLER, STEPS, BaseModel
+from .pictures_models import SAMPLER, STEPS
 from .results import RESULTS, Table, command_of, machine, spread, write
 
 STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
@@ -130,15 +130,13 @@ class Bench:
 
     Args:
         server: The server.
-        model: The base model whose files it has.
         options: Options of the command line.
     """
 
-    def __init__(self, server: ComfyServer, model: BaseModel, options: argparse.Namespace) -> None:
+    def __init__(self, server: ComfyServer, options: argparse.Namespace) -> None:
         assert server.process is not None  # it runs
         self.client = ComfyClient(server.address)
         self.process = psutil.Process(server.process.pid)
-        self.model = model
         self.options = options
         self.seeds: Iterator[int] = count(1)  # another for each workflow: the server keeps results
 
@@ -161,9 +159,7 @@ class Bench:
 
     def merge(self, loras: int) -> Merge:
         """Return what a merge takes."""
-        workflow = pictures_models.merge(
-            loras, self.options.resolution, next(self.seeds), self.model.settings
-        )
+        workflow = pictures_models.merge(loras, self.options.resolution, next(self.seeds))
         with PeakMemory(self.options.device, self.process) as meter:
             watch = self._run(workflow)
         tell(f"merge of {loras}", watch.whole)
@@ -210,7 +206,7 @@ def table_of(measured: Sequence[Measured]) -> Table:
     return Table("a merge in pictures", [*heads, "peak memory, MiB"], rows)
 
 
-def measure_all(model: BaseModel, options: argparse.Namespace, comfyui: Path) -> list[Measured]:
+def measure_all(options: argparse.Namespace, comfyui: Path) -> list[Measured]:
     """Return what was measured in a ComfyUI of its own.
 
     Raises:
@@ -219,11 +215,11 @@ def measure_all(model: BaseModel, options: argparse.Namespace, comfyui: Path) ->
     with tempfile.TemporaryDirectory(prefix="iteris-pictures-") as name:
         base = Path(name)
         console.print("writing the models")
-        model.write(base / "models", max(options.loras))
+        pictures_models.write_models(base / "models", max(options.loras))
         console.print("starting ComfyUI")
         device = "cpu" if options.device == "cpu" else "auto"
         with ComfyServer(comfyui, base, base / "server.log", device=device) as server:
-            bench = Bench(server, model, options)
+            bench = Bench(server, options)
             try:
                 return [bench.measure(loras) for loras in options.loras]
             except IterisError as error:
@@ -248,38 +244,21 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         default=2,
         help="of torch (default 2); 1 where other jobs run",
     )
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="the demo's small model, half a minute; written only where --results says",
-    )
-    parser.add_argument(
-        "--results", type=Path, help="file of the table (default results/pictures.json)"
-    )
     options = parser.parse_args(arguments)
     options.loras = options.loras or [2]
-    options.resolution = options.resolution or (
-        64 if options.small else 256 if options.device == "cpu" else 512
-    )
-    options.results = options.results or (None if options.small else RESULTS / "pictures.json")
+    options.resolution = options.resolution or (256 if options.device == "cpu" else 512)
     return options
 
 
-def main(arguments: Sequence[str]) -> list[Measured]:
-    """Measure what the options say, print the table, write it, and return the figures."""
+def main(arguments: Sequence[str]) -> None:
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     # ComfyUI leaves the number of threads to torch, which reads it when the server starts
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    comfyui = find_comfyui(cache_folder())
-    model = pictures_models.SMALL if options.small else pictures_models.SD15
-    measured = measure_all(model, options, comfyui)
-    table = table_of(measured)
+    table = table_of(measure_all(options, find_comfyui(cache_folder())))
     print(table)
-    if options.results:
-        command = command_of("pictures", arguments)
-        write([table], options.results, command, machine(options.device))
-    return measured
+    command = command_of("pictures", arguments)
+    write([table], RESULTS / "pictures.json", command, machine(options.device))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""The base models and LoRAs of the benchmark of pictures, with random weights, and the workflows
+"""The base model and LoRAs of the benchmark of pictures, with random weights, and the workflows
 that use them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from demo.client import Json
-from demo.drawn import TRANSFORMERS, unet_shapes
 from demo.parts import (
     CLIP_L,
     CLIP_L_LAYERS,
@@ -23,7 +20,6 @@ from demo.parts import (
     kohya_modules,
     prefixed,
     save,
-    transformer,
     write_kohya_lora,
 )
 
@@ -34,7 +30,6 @@ STEPS = 20
 GUIDANCE = 7.0
 RANK = 16
 SCALE = 0.3  # Frobenius norm of a layer's delta over its weight's
-FEW_SAMPLES = {"sample_runs": 2, "sampling_steps": 2, "check_runs": 1, "protect_base": 0.0}
 
 
 def sd15_unet() -> Shapes:
@@ -58,44 +53,19 @@ def sd15_lora() -> Shapes:
     yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))
 
 
-def small_lora() -> Shapes:
-    """Yield the layers of the demo's model that a LoRA changes, of the text encoder one twelfth."""
-    for name in TRANSFORMERS.values():
-        yield from kohya_modules("lora_unet_", transformer(name, CLIP_L, linear=False))
-    yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, 1))
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A base model with CLIP-L as its text encoder.
-
-    Args:
-        name: What it is.
-        unet: Names and shapes of its UNet's weights.
-        lora: Names and shapes of the layers that a LoRA changes, as kohya calls them.
-        settings: Settings of the node 'Merge settings' that are not its defaults.
+def write_models(models: Path, loras: int) -> None:
+    """Write Stable Diffusion 1.5's UNet, its text encoder, and LoRAs, where ComfyUI looks for
+    them.
     """
-
-    name: str
-    unet: Callable[[], Shapes]
-    lora: Callable[[], Shapes]
-    settings: Json
-
-    def write(self, models: Path, loras: int) -> None:
-        """Write all files where ComfyUI looks for them."""
-        for folder in ("diffusion_models", "text_encoders", "loras"):
-            (models / folder).mkdir(parents=True)
-        text = prefixed({"text_model.": clip_l()})
-        _write_random(models / "diffusion_models" / UNET, self.unet())
-        _write_random(models / "text_encoders" / TEXT_ENCODER, text)
-        base = {"ss_base_model_version": "sd_v1"}
-        for number in range(1, loras + 1):
-            path = models / "loras" / lora_name(number)
-            write_kohya_lora(path, self.lora(), base, seed=number, rank=RANK, scale=SCALE)
-
-
-SD15 = BaseModel("Stable Diffusion 1.5's shapes", sd15_unet, sd15_lora, {})
-SMALL = BaseModel("the demo's small model", unet_shapes, small_lora, FEW_SAMPLES)
+    for folder in ("diffusion_models", "text_encoders", "loras"):
+        (models / folder).mkdir(parents=True)
+    _write_random(models / "diffusion_models" / UNET, sd15_unet())
+    text = prefixed({"text_model.": clip_l()})
+    _write_random(models / "text_encoders" / TEXT_ENCODER, text)
+    base = {"ss_base_model_version": "sd_v1"}
+    for number in range(1, loras + 1):
+        path = models / "loras" / lora_name(number)
+        write_kohya_lora(path, sd15_lora(), base, seed=number, rank=RANK, scale=SCALE)
 
 
 def _write_random(path: Path, shapes: Shapes) -> None:
@@ -133,14 +103,13 @@ def picture(resolution: int, seed: int, steps: int) -> Json:
     }
 
 
-def merge(loras: int, resolution: int, seed: int, settings: Json) -> Json:
+def merge(loras: int, resolution: int, seed: int) -> Json:
     """Return a workflow that merges LoRAs with the nodes' defaults, and saves the result.
 
     Args:
         loras: Their number.
         resolution: Side in pixels of the pictures that are measured.
         seed: Seed of the merge, and number of the saved file.
-        settings: More settings of the node 'Merge settings'.
     """
     triggers = [f"demo{number}" for number in range(1, loras + 1)]
     rows = "\n".join(
@@ -148,7 +117,7 @@ def merge(loras: int, resolution: int, seed: int, settings: Json) -> Json:
         for number, trigger in enumerate(triggers, 1)
     )
     nodes = {
-        "4": _node("IterISSettings", **settings | {"resolution": resolution, "seed": seed}),
+        "4": _node("IterISSettings", resolution=resolution, seed=seed),
         MERGE: _node("IterISMerge", model=MODEL, clip=CLIP, loras=rows, settings=["4", 0]),
     }
     saved = _node("IterISSave", merged=[MERGE, 3], file_name=f"loras/merged{seed}", overwrite=False)

@@ -271,27 +271,3 @@ def small_unet(device: str) -> Case:
         device,
     )
     return unet_case("small UNet", unet, 32, 8, 8, preserve=False)
-
-
-class Block(nn.Module):
-    """A transformer layer."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = nn.functional.layer_norm(x, x.shape[-1:])
-        x = x + self.o(nn.functional.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)))
-        return x + self.down(nn.functional.gelu(self.up(nn.functional.layer_norm(x, x.shape[-1:]))))
-
-
-def transformer(samples: int, width: int) -> Case:
-    """Four transformer layers, two LoRAs of rank 16 on all of their weights, 64 tokens a sample."""
-    model = built(lambda: nn.Sequential(*(Block(width) for _ in range(4))))
-    worn = loras(model, 2, 16, lambda path: True)
-    return case(
-        "transformer", model, model, worn, lambda: (torch.randn(64, width),), samples=samples
-    )
