@@ -320,20 +320,15 @@ def free_bytes(device: torch.device) -> int | None:
     if it does not report them.
     """
     if device.type == "cpu":
-        return _free_on_host()
+        try:
+            import psutil
+        except ModuleNotFoundError:
+            return None
+        return int(psutil.virtual_memory().available)
     if device.type != "cuda":
         return None
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserve
-
-
-def _free_on_host() -> int | None:
-    try:
-        import psutil
-    except ModuleNotFoundError:
-        return None
-    free: int = psutil.virtual_memory().available
-    return free
 
 
 def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:

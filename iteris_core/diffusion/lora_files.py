@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..errors import ConfigError
-from ..files import diffusers, kohya
+from ..errors import AdapterError, ConfigError
+from ..files import diffusers, kohya, peft
 from ..files.adapter_kinds import own_dense_delta
 from ..files.block_weights import layer_weights
 from ..files.tensors import read_tensors
@@ -75,9 +75,13 @@ def check_style(adapters: Iterable[Adapter], style: Style) -> None:
         raise ConfigError(
             f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
         )
-    if style == "diffusers":
-        for adapter in adapters:
-            diffusers.check_vectors(adapter)
+    for adapter in adapters if style == "diffusers" else ():
+        if adapter.vectors:
+            raise AdapterError(
+                f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
+                f"{len(adapter.vectors)}), which diffusers' format cannot hold; save in the style "
+                "of kohya"
+            )
 
 
 def save_lora(
@@ -115,6 +119,6 @@ def save_lora(
     if style == "kohya":
         tensors, content = kohya.file_of(adapter, model.keys, metadata or {}, whole=whole)
     else:
-        tensors = diffusers.to_tensors(adapter, model.keys.kernels)
+        tensors = peft.to_tensors(adapter, model.keys.kernels, prefix="")
         content = diffusers.metadata_of(adapter, model.keys) | dict(metadata or {})
     write_tensors(tensors, path, content, overwrite=overwrite)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import AdapterError, CalibrationError, ConfigError
-from ..progress import nobody
 from ..settings import Texts, settings, shown
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
@@ -369,9 +368,7 @@ def _check_one_reading(owner: str, prompt: str) -> None:
         )
 
 
-def with_plain_prompts(
-    uses: Sequence[LoraUse], listen: Callable[[], None] = nobody
-) -> tuple[list[LoraUse], list[Note]]:
+def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     """Return LoRAs with prompts as a model reads them, and a note for each LoRA from whose prompts
     something was taken out.
 
@@ -383,7 +380,6 @@ def with_plain_prompts(
     found = []
     notes = []
     for use in uses:
-        listen()
         prompts, taken = plain_prompts(f"LoRA {shown(use.name)}: its", use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
@@ -393,9 +389,7 @@ def with_plain_prompts(
 
 
 def load_each_once(
-    uses: Iterable[LoraUse],
-    read: Callable[[LoraUse], Adapter],
-    listen: Callable[[], None] = nobody,
+    uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the loaded LoRAs without duplicates, uniquely named, with prompts as a model reads
     them, and notes about both.
@@ -411,7 +405,7 @@ def load_each_once(
     """
     uses = list(uses)
     check_count(len(uses))
-    uses, taken_out = with_plain_prompts(uses, listen)
+    uses, taken_out = with_plain_prompts(uses)
     once, repeated = each_once(uses)
     loras = [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)]
     return loras, [*taken_out, *repeated]

@@ -213,31 +213,6 @@ def with_alphas(
     return {**tensors, **alphas}
 
 
-def check_vectors(adapter: Adapter) -> None:
-    """Refuse an adapter that diffusers' format cannot hold.
-
-    Raises:
-        AdapterError: It changes biases or norms, which the format cannot hold.
-    """
-    if adapter.vectors:
-        raise AdapterError(
-            f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
-            f"{len(adapter.vectors)}), which diffusers' format cannot hold; save in the style of "
-            "kohya"
-        )
-
-
-def to_tensors(adapter: Adapter, kernels: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return an adapter as ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, as diffusers
-    saves LoRAs; see `peft.to_tensors`.
-
-    Raises:
-        AdapterError: See `check_vectors`.
-    """
-    check_vectors(adapter)
-    return peft.to_tensors(adapter, kernels, prefix="")
-
-
 def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
     """Return the title of an adapter and its base model; where its layers have different ranks,
     also the settings that tell diffusers their alphas.

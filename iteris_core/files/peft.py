@@ -397,11 +397,9 @@ def save(
     *,
     overwrite: bool = False,
     kernels: Mapping[str, tuple[int, ...]] | None = None,
-    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write an adapter, in the precision to save, as a folder that `PeftModel.from_pretrained`
-    loads, in one step. For the arguments see `settings_of`, `to_tensors` and `whole_folder`;
-    `metadata` are strings for the safetensors file.
+    loads, in one step. For the arguments see `settings_of`, `to_tensors` and `whole_folder`.
 
     Raises:
         AdapterError: The adapter has no deltas, or changes that PEFT's format cannot hold.
@@ -413,7 +411,7 @@ def save(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
     with whole_folder(folder, _is_own, overwrite=overwrite) as draft:
-        put(draft / WEIGHTS_FILE, blocks_of(to_tensors(adapter, kernels), metadata or {}))
+        put(draft / WEIGHTS_FILE, blocks_of(to_tensors(adapter, kernels), {}))
         settings = settings_of(adapter, base_model_name_or_path, task_type)
         put(draft / CONFIG_FILE, [json.dumps(settings, indent=2).encode("utf-8") + b"\n"])
 

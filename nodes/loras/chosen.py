@@ -62,7 +62,7 @@ def load(
         AdapterError: A file is missing or cannot be read, it does not fit the model, or ComfyUI's
             own loader reads it in another way.
     """
-    loras, notes = load_each_once(uses, lambda use: _proved(base, use, loose), host.heed_cancel)
+    loras, notes = load_each_once(uses, lambda use: _proved(base, use, loose))
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
         notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
