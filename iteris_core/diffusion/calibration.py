@@ -307,11 +307,6 @@ class Calibration:
             )
         for form in self.scene_forms:
             check_scene_form(form)
-        if self.scene_weight and self.scene_prefix_share and not self.scene_prefixes:
-            raise ConfigError(
-                "scene captions that begin with random words need scene_prefixes; give some, or "
-                "set scene_prefix_share to 0"
-            )
         has_style = any(map(needs_style, self.scene_forms))
         if self.scene_weight and has_style and not self.ordinary_styles:
             raise ConfigError(

@@ -216,7 +216,7 @@ def prefixes(calibration: Calibration, chance: random.Random) -> Iterator[str]:
     """Yield what stands before one scene form after the other: nothing, or random words."""
     known = calibration.scene_prefixes
     for i in itertools.count():
-        if is_chosen(i, calibration.scene_prefix_share):
+        if known and is_chosen(i, calibration.scene_prefix_share):
             count = min(chance.randint(1, _MOST_PREFIXES), len(known))
             yield " ".join(chance.sample(known, count)) + " "
         else:

@@ -67,10 +67,9 @@ def picture_beside(path: Path) -> tuple[bytes, str] | None:
     A picture is a PNG, JPEG or WebP by its first bytes, whatever its name says.
     """
     for picture in map(path.with_suffix, PICTURES):
-        if kind := _kind(_content(picture, PICTURE_BYTES, _START_BYTES)):
-            content = _content(picture, PICTURE_BYTES)
-            if kind == _kind(content):  # it has not changed meanwhile
-                return content, kind
+        content = _content(picture, PICTURE_BYTES)
+        if kind := _kind(content):
+            return content, kind
     return None
 
 

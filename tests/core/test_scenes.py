@@ -249,7 +249,6 @@ UNUSABLE = [
     *(({"scene_forms": (form,)}, BARE) for form in ("{first!r} and {second}", "{first} {style:d}")),
     ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),
     ({"scene_weight": 0.1, "scene_forms": ()}, "scene tasks need scene_forms and companions"),
-    ({"scene_weight": 0.1, "scene_prefixes": ()}, "with random words need scene_prefixes"),
     ({"scene_weight": 0.1, "ordinary_styles": ()}, "in a {style} need ordinary_styles"),
 ]
 
