@@ -142,7 +142,6 @@ def names_of(*kinds: type) -> dict[str, str]:
 
 
 def schema_of(item: FieldInfo) -> dict[str, Any]:
-    """Return the JSON schema of the values of a field."""
     return TypeAdapter(item.rebuild_annotation()).json_schema()
 
 

@@ -236,7 +236,6 @@ def _preserve(
 
 
 def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[CaptionSample]]:
-    """Return each adapter's samples, with its prompt."""
     texts = list(prompts or [""])
     if len(texts) not in (1, len(images)):
         raise ConfigError(

@@ -133,7 +133,6 @@ class Option:
 
     @property
     def help(self) -> str:
-        """What the help says about it."""
         words = [str(self.item.description)]
         if len(self._choices) > _MOST_CHOICES:
             words.append(f"One of {', '.join(self._choices)}.")

@@ -75,7 +75,6 @@ class Cost:
 
     @property
     def rows(self) -> int:
-        """All of them."""
         return self.sampling + self.sweep + self.polish + self.check
 
     @property

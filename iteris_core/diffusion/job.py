@@ -169,12 +169,10 @@ class Job:
 
     @property
     def config(self) -> MergeConfig:
-        """Settings of the solver and the engine."""
         return self.settings.config
 
     @property
     def adapters(self) -> list[Adapter]:
-        """The LoRAs' weights."""
         return [lora.adapter for lora in self.loras]
 
     @cached_property

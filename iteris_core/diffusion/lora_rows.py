@@ -342,7 +342,6 @@ _DEFAULTS = Row("")
 
 
 def _number(text: str, bounds: Any, place: str) -> float:
-    """Return a number inside bounds."""
     if not _NUMBER.fullmatch(text):
         raise ConfigError(f"{place} is {shown(text)}, which is not a number; write one such as 0.8")
     return float(checked(place, float(text), bounds))

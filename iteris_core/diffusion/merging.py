@@ -107,7 +107,6 @@ def _log(job: Job) -> None:
 
 
 def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
-    """Return the check of a merge on unseen samples."""
     return HeldOutCheck(
         job.model,
         job.adapters,

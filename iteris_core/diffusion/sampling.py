@@ -44,7 +44,6 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Number of steps."""
         return len(self.path) - 1
 
     def rows(self, *, guided: bool) -> int:
@@ -220,7 +219,6 @@ class Sampler:
         batches: Sequence[Sequence[Run]],
         progress: Progress,
     ) -> list[dict[Run, Kept]]:
-        """Return what the runs of each batch keep."""
         kept: list[dict[Run, Kept]] = []
         first: FirstEstimates = {}
         lengths = [max(run.length for run in batch) for batch in batches]
@@ -312,7 +310,6 @@ class Sampler:
             return torch.stack([first[key] for key in wanted])
 
         def with_guidance(parts: Sequence[tuple[int, Part]], x: Tensor, sigma: Tensor) -> Tensor:
-            """Return the estimates of parts at a later step."""
             mixes = [mixes_of[part] for _, part in parts]
             rows = [DenoiserRow(x[i], sigma[i], part.text) for i, part in parts]
             negatives = [(i, part.negative) for i, part in parts if part.negative is not None]

@@ -229,7 +229,6 @@ def behind(prefix: str, form: str) -> str:
 
 
 def styled_forms(calibration: Calibration) -> list[str]:
-    """Return the scene forms of one subject in a style."""
     return [form for form in calibration.scene_forms if is_styled(form)]
 
 

@@ -124,7 +124,6 @@ def check_all_reached(paths: Sequence[str], reached: Collection[str]) -> None:
 
 
 def reached_twice(path: str) -> CalibrationError:
-    """Return the error of a layer that is reached twice."""
     return CalibrationError(
         f"layer {path!r} is reached twice in one forward pass; a layer with one weight and two "
         "inputs cannot be solved in one go. Leave it out of the merge"

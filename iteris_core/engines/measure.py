@@ -432,7 +432,6 @@ class Measurement:
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:
-        """Return task g as the solver sees it."""
         task = self.problem.tasks[g]
         worn = _exact(self.worn[g], self.place)
         full_norm = None

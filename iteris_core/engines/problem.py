@@ -41,12 +41,10 @@ class Problem:
 
     @property
     def paths(self) -> list[str]:
-        """The target layers."""
         return target_layers(self.adapters)
 
     @property
     def samples(self) -> int:
-        """Number of samples of all tasks."""
         return sum(len(task.samples) for task in self.tasks)
 
     def with_settings(self, **settings: Any) -> Problem:

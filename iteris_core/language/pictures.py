@@ -23,7 +23,6 @@ _UNREADABLE = (
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the picture files of a folder, by name."""
     return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
 
 

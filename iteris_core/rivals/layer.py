@@ -42,7 +42,6 @@ class Layer:
 
     @property
     def together(self) -> LowRankDelta:
-        """The delta of `stacked`."""
         return self.stacked.delta
 
     @property
@@ -69,7 +68,6 @@ class Layer:
 
 
 def summed(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum of one tensor or more."""
     return reduce(torch.add, parts)
 
 

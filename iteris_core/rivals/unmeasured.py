@@ -66,7 +66,6 @@ def merge_deltas(
 def _figures(
     k: int, deltas: Mapping[int, LowRankDelta], merged: LowRankDelta, names: Sequence[str]
 ) -> TaskAtLayerReport:
-    """Return what a layer tells of one adapter."""
     size = deltas[k].squared_norm().sqrt().item()
     reads = singular_triplets(deltas[k]).left
 

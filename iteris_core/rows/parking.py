@@ -395,7 +395,6 @@ class Parking:
         return is_elsewhere or not tensor.untyped_storage().resizable()
 
     def _staying(self) -> set[int]:
-        """Return the storages that stay."""
         if self._lasting is None:
             self._lasting = self._look_up_lasting()
         remembered = (_key(t) for value in self._left_behind() for t in _tensors_in(value, _items))

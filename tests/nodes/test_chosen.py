@@ -90,7 +90,10 @@ def test_cancel_is_heard_before_each_file_is_hashed_and_before_each_is_read(
     for name in "ab":
         save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors")
     replace_host(lora_path=lambda name: tmp_path / name, heed_cancel=heed_cancel)
-    base = types.SimpleNamespace(adapter=lambda use, tensors, metadata: Adapter(use.name, {}))
+    base = types.SimpleNamespace(
+        adapter=lambda use, tensors, metadata: Adapter(use.name, {}),
+        prove_reading=lambda *args: None,
+    )
     chosen = [ChosenLora(use(name, file=f"{name}.safetensors")) for name in "ab"]
     with pytest.raises(Cancelled):
         load(base, *identified(chosen))
