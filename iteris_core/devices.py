@@ -214,24 +214,24 @@ class Workplace:
     Args:
         kept: Precision of rows whose numbers are the model's own: half precision where the device
             multiplies it exactly, see `multiplies_halves`.
+        worn: Precision of the deltas that rows wear: that of products, or the model's own half
+            precision, as LoRA loaders have it. To cast inputs and outputs of every layer would take
+            a GPU longer than the model's own products; a CPU is slow in half precision.
     """
 
     device: torch.device
     dtype: torch.dtype
     sums: torch.device
     kept: torch.dtype
-
-    @property
-    def has_halves(self) -> bool:
-        """Whether rows are kept in half precision."""
-        return is_half(self.kept)
+    worn: torch.dtype
 
     @classmethod
     def of(cls, x: Tensor) -> Workplace:
         dtype = product_dtype(x)
         with exact_products(x.device):
             kept = x.dtype if multiplies_halves(x.device, x.dtype) else dtype
-        return cls(x.device, dtype, statistics_device(x.device), kept)
+        worn = x.dtype if is_half(x.dtype) and x.device.type != "cpu" else dtype
+        return cls(x.device, dtype, statistics_device(x.device), kept, worn)
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ class Measurement:
     def _add_block(self, block: Block, x: Tensor, y: Tensor) -> Tensor | None:
         mix = self.worn[block.task]
         codes = None
-        if mix is not None and not self.place.has_halves:
+        if mix is not None and self.place.worn == self.place.dtype:
             codes = codes_of(self.module, x[block.teacher], mix.delta.down)
         # patches of a convolution take many times the room of its input: one row at a time
         step = 1 if is_patchwise(self.module) else len(block.samples)

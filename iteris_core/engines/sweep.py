@@ -250,7 +250,7 @@ class _Sweep:
         stop.measurement.add_up(counts=self.counts)
         with self.problem.processes.together():  # so that a layer is solved in all, or in none
             solved = stop.measurement.solve(self.solver_at(path))
-            merged = solved.saved.to(device=place.device, dtype=place.kept)
+            merged = solved.saved.to(device=place.device, dtype=place.worn)
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
         stop.measurement = None  # one layer's sums at a time

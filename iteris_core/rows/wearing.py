@@ -188,13 +188,10 @@ def _near(worn: Stacked[int] | None, place: Workplace) -> LowRankDelta | None:
 
 
 def as_worn(delta: LowRankDelta, place: Workplace) -> LowRankDelta:
-    """Return a delta as rows wear it: in the precision of products, or where the device multiplies
-    the model's own half precision, in that, as LoRA loaders apply it. To cast the inputs and
-    outputs of every layer would take longer there than the model's own products.
-    """
-    if place.kept == torch.float16:  # which holds no large codes, and no small factor
+    """Return a delta as rows wear it, see `Workplace`."""
+    if place.worn == torch.float16:  # which holds no large codes, and no small factor
         delta = delta.to(device=place.device, dtype=place.dtype).balanced()
-    return delta.to(device=place.device, dtype=place.kept)
+    return delta.to(device=place.device, dtype=place.worn)
 
 
 def dress(

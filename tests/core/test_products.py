@@ -1,6 +1,7 @@
 """Products in half precision with float32 sums: here a CPU plays a device that has them."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, devices, merge
 from iteris_core.algebra.products import TOKENS_PER_PRODUCT, add_product, add_square, mirror
 from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
+from iteris_core.devices import Workplace
 
 CPU = torch.device("cpu")
 HALVES = [torch.float16, torch.bfloat16]
@@ -140,16 +142,19 @@ def merged_in_a_row(dtype, size=1.0):
 
 @pytest.mark.parametrize("size", [1.0, 1e6])
 @pytest.mark.parametrize("dtype", HALVES)
-def test_rows_wear_loras_in_half_precision(dtype, size, calls, monkeypatch):
+def test_rows_wear_loras_in_half_precision(dtype, size, monkeypatch):
     """It costs no more than what the model's own rows are rounded by, whatever the sizes of a
     LoRA's factors.
     """
-    halves = merged_in_a_row(dtype, size)
-    assert calls
     wanted = merged_in_a_row(torch.float32)
-    with monkeypatch.context() as others:
-        others.setattr("iteris_core.devices.multiplies_halves", lambda *args: False)
-        before = merged_in_a_row(dtype)
+    before = merged_in_a_row(dtype)
+    place = Workplace.of
+
+    def on_a_gpu(x):
+        return replace(place(x), worn=x.dtype)
+
+    monkeypatch.setattr(Workplace, "of", staticmethod(on_a_gpu))
+    halves = merged_in_a_row(dtype, size)
     for path, delta in wanted.deltas.items():
         off, off_before = (
             (found.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
