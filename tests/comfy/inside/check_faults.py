@@ -294,6 +294,7 @@ def test_a_fault_leaves_the_model_as_it_was_and_the_next_merge_the_same():
     for turn, number in enumerate(numbers):
         name = list(KINDS)[turn % len(KINDS)]
         called = (name, number, *watched.all[number])
+        latent_cache._MEMORIES.clear()  # so that all moments come again
         with comfy_loras.messages() as texts:
             ended_in = end_of(merge, Moments(merge.layers, (number, KINDS[name])))
             assert issubclass(ended_in, KINDS[name].ends_in), called
