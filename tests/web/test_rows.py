@@ -135,6 +135,7 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         strength.press(key)
         assert f"<lora:first:{number}> subject" in text_of(rows)
     strength.blur()
+    rows.settle()  # the frontend notes a key a frame later
     before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
     box = strength.bounding_box()
     x, y = box["x"] + 20, box["y"] + 8
