@@ -115,6 +115,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
+    box.classList.toggle("iteris-reading", !found.length && unread.length > 0); // said where one looks, above the names
     const more = found.length + unread.length - MOST;
     if (more > 0 && found.length >= MOST) rest.replaceChildren(say("more_names", { count: more }));
     else if (unread.length) rest.replaceChildren(say("reading"));
