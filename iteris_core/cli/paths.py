@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,9 +66,9 @@ class Places:
     def _read(self) -> Iterator[tuple[str, Path]]:
         """Yield the inputs that are on this disk."""
         for option, paths in self.inputs.items():
-            for path in map(Path, map(str, filter(None, paths))):
-                if path.exists():
-                    yield option, path
+            for path in map(str, filter(None, paths)):
+                if os.path.exists(path):  # Path.exists raises where a row of prompts is no name
+                    yield option, Path(path)
 
 
 def _with_parents(place: Path) -> tuple[Path, ...]:

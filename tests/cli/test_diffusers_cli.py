@@ -163,6 +163,14 @@ def test_no_input_is_overwritten(world, tmp_path):
         )
 
 
+def test_a_row_may_be_longer_than_a_name_of_a_file(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    rows = ("<lora:one.safetensors> | a cat" + " | ink" * 60, "nowhere")
+    done = iteris(world, "--output", tmp_path / "o.safetensors", rows=rows)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("iteris merge sd15: --lora 2: nowhere: there is no such file")
+
+
 def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_path):
     text = f"{ONE}\n# <lora:nowhere>\n\n{TWO}\n".format(world, world)
     (tmp_path / "rows.txt").write_text(text)
