@@ -89,6 +89,7 @@ def inspect_adapter(path: Path) -> AdapterFacts:
         AdapterError: The file cannot be read at all, takes more than its `budget`, or is a model
             and not an adapter.
     """
+    path = peft.with_name(path)
     folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft.CONFIG_FILE) else path
     if not folder.is_dir():
         with budget(path, path):

@@ -62,6 +62,11 @@ _REFUSED = (
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+def with_name(path: Path) -> Path:
+    """Return a path that ends with a name, also where it was given as ``.`` or ``..``."""
+    return path if path.name.strip(".") else path.resolve()
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return the settings in an adapter's folder.
 
@@ -248,6 +253,7 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
         AdapterError: The folder is incomplete, of another kind or for another base model; names the
             file and what to do.
     """
+    folder = with_name(folder)
     name = folder.name
     settings = read_settings(folder)
     tensors, metadata = read_weights(folder)

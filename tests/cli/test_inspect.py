@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import tiny_language
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
+from iteris_core.files import peft
 from iteris_core.files.inspection import BlockFacts, inspect_adapter
 
 
@@ -92,6 +95,16 @@ def test_a_peft_folder_and_its_weights_file(t5_folder):
     assert facts.peft == {"r": 3, "alpha": 6, "rslora": False}
     assert facts.blocks["decoder.block.1"] == BlockFacts(10, (3, 3))
     assert facts.problems == ()
+
+
+def test_a_peft_folder_is_called_by_its_name_from_inside(t5_folder, monkeypatch):
+    shapes = tiny_language.shapes(tiny_language.t5())
+    for inside, path in (("one", "."), ("one/sub", "..")):
+        (t5_folder / inside).mkdir(exist_ok=True)
+        monkeypatch.chdir(t5_folder / inside)
+        assert inspect_adapter(Path(path)) == inspect_adapter(t5_folder / "one")
+        assert peft.load(Path(path), shapes).name == "one"
+    (t5_folder / "one" / "sub").rmdir()
 
 
 def test_a_peft_adapter_that_would_not_load(t5_folder, tmp_path):
