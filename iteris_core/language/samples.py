@@ -109,7 +109,10 @@ def read_pairs(path: Path, first: str, second: str) -> list[tuple[str, str | Non
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    try:
+        return isinstance(value, str) and bool(value.strip().encode("utf-8"))
+    except UnicodeEncodeError:  # half a character, as JSON's \ud800, which no tokenizer reads
+        return False
 
 
 def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:

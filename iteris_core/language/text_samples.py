@@ -35,6 +35,7 @@ ENCODER_STREAM = "encoder"
 DECODER_STREAM = "decoder"
 IGNORED_LABEL = -100
 _JSON = (".jsonl", ".json", ".ndjson")
+_TABLES = (".csv", ".tsv")
 _IN_ENCODER = re.compile(r"(.*\.)?encoder\..*")
 
 
@@ -102,8 +103,13 @@ def read_texts(path: Path) -> list[TextSample]:
     "target": ...}`` (``.jsonl``).
 
     Raises:
-        CalibrationError: The file cannot be read, or a line of it; names the line.
+        CalibrationError: The file is a table or cannot be read, or a line of it; names the line.
     """
+    if path.suffix.lower() in _TABLES:
+        raise CalibrationError(
+            f"{path}: is a table, whose heading and columns would be read as inputs; write one "
+            'input a line into a .txt, or {"input": "...", "target": "..."} into a .jsonl'
+        )
     if path.suffix.lower() not in _JSON:
         return [TextSample(line) for _, line in read_lines(path, "one input")]
     return [TextSample(text, target) for text, target in read_pairs(path, "input", "target")]

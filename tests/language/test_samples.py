@@ -77,6 +77,8 @@ WRONG_LINES = dict(
         ('["x"]', 'has no text "FIRST"'),
         ('{"FIRST": "x", "SECOND": 1}', 'line 1: "SECOND" is 1, not a text; write one, or leave'),
         ('{"FIRST": "x", "SECOND": ["a"]}', "not a text"),
+        ('{"FIRST": "x\\ud800"}', 'line 1: has no text "FIRST"'),
+        ('{"FIRST": "x", "SECOND": "\\ud800"}', "not a text"),
         ('{"FIRST": "x", "SECOND": " "}', "\"SECOND\" is ' ', not a text"),
     ]
 )
@@ -102,6 +104,12 @@ def test_files_that_are_not_there_are_named(tmp_path):
             read(tmp_path / "nowhere.safetensors")
     with pytest.raises(CalibrationError, match="there are no pictures in this folder"):
         read_images(tmp_path)
+
+
+def test_a_table_is_not_read_as_lines_of_text(tmp_path):
+    (tmp_path / "a.CSV").write_text("input,target\nw1,w2\n")
+    with pytest.raises(CalibrationError, match="a table, whose heading"):
+        read_texts(tmp_path / "a.CSV")
 
 
 @pytest.mark.parametrize(("name", "read"), zip(["a.jsonl", "a.JSONL"], READERS, strict=True))
