@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
+
+from ..version import __version__
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one."
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _iteris(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
 # A command is imported when it is called, since torch takes seconds, and reads its own arguments.
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 

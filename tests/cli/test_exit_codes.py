@@ -12,6 +12,7 @@ from demo import command
 from demo.run import InputError
 from demo.server import ServerError
 from iteris_core.cli import main
+from iteris_core.version import __version__
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,11 @@ def test_an_installed_copy_without_the_demo_says_so(tmp_path, monkeypatch):
         f"iteris demo: needs a clone of the repository, and {tmp_path} has no demo/. Clone it, "
         "then pip install -e .[demo] in it\n"
     )
+
+
+def test_the_version_is_told():
+    done = CliRunner().invoke(main.app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"{__version__}\n")
 
 
 def test_the_list_of_commands_waits_for_no_torch():
