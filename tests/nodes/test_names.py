@@ -1,6 +1,7 @@
 """Names of LoRAs, places to save to."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,11 @@ def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(tmp_path):
         ("styles/ink", "styles/ink"),
         ("loras\\styles\\ink", "styles/ink"),
         ("loras/styles/../a", "a"),
+        ("%year%/%date:d.M.yy_hh-mm%_100%", "2026/9.3.26_14-05_100%"),
     ],
 )
-def test_a_name_is_the_one_in_lists_of_loras(tmp_path, name, path):
+def test_a_name_is_the_one_in_lists_of_loras(tmp_path, monkeypatch, name, path):
+    monkeypatch.setattr(time, "localtime", lambda: time.strptime("9.3.2026 14:5", "%d.%m.%Y %H:%M"))
     assert path_to_save(tmp_path, name) == tmp_path / "loras" / f"{path}.safetensors"
 
 
@@ -63,6 +66,9 @@ def test_a_name_is_the_one_in_lists_of_loras(tmp_path, name, path):
         ("loras/" + "a" * 300, "is 312 bytes long, and 255 is the most"),
         ("loras/a\0b", "has a control character in it"),
         ("loras/\ud800", "has half a character in it"),
+        ("a_%date%", "%date% has no value in the name of a merge; %year%, "),
+        ("%Empty Latent Image.width%", "%Empty Latent Image.width% has no value"),
+        ("%date:hh:mm%", "which Windows does not allow"),
         ("loras/CON", "'CON.safetensors' is the name of a device on Windows"),
     ],
 )
