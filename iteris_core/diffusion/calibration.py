@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..errors import CalibrationError, ConfigError
+from ..files.trigger_words import has_words
 from ..settings import MOST_SEEDS, Texts, called, setting_to, settings
 from .captions import (
     COMPANIONS,
@@ -320,12 +321,13 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
     in company of ordinary things.
 
     Raises:
-        CalibrationError: No prompt, or an empty one.
+        CalibrationError: No prompt, or one without words.
     """
     prompts = lora.prompts
-    if not prompts or not all(prompt.strip() for prompt in prompts):
+    if not prompts or not all(map(has_words, prompts)):
         raise CalibrationError(
-            "a prompt is empty; write at least one that contains the LoRA's trigger words"
+            "a prompt is empty, or of punctuation only; write at least one that contains "
+            "the LoRA's trigger words"
         )
     chance = random.Random(seed)
     starts = staggered(len(prompts))

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AdapterError, CalibrationError
+from ..settings import shown
 from .adapter_kinds import DOWN, grouped
 from .families import Family, base_family, model_family
 from .limits import (
@@ -141,7 +143,7 @@ _TAGS_IN_A_CAPTION = 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _PUNCTUATION = ".,;:!?()[]{}<>\"'"
-_NO_PHRASES = ("", "none", "null", "n/a", "-")  # what programs write where the author wrote nothing
+_NO_PHRASES = ("none", "null", "n/a")  # what programs write where the author wrote nothing
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,14 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
         kind: One of `TEMPLATES`.
 
     Raises:
-        CalibrationError: Trigger words are needed, and the file names none.
+        CalibrationError: A prompt without words; or trigger words are needed, and the file names
+            none.
     """
+    if empty := next((prompt for prompt in prompts if not has_words(prompt)), None):
+        raise CalibrationError(
+            f"{name}: the prompt {shown(empty)} has no words in it. Write what you would type to "
+            "use this LoRA, such as 'a photo of sks dog', or remove the prompt"
+        )
     if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
         return tuple(prompts)
     if not found.triggers:
@@ -229,7 +237,12 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
 
 def _is_phrase(text: str) -> bool:
     """Whether a text can be a trigger word; see `limits` for its length."""
-    return len(text) <= WORD_CHARACTERS and text.lower() not in _NO_PHRASES
+    return len(text) <= WORD_CHARACTERS and text.lower() not in _NO_PHRASES and has_words(text)
+
+
+def has_words(text: str) -> bool:
+    """Whether a text holds more than blanks and punctuation; emoji count as words."""
+    return any(unicodedata.category(character)[0] not in "ZCP" for character in text)
 
 
 def _listed(text: str) -> tuple[str, ...]:

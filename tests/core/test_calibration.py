@@ -60,8 +60,10 @@ def test_company_is_put_beside_the_bare_subject():
 
 
 def test_empty_prompts_are_refused():
-    for prompts in ([], [""], ["<a>", "  \n"]):
-        with pytest.raises(CalibrationError, match="a prompt is empty; write at least one that"):
+    for prompts in ([], [""], ["<a>", "  \n"], [", ."]):
+        with pytest.raises(
+            CalibrationError, match=r"a prompt is empty, or .*; write at least one that"
+        ):
             own_captions(use("a", prompts), Calibration(), 0)
 
 

@@ -30,6 +30,7 @@ FOUND = [  # metadata, source, trigger words, all words
     ),
     ({TRAINED: '["ohwx man", "red coat"]'}, TRAINED, "ohwx man|red coat", "ohwx man|red coat"),
     ({"trainedWords": "ohwx, , red coat,"}, TRAINED, "ohwx|red coat", "ohwx|red coat"),
+    ({PHRASE: ", .", TRAINED: '["!?", "-", "🐱"]'}, TRAINED, "🐱", "🐱"),
     ({PHRASE: "None", TRAINED: '["none", "ohwx"]'}, TRAINED, "ohwx", "ohwx"),
     ({BY_TAGS: TAGS}, BY_TAGS, "sks dog", "sks dog|grass|smile"),
     (of_tags(**{"5_images": {"b": 1, "a": 4}}), BY_TAGS, "a", "a|b"),
@@ -75,3 +76,5 @@ def test_a_file_that_names_no_trigger_words_says_what_to_type():
         said = rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
         with pytest.raises(CalibrationError, match=said):
             fill_in("cat.safetensors", prompts, TriggerWords(), "subject")
+    with pytest.raises(CalibrationError, match=r"cat: the prompt ', \.' has no words in it"):
+        fill_in("cat", ["a cat", ", ."], TriggerWords(), "subject")
