@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TRIGGER = "{trigger}"
 # A name may begin with a drive of Windows.
 TAG = re.compile(r"<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
+_NAME_OF_SIGNS = re.compile(r"<lora:[^:>\n]*<", re.IGNORECASE)
 # One word after the tag; a value may be in quotes. Each place is looked at once.
 _WORD = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s|"])+')
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
@@ -272,6 +273,11 @@ def _rows_in(line: str) -> Iterator[Row]:
     while tag := TAG.match(line, end):
         tags.append(tag)
         end = _after_spaces(line, tag.end())
+    if _NAME_OF_SIGNS.match(line):
+        raise ConfigError(
+            f"{_first_word(line)} has a < in the name of a LoRA. Rows cannot name a file with <, > "
+            f"or : in its name; rename the file. A row is written as in {_EXAMPLE}"
+        )
     if not tags:
         raise ConfigError(
             f"it begins with {_first_word(line)}; write a LoRA first, such as {_EXAMPLE}, or "

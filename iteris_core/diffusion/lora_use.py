@@ -433,7 +433,8 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
     used = [lora for lora in loras if not lora.adapter.is_idle]
     if not used:
         raise AdapterError(
-            "none of the LoRAs changes anything: every strength is 0, or the files hold no weights"
+            "none of the LoRAs changes anything: every strength is 0, or the strengths of a LoRA "
+            "given several times cancel out, or the files hold no weights"
         )
     uses = own_names([lora.use for lora in used])
     return [replace(lora, use=use) for lora, use in zip(used, uses, strict=True)]

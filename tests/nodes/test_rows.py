@@ -54,6 +54,13 @@ def test_what_is_no_row_is_named(example):
         read_rows(example["text"], "loras")
 
 
+def test_a_name_that_looks_like_a_row_is_told_to_be_renamed():
+    with pytest.raises(
+        ConfigError, match=r"line 1: '<lora:<lora:x:1>:1>' has a <.*rename the file"
+    ):
+        read_rows("<lora:<lora:x:1>:1>", "loras")
+
+
 @pytest.mark.parametrize("example", TABLE["unchosen"], ids=lambda example: example["text"][:40])
 def test_a_row_without_a_file_is_told_to_choose_one(example):
     place = f"^loras, line {example['line']}: no file yet. Choose one"
