@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..errors import CalibrationError, ConfigError
-from ..files.trigger_words import has_words
 from ..settings import MOST_SEEDS, Texts, called, setting_to, settings
 from .captions import (
     COMPANIONS,
@@ -323,6 +322,8 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
     Raises:
         CalibrationError: No prompt, or one without words.
     """
+    from ..files.trigger_words import has_words  # the pack is imported without what reads files
+
     prompts = lora.prompts
     if not prompts or not all(map(has_words, prompts)):
         raise CalibrationError(
