@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iteris_core import MergeConfig, Network, Sample, Task
-from iteris_core.algebra.products import _BLOCK_ON_GPU
+from iteris_core.algebra.products import _BLOCK_ON_GPU, TOKENS_PER_PRODUCT
 from iteris_core.diffusion.cost import PCIE, Cost, cost_of
 from iteris_core.engines.counted_tokens import tokens_read
 from iteris_core.engines.measure import _can_derive
@@ -43,7 +43,6 @@ START = 8e-6  # seconds to start an operation
 IN_SOLVE, IN_HOOKS = 440, 25
 # A cut's products with the answer, and their columns besides its rank.
 PRODUCTS_OF_CUT, PROBES = 9, 16
-TOKENS_ADDED_AT_ONCE = 2048
 DOUBLE = 8  # bytes
 
 
@@ -206,7 +205,7 @@ def sums_of(layer: Layer, card: Card) -> Work:
         with_float32(layer.d_out, 2)  # the drift
         with_float32(layer.d_out, 2)  # its sum
         sums += d_in * layer.d_out
-    work.bytes += sums * math.ceil(tokens / TOKENS_ADDED_AT_ONCE) * (2 * DOUBLE + 4)
+    work.bytes += sums * math.ceil(tokens / TOKENS_PER_PRODUCT) * (2 * DOUBLE + 4)
     return work
 
 
@@ -270,9 +269,9 @@ def saved_by_two(merge: Reckoned, card: Card) -> float:
     that can be solved side by side: those whose sums follow from one input.
     """
     groups: dict[int, list[float]] = defaultdict(list)
+    starts = START * IN_SOLVE
     for i, layer in enumerate(merge.layers):
         group = layer.reads if layer.derives else -i
-        starts = START * IN_SOLVE
         groups[group].append(starts + solve_of(layer, card, merge.cost.tasks).seconds(card))
     return sum(min(sum(part[::2]), sum(part[1::2])) for part in groups.values())
 

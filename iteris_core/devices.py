@@ -280,9 +280,9 @@ def share_out(
     """
     used = _USED * free
 
-    def working(samples: int) -> float:
+    def working(running: int) -> float:
         """Return the bytes of a layer and of samples that run, which do not run in its solve."""
-        return layer.sums + max(layer.solve, takes(samples))
+        return layer.sums + max(layer.solve, takes(running))
 
     sizes = range(most, 0, -1)
     waiting = _WAITS * takes(samples)

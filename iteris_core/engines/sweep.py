@@ -25,7 +25,7 @@ from ..errors import CalibrationError
 from ..rows.chunks import Block, Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
-from ..rows.wearing import Worn, dress, layer_hooks, worn_at
+from ..rows.wearing import Worn, as_worn, dress, layer_hooks, worn_at
 from ..settings import called, called_value
 from .common import (
     check_all_reached,
@@ -250,7 +250,7 @@ class _Sweep:
         stop.measurement.add_up(counts=self.counts)
         with self.problem.processes.together():  # so that a layer is solved in all, or in none
             solved = stop.measurement.solve(self.solver_at(path))
-            merged = solved.saved.to(device=place.device, dtype=place.worn)
+            merged = as_worn(solved.saved, place)
         self._keep(merged)
         stop.worn = replace(stop.worn, merged=merged)
         stop.measurement = None  # one layer's sums at a time

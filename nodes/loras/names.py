@@ -11,13 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...iteris_core import IterisError
+from ...iteris_core.diffusion.lora_rows import TAG
 from ...iteris_core.diffusion.lora_use import MOST_LORAS
 from ...iteris_core.settings import shown
 
 _SHOWN = 20  # names in an error
 _MOST_CHARACTERS = 200  # of a name that is compared with others
-# A LoRA in a text, as in the rows of this pack.
-_TAG = re.compile(r"<lora:([^<>:]{1,255})")
 # What ComfyUI replaces in the names of its own files: its page the first, its server the others.
 _DATE = re.compile(r"%date:([^%]+)%")
 _NOW = {
@@ -79,10 +78,11 @@ def files_named(texts: Iterable[str], names: Sequence[str]) -> list[str]:
     for text in texts:
         found.add(text)
         for line in text.splitlines() if "<lora:" in text else ():
-            tagged |= set(() if line.lstrip().startswith("#") else _TAG.findall(line))
+            if not line.lstrip().startswith("#"):
+                tagged |= {name for tag in TAG.finditer(line) if (name := tag[1].strip())}
     for name in sorted(tagged)[:MOST_LORAS]:
         with suppress(IterisError):
-            found.add(find_name(name.strip(), names))
+            found.add(find_name(name, names))
     return sorted(found & set(names))
 
 

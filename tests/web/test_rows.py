@@ -210,16 +210,21 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
         rows.page.unroute(route)
 
 
-def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_once(rows, picture):
-    files = [f"{name}.safetensors" for name in ("first", *UNSEEN, "third")]
-    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+def load_merge_on_a_model(frontend, name):
+    """Load a merge without rows on a checkpoint that the server knows as SD1.5."""
     fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
-    rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
+    frontend.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
     checkpoint = {"ckpt_name": "checkpoint.safetensors"}
     workflow = merge_of("", model=["2", 0], clip=["2", 1])
     workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
-    rows.load(workflow, "rows_of_a_model")
-    rows.show(MERGE, left=600, top=150)
+    frontend.load(workflow, name)
+    frontend.show(MERGE, left=600, top=150)
+
+
+def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_once(rows, picture):
+    files = [f"{name}.safetensors" for name in ("first", *UNSEEN, "third")]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    load_merge_on_a_model(rows, "rows_of_a_model")
     slow = []
 
     def wait(route):
@@ -252,13 +257,7 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
 
 
 def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
-    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
-    page_of_rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
-    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
-    workflow = merge_of("", model=["2", 0], clip=["2", 1])
-    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
-    page_of_rows.load(workflow, "keys")
-    page_of_rows.show(MERGE, left=600, top=150)
+    load_merge_on_a_model(page_of_rows, "keys")
     page, keys = page_of_rows.page, page_of_rows.page.keyboard
 
     def focused():
