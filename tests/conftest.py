@@ -14,9 +14,7 @@ SLOW = ("host", "comfy")  # tests/web has some that are quick
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Do not import a file all of whose tests are left out: diffusers and transformers take
-    seconds.
-    """
+    """Do not import a file all of whose tests are left out: diffusers takes seconds."""
     left_out = [] if "nightly" in config.option.markexpr else ["nightly"]
     left_out += ["slow"] * ("not slow" in config.option.markexpr)
     if "slow" in left_out and collection_path.parent.name in SLOW:
@@ -30,9 +28,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Let one process run the tests of a file, or all that share a ComfyUI server. (pytest-xdist's own
-    `loadgroup` does nothing with pytest 9.2.)
-    """
+    """Let one process run the tests of a file, or of a server; `loadgroup` does nothing in pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
@@ -51,9 +47,7 @@ def pytest_itemcollected(item):
 
 @pytest.hookimpl(trylast=True)  # tests/web has marked its tests by then
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `nightly`, unless `-m` speaks of it, and begin with what takes longest:
-    two processes that take files from one list end at about the same time.
-    """
+    """Leave out `nightly`, unless `-m` speaks of it, and begin with what takes longest."""
     if "nightly" not in config.option.markexpr:
         nightly = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=nightly)

@@ -94,7 +94,6 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def of_file(path: Path) -> dict[str, str]:
-    """Return key -> digest of a safetensors file's tensors, and its metadata."""
     with safe_open(path, "pt") as file:
         found = {key: digest(file.get_tensor(key)) for key in sorted(file.keys())}
         metadata = file.metadata() or {}
@@ -215,7 +214,6 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def demo(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """What `iteris demo` merges, in a ComfyUI of its own."""
     iteris("demo", "--output", scratch / "demo")
     yield "iteris demo", of_file(scratch / "demo" / "merged.safetensors")
 
@@ -229,7 +227,6 @@ def fingerprints(*, with_demo: bool) -> dict[str, dict[str, str]]:
 
 
 def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> list[str]:
-    """Return what differs, a line each."""
     lines = []
     for merge_name, expected in before.items():
         found = after.get(merge_name)
@@ -245,7 +242,6 @@ def compare(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]])
 
 
 def is_wanted(merge_name: str, key: str) -> bool:
-    """Whether a key is to differ from what was recorded."""
     return key in WANTED and merge_name.startswith(WANTED[key])
 
 

@@ -68,9 +68,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PAT
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Yield the dotted names that a module of a package imports, wherever in it; names of this
-    project after a dot: ``.nodes.host`` is ours, ``nodes`` is not.
-    """
+    """Yield what a module imports, wherever in it; ``.nodes.host`` is ours, ``nodes`` is not."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -90,7 +88,6 @@ LIBRARIES = {name: {found.partition(".")[0] for found in all_} for name, all_ in
 
 
 def ours(name: str) -> set[str]:
-    """Return the modules of this project that a module imports."""
     found = set()
     for reached in IMPORTS[name]:
         module = reached[1:] if reached.startswith(".") else ""

@@ -26,7 +26,6 @@ PAGES = pages()
 
 
 def anchors_of(text: str) -> set[str]:
-    """Return the headings of a page as GitHub links to them."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

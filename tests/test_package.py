@@ -1,6 +1,4 @@
-"""What the package says about itself: its version, what it needs, how it is published, and the
-examples in its docstrings.
-"""
+"""What the package says about itself, and the examples in its docstrings."""
 
 import doctest
 import importlib

@@ -58,7 +58,6 @@ ROWS = [
 
 
 def write(path, rows):
-    """Write rows in the format of the file's name."""
     if path.suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     elif path.suffix == ".json":

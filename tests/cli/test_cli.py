@@ -21,7 +21,6 @@ GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
 def in_process(*arguments):
-    """Run the command in this process; another one takes seconds to import its libraries."""
     return CliRunner().invoke(
         app,
         list(map(str, arguments)),
@@ -191,8 +190,6 @@ def test_errors_are_one_line_and_exit_code_2(t5_folder, texts, tmp_path):
         assert done.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
-
-# --- places that cannot be written to ---
 
 BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x"]
 

@@ -1,6 +1,4 @@
-"""`iteris demo` as a user calls it: the whole command with a real server, and what it says to bad
-input.
-"""
+"""`iteris demo` as a user calls it, with a real server, and what it says to bad input."""
 
 import contextlib
 import json
@@ -23,9 +21,7 @@ ROW = re.compile(r"[│|] (all stacked|the merge)\W+(\d+)\W+(\d+)\W+(\d+)")
 
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
-    """Start `iteris demo`; the server's files go under `temporary`, by which its process can be
-    recognised.
-    """
+    """Start `iteris demo`, whose server's files go under `temporary`: by them its process is known."""
     python = os.environ.get(
         "ITERIS_DEMO_PYTHON", sys.executable
     )  # CI has one with the newest packages
@@ -41,9 +37,7 @@ def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[st
 
 
 def servers(temporary: Path) -> list[psutil.Process]:
-    """Return the processes whose command line names a path under `temporary`, other than the demo
-    itself.
-    """
+    """Return the servers that have files under `temporary`."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []

@@ -15,7 +15,6 @@ MAIN = f"{server.WHEEL_FOLDER}main.py"
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that is pip's only index."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
@@ -26,7 +25,6 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def wheel(index):
-    """A wheel of the right name and version, with a ComfyUI of nobody's."""
     about = f"{NAME}.dist-info"
     files = {
         MAIN: "print('hello')",

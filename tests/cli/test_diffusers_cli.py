@@ -1,6 +1,4 @@
-"""The commands `iteris merge sd15` and `sdxl` on tiny random pipelines, and their files in
-diffusers.
-"""
+"""`iteris merge sd15` and `sdxl` on tiny random pipelines, and their files in diffusers."""
 
 import hashlib
 import json
@@ -36,9 +34,7 @@ CALIBRATION = Calibration(
 
 
 def complaints(done):
-    """Return what stderr says besides what the report says, too: random LoRAs of a random model may
-    well fail each other.
-    """
+    """Return what only stderr says: random LoRAs of a random model may well fail each other."""
     return [line for line in done.stderr.splitlines() if line not in done.stdout.splitlines()]
 
 
@@ -46,9 +42,7 @@ WANTED = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
 
 
 def make_world(host, folder, wanted=WANTED):
-    """Save a pipeline's folder, the same as one file, and LoRAs `one` and `two`; `two` names its
-    trigger words.
-    """
+    """Save a pipeline's folder, the same as one file, and two LoRAs, of which one has trigger words."""
     tiny_diffusers.save_folder(host, folder / "base")
     tiny_diffusers.save_checkpoint(host, folder / "base.safetensors")
     save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), folder / "one.safetensors")

@@ -1,6 +1,4 @@
-"""`iteris demo` ends as the other commands do: exit code 2 for whatever a user's files, options or
-server can cause.
-"""
+"""`iteris demo` ends as the other commands do: with 2 for whatever its user can cause."""
 
 import subprocess
 import sys

@@ -1,6 +1,4 @@
-"""A command on local files asks nothing of the outside: no connection, no name, no other program, no
-pickle.
-"""
+"""A command on local files opens no connection, no other program and no pickle."""
 
 import json
 import os
@@ -36,7 +34,6 @@ print(len(asked))
 
 
 def python(*arguments):
-    """Return what a process prints last, which is JSON."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS / "support")])}
     environment |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}

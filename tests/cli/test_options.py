@@ -40,7 +40,6 @@ class Every:
 
 
 def run(*arguments, default=None, start=options.as_they_are):
-    """Return what a command gets of these arguments, and what typer says of it."""
     seen = []
 
     @options.command("toy", "none", start=start, every=default or Every())

@@ -23,7 +23,6 @@ WORKFLOW = {
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Run a workflow with options, and return it as a server would get it; `tests/host` has one."""
     spec = importlib.util.spec_from_file_location("run_workflow", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,6 +1,4 @@
-"""Checks with ComfyUI's own classes, its own loader of LoRAs and its own sampler; each file of `inside` in a
-process of its own. Some families are checked with every change, the others nightly.
-"""
+"""Checks with ComfyUI's own classes, each file of `inside` in a process of its own."""
 
 import pytest
 from comfy_families import LAYERS, TRAINED
@@ -8,14 +6,12 @@ from comfy_process import check_inside
 
 
 def checked(names, with_every_change):
-    """Return parameters, of which only some are checked with every change."""
     nightly = pytest.mark.nightly
     return [pytest.param(n, marks=() if n in with_every_change else nightly) for n in names]
 
 
 @pytest.mark.parametrize("family", checked(LAYERS, ("SD1.5", "Flux.1")))
 def test_family(family):
-    """A UNet, and one with fused weights."""
     check_inside("families", family)
 
 

@@ -6,5 +6,4 @@ import pytest
 
 @pytest.fixture
 def host():
-    """A Stable Diffusion of two tiny networks."""
     return fake_host.FakeHost()

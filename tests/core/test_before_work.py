@@ -20,8 +20,6 @@ SCENES = {"scene_weight": 0.3, "scene_prefix_share": 0.0}
 
 
 class Idle(FakeHost):
-    """A host whose models must not run."""
-
     @contextmanager
     def _part(self, name, model, forward):
         raise AssertionError(f"{name} was opened")

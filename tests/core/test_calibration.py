@@ -24,8 +24,6 @@ from iteris_core.diffusion.held_out import make_check_plans
 from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.files.families import FAMILIES
 
-# --- captions ---
-
 
 @given(
     runs=st.integers(1, 60),
@@ -85,8 +83,6 @@ def test_the_last_ordinary_captions_are_left_to_the_check_but_never_many():
     *_, base = make_check_plans([use("a", ["x"])], few)
     assert base.captions == ("four",) * 4, "the check reads none that the merge has read"
 
-
-# --- which latents are kept ---
 
 schedules = st.integers(1, 40).flatmap(
     lambda steps: st.tuples(st.integers(1, max(20, steps)), st.just(steps))
@@ -150,9 +146,6 @@ def test_what_is_chosen_goes_along_with_neither_noise_nor_company(runs, timestep
     assert abs(sum(of_company) - len(of_company) / 2) <= 2
 
 
-# --- noise and sampling ---
-
-
 def test_noise_is_standard_normal_and_belongs_to_its_seed():
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -178,9 +171,6 @@ def test_trajectories_follow_the_exact_ones_of_a_gaussian():
         ]
         errors.append(max(off).item())
     assert errors[0] / errors[1] == pytest.approx(2.0, rel=0.1)  # Euler's method is of first order
-
-
-# --- settings ---
 
 
 REFUSED = [

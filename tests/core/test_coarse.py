@@ -42,7 +42,6 @@ def layer_of(config, shape=(70, 90), tokens=400):
 
 
 def both(layer):
-    """Return the layer's solutions by float32 and by float64."""
     return [
         solve_layer(replace(layer, config=replace(layer.config, factorisation=precision)))
         for precision in ("float32", "float64")
@@ -50,9 +49,7 @@ def both(layer):
 
 
 def excess(layer, delta):
-    """Return the objective of a delta above that of the uncut optimum, relative to what the
-    optimum does.
-    """
+    """Return a delta's objective above the uncut optimum's, relative to what the optimum does."""
     lambdas = layer.lambdas()
     matrix = layer.normal_matrix(lambdas)
     sides = right_sides(layer, lambdas)

@@ -1,6 +1,4 @@
-"""How a device's memory is shared out between calls, the sums of a layer, and samples that wait; by the
-command line as by the node.
-"""
+"""How a device's memory is shared out between calls, sums, and samples that wait."""
 
 import weakref
 from dataclasses import replace

@@ -1,6 +1,4 @@
-"""A whole Stable Diffusion merge on a host of two tiny networks: a text encoder, and a UNet with
-cross-attention.
-"""
+"""A whole Stable Diffusion merge on a host of two tiny networks."""
 
 import json
 from dataclasses import replace
@@ -35,9 +33,6 @@ NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
 PRESERVE = Calibration(
     **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
 )
-
-
-# --- one LoRA, or as good as one ---
 
 
 def test_the_same_lora_twice_merges_to_itself(host):
@@ -93,9 +88,6 @@ def test_a_preview_runs_no_model_and_says_so(host):
         Job.of(host, [subject, style], polished, settings)
 
 
-# --- what teacher and student read ---
-
-
 def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(host):
     loras = [
         host.lora("both"),
@@ -140,9 +132,6 @@ def test_text_only_loras_need_no_sampling(host):
     assert {stage for stage, *_ in stages} == {"Text encoder"}
     assert host.unet_batches == []
     assert set(result.adapter.deltas) == {"te.q", "te.v", "te.out"}
-
-
-# --- latents ---
 
 
 def test_latents_come_from_each_teachers_own_guided_sampling(host):
@@ -212,7 +201,6 @@ def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share
 
 
 def test_the_number_of_rows_in_a_call_does_not_matter(host):
-    """Also of captions of different lengths."""
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog", "<y> house"])]
     calibration = Calibration(**SMALL, composition_share=0.5, preserve_captions=("a street",))
     configs = [MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (1, 100)]
@@ -221,9 +209,7 @@ def test_the_number_of_rows_in_a_call_does_not_matter(host):
 
 
 def test_tokens_of_a_repeated_context_count_once(host):
-    """At keys of cross-attention, whose inputs are the contexts, in a merge that leaves the text
-    encoder alone.
-    """
+    """At keys of cross-attention, whose inputs are the contexts."""
     lora = host.lora("a", ("unet",))
     calibration = Calibration(
         **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
@@ -268,9 +254,6 @@ def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
     assert host.largest_error(other.adapter, first.adapter) > 1e-4
 
 
-# --- progress, cancelling, report ---
-
-
 def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
     loras = [host.lora("a"), host.lora("b")]
@@ -283,11 +266,7 @@ def test_only_one_part_of_the_model_is_open_at_a_time(host):
     assert host.hooks() == 0
 
 
-# --- a size for both parts ---
-
-
 def sized(rank_of_text, rank_of_unet, layers=(12, 40), d=64):
-    """Return adapters' text part, UNet part and both, of these ranks."""
     deltas = [
         {
             f"{part}.{n}": LowRankDelta(torch.zeros(d, rank), torch.zeros(rank, d))
@@ -318,14 +297,9 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
         assert sum(shares) >= over - 2  # what is left of a division
 
 
-# --- what is told before it starts ---
-
-
 @pytest.fixture
 def foreseen(host, monkeypatch):
-    """Return a function that merges with room for so many bytes of waiting samples, and returns
-    (notes, batches of the UNet before its rows were counted); the CPU counts as a device.
-    """
+    """Return a function that merges with room for so many waiting bytes, and tells what was foreseen."""
 
     def counted(network, row, paths, samples, room, config):
         before.append(len(host.unet_batches))
@@ -356,9 +330,6 @@ def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen,
     assert foreseen(1 << 30)[0] == []  # where all rows have room
 
 
-# --- out of memory ---
-
-
 def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, monkeypatch):
     on_the_cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."
     for error in (torch.OutOfMemoryError("full"), RuntimeError(on_the_cpu), MemoryError()):
@@ -368,7 +339,6 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, m
 
 
 def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host, monkeypatch):
-    """Where no LoRA changes the text encoder."""
     loras = [host.lora("a", parts=("unet",)), host.lora("b", parts=("unet",))]
     expected = merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(EXACT))).adapter
     sizes = []

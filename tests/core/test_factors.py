@@ -102,9 +102,7 @@ def test_kinds_of_the_host_get_their_delta_from_it():
 
 
 def peft_dora_layer(layer, rank, **options):
-    """Return a trained-looking DoRA of PEFT's own: its state dict's tensors, and the weight that
-    PEFT merges it into.
-    """
+    """Return the tensors of a trained-looking DoRA of PEFT's own, and the weight it merges them into."""
     peft = pytest.importorskip("peft")
 
     model = peft.get_peft_model(

@@ -14,7 +14,6 @@ from iteris_core.files.families import (
 
 
 def tensors(*bases, d_out=8, d_in=8):
-    """Return factors at these bases, without content."""
     made = {}
     for base in bases:
         made[f"{base}.lora_down.weight"] = torch.empty(4, d_in, device="meta")

@@ -17,7 +17,6 @@ def outputs(net, adapters, mix, rows):
 
 
 def mean_error(teacher, student, reference):
-    """Return the mean relative error over rows, each of them a run."""
     errors = [
         ((s - t).norm() / (t - r).norm()).item()
         for t, s, r in zip(teacher, student, reference, strict=True)

@@ -1,6 +1,4 @@
-"""Safetensors files: broken ones are refused with the reason, and what is written is what the library
-writes, in an order that is fixed.
-"""
+"""Safetensors files: broken ones are refused, and what is written is what the library writes."""
 
 import json
 import os
@@ -121,8 +119,6 @@ def test_a_file_is_known_by_its_hash(tmp_path):
         sha256(path.with_name("gone.safetensors"))
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
-
-# --- writing ---
 
 NAMES = ["b", "a.lora_up.weight", "é", "line\n", "\x7f", "a"]
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.bool)

@@ -29,7 +29,6 @@ def gains(net, adapters, tasks, merged):
 
 
 def shrunk(kind):
-    """A merge that a large ridge and a task that keeps the base model shrink."""
     net = toy.build(kind)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = toy.own_tasks(net, adapters)

@@ -30,9 +30,7 @@ def read_peft(folder: Path) -> Adapter:
 
 
 class Golden:
-    """One folder: the model, the tasks, the official settings, and the official deltas per
-    iteration.
-    """
+    """One folder: the model, the tasks, the settings, and the official deltas of each iteration."""
 
     def __init__(self, name: str):
         folder = GOLDEN / name
@@ -75,9 +73,7 @@ class Golden:
         return merge(network, self.adapters, self.tasks, config)
 
     def largest_error(self, result, iteration: int) -> float:
-        """Return the largest relative error over the encoder's layers; where the base is in the
-        target, of base + delta.
-        """
+        """Return the largest relative error of a layer; of base + delta where the target has the base."""
         errors = []
         for path in result.adapter.deltas:
             expected = self.tensors[f"iter{iteration}.{path}.delta"]
@@ -129,8 +125,6 @@ def test_layers_in_groups_give_the_same_iterations(golden):
 
 
 def test_iterating_stops_at_the_longest_path(golden):
-    """Two layers of self-attention with q, k, v, o: four different inputs, so solve number four
-    settles all.
-    """
+    """Two layers of q, k, v, o have four different inputs, so that solve number four settles all."""
     case = golden["three_tasks_qkvo"]
     assert len(case.merge(engine="iterate", max_iter=10).report.changes) == 4

@@ -45,9 +45,7 @@ def check_of(host, loras, calibration=CALIBRATION, **more):
 
 
 def measured_rows(host, plans):
-    """Return what the UNet was asked last, in one batch: for each plan and each of its three mixes
-    the rows, as stacked arguments. Halves of one picture share all rows but their teachers'.
-    """
+    """Return what the UNet was asked last: rows of each plan and mix; halves share theirs."""
     asked = iter(host.unet_batches[-1])
     known = {}
     found = []
@@ -159,7 +157,6 @@ def test_figures_are_those_of_patched_models(host, merged):
 
 
 def captions_of(loras, plan):
-    """Return the captions that the teacher, the merged model and the reference may read."""
     if isinstance(plan, TogetherPlan):
         met = [half.both for half in plan.halves]
         assert all(

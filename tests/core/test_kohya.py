@@ -1,6 +1,4 @@
-"""LoRA files: every spelling of a key, alpha / rank, 1x1 convolutions, the way back, and what is
-refused.
-"""
+"""LoRA files: every spelling of a key, alpha / rank, the way back, and what is refused."""
 
 import re
 from dataclasses import replace
@@ -31,7 +29,6 @@ TEXT = "lora_te_text_model_encoder_layers_0_q_proj"
 
 
 def factors(base=UNET, rank=2, shape=(6, 4), alpha=None, kernel=()):
-    """Return a pair as kohya's trainers write it."""
     tensors = {
         f"{base}.lora_up.weight": torch.randn(shape[0], rank, *kernel),
         f"{base}.lora_down.weight": torch.randn(rank, shape[1], *kernel),
@@ -101,9 +98,6 @@ def test_a_tensor_of_unknown_meaning_beside_known_ones_is_refused_by_name():
         said = f"file: '{re.escape(base)}.{re.escape(ending)}' changes what .* an unknown kind"
         with pytest.raises(AdapterError, match=said):
             parse({f"{base}.{ending}": torch.zeros(1), **factors(base)})
-
-
-# --- and back ---
 
 
 NAMELESS = {
@@ -208,9 +202,6 @@ def test_a_file_in_the_models_own_names():
     own = replace(keys, module_of_base={"diffusion_model.unet.q": "unet.q"})
     read = kohya.parse("x", {k: v for k, v in tensors.items() if "lora" in k}, own)
     assert torch.equal(read.deltas["unet.q"].dense(), delta.dense())
-
-
-# --- what is refused ---
 
 
 def test_a_wrong_shape_names_both_families():

@@ -1,6 +1,4 @@
-"""Workers that wait for each other: order, disagreement, exceptions, and the state that each of
-them sees.
-"""
+"""Workers that wait for each other: their order, and the state that each of them sees."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor

@@ -15,9 +15,7 @@ TRIGGERS = TriggerWords(("sks cat",), ("sks cat",), "modelspec.trigger_phrase")
 
 
 def test_one_content_is_one_lora_at_the_sum_of_the_strengths():
-    """Two files of one content, and a third one; one that is off adds neither prompts nor
-    weight.
-    """
+    """One that is off adds neither prompts nor weight."""
     cat, dog = each_once(
         [
             use(
@@ -73,9 +71,6 @@ def test_a_lora_without_strength_needs_no_prompts():
     assert with_prompts(idle, TriggerWords()) is idle
     with pytest.raises(CalibrationError, match="has no prompts"):
         with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())
-
-
-# --- what a prompt is about ---
 
 
 SUBJECTS = {  # prompt -> the phrase with "sks" in it

@@ -21,9 +21,7 @@ WIDTH = 12
 
 
 def one_layer(inputs, downs, weights=None, **settings):
-    """Merge LoRAs of one layer, each with its own (samples, tokens, WIDTH) inputs; return the
-    merged delta, dense, the report, and the LoRAs' deltas.
-    """
+    """Merge LoRAs of one layer, each on its own inputs; return the delta, the report, and theirs."""
     chance = torch.Generator().manual_seed(1)
     layer = nn.Linear(WIDTH, WIDTH).requires_grad_(False).to(inputs[0].dtype)
     adapters = [
@@ -42,16 +40,12 @@ def one_layer(inputs, downs, weights=None, **settings):
 
 
 def done(found, delta, x):
-    """Return how much of a LoRA a merged delta does on inputs."""
     taught = x @ delta.T
     return ((x @ found.T * taught).sum() / taught.square().sum()).item()
 
 
 def notes(report):
     return " ".join(note.text for note in report.notes)
-
-
-# --- tasks of which few tokens have a weight ---
 
 
 @pytest.mark.parametrize("weighted", [8, 200])
@@ -79,9 +73,6 @@ def test_a_task_without_a_say_is_said():
     assert not report.notes
 
 
-# --- LoRAs that hardly act on their own inputs ---
-
-
 @pytest.mark.parametrize("noise", [1e-4, 0.0])
 def test_a_lora_that_is_blind_to_its_inputs_silences_no_other(noise):
     """lambda grew to 3e12 there, and the other LoRA's gain fell to 0."""
@@ -101,9 +92,6 @@ def test_a_lora_that_is_blind_to_its_inputs_silences_no_other(noise):
     assert done(found, deltas[1], inputs[1].flatten(0, 1)) > 0.08
     assert "hardly do anything on their own inputs" in notes(report)
     assert "task0 at 1 of 1" in notes(report) and "task1" not in notes(report)
-
-
-# --- the drift of inputs in half precision ---
 
 
 class _Biased(nn.Module):
@@ -157,9 +145,6 @@ def test_a_drift_that_must_be_taken_from_rounded_outputs_is_said():
     report = _drifting(model, torch.bfloat16).report
     assert "1 of 2 layers have no weight that can be read, such as 'second'" in notes(report)
     assert not _drifting(model, torch.float32).report.notes
-
-
-# --- networks whose rows depend on other forward calls, or on chance ---
 
 
 class _Three(nn.Module):

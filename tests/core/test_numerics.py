@@ -26,9 +26,7 @@ DELTA = MergeConfig(
 
 
 def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
-    """One Linear whose inputs have two outlier channels and a decaying spectrum, as a transformer's
-    have.
-    """
+    """One Linear whose inputs have outlier channels and a decaying spectrum, as a transformer's have."""
     generator = torch.Generator().manual_seed(3)
     layer = torch.nn.Linear(d_in, d_out).to(dtype).requires_grad_(False)
     scale = torch.logspace(0, -2, d_in)
@@ -102,9 +100,7 @@ def test_as_many_tokens_are_measured_as_the_width_needs(samples, length, budget,
 
 @pytest.fixture
 def derived(monkeypatch):
-    """Let the sums of every layer follow from its input, whatever that costs; the places where
-    chunks have waited.
-    """
+    """Let sums follow from inputs, whatever that costs; the places where chunks have waited."""
     places = []
     monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
     monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
@@ -228,11 +224,7 @@ def test_ranks_and_sizes_that_cannot_be_are_refused():
         toy.merge_toy(net, adapters, tasks, size=10)
 
 
-# --- statistics keep their precision under autocast ---
-
-
 def in_one_layer(forward=None, **settings):
-    """Merge two adapters of one wide layer whose inputs have a mean and outliers."""
     network, adapters, tasks = wide_layer(torch.float32, tokens=300)
     layer = network.modules["0"]
     forward = forward or (lambda layer, x: layer(x))
@@ -269,9 +261,6 @@ def test_base_weights_are_read_as_the_model_reads_them_under_autocast():
     assert ((a - b).norm() / b.norm()).item() < 1e-2
 
 
-# --- and where another pack has allowed rounded products ---
-
-
 class _Float32Products(TorchDispatchMode):
     """Notes of every product of float32 whether torch may round it."""
 
@@ -295,9 +284,7 @@ def _allowed():
 
 @pytest.fixture(params=["older", "newer"])
 def rounded_products(request):
-    """Float32 products are allowed to be rounded, as another pack may allow them; by either of
-    torch's switches.
-    """
+    """Float32 products may be rounded, by either of torch's switches, as another pack may set them."""
     has_newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
     if request.param == "older":
         torch.set_float32_matmul_precision("high")
@@ -328,13 +315,8 @@ def test_rounded_products_that_are_allowed_are_not_for_ours(rounded_products):
     assert {*seen, _allowed()} == {rounded_products} != {"highest"}
 
 
-# --- layers that read one tensor, each in its own way ---
-
-
 def two_layers(first, second):
-    """Merge two adapters of a network in which both layers read its input, and of each layer
-    alone.
-    """
+    """Merge adapters of two layers that read one input, and of each layer alone."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"first": first, "second": second})
     model = model.double().requires_grad_(False)
@@ -381,9 +363,6 @@ def test_layers_that_read_one_tensor_in_two_ways_have_sums_of_their_own(first, s
     for path, result in zip(("first", "second"), alone, strict=True):
         found, expected = (one.adapter.deltas[path].dense() for one in (together, result))
         assert ((found - expected).norm() / expected.norm()).item() < 1e-12
-
-
-# --- what a model does with a tensor after a layer has read it ---
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Paused chunks whose tensors wait on the host; here the CPU counts as a device that has no room, on
-which storages work the same.
-"""
+"""Paused chunks whose tensors wait on the host; here the CPU plays a device without room."""
 
 import logging
 import weakref
@@ -18,13 +16,11 @@ from iteris_core.rows.parking import HostMemory, Parking
 
 
 def everything_from(modules):
-    """Return what parks tensors of any size, on the CPU, too."""
     return Parking(modules, store=HostMemory(), smallest=1)
 
 
 @pytest.fixture
 def parked(caplog):
-    """Return a function: the numbers of bytes that were parked each time, so far."""
     caplog.set_level(logging.DEBUG, "iteris")
 
     def sizes():
@@ -35,7 +31,6 @@ def parked(caplog):
 
 
 def swept(net, adapters, tasks, parking=None, **settings):
-    """Return the deltas of a sweep, exact."""
     problem = Problem(net.network(), adapters, tasks, toy.exact(**settings))
     layers = sweep(problem, parking=parking).layers
     return {path: layer.saved.dense() for path, layer in layers.items()}
@@ -104,7 +99,6 @@ def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
 
 
 def count_all(net):
-    """Return what lets all wait where it is, and counts it."""
     return Parking(net.network().modules.values(), budget=1 << 40, store=HostMemory(), smallest=1)
 
 
@@ -187,9 +181,7 @@ def test_a_file_that_fails_is_an_error_that_says_where(monkeypatch, tmp_path, br
 
 
 def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
-    """One text for all rows, as a host may hand it in, is in every chunk's frames. Of fewer tokens
-    than a layer is wide the solve uses the rows themselves.
-    """
+    """One text is in every chunk's frames; of few tokens the solve uses the rows themselves."""
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b")]
     text = torch.randn(2, 5).double()

@@ -1,6 +1,4 @@
-"""Parts of fused weights: keys of a part make a delta of the whole weight; `tests/comfy` has those of
-real models, against ComfyUI's loader.
-"""
+"""Parts of fused weights make a delta of the whole weight; real models' are in `tests/comfy`."""
 
 import re
 

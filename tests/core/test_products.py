@@ -17,7 +17,6 @@ HALVES = [torch.float16, torch.bfloat16]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Precisions of the products of a device that has them in half."""
     seen = []
 
     def half_product(a, b):
@@ -94,9 +93,7 @@ def test_rows_of_two_precisions_wait_apart(calls):
 
 
 def merged(dtype, derives, monkeypatch, **settings):
-    """Merge two LoRAs on a layer whose students read other rows, whose sums follow from its input
-    or do not.
-    """
+    """Merge two LoRAs on a layer whose sums follow from its input or do not."""
     torch.manual_seed(5)
     monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0 if derives else 1e9)
     monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
@@ -123,9 +120,7 @@ def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, 
 
 
 def merged_in_a_row(dtype, size=1.0):
-    """Merge two LoRAs on three layers, one after the other; factors of `size` and of its inverse
-    make the same LoRAs.
-    """
+    """Merge on three layers; factors of `size` and of its inverse make the same LoRAs."""
     torch.manual_seed(6)
     layers = [torch.nn.Linear(48, 48, bias=False).to(dtype) for _ in range(3)]
     net = torch.nn.Sequential(*layers).requires_grad_(False)
@@ -143,9 +138,7 @@ def merged_in_a_row(dtype, size=1.0):
 @pytest.mark.parametrize("size", [1.0, 1e6])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_rows_wear_loras_in_half_precision(dtype, size, monkeypatch):
-    """It costs no more than what the model's own rows are rounded by, whatever the sizes of a
-    LoRA's factors.
-    """
+    """At no more than the model's own rounding, whatever the sizes of a LoRA's factors."""
     wanted = merged_in_a_row(torch.float32)
     before = merged_in_a_row(dtype)
     place = Workplace.of

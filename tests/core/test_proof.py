@@ -21,12 +21,7 @@ CALIBRATION = Calibration(
 
 
 class LoadingHost(FakeHost):
-    """A host that puts adapters on the model in its own way.
-
-    Args:
-        read: Adapter -> what the host makes of it.
-        patch: Weight with a change added -> what the host keeps of it.
-    """
+    """A host that reads adapters, and patches weights, in its own way."""
 
     def __init__(self, read=lambda adapter: adapter, patch=lambda weight: weight):
         super().__init__()
@@ -51,7 +46,6 @@ class LoadingHost(FakeHost):
 
 
 def doubled_at(path):
-    """Return a reader that takes one layer twice as strong."""
     return lambda adapter: replace(
         adapter, deltas={p: d.scaled(2.0) if p == path else d for p, d in adapter.deltas.items()}
     )
@@ -59,7 +53,6 @@ def doubled_at(path):
 
 @pytest.fixture
 def strong_hooks(monkeypatch):
-    """Rows that wear one and a half times what they should."""
     add = wearing.add_to_output
     monkeypatch.setattr(
         wearing, "add_to_output", lambda module, y, c, up: add(module, y, c, 1.5 * up)
@@ -68,7 +61,6 @@ def strong_hooks(monkeypatch):
 
 @pytest.fixture
 def coarse_weights(monkeypatch):
-    """Weights of a format in which the host rounds its sums."""
     monkeypatch.setattr(proof, "is_quantised", lambda module: True)
 
 
@@ -88,7 +80,6 @@ def host_notes(result):
 
 
 def changed(adapter, path, delta):
-    """Return an adapter with another delta at a layer; None: without one."""
     deltas = {p: d for p, d in adapter.deltas.items() if p != path}
     return replace(adapter, deltas=deltas if delta is None else {**deltas, path: delta})
 

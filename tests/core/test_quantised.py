@@ -1,8 +1,4 @@
-"""Layers of quantised bases: which of them are target layers, and what may not be asked of them.
-
-The classes here have the parts of those that hosts have; `tests/comfy/inside/check_layers.py` has
-the host's own.
-"""
+"""Layers of quantised bases; the classes have the parts of those that `check_layers.py` tests."""
 
 from unittest.mock import Mock
 
@@ -123,7 +119,6 @@ def test_a_layer_that_is_only_similar_is_refused_by_name(make):
 
 
 def merged_alone(layer: nn.Module, **settings):
-    """Return a LoRA at a single layer, and the merge of it alone; no row runs if it is refused."""
     torch.manual_seed(1)
     adapter = Adapter("a", {"q": LowRankDelta(torch.randn(4, 2), torch.randn(2, 6))})
     task = Task("a", [Sample(torch.randn(5, 6)) for _ in range(4)], {0: 1.0})

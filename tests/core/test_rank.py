@@ -1,6 +1,4 @@
-"""Cutting the answer to a lower rank: the optimum of the merge's own objective, against dense
-algebra.
-"""
+"""Cutting the answer to a lower rank: the optimum of the merge's own objective."""
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from iteris_core.algebra.truncate import (
 
 
 def merge_one_layer(seed=0, **settings):
-    """Return the layer's delta and report, and its dense S and uncut answer."""
     net = toy.build("one layer", seed)
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     tasks = [*toy.own_tasks(net, adapters), Task("preserve", net.samples(2), {})]
@@ -50,9 +47,7 @@ def merge_one_layer(seed=0, **settings):
 
 
 def best_of_rank(answer, system, rank):
-    """Return the delta of this rank that is nearest to the answer in the metric of the objective,
-    and the lost share.
-    """
+    """Return the delta of this rank that is nearest in the objective's metric, and the lost share."""
     root = torch.linalg.cholesky(system)
     u, values, vh = torch.linalg.svd(answer @ root, full_matrices=False)
     cut = (u[:, :rank] * values[:rank]) @ vh[:rank]

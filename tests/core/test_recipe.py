@@ -1,6 +1,4 @@
-"""A recipe is read back as it was written; one that was edited by hand is refused with a reason,
-whatever was done to it.
-"""
+"""A recipe is read back as it was written, or refused with a reason, whatever was done to it."""
 
 import copy
 import json
@@ -61,7 +59,6 @@ def test_what_only_the_machine_decides_is_in_no_recipe_and_ignored_in_one():
 
 
 def edited(*path, to=None):
-    """Return the recipe with another value at a place, or without that place."""
     recipe = copy.deepcopy(RECIPE)
     *outer, last = path
     place = recipe

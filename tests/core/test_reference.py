@@ -12,7 +12,6 @@ from iteris_core.algebra import reference
 
 @pytest.fixture
 def case():
-    """Self-attention, cross-attention and a feed-forward layer, two adapters, one task each."""
     net = toy.build("attention")
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
     return net, adapters, toy.own_tasks(net, adapters)

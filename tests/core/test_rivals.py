@@ -1,6 +1,4 @@
-"""The rivals against naive float64 references, written from their formulas on dense deltas and
-measured inputs, and against PEFT; their searches, cuts and errors.
-"""
+"""The rivals against naive float64 references on dense deltas, and against PEFT; their searches."""
 
 import dataclasses
 import math
@@ -40,14 +38,11 @@ SEARCHING = ("task_arithmetic", "hyper_linear")
 
 @pytest.fixture(scope="module")
 def net():
-    """A network with cross-attention, three adapters, one of which does not change every layer, and
-    a preserve task.
-    """
+    """Three adapters, one of which does not change every layer, and a preserve task."""
     return toy.three_adapters()
 
 
 def merged(net, method, **settings):
-    """Merge by a method, with fields of `MergeConfig` and of `BaselineOptions`."""
     options = {
         name: settings.pop(name)
         for name in list(settings)
@@ -66,9 +61,7 @@ def shapes_of(model):
 
 
 def check(net, method, expected, tolerance=1e-10, **settings):
-    """Compare a method with a naive function of a layer's (N, d_out, d_in), zeros where an adapter
-    changes nothing.
-    """
+    """Compare a method with a naive function of a layer's (N, d_out, d_in)."""
     model, adapters, _ = net
     each = [toy.mixed(adapters, {k: 1.0}, shapes_of(model)) for k in range(len(adapters))]
     reference = {
@@ -78,7 +71,6 @@ def check(net, method, expected, tolerance=1e-10, **settings):
 
 
 def layers(net):
-    """Return each layer as a rule sees it, without statistics."""
     model, adapters, _ = net
     for path in model.targets:
         deltas = {k: a.deltas[path] for k, a in enumerate(adapters) if path in a.deltas}
@@ -86,9 +78,7 @@ def layers(net):
 
 
 def measured(net, students=None):
-    """Return path -> one (X, dW_g, weight) per task; X of the teachers, or of a student that wears
-    dense deltas.
-    """
+    """Return path -> (X, dW_g, weight) per task; X of the teachers, or of a student with deltas."""
     model, adapters, tasks = net
     found = {path: [] for path in model.targets}
     for task in tasks:
@@ -100,9 +90,6 @@ def measured(net, students=None):
             x = toy.weighted(inputs[path], task.samples, path)
             found[path].append((x, own[path], task.weight))
     return found
-
-
-# --- names and options ---
 
 
 def test_the_settings_name_every_method_and_engine():
@@ -121,9 +108,6 @@ def test_the_settings_name_every_method_and_engine():
 def test_an_option_that_would_not_be_looked_at_is_refused(net, method, options, message):
     with pytest.raises(ConfigError, match=message):
         merged(net, method, **options)
-
-
-# --- rules that look at the deltas alone ---
 
 
 @pytest.mark.parametrize(
@@ -299,9 +283,6 @@ def test_ace(net, rank, strengths, differs):
     assert differs in seen
 
 
-# --- rules that regress on measured inputs ---
-
-
 def naive_regmean(tasks, b):
     left = right = 0
     for x, delta, weight in tasks:
@@ -372,9 +353,7 @@ def test_mix_of_show_is_least_squares_of_least_norm(net):
 
 
 def text_net(preserve=True):
-    """Return a network, two adapters, and tasks with so few text tokens that all of them can be
-    constraints.
-    """
+    """Return tasks with so few text tokens that all of them can be constraints."""
     model = toy.build("attention", seed=3)
     adapters = [model.adapter("a"), model.adapter("b")]
     two_of_three = {"text": torch.tensor([1.0, 1.0, 0.0])}
@@ -408,9 +387,6 @@ def test_custom_diffusion_meets_its_constraints_as_published(preserve):
     text = "custom_diffusion: solved at 2 layers that read text, averaged at 7 others"
     assert found.report.notes == (Note("method", text),)
     assert found.report.method == "custom_diffusion"
-
-
-# --- what holds for all methods ---
 
 
 def one_layer(seed, count=3):
@@ -462,9 +438,6 @@ def test_students_wear_what_was_merged_and_the_report_tells_how_they_fare(net, m
     assert toy.hook_count(model.model) == 0
 
 
-# --- ranks ---
-
-
 @pytest.mark.parametrize("method", ["sum", "regmean"])
 def test_a_cut_to_a_lower_rank_is_made_by_its_effect(net, method):
     cut = merged(net, method, rank=2).report.layers
@@ -484,9 +457,6 @@ def test_an_answer_of_full_rank_is_cut_to_the_sum_of_the_ranks(net):
     assert {layer.rank for layer in result.report.layers} == {3}
     assert all(0 < layer.cut < 1 for layer in result.report.layers)
     assert torch.linalg.matrix_rank(dense(pair, "ties", rank="full")["self_attention.q"]) > 3
-
-
-# --- scales ---
 
 
 BOWLS = {
@@ -557,9 +527,6 @@ def test_searched_scales_are_the_best_ones(net):
     scale = float(found.report.notes[0].text.removeprefix("regmean_pp: scale ").split(",")[0])
     by_hand = output_error(net, merged(net, "regmean_pp", scale=scale).adapter)
     assert by_hand == pytest.approx(output_error(net, found.adapter), rel=0.01)
-
-
-# --- errors ---
 
 
 def test_a_search_needs_an_output_that_is_a_finite_tensor(net):

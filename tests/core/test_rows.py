@@ -1,6 +1,4 @@
-"""Who wears what: rows of one batch that run through different adapters, without patching
-anything.
-"""
+"""Rows of one batch that run through different adapters, without patching anything."""
 
 import copy
 
@@ -112,7 +110,6 @@ class Folding(nn.Module):
 
 
 def folding():
-    """Return such a network in double precision, and two adapters of both layers."""
     torch.manual_seed(0)
     model = Folding().double().requires_grad_(False)
     network = Network(

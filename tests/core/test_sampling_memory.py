@@ -1,6 +1,4 @@
-"""Sampling runs that are taken from the last merge: the same answer, and nothing else may be
-taken.
-"""
+"""Sampling runs that are taken from the last merge: the same answer, and nothing else."""
 
 import dataclasses
 from contextlib import contextmanager
@@ -25,7 +23,6 @@ PRESERVE_RUNS = 4
 
 @pytest.fixture
 def remembering(host, monkeypatch):
-    """The host with a memory for its UNet; the memory is returned, too."""
     memory = {}
     denoiser = host.denoiser
 

@@ -1,6 +1,4 @@
-"""Whole merges with scene tasks: only the intended tokens count, in the text and in each region of
-the picture.
-"""
+"""Whole merges with scene tasks: only the intended tokens of text and picture count."""
 
 import itertools
 from dataclasses import replace
@@ -57,9 +55,7 @@ def scenes_of(host, loras, calibration):
 
 
 def pairs_of(word, student, teacher):
-    """Return the positions of a word and of the ends in two captions of one piece, pair by pair; of
-    padding, where both have it.
-    """
+    """Return the positions of a word, the ends and the common padding in two captions of one piece."""
     captions = [caption.split() for caption in (student, teacher)]
     padding = range(max(map(len, captions)) + 1, PIECE)
     return [[words.index(word), len(words), *padding] for words in captions]
@@ -70,7 +66,6 @@ def dense_task(teacher, student, delta, weight=1.0):
 
 
 def left_alone(host, calibration):
-    """Return whether scenes change nothing, by layer."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, calibration, FULL)
     without, _ = host.merge(loras, replace(calibration, scene_weight=0.0), FULL)
@@ -81,13 +76,8 @@ def left_alone(host, calibration):
     return {path: torch.allclose(*pair, rtol=1e-9, atol=1e-9) for path, pair in pairs.items()}
 
 
-# --- what counts ---
-
-
 def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
-    """Keys of cross-attention read the contexts themselves; the text encoder is the base model's
-    here.
-    """
+    """Keys of cross-attention read the contexts themselves."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, SCENES, FULL)
     tasks = []
@@ -162,8 +152,6 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     )
 
 
-# --- a subject in a style ---
-
 STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "photo {first} {style}"))
 
 
@@ -173,9 +161,7 @@ def subjects_and_a_style(host, subjects="a"):
 
 
 def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
-    """The text encoder's first layer reads the captions themselves: what is learned of them is the
-    sum of both LoRAs.
-    """
+    """The text encoder's first layer learns the sum of both LoRAs."""
     loras = subjects_and_a_style(host)
     for target in ("delta", "full_output"):
         result, _ = host.merge(loras, STYLED, replace(FULL, target=target))
@@ -215,9 +201,6 @@ def test_a_styles_captions_are_shared_out_over_subjects(host):
     )
     without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
     assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
-
-
-# --- latents of scenes ---
 
 
 def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
@@ -274,9 +257,6 @@ def test_where_words_cannot_be_paired_a_style_and_a_single_lora_need_no_pictures
     tasks = {task.task for layer in result.report.layers for task in layer.tasks}
     assert tasks == {"a", "s", "a in the style of s"}
     host.merge(loras[:1], SCENES, FULL)
-
-
-# --- refusals ---
 
 
 def test_scenes_with_the_delta_target_are_refused(host):

@@ -1,6 +1,4 @@
-"""Captions in which several LoRAs meet: forms, stand-ins, token positions, and the regions of a
-picture.
-"""
+"""Captions in which several LoRAs meet, and the regions of a picture."""
 
 import itertools
 from collections import Counter
@@ -44,9 +42,6 @@ def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings)
         positions,
         length,
     )
-
-
-# --- captions ---
 
 
 @given(
@@ -142,9 +137,6 @@ def test_no_form_for_these_loras_is_an_error():
         scenes_of("a", "b", scene_forms=("{first}, {second}, {third}",))
 
 
-# --- words before a form ---
-
-
 def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_are():
     scenes = scenes_of(
         *("<v1>", "<v2>"),
@@ -167,9 +159,6 @@ def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_a
     assert len(found) > 2
 
 
-# --- ordinary things in the place of triggers ---
-
-
 def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
     def joining(text):
         return range(len(text.replace(">,", "").split()))
@@ -179,9 +168,6 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
         match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'",
     ):
         scenes_of("<v1>", "<v2>", scene_forms=("{first}, {second}",), positions=joining)
-
-
-# --- models in which text and picture are read together ---
 
 
 def length_of(text):
@@ -235,8 +221,6 @@ def test_the_tokens_of_a_picture_or_video_count_beside_the_texts():
     assert Region(mask)(24).tolist() == mask.flatten().tolist()
 
 
-# --- settings ---
-
 ONCE = r"must have {first} and {second}.*each once, and no other placeholder"
 BARE = "has a ':' or '!' in curly braces; write the bare name, such as {first}"
 
@@ -260,9 +244,6 @@ def test_settings_that_no_scene_can_be_made_of_are_refused():
     with pytest.raises(ConfigError, match="form 'xxx") as caught:
         Calibration(scene_forms=("x" * 3000 + "{x}" * 300,))
     assert len(str(caught.value)) < 300
-
-
-# --- regions ---
 
 
 def test_the_words_of_a_form_say_how_its_subjects_lie():

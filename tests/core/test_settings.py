@@ -1,6 +1,4 @@
-"""Settings are declared once: their checks, their JSON and their words on the command line are made
-of the declarations.
-"""
+"""Settings are declared once: checks, JSON and options are made of the declarations."""
 
 import copy
 import math

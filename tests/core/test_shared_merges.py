@@ -19,9 +19,7 @@ SCRIPT = Path(process_checks.__file__)
 
 @pytest.mark.slow
 def test_processes_that_share_the_samples_find_what_one_finds(tmp_path):
-    """Shares are uneven, and some merges have fewer forward calls than there are processes. The
-    script also lets a process fail, run out of memory, and be given something else.
-    """
+    """The script also lets a process fail, run out of memory, and be given something else."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*command, "--nproc-per-node", "3", str(SCRIPT), str(tmp_path)],

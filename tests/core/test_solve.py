@@ -1,8 +1,4 @@
-"""The closed form of one layer: exactness, invariances, figures, and errors that say why.
-
-Seen through `merge` on a network of one Linear, where what teacher and student read is X and X~
-themselves.
-"""
+"""The closed form of one layer, seen through `merge` on a single Linear, which reads X and X~."""
 
 import math
 
@@ -36,7 +32,6 @@ def random_adapter(rank=2):
 
 
 def random_inputs(tokens=20):
-    """Return X and X~, (tokens, d_in)."""
     x = torch.randn(tokens, D_IN).double()
     return x, x + 0.2 * torch.randn(tokens, D_IN).double()
 
@@ -46,12 +41,8 @@ def task_of(name, mix, x, x_student=None, weight=1.0):
 
 
 def solve(net, adapters, tasks, **settings):
-    """Return the merged delta, dense, and the layer's report."""
     result = toy.merge_toy(net, adapters, tasks, **settings)
     return result.adapter.deltas["layer"].dense(), result.report.layers[0]
-
-
-# --- the optimum ---
 
 
 @given(seed=st.integers(0, 1000), alpha=st.sampled_from([1e-6, 1e-4, 1e-2, 1.0]))
@@ -81,11 +72,7 @@ def test_the_answer_minimises_the_objective(net, seed, alpha):
     assert slope(merged) < 1e-9 * slope(targets[0])
 
 
-# --- scale ---
-
-
 def two_tasks(first=1.0, second=1.0, weight=1.0):
-    """Return two adapters' tasks, always the same, with inputs scaled."""
     generator = torch.Generator().manual_seed(3)
     x, x_student, y, y_student = torch.randn(4, 20, D_IN, generator=generator).double()
     return [
@@ -107,9 +94,6 @@ def test_scales_that_do_not_matter(net, scaled, exponent):
     }[scaled]
     expected, _ = solve(net, adapters, two_tasks())
     torch.testing.assert_close(solve(net, adapters, tasks)[0], expected, rtol=1e-9, atol=1e-12)
-
-
-# --- weights and figures ---
 
 
 @pytest.mark.parametrize("balance", ["delta", "full", "uniform"])
@@ -141,9 +125,6 @@ def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_on
     x[:, 0] = 0
     _, report = solve(net, [adapter], [task_of("a", {0: 1.0}, x)])
     assert report.tasks[0].weight == pytest.approx(D_IN / x.norm().item() ** 2)
-
-
-# --- errors ---
 
 
 @pytest.mark.parametrize(("bad", "side"), [(math.nan, "teacher"), (math.inf, "student")])

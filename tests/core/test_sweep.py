@@ -24,9 +24,6 @@ def assert_rows(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-# --- the fixed point ---
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_sweep_is_the_fixed_point_of_the_published_loop(name):
     net = toy.build(name)
@@ -151,9 +148,6 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
     )
     for path, expected in toy.naive_fixed_point(net, adapters, tasks).items():
         assert (found[path] - expected).norm() <= 1e-9 * expected.norm() + 1e-12
-
-
-# --- properties ---
 
 
 def test_an_adapter_of_strength_0_is_no_adapter():

@@ -1,6 +1,4 @@
-"""A sweep that is cancelled, runs out of memory, meets an unfit network, or a model of lower
-precision.
-"""
+"""A sweep that is cancelled, runs out of memory, or meets an unfit network."""
 
 import logging
 from dataclasses import replace
@@ -20,8 +18,6 @@ from iteris_core import (
     Task,
     merge,
 )
-
-# --- nothing is left behind ---
 
 
 @pytest.mark.parametrize(
@@ -68,9 +64,6 @@ def test_a_forward_of_somebody_else_is_left_alone():
     assert all(torch.equal(answer, expected) for answer in answers)
 
 
-# --- memory ---
-
-
 @pytest.mark.parametrize("fits", [1, 3])
 def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reached(fits, caplog):
     caplog.set_level(logging.INFO, "iteris")
@@ -97,9 +90,6 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
     halved = [record.args for record in caplog.records if "out of memory" in record.message]
     assert halved == [("the sweep", size) for size in (4, 2, 1) if 2 * size > fits]
     assert toy.hook_count(net.model) == 0
-
-
-# --- networks and adapters that cannot be swept ---
 
 
 def early(net, rows, calls):
@@ -241,9 +231,6 @@ def test_a_model_that_writes_all_its_answers_into_one_tensor_loses_none(engine):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-# --- what no figure sees ---
-
-
 def test_a_merge_tells_that_biases_are_outside_its_figures_and_what_their_mean_loses():
     net = toy.build("stack")
     both, one, none = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0]), torch.zeros(2)
@@ -258,9 +245,6 @@ def test_a_merge_tells_that_biases_are_outside_its_figures_and_what_their_mean_l
     assert "merged by their mean (distance of the mean: " in found and "a 61%" in found
     notes = toy.merge_toy(net, adapters[2:], toy.own_tasks(net, adapters[2:])).report.notes
     assert [note for note in notes if note.kind == "vectors"] == []
-
-
-# --- numbers that are none ---
 
 
 def test_an_adapter_that_holds_nan_is_named_before_any_row_runs():

@@ -85,9 +85,6 @@ def test_what_was_kept_is_the_mean_strength_of_the_pictures():
         assert found.kept == pytest.approx(kept)
 
 
-# --- how sure it is ---
-
-
 def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
     for errors, between, levels in (
         ([0.2] * 4, (0.6, 0.979), None),  # two more runs may hardly show it
@@ -101,9 +98,6 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
         assert levels in (None, found.levels)
     made = report(of_runs("cat", (0.2, 0.8), (0.2, 0.8), (0.2, 0.8), (0.2, 0.8)))
     assert "kept 80 %" in str(made) and "60 to 98" in str(made)
-
-
-# --- two in one picture ---
 
 
 def test_two_are_likely_in_one_picture_up_to_an_error():
@@ -123,9 +117,6 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
         assert (made.verdict.together_advice is None) == (expected in (None, "likely"))
         met = replace(made, settings={"calibration": {"scene_weight": 0.3}})
         assert met.verdict.together_advice is None
-
-
-# --- what to do ---
 
 
 @pytest.mark.parametrize(
@@ -149,9 +140,6 @@ def test_a_lora_that_is_lost_gets_the_advice_that_helps_most(others, more, expec
     assert all(kept.advice is None for kept in made.verdict.loras if kept.lora != "cat")
 
 
-# --- against what is done without a merge ---
-
-
 def test_the_merge_against_the_stack():
     base = TaskFidelity("base model", math.inf, None, 4, "base")
     assert report(own("cat", 0.2), own("dog", 0.2), base).verdict.against == Against()
@@ -170,9 +158,6 @@ def test_the_merge_against_the_stack():
     )
     assert [kept.lora for kept in made.verdict.loras] == ["cat", "dog"]
     assert made.verdict.against == Against(*map(pytest.approx, (0.2, 1.2, 0.29)))
-
-
-# --- without a check ---
 
 
 def test_a_merge_that_was_not_checked_says_so_and_how_to_check():

@@ -44,7 +44,6 @@ def folder(tmp_path):
 
 
 def content(place):
-    """Return all that can be seen of a place."""
     if not place.is_dir():
         return place.read_bytes() if place.exists() else None
     return {path.name: path.read_bytes() for path in place.iterdir()}
@@ -57,9 +56,6 @@ def hidden(folder):
 def clear(folder):
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-# --- what is written ---
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -193,9 +189,6 @@ def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(folder,
         writing.check_replaceable(place, bool, overwrite=True)
 
 
-# --- names ---
-
-
 @pytest.mark.parametrize(
     ("name", "free"),
     [
@@ -260,8 +253,6 @@ def test_any_name_is_written_or_refused_never_anything_else(name):
         assert {path.name for path in Path(folder).iterdir()} <= {"in"}
 
 
-# --- kills and errors between any two operations; SQLite tests its commits so ---
-
 KILLED = 9
 CHANGES = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "makedirs")
 
@@ -316,7 +307,6 @@ def kill():
 
 
 def in_child(work):
-    """Return the exit status of a process of its own that does this work; 1: it raised."""
     child = os.fork()
     if not child:
         status = 1
@@ -348,7 +338,6 @@ def writer(request):
 
 @pytest.fixture
 def expected(writer, tmp_path):
-    """What the old and the new look like."""
     found = {}
     for value in (OLD, NEW):
         writer(tmp_path / "expected", value, True)
@@ -357,9 +346,7 @@ def expected(writer, tmp_path):
 
 
 def struck(writer, folder, old, strike, monkeypatch):
-    """Save anew with a strike at each operation in turn, and yield what came of it: the error or the
-    exit status.
-    """
+    """Save anew with a strike at each operation in turn; yield each error or exit status."""
     at, steps = 0, Steps(0)
     while len(steps.names) >= at or strike is kill:  # which is counted in the child
         clear(folder)
@@ -483,9 +470,6 @@ def test_what_has_a_name_is_on_the_disk_before_and_after(writer, folder, monkeyp
         written = max((i for i, name in enumerate(names) if name == "write"), default=0)
         assert written < names.index("fsync") < named
         assert "fsync" in names[named:]
-
-
-# --- what killed writers left ---
 
 
 def test_a_draft_is_left_for_a_day_and_only_our_own_is_removed(folder):

@@ -1,6 +1,4 @@
-"""Stable Diffusion models from diffusers folders and from checkpoints of one file, without a
-network.
-"""
+"""Models from diffusers folders and from checkpoints of one file, without a network."""
 
 import json
 import shutil

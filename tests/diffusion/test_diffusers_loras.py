@@ -1,6 +1,4 @@
-"""LoRA files of a diffusers model: every spelling in, two styles out, and what diffusers makes of
-ours.
-"""
+"""LoRA files of a diffusers model: every spelling, two styles, and what diffusers makes of ours."""
 
 import json
 
@@ -31,7 +29,6 @@ def any_host(request):
 
 
 def outputs(host):
-    """Return what the text encoders write, and what the UNet then answers."""
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
     sigma = torch.tensor(2.0)
     with torch.no_grad(), host.text_encoder() as text, host.denoiser() as unet:
@@ -41,12 +38,10 @@ def outputs(host):
 
 
 def like(host):
-    """Return the same model, made anew."""
     return tiny_diffusers.MODELS[host.family.name]()
 
 
 def in_diffusers(path, host):
-    """Return the outputs of such a model into which diffusers has loaded a file."""
     loaded = tiny_diffusers.pipeline(like(host))
     loaded.load_lora_weights(str(path))
     return outputs(DiffusersModel.of(loaded))
@@ -65,9 +60,7 @@ def assert_same_effect(found, expected, base):
 
 
 def mixed_ranks(host):
-    """Without SDXL's text projection, which no trainer changes: diffusers 0.42 expects one rank
-    there.
-    """
+    """Without SDXL's text projection, where diffusers 0.42 expects one rank."""
     one = tiny_diffusers.adapter(host, 1, wanted=ALL)
     other = tiny_diffusers.adapter(host, 2, wanted=ALL, rank=3)
     deltas = {p: (other if i % 3 == 0 else one).deltas[p] for i, p in enumerate(one.deltas)}
@@ -200,9 +193,6 @@ def test_kohyas_trainers_call_the_modules_of_sdxl_in_either_way(tmp_path):
     again = read_lora(host, path)
     assert set(again.deltas) == set(adapter.deltas)
     assert all(torch.equal(again.deltas[p].up, delta.up) for p, delta in adapter.deltas.items())
-
-
-# --- strengths, other kinds, refusals ---
 
 
 def test_strengths_are_baked_in(host, tmp_path):

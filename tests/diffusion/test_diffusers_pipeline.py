@@ -1,6 +1,4 @@
-"""Stable Diffusion in diffusers as the core sees it: noise levels, prediction types, prompts, and
-whole merges.
-"""
+"""Stable Diffusion in diffusers as the core sees it: noise levels, prompts, and whole merges."""
 
 import copy
 from contextlib import nullcontext

@@ -35,7 +35,6 @@ def adapter(host, seed=1):
 
 
 def written(host, *captions, worn=None):
-    """Return what the text encoders write for captions, if they wear an adapter."""
     adapters = [] if worn is None else [worn.select(host.is_text_module)]
     read = []
     with torch.no_grad(), host.text_encoder() as text:

@@ -30,7 +30,6 @@ BASE = kohya(LINEAR)
 
 @pytest.fixture
 def file(tmp_path):
-    """Return a function that writes a file of tensors and metadata."""
 
     def written(tensors, metadata=None):
         path = tmp_path / "stranger.safetensors"
@@ -45,8 +44,6 @@ def with_header(path, header: bytes, data: bytes = b""):
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return path
 
-
-# --- time ---
 
 LONGEST = limits.KEY_CHARACTERS - 10
 KEYS = (
@@ -178,9 +175,6 @@ def test_many_patterns_are_compared_in_linear_time():
     assert quick(compare) == {1}
 
 
-# --- memory ---
-
-
 def test_a_header_is_limited_before_it_is_parsed(tmp_path):
     path = with_header(tmp_path / "stranger.safetensors", b'{"a":"' + b"b" * limits.HEADER_BYTES)
     with pytest.raises(AdapterError, match=r"stranger.safetensors: the header has 20000006 bytes"):
@@ -192,7 +186,6 @@ def entry(key, number):
 
 
 def one(key="a", number=0, **changed):
-    """Return a header of one tensor, with other texts in it."""
     header = entry(key, number).join("{}")
     for old, new in changed.items():
         header = header.replace({"shape": "[1]", "dtype": "U8"}[old], new)
@@ -228,7 +221,6 @@ def test_a_header_beyond_the_limits_is_refused(case, tmp_path):
 
 
 def layer(d_out, d_in):
-    """Return a reader of files for a model of one layer, as `merge sd15` reads them."""
     modules = {"q": nn.Linear(d_in, d_out, device="meta")}
     keys = ModelKeys.of(FAMILIES["SD1.5"], modules, {"lora_unet_q": "q"}, {})
 
@@ -367,9 +359,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch, how)
         read_tensors(path)
 
 
-# --- numbers and shapes ---
-
-
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("ending", ["diff_b", "w_norm", "b_norm"])
 def test_a_bias_or_norm_that_is_not_finite_is_refused_with_its_key(number, ending, file):
@@ -395,8 +384,6 @@ def test_what_makes_numbers_that_none_can_hold_is_refused_with_its_file(file):
         with pytest.raises(AdapterError, match=f"stranger: '{BASE}' holds NaN or infinite"):
             as_node(file(given))
 
-
-# --- untyped errors ---
 
 NESTED = "[" * 100_000
 OF_DIFFUSERS = {"lora_adapter_metadata": '{"unet.r": 0, "unet.lora_alpha": 1}'}
@@ -468,9 +455,6 @@ def test_an_ia3_is_called_one(file):
             read(path)
 
 
-# --- the browser's question ---
-
-
 def test_the_route_answers_shortly_whatever_the_words_are(file):
     words = [f"{i}" + "w" * 10_000_00 for i in range(8)]
     answer = as_route(
@@ -495,9 +479,6 @@ def test_the_route_says_why_a_file_cannot_be_read(file, tmp_path):
         from iteris_pack.nodes.loras.about import about_lora
 
         assert len(about_lora("a" * 10_000_000)["error"]) < 200
-
-
-# --- what is real stays readable ---
 
 
 def test_a_file_as_large_as_real_ones_is_read(tmp_path):

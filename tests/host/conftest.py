@@ -1,7 +1,4 @@
-"""A real ComfyUI over HTTP, with a small SD1.5-layout checkpoint, LoRAs of few of its layers (first,
-second), and LoRAs of two layers of its UNet, which merge in half the time (middle_1, middle_2,
-middle_3). $COMFYUI_PATH points the tests at another ComfyUI.
-"""
+"""A real ComfyUI: LoRAs first and second change few layers, and middle_1 to middle_3 two."""
 
 from pathlib import Path
 

@@ -1,7 +1,4 @@
-"""Adapters of kinds that the host applies, and bases that it quantises. `check_spellings.py` of
-`tests/comfy/inside`
-compares every kind with the stock loader.
-"""
+"""Kinds that the host applies, and bases that it quantises; all kinds: `check_spellings.py`."""
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -55,9 +52,7 @@ def test_an_untrained_layer_is_a_delta_of_zero_and_large_layers_can_be_full_diff
 
 
 def test_a_base_in_fp8_is_merged_to_a_lower_rank_through_its_own_forward(host):
-    """Only the inputs and outputs of modules are used, so how weights are stored does not
-    matter.
-    """
+    """How weights are stored does not matter: only modules' inputs and outputs are used."""
     folder = host.base / "models" / "diffusion_models"
     folder.mkdir(exist_ok=True)
     checkpoint = load_file(host.base / "models" / "checkpoints" / "sd15.safetensors")

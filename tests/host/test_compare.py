@@ -33,7 +33,6 @@ def picture(host, image) -> np.ndarray:
 
 
 def drawn_by_core(model, clip, first: int):
-    """Return core's nodes that draw what Compare draws."""
     text, negative, noise, sampler, decode, show = (str(first + i) for i in range(6))
     sampling = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "cfg": 7.0}
     return show, {
@@ -57,9 +56,7 @@ def drawn_by_core(model, clip, first: int):
 
 @pytest.fixture(scope="module")
 def workflow(host):
-    """A merge of a LoRA from a file, at a strength, and of one that was taken off the model, which
-    is in no file; compared, and drawn by core's nodes in the same ways.
-    """
+    """A merge of a file's LoRA and of one that was taken off the model, compared."""
     nodes = {"1": node("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")}
     nodes["30"] = node(
         "LoraLoader",

@@ -15,7 +15,6 @@ from demo.client import WorkflowFailed, WorkflowRejected
 
 
 def show(source, output=0, node_id="90"):
-    """Return a node that makes ComfyUI run another one, without a merge."""
     return {node_id: node("PreviewAny", source=[source, output])}
 
 
@@ -136,7 +135,6 @@ def test_a_stack_from_a_text_in_any_number(host, files):
 
 
 def loaders(host, first, second):
-    """Return a checkpoint with two LoRAs on it, and the node that takes them off."""
     nodes = {"1": host.merge()["1"], **host.load_lora(first, "10"), **host.load_lora(second, "11")}
     nodes["10"]["inputs"].update(strength_model=0.7, strength_clip=0.4)
     nodes["11"]["inputs"].update(model=["10", 0], clip=["10", 1])

@@ -125,7 +125,6 @@ def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_node
 
 
 def cached_nodes(host, workflow):
-    """Return the ids of the nodes that a run took from the cache."""
     cached = []
     host.run(
         workflow,
@@ -234,10 +233,7 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
 
 
 def test_keys_without_a_module_are_counted_and_named_per_file(host):
-    """Two files of one stem. A text norm in a spelling of nobody's is among their odd keys, while
-    one of PEFT's spelling is read. (SD1.5's text projection is in no checkpoint: what it computes is
-    what was in the memory.)
-    """
+    """Two files of one stem, with a text norm in a spelling of nobody's, and one in PEFT's, which is read."""
     odd = {
         "cat": {"lora_unet_nowhere.alpha": torch.tensor(1.0)},
         "style/cat": {"lora_te_text_model_encoder_layers_0_layer_norm1.w_norm": torch.ones(768)},
@@ -312,7 +308,6 @@ Q_PROJ = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 
 def with_lokr(good, tensors):
-    """Return a good file's content with a LoKr in place of its LoRA at one layer."""
     rest = {key: tensor for key, tensor in load_file(good).items() if not key.startswith(Q_PROJ)}
     return save(rest | {f"{Q_PROJ}.{name}": tensor for name, tensor in tensors.items()})
 

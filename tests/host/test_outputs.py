@@ -1,6 +1,4 @@
-"""What a merge leaves behind, in a real ComfyUI: pictures, a file that tells where it is from, and
-the way back from it.
-"""
+"""What a merge leaves behind: pictures, a file that tells where it is from, and the way back."""
 
 import base64
 import io
@@ -19,9 +17,7 @@ from demo.client import WorkflowFailed, WorkflowRejected
 
 @pytest.fixture(scope="module")
 def scene(host):
-    """A merge for scenes: reported with pictures, saved with the first of them as its cover, and
-    passed on as a stack.
-    """
+    """A merge for scenes: reported with pictures, saved with a cover, and passed on as a stack."""
     nodes = host.merge(
         "middle_1.safetensors",
         "middle_2.safetensors",

@@ -11,7 +11,6 @@ LAYERS = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("self_attn.q", "cros
 
 
 def write_lora(path, seed, prefix="diffusion_model."):
-    """Write random factors of a few layers of the tiny Wan, and return them."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in LAYERS:

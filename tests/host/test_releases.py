@@ -1,6 +1,4 @@
-"""A workflow that a released version has saved runs in this one. `tests/core/test_recipe.py` reads the
-recipes.
-"""
+"""A workflow that a released version has saved runs in this one."""
 
 import json
 import shutil
@@ -15,7 +13,6 @@ VERSIONS = sorted(path.name for path in RELEASES.iterdir())
 
 @pytest.fixture(params=VERSIONS)
 def release(request, host):
-    """The folder of a version, whose LoRAs are among those of the server."""
     folder = RELEASES / request.param
     for path in folder.glob("*.safetensors"):
         shutil.copyfile(path, host.loras / path.name)
@@ -28,9 +25,7 @@ def recipe_in(path):
 
 
 def settings_of(recipe):
-    """Return what a recipe asks of the merge, without what made it, where its prompts were read, how
-    the memory of its machine was used, and in how many pictures it was checked.
-    """
+    """Return what a recipe asks of the merge, without what made it and what its machine decided."""
     loras = [{**lora, "prompts_from": ""} for lora in recipe["loras"]]
     of_the_machine = ("samples_per_chunk", "waiting_bytes")
     config = {key: value for key, value in recipe["config"].items() if key not in of_the_machine}

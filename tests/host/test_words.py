@@ -1,6 +1,4 @@
-"""A running ComfyUI serves the nodes' words in every language; `tests/nodes/test_words.py` checks
-that they are all there.
-"""
+"""A running ComfyUI serves the nodes' words in every language."""
 
 import json
 import urllib.request

@@ -1,6 +1,4 @@
-"""Every workflow of `workflows/api`, queued on a real ComfyUI: with small LoRAs, few samples and
-small pictures.
-"""
+"""Every workflow of `workflows/api` on a real ComfyUI, with little work in it."""
 
 import json
 import re
@@ -38,7 +36,6 @@ SMALL = {
 
 
 def whole(name: str) -> dict:
-    """Return a workflow as its file has it."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
@@ -61,7 +58,6 @@ def small(name: str) -> dict:
 
 @pytest.fixture(scope="module")
 def files(host):
-    """A picture to train on."""
     (host.base / "input").mkdir(exist_ok=True)
     Image.new("RGB", (64, 64), "teal").save(host.base / "input" / "example.png")
 

@@ -1,6 +1,4 @@
-"""Base models that are damaged, incomplete or not trusted: one line says what is wrong, and nothing
-of theirs is run.
-"""
+"""Base models that are damaged or not trusted: one line says why, and nothing of theirs is run."""
 
 import json
 import pickle
@@ -58,7 +56,6 @@ def as_code(folder):
 
 @pytest.fixture
 def folder(t5_folder, tmp_path, monkeypatch):
-    """A copy of the tiny T5, in a folder where a trap would leave a file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "builtins.input", lambda *args: "y"

@@ -1,6 +1,4 @@
-"""Models whose weights accelerate keeps elsewhere until a layer is called: here in host memory, or
-on disk, with the CPU as the device that runs.
-"""
+"""Models whose weights accelerate keeps on the host or on disk until a layer is called."""
 
 import sys
 
@@ -25,7 +23,6 @@ ONE_BY_ONE = MergeConfig(samples_per_chunk=1, ridge="paper")  # reads the weight
 
 @pytest.fixture(params=["host", "disk"])
 def elsewhere(request, tmp_path):
-    """Return a function that puts a model's weights elsewhere."""
 
     def put(model):
         if request.param == "host":

@@ -1,6 +1,4 @@
-"""T5, FLAN-T5, BART and BLIP: encoder, decoder, cross-attention and vision tower, on tiny random
-models.
-"""
+"""T5, FLAN-T5, BART and BLIP, whole, on tiny random models."""
 
 from dataclasses import replace
 from functools import partial
@@ -60,9 +58,6 @@ def assert_close(found, expected, tolerance):
         want = delta.dense()
         have = found[path].dense()
         assert ((have - want).norm() / want.norm()).item() < tolerance, path
-
-
-# --- what holds for every family ---
 
 
 def test_one_adapter_merges_to_itself(case):
@@ -140,9 +135,6 @@ def test_progress_is_told_by_stages_and_can_cancel(of_t5):
         of_t5.merge(progress=cancel)
 
 
-# --- encoder-decoders ---
-
-
 def test_padded_texts_give_what_each_gives_alone_without_padding(of_t5):
     config = MergeConfig(
         target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64, unit_gain=1.0
@@ -190,9 +182,6 @@ def test_the_head_can_be_merged_too(of_t5, tmp_path):
     assert result.report.layers[-1].path == "lm_head"
 
 
-# --- captions ---
-
-
 def test_padding_of_captions_does_not_count(of_blip):
     """Shorter captions alone give the same as beside long ones."""
     base = of_blip.base(torch.float64)
@@ -230,8 +219,6 @@ def test_teachers_write_after_the_prompts_as_the_models_own_generate_does(of_bli
             )[0].tolist()
         assert written.target.tolist() == (own[: own.index(2)] if 2 in own else own[:-1])
 
-
-# --- what cannot be used ---
 
 REFUSED = [  # family, what is asked of it, what the message names
     ("T5", lambda case: AdapterTask(case.adapters[0], []), "no samples for"),

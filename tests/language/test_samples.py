@@ -1,6 +1,4 @@
-"""Samples of language models: files of texts, captions and pictures, their token ids, and the
-command for captions.
-"""
+"""Samples of language models: files of texts and pictures, and the command for captions."""
 
 import json
 from dataclasses import replace
@@ -44,7 +42,6 @@ def processor(blip):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of pictures, and a file that names pictures and captions."""
     made = tmp_path_factory.mktemp("pictures")
     (made / "plain").mkdir()
     for number in range(3):
@@ -53,9 +50,6 @@ def pictures(tmp_path_factory):
     entries = [{"image": "plain/0.png", "caption": "w1 w2 w3"}, {"image": "plain/1.png"}]
     (made / "captions.jsonl").write_text("\n".join(map(json.dumps, entries)))
     return made
-
-
-# --- files ---
 
 
 def test_samples_are_read_from_lines(tmp_path):
@@ -124,9 +118,6 @@ def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, re
     assert read_texts(tmp_path / "a.txt") == [TextSample(text), TextSample("four")]
 
 
-# --- token ids ---
-
-
 def test_token_ids_longer_than_counted_padding_are_refused():
     samples = [[TextSample("w1")], [TextSample(torch.arange(2, 12))]]
     options = TextOptions(padding="count", max_length=6)
@@ -184,12 +175,8 @@ def test_captions_longer_than_the_decoder_reads_are_refused(processor):
             encode_captions([[sample]], processor, tiny_language.blip(), CaptionOptions(**options))
 
 
-# --- the command ---
-
-
 @pytest.fixture
 def iteris(blip, pictures, tmp_path):
-    """Merge both adapters, the first on a folder and the second on a file."""
 
     def run(*more):
         one, two = blip.adapters

@@ -23,9 +23,7 @@ def replace_host(monkeypatch):
 
 @pytest.fixture
 def widgets():
-    """Return a function that returns the widgets of a node as they are when it is new, and as they
-    are changed.
-    """
+    """Return a function that returns a new node's widgets, some of them changed."""
 
     def of(node, **changed):
         inputs = node.define_schema().inputs
@@ -38,9 +36,7 @@ def widgets():
 
 @pytest.fixture
 def keys():
-    """Return the keys of a model with a linear layer and a convolution in its UNet, and a linear
-    layer, a norm and a projection in its text encoder.
-    """
+    """Return the keys of a small model: two layers in its UNet, two and a norm in its text encoder."""
     modules = {
         "diffusion_model.mid.q": nn.Linear(4, 6),
         "diffusion_model.mid.conv": nn.Conv2d(2, 3, (3, 1)),

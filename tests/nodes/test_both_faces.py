@@ -1,6 +1,4 @@
-"""The merge node and `iteris merge sd15` are two faces of one merge: the same LoRAs and settings give
-the same adapter, report and recipe.
-"""
+"""The merge node and `iteris merge sd15` make the same adapter, report and recipe."""
 
 import json
 import types
@@ -54,7 +52,6 @@ OWN = ("base", "comfyui_version")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A tiny pipeline's folder, and two LoRAs that name their trigger words."""
     folder = tmp_path_factory.mktemp("faces")
     host = tiny_diffusers.model()
     tiny_diffusers.save_folder(host, folder / "base")
@@ -106,9 +103,7 @@ class ComfyModel:
 
 @pytest.fixture
 def node(world, replace_host, monkeypatch, widgets):
-    """Return a function that merges with the nodes, and returns (tensors, report, recipe,
-    what the saved file says).
-    """
+    """Return a function that merges with the nodes: (tensors, report, recipe, what the file says)."""
     replace_host(
         ComfyModel=ComfyModel,
         start_of=lambda conditioning: {},
@@ -157,7 +152,6 @@ def node(world, replace_host, monkeypatch, widgets):
 
 
 def command(world, output):
-    """Merge with the command line, and return the same."""
     options = {
         "--save-dtype": "float16",
         "--json": output / "report.json",

@@ -24,7 +24,6 @@ INK = use("ink", ("a house, ink style",), trigger="in ink style", kind="style", 
 
 
 def named(text, uses):
-    """Return each row's prompt, and the names of its pictures."""
     rows, taken = compare.rows_of(text, uses)
     names = compare.names_of(uses)
     return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken

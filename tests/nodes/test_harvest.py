@@ -10,8 +10,6 @@ from iteris_core import IterisError
 
 
 class Loader:
-    """Makes patches as ComfyUI does when it loads one file."""
-
     def __init__(self, *keys):
         self.keys = set(keys)
 

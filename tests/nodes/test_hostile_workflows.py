@@ -175,7 +175,6 @@ CALLED = {"protected_prompts": "preserve_captions", "lora_stack": "the stack"}
 
 
 def good_inputs(node):
-    """Return inputs with which a node does its work."""
     inputs = {}
     for item in node.define_schema().inputs:
         if item.id == "loras" and item.io_type == "STRING":
@@ -230,10 +229,7 @@ def host(replace_host, tmp_path, monkeypatch):
 
 
 def outcome(node, inputs):
-    """Return "done" or the error that a node names; anything else ends the test.
-
-    A fingerprint is asked for first, as the host does.
-    """
+    """Return "done" or the error that a node names; a fingerprint is asked for first, as by the host."""
     start = time.thread_time()
     try:
         if hasattr(node, "fingerprint_inputs"):

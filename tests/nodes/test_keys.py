@@ -46,7 +46,6 @@ def test_keys_of_modules_that_the_host_does_not_know_are_unmatched(keys):
 
 @pytest.fixture
 def xl_keys():
-    """Return the keys of two text encoders and a UNet with one layer."""
     modules = {
         f"clip_{tower}.transformer.text_model.encoder.layers.0.{name}": nn.Linear(3, 3)
         for tower in "lg"

@@ -16,7 +16,6 @@ TAGS = '{"1_x": {"dog": 3, "outdoors": 1}}'
 
 @pytest.fixture
 def load(replace_host, tmp_path):
-    """Return a function that runs the node on a MODEL and a CLIP that note what is put on them."""
     (tmp_path / "sub").mkdir()
     files = {f"{name}.safetensors": words for name, words in WORDS.items()}
     files["sub/dog.safetensors"] = {"ss_tag_frequency": TAGS}
@@ -87,9 +86,7 @@ def test_an_error_names_its_row(load, text, told):
 
 
 def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load):
-    """By their places on the page, once for all that share a fault: what is merged needs prompts,
-    too. What comes through a link is not known yet.
-    """
+    """By their places on the page, once for all that share a fault: a merge needs prompts, too."""
     text = (
         "<lora:cat>\n\n# <lora:gone>\n<lora::0.5>\n<lora:dag>\n<lora:ink>\n<lora:ink:0>\n"
         "<lora:ink> | a sketch\n<lora:ink> | in {trigger}\n<lora:cat> sytle\n<lora::1>\n"

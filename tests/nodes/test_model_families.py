@@ -14,7 +14,6 @@ from iteris_core.files.families import FAMILIES, Family
 
 
 def model(kind, model_type="EPS", **unet_config):
-    """Return a MODEL of a class of ComfyUI's, with settings of its diffusion model."""
     config = type(kind, (), {"unet_config": unet_config})()
     return SimpleNamespace(
         model=SimpleNamespace(model_config=config, model_type=SimpleNamespace(name=model_type))

@@ -14,7 +14,6 @@ from iteris_core.errors import OutOfMemory
 
 
 def lora_of(*keys, down=None):
-    """Return what ComfyUI adds to a model that loads a file with these keys."""
     weights = (torch.ones(3, 2), down, 2.0, None, None, None)
     return types.SimpleNamespace(name="lora", loaded_keys=set(keys), weights=weights)
 

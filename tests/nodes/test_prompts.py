@@ -14,7 +14,6 @@ from iteris_core.diffusion.lora_rows import read_rows
 
 @pytest.fixture
 def files(replace_host, tmp_path):
-    """Two files in the loras folders, of which only the first names its trigger words."""
     replace_host(
         lora_path=lambda name: tmp_path / name,
         lora_names=lambda: ["cat.safetensors", "bare.safetensors"],
@@ -47,7 +46,6 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
 
 @pytest.fixture
 def node(files, widgets):
-    """Return a function that returns the LoRA of a LoRA to merge with some widgets changed."""
 
     def lora(**changed):
         given = widgets(LoraToMerge) | changed

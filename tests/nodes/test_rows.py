@@ -16,7 +16,6 @@ TABLE = json.loads((Path(__file__).parents[1] / "data" / "rows.json").read_text(
 
 
 def row(entry):
-    """Return a row of the table; see its "about"."""
     model = entry.get("model", 1)
     return Row(
         entry["name"],

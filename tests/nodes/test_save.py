@@ -32,7 +32,6 @@ def merged(keys):
 
 
 def loader_of(merged, change=lambda parameter, value: value):
-    """Return what the host's loader would, from what was meant."""
     meant = {
         f"{path}.weight": delta.dense() for path, delta in merged.adapter.deltas.items()
     } | dict(merged.adapter.vectors)
@@ -70,7 +69,6 @@ def test_a_file_that_lost_something_is_an_error(replace_host, merged, lost, chan
 
 @pytest.fixture
 def saving(tmp_path, monkeypatch, replace_host, merged):
-    """Return a function that runs the node as ComfyUI does, with an output folder of its own."""
     shown = []
     replace_host(
         output_folder=lambda: tmp_path,

@@ -49,7 +49,6 @@ def test_a_bypassed_merge_hands_on_each_model_of_a_pair():
 
 
 def widgets_of_settings():
-    """Return the widgets that are made of declarations."""
     return [w for w in Settings.define_schema().inputs if w.id != "correct_strength"]
 
 
@@ -138,7 +137,6 @@ def test_each_widget_of_merge_settings_changes_its_setting(widgets):
 
 
 def other_value(widget):
-    """Return a value that a widget may have, and does not begin with."""
     default = widget.more["default"]
     if widget.io_type == "STRING":
         return "a dog"

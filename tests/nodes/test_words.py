@@ -51,7 +51,6 @@ def read(language: str, name: str):
 
 
 def shape(value):
-    """Return the keys of nested dicts."""
     return {key: shape(item) for key, item in value.items()} if isinstance(value, dict) else None
 
 

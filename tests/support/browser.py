@@ -62,13 +62,7 @@ def chromium(executable: str) -> Iterator[Any]:
 
 
 class Frontend:
-    """One page with the frontend of a running ComfyUI.
-
-    Args:
-        browser: From `chromium`.
-        address: The server's host and port.
-        settings: The frontend's, beside `SETTINGS`.
-    """
+    """One page with the frontend of a running ComfyUI."""
 
     def __init__(
         self, browser: Any, address: str, width: int = 1720, height: int = 980, **settings: Any
@@ -105,9 +99,7 @@ class Frontend:
             route.abort()
 
     def open(self) -> None:
-        """Open the frontend, anew if it is open already, and wait until it has its graph and our
-        nodes.
-        """
+        """Open the frontend, anew if it is open already, and wait for its graph and our nodes."""
         self._configure()
         # "load" waits for several hundred modules, one after the other
         self.page.goto(f"http://{self.address}/", wait_until="commit")
@@ -136,9 +128,7 @@ class Frontend:
         self.page.evaluate(wait, frames)
 
     def load(self, workflow: Json, name: str) -> None:
-        """Load a workflow: in the API's format, or in the frontend's own. No run of a test before is
-        left, whose results the page would show on nodes of the same numbers.
-        """
+        """Load a workflow of either format, when no run is left that shows results on its numbers."""
         # a function that is waited for may not be async: what it promises is true
         self.page.evaluate(QUEUE_EMPTY, WAIT_MS)
         if "nodes" in workflow:
@@ -154,11 +144,9 @@ class Frontend:
         self.settle()
 
     def workflow(self) -> Json:
-        """Return the workflow in the frontend's format."""
         return json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
 
     def prompt(self) -> Json:
-        """Return the workflow in the API's format, as the Run button would post it."""
         return self.page.evaluate("app.graphToPrompt().then(({ output }) => output)")
 
     def set_widgets(self, node_id: int, **values: Any) -> None:
@@ -188,9 +176,7 @@ class Frontend:
         self.settle()
 
     def complaints(self) -> Any:
-        """Return the messages that the page shows, but for the one that the installed templates are
-        old.
-        """
+        """Return the page's messages, but for the one that the installed templates are old."""
         return self.page.locator(".p-toast-message").filter(
             has_not_text="Version Compatibility Warning"
         )
@@ -213,16 +199,13 @@ class Frontend:
         self.settle()
 
     def run(self) -> None:
-        """Press the Run button."""
         # the button itself, or in the older frontend what is around it
         self.page.locator(
             "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
         ).click()
 
     def run_to_the_end(self) -> str:
-        """Press the Run button, wait until the server has nothing more to do, and return the run's
-        id.
-        """
+        """Press the Run button, wait until nothing is left to do, and return the run's id."""
         self.page.evaluate(
             """() => {
                 window.iterisRun = { id: null, ended: false };

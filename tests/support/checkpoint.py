@@ -52,12 +52,7 @@ _RESNETS = {  # block -> input channels; the output blocks also take the skip co
 
 
 def write_checkpoint(path: Path, seed: int = 0) -> None:
-    """Write the checkpoint (about 308 MB, fp16) that CheckpointLoaderSimple loads as SD1.5.
-
-    Args:
-        path: The .safetensors file; it appears only once it is complete.
-        seed: Seed of all weights.
-    """
+    """Write the checkpoint (about 308 MB, fp16) that CheckpointLoaderSimple loads as SD1.5."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: initial(name, shape, generator).half() for name, shape in checkpoint_shapes()}
     finish_vae(tensors, scale=0.18215)
@@ -65,15 +60,7 @@ def write_checkpoint(path: Path, seed: int = 0) -> None:
 
 
 def write_lora(path: Path, seed: int, rank: int = 8, scale: float = 0.3) -> None:
-    """Write a LoRA with kohya keys for all 48 UNet and 72 text encoder modules of the small
-    checkpoint.
-
-    Args:
-        path: The .safetensors file; it appears only once it is complete.
-        seed: Seed of all factors.
-        rank: Rank of the LoRA at every module.
-        scale: Frobenius norm of each module's delta over that of its weight, at strength 1.
-    """
+    """Write a LoRA for all 48 UNet and 72 text modules; `scale`: a delta's norm over its weight's."""
     base = {"ss_base_model_version": "sd_v1"}
     write_kohya_lora(path, lora_modules(), base, seed=seed, rank=rank, scale=scale)
 
@@ -90,9 +77,7 @@ def checkpoint_shapes() -> Shapes:
 
 
 def lora_modules() -> Shapes:
-    """Yield kohya's name and the weight's shape of every module that a LoRA of the small checkpoint
-    changes.
-    """
+    """Yield kohya's name and the shape of every module that a LoRA of it changes."""
     for name in _TRANSFORMERS.values():
         yield from kohya_modules("lora_unet_", transformer(name, CLIP_L, linear=False))
     yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))

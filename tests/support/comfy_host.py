@@ -61,7 +61,6 @@ class Host:
         return self.server.log.read_text(errors="replace")
 
     def latent(self, name: str):
-        """Return the samples of the newest SaveLatent file of this name."""
         return load_file(max(self.output.glob(f"{name}_*.latent")))["latent_tensor"]
 
     def merge(self, first="first.safetensors", second="second.safetensors", **settings):

@@ -1,6 +1,4 @@
-"""Models with LoRAs, and what they draw, with ComfyUI's own classes, its own loader of LoRAs and its own
-sampler.
-"""
+"""Models with LoRAs, and what they draw, by ComfyUI's own classes, loader and sampler."""
 
 from __future__ import annotations
 
@@ -58,9 +56,7 @@ BEGINNINGS = {
 
 
 def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensors:
-    """Return random factors for every layer, under the names of one spelling. All spellings of a
-    seed describe the same change.
-    """
+    """Return random factors for every layer; all spellings of a seed describe the same change."""
     modules = dict(host.model.model.named_modules()) | dict(
         host.clip.cond_stage_model.named_modules()
     )
@@ -99,9 +95,7 @@ def lora_of(host: ComfyModel, seed: int, spelling: str, rank: int = 2) -> Tensor
 
 
 def bases_of(host: ComfyModel) -> dict[str, dict[Any, list[str]]]:
-    """Return weight -> (offset, function) of a part, () for the whole -> all bases that the host's
-    own table has for it, and for UNets those of diffusers.
-    """
+    """Return weight -> (offset, function) of a part, () for the whole -> the host's bases for it."""
     table = comfy.lora.model_lora_keys_unet(host.model.model, {})
     table = comfy.lora.model_lora_keys_clip(host.clip.cond_stage_model, table)
     names = comfy.utils.unet_to_diffusers(host.model.model.model_config.unet_config)
@@ -123,19 +117,14 @@ def factors(d_out: int, d_in: int, rank: int, generator: torch.Generator) -> tup
 
 
 def may_change(weight: str, host: ComfyModel) -> bool:
-    """Whether LoRAs change a weight: not T5 and language models, nothing behind CLIP's pooled
-    output that the model does not read, and neither Chroma Radiance's layers of patches nor what
-    reads a picture in HunyuanVideo 1.5.
-    """
+    """Whether LoRAs change a weight: no T5, and nothing that the model does not read of a text."""
     if weight.startswith("diffusion_model."):
         return not re.search(r"\.nerf_|\.vision_in\.", weight)
     return host.texts.is_swept(weight) and "layers." in weight
 
 
 def without_overlaps(rows: Mapping[Any, list[str]], module: nn.Linear) -> dict[Any, list[str]]:
-    """Return parts that do not overlap, the smallest first: the host's table names some rows
-    twice, and others that a weight does not have.
-    """
+    """Return parts that do not overlap, the smallest first: the host's table names some rows twice."""
     taken = torch.zeros(module.out_features, dtype=torch.bool)
     chosen = {}
     for where in sorted(rows, key=lambda where: math.inf if where[0] is None else where[0][2]):
@@ -147,7 +136,6 @@ def without_overlaps(rows: Mapping[Any, list[str]], module: nn.Linear) -> dict[A
 
 
 def add(tensors: Tensors, bases: list[str], spelling: str, up: Tensor, down: Tensor) -> None:
-    """Add the factors of one module under the base that a spelling has for it."""
     starts = BEGINNINGS[spelling]
     base = next((base for start in starts for base in bases if base.startswith(start)), bases[0])
     if spelling == "kohya":
@@ -251,7 +239,6 @@ def seen(host: ComfyModel, adapter: Adapter | None = None) -> Tensor:
 
 
 def same_tensors(a: Tensors, b: Tensors) -> bool:
-    """Whether all tensors are bit-equal."""
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 

@@ -1,6 +1,4 @@
-"""A Stable Diffusion of two tiny networks, a text encoder and a UNet with cross-attention, that
-notes what it is asked.
-"""
+"""A Stable Diffusion of two tiny networks that notes what it is asked."""
 
 import copy
 from contextlib import contextmanager
@@ -27,7 +25,6 @@ EXACT = MergeConfig(
 
 
 def as_used(lora, **changes):
-    """Return a LoRA that is used in another way."""
     return replace(lora, use=replace(lora.use, **changes))
 
 
@@ -214,17 +211,12 @@ class FakeHost:
         return host
 
     def context(self, caption, length):
-        """Return a caption's context, repeated to a length as hosts do: attention stays the
-        same.
-        """
+        """Return a caption's context, repeated to a length: attention stays the same."""
         context = torch.cat(list(self.te(torch.stack(self.tokenize(caption)))))
         return context.repeat(length // len(context), 1)
 
     def merge_rows(self):
-        """Return the (teacher, student) rows of the UNet's sweep, in order; sampling asks with one
-        sigma per batch, a row to look at the layers is the first batch of the sweep, and a sample
-        that runs alone the last.
-        """
+        """Return the (teacher, student) rows of the UNet's sweep, but for its look and its sample alone."""
         pairs = []
         for batch in self.unet_batches[1 - self.sweep_batches : -1]:
             half = len(batch) // 2

@@ -32,7 +32,6 @@ CONV, LINEAR, OUT, NORM, TEXT, TEXT_NORM = MODULES
 
 
 def kohya(path: str) -> str:
-    """Return the base of a module's keys in kohya's style."""
     part, _, name = path.partition(".")
     return {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part] + name.replace(".", "_")
 
@@ -123,13 +122,7 @@ PEFT_SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A file of a stranger's, and what lies beside it.
-
-    Args:
-        tensors: Bytes of a safetensors file.
-        settings: Bytes of a PEFT adapter's settings.
-        words: What another program has noted of trigger words.
-    """
+    """A safetensors file, a PEFT adapter's settings, and trigger words beside it."""
 
     tensors: bytes
     settings: bytes
@@ -245,7 +238,6 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw a small file of any kind to which several things were done."""
     tensors = dict(seeds()[draw(st.sampled_from(sorted(seeds())))])
     for change in draw(st.lists(st.sampled_from(CHANGES), max_size=4)):
         change(draw, tensors, draw(st.sampled_from(sorted(tensors))))

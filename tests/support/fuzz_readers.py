@@ -1,6 +1,4 @@
-"""Every reader of files, and the rule that each keeps: a result or a typed error that names the file, in
-little time and memory.
-"""
+"""Every reader of files keeps one rule: a result, or a typed error that names the file."""
 
 from __future__ import annotations
 
@@ -215,9 +213,7 @@ def limited_time() -> Iterator[None]:
 
 
 def forget_peak() -> int:
-    """Begin to measure the peak of this process's memory anew, where Linux can; return the memory in
-    bytes, or 0.
-    """
+    """Begin to measure this process's peak of memory anew, where Linux can; return bytes, or 0."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

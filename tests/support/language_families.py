@@ -42,13 +42,7 @@ def captions(seed: int, *, targets: bool = True) -> list[CaptionSample]:
 
 @dataclass(frozen=True)
 class Case:
-    """A saved base with two adapters.
-
-    Args:
-        family: The family.
-        folder: Holds ``base``, ``one`` and ``two``.
-        samples: Seed -> samples of a task.
-    """
+    """A folder with a saved ``base``, and adapters ``one`` and ``two``."""
 
     family: Family
     folder: Path
@@ -85,7 +79,6 @@ class Case:
 
 
 def make(name: str, folder: Path) -> Case:
-    """Save a tiny model of a family, and its adapters."""
     base, adapter = folder / "base", tiny_language.adapter
     if name == "T5":
         tiny_language.t5().save_pretrained(base)

@@ -46,9 +46,7 @@ def toys(**settings) -> Adapter:
 
 
 def diffusion() -> Adapter:
-    """Merge LoRAs of a text encoder and a UNet, with sampling and the check; its figures are in a
-    vector.
-    """
+    """Merge LoRAs with sampling and the check; its figures are in a vector."""
     host = fake_host.FakeHost()
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
     result = merge_and_check(

@@ -1,7 +1,4 @@
-"""Tiny random Stable Diffusion and SDXL models of the real classes, made on the spot.
-
-diffusers and transformers are imported when something is made, so that pytest collects quickly.
-"""
+"""Tiny random Stable Diffusion and SDXL models; diffusers is imported when one is made."""
 
 import json
 import tempfile
@@ -54,7 +51,6 @@ def text_encoder(seed=0, **options):
 
 
 def text_encoder_2(seed=0, **options):
-    """The second text encoder of SDXL."""
     from transformers import CLIPTextModelWithProjection
 
     torch.manual_seed(seed + 1)
@@ -169,7 +165,6 @@ MODELS = {"SD1.5": model, "SDXL": model_xl}
 
 
 def pipeline(host, prediction_type="epsilon", vae=None):
-    """Return a pipeline of the host's models."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if host.family.name == "SDXL":
@@ -183,7 +178,6 @@ def pipeline(host, prediction_type="epsilon", vae=None):
 
 
 def save_folder(host, folder, vae_scale_factor=8, **options):
-    """Save a diffusers folder."""
     from diffusers import AutoencoderKL
 
     levels = vae_scale_factor.bit_length()
@@ -208,13 +202,7 @@ _OPEN_CLIP = {
 
 
 def save_checkpoint(host, path, marks=()):
-    """Save a checkpoint of one file, with the names of the models' original code.
-
-    Args:
-        host: The model.
-        path: The file.
-        marks: Names of empty tensors that say something about the model.
-    """
+    """Save a checkpoint in the original code's names, with empty tensors as marks."""
     names = ldm_names(module for module, _ in host.unet_model.named_modules())
     tensors = {mark: torch.zeros(0) for mark in marks}
     for key, weight in host.unet_model.state_dict().items():
@@ -257,7 +245,6 @@ def adapter(
     wanted=("to_", "q_proj", "v_proj", "fc1", "proj_in", "ff.net", "conv1"),
     rank=2,
 ):
-    """Return a LoRA of random factors for the modules whose paths contain one of these."""
     generator = torch.Generator().manual_seed(seed)
     deltas = {}
     for path, module in host.modules.items():
@@ -271,7 +258,6 @@ def adapter(
 
 
 def add_deltas(host, merged):
-    """Add deltas to the weights of a host's modules, in place."""
     for path, delta in merged.deltas.items():
         weight = host.modules[path].weight
         weight.data += delta.dense().to(weight).reshape(weight.shape)

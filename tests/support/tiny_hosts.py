@@ -1,6 +1,4 @@
-"""Tiny models of ComfyUI's real classes, one per family, with real tokenizers and small text
-encoders. Needs ComfyUI on the path; see `in_comfy.py`.
-"""
+"""Tiny models of ComfyUI's real classes, one per family; needs ComfyUI, see `in_comfy.py`."""
 
 from __future__ import annotations
 
@@ -405,9 +403,7 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
 
 
 def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """Return a MODEL with random weights, the same for a seed, which it keeps in a number format;
-    it computes in float32.
-    """
+    """Return a MODEL with a seed's weights, kept in a number format; it computes in float32."""
     config = tiny.model_config()
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))

@@ -1,6 +1,4 @@
-"""Tiny random T5, BART and BLIP models, their readers, and PEFT adapters for them, made by
-transformers and peft themselves, which are imported then, so that pytest collects quickly.
-"""
+"""Tiny random T5, BART and BLIP, made by transformers, which is imported when one is made."""
 
 from __future__ import annotations
 
@@ -163,7 +161,6 @@ def shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def with_deltas(model: torch.nn.Module, deltas) -> torch.nn.Module:
-    """Add deltas to a model's weights, in place."""
     for path, delta in deltas.items():
         weight = model.get_submodule(path).weight
         weight.data += delta.dense().to(weight.dtype).reshape(weight.shape)
@@ -179,7 +176,6 @@ def logits(model: torch.nn.Module, seed: int = 5) -> torch.Tensor:
 
 
 def peft(model: torch.nn.Module, folder: Path) -> PeftModel:
-    """Return a model with a saved adapter, as peft loads it."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder)

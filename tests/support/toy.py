@@ -1,6 +1,4 @@
-"""Tiny networks, adapters and samples, and the published algorithm on them, dense and naive, to
-compare with.
-"""
+"""Tiny networks, adapters and samples, and the published algorithm on them, dense and naive."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,9 +150,7 @@ def stream_of(path: str) -> str:
 
 
 def build(name: str, seed: int = 0) -> Toy:
-    """Return one of the toys; its weights, and everything random after it, depend on nothing but
-    the seed.
-    """
+    """Return one of the toys; all that is random in and after it depends on the seed alone."""
     torch.manual_seed(seed)
     model, make_row = {
         "stack": (Stack, lambda: (torch.randn(TOKENS, 6).double(),)),
@@ -174,23 +170,19 @@ def build(name: str, seed: int = 0) -> Toy:
 
 
 def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[Task]:
-    """Return one task per adapter, as in the paper."""
     return [
         Task(adapter.name, toy.samples(samples), {k: 1.0}) for k, adapter in enumerate(adapters)
     ]
 
 
 def pair(name: str, samples: int = 3) -> tuple[Toy, list[Adapter], list[Task]]:
-    """Return one of the toys, two adapters of it, and a task for each."""
     net = build(name)
     adapters = [net.adapter("a"), net.adapter("b")]
     return net, adapters, own_tasks(net, adapters, samples)
 
 
 def three_adapters() -> tuple[Toy, list[Adapter], list[Task]]:
-    """Return a network with cross-attention, three adapters, one of which does not change every
-    layer, and their tasks of different weights with a preserve task.
-    """
+    """Return three adapters, one of which does not change every layer, and a preserve task."""
     net = build("attention")
     adapters = [net.adapter("a"), net.adapter("b", 1), net.adapter("c", 2, net.targets[:7])]
     tasks = [*own_tasks(net, adapters), Task("preserve", net.samples(3), {}, 0.5)]
@@ -199,9 +191,7 @@ def three_adapters() -> tuple[Toy, list[Adapter], list[Task]]:
 
 
 def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
-    """Return settings in which nothing is lost and nothing made up for: the delta target, whose
-    answer needs no cut, in float64, from all tokens, without unit gain.
-    """
+    """Return settings in which nothing is lost and nothing made up for."""
     exactly: dict[str, Any] = {
         "output_dtype": torch.float64,
         "unit_gain": 1.0,
@@ -221,7 +211,6 @@ def dense(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def largest_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Return the largest relative error over the layers."""
     assert set(found) == set(expected)
     return max(
         ((found[path] - expected[path]).norm() / expected[path].norm()).item() for path in expected
@@ -232,13 +221,9 @@ def hook_count(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-# --- Algorithm 1 of the paper, by `algebra.reference`, for all that a merge may be asked for ---
-
-
 def mixed(
     adapters: Sequence[Adapter], mix: Mapping[int, float], shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """Return what a mix of adapters adds to every target layer, dense."""
     total = {path: torch.zeros(shape).double() for path, shape in shapes.items()}
     for k, share in mix.items():
         for path, delta in adapters[k].deltas.items():
@@ -325,11 +310,7 @@ def lambdas_of(
 def normal_equations(
     base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return S (d_in, d_in) and S dW^T (d_in, d_out) of one layer.
-
-    The reference's, and what it leaves out: other balances, mixed inputs, and the whole output as
-    the target, which is the same equation for the whole weight, less what the base weight gives.
-    """
+    """Return S (d_in, d_in) and S dW^T, by the reference and what it leaves out, of one layer."""
     full = config.target == "full_output"
     rows = [
         reference.TaskRows(
@@ -354,9 +335,7 @@ def solve_densely(base: Tensor, tasks: Sequence[DenseTask], config: MergeConfig)
 def naive_fixed_point(
     toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig | None = None
 ) -> dict[str, Tensor]:
-    """Return the dense deltas at which Algorithm 1 stands still: infer, solve all layers, repeat
-    until unchanged.
-    """
+    """Return the deltas at which Algorithm 1 stands still: infer, solve all, repeat until unchanged."""
     config = config or MergeConfig(target="delta")
     paths = list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
     bases = {path: toy.model.get_submodule(path).weight.flatten(1) for path in paths}

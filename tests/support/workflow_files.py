@@ -19,9 +19,7 @@ _TRANSFORMER = {
 
 
 def list_transformer(models: Path) -> None:
-    """Write empty files of the names that the workflows of transformers choose, so that ComfyUI
-    lists them.
-    """
+    """Write empty files of the names that these workflows choose, so that ComfyUI lists them."""
     for folder, names in _TRANSFORMER.items():
         (models / folder).mkdir(parents=True, exist_ok=True)
         for name in names:

@@ -72,7 +72,6 @@ def host():
 
 @pytest.fixture(scope="module")
 def base(host):
-    """What the model draws before anything was done with it."""
     return seen(host)
 
 
@@ -139,9 +138,7 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(first):
 
 
 def room_on_a_card(host, adapter, free, to_load):
-    """Return how the host shares out a card with so many bytes free beside the whole model, of
-    which so many are not loaded yet.
-    """
+    """Return how a card is shared out with so many bytes free beside the model, or its part to load."""
     of_card = mock.patch.object(host.model, "load_device", types.SimpleNamespace(type="cuda"))
     in_memory = host.model.model_size() - to_load
     with (
@@ -263,7 +260,6 @@ def test_the_saved_file_does_through_the_hosts_loader_what_the_merged_rows_do(ho
 
 
 def predicts(model, clip):
-    """Return what a file of a model says that it predicts."""
     _, metadata = kohya.file_of(Adapter("x", {}), ComfyModel(model, clip).keys, {})
     return metadata.get("modelspec.prediction_type")
 
@@ -294,7 +290,6 @@ def test_scenes_tell_the_picture_from_the_text(host):
 
 
 def tokens_seen(host, caption, resolution):
-    """Return how many tokens each linear layer of the diffusion model sees."""
     seen_by = {}
 
     def count(path, module, args, output):

@@ -59,9 +59,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what is raised, what the merge then raises, and whether it is raised at every
-    later moment, too, as when memory is full.
-    """
+    """What is raised, at one moment or at all later ones too, and what the merge then raises."""
 
     error: Callable[[], BaseException]
     ends_in: type[BaseException]
@@ -96,7 +94,6 @@ class Moments:
         self._fault = fault
 
     def reached(self, path=""):
-        """Note a moment, and go wrong at the one that is meant."""
         number = len(self.all)
         self.all.append((self.part, path))
         if self._fault is not None:
@@ -106,7 +103,6 @@ class Moments:
 
     @contextmanager
     def watched(self):
-        """Watch the calls of layers, without touching a model's own hooks, and the parts."""
 
         def called(module, args):
             if module in self._layers:
@@ -160,7 +156,6 @@ class Merge:
         ]
 
     def made(self, moments=None):
-        """Merge, and return the merged LoRA's tensors."""
         moments = moments or Moments(self.layers)
         with moments.watched():
             host = self.host()
@@ -173,9 +168,7 @@ class Merge:
         }
 
     def load(self):
-        """Load MODEL and CLIP as any next node does. The host changes weights in place, and puts them
-        back when another MODEL of them is loaded.
-        """
+        """Load both as any next node does: then the host puts back the weights that it changed in place."""
         comfy.model_management.load_models_gpu([self.model, self.clip.patcher])
 
 
@@ -203,9 +196,7 @@ def patches_of(patcher):
 
 @dataclass(frozen=True)
 class State:
-    """What a fault must not change; `held` are the bytes of all tensors that anything holds, but for
-    the sampling runs that are kept.
-    """
+    """What a fault must not change; `held` are the bytes of all tensors, but for kept sampling runs."""
 
     hooks: list[int]
     modes: tuple[object, ...]
@@ -235,16 +226,13 @@ class State:
         )
 
     def changes(self, other):
-        """Return what is not the same in another state."""
         names = ("hooks", "modes", "patches", "held")
         changed = [name for name in names if getattr(self, name) != getattr(other, name)]
         return changed if same_tensors(self.weights, other.weights) else [*changed, "weights"]
 
 
 def chosen(moments):
-    """Return the numbers of one moment of every EVERY-th layer, in the part of the merge that has the
-    fewest of them yet.
-    """
+    """Return a moment of every EVERY-th layer, in the part of the merge that has the fewest yet."""
     of_layers = {}
     for number, (part, path) in enumerate(moments):
         of_layers.setdefault(path, []).append((number, part))
@@ -258,7 +246,6 @@ def chosen(moments):
 
 
 def end_of(merge, moments):
-    """Return the kind of error in which a merge ends."""
     try:
         merge.made(moments)
     except BaseException as error:
@@ -270,9 +257,7 @@ def end_of(merge, moments):
 
 
 def left_in_host(texts):
-    """Return what the host's list of loaded models has that nobody can unload, and what it has
-    logged of models that leak.
-    """
+    """Return what the host's list of models has that nobody can unload, and what it logged of leaks."""
     gc.collect()
     entries = comfy.model_management.current_loaded_models
     dead = [type(entry.real_model()).__name__ for entry in entries if entry.is_dead()]

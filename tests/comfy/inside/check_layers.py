@@ -41,8 +41,6 @@ LAYERS = ("first", "second", "third")
 
 
 class Net(nn.Module):
-    """Three layers, each of which reads the one before it."""
-
     def __init__(self, linear: type[nn.Module], dtype: torch.dtype):
         super().__init__()
         for name in LAYERS:
@@ -62,16 +60,13 @@ def weights(seed: int = 0) -> dict[str, Tensor]:
 
 
 def of_dtype(dtype: torch.dtype) -> Net:
-    """Return layers that keep their weights in a dtype and cast them in each call, as
-    `UNETLoader` makes them.
-    """
+    """Return layers that keep their weights in a dtype and cast them in each call."""
     net = Net(comfy.ops.manual_cast.Linear, dtype)
     net.load_state_dict({key: tensor.to(dtype) for key, tensor in weights().items()})
     return net
 
 
 def scaled() -> dict[str, Tensor]:
-    """Return weights and their scales: fp8 codes that fill its range."""
     tensors = weights()
     for name in LAYERS:
         weight = tensors[f"{name}.weight"]
@@ -124,7 +119,6 @@ def lora(seed: int, size: float = 0.3) -> Adapter:
 
 
 def patcher_of(net: Net, adapter: Adapter) -> Any:
-    """Return a ModelPatcher of the net that carries an adapter, not loaded yet."""
     net.model_lowvram, net.lowvram_patch_counter = False, 0
     net.model_loaded_weight_memory, net.current_weight_patches_uuid = 0, None
     patcher = comfy.model_patcher.ModelPatcher(net, CPU, CPU)
@@ -143,7 +137,6 @@ def difference(found: Tensor, expected: Tensor, base: Tensor) -> float:
 
 
 def own_error(net: Net, adapter: Adapter, **settings: Any) -> float:
-    """Return the largest relative error of a layer where an adapter is merged alone."""
     generator = torch.Generator().manual_seed(7)
     samples = [Sample(torch.randn(6, WIDTH, generator=generator)) for _ in range(12)]
     network = Network(dict(net.named_modules()), lambda rows: net(torch.stack(rows)))
@@ -175,7 +168,6 @@ def dora_of(net: Net, carried: Adapter = NOTHING) -> Tensor:
 
 
 def dora_error(net: Net, carried: Adapter = NOTHING) -> float:
-    """Return the relative error of `dora_of`, against a DoRA's formula."""
     weight = base_weight_and_bias(net.first, CPU, torch.float32)[0]
     for delta in carried.deltas.values():
         weight = weight + delta.dense()

@@ -1,6 +1,4 @@
-"""Load LoRAs scales blocks as a merge does, and names what does not fit. `tests/host/test_inputs.py`
-draws with it and with a chain of ComfyUI's own loaders.
-"""
+"""Load LoRAs scales blocks as a merge does, and names what does not fit; tests/host draws with it."""
 
 import os
 
@@ -32,7 +30,6 @@ def host():
 
 @pytest.fixture(scope="module")
 def folder(host, tmp_path_factory):
-    """LoRAs of this model, of its text encoder alone, of another model, and of none."""
     folder = tmp_path_factory.mktemp("loras")
     folder_paths.add_model_folder_path("loras", str(folder))
     tensors = lora_of(host, 0, "kohya")
@@ -52,7 +49,6 @@ def load(host, text):
 
 
 def largest_difference(found, expected):
-    """Return the largest difference of a weight that two patchers make of it, of its change."""
     worst = 0.0
     for key in {**found.patches, **expected.patches}:
         weight = comfy.model_patcher.get_key_weight(expected.model, key)[0].float()

@@ -1,6 +1,4 @@
-"""What other nodes have put on a MODEL and a CLIP is measured as ComfyUI's own sampler runs it, or named
-in the report. Learned tokens (textual inversion) are read as the host reads them.
-"""
+"""What other nodes put on MODEL and CLIP is measured as ComfyUI's sampler runs it, or named."""
 
 import math
 import re
@@ -80,7 +78,6 @@ def measured(model, clip, seen):
 
 
 def distance(answers, seen):
-    """Return how far answers are from the sampler's, relative to its largest."""
     theirs = [answer for *_, answer in seen]
     pairs = zip(answers, theirs, strict=True)
     return max((a - b).norm() for a, b in pairs) / max(answer.norm() for answer in theirs)
@@ -89,9 +86,6 @@ def distance(answers, seen):
 def notes(model, clip):
     changes = pack_host.base_changes(model, clip)
     return [note.text for note in notes_on_model({}, changes, [], [], is_guided=False)]
-
-
-# --- what other nodes do: (MODEL, CLIP) -> (MODEL, CLIP) ---
 
 
 def attention(model, clip):
@@ -219,9 +213,6 @@ def test_what_cannot_be_measured_is_named(change, said):
     named = pack_host.naming_changes([model], clip)
     with pytest.raises(CalibrationError, match=said), named:
         measured(model, clip, seen)
-
-
-# --- learned tokens ---
 
 
 def written(host, caption):

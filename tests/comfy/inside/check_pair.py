@@ -11,7 +11,6 @@ from iteris_core.diffusion.merging import merge_and_check
 
 
 def combined_file(host, seed):
-    """Return a LoRA of both models in one file, as ai-toolkit saves it."""
     return {
         key.replace("diffusion_model.", f"diffusion_model.transformer_{number}."): tensor
         for number in (1, 2)
@@ -20,7 +19,6 @@ def combined_file(host, seed):
 
 
 def levels_seen(host):
-    """Return a list that fills with the noise levels at which a model is called from now on."""
     seen = []
     call = host.model.model.apply_model
 

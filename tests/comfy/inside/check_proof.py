@@ -1,6 +1,4 @@
-"""The proof before a merge, against the host's own loader of LoRAs. What the proof makes of other faults
-is in `tests/core/test_proof.py`.
-"""
+"""The proof before a merge, against the host's own loader; other faults: `tests/core/test_proof.py`."""
 
 from dataclasses import replace
 from unittest import mock
@@ -21,9 +19,7 @@ FP8 = torch.float8_e4m3fn
 
 
 def with_bias(host, tensors):
-    """Return a LoRA's tensors with a large change of one bias, which rows do not wear, and with an
-    alpha, which is in the file alone.
-    """
+    """Return a LoRA's tensors with a change of one bias, which rows do not wear, and with an alpha."""
     places = host.keys.module_of_base
     path, base = next(
         (path, base)
@@ -39,15 +35,7 @@ def with_bias(host, tensors):
 
 
 def prepared(family, dtype=torch.float32, more=None, clip=None, **of_use):
-    """Return a tiny model, and a LoRA with the tensors of its file.
-
-    Args:
-        family: Name of the model.
-        dtype: Number format of the diffusion model's weights.
-        more: Tensors that are added to the file.
-        clip: Name of the tiny model whose CLIP is connected, if it is another one's.
-        of_use: How the LoRA is used.
-    """
+    """Return a tiny model and a LoRA, with `more` tensors in its file, and another one's CLIP if named."""
     host = tiny_hosts.host_of(family, dtype)
     if clip is not None:
         host = ComfyModel(host.model, tiny_hosts.clip_of(tiny_hosts.TINY[clip]))
@@ -56,7 +44,6 @@ def prepared(family, dtype=torch.float32, more=None, clip=None, **of_use):
 
 
 def proved(host, lora, tensors):
-    """Prove a LoRA as it is read and as it is merged, and return how far it was rounded."""
     steps = []
     calibration = SMALL.for_family(host.family)
     host.prove_reading(lora.use, lora.adapter, tensors)
@@ -75,9 +62,7 @@ BLOCKS = {
     ("family", "of_use"), [("SD1.5", {}), ("SD1.5", BLOCKS), ("SDXL", {}), ("Wan", {})]
 )
 def test_a_lora_that_is_read_well_is_proved_with_nothing_said(family, of_use):
-    """Its change of a bias, which rows do not wear, does not count. Text encoders that it leaves
-    alone need no loading.
-    """
+    """Its change of a bias does not count, and a text encoder that it leaves alone is not loaded."""
     host, lora, tensors = prepared(family, **of_use)
     assert len(lora.adapter.vectors) == 1
     rounded = proved(host, lora, tensors)
@@ -86,9 +71,6 @@ def test_a_lora_that_is_read_well_is_proved_with_nothing_said(family, of_use):
     assert (patched.texts is host.texts) == (family == "Wan")
     same_clip = patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid
     assert same_clip == (family == "Wan")
-
-
-# --- what is misread ---
 
 
 def forgotten_order():
@@ -165,8 +147,6 @@ def test_a_base_in_fp8_is_noted_and_one_in_16_bits_is_not():
     assert 1e-4 < rounded["first"] < 0.05
     assert notes_of_rounding(rounded) == []
 
-
-# --- what is not known ---
 
 _T5 = {
     "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (48, 48),

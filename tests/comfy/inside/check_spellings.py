@@ -155,7 +155,6 @@ def factors(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def named(up: str, down: str, alpha: bool = False) -> Callable[[str, tuple[int, ...]], Tensors]:
-    """Return a function that makes factors whose keys end so."""
 
     def make(name: str, shape: tuple[int, ...]) -> Tensors:
         b, a = factors(name, shape)
@@ -239,7 +238,6 @@ def shapes_of(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def trained_modules(family: str) -> dict[str, tuple[int, ...]]:
-    """Return the modules of diffusers' class."""
     name, sizes = TRAINED[family]
     if not name:
         return {}
@@ -273,7 +271,6 @@ def files(family: str, host: ComfyModel) -> Iterator[File]:
 
 
 def made_by_host(host: ComfyModel, tensors: Tensors) -> dict[str, Tensor]:
-    """Return weight -> what ComfyUI's own loader adds to it."""
     converted = comfy.lora_convert.convert_lora(dict(tensors))
     found: dict[str, list[Any]] = {}
     for entry, patch in comfy.lora.load_lora(
