@@ -179,8 +179,9 @@ class MergeConfig:
             ge=0,
             le=_MOST_RIDGE,
             title="smoothing",
-            description="More keeps the merged LoRA nearer to the average of the LoRAs (the ridge, "
-            "alpha). 1e-4 suits most merges. Use 1e-3 if the base model is not protected.",
+            description="A larger value keeps the merged LoRA nearer to the average of the LoRAs "
+            "(the ridge, alpha). 1e-4 suits most merges. Use 1e-3 if the base model is not "
+            "protected.",
         ),
     ] = 1e-4
     alpha_cross: Annotated[

@@ -57,13 +57,13 @@ class LoadLoras(io.ComfyNode):
                 io.Clip.Output(display_name="CLIP"),
                 LORA_STACK.Output(
                     display_name="LORA_STACK",
-                    tooltip="The files with their strengths, for nodes of other packs. Such a "
-                    "stack has no block weights, and no LoRA that is in no file.",
+                    tooltip="The files with their strengths, for nodes of other packs. It has no "
+                    "block weights, and leaves out LoRAs that are in no file.",
                 ),
                 io.String.Output(
                     display_name="trigger words",
-                    tooltip="Those of all these LoRAs, with commas between them: the phrases that "
-                    "a file states, or else the commonest tag of its training.",
+                    tooltip="The trigger words of all these LoRAs, with commas between them: the "
+                    "phrases that a file states, or else the most frequent tag of its training.",
                 ),
             ],
         )

@@ -71,8 +71,8 @@ class Merge(io.ComfyNode):
                     optional=True,
                     tooltip="How thorough the merge is. Fast: half of the sampling runs; base "
                     "prompts and two subjects in one picture suffer a little. Polished: 40 runs, "
-                    "then 100 steps of gradient, for more of each LoRA, and on transformers two "
-                    "subjects in one picture; takes 15 to 20 times as long. Preview: the files "
+                    "then 100 gradient steps, for more of each LoRA, and on transformers for two "
+                    "subjects in one picture; it takes 15 to 20 times as long. Preview: the files "
                     "alone, in seconds; nothing is measured.",
                 ),
                 io.Boolean.Input(
@@ -119,19 +119,19 @@ class Merge(io.ComfyNode):
                 io.Conditioning.Input(
                     "start",
                     optional=True,
-                    tooltip="For models of image to video: the output positive of WanImageToVideo, "
-                    "with a picture such as your videos begin with. Without it the LoRAs are "
+                    tooltip="For image-to-video models: the output positive of WanImageToVideo, "
+                    "with a picture like those that your videos begin with. Without it, LoRAs are "
                     "measured on videos that begin grey. For editing models such as Kontext and "
-                    "Qwen-Image-Edit: a text with a ReferenceLatent. Without it they are measured "
-                    "without a picture to edit.",
+                    "Qwen-Image-Edit: a text with a ReferenceLatent. Without it, LoRAs are "
+                    "measured without a picture to edit.",
                 ),
                 # in the place of its output, so that a bypassed node hands on this one
                 io.Model.Input(
                     LOW_INPUT,
                     optional=True,
-                    tooltip="For Wan 2.2 with 14B, which comes as a pair: connect its high noise "
-                    "model to model, and its low noise model here. Then one row is a pair of "
-                    "files: the one with low_noise in its name is found by the other's name.",
+                    tooltip="For Wan 2.2 14B, which is a pair: connect its high noise model to "
+                    "model, and its low noise model here. Then a row is a pair of files, too: "
+                    "choose one, and the other is found by its name.",
                 ),
             ],
             outputs=[
@@ -152,8 +152,8 @@ class Merge(io.ComfyNode):
                 ),
                 io.Model.Output(
                     display_name="MODEL low noise",
-                    tooltip="The low noise model of a pair with its part of the merged LoRA; MODEL "
-                    "is the high noise one, and LORA_MODEL its part. Nothing without a pair.",
+                    tooltip="The low noise model of a pair, with its part of the merged LoRA. "
+                    "MODEL and LORA_MODEL are then for the high noise model. Empty without a pair.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],

@@ -81,7 +81,7 @@ class SaveMergedLora(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="path", tooltip="Of a pair, the file for the high noise model."
+                    display_name="path", tooltip="Where the file is; of a pair, the high noise one."
                 ),
                 LORA_STACK.Output(
                     display_name="LORA_STACK",

@@ -5,7 +5,7 @@ calibration, presets: the settings, those of a word, and the captions made of a 
 captions, scenes, regions: caption forms, captions where several LoRAs meet, and where each counts
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
 job, cost, merging: what is merged and at what cost, and the merge
-polish: steps of gradient at the output, after a merge
+polish: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
 held_out, drawn, together: the check on unseen prompts and seeds
 recipe: what a merged file remembers

@@ -66,7 +66,7 @@ class Calibration:
             le=_MOST_RUNS,
             title="sample_runs",
             description="Short sampling runs per LoRA, each with its own prompt and seed "
-            "(trajectories). More measures more, and takes longer.",
+            "(trajectories). More runs measure more, and take longer.",
         ),
     ] = 20
     # The runs are staggered, so that together they cover all noise levels of a usual run.
@@ -96,7 +96,7 @@ class Calibration:
             multiple_of=64,
             description="Side of the measured pictures in pixels. Smaller is faster and needs less "
             "memory. 0: what suits the model, such as 768 for SDXL, 512 for Flux.1 and 384 for "
-            "models of videos.",
+            "video models.",
         ),
     ] = 0
     frames: Annotated[
@@ -104,9 +104,9 @@ class Calibration:
         Field(
             ge=0,
             le=_MOST_FRAMES,
-            description="Frames of the measured videos, for models of videos: 1, 5, 9, 13 ... for "
-            "Wan and HunyuanVideo. Every 4 frames more take the time and memory of one more "
-            "picture. 0: what suits the model, which is 9 for models of videos.",
+            description="Frames of the measured videos, for video models: 1, 5, 9, 13 ... for "
+            "Wan and HunyuanVideo. Every 4 more frames take the time and memory of one more "
+            "picture. 0: what suits the model, which is 9 for video models.",
         ),
     ] = 0
     # The first step of a run is made without guidance, see `sampling.Sampler`.
@@ -205,7 +205,7 @@ class Calibration:
             ge=0,
             le=_MOST_POLISH,
             title="polish_steps",
-            description="Steps of gradient that bring the merged LoRA's pictures nearer to those "
+            description="Gradient steps that bring the merged LoRA's pictures nearer to those "
             "of its LoRAs, after the merge. In a small test transformer, 100 steps with 40 sample "
             "runs draw far more of each LoRA, and of two together. They take many times as long as "
             "the merge. 0: none.",

@@ -2,7 +2,7 @@
 
 The sweep solves layer by layer. What a picture shows is decided by the output of the whole model,
 and where text and picture share a stream, layers that are each near their optimum still leave half
-of it. Steps of gradient from the closed form lower the error there:
+of it. Gradient steps from the closed form lower the error there:
 
     min over B_l, A_l of  sum over tasks of  weight * mean over samples of
                           ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
@@ -77,7 +77,7 @@ def polish(
     rows_per_call: int = 8,
     progress: Progress = nobody,
 ) -> Adapter:
-    """Return a merged adapter after steps of gradient that lower the error at the network's output.
+    """Return a merged adapter after gradient steps that lower the error at the network's output.
 
     Args:
         network: The diffusion model; its output is (rows, channels, ..., height, width).
