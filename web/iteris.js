@@ -21,9 +21,10 @@ import {
   isNew,
   isOver,
   isRunning,
-  keepRecalled,
-  keptBefore,
+  keepOutput,
+  keptOutputs,
   mark,
+  onceOpen,
   recalled,
   rememberOpened,
   rememberRuns,
@@ -93,9 +94,7 @@ function showRefusal(id, errors) {
 function showRecalled(found) {
   found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
   for (const [id, output] of found) {
-    const node = nodeAt(app.graph, id);
-    keepRecalled(node, id, output);
-    showOutput(node, output);
+    showOutput(nodeAt(app.graph, id), output);
   }
 }
 
@@ -104,8 +103,10 @@ function showRecalled(found) {
  * server knows no run any more, what is still true.
  */
 async function recall() {
-  showRecalled(keptBefore());
-  showRecalled(await recalled(isOurs));
+  onceOpen((workflow) => showRecalled(keptOutputs(workflow)));
+  const found = await recalled(isOurs);
+  showRecalled(found);
+  onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
   for (const node of nodesOf(app.graph)) {
     node.missIterisRun?.();
     node.checkIterisFile?.();
@@ -173,6 +174,7 @@ function followRuns() {
     const missed = isNew();
     mark(detail);
     begin(detail.prompt_id);
+    keepOutput(detail.display_node ?? detail.node, detail.output);
     listSaved(detail.output);
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));

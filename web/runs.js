@@ -4,10 +4,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeAt } from "./graph.js";
-import { also } from "./parts.js";
+import { nodeAt, nodesOf } from "./graph.js";
 import { isSame, nameOf } from "./prompts.js";
 
+export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `nameOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
@@ -15,6 +15,7 @@ const workflows = new Map(); // by the run's id: where this page has queued it
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
 let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
+const toShow = []; // what is called once it is not
 let asking; // the request that queued a run last: a run may begin, and fail, before it is answered
 
 const store = () => app.extensionManager?.workflow;
@@ -55,9 +56,17 @@ export function rememberOpened() {
     if (name === "openWorkflow") {
       after(() => {
         isOpening = false;
+        for (const show of toShow.splice(0)) show();
       });
     }
   });
+}
+
+/** Call `show` with the workflow that is shown, once that is known. */
+export function onceOpen(show) {
+  const now = () => show(store()?.activeWorkflow);
+  if (isOpening) toShow.push(now);
+  else now();
 }
 
 /**
@@ -100,7 +109,7 @@ export const isLoaded = (output) => !output?.[RUN];
  * @param {() => void} show
  */
 export function ifOwn(node, output, show) {
-  const run = output?.[RUN] ?? running;
+  const run = runOf(output);
   const own = isQueuedHere(run);
   if (own) show();
   if (own === undefined) isOf(node, run).then((found) => found && show());
@@ -127,8 +136,16 @@ function nameIn(prompt, node) {
   return nameOf(prompt, id);
 }
 
+const runOf = (output) => output?.[RUN] ?? running;
+
 /** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
-export const nameAsRun = async (node, output) => nameIn(await promptOf(output?.[RUN] ?? running), node);
+export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
+
+/** Return what a workflow keeps of the run that has made an output. */
+export async function ranAs(node, output, files) {
+  const run = runOf(output);
+  return { run, name: nameIn(await promptOf(run), node), files };
+}
 
 /** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
@@ -198,26 +215,31 @@ export function keepResult(node) {
   tracker.updateModified();
 }
 
-const kept = new WeakMap(); // by the workflow: what was recalled for nodes that it has had
+const kept = new WeakMap(); // by the workflow: what runs have made of nodes that it has had
 
-/** Let Undo, which makes every node anew, find what was recalled for one. */
-export function keepRecalled(node, id, output) {
-  also(node, "onRemoved", () => {
-    const workflow = store()?.activeWorkflow;
-    if (!workflow || isOpening) return;
-    if (!kept.has(workflow)) kept.set(workflow, new Map());
-    kept.get(workflow).set(id, { type: node.comfyClass, output });
-  });
+/**
+ * Let a workflow find what a run has made of a node once its nodes are made anew: by Undo, or because its tab is shown
+ * again.
+ *
+ * @param {string} id the node's
+ * @param {object} output marked with its run
+ * @param {object} [workflow] none: the one that this page has queued the run from, if it has
+ */
+export async function keepOutput(id, output, workflow = undefined) {
+  const run = output?.[RUN];
+  if (!workflow) await Promise.allSettled([asking]);
+  const whose = workflow ?? workflows.get(run);
+  const type = whose && (await promptOf(run))?.[id]?.class_type;
+  if (!type) return;
+  if (!kept.has(whose)) kept.set(whose, new Map());
+  kept.get(whose).set(id, { type, output });
 }
 
-/** Return what was recalled for nodes of a workflow before an undo, while that goes on: the node's id, and its output. */
-export function keptBefore() {
-  const workflow = store()?.activeWorkflow;
-  if (!workflow?.changeTracker?._restoringState) return [];
-  return [...(kept.get(workflow) ?? [])]
+/** Return what runs have made of nodes of a workflow that is shown, as far as this page knows: ids, and outputs. */
+export const keptOutputs = (workflow) =>
+  [...(kept.get(workflow) ?? [])]
     .filter(([id, { type }]) => nodeAt(app.graph, id)?.comfyClass === type)
     .map(([id, { output }]) => [id, output]);
-}
 
 /** Return the server's answer; an empty one if there is none, as on servers that keep no history. */
 async function answerOf(address) {
@@ -229,8 +251,8 @@ async function answerOf(address) {
 }
 
 /**
- * Return what the last runs have made of the nodes that are shown, as long as these are what they were: of each node
- * what its newest run has made.
+ * Return what runs have made of the nodes that are shown: of each node what its newest run has made, as long as the node
+ * is what it was; otherwise what the run has made that the workflow has kept of it.
  *
  * @param {(node: object) => boolean} isWanted
  * @returns {Promise<[string, object][]>} the node's id, and its output
@@ -240,13 +262,19 @@ export async function recalled(isWanted) {
   const history = Object.entries(await answerOf(`/history?max_items=${RECALLED}`));
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
-  if (app.graph !== graph) return [];
-  for (const [run, { prompt, outputs }] of history.reverse()) {
+  const take = (run, outputs, isIts) => {
     for (const [id, output] of Object.entries(outputs ?? {})) {
       const node = nodeAt(graph, id);
-      if (found.has(id) || !node || !isWanted(node) || !isSame(prompt[2], shown, id)) continue;
-      found.set(id, { ...output, [RUN]: run });
+      if (!found.has(id) && node && isWanted(node) && isIts(node, id)) found.set(id, { ...output, [RUN]: run });
     }
+  };
+  for (const [run, { prompt, outputs }] of history.reverse())
+    take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
+  for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
+    const { prompt, outputs } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+    const isKept = ({ properties: { [RAN]: ran } }, id) => ran?.run === run && ran.name === nameOf(prompt[2], id);
+    take(run, outputs, isKept);
   }
-  return [...found];
+  return app.graph === graph ? [...found] : [];
 }

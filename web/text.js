@@ -4,10 +4,8 @@ import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
 import { addElement, addProgress, also, fit, heightOf, html, isShown, passing } from "./parts.js";
-import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
+import { RAN, compareWithRun, keepResult, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
-
-const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: what was run, and the files that it has saved
 
 /**
  * Show the text and the pictures of a run, or why it failed.
@@ -67,12 +65,15 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   };
   node.missIterisRun = async () => {
     const { name, files } = node.properties[RAN] ?? {};
-    if (!Array.isArray(files) || isShown(element) || name !== (await nameAsShown(node))) return;
+    if (!Array.isArray(files) || isShown(element)) return;
+    const isSame = name === (await nameAsShown(node));
     const lines = await Promise.all(files.map(readFile).filter(Boolean).map(fileLine));
-    if (isShown(element)) return; // of a run by now
-    isOld = true;
+    if (isShown(element) || !(isSame || lines.length)) return; // of a run by now, or a run would not make it again
+    isOld = !lines.length;
+    madeAs = name;
     element.replaceChildren(...(lines.length ? lines : [forgotten()]));
     show(width);
+    node.compareIterisRun();
   };
   also(node, "onExecuted", node.showIterisText);
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
@@ -80,7 +81,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   /** Let the workflow keep that there was a run, and what it has saved. */
   async function remember(output) {
     madeAs = undefined;
-    const ran = { name: await nameAsRun(node, output), files: (output.iteris_saved ?? []).map(readFile) };
+    const ran = await ranAs(node, output, (output.iteris_saved ?? []).map(readFile));
     if (!ran.name || !node.graph) return;
     madeAs = ran.name;
     node.compareIterisRun();

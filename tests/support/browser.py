@@ -143,6 +143,13 @@ class Frontend:
             )
         self.settle()
 
+    def go_to(self, name: str) -> None:
+        """Show the tab of a workflow."""
+        self.page.get_by_text(name, exact=True).first.click()
+        active = "app.extensionManager.workflow.activeWorkflow"
+        self.page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
+        self.settle()
+
     def workflow(self) -> Json:
         return json.loads(self.page.evaluate("JSON.stringify(app.graph.serialize())"))
 

@@ -400,13 +400,6 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     assert vue.errors == []
 
 
-def go_to(frontend, name):
-    frontend.page.get_by_text(name, exact=True).first.click()
-    active = "app.extensionManager.workflow.activeWorkflow"
-    frontend.page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
-    frontend.settle()
-
-
 def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     """Nodes of two tabs have the same ids, and the frontend tells an output to those on show."""
     page = frontend.page
@@ -423,9 +416,9 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     executed(frontend, MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
     assert page.get_by_text("stage 3 of 4").count() == 0
-    go_to(frontend, "merge_41")
+    frontend.go_to("merge_41")
     assert report() is not None
-    go_to(frontend, "merge_42")
+    frontend.go_to("merge_42")
     assert report() is None
     assert frontend.errors == []
 

@@ -183,3 +183,76 @@ def test_pictures_of_other_settings_are_marked(in_renderer, output):
         assert old.count() == len(marked)
     assert frontend.page.evaluate("app.graph.getNodeById(1).size[1]") == pytest.approx(high, abs=1)
     assert frontend.errors == []
+
+
+def compare_of(seed):
+    return {"1": {"class_type": "IterISCompare", "inputs": {"seed": seed}}}
+
+
+def answer_history(page, run, prompt, output):
+    """Let the server know of one run that has ended."""
+    history = {run: {"prompt": [1, run, prompt, {}, []], "outputs": {"1": output}}}
+    page.route("**/history?*", lambda route: route.fulfill(json=history))
+    page.route(f"**/history/{run}", lambda route: route.fulfill(json=history))
+
+
+def forget_history(page, run):
+    page.unroute("**/history?*")
+    page.unroute(f"**/history/{run}")
+
+
+def change(frontend, **values):
+    frontend.set_widgets(1, **values)
+    frontend.page.evaluate(KEEP)
+    frontend.settle()
+
+
+def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_renderer, output):
+    """And marked where settings are others since; on no other workflow's node."""
+    frontend = in_renderer
+    page = frontend.page
+    frontend.load(compare_of(11), "opened anew")
+    prompt = frontend.prompt()
+    frontend.queued("of_11")
+    frontend.send("execution_start", prompt_id="of_11", timestamp=0)
+    frontend.send("executed", prompt_id="of_11", node="1", display_node="1", output=output)
+    page.wait_for_function("app.graph.getNodeById(1).properties.iteris_ran?.run")
+    answer_history(page, "of_11", prompt, output)
+    change(frontend, cfg=3)
+    frontend.open()
+    slider, earlier = page.locator(".iteris-slider"), page.locator(".iteris-earlier")
+    for cfg, marked in ((3, ["Result of a run with other settings."]), (0, [])):
+        change(frontend, cfg=cfg)
+        expect(slider).to_be_visible()
+        expect(earlier).to_have_text(marked)
+    change(frontend, cfg=3)
+    expect(earlier).to_have_count(1)
+    workflow = frontend.workflow()
+    for kept in ({"run": "of_11", "name": "of another node"}, {"run": 7}, {}, None):
+        workflow["nodes"][0]["properties"]["iteris_ran"] = kept
+        with page.expect_response("**/history?*"):
+            frontend.load(workflow, "another one")
+        frontend.settle()
+        assert not slider.is_visible()
+    forget_history(page, "of_11")
+    assert frontend.errors == []
+
+
+def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, output):
+    frontend = in_renderer
+    page = frontend.page
+    slider, earlier = page.locator(".iteris-slider"), page.locator(".iteris-earlier")
+    frontend.load(compare_of(21), "compare_21")
+    frontend.queued("of_21")
+    frontend.send("execution_start", prompt_id="of_21", timestamp=0)
+    change(frontend, cfg=3)
+    frontend.load(compare_of(22), "compare_22")
+    frontend.send("executed", prompt_id="of_21", node="1", display_node="1", output=output)
+    assert not slider.is_visible()
+    for _ in range(2):
+        frontend.go_to("compare_21")
+        expect(slider).to_be_visible()
+        expect(earlier).to_have_text(["Result of a run with other settings."])
+        frontend.go_to("compare_22")
+        assert not slider.is_visible()
+    assert frontend.errors == []
