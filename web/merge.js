@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, heightOf, savesWithout } from "./parts.js";
+import { addElement, addProgress, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
 import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
@@ -34,7 +34,7 @@ function roomOpen(element) {
  * @param {(word: string, values?: object) => string} say
  */
 export function addReport(node, say) {
-  const height = (shown) => heightOf(shown, 12) || (node.properties[PROPERTY] ? 250 : 44);
+  const height = (shown) => panelHeight(node, shown) || (node.properties[PROPERTY] ? 250 : 44);
   const removeProgress = addProgress(node);
   const element = addElement(node, "report", height);
   savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again

@@ -73,12 +73,12 @@ export function tell(summary, detail) {
  * @param {string} name
  * @param {(element: HTMLElement) => number} height
  * @param {object} [above] the widget above it; none: at the node's end
+ * @param {boolean} [isFixed] whether it has no part of the room of a larger node
  */
-export function addElement(node, name, height, above) {
+export function addElement(node, name, height, above, isFixed = !!above) {
   const element = html("div", `iteris-${name}`);
   const inputs = new Set(node.widgets?.filter(({ serialize }) => serialize !== false).map((widget) => widget.name));
-  // room of a larger node is the last one's
-  const heights = { getMinHeight: () => height(element), ...(above && { getMaxHeight: () => height(element) }) };
+  const heights = { getMinHeight: () => height(element), ...(isFixed && { getMaxHeight: () => height(element) }) };
   const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
@@ -203,7 +203,7 @@ export function keepWidth(node, least) {
  * @returns {() => void} what takes the line away, and the room that the node made for it
  */
 export function addProgress(node, above) {
-  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above);
+  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
   const { show, hide } = passing(node, element, 0);
   node.showIterisProgress = (text) => {
     element.replaceChildren(html("div", "", text));
@@ -253,6 +253,12 @@ export function savesWithout(node, measure) {
   }
   rooms.get(node).push(measure);
 }
+
+/** Return what the frontend counts of a node's height below widgets, and does not leave there: below our elements, and all. */
+const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) => element && !hidden).length;
+
+/** Return the least height of a panel, which is its node's last widget and has all room that is left. */
+export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
 
 /** Return the height of an element's content, however high the element itself is; 0 while it is not shown. */
 export function heightOf({ firstElementChild: first, lastElementChild: last }, padding) {

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
-import { addElement, addProgress, also, fit, heightOf, html, isShown, passing } from "./parts.js";
+import { addElement, addProgress, also, fit, heightOf, html, isShown, panelHeight, passing } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 
@@ -18,7 +18,8 @@ import { readFile } from "./saved.js";
  * @param {string} [how.folded] what the text and the pictures are called, where they are in details
  */
 export function addText(node, say, { width = 0, above, folded } = {}) {
-  const element = addElement(node, "text", (text) => heightOf(text, 12) || 44, above);
+  const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text)) || 44;
+  const element = addElement(node, "text", height, above);
   const removeProgress = addProgress(node, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   const { show, hide } = passing(node, element, 12);

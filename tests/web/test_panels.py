@@ -4,6 +4,7 @@ subgraphs, too.
 
 import json
 
+import pytest
 from playwright.sync_api import expect
 
 # nodes of the chain
@@ -674,3 +675,20 @@ def test_a_saved_report_of_any_shape_and_size_is_opened(frontend, picture, small
     )
     assert kept == 400
     assert frontend.errors == []
+
+
+def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small):
+    frontend = in_renderer
+    small(frontend, seed=47)
+    for node, output, panel in (
+        (MERGE, THREE, "report"),
+        (SAVE, {"text": ["a path\nread back"]}, "text:not(.iteris-hidden)"),
+    ):
+        frontend.show(node, left=500, top=60)
+        executed(frontend, node, output)
+        frontend.settle(40)
+        below = frontend.page.locator(f".iteris-{panel}").evaluate(
+            "(panel) => panel.getBoundingClientRect().bottom"
+            " - panel.lastElementChild.getBoundingClientRect().bottom"
+        )
+        assert below == pytest.approx(6, abs=2), panel
