@@ -1,8 +1,8 @@
 // What the extension says in Chinese.
 
 export default {
-  waiting: "运行之后，这里给出每个 LoRA 的判定：良好、偏弱或丢失。",
-  waiting_preview: "预览不做测量：运行之后，这里是根据文件的估计，没有判定。",
+  waiting: "运行之后，这里给出每个 LoRA 的结论：良好、偏弱或丢失。",
+  waiting_preview: "预览不做测量：运行之后，这里是根据文件的估计，没有结论。",
   good: "良好",
   weak: "偏弱",
   lost: "丢失",
