@@ -5,14 +5,14 @@ const SWITCH = ["as the preset says", "on", "off"];
 
 // Inputs of Merge LoRAs that came later; the page has them before those of widgets.
 const LATER = [
-  { name: "model_low_noise", type: "MODEL", link: null },
   { name: "start", type: "CONDITIONING", link: null },
+  { name: "model_low_noise", type: "MODEL", link: null },
 ];
 
 /** Give a merge the inputs that came later, and links to what comes after these its new place. */
 function addLater(node, links) {
   const { inputs } = node;
-  if (!Array.isArray(inputs) || inputs.some((input) => input?.name === LATER[0].name)) return;
+  if (!Array.isArray(inputs) || inputs.some((input) => input?.name === "model_low_noise")) return;
   const place = inputs.findIndex((input) => input?.widget);
   if (place < 0) return;
   inputs.splice(place, 0, ...structuredClone(LATER));

@@ -48,7 +48,7 @@ test("what is no workflow is left alone", () => {
 });
 
 test("links of a merge keep their inputs when inputs come before them", () => {
-  const later = ["model_low_noise", "start"];
+  const later = ["start", "model_low_noise"];
   const today = JSON.parse(readFileSync(new URL("../../subgraphs/Merge two LoRAs.json", import.meta.url), "utf8"));
   const older = structuredClone(today);
   const [inner] = older.definitions.subgraphs;

@@ -450,8 +450,16 @@ def test_the_blueprint_is_one_node_with_lists_of_files(in_renderer, picture):
         ({ name, options }) => [name, options?.values]))"""
     shown = frontend.page.evaluate(lists, place)
     assert all(file in shown[name] for name, file in chosen.items())
-    frontend.set_widgets(place, **chosen)
+    fields = {"preset": "Fast", "together": True, "prompt": "a dog", "file_name": "x"}
+    frontend.set_widgets(place, **chosen, **fields)
     posted = frontend.prompt()
+    sent = {
+        name: value
+        for node in posted.values()
+        for name, value in node["inputs"].items()
+        if name in fields
+    }
+    assert sent == fields
     found = [n["inputs"] for n in posted.values() if n["class_type"] == "IterISLora"]
     assert [lora["lora_name"] for lora in found] == list(chosen.values())
     (merge,) = [n["inputs"] for n in posted.values() if n["class_type"] == "IterISMerge"]
