@@ -78,7 +78,8 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   const told = say("levels", { lost, good });
   found.append(...loras.map((lora) => keptOf(lora, told, say)));
   if (together) {
-    const line = html("div", "iteris-together", say("together", { chance: say(together) }));
+    const who = loras.length === 2 ? "both_together" : "together";
+    const line = html("div", "iteris-together", say(who, { chance: say(together) }));
     Object.assign(line, { title: say("together_title") }).dataset.chance = together;
     found.append(line);
     if (togetherAdvice) found.append(adviceOf(togetherAdvice, say));

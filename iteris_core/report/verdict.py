@@ -329,7 +329,8 @@ def lines_of(verdict: Verdict) -> list[str]:
     if verdict.together is not None:
         advice = verdict.together_advice
         to_do = "" if advice is None else f": {_sentence(advice)}"
-        lines.append(f"two of them together in one picture: {verdict.together}{to_do}")
+        who = "both" if len(verdict.loras) == 2 else "two of them"
+        lines.append(f"{who} together in one picture: {verdict.together}{to_do}")
     if verdict.advice is not None:
         lines.append(_sentence(verdict.advice))
     found = verdict.against

@@ -112,8 +112,10 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
         made = report(own("cat", 0.1), own("dog", 0.1), *halves)
         assert made.verdict.together == expected
         to_do = ": for pictures of both, set scene_weight above 0"
-        said = f"two of them together in one picture: {expected}{to_do * (expected != 'likely')}"
-        assert (said in str(made).splitlines()) == (expected is not None)
+        said = f"together in one picture: {expected}{to_do * (expected != 'likely')}"
+        assert (f"both {said}" in str(made).splitlines()) == (expected is not None)
+        three = replace(made, fidelity=(*made.fidelity, own("ink", 0.1)))
+        assert (f"two of them {said}" in str(three).splitlines()) == (expected is not None)
         assert (made.verdict.together_advice is None) == (expected in (None, "likely"))
         met = replace(made, settings={"calibration": {"scene_weight": 0.3}})
         assert met.verdict.together_advice is None

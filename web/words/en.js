@@ -14,6 +14,7 @@ export default {
   kept: "kept {percent} %",
   unread_share: "{percent} % of its file was not read",
   together: "Two of them together in one picture: {chance}.",
+  both_together: "Both together in one picture: {chance}.",
   together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
   levels:
     "Kept: how much of the LoRA shows in pictures of the merge, as the LoRA itself judges them; 100 % is as much as with the LoRA alone, 0 % what the base model draws. Good from {good} % on, lost below {lost} %. The range after it is what the check pictures leave open, meant to be right nine times in ten; more check runs make it narrower. The bounds were chosen in a small world in which a recogniser judged the pictures; your own picture is the proof.",

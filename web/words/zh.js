@@ -14,6 +14,7 @@ export default {
   kept: "保留 {percent} %",
   unread_share: "其文件有 {percent} % 未被读取",
   together: "其中两个同时出现在一张图中：{chance}。",
+  both_together: "两者同时出现在一张图中：{chance}。",
   together_title: "依据两个主体同图时各自那一半的误差，使用合并未见过的提示词。",
   levels:
     "保留：合并结果所画的图片中显现了多少该 LoRA，由该 LoRA 自身评判；100 % 与单独使用该 LoRA 相同，0 % 即基础模型所画。{good} % 以上为良好，低于 {lost} % 为丢失。其后是检查图片所能确定的范围，十次中应有九次正确；检查运行越多，范围越窄。这些界限是在小型世界中由识别器评判图片后选定的；最终以你自己的图片为准。",
