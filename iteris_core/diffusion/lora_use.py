@@ -103,6 +103,15 @@ class LoraUse:
             from ..files.block_weights import check_spelling
 
             check_spelling(self.name, self.blocks, self.without)
+        if self.trigger:
+            from ..files.trigger_words import has_words
+
+            if not has_words(self.trigger):
+                raise ConfigError(
+                    f"{self.name} is called {shown(self.trigger)}, which has no words in it. Write "
+                    "what it is called in captions with other LoRAs, such as 'a sks dog', or leave "
+                    "it out"
+                )
 
     @property
     def is_idle(self) -> bool:

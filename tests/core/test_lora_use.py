@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_host import use
 
-from iteris_core import Adapter, CalibrationError, LowRankDelta
+from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_rows import likely_kind
 from iteris_core.diffusion.lora_use import each_once, load_each_once, subject_in, with_prompts
 from iteris_core.files.trigger_words import TriggerWords
@@ -71,6 +71,12 @@ def test_a_lora_without_strength_needs_no_prompts():
     assert with_prompts(idle, TriggerWords()) is idle
     with pytest.raises(CalibrationError, match="has no prompts"):
         with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())
+
+
+@pytest.mark.parametrize("trigger", [", ,", "...", " "])
+def test_a_name_without_words_is_refused(trigger):
+    with pytest.raises(ConfigError, match=r"cat is called .* which has no words in it"):
+        use("cat", trigger=trigger)
 
 
 SUBJECTS = {  # prompt -> the phrase with "sks" in it
