@@ -108,7 +108,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   /** List what is found, and return the names of all that may be listed. */
   const show = () => {
     const all = matching(names, field.value);
-    const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf);
+    const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
     found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();

@@ -20,19 +20,22 @@ export function strangers(families, fits) {
 
 /**
  * Return which files can be offered for a model: those that fit it, up to the first of which nothing is known yet. So
- * nothing is offered that would be taken back, and what is offered stays where it is.
+ * nothing is offered that would be taken back, and what is offered stays in its order. Those that cannot be read come
+ * last.
  *
  * @param {string[]} names of the files
  * @param {string[]} fits families whose LoRAs fit the model; none: nothing tells, and all are offered
  * @param {(name: string) => string|undefined} familyOf "": nothing tells; undefined: it is not known yet
+ * @param {(name: string) => boolean} isWhole whether it can be read, as far as is known
  * @returns {{offered: string[], unread: string[]}} and those that may still come, from that first one on
  */
-export function offer(names, fits, familyOf) {
-  if (!fits.length) return { offered: names, unread: [] };
+export function offer(names, fits, familyOf, isWhole) {
+  const ordered = (some) => [...some.filter(isWhole), ...some.filter((name) => !isWhole(name))];
+  if (!fits.length) return { offered: ordered(names), unread: [] };
   const first = names.findIndex((name) => familyOf(name) === undefined);
   const mayFit = (name) => [undefined, "", ...fits].includes(familyOf(name));
   const known = first < 0 ? names.length : first;
-  return { offered: names.slice(0, known).filter(mayFit), unread: names.slice(known).filter(mayFit) };
+  return { offered: ordered(names.slice(0, known).filter(mayFit)), unread: names.slice(known).filter(mayFit) };
 }
 
 /**

@@ -150,16 +150,21 @@ test("what is offered for a model is never taken back, and stays where it is", (
     ["b", "SD1.5"],
     ["d", ""],
   ]);
-  const offered = () => offer(all, ["SDXL"], (name) => families.get(name));
+  const broken = new Set();
+  const isWhole = (name) => !broken.has(name);
+  const offered = () => offer(all, ["SDXL"], (name) => families.get(name), isWhole);
   assert.deepEqual(offered(), { offered: ["a"], unread: ["c", "d", "e"] });
   families.set("c", "SDXL");
   assert.deepEqual(offered(), { offered: ["a", "c", "d"], unread: ["e"] });
   families.set("e", "SD1.5");
   assert.deepEqual(offered(), { offered: ["a", "c", "d"], unread: [] });
   assert.deepEqual(
-    offer(all, [], () => undefined),
+    offer(all, [], () => undefined, isWhole),
     { offered: all, unread: [] },
   );
+  broken.add("a");
+  assert.deepEqual(offered(), { offered: ["c", "d", "a"], unread: [] });
+  assert.deepEqual(offer(all, [], () => undefined, isWhole).offered, [...all.slice(1), "a"]);
 });
 
 test("a LoRA that is there a second time is told", () => {
