@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 
 const MARGIN = 10; // the frontend's, above and below a widget
+const END = /^(.{12,}?)([-_. ].{5,13}|.{8})$/su; // of a file's name, which does not give way: from a word on
 
 /** Call `more` after a node's own handler of an event. */
 export function also(node, handler, more) {
@@ -22,10 +23,15 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
-/** Return what a file is called, and after it its folder, which gives way first where there is little room. */
+/**
+ * Return what a file is called, and after it its folder, which gives way first where there is little room. Then the
+ * name gives way in its middle: versions and epochs are at its end.
+ */
 export function fileName(className, name) {
   const [, folder, own] = name.match(/^(?:(.*)[\\/])?(.*)$/s);
-  const element = html("span", className, own);
+  const [, start, end] = own.match(END) ?? [own, own, ""];
+  const element = html("span", className);
+  element.append(html("span", "iteris-start", start), html("span", "iteris-end", end));
   return folder ? [element, html("span", "iteris-folder", folder)] : [element];
 }
 

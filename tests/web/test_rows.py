@@ -167,8 +167,18 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
 
 
+def end_is_seen(name):
+    """Check that a name is cut in its middle, and whole for who points at it."""
+    start, end = (name.locator(f".iteris-{part}") for part in ("start", "end"))
+    assert start.evaluate("({ scrollWidth, clientWidth }) => scrollWidth > clientWidth")
+    assert end.inner_text() == "_long_epoch_07"
+    ends = [each.bounding_box()["x"] + each.bounding_box()["width"] for each in (end, name)]
+    assert ends[0] <= ends[1]
+    assert name.get_attribute("title").startswith("people/of/my/world/long_")
+
+
 def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_folders(rows, picture):
-    deep = f"people/of/my/world/{'long_' * 12}name.safetensors"
+    deep = f"people/of/my/world/{'long_' * 20}epoch_07.safetensors"
     files = [deep, *(f"{name}.safetensors" for name in FAMILIES)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
     fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
@@ -197,7 +207,8 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     rows.page.locator(".iteris-search").fill("no such")
     expect(rows.page.get_by_text("No LoRA has this name.")).to_be_visible()
     rows.page.locator(".iteris-search").fill("")
-    option.filter(has_text="name").click()
+    end_is_seen(option.filter(has_text="epoch"))
+    option.filter(has_text="epoch").click()
     rows.page.locator(".iteris-add").press("Enter")
     option.filter(has_text="first").click()
     rows.page.wait_for_selector('.iteris-again[data-place="0"]')
@@ -205,6 +216,7 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     assert "its strengths add up" in at(rows, 4, "lora").get_attribute("title")
     own, folder = (at(rows, 3, part).bounding_box()["width"] for part in ("called", "folder"))
     assert folder < own / 4, "the folder gives way"
+    end_is_seen(at(rows, 3, "lora"))
     picture(rows, "rows_again")
     for route in ("**/models/loras", "**/iteris/model?*"):
         rows.page.unroute(route)
