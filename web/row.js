@@ -170,7 +170,7 @@ function drawBody(view, place) {
     ...(isMeasured(view) ? [labelled(say("priority"), say("priority_title"), priority())] : []),
     labelled(say("clip"), say("clip_title"), clip),
     blocks.element,
-    labelled(say("more"), say("more_title"), more.field),
+    labelled(say("more"), say(isMeasured(view) ? "more_title" : "more_title_loader"), more.field),
   );
   const prompts = isMeasured(view) ? promptsField(view, place) : undefined;
   element.append(warning, top, ...(prompts ? [prompts.field] : []), fields);
@@ -345,6 +345,7 @@ function blocksFields(view, place, changed) {
 
 /** Return a field for what a row says in words: its name among others, its blocks, and layers left out. */
 function moreField(view, place, changed) {
+  const { say } = view;
   const plain = { name: "x", model: 1, clip: 1, kind: "", priority: 1, prompts: [] };
   const field = html("input", "iteris-more");
   const show = () => {
@@ -354,7 +355,7 @@ function moreField(view, place, changed) {
       .trim();
   };
   show();
-  field.placeholder = 'called="a sks dog" blocks=… without=…';
+  field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");
   field.spellcheck = false;
   field.addEventListener("input", () => {
     const [{ row: found }] = readRows(`<lora:x> ${field.value}`);

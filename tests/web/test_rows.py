@@ -562,6 +562,11 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert sent[LOADER]["inputs"] == {**model, **others, "loras": "<lora:second:1>"}
 
     rows = page_of_rows.page.locator(".iteris-rows", has_text="second")
+    rows.locator(".iteris-opener").press("Enter")
+    more = rows.locator(".iteris-more")
+    assert more.get_attribute("placeholder") == "strengths of blocks, layers to leave out"
+    assert "called=" not in more.locator("xpath=..").get_attribute("title")
+    rows.locator(".iteris-opener").press("Enter")
     rows.locator(".iteris-merge-these").press("Enter")
     page_of_rows.settle()
     picture(page_of_rows, "rows_loader_merged")

@@ -102,7 +102,11 @@ export default {
   block: "Strength of the blocks {name}",
   block_title: "How strongly this LoRA counts in the blocks {name}. A single block: see More.",
   more: "More",
-  more_title: "called=: its name in captions with other LoRAs. blocks=: strengths by block. without=: layers left out.",
+  more_of: "a name, strengths of blocks, layers to leave out",
+  more_of_loader: "strengths of blocks, layers to leave out",
+  more_title:
+    'called="a sks dog": its name in captions with other LoRAs. blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
+  more_title_loader: 'blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
   unread: "Not understood: {part}",
   twice: "Said twice: {part}",
   no_file: "choose a LoRA",

@@ -100,7 +100,11 @@ export default {
   block: "{name} ブロックの強度",
   block_title: "この LoRA が {name} ブロックで効く強さ。個々のブロックは「その他」で。",
   more: "その他",
-  more_title: "called=：ほかの LoRA と一緒のときの呼び名。blocks=：ブロックごとの強度。without=：除く層。",
+  more_of: "呼び名、ブロックごとの強度、除く層",
+  more_of_loader: "ブロックごとの強度、除く層",
+  more_title:
+    'called="a sks dog"：ほかの LoRA と一緒のときの呼び名。blocks="IN01:0.5, MID:0"：ブロックごとの強度。without=*attn2*：除く層。',
+  more_title_loader: 'blocks="IN01:0.5, MID:0"：ブロックごとの強度。without=*attn2*：除く層。',
   unread: "読み取れません：{part}",
   twice: "2 回書かれています：{part}",
   no_file: "LoRA を選択",

@@ -97,7 +97,11 @@ export default {
   block: "{name} 块的强度",
   block_title: "该 LoRA 在 {name} 块中的强度。单个块：见“更多”。",
   more: "更多",
-  more_title: "called=：与其他 LoRA 同现时的名称。blocks=：各模块强度。without=：排除的层。",
+  more_of: "名称、各模块强度、排除的层",
+  more_of_loader: "各模块强度、排除的层",
+  more_title:
+    'called="a sks dog"：与其他 LoRA 同现时的名称。blocks="IN01:0.5, MID:0"：各模块强度。without=*attn2*：排除的层。',
+  more_title_loader: 'blocks="IN01:0.5, MID:0"：各模块强度。without=*attn2*：排除的层。',
   unread: "无法理解：{part}",
   twice: "重复：{part}",
   no_file: "选择一个 LoRA",
