@@ -5,6 +5,7 @@ import { addElement, also, fit, heightOf, html, showAbove, showElement } from ".
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 const NUMBERED = ["rank", "MB"];
+const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
 
 /** Show the number of the size only where there is one. */
 export function addSize(node) {
@@ -42,7 +43,12 @@ export function addTimes(node, say) {
       const text = say(names.length > 1 ? "time_of_settings" : "time", values);
       return html("span", names.includes(preset.value) ? "iteris-chosen" : "", text);
     });
-    element.replaceChildren(...times);
+    const preview = html(
+      "span",
+      preset.value === PREVIEW ? "iteris-chosen" : "",
+      say("time_preview", { name: PREVIEW }),
+    );
+    element.replaceChildren(...times, preview);
     element.title = say("times_title");
     fit(node);
   };

@@ -510,14 +510,15 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     output = {"iteris_cost": [cost]}
     rows.queued("a")
     rows.send("executed", prompt_id="a", node="1", display_node="1", output=output)
-    assert times.inner_text().split("\n") == ["Fast: about 20 s", "Balanced: about 5 min"]
+    shown = ["Fast: about 20 s", "Balanced: about 5 min", "Preview: seconds"]
+    assert times.inner_text().split("\n") == shown
     picture(rows, "rows_times")
     of_settings = {**cost, "presets": {"Fast": 40, "Balanced": 40, "Polished": 600}}
     rows.queued("b")
     output = {"iteris_cost": [of_settings]}
     rows.send("executed", prompt_id="b", node="1", display_node="1", output=output)
     same = "Fast = Balanced: about 20 s (Merge settings says how many runs)"
-    assert times.inner_text().split("\n") == [same, "Polished: about 5 min"]
+    assert times.inner_text().split("\n") == [same, "Polished: about 5 min", "Preview: seconds"]
     workflow = rows.workflow()
     (node,) = workflow["nodes"]
     assert node["properties"]["iteris_cost"] == of_settings

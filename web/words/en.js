@@ -118,6 +118,7 @@ export default {
   again: "This LoRA is in several rows: its strengths add up.",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",
+  time_preview: "{name}: seconds",
   times_title: "By the last merge on this machine, with its LoRAs",
   pictures: "{count} pictures",
   pictures_time: "{count} pictures: about {time}",

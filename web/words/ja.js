@@ -116,6 +116,7 @@ export default {
   again: "この LoRA は複数の行にあり、強度は合計されます。",
   time: "{name}：約 {time}",
   time_of_settings: "{name}：約 {time}（回数は「マージの設定」が決めます）",
+  time_preview: "{name}：数秒",
   times_title: "このマシンでの直前のマージとその LoRA による見積もり",
   pictures: "画像 {count} 枚",
   pictures_time: "画像 {count} 枚：約 {time}",

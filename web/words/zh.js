@@ -113,6 +113,7 @@ export default {
   again: "此 LoRA 出现在多行中：其强度会相加。",
   time: "{name}：约 {time}",
   time_of_settings: "{name}：约 {time}（次数由“合并设置”决定）",
+  time_preview: "{name}：几秒",
   times_title: "根据本机上一次合并及其 LoRA 估计",
   pictures: "{count} 张图片",
   pictures_time: "{count} 张图片：约 {time}",
