@@ -22,6 +22,7 @@ from .stack import LorasOnModel, LoraStack
 
 class IterisExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        host.note_prompts()
         host.answer_at("/iteris/lora", "name", about_lora)
         host.answer_at("/iteris/model", "name", about_model)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import at, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
@@ -100,11 +101,17 @@ class LoadLoras(io.ComfyNode):
         ]
         used = [(place, lora) for place, lora in chosen if not lora.use.is_idle]
         words: dict[str, None] = {}
+        wrong = []
         for place, lora in used:
             host.heed_cancel()
-            with place:
-                model, clip = _with_lora(model, clip, lora)
-                words |= dict.fromkeys(triggers_of(lora.use))
+            try:
+                with place:
+                    model, clip = _with_lora(model, clip, lora)
+                    words |= dict.fromkeys(triggers_of(lora.use))
+            except IterisError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise IterisError(". ".join(wrong))
         stack = [
             (use.file, use.strength_model, use.strength_clip)
             for use in (lora.use for _, lora in used)

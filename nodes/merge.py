@@ -15,6 +15,7 @@ from ..iteris_core.settings import bounds
 from . import host
 from .experts import LOW_INPUT, partner_of
 from .inputs import checked
+from .loras.about import family_upstream
 from .loras.names import fingerprints
 from .loras.prompts import ready_row
 from .presets import Asked, cost_shown, rows_by_preset
@@ -174,7 +175,9 @@ class Merge(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse rows that cannot be merged before the model is loaded."""
-        return refused(loras, ready_row)
+        return refused(
+            loras, ready_row, lambda: family_upstream(host.prompt_sent(), cls.hidden.unique_id)
+        )
 
     @classmethod
     @checked

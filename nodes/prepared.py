@@ -22,7 +22,7 @@ from .loras.kinds import guessed_styles
 from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
-from .loras.prompts import use_of_row
+from .loras.prompts import uses_of_rows
 from .sockets import ChosenLora, Loose, MergedLora
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def prepared(
         )
     check_count(len(rows) + len(more_loras))
     base = connected.base()
-    of_rows = [use_of_row(row, family=base.family) for row in rows]
+    of_rows = uses_of_rows(rows, base.family)
     chosen = [*map(ChosenLora, of_rows), *more_loras]
     scenes = scenes_of(chosen)
     files = host.lora_names()

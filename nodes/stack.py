@@ -15,13 +15,21 @@ from . import host
 from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, files_named, fingerprint, fingerprints
-from .loras.prompts import file_of_row, use_of_file, use_of_row, use_of_tensors
+from .loras.prompts import (
+    check_family,
+    faults,
+    file_of_row,
+    use_of_file,
+    use_of_row,
+    use_of_tensors,
+)
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
 from .workflow import strings_in
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
+    from ..iteris_core.files.families import Family
     from .loras.harvest import CarriedLora
 
 _EXAMPLE = "cat: a photo of a sks cat\na drawing of {trigger}"
@@ -125,23 +133,34 @@ def files_in(text: object, field: str) -> list[str]:
     return [file_of_row(row, names) for row in read_rows(text, field)]
 
 
-def refused(text: object, use: Callable[[Row], object]) -> bool | str:
+def refused(
+    text: object,
+    use: Callable[[Row], object],
+    family: Callable[[], Family | None] = lambda: None,
+) -> bool | str:
     """Return why rows cannot run, by their places among those that the page shows, for a node's
     `validate_inputs`; True if they can, or if they come through a link and are not known yet.
 
     Args:
         text: The rows.
         use: Reads a row as its node does, and raises what is wrong with it.
+        family: Tells the family of the node's model, as far as it is known.
     """
     if not isinstance(text, str):
         return True
+
+    def use_all(line: str) -> None:
+        for row in rows_in(line):
+            use(row)
+
+    def doubt_all(line: str) -> None:
+        for row in rows_in(line):
+            check_family(row, family())
+
     wrong: dict[str, list[int]] = {}
-    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
-        try:
-            for row in rows_in(line):
-                use(row)
-        except IterisError as error:
-            wrong.setdefault(str(error), []).append(number)
+    lines = list(filter(str.strip, text.split("\n")))
+    for place, what in faults(lines, use_all, doubt_all).items():
+        wrong.setdefault(what, []).append(place + 1)
     return "\n".join(f"{_rows(numbers)}: {what}" for what, numbers in wrong.items()) or True
 
 

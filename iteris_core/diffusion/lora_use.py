@@ -408,7 +408,7 @@ def load_each_once(
         read: Function that reads a LoRA's weights, at its strengths.
 
     Raises:
-        AdapterError: An error of `read`.
+        AdapterError: The errors of `read`, of all LoRAs at once.
         CalibrationError: A prompt that a model cannot read, see `plain_prompts`.
         ConfigError: Too many LoRAs.
     """
@@ -416,7 +416,14 @@ def load_each_once(
     check_count(len(uses))
     uses, taken_out = with_plain_prompts(uses)
     once, repeated = each_once(uses)
-    loras = [LoadedLora(use, replace(read(use), name=use.name)) for use in own_names(once)]
+    loras, wrong = [], []
+    for use in own_names(once):
+        try:
+            loras.append(LoadedLora(use, replace(read(use), name=use.name)))
+        except AdapterError as error:
+            wrong.append(error)
+    if wrong:
+        raise AdapterError(". ".join(map(str, wrong))) from wrong[0]
     return loras, [*taken_out, *repeated]
 
 

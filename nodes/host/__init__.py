@@ -21,7 +21,9 @@ from .server import (
     answer_at,
     heed_cancel,
     layer_teller,
+    note_prompts,
     picture_at,
+    prompt_sent,
     stage_progress,
 )
 
@@ -72,9 +74,11 @@ __all__ = [
     "lora_path",
     "model_files",
     "naming_changes",
+    "note_prompts",
     "output_folder",
     "patches_of",
     "picture_at",
+    "prompt_sent",
     "sampler_names",
     "saves_metadata",
     "scheduler_names",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio  # noqa: TID251 - reads a file outside the loop of ComfyUI's server
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,27 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
         return web.Response(body=content, content_type=kind, headers=headers)
 
     PromptServer.instance.routes.get(path)(respond)
+
+
+_SENT: ContextVar[Mapping[str, Any]] = ContextVar("iteris_prompt")
+
+
+def note_prompts() -> None:
+    """Keep each workflow that the host is sent until its nodes have been validated."""
+    from server import PromptServer
+
+    def note(sent: dict[str, Any]) -> dict[str, Any]:
+        _SENT.set(sent.get("prompt") or {})
+        return sent
+
+    PromptServer.instance.add_on_prompt_handler(note)
+
+
+def prompt_sent() -> Mapping[str, Any]:
+    """Return the workflow that is being validated, of which the host tells a node's
+    `validate_inputs` no more than its own inputs; empty elsewhere.
+    """
+    return _SENT.get({})
 
 
 def stage_progress(node_id: str) -> StageProgress:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ...iteris_core.errors import IterisError
 from .. import host
+from ..workflow import texts_upstream
+
+if TYPE_CHECKING:
+    from ...iteris_core.files.families import Family
 
 
 def about_lora(name: str) -> dict[str, Any]:
@@ -70,6 +76,22 @@ def thumbnail_of(name: str) -> tuple[bytes, str] | None:
 
     path = host.find_lora(name) if name in host.lora_names() else None
     return None if path is None else picture_beside(path)
+
+
+def family_upstream(prompt: Mapping[str, Any], node_id: str) -> Family | None:
+    """Return the family of the MODEL of a node, by the headers of the files that the nodes before
+    it name; None: nothing tells, or they tell several.
+
+    Args:
+        prompt, node_id: See `texts_upstream`.
+    """
+    from ...iteris_core.files.trigger_words import model_header
+
+    found = []
+    for path in filter(None, map(host.find_model, texts_upstream(prompt, node_id, ("model",)))):
+        with suppress(IterisError):
+            found.append(model_header(path))
+    return found[0] if found and all(family is found[0] for family in found) else None
 
 
 def about_model(name: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...iteris_core import AdapterError, CalibrationError
+from ...iteris_core import AdapterError, CalibrationError, IterisError
 from ...iteris_core.diffusion import lora_rows
 from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_as_written, use_of
 from .. import host
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ...iteris_core.diffusion.lora_rows import Row
     from ...iteris_core.diffusion.lora_use import LoraUse
     from ...iteris_core.files.families import Family
+
+Item = TypeVar("Item")
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -73,16 +75,34 @@ def file_of_row(row: Row, names: Sequence[str]) -> str:
         return find_name(row.name, names)
 
 
-def use_of_row(row: Row, more: Sequence[str] = (), family: Family | None = None) -> LoraUse:
+def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     """Return the LoRA file that a row names, its prompts filled in.
 
     Args:
         row: A row of a text or of a stack.
         more: Prompts besides the row's.
-        family: The model's; a file for another one is refused before it is asked for prompts.
 
     Raises:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
+    """
+    from ...iteris_core.files.trigger_words import lora_header
+
+    file = file_of_row(row, host.lora_names())
+    with at(row):
+        triggers = lora_header(host.lora_path(file)).triggers
+        return use_of(row, adapter_name(file), file, triggers, more)
+
+
+def check_family(row: Row, family: Family | None) -> None:
+    """Refuse a row whose file is for another family of models, by its header.
+
+    A file that is read may turn out to fit all the same, so this alone refuses no merge.
+
+    Args:
+        family: The model's; None: it is not known.
+
+    Raises:
+        IterisError: Names the row; see `file_of_row`.
     """
     from ...iteris_core.files.families import FAMILIES, fitting
     from ...iteris_core.files.kohya import for_another
@@ -90,14 +110,42 @@ def use_of_row(row: Row, more: Sequence[str] = (), family: Family | None = None)
 
     file = file_of_row(row, host.lora_names())
     with at(row):
-        header = lora_header(host.lora_path(file))
-        try:
-            return use_of(row, adapter_name(file), file, header.triggers, more)
-        except CalibrationError:
-            found = FAMILIES.get(header.family)
-            if found is None or family is None or found.name in fitting(family):
-                raise
-            raise AdapterError(f"{file}: {for_another(found, family)}") from None
+        found = FAMILIES.get(lora_header(host.lora_path(file)).family)
+        if family is not None and found is not None and found.name not in fitting(family):
+            raise AdapterError(f"{adapter_name(file)}: {for_another(found, family)}")
+
+
+def uses_of_rows(rows: Sequence[Row], family: Family) -> list[LoraUse]:
+    """Return the LoRA files that rows name, their prompts filled in.
+
+    Raises:
+        IterisError: What is wrong with each of the rows; see `use_of_row` and `check_family`.
+    """
+    wrong = faults(rows, use_of_row, lambda row: check_family(row, family))
+    if wrong:
+        raise IterisError(". ".join(wrong.values()))
+    return list(map(use_of_row, rows))
+
+
+def faults(
+    items: Sequence[Item], use: Callable[[Item], object], doubt: Callable[[Item], object]
+) -> dict[int, str]:
+    """Return place -> what is wrong with an item, for all items at once; none if all can be used.
+
+    Args:
+        use: Raises what keeps an item from being used.
+        doubt: Raises what is wrong with it if anything is, and then counts more.
+    """
+
+    def told(look: Callable[[Item], object]) -> Iterator[tuple[int, str]]:
+        for place, item in enumerate(items):
+            try:
+                look(item)
+            except IterisError as error:
+                yield place, str(error)
+
+    wrong = dict(told(use))
+    return dict(sorted({**wrong, **dict(told(doubt))}.items())) if wrong else {}
 
 
 def ready_row(row: Row) -> None:

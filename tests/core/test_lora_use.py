@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_host import use
 
-from iteris_core import Adapter, CalibrationError, ConfigError, LowRankDelta
+from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_rows import likely_kind
 from iteris_core.diffusion.lora_use import each_once, load_each_once, subject_in, with_prompts
 from iteris_core.files.trigger_words import TriggerWords
@@ -54,6 +54,14 @@ def test_loras_of_one_name_are_numbered_and_so_are_their_adapters():
     assert [lora.adapter.name for lora in loras] == names
     assert [list(lora.adapter.deltas) for lora in loras] == [["1"], ["2"], ["3"]]
     assert notes == []
+
+
+def test_all_files_that_cannot_be_read_are_told_at_once():
+    def read(lora):
+        raise AdapterError(f"{lora.name}: damaged")
+
+    with pytest.raises(AdapterError, match=r"^cat: damaged\. dog: damaged$"):
+        load_each_once([use("cat", sha256="1"), use("dog", sha256="2")], read)
 
 
 def test_trigger_words_are_filled_in_and_it_is_remembered_where_they_come_from():

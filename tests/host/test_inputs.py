@@ -240,3 +240,33 @@ def test_rows_are_the_loras_of_the_chain(host):
     rows["5"]["inputs"]["loras"] = "<lora:middle_1:1>\n<lora:secnd:1>"
     with pytest.raises(WorkflowRejected, match=r"Row 2: .*did you mean 'second'"):
         host.run(rows)
+
+
+def test_all_that_is_wrong_with_the_rows_is_told_at_once(host, files):
+    """Before the model is loaded where its file tells its family, or else before any work. That a
+    file seems to be for another one is told with what is wrong, and refuses nothing by itself.
+    """
+    base = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"
+    for number in (1, 2):  # a file that is there twice is one LoRA
+        tensors = {
+            f"{base}.lora_down.weight": torch.full((4, 2048), number),
+            f"{base}.lora_up.weight": torch.ones(640, 4),
+        }
+        save_file(tensors, host.loras / f"xl_{number}.safetensors")
+    nodes = {key: node for key, node in host.merge().items() if key in "145"}
+    del nodes["5"]["inputs"]["more_loras"]
+
+    def told(*rows):
+        nodes["5"]["inputs"]["loras"] = "\n".join(rows)
+        with pytest.raises((WorkflowRejected, WorkflowFailed)) as error:
+            host.run(nodes)
+        return type(error.value), str(error.value)
+
+    other = "this file is for SDXL, the model is SD1.5"
+    kind, what = told("<lora:xl_1> | a thing", "<lora:silent>", "<lora:xl_2>", "<lora:first>")
+    assert kind is WorkflowRejected
+    for row, why in ((1, f"xl_1: {other}"), (2, "no prompts"), (3, f"xl_2: {other}")):
+        assert f"Row {row}: {why}" in what
+    kind, what = told("<lora:xl_1> | a thing", "<lora:first>", "<lora:xl_2> | a thing")
+    assert kind is WorkflowFailed
+    assert f"xl_1: {other}" in what and f"xl_2: {other}" in what

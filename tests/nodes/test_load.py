@@ -1,5 +1,7 @@
 """What the plain loader asks of the host, and what goes out of it."""
 
+import types
+
 import pytest
 import torch
 from fake_host import use
@@ -32,6 +34,7 @@ def load(replace_host, tmp_path):
         lora_names=lambda: list(files),
         lora_path=lambda name: tmp_path / name,
         heed_cancel=lambda: None,
+        prompt_sent=lambda: {},
         with_lora=with_lora,
     )
     # as `checked` asks for them
@@ -85,7 +88,13 @@ def test_an_error_names_its_row(load, text, told):
         load(text)
 
 
-def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load):
+def test_what_is_wrong_with_each_row_is_told_at_once(load):
+    told = r"^loras, line 1: ink: it does not fit\. loras, line 3: ink: it does not fit$"
+    with pytest.raises(IterisError, match=told):
+        load("<lora:ink:-1>\n<lora:cat>\n<lora:ink:-2>")
+
+
+def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monkeypatch):
     """By their places on the page, once for all that share a fault: a merge needs prompts, too."""
     text = (
         "<lora:cat>\n\n# <lora:gone>\n<lora::0.5>\n<lora:dag>\n<lora:ink>\n<lora:ink:0>\n"
@@ -101,6 +110,7 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load):
         "Rows 5 and 11": "no prompts, and no trigger words in the file. Click 'write prompts'",
         "Row 8": "ink.safetensors has {trigger} in a prompt",
     }
+    monkeypatch.setattr(Merge, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
     for node, expected in ((LoadLoras, both), (Merge, both | prompts)):
         told = dict(line.split(": ", 1) for line in node.validate_inputs(loras=text).split("\n"))
         assert told.keys() == expected.keys()

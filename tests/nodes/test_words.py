@@ -23,6 +23,7 @@ def schemas(replace_host):
         lora_names=list,
         sampler_names=list,
         scheduler_names=list,
+        note_prompts=lambda: None,
         answer_at=lambda *route: None,
         picture_at=lambda *route: None,
     )
