@@ -52,7 +52,7 @@ class SaveMergedLora(io.ComfyNode):
                     default="iteris_merged",
                     tooltip="Name of the file, as LoRA lists will show it. It is saved in the "
                     "folder output/loras, which is in every LoRA list. A name such as "
-                    "styles/ink makes a folder there.",
+                    "styles/ink makes a folder there, and %date:yyyy-MM-dd% becomes the date.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -91,17 +91,6 @@ class SaveMergedLora(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, file_name: str | None = None) -> bool | str:
-        """Refuse a bad name before the merge; a name that comes from another node is None here."""
-        if file_name is None:
-            return True
-        try:
-            path_to_save(host.output_folder(), file_name)
-        except IterisError as error:
-            return str(error)
-        return True
 
     @classmethod
     @checked
@@ -152,8 +141,9 @@ class SaveMergedLora(io.ComfyNode):
 
 
 def check_names(prompt: Mapping[str, Any], merge: str) -> None:
-    """Refuse a merge whose file could not be saved: the host refuses the node that saves it, and
-    would merge all the same. A name that comes from another node is not known yet.
+    """Refuse a merge whose file could not be saved, before its work. The node that saves it cannot
+    refuse it in time: the host would leave out that node, and merge all the same. A name that comes
+    from another node is not known yet.
 
     Args:
         prompt: See `workflow.texts_upstream`.
