@@ -151,7 +151,8 @@ export function showElement(node, element, isShown) {
  */
 function hide(node, widget, isHidden) {
   const own = Object.getPrototypeOf(widget);
-  const isSeen = () => !isHidden || node.graph !== app.canvas.graph;
+  // a copy that is pasted later has no graph yet
+  const isSeen = () => !isHidden || (node.graph && node.graph !== app.canvas.graph);
   const none = () => [0, -4]; // in older frontends a hidden widget has its height, and 4 below
   Object.defineProperties(widget, {
     hidden: { configurable: true, get: () => !isSeen(), set: () => {} },

@@ -667,7 +667,9 @@ def test_an_open_row_leaves_no_hole_once_the_workflow_is_opened_again(rows):
     assert abs(rows.page.evaluate(height) - closed) < 30
 
 
-def test_a_copy_has_rows_of_its_own(rows):
+@pytest.mark.parametrize("kind", ["IterISMerge", "IterISLoad"])
+def test_a_copy_has_rows_of_its_own(rows, kind):
+    rows.load({str(MERGE): {"class_type": kind, "inputs": {"loras": TEXT}}}, "copied")
     rows.page.evaluate(
         """() => {
             const node = app.graph.getNodeById(1);
