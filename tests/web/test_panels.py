@@ -692,3 +692,24 @@ def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small)
             " - panel.lastElementChild.getBoundingClientRect().bottom"
         )
         assert below == pytest.approx(6, abs=2), panel
+
+
+def test_a_panel_is_as_high_after_its_tab_was_left_in_a_run(in_renderer, small):
+    frontend = in_renderer
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "left_for")
+    frontend.page.evaluate(KEEP)
+    small(frontend, seed=48)
+    frontend.page.evaluate(KEEP)
+    frontend.show(MERGE, left=500, top=60)
+    before = size_of(frontend)
+    begin(frontend, "of_48")
+    send_stage(frontend, "of_48", MERGE, "stage 2 of 4: Sampling 1/12")
+    for number in (1, 2, 4):
+        send_layer(frontend, "of_48", str(MERGE), number)
+    frontend.go_to("left_for")
+    frontend.settle(40)
+    frontend.go_to("merge_48")
+    frontend.show(MERGE, left=500, top=60)
+    frontend.settle(40)
+    assert size_of(frontend) == pytest.approx(before, abs=1)
+    assert frontend.errors == []
