@@ -2,7 +2,9 @@
 
 const GAP = 60;
 const ROOM = 300; // for the report of a merge
-const ROOM_SAVED = 160; // for what a Save tells
+const TITLE = 30; // of a node, above its place
+const LAID_OUT = 150; // milliseconds until nodes have their heights in Nodes 2.0
+const SEEN = 0.85; // of the page, for nodes that do not fit into it as it is
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 function ends(graph, ids) {
@@ -73,8 +75,8 @@ export function takeOut(node, canvas) {
 
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
- * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost, and a Compare where
- * the model's loader has a VAE.
+ * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost, and on its left a
+ * Compare where the model's loader has a VAE.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -83,6 +85,7 @@ export function takeOut(node, canvas) {
 export function turnInto(node, create, canvas) {
   const { graph } = node;
   const originOf = (name) => ends(graph, [node.inputs.find((input) => input.name === name)?.link])[0];
+  const shown = [];
   asOneChange(canvas, () => {
     const merge = create("IterISMerge");
     merge.pos = [...node.pos];
@@ -111,14 +114,17 @@ export function turnInto(node, create, canvas) {
     const save = create("IterISSave");
     save.pos = [merge.pos[0], merge.pos[1] + merge.size[1] + ROOM];
     graph.add(save);
+    shown.push(merge, save);
     const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
     link({ outputNode: merge, output: merged }, save, "merged");
     const [model, clip] = ["model", "clip"].map(originOf);
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     if (vae && clip) {
       const compare = create("IterISCompare");
-      compare.pos = [save.pos[0], save.pos[1] + save.size[1] + ROOM_SAVED];
+      compare.pos = [...save.pos];
       graph.add(compare);
+      save.pos = [compare.pos[0] + compare.size[0] + GAP, compare.pos[1]];
+      shown.push(compare);
       link(model, compare, "model");
       link(clip, compare, "clip");
       link({ outputNode: model.outputNode, output: vae }, compare, "vae");
@@ -128,4 +134,15 @@ export function turnInto(node, create, canvas) {
     }
     graph.remove(node);
   });
+  setTimeout(() => bringIntoSight(shown, canvas), LAID_OUT);
+}
+
+/** Move the page to nodes of which not all is seen, and make it smaller where they do not fit into it. */
+function bringIntoSight(nodes, canvas) {
+  const [left, top] = [0, 1].map((axis) => Math.min(...nodes.map(({ pos }) => pos[axis] - axis * TITLE)));
+  const [right, bottom] = [0, 1].map((axis) => Math.max(...nodes.map(({ pos, size }) => pos[axis] + size[axis])));
+  const [x, y, width, height] = canvas.visible_area;
+  if (left >= x && top >= y && right <= x + width && bottom <= y + height) return;
+  const bounds = [left, top, right - left, bottom - top];
+  canvas.animateToBounds(bounds, { zoom: bounds[2] <= SEEN * width && bounds[3] <= SEEN * height ? 0 : SEEN });
 }

@@ -596,16 +596,24 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         ["6", 2],
         [place, 3],
     ]
-    bottom, top = page_of_rows.page.evaluate(
-        """async ([save, compare]) => {
-            const [first, second] = [save, compare].map((id) => app.graph.getNodeById(id));
-            first.showIterisText({ text: ["path", "read back", "rank", "beside it"] });
-            for (let frame = 0; frame < 10; frame++) await new Promise(requestAnimationFrame);
-            return [first.pos[1] + first.size[1], second.pos[1] - LiteGraph.NODE_TITLE_HEIGHT];
+    page_of_rows.page.wait_for_function(
+        """(ids) => {
+            const [left, top, width, height] = app.canvas.visible_area;
+            return ids.map((id) => app.graph.getNodeById(id)).every(({ pos, size }) =>
+                left <= pos[0] && pos[0] + size[0] <= left + width &&
+                top <= pos[1] - LiteGraph.NODE_TITLE_HEIGHT && pos[1] + size[1] <= top + height);
         }""",
-        [save, comparison],
+        arg=[place, comparison, save],
     )
-    assert bottom <= top, "with what Save tells once it has run"
+    picture(page_of_rows, "rows_loader_in_sight")
+    right, left = page_of_rows.page.evaluate(
+        """([compare, save]) => {
+            const [first, second] = [compare, save].map((id) => app.graph.getNodeById(id));
+            return [first.pos[0] + first.size[0], second.pos[0]];
+        }""",
+        [comparison, save],
+    )
+    assert right < left, "the picture goes to the cover at its side"
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
