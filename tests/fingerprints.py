@@ -176,7 +176,6 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
         output,
     )
     yield "iteris merge t5", of_file(output / "adapter_model.safetensors")
-
     tiny_diffusers.LENGTH = 77  # long enough for the captions of scenes
     parts = (
         tiny_diffusers.unet(),

@@ -61,7 +61,6 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
         log.read_text(errors="replace") if log.is_file() else ""
     )
     assert str(output) in printed
-
     with (output / "merged.safetensors").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     keys = header.keys() - {"__metadata__"}
@@ -84,7 +83,6 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
         "Leftover VAE",
     )
     assert not [complaint for complaint in complaints if complaint in text]
-
     assert not servers(temporary)
     assert not list(temporary.iterdir())
 

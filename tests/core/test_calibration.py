@@ -59,9 +59,8 @@ def test_company_is_put_beside_the_bare_subject():
 
 def test_empty_prompts_are_refused():
     for prompts in ([], [""], ["<a>", "  \n"], [", ."]):
-        with pytest.raises(
-            CalibrationError, match=r"a prompt is empty, or .*; write at least one that"
-        ):
+        said = r"a prompt is empty, or .*; write at least one that"
+        with pytest.raises(CalibrationError, match=said):
             own_captions(use("a", prompts), Calibration(), 0)
 
 

@@ -56,10 +56,8 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     ]
     job = Job.of(host, [used, idle, other], PRESERVE)
     assert [use.name for use in job.asked] == ["used", "idle", "other"]  # for the recipe
-    with pytest.raises(
-        AdapterError,
-        match=r"none of the LoRAs changes anything: every strength is 0, or .* cancel out",
-    ):
+    said = r"none of the LoRAs changes anything: every strength is 0, or .* cancel out"
+    with pytest.raises(AdapterError, match=said):
         host.merge([idle], PRESERVE)
 
 

@@ -95,16 +95,14 @@ def test_kinds_of_the_host_get_their_delta_from_it():
     ).deltas["linear"]
     assert asked == [(WeightPart("linear", 0, 6), ["lokr_w1", "lokr_w2"])]
     torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)
-    with pytest.raises(
-        AdapterError, match="'lora_unet_linear' is a LoKr, which cannot be read here"
-    ):
+    said = "'lora_unet_linear' is a LoKr, which cannot be read here"
+    with pytest.raises(AdapterError, match=said):
         parse(tensors)
 
 
 def peft_dora_layer(layer, rank, **options):
     """Return the tensors of a trained-looking DoRA of PEFT's own, and the weight it merges them into."""
     peft = pytest.importorskip("peft")
-
     model = peft.get_peft_model(
         torch.nn.Sequential(layer),
         peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], use_dora=True),
@@ -140,17 +138,15 @@ def test_a_dora_of_peft_is_read_as_peft_merges_it(kind, ending):
     expected = (merged - weight).flatten(1)
     torch.testing.assert_close(adapter.deltas[kind].dense(), expected, rtol=1e-3, atol=1e-4)
     assert (plain - expected).norm() > 0.1 * expected.norm()
-    with pytest.raises(
-        AdapterError, match=f"'lora_unet_{kind}' is a DoRA, which cannot be read here"
-    ):
+    said = f"'lora_unet_{kind}' is a DoRA, which cannot be read here"
+    with pytest.raises(AdapterError, match=said):
         parse(renamed)
 
 
 def test_a_dora_with_too_few_magnitudes_is_refused():
     group = {"up": torch.ones(6, 2), "down": torch.ones(2, 5), "magnitude": torch.ones(4)}
-    with pytest.raises(
-        WrongShape, match="has 4 magnitudes, but this model's weight there has 6 outputs"
-    ):
+    said = "has 4 magnitudes, but this model's weight there has 6 outputs"
+    with pytest.raises(WrongShape, match=said):
         peft_dora(group, torch.ones(6, 5))
     with pytest.raises(AdapterError, match="is a DoRA, whose delta depends on the base model"):
         peft_dora(group, None)

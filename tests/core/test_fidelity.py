@@ -32,7 +32,6 @@ def test_error_and_strength_are_those_of_patched_models(name):
     tasks = [Task("both", net.samples(3), {0: 0.5, 1: 1.0}), Task("preserve", net.samples(2), {})]
     own, preserve = fidelity(net.network(), adapters, tasks, merged, samples_per_chunk=2)
     assert toy.hook_count(net.model) == 0
-
     rows = [sample.teacher for sample in tasks[0].samples]
     teacher, student, base = (
         outputs(net, [*adapters, merged], mix, rows) for mix in (tasks[0].mix, {2: 1.0}, {})
@@ -45,7 +44,6 @@ def test_error_and_strength_are_those_of_patched_models(name):
     assert own.strength == pytest.approx(sum(strengths) / 3, rel=1e-9)
     assert [run.strength for run in own.runs] == pytest.approx(strengths, rel=1e-9)
     assert own.samples == 3
-
     rows = [sample.teacher for sample in tasks[1].samples]
     base, student, stacked = (
         outputs(net, [*adapters, merged], mix, rows) for mix in ({}, {2: 1.0}, {0: 1.0, 1: 1.0})

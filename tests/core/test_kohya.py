@@ -109,9 +109,8 @@ NAMELESS = {
 def test_a_module_without_a_key_name_is_an_error_not_left_out():
     for parts in NAMELESS.values():
         adapter = Adapter("merged", **{"deltas": {}, **parts})
-        with pytest.raises(
-            AdapterError, match=r"merged: 'text\.(projection|norm)' has no key name"
-        ):
+        said = r"merged: 'text\.(projection|norm)' has no key name"
+        with pytest.raises(AdapterError, match=said):
             kohya.to_tensors(adapter, {"unet.q": UNET})
 
 
@@ -243,9 +242,8 @@ def test_a_text_part_of_another_family_is_refused_even_where_it_fits():
     for base in (TEXT_1, TEXT_OF_DIFFUSERS):
         for metadata in (SAYS_SD15, {KIND: "stable-diffusion-v1/lora"}):
             for rest in ({}, {"odd.alpha": torch.tensor(1.0)}):
-                with pytest.raises(
-                    AdapterError, match=r"file is for SD1\.5, the model is SDXL; ch"
-                ):
+                said = r"file is for SD1\.5, the model is SDXL; ch"
+                with pytest.raises(AdapterError, match=said):
                     kohya.parse("file", factors(base) | rest, SDXL_KEYS, metadata)
 
 

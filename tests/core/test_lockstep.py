@@ -98,10 +98,8 @@ def test_inference_mode_inside_a_worker_is_refused_and_does_not_leak():
             pause("layer")
 
     def whole():
-        with pytest.raises(
-            CalibrationError,
-            match="switches torch's inference mode inside its forward, around 'layer'",
-        ):
+        said = "switches torch's inference mode inside its forward, around 'layer'"
+        with pytest.raises(CalibrationError, match=said):
             run_in_lockstep([work, work], lambda place: None)
         with torch.inference_mode():
             run_in_lockstep([work, work], lambda place: None)

@@ -214,13 +214,11 @@ def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
 
 def test_ranks_and_sizes_that_cannot_be_are_refused():
     net, adapters, tasks = toy.pair("stack")
-    with pytest.raises(
-        ConfigError, match=r"rank names 'typo', which no adapter changes; the layers are down1"
-    ):
+    said = r"rank names 'typo', which no adapter changes; the layers are down1"
+    with pytest.raises(ConfigError, match=said):
         toy.merge_toy(net, adapters, tasks, rank={"typo": 1})
-    with pytest.raises(
-        ConfigError, match=r"size is 10; 5 layers of rank 1 take \d+ weights already"
-    ):
+    said = r"size is 10; 5 layers of rank 1 take \d+ weights already"
+    with pytest.raises(ConfigError, match=said):
         toy.merge_toy(net, adapters, tasks, size=10)
 
 

@@ -240,9 +240,8 @@ def test_what_workers_share_without_a_mark_is_an_error():
         pause("x")
         return local
 
-    with pytest.raises(
-        CalibrationError, match=r"'work' of the model holds a tensor of shape \(8,\).*waiting_bytes"
-    ):
+    said = r"'work' of the model holds a tensor of shape \(8,\).*waiting_bytes"
+    with pytest.raises(CalibrationError, match=said):
         run_in_lockstep([work, work], lambda place: None, everything_from([]))
     assert torch.equal(shared, torch.ones(8))
 

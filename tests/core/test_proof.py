@@ -165,13 +165,11 @@ def test_a_host_that_does_the_same_is_proved_in_a_stage_of_its_own_with_nothing_
 def test_rows_that_wear_something_else_are_an_error(strong_hooks):
     host = LoadingHost()
     lora = host.lora("a", strength=0.3)
-    with pytest.raises(
-        CalibrationError, match=r"^a: its rows do not draw .* both read its file alike"
-    ):
+    said = r"^a: its rows do not draw .* both read its file alike"
+    with pytest.raises(CalibrationError, match=said):
         prove_loras(host, [lora], CALIBRATION)
-    with pytest.raises(
-        SolveError, match=r"does not draw .* and no rounding\. Another node probably"
-    ):
+    said = r"does not draw .* and no rounding\. Another node probably"
+    with pytest.raises(SolveError, match=said):
         prove_merged(host, lora.adapter, lora, CALIBRATION)
 
 
@@ -201,9 +199,8 @@ def test_a_lora_whose_effect_is_not_finite_is_named():
     lora = host.lora("b")
     delta = lora.adapter.deltas["unet.outlet"]
     broken = changed(lora.adapter, "unet.outlet", delta.scaled(torch.inf))
-    with pytest.raises(
-        AdapterError, match=r"b: the model's picture is finite without this LoRA, but not with it"
-    ):
+    said = r"b: the model's picture is finite without this LoRA, but not with it"
+    with pytest.raises(AdapterError, match=said):
         prove_loras(host, [host.lora("a"), replace(lora, adapter=broken)], CALIBRATION)
     host.u.outlet.weight.fill_(torch.inf)
     with pytest.raises(CalibrationError, match="the base model's own picture is not finite"):

@@ -111,10 +111,8 @@ def test_a_layer_of_a_quantised_base_is_a_target_layer():
 def test_a_layer_that_is_only_similar_is_refused_by_name(make):
     layer = make()
     assert not is_linear(layer)
-    with pytest.raises(
-        AdapterError,
-        match=f"is a {type(layer).__name__} of {__name__}, which is not a plain .* Load the model in",
-    ):
+    said = f"is a {type(layer).__name__} of {__name__}, which is not a plain .* Load the model in"
+    with pytest.raises(AdapterError, match=said):
         weight_shape(layer)
 
 

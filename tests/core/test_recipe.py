@@ -121,9 +121,8 @@ def test_an_edited_recipe_is_refused_with_place_found_and_expected():
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_is_refused(text):
-    with pytest.raises(
-        ConfigError, match=r"merged: its recipe is not JSON \(.*\); it was changed by hand"
-    ):
+    said = r"merged: its recipe is not JSON \(.*\); it was changed by hand"
+    with pytest.raises(ConfigError, match=said):
         read_recipe("merged", text)
 
 

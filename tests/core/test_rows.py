@@ -149,8 +149,6 @@ def test_a_teacher_and_a_student_that_cannot_share_a_call_are_refused():
 def test_tokens_that_the_teacher_does_not_have_are_refused(numbers):
     sample = Sample("x", teacher_tokens={"text": torch.tensor(numbers)})
     (chunk,) = split_into_chunks([Task("a", [sample], {})], 1, ANY)
-    with pytest.raises(
-        CalibrationError,
-        match=r"layer 'layer' sees 2 tokens a row.*for the stream 'text'.*from 0 to 1",
-    ):
+    said = r"layer 'layer' sees 2 tokens a row.*for the stream 'text'.*from 0 to 1"
+    with pytest.raises(CalibrationError, match=said):
         chunk.blocks[0].teacher_tokens("text", 2, "layer")

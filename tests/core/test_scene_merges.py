@@ -260,20 +260,16 @@ def test_where_words_cannot_be_paired_a_style_and_a_single_lora_need_no_pictures
 
 
 def test_scenes_with_the_delta_target_are_refused(host):
-    with pytest.raises(
-        ConfigError,
-        match=r"need whole outputs.*target is 'delta'\. Set it to 'full_output', or scene_weight to 0",
-    ):
+    said = r"need whole outputs.*target is 'delta'\. Set it to 'full_output', or scene_weight to 0"
+    with pytest.raises(ConfigError, match=said):
         host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
 
 
 def test_scenes_in_the_text_alone_are_refused_where_words_cannot_be_paired(host):
     host.picture_tokens = UNPAIRED
     host.family = FAMILIES["Wan"]
-    with pytest.raises(
-        ConfigError,
-        match=r"Wan reads text and picture together.*Set scene_pictures to True, or scene_weight to 0",
-    ):
+    said = r"Wan reads text and picture together.*Set scene_pictures to True, or scene_weight to 0"
+    with pytest.raises(ConfigError, match=said):
         host.merge(two_loras(host), SCENES, FULL)
 
 

@@ -128,10 +128,8 @@ def test_one_subject_in_a_style_is_no_scene_of_many():
 
 
 def test_no_form_for_these_loras_is_an_error():
-    with pytest.raises(
-        CalibrationError,
-        match="none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do",
-    ):
+    said = "none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do"
+    with pytest.raises(CalibrationError, match=said):
         scenes_of("in a", "in b", kinds=("style", "style"))
     with pytest.raises(CalibrationError, match="fits 2 subjects and 0 styles"):
         scenes_of("a", "b", scene_forms=("{first}, {second}, {third}",))
@@ -163,10 +161,8 @@ def test_a_tokenizer_that_joins_a_trigger_with_its_neighbour_is_refused():
     def joining(text):
         return range(len(text.replace(">,", "").split()))
 
-    with pytest.raises(
-        CalibrationError,
-        match=r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'",
-    ):
+    said = r"the tokens of '<v.>' cannot be told from their neighbours in '<v.>, <v.>'"
+    with pytest.raises(CalibrationError, match=said):
         scenes_of("<v1>", "<v2>", scene_forms=("{first}, {second}",), positions=joining)
 
 
@@ -194,9 +190,8 @@ def test_without_pairs_teachers_read_captions_of_the_students_length_and_regions
 
 
 def test_a_name_for_which_nothing_ordinary_is_long_enough_is_refused():
-    with pytest.raises(
-        CalibrationError, match=r"nothing ordinary has as many tokens as.*fewer words"
-    ):
+    said = r"nothing ordinary has as many tokens as.*fewer words"
+    with pytest.raises(CalibrationError, match=said):
         scenes_of(
             "<v1>", "word " * 60, positions=None, length=length_of, companions=("a red chair",)
         )
@@ -294,7 +289,6 @@ def test_a_mask_is_seen_at_every_resolution_of_the_unet():
 
 @pytest.mark.parametrize("tokens", [7, 0])
 def test_tokens_that_are_no_halving_of_the_picture_are_refused(tokens):
-    with pytest.raises(
-        CalibrationError, match=f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"
-    ):
+    said = f"a layer sees {tokens} tokens of a picture of 8 x 8 latents"
+    with pytest.raises(CalibrationError, match=said):
         mask_on_grid(torch.ones(8, 8), tokens)

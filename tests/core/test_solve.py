@@ -141,10 +141,8 @@ def test_activations_that_are_not_finite_name_layer_and_task(net, bad, side):
 def test_inputs_that_are_all_zero_name_layer_and_task(net):
     x, x_student = random_inputs()
     tasks = [task_of("good", {0: 1.0}, x, x_student), task_of("empty", {1: 1.0}, 0 * x)]
-    with pytest.raises(
-        SolveError,
-        match=r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples",
-    ):
+    said = r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples"
+    with pytest.raises(SolveError, match=said):
         solve(net, [random_adapter(), random_adapter()], tasks)
 
 

@@ -142,10 +142,8 @@ def test_a_wrong_number_of_token_weights_is_refused():
     net = toy.build("stack")
     adapters = [net.adapter("a")]
     tasks = [Task("a", [Sample(net.make_row(), token_weights={"image": torch.ones(7)})], {0: 1.0})]
-    with pytest.raises(
-        CalibrationError,
-        match=r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'",
-    ):
+    said = r"'down1' sees 4 tokens a row, but a sample has \(7,\) token weights.*'image'"
+    with pytest.raises(CalibrationError, match=said):
         toy.merge_toy(net, adapters, tasks)
 
 

@@ -63,7 +63,6 @@ def test_a_file_has_its_name_only_when_it_is_whole(folder, overwrite):
     path = folder / "new" / "x.safetensors"
     if overwrite:
         write_text("old", path)
-
     with whole_file(path, overwrite=overwrite) as file:
         file.writelines(blocks_of(TENSORS, {"ss_title": "x"}))
         file.flush()

@@ -59,14 +59,12 @@ def test_a_teachers_run_is_that_of_the_pipeline_with_its_lora(family, prediction
     start = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     asked = {"prompt": "a cat", "height": 64, "width": 64, "guidance_scale": 2.0}
     asked |= {"num_inference_steps": 4, "output_type": "latent", "latents": start}
-
     theirs = pipeline_of(make(dtype=torch.float64), prediction_type)
     plain = theirs(negative_prompt="", **asked).images
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"))
     texts = ["text_encoder", "text_encoder_2"][: len(host.text_models)]
     theirs.fuse_lora(components=["unet", *texts])
     expected = theirs(negative_prompt="", **asked).images
-
     sigmas = host.sigmas(4)
     of_unet = [lora.select(lambda path: not host.is_text_module(path))]
     prompts = written(host, "a cat", "", worn=lora)

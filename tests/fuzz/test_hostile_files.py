@@ -30,7 +30,6 @@ BASE = kohya(LINEAR)
 
 @pytest.fixture
 def file(tmp_path):
-
     def written(tensors, metadata=None):
         path = tmp_path / "stranger.safetensors"
         own = {key: tensor.clone() for key, tensor in tensors.items()}
@@ -353,9 +352,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(file, monkeypatch, how)
         return found
 
     monkeypatch.setattr(tensors, "_header", changed_between)
-    with pytest.raises(
-        AdapterError, match=r"stranger.safetensors: the file was changed while it was"
-    ):
+    said = r"stranger.safetensors: the file was changed while it was"
+    with pytest.raises(AdapterError, match=said):
         read_tensors(path)
 
 
@@ -449,9 +447,8 @@ def test_a_lokr_of_both_forms_takes_its_scale_from_the_form_that_is_used():
 def test_an_ia3_is_called_one(file):
     path = file(seeds()["ia3"])
     for read in (as_node, inspect_adapter):
-        with pytest.raises(
-            AdapterError, match=r"stranger.*: it is an IA3, .*, and cannot be merged"
-        ):
+        said = r"stranger.*: it is an IA3, .*, and cannot be merged"
+        with pytest.raises(AdapterError, match=said):
             read(path)
 
 

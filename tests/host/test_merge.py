@@ -169,7 +169,6 @@ def test_every_layer_is_told_to_the_browser_while_it_solves(host):
 
 
 def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
-
     def sampled(nodes) -> bool:
         stages = set()
 

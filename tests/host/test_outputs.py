@@ -79,9 +79,8 @@ def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
         {"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}
     ]
     trained["inputs"]["prompts"] = ""
-    with pytest.raises(
-        WorkflowFailed, match="mine has no prompts, and a LoRA that is in no file has no metadata"
-    ):
+    said = "mine has no prompts, and a LoRA that is in no file has no metadata"
+    with pytest.raises(WorkflowFailed, match=said):
         host.run(nodes)
 
 

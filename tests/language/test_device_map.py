@@ -23,7 +23,6 @@ ONE_BY_ONE = MergeConfig(samples_per_chunk=1, ridge="paper")  # reads the weight
 
 @pytest.fixture(params=["host", "disk"])
 def elsewhere(request, tmp_path):
-
     def put(model):
         if request.param == "host":
             return accelerate.cpu_offload(model, execution_device="cpu")

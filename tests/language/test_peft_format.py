@@ -140,10 +140,8 @@ def test_incomplete_folders_are_refused(t5_folder, tmp_path):
         peft.load(tmp_path, shapes)
     folder = copied(t5_folder / "one", tmp_path)
     (folder / "adapter_model.safetensors").rename(tmp_path / "kept")
-    with pytest.raises(
-        AdapterError,
-        match=r"no adapter_model\.safetensors .*; give the folder that PEFT's save_pretrained wrote",
-    ):
+    said = r"no adapter_model\.safetensors .*; give the folder that PEFT's save_pretrained wrote"
+    with pytest.raises(AdapterError, match=said):
         peft.load(folder, shapes)
     (tmp_path / "kept").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="pickle"):

@@ -177,7 +177,6 @@ def test_captions_longer_than_the_decoder_reads_are_refused(processor):
 
 @pytest.fixture
 def iteris(blip, pictures, tmp_path):
-
     def run(*more):
         one, two = blip.adapters
         images = (pictures / "plain", pictures / "captions.jsonl")

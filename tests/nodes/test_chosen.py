@@ -67,9 +67,8 @@ def test_scenes_come_with_the_loras_and_only_one_kind_of_them():
     )
     assert calibration.companions == Calibration().companions
     other = dataclasses.replace(plain, scenes=dataclasses.replace(scenes, scene_weight=0.3))
-    with pytest.raises(
-        ConfigError, match="the LoRAs come from 2 'Scene prompts' nodes with different settings"
-    ):
+    said = "the LoRAs come from 2 'Scene prompts' nodes with different settings"
+    with pytest.raises(ConfigError, match=said):
         scenes_of([with_scenes, other])
 
 

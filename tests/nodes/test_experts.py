@@ -86,9 +86,8 @@ def test_a_pair_is_one_lora_and_what_has_no_other_file_is_told():
 
 def test_what_is_of_another_expert_than_the_models_is_refused():
     check_one_expert([lora(FILES[0]), lora(FILES[2])], {"wan_high_noise.safetensors", "default"})
-    with pytest.raises(
-        ConfigError, match=r"dog_high_noise.* and dog_low_noise.* are the two files"
-    ):
+    said = r"dog_high_noise.* and dog_low_noise.* are the two files"
+    with pytest.raises(ConfigError, match=said):
         check_one_expert([lora(file) for file in FILES], set())
     with pytest.raises(ConfigError, match="is for the high noise model, and MODEL is the low"):
         check_one_expert([lora(FILES[0])], {"wan_low_noise.safetensors"})

@@ -86,9 +86,8 @@ def test_a_difference_belongs_to_the_file_that_names_it():
     assert torch.equal(loras[1].tensors["lora_net_a.diff_b"], bias)
     assert set(rest) == {"net.z.weight"}
     first.keys.add("lora_net_a.b_norm")
-    with pytest.raises(
-        IterisError, match=r"2 LoRAs on this model change 'net\.a\.bias' by a difference"
-    ):
+    said = r"2 LoRAs on this model change 'net\.a\.bias' by a difference"
+    with pytest.raises(IterisError, match=said):
         take(patches)
 
 

@@ -31,22 +31,18 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
         ("subject", "a sks cat"),
         ("style", "in ink style"),
     ]
-    with pytest.raises(
-        IterisError,
-        match=r"styles: bare\.safetensors is called 'in \{trigger\}', and its file names",
-    ):
+    said = r"styles: bare\.safetensors is called 'in \{trigger\}', and its file names"
+    with pytest.raises(IterisError, match=said):
         with_triggers(cats, "", "bare: in {trigger}")
     with pytest.raises(IterisError, match=r"^styles, line 1: which LoRA is it for"):
         with_triggers(cats, "cat: a cat", "stray")
-    with pytest.raises(
-        IterisError, match="cat is called 'a cat' in subjects and 'in cat style' in styles"
-    ):
+    said = "cat is called 'a cat' in subjects and 'in cat style' in styles"
+    with pytest.raises(IterisError, match=said):
         with_triggers(cats, "cat: a cat", "cat: in cat style")
 
 
 @pytest.fixture
 def node(files, widgets):
-
     def lora(**changed):
         given = widgets(LoraToMerge) | changed
         [[chosen]] = LoraToMerge.execute(lora_name="cat.safetensors", **given).args

@@ -21,9 +21,8 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_p
     lora = use("cat", (), file="cat.safetensors", sha256=hashlib.sha256(b"my").hexdigest())
     today, change = source_of("merged", lora)
     assert (today.name, today.file, change) == ("my cat", "my cat.safetensors", "")
-    with pytest.raises(
-        IterisError, match=r"its LoRA 'cat\.safetensors' is not in the loras folders"
-    ):
+    said = r"its LoRA 'cat\.safetensors' is not in the loras folders"
+    with pytest.raises(IterisError, match=said):
         source_of("merged", dataclasses.replace(lora, sha256="another"))
 
 

@@ -54,9 +54,8 @@ def test_what_is_no_row_is_named(example):
 
 
 def test_a_name_that_looks_like_a_row_is_told_to_be_renamed():
-    with pytest.raises(
-        ConfigError, match=r"line 1: '<lora:<lora:x:1>:1>' has a <.*rename the file"
-    ):
+    said = r"line 1: '<lora:<lora:x:1>:1>' has a <.*rename the file"
+    with pytest.raises(ConfigError, match=said):
         read_rows("<lora:<lora:x:1>:1>", "loras")
 
 

@@ -60,10 +60,8 @@ def test_a_file_that_lost_something_is_an_error(replace_host, merged, lost, chan
             merged, lambda parameter, value: change(value) if parameter == lost else value
         )
     )
-    with pytest.raises(
-        IterisError,
-        match=rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'",
-    ):
+    said = rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'"
+    with pytest.raises(IterisError, match=said):
         read_back(Path("draft.safetensors"), merged, "x.safetensors")
 
 

@@ -9,7 +9,6 @@ from iteris_pack.nodes import sockets
 @pytest.mark.parametrize("known", [False, True], ids=["before 0.10", "since 0.10"])
 def test_inputs_are_marked_as_advanced_only_where_the_host_knows_the_mark(monkeypatch, known):
     def before(self, id, default=None): ...
-
     def since(self, id, default=None, *, advanced=None): ...
 
     monkeypatch.setattr(sockets.io.Float.Input, "__init__", since if known else before)

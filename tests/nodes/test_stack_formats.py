@@ -143,9 +143,8 @@ def test_one_text_has_the_prompts_of_all():
     with pytest.raises(IterisError, match="'5: x' begins with none"):
         prompts_by_name("5: x", ["cat", "dog"])
     assert prompts_by_name("a photo, closeup: sks", ["cat"]) == {"cat": ("a photo, closeup: sks",)}
-    with pytest.raises(
-        IterisError, match=r"line 2: which LoRA is it for\? 'a stray one' begins with none"
-    ):
+    said = r"line 2: which LoRA is it for\? 'a stray one' begins with none"
+    with pytest.raises(IterisError, match=said):
         prompts_by_name("cat: x\na stray one", ["cat", "dog"])
     with pytest.raises(IterisError, match="'cat' is the name of 2 of them"):
         prompts_by_name("cat: x", ["a/cat", "b/cat"])

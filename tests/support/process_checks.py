@@ -93,13 +93,11 @@ def check_failures(processes: Processes) -> None:
     expected = CalibrationError if processes.number == processes.size - 1 else PeerError
     failed = raised(failing(error), adapters, tasks, replace(EXACT, samples_per_chunk=1))
     assert type(failed) is expected, failed
-
     calls.clear()
     memory = failing(torch.OutOfMemoryError("CUDA out of memory"))
     alone = dense_of(net, adapters, tasks, samples_per_chunk=2)
     found = merge(memory, adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
-
     solve = Measurement.solve
     solved = []
 
@@ -115,7 +113,6 @@ def check_failures(processes: Processes) -> None:
     finally:
         Measurement.solve = solve
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
-
     for name, (given, config) in {
         "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + processes.number))),
         "tasks": ([*tasks, Task("more", net.samples(1 + processes.number), {0: 1.0})], EXACT),

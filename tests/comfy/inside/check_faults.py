@@ -103,7 +103,6 @@ class Moments:
 
     @contextmanager
     def watched(self):
-
         def called(module, args):
             if module in self._layers:
                 self.reached(self._layers[module])

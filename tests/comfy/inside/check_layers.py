@@ -197,7 +197,6 @@ def test_hooks_reach_every_kind_of_layer_and_a_sweep_merges_on_it(name):
     assert own_error(net, first) < ROUNDING
     with wearing(dict(net.named_modules()), [first], [{0: 1.0}] * len(x)):
         worn = net(x)
-
     patcher = patcher_of(net, first)
     patcher.load(CPU, lowvram_model_memory=1)
     assert [len(net.get_submodule(layer).weight_function) for layer in LAYERS] == [1, 1, 1]
@@ -206,7 +205,6 @@ def test_hooks_reach_every_kind_of_layer_and_a_sweep_merges_on_it(name):
     assert own_error(net, second) < ROUNDING
     patcher.unpatch_model()
     assert torch.equal(net(x), base)
-
     patcher = patcher_of(KINDS[name](), first)
     patcher.load(CPU, full_load=True)
     if is_quantised_kind:

@@ -155,7 +155,6 @@ def factors(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def named(up: str, down: str, alpha: bool = False) -> Callable[[str, tuple[int, ...]], Tensors]:
-
     def make(name: str, shape: tuple[int, ...]) -> Tensors:
         b, a = factors(name, shape)
         more = {".alpha": torch.tensor(3.0)} if alpha else {}
