@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,19 +19,17 @@ import torch
 from torch import nn
 
 WIDTH = 48  # of the texts of transformers
-CLIP = {
-    "num_hidden_layers": 3,
-    "hidden_size": 24,
-    "intermediate_size": 48,
-    "num_attention_heads": 2,
-}
+
+
+def table(text: str) -> dict[str, Any]:
+    """Return settings that are written as name=value, without blanks in a value."""
+    pairs = (part.split("=", 1) for part in text.replace("WIDTH", str(WIDTH)).split())
+    return {name: ast.literal_eval(value) for name, value in pairs}
+
+
+CLIP = table("num_hidden_layers=3 hidden_size=24 intermediate_size=48 num_attention_heads=2")
 T5 = {"num_layers": 2, "d_model": WIDTH, "d_kv": 16, "num_heads": 3, "d_ff": 64}
-LLM = {
-    "num_hidden_layers": 3,
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-}
+LLM = table("num_hidden_layers=3 hidden_size=WIDTH intermediate_size=64 num_attention_heads=2")
 LLM |= {"num_key_value_heads": 1}
 
 
@@ -66,185 +65,50 @@ class Tiny:
         return self.model_config().clip_target({f"text_encoders.{n}.{norm}": 0 for n in self.sizes})
 
 
-_UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [0, 1],
-    "transformer_depth_output": [0, 0, 1, 1],
-    "transformer_depth_middle": 1,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "use_temporal_attention": False,
-}
+_UNET = table("""image_size=32 in_channels=4 out_channels=4 model_channels=32 num_res_blocks=[1,1]
+    channel_mult=[1,2] transformer_depth=[0,1] transformer_depth_output=[0,0,1,1]
+    transformer_depth_middle=1 use_spatial_transformer=True legacy=False
+    use_temporal_attention=False""")
 _SD15 = {**_UNET, "context_dim": 24, "num_heads": 4, "num_head_channels": -1}
-_SDXL = {
-    **_UNET,
-    "context_dim": 48,
-    "num_heads": -1,
-    "num_head_channels": 16,
-    "use_linear_in_transformer": True,
-    "num_classes": "sequential",
-    "adm_in_channels": 24 + 6 * 256,
-}
-_FLUX = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "hidden_size": 256,
-    "context_in_dim": WIDTH,
-    "mlp_ratio": 4.0,
-    "num_heads": 2,
-    "depth": 2,
-    "depth_single_blocks": 2,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "qkv_bias": True,
-    "patch_size": 2,
-}
-_FLUX2 = {
-    **_FLUX,
-    "image_model": "flux2",
-    "in_channels": 128,
-    "out_channels": 128,
-    "patch_size": 1,
-    "mlp_ratio": 3.0,
-    "axes_dim": [32, 32, 32, 32],
-    "theta": 2000,
-    "guidance_embed": True,
-    "global_modulation": True,
-    "vec_in_dim": None,
-    "mlp_silu_act": True,
-    "qkv_bias": False,
-    "ops_bias": False,
-}
-_SD3 = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "depth": 2,
-    "input_size": None,
-    "adm_in_channels": 48,
-    "num_patches": 1024,
-    "pos_embed_max_size": 32,
-    "pos_embed_scaling_factor": None,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
+_SDXL = _UNET | table("""context_dim=48 num_heads=-1 num_head_channels=16 use_linear_in_transformer=True
+    num_classes='sequential' adm_in_channels=1560""")
+_FLUX = table("""in_channels=16 out_channels=16 hidden_size=256 mlp_ratio=4.0 num_heads=2 depth=2
+    depth_single_blocks=2 axes_dim=[16,56,56] theta=10000 qkv_bias=True patch_size=2 context_in_dim=WIDTH""")
+_FLUX2 = _FLUX | table("""image_model='flux2' in_channels=128 out_channels=128 patch_size=1 mlp_ratio=3.0
+    axes_dim=[32,32,32,32] theta=2000 guidance_embed=True global_modulation=True vec_in_dim=None
+    mlp_silu_act=True qkv_bias=False ops_bias=False""")
+_SD3 = table("""in_channels=16 out_channels=16 patch_size=2 depth=2 input_size=None adm_in_channels=48
+    num_patches=1024 pos_embed_max_size=32 pos_embed_scaling_factor=None qk_norm='rms'
+    x_block_self_attn_layers=[0]""") | {
     "context_embedder_config": {
         "target": "torch.nn.Linear",
         "params": {"in_features": 4096, "out_features": 128},
-    },
+    }
 }
-_ZIMAGE = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": 256,
-    "cap_feat_dim": WIDTH,
-    "n_layers": 2,
-    "qk_norm": True,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "axes_dims": [32, 48, 48],
-    "axes_lens": [1536, 512, 512],
-    "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8 / 3,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
-_QWEN = {
-    "image_model": "qwen_image",
-    "in_channels": 64,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "joint_attention_dim": WIDTH,
-}
-_WAN = {
-    "image_model": "wan2.1",
-    "model_type": "t2v",
-    "dim": 256,
-    "out_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 512,
-    "num_layers": 2,
-    "patch_size": (1, 2, 2),
-    "freq_dim": 256,
-    "window_size": (-1, -1),
-    "qk_norm": True,
-    "cross_attn_norm": True,
-    "eps": 1e-6,
-    "text_dim": WIDTH,
-    "in_dim": 16,
-}
-_HUNYUAN_VIDEO = {
-    **_FLUX,
-    "image_model": "hunyuan_video",
-    "vec_in_dim": 24,
-    "depth": 1,
-    "depth_single_blocks": 1,
-    "theta": 256,
-    "patch_size": [1, 2, 2],
-    "guidance_embed": True,
-    "byt5": False,
-    "meanflow": False,
-    "use_cond_type_embedding": False,
-    "vision_in_dim": None,
-}
-_LUMINA2 = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": 192,
-    "cap_feat_dim": WIDTH,
-    "n_layers": 2,
-    "qk_norm": True,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "axes_dims": [32, 32, 32],
-    "axes_lens": [300, 512, 512],
-    "rope_theta": 10000.0,
-    "ffn_dim_multiplier": 4.0,
-}
-_COSMOS = {
-    "max_img_h": 240,
-    "max_img_w": 240,
-    "max_frames": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_spatial": 2,
-    "patch_temporal": 1,
-    "model_channels": 256,
-    "concat_padding_mask": True,
-    "pos_emb_cls": "rope3d",
-    "pos_emb_learnable": True,
-    "use_adaln_lora": True,
-    "adaln_lora_dim": 32,
-    "num_blocks": 2,
-    "num_heads": 2,
-    "extra_per_block_abs_pos_emb": False,
-    "rope_h_extrapolation_ratio": 4.0,
-    "rope_w_extrapolation_ratio": 4.0,
-    "rope_t_extrapolation_ratio": 1.0,
-}
-_LTXV = {
-    "image_model": "ltxv",
-    "num_layers": 2,
-    "attention_head_dim": 32,
-    "num_attention_heads": 4,
-    "cross_attention_dim": 128,
-    "caption_channels": WIDTH,
-}
-_AURA = {
-    "cond_seq_dim": WIDTH,
-    "n_double_layers": 1,
-    "n_layers": 2,
-    "max_seq": 1024,
-    "dim": 256,
-    "n_heads": 2,
-}
+_ZIMAGE = table("""image_model='lumina2' patch_size=2 in_channels=16 dim=256 n_layers=2 qk_norm=True n_heads=2
+    n_kv_heads=2 axes_dims=[32,48,48] axes_lens=[1536,512,512] rope_theta=256.0
+    ffn_dim_multiplier=2.6666666666666665 z_image_modulation=True time_scale=1000.0
+    pad_tokens_multiple=32 cap_feat_dim=WIDTH""")
+_QWEN = table(
+    "image_model='qwen_image' in_channels=64 num_layers=2 num_attention_heads=2 joint_attention_dim=WIDTH"
+)
+_WAN = table("""image_model='wan2.1' model_type='t2v' dim=256 out_dim=16 num_heads=2 ffn_dim=512 num_layers=2
+    patch_size=(1,2,2) freq_dim=256 window_size=(-1,-1) qk_norm=True cross_attn_norm=True eps=1e-06
+    in_dim=16 text_dim=WIDTH""")
+_HUNYUAN_VIDEO = _FLUX | table("""image_model='hunyuan_video' vec_in_dim=24 depth=1 depth_single_blocks=1 theta=256
+    patch_size=[1,2,2] guidance_embed=True byt5=False meanflow=False use_cond_type_embedding=False
+    vision_in_dim=None""")
+_LUMINA2 = table("""image_model='lumina2' patch_size=2 in_channels=16 dim=192 n_layers=2 qk_norm=True n_heads=2
+    n_kv_heads=1 axes_dims=[32,32,32] axes_lens=[300,512,512] rope_theta=10000.0
+    ffn_dim_multiplier=4.0 cap_feat_dim=WIDTH""")
+_COSMOS = table("""max_img_h=240 max_img_w=240 max_frames=128 in_channels=16 out_channels=16 patch_spatial=2
+    patch_temporal=1 model_channels=256 concat_padding_mask=True pos_emb_cls='rope3d'
+    pos_emb_learnable=True use_adaln_lora=True adaln_lora_dim=32 num_blocks=2 num_heads=2
+    extra_per_block_abs_pos_emb=False rope_h_extrapolation_ratio=4.0 rope_w_extrapolation_ratio=4.0
+    rope_t_extrapolation_ratio=1.0""")
+_LTXV = table("""image_model='ltxv' num_layers=2 attention_head_dim=32 num_attention_heads=4
+    cross_attention_dim=128 caption_channels=WIDTH""")
+_AURA = table("n_double_layers=1 n_layers=2 max_seq=1024 dim=256 n_heads=2 cond_seq_dim=WIDTH")
 _texts = comfy.text_encoders
 _CLIPS = {"clip_l": CLIP, "clip_g": CLIP}
 _T5_ALONE = {"t5xxl": T5}
@@ -254,40 +118,16 @@ _PIECES = Path(_texts.aura_t5.__file__).parent / "t5_pile_tokenizer" / "tokenize
 _WORDS = {"spiece_model": _PIECES.read_bytes()}
 _QWEN3 = (_texts.z_image.ZImageTokenizer, _texts.z_image.te())
 _WITHOUT_BYT5 = (_texts.hunyuan_video.HunyuanVideo15Tokenizer, _texts.hunyuan_image.te(byt5=False))
-_CHROMA = {
-    **_FLUX,
-    "image_model": "chroma",
-    "in_channels": 64,
-    "out_channels": 64,
-    "in_dim": 64,
-    "out_dim": 256,
-    "hidden_dim": 128,
-    "n_layers": 2,
-}
-_RADIANCE = {
-    **_CHROMA,
-    "image_model": "chroma_radiance",
-    "in_channels": 3,
-    "out_channels": 3,
-    "patch_size": 16,
-    "nerf_hidden_size": 16,
-    "nerf_mlp_ratio": 4,
-    "nerf_depth": 2,
-    "nerf_max_freqs": 4,
-    "nerf_tile_size": 512,
-    "nerf_final_head_type": "conv",
-    "nerf_embedder_dtype": torch.float32,
-}
-_HUNYUAN_VIDEO_15 = {
-    **_HUNYUAN_VIDEO,
-    "in_channels": 65,
-    "out_channels": 32,
-    "patch_size": [1, 1, 1],
-    "vec_in_dim": None,
-    "vision_in_dim": WIDTH,
-    "use_cond_type_embedding": True,
-    "guidance_embed": False,
-}
+_CHROMA = _FLUX | table("""image_model='chroma' in_channels=64 out_channels=64 in_dim=64 out_dim=256 hidden_dim=128
+    n_layers=2""")
+_RADIANCE = (
+    _CHROMA
+    | table("""image_model='chroma_radiance' in_channels=3 out_channels=3 patch_size=16 nerf_hidden_size=16
+    nerf_mlp_ratio=4 nerf_depth=2 nerf_max_freqs=4 nerf_tile_size=512 nerf_final_head_type='conv'""")
+    | {"nerf_embedder_dtype": torch.float32}
+)
+_HUNYUAN_VIDEO_15 = _HUNYUAN_VIDEO | table("""in_channels=65 out_channels=32 patch_size=[1,1,1] vec_in_dim=None use_cond_type_embedding=True
+    guidance_embed=False vision_in_dim=WIDTH""")
 _FLUX1 = {**_FLUX, "image_model": "flux", "guidance_embed": True, "vec_in_dim": 24}
 _PREDICT2 = {**_COSMOS, "image_model": "cosmos_predict2", "crossattn_emb_channels": WIDTH}
 _I2V = {**_WAN, "in_dim": 36}
@@ -334,12 +174,9 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
         "Flux": {"txt_ids_dims": []},
         "Flux2": {"txt_ids_dims": [3]},
         "Chroma": {"txt_ids_dims": [], "vec_in_dim": None},
-        "ChromaRadiance": {
-            "txt_ids_dims": [],
-            "vec_in_dim": None,
-            "use_x0": False,
-            "use_sequential_txt_ids": False,
-        },
+        "ChromaRadiance": table(
+            "txt_ids_dims=[] vec_in_dim=None use_x0=False use_sequential_txt_ids=False"
+        ),
         "HunyuanVideo": {"meanflow_sum": False},
         "HunyuanVideoI2V": {"meanflow_sum": False},
         "HunyuanVideo15": {"meanflow_sum": True},
@@ -354,40 +191,14 @@ if hasattr(supported, "Anima"):  # ComfyUI 0.33, run by hand
             super().__init__(name="ministral3_3b", tokenizer=tokenizer, **more)
 
     _ANIMA = {**_COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024}
-    _KREA2 = {
-        "image_model": "krea2",
-        "features": 256,
-        "channels": 16,
-        "patch": 2,
-        "layers": 2,
-        "heads": 2,
-        "kvheads": 1,
-        "txtlayers": 12,
-        "txtdim": 160,
-        "txtheads": 2,
-        "txtkvheads": 2,
-    }
+    _KREA2 = table("""image_model='krea2' features=256 channels=16 patch=2 layers=2 heads=2 kvheads=1 txtlayers=12
+        txtdim=160 txtheads=2 txtkvheads=2""")
     _LONGCAT = {**_FLUX1, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
-    _ERNIE = {
-        "image_model": "ernie",
-        "hidden_size": 256,
-        "num_attention_heads": 2,
-        "num_layers": 2,
-        "ffn_hidden_size": 512,
-        "text_in_dim": WIDTH,
-    }
-    _KANDINSKY5 = {
-        "image_model": "kandinsky5",
-        "model_dim": 256,
-        "ff_dim": 512,
-        "time_dim": 64,
-        "in_text_dim": WIDTH,
-        "in_text_dim2": 24,
-        "visual_embed_dim": 64,
-        "num_text_blocks": 1,
-        "num_visual_blocks": 2,
-        "axes_dims": (32, 48, 48),
-    }
+    _ERNIE = table(
+        "image_model='ernie' hidden_size=256 num_attention_heads=2 num_layers=2 ffn_hidden_size=512 text_in_dim=WIDTH"
+    )
+    _KANDINSKY5 = table("""image_model='kandinsky5' model_dim=256 ff_dim=512 time_dim=64 in_text_dim2=24
+        visual_embed_dim=64 num_text_blocks=1 num_visual_blocks=2 axes_dims=(32,48,48) in_text_dim=WIDTH""")
     _OF_ANIMA = {"qwen3_06b": {**LLM, "hidden_size": 1024}}
     _OF_KREA2 = {"qwen3vl_4b": {**LLM, "hidden_size": 160, "num_hidden_layers": 36}}
     _OF_ERNIE = {"ministral3_3b": {**LLM, "vocab_size": 151936}}

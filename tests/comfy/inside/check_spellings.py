@@ -40,14 +40,10 @@ _COSMOS = {**_OF_128, "in_channels": 16, "adaln_lora_dim": 32, "extra_pos_embed_
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "SD1.5": (
         "UNet2DConditionModel",
-        {
-            "block_out_channels": (32, 64),
-            "layers_per_block": 1,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": 4,
-            "cross_attention_dim": 24,
-        },
+        tiny_hosts.table("""block_out_channels=(32,64) layers_per_block=1
+            down_block_types=('DownBlock2D','CrossAttnDownBlock2D')
+            up_block_types=('CrossAttnUpBlock2D','UpBlock2D') attention_head_dim=4
+            cross_attention_dim=24"""),
     ),
     "Flux.1": (
         "FluxTransformer2DModel",
@@ -56,47 +52,28 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "Flux.2": ("Flux2Transformer2DModel", {**_FLUX, "in_channels": 128}),
     "Chroma": (
         "ChromaTransformer2DModel",
-        {
-            **_FLUX,
-            "in_channels": 64,
-            "approximator_num_channels": 64,
-            "approximator_hidden_dim": 128,
-            "approximator_layers": 2,
-        },
+        _FLUX
+        | tiny_hosts.table("""in_channels=64 approximator_num_channels=64 approximator_hidden_dim=128
+            approximator_layers=2"""),
     ),
     "SD3.5": (
         "SD3Transformer2DModel",
-        {
-            **_TWO,
-            "attention_head_dim": 64,
-            "caption_projection_dim": 128,
-            "pooled_projection_dim": 48,
-            "dual_attention_layers": (0,),
-            "qk_norm": "rms_norm",
-        },
+        _TWO
+        | tiny_hosts.table("""attention_head_dim=64 caption_projection_dim=128 pooled_projection_dim=48
+            dual_attention_layers=(0,) qk_norm='rms_norm'"""),
     ),
     "Z-Image": (
         "ZImageTransformer2DModel",
-        {
-            "dim": 256,
-            "n_layers": 2,
-            "n_refiner_layers": 2,
-            "n_heads": 2,
-            "n_kv_heads": 2,
-            "cap_feat_dim": tiny_hosts.WIDTH,
-        },
+        tiny_hosts.table(
+            "dim=256 n_layers=2 n_refiner_layers=2 n_heads=2 n_kv_heads=2 cap_feat_dim=WIDTH"
+        ),
     ),
     "Qwen-Image": ("QwenImageTransformer2DModel", {**_TWO, **_READS}),
     "AuraFlow": (
         "AuraFlowTransformer2DModel",
-        {
-            **_READS,
-            "num_mmdit_layers": 1,
-            "num_single_dit_layers": 1,
-            "attention_head_dim": 128,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 256,
-        },
+        _READS
+        | tiny_hosts.table("""num_mmdit_layers=1 num_single_dit_layers=1 attention_head_dim=128 num_attention_heads=2
+            caption_projection_dim=256"""),
     ),
     "Wan": ("WanTransformer3DModel", _WAN),
     "Wan 2.1 I2V": (
@@ -109,13 +86,9 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "LTX-Video": (
         "LTXVideoTransformer3DModel",
-        {
-            "num_layers": 2,
-            "num_attention_heads": 4,
-            "attention_head_dim": 32,
-            "cross_attention_dim": 128,
-            "caption_channels": tiny_hosts.WIDTH,
-        },
+        tiny_hosts.table(
+            "num_layers=2 num_attention_heads=4 attention_head_dim=32 cross_attention_dim=128 caption_channels=WIDTH"
+        ),
     ),
     "Anima": ("CosmosTransformer3DModel", {**_COSMOS, "text_embed_dim": 1024}),
     "ERNIE-Image": (
