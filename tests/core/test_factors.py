@@ -6,7 +6,7 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
-from iteris_core.files.adapter_kinds import WrongShape, own_dense_delta, peft_dora
+from iteris_core.files.adapter_kinds import WrongShape, lokr, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.parts import WeightPart
@@ -81,6 +81,13 @@ def test_a_full_difference_a_bias_and_norms():
     assert parse({**tensors, "lora_unet_linear.diff_b": torch.ones(5)}).unmatched == (
         "lora_unet_linear.diff_b",
     )
+
+
+def test_a_lokr_is_the_product_of_its_matrices_in_their_order_by_the_rank_of_the_second():
+    a, b, c, d = (torch.randn(shape) for shape in ((4, 1), (1, 3), (5, 2), (2, 6)))
+    factors = {"lokr_w1_a": a, "lokr_w1_b": b, "lokr_w2_a": c, "lokr_w2_b": d}
+    delta = lokr({**factors, "alpha": torch.tensor(6.0)})
+    torch.testing.assert_close(delta, 3 * torch.kron(a @ b, c @ d))
 
 
 def test_kinds_of_the_host_get_their_delta_from_it():

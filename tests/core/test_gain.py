@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy
 
-from iteris_core import Task
+from iteris_core import Adapter, LowRankDelta, Task
 from iteris_core.algebra.gain import bounded_solution
 
 KINDS = ["stack", "attention", "convolution"]
@@ -70,6 +70,18 @@ def test_the_report_tells_the_gain_of_every_layer():
         for entry in layer.tasks
         if not entry.wears
     )
+
+
+def test_an_adapter_that_does_nothing_on_its_inputs_leaves_the_others_their_gain():
+    net = toy.build("one layer")
+    delta = LowRankDelta(torch.ones(4, 1).double(), torch.eye(6)[:1].double())
+    adapters = [Adapter("blind", {"layer": delta}), net.adapter("b")]
+    tasks = toy.own_tasks(net, adapters)
+    for sample in (sample for task in tasks for sample in task.samples):
+        sample.teacher[0][:, 0] = 0
+    tasks.append(Task("base", tasks[1].samples, {}, 0.1))
+    result = toy.merge_toy(net, adapters, tasks, alpha=1e-3, unit_gain=10.0)
+    assert result.report.layers[0].tasks[1].gain == pytest.approx(1, abs=1e-6)
 
 
 def test_scales_are_within_their_bounds_stay_one_where_nothing_depends_and_are_shared_alike():

@@ -35,13 +35,14 @@ def test_half_of_a_symmetric_product_is_as_good_as_the_whole(width):
     assert (total - exact).norm() < 2e-7 * exact.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kept_rows_tell_what_sums_tell(dtype):
-    teacher, student = torch.randn(2, 5, 6, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, BLOCK + 2), (torch.float64, 6)])
+def test_kept_rows_tell_what_sums_tell(dtype, width):
+    teacher, student = torch.randn(2, 5, width, dtype=dtype)
     codes = torch.randn(5, 2, dtype=dtype)
-    down = torch.randn(3, 6, dtype=torch.float64)
+    down = torch.randn(3, width, dtype=torch.float64)
     both = []
-    for moments in (Sums(6, torch.device("cpu")), KeptRows(6, torch.device("cpu"), capacity=5)):
+    cpu = torch.device("cpu")
+    for moments in (Sums(width, cpu), KeptRows(width, cpu, capacity=5)):
         task = TaskSums(moments, 2)
         for part in (slice(0, 2), slice(2, 5)):
             moments.add(teacher[part], student[part])

@@ -239,6 +239,9 @@ def zeros(**shapes):
 BOMBS = {
     "lokr": zeros(lokr_w1=(100, 110), lokr_w2=(300, 310)),
     "lokr_factors": zeros(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
+    "lokr_both": zeros(
+        lokr_w1_a=(120, 1), lokr_w1_b=(1, 120), lokr_w2_a=(100, 1), lokr_w2_b=(1, 100)
+    ),
     "lokr_core": zeros(
         lokr_w1=(1, 1), lokr_t2=(40_000, 1, 1, 1), lokr_w2_a=(40_000, 1), lokr_w2_b=(1, 40_000)
     ),
