@@ -47,16 +47,12 @@ WANTED = {
     "metadata modelspec.trigger_phrase": "iteris merge sd15, "
 }
 
+PAPER = {"ridge": "paper", "balance": "full"}
 # Of the core's merge, on each golden folder.
 CONFIGS = {
     "sweep": {},
     "sweep, full output": {"target": "full_output"},
-    "sweep, paper": {
-        "ridge": "paper",
-        "balance": "full",
-        "alpha_cross": 1e-3,
-        "target": "full_output",
-    },
+    "sweep, paper": {**PAPER, "alpha_cross": 1e-3, "target": "full_output"},
     "sweep, uniform, mixed": {"balance": "uniform", "input_mix": 0.3, "target": "delta"},
     "sweep, delta, chunks": {"target": "delta", "samples_per_chunk": 2},
     "sweep, rank 2": {"rank": 2},
@@ -164,42 +160,18 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     folder = GOLDEN / "two_tasks"
     output = scratch / "t5"
     adapters = [part for number in (0, 1) for part in ("--adapter", folder / f"lora{number}")]
-    iteris(
-        "merge",
-        "t5",
-        "--base",
-        folder / "t5-tiny",
-        "--token-ids",
-        folder / "golden.safetensors",
-        *adapters,
-        "--output",
-        output,
-    )
+    source = ("--base", folder / "t5-tiny", "--token-ids", folder / "golden.safetensors")
+    iteris("merge", "t5", *source, *adapters, "--output", output)
     yield "iteris merge t5", of_file(output / "adapter_model.safetensors")
     tiny_diffusers.LENGTH = 77  # long enough for the captions of scenes
-    parts = (
-        tiny_diffusers.unet(),
-        tiny_diffusers.text_encoder(),
-        tiny_diffusers.tokenizer(77),
-        tiny_diffusers.scheduler(),
-    )
-    host = DiffusersModel(*parts)
+    parts = tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(77)
+    host = DiffusersModel(*parts, tiny_diffusers.scheduler())
     tiny_diffusers.save_folder(host, scratch / "base")
     wanted = ("to_", "_proj", "fc1", "proj_in", "ff.net", "conv1")
-    save_lora(
-        host,
-        tiny_diffusers.adapter(host, 1, wanted=wanted),
-        scratch / "one.safetensors",
-        "diffusers",
-    )
-    metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(
-        host,
-        tiny_diffusers.adapter(host, 2, wanted=wanted),
-        scratch / "two.safetensors",
-        "diffusers",
-        metadata,
-    )
+    said = {"modelspec.trigger_phrase": "a hat"}
+    for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
+        adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
+        save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
     quick = ("--trajectories", 3, "--timesteps", 2, "--steps", 3, "--resolution", 64, "--cfg", 2)
     output = scratch / "merged.safetensors"
     where = ("--base", scratch / "base", "--output", output, "--overwrite")

@@ -14,45 +14,13 @@ from waiting import HANGS
 ROOT = Path(__file__).parent.parent
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 # Each of these imports only itself and what comes before it.
-CORE_ORDER = (
-    "version",
-    "errors",
-    "svd",
-    "progress",
-    "settings",
-    "config",
-    "devices",
-    "processes",
-    "layers",
-    "network",
-    "adapters",
-    "tasks",
-    "files",
-    "algebra",
-    "rows",
-    "report",
-    "engines",
-    "rivals",
-    "merging",
-    "diffusion",
-    "language",
-    "cli",
-    "__init__",
-)
+_CORE = """version errors svd progress settings config devices processes layers network
+    adapters tasks files algebra rows report engines rivals merging diffusion language
+    cli __init__"""
+CORE_ORDER = _CORE.split()
 # Likewise; what is not named is a node, and comes last.
-NODES_ORDER = (
-    "experts",
-    "keys",
-    "foreign",
-    "progress",
-    "sockets",
-    "words",
-    "inputs",
-    "host",
-    "workflow",
-    "pictures",
-    "loras",
-)
+_NODES = "experts keys foreign progress sockets words inputs host workflow pictures loras"
+NODES_ORDER = _NODES.split()
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 MAY_RUN_TEXT = {"iteris_core.cli.terminal"}  # imports two libraries of fixed names, made quiet
 
@@ -106,7 +74,7 @@ def floor(name: str) -> int:
     """Return the place of a module's room in the order of its package."""
     if name.startswith("iteris_core"):
         return CORE_ORDER.index(room(name))
-    order = (*NODES_ORDER, room(name))
+    order = [*NODES_ORDER, room(name)]
     return order.index(room(name)) + (room(name) == "__init__")
 
 

@@ -16,29 +16,13 @@ TRIGGERS = TriggerWords(("sks cat",), ("sks cat",), "modelspec.trigger_phrase")
 
 def test_one_content_is_one_lora_at_the_sum_of_the_strengths():
     """One that is off adds neither prompts nor weight."""
-    cat, dog = each_once(
-        [
-            use(
-                "cat",
-                ("a", "b"),
-                sha256="1",
-                strength_model=0.5,
-                strength_clip=0.25,
-                prompts_from="trained_words",
-            ),
-            use("dog", ("d",), sha256="2"),
-            use(
-                "copy of cat",
-                ("b", "c"),
-                sha256="1",
-                strength_clip=0.5,
-                weight=2.0,
-                trigger="a cat",
-                kind="style",
-            ),
-            use("cat", ("off",), sha256="1", strength_model=0.0, strength_clip=0.0, weight=9.0),
-        ]
-    )[0]
+    half = {"strength_model": 0.5, "strength_clip": 0.25, "prompts_from": "trained_words"}
+    as_style = {"strength_clip": 0.5, "weight": 2.0, "trigger": "a cat", "kind": "style"}
+    off = {"strength_model": 0.0, "strength_clip": 0.0, "weight": 9.0}
+    uses = [use("cat", ("a", "b"), sha256="1", **half), use("dog", ("d",), sha256="2")]
+    uses.append(use("copy of cat", ("b", "c"), sha256="1", **as_style))
+    uses.append(use("cat", ("off",), sha256="1", **off))
+    cat, dog = each_once(uses)[0]
     assert (cat.name, cat.strength_model, cat.strength_clip) == ("cat", 1.5, 0.75)
     assert cat.prompts == ("a", "b", "c")
     assert (cat.weight, cat.prompts_from, cat.trigger, cat.kind) == (2.0, "", "a cat", "style")

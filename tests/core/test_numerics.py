@@ -20,9 +20,8 @@ from iteris_core import (
 from iteris_core.algebra.statistics import Sums
 from iteris_core.rows.lockstep import pause_at_layer
 
-DELTA = MergeConfig(
-    unit_gain=1.0, target="delta"
-)  # whose answer needs no cut, and can be solved for on fewer tokens than the layer is wide
+# its answer needs no cut, and can be solved for on fewer tokens than the layer is wide
+DELTA = MergeConfig(unit_gain=1.0, target="delta")
 
 
 def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
@@ -34,18 +33,12 @@ def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
     inputs = [
         (torch.randn(tokens, d_in, generator=generator) * scale + 0.1).to(dtype) for _ in range(8)
     ]
-    adapters = [
-        Adapter(
-            name,
-            {
-                "0": LowRankDelta(
-                    torch.randn(d_out, 4, generator=generator),
-                    torch.randn(4, d_in, generator=generator),
-                )
-            },
-        )
-        for name in "ab"
-    ]
+
+    def delta():
+        up = torch.randn(d_out, 4, generator=generator)
+        return LowRankDelta(up, torch.randn(4, d_in, generator=generator))
+
+    adapters = [Adapter(name, {"0": delta()}) for name in "ab"]
     tasks = [Task(name, [Sample(x) for x in inputs[k::2]], {k: 1.0}) for k, name in enumerate("ab")]
     network = Network({"0": layer}, lambda rows: layer(torch.stack(list(rows))))
     return network, adapters, tasks
@@ -120,16 +113,11 @@ def test_sums_that_follow_from_an_input_are_those_of_its_layers(dtype, derived, 
         tasks[0], samples=[replace(s, token_weights=weights) for s in tasks[0].samples]
     )
     net.model.to(dtype)
-    tasks = [
-        replace(
-            task,
-            samples=[
-                replace(s, teacher=tuple(part.to(dtype) for part in s.teacher))
-                for s in task.samples
-            ],
-        )
-        for task in tasks
-    ]
+
+    def rounded(sample):
+        return replace(sample, teacher=tuple(part.to(dtype) for part in sample.teacher))
+
+    tasks = [replace(task, samples=[*map(rounded, task.samples)]) for task in tasks]
     settings = {"target": "full_output", "unit_gain": 2.0, "samples_per_chunk": 3}
     for more in ({}, {"input_mix": 0.25}, {"alpha_cross": 1e-3}):
         derived.clear()
@@ -142,9 +130,8 @@ def test_sums_that_follow_from_an_input_are_those_of_its_layers(dtype, derived, 
             never.setattr("iteris_core.engines.measure.may_derive", lambda config: False)
             expected = toy.merge_toy(net, adapters, tasks, **settings, **more)
         assert len(derived) == chunks * (len(firsts) + len(net.targets))
-        bound = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05}[
-            dtype
-        ]  # rows are rounded
+        # rows are rounded
+        bound = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05}[dtype]
         both = (toy.dense(found.adapter), toy.dense(expected.adapter))
         assert toy.largest_error(*both) < bound, more
         for ours, theirs in zip(found.report.layers, expected.report.layers, strict=True):
@@ -207,19 +194,21 @@ def test_patches_of_a_convolution_are_bounded_and_the_answer_stays_close():
     tokens = {layer.path: layer.tasks[0].tokens for layer in some.report.layers}
     assert tokens == {"inlet": 8 * 16, "spatial": 8 * 8, "shrink": 8 * 4, "outlet": 8 * 4}
     assert toy.largest_error(toy.dense(some.adapter), toy.dense(every.adapter)) > 1e-9
-    assert [delta.rank for delta in some.adapter.deltas.values()] == [
-        delta.rank for delta in every.adapter.deltas.values()
-    ]
+    ranks = [[d.rank for d in merged.adapter.deltas.values()] for merged in (some, every)]
+    assert ranks[0] == ranks[1]
 
 
 def test_ranks_and_sizes_that_cannot_be_are_refused():
     net, adapters, tasks = toy.pair("stack")
-    said = r"rank names 'typo', which no adapter changes; the layers are down1"
-    with pytest.raises(ConfigError, match=said):
-        toy.merge_toy(net, adapters, tasks, rank={"typo": 1})
-    said = r"size is 10; 5 layers of rank 1 take \d+ weights already"
-    with pytest.raises(ConfigError, match=said):
-        toy.merge_toy(net, adapters, tasks, size=10)
+    for settings, said in (
+        (
+            {"rank": {"typo": 1}},
+            "rank names 'typo', which no adapter changes; the layers are down1",
+        ),
+        ({"size": 10}, r"size is 10; 5 layers of rank 1 take \d+ weights already"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            toy.merge_toy(net, adapters, tasks, **settings)
 
 
 def in_one_layer(forward=None, **settings):

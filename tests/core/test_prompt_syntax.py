@@ -11,11 +11,7 @@ from iteris_core.diffusion.lora_use import load_each_once, plain_prompts, with_p
 PASTED = [  # prompt, what stays, what is taken out
     ("a photo of (sks dog:1.3) [red]", "a photo of (sks dog:1.3) [red]", ()),
     ("sks dog <lora:sks_dog:0.8>", "sks dog", ("<lora:sks_dog:0.8>",)),
-    (
-        "<lora:a:1>, sks dog, <LYCO:b c:0.5:0.2>, 4k",
-        "sks dog, 4k",
-        ("<lora:a:1>", "<LYCO:b c:0.5:0.2>"),
-    ),
+    ("<lora:a:1>, sks dog, <LYCO:b:.5:.2>, 4k", "sks dog, 4k", ("<lora:a:1>", "<LYCO:b:.5:.2>")),
     ("sks dog BREAK on a beach", "sks dog , on a beach", ("BREAK",)),
     ("a , \u3000, BREAK\n ,b", "a, b", ("BREAK",)),
     ("a sks dog AND a cat", "a sks dog , a cat", ("AND",)),
@@ -35,24 +31,16 @@ def test_tags_and_cuts_are_taken_out_and_words_stay():
 
 
 SETTINGS = "Steps: 20, Sampler: Euler a, Seed: 1, Hashes: {a|b}"  # {a|b}: nothing that is drawn
-NEGATIVE, STEPS = "Negative prompt: …", "Steps: …"
+NEGATIVE, STEPS, OF_B = "Negative prompt: …", "Steps: …", "negative prompt: b"
 
 
 @pytest.mark.parametrize(
     ("lines", "prompts", "taken"),
     [
         (["a", "Negative prompt: b", SETTINGS, "c"], ("a", "c"), (NEGATIVE, STEPS)),
-        (
-            ["a", "negative prompt: b", "more of b,", SETTINGS, "c"],
-            ("a", "c"),
-            (NEGATIVE, "'more of b,'", STEPS),
-        ),
+        (["a", OF_B, "more of b,", SETTINGS, "c"], ("a", "c"), (NEGATIVE, "'more of b,'", STEPS)),
         # without settings nothing tells where a negative prompt ends: it is one line
-        (
-            ["a", "Negative prompt: b", "c", "Negative prompt: d", SETTINGS],
-            ("a", "c"),
-            (NEGATIVE, STEPS),
-        ),
+        (["a", OF_B, "c", "Negative prompt: d", SETTINGS], ("a", "c"), (NEGATIVE, STEPS)),
         (["a", "b", SETTINGS], ("a", "b"), (STEPS,)),
     ],
 )
@@ -61,11 +49,8 @@ def test_of_copied_generation_data_the_prompts_stay(lines, prompts, taken):
 
 
 def test_what_only_looks_like_generation_data_stays():
-    lines = (
-        "steps: stone steps in a park",
-        "Steps: 12, leading to a temple",
-        "no negative prompt: a dog",
-    )
+    lines = ("steps: stone steps in a park", "Steps: 12, leading to a temple")
+    lines += ("no negative prompt: a dog",)
     assert plain_prompts("a", lines) == (lines, ())
 
 

@@ -6,40 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 import toy
-from fake_host import PIECE, as_used, kept_latents, runs_by_task, with_guidance
+from fake_host import EXACT, PIECE, as_used, kept_latents, runs_by_task, with_guidance
 
-from iteris_core import ConfigError, MergeConfig
+from iteris_core import ConfigError
 from iteris_core.diffusion.calibration import Calibration, own_captions
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import region_masks
 from iteris_core.diffusion.scenes import make_scenes
 from iteris_core.files.families import FAMILIES
 
-SCENES = Calibration(
-    **{
-        "trajectories": 4,
-        "timesteps": 2,
-        "sampling_steps": 4,
-        "resolution": 64,
-        "cfg": 3.0,
-        "unconditional_share": 0.5,
-        "preserve_weight": 0.0,
-    },
-    companions=("chair", "big dog"),
-    scene_weight=0.1,
-    scene_pictures=False,
-    scene_prefix_share=0.0,
-    scene_forms=("{first} and {second}", "{first} above {second}"),
-)
+_SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
+_SMALL |= {"unconditional_share": 0.5, "preserve_weight": 0.0, "companions": ("chair", "big dog")}
+_FORMS = ("{first} and {second}", "{first} above {second}")
+_TEXT = {"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0}
+SCENES = Calibration(**_SMALL, **_TEXT, scene_forms=_FORMS)
 PICTURES = replace(SCENES, scene_pictures=True)
-FULL = MergeConfig(
-    tokens_per_dimension=None,
-    unit_gain=1.0,
-    output_dtype=torch.float64,
-    samples_per_chunk=3,
-    target="full_output",
-    rank="full",
-)
+FULL = replace(EXACT, target="full_output", rank="full")
 
 
 # a model in which words cannot be paired
@@ -111,12 +93,8 @@ def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
 
 
 def test_scenes_in_the_text_leave_the_picture_side_alone(host):
-    assert left_alone(host, SCENES) == {
-        "unet.inlet": True,
-        "unet.q": True,
-        "unet.k": False,
-        "unet.v": False,
-    }
+    same = {"unet.inlet": True, "unet.q": True, "unet.k": False, "unet.v": False}
+    assert left_alone(host, SCENES) == same
 
 
 def test_in_pictures_each_teacher_counts_in_its_own_region(host):
@@ -185,20 +163,13 @@ def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
 def test_a_styles_captions_are_shared_out_over_subjects(host):
     loras = subjects_and_a_style(host, "ab")
     result, _ = host.merge(loras, STYLED, FULL)
-    of_layer = {task.task: task for task in result.report.layers[-1].tasks}
-    assert {name for name in of_layer if "style" in name} == {
-        "a in the style of s",
-        "b in the style of s",
-    }
     alone, _ = host.merge(loras[1:], STYLED, FULL)
-    (whole,) = (
-        task for task in alone.report.layers[-1].tasks if task.task == "b in the style of s"
+    both, of_b = (
+        {t.task: t.tokens for t in merged.report.layers[-1].tasks if "style" in t.task}
+        for merged in (result, alone)
     )
-    assert (
-        of_layer["b in the style of s"].tokens
-        == of_layer["a in the style of s"].tokens
-        == whole.tokens / 2
-    )
+    half = of_b["b in the style of s"] / 2
+    assert both == {"a in the style of s": half, "b in the style of s": half}
     without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
     assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
 
@@ -241,12 +212,8 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
 def test_where_words_cannot_be_paired_regions_alone_count(host):
     """The inlet reads the latents themselves, and nothing of a scene counts in the text."""
     host.picture_tokens = UNPAIRED
-    assert left_alone(host, PICTURES) == {
-        "unet.inlet": False,
-        "unet.q": False,
-        "unet.k": True,
-        "unet.v": True,
-    }
+    same = {"unet.inlet": False, "unet.q": False, "unet.k": True, "unet.v": True}
+    assert left_alone(host, PICTURES) == same
 
 
 def test_where_words_cannot_be_paired_a_style_and_a_single_lora_need_no_pictures(host):

@@ -101,27 +101,25 @@ def another_way(net, rows, calls):
     return net.model(x) if calls < 4 else net.model.up2(net.model.down1(x))
 
 
+def twice(net, rows, calls):
+    return net.model(toy.run(net.model, rows))
+
+
+def one_by_one(net, rows, calls):
+    return torch.cat([toy.run(net.model, [row]) for row in rows])
+
+
+SOME = ["down1", "middle", "up2"]
+
+
 @pytest.mark.parametrize(
     ("forward", "paths", "message"),
     [
-        (
-            lambda net, rows, calls: net.model(toy.run(net.model, rows)),
-            None,
-            "layer 'down1' is reached twice in one forward pass",
-        ),
+        (twice, None, "layer 'down1' is reached twice in one forward pass"),
         (early, None, "never ran 3 of 5 target layers, such as 'middle'"),
-        (
-            another_way,
-            ["down1", "middle", "up2"],
-            "chunk 0 reached 'middle' while chunk 2 reached 'up2'",
-        ),
-        (
-            lambda net, rows, calls: torch.cat([toy.run(net.model, [row]) for row in rows]),
-            None,
-            "layer 'down1' got 1 rows in a batch of 2",
-        ),
+        (another_way, SOME, "chunk 0 reached 'middle' while chunk 2 reached 'up2'"),
+        (one_by_one, None, "layer 'down1' got 1 rows in a batch of 2"),
     ],
-    ids=["twice", "never", "different ways", "split batch"],
 )
 def test_a_network_that_cannot_be_swept_is_refused(forward, paths, message):
     net = toy.build("stack")

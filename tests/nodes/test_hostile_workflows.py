@@ -46,19 +46,8 @@ MANY = settings(
     max_examples=CASES,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-NODES = (
-    LoraToMerge,
-    TrainedLora,
-    LoraStack,
-    LorasOnModel,
-    ScenePrompts,
-    Settings,
-    Merge,
-    LoadLoras,
-    Compare,
-    LoadRecipe,
-    ShowReport,
-)
+NODES = [LoraToMerge, TrainedLora, LoraStack, LorasOnModel, ScenePrompts, Settings]
+NODES += [Merge, LoadLoras, Compare, LoadRecipe, ShowReport]
 LORA = "folder/cat.safetensors"
 
 
@@ -251,13 +240,8 @@ def outcome(node, inputs):
 def test_a_node_does_its_work_with_good_inputs(host, node):
     """Otherwise no hostile input would get as far as it can."""
     said = outcome(node, good_inputs(node))
-    reaches = {
-        LorasOnModel: "begins",
-        Merge: "begins",
-        Compare: "begins",
-        LoadRecipe: "has no recipe",
-        ShowReport: "no layers",
-    }
+    reaches = dict.fromkeys([LorasOnModel, Merge, Compare], "begins")
+    reaches |= {LoadRecipe: "has no recipe", ShowReport: "no layers"}
     assert reaches.get(node, "done") in said
 
 

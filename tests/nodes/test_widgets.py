@@ -62,22 +62,18 @@ def test_an_error_of_the_core_has_the_words_of_the_input():
             CORE[name](**{name: object()})
 
 
+MANY = {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}
+UNCHECKED, STRONGER = Calibration(held_out=0), MergeSettings(correct_strength=True)
 # What does not go together -> the inputs that its error names.
 WRONG = [
     (lambda: Calibration(timesteps=25), ["latents_per_run", "sampling_steps"]),
-    (
-        lambda: Calibration(trajectories=1000, timesteps=200, sampling_steps=200),
-        ["sample_runs", "latents_per_run"],
-    ),
+    (lambda: Calibration(**MANY), ["sample_runs", "latents_per_run"]),
     (lambda: Calibration(preserve_captions=()), ["protected_prompts", "protect_base"]),
     (lambda: Calibration(companions=()), ["company_share"]),
     (lambda: Calibration(scene_weight=1, scene_forms=()), ["forms", "together to off"]),
     (lambda: MergeConfig(rank=2, kept_energy=0.9), ["quality_kept", "size"]),
     (lambda: check_used(MergeConfig(method="ties", unit_gain=3)), ["layer_gain"]),
-    (
-        lambda: MergeSettings(correct_strength=True).check(Calibration(held_out=0)),
-        ["correct_strength", "check_runs"],
-    ),
+    (lambda: STRONGER.check(UNCHECKED), ["correct_strength", "check_runs"]),
     (
         lambda: check_target([object.__new__(ScenePlan)], MergeConfig(target="delta")),
         ["reproduce", "whole output", "what the LoRA adds", "together to off"],

@@ -37,14 +37,15 @@ def schemas(replace_host):
             "inputs": {
                 input.id: {"name": input.id, "tooltip": input.tooltip} for input in schema.inputs
             },
-            "outputs": {
-                str(i): {"name": output.display_name}
-                | ({"tooltip": output.tooltip} if output.tooltip else {})
-                for i, output in enumerate(schema.outputs)
-            },
+            "outputs": {str(i): words_of(output) for i, output in enumerate(schema.outputs)},
         }
         for schema in (node.define_schema() for node in nodes)
     }
+
+
+def words_of(output):
+    tooltip = {"tooltip": output.tooltip} if output.tooltip else {}
+    return {"name": output.display_name, **tooltip}
 
 
 def read(language: str, name: str):

@@ -92,8 +92,7 @@ def second(host):
 
 @pytest.fixture(scope="module")
 def merged(host, base, first, second):
-    calibration = Calibration(**{**vars(SMALL), "trajectories": 4, "held_out": 1})
-    return merge_and_check(Job.of(host, [first, second], calibration, NEAR))
+    return merge_and_check(Job.of(host, [first, second], SMALL, NEAR))
 
 
 def test_every_layer_is_read_in_every_spelling_and_measured_once(host, files, first):
@@ -313,7 +312,7 @@ def test_two_subjects_are_polished_in_inference_mode_and_nothing_is_left(host, f
         as_used(lora, trigger=f"a {word} thing", kind="subject")
         for lora, word in ((first, "sks"), (second, "zwx"))
     ]
-    less = {"timesteps": 1, "held_out": 0, "scene_weight": 0.3}
+    less = {"trajectories": 1, "timesteps": 1, "held_out": 0, "scene_weight": 0.3}
     polished, again, plain = (
         merge_diffusion(
             Job.of(host, named, Calibration(**{**vars(SMALL), **less, "polish": steps}), NEAR)
