@@ -40,32 +40,19 @@ class Golden:
         count = self.settings["ntask"]
         weights = self.settings.get("manual_ceof") or [1.0] * count
         self.adapters = [read_peft(folder / f"lora{n}") for n in range(count)]
-        self.tasks = [
-            Task(
-                f"task{n}",
-                [Sample(row) for row in self.tensors["input_ids"][n]],
-                {n: 1.0},
-                weights[n],
-            )
-            for n in range(count)
-        ]
-        self.iterations = 1 + max(
-            int(key.split(".")[0][4:]) for key in self.tensors if key.startswith("iter")
-        )
+        rows = [[Sample(row) for row in self.tensors["input_ids"][n]] for n in range(count)]
+        self.tasks = [Task(f"task{n}", rows[n], {n: 1.0}, weights[n]) for n in range(count)]
+        solved = [key.split(".")[0] for key in self.tensors if key.startswith("iter")]
+        self.iterations = 1 + max(int(name[4:]) for name in solved)
 
     def merge(self, **options):
         base_in_target = bool(self.settings.get("with_pretrain_matrix"))
-        config = MergeConfig(
-            unit_gain=1.0,
-            alpha=self.settings["reg"],
-            ridge="paper",
-            balance="full",
-            input_mix=self.settings.get("reg_ceof", 0.0),
-            target="full_output" if base_in_target else "delta",
-            rank="full" if base_in_target else "sum",
-            tolerance=0.0,
-            **options,
+        options |= {"alpha": self.settings["reg"], "input_mix": self.settings.get("reg_ceof", 0.0)}
+        options |= (
+            {"target": "full_output", "rank": "full"} if base_in_target else {"target": "delta"}
         )
+        published = {"unit_gain": 1.0, "ridge": "paper", "balance": "full", "tolerance": 0.0}
+        config = MergeConfig(**published, **options)
         network = Network(
             dict(self.model.named_modules()),
             lambda rows: self.model.encoder(torch.stack(list(rows))).last_hidden_state,
@@ -81,10 +68,8 @@ class Golden:
             if self.settings.get("with_pretrain_matrix"):
                 found = found + self.model.get_submodule(path).weight
             errors.append(((found - expected).norm() / expected.norm()).item())
-        expected_paths = {
-            key for key in self.tensors if key.startswith(f"iter{iteration}.encoder.")
-        }
-        assert len(errors) == len(expected_paths)
+        start = f"iter{iteration}.encoder."
+        assert len(errors) == sum(key.startswith(start) for key in self.tensors)
         return max(errors)
 
 
@@ -116,12 +101,8 @@ def test_layers_in_groups_give_the_same_iterations(golden):
     whole = case.merge(engine="iterate", max_iter=3)
     pieces = case.merge(engine="iterate", max_iter=3, statistics_bytes=1)
     for path, delta in whole.adapter.deltas.items():
-        assert torch.allclose(
-            delta.dense(),
-            pieces.adapter.deltas[path].dense(),
-            rtol=0,
-            atol=1e-6 * delta.dense().norm(),
-        )
+        found, expected = pieces.adapter.deltas[path].dense(), delta.dense()
+        assert torch.allclose(expected, found, rtol=0, atol=1e-6 * expected.norm())
 
 
 def test_iterating_stops_at_the_longest_path(golden):

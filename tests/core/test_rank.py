@@ -7,11 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import Adapter, LowRankDelta, Task
-from iteris_core.algebra.truncate import (
-    factored_spectrum,
-    leading_spectrum,
-    share_out_size,
-)
+from iteris_core.algebra.truncate import factored_spectrum, leading_spectrum, share_out_size
 
 
 def merge_one_layer(seed=0, **settings):
@@ -25,25 +21,16 @@ def merge_one_layer(seed=0, **settings):
     result = toy.merge_toy(net, adapters, tasks, **settings)
     dense = [adapter.deltas["layer"].dense() for adapter in adapters]
     dense.append(torch.zeros_like(dense[0]))
-    at_layer = [
-        toy.DenseTask(
-            torch.cat([sample.teacher[0] for sample in task.samples]),
-            torch.cat([sample.student[0] for sample in task.samples]),
-            delta,
-            1.0,
+    at_layer = []
+    for task, delta in zip(tasks, dense, strict=True):
+        x, student = (
+            [getattr(s, side)[0] for s in task.samples] for side in ("teacher", "student")
         )
-        for task, delta in zip(tasks, dense, strict=True)
-    ]
-    config = toy.exact(
-        **{name: value for name, value in settings.items() if name in ("target", "alpha")}
-    )
+        at_layer.append(toy.DenseTask(torch.cat(x), torch.cat(student), delta, 1.0))
+    config = toy.exact(**{k: settings[k] for k in ("target", "alpha") if k in settings})
     system, right = toy.normal_equations(net.model.layer.weight, at_layer, config)
-    return (
-        result.adapter.deltas["layer"],
-        result.report.layers[0],
-        system,
-        torch.linalg.solve(system, right).T,
-    )
+    uncut = torch.linalg.solve(system, right).T
+    return result.adapter.deltas["layer"], result.report.layers[0], system, uncut
 
 
 def best_of_rank(answer, system, rank):
@@ -116,18 +103,15 @@ def test_ranks_per_layer():
     net, adapters, tasks = toy.pair("attention", 4)
     path = "self_attention.q"
     by_layer = toy.merge_toy(net, adapters, tasks, rank={path: 1})
-    assert {p: d.rank for p, d in by_layer.adapter.deltas.items()} == {
-        p: 1 if p == path else 4 for p in net.targets
-    }
+    ranks = {p: d.rank for p, d in by_layer.adapter.deltas.items()}
+    assert ranks == dict.fromkeys(net.targets, 4) | {path: 1}
 
 
 def test_size_goes_where_it_gains_most():
     spectra = {"steep": torch.tensor([10.0, 0.1]), "flat": torch.tensor([3.0, 2.9])}
     shapes = {"steep": (4, 4), "flat": (4, 4)}
-    assert share_out_size(spectra, shapes, {"steep": 100.0, "flat": 17.0}, 24) == {
-        "steep": 1,
-        "flat": 2,
-    }
+    found = share_out_size(spectra, shapes, {"steep": 100.0, "flat": 17.0}, 24)
+    assert found == {"steep": 1, "flat": 2}
 
 
 def test_the_randomised_svd_agrees_with_the_dense_one():

@@ -18,31 +18,15 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.recipe import read_recipe, settings_of
 from iteris_core.files.tensors import read_header
 
-CONFIG = MergeConfig(
-    rank={"a.b": 3},
-    alpha=1e-3,
-    alpha_cross=0.0,
-    output_dtype=torch.bfloat16,
-    tokens_per_row=7,
-    method="ties",
-    baseline=BaselineOptions(scale="search", density=1, projection=None),
-)
+_RIVAL = BaselineOptions(scale="search", density=1, projection=None)
+_OTHERS = {"alpha": 1e-3, "alpha_cross": 0.0, "output_dtype": torch.bfloat16, "tokens_per_row": 7}
+CONFIG = MergeConfig(rank={"a.b": 3}, method="ties", baseline=_RIVAL, **_OTHERS)
 CALIBRATION = Calibration(preserve_captions=("a street",), scene_weight=0.1, seed=3)
+_STYLE = {"strength_model": -1, "strength_clip": 0, "prompts_from": "trained_words"}
+_STYLE |= {"weight": 2.5, "trigger": "in ink", "kind": "style", "blocks": "IN01:0.5,MID:0"}
 LORAS = [
     use("a", ("a sks dog", "sks dog"), file="a.safetensors", sha256="1f", strength_clip=0.5),
-    use(
-        "b",
-        ("ink",),
-        sha256="2e",
-        strength_model=-1,
-        strength_clip=0,
-        prompts_from="trained_words",
-        weight=2.5,
-        trigger="in ink",
-        kind="style",
-        blocks="IN01:0.5,MID:0",
-        without=("*attn2*",),
-    ),
+    use("b", ("ink",), sha256="2e", **_STYLE, without=("*attn2*",)),
 ]
 WRITTEN = settings_of(LORAS, CALIBRATION, CONFIG, made_on={"base": "sd15"})
 RECIPE = json.loads(json.dumps(WRITTEN))

@@ -29,17 +29,11 @@ def solves(case, count, **settings):
     return list(islice(found, count))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"ridge": "paper"},
-        {"alpha": 1e-2, "alpha_cross": 1e-3},
-        {"target": "full_output"},
-        {"target": "full_output", "ridge": "paper", "alpha_cross": 1e-3},
-    ],
-    ids=str,
-)
+WHOLE = {"target": "full_output"}
+SETTINGS = [{}, {"ridge": "paper"}, {"alpha": 1e-2, "alpha_cross": 1e-3}, WHOLE]
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {**WHOLE, "ridge": "paper", "alpha_cross": 1e-3}])
 def test_every_solve_is_that_of_the_iterating_engine(case, settings):
     engine = {"engine": "iterate", "tolerance": 0.0, "rank": "full"}
     for number, deltas in enumerate(solves(case, 4, **settings), 1):

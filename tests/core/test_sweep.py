@@ -75,15 +75,10 @@ def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
     net = toy.build("attention")
     paths = [f"self_attention.{name}" for name in "qkv"]  # all three read the network's own input
     adapters = [net.adapter("a", paths=paths), net.adapter("b", paths=paths)]
-    tasks = [
-        replace(
-            task,
-            samples=[
-                Sample(net.make_row(), token_weights={"some": torch.rand(4) ** 4}) for _ in range(4)
-            ],
-        )
-        for task in toy.own_tasks(net, adapters)
-    ]
+    tasks = toy.own_tasks(net, adapters, 4)
+    for task in tasks:
+        for sample in task.samples:
+            sample.token_weights["some"] = torch.rand(4) ** 4
 
     def merged(weighted):
         stream = {path: "some" if path in weighted else "other" for path in paths}
@@ -132,20 +127,14 @@ def test_any_mix_of_any_adapters_reaches_the_fixed_point(data):
     ]
     shares = st.sampled_from([-1.0, 0.0, 0.3, 1.0, 2.5])
     mixes = st.dictionaries(st.integers(0, len(adapters) - 1), shares)
-    drawn = data.draw(
-        st.lists(
-            st.tuples(mixes, st.integers(1, 3), st.sampled_from([0.1, 1.0, 7.0])),
-            min_size=1,
-            max_size=4,
-        )
-    )
+    of_task = st.tuples(mixes, st.integers(1, 3), st.sampled_from([0.1, 1.0, 7.0]))
+    drawn = data.draw(st.lists(of_task, min_size=1, max_size=4))
     tasks = [
         Task(f"task {g}", net.samples(2 + count), mix, weight)
         for g, (mix, count, weight) in enumerate(drawn)
     ]
-    found = toy.dense(
-        toy.merge_toy(net, adapters, tasks, samples_per_chunk=data.draw(st.integers(1, 9))).adapter
-    )
+    size = data.draw(st.integers(1, 9))
+    found = toy.dense(toy.merge_toy(net, adapters, tasks, samples_per_chunk=size).adapter)
     for path, expected in toy.naive_fixed_point(net, adapters, tasks).items():
         assert (found[path] - expected).norm() <= 1e-9 * expected.norm() + 1e-12
 
@@ -156,16 +145,12 @@ def test_an_adapter_of_strength_0_is_no_adapter():
     own, idle, other = toy.own_tasks(net, adapters)
     both = Task("both", net.samples(2), {2: 0.5, 1: 0.5})
     result = toy.merge_toy(net, adapters, [own, idle, other, both])
-    without = toy.merge_toy(
-        net,
-        [adapters[0], adapters[2]],
-        [own, replace(other, mix={1: 1.0}), replace(both, mix={1: 0.5})],
-    )
+    fewer = [own, replace(other, mix={1: 1.0}), replace(both, mix={1: 0.5})]
+    without = toy.merge_toy(net, [adapters[0], adapters[2]], fewer)
     assert toy.largest_error(toy.dense(result.adapter), toy.dense(without.adapter)) < 1e-12
     assert result.adapter.name == "a + c"
-    assert result.report.notes == (
-        Note("left_out", "left out, since they change nothing here: idle"),
-    )
+    text = "left out, since they change nothing here: idle"
+    assert result.report.notes == (Note("left_out", text),)
 
 
 def test_nothing_but_idle_adapters_is_an_error():

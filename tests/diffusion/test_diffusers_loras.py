@@ -97,20 +97,12 @@ def test_a_file_of_diffusers_itself_keeps_its_alpha(any_host, tmp_path):
     if host.family.name == "SDXL":
         parts["text_encoder_2"] = ["v_proj", "fc2"]
     for part, targets in parts.items():
-        config = LoraConfig(
-            r=2,
-            lora_alpha=6,
-            target_modules=targets,
-            rank_pattern={targets[0]: 4},
-            init_lora_weights=False,
-        )
-        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(
-            inject_adapter_in_model(config, getattr(trained, part))
-        )
-        settings[f"{part}_lora_adapter_metadata"] = {
-            **config.to_dict(),
-            "target_modules": sorted(targets),
-        }
+        ranks = {"r": 2, "lora_alpha": 6, "rank_pattern": {targets[0]: 4}}
+        config = LoraConfig(target_modules=targets, init_lora_weights=False, **ranks)
+        worn = inject_adapter_in_model(config, getattr(trained, part))
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(worn)
+        said = config.to_dict() | {"target_modules": sorted(targets)}
+        settings[f"{part}_lora_adapter_metadata"] = said
     type(trained).save_lora_weights(tmp_path, **layers, **settings)
     (path,) = tmp_path.glob("*.safetensors")
     adapter = read_lora(host, path)
@@ -212,18 +204,11 @@ def test_strengths_are_baked_in(host, tmp_path):
 )
 def test_a_lokr_of_peft_is_read(host, tmp_path, options):
     trained = tiny_diffusers.model()
-    config = LoKrConfig(
-        alpha=options["r"],
-        target_modules=["to_q", "proj_in", "conv1"],
-        init_weights=False,
-        **options,
-    )
+    targets = {"target_modules": ["to_q", "proj_in", "conv1"], "init_weights": False}
+    config = LoKrConfig(alpha=options["r"], **targets, **options)
     inject_adapter_in_model(config, trained.unet_model)
-    state = {
-        f"unet.{key}": tensor
-        for key, tensor in get_peft_model_state_dict(trained.unet_model).items()
-    }
-    save_file(state, tmp_path / "lokr.safetensors")
+    state = get_peft_model_state_dict(trained.unet_model)
+    save_file(renamed(state, "unet.{}".format), tmp_path / "lokr.safetensors")
     adapter = read_lora(host, tmp_path / "lokr.safetensors")
     assert adapter.unmatched == ()
     layers = {
@@ -259,15 +244,10 @@ def test_what_cannot_be_read_or_written_is_refused(host, tmp_path):
     [("{", "cannot be read"), (json.dumps({"unet.r": 4, "unet.lora_alpha": 4}), "has rank 2, but")],
 )
 def test_settings_in_the_metadata_must_fit(host, tmp_path, settings, said):
-    save_lora(
-        host,
-        tiny_diffusers.adapter(host, 1),
-        tmp_path / "a.safetensors",
-        "diffusers",
-        {"lora_adapter_metadata": settings},
-    )
+    adapter, path = tiny_diffusers.adapter(host, 1), tmp_path / "a.safetensors"
+    save_lora(host, adapter, path, "diffusers", {"lora_adapter_metadata": settings})
     with pytest.raises(AdapterError, match=said):
-        read_lora(host, tmp_path / "a.safetensors")
+        read_lora(host, path)
 
 
 def test_block_weights_go_by_the_names_of_the_original_code(any_host, tmp_path):

@@ -22,9 +22,12 @@ def change_weights(folder, change):
 
 
 def without(*keys):
-    return lambda folder: change_weights(
-        folder, lambda t: {key: value for key, value in t.items() if key not in keys}
-    )
+    kept = lambda tensors: {k: t for k, t in tensors.items() if k not in keys}  # noqa: E731
+    return lambda folder: change_weights(folder, kept)
+
+
+def short(folder):
+    change_weights(folder, lambda tensors: {**tensors, Q: tensors[Q][:3].clone()})
 
 
 def cut_off(folder):
@@ -44,22 +47,18 @@ def as_pickle(folder):
 
 def as_code(folder):
     settings = json.loads((folder / "config.json").read_text())
-    settings |= {
-        "model_type": "evil",
-        "auto_map": {name: "evil.Config" for name in ("AutoConfig", "AutoTokenizer")},
-    }
+    names = dict.fromkeys(["AutoConfig", "AutoTokenizer"], "evil.Config")
+    settings |= {"model_type": "evil", "auto_map": names}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "evil.py").write_text(
-        "open('trap', 'w')\nfrom transformers import PretrainedConfig as Config\n"
-    )
+    code = "open('trap', 'w')\nfrom transformers import PretrainedConfig as Config\n"
+    (folder / "evil.py").write_text(code)
 
 
 @pytest.fixture
 def folder(t5_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "builtins.input", lambda *args: "y"
-    )  # to whoever asks whether to run the model's code
+    # to whoever asks whether to run the model's code
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
     return shutil.copytree(t5_folder / "base", tmp_path / "base")
 
 
@@ -68,10 +67,7 @@ def folder(t5_folder, tmp_path, monkeypatch):
     [
         (without(Q), f"1 of its weights, such as {Q}, are missing"),
         (without("shared.weight"), "4 of its weights"),  # all that are tied to it
-        (
-            lambda f: change_weights(f, lambda t: {**t, Q: t[Q][:3].clone()}),
-            "a model cannot be loaded",
-        ),
+        (short, "a model cannot be loaded"),
         (cut_off, "a model cannot be loaded"),
         (as_pickle, "its weights are a pickle (.bin)"),
         (as_code, "a model cannot be loaded"),
@@ -88,16 +84,10 @@ def test_a_base_that_cannot_be_used_is_refused(folder, damage, said):
 
 
 def test_weights_that_are_tied_are_saved_once_only(folder):
-    change_weights(
-        folder,
-        lambda t: {
-            "lm_head.weight" if key == "shared.weight" else key: value for key, value in t.items()
-        },
-    )
-    model = load_base(str(folder))
-    assert torch.equal(
-        model.shared.weight, load_file(folder / "model.safetensors")["lm_head.weight"]
-    )
+    names = {"shared.weight": "lm_head.weight"}
+    change_weights(folder, lambda tensors: {names.get(k, k): t for k, t in tensors.items()})
+    saved = load_file(folder / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(load_base(str(folder)).shared.weight, saved)
 
 
 def test_no_code_of_a_tokenizer_is_run(folder):

@@ -146,22 +146,18 @@ def test_incomplete_folders_are_refused(t5_folder, tmp_path):
     (tmp_path / "kept").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="pickle"):
         peft.load(folder, shapes)
-    (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterError, match="cannot be read"):
-        peft.load(folder, shapes)
-    (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(AdapterError, match="is not an object"):
-        peft.load(folder, shapes)
+    for text, said in (("{", "cannot be read"), ("[]", "is not an object")):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(AdapterError, match=said):
+            peft.load(folder, shapes)
+
+
+def random_delta(rank):
+    return LowRankDelta(torch.randn(32, rank) / 4, torch.randn(rank, 32) / 4)
 
 
 def random_adapter(ranks):
-    return Adapter(
-        "made",
-        {
-            path: LowRankDelta(torch.randn(32, r) / 4, torch.randn(r, 32) / 4)
-            for path, r in ranks.items()
-        },
-    )
+    return Adapter("made", {path: random_delta(rank) for path, rank in ranks.items()})
 
 
 def test_peft_loads_what_is_written_with_every_layers_rank(t5_folder, tmp_path):
@@ -171,12 +167,8 @@ def test_peft_loads_what_is_written_with_every_layers_rank(t5_folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     loaded = tiny_language.peft(tiny_language.t5(), tmp_path / "out")
     assert loaded.peft_config["default"].task_type == TASK
-    found = {
-        name
-        for name, module in loaded.base_model.model.named_modules()
-        if hasattr(module, "lora_A")
-    }
-    assert found == set(ranks)
+    modules = loaded.base_model.model.named_modules()
+    assert {name for name, module in modules if hasattr(module, "lora_A")} == set(ranks)
     expected = tiny_language.logits(tiny_language.with_deltas(tiny_language.t5(), adapter.deltas))
     assert torch.allclose(tiny_language.logits(loaded), expected, rtol=0, atol=1e-5)
     again = peft.load(tmp_path / "out", tiny_language.shapes(tiny_language.t5()))
@@ -196,12 +188,10 @@ def test_convolutions_keep_their_kernel(tmp_path):
 
     model = Pictures()
     delta = LowRankDelta(torch.randn(8, 2), torch.randn(2, 27))
-    peft.save(
-        Adapter("made", {"conv": delta}), tmp_path / "out", "base", None, kernels={"conv": (3, 3)}
-    )
-    assert torch.equal(
-        peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"].down, delta.down
-    )
+    made = Adapter("made", {"conv": delta})
+    peft.save(made, tmp_path / "out", "base", None, kernels={"conv": (3, 3)})
+    found = peft.load(tmp_path / "out", {"conv": (8, 27)}).deltas["conv"]
+    assert torch.equal(found.down, delta.down)
     x = torch.randn(1, 3, 5, 5)
     expected = model(x) + torch.nn.functional.conv2d(x, delta.dense().reshape(8, 3, 3, 3))
     assert torch.allclose(tiny_language.peft(model, tmp_path / "out")(x), expected, atol=1e-4)
@@ -222,14 +212,7 @@ def test_what_peft_has_no_place_for_is_not_saved(tmp_path):
     with pytest.raises(AdapterError, match="no deltas"):
         peft.save(Adapter("made", {}), tmp_path / "out", "base", TASK)
     with pytest.raises(AdapterError, match="bias and norm"):
-        peft.save(
-            Adapter(
-                "made",
-                {Q: LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))},
-                vectors={"x.bias": torch.ones(2)},
-            ),
-            tmp_path / "out",
-            "base",
-            TASK,
-        )
+        deltas = {Q: LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))}
+        biased = Adapter("made", deltas, vectors={"x.bias": torch.ones(2)})
+        peft.save(biased, tmp_path / "out", "base", TASK)
     assert not list(tmp_path.iterdir())

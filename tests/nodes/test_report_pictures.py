@@ -45,9 +45,8 @@ def test_what_is_asked_and_known_is_drawn_in_the_size_that_was_asked_for():
     assert {"unseen", "leaks", "stacking", "lower_rank", "ranks"} <= set(drawn)
 
 
-@pytest.mark.parametrize("name", ["_mine", "a$x_{$b", "猫の絵", "x" * 90])
-def test_any_file_name_can_be_drawn(name, recwarn):
-    names = [f"{name}{i or ''}" for i in range(9)]
+def test_any_file_name_can_be_drawn(recwarn):
+    names = [f"{name}{i}" for name in ("_mine", "a$x_{$b", "猫の絵", "x" * 90) for i in ("", 1, 2)]
     entries = tuple(TaskAtLayerReport(name, 0.1 * (1 + i), 1.0, 9) for i, name in enumerate(names))
     drawn = pictures(MergeReport(tuple(LayerReport(path, 8, entries) for path in PATHS)))
     assert drawn["layers"].isfinite().all()

@@ -17,18 +17,11 @@ TABLE = json.loads((Path(__file__).parents[1] / "data" / "rows.json").read_text(
 
 def row(entry):
     model = entry.get("model", 1)
-    return Row(
-        entry["name"],
-        model,
-        entry.get("clip", model),
-        entry.get("kind"),
-        entry.get("priority", 1),
-        entry.get("called", ""),
-        entry.get("blocks", ""),
-        tuple(entry.get("without", ())),
-        tuple(entry.get("prompts", ())),
-        f"loras, line {entry.get('line', 1)}",
-    )
+    strengths = model, entry.get("clip", model)
+    said = entry.get("kind"), entry.get("priority", 1), entry.get("called", "")
+    lists = (tuple(entry.get(name, ())) for name in ("without", "prompts"))
+    where = f"loras, line {entry.get('line', 1)}"
+    return Row(entry["name"], *strengths, *said, entry.get("blocks", ""), *lists, where)
 
 
 @pytest.mark.parametrize("example", TABLE["good"], ids=lambda example: example["text"][:40])

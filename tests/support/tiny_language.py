@@ -28,17 +28,9 @@ def t5(seed: int = 0, **options) -> T5ForConditionalGeneration:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    widths = {
-        "d_model": 32,
-        "d_kv": 8,
-        "num_heads": 4,
-        "d_ff": 48,
-        "num_layers": 2,
-        "vocab_size": VOCABULARY,
-    }
-    model = T5ForConditionalGeneration(
-        T5Config(**{**widths, "decoder_start_token_id": 0, **options})
-    ).eval()
+    widths = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    widths |= {"vocab_size": VOCABULARY, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**widths | options)).eval()
     for name, weight in model.named_parameters():
         if name == "shared.weight":  # drawn so large that greedy decoding repeats one token
             weight.data *= 0.3
@@ -89,33 +81,15 @@ def blip(spread: float = 0.2) -> BlipForConditionalGeneration:
     )
 
     torch.manual_seed(0)
-    widths = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+    both = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    both |= {"num_attention_heads": 4, "projection_dim": 16, "initializer_range": spread}
+    of_text = {"vocab_size": len(BLIP_WORDS), "max_position_embeddings": 40, "bos_token_id": 3}
+    of_text |= {"sep_token_id": 2, "pad_token_id": 0, "eos_token_id": 2, "encoder_hidden_size": 32}
+    parts = {
+        "text_config": BlipTextConfig(**both, **of_text).to_dict(),
+        "vision_config": BlipVisionConfig(**both, image_size=16, patch_size=4).to_dict(),
     }
-    text = BlipTextConfig(
-        **widths,
-        vocab_size=len(BLIP_WORDS),
-        max_position_embeddings=40,
-        bos_token_id=3,
-        sep_token_id=2,
-        pad_token_id=0,
-        eos_token_id=2,
-        encoder_hidden_size=32,
-        projection_dim=16,
-        initializer_range=spread,
-    )
-    vision = BlipVisionConfig(
-        **widths, image_size=16, patch_size=4, projection_dim=16, initializer_range=spread
-    )
-    config = BlipConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
-        projection_dim=16,
-        image_text_hidden_size=16,
-    )
+    config = BlipConfig(**parts, projection_dim=16, image_text_hidden_size=16)
     return BlipForConditionalGeneration(config).eval()
 
 
@@ -135,15 +109,8 @@ def adapter(
     from transformers import T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        **{
-            "task_type": "SEQ_2_SEQ_LM",
-            "r": 4,
-            "lora_alpha": 8,
-            "target_modules": list(targets),
-            **options,
-        }
-    )
+    plain = {"task_type": "SEQ_2_SEQ_LM", "r": 4, "lora_alpha": 8}
+    config = LoraConfig(**{**plain, "target_modules": list(targets), **options})
     model = get_peft_model((kind or T5ForConditionalGeneration).from_pretrained(base), config)
     for name, weight in model.named_parameters():
         if "lora_" in name and "magnitude" not in name:
