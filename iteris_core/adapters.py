@@ -9,10 +9,10 @@ rows of an input matrix. A weight is (d_out, d_in), as in torch; a k x k convolu
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import torch
@@ -88,8 +88,8 @@ class LowRankDelta:
         """
         up_norm = self.up.norm(dim=0)
         down_norm = self.down.norm(dim=1)
-        used = (up_norm > 0) & (down_norm > 0)
-        ratio = torch.where(used, (down_norm / up_norm).sqrt(), torch.ones_like(up_norm))
+        used = torch.minimum(up_norm, down_norm) > 0
+        ratio = torch.where(used, (down_norm / up_norm).sqrt(), 1.0)
         return LowRankDelta(self.up * ratio, self.down / ratio[:, None])
 
 
@@ -140,13 +140,14 @@ def sums_of_parts(matrix: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
     >>> sums_of_parts(torch.tensor([1.0, 2.0, 3.0]), [1, 2], 0)
     tensor([1., 5.])
     """
-    runs = [(size, len(list(run))) for size, run in itertools.groupby(sizes)]  # of equal sizes
-    parts = torch.split(matrix, [size * count for size, count in runs], dim)
-    sums = [
-        part.reshape(*part.shape[:dim], count, size, *part.shape[dim + 1 :]).sum(dim + 1)
-        for part, (size, count) in zip(parts, runs, strict=True)
-    ]
-    return sums[0] if len(sums) == 1 else torch.cat(sums, dim)
+    places = _places_of_parts(tuple(sizes), matrix.dtype, matrix.device)
+    return (matrix.movedim(dim, -1) @ places).movedim(-1, dim)
+
+
+@lru_cache(maxsize=64)
+def _places_of_parts(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return 1 where a number, a row each, is of a part, a column each, and 0 elsewhere."""
+    return torch.eye(len(sizes)).repeat_interleave(torch.tensor(sizes), dim=0).to(device, dtype)
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,14 @@ def moved(
 
 def read(*parts: Tensor) -> list[Tensor]:
     """Return tensors on the CPU, which waits for their device once."""
-    if all(part.device.type == "cpu" for part in parts):
+    away = [part for part in parts if part.device.type != "cpu"]
+    if not away:
         return list(parts)
-    whole = torch.cat([part.flatten().double() for part in parts]).cpu()
-    pieces = torch.split(whole, [part.numel() for part in parts])
+    whole = torch.cat([part.flatten().double() for part in away]).cpu()
+    pieces = iter(torch.split(whole, [part.numel() for part in away]))
     return [
-        piece.reshape(part.shape).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)
+        part if part.device.type == "cpu" else next(pieces).reshape(part.shape).to(part.dtype)
+        for part in parts
     ]
 
 

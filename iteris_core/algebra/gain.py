@@ -20,7 +20,7 @@ belongs to the saved delta.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,17 +33,6 @@ from .layer import LayerProblem
 
 # Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
 _EXACT = 1e-13
-
-
-def own_tasks(layer: LayerProblem) -> dict[int, int]:
-    """Return adapter index -> number of the first task whose teacher wears this adapter alone, of
-    the tasks that count at this layer.
-    """
-    tasks: dict[int, int] = {}
-    for number, task in enumerate(layer.tasks):
-        if task.counts and len(task.mix) == 1 and task.worn is not None:
-            tasks.setdefault(next(iter(task.mix)), number)
-    return tasks
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class RightSides:
 
     @property
     def seen(self) -> Tensor:
-        """C_k of all `own_tasks`, side by side, (d_in, n)."""
+        """C_k of all `LayerProblem.own_tasks`, side by side, (d_in, n)."""
         return self.whole[:, self.ranks + self.outputs :]
 
     def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
@@ -109,14 +98,14 @@ class LinearAnswer:
             TooCoarseError: The sides are not sound.
         """
         layer = self.layer
-        tasks = own_tasks(layer)
+        tasks = layer.own_tasks
         columns = torch.ones(self.sides.ranks, dtype=torch.float64)
         most = layer.config.largest_gain
         if not tasks or most == 1:
             self._read()
             return columns.to(self.sides.whole)
-        taught, parts, rest = self._read(layer.taught, *self._effects(tasks))
-        energy = taught[list(tasks.values())]
+        parts, rest = self._effects()
+        energy = layer.taught[list(tasks.values())]
         acts = energy > 0
         places = {k: place for place, k in enumerate(layer.deltas)}
         own = parts[:, [places[k] for k in tasks]]
@@ -146,23 +135,22 @@ class LinearAnswer:
         drift = self.sides.drift
         return scaled @ up.T if drift is None else torch.addmm(drift, scaled, up.T)
 
-    def _effects(self, tasks: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+    def _effects(self) -> tuple[Tensor, Tensor]:
         """Return ``<X~ dW_j*^T, X dW_g^T>`` of each adapter's part of the answer, (own tasks,
-        adapters), and of the rest, (own tasks,).
-
-        Args:
-            tasks: See `own_tasks`.
+        adapters), and of the rest, (own tasks,), on the CPU.
         """
         layer = self.layer
         seen = self.sides.seen
+        tasks = layer.own_tasks
         ranks = [layer.deltas[k].rank for k in tasks]
-        up = torch.cat([layer.deltas[k].up * layer.tasks[g].mix[k] for k, g in tasks.items()], 1)
-        codes = (seen.T @ self.sides.thin) * (up.T @ layer.together.delta.up)
+        codes = (seen.T @ self.sides.thin) * layer.own_products
         parts = sums_of_parts(sums_of_parts(codes, layer.ranks, 1), ranks, 0)
         drift = self.sides.drift
-        if drift is None:
-            return parts, parts.new_zeros(len(ranks))
-        return parts, sums_of_parts(((drift.T @ seen) * up).sum(0), ranks, 0)
+        rest = [] if drift is None else [((drift.T @ seen) * layer.own_up).sum(0)]
+        parts, *rest = (part.double() for part in self._read(parts, *rest))
+        shares = parts.new_tensor([layer.tasks[g].mix[k] for k, g in tasks.items()])
+        of_rest = sums_of_parts(rest[0], ranks, 0) if rest else torch.zeros_like(shares)
+        return shares[:, None] * parts, shares * of_rest
 
 
 def bounded_solution(

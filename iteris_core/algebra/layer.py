@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta, Stacked, stack, sums_of_parts
 from ..config import MergeConfig
+from ..devices import read
 from .answer import LayerSolution
 from .statistics import InputMoments, TaskStatistics
 
@@ -29,8 +30,8 @@ class TaskAtLayer:
     Args:
         mix: Adapter index -> share, of the adapters that change this layer.
         statistics: Sums over the task's rows; their codes are codes of `worn`.
-        worn: The mix as one delta, float64, with each adapter's place; None where the task wears
-            nothing here.
+        worn: The mix as one delta, with each adapter's place; None where the task wears nothing
+            here.
         full_norm: ||W0 + dW_g||_F^2; only for ``balance="full"``.
     """
 
@@ -48,20 +49,31 @@ class TaskAtLayer:
         """
         return self.weight != 0 and self.statistics.inputs.tokens > 0
 
-    @property
-    def energy(self) -> Tensor:
-        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)``, what the teacher adds, 0-dim, also where that
-        is rounding, see `LayerProblem.taught`.
-        """
-        if self.worn is None:
-            return self.statistics.inputs.energy.new_zeros(())
-        up = self.worn.delta.up
-        return ((up.T @ up) * self.statistics.codes).sum().clamp_min(0)
+
+class _Sizes(NamedTuple):
+    """Sizes that a layer's balance follows from, on the CPU, float64.
+
+    Args:
+        inputs: ``||X_g||_F^2`` of every task, (n,).
+        grams: ``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count.
+        crosses: ``||X~_g^T X_g||_F`` in the same way, see `InputMoments.cross_size`.
+        energies: ``||X_g dW_g^T||_F^2`` of every task, (n,), also where that is rounding.
+        products: ``<dW_i, dW_j>`` of all deltas, (K, K).
+        lengths: Most that ``||dW_k||`` can be, whatever the scales of its factors are, (K,).
+    """
+
+    inputs: Tensor
+    grams: Tensor
+    crosses: Tensor
+    energies: Tensor
+    products: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """The problem that is solved at one layer.
+    """The problem that is solved at one layer. Numbers of tasks and of deltas are on the CPU: a
+    device would take longer to start with them than a CPU to be done.
 
     Args:
         deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least
@@ -90,7 +102,28 @@ class LayerProblem:
     def shares(self) -> Tensor:
         """The share of every delta in every task's mix, (tasks, deltas)."""
         mixes = [[task.mix.get(k, 0.0) for k in self.deltas] for task in self.tasks]
-        return self.together.delta.up.new_tensor(mixes)
+        return torch.tensor(mixes, dtype=torch.float64)
+
+    @cached_property
+    def own_tasks(self) -> dict[int, int]:
+        """Adapter index -> number of the first task whose teacher wears this adapter alone, of the
+        tasks that count.
+        """
+        tasks: dict[int, int] = {}
+        for g, task, _ in self.wearing:
+            if len(task.mix) == 1:
+                tasks.setdefault(next(iter(task.mix)), g)
+        return tasks
+
+    @cached_property
+    def own_up(self) -> Tensor:
+        """The ``up`` of all these adapters, each with its full share, side by side."""
+        return torch.cat([self.deltas[k].up for k in self.own_tasks], dim=1)
+
+    @cached_property
+    def own_products(self) -> Tensor:
+        """``own_up^T up`` with all deltas as one."""
+        return self.own_up.T @ self.together.delta.up
 
     @property
     def ranks(self) -> list[int]:
@@ -104,52 +137,101 @@ class LayerProblem:
         return up.T @ up
 
     @cached_property
-    def sizes(self) -> Tensor:
-        """``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count."""
-        return self._of_counted(lambda inputs: inputs.size())
+    def wearing(self) -> list[tuple[int, TaskAtLayer, Stacked[int]]]:
+        """The tasks that count and whose teacher wears something: number, task, and what."""
+        return [
+            (g, task, task.worn)
+            for g, task in enumerate(self.tasks)
+            if task.counts and task.worn is not None
+        ]
 
     @cached_property
+    def worn_up(self) -> Tensor:
+        """The ``up`` of what all those tasks wear, side by side, (d_out, R'), float64."""
+        none = self.together.delta.up[:, :0]
+        ups = [worn.delta.up.to(none.device) for _, _, worn in self.wearing]
+        return torch.cat(ups, dim=1).to(none) if ups else none
+
+    @cached_property
+    def worn_cross(self) -> Tensor:
+        """Their ``X~_g^T H_g``, side by side, (d_in, R')."""
+        none = self.together.delta.down[:0].T
+        return torch.cat([none, *(task.statistics.cross for _, task, _ in self.wearing)], 1)
+
+    @cached_property
+    def worn_ranks(self) -> list[int]:
+        """The rank of what the teacher wears, of every task that counts."""
+        return [0 if task.worn is None else task.worn.delta.rank for task in self.counted]
+
+    @property
+    def inputs(self) -> Tensor:
+        """``||X_g||_F^2`` of every task, (n,)."""
+        return self._sizes.inputs
+
+    @property
+    def sizes(self) -> Tensor:
+        """``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count."""
+        return self._sizes.grams
+
+    @property
     def cross_sizes(self) -> Tensor:
         """``||X~_g^T X_g||_F`` of every task, see `InputMoments.cross_size`."""
-        return self._of_counted(lambda inputs: inputs.cross_size())
-
-    def _of_counted(self, measure: Callable[[InputMoments], Tensor]) -> Tensor:
-        inputs = [task.statistics.inputs for task in self.tasks]
-        return torch.stack(
-            [
-                measure(part) if task.counts else part.zeros()
-                for task, part in zip(self.tasks, inputs, strict=True)
-            ]
-        )
+        return self._sizes.crosses
 
     @cached_property
     def norms(self) -> Tensor:
         """``||dW_g||^2`` of every task, (n,)."""
-        return self._norms[0]
+        return ((self.shares @ self._sizes.products) * self.shares).sum(1)
+
+    @property
+    def energies(self) -> Tensor:
+        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)`` of every task, what its teacher adds, (n,),
+        also where that is rounding.
+        """
+        return self._sizes.energies
 
     @cached_property
     def taught(self) -> Tensor:
-        """``||X_g dW_g^T||_F^2`` of every task, (n,): 0 where the adapters of its mix cancel, or it
-        is blind to its inputs, which leaves nothing but rounding.
+        """`energies`, but 0 where the adapters of a mix cancel, or it is blind to its inputs, which
+        leaves nothing but rounding.
         """
-        norms, most = self._norms
-        seen = torch.stack([task.statistics.inputs.energy for task in self.tasks])
-        energies = torch.stack([task.energy for task in self.tasks])
-        is_real = (norms > RELATIVE_ZERO * most) & (energies > RELATIVE_ZERO * norms * seen)
-        return torch.where(is_real, energies, 0.0)
+        most = (self.shares.abs() @ self._sizes.lengths).square()
+        least = RELATIVE_ZERO * self.norms * self._sizes.inputs
+        is_real = (self.norms > RELATIVE_ZERO * most) & (self.energies > least)
+        return torch.where(is_real, self.energies, 0.0)
 
     @cached_property
-    def _norms(self) -> tuple[Tensor, Tensor]:
-        """``||dW_g||^2`` of every task, and the most that it can be, whatever the scales of the
-        factors are.
-        """
+    def _sizes(self) -> _Sizes:
+        """All of them, for which the device is waited for once."""
+        inputs = [task.statistics.inputs for task in self.tasks]
+        counted = [task.counts for task in self.tasks]
+        none = torch.zeros((), dtype=torch.float64)
+        grams = [p.size() if c else none for p, c in zip(inputs, counted, strict=True)]
+        crosses = [p.cross_size() if c else none for p, c in zip(inputs, counted, strict=True)]
         down = self.together.delta.down
-        down_products = down @ down.T
-        products = sums_of_parts(self.up_products * down_products, self.ranks, 0)
-        between = sums_of_parts(products, self.ranks, 1)
-        lengths = (self.up_products.diagonal() * down_products.diagonal()).sqrt()
-        most = self.shares.abs() @ sums_of_parts(lengths, self.ranks, 0)
-        return ((self.shares @ between) * self.shares).sum(1), most.square()
+        products = self.up_products * (down @ down.T)
+        codes = [task.statistics.codes for _, task, _ in self.wearing]
+        apart = torch.block_diag(down.new_empty(0, 0), *codes)  # type: ignore[no-untyped-call]
+        taught = (self.worn_up.T @ self.worn_up) * apart
+        *found, taught, squares, products = read(
+            *(part.energy for part in inputs),
+            *grams,
+            *crosses,
+            taught.sum(0),
+            products.diagonal(),
+            sums_of_parts(sums_of_parts(products, self.ranks, 1), self.ranks, 0),
+        )
+        n = len(inputs)
+        energies = torch.zeros(n, dtype=torch.float64)
+        energies[counted] = sums_of_parts(taught, self.worn_ranks, 0).clamp_min(0)
+        return _Sizes(
+            torch.stack(found[:n]),
+            torch.stack(found[n : 2 * n]),
+            torch.stack(found[2 * n :]),
+            energies,
+            products,
+            sums_of_parts(squares.sqrt(), self.ranks, 0),
+        )
 
     @cached_property
     def balance(self) -> Balance:
@@ -165,10 +247,10 @@ class LayerProblem:
         metric.
         """
         matrix = torch.zeros_like(self.tasks[0].statistics.inputs.gram)
-        for task, lam in zip(self.tasks, lambdas, strict=True):
+        for task, lam in zip(self.tasks, lambdas.tolist(), strict=True):
             if task.counts:
-                matrix.addcmul_(task.statistics.inputs.gram, lam)
-        matrix.diagonal().add_(lambdas @ self.sizes, alpha=self.config.alpha)
+                matrix.add_(task.statistics.inputs.gram, alpha=lam)
+        matrix.diagonal().add_(self.config.alpha * (lambdas @ self.sizes).item())
         return matrix
 
     def inputs_by_name(self) -> dict[str, InputMoments]:
@@ -199,13 +281,14 @@ def balance_weights(layer: LayerProblem) -> Balance:
     weight in it (official ``ceof_list``). ``uniform``: w_g.
     """
     tasks = layer.tasks
-    energies = torch.stack([task.statistics.inputs.energy for task in tasks])
-    counted = energies.new_tensor([task.weight if task.counts else 0.0 for task in tasks])
+    energies = layer.inputs
+    weights = [task.weight if task.counts else 0.0 for task in tasks]
+    counted = torch.tensor(weights, dtype=torch.float64)
     unlimited = torch.zeros_like(counted, dtype=torch.bool)
     if layer.config.balance == "uniform":
         return Balance(counted, unlimited)
     if layer.config.balance == "full":
-        return Balance(torch.stack([_full_weight(task) for task in tasks]), unlimited)
+        return Balance(torch.stack(read(*map(_full_weight, tasks))), unlimited)
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
     acts = (layer.norms > 0) & (counted > 0)
     teaches = acts & (layer.taught > 0)

@@ -68,8 +68,8 @@ def add_square(total: Tensor, rows: Tensor, *, half: torch.dtype = torch.float32
 def mirror(total: Tensor) -> Tensor:
     """Complete, in place, a symmetric matrix that `add_square` has filled by half."""
     width = _block_on(total.device)
-    for start in range(0, len(total), width):
-        end = start + width
+    for end in range(width, len(total), width):
+        start = end - width
         total[end:, start:end] = total[start:end, end:].T
     return total
 

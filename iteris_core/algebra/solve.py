@@ -30,7 +30,7 @@ from ..devices import in_float32
 from ..errors import SolveError
 from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, exact_directions, factorise_coarsely
-from .gain import LinearAnswer, RightSides, own_tasks
+from .gain import LinearAnswer, RightSides
 from .layer import LayerProblem
 from .statistics import add_drifts
 from .system import System, factorise
@@ -108,25 +108,29 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
     together = layer.together
     d_out, d_in = together.delta.shape
     outputs = d_out if config.target == "full_output" else 0
-    seen = [layer.tasks[g].statistics.cross for g in own_tasks(layer).values()]
+    seen = [layer.tasks[g].statistics.cross for g in layer.own_tasks.values()]
     columns = together.delta.rank + outputs + sum(cross.shape[1] for cross in seen)
     sides = RightSides(together.delta.down.new_zeros(d_in, columns), together.delta.rank, outputs)
     torch.cat([sides.seen[:, :0], *seen], dim=1, out=sides.seen)
-    counted = [(task, g) for g, task in enumerate(layer.tasks) if task.counts]
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     nu = alpha_cross * layer.cross_sizes
     shares = lambdas[:, None] * layer.shares
-    ridges = nu @ shares
-    for place, (k, of_k) in enumerate(together.slices.items()):
-        thin = sides.thin[:, of_k].addcmul_(layer.deltas[k].down.T, ridges[place])
-        for task, g in counted:
-            if task.worn is not None and k in task.mix:
-                cross = task.statistics.cross[:, task.worn.slices[k]]
-                thin.addcmul_(cross, shares[g, place])
+    ridges = (nu @ shares).repeat_interleave(torch.tensor(layer.ranks))
+    places = {k: place for place, k in enumerate(layer.deltas)}
+    # D is a sum of columns of all crosses, each of one or several tasks
+    mixing = torch.zeros(layer.worn_cross.shape[1], together.delta.rank, dtype=torch.float64)
+    of_tasks = torch.split(mixing, [worn.delta.rank for _, _, worn in layer.wearing])
+    for of_task, (g, task, worn) in zip(of_tasks, layer.wearing, strict=True):
+        for k in task.mix:
+            part = of_task[worn.slices[k], together.slices[k]]
+            part.fill_diagonal_(shares[g, places[k]].item())
+    mixing = torch.cat([mixing, ridges[None]]).to(sides.whole)
+    torch.addmm(together.delta.down.T * mixing[-1], layer.worn_cross, mixing[:-1], out=sides.thin)
     drift = sides.drift
     if drift is not None:
-        add_drifts(drift, [(lambdas[g], task.statistics) for task, g in counted])
+        lams = zip(lambdas.tolist(), layer.tasks, strict=True)
+        add_drifts(drift, [(lam, task.statistics) for lam, task in lams if task.counts])
         if layer.base_weight is not None:
             mu = config.alpha * layer.sizes
-            drift.addcmul_(layer.base_weight.T, lambdas @ (nu - mu))
+            drift.add_(layer.base_weight.T, alpha=(lambdas @ (nu - mu)).item())
     return sides

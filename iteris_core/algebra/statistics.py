@@ -528,11 +528,18 @@ class DerivedSums(TaskStatistics):
         if self.worn is None:
             return energy
         up = self.worn.up
-        taught = ((up.T @ up) * self.codes).sum()
-        return energy + taught + 2 * (self.base.under(up) * self._codes_with_changes).sum()
+        taught = _inner(up.T @ up, self.codes)
+        return torch.add(
+            energy + taught, _inner(self.base.under(up), self._codes_with_changes), alpha=2
+        )
 
 
-def add_drifts(total: Tensor, parts: Sequence[tuple[Tensor, TaskStatistics]]) -> None:
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``<a, b>``, 0-dim."""
+    return torch.dot(a.flatten(), b.flatten())
+
+
+def add_drifts(total: Tensor, parts: Sequence[tuple[float, TaskStatistics]]) -> None:
     """Add ``sum_g lam_g X~_g^T (Y_g - Y~_g)`` to a total, (d_in, d_out), of tasks whose drift was
     measured.
 
@@ -543,10 +550,10 @@ def add_drifts(total: Tensor, parts: Sequence[tuple[Tensor, TaskStatistics]]) ->
     for lam, of_task in parts:
         if isinstance(of_task, DerivedSums):
             cross = of_task.changes.cross
-            changes = cross * lam if changes is None else changes.addcmul_(cross, lam)
+            changes = cross * lam if changes is None else changes.add_(cross, alpha=lam)
             base = of_task.base
         else:
-            total.addcmul_(_measured_drift(of_task), lam)
+            total.add_(_measured_drift(of_task), alpha=lam)
     if changes is not None:
         total.add_(base.outputs(changes))
 
@@ -561,8 +568,8 @@ def along_drifts(parts: Sequence[TaskStatistics], delta: LowRankDelta) -> Tensor
         part.changes.cross if isinstance(part, DerivedSums) else _measured_drift(part)
         for part in parts
     ]
-    found = [(up * (delta.down @ drift.to(delta.down.dtype))).sum(1) for drift in drifts]
-    return torch.stack(found)
+    found = torch.stack([delta.down @ drift.to(delta.down.dtype) for drift in drifts])
+    return (up * found).sum(2)
 
 
 def _measured_drift(part: TaskStatistics) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..devices import read
 from ..errors import SolveError
 from ..settings import called, called_value
 from .statistics import InputMoments
@@ -63,13 +65,13 @@ def factorise(
     diagonal = matrix.diagonal().clone()
     scale = diagonal.rsqrt()
     factor, failed_at = cholesky(matrix.mul_(scale).mul_(scale[:, None]))
+    # one number that is not finite makes a sum so
+    of_sides = [side.sum() for side in right_sides]
+    failed_at, pivot, *sums = read(failed_at, factor.diagonal().min(), *of_sides)
     # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
-    # factor holds no digits of the answer
-    singular = factor.diagonal().min() ** 2 < 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
-    # one that is not finite makes the sum so
-    finite = torch.isfinite(torch.stack([part.sum() for part in (scale, *right_sides)])).all()
-    # this waits for the device; in a layer's solve only `gain` does so, too
-    if bool((failed_at != 0) | singular | ~finite):
+    # factor holds no digits of the answer; this is false for one that is not finite, too
+    is_regular = pivot**2 >= 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
+    if failed_at or not is_regular or not all(math.isfinite(part) for part in sums):
         raise SolveError(_why_unsolvable(diagonal, right_sides, inputs, int(failed_at), alpha))
     return System(scale, factor)
 

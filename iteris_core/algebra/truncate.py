@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..devices import read
 from ..svd import random_columns, svd
 
 _OVERSAMPLING = 16
@@ -26,7 +27,7 @@ _TINY = 1e-290  # of squared norms, so that the shift of nothing is not nothing
 @dataclass(frozen=True)
 class Spectrum:
     """Leading singular triplets of ``half``: left (d_in, n), values (n,) falling, right (d_out, n),
-    and ``||half||_F^2``.
+    and ``||half||_F^2``. Values and total may be on the CPU.
     """
 
     left: Tensor
@@ -62,42 +63,45 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
     whole one. Its core is small: the squares of its values are those of a symmetric matrix, which
     the CPU decomposes. That costs digits of values below 1e-8 of the first alone.
     """
-    total = half.square().sum()
+    norm = torch.linalg.vector_norm(half, dtype=torch.float64)
     smaller = min(half.shape)
     if count + _OVERSAMPLING > smaller // 3:
-        u, values, vh = svd(half)
-        return _of_float64(u[:, :count], values[:count], vh[:count].T, total)
-    probes = random_columns(half.shape[1], count + _OVERSAMPLING, half.dtype, half.device)
-    basis = _times(half, probes)
+        u, values, vh = (part.double() for part in svd(half))
+        return Spectrum(u[:, :count], values[:count], vh[:count].T, norm.square())
+    columns = count + _OVERSAMPLING
+    probes = random_columns(half.shape[1], columns, half.dtype, half.device)
+    unit = torch.eye(columns, dtype=torch.float64, device=half.device)
+    shift = unit * norm.square().clamp_min(_TINY)
+    basis = _orthonormal(_times(half, probes), shift, columns)
     for _ in range(_POWER_STEPS):
-        basis = _orthonormal(_times(half, _orthonormal(_times(half.T, basis))))
-    basis = _orthonormal(basis)
+        basis = _orthonormal(_times(half, _orthonormal(_times(half.T, basis), shift)), shift)
+    basis = _orthonormal(basis, unit, columns)
     core = (basis.T @ half).double()
-    u, squares, _ = (part.to(half.device) for part in svd((core @ core.T).cpu()))
-    u = u[:, :count]
+    products, norm = read(core @ core.T, norm)
+    u, squares, _ = svd(products)
     values = squares[:count].sqrt()
-    right = core.T @ u / values.clamp_min(torch.finfo(torch.float64).tiny)
-    return Spectrum(basis.double() @ u, values, right, total.double())
+    turn = torch.cat([u[:, :count], values[None]]).to(half.device)
+    right = core.T @ turn[:-1] / turn[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    return Spectrum(basis.double() @ turn[:-1], values, right, norm.square())
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
+def _orthonormal(columns: Tensor, shift: Tensor, times: int = 1) -> Tensor:
     """Return orthonormal columns of the same span, by a Cholesky factor of their products, which a
     GPU finds many times faster than reflections.
 
     One pass leaves an error of the square of their condition, a second one none. A shift keeps the
     products positive definite, so that directions below 1e-7 of the longest stay short (Fukaya et
     al. 2020, arXiv:1809.11085).
+
+    Args:
+        shift: About what the columns' squared norms are together at most, on a diagonal; to be
+            taken some times.
     """
     exact = columns.double()
-    products = exact.T @ exact
-    products.diagonal().add_(products.trace().clamp_min(_TINY), alpha=_SHIFT)
+    products = torch.addmm(shift, exact.T, exact, beta=times * _SHIFT)
     factor, _ = torch.linalg.cholesky_ex(products)
     found: Tensor = torch.linalg.solve_triangular(factor.T, exact, upper=True, left=False)
     return found.to(columns.dtype)
-
-
-def _of_float64(*parts: Tensor) -> Spectrum:
-    return Spectrum(*(part.double() for part in parts))
 
 
 def _times(matrix: Tensor, few: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ def delta_of_rank(
         spectrum: Leading singular triplets of ``half``, at least `rank` of them.
         solve_transposed: ``Y -> L^-T Y``.
     """
-    root = spectrum.values[:rank].sqrt()
+    root = spectrum.values[:rank].sqrt().to(spectrum.left.device)
     return LowRankDelta(
         spectrum.right[:, :rank] * root, (solve_transposed(spectrum.left[:, :rank]) * root).T
     )

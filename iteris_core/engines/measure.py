@@ -413,31 +413,32 @@ class Measurement:
             solution = solver(layer)
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
-        saved = solution.delta.balanced().to(dtype=config.output_dtype)
+        exact = solution.delta.balanced().to(dtype=config.output_dtype).to(dtype=torch.float64)
         names = names_of(self.problem.adapters)
         figures, report_of = figures_of(
             self.path,
             {k: names[k] for k in self.deltas},
             layer,
             solution,
-            saved.to(dtype=torch.float64),
+            exact,
         )
-        up, down, figures = read(saved.up, saved.down, figures)
-        saved = LowRankDelta(up, down)
+        up, down, *figures = read(exact.up, exact.down, *figures)
+        saved = LowRankDelta(up, down).to(dtype=config.output_dtype)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
-        report = functools.cache(lambda: report_of(figures.tolist()))
+        report = functools.cache(lambda: report_of(figures))
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:
         task = self.problem.tasks[g]
-        worn = _exact(self.worn[g], self.place)
+        worn = self.worn[g]
         full_norm = None
         if self.problem.config.balance == "full" and self.base is not None:
+            exact = _exact(worn, self.place)
             weight = self.base.weight
-            full_norm = (weight if worn is None else weight + worn.delta.dense()).square().sum()
+            full_norm = (weight if exact is None else weight + exact.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
         return TaskAtLayer(task.name, shares, task.weight, self.statistics[g], worn, full_norm)
 

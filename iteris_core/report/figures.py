@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +24,11 @@ def figures_of(
     layer: LayerProblem,
     solution: LayerSolution,
     merged: LowRankDelta,
-) -> tuple[Tensor, Callable[[Sequence[float]], LayerReport]]:
-    """Measure a solved layer, and return its figures, (n,), and what makes a report of them.
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], LayerReport]]:
+    """Measure a solved layer, and return what its figures follow from, and what makes a report of
+    that on the CPU.
 
-    They are read with the layer's answer, since each reading waits for the device.
+    It is read with the layer's answer, since each reading waits for the device.
 
     Args:
         names: Adapter index -> name, of the adapters that change the layer.
@@ -36,29 +36,27 @@ def figures_of(
         merged: The delta as it will be saved, float64.
     """
     reports = [_report_of(task, names) for task in layer.counted]
-    weights = torch.stack([solution.lambdas, layer.balance.limited], dim=1)
-    of_counted = [row for task, row in zip(layer.tasks, weights, strict=True) if task.counts]
-    figures = torch.cat([_Energies.of(layer, merged).figures(), torch.stack(of_counted)], dim=1)
-    width = figures.shape[1]
-    kept = None if solution.spectrum is None else solution.spectrum.kept()
-    more = [part for part in (solution.cut, kept) if part is not None]
-    numbers = torch.cat([part.flatten() for part in (figures, *more)])
+    counted = [task.counts for task in layer.tasks]
+    weights = torch.stack([solution.lambdas, layer.balance.limited], dim=1)[counted]
+    none = torch.zeros(0)
+    kept = none if solution.spectrum is None else solution.spectrum.kept()
+    cut = none.sum() if solution.cut is None else solution.cut
     rank = merged.rank
-    is_cut = solution.cut is not None
     is_asked = solution.is_asked
 
-    def report_of(figures: Sequence[float]) -> LayerReport:
-        found = iter(figures)
+    def report_of(found: Sequence[Tensor]) -> LayerReport:
+        *energies, cut, kept = found
+        figures = torch.cat([_Energies(*energies).figures(), weights], dim=1).tolist()
         return LayerReport(
             path,
             rank,
-            tuple(report(list(islice(found, width))) for report in reports),
-            cut=next(found) if is_cut else 0.0,
+            tuple(report(row) for report, row in zip(reports, figures, strict=True)),
+            cut=cut.item(),
             is_asked=is_asked,
-            kept=tuple(round(share, _DIGITS) for share in found),
+            kept=tuple(round(share, _DIGITS) for share in kept.tolist()),
         )
 
-    return numbers, report_of
+    return [*_Energies.of(layer, merged), cut, kept], report_of
 
 
 def _report_of(
@@ -94,8 +92,7 @@ def _report_of(
     return report
 
 
-@dataclass(frozen=True)
-class _Energies:
+class _Energies(NamedTuple):
     """Energies of the merged delta, which is number 0, and of K adapters on the inputs of all tasks
     that count, (n,) each; from products in float32 where float64 is slow.
 
@@ -116,17 +113,16 @@ class _Energies:
     @classmethod
     def of(cls, layer: LayerProblem, merged: LowRankDelta) -> _Energies:
         """Measure them, all from one form of each task's Gram matrix."""
-        counted = [g for g, task in enumerate(layer.tasks) if task.counts]
-        tasks = [layer.tasks[g] for g in counted]
+        tasks = layer.counted
         both = stack({"merged": merged, "adapters": layer.together.delta}).delta
         if has_slow_float64(both.up.device):
             both = both.to(dtype=torch.float32)
         ranks = [merged.rank, *layer.ranks]
         forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
         products = ((both.up.T @ both.up) * forms).double()
-        with_teacher = _along_teachers(tasks, both, ranks)
+        with_teacher = _along_teachers(layer, both, ranks)
         with_target = with_teacher
-        taught = torch.stack([layer.taught[g] for g in counted])
+        taught = layer.taught[[task.counts for task in layer.tasks]]
         energies = [task.statistics.target_energy for task in tasks]
         targets = [energy for energy in energies if energy is not None]
         if targets:  # then the drift was measured
@@ -135,7 +131,7 @@ class _Energies:
         return cls(
             taught,
             torch.stack(targets) if targets else taught,
-            sums_of_parts(sums_of_parts(products, ranks, 1), ranks, 2),
+            sums_of_parts(sums_of_parts(products, ranks, 2), ranks, 1),
             with_teacher,
             with_target,
         )
@@ -181,21 +177,16 @@ class _Energies:
         return torch.where(self.taught > 0, self.taught, stacked)
 
 
-def _along_teachers(
-    tasks: Sequence[TaskAtLayer], both: LowRankDelta, ranks: Sequence[int]
-) -> Tensor:
-    """Return ``<X~ dW_i^T, X dW_g^T>`` of each task and part of a stack, (tasks, parts).
+def _along_teachers(layer: LayerProblem, both: LowRankDelta, ranks: Sequence[int]) -> Tensor:
+    """Return ``<X~ dW_i^T, X dW_g^T>`` of each task that counts and part of a stack, (tasks,
+    parts).
 
     Args:
         ranks: Rank of each part.
     """
-    worn = [(task.worn.delta.up, task.statistics.cross) for task in tasks if task.worn is not None]
-    up = torch.cat([both.up[:, :0], *(up for up, _ in worn)], dim=1)
-    cross = torch.cat([both.down.T[:, :0], *(cross for _, cross in worn)], dim=1)
-    products = (both.up.T @ up.to(both.up)) * (both.down @ cross.to(both.up))
-    along = sums_of_parts(products.double(), ranks, 0)
-    of_tasks = [0 if task.worn is None else task.worn.delta.rank for task in tasks]
-    return sums_of_parts(along, of_tasks, 1).T
+    up, cross = layer.worn_up.to(both.up), layer.worn_cross.to(both.up)
+    products = ((both.up.T @ up) * (both.down @ cross)).double()
+    return sums_of_parts(sums_of_parts(products, ranks, 0), layer.worn_ranks, 1).T
 
 
 def _relative(part: Tensor, whole: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
+from ..algebra.layer import TaskAtLayer
 from ..errors import SolveError
 from .data_free import average
 from .layer import Layer, solve_symmetric, summed
@@ -116,9 +117,18 @@ def mix_of_show(
         inverse = torch.linalg.pinv(gram, rtol=GRAM_ZERO, hermitian=True)
         return LowRankDelta(up, (inverse @ right).T)
     tokens = sum(task.statistics.inputs.tokens for task in tasks)
-    energy = summed([task.weight * task.energy for task in tasks])
+    energy = summed([task.weight * _energy(task) for task in tasks])
     steps = TEXT_STEPS if layer.reads_text else OTHER_STEPS
     return _descend(gram, right @ up.T, energy, tokens * len(up), steps)
+
+
+def _energy(task: TaskAtLayer) -> Tensor:
+    """Return ``||X_g dW_g^T||_F^2``, 0-dim."""
+    codes = task.statistics.codes
+    if task.worn is None:
+        return codes.new_zeros(())
+    up = task.worn.delta.up.to(codes)
+    return ((up.T @ up) * codes).sum()
 
 
 def _descend(gram: Tensor, right: Tensor, energy: Tensor, scale: int, steps: int) -> Tensor:
