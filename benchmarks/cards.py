@@ -31,6 +31,7 @@ from iteris_core.rows.wearing import layer_hooks
 
 from .memory import CASES, HALF, Case, Counted, count, plans_of
 from .results import RESULTS, Table, command_of, write
+from .starts import starts_of
 
 LORAS = 2
 RANK = 16  # of each
@@ -38,9 +39,7 @@ CALLED = ("SDXL 1024", "SDXL 768", "SD1.5 512", "Flux.1, fp8 1024")
 # Shares of a rate that are reached.
 IN_FORWARD, IN_PRODUCTS, IN_FACTORS, IN_MEMORY = 0.4, 0.6, 0.1, 0.8
 START = 8e-6  # seconds to start an operation
-# Operations of a layer's solve and figures, and of its hooks in each call, counted with tensors
-# that say that they are on a GPU.
-IN_SOLVE, IN_HOOKS = 440, 25
+IN_HOOKS = 25  # operations of a layer's hooks in each call, besides those of `starts_of`
 # A cut's products with the answer, and their columns besides its rank.
 PRODUCTS_OF_CUT, PROBES = 9, 16
 DOUBLE = 8  # bytes
@@ -240,6 +239,11 @@ def solve_of(layer: Layer, card: Card, tasks: int) -> Work:
     return work
 
 
+def starts_in(layer: Layer) -> float:
+    """Return the seconds that starts of operations take in a layer's solve and figures."""
+    return START * starts_of(LORAS, derives=layer.derives).total()
+
+
 def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
     """Return what the parts of a merge take on some cards of a kind, which share the rows; each
     solves every layer.
@@ -259,7 +263,7 @@ def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
     return [
         *(part / devices for part in rows),
         sum(solve_of(layer, card, cost.tasks).seconds(card) for layer in layers),
-        START * len(layers) * (IN_SOLVE + IN_HOOKS * calls),
+        sum(starts_in(layer) + START * IN_HOOKS * calls for layer in layers),
         copied / PCIE,
     ]
 
@@ -269,10 +273,11 @@ def saved_by_two(merge: Reckoned, card: Card) -> float:
     that can be solved side by side: those whose sums follow from one input.
     """
     groups: dict[int, list[float]] = defaultdict(list)
-    starts = START * IN_SOLVE
     for i, layer in enumerate(merge.layers):
         group = layer.reads if layer.derives else -i
-        groups[group].append(starts + solve_of(layer, card, merge.cost.tasks).seconds(card))
+        groups[group].append(
+            starts_in(layer) + solve_of(layer, card, merge.cost.tasks).seconds(card)
+        )
     return sum(min(sum(part[::2]), sum(part[1::2])) for part in groups.values())
 
 
