@@ -33,6 +33,7 @@ NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
 PRESERVE = Calibration(
     **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
 )
+OF_A_STREET = Calibration(**SMALL, preserve_captions=("a street",), negative_prompt="bad")
 
 
 def test_the_same_lora_twice_merges_to_itself(host):
@@ -87,11 +88,8 @@ def test_a_preview_runs_no_model_and_says_so(host):
 
 
 def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(host):
-    loras = [
-        host.lora("both"),
-        host.lora("unet only", ("unet",), ["<y> dog"]),
-        host.lora("text too", prompts=["<z> car"]),
-    ]
+    of_unet, more = host.lora("unet", ("unet",), ["<y> dog"]), host.lora("c", prompts=["<z> car"])
+    loras = [host.lora("both"), of_unet, more]
     result, _ = host.merge(loras, PRESERVE)
     student = host.patched(result.adapter)
     encoders = [host.patched(loras[0].adapter), host, host.patched(loras[2].adapter), host]
@@ -103,11 +101,8 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
         for _ in range(count):
             teacher, reader = next(pairs)
             length = len(teacher.prompt.tokens)
-            (caption,) = (
-                text
-                for text in known
-                if host.is_close(encoders[g].context(text, length), teacher.prompt.tokens)
-            )
+            read = {text: encoders[g].context(text, length) for text in known}
+            (caption,) = (t for t in read if host.is_close(read[t], teacher.prompt.tokens))
             assert host.is_close(reader.prompt.tokens, student.context(caption, length))
             assert not host.is_close(reader.prompt.tokens, teacher.prompt.tokens)
             assert torch.equal(reader.latents, teacher.latents)
@@ -119,10 +114,8 @@ def test_without_text_parts_everybody_reads_the_base_context(host):
     loras = [host.lora("a", ("unet",)), host.lora("b", ("unet",))]
     _, stages = host.merge(loras, PRESERVE)
     assert {stage for stage, *_ in stages} == {"Sampling", "Diffusion model"}
-    assert all(
-        torch.equal(teacher.prompt.tokens, student.prompt.tokens)
-        for teacher, student in host.merge_rows()
-    )
+    for teacher, student in host.merge_rows():
+        assert torch.equal(teacher.prompt.tokens, student.prompt.tokens)
 
 
 def test_text_only_loras_need_no_sampling(host):
@@ -134,11 +127,7 @@ def test_text_only_loras_need_no_sampling(host):
 
 def test_latents_come_from_each_teachers_own_guided_sampling(host):
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    calibration = Calibration(
-        **{**SMALL, "unconditional_share": 0.0},
-        preserve_captions=("a street",),
-        negative_prompt="bad",
-    )
+    calibration = replace(OF_A_STREET, unconditional_share=0.0)
     result, _ = host.merge(loras, calibration)
     assert result.report.layers[-1].tasks[0].tokens == 64 * 8
     pairs = iter(host.merge_rows())
@@ -171,28 +160,20 @@ def test_no_two_runs_see_the_same_latents(host):
     guided = [row for row in drawn if row.sigma < 10]
     assert starts and guided
     for rows, readers in ((starts, 1), (guided, 2)):  # the caption; with guidance another
-        assert len({tuple(row.latents.flatten()[:4].tolist()) for row in rows}) * readers == len(
-            rows
-        )
+        different = {tuple(row.latents.flatten()[:4].tolist()) for row in rows}
+        assert len(different) * readers == len(rows)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share):
     lora = host.lora("a", ("unet",))
-    calibration = Calibration(
-        **{**SMALL, "unconditional_share": share},
-        preserve_captions=("a street",),
-        negative_prompt="bad",
-    )
+    calibration = replace(OF_A_STREET, unconditional_share=share)
     result, _ = host.merge([lora], calibration)
     own, preserve = [entry.tokens // 64 for entry in result.report.layers[0].tasks]
     assert own == preserve == 8 + int(8 * share)
     rows = [row for row, _ in host.merge_rows()][:own]
-    negative = [
-        row
-        for row in rows
-        if host.is_close(row.prompt.tokens, host.context("bad", len(row.prompt.tokens)))
-    ]
+    read = [(row, row.prompt.tokens) for row in rows]
+    negative = [row for row, text in read if host.is_close(text, host.context("bad", len(text)))]
     assert len(negative) == int(8 * share)
     for row in negative:  # with the same latents as a conditional row
         assert sum(torch.equal(row.latents, other.latents) for other in rows) == 2
@@ -209,9 +190,7 @@ def test_the_number_of_rows_in_a_call_does_not_matter(host):
 def test_tokens_of_a_repeated_context_count_once(host):
     """At keys of cross-attention, whose inputs are the contexts."""
     lora = host.lora("a", ("unet",))
-    calibration = Calibration(
-        **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
-    )
+    calibration = PRESERVE
     result, _ = host.merge([lora], calibration)
     rows = [row for row, _ in host.merge_rows()]
     captions = [*own_captions(lora.use, calibration, 0), *calibration.preserve_captions, ""]
@@ -220,12 +199,8 @@ def test_tokens_of_a_repeated_context_count_once(host):
         context = host.context(caption, 2 * host.PIECE)
         pieces[caption] = (context, context[: len(host.tokenize(caption)) * host.PIECE])
     assert len({len(short) for _, short in pieces.values()}) == 2
-    inputs = [
-        next(
-            short for context, short in pieces.values() if host.is_close(context, row.prompt.tokens)
-        )
-        for row in rows
-    ]
+    read = [row.prompt.tokens for row in rows]
+    inputs = [next(s for c, s in pieces.values() if host.is_close(c, text)) for text in read]
     delta = lora.adapter.deltas["unet.k"].dense()
     count = result.report.layers[0].tasks[0].tokens // 64
     own = torch.cat(inputs[:count])
@@ -235,9 +210,8 @@ def test_tokens_of_a_repeated_context_count_once(host):
         toy.DenseTask(preserve, preserve, torch.zeros_like(delta), calibration.preserve_weight),
     ]
     expected = toy.solve_densely(host.u.k.weight, tasks, host.EXACT)
-    torch.testing.assert_close(
-        result.adapter.deltas["unet.k"].dense(), expected, rtol=1e-7, atol=1e-7
-    )
+    found = result.adapter.deltas["unet.k"].dense()
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
 def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
@@ -245,35 +219,25 @@ def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):
     first, _ = host.merge(loras, PRESERVE)
     torch.manual_seed(99)
     again, _ = host.merge(loras, PRESERVE)
-    other, _ = host.merge(
-        loras, Calibration(**SMALL, preserve_captions=PRESERVE.preserve_captions, seed=1)
-    )
+    other, _ = host.merge(loras, replace(PRESERVE, seed=1))
     assert host.largest_error(again.adapter, first.adapter) == 0
     assert host.largest_error(other.adapter, first.adapter) > 1e-4
 
 
 def test_only_one_part_of_the_model_is_open_at_a_time(host):
     seen = set()
-    loras = [host.lora("a"), host.lora("b")]
-    merge_diffusion(
-        Job.of(host, loras, PRESERVE, MergeSettings(host.EXACT)),
-        lambda stage, *_: seen.add((stage.name, *host.open)),
-    )
+    job = Job.of(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings(host.EXACT))
+    merge_diffusion(job, lambda stage, *_: seen.add((stage.name, *host.open)))
     assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("Diffusion model", "unet")}
     assert host.open == []
     assert host.hooks() == 0
 
 
 def sized(rank_of_text, rank_of_unet, layers=(12, 40), d=64):
-    deltas = [
-        {
-            f"{part}.{n}": LowRankDelta(torch.zeros(d, rank), torch.zeros(rank, d))
-            for n in range(count)
-        }
-        for part, rank, count in zip(
-            ("te", "unet"), (rank_of_text, rank_of_unet), layers, strict=True
-        )
-    ]
+    deltas = []
+    for part, rank, count in zip(("te", "unet"), (rank_of_text, rank_of_unet), layers, strict=True):
+        delta = LowRankDelta(torch.zeros(d, rank), torch.zeros(rank, d))
+        deltas.append({f"{part}.{n}": delta for n in range(count)})
     text, unet = ([Adapter(name, part) for name in "ab"] for part in deltas)
     both = [one.joined_with(other) for one, other in zip(text, unet, strict=True)]
     return text, unet, both

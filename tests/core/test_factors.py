@@ -78,9 +78,8 @@ def test_a_full_difference_a_bias_and_norms():
     assert not adapter.deltas
     assert torch.equal(adapter.vectors["norm.weight"], tensors["lora_unet_norm.diff"])
     assert torch.equal(adapter.vectors["norm.bias"], tensors["lora_unet_norm.diff_b"])
-    assert parse({**tensors, "lora_unet_linear.diff_b": torch.ones(5)}).unmatched == (
-        "lora_unet_linear.diff_b",
-    )
+    key = "lora_unet_linear.diff_b"
+    assert parse({**tensors, key: torch.ones(5)}).unmatched == (key,)
 
 
 def test_a_lokr_is_the_product_of_its_matrices_in_their_order_by_the_rank_of_the_second():
@@ -97,9 +96,8 @@ def test_kinds_of_the_host_get_their_delta_from_it():
         "lora_unet_linear.lokr_w2": torch.randn(3, 5),
     }
     asked = []
-    delta = parse(
-        tensors, dense_delta=lambda part, group: asked.append((part, sorted(group))) or weight
-    ).deltas["linear"]
+    made = lambda part, group: asked.append((part, sorted(group))) or weight  # noqa: E731
+    delta = parse(tensors, dense_delta=made).deltas["linear"]
     assert asked == [(WeightPart("linear", 0, 6), ["lokr_w1", "lokr_w2"])]
     torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)
     said = "'lora_unet_linear' is a LoKr, which cannot be read here"
@@ -129,19 +127,14 @@ def test_a_dora_of_peft_is_read_as_peft_merges_it(kind, ending):
     layer = torch.nn.Linear(5, 6) if kind == "linear" else torch.nn.Conv2d(4, 6, 3)
     weight = layer.weight.detach().clone()
     tensors, merged = peft_dora_layer(layer, 2)
-    renamed = {
-        key.replace("base_model.model.0.", f"lora_unet_{kind}."): tensor
-        for key, tensor in tensors.items()
-    }
+    start = f"lora_unet_{kind}."
+    renamed = {key.replace("base_model.model.0.", start): t for key, t in tensors.items()}
     (old,) = [key for key in renamed if "magnitude" in key]
     renamed[f"lora_unet_{kind}.lora_magnitude_vector{ending}"] = renamed.pop(old)
     adapter = parse(renamed, dense_delta=own_dense_delta({kind: weight}.__getitem__))
     assert adapter.unmatched == ()
-    plain = (
-        parse({key: tensor for key, tensor in renamed.items() if "magnitude" not in key})
-        .deltas[kind]
-        .dense()
-    )
+    without = {key: tensor for key, tensor in renamed.items() if "magnitude" not in key}
+    plain = parse(without).deltas[kind].dense()
     expected = (merged - weight).flatten(1)
     torch.testing.assert_close(adapter.deltas[kind].dense(), expected, rtol=1e-3, atol=1e-4)
     assert (plain - expected).norm() > 0.1 * expected.norm()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_host import as_used
+from fake_host import use
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion import merging
@@ -26,11 +26,8 @@ CALIBRATION = Calibration(
 
 @pytest.fixture
 def merged(host):
-    loras = [
-        host.lora("a"),
-        host.lora("text only", ("te",), ["<y> dog"]),
-        host.lora("unet only", ("unet",), ["<z> car"]),
-    ]
+    loras = [host.lora("a"), host.lora("text only", ("te",), ["<y> dog"])]
+    loras.append(host.lora("unet only", ("unet",), ["<z> car"]))
     return loras, host.merge(loras, CALIBRATION)[0]
 
 
@@ -99,13 +96,9 @@ def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
                 looks = []
                 for level in LEVELS:
                     noisy = x + sigmas[level] * noise((4, 8, 8), seed + 1 + level)
+                    given = noisy[None].double(), sigmas[level][None].double()
                     with_lora, without = (
-                        judge.u(
-                            noisy[None].double(),
-                            sigmas[level][None].double(),
-                            reads(judge, caption)[None],
-                        )[0]
-                        for judge in (teacher, host)
+                        judge.u(*given, reads(judge, caption)[None])[0] for judge in (teacher, host)
                     )
                     effect = with_lora - without
                     looks.append(((x - without) * effect).sum() / effect.square().sum())
@@ -114,9 +107,8 @@ def test_what_the_pictures_keep_is_judged_by_the_loras_themselves(host, merged):
         alone = sum(own for own, _ in shares) / len(shares)
         expected = [1 + (merged - alone) / max(alone, 0.2) for _, merged in shares]
         assert [run.strength for run in entry.runs] == pytest.approx(expected, rel=1e-3)
-        assert [run.error for run in entry.runs] == pytest.approx(
-            [abs(1 - kept) for kept in expected], abs=1e-3
-        )
+        errors = [abs(1 - kept) for kept in expected]
+        assert [run.error for run in entry.runs] == pytest.approx(errors, abs=1e-3)
 
 
 def test_figures_are_those_of_patched_models(host, merged):
@@ -159,9 +151,8 @@ def test_figures_are_those_of_patched_models(host, merged):
 def captions_of(loras, plan):
     if isinstance(plan, TogetherPlan):
         met = [half.both for half in plan.halves]
-        assert all(
-            "<" in caption.replace(loras[k].use.called, "") for caption in met for k in plan.mix
-        )
+        for k in plan.mix:
+            assert all("<" in caption.replace(loras[k].use.called, "") for caption in met)
         alone = [half.caption for half in plan.halves]
         assert all(caption.count("<") == 1 for caption in alone)
         return alone, met, met
@@ -183,10 +174,7 @@ def captions_of(loras, plan):
     ],
 )
 def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, forms, expected):
-    loras = [
-        as_used(host.lora(f"{k}", prompts=(f"<{k}> cat",)), kind=kind).use
-        for k, kind in enumerate(kinds)
-    ]
+    loras = [use(f"{k}", (f"<{k}> cat",), kind=kind) for k, kind in enumerate(kinds)]
     calibration = replace(CALIBRATION, **({"scene_forms": forms} if forms else {}))
     plans = make_check_plans(loras, calibration)
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
@@ -228,21 +216,18 @@ def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
 
 @pytest.mark.parametrize(("parts", "held_out"), [((("te", "unet"),), 2), ((("unet",), ("te",)), 0)])
 def test_stages_are_numbered_as_they_come(host, parts, held_out):
-    loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)] + [
-        host.lora("idle", strength=0.0)
-    ]
+    loras = [host.lora(f"{g}", of) for g, of in enumerate(parts)]
+    loras.append(host.lora("idle", strength=0.0))
     calibration = replace(CALIBRATION, held_out=held_out)
     heard = []
     job = Job.of(host, loras, calibration, MergeSettings(host.EXACT))
     merge_and_check(job, lambda stage, done, total: heard.append(stage))
     names = [stage.name for stage in job.stages]
     told = list(dict.fromkeys(heard))
-    assert [(stage.name, stage.number, stage.count) for stage in told] == [
-        (name, number, len(names)) for number, name in enumerate(names, 1)
-    ]
-    assert [stage.starts for stage in told] == pytest.approx(
-        [sum(stage.share for stage in told[:i]) for i in range(len(told))]
-    )
+    numbered = [(name, number, len(names)) for number, name in enumerate(names, 1)]
+    assert [(stage.name, stage.number, stage.count) for stage in told] == numbered
+    starts = [sum(stage.share for stage in told[:i]) for i in range(len(told))]
+    assert [stage.starts for stage in told] == pytest.approx(starts)
     assert sum(stage.share for stage in told) == pytest.approx(1)
     assert len(names) == 1 or str(heard[0]) == f"stage 1 of {len(names)}: {names[0]}"
 
@@ -288,10 +273,8 @@ def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
     assert scaled_by == factor
     assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
     assert corrected.report.fidelity == check.measure(weak.adapter.scaled(factor))
-    assert (
-        f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' figures "
-        "are those before" in corrected.report.notes[-1].text
-    )
+    said = f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' "
+    assert f"{said}figures are those before" in corrected.report.notes[-1].text
 
 
 def test_every_prompt_is_drawn_alone_in_turn(host):

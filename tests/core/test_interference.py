@@ -10,8 +10,7 @@ from iteris_core import Task
 def test_interference_is_measured_on_the_students_inputs(settings):
     net = toy.build("one layer")
     adapters = [net.adapter("a"), net.adapter("b", rank=1)]
-    # enough tokens for the Gram matrix, teacher and student reading different things, and a task
-    # for nobody
+    # enough tokens for the Gram matrix, teacher and student reading different things
     samples = [[toy.Sample(net.make_row(), net.make_row()) for _ in range(3)] for _ in range(3)]
     tasks = [
         Task("a", samples[0], {0: 1.0, 1: 0.0}),  # b's share is none
@@ -34,32 +33,24 @@ def test_interference_is_measured_on_the_students_inputs(settings):
         wanted = student @ sum(deltas).T if own is None else x @ own.T
         error = student @ merged.T - (0 if own is None else wanted)
         told = next(entry for entry in layer.tasks if entry.task == task.name)
-        # the residual is of what the target asks for: with the base weight in it where the whole
-        # output counts
-        base = (
-            net.model.layer.weight.detach().double()
-            if settings.get("target") == "full_output"
-            else 0 * merged
-        )
+        # what the target asks for has the base weight in it where the whole output counts
+        is_whole = settings.get("target") == "full_output"
+        base = net.model.layer.weight.detach().double() * is_whole
         asked = (x - student) @ base.T + (0 if own is None else wanted)
         for value, delta in (
             (told.residual, merged),
             (told.stacked, sum(deltas)),
             (told.averaged, sum(deltas) / 2),
         ):
-            assert value == pytest.approx(
-                ((asked - student @ delta.T).norm() / wanted.norm()).item(), rel=1e-6
-            )
-        assert told.energy == pytest.approx(
-            0 if own is None else wanted.square().sum().item(), rel=1e-8
-        )
+            expected = ((asked - student @ delta.T).norm() / wanted.norm()).item()
+            assert value == pytest.approx(expected, rel=1e-6)
+        energy = 0 if own is None else wanted.square().sum().item()
+        assert told.energy == pytest.approx(energy, rel=1e-8)
         for name, delta in zip("ab", deltas, strict=True):
             if (task.name, name) in found:
                 other = student @ delta.T
                 stacked = (other.norm() / wanted.norm()).item()
                 left = ((error * other).sum() / other.square().sum()).item() * stacked
                 entry = found[task.name, name]
-                assert (entry.stacked, entry.merged) == (
-                    pytest.approx(stacked, rel=1e-8),
-                    pytest.approx(left, rel=1e-6),
-                )
+                assert entry.stacked == pytest.approx(stacked, rel=1e-8)
+                assert entry.merged == pytest.approx(left, rel=1e-6)

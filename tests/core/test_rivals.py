@@ -563,11 +563,8 @@ def test_what_no_rule_can_be_made_of_is_named(net):
 def test_regmean_says_what_makes_it_solvable():
     model = toy.build("one layer")
     delta = LowRankDelta(torch.ones(4, 1).double(), torch.ones(1, 6).double())
-    net = (
-        model,
-        [Adapter("a", {"layer": delta})],
-        [Task("a", [Sample((torch.ones(20, 6).double(),))], {0: 1.0})],
-    )
+    task = Task("a", [Sample((torch.ones(20, 6).double(),))], {0: 1.0})
+    net = model, [Adapter("a", {"layer": delta})], [task]
     with pytest.raises(SolveError, match="set off_diagonal below 1, or use more samples"):
         merged(net, "regmean", off_diagonal=1.0)
     assert_close(dense(net, "regmean", off_diagonal=0.5), {"layer": torch.ones(4, 6).double()})
