@@ -9,6 +9,7 @@ import { canName, matching, nameOf } from "./rows_text.js";
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
+const PAGE = 10; // names that the page keys go over
 const REST = 80; // milliseconds on a name, before its picture is shown large
 let withOthers = false; // files for other models, until the page is closed
 
@@ -158,6 +159,8 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   const keys = {
     ArrowDown: () => mark(move(1)),
     ArrowUp: () => mark(move(-1)),
+    PageDown: () => mark(move(PAGE)),
+    PageUp: () => mark(move(-PAGE)),
     Enter: () => found.length && take(marked),
     Tab: (isBack) => {
       const stops = [...box.querySelectorAll("input, button")];

@@ -194,6 +194,9 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     expect(third).to_have_count(0)
     expect(option).to_have_count(3)
     expect(option.filter(has_text="first").locator("img")).to_be_visible()
+    for key, place in (("PageDown", 2), ("PageUp", 0)):
+        rows.page.keyboard.press(key)
+        expect(option.nth(place)).to_have_attribute("aria-selected", "true")
     picture(rows, "rows_choose_fitting")
     rows.page.get_by_text("Also LoRAs for other models").click()
     expect(third).to_have_count(1)
