@@ -19,23 +19,16 @@ def has_newer_classes():
     )
 
 
-def check_inside(name, checked=""):
-    """Run `check_NAME.py`, which asks the environment for what is CHECKED."""
+def check_inside(*names, checked=""):
+    """Run `check_NAME.py` in one process; they ask the environment for what is CHECKED."""
     environment = {
         "COMFYUI": str(find_comfyui(cache_folder())),
         "CHECKED": checked,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
     }
     options = ["-p", "in_comfy", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", *options, "-o", "pythonpath="),
-            ROOT / "tests" / "comfy" / "inside" / f"check_{name}.py",
-        ],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *options, "-o", "pythonpath="]
+    command += [ROOT / "tests" / "comfy" / "inside" / f"check_{name}.py" for name in names]
+    given = {"cwd": ROOT, "env": os.environ | environment, "capture_output": True}
+    done = subprocess.run(command, text=True, check=False, **given)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
