@@ -39,18 +39,16 @@ def test_a_file_with_both_is_split_and_no_other():
         for n in (1, 2)
     }
     split = split_by_expert(tensors)
-    assert {name: {k: len(t) for k, t in part.items()} for name, part in split.items()} == {
-        "high": {"diffusion_model.blocks.0.ffn.0.lora_A.weight": 1},
-        "low": {"diffusion_model.blocks.0.ffn.0.lora_A.weight": 2},
-    }
+    lengths = {name: {k: len(t) for k, t in part.items()} for name, part in split.items()}
+    key = "diffusion_model.blocks.0.ffn.0.lora_A.weight"
+    assert lengths == {"high": {key: 1}, "low": {key: 2}}
     assert split_by_expert({"transformer_blocks.1.attn.lora_A.weight": torch.ones(1)}) is None
     assert split_by_expert({}) is None
 
 
 def lora(file, strength=1.0, prompts=("a dog",)):
-    return ChosenLora(
-        use(file.removesuffix(".safetensors"), prompts, file=file, strength_model=strength)
-    )
+    name = file.removesuffix(".safetensors")
+    return ChosenLora(use(name, prompts, file=file, strength_model=strength))
 
 
 FILES = ["dog_high_noise.safetensors", "dog_low_noise.safetensors", "ink.safetensors"]
@@ -58,11 +56,8 @@ FILES = ["dog_high_noise.safetensors", "dog_low_noise.safetensors", "ink.safeten
 
 def test_the_other_file_of_a_row_is_found_and_keeps_a_strength_of_its_own():
     found = with_partners([lora(FILES[1], 0.7), lora(FILES[2])], FILES)
-    assert [(one.use.file, one.use.strength_model) for one in found] == [
-        (FILES[1], 0.7),
-        (FILES[0], 0.7),
-        (FILES[2], 1.0),
-    ]
+    strengths = [(one.use.file, one.use.strength_model) for one in found]
+    assert strengths == [(FILES[1], 0.7), (FILES[0], 0.7), (FILES[2], 1.0)]
     given = [lora(FILES[0], 0.7), lora(FILES[1], 0.5)]
     assert with_partners(given, FILES) == given
 

@@ -1,9 +1,11 @@
 """What a second queueing finds changed, so that a node runs again."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
+from fake_host import use
 from iteris_pack.nodes import stack
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.names import fingerprint
@@ -84,14 +86,7 @@ def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(
 def test_a_recipe_changes_with_the_files_that_it_names(replace_host, tmp_path):
     files = {name: tmp_path / name for name in ("merged", "cat", "dog")}
     replace_host(lora_names=lambda: list(files), find_lora=files.get, lora_path=files.get)
-    lora = {
-        "file": "cat",
-        "name": "cat",
-        "sha256": "",
-        "strength_model": 1.0,
-        "strength_clip": 1.0,
-        "prompts": [],
-    }
+    lora = asdict(use("cat", (), file="cat"))
     recipe = {"loras": [lora], "calibration": {}, "config": {"alpha": 1.0}}
     save_file({"a": torch.ones(1)}, files["merged"], {"iteris.recipe": json.dumps(recipe)})
     first = LoadRecipe.fingerprint_inputs(lora_name="merged")

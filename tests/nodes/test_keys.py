@@ -11,22 +11,16 @@ from iteris_core.files.families import FAMILIES
 
 
 def test_a_module_is_read_in_every_spelling_and_saved_in_one(keys):
-    assert (
-        keys.base_of_module["diffusion_model.mid.q"] == "lora_unet_mid_block_q"
-    )  # the name that every program knows
-    assert set(keys.module_of_base.values()) == {
-        "diffusion_model.mid.q",
-        "diffusion_model.mid.conv",
-        "clip_l.transformer.text_model.q",
-        "clip_l.transformer.text_projection",
-    }
+    # the name that every program knows
+    assert keys.base_of_module["diffusion_model.mid.q"] == "lora_unet_mid_block_q"
+    known = {"diffusion_model.mid.q", "diffusion_model.mid.conv"}
+    known |= {f"clip_l.transformer.{name}" for name in ("text_model.q", "text_projection")}
+    assert set(keys.module_of_base.values()) == known
     assert keys.module_of_base["base_model.model.unet.mid_block.q"] == "diffusion_model.mid.q"
     for base in ("base_model.model.text_encoder.text_model.q", "text_encoder.q", "text_model.q"):
         assert keys.module_of_base[base] == "clip_l.transformer.text_model.q"
-    assert keys.bases_of("diffusion_model.mid.q")[:2] == [
-        "lora_unet_mid_block_q",
-        "lora_unet_mid_q",
-    ]
+    first = ["lora_unet_mid_block_q", "lora_unet_mid_q"]
+    assert keys.bases_of("diffusion_model.mid.q")[:2] == first
     assert keys.base_of_module["clip_l.transformer.text_projection"] == "lora_te1_text_projection"
     assert keys.weight_shape("diffusion_model.mid.q") == (6, 4)
     assert keys.weight_shape("diffusion_model.mid.conv") == (3, 2, 3, 1)
@@ -90,9 +84,7 @@ def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
     base = f"{start}encoder.layers.0.q"
     tensors = {f"{base}.lora_A.weight": torch.ones(1, 3), f"{base}.lora_B.weight": torch.ones(3, 1)}
     good = "lora_te2_text_model_encoder_layers_0_k"
-    tensors |= {
-        f"{good}.lora_down.weight": torch.ones(1, 3),
-        f"{good}.lora_up.weight": torch.ones(3, 1),
-    }
+    tensors[f"{good}.lora_down.weight"] = torch.ones(1, 3)
+    tensors[f"{good}.lora_up.weight"] = torch.ones(3, 1)
     with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
         kohya.parse("file", tensors, xl_keys)

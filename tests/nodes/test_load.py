@@ -63,11 +63,8 @@ def test_rows_stacks_and_chains_are_put_on_one_after_the_other(load):
         ("cat", 0.8, 0.4, "MID:0", "cat.safetensors"),
     ]
     assert clip == model
-    assert stack == [
-        ("sub/dog.safetensors", 0.5, 0.25),
-        ("ink.safetensors", 0.0, 1.0),
-        ("cat.safetensors", 0.8, 0.4),
-    ]
+    strengths = {"sub/dog": (0.5, 0.25), "ink": (0.0, 1.0), "cat": (0.8, 0.4)}
+    assert stack == [(f"{name}.safetensors", *both) for name, both in strengths.items()]
     assert words == "dog, sks cat"
 
 

@@ -74,10 +74,8 @@ def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replac
     kinds = ["style", "subject", "subject", "style", "style", "subject"]
     assert [use.kind for use in uses] == kinds
     notes = [note.text for note in guessed_styles(rows, uses)]
-    assert [note.partition(" was")[0] for note in notes] == [
-        "loras, line 1: ink.safetensors",
-        "loras, line 4: art_styles.safetensors",
-    ]
+    places = ["loras, line 1: ink.safetensors", "loras, line 4: art_styles.safetensors"]
+    assert [note.partition(" was")[0] for note in notes] == places
     assert "taken for a style, by its name or its trigger words; write style or" in notes[0]
 
 

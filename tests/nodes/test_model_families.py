@@ -94,16 +94,13 @@ def test_more_channels_of_wan_are_its_models_of_image_to_video():
     assert of_picture.start == ("concat_latent_image", "concat_mask")
     assert (of_picture.low_noise_below, row_of(model("WAN21_T2V")).low_noise_below) == (0.9, 0.875)
     assert "clip_vision_output" in row_of(model("WAN21_I2V", in_dim=36)).start
-    assert "editing or control model of Wan: it reads 48 channels" in refusal(
-        "WAN21_T2V", in_dim=48
-    )
+    text = refusal("WAN21_T2V", in_dim=48)
+    assert "editing or control model of Wan: it reads 48 channels" in text
 
 
 def test_more_channels_are_an_inpainting_model():
-    text = refusal("SD15", in_channels=9)
-    assert (
-        "editing or control model of SD1.5: it reads 9 channels, and calibration has the 4" in text
-    )
+    said = "editing or control model of SD1.5: it reads 9 channels, and calibration has the 4"
+    assert said in refusal("SD15", in_channels=9)
     assert row_of(model("SD15", in_channels=4)).family.name == "SD1.5"
 
 
@@ -126,11 +123,8 @@ def test_an_editing_model_is_measured_with_pictures_or_the_report_says_so():
     calibration = Calibration().for_family(FAMILIES["Flux.1"])
 
     def notes(references, is_for_editing, **changes):
-        base = SimpleNamespace(
-            references=references,
-            family=FAMILIES["Flux.1"],
-            is_for_editing=lambda texts: is_for_editing,
-        )
+        base = SimpleNamespace(references=references, family=FAMILIES["Flux.1"])
+        base.is_for_editing = lambda texts: is_for_editing
         return [note.text for note in of_editing(base, (), replace(calibration, **changes))]
 
     assert notes(0, False) == []

@@ -20,21 +20,16 @@ def test_files_of_one_stem_have_names_of_their_own():
 def test_files_are_named_by_themselves_and_in_rows():
     files = ["cat.safetensors", "lcm.safetensors", "off.safetensors", "style/ink.safetensors"]
     rows = "<lora:ink:0.7> style\n# <lora:off:1>\n<lora:cat ><lora:gone:1>"
-    assert files_named(["lcm.safetensors", "a photo", rows], files) == [
-        "cat.safetensors",
-        "lcm.safetensors",
-        "style/ink.safetensors",
-    ]
+    found = files_named(["lcm.safetensors", "a photo", rows], files)
+    assert found == ["cat.safetensors", "lcm.safetensors", "style/ink.safetensors"]
 
 
 def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "disk").mkdir()
-    (tmp_path / "output" / "loras").symlink_to(tmp_path / "disk")
-    assert (
-        path_to_save(tmp_path / "output", "loras/a")
-        == tmp_path / "output" / "loras" / "a.safetensors"
-    )
+    folder = tmp_path / "output" / "loras"
+    folder.symlink_to(tmp_path / "disk")
+    assert path_to_save(tmp_path / "output", "loras/a") == folder / "a.safetensors"
 
 
 @pytest.mark.parametrize(

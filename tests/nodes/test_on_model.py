@@ -31,17 +31,15 @@ def test_loras_that_the_model_carries_are_told():
     lora = lora_of("a")
     patches = {"net.a.weight": [patch(lora)], "net.b.weight": [patch(("diff", ()))]}
     [note] = notes(patches)
-    assert note.text.startswith(
-        "MODEL and CLIP carry 1 LoRA already, which count as part of the base model"
-    )
+    said = "MODEL and CLIP carry 1 LoRA already, which count as part of the base model"
+    assert note.text.startswith(said)
     assert notes({}) == []
     other = lora_of("b")
     # in another order at another weight: there is no order of all
     both = {"a": [patch(lora), patch(other)], "b": [patch(other), patch(lora)]}
     [note] = notes(both, named=["x.safetensors", "y.safetensors"])
-    assert note.text.startswith(
-        "MODEL and CLIP carry 2 LoRAs already (from x.safetensors, y.safetensors)"
-    )
+    said = "MODEL and CLIP carry 2 LoRAs already (from x.safetensors, y.safetensors)"
+    assert note.text.startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +84,9 @@ def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
 def test_who_may_have_caused_an_error_is_named(error, is_named):
     def tile(q, k, v, extra): ...
 
-    model = types.SimpleNamespace(
-        model_options={"transformer_options": {"patches": {"attn1_patch": [tile]}}},
-        object_patches={},
-        wrappers={},
-        injections={},
-    )
+    patched = {"transformer_options": {"patches": {"attn1_patch": [tile]}}}
+    model = types.SimpleNamespace(object_patches={}, wrappers={}, injections={})
+    model.model_options = patched
     clip = types.SimpleNamespace(layer_idx=None, apply_hooks_to_conds=None)
     with pytest.raises(error) as told, naming_changes([model], clip):
         raise error("it draws something else")

@@ -18,19 +18,15 @@ def files(replace_host, tmp_path):
         lora_path=lambda name: tmp_path / name,
         lora_names=lambda: ["cat.safetensors", "bare.safetensors"],
     )
-    save_file(
-        {"a": torch.ones(1)}, tmp_path / "cat.safetensors", {"modelspec.trigger_phrase": "sks cat"}
-    )
-    save_file({"a": torch.ones(1)}, tmp_path / "bare.safetensors")
+    for name, said in (("cat", {"modelspec.trigger_phrase": "sks cat"}), ("bare", None)):
+        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors", said)
 
 
 def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
     cats = [use(name, ("a photo of it",), file=f"{name}.safetensors") for name in ("cat", "bare")]
     named = with_triggers(cats, "cat: a {trigger}", "bare: in ink style")
-    assert [(cat.kind, cat.trigger) for cat in named] == [
-        ("subject", "a sks cat"),
-        ("style", "in ink style"),
-    ]
+    kinds = [(cat.kind, cat.trigger) for cat in named]
+    assert kinds == [("subject", "a sks cat"), ("style", "in ink style")]
     said = r"styles: bare\.safetensors is called 'in \{trigger\}', and its file names"
     with pytest.raises(IterisError, match=said):
         with_triggers(cats, "", "bare: in {trigger}")

@@ -20,15 +20,13 @@ from iteris_core.files.trigger_words import lora_header
 
 @pytest.fixture
 def merged(keys):
-    adapter = Adapter(
-        "merged",
-        {
-            "diffusion_model.mid.q": LowRankDelta(torch.randn(6, 2), torch.randn(2, 4)),
-            "diffusion_model.mid.conv": LowRankDelta(torch.randn(3, 2), torch.randn(2, 6)),
-        },
-        vectors={"clip_l.transformer.text_model.q.bias": torch.randn(3)},
-    )
-    return MergedLora(adapter, keys, "{}")
+    sides = {"diffusion_model.mid.q": (6, 4), "diffusion_model.mid.conv": (3, 6)}
+    deltas = {
+        path: LowRankDelta(torch.randn(d_out, 2), torch.randn(2, d_in))
+        for path, (d_out, d_in) in sides.items()
+    }
+    vectors = {"clip_l.transformer.text_model.q.bias": torch.randn(3)}
+    return MergedLora(Adapter("merged", deltas, vectors=vectors), keys, "{}")
 
 
 def loader_of(merged, change=lambda parameter, value: value):
@@ -55,11 +53,8 @@ def test_a_whole_file_is_read_back(replace_host, merged):
     "lost", ["diffusion_model.mid.conv.weight", "clip_l.transformer.text_model.q.bias"]
 )
 def test_a_file_that_lost_something_is_an_error(replace_host, merged, lost, change):
-    replace_host(
-        stock_loader=loader_of(
-            merged, lambda parameter, value: change(value) if parameter == lost else value
-        )
-    )
+    broken = lambda parameter, value: change(value) if parameter == lost else value  # noqa: E731
+    replace_host(stock_loader=loader_of(merged, broken))
     said = rf"x\.safetensors: read back .* 1 of 3 weights are missing or differ, such as '{lost}'"
     with pytest.raises(IterisError, match=said):
         read_back(Path("draft.safetensors"), merged, "x.safetensors")
@@ -109,11 +104,8 @@ def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, repl
         saving(**more)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
     assert len(files) == 4, "three files, and a preview"
-    for name, more in {
-        "a": {},
-        "a_02": {"recipe": "[1]"},
-        "a_03": {"recipe": "[1]", **grey},
-    }.items():
+    of_names = {"a": {}, "a_02": {"recipe": "[1]"}, "a_03": {"recipe": "[1]", **grey}}
+    for name, more in of_names.items():
         assert saving(**more).stem == name
         assert saving.shown[-1][1].startswith("already saved")
     assert saving.shown[-1][-1] == "beside it: a_03.preview.png"
