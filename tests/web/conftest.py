@@ -83,9 +83,7 @@ def in_renderer(request, server):
 
 @pytest.fixture(scope="session")
 def small():
-    """Load a chain of two LoRAs with its merge, at sizes for a test; no two seeds are the same work
-    to the server.
-    """
+    """Load a chain of two LoRAs with its merge, small; no two seeds are the same work to the server."""
 
     def load_small(frontend, seed):
         frontend.load(json.loads(CHAIN.read_text(encoding="utf-8")), f"merge_{seed}")

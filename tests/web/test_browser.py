@@ -37,9 +37,7 @@ def get(frontend, path):
 
 
 def lines_of(page):
-    """Return the report panel's lines: (task, kind) -> its two figures; what is read there is what
-    is meant.
-    """
+    """Return the report panel's lines: (task, kind) -> its two figures."""
     page.wait_for_selector(".iteris-line", state="attached")  # behind the details
     found = page.eval_on_selector_all(
         ".iteris-line", "lines => lines.map(line => ({ ...line.dataset, text: line.textContent }))"
@@ -135,14 +133,7 @@ def test_trigger_words_are_offered_and_written(frontend, picture, small):
 
 @dataclass
 class MergeRun:
-    """A merge that was run from the button, and the page that shows it.
-
-    Args:
-        frontend: The page.
-        run: Its id.
-        report: The report in the server's history.
-        growing: How many blocks the report panel had, each time that it changed.
-    """
+    """A merge that was run from the button: its page, id and report, and how the panel grew."""
 
     frontend: browser.Frontend
     run: str
@@ -210,9 +201,7 @@ def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
 
 
 def test_the_saved_file_is_in_the_lists_of_loras_without_pressing_r(merge_run):
-    """Of nodes that are there, of nodes that are added later, and of core's own. Nothing is told
-    about it, as the frontend does after R.
-    """
+    """Of nodes that are there, of those added later, and of core's own."""
     page = merge_run.frontend.page
     lists = page.evaluate(
         """() => [app.graph.getNodeById(2), LiteGraph.createNode('LoraLoader')].map((node) =>
@@ -308,9 +297,7 @@ def test_in_vue_nodes_the_report_and_the_chips_are_there(merge_run, open_fronten
 
 
 def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(merge_run):
-    """The frontend would save its progress text as one more value, and read it back as the next
-    version's new input.
-    """
+    """The frontend would save a progress text as one more value, and read it back as another input's."""
     frontend = merge_run.frontend
     saved = {node["id"]: node for node in frontend.workflow()["nodes"]}
     for node_id in (FIRST, MERGE):
@@ -409,9 +396,7 @@ def test_a_wrong_name_of_the_file_stops_the_run_before_the_merge(frontend, small
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_every_template_is_its_api_twin(frontend, picture, number, template):
-    """Opened in the frontend, it posts what its twin in `workflows/api` says; beyond that, defaults
-    only.
-    """
+    """Beyond what its twin in `workflows/api` says, it posts defaults only."""
     path = ROOT / "workflows" / f"{number} {template.title}.json"
     twin = json.loads((path.parent / "api" / f"{template.name}.json").read_text(encoding="utf-8"))
     saved = json.loads(path.read_text(encoding="utf-8"))

@@ -72,9 +72,7 @@ def lora(name, prompts, **more):
 
 
 def nodes(priority):
-    """Return nodes that tell such texts, the last of which show what came of them; the server does
-    the work anew for each priority.
-    """
+    """Return nodes that tell such texts; the server does the work anew for each priority."""
     scene = {"subjects": "", "styles": "", "priority": 0.3, "pictures": True}
     return {
         "1": lora(f"{NAME}.safetensors", PROMPT, priority=priority),

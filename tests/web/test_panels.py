@@ -1,6 +1,4 @@
-"""The pack's own parts of nodes: the chain's buttons, the report panel and what a run tells it, in
-subgraphs, too.
-"""
+"""The pack's parts of nodes: buttons, the report panel and what a run tells it, in subgraphs, too."""
 
 import json
 
@@ -16,9 +14,7 @@ SAVE = 6
 
 
 def chain_of(frontend):
-    """Return the chain as the Run button would post it: each LoRA's node, and what comes before
-    it.
-    """
+    """Return the chain that Run would post: each LoRA's node, and what comes before it."""
     return {
         key: n["inputs"].get("previous")
         for key, n in frontend.prompt().items()
@@ -27,9 +23,7 @@ def chain_of(frontend):
 
 
 def press(frontend, node_id, name):
-    """Press a button of a node in the graph that is shown; without a mouse, whose click would
-    select the node, too.
-    """
+    """Press a node's button without a mouse, whose click would select the node, too."""
     find = "([id, name]) => app.canvas.graph.getNodeById(id).widgets.map(w => w.element?.querySelector(name)).find(Boolean)"
     frontend.page.evaluate(f"found => ({find})(found).click()", [node_id, f".iteris-{name}"])
     frontend.settle()
@@ -280,9 +274,7 @@ def blocks_of(frontend, selector=".iteris-report"):
 
 
 def into_subgraph(frontend, *ids):
-    """Put nodes into a subgraph, as the menu's Convert to Subgraph does, and return the subgraph
-    node's id.
-    """
+    """Put nodes into a subgraph, as the menu does, and return its node's id."""
     return frontend.page.evaluate(
         "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => "
         "app.graph.getNodeById(id)))).node.id",

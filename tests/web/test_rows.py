@@ -623,9 +623,7 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
 
 
 def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, picture):
-    """Into the text that the sampler has as its positive prompt; with strengths for each group of
-    blocks.
-    """
+    """Into the sampler's positive prompt; with strengths for each group of blocks."""
     before = len(page_of_rows.errors)
     encode = {"class_type": "CLIPTextEncode", "inputs": {"clip": [LOADER, 1], "text": ""}}
     workflow = {
@@ -732,9 +730,7 @@ WRITTEN = """([id, text]) => {
 
 @pytest.mark.parametrize("way", ["widget", "input"])
 def test_a_subgraph_that_promotes_the_rows_has_them_as_text(rows, picture, way):
-    """As a widget of the subgraph, which is the same one, and as an input of it, which is a copy;
-    newer frontends make inputs of such widgets when they open a workflow.
-    """
+    """As a widget, which is the same one, and as an input, which is a copy."""
     # newer frontends keep a value by the workflow's and the node's id, and files for the API have none
     rows.load({**rows.workflow(), "id": str(uuid.uuid4())}, "to_promote")
     outer = rows.page.evaluate(PROMOTED, [MERGE, way])
