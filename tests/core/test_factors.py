@@ -27,10 +27,8 @@ def parse(tensors, **options):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("LoConModule", {}),
-        ("LoConModule", {"use_tucker": True}),
-        ("LohaModule", {}),
-        ("LokrModule", {}),
+        *(("LoConModule", {}), ("LoConModule", {"use_tucker": True})),
+        *(("LohaModule", {}), ("LokrModule", {})),
         ("LokrModule", {"factor": 2, "decompose_both": True}),
         ("LokrModule", {"factor": 2, "use_tucker": True}),
     ],

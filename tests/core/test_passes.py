@@ -13,13 +13,8 @@ from iteris_core.diffusion.merging import merge_and_check
 
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5, held_out=2)
-SCENES = replace(
-    SMALL,
-    companions=("chair", "big dog"),
-    scene_weight=0.3,
-    scene_prefix_share=0.0,
-    scene_forms=("{first} and {second}", "{first} {style}"),
-)
+_FORMS = {"scene_forms": ("{first} and {second}", "{first} {style}"), "scene_prefix_share": 0.0}
+SCENES = replace(SMALL, companions=("chair", "big dog"), scene_weight=0.3, **_FORMS)
 SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=8))
 
 

@@ -13,19 +13,15 @@ from iteris_core.report.records import (
 
 
 def layer(path, rank, **residuals):
-    return LayerReport(
-        path,
-        rank,
-        tuple(TaskAtLayerReport(task, value, 1.0, 8) for task, value in residuals.items()),
-    )
+    tasks = tuple(TaskAtLayerReport(task, value, 1.0, 8) for task, value in residuals.items())
+    return LayerReport(path, rank, tasks)
 
 
 def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
     notes = (Note("host", "a note"), Note("twice", "cat is on the MODEL, too"))
     own = TaskFidelity("a", 0.2, 0.9, 4)
-    report = MergeReport(
-        (layer("x", 2, a=0.1),), {"a": ("k",)}, notes, settings={"alpha": 1e-4}, fidelity=(own,)
-    )
+    given = {"settings": {"alpha": 1e-4}, "fidelity": (own,)}
+    report = MergeReport((layer("x", 2, a=0.1),), {"a": ("k",)}, notes, **given)
     again = json.loads(json.dumps(report.to_dict()))
     assert again["unmatched"] == {"a": ["k"]}
     assert again["notes"][0] == {"kind": "host", "text": "a note"}
@@ -60,12 +56,10 @@ def test_a_report_is_text_without_control_characters():
 
 def test_a_file_of_which_much_was_not_read_is_a_warning_and_no_detail():
     keys = ("lora_unet_q.alpha", "lora_unet_q.lora_up.weight")
-    report = MergeReport(
-        (layer("x", 2, a=0.1),),
-        {"a": keys, "b": ("stray",)},
-        fidelity=(TaskFidelity("a", 0.1, 0.9, 4), TaskFidelity("b", 0.1, 0.9, 4)),
-        unread={"a": 0.46},
-    )
+    unmatched = {"a": keys, "b": ("stray",)}
+    figures = tuple(TaskFidelity(name, 0.1, 0.9, 4) for name in "ab")
+    layers = (layer("x", 2, a=0.1),)
+    report = MergeReport(layers, unmatched, fidelity=figures, unread={"a": 0.46})
     verdict, other, warning, _, *details = str(report).splitlines()
     assert verdict.startswith("a: good, kept 90 %")
     assert verdict.endswith("; 46 % of its file not read")

@@ -10,14 +10,8 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.merging import SAMPLING_STAGE
 
-CALIBRATION = Calibration(
-    trajectories=4,
-    timesteps=2,
-    sampling_steps=4,
-    resolution=64,
-    cfg=3.0,
-    preserve_captions=("a street", "a lake"),
-)
+_SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
+CALIBRATION = Calibration(**_SMALL, preserve_captions=("a street", "a lake"))
 PRESERVE_RUNS = 4
 
 
@@ -64,14 +58,8 @@ def test_whatever_decides_a_run_is_part_of_what_it_is_known_by(remembering):
     host, memory = remembering
     lora = host.lora("a")
     host.merge([lora], CALIBRATION)
-    for change in (
-        {"seed": 1},
-        {"cfg": 3.5},
-        {"sampling_steps": 8},
-        {"resolution": 128},
-        {"timesteps": 1},
-        {"negative_prompt": "bad"},
-    ):
+    changes = {"seed": 1, "cfg": 3.5, "sampling_steps": 8, "resolution": 128, "timesteps": 1}
+    for name, value in {**changes, "negative_prompt": "bad"}.items():
         known = len(memory)
-        host.merge([lora], dataclasses.replace(CALIBRATION, **change))
-        assert len(memory) == known + 8, change
+        host.merge([lora], dataclasses.replace(CALIBRATION, **{name: value}))
+        assert len(memory) == known + 8, name

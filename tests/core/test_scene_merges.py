@@ -101,11 +101,9 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     """The inlet reads the latents themselves, the same for teacher and student."""
     loras = two_loras(host, ("unet",))
     result, _ = host.merge(loras, PICTURES, FULL)
-    rows = [row for row, _ in host.merge_rows()]
+    rows = [(row.latents.double(), row.sigma.double()) for row, _ in host.merge_rows()]
     scenes = scenes_of(host, loras, PICTURES)
-    tokens = [
-        (row.latents.double() / (1 + row.sigma.double() ** 2).sqrt()).flatten(1).T for row in rows
-    ]
+    tokens = [(x / (1 + sigma**2).sqrt()).flatten(1).T for x, sigma in rows]
     runs_of_a = runs_by_task(loras, PICTURES, host.token_positions)["a"]
     # each LoRA's own task: the kept latents, half of them also without the caption
     own = sum(len(run.kept) for run in runs_of_a) * 3 // 2
@@ -115,12 +113,8 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense()))
     left = iter(tokens[2 * own :])
     for k, lora in enumerate(loras):
-        parts = [
-            (scene, member) for scene in scenes for member in scene.members if member.lora == k
-        ]
-        masks = [
-            region_masks(scene.layout, 2, 8, 8)[member.region].flatten() for scene, member in parts
-        ]
+        parts = [(s.layout, m.region) for s in scenes for m in s.members if m.lora == k]
+        masks = [region_masks(layout, 2, 8, 8)[region].flatten() for layout, region in parts]
         x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
     assert next(left, None) is None
@@ -180,10 +174,8 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     teachers = [host.patched(lora.adapter) for lora in loras]
     scenes = scenes_of(host, loras, PICTURES)
     rows = [row for row, _ in host.merge_rows()]
-    runs = {
-        run.number: run
-        for run in runs_by_task(loras, PICTURES, host.token_positions)["a in scenes"]
-    }
+    of_scenes = runs_by_task(loras, PICTURES, host.token_positions)["a in scenes"]
+    runs = {run.number: run for run in of_scenes}
     for number, scene in enumerate(scenes):
 
         def denoise(x, sigma, scene=scene):
@@ -201,12 +193,9 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
         kept = kept_latents(host, runs[number], denoise)
         for (sigma, expected), member in itertools.product(kept, scene.members):
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
-            assert any(
-                row.sigma == sigma
-                and torch.allclose(row.latents, expected, rtol=1e-4, atol=1e-4)
-                and torch.allclose(row.prompt.tokens, context, rtol=1e-9, atol=1e-9)
-                for row in rows
-            )
+            same = [row for row in rows if host.is_close(row.prompt.tokens, context)]
+            same = [row.latents for row in same if row.sigma == sigma]
+            assert any(torch.allclose(x, expected, rtol=1e-4, atol=1e-4) for x in same)
 
 
 def test_where_words_cannot_be_paired_regions_alone_count(host):

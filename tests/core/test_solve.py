@@ -21,14 +21,8 @@ def net():
 
 
 def random_adapter(rank=2):
-    return Adapter(
-        "a",
-        {
-            "layer": LowRankDelta(
-                torch.randn(D_OUT, rank).double(), torch.randn(rank, D_IN).double()
-            )
-        },
-    )
+    up, down = torch.randn(D_OUT, rank).double(), torch.randn(rank, D_IN).double()
+    return Adapter("a", {"layer": LowRankDelta(up, down)})
 
 
 def random_inputs(tokens=20):
@@ -54,10 +48,8 @@ def test_the_answer_minimises_the_objective(net, seed, alpha):
         task_of(f"{g}", mix, *rows[g], 0.5 + g) for g, mix in enumerate([{0: 1.0}, {1: 1.0}, {}])
     ]
     merged, report = solve(net, adapters, tasks, alpha=alpha)
-    targets = [
-        *(adapter.deltas["layer"].dense() for adapter in adapters),
-        torch.zeros(D_OUT, D_IN).double(),
-    ]
+    targets = [adapter.deltas["layer"].dense() for adapter in adapters]
+    targets.append(torch.zeros(D_OUT, D_IN).double())
 
     def slope(delta):
         """Return the gradient of the sum in DESIGN.md, section 2."""
@@ -108,19 +100,15 @@ def test_balance_weights_are_those_of_the_paper_and_of_the_published_code(net, b
         "full": tuple((w.norm() / (x @ w.T).norm()) ** 2 for w in (base + delta, base)),
         "uniform": (1.0, 1.0),
     }[balance]
-    tasks = [
-        task_of("own", {0: 1.0}, x, x_student, 3.0),
-        task_of("preserve", {}, x, x_student, 0.5),
-    ]
+    tasks = [task_of("own", {0: 1.0}, x, x_student, 3.0), task_of("keep", {}, x, x_student, 0.5)]
     _, report = solve(net, [adapter], tasks, balance=balance)
     assert report.tasks[0].weight == pytest.approx(3.0 * float(own), rel=1e-9)
     assert report.tasks[1].weight == pytest.approx(0.5 * float(preserve), rel=1e-9)
 
 
 def test_an_adapter_that_does_nothing_on_its_inputs_is_balanced_like_an_empty_one(net):
-    adapter = Adapter(
-        "a", {"layer": LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())}
-    )
+    delta = LowRankDelta(torch.ones(D_OUT, 1).double(), torch.eye(D_IN)[:1].double())
+    adapter = Adapter("a", {"layer": delta})
     x, _ = random_inputs()
     x[:, 0] = 0
     _, report = solve(net, [adapter], [task_of("a", {0: 1.0}, x)])

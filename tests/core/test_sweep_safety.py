@@ -53,13 +53,9 @@ def test_a_forward_of_somebody_else_is_left_alone():
     row = net.make_row()
     answers = []
     expected = toy.run(net.model, [row])
-    merge(
-        net.network(),
-        adapters,
-        toy.own_tasks(net, adapters),
-        toy.exact(samples_per_chunk=1),
-        progress=lambda *_: answers.append(toy.run(net.model, [row])),
-    )
+    tasks, config = toy.own_tasks(net, adapters), toy.exact(samples_per_chunk=1)
+    asked = lambda *_: answers.append(toy.run(net.model, [row]))  # noqa: E731
+    merge(net.network(), adapters, tasks, config, progress=asked)
     assert len(answers) == len(net.targets)
     assert all(torch.equal(answer, expected) for answer in answers)
 
@@ -76,14 +72,11 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
             raise torch.OutOfMemoryError("no room")
 
     handle = net.model.cross_attention["o"].register_forward_hook(small_memory)
-    result = merge(
-        net.network(), adapters, tasks, toy.exact(), progress=lambda *step: told.append(step)
-    )
+    listen = lambda *step: told.append(step)  # noqa: E731
+    result = merge(net.network(), adapters, tasks, toy.exact(), progress=listen)
     handle.remove()
-    assert (
-        toy.largest_error(toy.dense(result.adapter), toy.naive_fixed_point(net, adapters, tasks))
-        < 1e-9
-    )
+    expected = toy.naive_fixed_point(net, adapters, tasks)
+    assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-9
     assert told == [(done, len(net.targets)) for done in range(1, len(net.targets) + 1)]
     assert [layer.path for layer in result.report.layers] == list(net.targets)
     assert [len(rows) for rows in result.outputs] == [3, 3, 2]

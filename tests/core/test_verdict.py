@@ -150,14 +150,12 @@ def test_the_merge_against_the_stack():
         ("dog", "cat", 1.4, -0.3),
         ("base model (preserve)", "cat", 9.0, 9.0),
     ]
-    made = report(
-        own("cat", 0.2),
-        own("dog", 0.1),
-        TaskFidelity("cat + dog", 0.9, 0.5, 4, "together"),
-        TaskFidelity("base model", 0.29, None, 4, "base"),
-        # the median over layers counts
-        layers=[layer(pairs), layer(pairs), layer([(*pair[:2], 9.0, 9.0) for pair in pairs])],
-    )
+    figures = [own("cat", 0.2), own("dog", 0.1)]
+    figures.append(TaskFidelity("cat + dog", 0.9, 0.5, 4, "together"))
+    figures.append(TaskFidelity("base model", 0.29, None, 4, "base"))
+    # the median over layers counts
+    layers = [layer(pairs), layer(pairs), layer([(*pair[:2], 9.0, 9.0) for pair in pairs])]
+    made = report(*figures, layers=layers)
     assert [kept.lora for kept in made.verdict.loras] == ["cat", "dog"]
     assert made.verdict.against == Against(*map(pytest.approx, (0.2, 1.2, 0.29)))
 
