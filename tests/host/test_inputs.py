@@ -34,17 +34,10 @@ def files(host):
     tensors = load_file(host.loras / "first.safetensors")
     tags = json.dumps({"10_ohwx": {"ohwx": 9, "outdoors": 4}})
     (host.loras / "named").mkdir()
-    save_file(
-        tensors,
-        host.loras / "named" / "phrase.safetensors",
-        {"modelspec.trigger_phrase": "a sks cat"},
-    )
-    save_file(
-        tensors,
-        host.loras / "tags.safetensors",
-        {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1"},
-    )
-    save_file(tensors, host.loras / "silent.safetensors")
+    said = {"named/phrase": {"modelspec.trigger_phrase": "a sks cat"}, "silent": None}
+    said["tags"] = {"ss_tag_frequency": tags, "ss_base_model_version": "sd_v1"}
+    for name, metadata in said.items():
+        save_file(tensors, host.loras / f"{name}.safetensors", metadata)
 
 
 STRANGE = ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors", "")
@@ -52,27 +45,12 @@ STRANGE = ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors",
 
 def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
     """Trigger words, prompts, rank and base of a LoRA; whose LoRAs fit a model; a picture."""
-    assert ask(host, "tags.safetensors") == {
-        "name": "tags.safetensors",
-        "trigger_words": ["ohwx", "outdoors"],
-        "rank": 8,
-        "base": "SD1.5 (sd_v1)",
-        "family": "SD1.5",
-        "blocks": ["IN", "MID", "OUT"],
-        "kind": "",
-        "thumbnail": False,
-        "hash": "",
-        "error": None,
-        "prompts": {
-            "subject": ["a photo of ohwx", "ohwx", "ohwx, outdoors"],
-            "style": [
-                "a landscape, ohwx",
-                "ohwx",
-                "a portrait of a person, ohwx",
-                "ohwx, outdoors",
-            ],
-        },
-    }
+    told = {"name": "tags.safetensors", "trigger_words": ["ohwx", "outdoors"], "rank": 8}
+    told |= {"base": "SD1.5 (sd_v1)", "family": "SD1.5", "blocks": ["IN", "MID", "OUT"]}
+    told |= {"kind": "", "thumbnail": False, "hash": "", "error": None}
+    of_style = ["a landscape, ohwx", "ohwx", "a portrait of a person, ohwx", "ohwx, outdoors"]
+    prompts = {"subject": ["a photo of ohwx", "ohwx", "ohwx, outdoors"], "style": of_style}
+    assert ask(host, "tags.safetensors") == told | {"prompts": prompts}
     (host.loras / "code.pt").write_bytes(b"\x80\x02}q\x00." + bytes(64))
     assert "pickle" in ask(host, "code.pt")["error"]
     with asked(host, "model", "sd15.safetensors") as response:
@@ -94,27 +72,15 @@ def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
 
 
 def test_prompts_come_from_the_file_and_are_shown(host, files):
-    inputs = {
-        "lora_name": "named/phrase.safetensors",
-        "strength_model": 1.0,
-        "strength_clip": 0.5,
-        "priority": 1.0,
-        "prompts": "",
-    }
-    outputs = host.run({"1": node("IterISLora", **inputs), **show("1")})["outputs"]
-    assert outputs["1"]["iteris_loras"] == [
-        {
-            "name": "named/phrase.safetensors",
-            "source": "modelspec.trigger_phrase",
-            "strengths": [1.0, 0.5],
-            "prompts": ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"],
-        }
-    ]
+    name, source = "named/phrase.safetensors", "modelspec.trigger_phrase"
+    inputs = {"lora_name": name, "strength_model": 1.0, "strength_clip": 0.5}
+    lora = node("IterISLora", **inputs, priority=1.0, prompts="")
+    outputs = host.run({"1": lora, **show("1")})["outputs"]
+    prompts = ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"]
+    told = {"name": name, "source": source, "strengths": [1.0, 0.5], "prompts": prompts}
+    assert outputs["1"]["iteris_loras"] == [told]
     [text] = outputs["1"]["text"]
-    assert text.startswith(
-        "named/phrase.safetensors at 1 / 0.5, its trigger words from the file "
-        "(modelspec.trigger_phrase)"
-    )
+    assert text.startswith(f"{name} at 1 / 0.5, its trigger words from the file ({source})")
 
 
 def test_a_stack_from_a_text_in_any_number(host, files):
@@ -178,41 +144,23 @@ def test_loras_on_a_model_are_taken_off_it(host, files):
 
 def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
     """A merged LoRA on a model is known by no file; merged alone it must do what it did."""
-    nodes = host.merge(
-        "first.safetensors",
-        "second.safetensors",
-        precision="float32",
-        latents_per_run=1,
-        negative_share=0.0,
-    )
+    nodes = host.merge(precision="float32", latents_per_run=1, negative_share=0.0)
     inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
     nodes["12"] = node("IterISModelLoras", **inputs)
     alone = host.merge(precision="float32", protect_base=0.0)
     nodes["14"] = alone["4"]
-    inputs = {
-        **alone["5"]["inputs"],
-        "model": ["12", 0],
-        "clip": ["12", 1],
-        "more_loras": ["12", 2],
-        "settings": ["14", 0],
-    }
-    nodes["15"] = node("IterISMerge", **inputs)
-    outputs = host.run(
-        {
-            **nodes,
-            **host.sample("again", ["15", 0], ["15", 1]),
-            **host.sample("once", ["5", 0], ["5", 1], 30),
-            **host.sample("base", ["1", 0], ["1", 1], 40),
-        }
-    )["outputs"]
+    of_model = {"model": ["12", 0], "clip": ["12", 1], "more_loras": ["12", 2]}
+    of_model["settings"] = ["14", 0]
+    nodes["15"] = node("IterISMerge", **alone["5"]["inputs"] | of_model)
+    sampled = host.sample("again", ["15", 0], ["15", 1])
+    sampled |= host.sample("once", ["5", 0], ["5", 1], 30)
+    sampled |= host.sample("base", ["1", 0], ["1", 1], 40)
+    outputs = host.run({**nodes, **sampled})["outputs"]
     assert outputs["12"]["iteris_loras"][0]["name"] == "LoRA 1 on this model"
     recipe = outputs["15"]["iteris_report"][0]["settings"]["loras"][0]
     assert recipe["file"] is None and len(recipe["sha256"]) == 64
-    once = host.latent("once")
-    again = host.latent("again")
-    base = host.latent("base")
+    once, again, base = map(host.latent, ("once", "again", "base"))
     assert (again - once).norm() < 0.02 * (once - base).norm()
-    del nodes["12"]["inputs"]["prompts"]
     nodes["12"]["inputs"]["prompts"] = ""
     with pytest.raises(WorkflowFailed, match="LoRA 1 on this model has no prompts"):
         host.run({**nodes, **show("12", 2)})

@@ -18,29 +18,16 @@ from demo.client import WorkflowFailed
 @pytest.fixture(scope="module")
 def scene(host):
     """A merge for scenes: reported with pictures, saved with a cover, and passed on as a stack."""
-    nodes = host.merge(
-        "middle_1.safetensors",
-        "middle_2.safetensors",
-        latents_per_run=1,
-        negative_share=0.0,
-        check_runs=1,
-    )
-    nodes["4"] = node(
-        "IterISScene",
-        loras=["3", 0],
-        subjects="middle_1: a demo1",
-        styles="",
-        priority=0.1,
-        pictures=False,
-        forms="{first} and {second}",
-        companions="",
-    )
+    small = {"latents_per_run": 1, "negative_share": 0.0, "check_runs": 1}
+    nodes = host.merge("middle_1.safetensors", "middle_2.safetensors", **small)
+    inputs = {"loras": ["3", 0], "subjects": "middle_1: a demo1", "styles": "", "priority": 0.1}
+    inputs |= {"pictures": False, "forms": "{first} and {second}", "companions": ""}
+    nodes["4"] = node("IterISScene", **inputs)
     more = {"reproduce": "whole output", "correct_strength": True, "quality_kept": 0.9}
-    nodes["14"] = host.merge(latents_per_run=1, negative_share=0.0, check_runs=1, **more)["4"]
+    nodes["14"] = host.merge(**small, **more)["4"]
     nodes["5"]["inputs"].update(more_loras=["4", 0], settings=["14", 0])
-    nodes["6"] = node(
-        "IterISSave", merged=["5", 3], file_name="scene", overwrite=False, cover=["7", 0]
-    )
+    nodes |= host.save("scene")
+    nodes["6"]["inputs"]["cover"] = ["7", 0]
     nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
     nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
     nodes["9"] = node("PreviewAny", source=["8", 0])
@@ -64,14 +51,8 @@ def test_scene_captions_are_shown_and_measured(scene):
 
 def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
     """The scene's merge is in the server's cache, as long as nothing else has run."""
-    trained = node(
-        "IterISTrainedLora",
-        lora=["5", 2],
-        name="mine",
-        strength_model=0.5,
-        prompts="a caption",
-        priority=1.0,
-    )
+    inputs = {"lora": ["5", 2], "name": "mine", "strength_model": 0.5, "priority": 1.0}
+    trained = node("IterISTrainedLora", **inputs, prompts="a caption")
     nodes = {key: scene[0][key] for key in ("1", "2", "3", "4", "14", "5")} | {"8": trained}
     nodes["9"] = node("PreviewAny", source=["8", 0])
     found = host.run(nodes)["outputs"]["8"]["iteris_loras"]
@@ -123,14 +104,10 @@ def test_the_file_tells_what_is_in_it(host, scene):
     assert metadata["modelspec.trigger_phrase"] == "demo1, demo2"
     assert json.loads(metadata["ss_tag_frequency"]) == {"1_demo": {"demo1": 10, "demo2": 10}}
     assert len(metadata["sshs_model_hash"]) == 64 and len(metadata["sshs_legacy_hash"]) == 8
-    cover = Image.open(
-        io.BytesIO(base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2]))
-    )
-    assert (
-        cover.format == "JPEG"
-        and max(cover.size) == 512
-        and cover.convert("L").getextrema()[1] > 240
-    )
+    content = base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2])
+    cover = Image.open(io.BytesIO(content))
+    assert (cover.format, max(cover.size)) == ("JPEG", 512)
+    assert cover.convert("L").getextrema()[1] > 240
     preview = Image.open(host.output / "loras" / "scene.preview.png")
     assert preview.format == "PNG" and max(preview.size) == 960
 
@@ -177,22 +154,11 @@ def test_saving_leaves_nothing_that_is_hidden(host, scene):
 
 def test_a_recipe_makes_the_same_file_again(host, scene):
     """The widgets say something else: the recipe's settings take their place."""
-    nodes = {
-        "1": scene[0]["1"],
-        "5": node("IterISRecipe", lora_name="scene.safetensors", check_files=True),
-    }
-    nodes["6"] = node(
-        "IterISMerge",
-        model=["1", 0],
-        clip=["1", 1],
-        loras="",
-        preset="Fast",
-        together=True,
-        size="rank",
-        size_value=3.0,
-        more_loras=["5", 0],
-        settings=["5", 1],
-    )
+    recipe = node("IterISRecipe", lora_name="scene.safetensors", check_files=True)
+    nodes = {"1": scene[0]["1"], "5": recipe}
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": "", "preset": "Fast", "together": True}
+    more = {"size": "rank", "size_value": 3.0, "more_loras": ["5", 0], "settings": ["5", 1]}
+    nodes["6"] = node("IterISMerge", **inputs, **more)
     nodes["7"] = node("IterISSave", merged=["6", 3], file_name="loras/again", overwrite=False)
     nodes["8"] = node("PreviewAny", source=["5", 2])
     outputs = host.run(nodes)["outputs"]
@@ -207,12 +173,7 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
     )
     assert set(first) == set(again)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    cached = []
-    host.run(
-        nodes,
-        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
-    )
-    assert set(cached) == set(nodes)  # though a file has been saved since
+    assert host.cached_nodes(nodes) == set(nodes)  # though a file has been saved since
 
 
 def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):

@@ -33,54 +33,26 @@ def models(high="wan2.2_t2v_high_noise.safetensors", low="wan2.2_t2v_low_noise.s
 
 def merge(rows, **models_of):
     settings = {**SMALL, "sample_runs": 2, "frames": 5, "cfg": 1.0, "protect_base": 0.0}
-    return {
-        **models(**models_of),
-        "4": node("IterISSettings", **settings),
-        "5": node(
-            "IterISMerge",
-            model=["1", 0],
-            clip=["1", 1],
-            loras=rows,
-            settings=["4", 0],
-            model_low_noise=["2", 0],
-        ),
-    }
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": rows, "settings": ["4", 0]}
+    merged = node("IterISMerge", **inputs, model_low_noise=["2", 0])
+    return {**models(**models_of), "4": node("IterISSettings", **settings), "5": merged}
 
 
 def video(prefix, high, low):
     """Return nodes that draw a video of two latent frames with both models, as users do."""
-    sampler = {
-        "noise_seed": 3,
-        "steps": 4,
-        "cfg": 1.0,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "positive": ["20", 0],
-        "negative": ["20", 0],
-    }
+    sampler = {"noise_seed": 3, "steps": 4, "cfg": 1.0, "sampler_name": "euler"}
+    sampler |= {"scheduler": "simple", "positive": ["20", 0], "negative": ["20", 0]}
+
+    def steps(model, latents, noise, first):
+        of_noise = {"add_noise": noise, "return_with_leftover_noise": noise}
+        both = {"start_at_step": first, "end_at_step": first + 2, **of_noise}
+        return node("KSamplerAdvanced", **sampler, **both, model=model, latent_image=[latents, 0])
+
     return {
         "20": node("CLIPTextEncode", text="a sks dog", clip=["1", 1]),
         "21": node("EmptyHunyuanLatentVideo", width=64, height=64, length=5, batch_size=1),
-        "22": node(
-            "KSamplerAdvanced",
-            **sampler,
-            model=high,
-            latent_image=["21", 0],
-            add_noise="enable",
-            start_at_step=0,
-            end_at_step=2,
-            return_with_leftover_noise="enable",
-        ),
-        "23": node(
-            "KSamplerAdvanced",
-            **sampler,
-            model=low,
-            latent_image=["22", 0],
-            add_noise="disable",
-            start_at_step=2,
-            end_at_step=4,
-            return_with_leftover_noise="disable",
-        ),
+        "22": steps(high, "21", "enable", 0),
+        "23": steps(low, "22", "disable", 2),
         "24": node("SaveLatent", samples=["23", 0], filename_prefix=prefix),
     }
 
@@ -103,13 +75,8 @@ ROWS = "<lora:dog_high_noise> | a sks dog\n<lora:ink:0.5> style | a castle, ink"
 
 def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files):
     host = files
-    outputs = host.run(
-        {
-            **merge(ROWS),
-            "6": node("IterISSave", merged=["5", 3], file_name="pair", overwrite=False),
-            **video("merged", ["5", 0], ["5", 5]),
-        }
-    )["outputs"]
+    nodes = {**merge(ROWS), **host.save("pair"), **video("merged", ["5", 0], ["5", 5])}
+    outputs = host.run(nodes)["outputs"]
     saved = [host.output / "loras" / f"pair_{end}_noise.safetensors" for end in ("high", "low")]
     high, low = map(load_file, saved)
     assert set(high) == set(low) and len(high) == 2 * len(LAYERS)
@@ -119,12 +86,10 @@ def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files)
     assert names == ["dog_high_noise.safetensors", "dog_low_noise.safetensors", "ink.safetensors"]
     assert {entry["task"] for entry in report["layers"][0]["tasks"]} == {"dog", "ink"}
     assert len(report["layers"]) == 2 * len(LAYERS)
-    loaders = {
-        number: node(
-            "LoraLoaderModelOnly", model=[base, 0], lora_name=path.name, strength_model=1.0
-        )
-        for number, base, path in zip(("10", "11"), ("1", "2"), saved, strict=True)
-    }
+    loaders = {}
+    for number, base, path in zip(("10", "11"), ("1", "2"), saved, strict=True):
+        inputs = {"model": [base, 0], "lora_name": path.name, "strength_model": 1.0}
+        loaders[number] = node("LoraLoaderModelOnly", **inputs)
     host.run({**models(), **loaders, **video("loaded", ["10", 0], ["11", 0])})
     host.run({**models(), **video("plain", ["1", 0], ["2", 0])})
     merged, loaded, plain = map(host.latent, ("merged", "loaded", "plain"))
@@ -156,27 +121,18 @@ def test_image_to_video_is_measured_with_the_picture_that_is_connected(files):
     write_lora(host.loras / "walk.safetensors", 5)
     workflow = merge("<lora:walk> | a sks dog", high="wan2.2_i2v_tiny")
     del workflow["5"]["inputs"]["model_low_noise"], workflow["2"]
+    square = {"width": 64, "height": 64, "batch_size": 1}
+    texts = {"positive": ["30", 0], "negative": ["30", 0], "vae": ["31", 0]}
     workflow |= {
-        "7": {**workflow["5"], "inputs": {**workflow["5"]["inputs"], "start": ["33", 0]}},
+        "7": node("IterISMerge", **workflow["5"]["inputs"], start=["33", 0]),
         "30": node("CLIPTextEncode", text="", clip=["1", 1]),
         "31": node("TinyVAE"),
-        "32": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF8000),
-        "33": node(
-            "WanImageToVideo",
-            positive=["30", 0],
-            negative=["30", 0],
-            vae=["31", 0],
-            width=64,
-            height=64,
-            length=5,
-            batch_size=1,
-            start_image=["32", 0],
-        ),
+        "32": node("EmptyImage", **square, color=0xFF8000),
+        "33": node("WanImageToVideo", **texts, **square, length=5, start_image=["32", 0]),
     }
     for merged, name in (("5", "grey"), ("7", "orange")):
-        workflow[f"{merged}0"] = node(
-            "IterISSave", merged=[merged, 3], file_name=name, overwrite=False
-        )
+        inputs = {"merged": [merged, 3], "file_name": name, "overwrite": False}
+        workflow[f"{merged}0"] = node("IterISSave", **inputs)
     host.run(workflow)
     grey, orange = (
         load_file(host.output / "loras" / f"{name}.safetensors") for name in ("grey", "orange")

@@ -57,6 +57,12 @@ class Host:
     def run(self, workflow, on_event=None):
         return self.client.run(workflow, on_event, timeout=HANGS)
 
+    def cached_nodes(self, workflow) -> set[str]:
+        """Run a workflow, and return the nodes that were taken from the cache."""
+        told = []
+        self.run(workflow, lambda event, data: told.append((event, data.get("nodes"))))
+        return {node for event, nodes in told if event == "execution_cached" for node in nodes}
+
     def log(self) -> str:
         return self.server.log.read_text(errors="replace")
 
