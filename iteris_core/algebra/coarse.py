@@ -15,11 +15,13 @@ on the exact matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..svd import random_columns
-from .system import System, cholesky
+from .system import Check, System, cholesky
 
 # Random vectors that L is tested on, and how far L^-1 S L^-T may be from 1 on them.
 _PROBES = 8
@@ -32,6 +34,16 @@ _FARTHEST_KEPT = 0.1
 
 class TooCoarseError(Exception):
     """Float32 does not hold enough digits of a matrix; the layer is solved in float64 then."""
+
+
+def check_of(is_sound: Tensor) -> Check:
+    """Return the check that raises a TooCoarseError where this is false."""
+
+    def judge(numbers: Sequence[Tensor]) -> None:
+        if not numbers[0]:
+            raise TooCoarseError
+
+    return Check([is_sound], judge)
 
 
 def factorise_coarsely(matrix: Tensor) -> tuple[System, Tensor]:

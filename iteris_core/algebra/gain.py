@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ..adapters import sums_of_parts
 from ..devices import read
-from .coarse import TooCoarseError
 from .layer import LayerProblem
+from .system import Check
 
 # Slope of ``||M c - b||^2 / 2`` that counts as 0; gains are about 1.
 _EXACT = 1e-13
@@ -79,13 +79,13 @@ class LinearAnswer:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
         sides: ``L^-1`` of the right sides, with S = L L^T; or their coordinates ``V^T`` of them,
             with ``V^T S V = 1``, for the best answer that V spans.
-        is_sound: Whether they are exact enough, 0-dim, see `coarse`; None: they are. It is read
-            with c, so that a device is waited for once.
+        check: Check of their factor, which is read with c, so that a device is waited for once;
+            None: it was checked.
     """
 
     layer: LayerProblem
     sides: RightSides
-    is_sound: Tensor | None = None
+    check: Check | None = None
 
     def within(self, basis: Tensor) -> LinearAnswer:
         """Return the answer that is cut to orthonormal columns (d_in, r), in their coordinates."""
@@ -95,7 +95,8 @@ class LinearAnswer:
         """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
 
         Raises:
-            TooCoarseError: The sides are not sound.
+            SolveError: The factor is not usable.
+            TooCoarseError: It is not exact enough, see `coarse`.
         """
         layer = self.layer
         tasks = layer.own_tasks
@@ -120,13 +121,13 @@ class LinearAnswer:
         return columns.to(self.sides.whole)
 
     def _read(self, *numbers: Tensor) -> list[Tensor]:
-        """Return tensors on the CPU, and raise where the sides are not sound."""
-        if self.is_sound is None:
+        """Return tensors on the CPU, and raise where the check does."""
+        if self.check is None:
             return read(*numbers)
-        is_sound, *found = read(self.is_sound, *numbers)
-        if not is_sound:
-            raise TooCoarseError
-        return found
+        found = read(*self.check.numbers, *numbers)
+        count = len(self.check.numbers)
+        self.check.judge(found[:count])
+        return found[count:]
 
     def half(self) -> Tensor:
         """Return the answer at its gain, (rows of `thin`, d_out)."""

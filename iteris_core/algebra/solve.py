@@ -29,11 +29,11 @@ from ..adapters import LowRankDelta
 from ..devices import in_float32
 from ..errors import SolveError
 from .answer import Cut, LayerSolution, dense_answer, thin_answer
-from .coarse import TooCoarseError, exact_directions, factorise_coarsely
+from .coarse import TooCoarseError, check_of, exact_directions, factorise_coarsely
 from .gain import LinearAnswer, RightSides
 from .layer import LayerProblem
 from .statistics import add_drifts
-from .system import System, factorise
+from .system import System, factorise_unchecked
 
 
 def solve_layer(layer: LayerProblem) -> LayerSolution:
@@ -56,11 +56,12 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     if is_coarse:
         with suppress(TooCoarseError):
             system, is_sound = factorise_coarsely(matrix)
-            uncut = LinearAnswer(layer, sides.under(system.half), is_sound)
+            uncut = LinearAnswer(layer, sides.under(system.half), check_of(is_sound))
             exactly = partial(exact_directions, matrix, system)
             return _answer(lambdas, sides, system, uncut, exactly)
-    system = factorise(matrix, [sides.whole], layer.inputs_by_name(), config.alpha)
-    uncut = LinearAnswer(layer, sides.under(system.half))
+    inputs = layer.inputs_by_name()
+    system, check = factorise_unchecked(matrix, [sides.whole], inputs, config.alpha)
+    uncut = LinearAnswer(layer, sides.under(system.half), check)
     return replace(_answer(lambdas, sides, system, uncut), was_too_coarse=is_coarse)
 
 
@@ -88,7 +89,8 @@ def _answer(
         if exactly is None:
             return LowRankDelta(uncut.within(basis).half().T, system.other_half(basis).T)
         directions, is_sound = exactly(basis)
-        answer = LinearAnswer(layer, sides.under(lambda side: directions.T @ side), is_sound)
+        inside = sides.under(lambda side: directions.T @ side)
+        answer = LinearAnswer(layer, inside, check_of(is_sound))
         return LowRankDelta(answer.half().T, directions.T)
 
     cut = Cut(system, lambdas, layer.config, layer.rank, refit)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +49,31 @@ class System:
         return self.factor.T @ (right / self.scale[:, None]).to(self.factor.dtype)
 
 
+class Check(NamedTuple):
+    """What says whether a factor is usable; it may be read with other numbers, since each reading
+    waits for the device.
+
+    Args:
+        judge: Takes the numbers on the CPU, and raises where it is not.
+    """
+
+    numbers: Sequence[Tensor]
+    judge: Callable[[Sequence[Tensor]], None]
+
+
 def factorise(
     matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float
 ) -> System:
-    """Return the Cholesky factor of a matrix scaled to a unit diagonal.
+    """Return the Cholesky factor of a matrix, checked, see `factorise_unchecked`."""
+    system, check = factorise_unchecked(matrix, right_sides, inputs, alpha)
+    check.judge(read(*check.numbers))
+    return system
+
+
+def factorise_unchecked(
+    matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float
+) -> tuple[System, Check]:
+    """Return the Cholesky factor of a matrix scaled to a unit diagonal, and its check.
 
     Args:
         matrix: Symmetric, (n, n), float64; overwritten, since a wide one is large.
@@ -59,21 +81,23 @@ def factorise(
         inputs: Task name -> the inputs that the matrix was made of, to explain a failure.
         alpha: Ridge, to explain a failure.
 
-    Raises:
-        SolveError: The matrix has no usable factor; says the cause.
+    The check raises a SolveError where the matrix has no usable factor, which says the cause.
     """
     diagonal = matrix.diagonal().clone()
     scale = diagonal.rsqrt()
     factor, failed_at = cholesky(matrix.mul_(scale).mul_(scale[:, None]))
     # one number that is not finite makes a sum so
-    of_sides = [side.sum() for side in right_sides]
-    failed_at, pivot, *sums = read(failed_at, factor.diagonal().min(), *of_sides)
-    # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
-    # factor holds no digits of the answer; this is false for one that is not finite, too
-    is_regular = pivot**2 >= 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
-    if failed_at or not is_regular or not all(math.isfinite(part) for part in sums):
-        raise SolveError(_why_unsolvable(diagonal, right_sides, inputs, int(failed_at), alpha))
-    return System(scale, factor)
+    sums = [side.sum() for side in right_sides]
+
+    def judge(numbers: Sequence[Tensor]) -> None:
+        failed_at, pivot, *sums = numbers
+        # rounding lets a singular matrix through, with pivots of the size of that rounding: such a
+        # factor holds no digits of the answer; this is false for one that is not finite, too
+        is_regular = pivot**2 >= 1000 * len(matrix) * torch.finfo(matrix.dtype).eps
+        if failed_at or not is_regular or not all(math.isfinite(part) for part in sums):
+            raise SolveError(_why_unsolvable(diagonal, right_sides, inputs, int(failed_at), alpha))
+
+    return System(scale, factor), Check([failed_at, factor.diagonal().min(), *sums], judge)
 
 
 def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
