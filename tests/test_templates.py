@@ -9,6 +9,7 @@ from workflow_notes import TEMPLATES
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 TITLE = 30  # of a node, above its place
+MOST_DRAWN = 910  # by which Compare grows, see test_slider.py
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)
 }
@@ -49,3 +50,24 @@ def test_a_template_opens_with_the_users_first_checkpoint():
             has_fields = any("widget" in item for item in node["inputs"])
             keeps = has_fields and node["type"] != "CheckpointLoaderSimple"
             assert ("widgets_values" in node) == (keeps or node["type"] == "MarkdownNote"), name
+
+
+def test_groups_end_at_one_height_with_room_for_the_pictures_of_a_comparison():
+    for name in FILES:
+        workflow = read(FOLDER / f"{name}.json")
+        boxes = [group["bounding"] for group in workflow["groups"]]
+        (bottom,) = {box[1] + box[3] for box in boxes}
+        for node in workflow["nodes"]:
+            room = bottom - node["pos"][1] - node["size"][1]
+            assert room >= (MOST_DRAWN if node["type"] == "IterISCompare" else 0), name
+
+
+def test_a_cover_comes_from_the_left():
+    for name in FILES:
+        workflow = read(FOLDER / f"{name}.json")
+        nodes = {node["id"]: node for node in workflow["nodes"]}
+        for _, origin, _, target, _, kind in workflow["links"]:
+            first, second = nodes[origin], nodes[target]
+            if (first["type"], second["type"], kind) == ("IterISCompare", "IterISSave", "IMAGE"):
+                assert first["pos"][0] + first["size"][0] < second["pos"][0], name
+                assert first["pos"][1] == second["pos"][1], name

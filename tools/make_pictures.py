@@ -40,8 +40,8 @@ WIDTHS = {
     "IterISMerge": 400,
     "IterISModelLoras": 400,
     "IterISCompare": 440,
-    "IterISSave": 440,
-    "CheckpointSave": 440,
+    "IterISSave": 340,
+    "CheckpointSave": 340,
 }
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 13
@@ -50,7 +50,7 @@ NOTE_CHARACTERS = 40
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 300,
-    "IterISCompare": 90,
+    "IterISCompare": 920,  # of square pictures in three rows, and a line that says they are old
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,
@@ -60,7 +60,6 @@ ROOM_BELOW = {
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
     ("LoraLoader", "LoraLoader"),
-    ("IterISCompare", "IterISSave"),
     ("KSamplerAdvanced", "KSamplerAdvanced"),
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
@@ -160,12 +159,12 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     group_of["note"] = 0
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
+    ends = (places[key][1] + sizes[key][1] + room_below(prompt, key) for key in group_of)
+    bottom = max(ends) + GROUP_ROOM
     for number, (title, colour) in enumerate(GROUPS.items()):
         inside = [key for key, group in group_of.items() if group == number]
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
-        ends = (places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside)
-        bottom = max(ends) + GROUP_ROOM
         boxes.append([f"{number + 1}. {title}", colour, [left, top], [right - left, bottom - top]])
     frontend.page.evaluate(
         """([places, boxes]) => {
@@ -248,20 +247,24 @@ def opening(workflow: dict, template: Template) -> dict:
     """Return a workflow as a template opens: whole in a window of 1280 x 800, with the user's first
     checkpoint chosen.
     """
-    workflow["extra"]["ds"] = view(workflow["groups"])
+    workflow["extra"]["ds"] = view(workflow["groups"], workflow["nodes"])
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":
             del node["widgets_values"]
     return workflow
 
 
-def view(groups: list[dict]) -> dict:
-    """Return scale and offset of the page that show a template's groups in both renderers. Where a
-    workflow has none, ComfyUI 0.3.75 fits it to the page and scatters its nodes in Nodes 2.0.
+def view(groups: list[dict], nodes: list[dict]) -> dict:
+    """Return scale and offset of the page that show a template's nodes in both renderers, and its
+    groups in their width: below is room for pictures. Where a workflow has none, ComfyUI 0.3.75
+    fits it to the page and scatters its nodes in Nodes 2.0.
     """
     boxes = [group["bounding"] for group in groups]
     start = [min(box[axis] for box in boxes) for axis in (0, 1)]
-    ends = [max(box[axis] + box[axis + 2] for box in boxes) for axis in (0, 1)]
+    ends = [
+        max(box[0] + box[2] for box in boxes),
+        max(node["pos"][1] + node["size"][1] for node in nodes) + GROUP_ROOM,
+    ]
     places = (OPENS["left"], OPENS["top"])
     fits = [(WINDOW[k] - places[k] - MARGIN) / (ends[k] - start[k]) for k in (0, 1)]
     scale = round(min(OPENS["scale"], *fits), 2)
