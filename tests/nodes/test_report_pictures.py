@@ -45,8 +45,10 @@ def test_what_is_asked_and_known_is_drawn_in_the_size_that_was_asked_for():
     assert {"unseen", "leaks", "stacking", "lower_rank", "ranks"} <= set(drawn)
 
 
-def test_any_file_name_can_be_drawn(recwarn):
-    names = [f"{name}{i}" for name in ("_mine", "a$x_{$b", "猫の絵", "x" * 90) for i in ("", 1, 2)]
+@pytest.mark.parametrize("names", [("_mine",), ("a$x_{$b", "猫の絵", "x" * 90)])
+def test_any_file_name_can_be_drawn(names, recwarn):
+    """Nor may a legend be empty, as it is where matplotlib leaves out all names with a _ first."""
+    names = [f"{name}{i or ''}" for name in names for i in range(9 // len(names))]
     entries = tuple(TaskAtLayerReport(name, 0.1 * (1 + i), 1.0, 9) for i, name in enumerate(names))
     drawn = pictures(MergeReport(tuple(LayerReport(path, 8, entries) for path in PATHS)))
     assert drawn["layers"].isfinite().all()
