@@ -686,8 +686,7 @@ def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small)
         assert below == pytest.approx(6, abs=2), panel
 
 
-def test_a_panel_is_as_high_after_its_tab_was_left_in_a_run(in_renderer, small):
-    frontend = in_renderer
+def test_a_panel_is_as_high_after_its_tab_was_left_in_a_run(frontend, small):
     frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "left_for")
     frontend.page.evaluate(KEEP)
     small(frontend, seed=48)

@@ -155,7 +155,7 @@ def test_slider_and_all_pictures_are_on_one_screen(in_renderer, output, server):
     assert details.bounding_box()["y"] >= box["y"] + box["height"] - 1
     assert not details.get_by_text("a dog", exact=True).is_visible()
     closed = page.evaluate("app.graph.getNodeById(1).size[1]")
-    assert closed < before + 980
+    assert closed < before + 910  # room in the templates, see test_templates.py
     for isOpen in (True, False):
         details.locator("summary").evaluate("summary => summary.click()")
         frontend.settle()
