@@ -29,19 +29,21 @@ const store = () => app.extensionManager?.workflow;
 export function rememberRuns(refused) {
   const { queuePrompt } = api;
   const tell = (errors) => Object.entries(errors ?? {}).forEach(([id, { errors: own }]) => refused(id, own ?? []));
-  api.queuePrompt = async function (...request) {
+  // not waited for: the frontend's dialog would name this file as the cause of whatever the server refuses
+  api.queuePrompt = function (...request) {
     const workflow = store()?.activeWorkflow;
     asking = queuePrompt.apply(this, request);
-    const answer = await asking.catch((error) => {
-      tell(error?.response?.node_errors);
-      throw error;
-    });
-    if (answer?.prompt_id) {
-      workflows.set(answer.prompt_id, workflow);
-      prompts.set(answer.prompt_id, request[1]?.output);
-    }
-    tell(answer?.node_errors);
-    return answer;
+    asking.then(
+      (answer) => {
+        if (answer?.prompt_id) {
+          workflows.set(answer.prompt_id, workflow);
+          prompts.set(answer.prompt_id, request[1]?.output);
+        }
+        tell(answer?.node_errors);
+      },
+      (error) => tell(error?.response?.node_errors),
+    );
+    return asking;
   };
 }
 

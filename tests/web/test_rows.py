@@ -443,8 +443,11 @@ def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
     assert answer.value.status == 400
     failure = rows.page.locator(".iteris-failure")
     expect(failure).to_contain_text("Rows 2 and 3: no file yet. Choose one, or remove the row")
-    rows.page.keyboard.press("Escape")  # the frontend says it in a dialog, too
-    rows.page.get_by_role("dialog").wait_for(state="hidden")
+    dialog = rows.page.get_by_role("dialog")  # the frontend says it, too
+    expect(dialog).to_contain_text("Rows 2 and 3")
+    assert ".js" not in dialog.inner_text(), "no script is to blame"
+    rows.page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
     rows.set_widgets(MERGE, loras="<lora:first:1>")
     expect(failure).to_have_count(0)
     rows.settle()
