@@ -157,7 +157,10 @@ def check_names(prompt: Mapping[str, Any], merge: str) -> None:
         merged = inputs.get("merged")
         is_ours = isinstance(merged, list) and str(merged[0]) == str(merge)
         if node.get("class_type") == "IterISSave" and is_ours and isinstance(name, str):
-            path_to_save(host.output_folder(), name)
+            try:
+                path_to_save(host.output_folder(), name)
+            except IterisError as error:
+                raise IterisError(f"Save merged LoRA: {error}") from error
 
 
 @dataclass(frozen=True)
