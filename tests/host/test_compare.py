@@ -35,20 +35,12 @@ def picture(host, image) -> np.ndarray:
 def drawn_by_core(model, clip, first: int):
     text, negative, noise, sampler, decode, show = (str(first + i) for i in range(6))
     sampling = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "cfg": 7.0}
+    sampling |= {"model": model, "positive": [text, 0], "negative": [negative, 0]}
     return show, {
         text: node("CLIPTextEncode", text="a (first:1.2) thing", clip=clip),
         negative: node("CLIPTextEncode", text="blurry", clip=clip),
         noise: node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
-        sampler: node(
-            "KSampler",
-            model=model,
-            positive=[text, 0],
-            negative=[negative, 0],
-            latent_image=[noise, 0],
-            seed=7,
-            steps=2,
-            **sampling,
-        ),
+        sampler: node("KSampler", **sampling, latent_image=[noise, 0], seed=7, steps=2),
         decode: node("VAEDecode", samples=[sampler, 0], vae=["1", 2]),
         show: node("PreviewImage", images=[decode, 0]),
     }
@@ -58,46 +50,19 @@ def drawn_by_core(model, clip, first: int):
 def workflow(host):
     """A merge of a file's LoRA and of one that was taken off the model, compared."""
     nodes = {"1": node("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")}
-    nodes["30"] = node(
-        "LoraLoader",
-        model=["1", 0],
-        clip=["1", 1],
-        lora_name="second.safetensors",
-        strength_model=1.0,
-        strength_clip=1.0,
-    )
-    nodes["31"] = node(
-        "IterISModelLoras", model=["30", 0], clip=["30", 1], prompts="second: a second thing"
-    )
+    nodes |= host.load_lora("second.safetensors", "30")
+    inputs = {"model": ["30", 0], "clip": ["30", 1], "prompts": "second: a second thing"}
+    nodes["31"] = node("IterISModelLoras", **inputs)
     small = {"sample_runs": 1, "sampling_steps": 2, "resolution": SIDE, "negative_share": 0.0}
     small |= {"check_runs": 1, "reproduce": "what the LoRA adds"}
     nodes["4"] = node("IterISSettings", **defaults_of(host, "IterISSettings") | small)
-    nodes["5"] = node(
-        "IterISMerge",
-        model=["31", 0],
-        clip=["31", 1],
-        loras="<lora:first:0.8:0.6> | a photo of a first thing",
-        preset="Fast",
-        together=False,
-        size="as is",
-        size_value=0.0,
-        more_loras=["31", 2],
-        settings=["4", 0],
-    )
-    nodes["40"] = node(
-        "IterISCompare",
-        model=["31", 0],
-        clip=["31", 1],
-        vae=["1", 2],
-        merged=["5", 3],
-        prompt="a (first:1.2) thing\na thing",
-        seed=7,
-        steps=2,
-        cfg=0.0,
-        negative_prompt="blurry",
-        width=SIDE,
-        height=SIDE,
-    )
+    base = {"model": ["31", 0], "clip": ["31", 1]}
+    inputs = {"loras": "<lora:first:0.8:0.6> | a photo of a first thing", "preset": "Fast"}
+    inputs |= {"together": False, "size": "as is", "size_value": 0.0}
+    nodes["5"] = node("IterISMerge", **base, **inputs, more_loras=["31", 2], settings=["4", 0])
+    inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "a (first:1.2) thing\na thing"}
+    inputs |= {"seed": 7, "steps": 2, "cfg": 0.0, "negative_prompt": "blurry"}
+    nodes["40"] = node("IterISCompare", **base, **inputs, width=SIDE, height=SIDE)
     nodes["41"] = node("PreviewImage", images=["40", 1])
     return nodes
 
@@ -130,11 +95,8 @@ def test_each_cell_is_what_cores_nodes_draw(host, compared):
     whole = picture(host, image)
     columns = ["base", "first", "second", "stacked", "merged"]
     said = 3  # lines: the verdict on each LoRA, and how it was drawn
-    assert whole.shape == (
-        2 * (2 * STRIP + SIDE + GAP) + said * STRIP,
-        len(columns) * (SIDE + GAP) + GAP,
-        3,
-    )
+    height, width = 2 * (2 * STRIP + SIDE + GAP) + said * STRIP, len(columns) * (SIDE + GAP) + GAP
+    assert whole.shape == (height, width, 3)
     for column, way in enumerate(columns):
         assert abs(cell(whole, 0, column) - by_core[way]).max() <= 2, way
         for other in set(columns) - {way}:  # and they are not alike

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy_host import FEW_LAYERS, MIDDLE_LAYERS, write_few
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 
 from demo.client import WorkflowFailed, WorkflowRejected
 from iteris_core import __version__
@@ -32,20 +32,14 @@ def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
     paths = [layer["path"] for layer in report["layers"]]
     assert len(paths) == len(set(paths)) == 72 + 48
     assert sum(path.startswith("clip_l.") for path in paths) == 72
-    assert (
-        paths.index("clip_l.transformer.text_model.encoder.layers.11.mlp.fc2") < 72
-    )  # the text encoder comes first
+    # the text encoder comes first
+    assert paths.index("clip_l.transformer.text_model.encoder.layers.11.mlp.fc2") < 72
     for layer in report["layers"]:
         assert layer["rank"] == 16
-        assert [task["task"] for task in layer["tasks"]] == [
-            "whole_1",
-            "whole_2",
-            "base model (preserve)",
-        ]
-        assert all(
-            0 <= task["residual"] < 1.5 and task["weight"] > 0 and task["tokens"] > 0
-            for task in layer["tasks"]
-        )
+        tasks = ["whole_1", "whole_2", "base model (preserve)"]
+        assert [task["task"] for task in layer["tasks"]] == tasks
+        for task in layer["tasks"]:
+            assert 0 <= task["residual"] < 1.5 and task["weight"] > 0 and task["tokens"] > 0
     assert report["settings"]["loras"][0]["prompts"] == ["a photo of a first thing"]
 
 
@@ -59,12 +53,8 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
         keys = set(file.keys())
         metadata = file.metadata()
         assert len(keys) == 120 * 3
-        assert all(
-            key.startswith(
-                ("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_", "lora_te_text_model_")
-            )
-            for key in keys
-        )
+        starts = ("lora_unet_down_", "lora_unet_mid_", "lora_unet_up_", "lora_te_text_model_")
+        assert all(key.startswith(starts) for key in keys)
         down = file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
         assert down.dtype == torch.float16 and down.shape == (16, 320, 1, 1)
         assert file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.alpha") == 16
@@ -72,26 +62,15 @@ def test_saved_file_has_kohya_keys_and_metadata(host, merged):
     recipe = json.loads(metadata["iteris.recipe"])
     assert (recipe["iteris_version"], recipe["torch_version"]) == (__version__, torch.__version__)
     checkpoint = (host.base / "models" / "checkpoints" / "sd15.safetensors").read_bytes()
-    assert (
-        recipe["base"]
-        == f"sd15.safetensors ({hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]})"
-    )
+    short = hashlib.sha256(checkpoint[0x100000:0x110000]).hexdigest()[:8]
+    assert recipe["base"] == f"sd15.safetensors ({short})"
     assert recipe["comfyui_version"]
-    assert recipe["loras"][1] == {
-        "name": "whole_2",
-        "file": "whole_2.safetensors",
-        "strength_model": 1.0,
-        "strength_clip": 1.0,
-        "weight": 1.0,
-        "sha256": hashlib.sha256((host.loras / "whole_2.safetensors").read_bytes()).hexdigest(),
-        "prompts": ["a photo of a second thing", "a second thing in a park"],
-        "prompts_from": "",
-        "trigger_words": ["demo2"],
-        "trigger": "",
-        "kind": "subject",
-        "blocks": "",
-        "without": [],
-    }
+    file = host.loras / "whole_2.safetensors"
+    expected = {"name": "whole_2", "file": file.name, "strength_model": 1.0, "strength_clip": 1.0}
+    expected |= {"weight": 1.0, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    expected |= {"prompts": ["a photo of a second thing", "a second thing in a park"]}
+    expected |= {"prompts_from": "", "trigger_words": ["demo2"], "trigger": "", "kind": "subject"}
+    assert recipe["loras"][1] == expected | {"blocks": "", "without": []}
 
 
 def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_nodes(host):
@@ -103,13 +82,8 @@ def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_node
     saved = {"lora": ["5", 2], "prefix": "loras/by_core"}
     workflow["12"] = {"class_type": "SaveLoRA", "inputs": saved}
     before = len(host.log())
-    host.run(
-        {
-            **workflow,
-            **host.sample("outputs", ["5", 0], ["5", 1]),
-            **host.sample("lora_model", ["11", 0], ["5", 1], 30),
-        }
-    )
+    sampled = host.sample("outputs", ["5", 0], ["5", 1])
+    host.run({**workflow, **sampled, **host.sample("lora_model", ["11", 0], ["5", 1], 30)})
     loader = host.load_lora("sampled.safetensors")
     host.run({"1": workflow["1"], **loader, **host.sample("file", ["10", 0], ["10", 1])})
     host.run({"1": workflow["1"], **host.sample("base", ["1", 0], ["1", 1])})
@@ -124,44 +98,31 @@ def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_node
     assert (outputs - base).norm() > 0.01 * base.norm()
 
 
-def cached_nodes(host, workflow):
-    cached = []
-    host.run(
-        workflow,
-        lambda event, data: cached.extend(data["nodes"]) if event == "execution_cached" else None,
-    )
-    return set(cached)
-
-
 def test_second_run_is_cached_until_a_lora_file_changes(host):
     file = host.loras / "changing.safetensors"
     tensors = load_file(host.loras / "middle_2.safetensors")
     save_file(tensors, file)
-    workflow = {
-        **host.merge(*MIDDLES[:1], "changing.safetensors"),
-        **host.save("loras/cached", overwrite=True),
-    }
+    nodes = host.merge(MIDDLES[0], "changing.safetensors")
+    workflow = {**nodes, **host.save("loras/cached", overwrite=True)}
     host.run(workflow)
-    assert cached_nodes(host, workflow) == set(workflow)
+    assert host.cached_nodes(workflow) == set(workflow)
     save_file({key: value * 0.5 for key, value in tensors.items()}, file)
-    assert cached_nodes(host, workflow) == {"1", "2", "4"}
+    assert host.cached_nodes(workflow) == {"1", "2", "4"}
 
 
 def test_every_layer_is_told_to_the_browser_while_it_solves(host):
     told = []
     stages = []
+    solving = ("stage 2 of 4: Text encoder ", "stage 4 of 4: Diffusion model ")
 
     def listen(event, data):
         if event == "iteris.layer":
             told.append(data)
-        elif event == "iteris.stage" and data["line"].startswith(
-            ("stage 2 of 4: Text encoder ", "stage 4 of 4: Diffusion model ")
-        ):
+        elif event == "iteris.stage" and data["line"].startswith(solving):
             stages.append(len(told))
 
-    report = host.run(host.merge(seed=77, latents_per_run=1), listen)["outputs"]["5"][
-        "iteris_report"
-    ][0]
+    outputs = host.run(host.merge(seed=77, latents_per_run=1), listen)["outputs"]
+    report = outputs["5"]["iteris_report"][0]
     assert [event["layer"] for event in told] == report["layers"]
     assert [event["first"] for event in told] == [True] + [False] * (len(told) - 1)
     assert {event["node"] for event in told} == {"5"}
@@ -173,10 +134,8 @@ def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
         stages = set()
 
         def listen(event, data):
-            if found := re.match(
-                r"stage \d of \d: (Sampling|Diffusion model)\b", data.get("line", "")
-            ):
-                stages.add(found[1])
+            told = re.match(r"stage \d of \d: (Sampling|Diffusion model)\b", data.get("line", ""))
+            stages.update(told.groups() if told else ())
 
         host.run({**nodes, **host.save("loras/rank")}, listen)
         assert "Diffusion model" in stages
@@ -295,9 +254,7 @@ def test_another_kind_of_text_encoder_is_refused_at_the_start(host):
     loader = {"clip_name": "clip_l.safetensors", "type": "sd3"}
     nodes["9"] = {"class_type": "CLIPLoader", "inputs": loader}
     nodes["5"]["inputs"]["clip"] = ["9", 0]
-    said = (
-        r"the CLIP is a SD3\w* with the text encoders .*; the MODEL is SD1\.5, whose text encoders"
-    )
+    said = r"the CLIP is a SD3\w* with the text encoders .*; the MODEL is SD1\.5, whose text enc"
     with pytest.raises(WorkflowFailed, match=said) as failure:
         host.run({**nodes, **host.save("loras/bad")})
     assert failure.value.node_type == "IterISMerge"
@@ -306,18 +263,12 @@ def test_another_kind_of_text_encoder_is_refused_at_the_start(host):
 Q_PROJ = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 
-def with_lokr(good, tensors):
-    rest = {key: tensor for key, tensor in load_file(good).items() if not key.startswith(Q_PROJ)}
-    return save(rest | {f"{Q_PROJ}.{name}": tensor for name, tensor in tensors.items()})
-
-
 def test_a_file_that_the_host_cannot_apply_is_refused_before_any_sampling(host):
     """Other bad files are in `tests/fuzz/test_hostile_files.py`."""
-    content = with_lokr(
-        host.loras / "first.safetensors",
-        {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(5, 5)},
-    )
-    (host.loras / "lokr_shape.safetensors").write_bytes(content)
+    kept = load_file(host.loras / "first.safetensors")
+    kept = {key: tensor for key, tensor in kept.items() if not key.startswith(Q_PROJ)}
+    kept |= {f"{Q_PROJ}.lokr_w1": torch.ones(4, 4), f"{Q_PROJ}.lokr_w2": torch.ones(5, 5)}
+    save_file(kept, host.loras / "lokr_shape.safetensors")
     stages = []
 
     def listen(event, data):
