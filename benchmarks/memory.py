@@ -9,10 +9,10 @@ would.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import TaskPlan, make_plans
-from iteris_core.engines.measure import largest_layer
+from iteris_core.engines.measure import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES
 from iteris_core.rows.lockstep import held_bytes
@@ -123,21 +123,22 @@ class Counted:
         model: Bytes of the whole model.
         at_layers: Bytes that one sample holds while it waits, by layer.
         modules: The model's modules.
-        copied: Bytes that one sample may hold on the device -> bytes of it that are copied.
+        copied: Bytes that one sample and its share of a layer may take on the device, and these
+            shares -> bytes of it that are copied.
     """
 
     case: Case
     model: int
     at_layers: Mapping[str, int]
     modules: Mapping[str, nn.Module]
-    copied: Callable[[int], int]
+    copied: Callable[[int, Mapping[str, int]], int]
 
     @property
     def widest(self) -> int:
         return max(self.at_layers.values())
 
-    def largest(self, loras: int, factorisation: str) -> LayerBytes:
-        """Bytes of the layer that takes most."""
+    def layers(self, loras: int, factorisation: str) -> Mapping[str, LayerBytes]:
+        """Bytes that each layer takes."""
         deltas = {}
         for path in self.at_layers:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
@@ -145,7 +146,7 @@ class Counted:
         adapters = [Adapter("lora", deltas)]
         config = MergeConfig(factorisation=factorisation)
         tasks = self.case.tasks(loras)
-        return largest_layer(self.modules, adapters, tasks, config, torch.device("cpu"))
+        return layer_bytes(self.modules, adapters, tasks, config, torch.device("cpu"))
 
     def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
         """Return how the node shares out a card of so many GiB; cards for games factorise in
@@ -156,16 +157,18 @@ class Counted:
             self.case.samples(loras),
             MOST_SAMPLES,
             card * 2**30 - NOT_FREE - self.model,
-            self.largest(loras, factorisation),
+            LayerBytes.most(self.layers(loras, factorisation).values()),
         )
 
-    def waiting(self, room: Room, loras: int) -> Waiting:
+    def waiting(self, room: Room, loras: int, factorisation: str = "float32") -> Waiting:
         """Return what waits, and where."""
         samples = self.case.samples(loras)
-        widest = samples * self.widest
-        fits = widest <= room.waiting_bytes
-        copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples)
-        return Waiting(samples, widest, room.waiting_bytes, copied)
+        layers = self.layers(loras, factorisation)
+        shares = {path: math.ceil(layer.together / samples) for path, layer in layers.items()}
+        largest = max(layer.together for layer in layers.values())
+        fits = samples * self.widest + largest <= room.waiting_bytes
+        copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples, shares)
+        return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)
 
 
 class FlashAttention(TorchFunctionMode):
@@ -199,18 +202,17 @@ def count(case: Case) -> Counted:
     tensors = [value for value in tree_leaves(read) if isinstance(value, Tensor)]
     network = Network(modules, lambda rows: model.module(**read, return_dict=False))
 
-    def swept(budget: int, smallest: int) -> tuple[Mapping[str, int], int]:
+    def swept(budget: int, smallest: int, sums: Mapping[str, int]) -> tuple[Mapping[str, int], int]:
         parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
         with torch.device("meta"), FlashAttention():
             stops = Readers(network).note
-            held = held_bytes(network, tensors, model.paths, parking, stops)
+            held = held_bytes(network, tensors, model.paths, parking, stops, sums)
             return held, parking.copied_bytes
 
-    @cache
-    def copied(budget: int) -> int:
-        return swept(budget, 1 << 16)[1]
+    def copied(budget: int, sums: Mapping[str, int]) -> int:
+        return swept(budget, 1 << 16, sums)[1]
 
-    at_layers, _ = swept(sys.maxsize, 1)
+    at_layers, _ = swept(sys.maxsize, 1, {})
     size = sum(weight.numel() for weight in model.module.parameters()) * case.weight_bytes
     return Counted(case, size, at_layers, modules, copied)
 

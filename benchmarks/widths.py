@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, merge
-from iteris_core.engines.measure import Measurement, largest_layer
+from iteris_core.engines.measure import Measurement, layer_bytes
 from iteris_core.layers import layer_shapes
 
 from .measure import PeakMemory
@@ -244,10 +244,9 @@ class Built:
         tasks = tasks_of(self.case)
         network = Network(dict(self.model.named_modules()), lambda rows: self.forward(rows, dtype))
         config = MergeConfig(samples_per_chunk=SAMPLES, **settings)
-        largest = largest_layer(
-            network.modules, self.adapters, len(tasks), config, torch.device("cpu")
-        )
-        room = largest.sums + largest.solve
+        device = torch.device("cpu")
+        layers = layer_bytes(network.modules, self.adapters, len(tasks), config, device)
+        room = max(layer.together for layer in layers.values())
         start = time.perf_counter()
         with torch.no_grad():
             for task in tasks:

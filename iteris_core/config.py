@@ -281,9 +281,9 @@ class MergeConfig:
         Field(
             ge=0,
             le=_MOST_BYTES,
-            description="Device memory for samples that wait while a layer is solved, in bytes. "
-            "Others wait in host memory, or in a file where the model runs there, which is slower. "
-            "If left out, all wait on the device.",
+            description="Device memory for samples that wait while a layer is solved, and for the "
+            "layer itself, in bytes. Others wait in host memory, or in a file where the model runs "
+            "there, which is slower. If left out, all wait on the device.",
         ),
     ] = None
     tokens_per_row: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -245,12 +245,27 @@ class LayerBytes:
     sums: float = 0.0
     solve: float = 0.0
 
+    @property
+    def together(self) -> float:
+        """All of it."""
+        return self.sums + self.solve
+
+    @classmethod
+    def most(cls, layers: Iterable[LayerBytes]) -> LayerBytes:
+        """Return what no layer exceeds."""
+        each = list(layers)
+        return cls(
+            max((layer.sums for layer in each), default=0.0),
+            max((layer.solve for layer in each), default=0.0),
+        )
+
 
 @dataclass(frozen=True)
 class Room:
     """How a merge shares out a device's memory.
 
     Args:
+        waiting_bytes: Bytes for samples that wait, and for the layer where they wait.
         required: Bytes that the merge takes besides the model.
         missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
@@ -270,15 +285,15 @@ def share_out(
     layer: LayerBytes = LayerBytes(),
 ) -> Room:
     """Share out the memory of a device, or of the host where the model runs there. What is left
-    besides calls and sums is for samples that wait: what they really hold is counted when they do,
-    see `rows.parking`. Where it may not be enough for all, calls are smaller, since that costs less
-    than copies.
+    besides calls is for samples that wait, and for the layer where they do: what samples really
+    hold is counted then, see `rows.parking`. Where it may not be enough for all, calls are smaller,
+    since that costs less than copies.
 
     Args:
         takes: Number of samples -> bytes that they take in a forward call, at most.
         most: Most samples of one forward call.
         free: Bytes that are free besides the whole model.
-        layer: What the layer takes that takes most.
+        layer: What no layer exceeds.
     """
     used = _USED * free
 
@@ -288,15 +303,14 @@ def share_out(
 
     sizes = range(most, 0, -1)
     waiting = _WAITS * takes(samples)
-    size = next((n for n in sizes if working(n) + waiting <= used), 0)
-    busy = working(size)
+    size = running = next((n for n in sizes if working(n) + waiting <= used), 0)
     if not size:
         room = _CALLED * (free - layer.sums)
         size = next((n for n in sizes if takes(n) < room), 1)
-        busy = working(2 * size)  # samples of a call that runs, and of one that is copied
-    left = max(0, int(used - busy))
-    missing = max(0.0, working(1) - free)
-    return Room(size, left, busy + min(left, takes(samples)), missing)
+        running = 2 * size  # samples of a call, and of one that is copied
+    left = max(0, int(used - takes(running)))
+    required = max(working(running), min(used, working(running) + takes(samples)))
+    return Room(size, left, required, max(0.0, working(1) - free))
 
 
 # What torch says where a device has no room: most backends, and the host on Linux and Windows.

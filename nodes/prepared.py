@@ -160,7 +160,7 @@ def prepared(
         *unread_in(base, job.calibration),
     )
     if job.config.measured:
-        room = base.make_room(job.latent_shape, job.cost.samples, job.largest_layer)
+        room = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
         notes = (*notes, *too_small(room))
         job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)

@@ -5,8 +5,9 @@ model, and what they hold while they wait.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -175,7 +176,7 @@ class Waiting:
 
     Args:
         widest: Bytes that all of them hold at the layer where they hold most.
-        room: Bytes that they may hold on the device; the rest waits on the host.
+        room: Bytes that they may hold on the device there; the rest waits on the host.
         copied: Bytes that are copied in the whole sweep, out and back.
         in_file: Whether the device is the host, so that the rest waits in a file.
     """
@@ -218,9 +219,9 @@ def _spoken(seconds: float) -> str:
 def foresee(
     network: Network,
     row: DenoiserRow,
-    paths: Collection[str],
     samples: int,
     room: int,
+    taken: Mapping[str, float],
     parking: Parking | None = None,
     *,
     config: MergeConfig,
@@ -229,23 +230,26 @@ def foresee(
     the log.
 
     Args:
-        room: Bytes that they may hold on the device.
+        room: Bytes that they and a layer may take on the device.
+        taken: Path of each layer that LoRAs change -> bytes that it takes.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
     """
     counting = parking or Parking(network.modules.values(), budget=room // samples)
     stops = Readers(network).note if may_derive(config) else is_any
-    held = held_bytes(network, [row, row], paths, counting, stops)
-    widest = samples * max(held.values(), default=0)
+    shares = {path: math.ceil(size / samples) for path, size in taken.items()}
+    held = held_bytes(network, [row, row], list(taken), counting, stops, shares)
+    widest = max(held, key=held.__getitem__, default="")
+    left = max(0, room - taken.get(widest, 0.0))
     copied = samples * counting.copied_bytes
-    waiting = Waiting(samples, widest, room, copied, counting.is_in_file)
+    waiting = Waiting(samples, samples * held.get(widest, 0), left, copied, counting.is_in_file)
     logger.info(
         "%d rows wait at %d layers and hold up to %.2f GB there, counted on one sample; room for "
         "them: %.2f GB; to be copied: %.0f GB",
         2 * samples,
         len(held),
         waiting.widest / 1e9,
-        room / 1e9,
+        waiting.room / 1e9,
         waiting.copied / 1e9,
     )
     for note in waiting.notes:

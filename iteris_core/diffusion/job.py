@@ -13,7 +13,7 @@ from torch import nn
 from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
 from ..devices import LayerBytes, Room, share_out
-from ..engines.measure import largest_layer
+from ..engines.measure import layer_bytes
 from ..errors import ConfigError
 from ..merging import check_ranks, notes_about_vectors
 from ..processes import Processes
@@ -215,9 +215,11 @@ class Job:
         """Whether a model runs: to measure the LoRAs, or to check the result."""
         return self.config.measured or bool(self.check_plans)
 
-    def largest_layer(self, modules: Mapping[str, nn.Module], device: torch.device) -> LayerBytes:
-        """Return about what the layer of the diffusion model takes that takes most."""
-        return largest_layer(modules, self.adapters, len(self.plans), self.config, device)
+    def layer_bytes(
+        self, modules: Mapping[str, nn.Module], device: torch.device
+    ) -> Mapping[str, LayerBytes]:
+        """Return about what each layer of the diffusion model takes."""
+        return layer_bytes(modules, self.adapters, len(self.plans), self.config, device)
 
     def within(self, room: Room) -> Job:
         """Return the job with calls and waiting rows of this size."""
@@ -244,14 +246,14 @@ class Job:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         with self.model.denoiser() as network:
-            layer = self.largest_layer(network.modules, device)
+            layers = self.layer_bytes(network.modules, device)
         return self.within(
             share_out(
                 lambda count: 2 * count * of_row,
                 self.cost.samples,
                 self.config.samples_per_chunk,
                 min(Processes.current().gather([free])),
-                layer,
+                LayerBytes.most(layers.values()),
             )
         )
 

@@ -308,7 +308,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
     with job.model.denoiser() as network:
         sampler = Sampler.of(job.model, network, job.calibration)
         runs = runs_of(job.plans, contexts)
-        notes = _foreseen(sampler, runs, adapters, job)
+        notes = _foreseen(sampler, runs, job)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
                 adapters, runs, size, in_stage(solver.progress, SAMPLING_STAGE)
@@ -409,7 +409,6 @@ def _remembered(latents: Latents) -> tuple[Note, ...]:
 def _foreseen(
     sampler: Sampler,
     runs: Mapping[Run, Sequence[Part]],
-    adapters: Sequence[Adapter],
     job: Job,
 ) -> tuple[Note, ...]:
     """Return notes about rows that will wait on the host, if some of them may."""
@@ -421,6 +420,6 @@ def _foreseen(
     sigma = sampler.sigmas[0]
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
-    paths = target_layers(adapters)
-    samples = job.cost.samples
-    return foresee(sampler.network, row, paths, samples, room, config=job.config).notes
+    layers = job.layer_bytes(sampler.network.modules, latents.device)
+    taken = {path: layer.together for path, layer in layers.items()}
+    return foresee(sampler.network, row, job.cost.samples, room, taken, config=job.config).notes

@@ -58,35 +58,40 @@ from .shared_inputs import (
 )
 
 
-def largest_layer(
+def layer_bytes(
     modules: Mapping[str, nn.Module],
     adapters: Sequence[Adapter],
     tasks: int,
     config: MergeConfig,
     device: torch.device,
-) -> LayerBytes:
-    """Return about what the layer takes that takes most.
+) -> dict[str, LayerBytes]:
+    """Return about what each layer that adapters change takes.
 
     Args:
         modules: Modules of the network; layers that are not among them do not count.
         device: Device of the sums.
     """
     shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
-    layers = (
-        _bytes_at(modules[path], shape, tasks, config, device)
-        for path, shape in shapes.items()
-        if path in modules
-    )
-    return max(layers, key=lambda layer: layer.sums + layer.solve, default=LayerBytes())
+    return {
+        path: bytes_at(module, shapes[path], tasks, config, device)
+        for path, module in modules.items()
+        if path in shapes
+    }
 
 
-def _bytes_at(
+def bytes_at(
     module: nn.Module,
     shape: tuple[int, int],
     tasks: int,
     config: MergeConfig,
     device: torch.device,
 ) -> LayerBytes:
+    """Return about what one layer takes.
+
+    Args:
+        shape: (d_out, d_in).
+        device: Device of the sums.
+    """
     d_out, d_in = shape
     gram = 8 * d_in * d_in
     right_side = 8 * d_in * d_out if config.target == "full_output" else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import LowRankDelta
-from ..devices import memory_in_use, with_smaller_calls
+from ..devices import memory_in_use, statistics_device, with_smaller_calls
 from ..errors import CalibrationError
+from ..layers import weight_shape
 from ..rows.chunks import Block, Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
@@ -35,7 +37,7 @@ from .common import (
     run_chunk,
     seen_by_hook,
 )
-from .measure import Measurement
+from .measure import Measurement, bytes_at
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, Readers, SharedInputs
 
@@ -216,12 +218,16 @@ class _Sweep:
 
     def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer that the first chunk has reached."""
-        measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
+        problem = self.problem
+        if self.parking is not None:
+            self.parking.rows_run_on(x.device)
+            tasks, device = len(problem.tasks), statistics_device(x.device)
+            takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
+            self.parking.reserve(math.ceil(takes.together))
+        measurement = Measurement.open(problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)
         self._stops[path] = stop
-        if self.parking is not None:
-            self.parking.rows_run_on(x.device)
         self._keep(*worn.teachers)
         return stop
 

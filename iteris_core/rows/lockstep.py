@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ def held_bytes(
     paths: Collection[str],
     parking: Parking | None = None,
     waits_at: Callable[[str, nn.Module, Tensor], bool] = is_any,
+    reserved: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return the bytes that a forward call holds on its device while it waits at each layer.
 
@@ -125,6 +127,7 @@ def held_bytes(
         inputs: What each row reads, which does not count, as in a sweep.
         parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
         waits_at: (path, module, input) -> whether the call waits at a layer.
+        reserved: Path -> bytes of the parking's budget that the layer takes.
 
     Raises:
         CalibrationError: See `pause` and `wearing.layer_hooks`.
@@ -136,6 +139,7 @@ def held_bytes(
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         counting.rows_run_on(x.device)
         if waits_at(path, module, x):
+            counting.reserve(reserved.get(path, 0))
             pause_at_layer(path, module, x, y, None if waits_at is is_any else counting)
         return y
 

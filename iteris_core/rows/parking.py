@@ -182,8 +182,8 @@ class Parking:
 
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
-        budget: Bytes that paused chunks may hold on the device together. What is beyond it waits
-            elsewhere.
+        budget: Bytes that paused chunks may hold on the device together, with what `reserve` takes
+            of them. What is beyond it waits elsewhere.
         store: Where; None: in the host's memory, or in a file if the rows run there.
         smallest: Bytes of the smallest storage that is worth a copy.
 
@@ -206,6 +206,8 @@ class Parking:
         self.smallest = smallest
         self.held_bytes = 0
         self.copied_bytes = 0
+        self._reserved = 0
+        self._paused: dict[int, tuple[FrameType | None, Parked]] = {}
         self._device: str | None = None  # None: any
         self._staying_bytes = 0
         self._chunks = 1  # of this round
@@ -271,6 +273,21 @@ class Parking:
         self._kept += [weakref.ref(tensor) for tensor in found]
         self._lasting = None
 
+    def reserve(self, size: int) -> None:
+        """Take bytes of the budget for the layer that chunks come to, in place of the one before;
+        those that still wait there make room.
+        """
+        self._reserved = size
+        left = self.budget - size
+        if self._staying_bytes <= left:
+            return
+        self._each = None
+        for waiting, (frame, parked) in enumerate(self._paused.values()):
+            self._leave(parked, -parked.staying)
+            share = left // (len(self._paused) - waiting)
+            self._fit(self._storages_in(frame, parked), parked, share)
+            left -= parked.staying
+
     def park(self, frame: FrameType | None, parked: Parked) -> None:
         """Empty the storages of device tensors in a paused frame and the frames that called it,
         as far as the budget has no room for them; the outermost first.
@@ -279,29 +296,23 @@ class Parking:
             CalibrationError: A tensor that waits already: another chunk holds it, too; or the file
                 cannot be written.
         """
+        self._paused[id(parked)] = frame, parked
         if self._each is not None:
             self._leave(parked, self._each)
             return
         found = self._storages_in(frame, parked)
         total = sum(storage.nbytes() for storage, _ in found)
         is_all_here = self._looked_at == 0 and self.held_bytes == self._staying_bytes
-        if is_all_here and _LARGER * total * self._chunks <= self.budget:
+        budget = self.budget - self._reserved
+        if is_all_here and _LARGER * total * self._chunks <= budget:
             self._each = total
             self._leave(parked, total)
             return
         # its share of what the chunks before it have left, and never more than there is
-        share = (self.budget - self._left_bytes) // max(1, self._chunks - self._looked_at)
-        room = min(share, self.budget - self._staying_bytes)
+        share = (budget - self._left_bytes) // max(1, self._chunks - self._looked_at)
+        room = min(share, budget - self._staying_bytes)
         self._looked_at += 1
-        before = self.copied_bytes
-        for storage, module in found:
-            size = storage.nbytes()
-            if parked.staying + size <= room:
-                self._leave(parked, size)
-            else:
-                self._write(storage, parked.waiting.setdefault(module, []))
-        if self.copied_bytes > before:
-            logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
+        self._fit(found, parked, room)
         self._left_bytes += parked.staying
 
     def bring_back(
@@ -317,9 +328,8 @@ class Parking:
             CalibrationError: The file cannot be read.
         """
         if module is None:
-            self._staying_bytes -= parked.staying
-            self.held_bytes -= parked.staying
-            parked.staying = 0
+            self._paused.pop(id(parked), None)
+            self._leave(parked, -parked.staying)
         contents = parked.waiting.pop(module, [])
         again = [waits for waits in contents if isinstance(waits[1], _MadeAgain)]
         contents = [waits for waits in contents if not isinstance(waits[1], _MadeAgain)]
@@ -334,6 +344,23 @@ class Parking:
             if not is_over:
                 content.make()
             self.held_bytes -= content.size
+
+    def _fit(
+        self,
+        found: Iterable[tuple[torch.UntypedStorage, nn.Module | None]],
+        parked: Parked,
+        room: int,
+    ) -> None:
+        """Let storages of a chunk stay, as long as there is room for them, and write the others."""
+        before = self.copied_bytes
+        for storage, module in found:
+            size = storage.nbytes()
+            if parked.staying + size <= room:
+                self._leave(parked, size)
+            else:
+                self._write(storage, parked.waiting.setdefault(module, []))
+        if self.copied_bytes > before:
+            logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
 
     def _leave(self, parked: Parked, size: int) -> None:
         parked.staying += size

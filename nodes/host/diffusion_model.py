@@ -63,7 +63,7 @@ _OF_LANGUAGE_MODEL = re.compile(
     r"layers[._]\d+[._](?:self_attn|mlp)"
 )
 Modules = Mapping[str, torch.nn.Module]
-LargestLayer = Callable[[Modules, torch.device], LayerBytes]
+TakenByLayers = Callable[[Modules, torch.device], Mapping[str, LayerBytes]]
 
 
 class ComfyModel:
@@ -251,13 +251,13 @@ class ComfyModel:
         sides = (height // self.row.downscale, width // self.row.downscale)
         return format.latent_channels, *time, *sides
 
-    def make_room(self, shape: Sequence[int], samples: int, largest: LargestLayer) -> Room:
+    def make_room(self, shape: Sequence[int], samples: int, takes: TakenByLayers) -> Room:
         """Share out the device's memory for a merge, and remember what to keep free.
 
         Args:
             shape: (channels, ..., height, width) of the latents.
             samples: Samples of the merge.
-            largest: Modules of the diffusion model, device -> what the layer takes that takes most.
+            takes: Modules of the diffusion model, device -> what each layer takes.
         """
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
@@ -266,7 +266,7 @@ class ComfyModel:
             samples,
             _ON_CPU if device.type == "cpu" else _MOST_SAMPLES_PER_CALL,
             comfy.model_management.get_free_memory(device) - to_load,
-            largest(dict(self.model.model.named_modules()), device),
+            LayerBytes.most(takes(dict(self.model.model.named_modules()), device).values()),
         )
         self.memory_required = room.required
         return room

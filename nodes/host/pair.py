@@ -19,7 +19,7 @@ from ...iteris_core.files.families import Family
 from ...iteris_core.network import Expert
 from ..experts import LOW_INPUT, expert_of, split_by_expert
 from ..keys import UNET_PREFIX
-from .diffusion_model import ComfyModel, LargestLayer
+from .diffusion_model import ComfyModel, TakenByLayers
 from .folders import lora_names
 
 _LOW = f"{UNET_PREFIX}low_noise."
@@ -115,8 +115,8 @@ class ComfyPair(ComfyModel):
         self._levels = self.low._levels = super().sigmas(steps)
         return self._levels
 
-    def make_room(self, shape: Sequence[int], samples: int, largest: LargestLayer) -> Room:
-        room = super().make_room(shape, samples, largest)
+    def make_room(self, shape: Sequence[int], samples: int, takes: TakenByLayers) -> Room:
+        room = super().make_room(shape, samples, takes)
         self.low.memory_required = room.required
         return room
 

@@ -263,11 +263,11 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
 def foreseen(host, monkeypatch):
     """Return a function that merges with room for so many waiting bytes, and tells what was foreseen."""
 
-    def counted(network, row, paths, samples, room, config):
+    def counted(network, row, samples, room, taken, config):
         before.append(len(host.unet_batches))
         modules = network.modules.values()
         parking = Parking(modules, budget=room // samples, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, row, paths, samples, room, parking, config=config))
+        waiting.append(foresee(network, row, samples, room, taken, parking, config=config))
         return waiting[-1]
 
     def merge(room):

@@ -9,6 +9,7 @@ import torch
 import toy
 
 from iteris_core import CalibrationError, Sample, Task
+from iteris_core.devices import LayerBytes
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.sweep import sweep
 from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
@@ -58,7 +59,8 @@ def test_parking_changes_nothing(parked, name, inference):
     assert all(torch.equal(value, weights[key]) for key, value in net.model.state_dict().items())
 
 
-def test_only_what_the_budget_has_no_room_for_is_copied(parked):
+def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
+    monkeypatch.setattr("iteris_core.engines.sweep.bytes_at", lambda *_: LayerBytes())
     net, adapters, tasks = toy.pair("attention")
     modules = net.network().modules.values()
     expected = swept(net, adapters, tasks, samples_per_chunk=1)
@@ -159,6 +161,32 @@ def test_memory_of_the_host_is_given_back_while_chunks_wait():
 
     assert run_in_lockstep([work] * 6, arrived, parking) == [float(1 << 20)] * 6
     assert alive == [8 << 20]
+
+
+def test_chunks_make_room_for_the_sums_of_the_layer_that_they_come_to():
+    """Six chunks of 4 MB each, of which two have room besides the sums of the second layer."""
+    parking = Parking([], budget=25 << 20)
+    parking.rows_run_on(torch.device("cpu"))
+    made = []
+    alive = []
+
+    def look():
+        alive.append(sum(x().untyped_storage().nbytes() for x in made) >> 20)
+
+    def work():
+        x = torch.ones(1 << 20)
+        made.append(weakref.ref(x))
+        pause("narrow")
+        if len(alive) == 1:
+            parking.reserve(16 << 20)
+            look()  # where the sums are made: the chunk that runs, and two that wait
+        pause("wide")
+        return x.sum().item()
+
+    found = run_in_lockstep([work] * 6, lambda place: look(), parking)
+    assert found == [float(1 << 20)] * 6
+    assert alive == [24, 12, 8]
+    assert parking.held_bytes == 0
 
 
 @pytest.mark.parametrize(
