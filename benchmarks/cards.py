@@ -60,8 +60,14 @@ class Card:
 
     @property
     def is_for_games(self) -> bool:
-        """Whether systems are factorised in float32, and factors in float32 are not split."""
+        """Whether systems are factorised in float32, large sums are kept in it, and factors in it
+        are not split.
+        """
         return self.double < self.single / 2
+
+    @property
+    def sum_bytes(self) -> int:
+        return 4 if self.is_for_games else DOUBLE
 
 
 # NVIDIA's white papers of Ada and GA10x, and its data sheet of the H100, dense.
@@ -159,7 +165,7 @@ def _layers(problem: Problem, seen: Sequence[tuple[str, nn.Module, Tensor]]) -> 
 
 @dataclass
 class Work:
-    """Operations of a kind, or bytes of float64 that are read and written."""
+    """Operations of a kind, or bytes that are read and written."""
 
     half: float = 0.0
     single: float = 0.0
@@ -204,7 +210,7 @@ def sums_of(layer: Layer, card: Card) -> Work:
         with_float32(layer.d_out, 2)  # the drift
         with_float32(layer.d_out, 2)  # its sum
         sums += d_in * layer.d_out
-    work.bytes += sums * math.ceil(tokens / TOKENS_PER_PRODUCT) * (2 * DOUBLE + 4)
+    work.bytes += sums * math.ceil(tokens / TOKENS_PER_PRODUCT) * (2 * card.sum_bytes + 4)
     return work
 
 
@@ -230,7 +236,8 @@ def solve_of(layer: Layer, card: Card, tasks: int) -> Work:
     large += 2 * tasks * rank * d_in * d_out  # figures
     if layer.derives:
         large += 4 * d_in * d_in * d_out
-    work = Work(factors=d_in**3 / 3, bytes=(2 * tasks + 4) * DOUBLE * d_in * (d_in + d_out))
+    read = 2 * tasks * card.sum_bytes + 4 * DOUBLE
+    work = Work(factors=d_in**3 / 3, bytes=read * d_in * (d_in + d_out))
     if card.is_for_games:
         work.single = large
         work.double = 2 * d_in * d_in * (rank + PROBES) + 2 * rank * d_in * columns
@@ -250,10 +257,11 @@ def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
     """
     cost = merge.cost
     layers = merge.layers
-    room = merge.memory.room(card.gib, LORAS, "float32" if card.is_for_games else "float64")
+    factorisation = "float32" if card.is_for_games else "float64"
+    room = merge.memory.room(card.gib, LORAS, factorisation)
     calls = math.ceil(cost.samples / room.samples_per_chunk / devices)
     row = merge.row / (card.half * IN_FORWARD)
-    copied = 0 if devices > 1 else merge.memory.waiting(room, LORAS).copied
+    copied = 0 if devices > 1 else merge.memory.waiting(room, LORAS, factorisation).copied
     rows = [
         row * (cost.sampling + cost.check),
         row * cost.sweep,

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as functional
@@ -138,7 +139,7 @@ class Counted:
         return max(self.at_layers.values())
 
     def layers(self, loras: int, factorisation: str) -> Mapping[str, LayerBytes]:
-        """Bytes that each layer takes."""
+        """Bytes that each layer takes; large sums are as exact as what is factorised."""
         deltas = {}
         for path in self.at_layers:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
@@ -146,7 +147,9 @@ class Counted:
         adapters = [Adapter("lora", deltas)]
         config = MergeConfig(factorisation=factorisation)
         tasks = self.case.tasks(loras)
-        return layer_bytes(self.modules, adapters, tasks, config, torch.device("cpu"))
+        is_slow = factorisation == "float32"
+        with mock.patch("iteris_core.devices.has_slow_float64", lambda device: is_slow):
+            return layer_bytes(self.modules, adapters, tasks, config, torch.device("cpu"))
 
     def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
         """Return how the node shares out a card of so many GiB; cards for games factorise in

@@ -202,6 +202,13 @@ def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
     return width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
 
 
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Return the precision of sums as large as a layer: float32 where float64 is slow, since the
+    products that are added up there are no more exact.
+    """
+    return torch.float32 if has_slow_float64(device) else torch.float64
+
+
 def statistics_device(device: torch.device) -> torch.device:
     """Return the device of float64 sums of a device's activations: the same, or the CPU if it has
     no float64.

@@ -1,4 +1,4 @@
-"""Products of many rows, added up in float64 from short products in the rows' own precision.
+"""Products of many rows, added up from short products in the rows' own precision.
 
 Products of numbers in half precision are exact in float32. So rows that a model in half precision
 has made stay as they are where a device multiplies them with float32 sums, see
@@ -32,7 +32,7 @@ _TINY = 1e-30
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, *, half: torch.dtype = torch.float32) -> None:
-    """Add ``a^T b`` to a float64 total, from short products in the precision of a and b.
+    """Add ``a^T b`` to a total, from short products in the precision of a and b.
 
     Args:
         half: See `product`.
@@ -51,8 +51,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, *, half: torch.dtype = torc
 
 
 def add_square(total: Tensor, rows: Tensor, *, half: torch.dtype = torch.float32) -> None:
-    """Add ``rows^T rows`` to the blocks on and above the diagonal of a float64 total; `mirror`
-    fills in the rest.
+    """Add ``rows^T rows`` to the blocks on and above the diagonal of a total; `mirror` fills in
+    the rest.
 
     With many blocks that is half the work of the whole product.
 

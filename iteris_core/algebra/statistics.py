@@ -1,4 +1,5 @@
-"""What one layer's solve needs to know about its inputs: second moments, summed up row by row.
+"""What one layer's solve needs to know about its inputs: second moments, summed up row by row, in
+float64; sums as large as a layer have the precision that `devices.sums_dtype` says.
 
 Of one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
 (tokens, R); and, for the full-output target, the drift Y - Y~ of the base layer's outputs, (tokens,
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..devices import moved
+from ..devices import moved, sums_dtype
 from ..processes import Processes
 from .products import TOKENS_PER_PRODUCT, add_product, add_square, mirror, product_of_rows
 
@@ -77,8 +78,14 @@ def _energy(rows: Tensor, device: torch.device) -> Tensor:
     return torch.dot(norms, norms)
 
 
+def _norm(matrix: Tensor) -> Tensor:
+    """Return a matrix's Frobenius norm, float64, 0-dim."""
+    norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
+    return norm
+
+
 class InputMoments(ABC):
-    """Second moments of one task's inputs, float64; layers that read the same tensor share them.
+    """Second moments of one task's inputs; layers that read the same tensor share them.
 
     Args:
         d_in: Width of the inputs.
@@ -97,6 +104,9 @@ class InputMoments(ABC):
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
+    def large_zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=sums_dtype(self.device), device=self.device)
+
     def add(self, teacher: Tensor, student: Tensor) -> None:
         """Add rows of X and X~, (tokens, d_in), each times the root of its token's weight."""
         self.tokens += student.shape[0]
@@ -109,7 +119,7 @@ class InputMoments(ABC):
     @property
     @abstractmethod
     def gram(self) -> Tensor:
-        """X~^T X~, (d_in, d_in); not to be modified."""
+        """X~^T X~, (d_in, d_in), in the precision of large sums; not to be modified."""
 
     @abstractmethod
     def size(self) -> Tensor:
@@ -195,11 +205,11 @@ class Sums(InputMoments):
         self, d_in: int, device: torch.device, *, cross_gram: bool = False, changes: bool = False
     ) -> None:
         super().__init__(d_in, device)
-        self._gram = self.zeros(d_in, d_in)
+        self._gram = self.large_zeros(d_in, d_in)
         self._is_whole = True  # or only filled in on and above its diagonal
         self._size: Tensor | None = None
-        self._cross_gram = self.zeros(d_in, d_in) if cross_gram else None
-        self._changes = Changes(d_in, self.zeros) if changes else None
+        self._cross_gram = self.large_zeros(d_in, d_in) if cross_gram else None
+        self._changes = Changes(d_in, self.large_zeros) if changes else None
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
@@ -252,12 +262,12 @@ class Sums(InputMoments):
     def size(self) -> Tensor:
         gram = self.gram  # which forgets the size where rows still waited
         if self._size is None:
-            self._size = gram.norm()
+            self._size = _norm(gram)
         return self._size
 
     def cross_size(self) -> Tensor:
         self._rows.finish(self._use)
-        return self.size() if self._cross_gram is None else self._cross_gram.norm()
+        return self.size() if self._cross_gram is None else _norm(self._cross_gram)
 
     def form(self, down: Tensor) -> Tensor:
         return down @ self.gram.to(down.dtype) @ down.T
@@ -267,7 +277,7 @@ class Sums(InputMoments):
 
     def bytes(self) -> int:
         sums = 1 + (self._cross_gram is not None) + 2 * (self._changes is not None)
-        return 8 * sums * self._gram.numel() + min(sums, 2) * _waiting_bytes(self.d_in)
+        return sums * self._gram.nbytes + min(sums, 2) * _waiting_bytes(self.d_in)
 
 
 class KeptRows(InputMoments):
@@ -301,15 +311,14 @@ class KeptRows(InputMoments):
     @property
     def gram(self) -> Tensor:
         if self._gram is None:
-            total = self.zeros(self.d_in, self.d_in)
+            total = self.large_zeros(self.d_in, self.d_in)
             add_square(total, self.rows())
             self._gram = mirror(total)
         return self._gram
 
     def size(self) -> Tensor:
         gram = product_of_rows(self.rows()) if self._gram is None else self._gram
-        size: Tensor = gram.norm()
-        return size
+        return _norm(gram)
 
     def form(self, down: Tensor) -> Tensor:
         if self._gram is not None:
@@ -322,12 +331,12 @@ class KeptRows(InputMoments):
         add_product(total, *(moved(part, self.device, torch.float64) for part in (student, codes)))
 
     def bytes(self) -> int:
-        made = 0 if self._gram is None else self._gram.numel()
-        return 8 * (made + self.capacity * self.d_in)
+        made = 0 if self._gram is None else self._gram.nbytes
+        return made + 8 * self.capacity * self.d_in
 
 
 class TaskStatistics(ABC):
-    """Sums of one task at one layer, float64.
+    """Sums of one task at one layer.
 
     Attributes:
         inputs: Those of its inputs.
@@ -384,7 +393,9 @@ class TaskSums(TaskStatistics):
         self.inputs = inputs
         self._codes = inputs.zeros(rank, rank)
         self._cross = inputs.zeros(inputs.d_in, rank)
-        self._drift = None if drift_width is None else inputs.zeros(inputs.d_in, drift_width)
+        self._drift = None
+        if drift_width is not None:
+            self._drift = inputs.large_zeros(inputs.d_in, drift_width)
         self._target_energy = None if drift_width is None else inputs.zeros()
         self._output_energy = inputs.zeros() if output_energy else None
         self._rows = Gathered()
@@ -448,10 +459,9 @@ class TaskSums(TaskStatistics):
         return self._output_energy
 
     def bytes(self) -> int:
-        drift = 0 if self._drift is None else self._drift.numel()
+        drift = 0 if self._drift is None else self._drift.nbytes
         waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
-        sums = self._codes.numel() + self._cross.numel() + drift
-        return 8 * sums + _waiting_bytes(waiting)
+        return self._codes.nbytes + self._cross.nbytes + drift + _waiting_bytes(waiting)
 
 
 class BaseWeight:
@@ -513,18 +523,18 @@ class DerivedSums(TaskStatistics):
         if self.worn is None:
             return self.inputs.zeros(self.inputs.d_in, 0)
         down = self.worn.down.T
-        return torch.addmm(self.inputs.gram @ down, self.changes.cross, down)
+        return torch.addmm(self.inputs.gram.double() @ down, self.changes.cross.double(), down)
 
     @cached_property
     def _codes_with_changes(self) -> Tensor:
         """H^T (X - X~), (R, d_in)."""
         assert self.worn is not None
         down = self.worn.down
-        return torch.addmm(down @ self.changes.cross, down, self.changes.gram)
+        return torch.addmm(down @ self.changes.cross.double(), down, self.changes.gram.double())
 
     @cached_property
     def target_energy(self) -> Tensor:
-        energy = (self.base.gram * self.changes.gram).sum()
+        energy = (self.base.gram * self.changes.gram).sum(dtype=torch.float64)
         if self.worn is None:
             return energy
         up = self.worn.up

@@ -105,11 +105,13 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     0-dim; 0 where it did not.
 
     Args:
-        matrix: Symmetric, (n, n); on the CPU, a large one is overwritten.
+        matrix: Symmetric, (n, n), row by row; overwritten.
     """
     n = len(matrix)
     if matrix.device.type != "cpu" or n <= 2 * _COLUMNS:
-        factor, failed_at = torch.linalg.cholesky_ex(matrix)
+        factor, failed_at = matrix.T, torch.zeros((), dtype=torch.int32, device=matrix.device)
+        # in place, since LAPACK reads a matrix column by column
+        torch.linalg.cholesky_ex(factor, out=(factor, failed_at))
         return factor, failed_at
     for start in range(0, n, _COLUMNS):
         stop = min(start + _COLUMNS, n)

@@ -32,7 +32,16 @@ from ..algebra.statistics import (
     difference,
 )
 from ..config import MergeConfig
-from ..devices import LayerBytes, Workplace, exact_products, in_float32, moved, product_dtype, read
+from ..devices import (
+    LayerBytes,
+    Workplace,
+    exact_products,
+    in_float32,
+    moved,
+    product_dtype,
+    read,
+    sums_dtype,
+)
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -95,18 +104,19 @@ def bytes_at(
     d_out, d_in = shape
     gram = 8 * d_in * d_in
     right_side = 8 * d_in * d_out if config.target == "full_output" else 0
+    kept = sums_dtype(device).itemsize / 8
     keeps_rows = is_patchwise(module) and config.patches < d_in
-    moments = 8 * config.patches * d_in if keeps_rows else tasks * gram
+    moments = 8 * config.patches * d_in if keeps_rows else tasks * kept * gram
     if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
-        moments += 2 * tasks * gram
+        moments += 2 * tasks * kept * gram
     # rows that are gathered for the products: for the Gram matrix, and for the others
     gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
-    # the system and its factor; then a factor, with the right sides on the way through it
+    # the factor, and beside one in float32 the system; the right sides on the way through it
     if in_float32(config.factorisation, device, d_in):
-        solve = max(2 * gram + right_side, 1.5 * gram + 4 * right_side)
+        solve = 1.5 * gram + 3.7 * right_side
     else:
-        solve = max(3 * gram + right_side, 2 * gram + 5.5 * right_side)
-    return LayerBytes(moments + gathered + tasks * right_side, solve)
+        solve = gram + 4.6 * right_side
+    return LayerBytes(moments + gathered + tasks * kept * right_side, solve)
 
 
 @dataclass(frozen=True)

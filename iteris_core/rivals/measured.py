@@ -54,7 +54,7 @@ def regmean(layer: Layer, *, off_diagonal: float = 0.9) -> LowRankDelta:
     tasks = layer.counted
     grams = []
     for task in tasks:
-        gram = task.statistics.inputs.gram * (task.weight / task.statistics.inputs.tokens)
+        gram = task.statistics.inputs.gram.double() * (task.weight / task.statistics.inputs.tokens)
         grams.append(off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal()))
     advice = "set off_diagonal below 1, or use more samples"
     down = solve_symmetric(summed(grams), layer.taught(tasks, grams), advice).T
@@ -109,7 +109,7 @@ def mix_of_show(
         solver: The limit, or descent as published.
     """
     tasks = layer.counted
-    grams = [task.weight * task.statistics.inputs.gram for task in tasks]
+    grams = [task.weight * task.statistics.inputs.gram.double() for task in tasks]
     right = layer.taught(tasks, grams)
     gram = summed(grams)
     up = layer.together.up
@@ -197,8 +197,8 @@ def custom_diffusion(layer: Layer) -> LowRankDelta:
             "no task whose teacher wears something here has tokens that count; give one of them "
             "token weights above 0"
         )
-    grams = [task.statistics.inputs.gram for task in concepts]
-    ordinary = [task.statistics.inputs.gram for task in layer.counted if not task.mix]
+    grams = [task.statistics.inputs.gram.double() for task in concepts]
+    ordinary = [task.statistics.inputs.gram.double() for task in layer.counted if not task.mix]
     down = _constrained(
         summed(grams),
         layer.taught(concepts, grams),

@@ -119,6 +119,19 @@ def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, 
     assert ((halves - exact).norm() / exact.norm()).item() < 1e-5
 
 
+@pytest.mark.parametrize("derives", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"method": "regmean"}, {"tokens_per_row": 9}])
+def test_a_merge_is_nearly_the_same_with_large_sums_in_float32(settings, derives, monkeypatch):
+    """As on a device where float64 is slow; here with a sum of many products."""
+    for module in ("products", "statistics"):
+        monkeypatch.setattr(f"iteris_core.algebra.{module}.TOKENS_PER_PRODUCT", 50)
+    exact = merged(torch.float32, derives, monkeypatch, **settings)
+    monkeypatch.setattr("iteris_core.devices.has_slow_float64", lambda device: True)
+    coarse = merged(torch.float32, derives, monkeypatch, **settings)
+    off = ((coarse - exact).norm() / exact.norm()).item()
+    assert off < 1e-5 and (off > 0 or settings)
+
+
 def merged_in_a_row(dtype, size=1.0):
     """Merge on three layers; factors of `size` and of its inverse make the same LoRAs."""
     torch.manual_seed(6)
