@@ -167,9 +167,8 @@ def add_up_moments(
 
 
 def difference(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return ``X - X~``, in float32 or better."""
-    exact = torch.promote_types(student.dtype, torch.float32)
-    return teacher.to(exact) - student.to(exact)
+    """Return ``X - X~``, as exact as the student's rows."""
+    return teacher.to(student.dtype) - student
 
 
 def _waiting_bytes(width: int) -> int:
@@ -226,7 +225,7 @@ class Sums(InputMoments):
             add_product(self._cross_gram, student, *other)
         if self._changes is not None:
             add_product(self._changes.cross, student, *other)
-            add_square(self._changes.gram, *other, half=student.dtype)
+            add_square(self._changes.gram, *other)
 
     def totals(self) -> list[Tensor]:
         """Return the sums themselves, to be added to."""

@@ -352,13 +352,13 @@ class Measurement:
         if codes is not None:
             codes = tokens.weighed(tokens.of_teacher(codes))
         elif mix is not None:
-            codes = product(tokens.weighed(taught), mix.delta.down.T, rows.dtype)
+            codes = product(tokens.weighed(taught), mix.delta.down.T)
         else:
             codes = rows.new_empty(len(rows), 0, dtype=self.place.dtype)
         drift = None
         if self.drifting is not None and self.drifting.weight is not None:
             changes = difference(tokens.weighed(taught), rows)
-            drift = product(changes, self.drifting.weight.T, rows.dtype)
+            drift = product(changes, self.drifting.weight.T)
         elif self.drifting is not None:
             drift = self._difference(block, y, tokens)
         outputs = self._outputs(block, y, tokens)

@@ -43,26 +43,22 @@ def off(found, a, b):
     return ((found - a.T @ b).norm() / (a.norm() * b.norm())).item()
 
 
-@pytest.mark.parametrize("size", [1e-6, 1.0, 100.0])
-@pytest.mark.parametrize("slow", [False, True])
-@pytest.mark.parametrize(("dtype", "split"), [(torch.float16, 2e-7), (torch.bfloat16, 4e-6)])
-def test_sums_are_as_exact_as_float32s(dtype, split, slow, size, calls, monkeypatch):
-    """Factors in float32 are split where that pays."""
-    monkeypatch.setattr("iteris_core.algebra.products.has_slow_float64", lambda device: slow)
-    x = rows_of(dtype, 40, size=size)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("dtype", "rounded"), [(torch.float16, 3e-4), (torch.bfloat16, 3e-3)])
+def test_sums_are_as_exact_as_the_rows_numbers(dtype, rounded, size, calls):
+    x = rows_of(dtype, 40)
     change = 0.1 * rows_of(torch.float32, 40, size=size)
     cases = {"both in half": (x, x), "one": (x, change), "the other": (change, x)}
     cases["neither"] = (change, change)
     for name, (a, b) in cases.items():
         calls.clear()
         total = torch.zeros(40, 40, dtype=torch.float64)
-        add_product(total, a, b, half=dtype)
-        exact = a.dtype == b.dtype == dtype or slow
-        assert off(total, a, b) < (2e-7 if exact else split), name
-        assert bool(calls) == (not slow or name == "both in half"), name
+        add_product(total, a, b)
+        assert off(total, a, b) < (2e-7 if a.dtype == b.dtype else rounded), name
+        assert bool(calls) == (name != "neither"), name
     square = torch.zeros(40, 40, dtype=torch.float64)
-    add_square(square, change, half=dtype)
-    assert off(mirror(square), change, change) < (2e-7 if slow else split)
+    add_square(square, x)
+    assert off(mirror(square), x, x) < 2e-7
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
@@ -87,8 +83,8 @@ def test_rows_of_two_precisions_wait_apart(calls):
             task.add(rows, rows[:, :2].float(), drift=rows[:, :3].float())
         whole = torch.cat([half, half, exact.double(), half])
         assert off(moments.gram, whole, whole) < 1e-6
-        assert off(task.cross, whole, whole[:, :2]) < 1e-5
-        assert off(task.drift, whole, whole[:, :3]) < 1e-5
+        assert off(task.cross, whole, whole[:, :2]) < 1e-3
+        assert off(task.drift, whole, whole[:, :3]) < 1e-3
         torch.testing.assert_close(moments.energy, whole.double().square().sum(), rtol=1e-6, atol=0)
 
 
@@ -109,14 +105,16 @@ def merged(dtype, derives, monkeypatch, **settings):
 
 
 @pytest.mark.parametrize("derives", [False, True])
-@pytest.mark.parametrize("dtype", HALVES)
-def test_a_merge_is_the_same_as_with_products_of_float32(dtype, derives, calls, monkeypatch):
+@pytest.mark.parametrize(("dtype", "rounded"), [(torch.float16, 3e-4), (torch.bfloat16, 3e-3)])
+def test_a_merge_is_nearly_the_same_as_with_products_of_float32(
+    dtype, rounded, derives, calls, monkeypatch
+):
     halves = merged(dtype, derives, monkeypatch)
     assert set(calls) == {dtype}
     with monkeypatch.context() as others:
         others.setattr("iteris_core.devices.multiplies_halves", lambda *args: False)
         exact = merged(dtype, derives, others)
-    assert ((halves - exact).norm() / exact.norm()).item() < 1e-5
+    assert ((halves - exact).norm() / exact.norm()).item() < rounded
 
 
 @pytest.mark.parametrize("derives", [False, True])
