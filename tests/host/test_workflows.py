@@ -16,13 +16,9 @@ from demo.client import WorkflowFailed, WorkflowRejected
 PICTURES = {"SaveImage": "images", "IterISCompare": "iteris_pictures"}  # in what a node tells
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 CHAIN = json.loads((FOLDER.parents[1] / "tests" / "data" / "chain.json").read_text())
-FEW_SAMPLES = {
-    "sample_runs": 1,
-    "check_runs": 0,
-    "sampling_steps": 2,
-    "resolution": 64,
-    "negative_share": 0.0,
-}
+FEW_SAMPLES = {"sample_runs": 1, "check_runs": 0, "sampling_steps": 2, "resolution": 64}
+FEW_SAMPLES |= {"negative_share": 0.0}
+MERGED = "iteris_merged.safetensors"
 # no file of such a model is small
 TRANSFORMERS = {"flux_and_other_models_in_parts", "wan_video", "picture_to_video"}
 SMALL = {
@@ -66,16 +62,13 @@ def files(host):
     "name", sorted({path.stem for path in FOLDER.glob("*.json")} - TRANSFORMERS)
 )
 def test_it_runs(host, files, name):
-    if name == "make_a_merge_again" and not list(
-        (host.output / "loras").glob("iteris_merged.safetensors")
-    ):
+    if name == "make_a_merge_again" and not (host.output / "loras" / MERGED).exists():
         host.run(small("merge_two_loras"))
     nodes = small(name)
-    if (
-        name == "train_and_merge"
-        and host.client.object_info("TrainLoraNode")["output"][1] != "LORA_MODEL"
-    ):
-        pytest.skip("Train LoRA of newer ComfyUIs has other inputs and outputs")
+    if name == "train_and_merge":
+        trains = host.client.object_info("TrainLoraNode")
+        if trains["output"][1] != "LORA_MODEL":
+            pytest.skip("Train LoRA of newer ComfyUIs has other inputs and outputs")
     outputs = host.run(nodes)["outputs"]
     merges = [key for key, node in nodes.items() if node["class_type"] == "IterISMerge"]
     saved = [key for key, node in nodes.items() if node["class_type"] == "IterISSave"]
@@ -126,13 +119,8 @@ def test_that_of_a_transformer_is_accepted_and_ends_where_its_files_are_missing(
 def test_the_client_runs_one_and_tells_what_went_wrong(host, files, tmp_path):
     def client(workflow):
         (tmp_path / "workflow.json").write_text(json.dumps(workflow))
-        command = [
-            sys.executable,
-            FOLDER / "run.py",
-            tmp_path / "workflow.json",
-            "--server",
-            host.server.address,
-        ]
+        command = [sys.executable, FOLDER / "run.py", tmp_path / "workflow.json", "--server"]
+        command.append(host.server.address)
         return subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
 
     workflow = small("loras_of_a_stack")
