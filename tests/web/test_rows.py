@@ -574,6 +574,7 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     assert more.get_attribute("placeholder") == "strengths of blocks, layers to leave out"
     assert "called=" not in more.locator("xpath=..").get_attribute("title")
     rows.locator(".iteris-opener").press("Enter")
+    page_of_rows.settle()
     rows.locator(".iteris-merge-these").press("Enter")
     page_of_rows.settle()
     picture(page_of_rows, "rows_loader_merged")
@@ -681,7 +682,9 @@ def test_an_open_row_leaves_no_hole_once_the_workflow_is_opened_again(rows):
 
 @pytest.mark.parametrize("kind", ["IterISMerge", "IterISLoad"])
 def test_a_copy_has_rows_of_its_own(rows, kind):
-    rows.load({str(MERGE): {"class_type": kind, "inputs": {"loras": TEXT}}}, "copied")
+    if kind != "IterISMerge":
+        rows.load({str(MERGE): {"class_type": kind, "inputs": {"loras": TEXT}}}, "copied")
+        rows.page.wait_for_selector(".iteris-row")
     rows.page.evaluate(
         """() => {
             const node = app.graph.getNodeById(1);
