@@ -110,7 +110,7 @@ class LinearAnswer:
         acts = energy > 0
         places = {k: place for place, k in enumerate(layer.deltas)}
         own = parts[:, [places[k] for k in tasks]]
-        others = parts.sum(1) - own.sum(1) + rest
+        others = parts.sum(1) - own[:, acts].sum(1) + rest
         # an adapter that does nothing here is left as it is
         matrix = torch.where(acts[:, None] & acts, own / energy[:, None], 0.0)
         right = torch.where(acts, (energy - others) / energy, 0.0)

@@ -72,12 +72,14 @@ def test_the_report_tells_the_gain_of_every_layer():
     )
 
 
-def test_an_adapter_that_does_nothing_on_its_inputs_leaves_the_others_their_gain():
+@pytest.mark.parametrize("blind", [1, 2])
+def test_an_adapter_that_does_nothing_on_its_inputs_leaves_the_others_their_gain(blind):
+    """Also where it does something on theirs."""
     net = toy.build("one layer")
     delta = LowRankDelta(torch.ones(4, 1).double(), torch.eye(6)[:1].double())
     adapters = [Adapter("blind", {"layer": delta}), net.adapter("b")]
     tasks = toy.own_tasks(net, adapters)
-    for sample in (sample for task in tasks for sample in task.samples):
+    for sample in (sample for task in tasks[:blind] for sample in task.samples):
         sample.teacher[0][:, 0] = 0
     tasks.append(Task("base", tasks[1].samples, {}, 0.1))
     result = toy.merge_toy(net, adapters, tasks, alpha=1e-3, unit_gain=10.0)
