@@ -167,8 +167,9 @@ class Counted:
         """Return what waits, and where."""
         samples = self.case.samples(loras)
         layers = self.layers(loras, factorisation)
-        shares = {path: math.ceil(layer.together / samples) for path, layer in layers.items()}
-        largest = max(layer.together for layer in layers.values())
+        taken = {path: layer.beside(room.call_bytes) for path, layer in layers.items()}
+        shares = {path: math.ceil(size / samples) for path, size in taken.items()}
+        largest = max(taken.values())
         fits = samples * self.widest + largest <= room.waiting_bytes
         copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples, shares)
         return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)

@@ -246,7 +246,7 @@ class Built:
         config = MergeConfig(samples_per_chunk=SAMPLES, **settings)
         device = torch.device("cpu")
         layers = layer_bytes(network.modules, self.adapters, len(tasks), config, device)
-        room = max(layer.together for layer in layers.values())
+        room = max(layer.beside(0) for layer in layers.values())
         start = time.perf_counter()
         with torch.no_grad():
             for task in tasks:

@@ -281,11 +281,21 @@ class MergeConfig:
         Field(
             ge=0,
             le=_MOST_BYTES,
-            description="Device memory for samples that wait while a layer is solved, and for the "
-            "layer itself, in bytes. Others wait in host memory, or in a file where the model runs "
-            "there, which is slower. If left out, all wait on the device.",
+            description="Device memory for samples that wait while a layer is solved, for the "
+            "layer itself and for forward calls, in bytes. Others wait in host memory, or in a "
+            "file where the model runs there, which is slower. If left out, all wait on the "
+            "device.",
         ),
     ] = None
+    call_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MOST_BYTES,
+            description="Bytes of them for forward calls, which a layer's solve may take, too, "
+            "since no call runs then.",
+        ),
+    ] = 0
     tokens_per_row: Annotated[
         int | None,
         Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -252,10 +253,9 @@ class LayerBytes:
     sums: float = 0.0
     solve: float = 0.0
 
-    @property
-    def together(self) -> float:
-        """All of it."""
-        return self.sums + self.solve
+    def beside(self, call: float) -> float:
+        """Return what it takes with forward calls of so many bytes, which no solve runs beside."""
+        return self.sums + max(self.solve, call)
 
     @classmethod
     def most(cls, layers: Iterable[LayerBytes]) -> LayerBytes:
@@ -272,7 +272,8 @@ class Room:
     """How a merge shares out a device's memory.
 
     Args:
-        waiting_bytes: Bytes for samples that wait, and for the layer where they wait.
+        waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls.
+        call_bytes: Bytes of calls.
         required: Bytes that the merge takes besides the model.
         missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
@@ -280,6 +281,7 @@ class Room:
 
     samples_per_chunk: int
     waiting_bytes: int
+    call_bytes: int
     required: float
     missing: float = 0.0
 
@@ -291,10 +293,10 @@ def share_out(
     free: float,
     layer: LayerBytes = LayerBytes(),
 ) -> Room:
-    """Share out the memory of a device, or of the host where the model runs there. What is left
-    besides calls is for samples that wait, and for the layer where they do: what samples really
-    hold is counted then, see `rows.parking`. Where it may not be enough for all, calls are smaller,
-    since that costs less than copies.
+    """Share out the memory of a device, or of the host where the model runs there. What calls and
+    layers leave is for samples that wait: what they really hold is counted when they do, see
+    `rows.parking`. Where it may not be enough for all, calls are smaller, since that costs less
+    than copies.
 
     Args:
         takes: Number of samples -> bytes that they take in a forward call, at most.
@@ -304,20 +306,21 @@ def share_out(
     """
     used = _USED * free
 
-    def working(running: int) -> float:
-        """Return the bytes of a layer and of samples that run, which do not run in its solve."""
-        return layer.sums + max(layer.solve, takes(running))
-
     sizes = range(most, 0, -1)
     waiting = _WAITS * takes(samples)
-    size = running = next((n for n in sizes if working(n) + waiting <= used), 0)
+    size = running = next((n for n in sizes if layer.beside(takes(n)) + waiting <= used), 0)
     if not size:
         room = _CALLED * (free - layer.sums)
         size = next((n for n in sizes if takes(n) < room), 1)
         running = 2 * size  # samples of a call, and of one that is copied
-    left = max(0, int(used - takes(running)))
-    required = max(working(running), min(used, working(running) + takes(samples)))
-    return Room(size, left, required, max(0.0, working(1) - free))
+    busy = layer.beside(takes(running))
+    return Room(
+        samples_per_chunk=size,
+        waiting_bytes=max(0, int(used)),
+        call_bytes=math.ceil(takes(running)),
+        required=max(busy, min(used, busy + takes(samples))),
+        missing=max(0.0, layer.beside(takes(1)) - free),
+    )
 
 
 # What torch says where a device has no room: most backends, and the host on Linux and Windows.

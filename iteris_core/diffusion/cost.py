@@ -230,8 +230,8 @@ def foresee(
     the log.
 
     Args:
-        room: Bytes that they and a layer may take on the device.
-        taken: Path of each layer that LoRAs change -> bytes that it takes.
+        room: Bytes that they, calls and a layer may take on the device.
+        taken: Path of each layer that LoRAs change -> bytes that it and calls take.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
     """

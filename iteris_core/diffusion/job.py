@@ -227,6 +227,7 @@ class Job:
             self.config,
             samples_per_chunk=room.samples_per_chunk,
             waiting_bytes=room.waiting_bytes,
+            call_bytes=room.call_bytes,
         )
         return replace(self, settings=replace(self.settings, config=config))
 

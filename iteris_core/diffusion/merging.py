@@ -421,5 +421,5 @@ def _foreseen(
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
     layers = job.layer_bytes(sampler.network.modules, latents.device)
-    taken = {path: layer.together for path, layer in layers.items()}
+    taken = {path: layer.beside(job.config.call_bytes) for path, layer in layers.items()}
     return foresee(sampler.network, row, job.cost.samples, room, taken, config=job.config).notes

@@ -21,7 +21,7 @@ from .lora_use import LoadedLora, LoraUse, check_count
 METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
 # Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
 # have them.
-_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "park_on_host")
+_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "park_on_host")
 
 
 @dataclass(frozen=True)

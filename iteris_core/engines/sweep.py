@@ -223,7 +223,7 @@ class _Sweep:
             self.parking.rows_run_on(x.device)
             tasks, device = len(problem.tasks), statistics_device(x.device)
             takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
-            self.parking.reserve(math.ceil(takes.together))
+            self.parking.reserve(math.ceil(takes.beside(problem.config.call_bytes)))
         measurement = Measurement.open(problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)

@@ -153,10 +153,11 @@ def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
     large, small, least = (chosen(free * GB) for free in (40, 2, 0.9))
     assert seen == [(2, 3, CONFIG)] * 3  # with the base model's task
     assert large.samples_per_chunk == 4  # as asked for, never more
-    assert 0.999 < large.waiting_bytes / (0.8 * 40 * GB) < 1  # calls take next to nothing
+    assert large.waiting_bytes == int(0.8 * 40 * GB)
+    assert 0 < large.call_bytes < 0.02 * GB
     assert 0 < small.waiting_bytes < large.waiting_bytes
     assert least.waiting_bytes < 1 * GB and least.samples_per_chunk == 1  # none for samples
-    assert replace(large, waiting_bytes=None) == CONFIG
+    assert replace(large, waiting_bytes=None, call_bytes=0) == CONFIG
 
 
 def test_a_given_budget_stays_and_one_that_nobody_knows_changes_nothing():

@@ -37,7 +37,7 @@ def read(recipe):
 
 
 def test_what_only_the_machine_decides_is_in_no_recipe_and_ignored_in_one():
-    assert not {"samples_per_chunk", "waiting_bytes"} & set(RECIPE["config"])
+    assert not {"samples_per_chunk", "waiting_bytes", "call_bytes"} & set(RECIPE["config"])
     older = {**RECIPE["config"], "park_on_host": True, "samples_per_chunk": 2}
     assert read({**RECIPE, "config": older}).config == read(RECIPE).config
 
@@ -122,7 +122,7 @@ def test_what_a_released_version_has_written_means_the_same(path):
     then = json.loads(text)
     assert now["loras"] == then["loras"]
     for part in ("calibration", "config"):
-        of_the_machine = ("samples_per_chunk", "waiting_bytes", "baseline")
+        of_the_machine = ("samples_per_chunk", "waiting_bytes", "call_bytes", "baseline")
         kept = {k: v for k, v in then[part].items() if k not in of_the_machine}
         assert {key: now[part].get(key) for key in kept} == kept
     baseline = then["config"]["baseline"]

@@ -27,7 +27,7 @@ def recipe_in(path):
 def settings_of(recipe):
     """Return what a recipe asks of the merge, without what made it and what its machine decided."""
     loras = [{**lora, "prompts_from": ""} for lora in recipe["loras"]]
-    of_the_machine = ("samples_per_chunk", "waiting_bytes")
+    of_the_machine = ("samples_per_chunk", "waiting_bytes", "call_bytes")
     config = {key: value for key, value in recipe["config"].items() if key not in of_the_machine}
     made_on = {"base", *(key for key in recipe if key.endswith("_version"))}
     kept = {key: value for key, value in recipe.items() if key not in made_on}
