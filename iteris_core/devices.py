@@ -273,17 +273,17 @@ class Room:
 
     Args:
         waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls.
-        call_bytes: Bytes of calls.
         required: Bytes that the merge takes besides the model.
         missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
+        call_bytes: Bytes of calls.
     """
 
     samples_per_chunk: int
     waiting_bytes: int
-    call_bytes: int
     required: float
     missing: float = 0.0
+    call_bytes: int = 0
 
 
 def share_out(
@@ -317,9 +317,9 @@ def share_out(
     return Room(
         samples_per_chunk=size,
         waiting_bytes=max(0, int(used)),
-        call_bytes=math.ceil(takes(running)),
         required=max(busy, min(used, busy + takes(samples))),
         missing=max(0.0, layer.beside(takes(1)) - free),
+        call_bytes=math.ceil(takes(running)),
     )
 
 
