@@ -160,7 +160,9 @@ function followRuns() {
   const all = (method) => {
     for (const node of nodesOf(app.graph)) if (node[method]) ifOwn(node, undefined, () => node[method]());
   };
+  let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
+    isWhole = true;
     begin(detail.prompt_id);
     all("startIterisRun");
   });
@@ -192,6 +194,11 @@ function followRuns() {
       all("endIterisRun");
     });
   }
+  api.addEventListener("executing", ({ detail }) => {
+    if (detail !== null) return; // a run has ended
+    if (!isWhole) recall();
+    isWhole = false;
+  });
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
     if (!(await isOver())) return;
@@ -265,7 +272,8 @@ app.registerExtension({
     forgetAll();
     learnFiles();
   },
-  afterConfigureGraph: recall,
+  // not waited for: it waits for the frontend, which would wait for it
+  afterConfigureGraph: () => void recall(),
   onNodeOutputsUpdated(outputs) {
     const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);
     for (const [id, output] of told) {

@@ -12,6 +12,11 @@ const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
 const workflows = new Map(); // by the run's id: where this page has queued it
+const PLACES = "iteris_runs"; // in the browser's memory of this page, which F5 leaves
+const MOST_PLACES = 100;
+const places = new Map(JSON.parse(sessionStorage.getItem(PLACES) ?? "[]")); // by the run's id: where this page had queued it before it was opened anew
+const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a template in older frontends
+let first; // the workflow that was shown first
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
 let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
@@ -30,6 +35,14 @@ export function rememberRuns(refused) {
   const { queuePrompt } = api;
   const tell = (errors) => Object.entries(errors ?? {}).forEach(([id, { errors: own }]) => refused(id, own ?? []));
   // not waited for: the frontend's dialog would name this file as the cause of whatever the server refuses
+  addEventListener("pagehide", () => {
+    const open = store()?.openWorkflows ?? [];
+    const later = [...places].filter(
+      ([run, { path }]) => !workflows.has(run) && open.some((each) => each.path === path),
+    );
+    const now = [...workflows].filter(([, each]) => open.includes(each)).map(([run, each]) => [run, placeOf(each)]);
+    sessionStorage.setItem(PLACES, JSON.stringify([...later, ...now].slice(-MOST_PLACES)));
+  });
   api.queuePrompt = function (...request) {
     const workflow = store()?.activeWorkflow;
     asking = queuePrompt.apply(this, request);
@@ -58,6 +71,7 @@ export function rememberOpened() {
     if (name === "openWorkflow") {
       after(() => {
         isOpening = false;
+        first ??= store().activeWorkflow;
         for (const show of toShow.splice(0)) show();
       });
     }
@@ -119,8 +133,23 @@ export function ifOwn(node, output, show) {
 
 /** Return whether the workflow that is shown is the one that a run was queued from; undefined: that is not known. */
 function isQueuedHere(run) {
-  const workflow = workflows.get(run);
-  return workflow && store()?.openWorkflows.includes(workflow) ? workflow === store().activeWorkflow : undefined;
+  const workflow = workflowOf(run);
+  return workflow && workflow === store().activeWorkflow;
+}
+
+const placeOf = ({ path, changeTracker }) => ({ path, id: changeTracker?.activeState?.id });
+
+/** Return the workflow that this page has queued a run from, also before it was opened anew; undefined: it is closed. */
+function workflowOf(run) {
+  const open = store()?.openWorkflows ?? [];
+  if (!workflows.has(run) && places.has(run)) {
+    const { path, id } = places.get(run);
+    // a template that is opened anew is another workflow, though it may be called the same
+    const isIt = (each) => each === first || each.isPersisted || id !== NO_ID;
+    const found = open.find((each) => each.path === path && placeOf(each).id === id && isIt(each));
+    if (found) workflows.set(run, found);
+  }
+  return open.find((each) => each === workflows.get(run));
 }
 
 /** Return whether a node has the same id and works out the same as in a run. */
@@ -230,7 +259,7 @@ const kept = new WeakMap(); // by the workflow: what runs have made of nodes tha
 export async function keepOutput(id, output, workflow = undefined) {
   const run = output?.[RUN];
   if (!workflow) await Promise.allSettled([asking]);
-  const whose = workflow ?? workflows.get(run);
+  const whose = workflow ?? workflowOf(run);
   const type = whose && (await promptOf(run))?.[id]?.class_type;
   if (!type) return;
   if (!kept.has(whose)) kept.set(whose, new Map());
@@ -253,8 +282,8 @@ async function answerOf(address) {
 }
 
 /**
- * Return what runs have made of the nodes that are shown: of each node what its newest run has made, as long as the node
- * is what it was; otherwise what the run has made that the workflow has kept of it.
+ * Return what runs have made of the nodes that are shown: of each node what the newest run has made in which it was what
+ * it is now; otherwise what its workflow's newest run has made, or the one that the workflow has kept.
  *
  * @param {(node: object) => boolean} isWanted
  * @returns {Promise<[string, object][]>} the node's id, and its output
@@ -270,8 +299,11 @@ export async function recalled(isWanted) {
       if (!found.has(id) && node && isWanted(node) && isIts(node, id)) found.set(id, { ...output, [RUN]: run });
     }
   };
-  for (const [run, { prompt, outputs }] of history.reverse())
-    take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  history.reverse();
+  for (const [run, { prompt, outputs }] of history) take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  await new Promise(onceOpen);
+  for (const [run, { prompt, outputs }] of history.filter(([run]) => isQueuedHere(run)))
+    take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);
   const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
   for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
     const { prompt, outputs } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};

@@ -555,6 +555,39 @@ def test_undo_keeps_what_was_recalled_and_marks_it(frontend, small):
     assert frontend.errors == []
 
 
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
+    frontend, small, comes
+):
+    """And not in a workflow of the same nodes that is not the one of the run."""
+    page = frontend.page
+    small(frontend, seed=47)
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    run = f"of_47_{comes}"
+    history = {run: {"prompt": [1, run, frontend.prompt(), {}, []], "outputs": {str(MERGE): THREE}}}
+    press_run(frontend, run)
+    type_strength(frontend, "0.5")
+    page.wait_for_timeout(1500)  # the frontend keeps the workflow for F5 after a while
+    page.route(f"**/history/{run}", lambda route: route.fulfill(json=history))
+    known = history if comes == "before" else {}
+    page.route("**/history?*", lambda route: route.fulfill(json=known))
+    frontend.open()
+    if comes == "after":
+        executed(frontend, MERGE, THREE, run=run)
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(1)
+    assert strengths(frontend) == "<lora:third:0.5>"
+    workflow = frontend.workflow()
+    for node in workflow["nodes"]:
+        node["properties"] = {}
+    frontend.load(workflow, "another one of these nodes")
+    frontend.prompt()
+    frontend.settle()
+    expect(page.locator(".iteris-kept")).to_have_count(0)
+    page.unroute("**/history?*")
+    assert frontend.errors == []
+
+
 def test_a_result_is_no_step_of_undo(frontend, small):
     small(frontend, seed=46)
     frontend.set_widgets(MERGE, loras="<lora:third:1>")
