@@ -1,6 +1,8 @@
 // What a node of a workflow works out, to compare one workflow with another. No DOM and no ComfyUI here, so that
 // `node --test` runs it.
 
+const COVERS = { IterISSave: "cover" }; // inputs that change nothing of what a node tells
+
 /**
  * Return a name that nodes of any workflows have in common which work out the same, because they and all before them are
  * of the same types and have the same inputs.
@@ -17,6 +19,7 @@ export function nameOf(prompt, id, known = new Map()) {
     const isLink = (value) =>
       Array.isArray(value) && value.length === 2 && typeof value[0] === "string" && value[0] in prompt;
     const values = Object.keys(inputs)
+      .filter((name) => name !== COVERS[type])
       .sort()
       .map((name) => {
         const value = inputs[name];

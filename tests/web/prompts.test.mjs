@@ -29,6 +29,16 @@ test("another input, type, output or node before it makes another node", () => {
   assert.ok(!changed((second) => delete second[2]));
 });
 
+test("a saved merge is the same with another cover, and another one with another merge", () => {
+  const save = (merged, seed) => ({
+    ...prompt(merged),
+    3: { class_type: "Compare", inputs: { merged: ["2", 0], seed } },
+    4: { class_type: "IterISSave", inputs: { merged: ["2", 0], cover: ["3", 1] } },
+  });
+  assert.ok(isSame(save("x", 1), save("x", 2), "4"));
+  assert.ok(!isSame(save("x", 1), save("y", 1), "4"));
+});
+
 test("many nodes that share what is before them are compared at once, and a loop ends", () => {
   const deep = { 0: { class_type: "A", inputs: {} } };
   for (let i = 1; i < 200; i++) deep[i] = { class_type: "B", inputs: { a: [`${i - 1}`, 0], b: [`${i - 1}`, 0] } };
