@@ -98,12 +98,23 @@ function showRecalled(found) {
   }
 }
 
+const layers = new Map(); // by the node's id: what the run that goes on has told of its layers
+
+/** Show a layer on its node, if that is one of the run. */
+function showLayer(detail) {
+  const node = nodeAt(app.graph, detail.node);
+  if (node?.showIterisLayer && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node.showIterisLayer(detail));
+}
+
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
  */
 async function recall() {
-  onceOpen((workflow) => showRecalled(keptOutputs(workflow)));
+  onceOpen((workflow) => {
+    showRecalled(keptOutputs(workflow));
+    for (const details of layers.values()) details.forEach(showLayer);
+  });
   const found = await recalled(isOurs);
   showRecalled(found);
   onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
@@ -163,19 +174,21 @@ function followRuns() {
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
     isWhole = true;
+    layers.clear();
     begin(detail.prompt_id);
     all("startIterisRun");
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
-    const node = nodeAt(app.graph, detail.node);
-    if (node?.showIterisLayer && isRunning(detail.prompt_id))
-      ifOwn(node, undefined, () => node.showIterisLayer(detail));
+    if (detail.first) layers.set(detail.node, []);
+    layers.get(detail.node)?.push(detail);
+    showLayer(detail);
   });
   // after the frontend's own, which has called the node
   api.addEventListener("executed", ({ detail }) => {
     const missed = isNew();
     mark(detail);
     begin(detail.prompt_id);
+    layers.delete(detail.node);
     keepOutput(detail.display_node ?? detail.node, detail.output);
     listSaved(detail.output);
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
@@ -189,6 +202,7 @@ function followRuns() {
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
       if (!isRunning(detail.prompt_id)) return;
+      layers.clear();
       const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
       if (failed?.showIterisFailure) ifOwn(failed, undefined, () => failed.showIterisFailure(detail.exception_message));
       all("endIterisRun");
@@ -202,6 +216,7 @@ function followRuns() {
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
     if (!(await isOver())) return;
+    layers.clear();
     all("endIterisRun");
     recall();
   });

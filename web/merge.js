@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, panelHeight, savesWithout } from "./parts.js";
+import { addElement, addProgress, also, button, fit, heightNow, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
 import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
@@ -86,7 +86,7 @@ export function addReport(node, say) {
   node.startIterisRun = () => {
     told = false;
     failure = failedAs = heightFailed = undefined;
-    heightBefore = node.size[1];
+    heightBefore = heightNow(node);
   };
   node.showIterisFailure = async (message, isRefused = false) => {
     failure = message;
@@ -96,6 +96,8 @@ export function addReport(node, say) {
     failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
   };
   node.showIterisLayer = ({ first, layer }) => {
+    told = false; // of a node that was made anew in the run, too
+    heightBefore ??= heightNow(node);
     if (first) layers = new Map();
     layers?.set(layer.path, layer);
     if (!waiting) requestAnimationFrame(showLive);

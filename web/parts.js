@@ -168,6 +168,9 @@ export function keep() {
 
 const fitting = new WeakMap(); // node -> its height before, while what it holds is not laid out
 
+/** Return a node's height before it grows to what is not laid out yet. */
+export const heightNow = (node) => fitting.get(node)?.from ?? node.size[1];
+
 /** Let the node grow, from a height on, to what it holds, once that has been laid out. */
 export function fit(node, width = 0, from = undefined, laidOut = undefined) {
   const state = fitting.get(node) ?? { from: node.size[1], height: node.size[1], waiting: 0 };

@@ -719,7 +719,7 @@ def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small)
         assert below == pytest.approx(6, abs=2), panel
 
 
-def test_a_panel_is_as_high_after_its_tab_was_left_in_a_run(frontend, small):
+def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "left_for")
     frontend.page.evaluate(KEEP)
     small(frontend, seed=48)
@@ -730,10 +730,17 @@ def test_a_panel_is_as_high_after_its_tab_was_left_in_a_run(frontend, small):
     send_stage(frontend, "of_48", MERGE, "stage 2 of 4: Sampling 1/12")
     for number in (1, 2, 4):
         send_layer(frontend, "of_48", str(MERGE), number)
+    blocks = blocks_of(frontend)
     frontend.go_to("left_for")
+    send_layer(frontend, "of_48", str(MERGE), 5)
     frontend.settle(40)
+    assert blocks_of(frontend) == []
     frontend.go_to("merge_48")
     frontend.show(MERGE, left=500, top=60)
     frontend.settle(40)
+    assert blocks_of(frontend) == [*blocks, "IN05"]
+    frontend.send("execution_interrupted", prompt_id="of_48")
+    frontend.settle(40)
+    assert blocks_of(frontend) == []
     assert size_of(frontend) == pytest.approx(before, abs=1)
     assert frontend.errors == []
