@@ -172,10 +172,16 @@ const runOf = (output) => output?.[RUN] ?? running;
 /** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
 export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
 
-/** Return what a workflow keeps of the run that has made an output. */
+/**
+ * Return what a workflow keeps of the run that has made an output: what it has kept of an earlier one, if that has made
+ * the same and the server still knows it.
+ */
 export async function ranAs(node, output, files) {
   const run = runOf(output);
-  return { run, name: nameIn(await promptOf(run), node), files };
+  const ran = { run, name: nameIn(await promptOf(run), node), files };
+  const before = node.properties[RAN];
+  const isAgain = JSON.stringify({ ...before, run }) === JSON.stringify(ran);
+  return isAgain && (await promptOf(before.run)) ? before : ran;
 }
 
 /** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */

@@ -88,7 +88,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     node.compareIterisRun();
     if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
-    keepResult(node);
+    fit(node, width, undefined, () => keepResult(node)); // with the height that it has then
   }
 
   /** Return details that are closed at first, and give back the room that they took. */

@@ -744,3 +744,20 @@ def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     assert blocks_of(frontend) == []
     assert size_of(frontend) == pytest.approx(before, abs=1)
     assert frontend.errors == []
+
+
+def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, small):
+    small(frontend, seed=50)
+    saved = {"iteris_saved": [SAVED], "text": ["saved"]}
+    workflow = "app.extensionManager.workflow.activeWorkflow"
+    modified = []
+    for run in ("first", "second"):
+        frontend.page.evaluate(KEEP)
+        # as when it is saved
+        frontend.page.evaluate(f"{workflow}.changeTracker.reset(); {workflow}.isModified = false")
+        press_run(frontend, f"{run} of 50")
+        executed(frontend, SAVE, saved, run=f"{run} of 50")
+        frontend.settle(60)
+        modified.append(frontend.page.evaluate(f"{workflow}.isModified"))
+    assert modified == [True, False]
+    assert frontend.errors == []
