@@ -52,14 +52,21 @@ def test_a_template_opens_with_the_users_first_checkpoint():
             assert ("widgets_values" in node) == (keeps or node["type"] == "MarkdownNote"), name
 
 
-def test_groups_end_at_one_height_with_room_for_the_pictures_of_a_comparison():
+def test_groups_hold_their_nodes_and_the_last_one_the_pictures_of_a_comparison():
     for name in FILES:
         workflow = read(FOLDER / f"{name}.json")
         boxes = [group["bounding"] for group in workflow["groups"]]
-        (bottom,) = {box[1] + box[3] for box in boxes}
+        first, second, last = (box[1] + box[3] for box in boxes)
+        assert first == second <= last, name
         for node in workflow["nodes"]:
-            room = bottom - node["pos"][1] - node["size"][1]
+            (box,) = (box for box in boxes if box[0] <= node["pos"][0] <= box[0] + box[2])
+            room = box[1] + box[3] - node["pos"][1] - node["size"][1]
             assert room >= (MOST_DRAWN if node["type"] == "IterISCompare" else 0), name
+
+
+def test_a_template_opens_with_letters():
+    for name in FILES:
+        assert read(FOLDER / f"{name}.json")["extra"]["ds"]["scale"] >= 0.58, name
 
 
 def test_a_cover_comes_from_the_left():

@@ -74,6 +74,7 @@ WAIT_MS = 3000  # between two pictures of a run
 STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
+READABLE = 0.58  # below, the frontend writes no letters
 WINDOW = (1280, 800)
 MARGIN = 20  # of a template to the window's ends
 # the rows of the first template as nodes of their own: newer frontends show no rows on a subgraph
@@ -159,13 +160,21 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     group_of["note"] = 0
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
-    ends = (places[key][1] + sizes[key][1] + room_below(prompt, key) for key in group_of)
-    bottom = max(ends) + GROUP_ROOM
-    for number, (title, colour) in enumerate(GROUPS.items()):
-        inside = [key for key, group in group_of.items() if group == number]
+    insides = [
+        [key for key in group_of if group_of[key] == number] for number in range(len(GROUPS))
+    ]
+    bottoms = [
+        max(places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside) + GROUP_ROOM
+        for inside in insides
+    ]
+    # the last one has the room for pictures
+    bottoms = [max(bottoms[:2])] * 2 + [max(bottoms)]
+    for (title, colour), inside, bottom in zip(GROUPS.items(), insides, bottoms, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
-        boxes.append([f"{number + 1}. {title}", colour, [left, top], [right - left, bottom - top]])
+        boxes.append(
+            [f"{len(boxes) + 1}. {title}", colour, [left, top], [right - left, bottom - top]]
+        )
     frontend.page.evaluate(
         """([places, boxes]) => {
             for (const node of app.graph.nodes) {
@@ -267,7 +276,7 @@ def view(groups: list[dict], nodes: list[dict]) -> dict:
     ]
     places = (OPENS["left"], OPENS["top"])
     fits = [(WINDOW[k] - places[k] - MARGIN) / (ends[k] - start[k]) for k in (0, 1)]
-    scale = round(min(OPENS["scale"], *fits), 2)
+    scale = max(READABLE, round(min(OPENS["scale"], *fits), 2))
     # titles of nodes are scaled with what is below them
     corner = [VUE_SCALE * start[0], VUE_SCALE * (start[1] - TITLE)]
     return {"scale": scale, "offset": [round(places[k] / scale - corner[k]) for k in (0, 1)]}
