@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import sys
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import is_autocast
-from ..errors import CalibrationError, MissingLibraryError
+from ..errors import CalibrationError, IterisError, MissingLibraryError
 from ..network import Network
 from .parking import Parked, Parking
 from .wearing import layer_hooks
@@ -173,11 +173,15 @@ class _Worker(greenlet):
         return place
 
     def unwind(self) -> None:
-        """Bring back parked tensors, and end a paused worker, so that its frames and their tensors
-        are freed.
+        """Bring back parked tensors, as far as there is room for them, and end a paused worker, so
+        that its frames and their tensors are freed.
         """
-        for module in (None, *self.parked.waiting):
-            self.bring_back(module, is_over=True)
+        # what is raised already says more, and the next worker has to end, too
+        with suppress(IterisError, RuntimeError, MemoryError):
+            for module in (None, *self.parked.waiting):
+                self.bring_back(module, is_over=True)
+        if self.parking is not None:
+            self.parking.let_go(self.parked)
         if self:
             self.throw(GreenletExit)
 

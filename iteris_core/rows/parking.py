@@ -169,12 +169,14 @@ class Parked:
         waiting: Module -> storages that are empty until its call returns, and their contents in the
             store; under None, until the chunk goes on.
         staying: Bytes of the chunk that stay on the device while it is paused.
+        away: Bytes of the chunk that wait elsewhere.
     """
 
     waiting: dict[nn.Module | None, list[tuple[torch.UntypedStorage, Any]]] = field(
         default_factory=dict
     )
     staying: int = 0
+    away: int = 0
 
 
 class Parking:
@@ -330,20 +332,29 @@ class Parking:
         if module is None:
             self._paused.pop(id(parked), None)
             self._leave(parked, -parked.staying)
-        contents = parked.waiting.pop(module, [])
-        again = [waits for waits in contents if isinstance(waits[1], _MadeAgain)]
-        contents = [waits for waits in contents if not isinstance(waits[1], _MadeAgain)]
+        contents = parked.waiting.get(module, [])
+        # from the last one on; what is made again follows from what is back
+        contents.sort(key=lambda waits: not isinstance(waits[1], _MadeAgain))
         while contents:
-            assert self.store is not None
-            storage, content = contents.pop()
-            self.store.read(content, storage)
-            self.held_bytes -= storage.nbytes()
-            self.copied_bytes += storage.nbytes()
-        for storage, content in again:  # of what is back
-            storage.resize_(content.size)
-            if not is_over:
-                content.make()
-            self.held_bytes -= content.size
+            storage, content = contents[-1]
+            if isinstance(content, _MadeAgain):
+                storage.resize_(content.size)
+                if not is_over:
+                    content.make()
+            else:
+                assert self.store is not None
+                self.store.read(content, storage)
+                self.copied_bytes += storage.nbytes()
+            contents.pop()  # only now: where there is no room for it, it still waits
+            self._send(parked, -storage.nbytes())
+        parked.waiting.pop(module, None)
+
+    def let_go(self, parked: Parked) -> None:
+        """Forget a chunk that will not go on, and what still waits of it."""
+        self._paused.pop(id(parked), None)
+        self._leave(parked, -parked.staying)
+        self._send(parked, -parked.away)
+        parked.waiting.clear()
 
     def _fit(
         self,
@@ -358,7 +369,7 @@ class Parking:
             if parked.staying + size <= room:
                 self._leave(parked, size)
             else:
-                self._write(storage, parked.waiting.setdefault(module, []))
+                self._write(storage, parked, module)
         if self.copied_bytes > before:
             logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
 
@@ -367,19 +378,24 @@ class Parking:
         self._staying_bytes += size
         self.held_bytes += size
 
+    def _send(self, parked: Parked, size: int) -> None:
+        parked.away += size
+        self.held_bytes += size
+
     def _write(
-        self, storage: torch.UntypedStorage, waiting: list[tuple[torch.UntypedStorage, Any]]
+        self, storage: torch.UntypedStorage, parked: Parked, module: nn.Module | None
     ) -> None:
         if self.store is None:
             self.store = PagedFile() if self.is_in_file else HostMemory()
         size = storage.nbytes()
+        waiting = parked.waiting.setdefault(module, [])
         make = self._made_by.get(storage._cdata)
         if make is None:
             waiting.append((storage, self.store.write(storage)))
             self.copied_bytes += size
         else:
             waiting.append((storage, _MadeAgain(size, make)))
-        self.held_bytes += size
+        self._send(parked, size)
         storage.resize_(0)
 
     def _storages_in(

@@ -290,3 +290,29 @@ def test_an_exception_elsewhere_unwinds_a_parked_worker():
     with pytest.raises(RuntimeError, match="broken"):
         run_in_lockstep([waits, fails], lambda place: None, everything_from([]))
     assert torch.equal(mine, torch.ones(8))  # whole again
+
+
+def test_chunks_that_have_no_room_to_come_back_are_let_go():
+    """So that what ran out of memory can be tried again."""
+    store = HostMemory()
+    store.read = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    parking = Parking([], store=store, smallest=1)
+    made = []
+    ended = []
+
+    def work():
+        x, y = torch.ones(8), torch.ones(4)
+        made.extend(map(weakref.ref, (x, y)))
+        try:
+            pause("x")
+        finally:
+            ended.append(x.shape != y.shape)
+
+    def tried():
+        with pytest.raises(torch.OutOfMemoryError):
+            run_in_lockstep([work] * 3, lambda place: None, parking)
+
+    tried()
+    assert ended == [True] * 3
+    assert parking.held_bytes == 0
+    assert not any(x() is not None for x in made)
