@@ -4,7 +4,7 @@ Products of numbers in half precision are exact in float32. So rows that a model
 has made stay as they are where a device multiplies them with float32 sums, see
 `devices.multiplies_halves`: that is two to fifteen times as fast as the same product of float32. A
 factor in float32 next to them follows from such rows, whose numbers are no more exact than a half,
-so it is rounded to their precision.
+so it is rounded to their precision; the weight of a model in half precision stays what it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _BLOCK_ON_GPU = 2048
 # Entries of a product that a CPU makes at once: few enough that caches hold them until they are
 # added.
 _ENTRIES_AT_ONCE = 1 << 20
-_UNIT = 2.0**-14  # relative to a matrix's largest number
+_UNIT = 2.0**-14  # relative to a matrix's largest number, rounded down to a power of two
+_EXPONENT = 0x7F800000  # bits of a float32
 _TINY = 1e-30
 
 
@@ -98,7 +99,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def _in_half(matrix: Tensor, half: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return a matrix over a unit in half precision, and the unit: of numbers far above what
-    float16 can hold least, and below what it can most.
+    float16 can hold least, and below what it can most. The unit is a power of two, so that numbers
+    in half precision stay exact.
     """
-    unit = torch.linalg.vector_norm(matrix, torch.inf).clamp_min(_TINY) * _UNIT
+    most = torch.linalg.vector_norm(matrix, torch.inf).float().clamp_min(_TINY)
+    unit = (most.view(torch.int32) & _EXPONENT).view(torch.float32) * _UNIT
     return (matrix / unit).to(half), unit

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, devices, merge
-from iteris_core.algebra.products import TOKENS_PER_PRODUCT, add_product, add_square, mirror
+from iteris_core.algebra.products import (
+    TOKENS_PER_PRODUCT,
+    add_product,
+    add_square,
+    mirror,
+    product,
+)
 from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
 from iteris_core.devices import Workplace
 
@@ -59,6 +65,14 @@ def test_sums_are_as_exact_as_the_rows_numbers(dtype, rounded, size, calls):
     square = torch.zeros(40, 40, dtype=torch.float64)
     add_square(square, x)
     assert off(mirror(square), x, x) < 2e-7
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_weight_in_half_precision_stays_what_it_is(dtype, calls):
+    x, weight = rows_of(dtype, 40), (0.03 * torch.randn(30, 40)).to(dtype)
+    found = product(x, weight.T.float())
+    assert calls == [dtype]
+    assert torch.equal(found, devices.half_product(x, weight.T))
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
