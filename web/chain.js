@@ -111,19 +111,20 @@ export function turnInto(node, create, canvas) {
       const output = merge.outputs.find((each) => each.type === type);
       if (output) for (const target of ends(graph, links ?? [])) join({ outputNode: merge, output }, target);
     }
+    const [model, clip] = ["model", "clip"].map(originOf);
+    const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
+    const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
-    save.pos = [merge.pos[0], merge.pos[1] + merge.size[1] + ROOM];
+    // where they stay: Nodes 2.0 of older frontends draws a node where it was added
+    const below = merge.pos[1] + merge.size[1] + ROOM;
+    save.pos = [merge.pos[0] + (compare ? compare.size[0] + GAP : 0), below];
     graph.add(save);
     shown.push(merge, save);
     const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
     link({ outputNode: merge, output: merged }, save, "merged");
-    const [model, clip] = ["model", "clip"].map(originOf);
-    const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
-    if (vae && clip) {
-      const compare = create("IterISCompare");
-      compare.pos = [...save.pos];
+    if (compare) {
+      compare.pos = [merge.pos[0], below];
       graph.add(compare);
-      save.pos = [compare.pos[0] + compare.size[0] + GAP, compare.pos[1]];
       shown.push(compare);
       link(model, compare, "model");
       link(clip, compare, "clip");
