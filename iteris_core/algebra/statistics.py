@@ -138,8 +138,12 @@ class InputMoments(ABC):
         """Add ``X~^T H`` of rows of both to a total, (d_in, R)."""
 
     @abstractmethod
+    def kept_bytes(self) -> int:
+        """Return the memory that the moments take once all rows have been added."""
+
     def bytes(self) -> int:
-        """Return the memory that the moments take."""
+        """Return the memory that they take at most."""
+        return self.kept_bytes()
 
 
 def add_up_moments(
@@ -274,9 +278,15 @@ class Sums(InputMoments):
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
         add_product(total, student, codes)
 
+    def kept_bytes(self) -> int:
+        return self._sums * self._gram.nbytes
+
     def bytes(self) -> int:
-        sums = 1 + (self._cross_gram is not None) + 2 * (self._changes is not None)
-        return sums * self._gram.nbytes + min(sums, 2) * _waiting_bytes(self.d_in)
+        return self.kept_bytes() + min(self._sums, 2) * _waiting_bytes(self.d_in)
+
+    @property
+    def _sums(self) -> int:
+        return 1 + (self._cross_gram is not None) + 2 * (self._changes is not None)
 
 
 class KeptRows(InputMoments):
@@ -329,7 +339,7 @@ class KeptRows(InputMoments):
         # there are few rows, so that the best precision costs little
         add_product(total, *(moved(part, self.device, torch.float64) for part in (student, codes)))
 
-    def bytes(self) -> int:
+    def kept_bytes(self) -> int:
         made = 0 if self._gram is None else self._gram.nbytes
         return made + 8 * self.capacity * self.d_in
 

@@ -104,6 +104,12 @@ class SharedInputs:
                 return entry
         return None
 
+    def bytes_besides(self, reading: Reading, x: Tensor) -> int:
+        """Return the memory that moments take which were measured, but for this tensor's."""
+        own = self.find(reading, x)
+        others = (entry for entry in self.entries if entry is not own)
+        return sum(moments.kept_bytes() for entry in others for moments in entry.moments)
+
     def add(
         self, reading: Reading, moments: Sequence[InputMoments] = (), *, derives: bool = False
     ) -> SharedInput:

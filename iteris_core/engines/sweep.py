@@ -39,7 +39,7 @@ from .common import (
 )
 from .measure import Measurement, bytes_at
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
-from .shared_inputs import Arrivals, Readers, SharedInputs
+from .shared_inputs import Arrivals, Readers, Reading, SharedInputs
 
 logger = logging.getLogger("iteris")
 # Numbers of a sample's two rows, and the shape of one of these.
@@ -223,7 +223,8 @@ class _Sweep:
             self.parking.rows_run_on(x.device)
             tasks, device = len(problem.tasks), statistics_device(x.device)
             takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
-            self.parking.reserve(math.ceil(takes.beside(problem.config.call_bytes)))
+            others = self._inputs.bytes_besides(Reading.of(problem.network, path, module), x)
+            self.parking.reserve(others + math.ceil(takes.beside(problem.config.call_bytes)))
         measurement = Measurement.open(problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)
