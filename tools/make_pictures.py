@@ -50,7 +50,7 @@ NOTE_CHARACTERS = 40
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 300,
-    "IterISCompare": 920,  # of square pictures in three rows, and a line that says they are old
+    "IterISCompare": 990,  # of square pictures in four rows, and a line that says they are old
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,
@@ -64,7 +64,7 @@ BELOW = {
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
 }
-NEXT = {"EmptyHunyuanLatentVideo"}  # without inputs, and right before what needs it
+NEXT = {"EmptyHunyuanLatentVideo", "LoadImage"}  # without inputs, and right before what needs it
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
