@@ -34,7 +34,6 @@ const store = () => app.extensionManager?.workflow;
 export function rememberRuns(refused) {
   const { queuePrompt } = api;
   const tell = (errors) => Object.entries(errors ?? {}).forEach(([id, { errors: own }]) => refused(id, own ?? []));
-  // not waited for: the frontend's dialog would name this file as the cause of whatever the server refuses
   addEventListener("pagehide", () => {
     const open = store()?.openWorkflows ?? [];
     const later = [...places].filter(
@@ -43,9 +42,11 @@ export function rememberRuns(refused) {
     const now = [...workflows].filter(([, each]) => open.includes(each)).map(([run, each]) => [run, placeOf(each)]);
     sessionStorage.setItem(PLACES, JSON.stringify([...later, ...now].slice(-MOST_PLACES)));
   });
+  // neither called from here nor waited for: the frontend's dialog would name this file as the cause of whatever the
+  // server refuses, and of its being stopped
   api.queuePrompt = function (...request) {
     const workflow = store()?.activeWorkflow;
-    asking = queuePrompt.apply(this, request);
+    asking = Promise.resolve().then(queuePrompt.bind(this, ...request));
     asking.then(
       (answer) => {
         if (answer?.prompt_id) {

@@ -761,3 +761,13 @@ def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, 
         modified.append(frontend.page.evaluate(f"{workflow}.isModified"))
     assert modified == [True, False]
     assert frontend.errors == []
+
+
+def test_a_server_that_was_stopped_is_not_blamed_on_a_script(frontend, small):
+    small(frontend, seed=51)
+    frontend.page.route("**/prompt", lambda route: route.abort())
+    ask = "app.graphToPrompt().then((prompt) => comfyAPI.api.api.queuePrompt(0, prompt))"
+    stack = frontend.page.evaluate(f"{ask}.catch(({{ stack }}) => stack)")
+    frontend.page.unroute("**/prompt")
+    assert "fetch" in stack
+    assert "/extensions/" not in stack, "where the frontend looks for a script to name"
