@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
+from inspect import CO_OPTIMIZED
 from types import CellType, FrameType, FunctionType
 from typing import Any, Protocol
 
@@ -410,7 +411,8 @@ class Parking:
         needed: dict[int, int] = {}  # when: number of a caller
         found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
-            values = list(frame.f_locals.values())
+            variables = _variables_of(frame)
+            values = list(variables.values())
             for tensor in _tensors_in(values, _within_reach):
                 needed.setdefault(_key(tensor), len(callers) - 1)
             for tensor in _tensors_in(values, _items):
@@ -426,8 +428,8 @@ class Parking:
                     )
                 if storage.nbytes() >= self.smallest:
                     found[key] = storage
-            if frame.f_code is _CALL and frame.f_locals["self"] in self._calling:
-                callers.append(frame.f_locals["self"])
+            if frame.f_code is _CALL and variables["self"] in self._calling:
+                callers.append(variables["self"])
             frame = frame.f_back
         order = sorted(found, key=needed.__getitem__)
         return [(found[key], callers[needed[key]]) for key in order]
@@ -461,6 +463,17 @@ class Parking:
             if not _PLAIN.issuperset(map(type, attributes.values())):  # passes most modules by
                 values += [value for value in attributes.values() if isinstance(value, _HOLDERS)]
         return values
+
+
+def _variables_of(frame: FrameType) -> dict[str, Any]:
+    """Return the variables of a frame, which does not keep them alive: up to Python 3.12 the frame
+    of a function remembers what it was asked for, though it goes on and lets a tensor go.
+    """
+    remembered = frame.f_locals
+    variables = dict(remembered)
+    if isinstance(remembered, dict) and frame.f_code.co_flags & CO_OPTIMIZED:
+        remembered.clear()
+    return variables
 
 
 def _key(tensor: Tensor) -> int:
