@@ -4,7 +4,7 @@ import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
 import { button, copied, fileName, html, imageAt, tell } from "./parts.js";
 import { promptAfter } from "./prompt_field.js";
-import { numberIn, readRows, writtenRow } from "./rows_text.js";
+import { furtherWords, numberIn, readRows } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
@@ -76,6 +76,13 @@ export function drawRow(view, place) {
   );
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", say("open"), () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
+  const further = furtherWords(row);
+  if (further && !isOpen) {
+    opener.classList.add("iteris-further");
+    opener.title = `${further}\n${say("open")}`;
+  }
+  const clip = html("span", "iteris-clip", row.clip === row.model || isOpen ? "" : `/ ${row.clip}`);
+  clip.title = `${say("clip")}: ${row.clip}`;
   const needs = button("iteris-needs", say("needs"), say("needs_title"), () => view.openPrompts(place));
   head.append(
     grip,
@@ -84,6 +91,7 @@ export function drawRow(view, place) {
     needs,
     ...(isMeasured(view) ? [kind] : []),
     strength,
+    clip,
     opener,
     button("iteris-out", "×", say("out"), () => view.remove(place)),
   );
@@ -270,7 +278,9 @@ function numberField(value, least, say, name, changed, after = () => {}) {
   };
   field.addEventListener("input", take);
   field.addEventListener("change", after);
+  field.addEventListener("focus", () => field.select());
   field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") field.blur(); // so that the next click marks all again
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();
@@ -300,10 +310,7 @@ function numberField(value, least, say, name, changed, after = () => {}) {
     const end = ({ type }) => {
       stop.abort();
       if (steps) after();
-      else if (type === "pointerup") {
-        field.focus();
-        field.select();
-      }
+      else if (type === "pointerup") field.focus();
     };
     const stop = new AbortController();
     field.addEventListener("pointermove", follow, { signal: stop.signal });
@@ -346,13 +353,9 @@ function blocksFields(view, place, changed) {
 /** Return a field for what a row says in words: its name among others, its blocks, and layers left out. */
 function moreField(view, place, changed) {
   const { say } = view;
-  const plain = { name: "x", model: 1, clip: 1, kind: "", priority: 1, prompts: [] };
   const field = html("input", "iteris-more");
   const show = () => {
-    const { called, blocks, without } = view.entries[place].row;
-    field.value = writtenRow({ ...plain, called, blocks, without })
-      .replace("<lora:x:1>", "")
-      .trim();
+    field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
   };
   show();
   field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");

@@ -60,14 +60,22 @@ export function writtenRows(entries) {
 /** Return the line of a row. */
 export function writtenRow({ name, model, clip, kind, priority, called, blocks, without, prompts }, isOff = false) {
   const strengths = clip === model ? [model] : [model, clip];
-  const values = [["called", called], ["blocks", blocks], ...without.map((pattern) => ["without", pattern])];
+  const further = furtherWords({ priority, called, blocks, without });
   return [
     ...(isOff ? ["#"] : []),
     `<lora:${[name, ...strengths].join(":")}>`,
     ...(kind ? [kind] : []),
+    ...(further ? [further] : []),
+    ...prompts.map((prompt) => `| ${oneLine(prompt).replaceAll("|", "\\|")}`),
+  ].join(" ");
+}
+
+/** Return what a row says after its kind and before its prompts, such as `priority=2 blocks=OUTALL`. */
+export function furtherWords({ priority, called, blocks, without }) {
+  const values = [["called", called], ["blocks", blocks], ...without.map((pattern) => ["without", pattern])];
+  return [
     ...(priority === plain.priority ? [] : [`priority=${priority}`]),
     ...values.filter(([, value]) => value).map(([word, value]) => `${word}=${quoted(value)}`),
-    ...prompts.map((prompt) => `| ${oneLine(prompt).replaceAll("|", "\\|")}`),
   ].join(" ");
 }
 

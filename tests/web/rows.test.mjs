@@ -8,6 +8,7 @@ import {
   canName,
   changed,
   fileOf,
+  furtherWords,
   matching,
   moved,
   newRow,
@@ -72,6 +73,12 @@ test("what a view does not touch stays as it is, and what it cannot read, too", 
   entries[0] = changed(entries[0], {}, true);
   assert.ok(writtenRows(entries).startsWith("# <lora:a:0.25:1> style | x\n"));
   assert.equal(readRows("#<lora:a:1>#").length, 1);
+});
+
+test("what a closed row has besides its strengths", () => {
+  const said = (text) => furtherWords(readRows(text)[0].row);
+  assert.equal(said("<lora:a:1:0.4> style | x"), "");
+  assert.equal(said('<lora:a:1:OUTALL> style called="a dog" priority=2'), 'priority=2 called="a dog" blocks=OUTALL');
 });
 
 test("a row of a file that was chosen", () =>
