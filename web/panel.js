@@ -3,7 +3,7 @@
 
 import { paintOf } from "./paint.js";
 import { button, copied, html } from "./parts.js";
-import { bars, layersOf, noteLine, scaleTop } from "./report.js";
+import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 
 const WIDTH = 360;
 const HEIGHT = 96;
@@ -95,8 +95,10 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
 }
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf({ name, kept, between, level, levels, advice, unread }, told, say) {
-  const line = html("div", `iteris-kept iteris-${level}`);
+function keptOf(lora, told, say) {
+  const { name, kept, between, level, levels, advice, unread } = lora;
+  const isOpen = isUncertain(lora);
+  const line = html("div", `iteris-kept iteris-${isOpen ? "open" : level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
   line.classList.toggle("iteris-likely", levels.length > 1);
   line.title = told;
@@ -104,13 +106,12 @@ function keptOf({ name, kept, between, level, levels, advice, unread }, told, sa
   const called = html("b", "", name);
   called.title = name;
   head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
-  if (between) {
+  if (between && !isOpen) {
     const [low, high] = between.map(percent);
     head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   }
-  head.append(
-    html("span", "iteris-badge", levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level)),
-  );
+  const likely = levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level);
+  head.append(html("span", "iteris-badge", isOpen ? say("uncertain_level") : likely));
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);

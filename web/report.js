@@ -1,6 +1,8 @@
 // A merge report as what the panel draws. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const DIGITS = 4;
+// a range that says nothing, as in iteris_core/report/verdict.py
+const SAYS_NOTHING = 0.8;
 export const LEVELS = ["good", "weak", "lost"];
 // what there are words for, each of them "to_..."
 export const ADVICE = ["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone", "together"];
@@ -170,6 +172,11 @@ function warnings({ warnings: failed = [], unmatched = {}, unread = {} }) {
       ([name, keys]) => `${name}: ${keys.length} keys belong to no module of this model, such as ${keys[0]}`,
     ),
   ];
+}
+
+/** Return whether what was kept of a LoRA may be nearly anything. */
+export function isUncertain({ between }) {
+  return between !== null && between[1] - between[0] >= SAYS_NOTHING;
 }
 
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */

@@ -9,7 +9,7 @@ often each word was right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
 right nine times in ten, see `TaskFidelity.between`. Where it includes a bound, the word is only the
-likeliest.
+likeliest; where it is nearly all that there is, no word is told, though the level counts.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ _FAILING = 2
 _FAILED = 0.2
 # A run counts for no more than this, so that none makes up for others.
 _MOST = 1.5
+# A range that says nothing: the pictures disagree. The page has the same bound (web/report.js).
+_SAYS_NOTHING = 0.8
 # How far pictures of one LoRA usually differ (0.21 and 0.30 in the two worlds that judged this
 # range), and how many runs that counts for: the spread of two runs alone says next to nothing.
 _USUAL_SPREAD = 0.25
@@ -94,8 +96,15 @@ class Kept:
     unread: float = 0.0
 
     @property
+    def is_uncertain(self) -> bool:
+        """Whether it may be nearly anything."""
+        return self.between is not None and self.between[1] - self.between[0] >= _SAYS_NOTHING
+
+    @property
     def words(self) -> str:
-        """Its level, as far as the check can tell: "good", or "likely good"."""
+        """Its level, as far as the check can tell: "good", "likely good" or "uncertain"."""
+        if self.is_uncertain:
+            return "uncertain"
         return f"{'likely ' if len(self.levels) > 1 else ''}{self.level}"
 
 
@@ -364,6 +373,8 @@ def line_of(kept: Kept) -> str:
     """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
+    if kept.is_uncertain:
+        between = ", the check's pictures disagree"
     unread = f"; {_percent(kept.unread)} of its file not read" if kept.unread else ""
     return f"{kept.lora}: {kept.words}, kept {_percent(kept.kept)}{between}{unread}{advice}"
 

@@ -100,6 +100,18 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
     assert "kept 80 %" in str(made) and "60 to 98" in str(made)
 
 
+def test_where_pictures_disagree_nothing_is_told_but_the_level_stays():
+    for strengths, told, level in (
+        ((0.0, 1.06), "cat: uncertain, kept 53 %, the check's pictures disagree", "lost"),
+        ((0.1, 1.5), "cat: uncertain, kept 80 %, the check's pictures disagree", "good"),
+        ((0.4, 0.66), "cat: likely lost, kept 53 % (19 to 87)", "lost"),
+    ):
+        made = report(of_runs("cat", *((abs(1 - share), share) for share in strengths)))
+        (found,) = made.verdict.loras
+        assert str(made).splitlines()[0].startswith(told)
+        assert found.level == level
+
+
 def test_two_are_likely_in_one_picture_up_to_an_error():
     for errors, expected in (
         ((0.1,), None),

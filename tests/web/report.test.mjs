@@ -7,6 +7,7 @@ import {
   LEVELS,
   bars,
   figures,
+  isUncertain,
   layersOf,
   loras,
   median,
@@ -164,6 +165,17 @@ test("the verdict is taken over, and a report of an older version has none", () 
     bounds: [0.3, 0.75],
   });
   assert.equal(figures(REPORT).verdict, null);
+});
+
+test("a range that spans nearly everything says nothing", () => {
+  for (const [between, expected] of [
+    [[0, 1], true],
+    [[0.1, 0.95], true],
+    [[0.2, 0.9], false],
+    [[0.6, 1], false],
+    [null, false],
+  ])
+    assert.equal(isUncertain({ between }), expected);
 });
 
 test("every level and every advice has words", () => {

@@ -187,6 +187,24 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert frontend.errors == []
 
 
+def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, picture, small):
+    small(frontend, seed=22)
+    frontend.show(MERGE, top=100)
+    levels = ["good", "weak", "lost"]
+    lost = kept("first", 0.53, "lost", "priority", between=[0, 1], levels=levels)
+    executed(frontend, MERGE, report_with_verdict(lost, kept("ink", 0.2, "lost")))
+    first, ink = (
+        row.splitlines() for row in frontend.page.locator(".iteris-kept").all_inner_texts()
+    )
+    assert first[:3] == ["first", "kept 53 %", "uncertain: look at Compare"]
+    assert ink[1:] == ["kept 20 %", "lost"]
+    grey, red = frontend.page.locator(".iteris-kept").evaluate_all(
+        "all => all.map(line => getComputedStyle(line).borderLeftColor)"
+    )
+    assert (grey, red) == ("rgb(138, 138, 138)", "rgb(217, 54, 54)")
+    picture(frontend, "verdict_uncertain")
+
+
 def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(frontend, small):
     small(frontend, seed=14)
     frontend.show(MERGE, top=100)
