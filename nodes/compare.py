@@ -308,10 +308,10 @@ def short(name: str) -> str:
     return name.rpartition("/")[2] or name
 
 
-def verdict_in_words(merged: MergedLora) -> list[str]:
-    """Return the verdict's words for each LoRA; empty: the merge was not checked."""
+def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
+    """Return each LoRA's name and the verdict's words for it; empty: the merge was not checked."""
     kept = () if merged.report is None else merged.report.verdict.loras
-    return [f"{short(found.lora)} {found.words}" for found in kept]
+    return [(short(found.lora), found.words) for found in kept]
 
 
 def base_name(texts: Iterable[str]) -> str:

@@ -92,7 +92,7 @@ def png_of(picture: Tensor) -> bytes:
 def table(
     rows: Sequence[Labelled],
     title: str = "",
-    verdict: Sequence[str] = (),
+    verdict: Sequence[tuple[str, str]] = (),
     facts: Sequence[str] = (),
 ) -> Tensor:
     """Return rows of pictures as one picture, (1, height, width, 3) from 0 to 1.
@@ -102,7 +102,7 @@ def table(
     Args:
         rows: The rows, at least one; all pictures are of one size.
         title: Title at the top; an empty one takes no room.
-        verdict: Parts of the line below the last column; none take no room.
+        verdict: Names and what is said of each, below the last column; none take no room.
         facts: Parts of the line at the bottom; none take no room.
     """
     from PIL import Image, ImageDraw
@@ -119,8 +119,12 @@ def table(
     cell, tall = fitting(width, height, cell, max(1, most))
     across = columns * (cell + _GAP) + _GAP
     room = across - 4 * _GAP
-    below = broken(verdict, cell, lambda text: _length(text, letters))
-    bottom = broken(facts, room, lambda text: _length(text, letters))
+
+    def length(text: str) -> float:
+        return _length(text, letters)
+
+    below = broken([with_room(*said, cell, length) for said in verdict], cell, length)
+    bottom = broken(facts, room, length)
     end = title_height + len(rows) * (2 * strip + tall + _GAP)
     size = (across, end + strip * (len(below) + len(bottom)))
     whole = Image.new("RGB", size, _BACKGROUND)
@@ -238,6 +242,15 @@ def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
         if length(f"{start}{_ELLIPSIS}{end}") <= room:
             return f"{start}{_ELLIPSIS}{end}"
     return ""
+
+
+def with_room(name: str, words: str, room: float, length: Callable[[str], float]) -> str:
+    """Return a name and what is said of it, of which the name gives way.
+
+    >>> with_room("char_anna_03", "likely good", 20, len)
+    'char…_03 likely good'
+    """
+    return f"{shortened(name, room - length(f' {words}'), length)} {words}".strip()
 
 
 def _font_for(text: str, size: int) -> FreeTypeFont | None:

@@ -103,7 +103,7 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
         verdict = types.SimpleNamespace(loras=found)
 
     checked = dataclasses.replace(merged, report=Report(()))
-    assert compare.verdict_in_words(checked) == ["dog likely good", "cat lost"]
+    assert compare.verdict_in_words(checked) == [("dog", "likely good"), ("cat", "lost")]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from iteris_pack.nodes.pictures import (
     jpeg_uri,
     shortened,
     table,
+    with_room,
     without_accents,
 )
 from PIL import Image
@@ -59,7 +60,8 @@ def test_a_text_is_broken_between_its_parts_where_its_room_ends(parts, room):
 @example(["\ud800", "\x00\x1b[31m", ""], "\u202e 水墨画\n\n\ud800")
 def test_any_text_is_a_label(names, row):
     pictures = colours(*[0.5] * len(names), height=8, width=40)
-    whole = table([Labelled(row, names, pictures)], row, names, names)
+    said = [(name, row) for name in names]
+    whole = table([Labelled(row, names, pictures)], row, said, names)
     assert bool(whole.isfinite().all())
 
 
@@ -79,3 +81,9 @@ def test_letters_with_accents_are_read_without_them_where_no_font_has_them(monke
     monkeypatch.setattr("iteris_pack.nodes.pictures._MORE_FONTS", ())
     plain, accents = (table([Labelled("x", [name], colours(0.5))]) for name in ("Zoe", "Zo\u00eb"))
     assert torch.equal(plain, accents)
+
+
+def test_a_name_gives_way_to_its_verdict():
+    assert with_room("char_anna_01", "likely good", 20, len) == "char\u2026_01 likely good"
+    assert with_room("dog", "lost", 20, len) == "dog lost"
+    assert with_room("dog", "likely good", 5, len) == "likely good"
