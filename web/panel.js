@@ -2,7 +2,7 @@
 // details a line per LoRA, bars per block, and the layers of the block under the pointer.
 
 import { paintOf } from "./paint.js";
-import { button, copied, html } from "./parts.js";
+import { button, copied, fileName, html } from "./parts.js";
 import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 
 const WIDTH = 360;
@@ -103,7 +103,8 @@ function keptOf(lora, told, say) {
   line.classList.toggle("iteris-likely", levels.length > 1);
   line.title = told;
   const head = html("div", "iteris-head");
-  const called = html("b", "", name);
+  const called = html("b");
+  called.append(fileName("iteris-called", name)[0]);
   called.title = name;
   head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
   if (between && !isOpen) {
