@@ -88,8 +88,10 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   const { leak, leak_stacked: stacked, base } = against;
   const parts = [];
   const leaks = advice?.kind === "measure" ? "overlaps" : "leaks"; // a preview has measured no leak
-  if (leak !== null && stacked !== null) parts.push(say(leaks, { merged: percent(leak), stacked: percent(stacked) }));
-  if (base !== null) parts.push(say("base", { percent: percent(base) }));
+  const compare = (what, share) =>
+    parts.push(say(`${what}_${share > 1 ? "more" : "less"}`, { percent: percent(Math.abs(1 - share)) }));
+  if (leak !== null && stacked) compare(leaks, leak / stacked);
+  if (base !== null) compare("base", base);
   if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
   return found;
 }
@@ -147,7 +149,8 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
 
 function overallOf(model, say) {
   const list = html("div", "iteris-overall");
-  const left = new Set(model.unseen);
+  const kept = model.verdict?.loras.map(({ name }) => name) ?? []; // the verdict has told these
+  const left = new Set(model.unseen.filter(({ name }) => !kept.includes(name)));
   const unseen = (found) => {
     const { name, error, strength } = found;
     const values = { error: figure(error), percent: Math.round(100 * strength) };
@@ -165,7 +168,8 @@ function overallOf(model, say) {
       .filter(({ name, strength }) => name === model.tasks[task] && (strength !== null) === wears)
       .forEach(unseen);
     const kind = wears ? "residual" : "leak";
-    const text = say(kind, { median: figure(median), worst: figure(worst), at });
+    // while a merge runs, it is only told which bars are whose
+    const text = model.verdict ? say(kind, { median: figure(median), worst: figure(worst), at }) : "";
     list.append(lineOf(model.tasks[task], wears ? task : -1, text, { kind, median, worst }));
   }
   left.forEach(unseen);
@@ -179,7 +183,7 @@ function lineOf(name, place, text, data) {
   const swatch = html("span", "iteris-swatch");
   if (place >= 0) paint(swatch, place);
   line.append(swatch, html("b", "", name), html("span", "iteris-figures", text));
-  line.title = `${name}: ${text}`;
+  line.title = text ? `${name}: ${text}` : name;
   return line;
 }
 

@@ -344,13 +344,12 @@ def lines_of(verdict: Verdict) -> list[str]:
         lines.append(_sentence(verdict.advice))
     found = verdict.against
     parts = []
-    if found.leak is not None and found.leak_stacked is not None:
-        stacked = _percent(found.leak_stacked)
-        is_estimate = verdict.advice == Advice("measure")
-        what = "the LoRAs' files overlap" if is_estimate else "the LoRAs leak into each other"
-        parts.append(f"{what} {_percent(found.leak)}, stacked {stacked}")
+    if found.leak is not None and found.leak_stacked:
+        by_files = "by their files, " if verdict.advice == Advice("measure") else ""
+        less = _less(found.leak / found.leak_stacked)
+        parts.append(f"{by_files}the LoRAs disturb each other {less} than stacked")
     if found.base is not None:
-        parts.append(f"the base model changes {_percent(found.base)} of what stacking changes")
+        parts.append(f"pictures without them change {_less(found.base)} than stacked")
     return [*lines, "; ".join(parts)] if parts else lines
 
 
@@ -386,6 +385,11 @@ def _sentence(advice: Advice) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _less(share: float) -> str:
+    """Return a share of what stacking does as what is less than that, or more."""
+    return f"{_percent(abs(1 - share))} {'more' if share > 1 else 'less'}"
 
 
 def _range(lowest: float, highest: float) -> str:

@@ -115,7 +115,7 @@ def test_a_merge_that_fails_is_saved_and_says_so_on_stderr(t5_folder, texts, tmp
     warnings = done.stderr.splitlines()
     assert warnings == json.loads(report.read_text())["warnings"]
     said = done.stdout.splitlines()
-    assert said[0].startswith("the LoRAs leak into each other")
+    assert said[0].startswith("the LoRAs disturb each other")
     assert warnings == said[1 : 1 + len(warnings)]
     assert warnings[0].startswith("WARNING: the merge fails ")
     assert "than a plain average of the LoRAs" in warnings[0]
