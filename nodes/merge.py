@@ -113,7 +113,7 @@ class Merge(io.ComfyNode):
                 SETTINGS.Input(
                     "settings",
                     optional=True,
-                    tooltip="From Merge settings, which replaces the preset's values. Or "
+                    tooltip="From Merge settings: what is set there overrides the preset. Or "
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),
