@@ -118,9 +118,9 @@ class Settings(io.ComfyNode):
             node_id="IterISSettings",
             display_name="Merge settings (IterIS)",
             category="loaders/IterIS",
-            description="All settings of a merge that Merge LoRAs does not ask for. What is set here "
-            "overrides the preset; where it says so, 0 or -1 keeps the preset's value. Few merges "
-            "need this node.",
+            description="All settings of a merge that Merge LoRAs does not ask for. What is set "
+            "here overrides the preset; where it says so, 0 or -1 keeps the preset's value. Few "
+            "merges need this node.",
             inputs=[*inputs[:-1], correct_strength, inputs[-1], *more, *later],
             outputs=[SETTINGS.Output(display_name="settings")],
         )
