@@ -137,6 +137,8 @@ TEMPLATES = {
     "style": ("a landscape, {trigger}", "{trigger}", "a portrait of a person, {trigger}"),
 }
 _PLACEHOLDER = "{trigger}"
+_ARTICLE = re.compile(r"(an?|the)\s", re.IGNORECASE)
+_ARTICLE_BEFORE = re.compile(r"\b(an?|the)\s+\{trigger\}", re.IGNORECASE)
 _MOST_WORDS = 8
 _MOST_TRIGGERS = 4
 _TAGS_IN_A_CAPTION = 4
@@ -186,12 +188,21 @@ def _once(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+def with_trigger(words: str, trigger: str) -> str:
+    """Return words with a trigger in place of ``{trigger}``, without an article twice.
+
+    >>> with_trigger("a photo of a {trigger}", "a sks robot")
+    'a photo of a sks robot'
+    """
+    if _ARTICLE.match(trigger):
+        words = _ARTICLE_BEFORE.sub(_PLACEHOLDER, words)
+    return words.replace(_PLACEHOLDER, trigger)
+
+
 def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ...]:
     """Return each template with each trigger in place of ``{trigger}``."""
     return _once(
-        template.replace(_PLACEHOLDER, trigger)
-        for trigger in found.triggers
-        for template in templates
+        with_trigger(template, trigger) for trigger in found.triggers for template in templates
     )
 
 

@@ -9,7 +9,8 @@ from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
-from iteris_core.diffusion.lora_rows import read_rows
+from iteris_core.diffusion.lora_rows import filled, read_rows
+from iteris_core.files.trigger_words import TriggerWords, fill_in
 
 
 @pytest.fixture
@@ -35,6 +36,17 @@ def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
     said = "cat is called 'a cat' in subjects and 'in cat style' in styles"
     with pytest.raises(IterisError, match=said):
         with_triggers(cats, "cat: a cat", "cat: in cat style")
+
+
+def test_an_article_is_not_said_twice():
+    robot = use("robot", ("The {trigger}", "a photo of a {trigger}", "{trigger}"))
+    said = TriggerWords(triggers=("a sks robot",))
+    assert fill_in("robot", robot.prompts, said, "subject") == (
+        "a sks robot",
+        "a photo of a sks robot",
+    )
+    assert filled("on an {trigger}", robot, said.triggers, "called") == "on a sks robot"
+    assert filled("the {trigger}", robot, ("theo",), "called") == "the theo"
 
 
 @pytest.fixture
