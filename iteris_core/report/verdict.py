@@ -349,7 +349,7 @@ def lines_of(verdict: Verdict) -> list[str]:
         less = _less(found.leak / found.leak_stacked)
         parts.append(f"{by_files}the LoRAs disturb each other {less} than stacked")
     if found.base is not None:
-        parts.append(f"pictures without them change {_less(found.base)} than stacked")
+        parts.append(f"pictures of other things change {_less(found.base)} than stacked")
     return [*lines, "; ".join(parts)] if parts else lines
 
 

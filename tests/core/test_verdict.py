@@ -171,10 +171,10 @@ def test_the_merge_against_the_stack():
     assert [kept.lora for kept in made.verdict.loras] == ["cat", "dog"]
     assert made.verdict.against == Against(*map(pytest.approx, (0.2, 1.2, 0.29)))
     less = "the LoRAs disturb each other 83 % less than stacked"
-    assert f"{less}; pictures without them change 71 % less than stacked" in str(made)
+    assert f"{less}; pictures of other things change 71 % less than stacked" in str(made)
     worse = TaskFidelity("base model", 1.29, None, 4, "base")
     made = report(*figures[:-1], worse, layers=layers)
-    assert "pictures without them change 29 % more than stacked" in str(made)
+    assert "pictures of other things change 29 % more than stacked" in str(made)
 
 
 def test_a_merge_that_was_not_checked_says_so_and_how_to_check():

@@ -163,7 +163,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     )
     assert len(set(badges)) == 3
     lines = panel.inner_text()
-    against = "The LoRAs disturb each other 88 % less than stacked. Pictures without them change 71 % less."
+    against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less."
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture: unlikely."
     to_do = "For pictures of both, switch on “together”."

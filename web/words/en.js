@@ -34,8 +34,8 @@ export default {
   leaks_more: "The LoRAs disturb each other {percent} % more than stacked.",
   overlaps_less: "By their files, the LoRAs disturb each other {percent} % less than stacked.",
   overlaps_more: "By their files, the LoRAs disturb each other {percent} % more than stacked.",
-  base_less: "Pictures without them change {percent} % less.",
-  base_more: "Pictures without them change {percent} % more.",
+  base_less: "Pictures of other things change {percent} % less.",
+  base_more: "Pictures of other things change {percent} % more.",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   forgotten:
