@@ -40,7 +40,9 @@ export function drawRow(view, place) {
     event.stopPropagation();
     view.move(place, by);
   });
-  const toggle = button("iteris-toggle", "", say("use"), () => view.edit(place, {}, !isOff));
+  const toggle = button("iteris-toggle", "", say("use"), ({ shiftKey, altKey }) =>
+    shiftKey || altKey ? view.switchAll(!isOff) : view.edit(place, {}, !isOff),
+  );
   toggle.role = "switch";
   toggle.ariaChecked = String(!isOff);
   const said = row.name || say("no_file");
@@ -65,7 +67,7 @@ export function drawRow(view, place) {
     row.model,
     -MOST,
     say,
-    say("strength_of"),
+    say(isMeasured(view) ? "strength_of" : "strength_loader"),
     (model) => {
       const { row: now } = view.entries[place];
       const isBoth = now.clip === now.model;
@@ -74,12 +76,13 @@ export function drawRow(view, place) {
     },
     view.keep,
   );
-  const opener = button("iteris-opener", isOpen ? "▾" : "▸", say("open"), () => view.open(place, !isOpen));
+  const opens = say(isMeasured(view) ? "open" : "open_loader");
+  const opener = button("iteris-opener", isOpen ? "▾" : "▸", opens, () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
   const further = furtherWords(row);
   if (further && !isOpen) {
     opener.classList.add("iteris-further");
-    opener.title = `${further}\n${say("open")}`;
+    opener.title = `${further}\n${opens}`;
   }
   const clip = html("span", "iteris-clip", row.clip === row.model || isOpen ? "" : `/ ${row.clip}`);
   clip.title = `${say("clip")}: ${row.clip}`;

@@ -4,9 +4,21 @@ import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, repeated, strangers } from "./fitting.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
-import { addElement, also, button, fit, heightOf, html, keep, keepWidth, savesWithout, showAbove } from "./parts.js";
+import {
+  addElement,
+  also,
+  button,
+  fit,
+  heightOf,
+  html,
+  keep,
+  keepWidth,
+  savesWithout,
+  showAbove,
+  tell,
+} from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
-import { changed, fileOf, moved, nameOf, newRow, readRows, writtenRows } from "./rows_text.js";
+import { changed, fileOf, moved, nameOf, newRow, picked, readRows, switched, writtenRows } from "./rows_text.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
@@ -124,6 +136,11 @@ class Rows {
 
   edit(place, change, isOff) {
     this.write(place, change, isOff);
+    this.finish();
+  }
+
+  switchAll(isOff) {
+    this.put(switched(this.entries, isOff));
     this.finish();
   }
 
@@ -286,7 +303,19 @@ class Rows {
     field.placeholder = "<lora:name:0.8> subject | a photo of sks dog | sks dog on a beach";
     field.addEventListener("input", () => this.writeText(field.value));
     field.addEventListener("change", this.keep);
+    field.addEventListener("paste", (event) => this.paste(event));
     return field;
+  }
+
+  /** Take the tags out of a prompt that is pasted as lines of its own. */
+  paste(event) {
+    const { value, selectionStart, selectionEnd } = event.target;
+    const around = [...value.slice(0, selectionStart).slice(-1), ...value.slice(selectionEnd, selectionEnd + 1)];
+    const tags = picked(event.clipboardData.getData("text/plain"));
+    if (tags === undefined || around.some((letter) => letter !== "\n")) return;
+    event.preventDefault();
+    document.execCommand("insertText", false, tags); // as Undo of the browser knows it
+    tell(this.say("picked"), this.say("picked_rest"));
   }
 
   fitText() {

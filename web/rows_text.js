@@ -10,6 +10,8 @@ const PLAIN = /^[^\s|"]+$/; // a value that needs no quotes
 const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*$/i;
 const KINDS = ["subject", "style"];
 const NAMED = ["priority", "called", "blocks", "without"];
+const TAGS = /<lora:[^<>\n]*>/gi;
+const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
 const MOST = 100; // of a strength, and of a priority
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
@@ -95,6 +97,24 @@ export function newRow(file) {
 export function changed(entry, change, isOff = entry.isOff) {
   const row = { ...entry.row, ...change };
   return { ...entry, text: writtenRow(row, isOff), row, isOff };
+}
+
+/** Return entries of which all rows are switched on or off. */
+export function switched(entries, isOff) {
+  return entries.map((entry) => (entry.row && entry.isOff !== isOff ? changed(entry, {}, isOff) : entry));
+}
+
+/**
+ * Return the tags in a prompt, and what else of its lines is a row; undefined: there are none, or the text is no prompt
+ * but rows, of which a user wants to see what is wrong.
+ */
+export function picked(text) {
+  const said = text.split(/\r?\n/).filter((line) => line.trim());
+  const isBad = (line) => readRows(line).some(({ error }) => error);
+  const bad = said.filter(isBad);
+  if (!bad.length || bad.some((line) => LIKE_ROW.test(line))) return undefined;
+  const found = said.flatMap((line) => (bad.includes(line) ? (line.match(TAGS) ?? []) : [line]));
+  return found.length ? found.join("\n") : undefined;
 }
 
 /** Return a list with one of its items at another place. */

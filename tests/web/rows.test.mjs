@@ -12,7 +12,9 @@ import {
   matching,
   moved,
   newRow,
+  picked,
   readRows,
+  switched,
   writtenRow,
   writtenRows,
 } from "../../web/rows_text.js";
@@ -79,6 +81,22 @@ test("what a closed row has besides its strengths", () => {
   const said = (text) => furtherWords(readRows(text)[0].row);
   assert.equal(said("<lora:a:1:0.4> style | x"), "");
   assert.equal(said('<lora:a:1:OUTALL> style called="a dog" priority=2'), 'priority=2 called="a dog" blocks=OUTALL');
+});
+
+test("all rows are switched alike, and lines that are none stay", () => {
+  const all = (text, isOff) => writtenRows(switched(readRows(text), isOff));
+  assert.equal(all("<lora:a:1>\n# <lora:b:1>\nno row", true), "# <lora:a:1>\n# <lora:b:1>\nno row");
+  assert.equal(all("<lora:a>\n# <lora:b:1>\n# a remark", false), "<lora:a>\n<lora:b:1>\n# a remark");
+});
+
+test("of a pasted prompt only its tags are taken, and rows with a slip are left as they are", () => {
+  assert.equal(picked("<lora:sks_robot:0.8>, masterpiece"), "<lora:sks_robot:0.8>");
+  assert.equal(
+    picked("a (cat:1.2), <lora:a:1> at <LORA:b:0.5:1>\r\nbest\n\n<lora:c>"),
+    "<lora:a:1>\n<LORA:b:0.5:1>\n<lora:c>",
+  );
+  for (const text of ["<lora:a> style | x", "<lora:a> sytle | x", "<lora:a> x blocks=OUTALL", "a cat", ""])
+    assert.equal(picked(text), undefined, text);
 });
 
 test("a row of a file that was chosen", () =>

@@ -155,6 +155,23 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows), "a click marks what is there"
 
 
+def test_all_rows_are_switched_at_once_and_a_pasted_prompt_gives_its_tags(rows):
+    at(rows, 0, "toggle").click(modifiers=["Shift"])
+    assert all(line.startswith("# <lora:") for line in text_of(rows).splitlines())
+    at(rows, 1, "toggle").click(modifiers=["Alt"])
+    assert "# <lora:" not in text_of(rows)
+    rows.page.locator(".iteris-other").click()
+    field = rows.page.locator(".iteris-rows-text")
+    for pasted, taken in (
+        ("<lora:first:0.8>, masterpiece", "<lora:first:0.8>"),
+        ("<lora:first> style | x", "<lora:first> style | x"),
+    ):
+        field.press("Control+a")
+        rows.page.evaluate("text => navigator.clipboard.writeText(text)", pasted)
+        field.press("Control+v")
+        assert text_of(rows) == taken
+
+
 def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
@@ -576,6 +593,9 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
     more = rows.locator(".iteris-more")
     assert more.get_attribute("placeholder") == "strengths of blocks, layers to leave out"
     assert "called=" not in more.locator("xpath=..").get_attribute("title")
+    opener, strength = (rows.locator(f".iteris-{part}").first for part in ("opener", "number"))
+    assert opener.get_attribute("title") == "Trigger words and more"
+    assert strength.get_attribute("title") == "Strength of this LoRA"
     rows.locator(".iteris-opener").press("Enter")
     page_of_rows.settle()
     rows.locator(".iteris-merge-these").press("Enter")
