@@ -42,6 +42,23 @@ function asOneChange(canvas, change) {
   }
 }
 
+/** Return below which height nothing lies between two edges, but for one node. */
+function freeBelow(graph, left, right, but = undefined) {
+  const above = graph.nodes.filter((node) => node !== but && node.pos[0] < right && left < node.pos[0] + node.size[0]);
+  return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
+}
+
+/** Return whether nothing lies where a node would, but for another one. */
+const isFree = (graph, { pos: [x, y], size: [width, height] }, but) =>
+  graph.nodes.every(
+    (node) =>
+      node === but ||
+      node.pos[0] >= x + width ||
+      x >= node.pos[0] + node.size[0] ||
+      node.pos[1] - TITLE >= y + height ||
+      y - TITLE >= node.pos[1] + node.size[1],
+  );
+
 /**
  * Put another LoRA after this one in the chain, below whatever is under it.
  *
@@ -51,12 +68,9 @@ function asOneChange(canvas, change) {
  */
 export function addBehind(node, create, canvas) {
   const { graph } = node;
-  const column = graph.nodes.filter(
-    ({ pos, size }) => pos[0] < node.pos[0] + node.size[0] && node.pos[0] < pos[0] + size[0],
-  );
   asOneChange(canvas, () => {
     const next = create();
-    next.pos = [node.pos[0], Math.max(...column.map(({ pos, size }) => pos[1] + size[1])) + GAP];
+    next.pos = [node.pos[0], freeBelow(graph, node.pos[0], node.pos[0] + node.size[0])];
     next.setSize([...node.size]); // it would grow to that once its chips have come, which would be another step of Undo
     graph.add(next);
     for (const target of targetsOf(node)) join({ outputNode: next, output: next.outputs[0] }, target);
@@ -88,18 +102,23 @@ export function turnInto(node, create, canvas) {
   const shown = [];
   asOneChange(canvas, () => {
     const merge = create("IterISMerge");
-    merge.pos = [...node.pos];
-    graph.add(merge);
     const text = (of) => of.widgets.find(({ name }) => name === "loras");
     text(merge).value = text(node).value;
     text(merge).callback?.(text(node).value);
+    // rows have no height yet
+    const height = Math.max(merge.size[1], node.size[1]);
+    merge.pos = [...node.pos];
+    if (!isFree(graph, { pos: merge.pos, size: [merge.size[0], height] }, node))
+      merge.pos[1] = freeBelow(graph, merge.pos[0], merge.pos[0] + merge.size[0], node);
+    graph.add(merge);
+    const lowest = (left, right) => Math.max(merge.pos[1] + height + ROOM, freeBelow(graph, left, right, node));
     const link = (origin, target, name) =>
       origin && join(origin, { inputNode: target, input: target.inputs.find((input) => input.name === name) });
     let more = originOf("more_loras");
     const stacked = originOf("lora_stack");
     if (stacked) {
       const stack = create("IterISStack");
-      stack.pos = [merge.pos[0], merge.pos[1] + merge.size[1] + GAP];
+      stack.pos = [merge.pos[0], lowest(merge.pos[0], merge.pos[0] + stack.size[0])];
       graph.add(stack);
       link(stacked, stack, "lora_stack");
       link(more, stack, "previous");
@@ -116,8 +135,9 @@ export function turnInto(node, create, canvas) {
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    const below = merge.pos[1] + merge.size[1] + ROOM;
-    save.pos = [merge.pos[0] + (compare ? compare.size[0] + GAP : 0), below];
+    const left = merge.pos[0] + (compare ? compare.size[0] + GAP : 0);
+    const below = lowest(merge.pos[0], left + save.size[0]);
+    save.pos = [left, below];
     graph.add(save);
     shown.push(merge, save);
     const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");

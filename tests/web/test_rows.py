@@ -559,6 +559,16 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
 STACKED, LOADER, CHAIN, SAVED = "2", "3", "4", "5"
 
 
+OVERLAPS = """() => {
+    const title = LiteGraph.NODE_TITLE_HEIGHT;
+    const boxes = app.graph.nodes.map(({ type, pos: [x, y], size: [width, height] }) =>
+        ({ type, left: x, top: y - title, right: x + width, bottom: y + height }));
+    return boxes.flatMap((one, index) => boxes.slice(index + 1).filter((other) =>
+        one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom)
+        .map((other) => [one.type, other.type]));
+}"""
+
+
 def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, picture):
     before = len(page_of_rows.errors)
     checkpoint = {
@@ -577,6 +587,12 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         SAVED: {"class_type": "ModelSave", "inputs": saved},
     }
     page_of_rows.load(workflow, "loader")
+    # what the picture is made of stands below the loader, and at its right
+    places = {"6": [0, 0], STACKED: [0, 300], CHAIN: [0, 800], LOADER: [500, 0], SAVED: [960, 500]}
+    page_of_rows.page.evaluate(
+        "places => Object.entries(places).forEach(([id, pos]) => { app.graph.getNodeById(id).pos = pos; })",
+        places,
+    )
     page_of_rows.show(int(LOADER), left=600, top=150)
     node = page_of_rows.page.locator(".iteris-rows", has=page_of_rows.page.locator(".iteris-none"))
     node.locator(".iteris-add").press("Enter")  # other nodes may lie above
@@ -644,6 +660,15 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         [comparison, save],
     )
     assert right < left, "the picture goes to the cover at its side"
+    assert page_of_rows.page.evaluate(OVERLAPS) == []
+    room = page_of_rows.page.evaluate(
+        """([merge, compare]) => {
+            const [first, second] = [merge, compare].map((id) => app.graph.getNodeById(id));
+            return second.pos[1] - first.pos[1] - first.size[1];
+        }""",
+        [place, comparison],
+    )
+    assert room >= 300, "for the report"
     undo(page_of_rows)
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
