@@ -584,7 +584,7 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     frontend.set_widgets(MERGE, loras="<lora:third:1>")
     run = f"of_47_{comes}"
     history = {run: {"prompt": [1, run, frontend.prompt(), {}, []], "outputs": {str(MERGE): THREE}}}
-    press_run(frontend, run)
+    frontend.queued(run)
     type_strength(frontend, "0.5")
     page.wait_for_timeout(1500)  # the frontend keeps the workflow for F5 after a while
     page.route(f"**/history/{run}", lambda route: route.fulfill(json=history))
@@ -774,7 +774,7 @@ def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, 
         frontend.page.evaluate(KEEP)
         # as when it is saved
         frontend.page.evaluate(f"{workflow}.changeTracker.reset(); {workflow}.isModified = false")
-        press_run(frontend, f"{run} of 50")
+        frontend.queued(f"{run} of 50")
         executed(frontend, SAVE, saved, run=f"{run} of 50")
         frontend.settle(60)
         modified.append(frontend.page.evaluate(f"{workflow}.isModified"))
