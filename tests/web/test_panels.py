@@ -771,14 +771,14 @@ def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, 
     saved = {"iteris_saved": [SAVED], "text": ["saved"]}
     kept = f"app.graph.getNodeById({SAVE}).properties.iteris_ran"
     workflow = "app.extensionManager.workflow.activeWorkflow"
-    frontend.queued("first of 50")
+    begin(frontend, "first of 50")
     executed(frontend, SAVE, saved, run="first of 50")
     page.wait_for_function(f"{kept}?.run === 'first of 50'")
     frontend.settle(60)
     page.evaluate(KEEP)
     # as when it is saved
     page.evaluate(f"{workflow}.changeTracker.reset(); {workflow}.isModified = false")
-    frontend.queued("second of 50")
+    begin(frontend, "second of 50")
     executed(frontend, SAVE, saved, run="second of 50")
     frontend.settle(60)
     page.evaluate(KEEP)
