@@ -155,6 +155,21 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows), "a click marks what is there"
 
 
+def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows):
+    """Of the files, the first alone has a picture."""
+    rows.page.wait_for_selector(".iteris-picture > img")
+    rows.settle()
+    lefts = {at(rows, place, "called").bounding_box()["x"] for place in range(3)}
+    assert len(lefts) == 1
+    assert at(rows, 0, "clip").text_content() == ""
+    assert at(rows, 1, "clip").inner_text() == "/ 0.5"
+    assert at(rows, 1, "clip").get_attribute("title") == "Text strength: 0.5"
+    told = at(rows, 1, "opener").get_attribute("title")
+    assert told.startswith('called="in ink style"\n')
+    at(rows, 1, "opener").click()
+    assert at(rows, 1, "clip").text_content() == "", "it stands below"
+
+
 def test_all_rows_are_switched_at_once_and_a_pasted_prompt_gives_its_tags(rows):
     at(rows, 0, "toggle").click(modifiers=["Shift"])
     assert all(line.startswith("# <lora:") for line in text_of(rows).splitlines())
