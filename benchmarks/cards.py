@@ -60,9 +60,7 @@ class Card:
 
     @property
     def is_for_games(self) -> bool:
-        """Whether systems are factorised in float32, large sums are kept in it, and factors in it
-        are not split.
-        """
+        """Whether systems are factorised in float32, and large sums kept in it."""
         return self.double < self.single / 2
 
     @property
@@ -186,31 +184,21 @@ class Work:
 
 def sums_of(layer: Layer, card: Card) -> Work:
     """Return the work on a layer's sums, whose rows are in half precision."""
-    work = Work(bytes=20 * layer.tokens * layer.d_in)  # copies and differences of rows
-    d_in, tokens = layer.d_in, layer.tokens
-
-    def with_float32(columns: float, split: int) -> None:
-        """Add a product of rows with `columns` numbers in float32, or in so many halves."""
-        size = 2 * tokens * d_in * columns
-        if card.is_for_games:
-            work.single += size
-        else:
-            work.half += split * size
-
+    work = Work(bytes=14 * layer.tokens * layer.d_in)  # copies and differences of rows
+    d_in, of_column = layer.d_in, 2 * layer.tokens * layer.d_in
     sums = 0
     if layer.is_first:
-        work.half += 2 * tokens * d_in * d_in * share_of_square(d_in)
+        squares = 2 if layer.derives else 1
+        work.half += squares * of_column * d_in * share_of_square(d_in)
         sums += d_in * d_in
         if layer.derives:
-            with_float32(d_in, 2)
-            with_float32(d_in * share_of_square(d_in), 3)
+            work.half += of_column * d_in
             sums += 2 * d_in * d_in
     if not layer.derives:
-        work.bytes += 16 * tokens * layer.d_out
-        with_float32(layer.d_out, 2)  # the drift
-        with_float32(layer.d_out, 2)  # its sum
+        work.bytes += 32 * layer.tokens * layer.d_out  # the drift is made, copied and rounded
+        work.half += 2 * of_column * layer.d_out  # the drift, and its sum
         sums += d_in * layer.d_out
-    work.bytes += sums * math.ceil(tokens / TOKENS_PER_PRODUCT) * (2 * card.sum_bytes + 4)
+    work.bytes += sums * math.ceil(layer.tokens / TOKENS_PER_PRODUCT) * (2 * card.sum_bytes + 4)
     return work
 
 
