@@ -10,7 +10,7 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget, forgetAll } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
-import { also } from "./parts.js";
+import { also, keepHeight } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
@@ -88,6 +88,15 @@ function showRefusal(id, errors) {
   const node = nodeAt(app.graph, id);
   if (own.length && isOurs(node))
     node.showIterisFailure?.(own.map(({ details }) => details.replace(/^\w+ - /, "")).join("\n"), true);
+}
+
+/** Show on a node why it failed; on a Save behind it, too, where that is why. */
+function showFailure(node, message) {
+  node.showIterisFailure(message);
+  const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
+  if (!ofSave) return;
+  const behind = new Set(node.outputs.flatMap((_, slot) => node.getOutputNodes(slot) ?? []));
+  for (const each of behind) if (each.comfyClass === "IterISSave") each.showIterisFailure(ofSave.trim());
 }
 
 /** Show what runs have made of nodes, a report first, then what it was saved in. */
@@ -204,7 +213,7 @@ function followRuns() {
       if (!isRunning(detail.prompt_id)) return;
       layers.clear();
       const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
-      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => failed.showIterisFailure(detail.exception_message));
+      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => showFailure(failed, detail.exception_message));
       all("endIterisRun");
     });
   }
@@ -257,6 +266,7 @@ app.registerExtension({
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
     showDigits(node);
+    keepHeight(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);
       addTimes(node, say);

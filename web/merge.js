@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, heightNow, panelHeight, savesWithout } from "./parts.js";
+import { addElement, addProgress, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
 import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
@@ -43,21 +43,18 @@ export function addReport(node, say) {
   let told = true; // the report is of the run that began last
   let waiting = false;
   let isOpen; // the details, once somebody has opened or closed them
-  let heightBefore; // of the node, before the run that goes on made it grow
-  let heightClosed; // and before details were opened
   let failure; // what the run that began last ended with
   let failedAs; // the node's name in that run
-  let heightFailed; // and before it told why
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
   let shown; // what the run has told that was shown last
-  const show = (from = undefined) => {
+  const show = () => {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
     draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, isPreview, toggled });
-    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, from, () => keepResult(node));
+    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(
@@ -68,14 +65,12 @@ export function addReport(node, say) {
       const wasChanged = isChanged;
       isChanged = !!madeAs() && madeAs() !== now;
       if (isOld) failure = failedAs = undefined;
-      if (!layers && (isOld || isChanged !== wasChanged)) show(isOld ? heightFailed : undefined);
-      if (isOld) heightFailed = undefined;
+      if (!layers && (isOld || isChanged !== wasChanged)) show();
     },
   );
   const toggled = (open) => {
-    if (open) heightClosed = node.size[1];
     isOpen = open;
-    fit(node, 0, heightClosed);
+    fit(node);
   };
   const showLive = () => {
     waiting = false;
@@ -85,19 +80,18 @@ export function addReport(node, say) {
   };
   node.startIterisRun = () => {
     told = false;
-    failure = failedAs = heightFailed = undefined;
-    heightBefore = heightNow(node);
+    const hadFailed = !!failure;
+    failure = failedAs = undefined;
+    if (hadFailed) show();
   };
   node.showIterisFailure = async (message, isRefused = false) => {
     failure = message;
     isEarlier ||= !isRefused;
-    heightFailed ??= heightBefore ?? node.size[1];
-    show(heightBefore);
+    show();
     failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
   };
   node.showIterisLayer = ({ first, layer }) => {
     told = false; // of a node that was made anew in the run, too
-    heightBefore ??= heightNow(node);
     if (first) layers = new Map();
     layers?.set(layer.path, layer);
     if (!waiting) requestAnimationFrame(showLive);
@@ -107,9 +101,8 @@ export function addReport(node, say) {
     removeProgress(); // of a run that was cancelled or failed; a later one makes its own
     if (!told) {
       isEarlier = true;
-      show(heightBefore);
+      show();
     }
-    heightBefore = undefined;
   };
   node.showIterisReport = async (output) => {
     if (!output?.iteris_report?.[0]) return;
@@ -123,8 +116,7 @@ export function addReport(node, say) {
     failure = failedAs = undefined;
     isEarlier = isChanged = false;
     removeProgress();
-    show(heightBefore);
-    heightBefore = undefined;
+    show();
     shown = report;
     const name = await nameAsRun(node, output);
     if (shown !== report) return; // another one has come

@@ -101,6 +101,11 @@ export function addElement(node, name, height, above, isFixed = !!above) {
       saved.widgets_values = node.widgets.filter((each) => inputs.has(each.name)).map(({ value }) => value ?? null);
   });
   also(node, "onAdded", () => takePlace(node, element, name));
+  let isLaidOut = false; // out of sight it has no height
+  new ResizeObserver(() => {
+    if (!isLaidOut && element.offsetHeight && node.graph) fit(node);
+    isLaidOut = element.offsetHeight > 0;
+  }).observe(element);
   return element;
 }
 
@@ -166,22 +171,70 @@ export function keep() {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
 }
 
-const fitting = new WeakMap(); // node -> its height before, while what it holds is not laid out
+const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
+const heights = new WeakMap(); // node -> its height but for what it has grown by itself, what is not saved, and how many fits go on
+let held; // where a pointer went down that is still down
 
-/** Return a node's height before it grows to what is not laid out yet. */
-export const heightNow = (node) => fitting.get(node)?.from ?? node.size[1];
+for (const event of ["pointerdown", "pointerup", "pointercancel"])
+  addEventListener(event, ({ target }) => (held = event === "pointerdown" ? target : undefined), true);
 
-/** Let the node grow, from a height on, to what it holds, once that has been laid out. */
-export function fit(node, width = 0, from = undefined, laidOut = undefined) {
-  const state = fitting.get(node) ?? { from: node.size[1], height: node.size[1], waiting: 0 };
-  if (from !== undefined) Object.assign(state, { from, height: node.size[1] });
-  fitting.set(node, state);
+/** Return whether the user is drawing a node's edge. */
+const isDrawn = (node) =>
+  LiteGraph.vueNodesMode
+    ? held instanceof Element && getComputedStyle(held).cursor.endsWith("-resize")
+    : app.canvas.resizing_node === node;
+
+/**
+ * Remember of which height a node is but for what it grows to by itself, so that it shrinks to that again; a workflow
+ * saves that height. To be called before a node has any part.
+ */
+export function keepHeight(node) {
+  const state = { own: node.size[1], rooms: [], waiting: 0, isFitting: false };
+  heights.set(node, state);
+  also(node, "onConfigure", ({ size }) => {
+    state.own = size?.[1] ?? node.size[1]; // newer frontends have made it higher by now
+  });
+  also(node, "onResize", () => {
+    const [, height] = node.size;
+    // the frontend tells of growth to what is in a node, too, and Vue nodes of whatever is drawn
+    const isSet = height < state.own || height > node.computeSize()[1] + SLACK;
+    if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = height;
+  });
+  also(node, "onSerialize", (saved) => {
+    const room = state.rooms.reduce((sum, each) => sum + each(), 0);
+    const [width, height] = saved.size ?? [];
+    if (width) saved.size = [width, height > state.own + 1 ? state.own : Math.max(1, height - room)];
+  });
+}
+
+/** Return the height that a Vue node has by what it holds: it tells of another height only once that changes. */
+function heightDrawn(node) {
+  const isHere = LiteGraph.vueNodesMode && node.graph === app.canvas.graph;
+  const shown = isHere ? document.querySelector(`[data-node-id="${node.id}"]`) : null;
+  const set = shown?.style.getPropertyValue("--node-height");
+  if (!set) return undefined;
+  shown.style.setProperty("--node-height", "0px");
+  const height = shown.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT;
+  shown.style.setProperty("--node-height", set);
+  return height > 0 ? height : undefined;
+}
+
+/** Let a node's own height be less by what its content is now, unless the user has made it higher than it has to be. */
+export function shrink(node, by) {
+  const state = heights.get(node);
+  if (state.own <= node.computeSize()[1] + by + SLACK) state.own -= by;
+  fit(node);
+}
+
+/** Let the node be as high as what it holds, once that has been laid out, and as high as it is by itself. */
+export function fit(node, width = 0, laidOut = undefined) {
+  const state = heights.get(node);
   state.waiting += 1;
   const grow = () => {
-    if (node.size[1] !== state.height) state.from = node.size[1]; // a workflow, or the user, has set it since
     const [least, height] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width, least), Math.max(state.from, height)]);
-    state.height = node.size[1];
+    state.isFitting = true;
+    node.setSize([Math.max(node.size[0], width, least), Math.max(state.own, heightDrawn(node) ?? height)]);
+    state.isFitting = false;
     node.setDirtyCanvas?.(true, true);
   };
   grow();
@@ -189,9 +242,7 @@ export function fit(node, width = 0, from = undefined, laidOut = undefined) {
     requestAnimationFrame(() => {
       grow();
       state.waiting -= 1;
-      if (state.waiting) return;
-      fitting.delete(node);
-      laidOut?.();
+      if (!state.waiting) laidOut?.();
     }),
   );
 }
@@ -210,7 +261,7 @@ export function keepWidth(node, least) {
  *
  * @param {object} node
  * @param {object} [above] the widget above it; none: at the node's end
- * @returns {() => void} what takes the line away, and the room that the node made for it
+ * @returns {() => void} what takes the line away
  */
 export function addProgress(node, above) {
   const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
@@ -223,23 +274,21 @@ export function addProgress(node, above) {
 }
 
 /**
- * Hide an element that is seen now and then, and return what shows it, and what hides it again and gives back the room
- * that the node has made for it. A workflow does not keep that room.
+ * Hide an element that is seen now and then, and return what shows it, and what hides it again. A workflow does not keep
+ * its room.
  */
 export function passing(node, element, padding) {
-  let height = Infinity; // of the node before
   showElement(node, element, false);
   savesWithout(node, () => roomOf(element, padding));
   return {
     show(width = 0) {
-      if (!isShown(element)) height = node.size[1];
       showElement(node, element, true);
       fit(node, width);
     },
     hide() {
       if (!isShown(element)) return;
       showElement(node, element, false);
-      node.setSize([node.size[0], Math.min(node.size[1], Math.max(height, node.computeSize()[1]))]);
+      fit(node);
     },
   };
 }
@@ -250,19 +299,8 @@ export const isShown = (element) => !element.classList.contains("iteris-hidden")
 /** Return the height that a shown element takes on its node; 0 if it is hidden. */
 export const roomOf = (element, padding) => (isShown(element) ? heightOf(element, padding) : 0);
 
-const rooms = new WeakMap(); // node -> what measures the height of what is not saved
-
 /** Save a node's height without that of what a workflow does not keep, or it would be a hole once it is opened again. */
-export function savesWithout(node, measure) {
-  if (!rooms.has(node)) {
-    rooms.set(node, []);
-    also(node, "onSerialize", (saved) => {
-      const room = rooms.get(node).reduce((sum, each) => sum + each(), 0);
-      if (room && saved.size) saved.size = [saved.size[0], Math.max(1, saved.size[1] - room)];
-    });
-  }
-  rooms.get(node).push(measure);
-}
+export const savesWithout = (node, measure) => heights.get(node).rooms.push(measure);
 
 /** Return what the frontend counts of a node's height below widgets, and does not leave there: below our elements, and all. */
 const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) => element && !hidden).length;

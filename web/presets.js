@@ -1,7 +1,7 @@
 // What Merge LoRAs shows with its presets and sizes: the time of each preset, and the size's number where it counts.
 
 import { duration, expected, readCost } from "./cost.js";
-import { addElement, also, fit, heightOf, html, showAbove, showElement } from "./parts.js";
+import { addElement, also, fit, heightOf, html, showAbove, showElement, shrink } from "./parts.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 const NUMBERED = ["rank", "MB"];
@@ -16,8 +16,7 @@ export function addSize(node) {
   const show = () => {
     const before = node.computeSize()[1];
     showAbove(node, element, NUMBERED.includes(size.value));
-    const less = Math.min(0, node.computeSize()[1] - before);
-    fit(node, 0, less ? node.size[1] + less : undefined);
+    shrink(node, Math.max(0, before - node.computeSize()[1]));
   };
   also(size, "callback", show);
   also(node, "onConfigure", show);

@@ -15,6 +15,7 @@ import {
   keepWidth,
   savesWithout,
   showAbove,
+  shrink,
   tell,
 } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
@@ -271,8 +272,7 @@ class Rows {
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
     const grown = before ? heightOf(this.element, 0) - before : 0;
-    if (grown < 0) fit(this.node, 0, this.node.size[1] + grown);
-    else fit(this.node);
+    shrink(this.node, Math.max(0, -grown));
     this.learn();
   }
 

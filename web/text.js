@@ -3,9 +3,47 @@
 import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
-import { addElement, addProgress, also, fit, heightOf, html, isShown, panelHeight, passing } from "./parts.js";
+import {
+  addElement,
+  addProgress,
+  also,
+  fileName,
+  fit,
+  heightOf,
+  html,
+  isShown,
+  panelHeight,
+  passing,
+} from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
+
+/** Return lines of text; of saved files the name comes first, and that it was read back last, and small. */
+function linesOf(text, saved = []) {
+  const isPath = (line) => saved.some(({ name }) => line.split(/[\\/]/).pop() === name);
+  if (!isPath(text[0])) return [html("div", "", text.join("\n"))];
+  const files = [];
+  for (const line of text) {
+    if (isPath(line)) files.push([]);
+    files.at(-1).push(line);
+  }
+  return files.flatMap(([path, proof, ...facts]) => [
+    ...pathOf(path),
+    ...(facts.length ? [html("div", "", facts.join("\n"))] : []),
+    html("div", "iteris-quiet iteris-small", proof),
+  ]);
+}
+
+/** Return a file's name, and its folder, which is broken between its parts. */
+function pathOf(path) {
+  const [, folder, name, ending] = path.match(/^(?:(.*)[\\/])?(.*?)(\.[^.]*)?$/s);
+  const line = html("div", "iteris-saved-as");
+  line.title = path;
+  line.append(...fileName("iteris-called", name), html("span", "iteris-end", ending));
+  const place = html("div", "iteris-quiet iteris-small");
+  for (const part of folder?.split(/(?<=[\\/])/) ?? []) place.append(part, html("wbr"));
+  return [line, place];
+}
 
 /**
  * Show the text and the pictures of a run, or why it failed.
@@ -25,13 +63,11 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const { show, hide } = passing(node, element, 12);
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
-  let heightUnmarked; // before it was marked as old
-  let heightClosed; // of the node, before details were opened
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
     isOld = false;
-    const parts = [html("div", "", output.text.join("\n")), ...(output.iteris_pictures ?? []).map(pictureOf)];
+    const parts = [...linesOf(output.text, output.iteris_saved), ...(output.iteris_pictures ?? []).map(pictureOf)];
     element.replaceChildren(...(folded ? [fold(parts)] : parts));
     mark(false);
     removeProgress();
@@ -52,10 +88,8 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     () => !!madeAs && isShown(element) && !isOld,
     (now) => {
       if ((now !== madeAs) === element.classList.contains("iteris-old")) return;
-      const from = heightUnmarked;
-      heightUnmarked = node.size[1];
       mark(now !== madeAs);
-      fit(node, width, now === madeAs ? from : undefined);
+      fit(node, width);
     },
   );
   node.showIterisFailure = (message) => {
@@ -88,18 +122,15 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     node.compareIterisRun();
     if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
-    fit(node, width, undefined, () => keepResult(node)); // with the height that it has then
+    fit(node, width, () => keepResult(node)); // with the height that it has then
   }
 
-  /** Return details that are closed at first, and give back the room that they took. */
+  /** Return details that are closed at first. */
   function fold(parts) {
     const details = html("details", "iteris-details");
     const summary = html("summary", "", folded);
     details.append(summary, ...parts);
-    summary.addEventListener("click", () => {
-      if (!details.open) heightClosed = node.size[1];
-      fit(node, 0, heightClosed);
-    });
+    summary.addEventListener("click", () => fit(node));
     return details;
   }
 

@@ -256,3 +256,28 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
         frontend.go_to("compare_22")
         assert not slider.is_visible()
     assert frontend.errors == []
+
+
+def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_renderer, output):
+    frontend = in_renderer
+    height = "app.graph.getNodeById(1).size[1]"
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "fewer")
+    frontend.show(1, left=500, top=60, scale=0.6)
+    heights = []
+    rows = output["iteris_tiles"]
+    for run, tiles in enumerate((rows, rows * 3, rows)):
+        told = output | {"iteris_tiles": tiles}
+        frontend.queued(f"fewer {run}")
+        frontend.send("executed", prompt_id=f"fewer {run}", node="1", display_node="1", output=told)
+        frontend.pictures_shown()
+        frontend.settle(40)
+        heights.append(frontend.page.evaluate(height))
+    assert heights[1] > heights[0] + 100
+    assert heights[2] == pytest.approx(heights[0], abs=1)
+    if not frontend.page.evaluate("LiteGraph.vueNodesMode"):
+        frontend.page.evaluate("app.graph.getNodeById(1).setSize([440, 1500])")
+        frontend.page.wait_for_timeout(100)
+        frontend.page.evaluate("app.graph.getNodeById(1).widgets[0].callback('a\\nb')")
+        frontend.settle()
+        assert frontend.page.evaluate(height) == 1500, "as the user has made it"
+    assert frontend.errors == []
