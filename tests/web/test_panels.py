@@ -795,3 +795,29 @@ def test_a_server_that_was_stopped_is_not_blamed_on_a_script(frontend, small):
     frontend.page.unroute("**/prompt")
     assert "fetch" in stack
     assert "/extensions/" not in stack, "where the frontend looks for a script to name"
+
+
+def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, small):
+    small(frontend, seed=52)
+    frontend.show(MERGE, top=100, scale=0.6)
+    failures = frontend.page.locator(".iteris-failure:visible")
+    begin(frontend, "fails_52")
+    frontend.send(
+        "execution_error",
+        prompt_id="fails_52",
+        node_id=str(MERGE),
+        exception_message="Save merged LoRA: file_name: no",
+        traceback=[],
+    )
+    expect(failures).to_have_count(2)
+    assert set(failures.all_inner_texts()) == {"Save merged LoRA: file_name: no", "file_name: no"}
+    begin(frontend, "next_52")
+    expect(failures).to_have_count(0)
+
+    lines = ["/models/loras/" + SAVED["name"], "read back: 2 of 2 modules", "3.4 MB"]
+    executed(frontend, SAVE, {"iteris_saved": [SAVED], "text": lines}, run="next_52")
+    text = frontend.page.locator(".iteris-text:visible", has_text="read back")
+    name = text.locator(".iteris-saved-as")
+    assert name.inner_text().replace("\n", "") == SAVED["name"]
+    assert text.inner_text().splitlines()[-3:] == ["/models/loras", "3.4 MB", lines[1]]
+    assert frontend.errors == []
