@@ -50,7 +50,7 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
     output = {"text": ["cat: kept 80 %"], "iteris_pictures": [file]}
     frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
     text = page.locator(".iteris-text:not(.iteris-hidden)")
-    text.get_by_text("The server does not have the result").wait_for()
+    text.get_by_text("The server no longer has the result").wait_for()
     assert text.inner_text().startswith("cat: kept 80 %")
     ran = "app.graph.getNodeById(1).properties.iteris_ran?.files"
     page.wait_for_function(ran)
@@ -61,7 +61,7 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
         frontend.load(saved, name)
         page.wait_for_selector(".iteris-forgotten")
         frontend.show(1)
-        assert text.inner_text().startswith("The server does not have the result")
+        assert text.inner_text().startswith("The server no longer has the result")
     picture(frontend, "report_forgotten")
     frontend.queued("b")
     frontend.send("execution_start", prompt_id="b")
