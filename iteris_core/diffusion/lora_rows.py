@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..errors import CalibrationError, ConfigError, IterisError
-from ..files.trigger_words import with_trigger
 from ..settings import checked, shown
 from .lora_use import Kind, LoraUse, Strength, Weight, check_count, with_prompts
 
@@ -217,6 +216,8 @@ def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str
             f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
             f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
         )
+    from ..files.trigger_words import with_trigger  # the pack's import reads no files
+
     return with_trigger(words, triggers[0])
 
 
