@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,9 @@ from ..version import __version__
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="IterIS: merge several LoRAs into one."
 )
+
+
+_UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torch itself tells it so
 
 
 def _show_version(is_asked: bool) -> None:
@@ -70,4 +74,12 @@ def demo(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command line; the console script `iteris`."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if _UNDER_TORCHRUN in os.environ:
+            # gloo's threads abort some processes at their end, when all work is done
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else end.code is not None)
+        raise
