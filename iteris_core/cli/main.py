@@ -78,7 +78,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         if _UNDER_TORCHRUN in os.environ:
-            # gloo's threads abort some processes at their end, when all work is done
+            # some processes abort while Python ends, when all work is done; why is not known
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else end.code is not None)
