@@ -13,11 +13,11 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
 from . import host
-from .inputs import checked
 from .loras.names import adapter_name
 from .loras.prompts import lines
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
+from .validation import checked
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import at, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
-from .inputs import checked
 from .loras.names import fingerprints
 from .loras.prompts import triggers_of, use_without_prompts
 from .loras.stack_formats import read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora, found_by
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
+from .validation import checked
 
 
 class LoadLoras(io.ComfyNode):

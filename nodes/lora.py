@@ -11,10 +11,10 @@ from ..iteris_core import CalibrationError, IterisError
 from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.settings import bounds
 from . import host
-from .inputs import checked
 from .loras.names import fingerprint
 from .loras.prompts import lines, shown_on_node, use_of_file, use_of_tensors
 from .sockets import LORA_MODEL, LORAS, ChosenLora, advanced
+from .validation import checked
 
 if TYPE_CHECKING:
     from torch import Tensor

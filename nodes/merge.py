@@ -13,12 +13,12 @@ from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
+from .asked import Asked
+from .cost import cost_shown, rows_by_preset
 from .experts import LOW_INPUT, partner_of
-from .inputs import checked
 from .loras.about import family_upstream
 from .loras.names import fingerprints
 from .loras.prompts import ready_row
-from .presets import Asked, cost_shown, rows_by_preset
 from .save import check_names
 from .size import Size, Way
 from .sockets import (
@@ -31,6 +31,7 @@ from .sockets import (
     found_by,
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
+from .validation import checked
 from .workflow import texts_upstream
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
     from ..iteris_core.files.families import Family
-    from .presets import Asked
+    from .asked import Asked
 
 logger = logging.getLogger("iteris")
 

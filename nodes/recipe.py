@@ -11,10 +11,10 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import row_of, written
 from ..iteris_core.settings import called, called_value
 from . import host
-from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, fingerprints
 from .sockets import LORAS, SETTINGS, ChosenLora
+from .validation import checked
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse

@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..iteris_core.errors import MissingLibraryError
-from .inputs import checked
 from .sockets import REPORT
+from .validation import checked
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeReport

@@ -15,10 +15,10 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
-from .inputs import checked
 from .loras.names import path_to_save
 from .pictures import jpeg_uri, png_of
 from .sockets import LORA_STACK, MERGED, MergedLora, advanced
+from .validation import checked
 from .workflow import inputs_of
 
 LOW_RANK = "low rank"

@@ -12,10 +12,10 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
 from ..iteris_core.settings import bounds
-from .inputs import checked
 from .loras.prompts import filled, lines
 from .loras.stack_formats import prompts_by_name
 from .sockets import LORAS, ChosenLora, Scenes
+from .validation import checked
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse

@@ -15,9 +15,9 @@ from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.presets import Changes
 from ..iteris_core.settings import PRECISIONS, alternatives, bounds, declared, schema_of, words_of
-from .inputs import checked
 from .loras.prompts import lines
 from .sockets import SETTINGS, advanced
+from .validation import checked
 from .words import NAMES, TARGETS
 
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")

@@ -12,7 +12,6 @@ from ..iteris_core import CalibrationError, IterisError
 from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
-from .inputs import checked
 from .lora import show
 from .loras.names import adapter_name, files_named, fingerprint, fingerprints
 from .loras.prompts import (
@@ -25,6 +24,7 @@ from .loras.prompts import (
 )
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
+from .validation import checked
 from .workflow import strings_in
 
 if TYPE_CHECKING:

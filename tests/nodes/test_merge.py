@@ -3,10 +3,11 @@
 import pytest
 import torch
 from iteris_pack.iteris_core.devices import Room
+from iteris_pack.nodes.asked import Asked
+from iteris_pack.nodes.cost import cost_shown
 from iteris_pack.nodes.loras.kinds import guessed_styles
 from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.prepared import too_small
-from iteris_pack.nodes.presets import Asked, cost_shown
 from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.experts import LOW_INPUT
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
-from iteris_pack.nodes.presets import Asked
 from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
