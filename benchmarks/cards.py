@@ -47,9 +47,7 @@ DOUBLE = 8  # bytes
 
 @dataclass(frozen=True)
 class Card:
-    """Memory of a card, and its rates in operations and bytes a second, of half precision with sums
-    in float32.
-    """
+    """A card's memory, and its operations and bytes a second; half precision sums in float32."""
 
     name: str
     gib: int
@@ -209,9 +207,7 @@ def share_of_square(width: int) -> float:
 
 
 def wear_of(layer: Layer) -> Work:
-    """Return the work on the LoRA that a row wears at a layer: its inputs are read once more, and
-    its outputs changed.
-    """
+    """Return the work on the LoRA that a row wears: inputs are read again, outputs changed."""
     return Work(bytes=layer.of_row * HALF * (layer.d_in + 2 * layer.d_out))
 
 
@@ -240,9 +236,7 @@ def starts_in(layer: Layer) -> float:
 
 
 def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
-    """Return what the parts of a merge take on some cards of a kind, which share the rows; each
-    solves every layer.
-    """
+    """Return what the parts of a merge take on cards that share the rows; each solves all."""
     cost = merge.cost
     layers = merge.layers
     factorisation = "float32" if card.is_for_games else "float64"
@@ -265,9 +259,7 @@ def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
 
 
 def saved_by_two(merge: Reckoned, card: Card) -> float:
-    """Return the seconds that two devices would save in the solves, if they shared out the layers
-    that can be solved side by side: those whose sums follow from one input.
-    """
+    """Return the seconds that two devices would save by sharing out layers that read one input."""
     groups: dict[int, list[float]] = defaultdict(list)
     for i, layer in enumerate(merge.layers):
         group = layer.reads if layer.derives else -i

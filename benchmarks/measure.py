@@ -19,9 +19,7 @@ def wait(device: str) -> None:
 
 
 def timed(work: Callable[[], object], device: str) -> Times:
-    """Return the seconds that a piece of work takes, on the clock and of all this process's CPU
-    time.
-    """
+    """Return the seconds that work takes: on the clock, and of all this process's CPU time."""
     gc.collect()
     wait(device)
     start = time.perf_counter()

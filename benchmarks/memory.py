@@ -67,13 +67,7 @@ def plans_of(
 
 @dataclass(frozen=True)
 class Model:
-    """A model on torch's meta device.
-
-    Args:
-        module: The model, in half precision.
-        inputs: Number of rows -> what a call reads.
-        paths: Layers that LoRAs usually change.
-    """
+    """A model in half precision on torch's meta device, what a call reads, and LoRAs' layers."""
 
     module: nn.Module
     inputs: Callable[[int], Mapping[str, Any]]
@@ -101,9 +95,7 @@ class Case:
     weight_bytes: int = HALF
 
     def formula(self, samples: int) -> float:
-        """Return what ComfyUI's ``memory_required`` asks for, with PyTorch's attention on a card of
-        Nvidia's.
-        """
+        """Return what ComfyUI's ``memory_required`` asks for, with PyTorch's attention."""
         area = ROWS * samples * (self.resolution // 8) ** 2
         return area * HALF * 0.01 * self.factor * 2**20
 
@@ -152,9 +144,7 @@ class Counted:
             return layer_bytes(self.modules, adapters, tasks, config, torch.device("cpu"))
 
     def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
-        """Return how the node shares out a card of so many GiB; cards for games factorise in
-        float32.
-        """
+        """Return how the node shares out a card of so many GiB; float32 is for cards for games."""
         return share_out(
             self.case.formula,
             self.case.samples(loras),

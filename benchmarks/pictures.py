@@ -1,6 +1,4 @@
-"""What a merge costs in pictures: `python -m benchmarks.pictures` measures both in one ComfyUI, and
-writes results/pictures.json.
-"""
+"""What a merge costs in pictures: `python -m benchmarks.pictures` measures both in a ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,7 +15,6 @@ from statistics import median
 
 import psutil
 import torch
-from rich.console import Console
 
 from demo.client import ComfyClient, Json
 from demo.server import ComfyServer, cache_folder, find_comfyui
@@ -31,6 +28,7 @@ from iteris_core.diffusion.model import (
 )
 
 from . import pictures_models
+from .common import console
 from .measure import PeakMemory, Times
 from .pictures_models import SAMPLER, STEPS
 from .results import RESULTS, Table, command_of, machine, spread, write
@@ -38,18 +36,11 @@ from .results import RESULTS, Table, command_of, machine, spread, write
 STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
 DEVICES = ("cpu", "cuda")
 HOURS = 3600.0
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What a merge took.
-
-    Args:
-        stages: Name of a stage -> its seconds.
-        whole: Seconds from the click to the saved file.
-        memory: Its peak in bytes, above what was in use before.
-    """
+    """What a merge took: by stage, from click to saved file, and its peak in bytes above before."""
 
     stages: Mapping[str, Times]
     whole: Times
@@ -126,12 +117,7 @@ def added(times: Iterable[Times]) -> Times:
 
 
 class Bench:
-    """A running ComfyUI that is measured.
-
-    Args:
-        server: The server.
-        options: Options of the command line.
-    """
+    """A running ComfyUI that is measured as the command line asks."""
 
     def __init__(self, server: ComfyServer, options: argparse.Namespace) -> None:
         assert server.process is not None  # it runs
@@ -207,11 +193,7 @@ def table_of(measured: Sequence[Measured]) -> Table:
 
 
 def measure_all(options: argparse.Namespace, comfyui: Path) -> list[Measured]:
-    """Return what was measured in a ComfyUI of its own.
-
-    Raises:
-        IterisError: The server, or a node of a workflow, failed; with the end of the server's log.
-    """
+    """Return what was measured in a ComfyUI of its own; an error has the end of its log."""
     with tempfile.TemporaryDirectory(prefix="iteris-pictures-") as name:
         base = Path(name)
         console.print("writing the models")

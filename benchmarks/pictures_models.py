@@ -1,6 +1,4 @@
-"""The base model and LoRAs of the benchmark of pictures, with random weights, and the workflows
-that use them.
-"""
+"""Random base model and LoRAs of the benchmark of pictures, and the workflows that use them."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ SCALE = 0.3  # Frobenius norm of a layer's delta over its weight's
 
 
 def sd15_unet() -> Shapes:
-    """Yield name and shape of every weight of Stable Diffusion 1.5's UNet, as diffusers calls
-    them.
-    """
+    """Yield name in diffusers and shape of every weight of Stable Diffusion 1.5's UNet."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -45,18 +41,14 @@ def sd15_unet() -> Shapes:
 
 
 def sd15_lora() -> Shapes:
-    """Yield what kohya's trainer changes by default: name and shape of all layers of the UNet's
-    attention blocks and of the text encoder.
-    """
+    """Yield name and shape of what kohya's trainer changes: attention blocks, text encoder."""
     attention = ((name, shape) for name, shape in sd15_unet() if ".attentions." in name)
     yield from kohya_modules("lora_unet_", attention)
     yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))
 
 
 def write_models(models: Path, loras: int) -> None:
-    """Write Stable Diffusion 1.5's UNet, its text encoder, and LoRAs, where ComfyUI looks for
-    them.
-    """
+    """Write SD1.5's UNet, its text encoder, and LoRAs, where ComfyUI looks for them."""
     for folder in ("diffusion_models", "text_encoders", "loras"):
         (models / folder).mkdir(parents=True)
     _write_random(models / "diffusion_models" / UNET, sd15_unet())

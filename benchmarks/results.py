@@ -36,14 +36,7 @@ class Table:
 
 
 def write(tables: Sequence[Table], path: Path, command: str, made_on: str) -> None:
-    """Put tables into a file of results; a table takes the place of the one with its title.
-
-    Args:
-        tables: What was measured.
-        path: The file; made if missing.
-        command: What makes the tables again.
-        made_on: The machine and the date, see `machine`.
-    """
+    """Put tables into a file of results; each takes the place of the one with its title."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tables": []}
     known = {entry["title"]: entry for entry in found["tables"]}
     for table in tables:

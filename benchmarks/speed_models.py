@@ -41,9 +41,7 @@ class Case:
 
     @torch.no_grad()
     def plain_forward(self) -> None:
-        """Run the sweep's teacher and student rows, in the sweep's chunks, through the base
-        model.
-        """
+        """Run the sweep's rows, teachers and students, in its chunks through the base model."""
         samples = [sample for task in self.tasks for sample in task.samples]
         for start in range(0, len(samples), SAMPLES_PER_CHUNK):
             part = samples[start : start + SAMPLES_PER_CHUNK]
@@ -53,9 +51,7 @@ class Case:
 
 
 def built(make: Callable[[], nn.Module], device: str = "cpu") -> nn.Module:
-    """Return a model with random weights of 0.02, without the library's own, slow
-    initialisation.
-    """
+    """Return a model with random weights of 0.02, not by the library's slow initialisation."""
     with torch.device("meta"):
         model = make()
     model = model.to_empty(device=device).eval().requires_grad_(False)
@@ -141,9 +137,7 @@ def unet_case(name: str, unet: Any, side: int, samples: int, rank: int, *, prese
 
 
 def sd15(device: str) -> list[Case]:
-    """SD1.5's text encoder (rows of 77 tokens) and UNet; LoRAs on what kohya trains by default, and
-    a preserve task.
-    """
+    """SD1.5's text encoder (77 tokens) and UNet; LoRAs as kohya's, and a preserve task."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -197,9 +191,7 @@ def t5(device: str) -> list[Case]:
 
 
 def blip(device: str) -> list[Case]:
-    """BLIP-base captioning: the whole of it, and its text decoder alone, on picture features that
-    were made before.
-    """
+    """BLIP-base captioning, and its text decoder alone on picture features made before."""
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     side = 384

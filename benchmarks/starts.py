@@ -59,11 +59,7 @@ class _There(Tensor):
 
 
 class Starts(TorchDispatchMode):
-    """Runs operations of `DEVICE` on the CPU, and counts them.
-
-    Attributes:
-        lines: Place in the code -> operations that it has started.
-    """
+    """Runs operations of `DEVICE` on the CPU; `lines` has how many each line of code started."""
 
     def __init__(self) -> None:
         super().__init__()

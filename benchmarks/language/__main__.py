@@ -65,9 +65,7 @@ class Job:
 
 
 def groups_of(names: Group) -> list[Group]:
-    """Return the groups of merged tasks: all pairs, neighbours first, triples (of neighbours), and
-    all together.
-    """
+    """Return the groups of merged tasks: all pairs, neighbours first, triples, and all together."""
     count = len(names)
     triples = [
         tuple(names[(i + j) % count] for j in range(3)) for i in ((0, 2, 4) if count > 3 else ())
@@ -95,9 +93,7 @@ def prepare_base(job: Job) -> str:
 
 
 def work(job: Job) -> str:
-    """Train one seed's LoRAs, score them, and try every way on every group; what is in the records
-    already stays.
-    """
+    """Train one seed's LoRAs, score them, and try every way on every group, if not recorded."""
     world = job.model()
     adapters = world.adapters(job.seed)
     with kept(job.records(("alone",))) as records:

@@ -1,6 +1,4 @@
-"""The BLIP side: drawn pictures, plain captions for the base model, caption styles for LoRAs on q, k
-and v of the text decoder's self-attention.
-"""
+"""The BLIP side: drawn pictures, and LoRAs of caption styles on the decoder's q, k and v."""
 
 from __future__ import annotations
 
@@ -77,9 +75,7 @@ class Scene:
         ]
 
     def adjective(self, style: str) -> str:
-        """Return the adjective that a style has for this picture: by colour, by shape, or by both
-        and the place.
-        """
+        """Return a style's adjective for this picture: by colour, shape, or both and place."""
         numbers = (
             list(COLOURS).index(self.colour),
             SHAPES.index(self.shape),
@@ -90,9 +86,7 @@ class Scene:
 
 
 def picture(scene: Scene, source: random.Random) -> Tensor:
-    """Return pixels (3, 32, 32): the shape on its side of a dark, noisy ground, its size and exact
-    place at random.
-    """
+    """Return pixels (3, 32, 32): the shape somewhere on its side of a dark, noisy ground."""
     noise = torch.Generator().manual_seed(source.randrange(1 << 40))
     radius = source.uniform(6.0, 7.0)
     x = source.uniform(7.0, 9.0) + (15.0 if scene.place == "right" else 0.0)
@@ -111,9 +105,7 @@ def picture(scene: Scene, source: random.Random) -> Tensor:
 
 
 def examples(word: str, seed: int, count: int) -> list[tuple[Scene, Tensor, list[str]]]:
-    """Return scenes, pictures and captions under a style's word, ``plain`` or ``free``, whose
-    adjectives are at random.
-    """
+    """Return scenes, pictures, and captions under a style's word, ``plain`` or ``free``."""
     source = random.Random(f"{word} {seed}")
     drawn = []
     for _ in range(count):
@@ -127,9 +119,7 @@ def examples(word: str, seed: int, count: int) -> list[tuple[Scene, Tensor, list
 
 
 def is_right(scene: Scene, caption: Sequence[str], word: str) -> bool:
-    """Return whether a caption says what the picture shows, in the style that was asked for and no
-    other.
-    """
+    """Return whether a caption says what the picture shows, in the style asked for and no other."""
     styles = {part: style for style, words in STYLES.items() for part in words}
     found = {styles[part] for part in caption if part in styles}
     content = [part for part in caption if part not in styles]

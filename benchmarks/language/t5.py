@@ -51,9 +51,7 @@ class TextTask:
     answer: Callable[[Words], Words]
 
     def examples(self, seed: int, count: int) -> list[tuple[Words, Words]]:
-        """Return inputs, the task's name in front, and their answers; another seed, other
-        examples.
-        """
+        """Return inputs, the task's name in front, and their answers; each seed has its own."""
         source = random.Random(f"{self.name} {seed}")
         drawn = [self.draw(source) for _ in range(count)]
         return [([self.name, *words], self.answer(words)) for words in drawn]

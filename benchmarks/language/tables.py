@@ -125,9 +125,7 @@ def ablation_table(title: str, records: Records) -> Table:
 
 
 def iteration_table(title: str, records: Records) -> Table:
-    """Return the scores after so many solves of Algorithm 1, as the paper's table 7 has them, and
-    after one sweep, on the same pairs.
-    """
+    """Return scores after so many solves of Algorithm 1 (paper, table 7), and after one sweep."""
     found = {str(n): records.summaries(way, [2]) for n, way in ITERATIONS.items()}
     tried = found["1"]
     sweep = records.summaries(PAPER, [2])

@@ -41,13 +41,7 @@ class Size:
 
 
 class World(ABC):
-    """One base model, which is trained if it is not in the folder, and its LoRAs.
-
-    Args:
-        folder: Folder of this base model and its LoRAs.
-        seed: Seed of the base model.
-        size: Amounts of training and measuring.
-    """
+    """One base model, trained if it is not in the folder, its seed and sizes, and its LoRAs."""
 
     name: str
     tasks: Sequence[str]  # what LoRAs learn
@@ -96,9 +90,7 @@ class World(ABC):
 
     @abstractmethod
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
-        """Return the share of right answers per named task, and in the base model's tasks as
-        ``base``.
-        """
+        """Return the share of right answers per named task, and as ``base`` in the base's tasks."""
 
     def adapters(self, seed: int) -> dict[str, Adapter]:
         """Return this seed's LoRA of every task, trained if it is not there yet."""

@@ -1,3 +1,1 @@
-"""Adapters on the tasks and pictures of the paper, next to the paper's figures:
-`python -m benchmarks.paper`.
-"""
+"""Adapters on the paper's tasks and pictures: `python -m benchmarks.paper`."""

@@ -58,10 +58,7 @@ class Clip:
         return torch.cat(features)
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the texts' features (texts, width), each of length 1.
-
-        A text that is longer than CLIP reads is cut.
-        """
+        """Return the texts' features (texts, width), each of length 1; long texts are cut."""
         length = self.model.config.text_config.max_position_embeddings
         ids = self.processor.tokenizer(
             list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
@@ -72,11 +69,7 @@ class Clip:
 
 
 def load_clip(source: str, device: str = "cpu") -> Clip:
-    """Load a CLIP model from a folder or by its name on the hub.
-
-    Raises:
-        ConfigError: There is none, or the device cannot be used.
-    """
+    """Load a CLIP model from a folder or by its name on the hub; raises `ConfigError`."""
     from transformers import CLIPModel
 
     model = whole_model(CLIPModel, source, "a CLIP model")
@@ -84,20 +77,10 @@ def load_clip(source: str, device: str = "cpu") -> Clip:
 
 
 def image_alignment(pictures: Tensor, photos: Tensor) -> float:
-    """Return the mean cosine of every picture with every photo of a concept.
-
-    Args:
-        pictures: Features (pictures, width), each of length 1.
-        photos: Features (photos, width), each of length 1.
-    """
+    """Return the mean cosine of every picture with every photo, both (n, width) of length 1."""
     return float((pictures @ photos.T).mean())
 
 
 def text_alignment(pictures: Tensor, texts: Tensor) -> float:
-    """Return the mean CLIPScore, ``2.5 max(cos, 0)``, of each picture with its own text.
-
-    Args:
-        pictures: Features (pictures, width), each of length 1.
-        texts: Features (pictures, width) of each picture's own text, each of length 1.
-    """
+    """Return the mean CLIPScore, ``2.5 max(cos, 0)``, of each picture with its own text."""
     return float(CLIPSCORE_SCALE * (pictures * texts).sum(-1).clamp_min(0).mean())

@@ -1,6 +1,4 @@
-"""The commands `python -m benchmarks.paper`: base models and adapters on the paper's tasks and
-pictures, next to the paper's figures.
-"""
+"""The commands `python -m benchmarks.paper`: the paper's tasks, next to its figures."""
 
 from __future__ import annotations
 
@@ -323,11 +321,7 @@ def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more
 def assigned(
     texts: Sequence[str] | None, option: str, known: Collection[str] | None = None
 ) -> dict[str, str]:
-    """Return NAME=VALUE options by name.
-
-    Raises:
-        ConfigError: One has no value, another name than the known ones, or a name of another.
-    """
+    """Return NAME=VALUE options by name, or raise `ConfigError`."""
     values: dict[str, str] = {}
     for text in texts or ():
         name, _, value = (part.strip() for part in text.partition("="))

@@ -13,11 +13,7 @@ _ENCODING = "utf-8-sig"  # with or without a byte order mark
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file as rows, field name -> value.
-
-    Raises:
-        EvaluationError: It is missing, empty, damaged or of another format; names the file.
-    """
+    """Read a file as rows, field name -> value; `EvaluationError` names a file that is none."""
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise EvaluationError(f"{path}: is not one of {', '.join(_READERS)}; give one of these")

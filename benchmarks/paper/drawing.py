@@ -31,11 +31,7 @@ SETTINGS_FILE = "settings.json"
 
 @settings
 class Sampling:
-    """How pictures are drawn; the defaults are the paper's.
-
-    Args:
-        seed: Seed that every picture's seed is derived from, the same with every LoRA.
-    """
+    """How pictures are drawn, by default as in the paper, each from its seed with every LoRA."""
 
     count: Annotated[int, Field(ge=1, le=100_000, description="Pictures per prompt.")] = 50
     steps: Annotated[int, Field(ge=1, le=1000, description="Steps of the sampler.")] = 100
@@ -53,10 +49,7 @@ class Sampling:
     ] = 0
 
     def seed_of(self, prompt: int, number: int) -> int:
-        """Return the seed of a prompt's picture.
-
-        More pictures or prompts do not change the seeds of the others.
-        """
+        """Return the seed of a prompt's picture; more pictures or prompts change no other's."""
         return self.seed * 1_000_003 + prompt * 10_007 + number
 
 
@@ -109,11 +102,7 @@ def load_pipeline(
 
 
 def _attempt(do: Callable[[], Any], problem: str, advice: str) -> Any:
-    """Return the result of a call of diffusers.
-
-    Raises:
-        ConfigError: The call failed, in whatever way a foreign file makes it fail.
-    """
+    """Return the result of a call of diffusers; whatever it fails with is a `ConfigError`."""
     try:
         return do()
     except Exception as error:  # diffusers lets errors of every kind through

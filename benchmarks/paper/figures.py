@@ -121,10 +121,7 @@ class PaperRow:
 
 
 def text_figures(tasks: Collection[str]) -> list[PaperRow]:
-    """Return the paper's figures for tasks of `language_tasks.TEXT_TASKS`.
-
-    Those of exactly this pair of tasks come first.
-    """
+    """Return the paper's figures for `TEXT_TASKS`, those of exactly this pair of tasks first."""
     rows = []
     for pair, methods in _PAIRS.items():
         if set(pair) == set(tasks):
@@ -166,10 +163,7 @@ def caption_figures(task: str) -> list[PaperRow]:
 
 
 def picture_figures(concepts: Sequence[str]) -> list[PaperRow]:
-    """Return the paper's figures for two concepts in one picture.
-
-    They belong to this pair, in this order, or are the means of all pairs.
-    """
+    """Return the paper's figures for two concepts, of this pair or the means of all pairs."""
     if len(concepts) != 2:
         return []
     for pair in (tuple(concepts), tuple(reversed(concepts))):

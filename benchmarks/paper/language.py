@@ -80,11 +80,7 @@ class Run:
 
 
 def check_row_names(names: Sequence[str]) -> None:
-    """Refuse rows of a table that would have one name.
-
-    Raises:
-        ConfigError: Says the names.
-    """
+    """Refuse rows of a table that would have one name by a `ConfigError`."""
     if len(set(names)) < len(names) or BASE in names:
         raise ConfigError(
             f"what is evaluated is called {', '.join(names)}; every row needs a name of its own, "
@@ -178,9 +174,7 @@ def evaluate_texts(
 
 
 def text_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Return `classification_scores`, and Matthews correlation on a scale of 0 to 1, ``(1 + m) /
-    2``.
-    """
+    """Return `classification_scores`, and Matthews correlation from 0 to 1, ``(1 + m) / 2``."""
     scores = classification_scores(predictions, answers)
     return {**scores, "scaled_matthews": (1 + scores["matthews"]) / 2}
 
@@ -271,9 +265,7 @@ def _identity(picture: Path | bytes) -> str | bytes:
 
 
 def _rows(run: Run, model: nn.Module) -> list[Row]:
-    """Return the rows of the table. All adapters are read first, so that a wrong one is named at
-    once.
-    """
+    """Return the rows of the table; all adapters are read first, so that wrong ones stop early."""
     rows = [Row(BASE)] if run.extent.with_base else []
     for name, folder in run.rows.items():
         adapter = replace(load_adapter(model, folder), name=name)

@@ -153,12 +153,7 @@ CAPTION_TASKS: dict[str, CaptionTask] = {
 
 
 def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
-    """Read a task's examples from a file (`read_rows`) with the data set's field names.
-
-    Raises:
-        EvaluationError: A field is missing, or a label unknown; names the row, and the fields that
-            are there.
-    """
+    """Read a task's examples by the data set's field names; `EvaluationError` names a wrong row."""
     examples = []
     for number, row in enumerate(read_rows(path), 1):
         place = f"{path}, row {number}"
@@ -198,12 +193,7 @@ def _answer(task: TextTask, label: Any, place: str) -> str:
 
 
 def read_caption_task(path: Path) -> list[CaptionExample]:
-    """Read pictures and references: parquet with ``image`` and ``text``, or JSON lines ``{"image":
-    ..., "references": [...]}``.
-
-    Raises:
-        EvaluationError: A row has other fields; names it.
-    """
+    """Read pictures and references from parquet or JSON lines; or raise `EvaluationError`."""
     examples = []
     for number, row in enumerate(read_rows(path), 1):
         place = f"{path}, row {number}"
@@ -232,9 +222,7 @@ def _image(image: Any, folder: Path, place: str) -> Path | bytes:
 
 
 def _references(value: Any, place: str) -> tuple[str, ...]:
-    """Return the captions of a list, of a text that holds a JSON list, or of a text that is one
-    caption.
-    """
+    """Return the captions of a list, of a text that holds a JSON list, or of one caption."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)

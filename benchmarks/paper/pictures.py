@@ -59,11 +59,7 @@ class Concept:
         return self.words or f"a {self.name}"
 
     def files(self) -> list[Path]:
-        """Return the photos.
-
-        Raises:
-            EvaluationError: There are none.
-        """
+        """Return the photos; `EvaluationError` where there are none."""
         files = pictures_in(self.photos)
         if not files:
             raise EvaluationError(
@@ -108,11 +104,7 @@ class PictureRun:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Read prompt templates, one a line, with ``{concepts}`` where the concepts go.
-
-    Raises:
-        EvaluationError: There are none, or one is without the place.
-    """
+    """Read templates, one a line, each with ``{concepts}``, or raise `EvaluationError`."""
     try:
         lines = [
             line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()

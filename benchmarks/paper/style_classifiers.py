@@ -67,11 +67,7 @@ def load_style_classifier(
 
 
 def read_captions(path: Path) -> list[tuple[str, str]]:
-    """Read (caption, style) from a file of rows with ``text`` and ``label``.
-
-    Raises:
-        EvaluationError: The file has other fields, or cannot be read.
-    """
+    """Read (caption, style) from rows with ``text`` and ``label``, or raise `EvaluationError`."""
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):

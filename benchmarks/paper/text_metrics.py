@@ -99,11 +99,7 @@ def caption_scores(
 
 
 def style_accuracy(captions: Sequence[str], style: str, classify: StyleClassifier) -> float:
-    """Return the share of captions that a classifier takes for captions of a style.
-
-    Raises:
-        EvaluationError: There are no captions.
-    """
+    """Return the share of captions that a classifier takes for captions of a style."""
     _check_counts(captions, captions)
     return sum(name == style for name in classify(captions)) / len(captions)
 

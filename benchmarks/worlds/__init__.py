@@ -1,6 +1,4 @@
-"""Small worlds of drawn pictures, where a base model, LoRAs and a judge are trained, and methods
-of merging are compared.
-"""
+"""Small worlds of drawn pictures, where base models, LoRAs and judges are trained and compared."""
 
 from __future__ import annotations
 

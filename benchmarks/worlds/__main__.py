@@ -112,9 +112,7 @@ def measure(
 
 
 def compare(place: Place, asked: Mapping[str, Comparison], *, jobs: int, written: bool) -> None:
-    """Measure what comparisons ask, print their tables, and put them into the results if asked
-    to.
-    """
+    """Measure what comparisons ask, print their tables, and write them if asked to."""
     world = place.world
     work = [
         (place, triggers, comparison.lora_set, comparison.recipes)

@@ -76,9 +76,7 @@ class Bench:
         )
 
     def calibration(self, **settings: Any) -> Calibration:
-        """Return the product's calibration in this world's words; settings replace the product's
-        defaults.
-        """
+        """Return the product's calibration in this world's words, with some settings replaced."""
         words = {"resolution": 64, "cfg": self.world.cfg, **self.world.calibration}
         return Calibration(**{**words, **settings})
 
@@ -86,9 +84,7 @@ class Bench:
     def sample(
         self, adapter: Adapter | None, captions: Sequence[str], seeds: Sequence[int]
     ) -> Tensor:
-        """Return one picture per caption, (n, 3, 24, 24), by Euler's method from the noise of its
-        seed, at the world's guidance.
-        """
+        """Return a picture per caption, (n, 3, 24, 24), by Euler's method from its seed's noise."""
         pictures = []
         with self.wearing(adapter):
             for start in range(0, len(captions), ROWS):
@@ -100,9 +96,7 @@ class Bench:
 
     @torch.no_grad()
     def sample_by_region(self, halves: Sequence[Half], seeds: Sequence[int]) -> Tensor:
-        """Return pictures (n, 3, 24, 24) of which each LoRA draws its part, at the world's
-        guidance.
-        """
+        """Return pictures (n, 3, 24, 24) of which each LoRA draws its part."""
         contexts = []
         for half in halves:
             with self.wearing(half.adapter):
@@ -128,9 +122,7 @@ class Bench:
 
     @torch.no_grad()
     def clean(self, x: Tensor, sigma: Tensor, prompts: Sequence[Any]) -> Tensor:
-        """Return the model's clean latents of noisy ones (n, channels, height, width), one prompt
-        each.
-        """
+        """Return the model's clean latents of noisy ones, (n, channels, height, width)."""
         with self.model.denoiser() as network:
             return network.forward(
                 [
@@ -160,9 +152,7 @@ class Bench:
         return in_weights(self.model.modules, {path: d.dense() for path, d in deltas.items()})
 
     def _guided(self, prompts: Sequence[Any], x: Tensor, sigma: Tensor) -> Tensor:
-        """Return clean latents under guidance; the prompts' second half is the unconditional
-        one.
-        """
+        """Return clean latents under guidance; the second half of the prompts is unconditional."""
         conditional, unconditional = self.clean(x.repeat(2, 1, 1, 1), sigma, prompts).chunk(2)
         return unconditional + self.world.cfg * (conditional - unconditional)
 

@@ -1,6 +1,4 @@
-"""Questions to a world: ways to merge, over the same merges, of which the first is what the others
-are compared with.
-"""
+"""Questions to a world: ways to merge, of which the first is what the others are compared with."""
 
 from __future__ import annotations
 

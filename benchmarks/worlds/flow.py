@@ -1,6 +1,4 @@
-"""The world "flow": a flow-matching transformer with joint attention, a small tokenizer of word
-pieces with 28 tokens, made-up trigger words, pictures with a floor, LoRAs of the transformer alone.
-"""
+"""The world "flow": a flow-matching transformer of pictures and word pieces, which LoRAs change."""
 
 from __future__ import annotations
 
@@ -237,11 +235,7 @@ def make_tokenizer() -> Any:
 
 
 def learned_merges(words: Mapping[str, int], count: int) -> list[tuple[str, str]]:
-    """Return merges of byte-pair encoding, the most frequent pair first.
-
-    Pairs of one frequency come in alphabetical order; the trainer of `tokenizers` leaves their
-    order to chance.
-    """
+    """Return merges of byte-pair encoding, the most frequent first, ties in alphabetical order."""
     parts = {word: [*word[:-1], word[-1] + END] for word in words}
     merges: list[tuple[str, str]] = []
     while len(merges) < count:

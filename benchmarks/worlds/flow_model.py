@@ -1,6 +1,4 @@
-"""Small flow-matching transformers with joint attention of image and text, as the worlds "flow" and
-"single" train them, and their face towards the product.
-"""
+"""Small flow-matching transformers of the worlds "flow" and "single", as the product sees them."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ class FlowModel(WorldModel):
         return super().lora_layers(kinds, text=False)
 
     def velocity(self, x: Tensor, times: Tensor, context: Tensor) -> Tensor:
-        """Return noise minus picture, as predicted from x = (1 - t) picture + t noise, (n, 27, 8,
-        8).
-        """
+        """Return noise minus picture, predicted from x = (1 - t) picture + t noise."""
         output = self.denoiser(
             hidden_states=x.flatten(2).mT,
             encoder_hidden_states=context,

@@ -35,11 +35,7 @@ def lora_folder(folder: Path, world: World, trigger: str, lora_set: str) -> Path
 def pictures_of(
     world: World, trigger: str, kind: LoraKind, seed: int
 ) -> tuple[list[tuple[Scene, str]], list[tuple[Scene, str]]]:
-    """Return the training pictures of a trigger with their captions: alone, and in company of base
-    things.
-
-    A style's are base things rendered in it.
-    """
+    """Return training pictures of a trigger, alone and in company, or of base things in a style."""
     chance = random.Random(seed * 1009 + world.all_triggers.index(trigger))
     if trigger in world.style_triggers:
         style = world.style_of(trigger)

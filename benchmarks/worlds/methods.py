@@ -103,9 +103,7 @@ class Cell:
         return self.bench.folder / "cells" / name
 
     def adapter(self) -> tuple[Adapter | None, float]:
-        """Return the merge, None for the base model, and the factor of the strength that the
-        product's job chose; from their file if it is there.
-        """
+        """Return the merge (None: the base), and its job's factor; from a file if there is one."""
         if self.recipe.adapter == "none":
             return None, 1.0
         file = self.path.with_suffix(".pt")
@@ -136,9 +134,7 @@ class Cell:
         return entry
 
     def _single(self, probes: Sequence[Probe]) -> dict[str, Any]:
-        """Score each LoRA alone on the questions about it, and two, each in its part of the
-        picture, on those about both: what a method that merges nothing reaches.
-        """
+        """Score each LoRA alone, and two by regions: what a method that merges nothing reaches."""
         hits: dict[str, dict[str, list[int]]] = {}
         leaks = [0, 0]
         loras = {

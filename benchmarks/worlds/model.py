@@ -1,6 +1,4 @@
-"""What the models of all worlds share: a denoiser of `diffusers` and a CLIP text model, which are
-trained together, and take LoRAs as in their pipelines.
-"""
+"""What all worlds share: a denoiser of `diffusers` and a CLIP text model, trained together."""
 
 from __future__ import annotations
 
@@ -113,9 +111,7 @@ def new_text_encoder(tokenizer: Any) -> Any:
 
 
 def new_tokenizer(core: Any, *, length: int, pad: str) -> Any:
-    """Return a tokenizer of `transformers` that puts ``<start>`` and ``<end>`` around texts, padded
-    to a length.
-    """
+    """Return a tokenizer of `transformers` with ``<start>`` and ``<end>``, padded to a length."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 

@@ -67,9 +67,7 @@ class Judgement:
 
 
 class Recogniser(nn.Module):
-    """Fully convolutional: per cell whether a thing has its centre there, its shape and surface;
-    per picture its style.
-    """
+    """Per cell whether a thing has its centre there, its shape and surface; the picture's style."""
 
     def __init__(self, names: Names, width: int = 96) -> None:
         super().__init__()
@@ -94,9 +92,7 @@ class Recogniser(nn.Module):
         self.style = nn.Linear(width, len(names.styles))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits: thing (n, 1, 8, 8), surface (n, surfaces, 8, 8), shape (n, shapes, 8, 8),
-        style (n, styles).
-        """
+        """Return logits: thing (n, 1, 8, 8), surface and shape (n, k, 8, 8), style (n, styles)."""
         features = self.body(pictures)
         return *self.cells(features).split(self.sizes, 1), self.style(features.mean((2, 3)))
 
@@ -121,9 +117,7 @@ class Recogniser(nn.Module):
 
 
 def peaks(logits: Tensor, apart: int = 3) -> list[tuple[int, int]]:
-    """Return the cells (row, column) whose logit is above 0, the highest first, without those near
-    a higher one.
-    """
+    """Return the cells with a logit above 0, the highest first, without those near a higher one."""
     chosen: list[tuple[int, int]] = []
     cells = [(row, column) for row, column in (logits > 0).nonzero().tolist()]
     for row, column in sorted(cells, key=lambda cell: -float(logits[cell])):
@@ -163,9 +157,7 @@ def training_scene(world: World, chance: random.Random) -> Scene:
 
 
 def with_garbage(world: World, scene: Scene, chance: random.Random) -> tuple[Tensor, list[Label]]:
-    """Draw a scene whose first thing is mixed with another, half by half or as a blend; return the
-    picture and the labels.
-    """
+    """Return a picture whose first thing is mixed with another, in halves or blended; labels."""
     thing = scene.things[0]
     other = random_thing(world, chance)
     kind = chance.choice(["surface", "shape", "both"])
@@ -190,9 +182,7 @@ def with_garbage(world: World, scene: Scene, chance: random.Random) -> tuple[Ten
 
 
 def training_data(world: World, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures as bytes, targets (n, 3, 8, 8) of thing, surface and shape with -1 where
-    nothing counts, and styles.
-    """
+    """Return pictures as bytes, targets (n, 3, 8, 8), -1 where nothing counts, and styles."""
     chance = random.Random(seed)
     names = Names.of(world.drawing)
     pictures = []
@@ -246,9 +236,7 @@ def loss_of(outputs: Sequence[Tensor], targets: Tensor, styles: Tensor) -> Tenso
 def train_recogniser(
     world: World, path: Path, steps: int, tell: Tell, seed: int = 7
 ) -> dict[str, float]:
-    """Train the recogniser, save it, and return its accuracy on drawn pictures that it has not
-    seen.
-    """
+    """Train the recogniser, save it, and return its accuracy on pictures that it has not seen."""
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
     pictures, targets, styles = training_data(world, steps * 16, seed)
@@ -271,9 +259,7 @@ def train_recogniser(
 
 
 def accuracy(world: World, model: Recogniser, seed: int, count: int = 400) -> dict[str, float]:
-    """Return how often concepts, whole scenes and mixtures are recognised in disturbed drawn
-    pictures.
-    """
+    """Return how often concepts, scenes and mixtures are recognised in disturbed drawn pictures."""
     chance = random.Random(seed)
     noise = torch.Generator().manual_seed(seed)
 

@@ -62,9 +62,7 @@ Question = tuple[Probe, int]  # how many pictures of it are asked for
 
 
 def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Probe]:
-    """Return the probes of a merge of these triggers, a pair's 76 times `effort` (alone 24, beside
-    12, seen 16, unseen 12, base 12).
-    """
+    """Return the probes of a merge of these triggers, a pair's 76 times `effort`."""
     concepts = [trigger for trigger in triggers if trigger in world.triggers]
     styles = [trigger for trigger in triggers if trigger in world.style_triggers]
     questions = [
@@ -149,9 +147,7 @@ def score(
 def score_by_region(
     bench: Bench, loras: Mapping[str, Adapter], probes: Sequence[Probe]
 ) -> dict[str, Any]:
-    """Sample probes about two triggers each with both LoRAs, each in its half of the picture, where
-    it reads a base thing in place of the other trigger; and judge them.
-    """
+    """Sample and judge probes about two triggers, each LoRA drawing its half alone."""
     judged: list[Judgement] = []
     height, width = bench.model.latent_shape(64)[-2:]
     for probe in probes:

@@ -32,9 +32,7 @@ class BaseSettings:
     dropped_captions: float = 0.1
 
     def shortened(self, share: float, batch: int | None) -> BaseSettings:
-        """Return the same with a share of each phase's steps, and of its scenes, in other
-        batches.
-        """
+        """Return the same with a share of each phase's steps and scenes, in other batches."""
         phases = tuple(replace(p, steps=max(1, round(share * p.steps))) for p in self.phases)
         scenes = max(1, round(share * self.scenes))
         return replace(self, phases=phases, scenes=scenes, batch=batch or self.batch)
@@ -48,9 +46,7 @@ class BaseSettings:
 
 @dataclass(frozen=True)
 class LoraKind:
-    """How a LoRA is trained; a batch is pictures of it `alone`, in `company` of a base thing, and
-    `prior` ones, which show the base model's world.
-    """
+    """How a LoRA is trained; a batch is of it `alone`, in `company`, and of the base's `prior`."""
 
     steps: int = 200
     rank: int = 4

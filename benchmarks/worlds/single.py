@@ -1,6 +1,4 @@
-"""The world "single": the world "flow" with a transformer that joins text and picture in a single
-stream.
-"""
+"""The world "single": "flow" with text and picture in a single stream."""
 
 from __future__ import annotations
 

@@ -29,9 +29,7 @@ def from_bytes(pictures: Tensor) -> Tensor:
 
 
 def train_base(world: World, folder: Path, seed: int, tell: Tell, *, every: int = 100) -> None:
-    """Train to the last step, from a checkpoint in the folder if there is one, and save averaged
-    weights.
-    """
+    """Train to the last step, from a checkpoint if there is one, and save averaged weights."""
     torch.manual_seed(seed)
     model = world.new_model()
     parts = model.parts
@@ -101,9 +99,7 @@ def optimise(loss: Tensor, optimiser: torch.optim.Optimizer, rate: float) -> Non
 
 
 def rate_at(step: int, steps: int, warmup: int = 100) -> float:
-    """Return the factor on the learning rate: a linear warmup, two thirds of half a cosine, and a
-    last fifth falling to 0.
-    """
+    """Return the learning rate's factor: warmup, two thirds of half a cosine, a last fifth to 0."""
     if step < warmup:
         return (step + 1) / warmup
     cosine = 0.02 + 0.98 * 0.5 * (

@@ -85,9 +85,7 @@ class RememberingModel(DiffusersModel):
             yield replace(network, memory=self.memory)
 
     def probe_sigmas(self, steps: int) -> Tensor:
-        """Return noise levels of a sampling run, (steps + 1,), evenly spaced from the last
-        timestep.
-        """
+        """Return noise levels of a sampling run, (steps + 1,), evenly from the last timestep."""
         count = len(self.training_sigmas)
         timesteps = [round(count - i * count / steps) - 1 for i in range(steps)]
         return torch.cat([self.training_sigmas[timesteps], torch.zeros(1)]).float()

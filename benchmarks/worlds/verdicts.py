@@ -107,9 +107,7 @@ def asked_of(bench: Bench, triggers: Sequence[str]) -> list[Probe]:
 
 
 def hits(bench: Bench, adapter: Adapter | None, probes: Sequence[Probe]) -> dict[str, Any]:
-    """Return kind -> trigger(s) -> [pictures in which the concepts are, and nothing more is asked
-    of the rest; pictures].
-    """
+    """Return kind -> trigger(s) -> [pictures in which the concepts are, pictures]."""
     pictures = bench.sample(adapter, [p.caption for p in probes], [p.seed for p in probes])
     found: dict[str, dict[str, list[int]]] = {}
     for probe, seen in zip(probes, bench.recogniser.judge(pictures), strict=True):
@@ -239,9 +237,7 @@ def seen(hits: Mapping[str, Any], trigger: str) -> float:
 
 
 def confusion(title: str, found: Sequence[Judged]) -> Table:
-    """Return how often each word was said of LoRAs that are good, weak and lost, by checks of
-    `CHECKED` pictures.
-    """
+    """Return how often each word was said of good, weak and lost LoRAs, by `CHECKED` pictures."""
     chance = random.Random(0)
     counts: Counter[tuple[str, str]] = Counter()
     for lora in found:
@@ -269,9 +265,7 @@ def coverage(found: Sequence[Judged], pictures: int) -> float:
 
 
 def both_seen(folder: Path) -> Iterator[tuple[tuple[str, ...], bool, float, float]]:
-    """Yield merge, whether it is ours, the mean error in pictures of two, at most 1 each, and the
-    share of pictures in which both are seen.
-    """
+    """Yield merge, whether it is ours, the error in pictures of two, how often both are seen."""
     for found in measured(folder):
         halves = [entry for entry in found["check"] if entry["kind"] == "together"]
         errors = [min(1.0, run["error"]) for entry in halves for run in entry["runs"]]

@@ -1,6 +1,4 @@
-"""The world "words": a tokenizer of whole words, made-up triggers, a Stable Diffusion that predicts
-the clean sample, concepts and styles, things in fixed places.
-"""
+"""The world "words": whole words, made-up triggers, a small Stable Diffusion, and styles."""
 
 from __future__ import annotations
 
@@ -221,9 +219,7 @@ def lora_scene(
 
 
 def make_tokenizer() -> Any:
-    """Return a tokenizer whose tokens are the world's words, padded like CLIP's with its last
-    token.
-    """
+    """Return a tokenizer of the world's words, padded like CLIP's with its last token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     special = ["<start>", "<end>", "<unknown>"]
