@@ -127,6 +127,20 @@ class Frontend:
         wait = "n => new Promise(done => { const next = () => n-- ? requestAnimationFrame(next) : done(); next(); })"
         self.page.evaluate(wait, frames)
 
+    def still(self, value: str) -> Any:
+        """Return what an expression is once it has stayed the same for half a second of frames."""
+        wait = f"""async () => {{
+            let before, same = 0;
+            while (same < 30) {{
+                await new Promise(requestAnimationFrame);
+                const now = {value};
+                same = now === before ? same + 1 : 0;
+                before = now;
+            }}
+            return before;
+        }}"""
+        return self.page.evaluate(wait)
+
     def load(self, workflow: Json, name: str) -> None:
         """Load a workflow of either format, when no run is left that shows results on its numbers."""
         # a function that is waited for may not be async: what it promises is true

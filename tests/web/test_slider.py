@@ -263,19 +263,16 @@ def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_
     height = "app.graph.getNodeById(1).size[1]"
     frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "fewer")
     frontend.show(1, left=500, top=60, scale=0.6)
-    heights = [frontend.page.evaluate(height)]
+    heights = []
     rows = output["iteris_tiles"]
     for run, tiles in enumerate((rows, rows * 3, rows)):
         told = output | {"iteris_tiles": tiles}
         frontend.queued(f"fewer {run}")
         frontend.send("executed", prompt_id=f"fewer {run}", node="1", display_node="1", output=told)
+        expect(frontend.page.locator(".iteris-drawn")).to_have_count(len(tiles))
         frontend.pictures_shown()
-        frontend.page.wait_for_function(
-            f"(before) => Math.abs({height} - before) > 100", arg=heights[-1]
-        )
-        frontend.settle(40)
-        heights.append(frontend.page.evaluate(height))
-    _, first, higher, last = heights
+        heights.append(frontend.still(height))
+    first, higher, last = heights
     assert higher > first
     assert last == pytest.approx(first, abs=1)
     if not frontend.page.evaluate("LiteGraph.vueNodesMode"):
