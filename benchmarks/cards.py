@@ -35,7 +35,7 @@ from .starts import starts_of
 
 LORAS = 2
 RANK = 16  # of each
-CALLED = ("SDXL 1024", "SDXL 768", "SD1.5 512", "Flux.1, fp8 1024")
+CALLED = ("SDXL 1024", "SDXL 768", "SD1.5 512", "Flux.1, fp8 512", "Flux.1, fp8 1024")
 # Shares of a rate that are reached.
 IN_FORWARD, IN_PRODUCTS, IN_FACTORS, IN_MEMORY = 0.4, 0.6, 0.1, 0.8
 START = 8e-6  # seconds to start an operation
