@@ -4,11 +4,12 @@ pictures of the documentation, in the real frontend.
     PYTHONPATH=.:tests/support python tools/make_pictures.py workflows [NAME ...]
     PYTHONPATH=.:tests/support python tools/make_pictures.py blueprint
     PYTHONPATH=.:tests/support python tools/make_pictures.py walkthrough
+    PYTHONPATH=.:tests/support python tools/make_pictures.py nodes
     PYTHONPATH=.:tests/support python tools/make_pictures.py film
 
 The first makes workflows/*.json from workflows/api/*.json, the second subgraphs/*.json, the third
-docs/img/*.jpg, the fourth docs/img/merge.webp. `make_cards.py` makes the pictures of the template
-browser.
+docs/img/1_*.jpg and so on, the fourth docs/img/load.jpg and nodes.jpg, the fifth
+docs/img/merge.webp. `make_cards.py` makes the pictures of the template browser, and the README's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from workflow_notes import TEMPLATES, Template
 
 from demo import drawn
 from demo import server as demo_server
-from demo.gallery import STEPS
 from demo.run import WEIGHTS
 from demo.server import ComfyServer, cache_folder, find_comfyui, link
 
@@ -71,7 +72,8 @@ GROUP_ROOM = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
 WAIT_MS = 3000  # between two pictures of a run
-STYLE = "qpr_blueprint"  # of the demo, whose stack shows nothing else
+SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
+DIVIDED = 25  # per cent of a comparison's picture that are on the left
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
 READABLE = 0.58  # below, the frontend writes no letters
@@ -340,6 +342,12 @@ def add_settings(frontend: browser.Frontend, merge: int) -> int:
     )
 
 
+def small_model(frontend: browser.Frontend, merge: int, compare: int) -> None:
+    """Set what the small model needs: its size and guidance; all else stays as it is by default."""
+    frontend.set_widgets(add_settings(frontend, merge), resolution=drawn.SIDE, cfg=drawn.CFG)
+    frontend.set_widgets(compare, width=drawn.SIDE, height=drawn.SIDE, cfg=drawn.CFG)
+
+
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
     size = {"width": 1280, "height": 800}
@@ -370,17 +378,12 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, left=330, top=150)
     files = page.locator(".iteris-row .iteris-lora")
     files.first.click()
-    page.locator(".iteris-option", has_text="sks_robot").click()
-    page.locator(".iteris-option", has_text="zwx_owl").wait_for()
+    first, second = (page.locator(".iteris-option", has_text=name) for name in SUBJECTS)
+    first.click()
+    second.wait_for()
     shoot("3_loras")
-    page.locator(".iteris-option", has_text="zwx_owl").click()
-    page.locator(".iteris-add").click()
-    page.locator(".iteris-option", has_text=STYLE).click()
-    frontend.set_widgets(merge, together=True)
-    side = drawn.SIDE
-    frontend.set_widgets(add_settings(frontend, merge), resolution=side, cfg=drawn.CFG)
-    how = {"seed": drawn.SEED, "steps": STEPS, "cfg": drawn.CFG}
-    frontend.set_widgets(compare, prompt=drawn.PROMPT, width=side, height=side, **how)
+    second.click()
+    small_model(frontend, merge, compare)
     page.mouse.move(40, 760)
     frontend.run()
     page.locator(".iteris-block").nth(2).wait_for()
@@ -392,6 +395,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     shoot("5_report")
     frontend.pictures_shown()
     frontend.show(compare, left=380, top=-170)
+    divide(frontend, DIVIDED)
     shoot("6_compare")
     frontend.show(merge, left=330, top=-300)
     page.locator(".iteris-details summary", has_text="Layers").click()
@@ -402,6 +406,73 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     vue.page.locator(".iteris-kept").first.wait_for()
     vue.show(merge, left=330, top=110)
     shoot("8_nodes_2", vue)
+
+
+def divide(frontend: browser.Frontend, share: float) -> None:
+    """Move the divider of a comparison."""
+    frontend.page.locator(".iteris-pair:visible input").evaluate(
+        """(divider, share) => {
+            divider.value = share;
+            divider.dispatchEvent(new Event('input', { bubbles: true }));
+        }""",
+        share,
+    )
+
+
+def clip(frontend: browser.Frontend, nodes: Sequence[int], name: str) -> None:
+    """Save what is seen of some nodes, and of nothing beside them."""
+    boxes = frontend.page.evaluate(
+        """(nodes) => nodes.map((id) => {
+            const { pos, size } = app.graph.getNodeById(id);
+            const { scale, offset } = app.canvas.ds;
+            const place = [0, 1].map((k) => (pos[k] + offset[k]) * scale);
+            return [place[0], place[1] - 30 * scale, place[0] + size[0] * scale, place[1] + size[1] * scale];
+        })""",
+        list(nodes),
+    )
+    left, top = (min(box[k] for box in boxes) - MARGIN for k in (0, 1))
+    right, bottom = (max(box[k] for box in boxes) + MARGIN for k in (2, 3))
+    seen = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    save(frontend.page.screenshot(clip=seen), ROOT / "docs" / "img" / f"{name}.jpg")
+
+
+def make_nodes(chromium: object, address: str, names: list[str]) -> None:
+    """Take the pictures of the loader, and of it beside the merge with an open row."""
+    frontend = browser.Frontend(chromium, address, width=1280, height=1000)
+    page = frontend.page
+    loader, load, merge, text = "1", "2", "3", "4"
+    of_checkpoint = {"model": [loader, 0], "clip": [loader, 1]}
+    robot, owl, style = (name.removesuffix(".safetensors") for name in drawn.LORAS)
+    loaded = f"<lora:{robot}:0.8>\n<lora:{owl}:1>\n# <lora:{style}:0.6>"
+    merged = f"<lora:{robot}:0.8>\n<lora:{style}:0.6>"
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    frontend.load(
+        {
+            loader: {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint},
+            load: {"class_type": "IterISLoad", "inputs": {**of_checkpoint, "loras": loaded}},
+            merge: {"class_type": "IterISMerge", "inputs": {"loras": merged}},
+            text: {"class_type": "CLIPTextEncode", "inputs": {"clip": [load, 1], "text": ""}},
+        },
+        "nodes",
+    )
+    frontend.page.evaluate(
+        """(places) => {
+            for (const [id, pos, width] of places) {
+                const node = app.graph.getNodeById(id);
+                node.pos = pos;
+                node.setSize([width, node.computeSize()[1]]);
+            }
+        }""",
+        [[1, [-900, 0], 300], [4, [1500, 0], 300], [2, [0, 0], 400], [3, [440, 0], 420]],
+    )
+    frontend.show(int(load), left=160, top=240)
+    frontend.settle(40)
+    clip(frontend, [int(load)], "load")
+    for place in (0, 3):  # the first row of each
+        page.locator(".iteris-opener").nth(place).click()
+    page.evaluate("app.canvas.deselectAll()")
+    frontend.settle(40)
+    clip(frontend, [int(load), int(merge)], "nodes")
 
 
 class Film:
@@ -458,19 +529,13 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     title = f"1 {TEMPLATES[0].title}"
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)
-    side = drawn.SIDE
-    frontend.set_widgets(merge, together=True)
-    frontend.set_widgets(add_settings(frontend, merge), resolution=side, cfg=drawn.CFG)
-    how = {"seed": drawn.SEED, "steps": STEPS, "cfg": drawn.CFG}
-    frontend.set_widgets(compare, prompt=drawn.PROMPT, width=side, height=side, **how)
+    small_model(frontend, merge, compare)
     frontend.show(merge, left=330, top=110)
     film = Film(frontend)
     film.take(800)
     film.click(page.locator(".iteris-row .iteris-lora").first)
-    for name in ("sks_robot", "zwx_owl"):  # the second row's list opens by itself
+    for name in SUBJECTS:  # the second row's list opens by itself
         film.click(page.locator(".iteris-option", has_text=name))
-    film.click(page.locator(".iteris-add"))
-    film.click(page.locator(".iteris-option", has_text=STYLE))
     run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
     film.click(page.locator(run))
     page.locator(".iteris-block").first.wait_for()
@@ -518,6 +583,7 @@ def main() -> None:
                 "workflows": make_workflows,
                 "blueprint": make_blueprint,
                 "walkthrough": make_walkthrough,
+                "nodes": make_nodes,
                 "film": make_film,
             }[what](chromium, server.address, names)
 
