@@ -54,7 +54,7 @@ TEMPLATES = (
             f"{_KEPT} **Compare** draws the base model, each LoRA alone, both stacked and the "
             f"merge. {_SAVED}",
             "",
-            "It takes as long as about 7 pictures, and 9 more for **Compare**: 5, if you write "
+            "It takes as long as 6 to 11 pictures, and 9 more for **Compare**: 5, if you write "
             f"one *prompt* there. {_WORDS}",
         ),
     ),
