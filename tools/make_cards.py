@@ -9,12 +9,14 @@ has left in a folder.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from workflow_notes import TEMPLATES
 
 from demo import drawn
@@ -28,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TILES = Path(__file__).parent / "tiles.png"
 TILE = drawn.SIDE
 ROBOT, OWL, STYLE = drawn.LORAS
+LEARNT = {*drawn.WANTED, "in qpr blueprint style"}  # what a recogniser calls what they draw
+RIGHT = "right"  # key of the counts in the file of the tiles
 MERGED = "merged.safetensors"
 
 
@@ -59,13 +63,25 @@ DRAWN = {
     "cat": Drawing((), "a black cat"),
     "style": Drawing((STYLE,), "a glass of water in qpr blueprint style", seed=3),
     "merged": Drawing((MERGED,), drawn.PROMPT, pictures=PICTURES),
-    "stacked": Drawing(drawn.LORAS, drawn.PROMPT, pictures=PICTURES),
     "merged, robot": Drawing((MERGED,), "a sks robot"),
     "merged, owl and cat": Drawing((MERGED,), "a zwx owl and a black cat"),
     "merged, style": Drawing(
         (MERGED,), "a wooden table and a bicycle in qpr blueprint style", seed=2
     ),
 }
+# What the README's picture asks for -> the LoRA that knows it, if it is one.
+ASKED: dict[str, str | None] = {
+    "a sks robot": ROBOT,
+    "a zwx owl": OWL,
+    drawn.PROMPT: None,
+    "a black cat in qpr blueprint style": STYLE,
+}
+for _caption, _file in ASKED.items():  # of each the first picture of one seed
+    if _file:
+        DRAWN[f"alone, {_caption}"] = Drawing((_file,), _caption)
+    DRAWN[f"stacked, {_caption}"] = Drawing(drawn.LORAS, _caption)
+    DRAWN[f"merged, {_caption}"] = Drawing((MERGED,), _caption)
+ROWS = {"alone": "the LoRA\nalone", "stacked": "all three\nstacked", "merged": "all three\nmerged"}
 SIDE = 460
 BACK, PLATE, LINE, INK, QUIET, ACCENT = (
     "#191c23",
@@ -232,46 +248,36 @@ def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
 
 
 def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
-    """Return the LoRAs, each alone, and next to them what the stack and the merge draw from the
-    same seeds, with what the recogniser sees in these.
+    """Return what single LoRAs, the stack and the merge draw of the same prompts, and how many of
+    `PICTURES` are right.
     """
-    recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
-    gap, line, large = 8, 32, 3 * TILE // 2
-    alone = {"robot": "a sks robot", "owl": "a zwx owl", "style": "qpr blueprint style"}
-    column = TILE + 8 * gap
-    block = 2 * large + gap
-    size = (column + 2 * block + 6 * gap, line + len(alone) * (TILE + line))
+    right = json.loads(Image.open(TILES).text[RIGHT])
+    gap, line, below, side, left = 8, 40, 30, 3 * TILE // 2, 130
+    size = (left + len(ASKED) * (side + gap), line + len(ROWS) * (side + below))
     whole = Image.new("RGB", size, BACK)
     pen = ImageDraw.Draw(whole)
-
-    def show(name: str, left: int, top: int, side: int) -> None:
-        whole.paste(tiles[name].resize((side, side), Image.Resampling.LANCZOS), (left, top))
-
-    pen.text((column // 2, line // 2), "each LoRA alone", INK, font(20), "mm")
-    for k, (name, label) in enumerate(alone.items()):
-        top = line + k * (TILE + line)
-        show(name, (column - TILE) // 2, top, TILE)
-        pen.text((column // 2, top + TILE + line // 2 - 3), label, QUIET, font(18), "mm")
-    pen.line((column, gap, column, size[1] - gap), LINE, 2)
-    for k, name in enumerate(("stacked", "merged")):
-        left = column + 2 * gap + k * (block + 2 * gap)
-        middle = left + block // 2
-        pen.text((middle, line // 2), f"all three {name}", INK, font(20), "mm")
-        names = DRAWN[name].names(name)
-        for number, own in enumerate(names):
-            x, y = number % 2 * (large + gap), number // 2 * (large + gap)
-            show(own, left + x, line + y, large)
-        seen = recogniser.sees_in([tiles[own] for own in names])
-        right = sum(set(drawn.WANTED) <= set(labels) for labels in seen)
-        colour = ACCENT if right > PICTURES // 2 else QUIET
-        told = f'"{drawn.PROMPT}"\na recogniser sees both in {right} of {PICTURES}'
-        place = (middle, (line + block + size[1]) // 2)
-        pen.multiline_text(place, told, colour, font(20), "mm", 8, "center")
+    for row, (name, label) in enumerate(ROWS.items()):
+        top = line + row * (side + below)
+        colour = ACCENT if name == "merged" else QUIET
+        place = (left // 2, top + side // 2)
+        pen.multiline_text(place, label, colour, font(24), "mm", 8, "center")
+        for column, caption in enumerate(ASKED):
+            tile = tiles.get(f"{name}, {caption}")
+            x = left + column * (side + gap)
+            if row == 0:
+                pen.text((x + side // 2, line // 2), caption, INK, font(15), "mm")
+            if tile:
+                whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (x, top))
+                count = right[f"{name}, {caption}"]
+                told = f"right in {count} of {PICTURES}"
+                colour = ACCENT if count > PICTURES // 2 else QUIET
+                pen.text((x + side // 2, top + side + below // 2 - 2), told, colour, font(16), "mm")
     return whole
 
 
-def draw_tiles(merged: Path) -> Image.Image:
-    """Return the tiles side by side, drawn in a ComfyUI.
+def draw_tiles(merged: Path) -> tuple[Image.Image, dict[str, int]]:
+    """Return the tiles side by side, drawn in a ComfyUI, and for each drawing in how many of
+    `PICTURES` a recogniser sees those LoRAs that the caption asks for, and no others.
 
     Args:
         merged: File of the merge.
@@ -294,6 +300,8 @@ def draw_tiles(merged: Path) -> Image.Image:
             seed=drawing.seed,
         )
     sheet = Image.new("RGB", (TILE * len(NAMES), TILE))
+    recogniser = Recogniser.read(WEIGHTS / "recogniser.safetensors")
+    right: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         models = base / "models"
@@ -307,14 +315,21 @@ def draw_tiles(merged: Path) -> Image.Image:
             outputs = client.run(workflow)["outputs"]
             for name, drawing in DRAWN.items():
                 pictures = pictures_of(client, outputs[DRAW + name])
+                right[name] = sum(
+                    seen & LEARNT == {label for label in LEARNT if label in drawing.caption}
+                    for seen in recogniser.sees_in(pictures)
+                )
                 for own, tile in zip(drawing.names(name), pictures, strict=False):
                     sheet.paste(tile, (TILE * NAMES.index(own), 0))
-    return sheet
+    return sheet, right
 
 
 def main() -> None:
     if sys.argv[1:2] == ["tiles"]:
-        draw_tiles(Path(sys.argv[2]) / MERGED).save(TILES, optimize=True)
+        sheet, right = draw_tiles(Path(sys.argv[2]) / MERGED)
+        told = PngInfo()
+        told.add_text(RIGHT, json.dumps(right))
+        sheet.save(TILES, optimize=True, pnginfo=told)
         return
     tiles = read_tiles()
     for number, template in enumerate(TEMPLATES, start=1):
