@@ -1,4 +1,4 @@
-"""Remaining time of a merge, and the line that shows its progress."""
+"""Remaining time of a merge."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..iteris_core.progress import Stage
-
-_SHOWN_SECONDS = 2  # less is not worth a word
-_SHOWN_IN_SECONDS = 120  # more is told in minutes
 
 
 @dataclass
@@ -50,19 +47,3 @@ class WorkClock:
             self.pace = (now - self.first_time) / (part - self.first_part)
         end = 1.0 if stage.is_alike else stage.part_done(total, total)
         return self.pace * (end - part)
-
-
-def progress_line(stage: Stage, done: int, total: int, seconds_left: float) -> str:
-    """Return the line on a node, such as "stage 2 of 4: Sampling 12/60, about 40 s left", with the
-    time from `WorkClock.seconds_left`. Work in one step shows its stage only.
-    """
-    many = total // stage.told_by
-    steps = f"{stage} {done // stage.told_by}/{many}" if many > 1 else f"{stage}"
-    if seconds_left < _SHOWN_SECONDS:
-        return steps
-    if seconds_left < _SHOWN_IN_SECONDS:
-        time = f"{seconds_left:.0f} s"
-    else:
-        time = f"{seconds_left / 60:.0f} min"
-    of_it = "" if stage.is_alike else " of this stage"
-    return f"{steps}, about {time} left{of_it}"

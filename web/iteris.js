@@ -206,7 +206,7 @@ function followRuns() {
   api.addEventListener("iteris.stage", ({ detail }) => {
     const node = nodeAt(app.graph, detail.node);
     if (node?.showIterisProgress && isRunning(detail.prompt_id))
-      ifOwn(node, undefined, () => node.showIterisProgress(detail.line));
+      ifOwn(node, undefined, () => node.showIterisProgress(detail));
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {

@@ -4,7 +4,8 @@ import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
 import { aboutLora } from "./loras.js";
-import { addElement, addProgress, also, button, fit, heightOf } from "./parts.js";
+import { addElement, also, button, fit, heightOf } from "./parts.js";
+import { addProgress } from "./stage.js";
 
 const USUAL_HEIGHT = 76;
 
@@ -17,7 +18,7 @@ export function addTriggers(node, say) {
   // the usual while out of sight
   const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4);
   const element = addElement(node, "triggers", height);
-  const removeProgress = addProgress(node);
+  const removeProgress = addProgress(node, say);
   let chips;
   const show = async () => {
     const wanted = name.value;

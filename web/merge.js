@@ -4,10 +4,11 @@ import { app } from "../../scripts/app.js";
 import { turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, addProgress, also, button, fit, panelHeight, savesWithout } from "./parts.js";
+import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
 import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
+import { addProgress } from "./stage.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
@@ -35,7 +36,7 @@ function roomOpen(element) {
  */
 export function addReport(node, say) {
   const height = (shown) => panelHeight(node, shown) || (node.properties[PROPERTY] ? 250 : 44);
-  const removeProgress = addProgress(node);
+  const removeProgress = addProgress(node, say);
   const element = addElement(node, "report", height);
   savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again
   const preset = node.widgets.find(({ name }) => name === "preset");

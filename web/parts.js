@@ -257,23 +257,6 @@ export function keepWidth(node, least) {
 }
 
 /**
- * Add the line that tells how far a node is. The frontend's own would be on nodes of the same id in other workflows, too.
- *
- * @param {object} node
- * @param {object} [above] the widget above it; none: at the node's end
- * @returns {() => void} what takes the line away
- */
-export function addProgress(node, above) {
-  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
-  const { show, hide } = passing(node, element, 0);
-  node.showIterisProgress = (text) => {
-    element.replaceChildren(html("div", "", text));
-    show();
-  };
-  return hide;
-}
-
-/**
  * Hide an element that is seen now and then, and return what shows it, and what hides it again. A workflow does not keep
  * its room.
  */

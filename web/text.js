@@ -3,20 +3,10 @@
 import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
-import {
-  addElement,
-  addProgress,
-  also,
-  fileName,
-  fit,
-  heightOf,
-  html,
-  isShown,
-  panelHeight,
-  passing,
-} from "./parts.js";
+import { addElement, also, fileName, fit, heightOf, html, isShown, panelHeight, passing } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
+import { addProgress } from "./stage.js";
 
 /** Return lines of text; of saved files the name comes first, and that it was read back last, and small. */
 function linesOf(text, saved = []) {
@@ -58,7 +48,7 @@ function pathOf(path) {
 export function addText(node, say, { width = 0, above, folded } = {}) {
   const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text)) || 44;
   const element = addElement(node, "text", height, above);
-  const removeProgress = addProgress(node, above);
+  const removeProgress = addProgress(node, say, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   const { show, hide } = passing(node, element, 12);
   let isOld = false; // what is shown goes once a run begins

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.utils
 
-from ..progress import WorkClock, progress_line
+from ..progress import WorkClock
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
@@ -119,7 +119,7 @@ def stage_progress(node_id: str) -> StageProgress:
             "stage": asdict(stage),
             "done": done,
             "total": total,
-            "line": progress_line(stage, done, total, seconds_left),
+            "seconds_left": seconds_left,
         }
         server.send_sync("iteris.stage", event, server.client_id)
 

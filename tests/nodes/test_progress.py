@@ -1,7 +1,7 @@
-"""How long a merge still takes, and how its progress is shown."""
+"""How long a merge still takes."""
 
 import pytest
-from iteris_pack.nodes.progress import WorkClock, progress_line
+from iteris_pack.nodes.progress import WorkClock
 
 from iteris_core.progress import Stage
 
@@ -26,14 +26,3 @@ def test_a_stage_that_is_not_like_the_others_tells_its_own_time_and_nothing_of_t
     assert clock.seconds_left(text, 4, 4, 40.0) == pytest.approx(0)
     assert clock.seconds_left(sampling, 0, 9, 40.0) == 0, "its pace is not known yet"
     assert clock.seconds_left(sampling, 3, 9, 43.0) == pytest.approx(6)
-    assert progress_line(text, 1, 4, 30) == (
-        "stage 1 of 2: Text encoder 1/4, about 30 s left of this stage"
-    )
-
-
-def test_a_line_names_the_stage_its_steps_and_a_time_that_is_worth_a_word():
-    stage = Stage("Sampling", 3, 4)
-    for left, told in ((50.4, ", about 50 s left"), (170, ", about 3 min left"), (1.9, "")):
-        assert progress_line(stage, 5, 10, left) == f"stage 3 of 4: Sampling 5/10{told}"
-    assert progress_line(Stage("Pictures", told_by=20), 59, 180, 0) == "Pictures 2/9"
-    assert progress_line(Stage("Preparing"), 0, 1, 0) == "Preparing"

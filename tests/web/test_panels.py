@@ -94,8 +94,12 @@ def report_with_verdict(*loras, advice=None):
     return output
 
 
-def send_stage(frontend, run, node, line):
-    frontend.send("iteris.stage", prompt_id=run, node=str(node), line=line)
+def send_stage(frontend, run, node, name, done, total, seconds_left=0):
+    """Let the page believe that the server has told a step of stage 2 of 4."""
+    stage = {"name": name, "number": 2, "count": 4, "starts": 0.25, "share": 0.5}
+    stage |= {"is_alike": True, "told_by": 1}
+    steps = {"stage": stage, "done": done, "total": total, "seconds_left": seconds_left}
+    frontend.send("iteris.stage", prompt_id=run, node=str(node), **steps)
 
 
 def begin(frontend, run):
@@ -379,7 +383,7 @@ def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small
     line = frontend.page.locator(".iteris-progress", has_text="Text encoder 2/4")
     frontend.queued("a")
     frontend.send("execution_start", prompt_id="a", timestamp=0)
-    send_stage(frontend, "a", MERGE, "stage 1 of 4: Text encoder 2/4")
+    send_stage(frontend, "a", MERGE, "Text encoder", 2, 4)
     line.wait_for()
     frontend.send("execution_interrupted", prompt_id="a")
     line.wait_for(state="hidden")
@@ -401,15 +405,44 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     vue.queued("a")
     vue.send("execution_start", prompt_id="a", timestamp=0)
     for done in (1, 2):
-        send_stage(vue, "a", 1, f"stage 1 of 4: <Prompts> {done}/4")
+        send_stage(vue, "a", 1, "<Prompts>", done, 4)
     line.wait_for()
-    assert node.inner_text().count("stage 1 of 4: <Prompts> 2/4") == 1
+    assert node.inner_text().count("stage 2 of 4: <Prompts> 2/4") == 1
     picture(vue, "vue_progress")
     vue.send("execution_interrupted", prompt_id="a")
     line.wait_for(state="hidden")
     executed(vue, 1, {"text": ["a photo of sks dog"]})
     node.locator(".iteris-text", has_text="a photo of sks dog").wait_for()
     assert vue.errors == []
+
+
+def test_how_far_a_run_is_can_be_read_where_the_canvas_is_far_away(in_renderer, picture, small):
+    """And the time that is left counts down until the server tells more."""
+    frontend = in_renderer
+    small(frontend, seed=19)
+    frontend.show(MERGE, top=300, scale=0.35)
+    before = size_of(frontend)
+    begin(frontend, "a")
+    send_stage(frontend, "a", MERGE, "Sampling", 12, 60, seconds_left=12)
+    shown = frontend.page.locator(".iteris-far")
+    shown.wait_for()
+    assert shown.inner_text().splitlines() == ["Sampling 12/60", "about 10 s left"]
+    picture(frontend, "far_away")
+    letters = "shown => parseFloat(getComputedStyle(shown).fontSize) * app.canvas.ds.scale"
+    assert shown.evaluate(letters) >= 12
+    low, high = shown.bounding_box(), frontend.page.locator(".iteris-rows").bounding_box()
+    assert low["width"] <= size_of(frontend)[0] * 0.35, "it is inside its node"
+    assert low["y"] + low["height"] > high["y"] + high["height"]
+    frontend.page.get_by_text("about 7 s left").last.wait_for()
+    frontend.show(MERGE, top=300, scale=1)
+    shown.wait_for(state="hidden")
+    line = frontend.page.locator(".iteris-stage")
+    assert line.inner_text().startswith("stage 2 of 4: Sampling 12/60")
+    picture(frontend, "near")
+    frontend.send("execution_interrupted", prompt_id="a")
+    line.wait_for(state="hidden")
+    assert size_of(frontend) == before
+    assert frontend.errors == []
 
 
 def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
@@ -423,11 +456,11 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     press_run(frontend, "of 41")
     frontend.send("execution_start", prompt_id="of 41", timestamp=0)
     small(frontend, seed=42)
-    send_stage(frontend, "of 41", MERGE, "stage 3 of 4")
+    send_stage(frontend, "of 41", MERGE, "Sampling", 2, 4)
     send_layer(frontend, "of 41", str(MERGE), 1)
     executed(frontend, MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
-    assert page.get_by_text("stage 3 of 4").count() == 0
+    assert page.get_by_text("Sampling 2/4").count() == 0
     frontend.go_to("merge_41")
     assert report() is not None
     frontend.go_to("merge_42")
@@ -637,7 +670,7 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
     frontend.show(MERGE, top=200)
     line = frontend.page.locator(".iteris-progress", has_text="Sampling")
     begin(frontend, "a")
-    send_stage(frontend, "a", MERGE, "stage 3 of 4: Sampling 2/4")
+    send_stage(frontend, "a", MERGE, "Sampling", 2, 4)
     line.wait_for()
     busy = {"queue_running": [[0, "a", {}, {}, []]], "queue_pending": []}
     frontend.page.route("**/queue", lambda route: route.fulfill(json=busy))
@@ -746,7 +779,7 @@ def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     frontend.show(MERGE, left=500, top=60)
     before = size_of(frontend)
     begin(frontend, "of_48")
-    send_stage(frontend, "of_48", MERGE, "stage 2 of 4: Sampling 1/12")
+    send_stage(frontend, "of_48", MERGE, "Sampling", 1, 12)
     for number in (1, 2, 4):
         send_layer(frontend, "of_48", str(MERGE), number)
     blocks = blocks_of(frontend)

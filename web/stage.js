@@ -1,0 +1,67 @@
+// The line on a node that tells how far it is. The frontend's own would be on nodes of the same id in other workflows,
+// too.
+
+import { app } from "../../scripts/app.js";
+import { addElement, heightOf, html, isShown, passing } from "./parts.js";
+import { followed, shareOf, stepsOf, timeLeft } from "./progress.js";
+
+const FAR = 0.6; // at a smaller scale of the canvas the line cannot be read
+const FARTHEST = 0.2;
+const LETTERS = 13; // pixels of the screen
+
+const nowInSeconds = () => performance.now() / 1000;
+
+/**
+ * Add the line; where the canvas is far away, it is shown over what is above it, in letters that can be read.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ * @param {object} [above] the widget above it; none: at the node's end
+ * @returns {() => void} what takes the line away
+ */
+export function addProgress(node, say, above) {
+  const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
+  const { show, hide } = passing(node, element, 0);
+  let told; // by the server
+  let end; // see `followed`
+  let drawn; // what is on the page
+  let isCounting = false;
+
+  const lineOf = ({ stage }, left) => {
+    const place = stage.count > 1 ? say("stage", stage) : "";
+    const words = { place, steps: stepsOf(told), left };
+    return Object.entries(words).map(([name, text]) => text && html("span", `iteris-${name}`, text));
+  };
+  const draw = () => {
+    const left = timeLeft(end, nowInSeconds(), say);
+    const { scale } = app.canvas.ds;
+    const now = [told, left, scale];
+    if (now.every((each, i) => each === drawn?.[i])) return;
+    drawn = now;
+    const line = html("div", "iteris-stage");
+    const large = html("div", "iteris-far");
+    for (const each of [line, large]) each.append(...lineOf(told, left), html("div", "iteris-bar"));
+    line.append(large);
+    element.classList.toggle("iteris-is-far", scale < FAR);
+    element.style.setProperty("--iteris-letters", `${LETTERS / Math.max(FARTHEST, scale)}px`);
+    element.style.setProperty("--iteris-done", `${(100 * shareOf(told)).toFixed(1)}%`);
+    element.replaceChildren(line);
+  };
+  const count = () => {
+    isCounting = isShown(element) && node.graph?.getNodeById(node.id) === node; // or its workflow was opened anew
+    if (!isCounting) return;
+    draw();
+    requestAnimationFrame(count);
+  };
+  node.showIterisProgress = (detail) => {
+    end = followed(end, detail, nowInSeconds());
+    told = detail;
+    draw();
+    show();
+    if (!isCounting) count();
+  };
+  return () => {
+    end = undefined;
+    hide();
+  };
+}
