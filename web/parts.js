@@ -172,7 +172,7 @@ export function keep() {
 }
 
 const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
-const heights = new WeakMap(); // node -> its height but for what it has grown by itself, what is not saved, and how many fits go on
+const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
 let held; // where a pointer went down that is still down
 
 for (const event of ["pointerdown", "pointerup", "pointercancel"])
@@ -185,8 +185,8 @@ const isDrawn = (node) =>
     : app.canvas.resizing_node === node;
 
 /**
- * Remember of which height a node is but for what it grows to by itself, so that it shrinks to that again; a workflow
- * saves that height. To be called before a node has any part.
+ * Remember of which height a node is but for what it grows to by itself and for what is seen now and then, so that it
+ * shrinks to that again; a workflow saves that height. To be called before a node has any part.
  */
 export function keepHeight(node) {
   const state = { own: node.size[1], rooms: [], waiting: 0, isFitting: false };
@@ -197,15 +197,18 @@ export function keepHeight(node) {
   also(node, "onResize", () => {
     const [, height] = node.size;
     // the frontend tells of growth to what is in a node, too, and Vue nodes of whatever is drawn
-    const isSet = height < state.own || height > node.computeSize()[1] + SLACK;
-    if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = height;
+    const own = height - roomsOf(state);
+    const isSet = own < state.own || height > node.computeSize()[1] + SLACK;
+    if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = own;
   });
   also(node, "onSerialize", (saved) => {
-    const room = state.rooms.reduce((sum, each) => sum + each(), 0);
     const [width, height] = saved.size ?? [];
-    if (width) saved.size = [width, height > state.own + 1 ? state.own : Math.max(1, height - room)];
+    if (width) saved.size = [width, Math.max(1, Math.min(state.own, height - roomsOf(state)))];
   });
 }
+
+/** Return the room of what is on a node and is not saved. */
+const roomsOf = ({ rooms }) => rooms.reduce((sum, each) => sum + each(), 0);
 
 /** Return the height that a Vue node has by what it holds: it tells of another height only once that changes. */
 function heightDrawn(node) {
@@ -233,7 +236,10 @@ export function fit(node, width = 0, laidOut = undefined) {
   const grow = () => {
     const [least, height] = node.computeSize();
     state.isFitting = true;
-    node.setSize([Math.max(node.size[0], width, least), Math.max(state.own, heightDrawn(node) ?? height)]);
+    node.setSize([
+      Math.max(node.size[0], width, least),
+      Math.max(state.own + roomsOf(state), heightDrawn(node) ?? height),
+    ]);
     state.isFitting = false;
     node.setDirtyCanvas?.(true, true);
   };

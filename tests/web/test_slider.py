@@ -282,3 +282,37 @@ def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_
         frontend.settle()
         assert frontend.page.evaluate(height) == 1500, "as the user has made it"
     assert frontend.errors == []
+
+
+def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in_renderer, output):
+    """Its workflow keeps what it was made higher by, without the room of the pictures."""
+    frontend = in_renderer
+    height = "app.graph.getNodeById(1).size[1]"
+
+    def shown(run):
+        frontend.show(1, left=500, top=60, scale=0.7)
+        frontend.queued(run)
+        frontend.send("execution_start", prompt_id=run, timestamp=0)
+        frontend.send("executed", prompt_id=run, node="1", display_node="1", output=output)
+        frontend.pictures_shown()
+        frontend.settle(40)
+        return frontend.page.evaluate(height)
+
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "drawn")
+    before = shown("a")
+    corner = "node.pos[0] + node.size[0], node.pos[1] + node.size[1]"
+    x, y = frontend.page.evaluate(
+        f"(() => {{ const node = app.graph.getNodeById(1); return app.canvas.ds.convertOffsetToCanvas([{corner}]); }})()"
+    )
+    frontend.page.mouse.move(x - 3, y - 3)
+    frontend.page.mouse.down()
+    frontend.page.mouse.move(x, y + 100, steps=5)
+    frontend.page.mouse.up()
+    frontend.settle()
+    drawn = frontend.page.evaluate(height)
+    assert drawn > before + 90
+    frontend.load(frontend.workflow(), "opened again")
+    assert frontend.page.evaluate(height) < drawn - 100
+    # Nodes 2.0 of 0.3.75 counts the title at times
+    assert shown("b") == pytest.approx(drawn, abs=35)
+    assert frontend.errors == []
