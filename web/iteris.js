@@ -10,7 +10,8 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget, forgetAll } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
-import { also, keepHeight } from "./parts.js";
+import { meaningsStyle, showMeanings } from "./meanings.js";
+import { also, html, keepHeight } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
@@ -254,6 +255,7 @@ app.registerExtension({
     rememberRuns(showRefusal);
     rememberOpened();
     followRuns();
+    document.head.append(html("style", "", meaningsStyle(say)));
   },
   async beforeConfigureGraph(workflow) {
     beginOpening();
@@ -266,6 +268,7 @@ app.registerExtension({
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
     showDigits(node);
+    showMeanings(node, say);
     keepHeight(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);

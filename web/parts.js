@@ -83,6 +83,7 @@ export function tell(summary, detail) {
  */
 export function addElement(node, name, height, above, isFixed = !!above) {
   const element = html("div", `iteris-${name}`);
+  element.dataset.of = node.comfyClass;
   const inputs = new Set(node.widgets?.filter(({ serialize }) => serialize !== false).map((widget) => widget.name));
   const heights = { getMinHeight: () => height(element), ...(isFixed && { getMaxHeight: () => height(element) }) };
   const widget = node.addDOMWidget(`iteris_${name}`, `iteris_${name}`, element, {

@@ -137,6 +137,8 @@ export default {
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   video: "Save as video",
   video_title: "A video of four seconds, to post: the divider moves across the pictures",
+  auto: "auto",
+  by_preset: "by preset",
   stage: "stage {number} of {count}: ",
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",

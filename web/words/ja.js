@@ -135,6 +135,8 @@ export default {
   divider: "2 枚の画像の境目：ドラッグ、または矢印キー",
   video: "動画で保存",
   video_title: "境目が 2 枚の画像の上を動く 4 秒の動画（投稿用）",
+  auto: "自動",
+  by_preset: "プリセット通り",
   stage: "段階 {number}/{count}：",
   left: "残り約 {time}",
   left_of_stage: "この段階は残り約 {time}",

@@ -132,6 +132,8 @@ export default {
   divider: "两张图片之间的分界：拖动，或按方向键",
   video: "保存为视频",
   video_title: "四秒的视频，分界扫过两张图片，便于发布",
+  auto: "自动",
+  by_preset: "按预设",
   stage: "第 {number} 阶段（共 {count} 个）：",
   left: "还需约 {time}",
   left_of_stage: "本阶段还需约 {time}",

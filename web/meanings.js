@@ -1,0 +1,48 @@
+// Numbers of widgets that mean "as something else says", shown as a word: on the canvas by the widget, in Vue nodes,
+// which have no say in it, by a style sheet.
+
+const MEANINGS = {
+  IterISCompare: { cfg: [0, "auto"], width: [0, "auto"], height: [0, "auto"] },
+  IterISSettings: {
+    sample_runs: [0, "by_preset"],
+    check_runs: [-1, "by_preset"],
+    polish_steps: [-1, "by_preset"],
+    resolution: [0, "auto"],
+    cfg: [0, "auto"],
+    frames: [0, "auto"],
+  },
+};
+const LOOK = "position: absolute; top: 50%; transform: translateY(-50%); pointer-events: none";
+
+/** Let a node's widgets show words for such numbers on the canvas. */
+export function showMeanings(node, say) {
+  for (const [name, [number, word]] of Object.entries(MEANINGS[node.comfyClass] ?? {})) {
+    const widget = node.widgets.find((each) => each.name === name);
+    if (!widget) continue;
+    const own = Object.getPrototypeOf(widget);
+    const shown = () => Reflect.get(own, "_displayValue", widget); // "" where a link gives the number
+    const get = () => (widget.value === number && shown() ? say(word) : shown());
+    Object.defineProperty(widget, "_displayValue", { configurable: true, get });
+  }
+}
+
+/** Return a style sheet by which Vue nodes show words for such numbers, unless they are being written, or a link gives them. */
+export function meaningsStyle(say) {
+  const rules = Object.entries(MEANINGS).flatMap(([type, names]) =>
+    Object.entries(names).map(([name, [number, word]]) => {
+      const field = `input[aria-valuenow="${number}"]:not(:focus, :disabled)`;
+      const node = `.lg-node:has([data-of="${type}"])`;
+      // the name is around the field, or in older frontends, which have a button on its left, the field's own
+      return [
+        [`${node} [aria-label="${name}"] :has(> ${field})`, "left: 4px"],
+        [`${node} :has(> ${field}[aria-label="${name}"])`, "left: 42px; font-size: 14px"],
+      ]
+        .map(
+          ([at, look]) =>
+            `${at} > input { color: transparent; } ${at}::after { content: "${say(word)}"; ${LOOK}; ${look}; }`,
+        )
+        .join("\n");
+    }),
+  );
+  return rules.join("\n");
+}
