@@ -62,7 +62,7 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
         {"control_after_generate": False},
     ),
 }
-_ADVANCED: dict[str, tuple[str, dict[str, Any]]] = {
+_MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "sampling_steps": ("", {}),
     "timesteps": ("", {}),
     "unconditional_share": ("", {"step": 0.05}),
@@ -78,8 +78,19 @@ _ADVANCED: dict[str, tuple[str, dict[str, Any]]] = {
     "balance": ("", {}),
     "input_mix": ("", {"max": 0.99, "step": 0.01}),  # 1 itself is outside
     "polish": (" -1: as the preset says.", {"default": -1, "min": -1}),
+    "frames": ("", {}),
 }
-_LATER: dict[str, tuple[str, dict[str, Any]]] = {"frames": ("", {})}
+# What people change, of `_WIDGETS`; frontends that know how show the rest once it is asked for.
+_FIRST = (
+    "trajectories",
+    "held_out",
+    "preserve_weight",
+    "preserve_captions",
+    "resolution",
+    "cfg",
+    "negative_prompt",
+    "output_dtype",
+)
 
 
 def _widget(name: str, more: str, looks: Mapping[str, Any]) -> Any:
@@ -91,6 +102,7 @@ def _widget(name: str, more: str, looks: Mapping[str, Any]) -> Any:
     given = {"options": choices} if choices else bounds(_KINDS[name], name)
     tooltip = f"{item.description}{more}"
     looks = {"default": item.default, "tooltip": tooltip, **given, **looks}
+    looks |= {} if name in _FIRST else advanced()
     return kind.Input(NAMES[name], optional=True, **looks)
 
 
@@ -100,7 +112,7 @@ _INPUTS = {"integer": io.Int, "number": io.Float, "string": io.String, "array": 
 class Settings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs = [_widget(name, *details) for name, details in _WIDGETS.items()]
+        *inputs, seed = (_widget(name, *details) for name, details in _WIDGETS.items())
         correct_strength = io.Boolean.Input(
             "correct_strength",
             default=False,
@@ -108,12 +120,9 @@ class Settings(io.ComfyNode):
             tooltip="A merge is often a little weaker than its LoRAs. On: the merged LoRA is "
             "scaled by what the check on unseen prompts measures, up to 1.3 times. Needs check "
             "runs.",
+            **advanced(),
         )
-        more = [
-            _widget(name, more, {**looks, **advanced()})
-            for name, (more, looks) in _ADVANCED.items()
-        ]
-        later = [_widget(name, *details) for name, details in _LATER.items()]
+        more = [_widget(name, *details) for name, details in _MORE.items()]
         return io.Schema(
             node_id="IterISSettings",
             display_name="Merge settings (IterIS)",
@@ -121,7 +130,7 @@ class Settings(io.ComfyNode):
             description="All settings of a merge that Merge LoRAs does not ask for. What is set "
             "here overrides the preset; where it says so, 0 or -1 keeps the preset's value. Few "
             "merges need this node.",
-            inputs=[*inputs[:-1], correct_strength, inputs[-1], *more, *later],
+            inputs=[*inputs, correct_strength, seed, *more],
             outputs=[SETTINGS.Output(display_name="settings")],
         )
 

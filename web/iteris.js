@@ -3,6 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { foldAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
 import { nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./lists.js";
@@ -288,6 +289,7 @@ app.registerExtension({
       addSlider(node, say, progress);
       addPictures(node, say, progress);
     } else {
+      if (node.comfyClass === "IterISSettings") foldAdvanced(node, say);
       addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }
     if (node.comfyClass === "IterISSave") {

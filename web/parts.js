@@ -134,11 +134,7 @@ export function showAbove(node, element, isShown) {
   const own = node.widgets.findIndex((widget) => widget.element === element);
   const [above, ours] = node.widgets.slice(own - 1, own + 1);
   element.classList.toggle("iteris-hides", !isShown);
-  hide(node, above, !isShown);
-  // the dot of its input is drawn at its place: while it is hidden, at our element, and not at the node's first
-  // input
-  const place = isShown ? { value: above.y, writable: true } : { get: () => ours.y, set: () => {} };
-  Object.defineProperty(above, "y", { configurable: true, enumerable: true, ...place });
+  hide(node, above, !isShown, ours);
 }
 
 /** Show an element of a node, or hide it. */
@@ -154,8 +150,14 @@ export function showElement(node, element, isShown) {
 /**
  * Hide a widget on its node, and not where a subgraph has it among its own: that reads all from here, while its graph
  * is on the canvas.
+ *
+ * @param {object} node
+ * @param {object} widget
+ * @param {boolean} isHidden
+ * @param {object} [other] the widget at whose place the dot of its input is drawn meanwhile, and not at the node's first
+ *   input
  */
-function hide(node, widget, isHidden) {
+export function hide(node, widget, isHidden, other) {
   const own = Object.getPrototypeOf(widget);
   // a copy that is pasted later has no graph yet
   const isSeen = () => !isHidden || (node.graph && node.graph !== app.canvas.graph);
@@ -164,6 +166,9 @@ function hide(node, widget, isHidden) {
     hidden: { configurable: true, get: () => !isSeen(), set: () => {} },
     computeSize: { configurable: true, get: () => (isSeen() ? own.computeSize : none), set: () => {} },
   });
+  if (!other) return;
+  const place = isHidden ? { get: () => other.y, set: () => {} } : { value: widget.y, writable: true };
+  Object.defineProperty(widget, "y", { configurable: true, enumerable: true, ...place });
 }
 
 /** Put what has changed without a click on the canvas into the frontend's history. */

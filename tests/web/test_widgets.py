@@ -1,6 +1,12 @@
 """Widgets of our nodes that the page shows otherwise than the frontend does by itself."""
 
+import json
+
+import pytest
+
 COMPARE = {"prompt": "", "seed": 0, "steps": 20, "cfg": 0.0, "width": 0, "height": 512}
+FIRST = ["sample_runs", "check_runs", "protect_base", "protected_prompts"]
+FIRST += ["resolution", "cfg", "negative_prompt", "precision"]
 
 
 def alone(frontend, kind, **inputs):
@@ -55,3 +61,52 @@ def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     alone(frontend, "IterISCompare", **COMPARE)
     field(frontend, "width").focus()
     assert said(frontend, "width") == "0"
+
+
+@pytest.fixture
+def marked(frontend):
+    """The page of a ComfyUI that tells which inputs are advanced, as it does from 0.10 on."""
+
+    def mark(route):
+        found = route.fetch().json()
+        for name, (_, how) in found["IterISSettings"]["input"]["optional"].items():
+            how["advanced"] = name not in FIRST
+        route.fulfill(json=found)
+
+    frontend.page.route("**/object_info", mark)
+    frontend.open()
+    yield frontend
+    frontend.page.unroute("**/object_info")
+    frontend.open()
+
+
+def test_of_merge_settings_the_usual_inputs_are_shown_and_those_that_are_set(marked, picture):
+    node = "app.graph.getNodeById(1)"
+
+    def seen():
+        widgets = f"{node}.widgets.filter((each) => !each.hidden && each.serialize !== false)"
+        return marked.page.evaluate(f"{widgets}.map(({{ name }}) => name)")
+
+    def press():
+        button = f"{node}.widgets.find(({{ name }}) => name === 'iteris_advanced')"
+        marked.page.evaluate(f"{button}.callback()")
+        marked.settle()
+        return marked.page.evaluate(f"{node}.size[1]")
+
+    alone(marked, "IterISSettings")
+    assert seen() == FIRST
+    closed = marked.page.evaluate(f"{node}.size[1]")
+    picture(marked, "settings_closed")
+    every = list(marked.page.evaluate(f"{node}.constructor.nodeData.input.optional"))
+    opened = press()
+    assert seen() == every and opened > closed + 200
+    picture(marked, "settings_open")
+    assert press() == pytest.approx(closed, abs=2)
+    marked.set_widgets(1, smoothing=0.5, method="ties")
+    before = marked.prompt()
+    press()
+    marked.load(json.loads(json.dumps(marked.workflow())), "again")
+    assert marked.prompt() == before
+    assert seen() == [name for name in every if name in (*FIRST, "smoothing", "method")]
+    assert marked.page.evaluate(f"{node}.size[1]") == pytest.approx(closed + 48, abs=8)
+    assert marked.errors == []

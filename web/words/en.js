@@ -139,6 +139,8 @@ export default {
   video_title: "A video of four seconds, to post: the divider moves across the pictures",
   auto: "auto",
   by_preset: "by preset",
+  show_advanced: "Show advanced inputs",
+  hide_advanced: "Hide advanced inputs",
   stage: "stage {number} of {count}: ",
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",

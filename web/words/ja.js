@@ -137,6 +137,8 @@ export default {
   video_title: "境目が 2 枚の画像の上を動く 4 秒の動画（投稿用）",
   auto: "自動",
   by_preset: "プリセット通り",
+  show_advanced: "詳細入力を表示",
+  hide_advanced: "詳細入力を非表示",
   stage: "段階 {number}/{count}：",
   left: "残り約 {time}",
   left_of_stage: "この段階は残り約 {time}",

@@ -134,6 +134,8 @@ export default {
   video_title: "四秒的视频，分界扫过两张图片，便于发布",
   auto: "自动",
   by_preset: "按预设",
+  show_advanced: "显示高级输入",
+  hide_advanced: "隐藏高级输入",
   stage: "第 {number} 阶段（共 {count} 个）：",
   left: "还需约 {time}",
   left_of_stage: "本阶段还需约 {time}",

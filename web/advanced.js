@@ -1,0 +1,35 @@
+// Inputs that few people change, hidden on the canvas until a button is pressed, as Vue nodes have it. ComfyUI 0.3.75
+// does not say which inputs those are, and all are shown.
+
+import { app } from "../../scripts/app.js";
+import { also, fit, hide, shrink } from "./parts.js";
+
+/** Hide a node's advanced inputs, but those that are set or linked, and add the button that shows all. */
+export function foldAdvanced(node, say) {
+  const advanced = node.widgets.filter(({ options }) => options?.advanced);
+  if (!advanced.length) return;
+  const { input } = node.constructor.nodeData;
+  let isOpen = !!app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
+  const isSet = ({ name, value }) => value !== input.optional[name][1].default;
+  const isUsed = (widget) => isSet(widget) || node.getSlotFromWidget(widget)?.link != null;
+  const options = { serialize: false, canvasOnly: true };
+  const button = node.addWidget("button", "iteris_advanced", null, () => toggle(), options);
+  button.serialize = false;
+  const show = () => {
+    button.label = say(isOpen ? "hide_advanced" : "show_advanced");
+    for (const widget of advanced) hide(node, widget, !isOpen && !isUsed(widget), button);
+  };
+  const toggle = () => {
+    isOpen = !isOpen;
+    show();
+    fit(node);
+  };
+  /** Hide what was not set, and give its room back. */
+  const close = () => {
+    const before = node.size[1];
+    show();
+    shrink(node, Math.max(0, before - node.computeSize()[1]));
+  };
+  also(node, "onConfigure", close);
+  close();
+}
