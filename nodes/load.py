@@ -11,6 +11,7 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import at, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
+from .loras.about import families_upstream
 from .loras.names import fingerprints
 from .loras.prompts import triggers_of, use_without_prompts
 from .loras.stack_formats import read_stack
@@ -67,6 +68,7 @@ class LoadLoras(io.ComfyNode):
                     "phrases that a file states, or else the most frequent tag of its training.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -78,8 +80,12 @@ class LoadLoras(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
-        """Refuse rows that name no file before the model is loaded."""
-        return refused(loras, use_without_prompts)
+        """Refuse rows that cannot be put on the model before that is loaded."""
+        return refused(
+            loras,
+            use_without_prompts,
+            lambda: families_upstream(host.prompt_sent(), cls.hidden.unique_id),
+        )
 
     @classmethod
     @checked

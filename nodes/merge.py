@@ -16,7 +16,7 @@ from . import host
 from .asked import Asked
 from .cost import cost_shown, rows_by_preset
 from .experts import LOW_INPUT, partner_of
-from .loras.about import family_upstream
+from .loras.about import families_upstream
 from .loras.names import fingerprints
 from .loras.prompts import ready_row
 from .save import check_names
@@ -177,7 +177,9 @@ class Merge(io.ComfyNode):
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse rows that cannot be merged before the model is loaded."""
         return refused(
-            loras, ready_row, lambda: family_upstream(host.prompt_sent(), cls.hidden.unique_id)
+            loras,
+            ready_row,
+            lambda: families_upstream(host.prompt_sent(), cls.hidden.unique_id),
         )
 
     @classmethod

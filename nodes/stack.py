@@ -136,7 +136,7 @@ def files_in(text: object, field: str) -> list[str]:
 def refused(
     text: object,
     use: Callable[[Row], object],
-    family: Callable[[], Family | None] = lambda: None,
+    families: Callable[[], Sequence[Family]] = lambda: (),
 ) -> bool | str:
     """Return why rows cannot run, by their places among those that the page shows, for a node's
     `validate_inputs`; True if they can, or if they come through a link and are not known yet.
@@ -144,7 +144,7 @@ def refused(
     Args:
         text: The rows.
         use: Reads a row as its node does, and raises what is wrong with it.
-        family: Tells the family of the node's model, as far as it is known.
+        families: Tells those of the node's model, as far as they are known; see `check_family`.
     """
     if not isinstance(text, str):
         return True
@@ -152,10 +152,11 @@ def refused(
     def use_all(line: str) -> None:
         for row in rows_in(line):
             use(row)
+            check_family(row, families(), is_sure=True)
 
     def doubt_all(line: str) -> None:
         for row in rows_in(line):
-            check_family(row, family())
+            check_family(row, families())
 
     wrong: dict[str, list[int]] = {}
     lines = list(filter(str.strip, text.split("\n")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -517,31 +517,30 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
         elif role == DOWN and tensor.ndim > 1:
             d_in = tensor.shape[1]
         shapes[base] = d_out, d_in
-    return _family_in(shapes)
+    return next(_families_in(shapes), None)
 
 
-def model_family(tensors: Mapping[str, Tensor]) -> Family | None:
-    """Return the family that the keys and shapes of a checkpoint or of a diffusion model show; None
-    if nothing is distinctive.
+def model_families(tensors: Mapping[str, Tensor]) -> tuple[Family, ...]:
+    """Return the families that the keys and shapes of a checkpoint or of a diffusion model show,
+    its own first; none if nothing is distinctive. The model has modules by which adapters of the
+    later ones are told, too, so that an adapter which seems to be for one of them may fit it.
     """
     start = next((start for start in _OF_DENOISER if any(k.startswith(start) for k in tensors)), "")
-    return _family_in(
-        {
-            key.removeprefix(start).removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
-            for key, tensor in tensors.items()
-            if key.startswith(start) and key.endswith(".weight") and tensor.ndim > 1
-        }
-    )
+    shapes = {
+        key.removeprefix(start).removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+        for key, tensor in tensors.items()
+        if key.startswith(start) and key.endswith(".weight") and tensor.ndim > 1
+    }
+    return tuple(_families_in(shapes))
 
 
-def _family_in(shapes: _Shapes) -> Family | None:
+def _families_in(shapes: _Shapes) -> Iterator[Family]:
     searched = {base: shapes[base] for base in first(shapes, SEARCHED_CHARACTERS)}
     bases = "\n".join(searched)
     for family in _ROWS:
         clues = (*([Clue(family.keys)] if family.keys else ()), *family.clues)
         if any(_is_seen(clue, bases, searched) for clue in clues):
-            return family
-    return None
+            yield family
 
 
 def _is_seen(clue: Clue, bases: str, shapes: _Shapes) -> bool:
@@ -581,16 +580,19 @@ def fitting(family: Family) -> list[str]:
 
 
 def base_family(
-    tensors: Mapping[str, Tensor],
+    found: Family | None,
     metadata: Mapping[str, str],
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[Family | None, str]:
     """Return the base model family of an adapter, None if nothing tells; and its name, with the
     statement of the file, or of PEFT's settings, in brackets.
+
+    Args:
+        found: What `family_of` says.
     """
     names = [base_of(settings or {}), *_names(metadata)]
     name = next(filter(None, names), None)
-    family = family_of(tensors) or family_named(*names)
+    family = found or family_named(*names)
     if family is None:
         return None, name or "unknown"
     return family, f"{family.name} ({name})" if name else family.name

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import AdapterError
 from . import peft
 from .adapter_kinds import ALPHA, VECTORS, Group, foreign_kind, grouped, kind_of
-from .families import base_family
+from .families import base_family, family_of
 from .limits import budget, spend
 from .tensors import read_tensors
 from .trigger_words import trigger_words, words_beside
@@ -122,7 +122,7 @@ def _facts(
         path=str(path),
         format=_format(tensors),
         kinds=dict(kinds.most_common()),
-        base=base_family(tensors, metadata, settings)[1],
+        base=base_family(family_of(tensors), metadata, settings)[1],
         targets=len(groups),
         modules=dict(Counter(map(_module_name, groups)).most_common()),
         peft={}

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ..errors import AdapterError, CalibrationError
 from ..settings import shown
 from .adapter_kinds import DOWN, grouped
-from .families import Family, base_family, model_family
+from .families import Family, base_family, family_of, model_families
 from .limits import (
     LISTED_WORDS,
     NAME_CHARACTERS,
@@ -365,13 +365,15 @@ def _version(path: Path) -> tuple[int, int] | None:
 class LoraHeader:
     """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
     the family that it was trained for, with the file's own statement and without it (empty if
-    nothing shows it); and the digest of its tensors that it states (empty if it does not).
+    nothing shows it), and whether its keys show that; and the digest of its tensors that it states
+    (empty if it does not).
     """
 
     triggers: TriggerWords
     rank: int
     base: str
     family: str
+    is_by_keys: bool
     digest: str
 
 
@@ -387,18 +389,26 @@ def lora_header(path: Path) -> LoraHeader:
         groups, _ = grouped(tensors)
         downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
         ranks = [down.shape[0] for down in downs if down.ndim > 1]
-        family, base = base_family(tensors, metadata)
+        shown_by_keys = family_of(tensors)
+        family, base = base_family(shown_by_keys, metadata)
         triggers = trigger_words(metadata, words_beside(path))
     digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
-    return LoraHeader(triggers, max(ranks, default=0), base, family.name if family else "", digest)
+    return LoraHeader(
+        triggers,
+        rank=max(ranks, default=0),
+        base=base,
+        family=family.name if family else "",
+        is_by_keys=shown_by_keys is not None,
+        digest=digest,
+    )
 
 
 @once_per_file
-def model_header(path: Path) -> Family | None:
-    """Return the family that a checkpoint's or a diffusion model's header shows; None: none.
+def model_header(path: Path) -> tuple[Family, ...]:
+    """Return what `model_families` finds in a checkpoint's or a diffusion model's header.
 
     Raises:
         AdapterError: See `read_header`.
     """
     with budget(path):
-        return model_family(read_header(path)[0])
+        return model_families(read_header(path)[0])

@@ -78,9 +78,9 @@ def thumbnail_of(name: str) -> tuple[bytes, str] | None:
     return None if path is None else picture_beside(path)
 
 
-def family_upstream(prompt: Mapping[str, Any], node_id: str) -> Family | None:
-    """Return the family of the MODEL of a node, by the headers of the files that the nodes before
-    it name; None: nothing tells, or they tell several.
+def families_upstream(prompt: Mapping[str, Any], node_id: str) -> tuple[Family, ...]:
+    """Return the families of the MODEL of a node, see `model_families`, by the headers of the files
+    that the nodes before it name; none: nothing tells, or they tell several.
 
     Args:
         prompt, node_id: See `texts_upstream`.
@@ -91,7 +91,7 @@ def family_upstream(prompt: Mapping[str, Any], node_id: str) -> Family | None:
     for path in filter(None, map(host.find_model, texts_upstream(prompt, node_id, ("model",)))):
         with suppress(IterisError):
             found.append(model_header(path))
-    return found[0] if found and all(family is found[0] for family in found) else None
+    return found[0] if found and all(each == found[0] for each in found) else ()
 
 
 def about_model(name: str) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def about_model(name: str) -> dict[str, Any]:
             "models; press R to refresh them"
         }
     try:
-        family = model_header(path)
+        families = model_header(path)
     except IterisError as error:
         return answer | {"error": str(error)}
-    if family is None:
+    if not families:
         return answer
-    return answer | {"family": family.name, "fits": fitting(family)}
+    return answer | {"family": families[0].name, "fits": fitting(families[0])}

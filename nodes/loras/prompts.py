@@ -93,13 +93,16 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
         return use_of(row, adapter_name(file), file, triggers, more)
 
 
-def check_family(row: Row, family: Family | None) -> None:
-    """Refuse a row whose file is for another family of models, by its header.
+def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False) -> None:
+    """Refuse a row whose file is for another family of models, by its header; one of strength 0
+    is not put on any.
 
-    A file that is read may turn out to fit all the same, so this alone refuses no merge.
+    A file that is read may turn out to fit all the same, where its metadata alone say what it is
+    for, or where its keys are those of another family that has the same modules.
 
     Args:
-        family: The model's; None: it is not known.
+        families: The model's, see `model_families`; none: nothing is known of it.
+        is_sure: Refuse it only where neither can be.
 
     Raises:
         IterisError: Names the row; see `file_of_row`.
@@ -110,9 +113,13 @@ def check_family(row: Row, family: Family | None) -> None:
 
     file = file_of_row(row, host.lora_names())
     with at(row):
-        found = FAMILIES.get(lora_header(host.lora_path(file)).family)
-        if family is not None and found is not None and found.name not in fitting(family):
-            raise AdapterError(f"{adapter_name(file)}: {for_another(found, family)}")
+        header = lora_header(host.lora_path(file))
+        found = FAMILIES.get(header.family)
+        is_idle = not (row.strength_model or row.strength_clip)
+        if is_idle or not families or found is None or found.name in fitting(families[0]):
+            return
+        if not is_sure or (header.is_by_keys and found not in families):
+            raise AdapterError(f"{adapter_name(file)}: {for_another(found, families[0])}")
 
 
 def uses_of_rows(rows: Sequence[Row], family: Family) -> list[LoraUse]:
@@ -121,7 +128,7 @@ def uses_of_rows(rows: Sequence[Row], family: Family) -> list[LoraUse]:
     Raises:
         IterisError: What is wrong with each of the rows; see `use_of_row` and `check_family`.
     """
-    wrong = faults(rows, use_of_row, lambda row: check_family(row, family))
+    wrong = faults(rows, use_of_row, lambda row: check_family(row, [family]))
     if wrong:
         raise IterisError(". ".join(wrong.values()))
     return list(map(use_of_row, rows))

@@ -107,10 +107,56 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
         "Rows 5 and 11": "no prompts, and no trigger words in the file. Click 'write prompts'",
         "Row 8": "ink.safetensors has {trigger} in a prompt",
     }
-    monkeypatch.setattr(Merge, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
     for node, expected in ((LoadLoras, both), (Merge, both | prompts)):
+        monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
         told = dict(line.split(": ", 1) for line in node.validate_inputs(loras=text).split("\n"))
         assert told.keys() == expected.keys()
         assert all(said in told[rows] for rows, said in expected.items())
         for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", "", None):
             assert node.validate_inputs(loras=runs) is True
+
+
+CLUES = {  # what a file holds -> a module that shows its family, d_out, d_in
+    "SD1.5": ("input_blocks.1.1.transformer_blocks.0.attn2.to_k", 320, 768),
+    "SDXL": ("input_blocks.4.1.transformer_blocks.0.attn2.to_k", 640, 2048),
+    "Flux.1": ("double_blocks.0.img_attn.qkv", 9216, 3072),
+    "Flux.2": ("single_blocks.0.linear1", 27648, 3072),
+}
+
+
+def test_a_lora_for_another_model_is_refused_before_it_is_loaded(
+    replace_host, tmp_path, monkeypatch
+):
+    """Not one of which the metadata alone say so, nor one whose layers the model has, too."""
+    for family, (module, d_out, d_in) in CLUES.items():
+        base = f"lora_unet_{module.replace('.', '_')}"
+        factors = {"lora_down": torch.ones(1, d_in), "lora_up": torch.ones(d_out, 1)}
+        lora = {f"{base}.{factor}.weight": matrix for factor, matrix in factors.items()}
+        save_file(lora, tmp_path / f"lora {family}.safetensors")
+        model = {f"{module}.weight": torch.ones(d_out, d_in, dtype=torch.int8)}
+        save_file(model, tmp_path / f"{family}.safetensors")
+    says = {"ss_base_model_version": "sdxl_base_v1-0"}
+    save_file({"a": torch.ones(1)}, tmp_path / "lora says.safetensors", says)
+    names = [path.name for path in tmp_path.glob("lora*")]
+    replace_host(
+        lora_names=lambda: names,
+        lora_path=lambda name: tmp_path / name,
+        find_model=lambda name: tmp_path / name if (tmp_path / name).is_file() else None,
+        prompt_sent=lambda: prompt,
+    )
+
+    def told(node, model, *loras):
+        nonlocal prompt
+        loader = {"class_type": "UNETLoader", "inputs": {"unet_name": f"{model}.safetensors"}}
+        prompt = {"1": loader, "5": {"class_type": "x", "inputs": {"model": ["1", 0]}}}
+        monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
+        return node.validate_inputs(loras="\n".join(loras))
+
+    prompt = {}
+    for node in (LoadLoras, Merge):
+        other = "lora SDXL: this file is for SDXL, the model is SD1.5; choose a LoRA for SD1.5"
+        rows = ("<lora:lora SD1.5> | x", "<lora:lora SDXL> | x", "<lora:lora SDXL:0> | x")
+        assert told(node, "SD1.5", *rows) == f"Row 2: {other}"
+        assert "for SDXL, the model is Flux.2" in told(node, "Flux.2", "<lora:lora SDXL> | x")
+        for model, lora in (("Flux.2", "Flux.1"), ("SD1.5", "says"), ("gone", "SDXL")):
+            assert told(node, model, f"<lora:lora {lora}> | x") is True, model
