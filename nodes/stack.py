@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +16,13 @@ from .lora import show
 from .loras.names import adapter_name, files_named, fingerprint, fingerprints
 from .loras.prompts import (
     check_family,
+    each,
     faults,
     file_of_row,
     use_of_file,
     use_of_row,
     use_of_tensors,
+    use_without_prompts,
 )
 from .loras.stack_formats import prompts_by_name, read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora
@@ -97,6 +99,11 @@ class LoraStack(io.ComfyNode):
         return fingerprints(meant, host.find_lora)
 
     @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        """Refuse rows that name no file before the model is loaded."""
+        return refused(text, use_without_prompts)
+
+    @classmethod
     @checked
     def execute(
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
@@ -108,7 +115,7 @@ class LoraStack(io.ComfyNode):
                 "there is no LoRA in the stack: connect a LORA_STACK with some switched on, or "
                 "write <lora:name:1.0> into text"
             )
-        uses = list(uses_of_stack(stacked, prompts))
+        uses = uses_of_stack(stacked, prompts)
         remember([str(use.file) for use in uses])
         return show([ChosenLora(use) for use in uses], previous)
 
@@ -170,13 +177,17 @@ def _rows(numbers: Sequence[int]) -> str:
     return f"Rows {', '.join(first)} and {last}" if first else f"Row {last}"
 
 
-def uses_of_stack(stacked: Sequence[Row], prompts: str) -> Iterator[LoraUse]:
-    """Yield the LoRAs of a stack, each with its prompts."""
+def uses_of_stack(stacked: Sequence[Row], prompts: str) -> list[LoraUse]:
+    """Return the LoRAs of a stack, each with its prompts.
+
+    Raises:
+        IterisError: What is wrong with each of them; see `prompts_by_name` and `use_of_row`.
+    """
     names = host.lora_names()
-    called = [adapter_name(file_of_row(row, names)) for row in stacked]
+    called = each(stacked, lambda row: adapter_name(file_of_row(row, names)))
     given = prompts_by_name(prompts, called)
-    for row, name in zip(stacked, called, strict=True):
-        yield use_of_row(row, given[name])
+    named = list(zip(stacked, called, strict=True))
+    return each(named, lambda one: use_of_row(one[0], given[one[1]]))
 
 
 class LorasOnModel(io.ComfyNode):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ...iteris_core.files.families import Family
 
 Item = TypeVar("Item")
+Used = TypeVar("Used")
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -128,10 +129,23 @@ def uses_of_rows(rows: Sequence[Row], family: Family) -> list[LoraUse]:
     Raises:
         IterisError: What is wrong with each of the rows; see `use_of_row` and `check_family`.
     """
-    wrong = faults(rows, use_of_row, lambda row: check_family(row, [family]))
+    return each(rows, use_of_row, lambda row: check_family(row, [family]))
+
+
+def each(
+    items: Sequence[Item],
+    use: Callable[[Item], Used],
+    doubt: Callable[[Item], object] = lambda item: None,
+) -> list[Used]:
+    """Return what `use` makes of each item.
+
+    Raises:
+        IterisError: What is wrong with each of them; see `faults`.
+    """
+    wrong = faults(items, use, doubt)
     if wrong:
         raise IterisError(". ".join(wrong.values()))
-    return list(map(use_of_row, rows))
+    return list(map(use, items))
 
 
 def faults(

@@ -8,6 +8,7 @@ from fake_host import use
 from iteris_pack.nodes.load import LoadLoras
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.sockets import ChosenLora
+from iteris_pack.nodes.stack import LoraStack
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
@@ -91,6 +92,19 @@ def test_what_is_wrong_with_each_row_is_told_at_once(load):
         load("<lora:ink:-1>\n<lora:cat>\n<lora:ink:-2>")
 
 
+def test_a_stack_tells_all_its_wrong_loras(load):
+    """Those that another pack's node adds are known only as it runs."""
+    text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink>"
+    told = (
+        r"^text, line 1: ink.* has \{trigger\} in a prompt.*\. text, line 3: ink.* has no prompts"
+    )
+    with pytest.raises(IterisError, match=told):
+        LoraStack.execute(text=text, prompts="")
+    others = [("cat", 1.0), ("dag", 1.0), ("gone", 1.0)]
+    with pytest.raises(IterisError, match=r"'dag' is in none of .*\. .*'gone' is in none of "):
+        LoraStack.execute(text="", prompts="", lora_stack=others)
+
+
 def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monkeypatch):
     """By their places on the page, once for all that share a fault: a merge needs prompts, too."""
     text = (
@@ -107,13 +121,15 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
         "Rows 5 and 11": "no prompts, and no trigger words in the file. Click 'write prompts'",
         "Row 8": "ink.safetensors has {trigger} in a prompt",
     }
-    for node, expected in ((LoadLoras, both), (Merge, both | prompts)):
+    for node, expected in ((LoadLoras, both), (Merge, both | prompts), (LoraStack, both)):
         monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
-        told = dict(line.split(": ", 1) for line in node.validate_inputs(loras=text).split("\n"))
+        field = "text" if node is LoraStack else "loras"
+        answer = node.validate_inputs(**{field: text})
+        told = dict(line.split(": ", 1) for line in answer.split("\n"))
         assert told.keys() == expected.keys()
         assert all(said in told[rows] for rows, said in expected.items())
         for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", "", None):
-            assert node.validate_inputs(loras=runs) is True
+            assert node.validate_inputs(**{field: runs}) is True
 
 
 CLUES = {  # what a file holds -> a module that shows its family, d_out, d_in
