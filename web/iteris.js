@@ -30,6 +30,7 @@ import {
   recalled,
   rememberOpened,
   rememberRuns,
+  takersOf,
 } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
@@ -93,12 +94,10 @@ function showRefusal(id, errors) {
 }
 
 /** Show on a node why it failed; on a Save behind it, too, where that is why. */
-function showFailure(node, message) {
+async function showFailure(node, { node_id: id, exception_message: message }) {
   node.showIterisFailure(message);
   const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
-  if (!ofSave) return;
-  const behind = new Set(node.outputs.flatMap((_, slot) => node.getOutputNodes(slot) ?? []));
-  for (const each of behind) if (each.comfyClass === "IterISSave") each.showIterisFailure(ofSave.trim());
+  if (ofSave) for (const each of await takersOf(id, "IterISSave")) each.showIterisFailure(ofSave.trim());
 }
 
 /** Show what runs have made of nodes, a report first, then what it was saved in. */
@@ -215,7 +214,7 @@ function followRuns() {
       if (!isRunning(detail.prompt_id)) return;
       layers.clear();
       const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
-      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => showFailure(failed, detail.exception_message));
+      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => showFailure(failed, detail));
       all("endIterisRun");
     });
   }

@@ -173,6 +173,15 @@ const runOf = (output) => output?.[RUN] ?? running;
 /** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
 export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
 
+/** Return the nodes of a type that have an input from a node, see `nodeAt`, in the run that began last. */
+export async function takersOf(id, type) {
+  const isFrom = (value) => Array.isArray(value) && value[0] === String(id);
+  return Object.entries((await promptOf(running)) ?? {})
+    .filter(([, { class_type: own, inputs }]) => own === type && Object.values(inputs).some(isFrom))
+    .map(([each]) => nodeAt(app.graph, each))
+    .filter(Boolean);
+}
+
 /**
  * Return what a workflow keeps of the run that has made an output: what it has kept of an earlier one, if that has made
  * the same and the server still knows it.

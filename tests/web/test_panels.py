@@ -831,17 +831,22 @@ def test_a_server_that_was_stopped_is_not_blamed_on_a_script(frontend, small):
 
 
 def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, small):
+    """Also where the merge is in a subgraph, so that the page has no Save behind it."""
     small(frontend, seed=52)
     frontend.show(MERGE, top=100, scale=0.6)
     failures = frontend.page.locator(".iteris-failure:visible")
-    begin(frontend, "fails_52")
-    frontend.send(
-        "execution_error",
-        prompt_id="fails_52",
-        node_id=str(MERGE),
-        exception_message="Save merged LoRA: file_name: no",
-        traceback=[],
-    )
+
+    def fail(run, merge):
+        begin(frontend, run)
+        frontend.send(
+            "execution_error",
+            prompt_id=run,
+            node_id=merge,
+            exception_message="Save merged LoRA: file_name: no",
+            traceback=[],
+        )
+
+    fail("fails_52", str(MERGE))
     expect(failures).to_have_count(2)
     assert set(failures.all_inner_texts()) == {"Save merged LoRA: file_name: no", "file_name: no"}
     begin(frontend, "next_52")
@@ -853,4 +858,7 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     name = text.locator(".iteris-saved-as")
     assert name.inner_text().replace("\n", "") == SAVED["name"]
     assert text.inner_text().splitlines()[-3:] == ["/models/loras", "3.4 MB", lines[1]]
+
+    fail("outer_52", f"{into_subgraph(frontend, MERGE)}:{MERGE}")
+    expect(failures).to_have_text(["file_name: no"])
     assert frontend.errors == []
