@@ -60,7 +60,10 @@ export function modelFileOf(node) {
     seen.add(at);
     const file = at.widgets?.find(({ name }) => name === "ckpt_name" || name === "unet_name");
     if (file) return typeof file.value === "string" ? file.value : undefined;
-    const slot = at.inputs?.findIndex(({ type }) => type === "MODEL") ?? -1;
+    const plain = at.inputs?.filter(({ widget }) => !widget) ?? [];
+    // a reroute takes anything
+    const input = plain.length === 1 ? plain[0] : plain.find(({ type }) => type === "MODEL");
+    const slot = at.inputs?.indexOf(input) ?? -1;
     // a node that is about to be put into a graph has none, and the newer frontends throw then
     at = slot < 0 || !at.graph ? undefined : at.getInputNode(slot);
   }

@@ -202,6 +202,8 @@ test("the file of the model is that of the loader up the links", () => {
   const behind = (node) => ({ graph: {}, inputs, getInputNode: (slot) => (slot === 1 ? node : null) });
   assert.equal(modelFileOf(behind(behind(loader))), "a.safetensors");
   assert.equal(modelFileOf(behind(null)), undefined);
+  const reroute = { ...behind(loader), inputs: [{ type: "*" }], getInputNode: (slot) => [loader][slot] };
+  assert.equal(modelFileOf(behind(reroute)), "a.safetensors");
   const circle = behind(undefined);
   circle.getInputNode = () => circle;
   assert.equal(modelFileOf(circle), undefined);
