@@ -3,15 +3,27 @@
 
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
-import { button, fileName, html, imageAt } from "./parts.js";
+import { button, html, imageAt, withFolder } from "./parts.js";
+import { face } from "./peek.js";
 import { canName, matching, nameOf } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
 const PAGE = 10; // names that the page keys go over
-const REST = 80; // milliseconds on a name, before its picture is shown large
+const REST = 300; // milliseconds on a name, before the server is asked about it
+const MANY = 40; // names, of which those come first that were chosen last
+const RECENT = "iteris_recent"; // these, in the browser's memory
+const KEPT = 8; // of these
 let withOthers = false; // files for other models, until the page is closed
+
+const remembered = () => JSON.parse(localStorage.getItem(RECENT) ?? "[]");
+
+/** Remember a name as the one that was chosen last. */
+function remember(name) {
+  const others = remembered().filter((each) => each !== name);
+  localStorage.setItem(RECENT, JSON.stringify([name, ...others].slice(0, KEPT)));
+}
 
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
@@ -21,10 +33,12 @@ let withOthers = false; // files for other models, until the page is closed
  * @param {string[]} offer.names
  * @param {string[]} offer.fits families whose LoRAs fit the model; none: that is not known, and all are listed
  * @param {string} [offer.now] the name that is chosen now
+ * @param {Set<string>} offer.taken names that are chosen elsewhere
+ * @param {boolean} offer.several whether Shift chooses one, and leaves the list open for more
  * @param {(word: string, values?: object) => string} say
- * @param {(name: string) => void} chosen
+ * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
-export function choose(anchor, { names, fits, now }, say, chosen) {
+export function choose(anchor, { names, fits, now, taken, several }, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -44,6 +58,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   let wished = now; // to be marked once it is listed, unless the user has marked one
   let isOwn = false; // the mark, the user's
   let seen; // the name whose picture is shown large
+  let isDone = false; // a name is chosen, and no more are
   let asking; // the last question, which ends those before it
   box.popover = "auto";
   list.role = "listbox";
@@ -52,22 +67,41 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   field.role = "combobox";
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
-  const take = (name) => {
+  const isFree = (name) => names.includes(name) && !taken.has(name);
+  const recent = names.length < MANY ? [] : remembered().filter(isFree);
+  const take = (name, isMore) => {
     if (!canName(name)) {
       rest.textContent = say("no_row_name", { name });
       return;
     }
-    box.hidePopover();
-    chosen(name);
+    remember(name);
+    const isOpen = isMore && several;
+    isDone = !isOpen;
+    if (isDone) box.hidePopover();
+    chosen(name, isOpen);
+    if (isDone) return;
+    taken.add(name);
+    dress(name);
+    field.select();
   };
+  /** Show what is known of a file, and once it is looked at for a while, what the server says of it now. */
   const see = async (name) => {
     if (seen === name) return;
     seen = name;
-    picture.replaceChildren();
-    await new Promise((go) => setTimeout(go, REST)); // the server is not asked about names that are only passed
-    const address = seen === name && name && pictureOf(name, await aboutLora(name));
-    if (seen === name && address) picture.replaceChildren(imageAt(address));
+    let told;
+    const draw = (lora) => {
+      const file = { name: nameOf(name), doubts: doubtsOf(lora), lora, picture: pictureOf(name, lora) };
+      if (told !== JSON.stringify(file)) picture.replaceChildren(...face(file));
+      told = JSON.stringify(file);
+    };
+    if (!name) return picture.replaceChildren();
+    draw(lastAboutLora(name));
+    await new Promise((go) => setTimeout(go, REST));
+    const lora = seen === name && (await aboutLora(name));
+    if (seen === name) draw(lora);
   };
+  const isOther = (lora) => fits.length && lora?.family && !fits.includes(lora.family);
+  const doubtsOf = (lora) => [lora?.error, isOther(lora) && say("unfit", { family: lora.family })].filter(Boolean);
   const light = (name) => {
     marked = name;
     for (const option of list.children) option.ariaSelected = String(option === options.get(name));
@@ -81,10 +115,10 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   const optionOf = (name) => {
     if (options.has(name)) return options.get(name);
     const option = html("div", "iteris-option");
-    option.append(html("span", "iteris-picture"), ...fileName("iteris-called", nameOf(name)));
+    option.append(html("span", "iteris-picture"), withFolder(nameOf(name)));
     option.role = "option";
     option.id = `${list.id}-${options.size}`;
-    option.addEventListener("click", () => take(name));
+    option.addEventListener("click", ({ shiftKey }) => take(name, shiftKey));
     option.addEventListener("pointermove", ({ movementX, movementY }) => {
       // a list that moves below the pointer is not pointed at
       if (marked !== name && (movementX || movementY)) mark(name);
@@ -97,22 +131,24 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   const dress = (name) => {
     const option = options.get(name);
     const lora = lastAboutLora(name);
-    const isOther = fits.length && lora?.family && !fits.includes(lora.family);
     const address = pictureOf(name, lora);
     if (option.firstChild.firstChild?.getAttribute("src") !== address)
-      option.firstChild.replaceChildren(...(address ? [imageAt(address)] : []));
+      option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
     option.classList.toggle("iteris-broken", !isWhole(name));
-    option.classList.toggle("iteris-stranger", !!isOther);
-    const doubt = isOther ? say("unfit", { family: lora.family }) : undefined;
-    option.title = [name, lora?.error, doubt].filter(Boolean).join("\n");
+    option.classList.toggle("iteris-stranger", !!isOther(lora));
+    option.classList.toggle("iteris-taken", taken.has(name));
+    const described = [...doubtsOf(lora), ...(taken.has(name) ? [say("taken")] : [])];
+    option.setAttribute("aria-description", described.join("\n"));
   };
   /** List what is found, and return the names of all that may be listed. */
   const show = () => {
-    const all = matching(names, field.value);
+    const last = field.value.trim() ? [] : recent;
+    const all = [...last, ...matching(names, field.value).filter((name) => !last.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
     found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
+    for (const name of recent) options.get(name)?.classList.toggle("iteris-recent", last.includes(name));
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
@@ -122,7 +158,8 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     else if (unread.length) rest.replaceChildren(say("reading"));
     else if (found.length) rest.replaceChildren();
     else rest.replaceChildren(all.length ? shownInstead(all.length) : say("no_names"));
-    const best = found.includes(wished) ? wished : (found.find(isWhole) ?? found[0]);
+    const isNew = (name) => isWhole(name) && !taken.has(name);
+    const best = found.includes(wished) ? wished : (found.find(isNew) ?? found.find(isWhole) ?? found[0]);
     if (!(isOwn && found.includes(marked)) && marked !== best) {
       light(best);
       options.get(best)?.scrollIntoView({ block: "nearest" });
@@ -161,7 +198,7 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
     ArrowUp: () => mark(move(-1)),
     PageDown: () => mark(move(PAGE)),
     PageUp: () => mark(move(-PAGE)),
-    Enter: () => found.length && take(marked),
+    Enter: (isMore) => found.length && take(marked, isMore),
     Tab: (isBack) => {
       const stops = [...box.querySelectorAll("input, button")];
       stops.at((stops.indexOf(document.activeElement) + (isBack ? -1 : 1)) % stops.length).focus();
@@ -181,12 +218,14 @@ export function choose(anchor, { names, fits, now }, say, chosen) {
   box.addEventListener("toggle", ({ newState }) => {
     if (newState === "open") return;
     box.remove();
-    if (anchor.isConnected) anchor.focus();
+    if (!isDone) anchor.focus();
   });
   const both = html("div", "iteris-found");
   both.append(list, picture);
   box.append(field, both, rest);
-  if (fits.length) box.append(others);
+  const foot = html("div", "iteris-foot");
+  foot.append(...(fits.length ? [others] : []), ...(several ? [html("span", "iteris-quiet", say("several"))] : []));
+  box.append(foot);
   document.body.append(box);
   box.showPopover();
   const wanted = show();

@@ -24,8 +24,8 @@ export function html(tag, className = "", text = "") {
 }
 
 /**
- * Return what a file is called, and after it its folder, which gives way first where there is little room. Then the
- * name gives way in its middle: versions and epochs are at its end.
+ * Return what a file is called, and after it its folder, which gives way first where there is little room, see
+ * `withFolder`. Then the name gives way in its middle: versions and epochs are at its end.
  */
 export function fileName(className, name) {
   const [, folder, own] = name.match(/^(?:(.*)[\\/])?(.*)$/s);
@@ -35,10 +35,18 @@ export function fileName(className, name) {
   return folder ? [element, html("span", "iteris-folder", folder)] : [element];
 }
 
+/** Return a file's name in one line, with its folder where at least its beginning has room. */
+export function withFolder(name) {
+  const line = html("span", "iteris-with-folder");
+  line.append(...fileName("iteris-called", name));
+  return line;
+}
+
 /** Return an image that takes itself away if there is none at its address. */
-export function imageAt(address) {
+export function imageAt(address, loading = "eager") {
   const image = html("img");
   image.alt = "";
+  image.loading = loading;
   image.src = address;
   image.addEventListener("error", () => image.remove());
   return image;

@@ -2,7 +2,8 @@
 
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { button, copied, fileName, html, imageAt, tell } from "./parts.js";
+import { button, copied, html, imageAt, tell, withFolder } from "./parts.js";
+import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { furtherWords, numberIn, readRows } from "./rows_text.js";
 import { lines, needsPrompts } from "./triggers.js";
@@ -47,9 +48,12 @@ export function drawRow(view, place) {
   toggle.ariaChecked = String(!isOff);
   const said = row.name || say("no_file");
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
+  name.removeAttribute("title"); // it is told beside the node
+  let file = { name: said, doubts: [] };
+  peek(name, view.element, () => face(file));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
-  name.append(picture, ...fileName("iteris-called", said), badge);
+  name.append(picture, withFolder(said), badge);
   let likely = ""; // the file's kind, if something tells
   const kind = button("iteris-kind", "", say("kind"), () => {
     const now = row.kind || likely;
@@ -122,7 +126,9 @@ export function drawRow(view, place) {
     badge.textContent = fitting ? lora.family : isAgain ? "×2" : "";
     const doubts = [fitting ? say(fitting, { family: lora.family }) : "", isAgain ? say("again") : ""];
     const told = isMissing ? [say(row.name ? "missing" : "to_choose")] : lora?.error ? [lora.error] : doubts;
-    name.title = [said, ...told].filter(Boolean).join("\n");
+    const isUsable = told === doubts && fitting !== "unfit";
+    file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
+    name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
   };

@@ -85,6 +85,8 @@ class Rows {
     this.keep = keep;
     this.list = html("div", "iteris-list");
     this.list.role = "list";
+    // the same one at all times: a list that was opened by it gives the focus back
+    this.add = button("iteris-add", say("add_row"), say("add_row_title"), () => this.chooseFile(this.add));
   }
 
   /** Read the text, unless it is what the view itself has written; rows that are open stay so. */
@@ -227,14 +229,17 @@ class Rows {
   async chooseFile(anchor, place) {
     forget();
     const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
-    const now = place === undefined ? undefined : fileOf(this.entries[place].row.name, names ?? []);
-    choose(anchor, { names: names ?? [], fits: about?.fits ?? [], now }, this.say, (file) => {
-      const at = place ?? this.entries.length;
-      if (place === undefined)
-        this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
+    const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
+    const now = chosen[place];
+    const taken = new Set(chosen.filter((file, at) => file && at !== place));
+    const isNew = place === undefined;
+    const offered = { names: names ?? [], fits: about?.fits ?? [], now, taken, several: isNew };
+    choose(anchor, offered, this.say, (file, isOpen) => {
+      if (isNew) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
       else this.write(place, { name: nameOf(file) });
       this.finish();
-      this.focus(place === undefined ? this.entries.length - 1 : at, "iteris-lora");
+      if (isOpen) return;
+      this.focus(place ?? this.entries.length - 1, "iteris-lora");
       this.chooseNext(place);
     });
   }
@@ -326,7 +331,6 @@ class Rows {
 
   buttons() {
     const line = html("div", "iteris-buttons");
-    const add = button("iteris-add", this.say("add_row"), this.say("add_row_title"), () => this.chooseFile(add));
     const other = button("iteris-other", this.say(this.asText ? "as_rows" : "as_text"), this.say("other_title"), () => {
       this.asText = !this.asText;
       this.draw();
@@ -334,7 +338,7 @@ class Rows {
       shown.setSelectionRange?.(0, 0);
       shown.focus();
     });
-    line.append(...(this.asText ? [] : [add]), other, ...this.more);
+    line.append(...(this.asText ? [] : [this.add]), other, ...this.more);
     return line;
   }
 

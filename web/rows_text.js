@@ -155,14 +155,23 @@ export function fileOf(name, files) {
 }
 
 /**
- * Return the names that hold every word of a text.
+ * Return the names that hold every word of a text: first those of files whose own name begins with it, then those with a
+ * word that begins with its first one.
  *
  * @param {string[]} names
  * @param {string} text
  */
 export function matching(names, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  return names.filter((name) => words.every((word) => name.toLowerCase().includes(word)));
+  const found = names.filter((name) => words.every((word) => name.toLowerCase().includes(word)));
+  if (!words.length) return found;
+  const rank = (name) => {
+    const own = name.toLowerCase().split(/[\\/]/).at(-1);
+    if (own.startsWith(words[0])) return 0;
+    return own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2;
+  };
+  const ranks = new Map(found.map((name) => [name, rank(name)]));
+  return found.sort((one, other) => ranks.get(one) - ranks.get(other));
 }
 
 function rowsOf(line) {

@@ -158,6 +158,8 @@ test("the file that a row means", () => {
 test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(["Style/Ink_v2", "style/oil", "ink_v1"], "ink ST"), ["Style/Ink_v2"]);
   assert.deepEqual(matching(["a", "b"], " "), ["a", "b"]);
+  const names = ["a/bright", "ghost/b", "a/x_ghibli", "knights", "b\\\\Ghibli_2", "ghibli"];
+  assert.deepEqual(matching(names, "gh"), ["b\\\\Ghibli_2", "ghibli", "a/x_ghibli", "a/bright", "ghost/b", "knights"]);
 });
 
 test("a LoRA of another family than the model, or than most, is told", () => {

@@ -1,6 +1,7 @@
 """The rows of Merge LoRAs are a view of its text, in both renderers."""
 
 import json
+import re
 import uuid
 from pathlib import Path
 
@@ -211,6 +212,96 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
 
 
+def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(rows, picture):
+    """And not in the way of a click; gone with the pointer, with a key, and with the row."""
+    card = rows.page.locator(".iteris-peek")
+    pictures = []
+    rows.page.wait_for_selector(".iteris-picture > img")
+    rows.page.on("request", lambda request: pictures.append(request.url))
+    at(rows, 0, "lora").hover()
+    expect(card.locator("img")).to_be_visible()
+    assert not any("/iteris/lora?" in url for url in pictures), "it is known already"
+    expect(card).to_contain_text("first")
+    expect(card).to_contain_text("SD1.5, rank 8")
+    expect(card).to_contain_text("word of first")
+    picture(rows, "rows_peek")
+    list_box, card_box = rows.page.locator(".iteris-rows").bounding_box(), card.bounding_box()
+    assert card_box["x"] >= list_box["x"] + list_box["width"]
+    at(rows, 2, "lora").hover()
+    expect(card.locator(".iteris-whole")).to_have_text("third")
+    expect(card).to_contain_text("others here are for another model")
+    for leave in ("move", "click", "press", "remove"):
+        rows.page.mouse.move(5, 500)
+        expect(card).to_have_count(0)
+        at(rows, 0, "lora").hover()
+        expect(card).to_be_visible()
+        if leave == "click":
+            at(rows, 0, "lora").click()
+            rows.page.wait_for_selector(".iteris-choice")
+            rows.page.keyboard.press("Escape")
+        elif leave == "press":
+            at(rows, 1, "toggle").press("Space")
+        elif leave == "remove":
+            rows.set_widgets(MERGE, loras=THIRD)
+        if leave in ("click", "press"):
+            expect(card).to_have_count(0)
+    rows.page.mouse.move(5, 500)
+    expect(card).to_have_count(0)
+
+
+def test_the_choice_marks_files_of_other_rows(rows, picture):
+    rows.page.locator(".iteris-add").click()
+    option = rows.page.locator(".iteris-option")
+    option.first.wait_for()
+    rows.page.keyboard.type("IR")
+    expect(option.filter(has_text="first")).to_have_class(re.compile("iteris-taken"))
+    assert option.first.get_attribute("aria-description") == "Already in another row"
+    picture(rows, "rows_choose_taken")
+    rows.page.keyboard.press("Escape")
+    at(rows, 0, "lora").click()
+    option.first.wait_for()
+    rows.page.keyboard.type("first")
+    expect(option).to_have_count(1)
+    expect(option).not_to_have_class(re.compile("iteris-taken"))
+    rows.page.keyboard.press("Escape")
+    at(rows, 0, "out").click()
+    rows.page.locator(".iteris-add").press("Enter")
+    option.first.wait_for()
+    rows.page.keyboard.type("IR")
+    expect(option.first).to_have_attribute("aria-selected", "true")
+    rows.page.keyboard.press("Shift+Enter")
+    expect(option.first).to_have_class(re.compile("iteris-taken"))
+    rows.page.keyboard.type("sec")
+    option.first.click(modifiers=["Shift"])
+    lines = "\n".join([SECOND, THIRD, "<lora:first:1>"])
+    assert text_of(rows) == f"{lines}\n<lora:second:1>", "the one in no row yet, and another"
+    rows.page.keyboard.press("Escape")
+    rows.page.wait_for_function("document.activeElement.classList.contains('iteris-add')")
+
+
+def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
+    many = [f"many_{number:02}.safetensors" for number in range(40)]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
+    option = rows.page.locator(".iteris-option")
+    for name in ("many_33", "many_21"):
+        rows.page.locator(".iteris-add").click()
+        option.first.wait_for()
+        rows.page.keyboard.type(name)
+        rows.page.keyboard.press("Enter")
+        at(rows, 3, "out").click()
+    rows.page.locator(".iteris-add").click()
+    option.first.wait_for()
+    listed = ["many_21", "many_33", "many_00"]
+    assert option.evaluate_all("all => all.slice(0, 3).map(o => o.textContent)") == listed
+    picture(rows, "rows_choose_recent")
+    rows.page.keyboard.type("many")
+    assert option.first.text_content() == "many_00", "by name, once one searches"
+    rows.page.unroute("**/models/loras")
+    rows.page.keyboard.press("Escape")
+    rows.page.locator(".iteris-add").press("Enter")  # what is listed is asked for again
+    expect(option.filter(has_text="first")).to_have_count(1)
+
+
 def end_is_seen(name):
     """Check that a name is cut in its middle, and whole for who points at it."""
     start, end = (name.locator(f".iteris-{part}") for part in ("start", "end"))
@@ -218,7 +309,11 @@ def end_is_seen(name):
     assert end.inner_text() == "_long_epoch_07"
     ends = [each.bounding_box()["x"] + each.bounding_box()["width"] for each in (end, name)]
     assert ends[0] <= ends[1]
-    assert name.get_attribute("title").startswith("people/of/my/world/long_")
+    name.hover()
+    whole = name.page.locator(".iteris-whole").filter(
+        has_text=re.compile("^people/of/my/world/long_")
+    )
+    expect(whole).to_be_visible()
 
 
 def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_folders(rows, picture):
@@ -260,9 +355,9 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     option.filter(has_text="first").click()
     rows.page.wait_for_selector('.iteris-again[data-place="0"]')
     assert at(rows, 4, "family").inner_text() == "\N{MULTIPLICATION SIGN}2"
-    assert "its strengths add up" in at(rows, 4, "lora").get_attribute("title")
-    own, folder = (at(rows, 3, part).bounding_box()["width"] for part in ("called", "folder"))
-    assert folder < own / 4, "the folder gives way"
+    assert "its strengths add up" in at(rows, 4, "lora").get_attribute("aria-description")
+    own, folder = (at(rows, 3, part).bounding_box()["y"] for part in ("called", "folder"))
+    assert folder > own + 10, "the folder gives way"
     end_is_seen(at(rows, 3, "lora"))
     picture(rows, "rows_again")
     for route in ("**/models/loras", "**/iteris/model?*"):
@@ -446,7 +541,7 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     rows.set_widgets(MERGE, loras="<lora::0.8> style\n<lora:first:1> priority=1 priority=2")
     rows.page.wait_for_selector('.iteris-missing[data-place="0"]')
     assert at(rows, 0, "called").inner_text() == "choose a LoRA"
-    assert "no file yet" in at(rows, 0, "lora").get_attribute("title")
+    assert "no file yet" in at(rows, 0, "lora").get_attribute("aria-description")
     assert at(rows, 1, "why").inner_text() == "Said twice: priority=2"
     rows.settle()
     picture(rows, "rows_unchosen")
@@ -467,7 +562,8 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
     rows.page.wait_for_selector('.iteris-odd[data-place="2"]')
     assert at(rows, 2, "family").inner_text() == "SDXL"
-    assert "others here are for another model" in at(rows, 2, "lora").get_attribute("title")
+    told = at(rows, 2, "lora").get_attribute("aria-description")
+    assert "others here are for another model" in told
     assert rows.page.locator(".iteris-odd").count() == 1
     rows.settle()
     picture(rows, "rows_odd")

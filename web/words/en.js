@@ -117,6 +117,8 @@ export default {
   twice: "Said twice: {part}",
   picked: "The LoRA tags are taken over",
   picked_rest: "The rest of the pasted prompt is left out.",
+  taken: "Already in another row",
+  several: "Shift+click or Shift+Enter: add several",
   no_file: "choose a LoRA",
   to_choose: "This row has no file yet. Click to choose one.",
   remark: "A remark; it does not count",

@@ -115,6 +115,8 @@ export default {
   twice: "2 回書かれています：{part}",
   picked: "LoRA のタグを取り込みました",
   picked_rest: "貼り付けたプロンプトの残りは省かれました。",
+  taken: "別の行ですでに選ばれています",
+  several: "Shift+クリックまたは Shift+Enter：続けて追加",
   no_file: "LoRA を選択",
   to_choose: "この行にはまだファイルがありません。クリックで選びます。",
   remark: "メモ。マージには使われません",

@@ -112,6 +112,8 @@ export default {
   twice: "重复：{part}",
   picked: "已取出 LoRA 标签",
   picked_rest: "粘贴的提示词的其余部分已略去。",
+  taken: "已在另一行中",
+  several: "Shift+点击或 Shift+Enter：可连续添加",
   no_file: "选择一个 LoRA",
   to_choose: "此行还没有文件。点击选择。",
   remark: "备注，不参与合并",

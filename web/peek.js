@@ -1,0 +1,77 @@
+// What a LoRA's file is: its picture large, and below it what it is for and its words; on a row, where the pointer rests.
+
+import { html, imageAt } from "./parts.js";
+import { about } from "./triggers.js";
+
+const REST = 300; // milliseconds on a row, before its file is shown
+const GAP = 10; // pixels between the node and what is shown beside it
+let hide = () => {}; // what is shown, or about to be
+
+/**
+ * Return the parts that show a file.
+ *
+ * @param {object} file
+ * @param {string} file.name
+ * @param {string[]} file.doubts what is wrong with it
+ * @param {boolean} [file.isUsable] in spite of that
+ * @param {object|null} [file.lora] answer of `/iteris/lora`, if there is one
+ * @param {string} [file.picture] its address
+ */
+export function face({ name, doubts, isUsable, lora, picture }) {
+  const { trigger_words: words = [], error } = lora ?? {};
+  const lines = [
+    ["iteris-whole", name],
+    ...doubts.map((doubt) => [isUsable ? "iteris-fitting" : "iteris-warning", doubt]),
+    ["iteris-quiet", lora && !error ? about(lora) : ""],
+    ["", words.join(", ")],
+  ];
+  return [
+    ...(picture ? [imageAt(picture)] : []),
+    ...lines.filter(([, text]) => text).map(([className, text]) => html("div", className, text)),
+  ];
+}
+
+/**
+ * Show something beside a node where the pointer rests on a part of it, out of the way of what can be clicked, until the
+ * pointer leaves that part, a button or a key is pressed, or the canvas moves.
+ *
+ * @param {HTMLElement} element the part
+ * @param {HTMLElement} beside what is not covered
+ * @param {() => HTMLElement[]} draw returns what is shown
+ */
+export function peek(element, beside, draw) {
+  element.addEventListener("pointerenter", ({ pointerType, buttons }) => {
+    if (pointerType === "touch" || buttons) return;
+    hide();
+    const card = html("div", "iteris-peek");
+    card.popover = "manual";
+    const end = new AbortController();
+    const show = () => {
+      if (!element.isConnected) return hide();
+      card.append(...draw());
+      document.body.append(card);
+      card.showPopover();
+      place(card, element, beside);
+      card.addEventListener("load", () => place(card, element, beside), { capture: true }); // of its picture
+    };
+    const waiting = setTimeout(show, REST);
+    const { signal } = end;
+    hide = () => {
+      clearTimeout(waiting);
+      card.remove();
+      end.abort();
+    };
+    element.addEventListener("pointerleave", hide, { signal });
+    for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, hide, { capture: true, signal });
+    // a part that is taken out of the page is never left
+    addEventListener("pointermove", () => element.isConnected || hide(), { capture: true, signal });
+  });
+}
+
+/** Put a card at the right of a node, or at its left where there is no room, as high as a part of it. */
+function place({ style, offsetWidth: width, offsetHeight: height }, element, beside) {
+  const { left, right } = beside.getBoundingClientRect();
+  const isRight = right + GAP + width <= innerWidth || left - GAP - width < 0;
+  style.left = `${Math.min(isRight ? right + GAP : left - GAP - width, innerWidth - width)}px`;
+  style.top = `${Math.max(4, Math.min(element.getBoundingClientRect().top, innerHeight - height - 4))}px`;
+}
