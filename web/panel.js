@@ -8,6 +8,7 @@ import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 const WIDTH = 360;
 const HEIGHT = 96;
 const LABELS = 12;
+const LETTER = 5.5; // of a label
 const MOST_LAYERS = 3;
 
 const percent = (share) => Math.round(100 * share);
@@ -65,11 +66,11 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
 
 function detailsOf(model, say) {
   const detail = html("div", "iteris-detail");
-  const show = (block) =>
-    detail.replaceChildren(...(block ? detailOf(model, block, say) : [html("div", "iteris-quiet", say("hover"))]));
+  const hints = ["hover", "scale"].map((word) => html("div", "iteris-quiet", say(word)));
+  const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : hints));
   show();
   const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", noteLine(note, model.tasks)));
-  return [overallOf(model, say), chart(model, show), detail, html("div", "iteris-quiet", say("scale")), ...notes];
+  return [overallOf(model, say), chart(model, show), detail, ...notes];
 }
 
 function verdictOf({ loras, together, togetherAdvice, against, advice, bounds }, say) {
@@ -148,7 +149,8 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
 }
 
 function overallOf(model, say) {
-  const list = html("div", "iteris-overall");
+  // while a merge runs, it is only told which bars are whose
+  const list = html("div", model.verdict ? "iteris-overall" : "iteris-overall iteris-legend");
   const kept = model.verdict?.loras.map(({ name }) => name) ?? []; // the verdict has told these
   const left = new Set(model.unseen.filter(({ name }) => !kept.includes(name)));
   const unseen = (found) => {
@@ -168,7 +170,6 @@ function overallOf(model, say) {
       .filter(({ name, strength }) => name === model.tasks[task] && (strength !== null) === wears)
       .forEach(unseen);
     const kind = wears ? "residual" : "leak";
-    // while a merge runs, it is only told which bars are whose
     const text = model.verdict ? say(kind, { median: figure(median), worst: figure(worst), at }) : "";
     list.append(lineOf(model.tasks[task], wears ? task : -1, text, { kind, median, worst }));
   }
@@ -218,11 +219,10 @@ function chart(model, show) {
       });
       group.append(paint(bar, task));
     });
-    if (x >= labelled) {
-      group.append(
-        svg("text", { class: "iteris-label", x: x + column / 2, y: HEIGHT + 9, "text-anchor": "middle" }, name),
-      );
-      labelled = x + 28;
+    const middle = Math.min(x + column / 2, WIDTH - (LETTER * name.length) / 2);
+    if (middle >= labelled) {
+      group.append(svg("text", { class: "iteris-label", x: middle, y: HEIGHT + 9, "text-anchor": "middle" }, name));
+      labelled = middle + 30;
     }
     group.addEventListener("pointerenter", () => show(name));
     picture.append(group);

@@ -1,10 +1,12 @@
 """The pack's parts of nodes: buttons, the report panel and what a run tells it, in subgraphs, too."""
 
 import json
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
 # nodes of the chain
 MERGE = 5
 FIRST = 2
@@ -374,6 +376,36 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     assert blocks_of(frontend) == ["IN01", "IN03"]
     frontend.send("execution_interrupted", prompt_id="mine")
     assert blocks_of(frontend) == []
+
+
+def test_the_bars_of_three_loras_are_inside_the_group_of_their_template(in_renderer, picture):
+    frontend = in_renderer
+    (file,) = WORKFLOWS.glob("2 *.json")
+    frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+    merge = frontend.page.evaluate("app.graph.nodes.find(({ type }) => type === 'IterISMerge').id")
+    names = ("first", "second", "third")
+    frontend.set_widgets(merge, loras="\n".join(f"<lora:{name}:1>" for name in names))
+    frontend.show(merge, left=400, top=100, scale=0.8)
+    begin(frontend, "a")
+    send_stage(frontend, "a", merge, "Diffusion model", 6, 60, seconds_left=40)
+    for block in (1, 2, 4, 5, 7, 8):
+        told = layer(block, 0.5)
+        told["tasks"] = [{"task": name, "residual": 0.5, "wears": True} for name in names]
+        told["tasks"].append({"task": "preserve", "residual": 0.1, "wears": False})
+        first = block == 1
+        frontend.send("iteris.layer", prompt_id="a", node=str(merge), first=first, layer=told)
+    frontend.settle(40)
+    picture(frontend, "three_live")
+    room = frontend.page.evaluate(
+        """(id) => {
+            const { pos, size } = app.graph.getNodeById(id);
+            const [, top, , height] = app.graph.groups.find(({ title }) => title.startsWith("2"))._bounding;
+            return top + height - pos[1] - size[1];
+        }""",
+        merge,
+    )
+    assert room > 0
+    assert frontend.errors == []
 
 
 def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small):
