@@ -51,6 +51,12 @@ export function addRows(node, say, more = []) {
       LiteGraph.vueNodesMode || event.target.matches("textarea, :focus") || app.canvas.processMouseWheel(event),
   );
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+  element.addEventListener("contextmenu", (event) => {
+    if (LiteGraph.vueNodesMode || event.target.matches("input, textarea")) return;
+    event.preventDefault();
+    app.canvas.adjustMouseEvent(event);
+    app.canvas.processContextMenu(node, event);
+  });
   // not for the canvas, which would delete the node
   element.addEventListener(
     "keydown",
@@ -227,8 +233,11 @@ class Rows {
   }
 
   async chooseFile(anchor, place) {
+    const mine = {};
+    this.choosing = mine; // a double click opens one list
     forget();
     const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    if (mine !== this.choosing) return;
     const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
     const now = chosen[place];
     const taken = new Set(chosen.filter((file, at) => file && at !== place));

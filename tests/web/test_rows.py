@@ -302,6 +302,23 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     expect(option.filter(has_text="first")).to_have_count(1)
 
 
+def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows):
+    choice = rows.page.locator(".iteris-choice")
+    at(rows, 0, "lora").dblclick()
+    expect(choice).to_have_count(1)
+    rows.page.keyboard.press("Escape")
+    expect(choice).to_have_count(0)
+    at(rows, 0, "lora").click(button="right")
+    menus = rows.page.locator(".litecontextmenu, .p-contextmenu, .p-popover").locator(
+        "visible=true"
+    )
+    expect(menus.get_by_text("Bypass").first).to_be_visible()
+    rows.page.keyboard.press("Escape")
+    rows.page.mouse.click(200, 700)
+    rows.settle()
+    assert text_of(rows) == TEXT
+
+
 def end_is_seen(name):
     """Check that a name is cut in its middle, and whole for who points at it."""
     start, end = (name.locator(f".iteris-{part}") for part in ("start", "end"))
