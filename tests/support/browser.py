@@ -51,8 +51,9 @@ def find_chromium() -> str | None:
 @contextlib.contextmanager
 def chromium(executable: str) -> Iterator[Any]:
     """Start Chromium; every page gets an empty profile of its own."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=WAIT_MS)  # its own five seconds are few where both cores are busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         try:
@@ -152,9 +153,14 @@ class Frontend:
         else:
             # out of a subgraph first, which the page does by itself for its own format alone
             self.page.evaluate(
-                "([api, name]) => { app.canvas.setGraph(app.graph); app.loadApiJson(api, name); }",
+                "([api, name]) => { app.canvas.setGraph(app.graph); return app.loadApiJson(api, name); }",
                 [workflow, name],
             )
+        # results are shown in the workflow that a run was queued from, which may still be the one before
+        self.page.wait_for_function(
+            "name => app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
+            arg=name,
+        )
         self.settle()
 
     def go_to(self, name: str) -> None:
