@@ -45,12 +45,13 @@ def test_the_same_lora_twice_merges_to_itself(host):
 
 
 def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
-    used = host.lora("used")
+    used = host.lora("used", unmatched=("stray",))
     other = host.lora("other", ("unet",), weight=0.0)
     idle = host.lora("idle", strength=0.0, weight=0.0, prompts=())
     result, _ = host.merge([used, idle, other], PRESERVE)
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
+    assert result.report.unmatched == {"used": ("stray",)}
     assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
         "left out, since their strength is 0, or 0 in all blocks: idle",
         "not kept, since their weight is 0: other",

@@ -83,23 +83,6 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
     assert text.startswith(f"{name} at 1 / 0.5, its trigger words from the file ({source})")
 
 
-def test_a_stack_from_a_text_in_any_number(host, files):
-    text = "<lora:phrase:0.5:0.25> <lora:tags>\n<lora:first:-1>"
-    inputs = {"text": text, "prompts": "a drawing of {trigger}\ntags: my own"}
-    outputs = host.run({"1": node("IterISStack", **inputs), **show("1")})["outputs"]
-    found = [
-        (lora["name"], lora["strengths"], lora["prompts"]) for lora in outputs["1"]["iteris_loras"]
-    ]
-    assert found[:2] == [
-        ("named/phrase.safetensors", [0.5, 0.25], ["a drawing of a sks cat"]),
-        ("tags.safetensors", [1.0, 1.0], ["a drawing of ohwx", "my own"]),
-    ]
-    assert found[2][:2] == ("first.safetensors", [-1.0, -1.0])
-    inputs["text"] = "<lora:silent:1>"
-    with pytest.raises(WorkflowFailed, match=r"silent\.safetensors has \{trigger\} in a prompt"):
-        host.run({"1": node("IterISStack", **inputs), **show("1")})
-
-
 def loaders(host, first, second):
     nodes = {"1": host.merge()["1"], **host.load_lora(first, "10"), **host.load_lora(second, "11")}
     nodes["10"]["inputs"].update(strength_model=0.7, strength_clip=0.4)
@@ -140,54 +123,9 @@ def test_loras_on_a_model_are_taken_off_it(host, files):
     ]
     assert found[0]["prompts"][0] == "a photo of ohwx"
     assert torch.equal(host.latent("bare"), host.latent("base"))
-
-
-def test_loras_that_are_in_no_file_are_merged_from_the_model(host, files):
-    """A merged LoRA on a model is known by no file; merged alone it must do what it did."""
-    nodes = host.merge(precision="float32", latents_per_run=1, negative_share=0.0)
-    inputs = {"model": ["5", 0], "clip": ["5", 1], "prompts": "a first thing"}
-    nodes["12"] = node("IterISModelLoras", **inputs)
-    alone = host.merge(precision="float32", protect_base=0.0)
-    nodes["14"] = alone["4"]
-    of_model = {"model": ["12", 0], "clip": ["12", 1], "more_loras": ["12", 2]}
-    of_model["settings"] = ["14", 0]
-    nodes["15"] = node("IterISMerge", **alone["5"]["inputs"] | of_model)
-    sampled = host.sample("again", ["15", 0], ["15", 1])
-    sampled |= host.sample("once", ["5", 0], ["5", 1], 30)
-    sampled |= host.sample("base", ["1", 0], ["1", 1], 40)
-    outputs = host.run({**nodes, **sampled})["outputs"]
-    assert outputs["12"]["iteris_loras"][0]["name"] == "LoRA 1 on this model"
-    recipe = outputs["15"]["iteris_report"][0]["settings"]["loras"][0]
-    assert recipe["file"] is None and len(recipe["sha256"]) == 64
-    once, again, base = map(host.latent, ("once", "again", "base"))
-    assert (again - once).norm() < 0.02 * (once - base).norm()
-    nodes["12"]["inputs"]["prompts"] = ""
-    with pytest.raises(WorkflowFailed, match="LoRA 1 on this model has no prompts"):
-        host.run({**nodes, **show("12", 2)})
-
-
-def test_a_model_without_loras_is_told(host):
-    inputs = {"model": ["1", 0], "clip": ["1", 1], "prompts": ""}
-    nodes = {"1": host.merge()["1"], "12": node("IterISModelLoras", **inputs)}
+    nodes["12"]["inputs"].update(model=["1", 0], clip=["1", 1])
     with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
         host.run({**nodes, **show("12", 2)})
-
-
-def test_rows_are_the_loras_of_the_chain(host):
-    chain = host.merge("middle_1.safetensors", "middle_2.safetensors", latents_per_run=1)
-    rows = {key: chain[key] for key in "145"}
-    inputs = {name: value for name, value in chain["5"]["inputs"].items() if name != "more_loras"}
-    text = (
-        "<lora:middle_1:1> | a photo of a first thing\n"
-        "# <lora:gone:1>\n"
-        "<lora:middle_2:1> subject | a photo of a second thing | a second thing in a park"
-    )
-    rows["5"] = {**chain["5"], "inputs": {**inputs, "loras": text}}
-    reports = [host.run(nodes)["outputs"]["5"]["iteris_report"][0] for nodes in (chain, rows)]
-    assert reports[0]["layers"] == reports[1]["layers"]
-    rows["5"]["inputs"]["loras"] = "<lora:middle_1:1>\n<lora:secnd:1>"
-    with pytest.raises(WorkflowRejected, match=r"Row 2: .*did you mean 'second'"):
-        host.run(rows)
 
 
 def test_all_that_is_wrong_with_the_rows_is_told_at_once(host, files):

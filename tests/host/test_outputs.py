@@ -124,30 +124,6 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     ]
 
 
-def test_a_name_that_no_file_can_have_is_told_where_the_merge_is_kept(host):
-    """By the node that saves; a run without its file is no success. Nothing is merged again."""
-    nodes = {key: node for key, node in host.merge().items() if key in "15"}
-    text = "<lora:middle_1> | a thing\n<lora:middle_2> | a thing"
-    nodes["5"]["inputs"] = {"model": ["1", 0], "clip": ["1", 1], "loras": text, "preset": "Preview"}
-    ran = []
-
-    def save(name):
-        ran.clear()
-        return host.run({**nodes, **host.save(name)}, lambda *event: ran.append(event))
-
-    save("kept")
-    bad = {
-        "../../a": "'../../a' is outside the folder loras in ComfyUI's output folder",
-        "loras/a\0b": "has a control character in it",
-    }
-    for name, said in bad.items():
-        with pytest.raises(WorkflowFailed, match=said) as failure:
-            save(name)
-        assert failure.value.node_type == "IterISSave"
-    assert save("kept_2")["outputs"]["6"]["iteris_saved"][0]["name"] == "kept_2.safetensors"
-    assert "5" not in {data.get("node") for event, data in ran if event == "executing"}
-
-
 def test_saving_leaves_nothing_that_is_hidden(host, scene):
     assert [path for path in host.output.rglob(".*") if ".iteris" in path.name] == []
 

@@ -5,8 +5,6 @@ import torch
 from comfy_host import SMALL, node
 from safetensors.torch import load_file, save_file
 
-from demo.client import WorkflowFailed
-
 LAYERS = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("self_attn.q", "cross_attn.v", "ffn.2")]
 
 
@@ -95,24 +93,6 @@ def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files)
     merged, loaded, plain = map(host.latent, ("merged", "loaded", "plain"))
     assert torch.equal(merged, loaded)
     assert (merged - plain).norm() > 0.01 * plain.norm()
-
-
-@pytest.mark.parametrize(
-    ("rows", "of_models", "said"),
-    [
-        (ROWS, {"high": "a_low_noise", "low": "a_high_noise"}, "two models are the wrong way"),
-        ("<lora:ink> | x", {"low": None}, "holds a LoRA for each of two models"),
-        ("<lora:dog_low_noise> | x", {"low": None}, "is for the low noise model, and MODEL is"),
-        ("<lora:dog_low_noise> | x\n<lora:dog_high_noise> | x", {"low": None}, "the two files"),
-    ],
-)
-def test_what_is_of_the_wrong_expert_is_told_before_work_starts(files, rows, of_models, said):
-    workflow = merge(rows, **{name: value for name, value in of_models.items() if value})
-    if of_models["low"] is None:
-        del workflow["5"]["inputs"]["model_low_noise"], workflow["2"]
-    workflow["6"] = node("PreviewAny", source=["5", 4])
-    with pytest.raises(WorkflowFailed, match=said):
-        files.run(workflow)
 
 
 def test_image_to_video_is_measured_with_the_picture_that_is_connected(files):

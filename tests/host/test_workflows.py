@@ -11,7 +11,7 @@ from PIL import Image
 from waiting import HANGS
 from workflow_files import list_transformer
 
-from demo.client import WorkflowFailed, WorkflowRejected
+from demo.client import WorkflowFailed
 
 PICTURES = {"SaveImage": "images", "IterISCompare": "iteris_pictures"}  # in what a node tells
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
@@ -86,26 +86,6 @@ def test_it_runs(host, files, name):
     if name == "make_a_lora_smaller":
         layers = outputs[merges[0]]["iteris_report"][0]["layers"]
         assert {layer["rank"] for layer in layers} == {8}
-
-
-@pytest.mark.parametrize(
-    ("name", "field", "unchosen", "row", "error"),
-    [
-        ("merge_two_loras", "loras", "Rows 1 and 2", "Row 2", WorkflowRejected),
-        ("loras_of_a_stack", "text", "text, line 1", "text, line 2", WorkflowFailed),
-    ],
-)
-def test_one_whose_files_are_still_to_be_chosen_says_so(
-    host, files, name, field, unchosen, row, error
-):
-    """The rows of the merge itself before anything runs."""
-    nodes = small(name)
-    nodes["2"]["inputs"][field] = whole(name)["2"]["inputs"][field]
-    with pytest.raises(error, match=f"{unchosen}: no file yet. Choose one"):
-        host.run(nodes)
-    nodes["2"]["inputs"][field] = "<lora:middle_1:1>\n<lora:midle_2:1>"
-    with pytest.raises(error, match=f"{row}: .*did you mean .*middle_"):
-        host.run(nodes)
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMERS))

@@ -1,10 +1,12 @@
 """A pair of models that share the noise levels, as Wan 2.2's."""
 
+import pytest
 import tiny_hosts
 from comfy_loras import EXACT, SMALL, largest_difference, loaded, lora_of
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.host.pair import ComfyPair
 
+from iteris_core import AdapterError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
@@ -34,6 +36,8 @@ def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
     high = tiny_hosts.host_of("Wan")
     low = tiny_hosts.model_of(tiny_hosts.TINY["Wan"], seed=1)
     host = ComfyPair(high, ComfyModel(low, high.clip))
+    with pytest.raises(AdapterError, match="holds a LoRA for each of two models"):
+        loaded(high, "first", combined_file(host, 1), "a photo of first")
     loras = []
     for name, seed in (("first", 1), ("second", 2)):
         file = combined_file(host, seed)
