@@ -13,24 +13,6 @@ def random_delta(rank, d_out=5, d_in=7):
     return LowRankDelta(torch.randn(d_out, rank).double(), torch.randn(rank, d_in).double())
 
 
-@given(rank=st.integers(1, 9), factor=st.floats(-3, 3))
-def test_norm_shape_and_scale_are_those_of_the_dense_matrix(rank, factor):
-    delta = random_delta(rank)
-    assert (delta.rank, delta.shape, delta.dense().shape) == (rank, (5, 7), (5, 7))
-    torch.testing.assert_close(delta.squared_norm(), delta.dense().square().sum())
-    torch.testing.assert_close(delta.scaled(factor).dense(), factor * delta.dense())
-
-
-@given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_a_stack_is_the_weighted_sum(ranks):
-    deltas = {k: random_delta(rank) for k, rank in enumerate(ranks, 3)}
-    shares = {k: 0.5 * k - 1 for k in deltas}
-    stacked = stack(deltas, shares)
-    assert stacked.delta.rank == sum(ranks)
-    expected = sum(shares[k] * delta.dense() for k, delta in deltas.items())
-    torch.testing.assert_close(stacked.delta.dense(), expected)
-
-
 @given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_a_stack_says_where_each_delta_is(ranks):
     deltas = {k: random_delta(rank) for k, rank in enumerate(ranks, 3)}

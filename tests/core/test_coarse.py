@@ -6,9 +6,8 @@ import pytest
 import torch
 import toy
 
-from iteris_core import LowRankDelta, MergeConfig, SolveError
+from iteris_core import LowRankDelta, MergeConfig
 from iteris_core.adapters import stack
-from iteris_core.algebra.coarse import exact_directions, factorise_coarsely
 from iteris_core.algebra.layer import LayerProblem, TaskAtLayer
 from iteris_core.algebra.solve import right_sides, solve_layer
 from iteris_core.algebra.statistics import Sums, TaskSums, add_up_moments
@@ -111,28 +110,6 @@ def test_what_float32_is_too_coarse_for_is_solved_in_float64_and_told():
         "1 of 1 layers were solved in float64, since float32 is too coarse for their inputs, such "
         "as 'layer'"
     ]
-
-
-def test_an_unsolvable_layer_says_why_as_in_float64():
-    case, settings = almost_singular(0.0)
-    for task in case[2]:
-        for sample in task.samples:
-            sample.teacher[0][:, 2:] = 0
-    with pytest.raises(SolveError, match="not positive definite"):
-        toy.merge_toy(*case, **settings, factorisation="float32")
-
-
-def test_a_factor_that_is_off_is_refused_by_what_it_does_to_the_exact_matrix():
-    rows = torch.randn(100, 30).double()
-    matrix = rows.T @ rows
-    system, is_sound = factorise_coarsely(matrix)
-    assert is_sound
-    basis = torch.linalg.qr(torch.randn(30, 4))[0]
-    directions, is_exact = exact_directions(matrix, system, basis)
-    assert is_exact and directions.dtype == torch.float64
-    assert not exact_directions(2 * matrix, system, basis)[1]
-    assert not factorise_coarsely(matrix * float("nan"))[1]
-    assert not factorise_coarsely(rows[:5].T @ rows[:5])[1]
 
 
 CARDS = {  # compute capability, whether it is AMD's -> whether its float64 is slow

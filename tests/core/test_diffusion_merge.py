@@ -6,7 +6,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import toy
 from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,14 +33,6 @@ PRESERVE = Calibration(
     **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
 )
 OF_A_STREET = Calibration(**SMALL, preserve_captions=("a street",), negative_prompt="bad")
-
-
-def test_the_same_lora_twice_merges_to_itself(host):
-    lora = host.lora("a")
-    result, _ = host.merge([lora, lora], NO_PRESERVE)
-    assert host.largest_error(result.adapter, lora.adapter) < 1e-8
-    names = [entry.task for entry in result.report.layers[0].tasks]
-    assert names == ["a (1)", "a (2)"]
 
 
 def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
@@ -111,14 +102,6 @@ def test_teachers_read_their_own_context_and_the_student_reads_the_merged_one(ho
     assert next(pairs, None) is None
 
 
-def test_without_text_parts_everybody_reads_the_base_context(host):
-    loras = [host.lora("a", ("unet",)), host.lora("b", ("unet",))]
-    _, stages = host.merge(loras, PRESERVE)
-    assert {stage for stage, *_ in stages} == {"Sampling", "Diffusion model"}
-    for teacher, student in host.merge_rows():
-        assert torch.equal(teacher.prompt.tokens, student.prompt.tokens)
-
-
 def test_text_only_loras_need_no_sampling(host):
     result, stages = host.merge([host.lora("a", ("te",)), host.lora("b", ("te",))], PRESERVE)
     assert {stage for stage, *_ in stages} == {"Text encoder"}
@@ -163,56 +146,6 @@ def test_no_two_runs_see_the_same_latents(host):
     for rows, readers in ((starts, 1), (guided, 2)):  # the caption; with guidance another
         different = {tuple(row.latents.flatten()[:4].tolist()) for row in rows}
         assert len(different) * readers == len(rows)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_share_of_the_latents_is_seen_with_the_negative_prompt_too(host, share):
-    lora = host.lora("a", ("unet",))
-    calibration = replace(OF_A_STREET, unconditional_share=share)
-    result, _ = host.merge([lora], calibration)
-    own, preserve = [entry.tokens // 64 for entry in result.report.layers[0].tasks]
-    assert own == preserve == 8 + int(8 * share)
-    rows = [row for row, _ in host.merge_rows()][:own]
-    read = [(row, row.prompt.tokens) for row in rows]
-    negative = [row for row, text in read if host.is_close(text, host.context("bad", len(text)))]
-    assert len(negative) == int(8 * share)
-    for row in negative:  # with the same latents as a conditional row
-        assert sum(torch.equal(row.latents, other.latents) for other in rows) == 2
-
-
-def test_the_number_of_rows_in_a_call_does_not_matter(host):
-    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog", "<y> house"])]
-    calibration = Calibration(**SMALL, composition_share=0.5, preserve_captions=("a street",))
-    configs = [MergeConfig(output_dtype=torch.float64, samples_per_chunk=size) for size in (1, 100)]
-    expected, found = (host.merge(loras, calibration, config)[0] for config in configs)
-    assert host.largest_error(found.adapter, expected.adapter) < 1e-4
-
-
-def test_tokens_of_a_repeated_context_count_once(host):
-    """At keys of cross-attention, whose inputs are the contexts."""
-    lora = host.lora("a", ("unet",))
-    calibration = PRESERVE
-    result, _ = host.merge([lora], calibration)
-    rows = [row for row, _ in host.merge_rows()]
-    captions = [*own_captions(lora.use, calibration, 0), *calibration.preserve_captions, ""]
-    pieces = {}
-    for caption in captions:
-        context = host.context(caption, 2 * host.PIECE)
-        pieces[caption] = (context, context[: len(host.tokenize(caption)) * host.PIECE])
-    assert len({len(short) for _, short in pieces.values()}) == 2
-    read = [row.prompt.tokens for row in rows]
-    inputs = [next(s for c, s in pieces.values() if host.is_close(c, text)) for text in read]
-    delta = lora.adapter.deltas["unet.k"].dense()
-    count = result.report.layers[0].tasks[0].tokens // 64
-    own = torch.cat(inputs[:count])
-    preserve = torch.cat(inputs[count:])
-    tasks = [
-        toy.DenseTask(own, own, delta, 1.0),
-        toy.DenseTask(preserve, preserve, torch.zeros_like(delta), calibration.preserve_weight),
-    ]
-    expected = toy.solve_densely(host.u.k.weight, tasks, host.EXACT)
-    found = result.adapter.deltas["unet.k"].dense()
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
 def test_a_merge_depends_on_its_seed_and_on_nothing_else(host):

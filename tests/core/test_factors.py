@@ -6,10 +6,9 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
-from iteris_core.files.adapter_kinds import WrongShape, lokr, own_dense_delta, peft_dora
+from iteris_core.files.adapter_kinds import WrongShape, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.kohya import ModelKeys
-from iteris_core.files.parts import WeightPart
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}
@@ -78,29 +77,6 @@ def test_a_full_difference_a_bias_and_norms():
     assert torch.equal(adapter.vectors["norm.bias"], tensors["lora_unet_norm.diff_b"])
     key = "lora_unet_linear.diff_b"
     assert parse({**tensors, key: torch.ones(5)}).unmatched == (key,)
-
-
-def test_a_lokr_is_the_product_of_its_matrices_in_their_order_by_the_rank_of_the_second():
-    a, b, c, d = (torch.randn(shape) for shape in ((4, 1), (1, 3), (5, 2), (2, 6)))
-    factors = {"lokr_w1_a": a, "lokr_w1_b": b, "lokr_w2_a": c, "lokr_w2_b": d}
-    delta = lokr({**factors, "alpha": torch.tensor(6.0)})
-    torch.testing.assert_close(delta, 3 * torch.kron(a @ b, c @ d))
-
-
-def test_kinds_of_the_host_get_their_delta_from_it():
-    weight = torch.randn(6, 2) @ torch.randn(2, 5)
-    tensors = {
-        "lora_unet_linear.lokr_w1": torch.randn(2, 1),
-        "lora_unet_linear.lokr_w2": torch.randn(3, 5),
-    }
-    asked = []
-    made = lambda part, group: asked.append((part, sorted(group))) or weight  # noqa: E731
-    delta = parse(tensors, dense_delta=made).deltas["linear"]
-    assert asked == [(WeightPart("linear", 0, 6), ["lokr_w1", "lokr_w2"])]
-    torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)
-    said = "'lora_unet_linear' is a LoKr, which cannot be read here"
-    with pytest.raises(AdapterError, match=said):
-        parse(tensors)
 
 
 def peft_dora_layer(layer, rank, **options):

@@ -25,17 +25,6 @@ def entry(**changes):
     return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
 
 
-def test_a_whole_file_is_read_with_its_metadata(tmp_path):
-    path = tmp_path / "x.safetensors"
-    for metadata in ({"ss_title": "x"}, {}):
-        path.write_bytes(save(TENSORS, metadata or None))
-        tensors, found = read_tensors(str(path))
-        assert found == metadata
-        for key, tensor in TENSORS.items():
-            assert tensors[key].dtype == tensor.dtype
-            assert torch.equal(tensors[key], tensor)
-
-
 PICKLE = (
     "this is a pickle file, which can run code when it is opened; IterIS reads only .safetensors"
 )

@@ -10,7 +10,7 @@ from fake_host import use
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
-from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS, DrawnPlan
+from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import checked, merge_and_check
@@ -180,17 +180,6 @@ def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, for
     assert sum(isinstance(plan, TogetherPlan) for plan in plans) == expected
 
 
-def test_no_two_runs_of_a_check_have_the_same_noise(host):
-    loras = [host.lora(name, prompts=[f"<{name}> thing"]).use for name in "abc"]
-    plans = make_check_plans(loras, replace(CALIBRATION, held_out=4))
-    runs = {run for plan in plans for run in plan.drawn_in()}  # halves of a picture share one
-    assert any(run.owner == "together" for run in runs)
-    # the LoRA alone and the merge draw from one noise
-    pairs = {pair for plan in plans if isinstance(plan, DrawnPlan) for pair in plan.pairs}
-    assert all(alone.seed == merged.seed for alone, merged in pairs)
-    assert len({run.seed for run in runs}) == len(runs) - len(pairs)
-
-
 def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]
@@ -199,19 +188,6 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
     assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION))
-
-
-def test_it_changes_nothing_but_the_report_and_leaves_no_hooks(host, merged):
-    loras, result = merged
-    steps = []
-    check = check_of(host, loras, progress=lambda *step: steps.append(step))
-    found = checked(result, check)
-    assert found.adapter is result.adapter
-    assert replace(found.report, fidelity=()) == result.report
-    assert steps
-    assert all(0 < done <= total for done, total in steps)
-    assert host.hooks() == 0
-    assert host.open == []
 
 
 @pytest.mark.parametrize(("parts", "held_out"), [((("te", "unet"),), 2), ((("unet",), ("te",)), 0)])

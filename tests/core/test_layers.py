@@ -6,7 +6,6 @@ from torch import nn
 
 from iteris_core import AdapterError
 from iteris_core.layers import (
-    add_to_output,
     base_weight_and_bias,
     block_of,
     input_tokens,
@@ -46,21 +45,6 @@ def test_the_weight_times_the_input_tokens_is_the_output(layer):
     assert tokens.shape[0] == x.shape[0]
     assert tokens.shape[2] == weight_shape(module)[1]
     torch.testing.assert_close(output_tokens(module, y), tokens @ weight.T + bias)
-
-
-def test_adding_a_delta_to_the_output_is_adding_it_to_the_weight(layer):
-    module, x = layer
-    delta = torch.randn(weight_shape(module)).double()
-    outputs = [module(x)]
-    if outputs[0].ndim == 4:
-        outputs.append(outputs[0].contiguous(memory_format=torch.channels_last))
-    for y in outputs:
-        add_to_output(module, y, input_tokens(module, x), delta)
-    module.weight += delta.reshape(module.weight.shape)
-    expected = module(x)
-    module.weight -= delta.reshape(module.weight.shape)
-    for y in outputs:
-        torch.testing.assert_close(y, expected)
 
 
 def test_the_base_weight_is_measured_without_reading_it(layer):

@@ -9,7 +9,6 @@ import torch
 import toy
 
 from iteris_core import CalibrationError, Sample, Task
-from iteris_core.algebra.statistics import Sums
 from iteris_core.devices import LayerBytes
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
@@ -101,25 +100,6 @@ def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
     chunks = 4
     assert calls.count(4) == 2 * without + chunks
     assert parking.held_bytes == 0
-
-
-def test_moments_that_later_layers_need_take_room_at_the_layers_between(monkeypatch):
-    """The context's, which live as long as the context does."""
-    monkeypatch.setattr("iteris_core.engines.sweep.bytes_at", lambda *_: LayerBytes())
-    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
-    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
-    net, adapters, tasks = toy.pair("attention")
-    parking = everything_from(net.network().modules.values())
-    reserved = []
-    parking.reserve = reserved.append
-    swept(net, adapters, tasks, parking, target="full_output", samples_per_chunk=1)
-    x, context = (2 * Sums(d, torch.device("cpu"), changes=True).kept_bytes() for d in (6, 5))
-    found = dict(zip(net.targets, reserved, strict=True))
-    assert found["self_attention.v"] == 0
-    first = found["cross_attention.q"]  # of what its own input is made of
-    assert found["cross_attention.k"] == found["cross_attention.v"] == first + x
-    assert found["cross_attention.o"] == first + x + context
-    assert found["feed_forward"] == first + context
 
 
 def count_all(net):

@@ -6,8 +6,8 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, LowRankDelta, Task
-from iteris_core.algebra.truncate import factored_spectrum, leading_spectrum, share_out_size
+from iteris_core import Adapter, Task
+from iteris_core.algebra.truncate import leading_spectrum
 
 
 def merge_one_layer(seed=0, **settings):
@@ -107,13 +107,6 @@ def test_ranks_per_layer():
     assert ranks == dict.fromkeys(net.targets, 4) | {path: 1}
 
 
-def test_size_goes_where_it_gains_most():
-    spectra = {"steep": torch.tensor([10.0, 0.1]), "flat": torch.tensor([3.0, 2.9])}
-    shapes = {"steep": (4, 4), "flat": (4, 4)}
-    found = share_out_size(spectra, shapes, {"steep": 100.0, "flat": 17.0}, 24)
-    assert found == {"steep": 1, "flat": 2}
-
-
 def test_the_randomised_svd_agrees_with_the_dense_one():
     torch.manual_seed(0)
     left = torch.linalg.qr(torch.randn(300, 300).double())[0]
@@ -124,18 +117,3 @@ def test_the_randomised_svd_agrees_with_the_dense_one():
     torch.testing.assert_close(spectrum.values, values[:12], rtol=1e-6, atol=0)
     rest = half - (spectrum.left * spectrum.values) @ spectrum.right.T
     assert rest.norm() <= (1 + 1e-6) * values[12:].norm()
-
-
-def test_the_factored_spectrum_is_the_dense_one():
-    half = torch.randn(9, 3).double()
-    up = torch.randn(7, 3).double()
-    spectrum = factored_spectrum(half, up)
-    torch.testing.assert_close(spectrum.values, torch.linalg.svdvals(half @ up.T)[:3])
-    torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right.T, half @ up.T)
-
-
-def test_a_dense_matrix_becomes_factors_of_its_numerical_rank():
-    weight = torch.randn(8, 2) @ torch.randn(2, 6)
-    delta = LowRankDelta.from_dense(weight)
-    assert delta.rank == 2
-    torch.testing.assert_close(delta.dense(), weight, rtol=1e-4, atol=1e-5)

@@ -76,24 +76,6 @@ def test_hooks_change_what_a_layer_made_in_place_and_a_copy_of_everything_else(m
             assert torch.equal(x, before[0]) and torch.equal(kept, before[1])
 
 
-def test_rows_of_one_key_share_a_chunk_and_keep_their_numbers():
-    tasks = [
-        Task("a", [Sample(text) for text in ("xx", "y", "zz", "w")], {}),
-        Task("b", [Sample("v")], {}),
-    ]
-    chunks = split_into_chunks(tasks, 2, Network({}, lambda rows: None, call_key=len))
-    assert [chunk.inputs[: len(chunk.samples)] for chunk in chunks] == [
-        ["xx", "zz"],
-        ["y", "w"],
-        ["v"],
-    ]
-    assert [[(block.task, block.numbers) for block in chunk.blocks] for chunk in chunks] == [
-        [(0, (0, 2))],
-        [(0, (1, 3))],
-        [(1, (0,))],
-    ]
-
-
 class Folding(nn.Module):
     """Cuts each row into single tokens for its second layer, as Krea 2 does."""
 

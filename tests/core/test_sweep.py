@@ -66,28 +66,6 @@ def test_a_teachers_tokens_may_answer_to_others_of_its_student(engine, settings,
     assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-8
 
 
-def test_layers_that_share_an_input_but_not_a_stream_are_weighted_apart():
-    net = toy.build("attention")
-    paths = [f"self_attention.{name}" for name in "qkv"]  # all three read the network's own input
-    adapters = [net.adapter("a", paths=paths), net.adapter("b", paths=paths)]
-    tasks = toy.own_tasks(net, adapters, 4)
-    for task in tasks:
-        for sample in task.samples:
-            sample.token_weights["some"] = torch.rand(4) ** 4
-
-    def merged(weighted):
-        stream = {path: "some" if path in weighted else "other" for path in paths}
-        network = replace(net.network(), stream=stream.get)
-        return toy.dense(merge(network, adapters, tasks, toy.exact(samples_per_chunk=3)).adapter)
-
-    some = merged(paths[1:2])
-    everything = merged(paths)
-    nothing = merged([])
-    expected = {path: (everything if path == paths[1] else nothing)[path] for path in paths}
-    assert toy.largest_error(some, expected) < 1e-12
-    assert toy.largest_error(everything, nothing) > 1e-3
-
-
 SETTINGS = [{"alpha": 1e-2}, {"alpha": 1e-3, "alpha_cross": 0.0}, {"balance": "uniform"}]
 SETTINGS += [{"balance": "full"}, {"ridge": "paper", "alpha": 1e-2}, {"input_mix": 0.6}]
 for more in ({}, {"input_mix": 0.3, "ridge": "paper"}, {"ridge": "paper", "alpha_cross": 1e-2}):

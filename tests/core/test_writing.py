@@ -421,22 +421,6 @@ def test_an_error_at_any_step_leaves_the_old_or_the_new_and_names_the_cause(
     assert set(said) == {f"{folder / 'place'} cannot be written: {full}"}
 
 
-def test_what_a_full_disk_keeps_in_memory_does_not_hide_the_cause(tmp_path):
-    """Closing the file tries again to write what is left of the first block."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with (
-            pytest.raises(SaveError, match=r"a\.txt cannot be written: the file is larger than"),
-            whole_file(tmp_path / "a.txt") as file,
-        ):
-            file.writelines([bytes(100), bytes(100_000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
 def test_another_saver_at_any_step_loses_nothing(writer, old, expected, folder, monkeypatch):
     """The other one saves the same name between two steps of this one."""
