@@ -348,6 +348,12 @@ def small_model(frontend: browser.Frontend, merge: int, compare: int) -> None:
     frontend.set_widgets(compare, width=drawn.SIDE, height=drawn.SIDE, cfg=drawn.CFG)
 
 
+def close_news(page: Any) -> None:
+    """Close what older frontends announce above the page."""
+    if (news := page.get_by_text("Introducing Nodes 2.0")).count():
+        news.locator("xpath=ancestor::*[count(.//button) > 1][1]//button").last.click()
+
+
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
     size = {"width": 1280, "height": 800}
@@ -357,8 +363,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     folder = ROOT / "docs" / "img"
     title = f"1 {TEMPLATES[0].title}"
     merge, compare = 2, 3
-    if (news := page.get_by_text("Introducing Nodes 2.0")).count():
-        news.locator("xpath=ancestor::*[count(.//button) > 1][1]//button").last.click()
+    close_news(page)
 
     def shoot(name: str, shown: browser.Frontend = frontend) -> None:
         shown.settle(40)
@@ -526,6 +531,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     frontend = browser.Frontend(chromium, address, width=1280, height=800)
     page = frontend.page
     page.set_default_timeout(MOST_MS)
+    close_news(page)
     title = f"1 {TEMPLATES[0].title}"
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)
