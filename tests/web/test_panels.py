@@ -439,7 +439,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     for done in (1, 2):
         send_stage(vue, "a", 1, "<Prompts>", done, 4)
     line.wait_for()
-    assert node.inner_text().count("stage 2 of 4: <Prompts> 2/4") == 1
+    assert node.inner_text().count("Stage 2 of 4: <Prompts> 2/4") == 1
     picture(vue, "vue_progress")
     vue.send("execution_interrupted", prompt_id="a")
     line.wait_for(state="hidden")
@@ -469,7 +469,7 @@ def test_how_far_a_run_is_can_be_read_where_the_canvas_is_far_away(in_renderer, 
     frontend.show(MERGE, top=300, scale=1)
     shown.wait_for(state="hidden")
     line = frontend.page.locator(".iteris-stage")
-    assert line.inner_text().startswith("stage 2 of 4: Sampling 12/60")
+    assert line.inner_text().startswith("Stage 2 of 4: Sampling 12/60")
     picture(frontend, "near")
     frontend.send("execution_interrupted", prompt_id="a")
     line.wait_for(state="hidden")

@@ -143,7 +143,7 @@ export default {
   by_preset: "by preset",
   show_advanced: "Show advanced inputs",
   hide_advanced: "Hide advanced inputs",
-  stage: "stage {number} of {count}: ",
+  stage: "Stage {number} of {count}: ",
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",
   left_few: "a few seconds left",

@@ -138,7 +138,7 @@ export default {
   video: "動画で保存",
   video_title: "境目が 2 枚の画像の上を動く 4 秒の動画（投稿用）",
   auto: "自動",
-  by_preset: "プリセット通り",
+  by_preset: "プリセットのとおり",
   show_advanced: "詳細入力を表示",
   hide_advanced: "詳細入力を非表示",
   stage: "段階 {number}/{count}：",
