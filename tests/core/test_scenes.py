@@ -14,6 +14,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.captions import ORDINARY_STYLES, layout_of, regions_of
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import Region, mask_in_row, mask_on_grid, region_masks
+from iteris_core.diffusion.samples import Pairing
 from iteris_core.diffusion.scenes import make_scenes, styled_forms
 
 
@@ -56,6 +57,15 @@ def test_own_words_and_the_ends_are_paired_wherever_they_stand(seed, words):
             assert member.pairing.ends == tuple(1 + len(tokens_of(text)) for text in captions)
             differ += teacher != student
     assert differ
+
+
+def test_padding_answers_to_padding_at_the_same_position():
+    pairing = Pairing(words=((2, 4), (3, 5)), ends=(5, 7))
+    assert pairing.pairs(10) == [(2, 4), (3, 5), (5, 7), (8, 8), (9, 9)]
+    assert pairing.weights(10).tolist() == [0, 0, 0, 0, 1, 1, 0, 1, 1, 1]
+    numbers = pairing.teacher_tokens(10)
+    assert numbers[[4, 5, 7, 8, 9]].tolist() == [2, 3, 5, 8, 9]
+    assert pairing.pairs(7) == [(2, 4), (3, 5)]  # no end: one of the captions fills its context
 
 
 @pytest.mark.parametrize("count", [2, 8])
