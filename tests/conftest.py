@@ -68,12 +68,6 @@ def fixed_seed():
 @pytest.fixture(scope="session")
 def t5_folder(tmp_path_factory):
     """A saved tiny T5, and the adapters `one` (q, v) and `two` (q, k, v, o, wi, wo) beside it."""
-    import tiny_language
+    import language_families
 
-    folder = tmp_path_factory.mktemp("t5")
-    tiny_language.t5().save_pretrained(folder / "base")
-    tiny_language.adapter(folder / "base", folder / "one", 1)
-    tiny_language.adapter(
-        folder / "base", folder / "two", 2, ("q", "k", "v", "o", "wi", "wo"), r=3, lora_alpha=6
-    )
-    return folder
+    return language_families.make("T5", tmp_path_factory.mktemp("t5")).folder

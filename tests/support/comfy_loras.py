@@ -15,6 +15,7 @@ import comfy.sample
 import comfy.sd
 import comfy.utils
 import torch
+import toy
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.host.patches import patches_of
 from iteris_pack.nodes.keys import is_text
@@ -243,10 +244,4 @@ def same_tensors(a: Tensors, b: Tensors) -> bool:
 
 
 def largest_difference(a: Adapter, b: Adapter) -> float:
-    assert set(a.deltas) == set(b.deltas), set(a.deltas) ^ set(b.deltas)
-    return max(
-        (
-            (a.deltas[path].dense() - b.deltas[path].dense()).norm() / b.deltas[path].dense().norm()
-        ).item()
-        for path in a.deltas
-    )
+    return toy.largest_error(toy.dense(a), toy.dense(b))

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import toy
 from safetensors.torch import save_file
 from torch import nn
 
@@ -264,7 +265,4 @@ def add_deltas(host, merged):
 
 
 def hooks(host):
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for module in host.modules.values()
-    )
+    return sum(map(toy.hook_count, (host.unet_model, *host.text_models)))

@@ -9,7 +9,7 @@ import torch
 from comfy_loras import SMALL, loaded, lora_of
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from iteris_pack.nodes.host.families import HOST_FAMILIES
-from iteris_pack.nodes.keys import HostKeys, HostWeight
+from iteris_pack.nodes.keys import HostWeight
 
 from iteris_core import AdapterError, CalibrationError
 from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged
@@ -84,14 +84,6 @@ def forgotten_order():
     return mock.patch.object(HostWeight, "part_of", forgetful)
 
 
-def forgotten_keys():
-    """Read files as if nobody knew the keys of single blocks, which the host knows."""
-    place_of = HostKeys.place_of
-    return mock.patch.object(
-        HostKeys, "place_of", lambda keys, base: None if "single_" in base else place_of(keys, base)
-    )
-
-
 def uncalled_layers():
     """Let layers behind an activation be computed from their weights, as int8 layers are."""
 
@@ -125,12 +117,6 @@ def forgotten_blocks():
 def test_a_lora_that_is_misread_is_an_error(family, wrong, dtype, of_use):
     with wrong(), pytest.raises(AdapterError, match="own loader makes another change of it"):
         proved(*prepared(family, dtype, **of_use))
-
-
-def test_keys_that_were_not_read_are_named():
-    said = "another change of it .* keys of its file were not read, such as 'transformer.single_"
-    with forgotten_keys(), pytest.raises(AdapterError, match=said):
-        proved(*prepared("Flux.1"))
 
 
 def test_layers_that_are_computed_from_their_weights_are_named():

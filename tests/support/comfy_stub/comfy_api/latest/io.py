@@ -46,14 +46,6 @@ Boolean, Clip, Combo, Conditioning, Float, Image, Int, Model, String, Vae = map(
 )
 
 
-class Autogrow(Custom("COMFY_AUTOGROW_V3")):
-    """An input that grows; only newer hosts have it."""
-
-    @staticmethod
-    def TemplatePrefix(input: Input, prefix: str, min: int, max: int) -> tuple:
-        return input, prefix, min, max
-
-
 class Hidden(Enum):
     unique_id = "UNIQUE_ID"
     prompt = "PROMPT"
