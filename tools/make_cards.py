@@ -1,7 +1,7 @@
 """Make the pictures that ComfyUI's template browser shows, and the README's.
 
-    python tools/make_cards.py               # workflows/*.jpg, docs/img/compare.jpg
-    python tools/make_cards.py tiles FOLDER  # the tiles that they are made of, anew
+    PYTHONPATH=. python tools/make_cards.py               # workflows/*.jpg, docs/img/compare.jpg
+    PYTHONPATH=. python tools/make_cards.py tiles FOLDER  # the tiles that they are made of, anew
 
 A tile is what the model of `iteris demo` draws with its LoRAs, or with the merge that `iteris demo`
 has left in a folder.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +83,7 @@ for _caption, _file in ASKED.items():  # of each the first picture of one seed
     DRAWN[f"stacked, {_caption}"] = Drawing(drawn.LORAS, _caption)
     DRAWN[f"merged, {_caption}"] = Drawing((MERGED,), _caption)
 ROWS = {"alone": "the LoRA\nalone", "stacked": "all three\nstacked", "merged": "all three\nmerged"}
+NOBODY = "no LoRA alone\nknows both"
 SIDE = 460
 BACK, PLATE, LINE, INK, QUIET, ACCENT = (
     "#191c23",
@@ -252,7 +254,7 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
     `PICTURES` are right.
     """
     right = json.loads(Image.open(TILES).text[RIGHT])
-    gap, line, below, side, left = 8, 40, 30, 3 * TILE // 2, 130
+    gap, line, below, side, left = 8, 56, 30, 3 * TILE // 2, 130
     size = (left + len(ASKED) * (side + gap), line + len(ROWS) * (side + below))
     whole = Image.new("RGB", size, BACK)
     pen = ImageDraw.Draw(whole)
@@ -265,8 +267,13 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
             tile = tiles.get(f"{name}, {caption}")
             x = left + column * (side + gap)
             if row == 0:
-                pen.text((x + side // 2, line // 2), caption, INK, font(15), "mm")
-            if tile:
+                words = textwrap.fill(caption, 18)
+                middle = (x + side // 2, line // 2)
+                pen.multiline_text(middle, words, INK, font(18), "mm", 4, "center")
+            if tile is None:
+                middle = (x + side // 2, top + side // 2)
+                pen.multiline_text(middle, NOBODY, QUIET, font(16), "mm", 6, "center")
+            else:
                 whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (x, top))
                 count = right[f"{name}, {caption}"]
                 told = f"right in {count} of {PICTURES}"
