@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from iteris_core.cli import options
 from iteris_core.cli.options import Placement
-from iteris_core.cli.paths import Places
-from iteris_core.cli.terminal import as_cell, progress_bars, quiet_libraries
-from iteris_core.errors import ConfigError
+from iteris_core.cli.paths import check_places
+from iteris_core.cli.terminal import progress_bars, quiet_libraries
+from iteris_core.errors import ConfigError, plain
 
 from .drawing import Sampling
 from .figures import PaperRow, caption_figures, picture_figures, text_figures
@@ -285,7 +286,7 @@ def eval_sd15_command(
         device=placement.device,
     )
     inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
-    Places(files={"--json": report}, inputs=inputs).check()
+    check_places({"--json": report}, inputs)
     options.check_report(report, overwrite=False)
     concepts = concepts_of(concept, words)
     templates = PROMPTS if prompts is None else read_prompts(prompts)
@@ -314,7 +315,7 @@ def eval_sd15_command(
 def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more: object) -> None:
     """Refuse a place of the report where something is."""
     read = [run.base, *run.adapters, *files.values(), *more]
-    Places(files={"--json": report}, inputs={"an input": read}).check()
+    check_places({"--json": report}, {"an input": read})
     options.check_report(report, overwrite=False)
 
 
@@ -387,7 +388,7 @@ def _print_table(
         return found
 
     for name, values in rows.items():
-        table.add_row(as_cell(name), *cells(values))
+        table.add_row(Text(plain(name)), *cells(values))  # not markup
     table.add_section()
     for row in paper:
         table.add_row(f"paper, {row.method} ({row.source})", *cells(row.values), style="dim")

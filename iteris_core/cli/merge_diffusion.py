@@ -40,7 +40,7 @@ from ..processes import Processes
 from ..settings import settings
 from . import options
 from .options import Spread
-from .paths import Places
+from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
 _HELP = """Merge LoRA files of {models} into one LoRA file that does what each of them does.
@@ -155,10 +155,9 @@ def _merge(
 ) -> None:
     rows = rows_of(lora)
     paths = [file_of(row) for row in rows]
-    Places(
-        files={"--output": output, "--json": report},
-        inputs={"--base": [base], "--lora": [*lora, *paths]},
-    ).check()
+    check_places(
+        {"--output": output, "--json": report}, {"--base": [base], "--lora": [*lora, *paths]}
+    )
     check_output(output, overwrite)
     options.check_report(report, overwrite=overwrite)
     how = MergeSettings(solving, correct_strength, made_on={"base": base})

@@ -30,7 +30,7 @@ from ..processes import Processes
 from ..rivals.registry import check_used
 from . import options
 from .options import Spread
-from .paths import Places
+from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
 _PROTECT_BASE_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
@@ -166,11 +166,10 @@ class _Command:
 
     def check(self, inputs: Mapping[str, Sequence[Path | None]], config: MergeConfig) -> None:
         """Refuse settings and places that would fail only after hours of work."""
-        Places(
-            whole={"--output": self.output},
-            files={"--json": self.report},
-            inputs={"--base": [self.base], "--adapter": self.adapters, **inputs},
-        ).check()
+        check_places(
+            {"--output": self.output, "--json": self.report},
+            {"--base": [self.base], "--adapter": self.adapters, **inputs},
+        )
         check_used(config)
         peft.check_free(self.output, overwrite=self.overwrite)
         options.check_report(self.report, overwrite=self.overwrite)

@@ -5,70 +5,48 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..files.writing import fault_of_path
 
+Inputs = Mapping[str, Sequence[object]]
 
-@dataclass(frozen=True)
-class Places:
-    """The places that a command reads and writes.
+
+def check_places(outputs: Mapping[str, Path | None], inputs: Inputs) -> None:
+    """Refuse places that cannot be written to, or where an input of the command would be lost.
 
     Args:
-        whole: Option -> folder that is written, and replaced, as a whole; None: the option is not
-            given.
+        outputs: Option -> file or folder that is written; None: the option is not given.
         inputs: Option -> paths that are read; None and names on the hub do not count.
+
+    Raises:
+        ConfigError: Names the options and the place.
     """
-
-    whole: Mapping[str, Path | None] = field(default_factory=dict)
-    files: Mapping[str, Path | None] = field(default_factory=dict)
-    inputs: Mapping[str, Sequence[object]] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Refuse places that cannot be written to, that are inside each other, or where an input of
-        the command would be lost.
-
-        Raises:
-            ConfigError: Names the options and the place.
-        """
-        outputs = [
-            (option, place)
-            for option, place in {**self.whole, **self.files}.items()
-            if place is not None
-        ]
-        for option, place in outputs:
-            if fault := fault_of_path(place):
-                raise ConfigError(f"{option}: {fault}")
-            if option in self.files and place.is_dir():
-                raise ConfigError(f"{option} is {place}, a folder; name a file")
-        for (outer, folder), (inner, place) in permutations(outputs, 2):
-            if folder.resolve() in _with_parents(place):
-                raise ConfigError(
-                    f"{inner} is {place}, inside of {outer}, {folder}; choose a place outside"
-                )
-        for option, place in outputs:
-            self._check_inputs_stay(option, place)
-            _check_writable(option, place)
-
-    def _check_inputs_stay(self, option: str, place: Path) -> None:
-        is_old_file = option in self.files and place.exists()
-        for name, path in self._read():
-            is_inside = is_old_file and path.resolve() in _with_parents(place)
+    given = {option: place for option, place in outputs.items() if place is not None}
+    for option, place in given.items():
+        if fault := fault_of_path(place):
+            raise ConfigError(f"{option}: {fault}")
+    for (first, place), (option, other) in combinations(given.items(), 2):
+        if place.resolve() == other.resolve():
+            raise ConfigError(f"{option} is {other}, as is {first}; choose another place")
+    for option, place in given.items():
+        for name, path in _on_disk(inputs):
+            is_inside = place.is_file() and path.resolve() in _with_parents(place)
             if is_inside or place.resolve() in _with_parents(path):
                 raise ConfigError(
                     f"{option} is {place}, which would take the place of {name} {path}; choose "
                     "another place"
                 )
+        _check_writable(option, place)
 
-    def _read(self) -> Iterator[tuple[str, Path]]:
-        """Yield the inputs that are on this disk."""
-        for option, paths in self.inputs.items():
-            for path in map(str, filter(None, paths)):
-                if os.path.exists(path):  # Path.exists raises where a row of prompts is no name
-                    yield option, Path(path)
+
+def _on_disk(inputs: Inputs) -> Iterator[tuple[str, Path]]:
+    for option, paths in inputs.items():
+        for path in map(str, filter(None, paths)):
+            if os.path.exists(path):  # Path.exists raises where a row of prompts is no name
+                yield option, Path(path)
 
 
 def _with_parents(place: Path) -> tuple[Path, ...]:

@@ -18,7 +18,6 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.text import Text
 
 from ..errors import IterisError, plain
 from ..processes import Processes
@@ -44,11 +43,6 @@ def one_line_errors(command: str, extra: str) -> Iterator[None]:
     except (IterisError, OSError) as error:
         typer.echo(f"{command}: " + " ".join(plain(str(error)).split()), err=True)
         raise typer.Exit(2) from None
-
-
-def as_cell(text: str) -> Text:
-    """Return a text as a table's cell: rich would act on square brackets."""
-    return Text(plain(text))
 
 
 def quiet_libraries() -> None:

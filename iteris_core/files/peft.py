@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
-from ..errors import AdapterError
+from ..errors import AdapterError, NameTakenError
 from ..settings import shown
 from .adapter_kinds import (
     DOWN,
@@ -37,7 +37,7 @@ from .adapter_kinds import (
 from .families import base_of
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
-from .writing import blocks_of, check_replaceable, put, whole_folder
+from .writing import blocks_of, taken, whole_files
 
 CONFIG_FILE = "adapter_config.json"
 _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
@@ -235,7 +235,6 @@ def _ends(path: str) -> list[str]:
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md", ".gitattributes")
 WeightAt = Callable[[str], Tensor]  # module path -> the base model's weight there, (d_out, ...)
 
 
@@ -405,31 +404,34 @@ def save(
     kernels: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Write an adapter, in the precision to save, as a folder that `PeftModel.from_pretrained`
-    loads, in one step. For the arguments see `settings_of`, `to_tensors` and `whole_folder`.
+    loads: both files or none. Others in the folder stay. For the arguments see `settings_of` and
+    `to_tensors`.
 
     Raises:
         AdapterError: The adapter has no deltas, or changes that PEFT's format cannot hold.
-        NameTakenError, SaveError: See `whole_folder`.
+        NameTakenError: See `check_free`.
+        SaveError: It cannot be written; names the cause.
     """
     if not adapter.deltas or adapter.vectors:
         found = "bias and norm changes" if adapter.vectors else "no deltas"
         raise AdapterError(
             f"{adapter.name}: it has {found}, so it cannot be saved as a PEFT adapter"
         )
-    with whole_folder(folder, _is_own, overwrite=overwrite) as draft:
-        put(draft / WEIGHTS_FILE, blocks_of(to_tensors(adapter, kernels), {}))
-        settings = settings_of(adapter, base_model_name_or_path, task_type)
-        put(draft / CONFIG_FILE, [json.dumps(settings, indent=2).encode("utf-8") + b"\n"])
+    check_free(folder, overwrite=overwrite)
+    settings = settings_of(adapter, base_model_name_or_path, task_type)
+    paths = [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
+    with whole_files(paths, overwrite=overwrite) as (config, weights):
+        config.write(json.dumps(settings, indent=2).encode("utf-8") + b"\n")
+        weights.writelines(blocks_of(to_tensors(adapter, kernels), {}))
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that `save` would not write, as before a long merge.
 
     Raises:
-        NameTakenError: See `check_replaceable`.
+        NameTakenError: It is a file, or it is not empty and `overwrite` is False.
     """
-    check_replaceable(folder, _is_own, overwrite=overwrite)
-
-
-def _is_own(path: Path) -> bool:
-    return path.name in _FILES and (path.parent / CONFIG_FILE).is_file()
+    if folder.exists() and not folder.is_dir():
+        raise NameTakenError(f"{folder} is a file; choose another folder")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise taken(folder)

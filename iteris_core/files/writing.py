@@ -1,4 +1,4 @@
-"""Files and folders that are written in one step: who looks finds the old or the new one, whole.
+"""Files that are written in one step: who looks finds the old or the new one, whole.
 
 A draft is written in the same folder, under a hidden name. When it is whole and on the disk, it
 gets the name. What killed writers left is removed by those that come a day later.
@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
 
@@ -25,9 +25,7 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
-Owns = Callable[[Path], bool]  # whether a file is of the kind of folder that may be replaced
 _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
-_UNFINISHED = ".part"  # of files in the draft of a folder
 _DAY = 24 * 3600.0
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
@@ -81,14 +79,6 @@ def blocks_of(
     return serialized(tensors, {"format": "pt", **metadata})
 
 
-def put(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
-    """Write a file in the draft of a folder, which has another ending until all is written: hosts
-    list every .safetensors file, also in the hidden folder that a kill leaves behind.
-    """
-    with open(path.with_name(path.name + _UNFINISHED), "xb") as file:
-        file.writelines(blocks)
-
-
 # --- in one step ---
 
 
@@ -112,8 +102,9 @@ def whole_files(
     paths: Sequence[Path], *, overwrite: bool = False
 ) -> Iterator[tuple[BufferedWriter, ...]]:
     """Give files to write into that belong together: all get their names at the end, or none; see
-    `whole_file`. Files that are replaced are moved away just before, as `whole_folder` does it; a
-    single one is replaced in one step.
+    `whole_file`. Files that are replaced are moved away just before; if the process is killed in
+    between, the next writer in the same folder moves them back. A single one is replaced in one
+    step.
     """
     # also around the drafts' ends: a file that is closed writes what it holds back
     with _one_sentence(paths[0]), contextlib.ExitStack() as drafts:
@@ -136,35 +127,6 @@ def whole_files(
             undone.pop_all()
         for folder in {path.parent for path in paths}:
             _sync_folder(folder)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path, owns: Owns, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder to write into, which takes the place of `folder` at the end.
-
-    A folder that is there is moved away just before the new one gets its name. If the process is
-    killed in between, the next writer in the same place moves it back.
-
-    Raises:
-        NameTakenError: See `check_replaceable`.
-        SaveError: It cannot be written; names the cause. What was there is untouched.
-    """
-    with _one_sentence(folder):
-        folder = folder.resolve()
-        check_replaceable(folder, owns, overwrite=overwrite)
-        with _draft_of(folder) as draft:
-            os.mkdir(draft)
-            yield draft
-            for place, _, files in os.walk(draft):
-                for name in files:
-                    with open(os.path.join(place, name), "r+b") as file:
-                        os.fsync(file.fileno())
-                _sync_folder(Path(place))
-            for unfinished in draft.glob(f"*{_UNFINISHED}"):
-                os.rename(unfinished, unfinished.with_suffix(""))
-            _sync_folder(draft)
-            _take_place(draft, folder, owns, overwrite=overwrite)
-            _sync_folder(folder.parent)
 
 
 @contextlib.contextmanager
@@ -212,31 +174,11 @@ def _move_without_replacing(draft: Path, path: Path) -> None:
     try:
         os.link(draft, path)
     except FileExistsError:
-        raise _taken(path) from None
+        raise taken(path) from None
     except OSError:  # a disk without hard links
         if os.path.lexists(path):
-            raise _taken(path) from None
+            raise taken(path) from None
         os.rename(draft, path)
-
-
-def _take_place(draft: Path, folder: Path, owns: Owns, *, overwrite: bool) -> None:
-    moved = draft.with_suffix(".old") / folder.name  # which tells others where it belongs
-    for _ in range(_TRIES):
-        check_replaceable(folder, owns, overwrite=overwrite)
-        if not overwrite:
-            with contextlib.suppress(OSError):  # an empty one, onto which Windows renames nothing
-                os.rmdir(folder)
-        elif folder.exists():
-            shutil.rmtree(moved, ignore_errors=True)  # of a round before
-            os.makedirs(moved.parent, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(folder, moved)
-        try:
-            return os.rename(draft, folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-    raise _taken(folder)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -263,38 +205,11 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise NameTakenError(f"{path} is a folder; choose another name")
     if not overwrite and os.path.lexists(path):
-        raise _taken(path)
+        raise taken(path)
 
 
-def check_replaceable(folder: Path, owns: Owns, *, overwrite: bool) -> None:
-    """Refuse to write to a folder that is not empty, unless it may be overwritten and holds only
-    files of our own.
-
-    Raises:
-        NameTakenError: Something is in the way; says what.
-    """
-    try:
-        inside = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise NameTakenError(f"{folder} is a file; choose another folder") from None
-    if inside and not overwrite:
-        raise _taken(folder)
-    if os.path.ismount(folder):
-        raise NameTakenError(
-            f"{folder} is where a disk begins, such as a container's volume, which cannot be "
-            "replaced; choose a folder in it"
-        )
-    foreign = next((name for name in inside if not owns(folder / name)), None)
-    if foreign is not None:
-        raise NameTakenError(
-            f"{folder} holds {foreign!r}, which does not belong to a PEFT adapter and would be "
-            "lost; choose another folder, or move that file"
-        )
-
-
-def _taken(path: Path) -> NameTakenError:
+def taken(path: Path) -> NameTakenError:
+    """Return the error about a name that is taken."""
     return NameTakenError(f"{path} exists already; choose another name, or allow overwriting")
 
 
@@ -314,7 +229,7 @@ def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overw
             path = free_name(wanted)
         else:
             return path
-    raise _taken(path)
+    raise taken(path)
 
 
 def free_name(wanted: Path) -> Path:

@@ -134,11 +134,16 @@ def contents(folder):
 
 
 def test_an_adapter_takes_the_place_of_an_adapter_alone(t5_folder, texts, tmp_path):
-    folder = written(tmp_path / "docs", {"README.md": b"mine"})
-    done = in_process(*arguments_on_texts(t5_folder, texts, folder), "--overwrite")
+    folder = written(tmp_path / "docs", {"README.md": b"mine", peft.WEIGHTS_FILE: b"old"})
+    arguments = arguments_on_texts(t5_folder, texts, folder)
+    done = in_process(*arguments)
     assert done.exit_code == 2
-    assert "holds 'README.md', which does not belong to a PEFT adapter" in done.stderr
-    assert contents(folder) == {"README.md": b"mine"}
+    assert f"{folder} exists already" in done.stderr
+    assert in_process(*arguments, "--overwrite").exit_code == 0
+    found = contents(folder)
+    assert set(found) == {"README.md", peft.CONFIG_FILE, peft.WEIGHTS_FILE}
+    assert found["README.md"] == b"mine"
+    assert found[peft.WEIGHTS_FILE] != b"old"
 
 
 def test_a_report_takes_no_place_unasked(t5_folder, texts, tmp_path):
@@ -168,7 +173,7 @@ WRONG = [  # options, what the message names
     ("--method ties --engine iterate", "--engine is for the method iteris; ties does not use it"),
     ("--weights 1,x", "--weights is '1,x'; write one number per adapter, such as 1,0.5"),
     ("--preserve-weight 0.5", "--protect-base needs --preserve"),
-    ("--json {output}/report.json", "--json is {output}/report.json, inside of --output"),
+    ("--json {output}", "--json is {output}, as is --output"),
     ("--json {texts}/one.txt", "which would take the place of --samples {texts}/one.txt"),
     ("--json /proc/iteris/report.json", "nothing can be written into /proc"),
     ("--output {base} --overwrite", "which would take the place of --base {base}"),

@@ -5,7 +5,6 @@ import io
 import pytest
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from iteris_core import AdapterError
 from iteris_core.cli import terminal
@@ -21,10 +20,7 @@ def test_a_terminal_acts_on_no_text_of_a_stranger(monkeypatch, capsys):
     monkeypatch.setattr(terminal, "Console", lambda **options: console)
     with terminal.progress_bars() as progress:
         progress(Stage(STRANGE), 1, 1)
-    table = Table("")
-    table.add_row(terminal.as_cell(STRANGE))
-    console.print(table)
-    assert screen.getvalue().count(PLAIN) >= 2
+    assert PLAIN in screen.getvalue()
     for error in (AdapterError(STRANGE), OSError(STRANGE)):
         with pytest.raises(typer.Exit), terminal.one_line_errors("iteris", "language"):
             raise error

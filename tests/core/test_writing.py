@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from iteris_core import Adapter, IterisError, LowRankDelta, NameTakenError, SaveError
-from iteris_core.files import peft, writing
+from iteris_core import IterisError, NameTakenError, SaveError
+from iteris_core.files import writing
 from iteris_core.files.writing import (
     blocks_of,
     fault_of_name,
@@ -27,7 +27,6 @@ from iteris_core.files.writing import (
     under_free_name,
     whole_file,
     whole_files,
-    whole_folder,
     write_tensors,
     write_text,
 )
@@ -166,28 +165,6 @@ def test_a_disk_that_sends_no_names_of_folders_will_do(folder, monkeypatch, code
     assert content(folder) == {"x.txt": b"x"}
 
 
-def test_a_folder_that_cannot_be_replaced_is_an_error_and_no_endless_try(folder, monkeypatch):
-    """The volume of a container, also where it is not seen as one."""
-    place = folder / "out"
-    place.mkdir()
-
-    def unless_busy(plain, *places, **more):
-        if place in map(Path, places):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        plain(*places, **more)
-
-    with monkeypatch.context() as patch:
-        for change in (os.rename, os.rmdir):
-            patch.setattr(os, change.__name__, partial(unless_busy, change))
-        for overwrite in (False, True):
-            with pytest.raises(SaveError), whole_folder(place, bool, overwrite=overwrite):
-                pass
-            assert os.listdir(folder) == ["out"]
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == place)
-    with pytest.raises(NameTakenError, match="choose a folder in it"):
-        writing.check_replaceable(place, bool, overwrite=True)
-
-
 @pytest.mark.parametrize(
     ("name", "free"),
     [
@@ -222,8 +199,6 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
                 write_text("x", place)
             assert "\n" not in str(caught.value)
             assert len(str(caught.value)) < 200
-            with pytest.raises(SaveError), whole_folder(place, bool):
-                pass
     assert os.listdir(tmp_path) == []
     assert not writing.fault_of_path(tmp_path / "new" / ".." / "x")
     for name in ("a" * 255, "console.safetensors", "com.safetensors", "nul_02", "ä b.c"):
@@ -322,24 +297,14 @@ def save_a_file(place, value, overwrite):
     write_tensors(tensors, place, {}, overwrite=overwrite)
 
 
-def save_a_folder(place, value, overwrite):
-    delta = LowRankDelta(torch.full((3, 1), value), torch.ones(1, 2))
-    peft.save(Adapter("x", {"q": delta}), place, "base", None, overwrite=overwrite)
-
-
 OLD, NEW = 1.0, 2.0
 
 
-@pytest.fixture(params=[save_a_file, save_a_folder], ids=["file", "PEFT folder"])
-def writer(request):
-    return request.param
-
-
 @pytest.fixture
-def expected(writer, tmp_path):
+def expected(tmp_path):
     found = {}
     for value in (OLD, NEW):
-        writer(tmp_path / "expected", value, True)
+        save_a_file(tmp_path / "expected", value, True)
         found[value] = content(tmp_path / "expected")
     return found
 
@@ -381,19 +346,12 @@ def next_save(folder):
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
-def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(
-    writer, old, expected, folder, monkeypatch
-):
+def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(old, expected, folder, monkeypatch):
     before = expected[OLD] if old else None
     replaced = []
-    for status in struck(writer, folder, old, kill, monkeypatch):
+    for status in struck(save_a_file, folder, old, kill, monkeypatch):
         assert status in (0, KILLED)
-        # of a folder there is one moment with neither, for which the next save makes up
-        assert content(folder / "place") in (
-            before,
-            expected[NEW],
-            *[None] * (writer != save_a_file),
-        )
+        assert content(folder / "place") in (before, expected[NEW])
         for listed in folder.rglob("*.safetensors"):  # ComfyUI lists all of them
             load_file(listed)
         found = next_save(folder)
@@ -408,10 +366,10 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(
 
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
 def test_an_error_at_any_step_leaves_the_old_or_the_new_and_names_the_cause(
-    writer, old, expected, folder, monkeypatch
+    old, expected, folder, monkeypatch
 ):
     said = []
-    for error in struck(writer, folder, old, disk_full, monkeypatch):
+    for error in struck(save_a_file, folder, old, disk_full, monkeypatch):
         states = (expected[OLD] if old else None, expected[NEW]) if error else (expected[NEW],)
         assert content(folder / "place") in states
         said += [error] * bool(error)
@@ -422,11 +380,11 @@ def test_an_error_at_any_step_leaves_the_old_or_the_new_and_names_the_cause(
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
-def test_another_saver_at_any_step_loses_nothing(writer, old, expected, folder, monkeypatch):
+def test_another_saver_at_any_step_loses_nothing(old, expected, folder, monkeypatch):
     """The other one saves the same name between two steps of this one."""
 
     def numbered(place, value, overwrite):
-        save = partial(lambda path, may: writer(path, value, may))
+        save = partial(lambda path, may: save_a_file(path, value, may))
         under_free_name(place, save, overwrite=overwrite)
 
     both = list(expected.values())
@@ -441,13 +399,13 @@ def test_another_saver_at_any_step_loses_nothing(writer, old, expected, folder, 
             assert sorted(os.listdir(folder)) == ["place", "place_02"][: len(found)]
 
 
-def test_what_has_a_name_is_on_the_disk_before_and_after(writer, folder, monkeypatch):
+def test_what_has_a_name_is_on_the_disk_before_and_after(folder, monkeypatch):
     """A power cut is as harmless as a kill: content first, then the name."""
     for old in (False, True):
         steps = Steps()
         with monkeypatch.context() as patch:
             steps.install(patch)
-            writer(folder / "place", NEW, old)
+            save_a_file(folder / "place", NEW, old)
         names = steps.names
         named = max(i for i, name in enumerate(names) if name in ("link", "replace", "rename"))
         written = max((i for i, name in enumerate(names) if name == "write"), default=0)
