@@ -19,13 +19,7 @@ import torch
 from demo.client import ComfyClient, Json
 from demo.server import ComfyServer, cache_folder, find_comfyui
 from iteris_core import IterisError
-from iteris_core.diffusion.model import (
-    DENOISER_STAGE,
-    HELD_OUT_STAGE,
-    PROOF_STAGE,
-    SAMPLING_STAGE,
-    TEXT_STAGE,
-)
+from iteris_core.diffusion import stages
 
 from . import pictures_models
 from .common import console
@@ -33,7 +27,7 @@ from .measure import PeakMemory, Times
 from .pictures_models import SAMPLER, STEPS
 from .results import RESULTS, Table, command_of, machine, spread, write
 
-STAGES = (PROOF_STAGE, TEXT_STAGE, SAMPLING_STAGE, DENOISER_STAGE, HELD_OUT_STAGE)
+STAGES = (stages.PROOF, stages.TEXT, stages.SAMPLING, stages.DENOISER, stages.CHECK)
 DEVICES = ("cpu", "cuda")
 HOURS = 3600.0
 

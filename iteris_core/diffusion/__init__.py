@@ -4,7 +4,7 @@ lora_rows, lora_use: rows of text, and LoRAs as their user wants them merged
 calibration, presets: the settings, those of a word, and the captions made of a LoRA's prompts
 captions, scenes, regions: caption forms, captions where several LoRAs meet, and where each counts
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
-job, cost, merging: what is merged and at what cost, and the merge
+job, cost, stages, merging: what is merged, at what cost and in which steps, and the merge
 polish: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
 held_out, drawn, together: the check on unseen prompts and seeds

@@ -19,17 +19,9 @@ from ..report.records import Note
 from ..rows.lockstep import held_bytes, is_any
 from ..rows.parking import Parking
 from ..settings import called
+from . import stages
 from .drawn import DrawnPlan
-from .model import (
-    DENOISER_STAGE,
-    FILES_STAGE,
-    HELD_OUT_STAGE,
-    POLISH_STAGE,
-    PROOF_STAGE,
-    SAMPLING_STAGE,
-    TEXT_STAGE,
-    DenoiserRow,
-)
+from .model import DenoiserRow
 from .plans import Plan
 from .polish import POLISH_BATCH
 
@@ -52,7 +44,7 @@ _PROVED = 4
 _FILES = 1
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
 # layers goes into solving them, and the proof draws smaller pictures.
-_OTHER = (PROOF_STAGE, FILES_STAGE, TEXT_STAGE)
+_OTHER = (stages.PROOF, stages.FILES, stages.TEXT)
 
 
 @dataclass(frozen=True)
@@ -93,13 +85,13 @@ class Cost:
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
         work = {
-            PROOF_STAGE: _PROVED * loras,
-            FILES_STAGE: _FILES * loras,
-            TEXT_STAGE: _TEXT * self.sweep,
-            SAMPLING_STAGE: self.sampling,
-            DENOISER_STAGE: _SWEPT * self.sweep,
-            POLISH_STAGE: self.polish,
-            HELD_OUT_STAGE: self.check,
+            stages.PROOF: _PROVED * loras,
+            stages.FILES: _FILES * loras,
+            stages.TEXT: _TEXT * self.sweep,
+            stages.SAMPLING: self.sampling,
+            stages.DENOISER: _SWEPT * self.sweep,
+            stages.POLISH: self.polish,
+            stages.CHECK: self.check,
         }
         ends = list(accumulate((work[name] for name in names), initial=0.0))
         whole = ends[-1] or 1.0

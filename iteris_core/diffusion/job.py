@@ -21,20 +21,12 @@ from ..progress import Stage
 from ..report.records import Note
 from ..rivals.registry import check_used
 from ..settings import called, called_value, setting_to
+from . import stages
 from .calibration import Calibration
 from .cost import Cost, cost_of
 from .held_out import CheckPlan, make_check_plans
 from .lora_use import LoadedLora, LoraUse, loras_in_use
-from .model import (
-    DENOISER_STAGE,
-    FILES_STAGE,
-    HELD_OUT_STAGE,
-    POLISH_STAGE,
-    PROOF_STAGE,
-    SAMPLING_STAGE,
-    TEXT_STAGE,
-    DiffusionHost,
-)
+from .model import DiffusionHost
 from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .presets import Changes
 from .samples import Tokenized
@@ -200,13 +192,13 @@ class Job:
         is_measured = self.config.measured
         has_denoiser = is_measured and self._changes(text=False)
         possible = {
-            PROOF_STAGE: self.model.loader is not None and self.runs_model,
-            FILES_STAGE: not is_measured,
-            TEXT_STAGE: is_measured and self._changes(text=True),
-            SAMPLING_STAGE: has_denoiser,
-            DENOISER_STAGE: has_denoiser,
-            POLISH_STAGE: has_denoiser and self.calibration.polish > 0,
-            HELD_OUT_STAGE: bool(self.check_plans),
+            stages.PROOF: self.model.loader is not None and self.runs_model,
+            stages.FILES: not is_measured,
+            stages.TEXT: is_measured and self._changes(text=True),
+            stages.SAMPLING: has_denoiser,
+            stages.DENOISER: has_denoiser,
+            stages.POLISH: has_denoiser and self.calibration.polish > 0,
+            stages.CHECK: bool(self.check_plans),
         }
         return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
 

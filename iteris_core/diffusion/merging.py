@@ -27,27 +27,18 @@ from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
 from ..settings import called
 from ..tasks import Sample, Task
+from . import stages
 from .cost import STEPS_OF_A_PICTURE, foresee
 from .held_out import HeldOutCheck, strength_correction
 from .job import Job
-from .model import (
-    DENOISER_STAGE,
-    FILES_STAGE,
-    HELD_OUT_STAGE,
-    POLISH_STAGE,
-    PROOF_STAGE,
-    SAMPLING_STAGE,
-    TEXT_STAGE,
-    DenoiserRow,
-    in_stage,
-    numbered,
-)
+from .model import DenoiserRow
 from .plans import Contexts, Plan, runs_of
 from .polish import polish
 from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Context, Reading, Tokenized
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
+from .stages import in_stage, numbered
 
 logger = logging.getLogger("iteris")
 
@@ -68,14 +59,14 @@ def merge_and_check(
 
 def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeResult:
     _log(job)
-    stages = numbered(progress, job.stages)
+    told = numbered(progress, job.stages)
     rounded: Rounded = {}
     if job.runs_model:
-        rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(stages, PROOF_STAGE))
-    result = merge_diffusion(job, stages, watch)
+        rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(told, stages.PROOF))
+    result = merge_diffusion(job, told, watch)
     factor = None
     if job.check_plans:
-        check = check_of(job, stages)
+        check = check_of(job, told)
         result = checked(result, check)
         if job.settings.correct_strength:
             result, factor = corrected(result, check)
@@ -113,7 +104,7 @@ def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
         job.check_plans,
         job.calibration,
         job.config.samples_per_chunk,
-        in_stage(progress, HELD_OUT_STAGE),
+        in_stage(progress, stages.CHECK),
     )
 
 
@@ -154,7 +145,7 @@ def merge_diffusion(
         # for np_lora, whose style is the first one
         loras = sorted(job.loras, key=lambda lora: lora.use.kind != "style")
         adapters = [lora.adapter for lora in loras]
-        result = merge_files(adapters, job.config, in_stage(progress, FILES_STAGE))
+        result = merge_files(adapters, job.config, in_stage(progress, stages.FILES))
         return replace(result, report=_report(job, [result.report]))
     solver = PartSolver(job, progress, watch)
     contexts, of_text = merge_text_encoder(solver)
@@ -269,7 +260,7 @@ def _read(
         return [[] for _ in tasks], None
     with solver.job.model.text_encoder() as network:
         if any(adapter.deltas for adapter in adapters):
-            result = solver.merge(network, adapters, tasks, TEXT_STAGE)
+            result = solver.merge(network, adapters, tasks, stages.TEXT)
             assert result.outputs is not None, "a text encoder returns one output per row"
             return result.outputs, result
         outputs = with_smaller_calls(
@@ -311,7 +302,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         notes = _foreseen(sampler, runs, job)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
-                adapters, runs, size, in_stage(solver.progress, SAMPLING_STAGE)
+                adapters, runs, size, in_stage(solver.progress, stages.SAMPLING)
             ),
             job.config.samples_per_chunk,
             "sampling",
@@ -358,7 +349,9 @@ def _by_experts(
                 f"{expert.name} works. Raise {called('timesteps')} or {called('trajectories')}"
             )
         progress = _share(solver.progress, number, len(network.experts))
-        results.append(replace(solver, progress=progress).merge(network, part, own, DENOISER_STAGE))
+        results.append(
+            replace(solver, progress=progress).merge(network, part, own, stages.DENOISER)
+        )
     deltas = {path: delta for result in results for path, delta in result.adapter.deltas.items()}
     report = joined(*(result.report for result in results))
     return replace(results[0], adapter=replace(results[0].adapter, deltas=deltas), report=report)
@@ -387,7 +380,7 @@ def _polished(
             result.adapter,
             steps,
             size,
-            in_stage(solver.progress, POLISH_STAGE),
+            in_stage(solver.progress, stages.POLISH),
         ),
         job.config.samples_per_chunk,
         "the polish",

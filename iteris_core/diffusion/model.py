@@ -1,4 +1,4 @@
-"""The interface of a diffusion model in its host, and the stages of a merge.
+"""The interface of a diffusion model in its host.
 
 Whoever holds the model, a ComfyUI node or a diffusers pipeline, implements `DiffusionHost`.
 """
@@ -15,15 +15,6 @@ from torch import Tensor
 from ..adapters import Adapter, sha256_of_tensors
 from ..files.families import Family
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
-from ..progress import Progress, Stage, StageProgress
-
-PROOF_STAGE = "Check of the LoRAs"
-FILES_STAGE = "Files"
-TEXT_STAGE = "Text encoder"
-SAMPLING_STAGE = "Sampling"
-DENOISER_STAGE = "Diffusion model"
-POLISH_STAGE = "Polish"
-HELD_OUT_STAGE = "Check on unseen samples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,15 +208,3 @@ class DiffusionHost(Protocol):
         Start, end and padding are not among them. Only scene tasks call this.
         """
         ...
-
-
-def numbered(progress: StageProgress, stages: Sequence[Stage]) -> StageProgress:
-    """Return a listener that passes stages on to `progress` with their number, count and share."""
-    known = {stage.name: stage for stage in stages}
-    return lambda stage, done, total: progress(known.get(stage.name, stage), done, total)
-
-
-def in_stage(progress: StageProgress, name: str) -> Progress:
-    """Return a listener for the steps of one stage."""
-    stage = Stage(name)
-    return lambda done, total: progress(stage, done, total)

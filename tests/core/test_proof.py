@@ -7,11 +7,11 @@ import torch
 from fake_host import FakeHost
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, SolveError
-from iteris_core.diffusion import proof
+from iteris_core.diffusion import proof, stages
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
-from iteris_core.diffusion.model import PROOF_STAGE, PatchedWeight
+from iteris_core.diffusion.model import PatchedWeight
 from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged, prove_reading
 from iteris_core.rows import wearing
 
@@ -150,8 +150,8 @@ def test_a_host_that_does_the_same_is_proved_in_a_stage_of_its_own_with_nothing_
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",)), host.lora("idle", strength=0.0)]
     heard = []
     result = merged(host, loras, heard)
-    assert heard[0] == (PROOF_STAGE, 1, 1)
-    assert heard[1][0] != PROOF_STAGE
+    assert heard[0] == (stages.PROOF, 1, 1)
+    assert heard[1][0] != stages.PROOF
     assert host_notes(result) == []
 
 

@@ -8,7 +8,7 @@ import torch
 
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.merging import SAMPLING_STAGE
+from iteris_core.diffusion.stages import SAMPLING
 
 _SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 CALIBRATION = Calibration(**_SMALL, preserve_captions=("a street", "a lake"))
@@ -34,7 +34,7 @@ def reused(result):
 
 
 def sampled(stages):
-    return [stage for stage in stages if stage[0] == SAMPLING_STAGE]
+    return [stage for stage in stages if stage[0] == SAMPLING]
 
 
 def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(remembering, monkeypatch):
