@@ -111,7 +111,7 @@ def recipe_of(lora_name: str) -> Recipe:
 
 def as_text(recipe: Recipe) -> str:
     """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
-    facts = {**recipe.config.to_dict(), "correct_strength": recipe.is_corrected, **recipe.made_on}
+    facts = {**recipe.config.to_dict(), **recipe.made_on}
     settings = [f"{called(name)}: {called_value(name, value)}" for name, value in facts.items()]
     return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 

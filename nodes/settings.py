@@ -31,7 +31,7 @@ UNSET = {
 }
 _KINDS = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
 # Field -> what its tooltip says beside the field's description, and how the widget differs from the
-# field. Workflows store values in this order, with correct_strength before seed.
+# field. Workflows store values in this order.
 _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "trajectories": (
         f" 0: as the preset says, which is {Calibration.trajectories} for Balanced.",
@@ -61,8 +61,6 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
         " Keep it, so that the next merge can reuse the sampling runs.",
         {"control_after_generate": False},
     ),
-}
-_MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "sampling_steps": ("", {}),
     "timesteps": ("", {}),
     "unconditional_share": ("", {"step": 0.05}),
@@ -112,17 +110,6 @@ _INPUTS = {"integer": io.Int, "number": io.Float, "string": io.String, "array": 
 class Settings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        *inputs, seed = (_widget(name, *details) for name, details in _WIDGETS.items())
-        correct_strength = io.Boolean.Input(
-            "correct_strength",
-            default=False,
-            optional=True,
-            tooltip="A merge is often a little weaker than its LoRAs. On: the merged LoRA is "
-            "scaled by what the check on unseen prompts measures, up to 1.3 times. Needs check "
-            "runs.",
-            **advanced(),
-        )
-        more = [_widget(name, *details) for name, details in _MORE.items()]
         return io.Schema(
             node_id="IterISSettings",
             display_name="Merge settings (IterIS)",
@@ -130,7 +117,7 @@ class Settings(io.ComfyNode):
             description="All settings of a merge that Merge LoRAs does not ask for. What is set "
             "here overrides the preset; where it says so, 0 or -1 keeps the preset's value. Few "
             "merges need this node.",
-            inputs=[*inputs, correct_strength, seed, *more],
+            inputs=[_widget(name, *details) for name, details in _WIDGETS.items()],
             outputs=[SETTINGS.Output(display_name="settings")],
         )
 
@@ -145,7 +132,6 @@ def changes_of(
     precision: str = FILE_PRECISIONS[0],
     reproduce: str = next(iter(TARGETS)),
     protected_prompts: str = "",
-    correct_strength: bool = False,
     **plain: Any,
 ) -> Changes:
     """Return what the widgets change. Those that say "as the preset says" change nothing, nor do
@@ -165,4 +151,4 @@ def changes_of(
         for kind in (Calibration, MergeConfig)
     )
     Calibration(**calibration)  # what does not go together is an error of this node
-    return Changes(calibration, config, {"correct_strength": correct_strength})
+    return Changes(calibration, config)

@@ -68,7 +68,7 @@ PLAIN = ("one>", "two>")
 CALLED = ('one> called="a cat"', 'two> called="a hat"')
 COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
     "default": (PLAIN, ()),
-    "checked": (PLAIN, ("--correct-strength", "--held-out", 2, "--preserve-weight", 0.3)),
+    "checked": (PLAIN, ("--held-out", 2, "--preserve-weight", 0.3)),
     "scenes": (CALLED, ("--scene-weight", 1, "--target", "full_output")),
     "styled": (
         ('one> subject called="a cat"', 'two> style called="in ink"'),

@@ -1,6 +1,8 @@
 // Workflows that an earlier version has saved. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-const TRIED = 11; // place of Merge settings' try_several, which version 0.1.0 had
+// Places of Merge settings' correct_strength and try_several, which version 0.1.0 had.
+const CORRECTED = 10;
+const TRIED = 11;
 const SWITCH = ["as the preset says", "on", "off"];
 
 // Inputs of Merge LoRAs that came later; the page has them before those of widgets.
@@ -35,6 +37,7 @@ export function renew(workflow) {
     if (type === "IterISMerge") addLater(node, Array.isArray(links) ? links : []);
     if (!Array.isArray(values)) continue;
     if (type === "IterISSettings" && SWITCH.includes(values[TRIED])) values.splice(TRIED, 1);
+    if (type === "IterISSettings" && typeof values[CORRECTED] === "boolean") values.splice(CORRECTED, 1);
     if (type === "IterISMerge" && values[1] === "Best") values[1] = "Balanced"; // which was level with it
   }
 }

@@ -120,8 +120,7 @@ class Comparison:
                 yield kind, tuple(world.all_triggers[number] for number in group)
 
     def table(self, title: str, bench: Bench, seed: int = 0) -> Table:
-        """Return a row per way, over all merges, with the mean of four per kind of merge, and the
-        factor of the strength that the product's job chose.
+        """Return a row per way, over all merges, with the mean of four per kind of merge.
 
         Args:
             title: Title of the table.
@@ -142,27 +141,21 @@ class Comparison:
             for kind in kinds:
                 of_kind = {triggers: entries[triggers] for own, triggers in merges if own == kind}
                 cells.append(figure(of_kind, {}, mean_of_four))
-            strength = mean(entry["strength"] for entry in entries.values())
-            rows.append([recipe.name, *cells, f"{strength:.2f}"])
-        return Table(title, ["merged with", *self.columns, *kinds, "scaled by"], rows)
+            rows.append([recipe.name, *cells])
+        return Table(title, ["merged with", *self.columns, *kinds], rows)
 
 
 FAST = {**CHECKED, "trajectories": 10}
 BALANCED = Recipe("Balanced", {}, CHECKED)
 BALANCED_TOGETHER = Recipe("Balanced, together", {}, TOGETHER)
-CORRECTED = Recipe("Balanced, strength corrected", {}, CHECKED, job={"correct_strength": True})
 STACKED = Recipe("stacking", {"method": "sum"})
 
 
 def _presets() -> list[Recipe]:
     return [
         BALANCED,
-        CORRECTED,
         Recipe("Fast", {}, FAST),
         BALANCED_TOGETHER,
-        Recipe(
-            "Balanced, together, strength corrected", {}, TOGETHER, job={"correct_strength": True}
-        ),
         Recipe("Fast, together", {}, {**TOGETHER, **FAST}),
         STACKED,
     ]
@@ -219,7 +212,7 @@ COMPARISONS = {
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
-    "strong": Comparison((BALANCED, CORRECTED, STACKED), {"pairs": 4}, "strong"),
+    "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
     "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }

@@ -15,7 +15,7 @@ import torch
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
+from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.merging import MergeResult
 
 from .bench import Bench
@@ -42,20 +42,16 @@ class Recipe:
         calibration: Fields of `Calibration` -> value.
         adapter: ``merge``, or one of the bounds: ``none`` for the base model, ``regions`` for each
             LoRA alone, and two at once, each in its part of the picture.
-        job: Fields of `MergeSettings` -> value. With any, the merge is the product's whole job, the
-            check included.
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     adapter: str = "merge"
-    job: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        told: list[Any] = [dict(self.config), dict(self.calibration), self.adapter]
-        told += [{"job": self.job}] if self.job else []
+        told = [dict(self.config), dict(self.calibration), self.adapter]
         text = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -81,8 +77,7 @@ def merged(
     config = MergeConfig(**{"samples_per_chunk": 48, **recipe.config})
     torch.manual_seed(0)
     loras = bench.loras(triggers, lora_set)
-    job = Job.of(bench.model, loras, calibration, MergeSettings(config, **recipe.job))
-    return merge_and_check(job) if recipe.job else merge_diffusion(job)
+    return merge_diffusion(Job.of(bench.model, loras, calibration, MergeSettings(config)))
 
 
 @dataclass(frozen=True)
@@ -102,21 +97,20 @@ class Cell:
         name = f"{self.lora_set}-{numbers}-{self.recipe.key}.scores.json"
         return self.bench.folder / "cells" / name
 
-    def adapter(self) -> tuple[Adapter | None, float]:
-        """Return the merge (None: the base), and its job's factor; from a file if there is one."""
+    def adapter(self) -> Adapter | None:
+        """Return the merge, None for the base model; from its file if it is there."""
         if self.recipe.adapter == "none":
-            return None, 1.0
+            return None
         file = self.path.with_suffix(".pt")
         if not file.exists():
             result = merged(self.bench, self.recipe, self.triggers, self.lora_set, self.seed)
             deltas = result.adapter.deltas
             factors = {path: (delta.up, delta.down) for path, delta in deltas.items()}
-            strength = result.report.settings.get("strength_correction", 1.0)
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"factors": factors, "strength": strength}, file)
+            torch.save({"factors": factors}, file)
         state = torch.load(file, weights_only=True)
         deltas = {path: LowRankDelta(*factors) for path, factors in state["factors"].items()}
-        return Adapter(self.recipe.name, deltas), state["strength"]
+        return Adapter(self.recipe.name, deltas)
 
     def entry(self) -> dict[str, Any]:
         """Return the scores, measured unless they are stored."""
@@ -125,9 +119,7 @@ class Cell:
             if self.recipe.adapter == "regions":
                 found = self._single(probes)
             else:
-                adapter, strength = self.adapter()
-                scores = score(self.bench, adapter, probes, self.triggers)
-                found = {**scores, "strength": strength}
+                found = score(self.bench, self.adapter(), probes, self.triggers)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps({"recipe": self.recipe.name, **found}))
         entry: dict[str, Any] = json.loads(self.path.read_text())
@@ -151,4 +143,4 @@ class Cell:
             asked = [probe for probe in probes if probe.about == pair]
             for kind, of_kind in score_by_region(self.bench, loras, asked)["hits"].items():
                 hits.setdefault(kind, {}).update(of_kind)
-        return {"hits": hits, "leaks": leaks, "strength": 1.0}
+        return {"hits": hits, "leaks": leaks}

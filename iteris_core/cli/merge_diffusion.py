@@ -135,17 +135,9 @@ def _merge(
             "hub if left out.",
         ),
     ] = None,
-    preset: Annotated[
+    preset: Annotated[  # noqa: ARG001, which `of_preset` reads
         Preset, typer.Option(help="How thorough; other options go before it.")
     ] = DEFAULT_PRESET,
-    correct_strength: Annotated[
-        bool,
-        typer.Option(
-            "--correct-strength",
-            hidden=True,
-            help="Scale the result by what the check of --check-runs measures.",
-        ),
-    ] = False,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
@@ -160,8 +152,7 @@ def _merge(
     )
     check_output(output, overwrite)
     options.check_report(report, overwrite=overwrite)
-    how = MergeSettings(solving, correct_strength, made_on={"base": base})
-    how = replace(how, **PRESETS[preset].merge)
+    how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
     uses = uses_of(rows)
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:

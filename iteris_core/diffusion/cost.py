@@ -108,7 +108,6 @@ def cost_of(
     guided: bool,
     changes_denoiser: bool,
     sweeps: int = 1,
-    checks: int = 1,
     polish_steps: int = 0,
 ) -> Cost:
     """Return what a merge costs.
@@ -126,13 +125,10 @@ def cost_of(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=sweeps * (_FIRST + 2 * (samples + ALONE)) if changes_denoiser else 0,
         polish=_polish(polish_steps, samples) if changes_denoiser else 0,
-        check=checks
-        * (
-            _drawn(check_plans, guided)
-            + looked_at
-            + checked
-            + others * (checked - _shared(compared))
-        ),
+        check=_drawn(check_plans, guided)
+        + looked_at
+        + checked
+        + others * (checked - _shared(compared)),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
         tasks=len(plans),

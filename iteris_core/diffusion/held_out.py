@@ -32,8 +32,6 @@ CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 
 # Distance of the check's seeds from the merge's.
 _UNSEEN = 7919
-# A weak merge is made stronger by this factor at most: more of what failed does not help.
-_STRONGEST_CORRECTION = 1.3
 # Captions that the check draws from; ten prompts have 480 with our forms and things.
 _MOST_POSSIBLE = 50_000
 
@@ -122,17 +120,6 @@ class HeldOutCheck:
         )
         kinds: list[FidelityKind] = ["together" if plan.mix else "base" for plan in plans]
         return [replace(entry, kind=kind) for entry, kind in zip(measured, kinds, strict=True)]
-
-
-def strength_correction(measured: Sequence[TaskFidelity]) -> float:
-    """Return the factor that brings the mean measured strength to 1, but not below 1 and not above
-    1.3.
-    """
-    strengths = [
-        entry.strength for entry in measured if entry.kind == "own" and entry.strength is not None
-    ]
-    mean = sum(strengths) / len(strengths) if strengths else 1.0
-    return min(max(1 / mean, 1.0), _STRONGEST_CORRECTION) if mean > 0 else _STRONGEST_CORRECTION
 
 
 def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list[CheckPlan]:

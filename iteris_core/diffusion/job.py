@@ -41,15 +41,10 @@ class MergeSettings:
     """Settings of a merge.
 
     Args:
-        correct_strength: Whether the merged LoRA is scaled by one over the mean measured strength
-            of its LoRAs, 1 to 1.3: the ridge and the preserve task make a merge weaker than its
-            LoRAs. Off, since it costs pictures of several LoRAs and base prompts more than it
-            gives.
         made_on: More entries of the recipe: the base model, the host's version.
     """
 
     config: MergeConfig = field(default_factory=MergeConfig)
-    correct_strength: bool = False
     made_on: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -57,8 +52,8 @@ class MergeSettings:
         """Refuse what cannot be done, before any work.
 
         Raises:
-            ConfigError: Strength is to be corrected, and nothing is measured for it; or a setting
-                that the method, or a merge of the files alone, would not look at.
+            ConfigError: A setting that the method, or a merge of the files alone, would not look
+                at.
         """
         check_used(self.config)
         unused = [name for name in ("scene_weight", "polish") if getattr(calibration, name)]
@@ -66,11 +61,6 @@ class MergeSettings:
             raise ConfigError(
                 f"{called('measured')} is off, so {called(unused[0])} would not count; set "
                 f"{setting_to(unused[0], 0)}, or switch {called('measured')} on"
-            )
-        if self.correct_strength and not calibration.held_out:
-            raise ConfigError(
-                "correct_strength needs samples to measure it on; set "
-                f"{called('held_out')} to 1 or more"
             )
 
 
@@ -83,10 +73,7 @@ def changed(
         ConfigError: The result is not allowed.
     """
     config = replace(settings.config, **changes.config)
-    return (
-        replace(calibration, **changes.calibration),
-        replace(settings, config=config, **changes.merge),
-    )
+    return replace(calibration, **changes.calibration), replace(settings, config=config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +163,6 @@ class Job:
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             sweeps=1 if self.config.size is None else 2,
-            checks=2 if self.settings.correct_strength else 1,
             polish_steps=self.calibration.polish,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))

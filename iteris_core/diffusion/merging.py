@@ -29,7 +29,7 @@ from ..settings import called
 from ..tasks import Sample, Task
 from . import stages
 from .cost import STEPS_OF_A_PICTURE, foresee
-from .held_out import HeldOutCheck, strength_correction
+from .held_out import HeldOutCheck
 from .job import Job
 from .model import DenoiserRow
 from .plans import Contexts, Plan, runs_of
@@ -64,20 +64,15 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
     if job.runs_model:
         rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(told, stages.PROOF))
     result = merge_diffusion(job, told, watch)
-    factor = None
     if job.check_plans:
-        check = check_of(job, told)
-        result = checked(result, check)
-        if job.settings.correct_strength:
-            result, factor = corrected(result, check)
+        fidelity = check_of(job, told).measure(result.adapter)
+        result = replace(result, report=replace(result.report, fidelity=fidelity))
     if job.runs_model:
         rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     report = replace(
         result.report,
         can_check=not job.check_plans,
-        settings=settings_of(
-            job.asked, job.calibration, job.config, correction=factor, made_on=job.settings.made_on
-        ),
+        settings=settings_of(job.asked, job.calibration, job.config, job.settings.made_on),
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
@@ -106,31 +101,6 @@ def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
         job.config.samples_per_chunk,
         in_stage(progress, stages.CHECK),
     )
-
-
-def checked(result: MergeResult, check: HeldOutCheck) -> MergeResult:
-    """Return a merge with its fidelity on unseen samples in the report."""
-    return replace(result, report=replace(result.report, fidelity=check.measure(result.adapter)))
-
-
-def corrected(result: MergeResult, check: HeldOutCheck) -> tuple[MergeResult, float]:
-    """Return a checked merge whose strength is corrected, checked again, and the factor by which it
-    is scaled.
-    """
-    measured = result.report.fidelity
-    factor = strength_correction(measured)
-    before = ", ".join(
-        f"{entry.task} {entry.strength:.2f}"
-        for entry in measured
-        if entry.kind == "own" and entry.strength is not None
-    )
-    note = Note(
-        "strength",
-        f"scaled by {factor:.3f}; strength before: {before}. The layers' figures are those before",
-    )
-    scaled = checked(replace(result, adapter=check_result(result.adapter.scaled(factor))), check)
-    report = replace(scaled.report, notes=(*scaled.report.notes, note))
-    return replace(scaled, report=report), factor
 
 
 def merge_diffusion(

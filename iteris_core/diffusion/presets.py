@@ -15,19 +15,16 @@ class Changes:
     Args:
         calibration: Field of `Calibration` -> value.
         config: Field of `MergeConfig` -> value.
-        merge: Field of `MergeSettings` -> value.
     """
 
     calibration: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    merge: Mapping[str, Any] = field(default_factory=dict)
 
     def then(self, later: Changes) -> Changes:
         """Return these changes and later ones, which win."""
         return Changes(
             {**self.calibration, **later.calibration},
             {**self.config, **later.config},
-            {**self.merge, **later.merge},
         )
 
 
@@ -44,6 +41,5 @@ PRESETS: Mapping[Preset, Changes] = {
     PREVIEW: Changes(
         {"held_out": 0, "scene_weight": 0.0, "polish": 0},
         {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},
-        {"correct_strength": False},
     ),
 }

@@ -24,20 +24,21 @@ METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, a
 _OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "park_on_host")
 
 
+CORRECTION = "strength_correction"  # a factor that no recipe has any more
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The inputs and settings of a merge, to make its file again.
 
     Args:
-        is_corrected: Whether its strength was corrected by what the check on unseen samples
-            measured.
-        made_on: Base model and versions, as far as they are known.
+        made_on: Base model and versions, as far as they are known; of version 0.1.0 also the factor
+            by which its strength was corrected, if it was.
     """
 
     loras: tuple[LoraUse, ...]
     calibration: Calibration
     config: MergeConfig
-    is_corrected: bool
     made_on: dict[str, str]
 
 
@@ -87,11 +88,10 @@ def read_recipe(name: str, text: str) -> Recipe:
         ),
         from_json(f"{place}: calibration", calibration, Calibration),
         from_json(f"{place}: config", config, MergeConfig),
-        "strength_correction" in recipe,
         {
             key: value if isinstance(value, str) else shown(value)
             for key, value in recipe.items()
-            if key == "base" or key.endswith("_version")
+            if key in ("base", CORRECTION) or key.endswith("_version")
         },
     )
 
@@ -100,14 +100,11 @@ def settings_of(
     loras: Sequence[LoraUse],
     calibration: Calibration,
     config: MergeConfig,
-    *,
-    correction: float | None = None,
     made_on: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the recipe of a merge as JSON values.
 
     Args:
-        correction: The factor that corrected its strength; None: it was not corrected.
         made_on: The base model and the host's version, as far as they are known.
     """
     return {
@@ -122,7 +119,6 @@ def settings_of(
             }
             for lora in loras
         ],
-        **({} if correction is None else {"strength_correction": correction}),
         "iteris_version": __version__,
         "torch_version": str(torch.__version__),
         **(made_on or {}),

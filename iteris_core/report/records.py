@@ -20,16 +20,15 @@ from .verdict import RunFidelity as RunFidelity
 from .verdict import TaskFidelity as TaskFidelity
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
-# scenes; a corrected strength; what of the prompts does not count; what prompts were made of; LoRAs
-# that were given several times; sampling runs of an earlier merge; what the host's model carries; a
-# device that is too small for all of it. Two are warnings: a LoRA of the merge that the model
-# carries, too; and a class of models on which merging was never tested.
+# scenes; what of the prompts does not count; what prompts were made of; LoRAs that were given
+# several times; sampling runs of an earlier merge; what the host's model carries; a device that is
+# too small for all of it. Two are warnings: a LoRA of the merge that the model carries, too; and a
+# class of models on which merging was never tested.
 NoteKind = Literal[
     "method",
     "left_out",
     "vectors",
     "scenes",
-    "strength",
     "prompts",
     "made",
     "repeated",

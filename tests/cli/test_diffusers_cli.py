@@ -192,7 +192,6 @@ WRONG = [  # options, what the message names
         ["--lora", "<lora:{}/two> blocks=IN99:0"],
         "LoRA 'two': its block weights have 'IN99:0', and it changes no such block",
     ),
-    (["--correct-strength"], "correct_strength needs samples to measure it on; set --check-runs"),
     (["--config", "/nowhere"], "has its own settings. Leave it out"),
     (["--base", "/nowhere"], "/nowhere: there is no such folder"),
     (["--output", "merged.ckpt"], "--output is merged.ckpt; its name must end in .safetensors"),

@@ -8,16 +8,13 @@ import torch
 from fake_host import use
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
-from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
 from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS
-from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans, strength_correction
+from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import checked, merge_and_check
-from iteris_core.diffusion.merging import corrected as corrected_by
+from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.diffusion.sampling import noise
 from iteris_core.diffusion.together import TogetherPlan
-from iteris_core.report.records import TaskFidelity
 
 CALIBRATION = Calibration(
     trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2
@@ -184,7 +181,7 @@ def test_no_caption_and_no_latent_of_the_check_was_in_the_merge(host, merged):
     loras, result = merged
     before = [row.latents for batch in host.unet_batches for row in batch]
     asked = len(host.unet_batches)
-    checked(result, check_of(host, loras))
+    check_of(host, loras).measure(result.adapter)
     after = [row.latents for batch in host.unet_batches[asked:] for row in batch]
     assert not any(torch.equal(new, old) for new in after for old in before)
     assert not set(CALIBRATION.preserve_captions[-2:]) & set(base_captions(CALIBRATION))
@@ -218,39 +215,7 @@ def test_settings_that_cannot_be_used_are_refused_before_any_work(host):
         settings = MergeSettings(MergeConfig(**changes))
         with pytest.raises(ConfigError, match=message):
             merge_and_check(Job.of(host, [host.lora("a")], CALIBRATION, settings))
-    unmeasured = MergeSettings(correct_strength=True)
-    with pytest.raises(ConfigError, match=r"correct_strength needs samples .* held_out"):
-        calibration = replace(CALIBRATION, held_out=0)
-        merge_and_check(Job.of(host, [host.lora("a")], calibration, unmeasured))
     assert host.unet_batches == []
-
-
-def test_the_correction_only_makes_stronger_and_within_reason():
-    for strengths, factor in (
-        ([0.8, 1.0, None], 1 / 0.9),
-        ([1.2], 1.0),
-        ([-0.1], 1.3),
-        ([None], 1.0),
-    ):
-        found = [TaskFidelity("t", 0.1, strength, 2) for strength in strengths]
-        found.append(TaskFidelity("in one picture", 0.1, 0.5, 2, "together"))  # does not count
-        assert strength_correction(found) == pytest.approx(factor)
-
-
-def test_a_corrected_strength_is_measured_before_and_after(host, monkeypatch):
-    factor = 1.17
-    monkeypatch.setattr(merging, "strength_correction", lambda measured: factor)
-    loras = [host.lora("a")]
-    result, _ = host.merge(loras, replace(CALIBRATION, preserve_weight=0.0))
-    weak = replace(result, adapter=result.adapter.scaled(0.85))
-    check = check_of(host, loras)
-    before = check.measure(weak.adapter)
-    corrected, scaled_by = corrected_by(checked(weak, check), check)
-    assert scaled_by == factor
-    assert host.largest_error(corrected.adapter, weak.adapter.scaled(factor)) < 1e-12
-    assert corrected.report.fidelity == check.measure(weak.adapter.scaled(factor))
-    said = f"scaled by {factor:.3f}; strength before: a {before[0].strength:.2f}. The layers' "
-    assert f"{said}figures are those before" in corrected.report.notes[-1].text
 
 
 def test_every_prompt_is_drawn_alone_in_turn(host):

@@ -43,7 +43,6 @@ SETTINGS = {
     "ridge": ("--ridge", "paper"),
     "balance": ("--balance", "full"),
     "input_mix": ("--input-mix", 0.1),
-    "correct_strength": ("--correct-strength", True),
     "polish_steps": ("--polish-steps", 2),
 }
 # What the two faces know about where they run.
@@ -199,4 +198,3 @@ def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_pat
     assert (two["weight"], two["strength_clip"]) == (2.0, 0.5)
     assert [note["kind"] for note in report["notes"]].count("repeated") == 1
     assert recipe["config"]["kept_energy"] == 0.9
-    assert 1 <= recipe["strength_correction"] <= 1.3

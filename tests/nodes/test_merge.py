@@ -40,7 +40,7 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
-    given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32}, {})
+    given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32})
     calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings([], None)
     assert (calibration.trajectories, calibration.held_out) == (3, 2)
     assert calibration.scene_weight == 0.3
@@ -52,12 +52,13 @@ def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
 
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
-    recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), True, {})
+    made_on = {"base": "sd15", "strength_correction": "1.1"}
+    recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), made_on)
     calibration, how = Asked("Fast", True, Size(way="rank", value=8.0), recipe).settings([], None)
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
-    assert how.correct_strength
     [note] = how.notes
     assert "preset, together and size did not count" in note.text
+    assert note.text.endswith("Its merge was scaled by 1.1, and this one is not")
 
 
 def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replace_host, tmp_path):

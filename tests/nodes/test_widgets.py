@@ -49,7 +49,7 @@ def test_a_bypassed_merge_hands_on_each_model_of_a_pair():
 
 
 def widgets_of_settings():
-    return [w for w in Settings.define_schema().inputs if w.id != "correct_strength"]
+    return Settings.define_schema().inputs
 
 
 def test_an_error_of_the_core_has_the_words_of_the_input():
@@ -63,7 +63,6 @@ def test_an_error_of_the_core_has_the_words_of_the_input():
 
 
 MANY = {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}
-UNCHECKED, STRONGER = Calibration(held_out=0), MergeSettings(correct_strength=True)
 # What does not go together -> the inputs that its error names.
 WRONG = [
     (lambda: Calibration(timesteps=25), ["latents_per_run", "sampling_steps"]),
@@ -73,7 +72,6 @@ WRONG = [
     (lambda: Calibration(scene_weight=1, scene_forms=()), ["forms", "together to off"]),
     (lambda: MergeConfig(rank=2, kept_energy=0.9), ["quality_kept", "size"]),
     (lambda: check_used(MergeConfig(method="ties", unit_gain=3)), ["layer_gain"]),
-    (lambda: STRONGER.check(UNCHECKED), ["correct_strength", "check_runs"]),
     (
         lambda: check_target([object.__new__(ScenePlan)], MergeConfig(target="delta")),
         ["reproduce", "whole output", "what the LoRA adds", "together to off"],
