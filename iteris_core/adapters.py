@@ -281,6 +281,11 @@ def target_layers(adapters: Sequence[Adapter]) -> list[str]:
     return list(dict.fromkeys(path for adapter in adapters for path in adapter.deltas))
 
 
+def target_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
+    """Return module path -> (d_out, d_in) of the layers that adapters change."""
+    return {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+
+
 def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """Return the adapters' names, with a number where several have the same."""
     return told_apart([adapter.name for adapter in adapters])

@@ -13,6 +13,7 @@ from .adapters import (
     mean_vectors,
     sha256_of_tensors,
     target_layers,
+    target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
 from .engines import engine_of
@@ -278,7 +279,7 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
     Raises:
         ConfigError: Names the layer, or the smallest size.
     """
-    shapes = _shapes(adapters)
+    shapes = target_shapes(adapters)
     named = config.rank if isinstance(config.rank, Mapping) else {}
     unknown = [path for path in named if path not in shapes]
     if unknown:
@@ -296,8 +297,4 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
 
 def smallest_size(adapters: Sequence[Adapter]) -> int:
     """Return the number of weights in all factors of a merge of rank 1 in every layer."""
-    return sum(sum(shape) for shape in _shapes(adapters).values())
-
-
-def _shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
-    return {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    return sum(sum(shape) for shape in target_shapes(adapters).values())

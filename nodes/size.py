@@ -89,11 +89,10 @@ def weights_in(megabytes: float, dtype: torch.dtype, loras: Sequence[LoadedLora]
     Raises:
         ConfigError: It has no room for rank 1 at every layer.
     """
-    from ..iteris_core.adapters import target_layers
+    from ..iteris_core.adapters import target_shapes
 
-    adapters = [lora.adapter for lora in loras]
-    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
-    names = _BYTES_OF_NAMES * len(target_layers(adapters))
+    shapes = target_shapes([lora.adapter for lora in loras])
+    names = _BYTES_OF_NAMES * len(shapes)
     weights = int((megabytes * 1e6 - names) / dtype.itemsize)
     least = sum(map(sum, shapes.values()))
     if weights < least:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 # Each of these imports only itself and what comes before it.
 _CORE = """version errors svd progress settings config devices processes layers network
-    adapters tasks files algebra rows report engines rivals merging diffusion language
+    adapters tasks base_models files algebra rows report engines rivals merging diffusion language
     cli __init__"""
 CORE_ORDER = _CORE.split()
 # Likewise; what is not named is a node, and comes last.

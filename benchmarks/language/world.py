@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Sample, Task
 from iteris_core.files import peft
-from iteris_core.files.pretrained import mergeable_shapes
+from iteris_core.language.loading import mergeable_shapes
 
 from ..common import in_weights, teller
 from .methods import Way

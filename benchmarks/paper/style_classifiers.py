@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iteris_core.files.pretrained import load_tokenizer, placed, whole_model
+from iteris_core.base_models import placed, whole_model
+from iteris_core.language.loading import load_tokenizer
 
 from .data_files import read_rows
 from .errors import EvaluationError

@@ -14,40 +14,11 @@ from ..adapters import LowRankDelta, Stacked, stack, sums_of_parts
 from ..config import MergeConfig
 from ..devices import read
 from .answer import LayerSolution
-from .statistics import InputMoments, TaskStatistics
+from .balance import Balance, TaskAtLayer, balance_weights
+from .statistics import InputMoments
 
 # Of a squared norm, relative to its parts' norms: less is rounding of parts that cancel.
 RELATIVE_ZERO = 1e-12
-# How far a LoRA's lambda may be above what is usual at the layer, with both relative to the
-# isotropic one: without a limit, a LoRA that hardly acts on its own inputs silences all others.
-_MOST_ABOVE = 10
-
-
-@dataclass(frozen=True)
-class TaskAtLayer:
-    """One task at one layer.
-
-    Args:
-        mix: Adapter index -> share, of the adapters that change this layer.
-        statistics: Sums over the task's rows; their codes are codes of `worn`.
-        worn: The mix as one delta, with each adapter's place; None where the task wears nothing
-            here.
-        full_norm: ||W0 + dW_g||_F^2; only for ``balance="full"``.
-    """
-
-    name: str
-    mix: Mapping[int, float]
-    weight: float
-    statistics: TaskStatistics
-    worn: Stacked[int] | None
-    full_norm: Tensor | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether the task has a say here: a weight, and tokens that count in this layer's
-        stream.
-        """
-        return self.weight != 0 and self.statistics.inputs.tokens > 0
 
 
 class _Sizes(NamedTuple):
@@ -206,8 +177,8 @@ class LayerProblem:
         inputs = [task.statistics.inputs for task in self.tasks]
         counted = [task.counts for task in self.tasks]
         none = torch.zeros((), dtype=torch.float64)
-        grams = [p.size() if c else none for p, c in zip(inputs, counted, strict=True)]
-        crosses = [p.cross_size() if c else none for p, c in zip(inputs, counted, strict=True)]
+        grams = [p.size if c else none for p, c in zip(inputs, counted, strict=True)]
+        crosses = [p.cross_size if c else none for p, c in zip(inputs, counted, strict=True)]
         down = self.together.delta.down
         products = self.up_products * (down @ down.T)
         codes = [task.statistics.codes for _, task, _ in self.wearing]
@@ -235,12 +206,9 @@ class LayerProblem:
 
     @cached_property
     def balance(self) -> Balance:
-        """The weights of the tasks, see `balance_weights`."""
-        return balance_weights(self)
-
-    def lambdas(self) -> Tensor:
-        """Return lambda_g of every task, (n,)."""
-        return self.balance.lambdas
+        """The weights of the tasks."""
+        kind = self.config.balance
+        return balance_weights(kind, self.tasks, self.inputs, self.norms, self.taught)
 
     def normal_matrix(self, lambdas: Tensor) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
@@ -260,54 +228,3 @@ class LayerProblem:
 
 # Solves one layer: IterIS's closed form, or the rule of a rival.
 LayerSolver = Callable[[LayerProblem], LayerSolution]
-
-
-class Balance(NamedTuple):
-    """lambda_g of every task, (n,), and whether it was limited, (n,)."""
-
-    lambdas: Tensor
-    limited: Tensor
-
-
-def balance_weights(layer: LayerProblem) -> Balance:
-    """Return lambda_g of every task; 0 for one that does not count.
-
-    ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8). A task whose teacher does
-    nothing here has no such figure. The isotropic one, ``w_g d_in / ||X_g||^2``, is several times
-    too large, since LoRAs do more on their own inputs than on random ones. So it is scaled by what
-    the other tasks' lambdas are over their isotropic ones on average, and a weight means the same
-    for all tasks. Where one of these is more than 10 times the median of the layer, its LoRA hardly
-    acts on its own inputs, and it is limited to that. ``full``: paper's formula with the base
-    weight in it (official ``ceof_list``). ``uniform``: w_g.
-    """
-    tasks = layer.tasks
-    energies = layer.inputs
-    weights = [task.weight if task.counts else 0.0 for task in tasks]
-    counted = torch.tensor(weights, dtype=torch.float64)
-    unlimited = torch.zeros_like(counted, dtype=torch.bool)
-    if layer.config.balance == "uniform":
-        return Balance(counted, unlimited)
-    if layer.config.balance == "full":
-        return Balance(torch.stack(read(*map(_full_weight, tasks))), unlimited)
-    isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, energies, 1.0)
-    acts = (layer.norms > 0) & (counted > 0)
-    teaches = acts & (layer.taught > 0)
-    own = torch.where(teaches, counted * layer.norms / layer.taught, 0.0)
-    over_isotropic = torch.where(teaches, own / isotropic, 0.0)
-    most = _MOST_ABOVE * torch.where(teaches, over_isotropic, torch.nan).nanmedian()
-    is_above = over_isotropic > most
-    own = torch.where(is_above, most * isotropic, own)
-    over_isotropic = torch.where(is_above, most, over_isotropic)
-    factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
-    factor = torch.where(teaches.any(), factor, 1.0)
-    limited = is_above | (acts & ~teaches)
-    return Balance(torch.where(teaches, own, factor * isotropic), limited)
-
-
-def _full_weight(task: TaskAtLayer) -> Tensor:
-    """Return ``w_g ||W0 + dW_g||^2 / ||X_g (W0 + dW_g)^T||^2``, 0-dim."""
-    outputs = task.statistics.output_energy
-    assert task.full_norm is not None and outputs is not None  # measured for this balance
-    if not task.counts:
-        return torch.zeros_like(outputs)
-    return task.weight * task.full_norm / outputs

@@ -99,7 +99,7 @@ def inputs_of(
 def balance(teacher: Tensor, delta: Tensor) -> Tensor:
     """Return lam_g (equation 8). For dW_g = 0, a task that keeps the base model as it is, return
     what lam_g is on average over all directions of dW_g: d_in / ||X_g||_F^2. The package puts it on
-    the scale of the tasks that teach something, see `layer.balance_weights`.
+    the scale of the tasks that teach something, see `balance.balance_weights`.
     """
     if not delta.any():
         return teacher.shape[1] / teacher.square().sum()

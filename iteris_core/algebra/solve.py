@@ -48,7 +48,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
             "no task has tokens that count here; give at least one of them token weights above 0"
         )
     config = layer.config
-    lambdas = layer.lambdas()
+    lambdas = layer.balance.lambdas
     matrix = layer.normal_matrix(lambdas)
     sides = right_sides(layer, lambdas)
     is_cut = sides.drift is not None and layer.rank != "full"

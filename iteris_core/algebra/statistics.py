@@ -87,6 +87,8 @@ def _norm(matrix: Tensor) -> Tensor:
 class InputMoments(ABC):
     """Second moments of one task's inputs; layers that read the same tensor share them.
 
+    Lifecycle: `add` for each chunk, then `finish`; only then are they asked for.
+
     Args:
         d_in: Width of the inputs.
 
@@ -116,18 +118,24 @@ class InputMoments(ABC):
     @abstractmethod
     def _add_products(self, teacher: Tensor, student: Tensor) -> None: ...
 
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the moments, when all rows have been added."""
+
     @property
     @abstractmethod
     def gram(self) -> Tensor:
         """X~^T X~, (d_in, d_in), in the precision of large sums; not to be modified."""
 
+    @property
     @abstractmethod
     def size(self) -> Tensor:
-        """Return ``||X~^T X~||_F``, 0-dim."""
+        """``||X~^T X~||_F``, 0-dim."""
 
+    @property
     def cross_size(self) -> Tensor:
-        """Return ``||X~^T X||_F``, 0-dim, where it was measured; else `size`."""
-        return self.size()
+        """``||X~^T X||_F``, 0-dim, where it was measured; else `size`."""
+        return self.size
 
     @abstractmethod
     def form(self, down: Tensor) -> Tensor:
@@ -208,72 +216,55 @@ class Sums(InputMoments):
         self, d_in: int, device: torch.device, *, cross_gram: bool = False, changes: bool = False
     ) -> None:
         super().__init__(d_in, device)
-        self._gram = self.large_zeros(d_in, d_in)
-        self._is_whole = True  # or only filled in on and above its diagonal
-        self._size: Tensor | None = None
+        self._gram = self.large_zeros(d_in, d_in)  # by half until `finish`
         self._cross_gram = self.large_zeros(d_in, d_in) if cross_gram else None
-        self._changes = Changes(d_in, self.large_zeros) if changes else None
+        self.changes = Changes(d_in, self.large_zeros) if changes else None
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
         others = [] if self._cross_gram is None else [teacher]
-        if self._changes is not None:
+        if self.changes is not None:
             others = [difference(teacher, student)]
         self._rows.add(self._use, student, *others)
 
     def _use(self, student: Tensor, *other: Tensor) -> None:
         add_square(self._gram, student)
-        self._is_whole = False
-        self._size = None
         if self._cross_gram is not None:
             add_product(self._cross_gram, student, *other)
-        if self._changes is not None:
-            add_product(self._changes.cross, student, *other)
-            add_square(self._changes.gram, *other)
+        if self.changes is not None:
+            add_product(self.changes.cross, student, *other)
+            add_square(self.changes.gram, *other)
 
     def totals(self) -> list[Tensor]:
-        """Return the sums themselves, to be added to."""
+        """Return the sums themselves, to be added to before `finish`."""
         self._rows.finish(self._use)
-        self._is_whole = False
-        self._size = None
         totals = [self.energy, self._gram]
         if self._cross_gram is not None:
             totals.append(self._cross_gram)
-        if self._changes is not None:
-            totals += [self._changes.cross, self._changes.gram]
+        if self.changes is not None:
+            totals += [self.changes.cross, self.changes.gram]
         return totals
 
-    def _complete(self) -> None:
+    def finish(self) -> None:
         self._rows.finish(self._use)
-        if not self._is_whole:
-            mirror(self._gram)
-            if self._changes is not None:
-                mirror(self._changes.gram)
-            self._is_whole = True
+        mirror(self._gram)
+        if self.changes is not None:
+            mirror(self.changes.gram)
 
     @property
     def gram(self) -> Tensor:
-        self._complete()
         return self._gram
 
-    @property
-    def changes(self) -> Changes | None:
-        """The sums over differences; None where they were not asked for."""
-        self._complete()
-        return self._changes
-
+    @cached_property
     def size(self) -> Tensor:
-        gram = self.gram  # which forgets the size where rows still waited
-        if self._size is None:
-            self._size = _norm(gram)
-        return self._size
+        return _norm(self._gram)
 
+    @property
     def cross_size(self) -> Tensor:
-        self._rows.finish(self._use)
-        return self.size() if self._cross_gram is None else _norm(self._cross_gram)
+        return self.size if self._cross_gram is None else _norm(self._cross_gram)
 
     def form(self, down: Tensor) -> Tensor:
-        return down @ self.gram.to(down.dtype) @ down.T
+        return down @ self._gram.to(down.dtype) @ down.T
 
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
         add_product(total, student, codes)
@@ -286,7 +277,7 @@ class Sums(InputMoments):
 
     @property
     def _sums(self) -> int:
-        return 1 + (self._cross_gram is not None) + 2 * (self._changes is not None)
+        return 1 + (self._cross_gram is not None) + 2 * (self.changes is not None)
 
 
 class KeptRows(InputMoments):
@@ -300,39 +291,34 @@ class KeptRows(InputMoments):
     def __init__(self, d_in: int, device: torch.device, *, capacity: int) -> None:
         super().__init__(d_in, device)
         self.capacity = capacity
-        self._rows: list[Tensor] = []
+        # the least precision of products, so that other tasks' rows next to none keep theirs
+        self._rows = torch.zeros(0, d_in, dtype=torch.float32, device=device)
+        self._added: list[Tensor] = []
         self._gram: Tensor | None = None
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
         # a copy: the forward call goes on with the tensor that is added, or lets it wait elsewhere
-        self._rows.append(student.to(device=self.device, copy=True))
+        self._added.append(student.to(device=self.device, copy=True))
 
-    def rows(self) -> Tensor:
-        """X~, (tokens, d_in)."""
-        if not self._rows:
-            # the least precision of products, so that the rows of other tasks next to it keep
-            # theirs
-            return torch.zeros(0, self.d_in, dtype=torch.float32, device=self.device)
-        if len(self._rows) > 1:
-            self._rows = [torch.cat(self._rows)]
-        return self._rows[0]
+    def finish(self) -> None:
+        if self._added:
+            self._rows = torch.cat(self._added)
+        self._added = []
 
     @property
     def gram(self) -> Tensor:
         if self._gram is None:
             total = self.large_zeros(self.d_in, self.d_in)
-            add_square(total, self.rows())
+            add_square(total, self._rows)
             self._gram = mirror(total)
         return self._gram
 
+    @property
     def size(self) -> Tensor:
-        gram = product_of_rows(self.rows()) if self._gram is None else self._gram
-        return _norm(gram)
+        return _norm(product_of_rows(self._rows) if self._gram is None else self._gram)
 
     def form(self, down: Tensor) -> Tensor:
-        if self._gram is not None:
-            return down @ self._gram.to(down.dtype) @ down.T
-        codes = self.rows().to(down.dtype) @ down.T
+        codes = self._rows.to(down.dtype) @ down.T
         return codes.T @ codes
 
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
@@ -344,51 +330,23 @@ class KeptRows(InputMoments):
         return made + 8 * self.capacity * self.d_in
 
 
-class TaskStatistics(ABC):
-    """Sums of one task at one layer.
+class TaskSums:
+    """Sums over one task's rows at a layer.
 
-    Attributes:
-        inputs: Those of its inputs.
-    """
-
-    inputs: InputMoments
-
-    @property
-    @abstractmethod
-    def codes(self) -> Tensor:
-        """H^T H, (R, R)."""
-
-    @property
-    @abstractmethod
-    def cross(self) -> Tensor:
-        """X~^T H, (d_in, R)."""
-
-    @property
-    @abstractmethod
-    def target_energy(self) -> Tensor | None:
-        """||X dW^T + Y - Y~||_F^2, 0-dim; None where the target does not ask for it."""
-
-    @property
-    def output_energy(self) -> Tensor | None:
-        """||X (W0 + dW)^T||_F^2, 0-dim; None where the balance does not ask for it."""
-        return None
-
-    def totals(self) -> list[Tensor]:
-        """Return the sums themselves, to be added to, without the inputs' sums."""
-        return []
-
-    def bytes(self) -> int:
-        """Return the memory that the sums take, without the inputs' sums."""
-        return 0
-
-
-class TaskSums(TaskStatistics):
-    """Sums over a layer's rows.
+    Lifecycle: as of `InputMoments`.
 
     Args:
+        inputs: Moments of its inputs.
         rank: R, the rank of what the teacher wears.
         drift_width: d_out, for the full-output target; None: no drift is measured.
         output_energy: Whether the published code's balance needs the outputs' energy.
+
+    Attributes:
+        codes: H^T H, (R, R).
+        cross: X~^T H, (d_in, R).
+        drift: X~^T (Y - Y~), (d_in, d_out); None where the target does not ask for it.
+        target_energy: ||X dW^T + Y - Y~||_F^2, 0-dim; None likewise.
+        output_energy: ||X (W0 + dW)^T||_F^2, 0-dim; None where the balance does not ask for it.
     """
 
     def __init__(
@@ -400,13 +358,13 @@ class TaskSums(TaskStatistics):
         output_energy: bool = False,
     ) -> None:
         self.inputs = inputs
-        self._codes = inputs.zeros(rank, rank)
-        self._cross = inputs.zeros(inputs.d_in, rank)
-        self._drift = None
+        self.codes = inputs.zeros(rank, rank)
+        self.cross = inputs.zeros(inputs.d_in, rank)
+        self.drift = None
         if drift_width is not None:
-            self._drift = inputs.large_zeros(inputs.d_in, drift_width)
-        self._target_energy = None if drift_width is None else inputs.zeros()
-        self._output_energy = inputs.zeros() if output_energy else None
+            self.drift = inputs.large_zeros(inputs.d_in, drift_width)
+        self.target_energy = None if drift_width is None else inputs.zeros()
+        self.output_energy = inputs.zeros() if output_energy else None
         self._rows = Gathered()
 
     def add(
@@ -428,49 +386,32 @@ class TaskSums(TaskStatistics):
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
         self._rows.add(self._use, student, codes, *([] if drift is None else [drift]))
-        if self._target_energy is not None and drift is not None:
-            self._target_energy += _energy(drift if target is None else target, self.inputs.device)
-        if self._output_energy is not None and outputs is not None:
-            self._output_energy += _energy(outputs, self.inputs.device)
+        if self.target_energy is not None and drift is not None:
+            self.target_energy += _energy(drift if target is None else target, self.inputs.device)
+        if self.output_energy is not None and outputs is not None:
+            self.output_energy += _energy(outputs, self.inputs.device)
 
     def _use(self, student: Tensor, codes: Tensor, *drift: Tensor) -> None:
-        add_product(self._codes, codes, codes)
-        self.inputs.add_cross(self._cross, student, codes)
-        if self._drift is not None:
-            add_product(self._drift, student, *drift)
+        add_product(self.codes, codes, codes)
+        self.inputs.add_cross(self.cross, student, codes)
+        if self.drift is not None:
+            add_product(self.drift, student, *drift)
+
+    def finish(self) -> None:
+        """Use the rows that still wait for others."""
+        self._rows.finish(self._use)
 
     def totals(self) -> list[Tensor]:
-        totals = [self.drift, self._target_energy, self._output_energy]
+        """Return the sums themselves, to be added to, without the inputs' sums."""
+        self.finish()
+        totals = [self.drift, self.target_energy, self.output_energy]
         return [self.codes, self.cross, *(total for total in totals if total is not None)]
 
-    @property
-    def codes(self) -> Tensor:
-        self._rows.finish(self._use)
-        return self._codes
-
-    @property
-    def cross(self) -> Tensor:
-        self._rows.finish(self._use)
-        return self._cross
-
-    @property
-    def drift(self) -> Tensor | None:
-        """X~^T (Y - Y~), (d_in, d_out); None where the target does not ask for it."""
-        self._rows.finish(self._use)
-        return self._drift
-
-    @property
-    def target_energy(self) -> Tensor | None:
-        return self._target_energy
-
-    @property
-    def output_energy(self) -> Tensor | None:
-        return self._output_energy
-
     def bytes(self) -> int:
-        drift = 0 if self._drift is None else self._drift.nbytes
-        waiting = sum(self._drift.shape) if self._drift is not None else self.inputs.d_in
-        return self._codes.nbytes + self._cross.nbytes + drift + _waiting_bytes(waiting)
+        """Return the memory that the sums take, without the inputs' sums."""
+        drift = 0 if self.drift is None else self.drift.nbytes
+        waiting = sum(self.drift.shape) if self.drift is not None else self.inputs.d_in
+        return self.codes.nbytes + self.cross.nbytes + drift + _waiting_bytes(waiting)
 
 
 class BaseWeight:
@@ -500,12 +441,11 @@ class BaseWeight:
 
 
 @dataclass(frozen=True)
-class DerivedSums(TaskStatistics):
-    """Sums of the full-output target that follow from the inputs of a layer.
+class DerivedSums:
+    """Sums as `TaskSums`, of the full-output target, that follow from the inputs of a layer.
 
     Args:
-        inputs: Moments with their `Changes`, whose rows have all been added before anything is
-            asked.
+        inputs: Moments with their `Changes`.
         worn: What the teacher wears, float64; None: nothing.
         base: The layer's own weight.
     """
@@ -551,6 +491,9 @@ class DerivedSums(TaskStatistics):
         return torch.add(
             energy + taught, _inner(self.base.under(up), self._codes_with_changes), alpha=2
         )
+
+
+TaskStatistics = TaskSums | DerivedSums
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _why_unsolvable(
     alpha: float,
 ) -> str:
     for name, moments in inputs.items():
-        if not (torch.isfinite(moments.size()) and torch.isfinite(moments.energy)):
+        if not (torch.isfinite(moments.size) and torch.isfinite(moments.energy)):
             return (
                 f"the inputs of task {name!r} hold NaN or infinite numbers, most likely an "
                 "overflow of half precision in the layers before; run the model in bfloat16 or "

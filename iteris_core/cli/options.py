@@ -18,10 +18,10 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from typer.core import TyperOption
 
+from ..base_models import DeviceMap
 from ..config import MergeConfig
 from ..diffusion.calibration import Calibration
 from ..errors import ConfigError, plain
-from ..files.pretrained import DeviceMap
 from ..files.writing import check_free, write_text
 from ..report.records import MergeReport
 from ..settings import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..base_models import DeviceMap, loaded, placed
 from ..errors import ConfigError
 from ..files.families import Family
-from ..files.pretrained import DeviceMap, loaded, placed
 from ..files.tensors import read_header
 from .diffusers_model import DiffusersModel
 
@@ -64,7 +64,7 @@ def load_diffusers(
 
     Args:
         source, config, family: As for `load_pipeline`.
-        device, device_map: Where it runs, as for `pretrained.placed`.
+        device, device_map: Where it runs, as for `base_models.placed`.
 
     Raises:
         AdapterError, ConfigError: It cannot be loaded, as by `load_pipeline`, or not be placed.

@@ -119,6 +119,7 @@ def _solve_all(
         for path in list(measurements):
             measurement = measurements.pop(path)  # its sums go as soon as it is solved
             inputs += measurement.arrivals.is_first
+            measurement.finish()
             solved[path] = measurement.solve(solver_at(path))
             listener.layer_solved(solved[path], solves * len(paths) + len(solved), total)
     return {path: solved[path] for path in order}, inputs

@@ -15,10 +15,12 @@ from ..adapters import (
     LowRankDelta,
     Stacked,
     names_of,
+    target_shapes,
     unusable_place,
 )
 from ..algebra.answer import LayerSolution
-from ..algebra.layer import LayerProblem, LayerSolver, TaskAtLayer
+from ..algebra.balance import TaskAtLayer
+from ..algebra.layer import LayerProblem, LayerSolver
 from ..algebra.products import TOKENS_PER_PRODUCT, product
 from ..algebra.statistics import (
     BaseWeight,
@@ -80,7 +82,7 @@ def layer_bytes(
         modules: Modules of the network; layers that are not among them do not count.
         device: Device of the sums.
     """
-    shapes = {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
+    shapes = target_shapes(adapters)
     return {
         path: bytes_at(module, shapes[path], tasks, config, device)
         for path, module in modules.items()
@@ -194,8 +196,8 @@ class Measurement:
     Lifecycle:
         1. `open`, when the first rows arrive: deltas go to the device, sums are made.
         2. `add`, once for each chunk: its rows go into the sums.
-        3. `solve`, once, after the last chunk. Then the owner drops the measurement, since the sums
-           are large.
+        3. `finish` and `solve`, once, after the last chunk. Then the owner drops the measurement,
+           since the sums are large.
 
     Args:
         place: Device and precisions of the rows and of the sums.
@@ -288,7 +290,7 @@ class Measurement:
 
     def sum_bytes(self) -> int:
         """Return the memory that this layer's sums take, without those that it shares."""
-        own = sum(statistics.bytes() for statistics in self.statistics)
+        own = sum(part.bytes() for part in self.statistics if isinstance(part, TaskSums))
         if not self.arrivals.is_first:
             return own
         return own + sum(moments.bytes() for moments in self.shared.moments)
@@ -392,22 +394,24 @@ class Measurement:
         outputs = tokens.of_teacher(output_tokens(self.module, y[block.teacher]))
         return tokens.weighed(outputs.to(self.place.dtype) - self.base.bias.to(self.place.dtype))
 
-    def add_up(self, *, counts: bool) -> None:
-        """Add the sums up over all processes.
+    def finish(self, *, counts: bool = True) -> None:
+        """Complete the sums, when all rows have been added, over all processes.
 
         Args:
             counts: Whether the rows of this process count: they do not where it only repeats
                 another's, to go through the same layers.
         """
-        if self.problem.processes.is_alone:
-            return
         moments = self.shared.moments if self.arrivals.is_first else []
+        own = [statistics for statistics in self.statistics if isinstance(statistics, TaskSums)]
         with exact_products(self.place.sums):
-            sums = [total for statistics in self.statistics for total in statistics.totals()]
-            add_up_moments(moments, sums, self.problem.processes, counts=counts)
+            if not self.problem.processes.is_alone:
+                sums = [total for statistics in own for total in statistics.totals()]
+                add_up_moments(moments, sums, self.problem.processes, counts=counts)
+            for part in (*own, *moments):
+                part.finish()
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:
-        """Solve the layer once all rows have been added.
+        """Solve the layer, whose sums are complete.
 
         Raises:
             SolveError: No usable solution; with the layer's path.

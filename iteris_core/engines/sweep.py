@@ -254,7 +254,7 @@ class _Sweep:
         if in_use is not None:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
-        stop.measurement.add_up(counts=self.counts)
+        stop.measurement.finish(counts=self.counts)
         with self.problem.processes.together():  # so that a layer is solved in all, or in none
             solved = stop.measurement.solve(self.solver_at(path))
             merged = as_worn(solved.saved, place)

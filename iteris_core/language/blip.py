@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..devices import device_of
-from ..files.pretrained import load_processor
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..tasks import Sample
 from .caption_samples import (
@@ -27,6 +26,7 @@ from .caption_samples import (
     has_texts,
 )
 from .job import Family, merge_peft
+from .loading import load_processor
 from .samples import Encoded, until_end
 from .teachers import Teachers
 

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base_models import DeviceMap, loaded, placed, whole_model
 from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import peft
 from ..files.kohya import layer_kernels
-from ..files.pretrained import DeviceMap, load_adapter, load_model
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
 from ..tasks import Sample, Task
+from .loading import load_adapter
 from .samples import ReadingOptions
 from .teachers import Teachers
 
@@ -43,7 +44,7 @@ class Base:
         model: Folder, name on the hub, or a loaded model.
         reader: Tokenizer or processor of the model; None: the one next to it, if samples need
             it.
-        dtype, device, device_map: Of a model that is loaded here; see `pretrained.placed`.
+        dtype, device, device_map: Of a model that is loaded here; see `base_models.placed`.
     """
 
     model: str | nn.Module
@@ -165,11 +166,27 @@ class Family:
         device: str = "cpu",
         device_map: DeviceMap = "none",
     ) -> nn.Module:
-        """Load a model from a folder or by its name on the hub; see `pretrained.load_model`."""
+        """Load a model from a folder or by its name on the hub, ready to be measured.
+
+        Args:
+            device_map: See `base_models.placed`.
+
+        Raises:
+            ConfigError: There is no model, or one of another kind, or some of its weights are
+                missing; or it cannot be placed.
+        """
         import transformers
 
+        read = transformers.AutoConfig.from_pretrained
+        kind = loaded(read, source, "a model", trust_remote_code=False).model_type
+        if kind not in self.kinds:
+            raise ConfigError(
+                f"{source}: is a model of the kind {kind!r}; choose one of the kinds "
+                f"{', '.join(self.kinds)}"
+            )
         loader = getattr(transformers, self.model_class)
-        return load_model(loader, self.kinds, source, dtype, device, device_map)
+        model = whole_model(loader, source, "a model", dtype=dtype)
+        return placed(model, device, device_map)
 
 
 def merge_peft(

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..devices import device_of
 from ..errors import CalibrationError
-from ..files.pretrained import generation_settings, load_tokenizer
 from ..network import Network
 from ..tasks import Sample
 from .job import Family, merge_peft
+from .loading import generation_settings, load_tokenizer
 from .samples import Encoded, check_fits, mask_of, padded, until_end
 from .teachers import Teachers
 from .text_samples import (

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta, stack, sums_of_parts
 from ..algebra.answer import LayerSolution
-from ..algebra.layer import RELATIVE_ZERO, LayerProblem, TaskAtLayer
+from ..algebra.balance import TaskAtLayer
+from ..algebra.layer import RELATIVE_ZERO, LayerProblem
 from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
 from .records import Interference, LayerReport, TaskAtLayerReport

@@ -65,8 +65,8 @@ class TaskAtLayerReport:
         energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
         gain: ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, how much of what the teacher adds here is
             there, 1 is all of it; None where the teacher wears nothing.
-        limited: Whether lambda was limited, see `algebra.layer.balance_weights`: the teacher hardly
-            acts on these inputs.
+        limited: Whether lambda was limited, see `algebra.balance`: the teacher hardly acts on these
+            inputs.
     """
 
     task: str

@@ -50,7 +50,7 @@ def solve_by_rule(
     """
     _check_inputs(layer)
     merged = rule(Layer(path, reads_text, layer.deltas, adapters, layer.tasks))
-    lambdas = layer.lambdas()
+    lambdas = layer.balance.lambdas
 
     def cut_of(answer: Tensor) -> Cut:
         matrix = layer.normal_matrix(lambdas)
@@ -75,7 +75,7 @@ def _check_inputs(layer: LayerProblem) -> None:
             "no task has tokens that count here; give at least one of them token weights above 0"
         )
     for name, inputs in layer.inputs_by_name().items():
-        if not torch.isfinite(inputs.size() + inputs.energy):
+        if not torch.isfinite(inputs.size + inputs.energy):
             raise SolveError(
                 f"the inputs of task {name!r} hold NaN or infinite numbers; a method that adds "
                 "too much makes a half precision overflow: run the model in bfloat16 or float32, "

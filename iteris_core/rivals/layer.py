@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta, Stacked, stack
-from ..algebra.layer import TaskAtLayer
+from ..algebra.balance import TaskAtLayer
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..algebra.layer import TaskAtLayer
+from ..algebra.balance import TaskAtLayer
 from ..errors import SolveError
 from .data_free import average
 from .layer import Layer, solve_symmetric, summed

@@ -8,8 +8,8 @@ import tiny_language
 import torch
 
 from iteris_core import AdapterError, ConfigError, MergeConfig
+from iteris_core.base_models import placed
 from iteris_core.devices import device_of
-from iteris_core.files.pretrained import placed
 from iteris_core.language.job import AdapterTask
 from iteris_core.language.t5 import load_base, merge_t5
 from iteris_core.language.text_samples import TextSample

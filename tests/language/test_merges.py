@@ -10,10 +10,10 @@ import torch
 from language_families import captions, texts
 
 from iteris_core import MergeConfig, Task, merge
-from iteris_core.files.pretrained import load_adapter, load_processor
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionOptions, CaptionSample, encode_captions
 from iteris_core.language.job import DEFAULT, PRESERVE, AdapterTask, Preserve
+from iteris_core.language.loading import load_adapter, load_processor
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.cli.main import app
-from iteris_core.files.pretrained import load_processor
 from iteris_core.language import t5
 from iteris_core.language.caption_samples import (
     CaptionOptions,
@@ -21,6 +20,7 @@ from iteris_core.language.caption_samples import (
     encode_captions,
     read_images,
 )
+from iteris_core.language.loading import load_processor
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 

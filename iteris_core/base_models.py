@@ -1,52 +1,19 @@
-"""Base models of `transformers`, loaded from a folder or the hub and spread over devices."""
+"""Base models of `transformers` and `diffusers`, loaded from a folder or the hub and spread over
+devices.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..adapters import Adapter
-from ..errors import ConfigError
-from ..layers import layer_shapes, stored_weight
-from . import peft
+from .errors import ConfigError
 
 DeviceMap = Literal["none", "auto", "balanced"]
 _OF_WEIGHTS = 0.5  # of a GPU's free memory, where a model is spread; rows and sums need the rest
-_FEWEST_WORDS = 8  # of a tokenizer that was loaded and not made up
-
-
-def load_model(
-    auto_class: Any,
-    kinds: Sequence[str],
-    source: str,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    device_map: DeviceMap = "none",
-) -> nn.Module:
-    """Load a model from a folder or by its name on the hub, ready to be measured.
-
-    Args:
-        auto_class: A class of `transformers` whose ``from_pretrained`` loads the model.
-        kinds: The values of ``model_type`` that the model may have.
-        device_map: See `placed`.
-
-    Raises:
-        ConfigError: There is no model, or one of another kind, or some of its weights are missing;
-            or it cannot be placed.
-    """
-    from transformers import AutoConfig
-
-    kind = loaded(AutoConfig.from_pretrained, source, "a model", trust_remote_code=False).model_type
-    if kind not in kinds:
-        raise ConfigError(
-            f"{source}: is a model of the kind {kind!r}; choose one of the kinds {', '.join(kinds)}"
-        )
-    return placed(whole_model(auto_class, source, "a model", dtype=dtype), device, device_map)
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
@@ -119,39 +86,6 @@ def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
     return cast(nn.Module, dispatch_model(model, places))
 
 
-def load_tokenizer(source: str) -> Any:
-    """Load the tokenizer of a base model.
-
-    Raises:
-        ConfigError: There is none, or it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = loaded(
-        AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False
-    )
-    # where the files are missing, transformers makes a tokenizer up that knows no word
-    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
-    if len(words) < _FEWEST_WORDS:
-        raise ConfigError(
-            f"{source}: there is no tokenizer next to the model; save it there with "
-            "tokenizer.save_pretrained, or give token ids"
-        )
-    return tokenizer
-
-
-def load_processor(source: str) -> Any:
-    """Load the processor that turns pictures and texts into a base model's inputs.
-
-    Raises:
-        ConfigError: There is none, or it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    what = "an image processor and tokenizer"
-    return loaded(AutoProcessor.from_pretrained, source, what, trust_remote_code=False)
-
-
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:
     """Return ``load(source, **options)``.
 
@@ -179,30 +113,3 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def load_adapter(model: nn.Module, folder: Path) -> Adapter:
-    """Read a PEFT adapter for a model; see `peft.load`."""
-
-    def weight_at(path: str) -> Tensor:
-        return stored_weight(path, model.get_submodule(path))
-
-    return peft.load(folder, mergeable_shapes(model), weight_at)
-
-
-def generation_settings(model: nn.Module, **changed: Any) -> Any:
-    """Return a model's own settings of generation with some of them changed, for
-    ``model.generate(generation_config=...)``.
-
-    As arguments of `generate` they would be checked together with those that they replace, and
-    refused where the two contradict each other.
-    """
-    settings = copy.deepcopy(model.generation_config)
-    for name, value in changed.items():
-        setattr(settings, name, value)
-    return settings
-
-
-def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return module path -> (d_out, d_in) of every layer that can be merged."""
-    return layer_shapes(dict(model.named_modules()))
