@@ -14,10 +14,11 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.utils._pytree import tree_map_only
 
 from .devices import is_out_of_memory, moved
 from .errors import ConfigError, IterisError
@@ -107,8 +108,9 @@ class Processes:
             return list(items)
         self._settle()
         shares: list[list[T]] = [[] for _ in range(self.size)]
+        on_cpu = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), list(items))
         with _connected():
-            distributed.all_gather_object(shares, [_on_cpu(item) for item in items])
+            distributed.all_gather_object(shares, on_cpu)
         count = sum(map(len, shares))
         return [shares[i % self.size][i // self.size] for i in range(count)]
 
@@ -193,15 +195,3 @@ def _device() -> torch.device:
     if distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _on_cpu(value: Any) -> Any:
-    """Return a value whose tensors are on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [_on_cpu(part) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return value

@@ -21,14 +21,15 @@ from .statistics import InputMoments
 RELATIVE_ZERO = 1e-12
 
 
-class _Sizes(NamedTuple):
-    """Sizes that a layer's balance follows from, on the CPU, float64.
+class Sizes(NamedTuple):
+    """Sizes that a layer's balance and ridges follow from, on the CPU, float64.
 
     Args:
         inputs: ``||X_g||_F^2`` of every task, (n,).
         grams: ``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count.
         crosses: ``||X~_g^T X_g||_F`` in the same way, see `InputMoments.cross_size`.
-        energies: ``||X_g dW_g^T||_F^2`` of every task, (n,), also where that is rounding.
+        energies: ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)`` of every task, what its teacher adds,
+            (n,), also where that is rounding.
         products: ``<dW_i, dW_j>`` of all deltas, (K, K).
         lengths: Most that ``||dW_k||`` can be, whatever the scales of its factors are, (K,).
     """
@@ -134,46 +135,24 @@ class LayerProblem:
         """The rank of what the teacher wears, of every task that counts."""
         return [0 if task.worn is None else task.worn.delta.rank for task in self.counted]
 
-    @property
-    def inputs(self) -> Tensor:
-        """``||X_g||_F^2`` of every task, (n,)."""
-        return self._sizes.inputs
-
-    @property
-    def sizes(self) -> Tensor:
-        """``||X~_g^T X~_g||_F`` of every task, (n,); 0 of one that does not count."""
-        return self._sizes.grams
-
-    @property
-    def cross_sizes(self) -> Tensor:
-        """``||X~_g^T X_g||_F`` of every task, see `InputMoments.cross_size`."""
-        return self._sizes.crosses
-
     @cached_property
     def norms(self) -> Tensor:
         """``||dW_g||^2`` of every task, (n,)."""
-        return ((self.shares @ self._sizes.products) * self.shares).sum(1)
-
-    @property
-    def energies(self) -> Tensor:
-        """``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)`` of every task, what its teacher adds, (n,),
-        also where that is rounding.
-        """
-        return self._sizes.energies
+        return ((self.shares @ self.sizes.products) * self.shares).sum(1)
 
     @cached_property
     def taught(self) -> Tensor:
-        """`energies`, but 0 where the adapters of a mix cancel, or it is blind to its inputs, which
-        leaves nothing but rounding.
+        """``||X_g dW_g^T||_F^2`` of every task, 0 where the adapters of a mix cancel, or they are
+        blind to their inputs, which leaves nothing but rounding.
         """
-        most = (self.shares.abs() @ self._sizes.lengths).square()
-        least = RELATIVE_ZERO * self.norms * self._sizes.inputs
-        is_real = (self.norms > RELATIVE_ZERO * most) & (self.energies > least)
-        return torch.where(is_real, self.energies, 0.0)
+        most = (self.shares.abs() @ self.sizes.lengths).square()
+        least = RELATIVE_ZERO * self.norms * self.sizes.inputs
+        is_real = (self.norms > RELATIVE_ZERO * most) & (self.sizes.energies > least)
+        return torch.where(is_real, self.sizes.energies, 0.0)
 
     @cached_property
-    def _sizes(self) -> _Sizes:
-        """All of them, for which the device is waited for once."""
+    def sizes(self) -> Sizes:
+        """All sizes, for which the device is waited for once."""
         inputs = [task.statistics.inputs for task in self.tasks]
         counted = [task.counts for task in self.tasks]
         none = torch.zeros((), dtype=torch.float64)
@@ -195,7 +174,7 @@ class LayerProblem:
         n = len(inputs)
         energies = torch.zeros(n, dtype=torch.float64)
         energies[counted] = sums_of_parts(taught, self.worn_ranks, 0).clamp_min(0)
-        return _Sizes(
+        return Sizes(
             torch.stack(found[:n]),
             torch.stack(found[n : 2 * n]),
             torch.stack(found[2 * n :]),
@@ -208,7 +187,7 @@ class LayerProblem:
     def balance(self) -> Balance:
         """The weights of the tasks."""
         kind = self.config.balance
-        return balance_weights(kind, self.tasks, self.inputs, self.norms, self.taught)
+        return balance_weights(kind, self.tasks, self.sizes.inputs, self.norms, self.taught)
 
     def normal_matrix(self, lambdas: Tensor) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
@@ -218,7 +197,7 @@ class LayerProblem:
         for task, lam in zip(self.tasks, lambdas.tolist(), strict=True):
             if task.counts:
                 matrix.add_(task.statistics.inputs.gram, alpha=lam)
-        matrix.diagonal().add_(self.config.alpha * (lambdas @ self.sizes).item())
+        matrix.diagonal().add_(self.config.alpha * (lambdas @ self.sizes.grams).item())
         return matrix
 
     def inputs_by_name(self) -> dict[str, InputMoments]:

@@ -115,7 +115,7 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
     sides = RightSides(together.delta.down.new_zeros(d_in, columns), together.delta.rank, outputs)
     torch.cat([sides.seen[:, :0], *seen], dim=1, out=sides.seen)
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
-    nu = alpha_cross * layer.cross_sizes
+    nu = alpha_cross * layer.sizes.crosses
     shares = lambdas[:, None] * layer.shares
     ridges = (nu @ shares).repeat_interleave(torch.tensor(layer.ranks))
     places = {k: place for place, k in enumerate(layer.deltas)}
@@ -133,6 +133,6 @@ def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
         lams = zip(lambdas.tolist(), layer.tasks, strict=True)
         add_drifts(drift, [(lam, task.statistics) for lam, task in lams if task.counts])
         if layer.base_weight is not None:
-            mu = config.alpha * layer.sizes
+            mu = config.alpha * layer.sizes.grams
             drift.add_(layer.base_weight.T, alpha=(lambdas @ (nu - mu)).item())
     return sides

@@ -6,9 +6,8 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
-
-import torch
 
 from ..adapters import Adapter
 from ..devices import with_smaller_calls
@@ -16,7 +15,7 @@ from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.records import FidelityKind, TaskFidelity
-from ..rows.wearing import Closet, Mix, wearing
+from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
@@ -24,7 +23,7 @@ from .drawn import STEPS, DrawnPlan, Judges
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
-from .samples import Context, Reading, Tokenized
+from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Sampler
 from .together import LOOKED_AT, TogetherPlan, make_together_plans
 
@@ -163,7 +162,7 @@ def unseen_captions(
     parts = itertools.product(calibration.compositions, calibration.companions, subjects)
     possible = [
         form.format(prompt=subject, thing=thing)
-        for form, thing, subject in itertools.islice(parts, _MOST_POSSIBLE)
+        for form, thing, subject in islice(parts, _MOST_POSSIBLE)
     ]
     known = {*seen, *lora.prompts}
     unseen = [caption for caption in dict.fromkeys(possible) if caption not in known]
@@ -205,42 +204,21 @@ def _contexts(
         of_plan = plan.mix, {last: 1.0}, {} if plan.mix else stacked  # teacher, merge, reference
         mixes: list[Mix] = [tuple(mix.items()) for mix in of_plan]
         worn |= {(plan, reading): mixes for reading in plan.readings()}
-    texts = {(reading.teacher, mix) for (_, reading), mixes in worn.items() for mix in mixes}
-    written = with_smaller_calls(
-        lambda size: _read_wearing(model, adapters, tokenized, sorted(texts), 2 * size),
-        samples_per_chunk,
-        "the check's captions",
-    )
+    asked = {(reading.teacher, mix) for (_, reading), mixes in worn.items() for mix in mixes}
+    texts = sorted(asked)
+    pieces = [(piece, mix) for text, mix in texts for piece in tokenized.pieces[text]]
+    rows: list[Any] = []
+    if pieces:
+        with model.text_encoder() as network:
+            rows = with_smaller_calls(
+                lambda size: written_for(network, pieces, 2 * size, adapters),
+                samples_per_chunk,
+                "the check's captions",
+            )
+    following = iter(rows)
+    written = {text: list(islice(following, len(tokenized.pieces[text[0]]))) for text in texts}
     for (plan, reading), mixes in worn.items():
         teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
         own[plan, reading] = tokenized.context(reading, teacher, student)
         bases[plan, reading] = tokenized.context(reading, base, base)
     return _Readers(own, bases)
-
-
-@torch.no_grad()
-def _read_wearing(
-    model: DiffusionHost,
-    adapters: Sequence[Adapter],
-    tokenized: Tokenized,
-    texts: Sequence[tuple[str, Mix]],
-    rows_per_call: int,
-) -> dict[tuple[str, Mix], list[Any]]:
-    """Return what the text encoders write for each piece of each caption where they wear a mix.
-
-    Many rows go through one call: some hosts convert all weights again in each.
-    """
-    rows = [(text, piece) for text in texts for piece in tokenized.pieces[text[0]]]
-    written: dict[tuple[str, Mix], list[Any]] = {text: [] for text in texts}
-    if not rows:
-        return written
-    closet: Closet = {}
-    with model.text_encoder() as network:
-        for start in range(0, len(rows), rows_per_call):
-            part = rows[start : start + rows_per_call]
-            mixes = [dict(mix) for (_, mix), _ in part]
-            with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
-                answers = network.forward([piece for _, piece in part])
-            for (text, _), answer in zip(part, answers, strict=True):
-                written[text].append(answer)
-    return written

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-
 from ..adapters import Adapter, check_result, mean_vectors, target_layers
 from ..config import MergeConfig
 from ..devices import with_smaller_calls
@@ -36,7 +34,7 @@ from .plans import Contexts, Plan, runs_of
 from .polish import polish
 from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
-from .samples import Context, Reading, Tokenized
+from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 from .stages import in_stage, numbered
 
@@ -234,28 +232,23 @@ def _read(
             assert result.outputs is not None, "a text encoder returns one output per row"
             return result.outputs, result
         outputs = with_smaller_calls(
-            lambda size: [read_by_base(network, task.samples, size) for task in tasks],
+            lambda size: [_read_by_base(network, task.samples, size) for task in tasks],
             max(len(task.samples) for task in tasks),
             "reading the prompts",
         )
         return outputs, None
 
 
-@torch.no_grad()
-def read_by_base(
+def _read_by_base(
     network: Network, samples: Sequence[Sample], rows_per_call: int
 ) -> list[tuple[Any, Any]]:
     """Return the encoded rows of teacher and student where no LoRA changes the encoder."""
-
-    def encoded(texts: Sequence[Any]) -> list[Any]:
-        starts = range(0, len(texts), rows_per_call)
-        return [row for i in starts for row in network.forward(texts[i : i + rows_per_call])]
-
-    rows = encoded([sample.teacher for sample in samples])
-    others = [sample for sample in samples if sample.student is not None]
-    of_others = encoded([sample.student for sample in others])
-    students = {id(sample): row for sample, row in zip(others, of_others, strict=True)}
-    return [(row, students.get(id(sample), row)) for sample, row in zip(samples, rows, strict=True)]
+    rows = written_for(network, [(sample.teacher, ()) for sample in samples], rows_per_call)
+    others = [(i, sample.student) for i, sample in enumerate(samples) if sample.student is not None]
+    of_others = written_for(network, [(student, ()) for _, student in others], rows_per_call)
+    students = dict(enumerate(rows))
+    students |= {i: row for (i, _), row in zip(others, of_others, strict=True)}
+    return list(zip(rows, students.values(), strict=True))
 
 
 def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None:

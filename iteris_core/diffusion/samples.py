@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters import Adapter
 from ..errors import CalibrationError
-from ..network import TEXT_STREAM
+from ..network import TEXT_STREAM, Network
+from ..rows.wearing import Closet, Mix, wearing
 from ..settings import setting_to
 from ..tasks import Sample, TokenWeights
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -95,6 +97,27 @@ class Reading:
     @property
     def captions(self) -> tuple[str, str]:
         return self.teacher, self.student
+
+
+@torch.no_grad()
+def written_for(
+    network: Network,
+    pieces: Sequence[tuple[Any, Mix]],
+    rows_per_call: int,
+    adapters: Sequence[Adapter] = (),
+) -> list[Any]:
+    """Return what text encoders write for each piece of a caption where its row wears a mix.
+
+    Many rows go through one call: some hosts convert all weights again in each.
+    """
+    written: list[Any] = []
+    closet: Closet = {}
+    for start in range(0, len(pieces), rows_per_call):
+        part = pieces[start : start + rows_per_call]
+        mixes = [dict(mix) for _, mix in part]
+        with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
+            written += network.forward([piece for piece, _ in part])
+    return written
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import math
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedWriter
@@ -25,7 +23,7 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
-_HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.(part|old)")
+_HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.part")
 _DAY = 24 * 3600.0
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
@@ -101,10 +99,9 @@ def whole_file(
 def whole_files(
     paths: Sequence[Path], *, overwrite: bool = False
 ) -> Iterator[tuple[BufferedWriter, ...]]:
-    """Give files to write into that belong together: all get their names at the end, or none; see
-    `whole_file`. Files that are replaced are moved away just before; if the process is killed in
-    between, the next writer in the same folder moves them back. A single one is replaced in one
-    step.
+    """Give files to write into that belong together: all get their names at the end, when all are
+    whole; see `whole_file`. Where one may not get its name, the others lose theirs, but for those
+    that have replaced a file.
     """
     # also around the drafts' ends: a file that is closed writes what it holds back
     with _one_sentence(paths[0]), contextlib.ExitStack() as drafts:
@@ -122,8 +119,11 @@ def whole_files(
         with contextlib.ExitStack() as undone:
             for path, file in files.items():
                 with _one_sentence(path):
-                    _publish(Path(file.name), path, overwrite=overwrite, alone=len(paths) == 1)
-                undone.callback(os.unlink, path)
+                    if overwrite:
+                        os.replace(file.name, path)
+                    else:
+                        _move_without_replacing(Path(file.name), path)
+                        undone.callback(os.unlink, path)
             undone.pop_all()
         for folder in {path.parent for path in paths}:
             _sync_folder(folder)
@@ -135,39 +135,15 @@ def _draft_of(place: Path) -> Iterator[Path]:
     os.makedirs(place.parent, exist_ok=True)
     with contextlib.suppress(OSError):  # what others left must not stop anybody
         for name in filter(_HIDDEN.fullmatch, os.listdir(place.parent)):
-            _clear_leftover(place.parent / name, _DAY)
+            left = place.parent / name
+            if time.time() - os.lstat(left).st_mtime >= _DAY:
+                os.unlink(left)
     draft = place.with_name(f".iteris-{secrets.token_hex(8)}.part")
     try:
         yield draft
     finally:
-        for path in (draft, draft.with_suffix(".old")):
-            _clear_leftover(path, -math.inf)
-
-
-def _clear_leftover(path: Path, age: float) -> None:
-    """Put back what was moved away, and remove the rest if it is older than some seconds."""
-    with contextlib.suppress(OSError):  # the cause is told, not what happened after it
-        if path.suffix == ".old":
-            for name in os.listdir(path):
-                if not os.path.lexists(path.parent / name):
-                    os.rename(path / name, path.parent / name)
-                    os.rmdir(path)
-        if time.time() - os.lstat(path).st_mtime >= age:
-            shutil.rmtree(path) if path.is_dir() else os.unlink(path)
-
-
-def _publish(draft: Path, path: Path, *, overwrite: bool, alone: bool) -> None:
-    """Give a draft its name. What has the name is moved to where `_draft_of` puts it back from, if
-    the draft belongs to others that may not get theirs.
-    """
-    if overwrite and alone:
-        os.replace(draft, path)
-        return
-    if overwrite and os.path.lexists(path):
-        old = draft.with_suffix(".old")
-        os.mkdir(old)
-        os.rename(path, old / path.name)
-    _move_without_replacing(draft, path)
+        with contextlib.suppress(OSError):  # the cause is told, not what happened after it
+            os.unlink(draft)
 
 
 def _move_without_replacing(draft: Path, path: Path) -> None:
