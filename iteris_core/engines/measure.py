@@ -407,7 +407,9 @@ class Measurement:
             if not self.problem.processes.is_alone:
                 sums = [total for statistics in own for total in statistics.totals()]
                 add_up_moments(moments, sums, self.problem.processes, counts=counts)
-            for part in (*own, *moments):
+            for statistics in own:
+                statistics.finish()
+            for part in moments:
                 part.finish()
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:

@@ -91,5 +91,5 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     assert cost_shown(rows, "another", 1.52, report, "SDXL") == {}
     assert cost_shown(rows, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
     assert cost_shown(rows, "Balanced", 0.1, reused, "Flux.1") == {}
-    recipe = Recipe((), Calibration(), MergeConfig(), False, {})
+    recipe = Recipe((), Calibration(), MergeConfig(), {})
     assert Asked("Fast", False, Size(), recipe).changes("Fast") is None
