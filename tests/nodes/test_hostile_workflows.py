@@ -131,7 +131,7 @@ HOSTILE = {
     "long chain": chain(*["cat"] * (MOST_LORAS + 1)),
     "calibration": Calibration(),
     "changes": Changes({"trajectories": 3}),
-    "recipe": Recipe((), Calibration(), MergeConfig(), False, {}),
+    "recipe": Recipe((), Calibration(), MergeConfig(), {}),
     "rows": f"<lora:{LORA}:0.5> style priority=2 | a cat\n# <lora:no such file>",
     "many rows": "<lora:cat>\n" * 10_000,
     "odd rows": '<lora:cat:1> called="{trigger} without=* | {a|b} \\| " priority=1e999',
