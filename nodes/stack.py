@@ -285,7 +285,7 @@ def file_of(
         candidates: Names of files that it may be.
         own_base: Base of a key -> the model's own for the same; see `HostKeys`.
     """
-    from ..iteris_core.files.adapter_kinds import split_key, tensors_by_key
+    from ..iteris_core.files.groups import split_key, tensors_by_key
     from ..iteris_core.files.tensors import read_tensors
 
     matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}

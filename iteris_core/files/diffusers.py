@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..errors import AdapterError
 from . import peft
-from .adapter_kinds import ALPHA, DOWN, key_of, split_key, told_of
+from .adapter_kinds import ALPHA, DOWN, told_of
 from .families import Family
+from .groups import key_of, split_key
 from .kohya import ModelKeys
 from .limits import json_value
 from .metadata import base_metadata

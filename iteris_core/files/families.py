@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..settings import called, setting_to
-from .adapter_kinds import DOWN, UP, split_key
+from .adapter_kinds import DOWN, UP
+from .groups import split_key
 from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first, spend
 
 Spelling = Literal["kohya", "comfy"]

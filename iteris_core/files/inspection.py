@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from . import peft
-from .adapter_kinds import ALPHA, VECTORS, Group, foreign_kind, grouped, kind_of
+from .adapter_kinds import ALPHA, VECTORS, kind_of
 from .families import base_family, family_of
+from .groups import Group, foreign_kind, grouped
 from .limits import budget, spend
 from .tensors import read_tensors
 from .trigger_words import trigger_words, words_beside

@@ -21,25 +21,18 @@ from ..adapters import Adapter, LowRankDelta, stack
 from ..errors import AdapterError
 from ..layers import sorted_layers
 from ..progress import Progress, nobody
-from .adapter_kinds import (
-    ALPHA,
-    DIFF,
-    DIFF_B,
+from .adapter_kinds import ALPHA, DIFF, DIFF_B, VECTORS, DenseDelta, WrongShape, delta_of, told_of
+from .families import Family, Spelling, family_of, other_family
+from .groups import (
     KOHYA_ENDINGS,
     PEFT_ENDINGS,
-    VECTORS,
-    DenseDelta,
     Group,
-    WrongShape,
-    delta_of,
     factors_by_key,
     foreign_kind,
     grouped,
     key_of,
     split_key,
-    told_of,
 )
-from .families import Family, Spelling, family_of, other_family
 from .metadata import base_metadata, hashes
 from .parts import WeightPart
 

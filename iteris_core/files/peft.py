@@ -22,19 +22,16 @@ from .adapter_kinds import (
     DOWN,
     MAGNITUDE,
     PEFT_DORA,
-    PEFT_ENDINGS,
     UP,
-    Group,
     Shape,
     check_delta,
-    factors_by_key,
-    grouped,
     lora_factors,
     low_rank,
     peft_dora,
     told_of,
 )
 from .families import base_of
+from .groups import PEFT_ENDINGS, Group, factors_by_key, grouped
 from .limits import SETTINGS_BYTES, json_value
 from .tensors import read_tensors
 from .writing import blocks_of, taken, whole_files

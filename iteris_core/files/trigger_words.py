@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from ..errors import AdapterError, CalibrationError
 from ..settings import shown
-from .adapter_kinds import DOWN, grouped
+from .adapter_kinds import DOWN
 from .families import Family, base_family, family_of, model_families
+from .groups import grouped
 from .limits import (
     LISTED_WORDS,
     NAME_CHARACTERS,

@@ -15,14 +15,8 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import AdapterError
-from ...iteris_core.files.adapter_kinds import (
-    PEFT_DORA,
-    Tensors,
-    check_scales,
-    kind_of,
-    peft_dora,
-    tensors_by_key,
-)
+from ...iteris_core.files.adapter_kinds import PEFT_DORA, Tensors, check_scales, kind_of, peft_dora
+from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.parts import WeightPart
 from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of

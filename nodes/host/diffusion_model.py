@@ -33,8 +33,8 @@ from ...iteris_core.diffusion.model import (
     stream_of,
 )
 from ...iteris_core.files import kohya
-from ...iteris_core.files.adapter_kinds import split_key
 from ...iteris_core.files.families import Family
+from ...iteris_core.files.groups import split_key
 from ...iteris_core.network import TEXT_STREAM
 from ..experts import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys

@@ -12,7 +12,8 @@ import comfy.weight_adapter
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError
-from ...iteris_core.files.adapter_kinds import PEFT_DORA, grouped, kind_of
+from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of
+from ...iteris_core.files.groups import grouped
 from ...iteris_core.files.xlabs import in_own_names
 from ..keys import HostKeys, HostWeight
 

@@ -23,9 +23,8 @@ from ...iteris_core.files.adapter_kinds import (
     OFT,
     RESHAPING,
     W_NORM,
-    key_of,
-    tensors_by_key,
 )
+from ...iteris_core.files.groups import key_of, tensors_by_key
 
 # Name of the host's class -> the roles of the tensors that it keeps, by position; see `weights` in
 # its comfy/weight_adapter.

@@ -17,8 +17,9 @@ from torch import nn
 from iteris_core import AdapterError
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import limits, peft, tensors
-from iteris_core.files.adapter_kinds import check_scales, delta_of, grouped, lokr, own_dense_delta
+from iteris_core.files.adapter_kinds import check_scales, delta_of, lokr, own_dense_delta
 from iteris_core.files.families import FAMILIES
+from iteris_core.files.groups import grouped
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.tensors import read_header, read_tensors

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from iteris_core.files.adapter_kinds import ENDINGS
+from iteris_core.files.groups import ENDINGS
 
 Tensors = dict[str, Tensor]
 
