@@ -23,7 +23,8 @@ from .errors import AdapterError, ConfigError
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
-from .report.records import LayerReport, MergeReport, Note
+from .report.layers import LayerReport
+from .report.records import MergeReport, Note
 from .settings import called, called_value
 from .tasks import Task, check_tasks, without_idle_adapters
 

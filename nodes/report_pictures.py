@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..iteris_core.errors import IterisError, MissingLibraryError
 from ..iteris_core.layers import block_of
-from ..iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport
+from ..iteris_core.report.layers import LayerReport, TaskAtLayerReport
+from ..iteris_core.report.records import MergeReport
 
 # besides matplotlib's own, fonts of Linux, Windows and macOS for names in Chinese and Japanese
 _FONTS = (

@@ -353,7 +353,7 @@ def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
 
 def staggered(rows: int) -> list[float]:
     """Return starts of rows for `is_chosen`, with which the share is right over all rows together,
-    and what is chosen does not go along with the steps that `kept_steps` keeps.
+    and what is chosen does not go along with the steps that `kept_levels` keeps.
     """
     starts = [0.0] * rows
     for rank, row in enumerate(sorted(range(rows), key=lambda row: row * _SQUARE_ROOT_OF_11 % 1)):

@@ -26,7 +26,7 @@ from ..errors import CalibrationError
 from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Rows, outputs_of
-from ..report.records import RunFidelity, TaskFidelity
+from ..report.verdict import RunFidelity, TaskFidelity
 from ..settings import called
 from .model import DenoiserRow, Encoded
 from .plans import Contexts, Plan

@@ -15,7 +15,7 @@ from ..config import MergeConfig
 from ..network import Network
 from ..processes import Processes
 from ..progress import Progress, nobody
-from ..report.records import LayerReport
+from ..report.layers import LayerReport
 from ..tasks import Task
 
 # Told each layer's report the moment the layer is solved.

@@ -21,7 +21,7 @@ from ..processes import Processes
 from ..progress import Progress, nobody
 from ..rows.wearing import Closet, wearing
 from ..tasks import Task
-from .records import RunFidelity, TaskFidelity
+from .verdict import RunFidelity, TaskFidelity
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import RELATIVE_ZERO, LayerProblem
 from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
-from .records import Interference, LayerReport, TaskAtLayerReport
+from .layers import Interference, LayerReport, TaskAtLayerReport
 
 _DIGITS = 6  # of shares
 
@@ -141,7 +141,7 @@ class _Energies(NamedTuple):
         """Return what a report says, (n, 5 + 2 K): ``||T_g - X~_g dW^T||_F`` relative to
         `reference`, of the merge, of all adapters stacked and of their average; what is taught; the
         gain ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0 where nothing is taught; and of each
-        adapter ``stacked`` and ``merged`` of `records.Interference`.
+        adapter ``stacked`` and ``merged`` of `layers.Interference`.
         """
         share = 1 / (self.products.shape[1] - 1)
         stacked = self.products[:, 1:, 1:].sum((1, 2)).clamp_min(0)

@@ -10,14 +10,8 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from ..errors import plain
-from .layers import Alarm, alarms_of, warnings_of
-from .layers import Interference as Interference
-from .layers import LayerReport as LayerReport
-from .layers import TaskAtLayerReport as TaskAtLayerReport
-from .verdict import Effort, Made, Verdict, line_of, lines_of, verdict_of
-from .verdict import FidelityKind as FidelityKind
-from .verdict import RunFidelity as RunFidelity
-from .verdict import TaskFidelity as TaskFidelity
+from .layers import Alarm, Interference, LayerReport, alarms_of, warnings_of
+from .verdict import Effort, Made, TaskFidelity, Verdict, line_of, lines_of, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; biases and norms;
 # scenes; what of the prompts does not count; what prompts were made of; LoRAs that were given

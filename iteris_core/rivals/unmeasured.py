@@ -20,7 +20,7 @@ from ..adapters import Adapter, LowRankDelta, names_of, target_layers
 from ..config import MergeConfig
 from ..errors import AdapterError
 from ..progress import Progress
-from ..report.records import Interference, LayerReport, TaskAtLayerReport
+from ..report.layers import Interference, LayerReport, TaskAtLayerReport
 from .layer import Layer, singular_triplets
 from .registry import METHODS, rule_options
 

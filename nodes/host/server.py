@@ -17,7 +17,7 @@ from ..progress import WorkClock
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
-    from ...iteris_core.report.records import LayerReport
+    from ...iteris_core.report.layers import LayerReport
 
 _BAR_STEPS = 1000
 

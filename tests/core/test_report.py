@@ -2,14 +2,9 @@
 
 import json
 
-from iteris_core.report.records import (
-    LayerReport,
-    MergeReport,
-    Note,
-    TaskAtLayerReport,
-    TaskFidelity,
-    joined,
-)
+from iteris_core.report.layers import LayerReport, TaskAtLayerReport
+from iteris_core.report.records import MergeReport, Note, joined
+from iteris_core.report.verdict import TaskFidelity
 
 
 def layer(path, rank, **residuals):

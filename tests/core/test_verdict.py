@@ -5,14 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from iteris_core.report.records import (
-    Interference,
-    LayerReport,
-    MergeReport,
-    RunFidelity,
-    TaskAtLayerReport,
-    TaskFidelity,
-)
+from iteris_core.report.layers import Interference, LayerReport, TaskAtLayerReport
+from iteris_core.report.records import MergeReport
 from iteris_core.report.verdict import (
     APART_FROM,
     GOOD_FROM,
@@ -20,6 +14,8 @@ from iteris_core.report.verdict import (
     TOGETHER_UP_TO,
     Advice,
     Against,
+    RunFidelity,
+    TaskFidelity,
 )
 
 

@@ -1,6 +1,8 @@
 """A merge that fails says so, and one that holds does not."""
 
-from iteris_core.report.records import LayerReport, MergeReport, TaskAtLayerReport, TaskFidelity
+from iteris_core.report.layers import LayerReport, TaskAtLayerReport
+from iteris_core.report.records import MergeReport
+from iteris_core.report.verdict import TaskFidelity
 
 
 def layer(path, **tasks):
