@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -229,34 +229,15 @@ def _finite(value: Any) -> Any:
 
 
 def joined(*reports: MergeReport) -> MergeReport:
-    """Return one report of the parts of a model that were merged one after the other, by one
-    method.
+    """Return one report of the parts of a model that were merged one after the other by the same
+    settings, and not checked yet.
     """
-    unmatched: dict[str, tuple[str, ...]] = {}
-    unread: dict[str, float] = {}
-    settings: dict[str, Any] = {}
-    for report in reports:
-        unmatched.update(report.unmatched)
-        unread.update(report.unread)
-        settings.update(report.settings)
-    return MergeReport(
+    used = [report.memory_bytes for report in reports if report.memory_bytes is not None]
+    changes = zip_longest(*(report.changes for report in reports), fillvalue=0.0)
+    return replace(
+        reports[0] if reports else MergeReport(()),
         layers=tuple(layer for report in reports for layer in report.layers),
-        unmatched=unmatched,
-        unread=unread,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        memory_bytes=max(
-            (report.memory_bytes for report in reports if report.memory_bytes is not None),
-            default=None,
-        ),
-        changes=tuple(
-            max(both)
-            for both in zip_longest(*(report.changes for report in reports), fillvalue=0.0)
-        ),
-        settings=settings,
-        fidelity=tuple(entry for report in reports for entry in report.fidelity),
-        method=next((report.method for report in reports), "iteris"),
-        is_measured=all(report.is_measured for report in reports),
-        max_iter=max(
-            (report.max_iter for report in reports if report.max_iter is not None), default=None
-        ),
+        memory_bytes=max(used, default=None),
+        changes=tuple(map(max, changes)),
     )

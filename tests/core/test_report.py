@@ -32,10 +32,9 @@ def test_a_report_is_json_with_what_the_panel_in_the_browser_reads():
 
 def test_joined_reports_keep_the_order_and_say_nothing_twice():
     same, one, other = (Note("method", text) for text in ("same", "text", "unet"))
-    text = MergeReport((layer("te", 2, a=0.1),), {"a": ("k",)}, (same, one), method="ties")
-    unet = MergeReport((layer("unet", 2, a=0.3),), {"b": ("l",)}, (same, other), method="ties")
+    text = MergeReport((layer("te", 2, a=0.1),), notes=(same, one), method="ties")
+    unet = MergeReport((layer("unet", 2, a=0.3),), notes=(same, other), method="ties")
     both = joined(text, unet)
-    assert both.unmatched == {"a": ("k",), "b": ("l",)}
     assert both.notes == (same, one, other) and both.method == "ties"
     assert both.residuals(wears=True) == {"a": [(0.1, "te"), (0.3, "unet")]}
 
@@ -64,5 +63,4 @@ def test_a_file_of_which_much_was_not_read_is_a_warning_and_no_detail():
     assert [line for line in details if "belong to" in line] == [
         "  b: 1 keys belong to no module of this model: stray"
     ]
-    assert joined(report, MergeReport(())).unread == {"a": 0.46}
     assert report.to_dict()["verdict"]["loras"][0]["unread"] == 0.46
