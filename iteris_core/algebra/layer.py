@@ -193,7 +193,8 @@ class LayerProblem:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
         metric.
         """
-        matrix = torch.zeros_like(self.tasks[0].statistics.inputs.gram, dtype=torch.float64)
+        inputs = self.tasks[0].statistics.inputs
+        matrix = inputs.zeros(inputs.d_in, inputs.d_in)
         for task, lam in zip(self.tasks, lambdas.tolist(), strict=True):
             if task.counts:
                 matrix.add_(task.statistics.inputs.gram, alpha=lam)

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..devices import moved, sums_dtype
-from ..processes import Processes
 from .products import TOKENS_PER_PRODUCT, add_product, add_square, mirror, product_of_rows
 
 # Takes rows, (tokens, any) each, that are ready for their products.
@@ -152,30 +151,6 @@ class InputMoments(ABC):
     def bytes(self) -> int:
         """Return the memory that they take at most."""
         return self.kept_bytes()
-
-
-def add_up_moments(
-    moments: Sequence[InputMoments],
-    others: Sequence[Tensor],
-    processes: Processes,
-    *,
-    counts: bool,
-) -> None:
-    """Add moments that are sums, and other sums, up over several processes, in place.
-
-    Args:
-        counts: Whether this process's sums count.
-    """
-    sums = [part for part in moments if isinstance(part, Sums)]
-    assert len(sums) == len(moments)  # only a process that is alone keeps rows
-    tokens = [torch.tensor(float(part.tokens), dtype=torch.float64) for part in sums]
-    totals = [*tokens, *(total for part in sums for total in part.totals()), *others]
-    if not counts:
-        for total in totals:
-            total.zero_()
-    processes.add_up(totals)
-    for part, count in zip(sums, tokens, strict=True):
-        part.tokens = int(count)
 
 
 def difference(teacher: Tensor, student: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from ..algebra.statistics import (
     Sums,
     TaskStatistics,
     TaskSums,
-    add_up_moments,
     difference,
 )
 from ..config import MergeConfig
@@ -405,12 +404,25 @@ class Measurement:
         own = [statistics for statistics in self.statistics if isinstance(statistics, TaskSums)]
         with exact_products(self.place.sums):
             if not self.problem.processes.is_alone:
-                sums = [total for statistics in own for total in statistics.totals()]
-                add_up_moments(moments, sums, self.problem.processes, counts=counts)
+                self._add_up(own, moments, counts=counts)
             for statistics in own:
                 statistics.finish()
             for part in moments:
                 part.finish()
+
+    def _add_up(
+        self, own: Sequence[TaskSums], moments: Sequence[InputMoments], *, counts: bool
+    ) -> None:
+        sums = [part for part in moments if isinstance(part, Sums)]
+        assert len(sums) == len(moments)  # only a process that is alone keeps rows
+        tokens = [torch.tensor(float(part.tokens), dtype=torch.float64) for part in sums]
+        totals = [*tokens, *(total for part in (*sums, *own) for total in part.totals())]
+        if not counts:
+            for total in totals:
+                total.zero_()
+        self.problem.processes.add_up(totals)
+        for part, count in zip(sums, tokens, strict=True):
+            part.tokens = int(count)
 
     def solve(self, solver: LayerSolver) -> SolvedLayer:
         """Solve the layer, whose sums are complete.
