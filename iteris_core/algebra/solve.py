@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..devices import in_float32
-from ..errors import SolveError
 from .answer import Cut, LayerSolution, dense_answer, thin_answer
 from .coarse import TooCoarseError, check_of, exact_directions, factorise_coarsely
 from .gain import LinearAnswer, RightSides
@@ -37,16 +36,12 @@ from .system import System, factorise_unchecked
 
 
 def solve_layer(layer: LayerProblem) -> LayerSolution:
-    """Merge one layer.
+    """Merge one layer, at which some task counts.
 
     Raises:
         SolveError: Activations that are not finite or all zero, or a system that is not positive
             definite.
     """
-    if not layer.counted:
-        raise SolveError(
-            "no task has tokens that count here; give at least one of them token weights above 0"
-        )
     config = layer.config
     lambdas = layer.balance.lambdas
     matrix = layer.normal_matrix(lambdas)

@@ -443,6 +443,11 @@ class Measurement:
             self.base.weight if self.base and config.needs_base_weight else None,
         )
         try:
+            if not layer.counted:
+                raise SolveError(
+                    "no task has tokens that count here; give at least one of them token weights "
+                    "above 0"
+                )
             solution = solver(layer)
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
