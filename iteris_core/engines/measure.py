@@ -416,7 +416,8 @@ class Measurement:
         sums = [part for part in moments if isinstance(part, Sums)]
         assert len(sums) == len(moments)  # only a process that is alone keeps rows
         tokens = [torch.tensor(float(part.tokens), dtype=torch.float64) for part in sums]
-        totals = [*tokens, *(total for part in (*sums, *own) for total in part.totals())]
+        totals = [*tokens, *(total for part in sums for total in part.totals())]
+        totals += [total for statistics in own for total in statistics.totals()]
         if not counts:
             for total in totals:
                 total.zero_()
