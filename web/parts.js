@@ -278,11 +278,11 @@ export function keepWidth(node, least) {
 
 /**
  * Hide an element that is seen now and then, and return what shows it, and what hides it again. A workflow does not keep
- * its room.
+ * its room, which is its `height`.
  */
-export function passing(node, element, padding) {
+export function passing(node, element, height) {
   showElement(node, element, false);
-  savesWithout(node, () => roomOf(element, padding));
+  savesWithout(node, () => (isShown(element) ? height(element) : 0));
   return {
     show(width = 0) {
       showElement(node, element, true);

@@ -21,7 +21,7 @@ const nowInSeconds = () => performance.now() / 1000;
  */
 export function addProgress(node, say, above) {
   const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
-  const { show, hide } = passing(node, element, 0);
+  const { show, hide } = passing(node, element, (shown) => heightOf(shown, 0));
   let told; // by the server
   let end; // see `followed`
   let drawn; // what is on the page

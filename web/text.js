@@ -46,11 +46,11 @@ function pathOf(path) {
  * @param {string} [how.folded] what the text and the pictures are called, where they are in details
  */
 export function addText(node, say, { width = 0, above, folded } = {}) {
-  const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text)) || 44;
-  const element = addElement(node, "text", height, above);
+  const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text));
+  const element = addElement(node, "text", (text) => height(text) || 44, above);
   const removeProgress = addProgress(node, say, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
-  const { show, hide } = passing(node, element, 12);
+  const { show, hide } = passing(node, element, height);
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
   node.startIterisRun = () => isOld && hide();

@@ -741,7 +741,7 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
 
 
 def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
-    vue = open_frontend(Comfy_VueNodes_Enabled=True)
+    vue = open_frontend(Comfy_VueNodes_Enabled=True, Comfy_Node_AlwaysShowAdvancedWidgets=True)
     small(vue, seed=9)
     vue.show(SETTINGS, top=150)
     picture(vue, "vue_smoothing")
