@@ -82,8 +82,8 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
     const who = loras.length === 2 ? "both_together" : "together";
     const line = html("div", "iteris-together", say(who, { chance: say(together) }));
     Object.assign(line, { title: say("together_title") }).dataset.chance = together;
+    if (togetherAdvice) line.append(adviceOf(togetherAdvice, say));
     found.append(line);
-    if (togetherAdvice) found.append(adviceOf(togetherAdvice, say));
   }
   if (advice) found.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;
