@@ -15,7 +15,7 @@ where they show the LoRA as much, 0 where they could be the base model's.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,11 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..errors import CalibrationError
-from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Rows, outputs_of
 from ..report.verdict import RunFidelity, TaskFidelity
 from ..settings import called
-from .model import DenoiserRow, Encoded
+from .model import DenoiserRow
 from .plans import Contexts, Plan
 from .samples import Reading
 from .sampling import Latents, Part, Run, noise
@@ -94,75 +93,63 @@ class DrawnPlan(Plan):
         return runs
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What judges pictures: the diffusion model with a LoRA, and without.
+def judged(
+    plans: Sequence[DrawnPlan],
+    latents: Latents,
+    adapters: Sequence[Adapter],
+    readers: tuple[Contexts, Contexts],
+    noised: Callable[[Tensor, Tensor, Tensor], Tensor],
+    rows_per_call: int,
+    progress: Progress = nobody,
+) -> list[TaskFidelity]:
+    """Return what the merge keeps of each plan's LoRA, see the module.
 
     Args:
+        latents: The pictures of their runs.
         adapters: Adapters that the mixes of the plans number.
-        own: What the LoRAs read of each plan's captions, as teachers.
-        base: What the base model reads of them.
+        readers: What the LoRAs read of each plan's captions, as teachers; and the base model.
         noised: (clean latents, unit noise, sigma) -> noisy latents.
-        sigmas: Noise levels of a run of `STEPS` steps.
+
+    Raises:
+        CalibrationError: Outputs that are not finite.
     """
-
-    network: Network
-    adapters: Sequence[Adapter]
-    own: Contexts
-    base: Contexts
-    noised: Callable[[Tensor, Tensor, Tensor], Tensor]
-    sigmas: Tensor
-
-    def judge(
-        self,
-        plans: Sequence[DrawnPlan],
-        latents: Latents,
-        rows_per_call: int,
-        progress: Progress = nobody,
-    ) -> list[TaskFidelity]:
-        """Return what the merge keeps of each plan's LoRA, see the module.
-
-        Args:
-            latents: The pictures of their runs.
-
-        Raises:
-            CalibrationError: Outputs that are not finite.
-        """
-        rows = Rows(DenoiserRow.digest)
-        looks: dict[Run, list[tuple[int, int]]] = {}
-        for plan in plans:
-            for run, own, base in self._reads(plan):
+    own, base = readers
+    rows = Rows(DenoiserRow.digest)
+    looks: dict[Run, list[tuple[int, int]]] = {}
+    for plan in plans:
+        for caption, pair in zip(plan.captions, plan.pairs, strict=True):
+            of_lora = own[plan, Reading.of(caption)].teacher
+            of_base = base[plan, Reading.of(caption)].student
+            for run in pair:
                 looks[run] = [
                     (
-                        rows.add(DenoiserRow(x, sigma, own), plan.mix),
-                        rows.add(DenoiserRow(x, sigma, base), {}),
+                        rows.add(DenoiserRow(x, sigma, of_lora), plan.mix),
+                        rows.add(DenoiserRow(x, sigma, of_base), {}),
                     )
-                    for x, sigma in self._noisy(run, latents)
+                    for x, sigma in _noisy(run, latents, noised)
                 ]
-        outputs = outputs_of(self.network, self.adapters, rows, rows_per_call, progress)
-        shares = {
-            run: share_of(latents.kept[run][-1][0], [(outputs[a], outputs[b]) for a, b in pairs])
-            for run, pairs in looks.items()
-        }
-        return [_kept(plan, [(shares[a], shares[b]) for a, b in plan.pairs]) for plan in plans]
+    outputs = outputs_of(latents.sampler.network, adapters, rows, rows_per_call, progress)
+    shares = {
+        run: share_of(_picture(run, latents), [(outputs[a], outputs[b]) for a, b in pairs])
+        for run, pairs in looks.items()
+    }
+    return [_kept(plan, [(shares[a], shares[b]) for a, b in plan.pairs]) for plan in plans]
 
-    def _reads(self, plan: DrawnPlan) -> list[tuple[Run, Encoded, Encoded]]:
-        """Return each run of a plan with what its LoRA and the base model read."""
-        return [
-            (run, self.own[plan, reading].teacher, self.base[plan, reading].student)
-            for reading, pair in zip(map(Reading.of, plan.captions), plan.pairs, strict=True)
-            for run in pair
-        ]
 
-    def _noisy(self, run: Run, latents: Latents) -> list[tuple[Tensor, Tensor]]:
-        """Return the picture of a run with noise, at each of `LEVELS`; both runs of a pair get the
-        same noise.
-        """
-        clean = latents.kept[run][-1][0]
-        return [
-            (self.noised(clean, noise(clean.shape, run.seed + 1 + level), sigma), sigma)
-            for level, sigma in ((level, self.sigmas[level]) for level in LEVELS)
-        ]
+def _picture(run: Run, latents: Latents) -> Tensor:
+    return latents.kept[run][-1][0]
+
+
+def _noisy(
+    run: Run, latents: Latents, noised: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the picture of a run with noise, at each of `LEVELS`; both runs of a pair get the same
+    noise.
+    """
+    clean = _picture(run, latents)
+    for level in LEVELS:
+        sigma = latents.sampler.sigmas[level]
+        yield noised(clean, noise(clean.shape, run.seed + 1 + level), sigma), sigma
 
 
 def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> float | None:

@@ -19,7 +19,7 @@ from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
-from .drawn import STEPS, DrawnPlan, Judges
+from .drawn import STEPS, DrawnPlan, judged
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
@@ -28,6 +28,8 @@ from .sampling import Sampler
 from .together import LOOKED_AT, TogetherPlan, make_together_plans
 
 CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
+# What teachers and the merged model read of each plan's captions; and what reference rows read.
+_Readers = tuple[Contexts, Contexts]
 
 # Distance of the check's seeds from the merge's.
 _UNSEEN = 7919
@@ -84,29 +86,26 @@ class HeldOutCheck:
         """Return what is kept of each LoRA in the pictures that the merge draws."""
         plans = [plan for plan in self.plans if isinstance(plan, DrawnPlan)]
         sampler = Sampler.of(self.model, network, self.calibration, STEPS)
-        latents = sampler.sample(adapters, runs_of(plans, readers.own), size, self.progress)
-        judges = Judges(
-            network, adapters, readers.own, readers.base, self.model.noised, sampler.sigmas
-        )
-        return judges.judge(plans, latents, 2 * size, self.progress)
+        latents = sampler.sample(adapters, runs_of(plans, readers[0]), size, self.progress)
+        return judged(plans, latents, adapters, readers, self.model.noised, 2 * size, self.progress)
 
     def _compared(
         self, network: Network, adapters: Sequence[Adapter], readers: _Readers, size: int
     ) -> list[TaskFidelity]:
         """Return the fidelity in pictures of two, and to the base model."""
+        own, base = readers
         plans = [plan for plan in self.plans if not isinstance(plan, DrawnPlan)]
         sampler = Sampler.of(self.model, network, self.calibration)
-        runs = runs_of(plans, readers.own)
+        runs = runs_of(plans, own)
         latents = sampler.sample(adapters[:-1], runs, size, self.progress)
         base_rows = [
-            [sample.student_reads for sample in plan.samples(readers.base, latents)]
-            for plan in plans
+            [sample.student_reads for sample in plan.samples(base, latents)] for plan in plans
         ]
         masks = [plan.masks(latents) if isinstance(plan, TogetherPlan) else None for plan in plans]
         measured = fidelity(
             network,
             adapters[:-1],
-            [Task(plan.name, plan.samples(readers.own, latents), plan.mix) for plan in plans],
+            [Task(plan.name, plan.samples(own, latents), plan.mix) for plan in plans],
             adapters[-1],
             samples_per_chunk=size,
             comparison=Comparison(
@@ -170,19 +169,6 @@ def unseen_captions(
     return [chance.choice(unseen or list(lora.prompts)) for _ in range(calibration.held_out)]
 
 
-@dataclass(frozen=True)
-class _Readers:
-    """What the rows of `fidelity` read of each plan's captions.
-
-    Args:
-        own: What teachers and the merged model read.
-        base: What reference rows read.
-    """
-
-    own: Contexts
-    base: Contexts
-
-
 def _contexts(
     model: DiffusionHost,
     plans: Sequence[CheckPlan],
@@ -221,4 +207,4 @@ def _contexts(
         teacher, student, base = (written[reading.teacher, mix] for mix in mixes)
         own[plan, reading] = tokenized.context(reading, teacher, student)
         bases[plan, reading] = tokenized.context(reading, base, base)
-    return _Readers(own, bases)
+    return own, bases
