@@ -54,6 +54,7 @@ export function addRows(node, say, more = []) {
   element.addEventListener("contextmenu", (event) => {
     if (LiteGraph.vueNodesMode || event.target.matches("input, textarea")) return;
     event.preventDefault();
+    LGraphCanvas.active_canvas = app.canvas; // in older frontends it is only where the mouse was pressed last
     app.canvas.adjustMouseEvent(event);
     app.canvas.processContextMenu(node, event);
   });

@@ -308,15 +308,13 @@ def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows):
     expect(choice).to_have_count(1)
     rows.page.keyboard.press("Escape")
     expect(choice).to_have_count(0)
+    if rows.page.evaluate("LiteGraph.vueNodesMode"):
+        return  # their menu is the frontend's own
     at(rows, 0, "lora").click(button="right")
-    menus = rows.page.locator(".litecontextmenu, .p-contextmenu, .p-popover").locator(
-        "visible=true"
-    )
-    expect(menus.get_by_text("Bypass").first).to_be_visible()
-    rows.page.keyboard.press("Escape")
+    menu = rows.page.locator(".litecontextmenu")
+    expect(menu.get_by_text("Bypass")).to_be_visible()
     rows.page.mouse.click(200, 700)
-    rows.settle()
-    assert text_of(rows) == TEXT
+    expect(menu).to_have_count(0)
 
 
 def end_is_seen(name):
