@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 RELEASES = Path(__file__).parents[1] / "data" / "releases"
-GONE = {"try_several"}  # 0.1.0 had it
+GONE = {"try_several", "correct_strength"}  # 0.1.0 had them
 
 
 @pytest.mark.parametrize("folder", sorted(RELEASES.iterdir()), ids=lambda folder: folder.name)
