@@ -246,7 +246,7 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
         CalibrationError: A prompt has several readings, see `plain_prompts`.
         ConfigError: A prompt is empty without its tags, or there is none at all.
     """
-    from ..iteris_core.diffusion.lora_use import plain_prompts
+    from ..iteris_core.diffusion.prompts import plain_prompts
 
     every = tuple(range(len(names_of(uses))))
     asked, taken = plain_prompts("the", lines(text))

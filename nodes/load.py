@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
-from ..iteris_core.diffusion.lora_rows import at, read_rows
+from ..iteris_core.diffusion.lora_rows import placed, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .loras.about import families_upstream
@@ -100,10 +99,10 @@ class LoadLoras(io.ComfyNode):
         stacked = read_stack(lora_stack)
         rows = read_rows(loras, "loras")
         check_count(len(stacked) + len(more_loras) + len(rows))  # before files are read
-        chosen: list[tuple[AbstractContextManager[None], ChosenLora]] = [
-            *((at(row), ChosenLora(use_without_prompts(row))) for row in stacked),
-            *((nullcontext(), lora) for lora in more_loras),
-            *((at(row), ChosenLora(use_without_prompts(row))) for row in rows),
+        chosen: list[tuple[str, ChosenLora]] = [
+            *((row.where, ChosenLora(use_without_prompts(row))) for row in stacked),
+            *(("", lora) for lora in more_loras),
+            *((row.where, ChosenLora(use_without_prompts(row))) for row in rows),
         ]
         used = [(place, lora) for place, lora in chosen if not lora.use.is_idle]
         words: dict[str, None] = {}
@@ -111,7 +110,7 @@ class LoadLoras(io.ComfyNode):
         for place, lora in used:
             host.heed_cancel()
             try:
-                with place:
+                with placed(place):
                     model, clip = _with_lora(model, clip, lora)
                     words |= dict.fromkeys(triggers_of(lora.use))
             except IterisError as error:

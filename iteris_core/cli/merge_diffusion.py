@@ -25,7 +25,7 @@ from ..diffusion.diffusers_model import DiffusersModel
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
-from ..diffusion.lora_rows import Row, at, read_rows, use_of
+from ..diffusion.lora_rows import Row, placed, read_rows, use_of
 from ..diffusion.lora_use import LoraUse, load_each_once
 from ..diffusion.merging import merge_and_check
 from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
@@ -227,7 +227,7 @@ def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
     uses = []
     for row in rows:
         path = file_of(row)
-        with at(row):
+        with placed(row.where):
             triggers = lora_header(path).triggers  # first, since it says what is wrong with a file
             use = use_of(row, path.stem, path.name, triggers)
             uses.append(replace(use, sha256=sha256(path)))

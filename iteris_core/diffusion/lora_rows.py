@@ -113,7 +113,7 @@ def rows_in(line: str, where: str = "") -> list[Row]:
     line = line.strip()
     if not line or line.startswith("#"):
         return []
-    with _placed(where):
+    with placed(where):
         return [replace(row, where=where) for row in _rows_in(line)]
 
 
@@ -137,13 +137,9 @@ def row_of(use: LoraUse) -> Row:
     )
 
 
-def at(row: Row) -> contextlib.AbstractContextManager[None]:
-    """Let errors name the row that they are about, where it has a place."""
-    return _placed(row.where)
-
-
 @contextlib.contextmanager
-def _placed(where: str) -> Iterator[None]:
+def placed(where: str) -> Iterator[None]:
+    """Let errors name the row's place that they are about; empty: it has none."""
     try:
         yield
     except IterisError as error:
@@ -229,7 +225,7 @@ def tagged(tag: re.Match[str], where: str) -> Row:
         ConfigError: A strength that is not a number or outside its bounds, or something that
             holds for some sampling steps only.
     """
-    with _placed(where):
+    with placed(where):
         return replace(_tagged(tag), where=where)
 
 
@@ -346,9 +342,6 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     return replace(row, called=value)
 
 
-_DEFAULTS = Row("")
-
-
 def _number(text: str, bounds: Any, place: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise ConfigError(f"{place} is {shown(text)}, which is not a number; write one such as 0.8")
@@ -380,7 +373,7 @@ def _line(row: Row) -> str:
     strengths += [row.strength_clip] if row.strength_clip != row.strength_model else []
     words = [f"<lora:{':'.join([row.name, *map(_digits, strengths)])}>"]
     words += [row.kind] if row.kind else []
-    words += [f"priority={_digits(row.priority)}"] if row.priority != _DEFAULTS.priority else []
+    words += [f"priority={_digits(row.priority)}"] if row.priority != Row.priority else []
     values = [("called", row.called), ("blocks", row.blocks)]
     values += [("without", pattern) for pattern in row.without]
     words += [f"{name}={_quoted(value)}" for name, value in values if value]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ..errors import AdapterError, CalibrationError, ConfigError
+from ..errors import AdapterError, ConfigError
 from ..settings import Texts, settings, shown
+from .prompts import plain_prompts, says, subject_in
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
 if TYPE_CHECKING:
@@ -26,18 +26,6 @@ _MOST_STRENGTH = 100  # as in ComfyUI's own loaders
 _MOST_WEIGHT = 100  # of a task, relative to the others'
 Strength = Annotated[float, Field(ge=-_MOST_STRENGTH, le=_MOST_STRENGTH)]
 Weight = Annotated[float, Field(ge=0, le=_MOST_WEIGHT)]
-_PICTURE_OF = re.compile(
-    r"^(an? )?(photo(graph)?|picture|image|painting|drawing|portrait) of (?=\S)", re.IGNORECASE
-)
-_ARTICLE = re.compile(r"^(an?|the|some) (?=\S)", re.IGNORECASE)
-# Where a noun phrase of a prompt begins or ends. Spaces are looked at once, however many there are.
-_BOUNDARY = re.compile(
-    r"(?:(?<!\s)\s+)?[,.;:!?()|]\s*|(?<![\w-])(of|in|on|at|to|with|without|from|by|for|near|behind|beside|under|"
-    r"over|above|below|inside|between|against|through|next|and|or|while|as|is|are|that|who|wearing|"
-    r"holding|sitting|standing|lying|walking|running|jumping|flying|riding|driving|playing|sleeping|"
-    r"eating|reading|looking|smiling|posing)(?![\w-])\s*",
-    re.IGNORECASE,
-)
 
 
 @settings
@@ -145,46 +133,9 @@ class LoraUse:
         if self.kind == "style":
             return subject_in(prompt, ())
         called = self.called
-        is_called_so = called and _words(_ARTICLE.sub("", called)).search(prompt)
-        return called if is_called_so else subject_in(prompt, self.trigger_words)
-
-
-# A learned token (textual inversion), whose name may have signs that end a phrase elsewhere.
-_LEARNED = re.compile(r"embedding:[^\s,]+", re.IGNORECASE)
-
-
-def subject_in(prompt: str, trigger_words: Iterable[str]) -> str:
-    """Return the phrase of a prompt that holds a trigger word; without one, the whole prompt
-    without "a photo of" and the like.
-
-    >>> subject_in("best quality, a photo of a sks dog on the beach, 4k", ("sks",))
-    'a sks dog'
-    >>> subject_in("a photo of a sks dog on the beach", ())
-    'a sks dog on the beach'
-    >>> subject_in("a photo of embedding:sks.v2 dog on the beach", ("sks.v2",))
-    'embedding:sks.v2 dog'
-    """
-    prompt = _PICTURE_OF.sub("", prompt.strip())
-    learned = [found.span() for found in _LEARNED.finditer(prompt)]
-    boundaries = [
-        boundary
-        for boundary in _BOUNDARY.finditer(prompt)
-        if not any(start < boundary.end() and boundary.start() < end for start, end in learned)
-    ]
-    for trigger in trigger_words:
-        found = _words(trigger).search(prompt)
-        if found:
-            starts = [0, *(boundary.end() for boundary in boundaries)]
-            start = max(start for start in starts if start <= found.start())
-            ends = (boundary.start() for boundary in boundaries)
-            end = next((end for end in ends if end >= found.end()), None)
-            return prompt[start:end].strip()
-    return prompt
-
-
-def _words(phrase: str) -> re.Pattern[str]:
-    """Return a pattern that finds a phrase, and no part of a longer word."""
-    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE)
+        if called and says(prompt, called):
+            return called
+        return subject_in(prompt, self.trigger_words)
 
 
 @dataclass(frozen=True)
@@ -296,85 +247,6 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
         trigger=called.trigger,
         kind=called.kind,
     )
-
-
-# What other programs act on in a prompt, and a model would read as words: prompts are pasted from
-# pages where they are full of it.
-
-# Tags that load another file, which is connected as a LoRA here.
-_TAG = re.compile(r"<(?:lora|lyco|loha|hypernet):[^<>\n]*>", re.IGNORECASE)
-# Words that cut a prompt into parts of their own. In a prompt of capitals they are words.
-_CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
-# Of these a program draws one at random: {a|b}, and __name__ from a list.
-_BRACES = re.compile(r"\{[^{}\n]*\}")
-_WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
-# The other lines of copied generation data: the negative prompt, which may have several lines, and
-# settings, such as "Steps: 20, Sampler: Euler a, Seed: 1".
-_NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
-_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*,\s*[a-z][\w ]*:", re.IGNORECASE)
-_COMMAS = re.compile(r"(?<!\s)\s*,(?:\s*,)+\s*")  # each run of blanks is looked at once
-_SPACES = re.compile(r"[ \t]{2,}")
-
-
-def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return prompts as a model reads them, and what was taken out of them.
-
-    Args:
-        owner: Whose prompts they are, for errors, such as "LoRA 'cat': its".
-
-    Raises:
-        CalibrationError: A prompt has several readings; shows it.
-    """
-    prompts, taken = _without_settings(prompts)
-    read = []
-    for prompt in prompts:
-        _check_one_reading(owner, prompt)
-        text = _TAG.sub("", prompt)
-        cuts = any(map(str.islower, text)) or not _CUT.sub("", text).strip()
-        found = [*_TAG.findall(prompt), *(_CUT.findall(text) if cuts else ())]
-        text = _CUT.sub(",", text) if cuts else text
-        if not found:
-            read.append(prompt)
-            continue
-        taken += found
-        text = _COMMAS.sub(", ", _SPACES.sub(" ", text)).strip(" ,\t")
-        if text:
-            read.append(text)
-    # without any prompt left, the error is about an empty one
-    return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
-
-
-def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the lines that are prompts, and the others: those that a negative prompt goes on with
-    are told whole, since they could have been prompts.
-    """
-    kept: list[str] = []
-    taken = []
-    negative: int | None = None  # how many lines were kept when a negative prompt began
-    for line in lines:
-        if _NEGATIVE.match(line):
-            negative = len(kept)
-            taken.append("Negative prompt: …")
-        elif _SETTINGS.match(line):
-            rest = [] if negative is None else kept[negative:]
-            kept = kept[: len(kept) - len(rest)]
-            negative = None
-            taken += [*map(shown, rest), "Steps: …"]
-        else:
-            kept.append(line)
-    return kept, taken
-
-
-def _check_one_reading(owner: str, prompt: str) -> None:
-    choice = next((found for found in _BRACES.findall(prompt) if "|" in found), None)
-    wildcard = _WILDCARD.search(prompt)
-    several = choice or (wildcard and wildcard.group())
-    if several:
-        raise CalibrationError(
-            f"{owner} prompt {shown(prompt)} has {shown(several)}. Other programs pick one of "
-            "several texts there, but a model reads the signs themselves. Write each text as a "
-            "prompt of its own"
-        )
 
 
 def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Note]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...iteris_core import AdapterError, CalibrationError, IterisError
 from ...iteris_core.diffusion import lora_rows
-from ...iteris_core.diffusion.lora_rows import TRIGGER, at, use_as_written, use_of
+from ...iteris_core.diffusion.lora_rows import TRIGGER, placed, use_as_written, use_of
 from .. import host
 from .names import adapter_name, find_name
 
@@ -72,7 +72,7 @@ def file_of_row(row: Row, names: Sequence[str]) -> str:
     Raises:
         IterisError: Names the row. No file, or several, of this name.
     """
-    with at(row):
+    with placed(row.where):
         return find_name(row.name, names)
 
 
@@ -89,7 +89,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     from ...iteris_core.files.trigger_words import lora_header
 
     file = file_of_row(row, host.lora_names())
-    with at(row):
+    with placed(row.where):
         triggers = lora_header(host.lora_path(file)).triggers
         return use_of(row, adapter_name(file), file, triggers, more)
 
@@ -113,7 +113,7 @@ def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False)
     from ...iteris_core.files.trigger_words import lora_header
 
     file = file_of_row(row, host.lora_names())
-    with at(row):
+    with placed(row.where):
         header = lora_header(host.lora_path(file))
         found = FAMILIES.get(header.family)
         is_idle = not (row.strength_model or row.strength_clip)
@@ -181,7 +181,7 @@ def ready_row(row: Row) -> None:
     except CalibrationError:
         if row.prompts or TRIGGER in row.called:
             raise
-        with at(row):
+        with placed(row.where):
             raise CalibrationError(
                 "no prompts, and no trigger words in the file. Click 'write prompts' on the row: "
                 "what you would type to use the LoRA, such as 'a photo of sks dog'. The page that "
@@ -196,7 +196,7 @@ def use_without_prompts(row: Row) -> LoraUse:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_as_written`.
     """
     file = file_of_row(row, host.lora_names())
-    with at(row):
+    with placed(row.where):
         return use_as_written(row, adapter_name(file), file)
 
 

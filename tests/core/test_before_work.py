@@ -11,8 +11,9 @@ from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.held_out import make_check_plans
 from iteris_core.diffusion.job import Job
-from iteris_core.diffusion.lora_use import MOST_LORAS, check_count, load_each_once, subject_in
+from iteris_core.diffusion.lora_use import MOST_LORAS, check_count, load_each_once
 from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.prompts import subject_in
 
 LONG = "word " * (4 * PIECE + 1)
 SMALL = Calibration(trajectories=2, sampling_steps=2, resolution=64, cfg=2.0)
