@@ -125,7 +125,7 @@ class SaveMergedLora(io.ComfyNode):
     def about(cls, path: Path, merged: MergedLora) -> dict[str, Any]:
         """Return what the page shows of a saved file on the node that the merged LoRA came from."""
         from ..iteris_core.diffusion.recipe import triggers_of
-        from ..iteris_core.files.trigger_words import lora_header
+        from ..iteris_core.files.headers import lora_header
 
         ranks = [delta.rank for delta in merged.adapter.deltas.values()]
         source = inputs_of(cls.hidden.prompt or {}, cls.hidden.unique_id).get("merged")
@@ -281,7 +281,7 @@ def beside_it(
     path: Path, merged: MergedLora, words: Sequence[str], cover: torch.Tensor | None
 ) -> dict[str, bytes]:
     """Return what is saved next to a LoRA's file: ending of the name -> content."""
-    from ..iteris_core.files.trigger_words import CARD
+    from ..iteris_core.files.beside import CARD
 
     card = card_of(path, merged, words)
     preview = {} if cover is None else {".preview.png": png_of(cover[0])}
@@ -293,8 +293,8 @@ def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
     next to the LoRAs of the merge, so that nobody would read it, or where the user wants no
     metadata.
     """
+    from ..iteris_core.files.beside import base_beside
     from ..iteris_core.files.metadata import gallery_card
-    from ..iteris_core.files.trigger_words import base_beside
 
     names = [lora.use.file for lora in merged.loras if lora.use.file is not None]
     found = [base_beside(place) for place in map(host.find_lora, names) if place is not None]

@@ -33,8 +33,8 @@ from ..diffusion.recipe import metadata_of_merge
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
+from ..files.headers import lora_header
 from ..files.tensors import sha256
-from ..files.trigger_words import lora_header
 from ..files.writing import check_free, under_free_name
 from ..processes import Processes
 from ..settings import settings

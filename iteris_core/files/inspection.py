@@ -14,11 +14,12 @@ from torch import Tensor
 from ..errors import AdapterError
 from . import peft
 from .adapter_kinds import ALPHA, VECTORS, kind_of
+from .beside import words_beside
 from .families import base_family, family_of
 from .groups import Group, foreign_kind, grouped
 from .limits import budget, spend
 from .tensors import read_tensors
-from .trigger_words import trigger_words, words_beside
+from .trigger_words import trigger_words
 
 # How the keys of a file begin -> who writes such keys.
 _WRITERS = {

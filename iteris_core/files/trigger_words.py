@@ -1,136 +1,17 @@
-"""Trigger words of LoRA files: in their metadata or in files next to them, and prompts made of
-them. What a list shows of a file is read from its header, once.
-"""
+"""Trigger words of LoRA files, and prompts made of them."""
 
 from __future__ import annotations
 
-import functools
-import os
 import re
-import stat
-import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..errors import AdapterError, CalibrationError
+from ..errors import CalibrationError
 from ..settings import shown
-from .adapter_kinds import DOWN
-from .families import Family, base_family, family_of, model_families
-from .groups import grouped
-from .limits import (
-    LISTED_WORDS,
-    NAME_CHARACTERS,
-    PICTURE_BYTES,
-    SEARCHED_CHARACTERS,
-    SIDECAR_BYTES,
-    WORD_CHARACTERS,
-    budget,
-    first,
-    json_value,
-    spend,
-)
-from .tensors import read_header, version
-
-# --- files next to a LoRA's: the words that other programs keep there, and a picture ---
-
-# That of LoRA Manager comes first: its user may have edited the words. The other one, of several
-# downloaders, is what Civitai said.
-CARD = ".metadata.json"
-_WORDS = (CARD, ".civitai.info")
-PICTURES = (
-    *(".preview" + ending for ending in (".png", ".jpg", ".jpeg", ".webp")),
-    *(".png", ".jpg", ".jpeg", ".webp"),
-)
-_START_BYTES = 12  # that tell pictures apart
-
-
-def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the first file next to a LoRA's that lists its trigger words, and the
-    words as written there; empty where there is none that can be read.
-    """
-    for sidecar in sidecars(path):
-        words = _listed_beside(_content(sidecar, SIDECAR_BYTES))
-        if words:
-            return sidecar.name, words
-    return "", ()
-
-
-def sidecars(path: Path) -> Iterator[Path]:
-    """Yield the files next to a LoRA's that may list its trigger words."""
-    yield from map(path.with_suffix, _WORDS)
-
-
-def picture_beside(path: Path) -> tuple[bytes, str] | None:
-    """Return the picture next to a LoRA's file and its media type; None where there is none.
-
-    A picture is a PNG, JPEG or WebP by its first bytes, whatever its name says.
-    """
-    for picture in map(path.with_suffix, PICTURES):
-        content = _content(picture, PICTURE_BYTES)
-        if kind := _kind(content):
-            return content, kind
-    return None
-
-
-def has_picture(path: Path) -> bool:
-    """Whether `picture_beside` finds one."""
-    pictures = map(path.with_suffix, PICTURES)
-    return any(_kind(_content(picture, PICTURE_BYTES, _START_BYTES)) for picture in pictures)
-
-
-def _content(path: Path, most: int, count: int = -1) -> bytes:
-    """Return the first bytes of a plain file, by default all; nothing of a larger one, and of what
-    is not a plain file or cannot be read.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            return b""
-        with path.open("rb") as file:
-            return file.read(most if count < 0 else count)
-    except (OSError, ValueError):  # the latter of names that no file can have
-        return b""
-
-
-def base_beside(path: Path) -> str | None:
-    """Return what LoRA Manager's file next to a LoRA calls its base model, "" if it does not say;
-    None where there is no such file.
-    """
-    value = _read(_content(path.with_suffix(CARD), SIDECAR_BYTES))
-    if not isinstance(value, dict):
-        return None
-    base = value.get("base_model")
-    return base if isinstance(base, str) and len(base) <= NAME_CHARACTERS else ""
-
-
-def _read(content: bytes) -> Any:
-    try:
-        return json_value(content.decode("utf-8-sig")) if content else None
-    except ValueError:
-        return None
-
-
-def _listed_beside(content: bytes) -> tuple[str, ...]:
-    value = _read(content)
-    inner = value.get("civitai") if isinstance(value, dict) else None
-    lists = [of.get("trainedWords") for of in (value, inner) if isinstance(of, dict)]
-    return _phrases(next((words for words in lists if words and isinstance(words, list)), []))
-
-
-def _kind(start: bytes) -> str:
-    """Return the media type of a picture that begins so; empty: it is not a picture."""
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if start.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    return "image/webp" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else ""
-
-
-# --- words, and prompts ---
+from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value, spend
 
 # Kind of a LoRA -> prompts for it, which are English with "sks dog" and with "in ink style".
 TEMPLATES = {
@@ -263,10 +144,11 @@ def _listed(text: str) -> tuple[str, ...]:
         words = json_value(text)
     except ValueError:
         words = text.split(",", LISTED_WORDS)
-    return _phrases(words if isinstance(words, list) else [words])
+    return phrases(words if isinstance(words, list) else [words])
 
 
-def _phrases(words: Sequence[Any]) -> tuple[str, ...]:
+def phrases(words: Sequence[Any]) -> tuple[str, ...]:
+    """Return the words of a list that can be trigger words, each once."""
     stripped = (word.strip(" ,\t\r\n") for word in words[:LISTED_WORDS] if isinstance(word, str))
     return _once(filter(_is_phrase, stripped))
 
@@ -321,95 +203,3 @@ def _words(tag: str) -> Iterator[str]:
     for word in tag.split():
         yield word.strip(_PUNCTUATION)
         yield from _WORD.findall(word)
-
-
-# --- headers: quick enough for every file of a list ---
-
-Facts = TypeVar("Facts")
-_FILES = 1000  # whose facts are remembered: eight words each, at most
-_LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
-
-
-def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
-    """Remember what a look at a file finds, or why it is refused, until it or a file next to it
-    changes: a page asks for the same files again and again, and pages of strangers may ask.
-    """
-
-    @functools.lru_cache(_FILES)
-    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts | str:
-        try:
-            return look(path)
-        except AdapterError as error:
-            if isinstance(error.__cause__, OSError):  # a disk may answer next time
-                raise
-            return str(error)
-
-    @functools.wraps(look)
-    def looked(path: Path) -> Facts:
-        with _LOCK:
-            found = remembered(path, tuple(map(_version, (path, *sidecars(path)))))
-        if isinstance(found, str):
-            raise AdapterError(found)
-        return found
-
-    return looked
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    try:
-        return version(os.stat(path))
-    except (OSError, ValueError):  # the latter of names that no file can have
-        return None
-
-
-@dataclass(frozen=True)
-class LoraHeader:
-    """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
-    the family that it was trained for, with the file's own statement and without it (empty if
-    nothing shows it), and whether its keys show that; and the digest of its tensors that it states
-    (empty if it does not).
-    """
-
-    triggers: TriggerWords
-    rank: int
-    base: str
-    family: str
-    is_by_keys: bool
-    digest: str
-
-
-@once_per_file
-def lora_header(path: Path) -> LoraHeader:
-    """Return the facts in a LoRA file's header, and the trigger words next to the file.
-
-    Raises:
-        AdapterError: See `read_header`.
-    """
-    with budget(path):
-        tensors, metadata = read_header(path)
-        groups, _ = grouped(tensors)
-        downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
-        ranks = [down.shape[0] for down in downs if down.ndim > 1]
-        shown_by_keys = family_of(tensors)
-        family, base = base_family(shown_by_keys, metadata)
-        triggers = trigger_words(metadata, words_beside(path))
-    digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
-    return LoraHeader(
-        triggers,
-        rank=max(ranks, default=0),
-        base=base,
-        family=family.name if family else "",
-        is_by_keys=shown_by_keys is not None,
-        digest=digest,
-    )
-
-
-@once_per_file
-def model_header(path: Path) -> tuple[Family, ...]:
-    """Return what `model_families` finds in a checkpoint's or a diffusion model's header.
-
-    Raises:
-        AdapterError: See `read_header`.
-    """
-    with budget(path):
-        return model_families(read_header(path)[0])

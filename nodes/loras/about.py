@@ -24,13 +24,10 @@ def about_lora(name: str) -> dict[str, Any]:
     digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
+    from ...iteris_core.files.beside import has_picture
     from ...iteris_core.files.families import FAMILIES
-    from ...iteris_core.files.trigger_words import (
-        TEMPLATES,
-        default_prompts,
-        has_picture,
-        lora_header,
-    )
+    from ...iteris_core.files.headers import lora_header
+    from ...iteris_core.files.trigger_words import TEMPLATES, default_prompts
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {
@@ -72,7 +69,7 @@ def thumbnail_of(name: str) -> tuple[bytes, str] | None:
     """Return the picture next to a LoRA of ComfyUI's list, and its media type; None where there is
     none.
     """
-    from ...iteris_core.files.trigger_words import picture_beside
+    from ...iteris_core.files.beside import picture_beside
 
     path = host.find_lora(name) if name in host.lora_names() else None
     return None if path is None else picture_beside(path)
@@ -85,7 +82,7 @@ def families_upstream(prompt: Mapping[str, Any], node_id: str) -> tuple[Family, 
     Args:
         prompt, node_id: See `texts_upstream`.
     """
-    from ...iteris_core.files.trigger_words import model_header
+    from ...iteris_core.files.headers import model_header
 
     found = []
     for path in filter(None, map(host.find_model, texts_upstream(prompt, node_id, ("model",)))):
@@ -100,7 +97,7 @@ def about_model(name: str) -> dict[str, Any]:
     tells.
     """
     from ...iteris_core.files.families import fitting
-    from ...iteris_core.files.trigger_words import model_header
+    from ...iteris_core.files.headers import model_header
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {"name": name, "family": "", "fits": [], "error": None}

@@ -98,7 +98,7 @@ def fingerprint(path: Path | None) -> str:
     """Return a string that changes when a LoRA's file changes, or a file next to it with its
     trigger words.
     """
-    from ...iteris_core.files.trigger_words import sidecars
+    from ...iteris_core.files.beside import sidecars
 
     if path is None or not path.is_file():
         return "missing"

@@ -47,7 +47,7 @@ def use_of_file(
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.diffusion.lora_use import LoraUse, with_prompts
-    from ...iteris_core.files.trigger_words import lora_header
+    from ...iteris_core.files.headers import lora_header
 
     triggers = lora_header(host.lora_path(lora_name)).triggers
     use = LoraUse(
@@ -86,7 +86,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     Raises:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
     """
-    from ...iteris_core.files.trigger_words import lora_header
+    from ...iteris_core.files.headers import lora_header
 
     file = file_of_row(row, host.lora_names())
     with placed(row.where):
@@ -109,8 +109,8 @@ def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False)
         IterisError: Names the row; see `file_of_row`.
     """
     from ...iteris_core.files.families import FAMILIES, fitting
+    from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.kohya import for_another
-    from ...iteris_core.files.trigger_words import lora_header
 
     file = file_of_row(row, host.lora_names())
     with placed(row.where):
@@ -228,7 +228,7 @@ def use_of_tensors(
 
 def triggers_of(use: LoraUse) -> tuple[str, ...]:
     """Return the trigger words in a LoRA's file; none for a LoRA that is in no file."""
-    from ...iteris_core.files.trigger_words import lora_header
+    from ...iteris_core.files.headers import lora_header
 
     return () if use.file is None else lora_header(host.lora_path(use.file)).triggers.triggers
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from iteris_core.files.beside import has_picture, picture_beside, words_beside
+from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.limits import PICTURE_BYTES, SIDECAR_BYTES
-from iteris_core.files.trigger_words import has_picture, lora_header, picture_beside, words_beside
 
 TAGS = json.dumps({"10_ohwx": {"ohwx": 9, "outdoors": 4}})
 METADATA = {"modelspec.trigger_phrase": "a sks cat", "ss_tag_frequency": TAGS}

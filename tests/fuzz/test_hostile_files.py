@@ -20,10 +20,11 @@ from iteris_core.files import limits, peft, tensors
 from iteris_core.files.adapter_kinds import check_scales, delta_of, lokr, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
+from iteris_core.files.headers import lora_header, model_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.kohya import ModelKeys
 from iteris_core.files.tensors import read_header, read_tensors
-from iteris_core.files.trigger_words import lora_header, model_header, trigger_words
+from iteris_core.files.trigger_words import trigger_words
 
 ONE = torch.ones(1)
 BASE = kohya(LINEAR)
@@ -88,7 +89,7 @@ def test_a_look_has_a_budget_besides_the_limits(tmp_path, monkeypatch):
 def test_a_file_is_looked_at_once_until_it_changes(file, monkeypatch):
     looks = []
     monkeypatch.setattr(
-        "iteris_core.files.trigger_words.grouped",
+        "iteris_core.files.headers.grouped",
         lambda tensors: looks.append(1) or grouped(tensors),
     )
     path = file(seeds()["kohya"])

@@ -14,8 +14,8 @@ from PIL import Image
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.files.headers import lora_header
 from iteris_core.files.tensors import read_tensors, sha256
-from iteris_core.files.trigger_words import lora_header
 
 
 @pytest.fixture

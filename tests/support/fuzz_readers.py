@@ -25,10 +25,10 @@ from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.adapter_kinds import own_dense_delta
 from iteris_core.files.families import FAMILIES
+from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.metadata import merged_tags
 from iteris_core.files.tensors import read_header, read_tensors
-from iteris_core.files.trigger_words import lora_header
 from iteris_core.language.text_samples import read_token_ids
 from iteris_core.layers import layer_shapes
 

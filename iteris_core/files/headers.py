@@ -1,0 +1,109 @@
+"""What a list shows of a file: read from its header, once, and quick enough for every file."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import AdapterError
+from .adapter_kinds import DOWN
+from .beside import sidecars, words_beside
+from .families import Family, base_family, family_of, model_families
+from .groups import grouped
+from .limits import NAME_CHARACTERS, budget
+from .tensors import read_header, version
+from .trigger_words import TriggerWords, trigger_words
+
+Facts = TypeVar("Facts")
+_FILES = 1000  # whose facts are remembered: eight words each, at most
+_LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
+
+
+def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
+    """Remember what a look at a file finds, or why it is refused, until it or a file next to it
+    changes: a page asks for the same files again and again, and pages of strangers may ask.
+    """
+
+    @functools.lru_cache(_FILES)
+    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts | str:
+        try:
+            return look(path)
+        except AdapterError as error:
+            if isinstance(error.__cause__, OSError):  # a disk may answer next time
+                raise
+            return str(error)
+
+    @functools.wraps(look)
+    def looked(path: Path) -> Facts:
+        with _LOCK:
+            found = remembered(path, tuple(map(_version, (path, *sidecars(path)))))
+        if isinstance(found, str):
+            raise AdapterError(found)
+        return found
+
+    return looked
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        return version(os.stat(path))
+    except (OSError, ValueError):  # the latter of names that no file can have
+        return None
+
+
+@dataclass(frozen=True)
+class LoraHeader:
+    """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
+    the family that it was trained for, with the file's own statement and without it (empty if
+    nothing shows it), and whether its keys show that; and the digest of its tensors that it states
+    (empty if it does not).
+    """
+
+    triggers: TriggerWords
+    rank: int
+    base: str
+    family: str
+    is_by_keys: bool
+    digest: str
+
+
+@once_per_file
+def lora_header(path: Path) -> LoraHeader:
+    """Return the facts in a LoRA file's header, and the trigger words next to the file.
+
+    Raises:
+        AdapterError: See `read_header`.
+    """
+    with budget(path):
+        tensors, metadata = read_header(path)
+        groups, _ = grouped(tensors)
+        downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
+        ranks = [down.shape[0] for down in downs if down.ndim > 1]
+        shown_by_keys = family_of(tensors)
+        family, base = base_family(shown_by_keys, metadata)
+        triggers = trigger_words(metadata, words_beside(path))
+    digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
+    return LoraHeader(
+        triggers,
+        rank=max(ranks, default=0),
+        base=base,
+        family=family.name if family else "",
+        is_by_keys=shown_by_keys is not None,
+        digest=digest,
+    )
+
+
+@once_per_file
+def model_header(path: Path) -> tuple[Family, ...]:
+    """Return what `model_families` finds in a checkpoint's or a diffusion model's header.
+
+    Raises:
+        AdapterError: See `read_header`.
+    """
+    with budget(path):
+        return model_families(read_header(path)[0])
