@@ -2,7 +2,7 @@
 
 The real models are built on torch's meta device, where tensors have sizes and no numbers. A sample
 runs through each, pauses at every layer that LoRAs change, and what it holds there is counted by
-the code that parks rows in a merge. `devices.share_out` then decides for each card as the node
+the code that parks rows in a merge. `memory.share_out` then decides for each card as the node
 would.
 """
 
@@ -23,7 +23,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
-from iteris_core.devices import LayerBytes, Room, share_out
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
@@ -32,6 +31,7 @@ from iteris_core.diffusion.plans import TaskPlan, make_plans
 from iteris_core.engines.measure import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES
+from iteris_core.memory import LayerBytes, Room, share_out
 from iteris_core.rows.lockstep import held_bytes
 from iteris_core.rows.parking import Parking
 

@@ -1,28 +1,18 @@
-"""Abilities of devices: their precisions, their memory, and smaller calls when memory runs out."""
+"""Precisions of devices: of the products and sums that they compute exactly enough, and fast."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import OutOfMemory
-from .settings import called
-
 logger = logging.getLogger("iteris")
-Result = TypeVar("Result")
-_USED = 0.8  # of what is free besides the model; the rest is for what no estimate knows
-# What samples hold while they wait, of what the hosts' formulas say that they take in a call: 0.36
-# to 0.56 (benchmarks/results/memory.json).
-_WAITS = 0.56
-_CALLED = 1 / 8  # of what is free, for a call where not all samples can wait on the device
 
 
 def moved(
@@ -242,143 +232,3 @@ class Workplace:
             kept = x.dtype if multiplies_halves(x.device, x.dtype) else dtype
         worn = x.dtype if is_half(x.dtype) and x.device.type != "cpu" else dtype
         return cls(x.device, dtype, statistics_device(x.device), kept, worn)
-
-
-@dataclass(frozen=True)
-class LayerBytes:
-    """Bytes that a layer takes besides the model: while its rows are measured, and what comes on
-    top of them while it is solved, when no call runs.
-    """
-
-    sums: float = 0.0
-    solve: float = 0.0
-
-    def beside(self, call: float) -> float:
-        """Return what it takes with forward calls of so many bytes, which no solve runs beside."""
-        return self.sums + max(self.solve, call)
-
-    @classmethod
-    def most(cls, layers: Iterable[LayerBytes]) -> LayerBytes:
-        """Return what no layer exceeds."""
-        each = list(layers)
-        return cls(
-            max((layer.sums for layer in each), default=0.0),
-            max((layer.solve for layer in each), default=0.0),
-        )
-
-
-@dataclass(frozen=True)
-class Room:
-    """How a merge shares out a device's memory.
-
-    Args:
-        waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls.
-        required: Bytes that the merge takes besides the model.
-        missing: Bytes that the device lacks for the whole model, a call of one sample,
-            and the sums, by the estimate.
-        call_bytes: Bytes of calls.
-    """
-
-    samples_per_chunk: int
-    waiting_bytes: int
-    required: float
-    missing: float = 0.0
-    call_bytes: int = 0
-
-
-def share_out(
-    takes: Callable[[int], float],
-    samples: int,
-    most: int,
-    free: float,
-    layer: LayerBytes = LayerBytes(),
-) -> Room:
-    """Share out the memory of a device, or of the host where the model runs there. What calls and
-    layers leave is for samples that wait: what they really hold is counted when they do, see
-    `rows.parking`. Where it may not be enough for all, calls are smaller, since that costs less
-    than copies.
-
-    Args:
-        takes: Number of samples -> bytes that they take in a forward call, at most.
-        most: Most samples of one forward call.
-        free: Bytes that are free besides the whole model.
-        layer: What no layer exceeds.
-    """
-    used = _USED * free
-
-    sizes = range(most, 0, -1)
-    waiting = _WAITS * takes(samples)
-    size = running = next((n for n in sizes if layer.beside(takes(n)) + waiting <= used), 0)
-    if not size:
-        room = _CALLED * (free - layer.sums)
-        size = next((n for n in sizes if takes(n) < room), 1)
-        running = 2 * size  # samples of a call, and of one that is copied
-    busy = layer.beside(takes(running))
-    return Room(
-        samples_per_chunk=size,
-        waiting_bytes=max(0, int(used)),
-        required=max(busy, min(used, busy + takes(samples))),
-        missing=max(0.0, layer.beside(takes(1)) - free),
-        call_bytes=math.ceil(takes(running)),
-    )
-
-
-# What torch says where a device has no room: most backends, and the host on Linux and Windows.
-_FULL = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means an exhausted device. Not every backend has an error type for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _FULL)
-    )
-
-
-def memory_in_use(device: torch.device) -> int | None:
-    """Return the bytes that tensors take on a device now; None if it does not report them."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return torch.mps.current_allocated_memory() if device.type == "mps" else None
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that a merge may still take on a device, torch's own reserve included; None
-    if it does not report them.
-    """
-    if device.type == "cpu":
-        try:
-            import psutil
-        except ModuleNotFoundError:
-            return None
-        return int(psutil.virtual_memory().available)
-    if device.type != "cuda":
-        return None
-    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + reserve
-
-
-def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> Result:
-    """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
-
-    Raises:
-        OutOfMemory: With a single sample, too.
-    """
-    while size:
-        try:
-            return run(size)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # run again outside of this block: the error holds the frames of the failed call, and
-            # their tensors
-            size //= 2
-        if size:
-            logger.info(
-                "%s ran out of memory; samples in one forward call from now on: %d", doing, size
-            )
-    raise OutOfMemory(
-        f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
-        "samples wait in memory while a layer is solved: use fewer of them "
-        f"({called('trajectories')}, {called('timesteps')}), a lower resolution or shorter inputs, "
-        "or another device"
-    )

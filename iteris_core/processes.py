@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
-from .devices import is_out_of_memory, moved
+from .devices import moved
 from .errors import ConfigError, IterisError
+from .memory import is_out_of_memory
 
 T = TypeVar("T")
 _is_alone: ContextVar[bool] = ContextVar("iteris_alone", default=False)

@@ -27,10 +27,10 @@ from .sockets import ChosenLora, Loose, MergedLora
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
-    from ..iteris_core.devices import Room
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
     from ..iteris_core.files.families import Family
+    from ..iteris_core.memory import Room
     from .asked import Asked
 
 logger = logging.getLogger("iteris")

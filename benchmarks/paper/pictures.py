@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from iteris_core.devices import with_smaller_calls
 from iteris_core.errors import ConfigError
 from iteris_core.files.tensors import read_header
 from iteris_core.language.pictures import SUFFIXES, pictures_in
+from iteris_core.memory import with_smaller_calls
 from iteris_core.progress import Progress, Stage, StageProgress, nobody
 from iteris_core.settings import MOST_AT_ONCE, checked, shown
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ..adapters import Adapter
 from ..config import UNIT_GAIN, MergeConfig
-from ..devices import device_of, free_bytes
+from ..devices import device_of
 from ..diffusion.calibration import Calibration
 from ..diffusion.diffusers_model import DiffusersModel
 from ..diffusion.job import Job, MergeSettings
@@ -36,6 +36,7 @@ from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
 from ..files.writing import check_free, under_free_name
+from ..memory import free_bytes
 from ..processes import Processes
 from ..settings import settings
 from . import options

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from ..adapters import Adapter
-from ..devices import with_smaller_calls
+from ..memory import with_smaller_calls
 from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity

@@ -12,9 +12,9 @@ from torch import nn
 
 from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
-from ..devices import LayerBytes, Room, share_out
 from ..engines.measure import layer_bytes
 from ..errors import ConfigError
+from ..memory import LayerBytes, Room, share_out
 from ..merging import check_ranks, notes_about_vectors
 from ..processes import Processes
 from ..progress import Stage

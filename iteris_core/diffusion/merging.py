@@ -16,9 +16,9 @@ from typing import Any
 
 from ..adapters import Adapter, check_result, mean_vectors, target_layers
 from ..config import MergeConfig
-from ..devices import with_smaller_calls
 from ..engines.problem import Watch
 from ..errors import CalibrationError, plain
+from ..memory import with_smaller_calls
 from ..merging import MergeResult, merge, merge_files, much_unread, smallest_size
 from ..network import Network
 from ..progress import StageProgress, nobody

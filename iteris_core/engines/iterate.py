@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import LowRankDelta, stack
-from ..devices import with_smaller_calls
 from ..errors import ConfigError
+from ..memory import with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (

@@ -33,16 +33,7 @@ from ..algebra.statistics import (
     difference,
 )
 from ..config import MergeConfig
-from ..devices import (
-    LayerBytes,
-    Workplace,
-    exact_products,
-    in_float32,
-    moved,
-    product_dtype,
-    read,
-    sums_dtype,
-)
+from ..devices import Workplace, exact_products, in_float32, moved, product_dtype, read, sums_dtype
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -53,6 +44,7 @@ from ..layers import (
     token_count,
     weight_shape,
 )
+from ..memory import LayerBytes
 from ..processes import Processes
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk

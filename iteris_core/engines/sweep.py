@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import LowRankDelta
-from ..devices import memory_in_use, statistics_device, with_smaller_calls
+from ..devices import statistics_device
 from ..errors import CalibrationError
 from ..layers import weight_shape
+from ..memory import memory_in_use, with_smaller_calls
 from ..rows.chunks import Block, Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..devices import with_smaller_calls
+from ..memory import with_smaller_calls
 from ..progress import Stage, StageProgress, nobody
 from ..rows.wearing import wearing
 from .samples import Encoded

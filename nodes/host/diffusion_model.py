@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
-from ...iteris_core.devices import LayerBytes, Room, share_out
 from ...iteris_core.diffusion import proof
 from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoraUse
@@ -35,6 +34,7 @@ from ...iteris_core.diffusion.model import (
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.files.groups import split_key
+from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
 from ..experts import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys

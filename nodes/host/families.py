@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import CalibrationError, IterisError
-from ...iteris_core.devices import is_out_of_memory
 from ...iteris_core.diffusion.model import UNET_TEXT_LAYERS
 from ...iteris_core.files.families import FAMILIES, Family
+from ...iteris_core.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)

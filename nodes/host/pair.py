@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ...iteris_core import Adapter, IterisError, Network
-from ...iteris_core.devices import Room
 from ...iteris_core.diffusion.lora_use import LoraUse
 from ...iteris_core.diffusion.model import DenoiserRow, PatchedWeight
 from ...iteris_core.files.families import Family
+from ...iteris_core.memory import Room
 from ...iteris_core.network import Expert
 from ..experts import LOW_INPUT, expert_of, split_by_expert
 from ..keys import UNET_PREFIX

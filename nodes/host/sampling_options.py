@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import CalibrationError, IterisError
-from ...iteris_core.devices import is_out_of_memory
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded
+from ...iteris_core.memory import is_out_of_memory
 from .families import FAILURES
 from .other_nodes import functions_in, wrappers_of
 

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, merge
 from iteris_core.algebra import coarse
 from iteris_core.algebra.products import TOKENS_PER_PRODUCT
-from iteris_core.devices import LayerBytes, free_bytes, share_out
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.model import DiffusionHost
@@ -24,6 +23,7 @@ from iteris_core.engines import measure
 from iteris_core.engines.measure import Measurement, layer_bytes
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
+from iteris_core.memory import LayerBytes, free_bytes, share_out
 
 GB = 1 << 30
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import torch
 import toy
 
 from iteris_core import CalibrationError, Sample, Task
-from iteris_core.devices import LayerBytes
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
+from iteris_core.memory import LayerBytes
 from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
 from iteris_core.rows.parking import HostMemory, Parking
 

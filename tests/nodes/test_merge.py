@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from iteris_pack.iteris_core.devices import Room
+from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import cost_shown
 from iteris_pack.nodes.loras.kinds import guessed_styles
