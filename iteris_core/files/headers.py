@@ -13,9 +13,10 @@ from typing import TypeVar
 from ..errors import AdapterError
 from .adapter_kinds import DOWN
 from .beside import sidecars, words_beside
-from .families import Family, base_family, family_of, model_families
+from .families import Family
 from .groups import grouped
 from .limits import NAME_CHARACTERS, budget
+from .recognition import base_family, family_of, model_families
 from .tensors import read_header, version
 from .trigger_words import TriggerWords, trigger_words
 

@@ -15,9 +15,9 @@ from ..errors import AdapterError
 from . import peft
 from .adapter_kinds import ALPHA, VECTORS, kind_of
 from .beside import words_beside
-from .families import base_family, family_of
 from .groups import Group, foreign_kind, grouped
 from .limits import budget, spend
+from .recognition import base_family, family_of
 from .tensors import read_tensors
 from .trigger_words import trigger_words
 

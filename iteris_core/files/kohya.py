@@ -22,7 +22,7 @@ from ..errors import AdapterError
 from ..layers import sorted_layers
 from ..progress import Progress, nobody
 from .adapter_kinds import ALPHA, DIFF, DIFF_B, VECTORS, DenseDelta, WrongShape, delta_of, told_of
-from .families import Family, Spelling, family_of, other_family
+from .families import Family, Spelling
 from .groups import (
     KOHYA_ENDINGS,
     PEFT_ENDINGS,
@@ -35,6 +35,7 @@ from .groups import (
 )
 from .metadata import base_metadata, hashes
 from .parts import WeightPart
+from .recognition import family_of, other_family
 
 Keys = TypeVar("Keys", bound="ModelKeys")
 

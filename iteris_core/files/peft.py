@@ -30,9 +30,9 @@ from .adapter_kinds import (
     peft_dora,
     told_of,
 )
-from .families import base_of
 from .groups import PEFT_ENDINGS, Group, factors_by_key, grouped
 from .limits import SETTINGS_BYTES, json_value
+from .recognition import base_of
 from .tensors import read_tensors
 from .writing import blocks_of, taken, whole_files
 

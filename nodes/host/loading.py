@@ -9,8 +9,8 @@ import comfy.sd
 from torch import Tensor
 
 from ...iteris_core import AdapterError, ConfigError
-from ...iteris_core.files.families import other_family
 from ...iteris_core.files.kohya import for_another
+from ...iteris_core.files.recognition import other_family
 from ...iteris_core.settings import shown
 from ..foreign import logged_errors
 from .families import family_of

@@ -96,8 +96,8 @@ def about_model(name: str) -> dict[str, Any]:
     browser, told by its header; ``fits`` are the families whose LoRAs fit it, empty where nothing
     tells.
     """
-    from ...iteris_core.files.families import fitting
     from ...iteris_core.files.headers import model_header
+    from ...iteris_core.files.recognition import fitting
     from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {"name": name, "family": "", "fits": [], "error": None}

@@ -108,9 +108,10 @@ def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False)
     Raises:
         IterisError: Names the row; see `file_of_row`.
     """
-    from ...iteris_core.files.families import FAMILIES, fitting
+    from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.kohya import for_another
+    from ...iteris_core.files.recognition import fitting
 
     file = file_of_row(row, host.lora_names())
     with placed(row.where):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from iteris_core.files.families import (
-    FAMILIES,
+from iteris_core.files.families import FAMILIES
+from iteris_core.files.recognition import (
     base_family,
     family_named,
     family_of,
