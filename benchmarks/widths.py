@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network, Sample, Task, merge
-from iteris_core.engines.measure import Measurement, layer_bytes
+from iteris_core.engines.footprint import layer_bytes
+from iteris_core.engines.measure import Measurement
 from iteris_core.layers import layer_shapes
 
 from .measure import PeakMemory

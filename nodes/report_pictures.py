@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..iteris_core.blocks import block_of
 from ..iteris_core.errors import IterisError, MissingLibraryError
-from ..iteris_core.layers import block_of
 from ..iteris_core.report.layers import LayerReport, TaskAtLayerReport
 from ..iteris_core.report.records import MergeReport
 

@@ -14,9 +14,9 @@ from waiting import HANGS
 ROOT = Path(__file__).parent.parent
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 # Each of these imports only itself and what comes before it.
-_CORE = """version errors svd progress settings config devices memory processes layers network
-    adapters tasks base_models files algebra rows report engines rivals merging diffusion language
-    cli __init__"""
+_CORE = """version errors svd progress settings config devices memory processes blocks layers
+    network adapters tasks base_models files algebra rows report engines rivals merging diffusion
+    language cli __init__"""
 CORE_ORDER = _CORE.split()
 # Likewise; what is not named is a node, and comes last.
 _NODES = "experts keys foreign progress sockets words validation host workflow pictures loras"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +15,12 @@ from ..adapters import (
     LowRankDelta,
     Stacked,
     names_of,
-    target_shapes,
     unusable_place,
 )
 from ..algebra.answer import LayerSolution
 from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import LayerProblem, LayerSolver
-from ..algebra.products import TOKENS_PER_PRODUCT, product
+from ..algebra.products import product
 from ..algebra.statistics import (
     BaseWeight,
     DerivedSums,
@@ -33,7 +32,7 @@ from ..algebra.statistics import (
     difference,
 )
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products, in_float32, moved, product_dtype, read, sums_dtype
+from ..devices import Workplace, exact_products, moved, read
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -44,12 +43,11 @@ from ..layers import (
     token_count,
     weight_shape,
 )
-from ..memory import LayerBytes
-from ..processes import Processes
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
+from .drift import Drifting
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
     Arrivals,
@@ -60,124 +58,12 @@ from .shared_inputs import (
 )
 
 
-def layer_bytes(
-    modules: Mapping[str, nn.Module],
-    adapters: Sequence[Adapter],
-    tasks: int,
-    config: MergeConfig,
-    device: torch.device,
-) -> dict[str, LayerBytes]:
-    """Return about what each layer that adapters change takes.
-
-    Args:
-        modules: Modules of the network; layers that are not among them do not count.
-        device: Device of the sums.
-    """
-    shapes = target_shapes(adapters)
-    return {
-        path: bytes_at(module, shapes[path], tasks, config, device)
-        for path, module in modules.items()
-        if path in shapes
-    }
-
-
-def bytes_at(
-    module: nn.Module,
-    shape: tuple[int, int],
-    tasks: int,
-    config: MergeConfig,
-    device: torch.device,
-) -> LayerBytes:
-    """Return about what one layer takes.
-
-    Args:
-        shape: (d_out, d_in).
-        device: Device of the sums.
-    """
-    d_out, d_in = shape
-    gram = 8 * d_in * d_in
-    right_side = 8 * d_in * d_out if config.target == "full_output" else 0
-    kept = sums_dtype(device).itemsize / 8
-    keeps_rows = is_patchwise(module) and config.patches < d_in
-    moments = 8 * config.patches * d_in if keeps_rows else tasks * kept * gram
-    if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
-        moments += 2 * tasks * kept * gram
-    # rows that are gathered for the products: for the Gram matrix, and for the others
-    gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
-    # the factor, and beside one in float32 the system; the right sides on the way through it
-    if in_float32(config.factorisation, device, d_in):
-        solve = 1.5 * gram + 3.7 * right_side
-    else:
-        solve = gram + 4.6 * right_side
-    return LayerBytes(moments + gathered + tasks * kept * right_side, solve)
-
-
 @dataclass(frozen=True)
 class _BaseLayer:
     """The layer's own weight, (d_out, d_in), float64 where sums are, and its bias, (d_out,)."""
 
     weight: Tensor
     bias: Tensor
-
-
-# How far, relative to its outputs, a layer in half precision may be from the product with the
-# weight that was read. Rounding makes 0.01 at most; a layer that does more than a product, 0.1 and
-# more.
-_SAME = 0.05
-_PROBE = 64.0  # see `base_weight_and_bias`; far from an overflow of half precision
-
-
-@dataclass(frozen=True)
-class _Drifting:
-    """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
-
-    In half precision the difference of two outputs holds their rounding, which is many times the
-    drift where inputs are small compared with the bias, or hardly differ. There it is computed from
-    the inputs' difference.
-
-    Args:
-        weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
-            outputs is taken.
-        is_rounded: Whether that is rounded, and the weight could not be read.
-    """
-
-    weight: Tensor | None
-    is_rounded: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        module: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        processes: Processes,
-        *,
-        by_weight: bool = False,
-    ) -> _Drifting:
-        """Choose the way for a layer, by an input and its output; the same in all processes, whose
-        sums are added up.
-
-        Args:
-            by_weight: Whether the weight is wanted, in any precision.
-        """
-        dtype = product_dtype(x)
-        is_half = y.dtype.itemsize < dtype.itemsize
-        if not (is_half or by_weight):
-            return cls(None)
-        if by_weight and type(module) is nn.Linear and "forward" not in vars(module):
-            return cls(module.weight.detach().to(x.device, dtype))
-        weight, bias = (
-            part.to(dtype) for part in base_weight_and_bias(module, x.device, x.dtype, _PROBE)
-        )
-        outputs = output_tokens(module, y[:1]).to(dtype)
-        with exact_products(x.device):
-            products = codes_of(module, x[:1], weight) + bias
-        # false for what is not finite, too, which the solve explains; a wait for the device
-        is_near = (products - outputs).norm() <= _SAME * outputs.norm()
-        far = (~is_near).to(device="cpu", dtype=torch.float64)
-        processes.add_up([far])
-        is_same = not far.item()
-        return cls(weight if is_same else None, is_rounded=is_half and not is_same)
 
 
 @dataclass(frozen=True)
@@ -209,7 +95,7 @@ class Measurement:
     worn: list[Stacked[int] | None]
     statistics: list[TaskStatistics]
     base: _BaseLayer | None
-    drifting: _Drifting | None
+    drifting: Drifting | None
 
     @classmethod
     def open(
@@ -234,7 +120,7 @@ class Measurement:
         derives = shared.derives if shared else _can_derive(problem, path, module, x, inputs)
         drifting = None
         if config.target == "full_output":
-            drifting = _Drifting.of(module, x, y, problem.processes, by_weight=derives)
+            drifting = Drifting.of(module, x, y, problem.processes, by_weight=derives)
             derives = derives and drifting.weight is not None
         if shared is None:
             moments = _new_moments(problem, module, x, place.sums, changes=derives)
@@ -547,7 +433,7 @@ def _new_statistics(
     place: Workplace,
     shared: SharedInput,
     worn: Sequence[Stacked[int] | None],
-    drifting: _Drifting | None,
+    drifting: Drifting | None,
 ) -> list[TaskStatistics]:
     """Return the sums of each task at a layer, of its own rows or of its input's."""
     if shared.derives and drifting is not None and drifting.weight is not None:

@@ -38,7 +38,8 @@ from .common import (
     run_chunk,
     seen_by_hook,
 )
-from .measure import Measurement, bytes_at
+from .footprint import bytes_at
+from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, Readers, Reading, SharedInputs
 

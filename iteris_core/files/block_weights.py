@@ -1,6 +1,6 @@
 """Block weights: how strongly a LoRA's layers count, by block of the model, and layers left out.
 
-They are written by name, such as ``IN01:0.5, MID:0``. Blocks go by the names of `layers.block_of`:
+They are written by name, such as ``IN01:0.5, MID:0``. Blocks go by the names of `blocks.block_of`:
 IN, MID and OUT in a UNet, D (``double``), S (``single``) and B (``blocks``) in a transformer.
 ``BASE`` is all that is in none of them: the text encoders, and layers such as those that read the
 time. ``IN`` is every block of this name, ``D0-18`` several, ``ALL`` everything. Of entries that
@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..adapters import Adapter
+from ..blocks import block_of
 from ..errors import ConfigError
-from ..layers import block_of
 from ..settings import shown
 from .families import Family
 from .limits import KEY_CHARACTERS

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..layers import OTHER, block_of
+from ..blocks import OTHER, block_of
 from ..settings import called
 
 # What does better: the base model alone; the LoRAs' average; all LoRAs stacked.

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from iteris_core import AdapterError
+from iteris_core.blocks import block_of
 from iteris_core.layers import (
     base_weight_and_bias,
-    block_of,
     input_tokens,
     output_tokens,
     weight_shape,

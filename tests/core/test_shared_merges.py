@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from iteris_core.engines.measure import _Drifting
+from iteris_core.engines.drift import Drifting
 from iteris_core.processes import Processes
 from iteris_core.processes import alone as alone_in_its_group
 
@@ -44,8 +44,8 @@ def test_all_processes_measure_a_drift_in_the_way_that_suits_all():
 
     layer = torch.nn.Linear(4, 3).bfloat16()
     x = torch.randn(2, 5, 4).bfloat16()
-    assert _Drifting.of(layer, x, layer(x), Processes()).weight is not None
-    found = _Drifting.of(layer, x, layer(x), WithAnotherThatDiffers())
+    assert Drifting.of(layer, x, layer(x), Processes()).weight is not None
+    found = Drifting.of(layer, x, layer(x), WithAnotherThatDiffers())
     assert found.weight is None and found.is_rounded
 
 

@@ -43,7 +43,7 @@ from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines import sweep
-from iteris_core.engines.measure import layer_bytes
+from iteris_core.engines.footprint import layer_bytes
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
 from iteris_core.network import TEXT_STREAM

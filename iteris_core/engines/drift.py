@@ -1,0 +1,71 @@
+"""The drift of a layer's outputs: how it is measured where numbers are coarse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..devices import exact_products, product_dtype
+from ..layers import base_weight_and_bias, codes_of, output_tokens
+from ..processes import Processes
+
+# How far, relative to its outputs, a layer in half precision may be from the product with the
+# weight that was read. Rounding makes 0.01 at most; a layer that does more than a product, 0.1 and
+# more.
+_SAME = 0.05
+_PROBE = 64.0  # see `base_weight_and_bias`; far from an overflow of half precision
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
+
+    In half precision the difference of two outputs holds their rounding, which is many times the
+    drift where inputs are small compared with the bias, or hardly differ. There it is computed from
+    the inputs' difference.
+
+    Args:
+        weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
+            outputs is taken.
+        is_rounded: Whether that is rounded, and the weight could not be read.
+    """
+
+    weight: Tensor | None
+    is_rounded: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        processes: Processes,
+        *,
+        by_weight: bool = False,
+    ) -> Drifting:
+        """Choose the way for a layer, by an input and its output; the same in all processes, whose
+        sums are added up.
+
+        Args:
+            by_weight: Whether the weight is wanted, in any precision.
+        """
+        dtype = product_dtype(x)
+        is_half = y.dtype.itemsize < dtype.itemsize
+        if not (is_half or by_weight):
+            return cls(None)
+        if by_weight and type(module) is nn.Linear and "forward" not in vars(module):
+            return cls(module.weight.detach().to(x.device, dtype))
+        weight, bias = (
+            part.to(dtype) for part in base_weight_and_bias(module, x.device, x.dtype, _PROBE)
+        )
+        outputs = output_tokens(module, y[:1]).to(dtype)
+        with exact_products(x.device):
+            products = codes_of(module, x[:1], weight) + bias
+        # false for what is not finite, too, which the solve explains; a wait for the device
+        is_near = (products - outputs).norm() <= _SAME * outputs.norm()
+        far = (~is_near).to(device="cpu", dtype=torch.float64)
+        processes.add_up([far])
+        is_same = not far.item()
+        return cls(weight if is_same else None, is_rounded=is_half and not is_same)
