@@ -15,7 +15,7 @@ from ..config import MergeConfig
 from ..devices import read
 from .answer import LayerSolution
 from .balance import Balance, TaskAtLayer, balance_weights
-from .statistics import InputMoments
+from .moments import InputMoments
 
 # Of a squared norm, relative to its parts' norms: less is rounding of parts that cancel.
 RELATIVE_ZERO = 1e-12

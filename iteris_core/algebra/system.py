@@ -13,7 +13,7 @@ from torch import Tensor
 from ..devices import read
 from ..errors import SolveError
 from ..settings import called, called_value
-from .statistics import InputMoments
+from .moments import InputMoments
 
 # Columns of a large factor that are found together on the CPU. LAPACK's own blocks are narrow, and
 # one thread takes about twice as long with them.

@@ -20,17 +20,9 @@ from ..adapters import (
 from ..algebra.answer import LayerSolution
 from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import LayerProblem, LayerSolver
+from ..algebra.moments import InputMoments, KeptRows, Sums, difference
 from ..algebra.products import product
-from ..algebra.statistics import (
-    BaseWeight,
-    DerivedSums,
-    InputMoments,
-    KeptRows,
-    Sums,
-    TaskStatistics,
-    TaskSums,
-    difference,
-)
+from ..algebra.statistics import BaseWeight, DerivedSums, TaskStatistics, TaskSums
 from ..config import MergeConfig
 from ..devices import Workplace, exact_products, moved, read
 from ..errors import SolveError

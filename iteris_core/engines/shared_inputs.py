@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..algebra.statistics import InputMoments
+from ..algebra.moments import InputMoments
 from ..config import MergeConfig
 from ..errors import CalibrationError
 from ..layers import token_layout, weight_shape

@@ -21,132 +21,29 @@ what a forward call may have left in a module.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from inspect import CO_OPTIMIZED
 from types import CellType, FrameType, FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from .stores import HostMemory, PagedFile, Store
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _NESTING = 3
-_PAGE = 1 << 20  # bytes of a file
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
-
-
-class Store(Protocol):
-    """Where the contents of storages wait."""
-
-    def write(self, storage: torch.UntypedStorage) -> Any:
-        """Return what `read` needs to fill the storage again, which may be emptied then."""
-        ...
-
-    def read(self, content: Any, storage: torch.UntypedStorage) -> None:
-        """Fill an empty storage with what was written, once."""
-        ...
-
-
-class HostMemory:
-    """Contents wait in the host's memory; a GPU's in pages that are locked, which it copies by
-    itself, in the order of its other work, while Python goes on.
-    """
-
-    def write(self, storage: torch.UntypedStorage) -> Tensor:
-        content = _bytes_of(storage)
-        return _room_on_host(content).copy_(content, non_blocking=True)
-
-    def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
-        storage.resize_(content.numel())
-        _bytes_of(storage).copy_(content, non_blocking=True)
-
-
-def _room_on_host(content: Tensor) -> Tensor:
-    with suppress(RuntimeError):  # the system lets no more pages be locked
-        return torch.empty(content.shape, dtype=content.dtype, pin_memory=content.is_cuda)
-    return torch.empty(content.shape, dtype=content.dtype)
-
-
-# Bytes of a storage, and the pages of the file that have its content, in order.
-Pages = tuple[int, tuple[int, ...]]
-
-
-class PagedFile:
-    """Contents wait in a file without a name, so that it goes with the process, however that ends.
-
-    Raises:
-        CalibrationError: It cannot be made, written or read; names the folder.
-    """
-
-    def __init__(self) -> None:
-        self._folder = _folder()
-        try:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-        except OSError as error:
-            raise self._failed("made", error) from error
-        # a storage whose bytes Python reads itself could not be emptied any more
-        self._page = torch.empty(_PAGE, dtype=torch.uint8)
-        self._free: list[int] = []
-        self._pages = 0
-
-    def write(self, storage: torch.UntypedStorage) -> Pages:
-        pieces = torch.split(_bytes_of(storage), _PAGE)
-        numbers = tuple(self._free.pop() if self._free else self._new_page() for _ in pieces)
-        try:
-            for number, piece in zip(numbers, pieces, strict=True):
-                self._page[: len(piece)].copy_(piece)
-                self._file.seek(number * _PAGE)
-                self._file.write(self._page.numpy()[: len(piece)].data)
-            self._file.flush()
-        except OSError as error:
-            raise self._failed("written", error) from error
-        return storage.nbytes(), numbers
-
-    def read(self, content: Pages, storage: torch.UntypedStorage) -> None:
-        size, numbers = content
-        storage.resize_(size)
-        pieces = torch.split(_bytes_of(storage), _PAGE)
-        try:
-            for number, piece in zip(numbers, pieces, strict=True):
-                self._file.seek(number * _PAGE)
-                if self._file.readinto(self._page.numpy()[: len(piece)].data) != len(piece):
-                    raise OSError("it was cut short")
-                piece.copy_(self._page[: len(piece)])
-        except OSError as error:
-            raise self._failed("read", error) from error
-        self._free += numbers
-
-    def _new_page(self) -> int:
-        self._pages += 1
-        return self._pages - 1
-
-    def _failed(self, what: str, error: OSError) -> CalibrationError:
-        return CalibrationError(
-            f"samples that have no room in memory wait in a file in {self._folder}, which cannot "
-            f"be {what} ({error}). Make room there, set TMPDIR to another folder, or merge with "
-            "fewer samples or at a lower resolution"
-        )
-
-
-def _folder() -> str:
-    """Return a folder for large files: on many systems /tmp is itself in memory."""
-    large = "/var/tmp"
-    if "TMPDIR" not in os.environ and os.access(large, os.W_OK):
-        return large
-    return tempfile.gettempdir()
 
 
 @dataclass(frozen=True)
@@ -479,10 +376,6 @@ def _variables_of(frame: FrameType) -> dict[str, Any]:
 def _key(tensor: Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def _tensors_in(

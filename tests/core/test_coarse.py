@@ -10,8 +10,9 @@ from iteris_core import LowRankDelta, MergeConfig
 from iteris_core.adapters import stack
 from iteris_core.algebra.balance import TaskAtLayer
 from iteris_core.algebra.layer import LayerProblem
+from iteris_core.algebra.moments import Sums
 from iteris_core.algebra.solve import right_sides, solve_layer
-from iteris_core.algebra.statistics import Sums, TaskSums
+from iteris_core.algebra.statistics import TaskSums
 from iteris_core.devices import in_float32
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.report.verdict import Advice
-from iteris_core.rows.parking import HostMemory, Parking
+from iteris_core.rows.parking import Parking
+from iteris_core.rows.stores import HostMemory
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)

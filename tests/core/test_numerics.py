@@ -17,7 +17,7 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.algebra.statistics import Sums
+from iteris_core.algebra.moments import Sums
 from iteris_core.rows.lockstep import pause_at_layer
 
 # its answer needs no cut, and can be solved for on fewer tokens than the layer is wide

@@ -14,7 +14,8 @@ from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
 from iteris_core.memory import LayerBytes
 from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
-from iteris_core.rows.parking import HostMemory, Parking
+from iteris_core.rows.parking import Parking
+from iteris_core.rows.stores import HostMemory
 
 
 def everything_from(modules):
@@ -132,7 +133,7 @@ def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(parked):
 
 @pytest.mark.parametrize(("name", "page"), [("attention", 64), ("in place", 1 << 20)])
 def test_on_the_host_itself_chunks_wait_in_a_file(monkeypatch, parked, name, page):
-    monkeypatch.setattr("iteris_core.rows.parking._PAGE", page)
+    monkeypatch.setattr("iteris_core.rows.stores._PAGE", page)
     net, adapters, tasks = toy.pair(name)
     expected = swept(net, adapters, tasks, samples_per_chunk=2)
     parking = Parking(net.network().modules.values(), smallest=1)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from iteris_core.algebra.moments import KeptRows, Sums
 from iteris_core.algebra.products import BLOCK, TOKENS_PER_PRODUCT, add_product
-from iteris_core.algebra.statistics import KeptRows, Sums, TaskSums
+from iteris_core.algebra.statistics import TaskSums
 from iteris_core.devices import product_dtype
 
 

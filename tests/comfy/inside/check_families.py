@@ -48,7 +48,8 @@ from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
 from iteris_core.network import TEXT_STREAM
 from iteris_core.rows.lockstep import held_bytes
-from iteris_core.rows.parking import HostMemory, PagedFile, Parking
+from iteris_core.rows.parking import Parking
+from iteris_core.rows.stores import HostMemory, PagedFile
 
 NAME = os.environ["CHECKED"]
 ROUNDING = 1e-5
