@@ -24,8 +24,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..progress import Progress, nobody
-from ..report.fidelity import Rows, outputs_of
 from ..report.verdict import RunFidelity, TaskFidelity
+from ..rows.outputs import Rows, outputs_of
 from ..settings import called
 from .model import DenoiserRow
 from .plans import Contexts, Plan

@@ -33,7 +33,7 @@ from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of, input_tokens
 from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
-from ..report.fidelity import Rows, outputs_of
+from ..rows.outputs import Rows, outputs_of
 from ..rows.wearing import Closet, layer_hooks, wearing
 from ..tasks import Sample, Task
 from .regions import Region
