@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iteris_core import MergeConfig, Network, Sample, Task
 from iteris_core.algebra.products import _BLOCK_ON_GPU, TOKENS_PER_PRODUCT
-from iteris_core.diffusion.cost import PCIE, Cost, cost_of
+from iteris_core.diffusion.cost import Cost, cost_of
+from iteris_core.diffusion.waiting import PCIE
 from iteris_core.engines.counted_tokens import tokens_read
 from iteris_core.engines.measure import _can_derive
 from iteris_core.engines.problem import Problem

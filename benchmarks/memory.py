@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.cost import PCIE, Waiting
 from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import TaskPlan, make_plans
+from iteris_core.diffusion.waiting import PCIE, Waiting
 from iteris_core.engines.footprint import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES

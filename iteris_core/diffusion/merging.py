@@ -26,7 +26,7 @@ from ..report.records import MergeReport, Note, joined
 from ..settings import called
 from ..tasks import Sample, Task
 from . import stages
-from .cost import STEPS_OF_A_PICTURE, foresee
+from .cost import STEPS_OF_A_PICTURE
 from .held_out import HeldOutCheck
 from .job import Job
 from .model import DenoiserRow
@@ -37,6 +37,7 @@ from .recipe import settings_of
 from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 from .stages import in_stage, numbered
+from .waiting import foresee
 
 logger = logging.getLogger("iteris")
 
