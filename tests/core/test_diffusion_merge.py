@@ -29,7 +29,6 @@ from iteris_core.rows.parking import Parking
 from iteris_core.rows.stores import HostMemory
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
-NO_PRESERVE = Calibration(**SMALL, preserve_weight=0.0)
 PRESERVE = Calibration(
     **SMALL, preserve_captions=("a street", "a lake in the mountains at sunrise")
 )
@@ -235,7 +234,7 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, m
             merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 
 
-def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host, monkeypatch):
+def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host):
     loras = [host.lora("a", parts=("unet",)), host.lora("b", parts=("unet",))]
     expected = merge_diffusion(Job.of(host, loras, PRESERVE, MergeSettings(EXACT))).adapter
     sizes = []

@@ -177,7 +177,7 @@ def on_cpu(to):
     return to_cpu
 
 
-def test_sums_in_float16_that_are_allowed_are_not_for_ours(monkeypatch):
+def test_sums_in_float16_that_are_allowed_are_not_for_ours():
     switches = torch.backends.cuda.matmul
     before = switches.allow_fp16_accumulation
     switches.allow_fp16_accumulation = True

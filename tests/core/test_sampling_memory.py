@@ -37,7 +37,7 @@ def sampled(stages):
     return [stage for stage in stages if stage[0] == SAMPLING]
 
 
-def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(remembering, monkeypatch):
+def test_another_rank_samples_nothing_and_gives_what_it_would_give_afresh(remembering):
     host, memory = remembering
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
     runs = 2 * 4 + PRESERVE_RUNS

@@ -473,7 +473,7 @@ def test_the_route_answers_shortly_whatever_the_words_are(file):
     assert answer["trigger_words"] == [longest]
 
 
-def test_the_route_says_why_a_file_cannot_be_read(file, tmp_path):
+def test_the_route_says_why_a_file_cannot_be_read(file):
     path = file(seeds()["kohya"])
     path.write_bytes(path.read_bytes()[:-1])
     assert "stranger.safetensors: not a whole safetensors file" in as_route(path)["error"]
