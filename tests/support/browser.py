@@ -225,6 +225,54 @@ class Frontend:
         )
         self.settle()
 
+    def begin(self, run: str) -> None:
+        """Let the page believe that it has queued the workflow that is shown, and that it runs."""
+        self.queued(run)
+        self.send("execution_start", prompt_id=run, timestamp=0)
+
+    def executed(self, node: int | str, output: Json, run: str | None = None) -> None:
+        """Let the page believe that a run has made an output; None: one that it has queued now."""
+        if run is None:
+            run = "a"
+            self.queued(run)
+        told = {"node": str(node), "display_node": str(node), "output": output}
+        self.send("executed", prompt_id=run, **told)
+
+    def know(self, run: str, prompt: Json, outputs: Json) -> None:
+        """Let the server know of one run that has ended, until `forget`."""
+        history = {run: {"prompt": [1, run, prompt, {}, []], "outputs": outputs}}
+        for place in ("**/history?*", f"**/history/{run}"):
+            self.page.route(place, lambda route: route.fulfill(json=history))
+
+    def forget(self, run: str) -> None:
+        for place in ("**/history?*", f"**/history/{run}"):
+            self.page.unroute(place)
+
+    def overlaps(self) -> list[tuple[int, int]]:
+        """Return the pairs of nodes that cover one another, titles included."""
+        return self.page.evaluate(
+            """() => {
+                const before = (a, b, axis, title) => a.pos[axis] + a.size[axis] <= b.pos[axis] - title;
+                const meet = (a, b) => [[a, b], [b, a]].every(([a, b]) => !before(a, b, 0, 0) && !before(a, b, 1, 30));
+                const { nodes } = app.graph;
+                return nodes.flatMap((a) => nodes.filter((b) => a.id < b.id && meet(a, b)).map((b) => [a.id, b.id]));
+            }"""
+        )
+
+    def keep(self) -> None:
+        """Let the frontend note what was changed as a step of Undo."""
+        self.page.evaluate(
+            """() => {
+                const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+                (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+            }"""
+        )
+
+    def undo(self, word: str = "undo") -> None:
+        tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+        self.page.evaluate(f"{tracker}.{word}()")
+        self.settle(40)
+
     def run(self) -> None:
         # the button itself, or in the older frontend what is around it
         self.page.locator(

@@ -133,8 +133,7 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
     entry = {"task": NAME, "residual": 0.5, "wears": True}
     path = f"diffusion_model.input_blocks.1.{PHRASE}"
     layers = [{"path": path, "rank": 8, "tasks": [entry]}]
-    frontend.queued("a")
-    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.begin("a")
     frontend.send("iteris.layer", prompt_id="a", node=str(MERGE), first=True, layer=layers[0])
     report = {
         "layers": layers,
@@ -159,12 +158,9 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
             "lost_below": 0.3,
         },
     }
-    output = {"iteris_report": [report]}
-    of_merge = {"node": str(MERGE), "display_node": str(MERGE)}
-    frontend.send("executed", prompt_id="a", **of_merge, output=output)
+    frontend.executed(MERGE, {"iteris_report": [report]}, run="a")
     file = {"merge": str(MERGE), "name": f"file {NAME}", "mb": 1, "ranks": [1, 1], "words": [TAG]}
-    of_save = {"node": "6", "display_node": "6"}
-    frontend.send("executed", prompt_id="a", **of_save, output={"iteris_saved": [file]})
+    frontend.executed(6, {"iteris_saved": [file]}, run="a")
     frontend.page.locator(".iteris-details summary").click()
     frontend.page.locator(".iteris-block").first.hover()
     assert ran(frontend) == []

@@ -31,15 +31,6 @@ def press(frontend, node_id, name):
     frontend.settle()
 
 
-def undo(frontend, word="undo"):
-    frontend.page.evaluate(f"app.extensionManager.workflow.activeWorkflow.changeTracker.{word}()")
-    frontend.settle(40)
-
-
-def redo(frontend):
-    undo(frontend, "redo")
-
-
 def layer(block, residual):
     entry = {"task": "first", "residual": residual, "wears": True}
     path = f"diffusion_model.input_blocks.{block}.1.transformer_blocks.0.attn1.to_q"
@@ -104,12 +95,6 @@ def send_stage(frontend, run, node, name, done, total, seconds_left=0):
     frontend.send("iteris.stage", prompt_id=run, node=str(node), **steps)
 
 
-def begin(frontend, run):
-    """Let the page believe that it has queued the workflow that is shown, and that it runs."""
-    frontend.queued(run)
-    frontend.send("execution_start", prompt_id=run, timestamp=0)
-
-
 def press_run(frontend, run):
     """Let the page queue the workflow that is shown, and a server that does nothing answer."""
     answer = {"prompt_id": run, "number": 1, "node_errors": {}}
@@ -118,14 +103,6 @@ def press_run(frontend, run):
         frontend.run()
     frontend.settle()
     frontend.page.unroute("**/prompt")
-
-
-def executed(frontend, node, output, run=None):
-    """Let the page believe that a run has made an output; None: one that it has queued now."""
-    if run is None:
-        run = "a"
-        frontend.queued(run)
-    frontend.send("executed", prompt_id=run, node=str(node), display_node=str(node), output=output)
 
 
 THREE = report_with_verdict(
@@ -154,7 +131,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     frontend.show(MERGE, top=100)
     page = frontend.page
     panel = page.locator(".iteris-report")
-    executed(frontend, MERGE, THREE)
+    frontend.executed(MERGE, THREE)
     rows = page.locator(".iteris-kept")
     good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
     assert good == ["first", "kept 83 %", "good"]
@@ -199,7 +176,7 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, pictur
     frontend.show(MERGE, top=100)
     levels = ["good", "weak", "lost"]
     lost = kept("first", 0.53, "lost", "priority", between=[0, 1], levels=levels)
-    executed(frontend, MERGE, report_with_verdict(lost, kept("ink", 0.2, "lost")))
+    frontend.executed(MERGE, report_with_verdict(lost, kept("ink", 0.2, "lost")))
     first, ink = (
         row.splitlines() for row in frontend.page.locator(".iteris-kept").all_inner_texts()
     )
@@ -216,12 +193,12 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     small(frontend, seed=14)
     frontend.show(MERGE, top=100)
     file = frontend.page.locator(".iteris-file")
-    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    frontend.executed(SAVE, {"iteris_saved": [SAVED]})
     assert file.count() == 0, "there is no report yet"
-    executed(frontend, MERGE, THREE)
-    executed(frontend, SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
+    frontend.executed(MERGE, THREE)
+    frontend.executed(SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
     assert file.count() == 0, "it is another node's"
-    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    frontend.executed(SAVE, {"iteris_saved": [SAVED]})
     said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4\N{EN DASH}16."
     assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash styleCopy"
     copy = file.locator(".iteris-copy")
@@ -234,9 +211,9 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
         frontend.page.evaluate("id => app.graph.getNodeById(id).properties.iteris_report", MERGE),
     )
     assert file.inner_text().startswith(said), "the workflow has kept it"
-    executed(frontend, MERGE, THREE)
+    frontend.executed(MERGE, THREE)
     assert file.inner_text().startswith(said), "the same report, from the server's cache"
-    executed(frontend, MERGE, report_of(0.25))
+    frontend.executed(MERGE, report_of(0.25))
     assert file.count() == 0
     assert frontend.errors == []
 
@@ -255,9 +232,9 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     small(frontend, seed=15)
     frontend.show(MERGE, top=100)
     against = frontend.page.locator(".iteris-against")
-    executed(frontend, MERGE, report_with_verdict(advice={"kind": "measure", "names": []}))
+    frontend.executed(MERGE, report_with_verdict(advice={"kind": "measure", "names": []}))
     expect(against).to_contain_text("By their files, the LoRAs disturb each other 88 % less")
-    executed(frontend, MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
+    frontend.executed(MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
     assert frontend.page.locator(".iteris-kept").count() == 0
     assert (
         "set check_runs to 1 or more" in frontend.page.locator("[data-advice=check]").inner_text()
@@ -267,8 +244,8 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
 
 def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
     small(frontend, seed=16)
-    executed(frontend, MERGE, THREE)
-    executed(frontend, SAVE, {"iteris_saved": [SAVED]})
+    frontend.executed(MERGE, THREE)
+    frontend.executed(SAVE, {"iteris_saved": [SAVED]})
     for _ in range(2):  # its height follows from what the width makes of the text
         frontend.page.evaluate(
             "id => { const node = app.graph.getNodeById(id); node.setSize([310, node.computeSize()[1]]); }",
@@ -326,9 +303,9 @@ def test_another_lora_joins_the_chain(frontend, picture, small):
     press(frontend, int(added), "remove")
     picture(frontend, "taken_out")
     assert chain_of(frontend) == {"2": None, "3": ["2", 0]}
-    undo(frontend)
+    frontend.undo()
     assert chain_of(frontend) == chain, "one step of Undo brings the node and its links back"
-    undo(frontend)
+    frontend.undo()
     assert chain_of(frontend) == {"2": None, "3": ["2", 0]}
     assert frontend.errors == []
 
@@ -364,8 +341,7 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     frontend.show(MERGE, top=200)
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == [], "nothing runs here"
-    frontend.queued("mine")
-    frontend.send("execution_start", prompt_id="mine", timestamp=0)
+    frontend.begin("mine")
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == []
     send_layer(frontend, "mine", str(MERGE), 1)
@@ -386,7 +362,7 @@ def test_the_bars_of_three_loras_are_inside_the_group_of_their_template(in_rende
     names = ("first", "second", "third")
     frontend.set_widgets(merge, loras="\n".join(f"<lora:{name}:1>" for name in names))
     frontend.show(merge, left=400, top=100, scale=0.8)
-    begin(frontend, "a")
+    frontend.begin("a")
     send_stage(frontend, "a", merge, "Diffusion model", 6, 60, seconds_left=40)
     for block in (1, 2, 4, 5, 7, 8):
         told = layer(block, 0.5)
@@ -408,21 +384,6 @@ def test_the_bars_of_three_loras_are_inside_the_group_of_their_template(in_rende
     assert frontend.errors == []
 
 
-def test_the_line_of_progress_goes_with_a_run_that_was_cancelled(frontend, small):
-    small(frontend, seed=17)
-    frontend.show(MERGE, top=200)
-    before = size_of(frontend)
-    line = frontend.page.locator(".iteris-progress", has_text="Text encoder 2/4")
-    frontend.queued("a")
-    frontend.send("execution_start", prompt_id="a", timestamp=0)
-    send_stage(frontend, "a", MERGE, "Text encoder", 2, 4)
-    line.wait_for()
-    frontend.send("execution_interrupted", prompt_id="a")
-    line.wait_for(state="hidden")
-    assert size_of(frontend) == before
-    assert frontend.errors == []
-
-
 def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     """Older frontends draw nothing there that is added to a node after a value was changed."""
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
@@ -434,8 +395,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     node = vue.page.locator("[data-node-id='1']")
     line = node.locator(".iteris-progress")
     assert not line.is_visible()
-    vue.queued("a")
-    vue.send("execution_start", prompt_id="a", timestamp=0)
+    vue.begin("a")
     for done in (1, 2):
         send_stage(vue, "a", 1, "<Prompts>", done, 4)
     line.wait_for()
@@ -443,7 +403,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     picture(vue, "vue_progress")
     vue.send("execution_interrupted", prompt_id="a")
     line.wait_for(state="hidden")
-    executed(vue, 1, {"text": ["a photo of sks dog"]})
+    vue.executed(1, {"text": ["a photo of sks dog"]})
     node.locator(".iteris-text", has_text="a photo of sks dog").wait_for()
     assert vue.errors == []
 
@@ -454,7 +414,7 @@ def test_how_far_a_run_is_can_be_read_where_the_canvas_is_far_away(in_renderer, 
     small(frontend, seed=19)
     frontend.show(MERGE, top=300, scale=0.35)
     before = size_of(frontend)
-    begin(frontend, "a")
+    frontend.begin("a")
     send_stage(frontend, "a", MERGE, "Sampling", 12, 60, seconds_left=12)
     shown = frontend.page.locator(".iteris-far")
     shown.wait_for()
@@ -490,7 +450,7 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     small(frontend, seed=42)
     send_stage(frontend, "of 41", MERGE, "Sampling", 2, 4)
     send_layer(frontend, "of 41", str(MERGE), 1)
-    executed(frontend, MERGE, report_of(0.25), run="of 41")
+    frontend.executed(MERGE, report_of(0.25), run="of 41")
     assert (report(), blocks_of(frontend)) == (None, [])
     assert page.get_by_text("Sampling 2/4").count() == 0
     frontend.go_to("merge_41")
@@ -504,21 +464,18 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
     earlier = frontend.page.locator(".iteris-earlier")
-    frontend.queued("a")
-    frontend.send("execution_start", prompt_id="a", timestamp=0)
-    executed(frontend, MERGE, report_of(0.25))
+    frontend.begin("a")
+    frontend.executed(MERGE, report_of(0.25))
     assert blocks_of(frontend) == ["IN01"]
     frontend.send("execution_interrupted", prompt_id="a")
     assert earlier.count() == 0, "the run had come to this report when it was stopped"
-    frontend.queued("b")
-    frontend.send("execution_start", prompt_id="b", timestamp=0)
+    frontend.begin("b")
     send_layer(frontend, "b", str(MERGE), 1, residual=0.75)
     frontend.send("execution_interrupted", prompt_id="b")
     assert (residual_of(frontend), earlier.count()) == ((0.25, 0.25), 1)
     picture(frontend, "report_of_an_earlier_run")
-    frontend.queued("c")
-    frontend.send("execution_start", prompt_id="c", timestamp=0)
-    executed(frontend, MERGE, report_of(0.5), run="c")
+    frontend.begin("c")
+    frontend.executed(MERGE, report_of(0.5), run="c")
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
     frontend.set_widgets(MERGE, preset="Fast")
     expect(earlier).to_contain_text("other settings")
@@ -528,12 +485,6 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     expect(earlier).to_have_count(0)
 
 
-KEEP = """() => {
-    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
-}"""
-
-
 def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, small):
     """As is an error of rows that are not there any more."""
     frontend = in_renderer
@@ -541,8 +492,8 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     frontend.show(MERGE, top=100)
     earlier = frontend.page.locator(".iteris-earlier")
     other = "Result of a run with other settings."
-    begin(frontend, "a")
-    executed(frontend, MERGE, report_of(0.25))
+    frontend.begin("a")
+    frontend.executed(MERGE, report_of(0.25))
     frontend.settle()
     for node, changed, before in (
         (MERGE, {"loras": "<lora:first:0.5>"}, {"loras": ""}),
@@ -551,14 +502,14 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     ):
         for values, marked in ((changed, [other]), (before, [])):
             frontend.set_widgets(node, **values)
-            frontend.page.evaluate(KEEP)
+            frontend.keep()
             expect(earlier).to_have_text(marked)
     frontend.page.locator(".iteris-other").first.press("Enter")
     frontend.page.locator(".iteris-rows-text").fill("<lora:first:1>")
     expect(earlier).to_have_text([other])
 
     failure = frontend.page.locator(".iteris-failure")
-    begin(frontend, "b")
+    frontend.begin("b")
     why = "loras, line 1: first has no prompts"
     told = {"exception_message": why, "exception_type": "ConfigError", "traceback": []}
     frontend.send("execution_error", prompt_id="b", node_id=str(MERGE), node_type="", **told)
@@ -570,16 +521,12 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     assert frontend.errors == []
 
 
-def history_of(prompt, outputs):
-    return {"before": {"prompt": [1, "before", prompt, {}, []], "outputs": outputs}}
-
-
 def type_strength(frontend, number):
     """Give the first row a strength as a user does: it is one step of the frontend's history."""
     field = frontend.page.locator(".iteris-number").first
     field.fill(number)
     field.press("Enter")
-    frontend.page.evaluate(KEEP)
+    frontend.keep()
     frontend.settle()
 
 
@@ -594,9 +541,7 @@ def test_undo_keeps_what_was_recalled_and_marks_it(frontend, small):
     frontend.set_widgets(MERGE, loras="<lora:third:1>")
     workflow = frontend.workflow()
     outputs = {str(MERGE): THREE, str(SAVE): {"text": ["what the run has saved"]}}
-    history = history_of(frontend.prompt(), outputs)
-    page.route("**/history?*", lambda route: route.fulfill(json=history))
-    page.route("**/history/before", lambda route: route.fulfill(json=history))
+    frontend.know("before", frontend.prompt(), outputs)
     frontend.load(workflow, "recalled")
     frontend.show(MERGE, left=300, top=100, scale=0.7)
     text = page.locator(".iteris-text:not(.iteris-hidden)", has_text="what the run has saved")
@@ -606,24 +551,24 @@ def test_undo_keeps_what_was_recalled_and_marks_it(frontend, small):
     for number in ("0.5", "0.25"):
         type_strength(frontend, number)
     expect(earlier).to_have_count(1)
-    undo(frontend)
+    frontend.undo()
     assert strengths(frontend) == "<lora:third:0.5>"
     for each in (text, earlier):
         expect(each).to_have_count(1)
     expect(verdict).to_have_count(3)
-    undo(frontend)
+    frontend.undo()
     assert strengths(frontend) == "<lora:third:1>"
     expect(earlier).to_have_count(0)
     expect(verdict).to_have_count(3)
-    redo(frontend)
+    frontend.undo("redo")
     assert strengths(frontend) == "<lora:third:0.5>"
     expect(earlier).to_have_count(1)
     expect(text).to_have_count(1)
 
     page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", SAVE)
-    page.evaluate(KEEP)
+    frontend.keep()
     expect(text).to_have_count(0)
-    undo(frontend)
+    frontend.undo()
     expect(text).to_have_count(1)
     del workflow["nodes"][0]["properties"]
     for node in workflow["nodes"]:
@@ -632,35 +577,39 @@ def test_undo_keeps_what_was_recalled_and_marks_it(frontend, small):
             node["widgets_values"][0] = "<lora:second:1>"
     frontend.load(workflow, "another one with the same ids")
     type_strength(frontend, "0.5")
-    undo(frontend)
+    frontend.undo()
     assert text.count() == verdict.count() == 0
-    page.unroute("**/history?*")
-    page.unroute("**/history/before")
+    frontend.forget("before")
     assert frontend.errors == []
 
 
-@pytest.mark.parametrize("comes", ["before", "after"])
+@pytest.mark.parametrize(("comes", "strength"), [("before", "0.55"), ("after", "0.65")])
 def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
-    frontend, small, comes
+    frontend, small, comes, strength
 ):
     """And not in a workflow of the same nodes that is not the one of the run."""
     page = frontend.page
     small(frontend, seed=47)
     frontend.set_widgets(MERGE, loras="<lora:third:1>")
     run = f"of_47_{comes}"
-    history = {run: {"prompt": [1, run, frontend.prompt(), {}, []], "outputs": {str(MERGE): THREE}}}
+    prompt = frontend.prompt()
     frontend.queued(run)
-    type_strength(frontend, "0.5")
-    page.wait_for_timeout(1500)  # the frontend keeps the workflow for F5 after a while
-    page.route(f"**/history/{run}", lambda route: route.fulfill(json=history))
-    known = history if comes == "before" else {}
-    page.route("**/history?*", lambda route: route.fulfill(json=known))
+    type_strength(frontend, strength)
+    # the frontend keeps the workflow for F5 after a while
+    page.wait_for_function(
+        """text => [localStorage, sessionStorage].some((kept) =>
+            Object.values(kept).some((each) => each.includes(text)))""",
+        arg=f"<lora:third:{strength}>",
+    )
+    frontend.know(run, prompt, {str(MERGE): THREE})
+    if comes == "after":
+        page.route("**/history?*", lambda route: route.fulfill(json={}))
     frontend.open()
     if comes == "after":
-        executed(frontend, MERGE, THREE, run=run)
+        frontend.executed(MERGE, THREE, run=run)
     expect(page.locator(".iteris-kept")).to_have_count(3)
     expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(1)
-    assert strengths(frontend) == "<lora:third:0.5>"
+    assert strengths(frontend) == f"<lora:third:{strength}>"
     workflow = frontend.workflow()
     for node in workflow["nodes"]:
         node["properties"] = {}
@@ -668,7 +617,7 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     frontend.prompt()
     frontend.settle()
     expect(page.locator(".iteris-kept")).to_have_count(0)
-    page.unroute("**/history?*")
+    frontend.forget(run)
     assert frontend.errors == []
 
 
@@ -680,16 +629,16 @@ def test_a_result_is_no_step_of_undo(frontend, small):
     for number in ("0.5", "0.25"):
         type_strength(frontend, number)
     press_run(frontend, "of 46")
-    executed(frontend, MERGE, THREE, run="of 46")
-    executed(frontend, SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 46")
+    frontend.executed(MERGE, THREE, run="of 46")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 46")
     frontend.settle(60)
     for strength in ("0.5", "1"):
-        undo(frontend)
+        frontend.undo()
         assert strengths(frontend) == f"<lora:third:{strength}>"
         expect(frontend.page.locator(".iteris-kept")).to_have_count(3)
         expect(frontend.page.locator(".iteris-report .iteris-earlier")).to_have_count(1)
     for strength in ("0.5", "0.25"):
-        redo(frontend)
+        frontend.undo("redo")
         assert strengths(frontend) == f"<lora:third:{strength}>"
     expect(frontend.page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
     assert frontend.errors == []
@@ -701,7 +650,7 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
     small(frontend, seed=20)
     frontend.show(MERGE, top=200)
     line = frontend.page.locator(".iteris-progress", has_text="Sampling")
-    begin(frontend, "a")
+    frontend.begin("a")
     send_stage(frontend, "a", MERGE, "Sampling", 2, 4)
     line.wait_for()
     busy = {"queue_running": [[0, "a", {}, {}, []]], "queue_pending": []}
@@ -724,8 +673,7 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
     frontend.settle()
     frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", MERGE)
-    frontend.queued("a")
-    frontend.send("execution_start", prompt_id="a", timestamp=0)
+    frontend.begin("a")
     send_layer(frontend, "a", inside, 1)
     assert blocks_of(frontend) == ["IN01"]
     picture(frontend, "subgraph_live")
@@ -794,7 +742,7 @@ def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small)
         (SAVE, {"text": ["a path\nread back"]}, "text:not(.iteris-hidden)"),
     ):
         frontend.show(node, left=500, top=60)
-        executed(frontend, node, output)
+        frontend.executed(node, output)
         frontend.settle(40)
         below = frontend.page.locator(f".iteris-{panel}").evaluate(
             "(panel) => panel.getBoundingClientRect().bottom"
@@ -805,12 +753,12 @@ def test_below_the_last_line_of_a_panel_is_its_padding_alone(in_renderer, small)
 
 def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "left_for")
-    frontend.page.evaluate(KEEP)
+    frontend.keep()
     small(frontend, seed=48)
-    frontend.page.evaluate(KEEP)
+    frontend.keep()
     frontend.show(MERGE, left=500, top=60)
     before = size_of(frontend)
-    begin(frontend, "of_48")
+    frontend.begin("of_48")
     send_stage(frontend, "of_48", MERGE, "Sampling", 1, 12)
     for number in (1, 2, 4):
         send_layer(frontend, "of_48", str(MERGE), number)
@@ -836,17 +784,17 @@ def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, 
     saved = {"iteris_saved": [SAVED], "text": ["saved"]}
     kept = f"app.graph.getNodeById({SAVE}).properties.iteris_ran"
     workflow = "app.extensionManager.workflow.activeWorkflow"
-    begin(frontend, "first of 50")
-    executed(frontend, SAVE, saved, run="first of 50")
+    frontend.begin("first of 50")
+    frontend.executed(SAVE, saved, run="first of 50")
     page.wait_for_function(f"{kept}?.run === 'first of 50'")
     frontend.settle(60)
-    page.evaluate(KEEP)
+    frontend.keep()
     # as when it is saved
     page.evaluate(f"{workflow}.changeTracker.reset(); {workflow}.isModified = false")
-    begin(frontend, "second of 50")
-    executed(frontend, SAVE, saved, run="second of 50")
+    frontend.begin("second of 50")
+    frontend.executed(SAVE, saved, run="second of 50")
     frontend.settle(60)
-    page.evaluate(KEEP)
+    frontend.keep()
     assert page.evaluate(f"{kept}.run") == "first of 50"
     assert not page.evaluate(f"{workflow}.isModified")
     assert frontend.errors == []
@@ -869,7 +817,7 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     failures = frontend.page.locator(".iteris-failure:visible")
 
     def fail(run, merge):
-        begin(frontend, run)
+        frontend.begin(run)
         frontend.send(
             "execution_error",
             prompt_id=run,
@@ -881,11 +829,11 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     fail("fails_52", str(MERGE))
     expect(failures).to_have_count(2)
     assert set(failures.all_inner_texts()) == {"Save merged LoRA: file_name: no", "file_name: no"}
-    begin(frontend, "next_52")
+    frontend.begin("next_52")
     expect(failures).to_have_count(0)
 
     lines = ["/models/loras/" + SAVED["name"], "read back: 2 of 2 modules", "3.4 MB"]
-    executed(frontend, SAVE, {"iteris_saved": [SAVED], "text": lines}, run="next_52")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": lines}, run="next_52")
     text = frontend.page.locator(".iteris-text:visible", has_text="read back")
     name = text.locator(".iteris-saved-as")
     assert name.inner_text().replace("\n", "") == SAVED["name"]

@@ -20,8 +20,7 @@ def test_its_pictures_can_be_read(server, in_renderer, picture):
     assert page.evaluate(size, node)[0] >= WIDTH
     file = {"filename": drawn.name, "subfolder": "", "type": "temp"}
     output = {"text": ["cat: kept 80 % (73 to 87), good or weak"], "iteris_pictures": [file]}
-    frontend.queued("a")
-    frontend.send("executed", prompt_id="a", node=str(node), display_node=str(node), output=output)
+    frontend.executed(node, output)
     text = page.locator(".iteris-text:not(.iteris-hidden)")
     shown = text.locator("img")
     page.wait_for_function("document.querySelector('.iteris-text img')?.naturalWidth")
@@ -45,10 +44,9 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
     frontend = in_renderer
     page = frontend.page
     frontend.load({"1": {"class_type": "IterISReport", "inputs": {}}}, "forgotten")
-    frontend.queued("a")
     file = {"filename": "gone.png", "subfolder": "", "type": "temp"}
     output = {"text": ["cat: kept 80 %"], "iteris_pictures": [file]}
-    frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    frontend.executed(1, output)
     text = page.locator(".iteris-text:not(.iteris-hidden)")
     text.get_by_text("The server no longer has the result").wait_for()
     assert text.inner_text().startswith("cat: kept 80 %")
@@ -63,8 +61,7 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
         frontend.show(1)
         assert text.inner_text().startswith("The server no longer has the result")
     picture(frontend, "report_forgotten")
-    frontend.queued("b")
-    frontend.send("execution_start", prompt_id="b")
+    frontend.begin("b")
     assert text.count() == 0
     saved["nodes"][0]["properties"]["iteris_ran"]["name"] = "of other inputs"
     with page.expect_response("**/history?*"):
