@@ -19,18 +19,6 @@ FIRST = 2
 WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
 
 
-def overlaps(frontend):
-    """Return the pairs of nodes that cover one another, titles included."""
-    return frontend.page.evaluate(
-        """() => {
-            const before = (a, b, axis, title) => a.pos[axis] + a.size[axis] <= b.pos[axis] - title;
-            const meet = (a, b) => [[a, b], [b, a]].every(([a, b]) => !before(a, b, 0, 0) && !before(a, b, 1, 30));
-            const { nodes } = app.graph;
-            return nodes.flatMap((a) => nodes.filter((b) => a.id < b.id && meet(a, b)).map((b) => [a.id, b.id]));
-        }"""
-    )
-
-
 def get(frontend, path):
     with urllib.request.urlopen(f"http://{frontend.address}{path}") as response:
         return json.load(response)
@@ -109,7 +97,7 @@ def test_the_template_opens_without_complaint(in_renderer, picture):
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.settle()
     picture(frontend, "template")
-    assert overlaps(frontend) == []
+    assert frontend.overlaps() == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
     assert page.get_by_role("dialog").count() == 0
     assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.7
@@ -134,12 +122,11 @@ def test_trigger_words_are_offered_and_written(frontend, picture, small):
 
 @dataclass
 class MergeRun:
-    """A merge that was run from the button: its page, id and report, and how the panel grew."""
+    """A merge that was run from the button: its page, id and report."""
 
     frontend: browser.Frontend
     run: str
     report: dict
-    growing: list[int]
 
 
 @pytest.fixture(scope="module")
@@ -147,27 +134,12 @@ def merge_run(chromium, server, small):
     frontend = browser.Frontend(chromium, server.address)
     page = frontend.page
     small(frontend, seed=3)
-    page.wait_for_selector(".iteris-report .iteris-quiet")
-    page.evaluate(
-        """() => {
-            window.blocks = [];
-            const count = () => document.querySelectorAll('.iteris-block').length;
-            const panel = document.querySelector('.iteris-report');
-            new MutationObserver(() => blocks.push(count())).observe(panel, { childList: true });
-        }"""
-    )
     run = frontend.run_to_the_end()
     page.wait_for_selector(".iteris-kept")
     outputs = get(frontend, f"/history/{run}")[run]["outputs"]
     (report,) = outputs[str(MERGE)]["iteris_report"]
-    yield MergeRun(frontend, run, report, page.evaluate("blocks"))
+    yield MergeRun(frontend, run, report)
     page.close()
-
-
-def test_blocks_join_the_panel_while_the_merge_runs(merge_run):
-    growing = merge_run.growing
-    assert 0 < growing[0] < growing[-1]
-    assert growing == sorted(growing)
 
 
 def test_a_merge_runs_and_the_report_is_the_servers(merge_run):
@@ -224,7 +196,7 @@ def test_the_prompts_of_the_last_run_are_shown(merge_run):
 
 
 def test_with_a_report_the_nodes_do_not_overlap(merge_run):
-    assert overlaps(merge_run.frontend) == []
+    assert merge_run.frontend.overlaps() == []
 
 
 def test_a_blocks_details_name_the_lora_that_suffers_most_and_where(merge_run, picture):
@@ -273,8 +245,7 @@ def test_another_page_shows_the_run_of_the_same_nodes_and_of_no_others(merge_run
         later.load(others, "others")
     # as the server goes on to tell a page that was opened anew
     output = {"iteris_report": [merge_run.report]}
-    of_run = {"node": str(MERGE), "display_node": str(MERGE), "output": output}
-    later.send("executed", prompt_id=merge_run.run, **of_run)
+    later.executed(MERGE, output, run=merge_run.run)
     later.prompt()  # with which it is compared
     later.settle()
     assert page.locator(".iteris-kept, .iteris-file").count() == 0
@@ -349,30 +320,6 @@ def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
     assert later.errors == []
 
 
-@pytest.mark.parametrize(
-    ("node", "values", "message"),
-    [
-        (FIRST, {"lora_name": "gone.safetensors"}, "gone.safetensors"),
-        (MERGE, {"size": "rank", "size_value": 0.5}, "a rank is a whole number"),
-    ],
-)
-def test_an_error_shows_on_its_node(frontend, picture, node, values, message, small):
-    small(frontend, seed=4)
-    page = frontend.page
-    frontend.set_widgets(node, **values)
-    frontend.run()
-    page.get_by_role("dialog").get_by_text(message).first.wait_for()
-    picture(frontend, f"error_{node}")
-    assert (
-        page.evaluate(
-            "Number(app.lastExecutionError?.node_id ?? Object.keys(app.lastNodeErrors ?? {})[0])"
-        )
-        == node
-    )
-    page.keyboard.press("Escape")
-    page.get_by_role("dialog").wait_for(state="hidden")
-
-
 def test_a_wrong_name_of_the_file_stops_the_run_before_the_merge(frontend, small):
     small(frontend, seed=33)
     frontend.set_widgets(SAVE, file_name="../x")
@@ -399,7 +346,7 @@ def test_every_template_is_its_api_twin(frontend, picture, number, template):
     (note,) = [node for node in saved["nodes"] if node["type"] == "MarkdownNote"]
     assert note["widgets_values"][0] == template.note
     frontend.load(saved, path.stem)
-    assert overlaps(frontend) == []
+    assert frontend.overlaps() == []
     picture(frontend, f"workflow_{template.name}")
     assert frontend.complaints().count() == 0
     prompt = frontend.prompt()

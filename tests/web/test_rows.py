@@ -49,6 +49,10 @@ def page_of_rows(request, chromium, server):
     frontend.page.close()
 
 
+# of what is the same to both renderers, as the list of files is
+IN_ONE = pytest.mark.parametrize("page_of_rows", [False], ids=["canvas"], indirect=True)
+
+
 @pytest.fixture(autouse=True)
 def what_a_test_leaves_open_is_closed(page_of_rows):
     """Without it, a list that a failed test left open would fail every test after it."""
@@ -83,11 +87,6 @@ def called(frontend):
         ".iteris-row",
         "all => all.map(r => r.querySelector('.iteris-called')?.textContent ?? r.querySelector('input').value)",
     )
-
-
-def undo(frontend):
-    frontend.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
-    frontend.settle()
 
 
 def test_each_part_of_a_row_writes_the_text(rows, picture):
@@ -155,7 +154,7 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
     rows.page.mouse.up()
     assert "<lora:first:0> subject" in text_of(rows)
     assert rows.page.evaluate("[...app.graph.getNodeById(1).pos]") == before
-    undo(rows)
+    rows.undo()
     assert "<lora:first:0.75> subject" in text_of(rows), "one step of Undo"
     for written in ("0,3", "0,4"):
         at(rows, 0, "number").first.click()
@@ -197,6 +196,7 @@ def test_all_rows_are_switched_at_once_and_a_pasted_prompt_gives_its_tags(rows):
         assert text_of(rows) == taken
 
 
+@IN_ONE
 def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
@@ -249,6 +249,7 @@ def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(ro
     expect(card).to_have_count(0)
 
 
+@IN_ONE
 def test_the_choice_marks_files_of_other_rows(rows, picture):
     rows.page.locator(".iteris-add").click()
     option = rows.page.locator(".iteris-option")
@@ -279,6 +280,7 @@ def test_the_choice_marks_files_of_other_rows(rows, picture):
     rows.page.wait_for_function("document.activeElement.classList.contains('iteris-add')")
 
 
+@IN_ONE
 def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     many = [f"many_{number:02}.safetensors" for number in range(40)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
@@ -331,17 +333,22 @@ def end_is_seen(name):
     expect(whole).to_be_visible()
 
 
+def load_merge_on_a_model(frontend, text=""):
+    """Load a merge of these rows on a checkpoint that the server knows as SD1.5."""
+    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
+    frontend.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    workflow = merge_of(text, model=["2", 0], clip=["2", 1])
+    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
+    frontend.load(workflow, "rows_of_a_model")
+    frontend.show(MERGE, left=600, top=150)
+
+
 def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_folders(rows, picture):
     deep = f"people/of/my/world/{'long_' * 20}epoch_07.safetensors"
     files = [deep, *(f"{name}.safetensors" for name in FAMILIES)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
-    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
-    rows.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
-    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
-    workflow = merge_of(TEXT, model=["2", 0], clip=["2", 1])
-    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
-    rows.load(workflow, "rows_of_a_model")
-    rows.show(MERGE, left=600, top=150)
+    load_merge_on_a_model(rows, TEXT)
     rows.page.locator(".iteris-add").press("Enter")
     option = rows.page.locator(".iteris-option")
     third = option.filter(has_text="third")
@@ -379,21 +386,11 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
         rows.page.unroute(route)
 
 
-def load_merge_on_a_model(frontend, name):
-    """Load a merge without rows on a checkpoint that the server knows as SD1.5."""
-    fits = {"name": "", "family": "SD1.5", "fits": ["SD1.5"], "error": None}
-    frontend.page.route("**/iteris/model?*", lambda route: route.fulfill(json=fits))
-    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
-    workflow = merge_of("", model=["2", 0], clip=["2", 1])
-    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
-    frontend.load(workflow, name)
-    frontend.show(MERGE, left=600, top=150)
-
-
+@IN_ONE
 def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_once(rows, picture):
     files = [f"{name}.safetensors" for name in ("first", *UNSEEN, "third")]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
-    load_merge_on_a_model(rows, "rows_of_a_model")
+    load_merge_on_a_model(rows)
     slow = []
 
     def wait(route):
@@ -427,7 +424,7 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
 
 
 def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
-    load_merge_on_a_model(page_of_rows, "keys")
+    load_merge_on_a_model(page_of_rows)
     page, keys = page_of_rows.page, page_of_rows.page.keyboard
 
     def focused():
@@ -479,7 +476,7 @@ def test_undo_closes_no_row(rows):
     strength.fill("0.6")
     strength.blur()
     rows.settle()
-    undo(rows)
+    rows.undo()
     assert text_of(rows) == TEXT
     assert at(rows, 0, "prompts").count() == 1
     assert at(rows, 1, "prompts").count() == 0
@@ -520,9 +517,9 @@ def test_rows_are_added_taken_out_and_moved(rows, picture):
     rows.page.mouse.up()
     rows.settle()
     assert text_of(rows) == TEXT
-    undo(rows)
+    rows.undo()
     assert called(rows) == ["second", "third", "first"], "one step of Undo, seen in the rows"
-    undo(rows)
+    rows.undo()
     assert text_of(rows) == "\n".join([SECOND, FIRST, THIRD])
 
 
@@ -573,6 +570,7 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     assert rows.page.locator(".iteris-choice").count() == 0
 
 
+@IN_ONE
 def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
     rows.page.wait_for_selector('.iteris-odd[data-place="2"]')
@@ -587,11 +585,8 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
 
 
 def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
-    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
-    workflow = merge_of("<lora:first:1>\n<lora::1>\n<lora::1>", model=["2", 0], clip=["2", 1])
-    workflow["2"] = {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}
-    rows.load(workflow, "unready")
-    rows.show(MERGE, left=600, top=150)
+    load_merge_on_a_model(rows, "<lora:first:1>\n<lora::1>\n<lora::1>")
+    rows.page.unroute("**/iteris/model?*")
     height = "app.graph.getNodeById(1).size[1]"
     before = rows.page.evaluate(height)
     with rows.page.expect_response("**/prompt") as answer:
@@ -611,6 +606,7 @@ def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
     rows.page.evaluate("document.querySelectorAll('.p-toast-close-button').forEach(b => b.click())")
 
 
+@IN_ONE
 def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     def wordless(route):
         facts = {"name": "second", "base": "SD1.5", "family": "SD1.5", "rank": 8}
@@ -669,16 +665,13 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     times = rows.page.locator(".iteris-times")
     assert not times.is_visible()
     cost = {"rows": 100, "seconds": 50, "presets": {"Fast": 40, "Balanced": 600}}
-    output = {"iteris_cost": [cost]}
-    rows.queued("a")
-    rows.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    rows.executed(1, {"iteris_cost": [cost]})
     shown = ["Fast: about 20 s", "Balanced: about 5 min", "Preview: seconds"]
     assert times.inner_text().split("\n") == shown
     picture(rows, "rows_times")
     of_settings = {**cost, "presets": {"Fast": 40, "Balanced": 40, "Polished": 600}}
     rows.queued("b")
-    output = {"iteris_cost": [of_settings]}
-    rows.send("executed", prompt_id="b", node="1", display_node="1", output=output)
+    rows.executed(1, {"iteris_cost": [of_settings]}, run="b")
     same = "Fast = Balanced: about 20 s (Merge settings says how many runs)"
     assert times.inner_text().split("\n") == [same, "Polished: about 5 min", "Preview: seconds"]
     workflow = rows.workflow()
@@ -693,16 +686,6 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
 
 
 STACKED, LOADER, CHAIN, SAVED = "2", "3", "4", "5"
-
-
-OVERLAPS = """() => {
-    const title = LiteGraph.NODE_TITLE_HEIGHT;
-    const boxes = app.graph.nodes.map(({ type, pos: [x, y], size: [width, height] }) =>
-        ({ type, left: x, top: y - title, right: x + width, bottom: y + height }));
-    return boxes.flatMap((one, index) => boxes.slice(index + 1).filter((other) =>
-        one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom)
-        .map((other) => [one.type, other.type]));
-}"""
 
 
 def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, picture):
@@ -796,7 +779,7 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         [comparison, save],
     )
     assert right < left, "the picture goes to the cover at its side"
-    assert page_of_rows.page.evaluate(OVERLAPS) == []
+    assert page_of_rows.overlaps() == []
     room = page_of_rows.page.evaluate(
         """([merge, compare]) => {
             const [first, second] = [merge, compare].map((id) => app.graph.getNodeById(id));
@@ -805,11 +788,12 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         [place, comparison],
     )
     assert room >= 300, "for the report"
-    undo(page_of_rows)
+    page_of_rows.undo()
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
 
 
+@IN_ONE
 def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, picture):
     """Into the sampler's positive prompt; with strengths for each group of blocks."""
     before = len(page_of_rows.errors)
