@@ -74,17 +74,17 @@ class Merge(io.ComfyNode):
                     tooltip="How thorough the merge is. Fast: half of the sampling runs; base "
                     "prompts and two subjects in one picture suffer a little. Polished: 40 runs, "
                     "then 100 gradient steps, for more of each LoRA, and on transformers for two "
-                    "subjects in one picture; it takes 15 to 20 times as long. Preview: the files "
-                    "alone, in seconds; nothing is measured.",
+                    "subjects in one picture; it takes 25 to 30 times as long with two LoRAs. "
+                    "Preview: the files alone, in seconds; nothing is measured.",
                 ),
                 io.Boolean.Input(
                     "together",
                     default=False,
                     optional=True,
                     tooltip="On: the LoRAs are also measured together in one picture, so that the "
-                    "merged LoRA can draw two subjects side by side, or a subject in a style. Mark "
-                    "each LoRA as a subject or a style. On transformers such as Flux.1, also "
-                    "choose the preset Polished.",
+                    "merged LoRA can draw two subjects side by side. For a subject in a style it "
+                    "was not shown to help. Mark each LoRA as a subject or a style. On "
+                    "transformers such as Flux.1, also choose the preset Polished.",
                 ),
                 io.Combo.Input(
                     "size",

@@ -362,7 +362,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "fewer": "merge fewer LoRAs at once",
     "priority": "look at its pictures; if it does not show there, raise its priority",
     "polish": "look at pictures; if a LoRA does not show there, merge with the preset Polished, "
-    "which takes 15 to 20 times as long",
+    "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
     "together": "for pictures of both, set {scene_weight} above 0",
 }
