@@ -4,8 +4,8 @@ one picture, and what to do.
 What a merge kept of a LoRA is how much of it the merge's pictures show, relative to the LoRA's own
 pictures, on prompts of the LoRA and from seeds that the merge has not seen (`diffusion.drawn`). The
 bounds of the words were fitted to what a recogniser saw in merges of a small world, good and bad
-ones, and tried in worlds that were used for nothing else ("The verdict" in docs/method.md has how
-often each word was right).
+ones, and tried in worlds that were used for nothing else (docs/method.md has how often each
+word is right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
 right nine times in ten, see `TaskFidelity.between`. Where it includes a bound, the word is only the
@@ -31,7 +31,7 @@ Effort = Literal["estimated", "measured", "polished"]
 
 # What to do: measure, and not merge the files alone; check the merge on unseen prompts; merge by
 # IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
-# where it was tried (docs/method.md, "The verdict"). Where none explains a loss, pictures come
+# where it was tried (docs/method.md, "Advice"). Where none explains a loss, pictures come
 # first, and then a higher priority, a polish, or no merge. Where two may not be seen in one
 # picture, measure them together.
 AdviceKind = Literal[
