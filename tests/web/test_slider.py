@@ -11,10 +11,10 @@ COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
-KEEP = """() => {
-    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-    (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
-}"""
+
+
+def compare_of(seed=0):
+    return {"1": {"class_type": "IterISCompare", "inputs": {"seed": seed}}}
 
 
 @pytest.fixture
@@ -53,14 +53,13 @@ def near(colour, other):
 def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output):
     frontend = in_renderer
     page = frontend.page
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "slider")
+    frontend.load(compare_of(), "slider")
     frontend.show(1, left=500, top=60)
     slider, pair = page.locator(".iteris-slider"), page.locator(".iteris-pair")
     left, right = (slider.locator("select").nth(number) for number in range(2))
     divider, rows = slider.locator("input"), slider.locator(".iteris-drawn")
     assert not slider.is_visible()
-    frontend.queued("a")
-    frontend.send("executed", prompt_id="a", node="1", display_node="1", output=output)
+    frontend.executed(1, output)
     page.wait_for_function(
         "[...document.querySelectorAll('.iteris-pair img')].every((image) => image.naturalWidth)"
     )
@@ -112,7 +111,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend.settle()
     assert seen(0.05, 0.95) == ["<b>dog</b>", "merged"]
     frontend.queued("b")
-    frontend.send("executed", prompt_id="b", node="1", display_node="1", output=output)
+    frontend.executed(1, output, run="b")
     assert chosen() == [PROMPTS[1], "<b>dog</b>", "merged"], "after another run, too"
     picture(frontend, "slider_moved")
     with page.expect_download() as saved:
@@ -141,12 +140,11 @@ def test_slider_and_all_pictures_are_on_one_screen(in_renderer, output, server):
             path = server.base / "temp" / file["filename"]
             Image.open(path).resize((64, 96)).save(path)
     output["iteris_tiles"] += [{**output["iteris_tiles"][1], "prompt": "a third one"}]
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "screen")
+    frontend.load(compare_of(), "screen")
     frontend.show(1, left=500, top=60)
     before = page.evaluate("app.graph.getNodeById(1).size[1]")
-    frontend.queued("c")
-    frontend.send("execution_start", prompt_id="c", timestamp=0)
-    frontend.send("executed", prompt_id="c", node="1", display_node="1", output=output)
+    frontend.begin("c")
+    frontend.executed(1, output, run="c")
     frontend.pictures_shown()
     slider, details = page.locator(".iteris-slider"), page.locator(".iteris-text")
     expect(slider).to_be_visible()
@@ -164,46 +162,9 @@ def test_slider_and_all_pictures_are_on_one_screen(in_renderer, output, server):
     assert frontend.errors == []
 
 
-def test_pictures_of_other_settings_are_marked(in_renderer, output):
-    frontend = in_renderer
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "marked")
-    frontend.show(1, left=500, top=60)
-    frontend.queued("c")
-    frontend.send("execution_start", prompt_id="c", timestamp=0)
-    frontend.send("executed", prompt_id="c", node="1", display_node="1", output=output)
-    frontend.pictures_shown()
-    earlier = frontend.page.locator(".iteris-earlier")
-    expect(earlier).to_have_count(0)
-    high = frontend.page.evaluate("app.graph.getNodeById(1).size[1]")
-    for cfg, marked in ((3, ["Result of a run with other settings."]), (0, [])):
-        frontend.set_widgets(1, cfg=cfg)
-        frontend.page.evaluate(KEEP)
-        expect(earlier).to_have_text(marked)
-        old = frontend.page.locator(".iteris-slider.iteris-old")
-        assert old.count() == len(marked)
-    assert frontend.page.evaluate("app.graph.getNodeById(1).size[1]") == pytest.approx(high, abs=1)
-    assert frontend.errors == []
-
-
-def compare_of(seed):
-    return {"1": {"class_type": "IterISCompare", "inputs": {"seed": seed}}}
-
-
-def answer_history(page, run, prompt, output):
-    """Let the server know of one run that has ended."""
-    history = {run: {"prompt": [1, run, prompt, {}, []], "outputs": {"1": output}}}
-    page.route("**/history?*", lambda route: route.fulfill(json=history))
-    page.route(f"**/history/{run}", lambda route: route.fulfill(json=history))
-
-
-def forget_history(page, run):
-    page.unroute("**/history?*")
-    page.unroute(f"**/history/{run}")
-
-
 def change(frontend, **values):
     frontend.set_widgets(1, **values)
-    frontend.page.evaluate(KEEP)
+    frontend.keep()
     frontend.settle()
 
 
@@ -213,18 +174,22 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     page = frontend.page
     frontend.load(compare_of(11), "opened anew")
     prompt = frontend.prompt()
-    frontend.queued("of_11")
-    frontend.send("execution_start", prompt_id="of_11", timestamp=0)
-    frontend.send("executed", prompt_id="of_11", node="1", display_node="1", output=output)
+    frontend.begin("of_11")
+    frontend.executed(1, output, run="of_11")
     page.wait_for_function("app.graph.getNodeById(1).properties.iteris_ran?.run")
-    answer_history(page, "of_11", prompt, output)
+    frontend.know("of_11", prompt, {"1": output})
     change(frontend, cfg=3)
     frontend.open()
     slider, earlier = page.locator(".iteris-slider"), page.locator(".iteris-earlier")
-    for cfg, marked in ((3, ["Result of a run with other settings."]), (0, [])):
+    heights = []
+    for cfg, marked in 2 * ((3, ["Result of a run with other settings."]), (0, [])):
         change(frontend, cfg=cfg)
         expect(slider).to_be_visible()
         expect(earlier).to_have_text(marked)
+        expect(page.locator(".iteris-slider.iteris-old")).to_have_count(len(marked))
+        frontend.pictures_shown()
+        heights.append(page.evaluate("app.graph.getNodeById(1).size[1]"))
+    assert heights[:2] == pytest.approx(heights[2:], abs=1)
     change(frontend, cfg=3)
     expect(earlier).to_have_count(1)
     workflow = frontend.workflow()
@@ -234,7 +199,7 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
             frontend.load(workflow, "another one")
         frontend.settle()
         assert not slider.is_visible()
-    forget_history(page, "of_11")
+    frontend.forget("of_11")
     assert frontend.errors == []
 
 
@@ -243,11 +208,10 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
     page = frontend.page
     slider, earlier = page.locator(".iteris-slider"), page.locator(".iteris-earlier")
     frontend.load(compare_of(21), "compare_21")
-    frontend.queued("of_21")
-    frontend.send("execution_start", prompt_id="of_21", timestamp=0)
+    frontend.begin("of_21")
     change(frontend, cfg=3)
     frontend.load(compare_of(22), "compare_22")
-    frontend.send("executed", prompt_id="of_21", node="1", display_node="1", output=output)
+    frontend.executed(1, output, run="of_21")
     assert not slider.is_visible()
     for _ in range(2):
         frontend.go_to("compare_21")
@@ -261,14 +225,13 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
 def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_renderer, output):
     frontend = in_renderer
     height = "app.graph.getNodeById(1).size[1]"
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "fewer")
+    frontend.load(compare_of(), "fewer")
     frontend.show(1, left=500, top=60, scale=0.6)
     heights = []
     rows = output["iteris_tiles"]
-    for run, tiles in enumerate((rows, rows * 3, rows)):
-        told = output | {"iteris_tiles": tiles}
-        frontend.queued(f"fewer {run}")
-        frontend.send("executed", prompt_id=f"fewer {run}", node="1", display_node="1", output=told)
+    for run, tiles in (("few", rows), ("more", rows * 3), ("fewer", rows)):
+        frontend.begin(run)
+        frontend.executed(1, output | {"iteris_tiles": tiles}, run=run)
         expect(frontend.page.locator(".iteris-drawn")).to_have_count(len(tiles))
         frontend.pictures_shown()
         heights.append(frontend.still(height))
@@ -277,7 +240,7 @@ def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_
     assert last == pytest.approx(first, abs=1)
     if not frontend.page.evaluate("LiteGraph.vueNodesMode"):
         frontend.page.evaluate("app.graph.getNodeById(1).setSize([440, 1500])")
-        frontend.page.wait_for_timeout(100)
+        frontend.settle()
         frontend.page.evaluate("app.graph.getNodeById(1).widgets[0].callback('a\\nb')")
         frontend.settle()
         assert frontend.page.evaluate(height) == 1500, "as the user has made it"
@@ -291,14 +254,13 @@ def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in
 
     def shown(run):
         frontend.show(1, left=500, top=60, scale=0.7)
-        frontend.queued(run)
-        frontend.send("execution_start", prompt_id=run, timestamp=0)
-        frontend.send("executed", prompt_id=run, node="1", display_node="1", output=output)
+        frontend.begin(run)
+        frontend.executed(1, output, run=run)
         frontend.pictures_shown()
         frontend.settle(40)
         return frontend.page.evaluate(height)
 
-    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "drawn")
+    frontend.load(compare_of(), "drawn")
     before = shown("a")
     corner = "node.pos[0] + node.size[0], node.pos[1] + node.size[1]"
     x, y = frontend.page.evaluate(
