@@ -15,7 +15,7 @@ from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
 from .cost import cost_shown, rows_by_preset
-from .experts import LOW_INPUT, partner_of
+from .expert_files import LOW_INPUT, partner_of
 from .loras.about import families_upstream
 from .loras.names import fingerprints
 from .loras.prompts import ready_row

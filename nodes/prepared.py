@@ -16,7 +16,7 @@ from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
 from ..iteris_core.settings import setting_to
 from . import host
-from .experts import LOW_INPUT
+from .expert_files import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
 from .loras.kinds import guessed_styles
 from .loras.names import files_named

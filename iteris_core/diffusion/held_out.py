@@ -19,13 +19,13 @@ from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
 from ..tasks import Task
 from .calibration import Calibration, base_captions, own_captions
+from .check_of_pairs import LOOKED_AT, TogetherPlan, make_together_plans
 from .drawn import STEPS, DrawnPlan, judged
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
 from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Sampler
-from .together import LOOKED_AT, TogetherPlan, make_together_plans
 
 CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 # What teachers and the merged model read of each plan's captions; and what reference rows read.

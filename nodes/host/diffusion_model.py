@@ -36,12 +36,11 @@ from ...iteris_core.files.families import Family
 from ...iteris_core.files.groups import split_key
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
-from ..experts import LOW_INPUT, split_by_expert
+from ..expert_files import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .conditions import REFERENCES, check_start, conditions_for
 from .deltas import HostDeltas, effective_weight
 from .families import check_callable, check_clip, row_of, trial
-from .latent_cache import memory_of
 from .patches import (
     add_adapter,
     added_patches,
@@ -50,6 +49,7 @@ from .patches import (
     patches_of,
     patches_of_file,
 )
+from .reused_runs import memory_of
 from .sampling_options import sampling_options
 from .text_encoders import TextEncoders
 

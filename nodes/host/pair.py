@@ -17,7 +17,7 @@ from ...iteris_core.diffusion.model import DenoiserRow, PatchedWeight
 from ...iteris_core.files.families import Family
 from ...iteris_core.memory import Room
 from ...iteris_core.network import Expert
-from ..experts import LOW_INPUT, expert_of, split_by_expert
+from ..expert_files import LOW_INPUT, expert_of, split_by_expert
 from ..keys import UNET_PREFIX
 from .diffusion_model import ComfyModel, TakenByLayers
 from .folders import lora_names

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...iteris_core import ConfigError
-from ..experts import LOW_INPUT, OTHER, expert_of, named_expert, partner_of, without_mark
+from ..expert_files import LOW_INPUT, OTHER, expert_of, named_expert, partner_of, without_mark
 from .names import adapter_name
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from fake_host import use
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
+from iteris_core.diffusion.check_of_pairs import TogetherPlan
 from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.diffusion.sampling import noise
-from iteris_core.diffusion.together import TogetherPlan
 
 CALIBRATION = Calibration(
     trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from iteris_pack.nodes.asked import Asked
-from iteris_pack.nodes.experts import LOW_INPUT
+from iteris_pack.nodes.expert_files import LOW_INPUT
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.scene import ScenePrompts

@@ -20,7 +20,7 @@ import outside
 import tiny_hosts
 import torch
 from comfy_loras import same_tensors
-from iteris_pack.nodes.host import latent_cache
+from iteris_pack.nodes.host import reused_runs
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import nn
 
@@ -207,7 +207,7 @@ class State:
     def of(cls, merge):
         merge.load()
         gc.collect()
-        latent_cache._MEMORIES.clear()
+        reused_runs._MEMORIES.clear()
         storages = {
             found.untyped_storage().data_ptr(): found.untyped_storage().nbytes()
             for found in gc.get_objects()
@@ -278,7 +278,7 @@ def test_a_fault_leaves_the_model_as_it_was_and_the_next_merge_the_same():
     for turn, number in enumerate(numbers):
         name = list(KINDS)[turn % len(KINDS)]
         called = (name, number, *watched.all[number])
-        latent_cache._MEMORIES.clear()  # so that all moments come again
+        reused_runs._MEMORIES.clear()  # so that all moments come again
         with comfy_loras.messages() as texts:
             ended_in = end_of(merge, Moments(merge.layers, (number, KINDS[name])))
             assert issubclass(ended_in, KINDS[name].ends_in), called

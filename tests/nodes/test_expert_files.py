@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.experts import expert_of, partner_of, split_by_expert, without_mark
+from iteris_pack.nodes.expert_files import expert_of, partner_of, split_by_expert, without_mark
 from iteris_pack.nodes.loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from iteris_pack.nodes.sockets import ChosenLora
 

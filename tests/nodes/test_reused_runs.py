@@ -3,7 +3,7 @@
 import types
 
 import torch
-from iteris_pack.nodes.host import latent_cache
+from iteris_pack.nodes.host import reused_runs
 
 
 class Model:
@@ -17,10 +17,10 @@ def patcher_of(model):
 
 
 def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
-    monkeypatch.setattr(latent_cache, "MOST_BYTES", 100)
+    monkeypatch.setattr(reused_runs, "MOST_BYTES", 100)
     run = [(torch.zeros(5), torch.zeros(5))]  # 40 bytes
     models = (Model(), Model())
-    first, second = (latent_cache.memory_of(patcher_of(model)) for model in models)
+    first, second = (reused_runs.memory_of(patcher_of(model)) for model in models)
     first |= {"x": run, "y": run}
     first["x"] = run  # again: the size stays
     assert (list(first), first.size) == (["y", "x"], 80)
@@ -34,9 +34,9 @@ def test_results_are_kept_up_to_a_size_of_all_models_together(monkeypatch):
 
 def test_results_are_of_one_state_of_a_model_that_no_functions_change():
     model = Model()
-    memory = latent_cache.memory_of(patcher_of(model))
+    memory = reused_runs.memory_of(patcher_of(model))
     memory["x"] = 1
-    assert latent_cache.memory_of(patcher_of(model)) is memory
+    assert reused_runs.memory_of(patcher_of(model)) is memory
     patcher = vars(patcher_of(model))
     for changed in (
         {"model_options": {"transformer_options": {"patches": {"attn2_patch": [print]}}}},
@@ -44,7 +44,7 @@ def test_results_are_of_one_state_of_a_model_that_no_functions_change():
         {"wrappers": {"apply_model": {"x": [print]}}},
         {"hook_patches": {"x": {}}},
     ):
-        found = latent_cache.memory_of(types.SimpleNamespace(**patcher | changed))
+        found = reused_runs.memory_of(types.SimpleNamespace(**patcher | changed))
         assert found is None, changed  # what they do cannot be compared
     other = types.SimpleNamespace(**patcher | {"patches_uuid": "with a LoRA"})
-    assert not latent_cache.memory_of(other)
+    assert not reused_runs.memory_of(other)
