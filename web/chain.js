@@ -1,7 +1,7 @@
 // LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, and a loader that becomes a merge.
 
 const GAP = 60;
-const ROOM = 300; // for the report of a merge
+const ROOM = 340; // for the report of a merge, and its times
 const TITLE = 30; // of a node, above its place
 const LAID_OUT = 150; // milliseconds until nodes have their heights in Nodes 2.0
 const SEEN = 0.85; // of the page, for nodes that do not fit into it as it is

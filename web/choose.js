@@ -204,7 +204,10 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
       stops.at((stops.indexOf(document.activeElement) + (isBack ? -1 : 1)) % stops.length).focus();
     },
   };
-  const others = othersSwitch(say, search);
+  const others = othersSwitch(say, () => {
+    search();
+    field.focus();
+  });
   field.addEventListener("input", search);
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // they are not for the canvas

@@ -183,7 +183,9 @@ function lineOf(name, place, text, data) {
   Object.assign(line.dataset, { task: name, ...data });
   const swatch = html("span", "iteris-swatch");
   if (place >= 0) paint(swatch, place);
-  line.append(swatch, html("b", "", name), html("span", "iteris-figures", text));
+  const called = html("b");
+  called.append(fileName("iteris-called", name)[0]);
+  line.append(swatch, called, html("span", "iteris-figures", text));
   line.title = text ? `${name}: ${text}` : name;
   return line;
 }

@@ -167,6 +167,7 @@ export function matching(names, text) {
   if (!words.length) return found;
   const rank = (name) => {
     const own = name.toLowerCase().split(/[\\/]/).at(-1);
+    if (own.replace(/\.safetensors$/, "") === words.join(" ")) return -1;
     if (own.startsWith(words[0])) return 0;
     return own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2;
   };

@@ -2,7 +2,19 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, also, button, fit, heightOf, html, isShown, roomOf, savesWithout, showElement } from "./parts.js";
+import {
+  addElement,
+  also,
+  button,
+  fileName,
+  fit,
+  heightOf,
+  html,
+  isShown,
+  roomOf,
+  savesWithout,
+  showElement,
+} from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 /** Return an empty choice. */
@@ -95,7 +107,7 @@ export function addSlider(node, say, above) {
       picture(() => fit(node)),
       { alt: "", src: addressOf(file) },
     );
-    found.append(image, html("span", "", name));
+    found.append(image, fileName("iteris-called", name)[0]);
     return found;
   };
   const rowOf = ({ prompt, names, pictures }, row) => {

@@ -159,6 +159,7 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(["Style/Ink_v2", "style/oil", "ink_v1"], "ink ST"), ["Style/Ink_v2"]);
   assert.deepEqual(matching(["a", "b"], " "), ["a", "b"]);
   const names = ["a/bright", "ghost/b", "a/x_ghibli", "knights", "b\\\\Ghibli_2", "ghibli"];
+  assert.deepEqual(matching(["x/owl_2", "my owl", "x/Owl"], "owl"), ["x/Owl", "x/owl_2", "my owl"]);
   assert.deepEqual(matching(names, "gh"), ["b\\\\Ghibli_2", "ghibli", "a/x_ghibli", "a/bright", "ghost/b", "knights"]);
 });
 

@@ -787,7 +787,7 @@ def test_a_plain_loader_has_the_same_rows_and_becomes_a_merge(page_of_rows, pict
         }""",
         [place, comparison],
     )
-    assert room >= 300, "for the report"
+    assert room >= 340, "for the report and its times"
     page_of_rows.undo()
     assert page_of_rows.prompt()[LOADER]["inputs"]["lora_stack"] == [STACKED, 2], "in one step"
     assert page_of_rows.errors[before:] == []
