@@ -10,6 +10,7 @@ const HEIGHT = 96;
 const LABELS = 12;
 const LETTER = 5.5; // of a label
 const MOST_LAYERS = 3;
+const COPIED = 2000; // milliseconds that a button says so
 
 const percent = (share) => Math.round(100 * share);
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
@@ -142,7 +143,9 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
   if (!words.length) return line;
   const copy = button("iteris-copy", say("copy"), say("copy_title"), async () => {
-    copy.textContent = say((await copied(words.join(", "))) ? "copied" : "not_copied");
+    const isCopied = await copied(words.join(", "));
+    copy.textContent = say(isCopied ? "copied" : "not_copied");
+    if (isCopied) setTimeout(() => (copy.textContent = say("copy")), COPIED);
   });
   line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copy);
   return line;

@@ -203,8 +203,8 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash styleCopy"
     copy = file.locator(".iteris-copy")
     copy.click()
-    frontend.page.wait_for_function("document.querySelector('.iteris-copy').textContent !== 'Copy'")
-    assert copy.inner_text() == "Copied"
+    expect(copy).to_have_text("Copied")
+    expect(copy).to_have_text("Copy")
     assert frontend.page.evaluate("navigator.clipboard.readText()") == "sks dog, ink wash style"
     saved_with(
         frontend,
