@@ -108,25 +108,36 @@ function showRecalled(found) {
   }
 }
 
-const layers = new Map(); // by the node's id: what the run that goes on has told of its layers
+// by the node's id, what the run that goes on has told:
+const layers = new Map();
+const stages = new Map(); // the last one
 
-/** Show a layer on its node, if that is one of the run. */
-function showLayer(detail) {
+/** Show on its node what a run tells, if that is one of the run. */
+function showTold(method, detail) {
   const node = nodeAt(app.graph, detail.node);
-  if (node?.showIterisLayer && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node.showIterisLayer(detail));
+  if (node?.[method] && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node[method](detail));
 }
+
+const showLayer = (detail) => showTold("showIterisLayer", detail);
+const showStage = (detail) => showTold("showIterisProgress", detail);
+const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
  */
 async function recall() {
+  const showRunning = () => {
+    for (const details of layers.values()) details.forEach(showLayer);
+    stages.forEach(showStage);
+  };
   onceOpen((workflow) => {
     showRecalled(keptOutputs(workflow));
-    for (const details of layers.values()) details.forEach(showLayer);
+    showRunning();
   });
   const found = await recalled(isOurs);
   showRecalled(found);
+  showRunning(); // a report of an earlier run has hidden it
   onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
   for (const node of nodesOf(app.graph)) {
     node.missIterisRun?.();
@@ -184,7 +195,7 @@ function followRuns() {
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
     isWhole = true;
-    layers.clear();
+    forgetTold();
     begin(detail.prompt_id);
     all("startIterisRun");
   });
@@ -198,21 +209,20 @@ function followRuns() {
     const missed = isNew();
     mark(detail);
     begin(detail.prompt_id);
-    layers.delete(detail.node);
+    for (const each of [layers, stages]) each.delete(detail.node);
     keepOutput(detail.display_node ?? detail.node, detail.output);
     listSaved(detail.output);
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
   api.addEventListener("iteris.stage", ({ detail }) => {
-    const node = nodeAt(app.graph, detail.node);
-    if (node?.showIterisProgress && isRunning(detail.prompt_id))
-      ifOwn(node, undefined, () => node.showIterisProgress(detail));
+    stages.set(detail.node, detail);
+    showStage(detail);
   });
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
       if (!isRunning(detail.prompt_id)) return;
-      layers.clear();
+      forgetTold();
       const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
       if (failed?.showIterisFailure) ifOwn(failed, undefined, () => showFailure(failed, detail));
       all("endIterisRun");
@@ -226,7 +236,7 @@ function followRuns() {
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
     if (!(await isOver())) return;
-    layers.clear();
+    forgetTold();
     all("endIterisRun");
     recall();
   });

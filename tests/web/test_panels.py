@@ -765,14 +765,18 @@ def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     blocks = blocks_of(frontend)
     frontend.go_to("left_for")
     send_layer(frontend, "of_48", str(MERGE), 5)
+    send_stage(frontend, "of_48", MERGE, "Sampling", 3, 12)
     frontend.settle(40)
     assert blocks_of(frontend) == []
     frontend.go_to("merge_48")
     frontend.show(MERGE, left=500, top=60)
     frontend.settle(40)
     assert blocks_of(frontend) == [*blocks, "IN05"]
+    stage = frontend.page.locator(".iteris-stage > .iteris-steps")
+    expect(stage).to_have_text("Sampling 3/12")
     frontend.send("execution_interrupted", prompt_id="of_48")
     frontend.settle(40)
+    expect(stage).not_to_be_visible()
     assert blocks_of(frontend) == []
     assert size_of(frontend) == pytest.approx(before, abs=1)
     assert frontend.errors == []
