@@ -27,7 +27,7 @@ const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigge
 export function drawRow(view, place) {
   const { say } = view;
   const { row, isOff, isOpen } = view.entries[place];
-  const body = isOpen ? drawBody(view, place) : undefined;
+  const body = isOpen ? drawBody(view, place, () => showIdle()) : undefined;
   const element = html("div", `iteris-row${isOff ? " iteris-off" : ""}`);
   element.role = "listitem";
   element.dataset.place = place;
@@ -46,11 +46,12 @@ export function drawRow(view, place) {
   );
   toggle.role = "switch";
   toggle.ariaChecked = String(!isOff);
+  let idle = []; // why it is left out though it is switched on
   const said = row.name || say("no_file");
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
   name.removeAttribute("title"); // it is told beside the node
   let file = { name: said, doubts: [] };
-  peek(name, view.element, () => face(file));
+  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...file.doubts] }));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, withFolder(said), badge);
@@ -77,9 +78,18 @@ export function drawRow(view, place) {
       const isBoth = now.clip === now.model;
       view.write(place, isBoth ? { model, clip: model } : { model });
       if (isBoth && body) body.clip.value = model;
+      showIdle();
     },
     view.keep,
   );
+  const showIdle = () => {
+    const { model, clip } = view.entries[place].row;
+    idle = isOff || model || clip ? [] : [say("idle")];
+    element.classList.toggle("iteris-idle", idle.length > 0);
+    toggle.title = [...idle, say("use")].join("\n");
+    if (!model) strength.title = [strength.ariaLabel, ...idle].join("\n");
+  };
+  showIdle();
   const opens = say(isMeasured(view) ? "open" : "open_loader");
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", opens, () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
@@ -161,7 +171,8 @@ export function drawLine(view, place) {
 /** Return whether prompts are for the measuring of a merge; a plain loader has no use for them. */
 const isMeasured = (view) => view.node.comfyClass === "IterISMerge";
 
-function drawBody(view, place) {
+/** Draw what is below the line of an open row; `changed` is called when its strength on the text encoder is another one. */
+function drawBody(view, place, changed) {
   const { say } = view;
   const { row } = view.entries[place];
   const element = html("div", "iteris-row-body");
@@ -176,7 +187,10 @@ function drawBody(view, place) {
     -MOST,
     say,
     say("clip"),
-    (strength) => view.write(place, { clip: strength }),
+    (strength) => {
+      view.write(place, { clip: strength });
+      changed();
+    },
     view.keep,
   );
   const priority = () =>

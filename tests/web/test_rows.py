@@ -108,6 +108,15 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     assert "<lora:first:0.25> subject" in text_of(rows), "and else goes along"
     at(rows, 0, "number").first.fill("1000")
     assert "<lora:first:0.25> subject" in text_of(rows), "no strength"
+    idle = rows.page.locator(".iteris-idle .iteris-called")
+    at(rows, 0, "number").first.fill("0")
+    expect(idle).to_have_text("first")
+    for part in ("toggle", "number"):
+        assert "Strength 0: left out" in at(rows, 0, part).first.get_attribute("title")
+    picture(rows, "rows_idle")
+    at(rows, 0, "number").first.fill("0.25")
+    expect(idle).to_have_count(0)
+    assert "left out" not in at(rows, 0, "number").first.get_attribute("title")
 
     at(rows, 0, "opener").click()
     at(rows, 0, "prompts").fill("demo1 | and more\n\nanother")
