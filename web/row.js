@@ -6,7 +6,7 @@ import { button, copied, html, imageAt, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { furtherWords, numberIn, readRows } from "./rows_text.js";
-import { lines, needsPrompts } from "./triggers.js";
+import { lacksWords, lines, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
 const MOST = 100; // of a strength, and of a priority
@@ -47,11 +47,12 @@ export function drawRow(view, place) {
   toggle.role = "switch";
   toggle.ariaChecked = String(!isOff);
   let idle = []; // why it is left out though it is switched on
+  let lacking = []; // what its prompts lack
   const said = row.name || say("no_file");
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
   name.removeAttribute("title"); // it is told beside the node
   let file = { name: said, doubts: [] };
-  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...file.doubts] }));
+  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, withFolder(said), badge);
@@ -93,11 +94,6 @@ export function drawRow(view, place) {
   const opens = say(isMeasured(view) ? "open" : "open_loader");
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", opens, () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
-  const further = furtherWords(row);
-  if (further && !isOpen) {
-    opener.classList.add("iteris-further");
-    opener.title = `${further}\n${opens}`;
-  }
   const clip = html("span", "iteris-clip", row.clip === row.model || isOpen ? "" : `/ ${row.clip}`);
   clip.title = `${say("clip")}: ${row.clip}`;
   const needs = button("iteris-needs", say("needs"), say("needs_title"), () => view.openPrompts(place));
@@ -122,8 +118,16 @@ export function drawRow(view, place) {
     });
   }
   showKind();
-  const ask = () =>
-    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(view.entries[place].row, known));
+  const ask = () => {
+    const { row: now } = view.entries[place];
+    const own = isOpen ? [] : [furtherWords(now), isMeasured(view) ? now.prompts.join(" | ") : ""].filter(Boolean);
+    lacking = isMeasured(view) && !isOff && lacksWords(now, known) ? [say("lacking")] : [];
+    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(now, known));
+    element.classList.toggle("iteris-lacking", lacking.length > 0);
+    opener.classList.toggle("iteris-further", own.length > 0);
+    opener.title = [...lacking, ...own, opens].join("\n");
+  };
+  ask();
   body?.element.addEventListener("input", ask);
   const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
     known = lora;
@@ -234,7 +238,7 @@ function promptsField(view, place) {
     },
     set value(text) {
       field.value = text;
-      view.write(place, { prompts: lines(text) });
+      field.dispatchEvent(new Event("input", { bubbles: true }));
       view.keep();
     },
   };

@@ -100,3 +100,15 @@ export function needsPrompts({ prompts, called }, lora) {
   if (!lora || lora.error || lora.trigger_words?.length) return false;
   return !prompts.length || [called, ...prompts].some((text) => text?.includes("{trigger}"));
 }
+
+/**
+ * Return whether a row has prompts of which none holds any trigger word of its file, as after another file was chosen.
+ *
+ * @param {{prompts: string[]}} row
+ * @param {object|null} lora answer of `/iteris/lora`
+ */
+export function lacksWords({ prompts }, lora) {
+  const words = [...(lora?.trigger_words ?? []), "{trigger}"].map((word) => word.trim()).filter(Boolean);
+  if (!prompts.length || words.length < 2) return false;
+  return !words.some((text) => holds(prompts.join("\n"), { kind: "word", text }));
+}

@@ -173,7 +173,7 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows), "a click marks what is there"
 
 
-def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows):
+def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows, picture):
     """Of the files, the first alone has a picture."""
     rows.page.wait_for_selector(".iteris-picture > img")
     rows.settle()
@@ -184,6 +184,14 @@ def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows):
     assert at(rows, 1, "clip").get_attribute("title") == "Text strength: 0.5"
     told = at(rows, 1, "opener").get_attribute("title")
     assert told.startswith('called="in ink style"\n')
+    lacking = rows.page.locator(".iteris-lacking .iteris-further")
+    expect(lacking).to_have_attribute(
+        "title", re.compile(" trigger words.\npriority=2\na photo of demo1\n")
+    )
+    picture(rows, "rows_lacking")
+    at(rows, 0, "opener").click()
+    at(rows, 0, "word").click()
+    expect(rows.page.locator(".iteris-lacking")).to_have_count(0)
     at(rows, 1, "opener").click()
     assert at(rows, 1, "clip").text_content() == "", "it stands below"
 

@@ -1,7 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { about, add, filled, holds, lines, needsPrompts, suggestions, takenOut } from "../../web/triggers.js";
+import {
+  about,
+  add,
+  filled,
+  holds,
+  lacksWords,
+  lines,
+  needsPrompts,
+  suggestions,
+  takenOut,
+} from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
 
 const word = (text) => ({ kind: "word", text });
@@ -89,4 +99,14 @@ test("what was added is taken out again, and what the user has written is not", 
   assert.equal(takenOut("a, SKS dog, b\nsks dog\nc", word("sks dog")), "a, b\nc");
   for (const written of ["a photo of sks dog", "sks dog in a park, at night"])
     for (const offered of [word("sks dog"), prompt("sks dog")]) assert.equal(takenOut(written, offered), written);
+});
+
+test("prompts with none of their file's words are told", () => {
+  const lacks = (prompts, words) => lacksWords({ prompts }, words && { trigger_words: words });
+  assert.equal(lacks(["a photo of a zwx owl"], ["sks", "robot"]), true);
+  assert.equal(lacks(["a photo of a zwx owl", "a robot"], ["sks", "robot"]), false);
+  assert.equal(lacks(["a photo of {trigger}"], ["sks"]), false);
+  assert.equal(lacks([], ["sks"]), false);
+  assert.equal(lacks(["a photo"], []), false);
+  assert.equal(lacks(["a photo"], undefined), false);
 });

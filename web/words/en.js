@@ -67,6 +67,7 @@ export default {
   rows_elsewhere: "The LoRAs come through more_loras. More can be added here.",
   needs: "write prompts",
   needs_title: "The file names no trigger words. Write prompts for it, as you would use it.",
+  lacking: "These prompts have none of this file's trigger words.",
   cut_rows: "These are more rows than can be shown; the text has all of them.",
   linked: "The LoRAs come as a text through the input.",
   add_row: "+ Add LoRA",

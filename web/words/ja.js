@@ -66,6 +66,7 @@ export default {
   rows_elsewhere: "LoRA は more_loras から来ます。ここにさらに追加できます。",
   needs: "プロンプトを書く",
   needs_title: "ファイルにトリガーワードがありません。普段使うときのように、プロンプトを書いてください。",
+  lacking: "これらのプロンプトには、このファイルのトリガーワードがありません。",
   cut_rows: "表示できる行数を超えています。テキストにはすべてあります。",
   linked: "LoRA は入力からテキストで渡されます。",
   add_row: "+ LoRA を追加",

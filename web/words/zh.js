@@ -64,6 +64,7 @@ export default {
   rows_elsewhere: "LoRA 由 more_loras 输入。这里还可以添加更多。",
   needs: "填写提示词",
   needs_title: "该文件没有触发词。请像平时使用它那样，为它写提示词。",
+  lacking: "这些提示词中没有此文件的触发词。",
   cut_rows: "行数超过可显示的范围；文本中包含全部行。",
   linked: "LoRA 以文本形式从输入端传入。",
   add_row: "+ 添加 LoRA",
