@@ -101,14 +101,18 @@ export function needsPrompts({ prompts, called }, lora) {
   return !prompts.length || [called, ...prompts].some((text) => text?.includes("{trigger}"));
 }
 
+const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
+
 /**
- * Return whether a row has prompts of which none holds any trigger word of its file, as after another file was chosen.
+ * Return whether a row has prompts that hold no part of any trigger word of its file, as after another file was chosen.
  *
  * @param {{prompts: string[]}} row
  * @param {object|null} lora answer of `/iteris/lora`
  */
 export function lacksWords({ prompts }, lora) {
-  const words = [...(lora?.trigger_words ?? []), "{trigger}"].map((word) => word.trim()).filter(Boolean);
-  if (!prompts.length || words.length < 2) return false;
-  return !words.some((text) => holds(prompts.join("\n"), { kind: "word", text }));
+  const words = (lora?.trigger_words ?? []).map((word) => word.trim()).filter(Boolean);
+  if (!prompts.length || !words.length) return false;
+  const parts = words.flatMap((word) => word.split(/\s+/).filter((part) => !ANY.test(part))); // as in "a sks robot"
+  const text = prompts.join("\n");
+  return !["{trigger}", ...words, ...parts].some((part) => holds(text, { kind: "word", text: part }));
 }

@@ -105,6 +105,9 @@ test("prompts with none of their file's words are told", () => {
   const lacks = (prompts, words) => lacksWords({ prompts }, words && { trigger_words: words });
   assert.equal(lacks(["a photo of a zwx owl"], ["sks", "robot"]), true);
   assert.equal(lacks(["a photo of a zwx owl", "a robot"], ["sks", "robot"]), false);
+  assert.equal(lacks(["a photo of a zwx owl"], ["a sks robot", "a photo of sks"]), true);
+  assert.equal(lacks(["a photo of the sks toy"], ["a sks robot"]), false, "a part is enough");
+  assert.equal(lacks(["a photo of ink"], ["水墨"]), true);
   assert.equal(lacks(["a photo of {trigger}"], ["sks"]), false);
   assert.equal(lacks([], ["sks"]), false);
   assert.equal(lacks(["a photo"], []), false);
