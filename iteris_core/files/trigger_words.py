@@ -71,13 +71,20 @@ def _once(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def with_trigger(words: str, trigger: str) -> str:
-    """Return words with a trigger in place of ``{trigger}``, without an article twice.
+    """Return words with a trigger in place of ``{trigger}``, without an article twice, nor any word
+    where they meet.
 
     >>> with_trigger("a photo of a {trigger}", "a sks robot")
     'a photo of a sks robot'
+    >>> with_trigger("in {trigger} style", "in qpr style")
+    'in qpr style'
     """
     if _ARTICLE.match(trigger):
         words = _ARTICLE_BEFORE.sub(_PLACEHOLDER, words)
+    own = [re.escape(word) for word in trigger.split()]
+    if own:
+        before, after = rf"\b{own[0]}\s+(?=\{{trigger\}})", rf"(?<=\{{trigger\}})\s+{own[-1]}\b"
+        words = re.sub(f"{before}|{after}", "", words, flags=re.IGNORECASE)
     return words.replace(_PLACEHOLDER, trigger)
 
 
