@@ -25,6 +25,7 @@ import {
   isRunning,
   keepOutput,
   keptOutputs,
+  madeBefore,
   mark,
   onceOpen,
   recalled,
@@ -37,6 +38,7 @@ import { translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
+const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
@@ -106,6 +108,20 @@ function showRecalled(found) {
   for (const [id, output] of found) {
     showOutput(nodeAt(app.graph, id), output);
   }
+}
+
+const seekers = new Set(); // nodes whose result is of other settings
+let seeking;
+
+/** Show, a moment later, what an earlier run has made of a node as it is now, if there was one. */
+function seekRun(node) {
+  seekers.add(node);
+  clearTimeout(seeking);
+  seeking = setTimeout(async () => {
+    const wanted = new Set(seekers);
+    seekers.clear();
+    showRecalled(await madeBefore((each) => wanted.has(each)));
+  }, SEEK);
 }
 
 // by the node's id, what the run that goes on has told:
@@ -280,6 +296,7 @@ app.registerExtension({
     showDigits(node);
     showMeanings(node, say);
     keepHeight(node);
+    node.seekIterisRun = () => seekRun(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);
       addTimes(node, say);

@@ -67,6 +67,7 @@ export function addReport(node, say) {
       isChanged = !!madeAs() && madeAs() !== now;
       if (isOld) failure = failedAs = undefined;
       if (!layers && (isOld || isChanged !== wasChanged)) show();
+      return isChanged && !layers;
     },
   );
   const toggled = (open) => {

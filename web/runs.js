@@ -202,18 +202,23 @@ export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
  *
  * @param {object} node gets `compareIterisRun`
  * @param {() => boolean} hasResult whether there is something to compare
- * @param {(now: string) => void} told called with the name of the node as it is shown
+ * @param {(now: string) => boolean} told called with the name of the node as it is shown, returns whether the result is of
+ *   another node
  */
 export function compareWithRun(node, hasResult, told) {
   let isWaiting = false;
   let comparing; // the last question, which ends those before it
+  let sought; // the name of which an earlier run was asked for last
   const compare = async () => {
     isWaiting = false;
     if (!node.graph || !hasResult()) return;
     comparing = {};
     const mine = comparing;
     const now = await nameAsShown(node);
-    if (now !== undefined && mine === comparing) told(now); // or it has changed again
+    if (now === undefined || mine !== comparing) return; // or it has changed again
+    const wanted = told(now) ? now : undefined;
+    if (wanted && wanted !== sought) node.seekIterisRun?.();
+    sought = wanted;
   };
   node.compareIterisRun = () => {
     if (!isWaiting) setTimeout(compare, REST);
@@ -297,6 +302,29 @@ async function answerOf(address) {
   }
 }
 
+/** Return of each node what the newest run has made in which it was what it is now. */
+export async function madeBefore(isWanted) {
+  const { graph } = app;
+  const { found } = await recalledAsShown(isWanted);
+  return app.graph === graph ? [...found] : [];
+}
+
+/** Begin `recalled` with the runs in which nodes were what they are now; `take` goes on with others of the history. */
+async function recalledAsShown(isWanted) {
+  const { graph } = app;
+  const history = Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse();
+  const shown = history.length ? await shownPrompt() : {};
+  const found = new Map();
+  const take = (run, outputs, isIts) => {
+    for (const [id, output] of Object.entries(outputs ?? {})) {
+      const node = nodeAt(graph, id);
+      if (!found.has(id) && node && isWanted(node) && isIts(node, id)) found.set(id, { ...output, [RUN]: run });
+    }
+  };
+  for (const [run, { prompt, outputs }] of history) take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  return { found, history, take };
+}
+
 /**
  * Return what runs have made of the nodes that are shown: of each node what the newest run has made in which it was what
  * it is now; otherwise what its workflow's newest run has made, or the one that the workflow has kept.
@@ -306,17 +334,7 @@ async function answerOf(address) {
  */
 export async function recalled(isWanted) {
   const { graph } = app;
-  const history = Object.entries(await answerOf(`/history?max_items=${RECALLED}`));
-  const shown = history.length ? await shownPrompt() : {};
-  const found = new Map();
-  const take = (run, outputs, isIts) => {
-    for (const [id, output] of Object.entries(outputs ?? {})) {
-      const node = nodeAt(graph, id);
-      if (!found.has(id) && node && isWanted(node) && isIts(node, id)) found.set(id, { ...output, [RUN]: run });
-    }
-  };
-  history.reverse();
-  for (const [run, { prompt, outputs }] of history) take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  const { found, history, take } = await recalledAsShown(isWanted);
   await new Promise(onceOpen);
   for (const [run, { prompt, outputs }] of history.filter(([run]) => isQueuedHere(run)))
     take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);

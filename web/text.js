@@ -77,9 +77,12 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     node,
     () => !!madeAs && isShown(element) && !isOld,
     (now) => {
-      if ((now !== madeAs) === element.classList.contains("iteris-old")) return;
-      mark(now !== madeAs);
-      fit(node, width);
+      const isChanged = now !== madeAs;
+      if (isChanged !== element.classList.contains("iteris-old")) {
+        mark(isChanged);
+        fit(node, width);
+      }
+      return isChanged;
     },
   );
   node.showIterisFailure = (message) => {

@@ -621,6 +621,27 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     assert frontend.errors == []
 
 
+def test_a_result_comes_back_with_the_settings_it_was_made_with(frontend, small):
+    small(frontend, seed=48)
+    verdict, earlier = (frontend.page.locator(f".iteris-{part}") for part in ("kept", "earlier"))
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    frontend.know("of_48", frontend.prompt(), {str(MERGE): THREE})
+    type_strength(frontend, "0.5")
+    frontend.begin("a")
+    frontend.executed(MERGE, report_of(0.25))
+    assert blocks_of(frontend) == ["IN01"]
+    expect(verdict).to_have_count(0)
+    type_strength(frontend, "0.25")
+    expect(earlier).to_have_count(1)
+    type_strength(frontend, "1")
+    expect(verdict).to_have_count(3)
+    expect(earlier).to_have_count(0)
+    type_strength(frontend, "0.5")
+    expect(earlier).to_have_count(1)
+    frontend.forget("of_48")
+    assert frontend.errors == []
+
+
 def test_a_result_is_no_step_of_undo(frontend, small):
     small(frontend, seed=46)
     frontend.set_widgets(MERGE, loras="<lora:third:1>")
