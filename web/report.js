@@ -5,7 +5,18 @@ const DIGITS = 4;
 const SAYS_NOTHING = 0.8;
 export const LEVELS = ["good", "weak", "lost"];
 // what there are words for, each of them "to_..."
-export const ADVICE = ["measure", "check", "method", "rank", "fewer", "priority", "polish", "alone", "together"];
+export const ADVICE = [
+  "measure",
+  "check",
+  "method",
+  "rank",
+  "fewer",
+  "priority",
+  "polish",
+  "alone",
+  "together",
+  "compare",
+];
 export const CHANCES = ["likely", "uncertain", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 

@@ -48,7 +48,7 @@ export function drawRow(view, place) {
   toggle.ariaChecked = String(!isOff);
   let idle = []; // why it is left out though it is switched on
   let lacking = []; // what its prompts lack
-  const said = row.name || say("no_file");
+  const said = row.name || say(row.kind ? `no_${row.kind}` : "no_file");
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
   name.removeAttribute("title"); // it is told beside the node
   let file = { name: said, doubts: [] };

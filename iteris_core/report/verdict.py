@@ -33,9 +33,18 @@ Effort = Literal["estimated", "measured", "polished"]
 # IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
 # where it was tried (docs/method.md, "Advice"). Where none explains a loss, pictures come
 # first, and then a higher priority, a polish, or no merge. Where two may not be seen in one
-# picture, measure them together.
+# picture, measure them together; where they were, only pictures tell.
 AdviceKind = Literal[
-    "measure", "check", "method", "rank", "fewer", "priority", "polish", "alone", "together"
+    "measure",
+    "check",
+    "method",
+    "rank",
+    "fewer",
+    "priority",
+    "polish",
+    "alone",
+    "together",
+    "compare",
 ]
 
 GOOD_FROM = 0.68
@@ -295,8 +304,8 @@ def verdict_of(
     is_good = set(levels_of_all) == {"good"}
     chance = _chance(together)
     of_two = None
-    if chance in ("uncertain", "unlikely") and made.method == "iteris" and not made.has_scenes:
-        of_two = Advice("together")
+    if chance in ("uncertain", "unlikely") and made.method == "iteris":
+        of_two = Advice("compare" if made.has_scenes else "together")
     return Verdict(
         tuple(loras), chance, against, None if is_good else for_all, together_advice=of_two
     )
@@ -365,6 +374,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
     "together": "for pictures of both, set {scene_weight} above 0",
+    "compare": "look at pictures of both: only these tell",
 }
 
 

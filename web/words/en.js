@@ -29,6 +29,7 @@ export default {
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "For pictures of both, switch on “together”.",
+  to_compare: "Compare draws both: look there.",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks_less: "The LoRAs disturb each other {percent} % less than stacked.",
   leaks_more: "The LoRAs disturb each other {percent} % more than stacked.",
@@ -122,6 +123,8 @@ export default {
   taken: "Already in another row",
   several: "Shift+click or Shift+Enter: add several",
   no_file: "choose a LoRA",
+  no_subject: "choose a subject",
+  no_style: "choose a style",
   to_choose: "This row has no file yet. Click to choose one.",
   remark: "A remark; it does not count",
   missing: "No LoRA of ComfyUI's list has this name, or several have. Click to choose another one.",

@@ -29,6 +29,7 @@ export default {
   to_polish:
     "「比較」の画像を見てください。現れていない LoRA があれば、プリセット Polished を選んでください（LoRA 2 つで 25～30 倍の時間がかかります）。",
   to_together: "両方を 1 枚に描くには「一緒に描く」をオンにしてください。",
+  to_compare: "「比較」が両方を描くので、そこで確かめてください。",
   to_alone: "「比較」の画像を見てください。現れていない LoRA があれば、マージせず「LoRA を読み込む」で使ってください。",
   leaks_less: "LoRA どうしの干渉は重ね掛けより {percent} % 少なめです。",
   leaks_more: "LoRA どうしの干渉は重ね掛けより {percent} % 多めです。",
@@ -120,6 +121,8 @@ export default {
   taken: "別の行ですでに選ばれています",
   several: "Shift+クリックまたは Shift+Enter：続けて追加",
   no_file: "LoRA を選択",
+  no_subject: "被写体の LoRA を選択",
+  no_style: "画風の LoRA を選択",
   to_choose: "この行にはまだファイルがありません。クリックで選びます。",
   remark: "メモ。マージには使われません",
   missing: "ComfyUI の一覧にこの名前の LoRA がないか、複数あります。クリックで選び直せます。",
