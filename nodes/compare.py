@@ -80,8 +80,8 @@ class Compare(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance. 0: what suits the model, such as 7 for SD1.5. 1: none, for "
-                    "turbo and distilled models.",
+                    tooltip="Guidance. 0: that of the merge, which is what suits the model unless "
+                    "Merge settings says otherwise. 1: none, for turbo and distilled models.",
                 ),
                 io.String.Input(
                     "negative_prompt",
@@ -182,7 +182,7 @@ class Compare(io.ComfyNode):
             height=height or base.family.resolution,
             seed=seed,
             steps=steps,
-            cfg=cfg or base.family.guidance,
+            cfg=cfg or merged.measured_cfg or base.family.guidance,
             sampler=sampler,
             scheduler=scheduler,
             negative=negative_prompt.strip(),

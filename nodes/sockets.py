@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,12 @@ class MergedLora:
     loose: Loose = field(default_factory=dict)
     report: MergeReport | None = None
     low: Adapter | None = None
+
+    @property
+    def measured_cfg(self) -> float:
+        """The guidance of its sampling runs; 0: there were none."""
+        cfg: float = json.loads(self.recipe).get("calibration", {}).get("cfg", 0.0)
+        return cfg
 
     @property
     def by_file(self) -> dict[str, MergedLora]:

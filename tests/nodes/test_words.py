@@ -111,5 +111,5 @@ def test_a_translated_help_page_names_every_input_and_has_every_example(schemas)
 def test_the_page_knows_every_word_of_a_verdict():
     source = (ROOT / "web" / "report.js").read_text(encoding="utf-8")
     for name, meant in (("LEVELS", Level), ("ADVICE", AdviceKind)):
-        (listed,) = re.findall(rf"export const {name} = (\[.*\]);", source)
-        assert tuple(json.loads(listed)) == get_args(meant)
+        (listed,) = re.findall(rf"export const {name} = \[([^]]*)\];", source)
+        assert tuple(re.findall(r'"(\w+)"', listed)) == get_args(meant)
