@@ -177,7 +177,8 @@ def model_keys(
     else:
         for base, weight in _of_transformer(entries, family, layer_shapes(modules)):
             spelled.setdefault(base, weight)
-    for base, path in _of_text(modules).items():
+    of_text, ambiguous = _of_text(modules)
+    for base, path in of_text.items():
         spelled.setdefault(base, HostWeight(f"{path}.weight"))
     saved_as = _saved_as(family, entries, of_diffusers)
     shapes = layer_shapes(modules)
@@ -197,6 +198,7 @@ def model_keys(
         module_of_base,
         saved_as,
         part_of_base=part_of_base,
+        ambiguous=ambiguous,
         prediction_type=prediction_type,
         host_keys=host_keys,
     )
@@ -261,13 +263,14 @@ def _numbered_parts(
     return found
 
 
-def _of_text(modules: Iterable[str]) -> dict[str, str]:
-    """Return base -> path in the spellings of diffusers and PEFT for CLIP, but for those that do
+def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
+    """Return base -> path in the spellings of diffusers and PEFT for CLIP, and the bases that do
     not say which of two text encoders they mean.
     """
     paths = list(modules)
     towers = [tower for tower in _TOWERS if any(path.startswith(tower) for path in paths)]
     bases: dict[str, str] = {}
+    unclear: set[str] = set()
     for tower in towers:
         called = _TOWERS[tower] if len(towers) > 1 else "text_encoder."
         for path in paths:
@@ -278,9 +281,11 @@ def _of_text(modules: Iterable[str]) -> dict[str, str]:
             for prefix in (called, f"base_model.model.{called}"):
                 bases |= {prefix + name: path, prefix + short: path}
             bare = (name, f"base_model.model.{name}", f"base_model.model.{short}")
-            if len(towers) == 1:
+            if len(towers) > 1:
+                unclear.update(bare)
+            else:
                 bases |= dict.fromkeys(bare, path)
-    return bases
+    return bases, frozenset(unclear)
 
 
 def _saved_as(

@@ -113,6 +113,7 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
     if len(encoders) > 1:  # each has its own
         starts = {part: (start,) for part, start in zip(encoders, family.text_bases, strict=False)}
     bases: dict[str, str] = {}
+    ambiguous: set[str] = set()
     saved_as = {}
     for path, part in parts.items():
         name = path.removeprefix(f"{part}.")
@@ -123,14 +124,18 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
         else:
             saved_as[path] = starts[part][0] + name.replace(".", "_")
             spellings = _text_spellings(part, name, starts[part])
-            if len(encoders) == 1:
-                bases |= dict.fromkeys(_bare_text_spellings(name), path)
+            bare = _bare_text_spellings(name)
+            if len(encoders) > 1:
+                ambiguous.update(bare)
+            else:
+                bases |= dict.fromkeys(bare, path)
         bases |= dict.fromkeys(spellings, path)
     return ModelKeys.of(
         family,
         modules,
         bases,
         saved_as,
+        ambiguous=frozenset(ambiguous),
         prediction_type=_PREDICTIONS.get(prediction_type, prediction_type),
     )
 

@@ -53,6 +53,7 @@ class ModelKeys:
         kernels: Module path -> the convolution's kernel, see `layer_kernels`.
         vector_sizes: Path of a bias or of a norm's weight -> its size.
         part_of_base: Base of a key -> the part of a fused weight that it names.
+        ambiguous: Bases that may mean several modules; files with them are refused.
         prediction_type: What the model predicts, as ModelSpec names it (``epsilon`` or ``v``);
             empty: a flow model, which ModelSpec does not name.
     """
@@ -64,6 +65,7 @@ class ModelKeys:
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     vector_sizes: Mapping[str, int] = field(default_factory=dict)
     part_of_base: Mapping[str, WeightPart] = field(default_factory=dict)
+    ambiguous: frozenset[str] = frozenset()
     prediction_type: str = "epsilon"
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,7 +153,8 @@ def parse(
 
     Raises:
         AdapterError: The file is for another family of models, no key fits the model, tensors are
-            missing, doubled, of unknown meaning or of a wrong shape, or weights are not finite.
+            missing, doubled, of unknown or ambiguous meaning or of a wrong shape, or weights are
+            not finite.
     """
     groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
     foreign = foreign_kind(unmatched)
@@ -164,7 +167,7 @@ def parse(
     found = other_family(tensors, {}, family) if is_doubtful else None
     if found is not None:
         raise AdapterError(f"{name}: {for_another(found, family)}")
-    _check_others(name, groups, unmatched)
+    _check_others(name, groups, unmatched, keys)
 
     def wrong_model() -> str:
         found = other_family(tensors, metadata or {}, family)
@@ -225,10 +228,20 @@ def _check_family(
         raise AdapterError(f"{name}: {for_another(said, family)}")
 
 
-def _check_others(name: str, groups: Mapping[str, Group], others: Iterable[str]) -> None:
-    """Refuse a key of unknown ending at a module that has other tensors in the file."""
+def _check_others(
+    name: str, groups: Mapping[str, Group], others: Iterable[str], keys: ModelKeys
+) -> None:
+    """Refuse a key that may mean several modules of the model, and one of unknown ending at a
+    module that has other tensors in the file.
+    """
     for key in others:
         base, _ = split_key(key) or ("", "")
+        if base in keys.ambiguous:
+            raise AdapterError(
+                f"{name}: {key!r} does not say which text encoder of {keys.family.name} it "
+                "changes. Save the LoRA again with keys that begin with text_encoder. or "
+                "text_encoder_2."
+            )
         starts = [] if base else [key[: end.start()] for end in _ENDS_OF_BASES.finditer(key)]
         base = next((start for start in reversed(starts) if start in groups), "")
         if base:

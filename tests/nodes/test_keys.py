@@ -5,6 +5,7 @@ import torch
 from iteris_pack.nodes.keys import is_text, model_keys
 from torch import nn
 
+from iteris_core import AdapterError
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
 
@@ -23,6 +24,7 @@ def test_a_module_is_read_in_every_spelling_and_saved_in_one(keys):
     assert keys.base_of_module["clip_l.transformer.text_projection"] == "lora_te1_text_projection"
     assert keys.weight_shape("diffusion_model.mid.q") == (6, 4)
     assert keys.weight_shape("diffusion_model.mid.conv") == (3, 2, 3, 1)
+    assert not keys.ambiguous
 
 
 def test_keys_of_modules_that_the_host_does_not_know_are_unmatched(keys):
@@ -78,11 +80,11 @@ def test_two_text_encoders(xl_keys):
 @pytest.mark.parametrize(
     "start", ["text_model.", "base_model.model.text_model.", "base_model.model."]
 )
-def test_a_key_that_may_mean_either_text_encoder_is_unmatched(xl_keys, start):
+def test_a_key_that_may_mean_either_text_encoder_is_refused(xl_keys, start):
     base = f"{start}encoder.layers.0.q"
     tensors = {f"{base}.lora_A.weight": torch.ones(1, 3), f"{base}.lora_B.weight": torch.ones(3, 1)}
     good = "lora_te2_text_model_encoder_layers_0_k"
     tensors[f"{good}.lora_down.weight"] = torch.ones(1, 3)
     tensors[f"{good}.lora_up.weight"] = torch.ones(3, 1)
-    unmatched = kohya.parse("file", tensors, xl_keys).unmatched
-    assert unmatched == (f"{base}.lora_A.weight", f"{base}.lora_B.weight")
+    with pytest.raises(AdapterError, match="does not say which text encoder of SDXL it changes"):
+        kohya.parse("file", tensors, xl_keys)
