@@ -569,7 +569,7 @@ def test_what_is_written_elsewhere_is_seen_in_the_rows(rows, picture):
 def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows, picture):
     rows.set_widgets(MERGE, loras="<lora::0.8> style\n<lora:first:1> priority=1 priority=2")
     rows.page.wait_for_selector('.iteris-missing[data-place="0"]')
-    assert at(rows, 0, "called").inner_text() == "choose a LoRA"
+    assert at(rows, 0, "called").inner_text() == "choose a style"
     assert "no file yet" in at(rows, 0, "lora").get_attribute("aria-description")
     assert at(rows, 1, "why").inner_text() == "Said twice: priority=2"
     rows.settle()
