@@ -374,7 +374,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
     "together": "for pictures of both, set {scene_weight} above 0",
-    "compare": "look at pictures of both: only these tell",
+    "compare": "look for both in pictures; only those can tell",
 }
 
 

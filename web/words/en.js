@@ -29,7 +29,7 @@ export default {
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "For pictures of both, switch on “together”.",
-  to_compare: "Compare draws both: look there.",
+  to_compare: "Look for both in Compare.",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks_less: "The LoRAs disturb each other {percent} % less than stacked.",
   leaks_more: "The LoRAs disturb each other {percent} % more than stacked.",
