@@ -5,7 +5,7 @@ import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, html, imageAt, withFolder } from "./parts.js";
 import { face } from "./peek.js";
-import { canName, matching, nameOf } from "./rows_text.js";
+import { canName, matching, nameOf, namesakes } from "./rows_text.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
@@ -67,6 +67,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   field.role = "combobox";
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
+  const alike = namesakes(names);
   const isFree = (name) => names.includes(name) && !taken.has(name);
   const recent = names.length < MANY ? [] : remembered().filter(isFree);
   const take = (name, isMore) => {
@@ -116,6 +117,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     if (options.has(name)) return options.get(name);
     const option = html("div", "iteris-option");
     option.append(html("span", "iteris-picture"), withFolder(nameOf(name)));
+    option.classList.toggle("iteris-namesake", alike.has(name));
     option.role = "option";
     option.id = `${list.id}-${options.size}`;
     option.addEventListener("click", ({ shiftKey }) => take(name, shiftKey));

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 
 const MARGIN = 10; // the frontend's, above and below a widget
 const END = /^(.{12,}?)([-_. ].{5,13}|.{8})$/su; // of a file's name, which does not give way: from a word on
+const INNERMOST = /^(.*[\\/])(.*)$/s; // of folders
 
 /** Call `more` after a node's own handler of an event. */
 export function also(node, handler, more) {
@@ -23,16 +24,22 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
+/** Return a text in one line, of which the start gives way where there is little room. */
+function cut(className, text, parts) {
+  const [, start, end] = text.match(parts) ?? [text, text, ""];
+  const element = html("span", className);
+  element.append(html("span", "iteris-start", start), html("span", "iteris-end", end));
+  return element;
+}
+
 /**
  * Return what a file is called, and after it its folder, which gives way first where there is little room, see
  * `withFolder`. Then the name gives way in its middle: versions and epochs are at its end.
  */
 export function fileName(className, name) {
   const [, folder, own] = name.match(/^(?:(.*)[\\/])?(.*)$/s);
-  const [, start, end] = own.match(END) ?? [own, own, ""];
-  const element = html("span", className);
-  element.append(html("span", "iteris-start", start), html("span", "iteris-end", end));
-  return folder ? [element, html("span", "iteris-folder", folder)] : [element];
+  const element = cut(className, own, END);
+  return folder ? [element, cut("iteris-folder", folder, INNERMOST)] : [element];
 }
 
 /** Return a file's name in one line, with its folder where at least its beginning has room. */

@@ -21,8 +21,8 @@ const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigge
  * @param {number} place of the row among its entries
  * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
  *   its file:
- *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `fitting` (see `strangers`), `isAgain` (see `repeated`) and
- *   `picture` (an address)
+ *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
+ *   `strangers`), `isAgain` (see `repeated`) and `picture` (an address)
  */
 export function drawRow(view, place) {
   const { say } = view;
@@ -129,7 +129,7 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
-  const mark = ({ lora, isMissing, fitting, isAgain, picture: address }) => {
+  const mark = ({ lora, isMissing, isNamesake, fitting, isAgain, picture: address }) => {
     known = lora;
     ask();
     likely = lora?.kind ?? "";
@@ -137,6 +137,7 @@ export function drawRow(view, place) {
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     element.classList.toggle("iteris-again", isAgain);
+    element.classList.toggle("iteris-namesake", isNamesake);
     badge.textContent = fitting ? lora.family : isAgain ? "×2" : "";
     const doubts = [fitting ? say(fitting, { family: lora.family }) : "", isAgain ? say("again") : ""];
     const told = isMissing ? [say(row.name ? "missing" : "to_choose")] : lora?.error ? [lora.error] : doubts;

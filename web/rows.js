@@ -19,7 +19,18 @@ import {
   tell,
 } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
-import { changed, fileOf, moved, nameOf, newRow, picked, readRows, switched, writtenRows } from "./rows_text.js";
+import {
+  changed,
+  fileOf,
+  moved,
+  nameOf,
+  namesakes,
+  newRow,
+  picked,
+  readRows,
+  switched,
+  writtenRows,
+} from "./rows_text.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
@@ -369,6 +380,7 @@ class Rows {
     const parts = this.parts;
     if (!parts.length) return;
     const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    const alike = namesakes(names ?? []);
     const found = await Promise.all(
       parts.map(async ({ place }) => {
         const { row, isOff } = this.entries[place] ?? {};
@@ -376,7 +388,7 @@ class Rows {
         const lora = file ? await aboutLora(file) : null;
         const picture = file && pictureOf(file, lora);
         const key = file && !isOff ? JSON.stringify([file, row.blocks, row.without]) : "";
-        return { isOff, isMissing: !!row && !!names && !file, lora, picture, key };
+        return { isOff, isMissing: !!row && !!names && !file, isNamesake: alike.has(file), lora, picture, key };
       }),
     );
     if (parts !== this.parts) return; // drawn anew meanwhile

@@ -128,6 +128,14 @@ export function nameOf(file) {
   return file.replace(/\.safetensors$/, "");
 }
 
+/** Return the files of a list of which another one in another folder has the name. */
+export function namesakes(files) {
+  const own = (file) => file.split(/[\\/]/).at(-1);
+  const [once, again] = [new Set(), new Set()];
+  for (const file of files) (once.has(own(file)) ? again : once).add(own(file));
+  return new Set(files.filter((file) => again.has(own(file))));
+}
+
 /** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */
 export function canName(file) {
   const [{ row }, ...more] = readRows(newRow(file).text);

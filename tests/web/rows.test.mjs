@@ -10,6 +10,7 @@ import {
   fileOf,
   furtherWords,
   matching,
+  namesakes,
   moved,
   newRow,
   picked,
@@ -193,6 +194,12 @@ test("what is offered for a model is never taken back, and stays where it is", (
   broken.add("a");
   assert.deepEqual(offered(), { offered: ["c", "d", "a"], unread: [] });
   assert.deepEqual(offer(all, [], () => undefined, isWhole).offered, [...all.slice(1), "a"]);
+});
+
+test("files of the same name in other folders are told", () => {
+  const files = ["a.safetensors", "x/a.safetensors", "x\\y\\a.safetensors", "b.safetensors", "a/b_2.safetensors"];
+  assert.deepEqual([...namesakes(files)], files.slice(0, 3));
+  assert.equal(namesakes(files.slice(2)).size, 0);
 });
 
 test("a LoRA that is there a second time is told", () => {

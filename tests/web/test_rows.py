@@ -298,6 +298,36 @@ def test_the_choice_marks_files_of_other_rows(rows, picture):
 
 
 @IN_ONE
+def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
+    name = f"{'long_' * 20}epoch_07"
+    files = [f"people/of/my/{folder}/{name}" for folder in ("one", "two", "two/other")]
+    files = [f"{file}.safetensors" for file in (*files[:2], f"{files[2]}_2")]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    rows.page.locator(".iteris-add").click()
+    rows.page.locator(".iteris-option").first.wait_for()
+    rows.page.keyboard.type("epoch")
+    is_seen = """(all) => all.map((folder) => {
+        const line = folder.parentElement.getBoundingClientRect();
+        return folder.getBoundingClientRect().bottom <= line.bottom + 1;
+    })"""
+    assert rows.page.locator(".iteris-option .iteris-folder").evaluate_all(is_seen) == [
+        *(True, True),
+        False,
+    ], "elsewhere it gives way to the name"
+    picture(rows, "rows_choose_namesakes")
+    for place in (0, 1):
+        rows.page.locator(".iteris-option").nth(place).click(modifiers=["Shift"])
+    rows.page.keyboard.press("Escape")
+    rows.page.wait_for_selector('.iteris-namesake[data-place="4"]')
+    for place, end in ((3, "one"), (4, "two")):
+        folder = at(rows, place, "folder").locator(".iteris-end")
+        assert folder.inner_text() == end
+        assert folder.evaluate("end => end.scrollWidth <= end.clientWidth && end.clientWidth > 0")
+    picture(rows, "rows_namesakes")
+    rows.page.unroute("**/models/loras")
+
+
+@IN_ONE
 def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     many = [f"many_{number:02}.safetensors" for number in range(40)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
@@ -338,7 +368,7 @@ def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows):
 
 def end_is_seen(name):
     """Check that a name is cut in its middle, and whole for who points at it."""
-    start, end = (name.locator(f".iteris-{part}") for part in ("start", "end"))
+    start, end = (name.locator(f".iteris-called > .iteris-{part}") for part in ("start", "end"))
     assert start.evaluate("({ scrollWidth, clientWidth }) => scrollWidth > clientWidth")
     assert end.inner_text() == "_long_epoch_07"
     ends = [each.bounding_box()["x"] + each.bounding_box()["width"] for each in (end, name)]
