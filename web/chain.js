@@ -4,6 +4,7 @@ const GAP = 60;
 const ROOM = 340; // for the report of a merge, and its times
 const TITLE = 30; // of a node, above its place
 const LAID_OUT = 150; // milliseconds until nodes have their heights in Nodes 2.0
+const PADDING = 10; // of a group
 const SEEN = 0.85; // of the page, for nodes that do not fit into it as it is
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
@@ -48,16 +49,44 @@ function freeBelow(graph, left, right, but = undefined) {
   return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
 }
 
-/** Return whether nothing lies where a node would, but for another one. */
-const isFree = (graph, { pos: [x, y], size: [width, height] }, but) =>
-  graph.nodes.every(
-    (node) =>
-      node === but ||
-      node.pos[0] >= x + width ||
-      x >= node.pos[0] + node.size[0] ||
-      node.pos[1] - TITLE >= y + height ||
-      y - TITLE >= node.pos[1] + node.size[1],
-  );
+const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
+
+/**
+ * Move nodes out of the way of one that takes another one's place: to the right what was at its right, else down. Groups
+ * go on to hold what they held.
+ *
+ * @param {object} graph which does not have the new node yet
+ * @param {object} taker the new node
+ * @param {number} height that it needs
+ * @param {object} taken the old one
+ */
+function makeRoom(graph, taker, height, taken) {
+  const right = taken.pos[0] + taken.size[0];
+  const held = (graph.groups ?? []).map((group) => [group, graph.nodes.filter((node) => isHeld(node, group))]);
+  const wide = { pos: taker.pos, size: [taker.size[0], height] };
+  const moving = [wide];
+  for (const at of moving) {
+    const [start, top, end, bottom] = edgesOf(at);
+    for (const node of graph.nodes) {
+      const [x, y, ...far] = edgesOf(node);
+      if (node === at || node === taken || x >= end || start >= far[0] || y >= bottom || top >= far[1]) continue;
+      node.pos = x >= right ? [end + GAP, node.pos[1]] : [x, bottom + GAP];
+      moving.push(node);
+    }
+  }
+  for (const [group, nodes] of held) {
+    const all = nodes.map((node) => edgesOf(node === taken ? wide : node));
+    group.size = [0, 1].map((axis) =>
+      Math.max(group.size[axis], ...all.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
+    );
+  }
+}
+
+/** Return whether a node is inside a group. */
+function isHeld(node, { pos, size }) {
+  const [left, top, right, bottom] = edgesOf(node);
+  return left >= pos[0] && top >= pos[1] && right <= pos[0] + size[0] && bottom <= pos[1] + size[1];
+}
 
 /**
  * Put another LoRA after this one in the chain, below whatever is under it.
@@ -89,8 +118,8 @@ export function takeOut(node, canvas) {
 
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
- * pack's stack goes through a LoRA stack. A Save merged LoRA comes below, or the merge would be lost, and on its left a
- * Compare where the model's loader has a VAE.
+ * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes at its right, or the merge would be lost,
+ * and between them a Compare where the model's loader has a VAE.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -108,17 +137,17 @@ export function turnInto(node, create, canvas) {
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
-    if (!isFree(graph, { pos: merge.pos, size: [merge.size[0], height] }, node))
-      merge.pos[1] = freeBelow(graph, merge.pos[0], merge.pos[0] + merge.size[0], node);
+    makeRoom(graph, merge, height + ROOM, node);
     graph.add(merge);
-    const lowest = (left, right) => Math.max(merge.pos[1] + height + ROOM, freeBelow(graph, left, right, node));
+    const [start, top] = merge.pos;
+    const placed = (left, width) => [left, Math.max(top, freeBelow(graph, left, left + width, node))];
     const link = (origin, target, name) =>
       origin && join(origin, { inputNode: target, input: target.inputs.find((input) => input.name === name) });
     let more = originOf("more_loras");
     const stacked = originOf("lora_stack");
     if (stacked) {
       const stack = create("IterISStack");
-      stack.pos = [merge.pos[0], lowest(merge.pos[0], merge.pos[0] + stack.size[0])];
+      stack.pos = placed(start - GAP - stack.size[0], stack.size[0]);
       graph.add(stack);
       link(stacked, stack, "lora_stack");
       link(more, stack, "previous");
@@ -134,16 +163,17 @@ export function turnInto(node, create, canvas) {
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
+    const beside = start + merge.size[0] + GAP;
+    const width = compare ? compare.size[0] + GAP : 0;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    const left = merge.pos[0] + (compare ? compare.size[0] + GAP : 0);
-    const below = lowest(merge.pos[0], left + save.size[0]);
-    save.pos = [left, below];
+    const [left, below] = placed(beside, width + save.size[0]);
+    save.pos = [left + width, below];
     graph.add(save);
     shown.push(merge, save);
     const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
     link({ outputNode: merge, output: merged }, save, "merged");
     if (compare) {
-      compare.pos = [merge.pos[0], below];
+      compare.pos = [left, below];
       graph.add(compare);
       shown.push(compare);
       link(model, compare, "model");

@@ -43,7 +43,10 @@ export function addButtons(node, say) {
   const element = addElement(node, "buttons", () => 42);
   const change = {
     add: () => addBehind(node, () => LiteGraph.createNode("IterISLora"), app.canvas),
-    remove: () => takeOut(node, app.canvas),
+    remove: (event) => {
+      event.stopPropagation(); // or a node that is not there any more would be selected
+      takeOut(node, app.canvas);
+    },
   };
   for (const [word, act] of Object.entries(change)) {
     element.append(button(`iteris-${word}`, say(word), say(`${word}_title`), act));

@@ -17,9 +17,10 @@ const PANEL_WIDTH = 400;
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
-  return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), () =>
-    turnInto(node, (type) => LiteGraph.createNode(type), app.canvas),
-  );
+  return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), (event) => {
+    event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
+    turnInto(node, (type) => LiteGraph.createNode(type), app.canvas);
+  });
 }
 
 /** Return the height of a report's details where they are open, without their title. */
