@@ -1,6 +1,9 @@
 // Chips with a LoRA's prompts and trigger words: a click writes them into the prompts, and another takes them out.
 
+import { button } from "./parts.js";
 import { about, add, filled, holds, suggestions, takenOut } from "./triggers.js";
+
+const MOST = 12; // until all are asked for
 
 /**
  * Draw the chips of a LoRA.
@@ -10,11 +13,12 @@ import { about, add, filled, holds, suggestions, takenOut } from "./triggers.js"
  * @param {{value: string}} prompts the widget that they are written into
  * @param {(word: string, values?: object) => string} say
  * @param {string} kind of the LoRA, "subject" or "style"
+ * @param {() => void} grown called when chips have come that were not asked for before
  * @param {boolean} [isMeasured] whether a run makes prompts where there are none; if not, words alone are offered
  * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
  *   with the prompts that it made of the trigger words
  */
-export function draw(element, lora, prompts, say, kind, isMeasured = true) {
+export function draw(element, lora, prompts, say, kind, grown, isMeasured = true) {
   element.replaceChildren();
   let made;
   const line = document.createElement("div");
@@ -49,7 +53,13 @@ export function draw(element, lora, prompts, say, kind, isMeasured = true) {
   if (!lora) return { mark, tell };
   line.className = lora.error ? "iteris-warning" : "iteris-quiet";
   line.textContent = about(lora);
-  element.append(...chips.map(([chip]) => chip), line, ...(isMeasured ? [empty] : []));
+  const [shown, further] = [chips.slice(0, MOST), chips.slice(MOST)].map((some) => some.map(([chip]) => chip));
+  const more = button("iteris-chip", say("more_words", { count: further.length }), say("more_words_title"), () => {
+    more.replaceWith(...further);
+    further[0].focus();
+    grown();
+  });
+  element.append(...shown, ...(further.length ? [more] : []), line, ...(isMeasured ? [empty] : []));
   mark();
   return { mark, tell };
 }

@@ -92,7 +92,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     let told;
     const draw = (lora) => {
       const file = { name: nameOf(name), doubts: doubtsOf(lora), lora, picture: pictureOf(name, lora) };
-      if (told !== JSON.stringify(file)) picture.replaceChildren(...face(file));
+      if (told !== JSON.stringify(file)) picture.replaceChildren(...face(file, say));
       told = JSON.stringify(file);
     };
     if (!name) return picture.replaceChildren();

@@ -24,7 +24,7 @@ export function addTriggers(node, say) {
     const wanted = name.value;
     const lora = wanted ? await aboutLora(wanted) : null;
     if (name.value !== wanted) return;
-    chips = draw(element, lora, prompts, say, lora?.kind || "subject");
+    chips = draw(element, lora, prompts, say, lora?.kind || "subject", () => fit(node));
     fit(node);
   };
   also(name, "callback", show);

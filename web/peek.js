@@ -4,6 +4,7 @@ import { html, imageAt } from "./parts.js";
 import { about } from "./triggers.js";
 
 const REST = 300; // milliseconds on a row, before its file is shown
+const WORDS = 25; // of a file
 const GAP = 10; // pixels between the node and what is shown beside it
 let hide = () => {}; // what is shown, or about to be
 
@@ -16,14 +17,16 @@ let hide = () => {}; // what is shown, or about to be
  * @param {boolean} [file.isUsable] in spite of that
  * @param {object|null} [file.lora] answer of `/iteris/lora`, if there is one
  * @param {string} [file.picture] its address
+ * @param {(word: string, values?: object) => string} say
  */
-export function face({ name, doubts, isUsable, lora, picture }) {
+export function face({ name, doubts, isUsable, lora, picture }, say) {
   const { trigger_words: words = [], error } = lora ?? {};
   const lines = [
     ["iteris-whole", name],
     ...doubts.map((doubt) => [isUsable ? "iteris-fitting" : "iteris-warning", doubt]),
     ["iteris-quiet", lora && !error ? about(lora) : ""],
-    ["", words.join(", ")],
+    ["", words.slice(0, WORDS).join(", ")],
+    ["iteris-quiet", words.length > WORDS ? say("more_words", { count: words.length - WORDS }) : ""],
   ];
   return [
     ...(picture ? [imageAt(picture)] : []),

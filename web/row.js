@@ -2,7 +2,7 @@
 
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { button, copied, html, imageAt, tell, withFolder } from "./parts.js";
+import { button, copied, fit, html, imageAt, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { furtherWords, numberIn, readRows } from "./rows_text.js";
@@ -52,7 +52,7 @@ export function drawRow(view, place) {
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
   name.removeAttribute("title"); // it is told beside the node
   let file = { name: said, doubts: [] };
-  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }));
+  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }, say));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   name.append(picture, withFolder(said), badge);
@@ -218,7 +218,8 @@ function drawBody(view, place, changed) {
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
     if (prompts) prompts.field.placeholder = `${say("prompts")}\n${EXAMPLES[kind]}`;
-    shown = drawChips(chips, lora, prompts?.written ?? promptOf(view), say, kind, isMeasured(view));
+    const written = prompts?.written ?? promptOf(view);
+    shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), isMeasured(view));
     blocks.show(lora?.blocks);
   };
   return { element, mark, clip };

@@ -55,9 +55,8 @@ export function takenOut(prompts, { kind, text }) {
  *
  * @param {{prompts?: object, trigger_words?: string[]}} lora answer of `/iteris/lora`
  * @param {string} kind "subject" or "style"
- * @param {number} most
  */
-export function suggestions({ prompts = {}, trigger_words: words = [] }, kind, most = 12) {
+export function suggestions({ prompts = {}, trigger_words: words = [] }, kind) {
   const clean = (texts) => [...new Set(texts.map((text) => text.trim()))].filter(Boolean);
   const as = (kind) => (text) => ({ kind, text });
   const triggers = clean(words);
@@ -66,7 +65,7 @@ export function suggestions({ prompts = {}, trigger_words: words = [] }, kind, m
       .filter((text) => !triggers.includes(text))
       .map(as("prompt")),
     ...triggers.map(as("word")),
-  ].slice(0, most);
+  ];
 }
 
 /** Return one line about the file: its error, or its base model and rank. */

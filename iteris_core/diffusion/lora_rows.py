@@ -39,6 +39,7 @@ _PROMPT = re.compile(r"(?:\\\||\{[^{}]*\}|[^|])+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(r'[^\s|"]+')  # a value that needs no quotes
 # What tells kinds apart: as words, and between "_" and digits.
+_SEARCHED = 8  # words of a file: a subject may have many, for its clothes and their styles
 _STYLE = re.compile(r"(?<![a-z])(?:art)?styles?(?![a-z])", re.IGNORECASE)
 _LIKE_STYLE = re.compile(
     r"(?<![a-z])(?:aesthetic|blueprint|comic|drawing|illustration|line ?art|painting|pixel ?art|"
@@ -189,7 +190,7 @@ def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
     style may have been trained on people, so tags do not make a subject.
     """
     names = [file, *triggers.triggers]
-    if any(map(_STYLE.search, [file, *triggers.words])):
+    if any(map(_STYLE.search, [file, *triggers.words[:_SEARCHED]])):
         return "style"
     if any(map(_LIKE_SUBJECT.search, names)):
         return "subject"

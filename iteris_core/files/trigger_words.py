@@ -21,7 +21,9 @@ TEMPLATES = {
 _PLACEHOLDER = "{trigger}"
 _ARTICLE = re.compile(r"(an?|the)\s", re.IGNORECASE)
 _ARTICLE_BEFORE = re.compile(r"\b(an?|the)\s+\{trigger\}", re.IGNORECASE)
-_MOST_WORDS = 8
+_MOST_WORDS = 8  # that tags bring a file to
+_MOST_STATED = 100
+_CHARACTERS = 16_000  # of all words
 _MOST_TRIGGERS = 4
 _TAGS_IN_A_CAPTION = 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
@@ -60,7 +62,9 @@ def trigger_words(
         "ss_tag_frequency": tags,
     }
     source = next((field for field, words in found.items() if words), "")
-    words = _once(word for of_field in found.values() for word in of_field)[:_MOST_WORDS]
+    stated = _once(word for field in list(found)[:-1] for word in found[field])[:_MOST_STATED]
+    most = max(len(stated), _MOST_WORDS)
+    words = tuple(first(_once([*stated, *tags])[:most], _CHARACTERS))
     if source == "ss_tag_frequency":
         return TriggerWords(words, tags[:1], source, ", ".join(tags[:_TAGS_IN_A_CAPTION]))
     return TriggerWords(words, found.get(source, ())[:_MOST_TRIGGERS], source)

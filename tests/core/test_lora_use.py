@@ -121,6 +121,7 @@ def test_a_prompt_has_the_subject_by_which_its_lora_is_called():
         ("qpr_blueprint", ("qpr blueprint",), "style"),
         ("xyz", ("xyz", "cat", "drawing"), None),  # what is on its pictures besides
         ("lifestyles", ("1girl",), None),
+        ("xyz", ("xyz", *"abcdefg", "gothic style"), None),
     ],
 )
 def test_a_kind_is_guessed_from_the_name_and_the_words(file, words, kind):

@@ -51,6 +51,15 @@ def test_the_author_is_believed_before_the_captions():
         assert [found.source, "|".join(found.triggers), "|".join(found.words)] == expected
 
 
+def test_all_words_that_are_stated_are_told_and_few_tags():
+    tags = of_tags(x={f"tag {number}": 99 - number for number in range(30)})
+    assert len(trigger_words(tags).words) == 8
+    stated = [f"word {number}" for number in range(25)]
+    assert trigger_words({TRAINED: json.dumps(stated), **tags}).words == tuple(stated)
+    many = [f"{number} {'w' * 1000}" for number in range(900)]
+    assert 10 < len(trigger_words({TRAINED: json.dumps(many)}).words) < 20
+
+
 def test_no_prompts_are_filled_from_templates_and_the_training_caption():
     found = trigger_words({"ss_tag_frequency": TAGS})
     for kind, templates in TEMPLATES.items():

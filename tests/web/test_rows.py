@@ -677,6 +677,33 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     rows.page.unroute("**/iteris/lora?*second*", wordless)
 
 
+def test_words_beyond_the_first_are_counted_and_a_click_shows_them(rows, picture):
+    many = [f"outfit {number}" for number in range(30)]
+
+    def wordy(route):
+        facts = {"name": "second", "base": "SD1.5", "family": "SD1.5", "rank": 8}
+        route.fulfill(json={**facts, "trigger_words": many, "prompts": {}, "error": None})
+
+    rows.page.route("**/iteris/lora?*second*", wordy)
+    rows.set_widgets(MERGE, loras="<lora:second:1>")
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    at(rows, 0, "lora").hover()
+    expect(rows.page.locator(".iteris-peek")).to_contain_text("outfit 24+5 more")
+    at(rows, 0, "opener").click()
+    chip = at(rows, 0, "chip")
+    expect(chip).to_have_count(13)
+    height = rows.page.evaluate("app.graph.getNodeById(1).size[1]")
+    picture(rows, "rows_few_words")
+    rows.page.get_by_title("Show all trigger words").click()
+    expect(chip).to_have_text(many)
+    rows.settle()
+    assert rows.page.evaluate("app.graph.getNodeById(1).size[1]") > height + 20
+    chip.last.click()
+    assert text_of(rows) == "<lora:second:1> | outfit 29"
+    picture(rows, "rows_all_words")
+    rows.page.unroute("**/iteris/lora?*second*", wordy)
+
+
 def test_a_merge_whose_loras_come_from_elsewhere_does_not_ask_for_rows(page_of_rows):
     other = {"lora_name": "first.safetensors", "prompts": "a photo of demo1"}
     workflow = merge_of("", more_loras=["2", 0])

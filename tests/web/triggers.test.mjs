@@ -45,12 +45,11 @@ for (const [name, before, suggestion, after] of [
 ])
   test(`add: ${name}`, () => assert.equal(add(before, suggestion), after));
 
-test("prompts come first, nothing twice, and no more than asked for", () => {
+test("prompts come first, and nothing twice", () => {
   const prompts = { subject: ["a photo of sks", " ", "sks", "a photo of sks"], style: ["a landscape, sks"] };
   const lora = { prompts, trigger_words: ["sks", " sks ", "dog"] };
   assert.deepEqual(suggestions(lora, "subject"), [prompt("a photo of sks"), word("sks"), word("dog")]);
   assert.deepEqual(suggestions(lora, "style"), [prompt("a landscape, sks"), word("sks"), word("dog")]);
-  assert.equal(suggestions(lora, "subject", 2).length, 2);
   assert.deepEqual(suggestions({}, "style"), []);
 });
 

@@ -61,6 +61,8 @@ export default {
   chip: "Click: add to the prompts",
   chip_out: "Click: take it out again",
   chip_prompt: "Click: add to the prompt that CLIP leads to, or copy where there is none",
+  more_words: "+{count} more",
+  more_words_title: "Show all trigger words",
   making: "No prompts given: a run makes them from these words.",
   made: "Prompts of the last run: {prompts}",
   no_words: "The file names no trigger words: write prompts.",

@@ -60,6 +60,8 @@ export default {
   chip: "クリックでプロンプトに追加",
   chip_out: "クリックで取り消し",
   chip_prompt: "クリックで CLIP の先のプロンプトに追加。なければコピー",
+  more_words: "ほか {count} 件",
+  more_words_title: "すべてのトリガーワードを表示",
   making: "プロンプト未入力：実行時にこれらの語から作られます。",
   made: "直前の実行のプロンプト：{prompts}",
   no_words: "ファイルにトリガーワードがありません：プロンプトを書いてください。",

@@ -58,6 +58,8 @@ export default {
   chip: "点击：加入提示词",
   chip_out: "点击：再移出",
   chip_prompt: "点击：加入 CLIP 所连接的提示词；没有时复制",
+  more_words: "还有 {count} 个",
+  more_words_title: "显示全部触发词",
   making: "未填提示词：运行时用这些词生成。",
   made: "上次运行的提示词：{prompts}",
   no_words: "该文件没有触发词：请填写提示词。",
