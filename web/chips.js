@@ -27,8 +27,10 @@ export function draw(element, lora, prompts, say, kind, grown, isMeasured = true
   const mark = () => {
     for (const [chip, offered] of chips) {
       const isUsed = holds(prompts.value, offered);
-      chip.classList.toggle("iteris-used", isUsed);
-      chip.title = say(isUsed ? "chip_out" : isMeasured ? "chip" : "chip_prompt");
+      const isPart = isUsed && takenOut(prompts.value, offered) === prompts.value; // of what the user has written
+      chip.ariaPressed = String(isUsed);
+      chip.ariaDisabled = String(isPart);
+      chip.title = say(isPart ? "chip_there" : isUsed ? "chip_out" : isMeasured ? "chip" : "chip_prompt");
     }
     empty.textContent = empty.title = filled(prompts.value, lora, made, say);
     empty.classList.toggle("iteris-warning", !chips.length && !!empty.textContent);
@@ -44,6 +46,7 @@ export function draw(element, lora, prompts, say, kind, grown, isMeasured = true
     chip.className = `iteris-chip iteris-${offered.kind}`;
     chip.textContent = offered.text;
     chip.addEventListener("click", () => {
+      if (chip.ariaDisabled === "true") return;
       const { value } = prompts;
       prompts.value = (holds(value, offered) ? takenOut : add)(value, offered);
       mark();

@@ -113,7 +113,7 @@ def test_trigger_words_are_offered_and_written(frontend, picture, small):
     chip = page.locator(".iteris-word", has_text="demo1").first
     chip.click()
     assert frontend.prompt()["2"]["inputs"]["prompts"] == "demo1"
-    assert "iteris-used" in chip.get_attribute("class")
+    assert chip.get_attribute("aria-pressed") == "true"
     frontend.set_widgets(FIRST, lora_name="third.safetensors")
     page.locator(".iteris-word", has_text="demo3").first.click()
     assert frontend.prompt()["2"]["inputs"]["prompts"] == "demo1, demo3"

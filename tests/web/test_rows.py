@@ -126,7 +126,14 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     assert "| another, word of first\n" in text_of(rows)
     at(rows, 0, "word").click()
     assert "| another\n" in text_of(rows), "and a second click takes it back"
+    at(rows, 0, "prompts").fill("a word of first here")
+    expect(at(rows, 0, "word")).to_have_attribute("aria-disabled", "true")
+    assert at(rows, 0, "word").get_attribute("title") == "In the prompts already"
+    picture(rows, "rows_chip_there")
+    at(rows, 0, "prompts").fill("another")
     at(rows, 0, "word").click()
+    expect(at(rows, 0, "word")).to_have_attribute("aria-pressed", "true")
+    picture(rows, "rows_chip_used")
     rows.page.get_by_label("Priority").last.fill("3")
     at(rows, 0, "more").fill('called="a dog" blocks=1,0')
     at(rows, 0, "more").fill('called="a dog" block')
@@ -892,7 +899,7 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
         "blurry",
         "a castle, word of first",
     ]
-    assert "iteris-used" in page.locator(".iteris-chip").get_attribute("class")
+    assert page.locator(".iteris-chip").get_attribute("aria-pressed") == "true"
     assert page.locator(".iteris-prompts").count() == 0, "nothing is measured"
     assert page.locator(".iteris-kind").count() == 0, "nor does the kind count"
 

@@ -60,6 +60,7 @@ export default {
   remove_title: "Take this LoRA out of the chain; its neighbours are joined",
   chip: "Click: add to the prompts",
   chip_out: "Click: take it out again",
+  chip_there: "In the prompts already",
   chip_prompt: "Click: add to the prompt that CLIP leads to, or copy where there is none",
   more_words: "+{count} more",
   more_words_title: "Show all trigger words",

@@ -59,6 +59,7 @@ export default {
   remove_title: "この LoRA を列から外し、前後をつなぎます",
   chip: "クリックでプロンプトに追加",
   chip_out: "クリックで取り消し",
+  chip_there: "すでにプロンプトにあります",
   chip_prompt: "クリックで CLIP の先のプロンプトに追加。なければコピー",
   more_words: "ほか {count} 件",
   more_words_title: "すべてのトリガーワードを表示",
