@@ -260,7 +260,8 @@ export function keepResult(node) {
   const graphs = [state, ...(state?.definitions?.subgraphs ?? [])];
   const { nodes } =
     graphs[node.graph === app.graph ? 0 : graphs.findIndex((each) => each?.id === node.graph?.id)] ?? {};
-  const kept = nodes?.find(({ id, type }) => id === node.id && type === node.type);
+  // frontend 1.49 has texts as ids, files have numbers
+  const kept = nodes?.find(({ id, type }) => String(id) === String(node.id) && type === node.type);
   if (!kept) return;
   const { properties, size } = JSON.parse(JSON.stringify(node.serialize()));
   Object.assign(kept, { properties, size });

@@ -621,6 +621,26 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     assert frontend.errors == []
 
 
+def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
+    """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
+    page = frontend.page
+    small(frontend, seed=54)
+    frontend.load(frontend.workflow(), "before f5")
+    page.evaluate(
+        """() => { for (const node of app.extensionManager.workflow.activeWorkflow.changeTracker.activeState.nodes)
+            node.id = typeof app.graph.nodes[0].id === "string" ? Number(node.id) : String(node.id); }"""
+    )
+    frontend.begin("of_54")
+    frontend.executed(MERGE, THREE, run="of_54")
+    kept = """() => [localStorage, sessionStorage].some((kept) =>
+        Object.values(kept).some((each) => each.includes("iteris_made_as")))"""
+    page.wait_for_function(kept)
+    frontend.open()
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
+    assert frontend.errors == []
+
+
 def test_a_result_comes_back_with_the_settings_it_was_made_with(frontend, small):
     small(frontend, seed=53)
     verdict, earlier = (frontend.page.locator(f".iteris-{part}") for part in ("kept", "earlier"))
