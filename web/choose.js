@@ -3,9 +3,10 @@
 
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
-import { button, html, imageAt, withFolder } from "./parts.js";
+import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
 import { face } from "./peek.js";
 import { canName, matching, nameOf, namesakes } from "./rows_text.js";
+import { madeOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
@@ -136,6 +137,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     const address = pictureOf(name, lora);
     if (option.firstChild.firstChild?.getAttribute("src") !== address)
       option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
+    sayMade(option.lastChild, madeOf(lora ?? {}, say));
     option.classList.toggle("iteris-broken", !isWhole(name));
     option.classList.toggle("iteris-stranger", !!isOther(lora));
     option.classList.toggle("iteris-taken", taken.has(name));

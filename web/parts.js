@@ -49,6 +49,15 @@ export function withFolder(name) {
   return line;
 }
 
+/** Say after a file's name, once it is known, what it is made of, see `madeOf`: each part has as much room. */
+export function sayMade(line, made) {
+  line.querySelector(".iteris-made")?.remove();
+  if (!made) return;
+  const said = html("span", "iteris-made");
+  said.append(...made.split("\n").map((part) => html("span", "", part)));
+  line.append(said);
+}
+
 /** Return an image that takes itself away if there is none at its address. */
 export function imageAt(address, loading = "eager") {
   const image = html("img");

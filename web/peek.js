@@ -1,7 +1,7 @@
 // What a LoRA's file is: its picture large, and below it what it is for and its words; on a row, where the pointer rests.
 
 import { html, imageAt } from "./parts.js";
-import { about } from "./triggers.js";
+import { about, madeOf, wordsOf } from "./triggers.js";
 
 const REST = 300; // milliseconds on a row, before its file is shown
 const WORDS = 25; // of a file
@@ -20,11 +20,12 @@ let hide = () => {}; // what is shown, or about to be
  * @param {(word: string, values?: object) => string} say
  */
 export function face({ name, doubts, isUsable, lora, picture }, say) {
-  const { trigger_words: words = [], error } = lora ?? {};
+  const words = wordsOf(lora ?? {});
   const lines = [
     ["iteris-whole", name],
     ...doubts.map((doubt) => [isUsable ? "iteris-fitting" : "iteris-warning", doubt]),
-    ["iteris-quiet", lora && !error ? about(lora) : ""],
+    ["iteris-quiet", madeOf(lora ?? {}, say)],
+    ["iteris-quiet", lora && !lora.error ? about(lora) : ""],
     ["", words.slice(0, WORDS).join(", ")],
     ["iteris-quiet", words.length > WORDS ? say("more_words", { count: words.length - WORDS }) : ""],
   ];

@@ -2,11 +2,11 @@
 
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { button, copied, fit, html, imageAt, tell, withFolder } from "./parts.js";
+import { button, copied, fit, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { furtherWords, numberIn, readRows } from "./rows_text.js";
-import { lacksWords, lines, needsPrompts } from "./triggers.js";
+import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
 const MOST = 100; // of a strength, and of a priority
@@ -55,7 +55,8 @@ export function drawRow(view, place) {
   peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }, say));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
-  name.append(picture, withFolder(said), badge);
+  const line = withFolder(said);
+  name.append(picture, line, badge);
   let likely = ""; // the file's kind, if something tells
   const kind = button("iteris-kind", "", say("kind"), () => {
     const now = row.kind || likely;
@@ -145,6 +146,7 @@ export function drawRow(view, place) {
     file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
+    sayMade(line, madeOf(lora ?? {}, say));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
   };
   return { element, mark };

@@ -74,6 +74,16 @@ export function about({ error, base, rank }) {
   return [base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
 }
 
+/** Say what LoRAs a file is a merge of, each from the second on after a line break; empty: it does not say so. */
+export function madeOf({ merged_from: names }, say) {
+  return names?.length ? say("made_of", { names: names.join("\n+ ") }) : "";
+}
+
+/** Return a file's trigger words, each once: a merge has those of its LoRAs together, too. */
+export function wordsOf({ trigger_words: words = [] }) {
+  return [...new Set(words.flatMap((word) => word.split(",")).map((word) => word.trim()))].filter(Boolean);
+}
+
 /**
  * Return one line about prompts that the user has left empty: what the last run made of the trigger words, or what will
  * be.

@@ -22,6 +22,7 @@ from .trigger_words import TriggerWords, trigger_words
 
 Facts = TypeVar("Facts")
 _FILES = 1000  # whose facts are remembered: eight words each, at most
+_MERGED_CHARACTERS = 1_000  # of names of LoRAs
 _LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
 
 
@@ -61,8 +62,8 @@ def _version(path: Path) -> tuple[int, int] | None:
 class LoraHeader:
     """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
     the family that it was trained for, with the file's own statement and without it (empty if
-    nothing shows it), and whether its keys show that; and the digest of its tensors that it states
-    (empty if it does not).
+    nothing shows it), and whether its keys show that; the digest of its tensors that it states
+    (empty if it does not); and the LoRAs that it is a merge of, as far as it names them.
     """
 
     triggers: TriggerWords
@@ -71,6 +72,7 @@ class LoraHeader:
     family: str
     is_by_keys: bool
     digest: str
+    merged_from: tuple[str, ...]
 
 
 @once_per_file
@@ -89,6 +91,7 @@ def lora_header(path: Path) -> LoraHeader:
         family, base = base_family(shown_by_keys, metadata)
         triggers = trigger_words(metadata, words_beside(path))
     digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
+    merged = metadata.get("modelspec.merged_from", "")[:_MERGED_CHARACTERS]
     return LoraHeader(
         triggers,
         rank=max(ranks, default=0),
@@ -96,6 +99,7 @@ def lora_header(path: Path) -> LoraHeader:
         family=family.name if family else "",
         is_by_keys=shown_by_keys is not None,
         digest=digest,
+        merged_from=tuple(filter(None, merged.split(", "))),
     )
 
 

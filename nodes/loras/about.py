@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...iteris_core.errors import IterisError
 from .. import host
 from ..workflow import texts_upstream
+from .names import adapter_name
 
 if TYPE_CHECKING:
     from ...iteris_core.files.families import Family
@@ -20,8 +21,9 @@ def about_lora(name: str) -> dict[str, Any]:
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
     has; ``prompts`` what a merge would measure it on, by its kind; ``kind`` what it is likely to
-    be, empty if nothing tells; ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the
-    digest of its tensors that it states.
+    be, empty if nothing tells; ``merged_from`` the names of the LoRAs that it is a merge of;
+    ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the digest of its tensors that it
+    states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.files.beside import has_picture
@@ -39,6 +41,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "family": "",
         "blocks": [],
         "kind": "",
+        "merged_from": [],
         "thumbnail": False,
         "hash": "",
         "error": None,
@@ -60,6 +63,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "family": header.family,
         "blocks": list(FAMILIES[header.family].blocks) if header.family else [],
         "kind": likely_kind(name, header.triggers) or "",
+        "merged_from": [adapter_name(each).rpartition("/")[2] for each in header.merged_from],
         "thumbnail": has_picture(path),
         "hash": header.digest,
     }

@@ -24,7 +24,8 @@ def test_the_page_learns_whose_loras_fit_a_model(replace_host, tmp_path):
 def test_only_files_of_the_lists_are_looked_at(replace_host, tmp_path):
     """Also where the host would find others."""
     for name in ("cat", "secret"):
-        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        merged = {"modelspec.merged_from": "people/sks_robot, owl"}
+        save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors", merged)
         (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     replace_host(
         lora_names=lambda: ["cat.safetensors"],
@@ -32,6 +33,7 @@ def test_only_files_of_the_lists_are_looked_at(replace_host, tmp_path):
         lora_path=lambda name: tmp_path / name,
     )
     assert about_lora("cat.safetensors")["thumbnail"]
+    assert about_lora("cat.safetensors")["merged_from"] == ["sks_robot", "owl"]
     assert thumbnail_of("cat.safetensors")[1] == "image/png"
     assert thumbnail_of("secret.safetensors") is None
     refused = about_lora("secret.safetensors")

@@ -38,7 +38,8 @@ def answer(route):
         "rank": 8,
     }
     words = {"trigger_words": [f"word of {name}"], "prompts": {}, "error": None}
-    route.fulfill(json={**facts, **words, "thumbnail": name == "first"})
+    made = {"merged_from": ["robot", "owl"] if name == "third" else []}
+    route.fulfill(json={**facts, **words, **made, "thumbnail": name == "first"})
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
@@ -233,6 +234,9 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     expect(seen).to_have_count(0)
     rows.page.locator(".iteris-option", has_text="first").hover()
     expect(seen).to_be_visible()
+    made = rows.page.locator(".iteris-option .iteris-made")
+    expect(made).to_have_text("merge of robot+ owl")
+    picture(rows, "rows_choose_made")
     rows.page.keyboard.press("Enter")
     assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
 
@@ -254,6 +258,7 @@ def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(ro
     assert card_box["x"] >= list_box["x"] + list_box["width"]
     at(rows, 2, "lora").hover()
     expect(card.locator(".iteris-whole")).to_have_text("third")
+    expect(card).to_contain_text("merge of robot + owl")
     expect(card).to_contain_text("others here are for another model")
     for leave in ("move", "click", "press", "remove"):
         rows.page.mouse.move(5, 500)

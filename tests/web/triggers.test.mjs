@@ -8,9 +8,11 @@ import {
   holds,
   lacksWords,
   lines,
+  madeOf,
   needsPrompts,
   suggestions,
   takenOut,
+  wordsOf,
 } from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
 
@@ -51,6 +53,15 @@ test("prompts come first, and nothing twice", () => {
   assert.deepEqual(suggestions(lora, "subject"), [prompt("a photo of sks"), word("sks"), word("dog")]);
   assert.deepEqual(suggestions(lora, "style"), [prompt("a landscape, sks"), word("sks"), word("dog")]);
   assert.deepEqual(suggestions({}, "style"), []);
+});
+
+test("a merge has its words once, and says what it is made of", () => {
+  const lora = { trigger_words: ["a sks robot, a zwx owl", "a sks robot", "a zwx owl", "grass"] };
+  assert.deepEqual(wordsOf(lora), ["a sks robot", "a zwx owl", "grass"]);
+  assert.deepEqual(wordsOf({}), []);
+  const say = sayer("en");
+  assert.equal(madeOf({ merged_from: ["robot", "owl"] }, say), "merge of robot\n+ owl");
+  assert.equal(madeOf({ merged_from: [] }, say), "");
 });
 
 test("empty prompts are said to be filled in, and with what", () => {

@@ -69,6 +69,7 @@ export default {
   no_words: "The file names no trigger words: write prompts.",
   no_rows: "No LoRA yet: add some.",
   rows_elsewhere: "The LoRAs come through more_loras. More can be added here.",
+  made_of: "merge of {names}",
   needs: "write prompts",
   needs_title: "The file names no trigger words. Write prompts for it, as you would use it.",
   lacking: "These prompts have none of this file's trigger words.",

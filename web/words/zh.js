@@ -66,6 +66,7 @@ export default {
   no_words: "该文件没有触发词：请填写提示词。",
   no_rows: "还没有 LoRA：请添加。",
   rows_elsewhere: "LoRA 由 more_loras 输入。这里还可以添加更多。",
+  made_of: "由 {names} 合并而成",
   needs: "填写提示词",
   needs_title: "该文件没有触发词。请像平时使用它那样，为它写提示词。",
   lacking: "这些提示词中没有此文件的触发词。",
