@@ -32,6 +32,7 @@ import {
   rememberOpened,
   rememberRuns,
   takersOf,
+  waitingRun,
 } from "./runs.js";
 import { addSlider } from "./slider.js";
 import { translate } from "./templates.js";
@@ -138,6 +139,15 @@ const showLayer = (detail) => showTold("showIterisLayer", detail);
 const showStage = (detail) => showTold("showIterisProgress", detail);
 const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
+/** Show on a merge that its run waits for others. */
+async function showWaiting() {
+  const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
+  if (!merges.length) return;
+  const { prompt = {}, before } = (await waitingRun()) ?? {};
+  const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
+  for (const node of merges) node.showIterisWaiting(waiting.includes(node) ? before : 0);
+}
+
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
@@ -150,6 +160,7 @@ async function recall() {
   onceOpen((workflow) => {
     showRecalled(keptOutputs(workflow));
     showRunning();
+    showWaiting();
   });
   const found = await recalled(isOurs);
   showRecalled(found);
@@ -244,6 +255,7 @@ function followRuns() {
       all("endIterisRun");
     });
   }
+  api.addEventListener("status", showWaiting);
   api.addEventListener("executing", ({ detail }) => {
     if (detail !== null) return; // a run has ended
     if (!isWhole) recall();

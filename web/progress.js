@@ -6,6 +6,15 @@ import { duration } from "./cost.js";
 const FEW = 5; // seconds; less is not counted
 const MORE = { share: 1.5, seconds: 10 }; // an estimate that is longer by so much is another one
 
+/** Return what is told, as by the server, of a node whose run has not begun. */
+export const waiting = (name) => ({
+  stage: { name, number: 1, count: 1, told_by: 1, starts: 0, share: 0, is_alike: true },
+  done: 0,
+  total: 1,
+  seconds_left: 0,
+  isWaiting: true,
+});
+
 /** Return the steps of a stage, such as "Sampling 12/60"; work in one step has a name only. */
 export function stepsOf({ stage: { name, told_by: by }, done, total }) {
   const many = Math.floor(total / by);

@@ -95,6 +95,19 @@ export async function isOver() {
   return !!running && Array.isArray(now) && ![...now, ...later].some(([, id]) => id === running);
 }
 
+/**
+ * Return what is run next of the workflow that is shown, id -> {class_type, inputs}, and how many runs are before it;
+ * undefined: nothing of it waits, or one of its runs goes on.
+ */
+export async function waitingRun() {
+  await Promise.allSettled([asking]);
+  const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
+  if (now.some(([, run]) => isQueuedHere(run))) return undefined;
+  const runs = [...now, ...later.sort(([first], [second]) => first - second)];
+  const before = runs.findIndex(([, run]) => isQueuedHere(run));
+  return before > 0 ? { prompt: runs[before][2], before } : undefined;
+}
+
 /** Take note that a run has begun. */
 export function begin(run) {
   running = run;

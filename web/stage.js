@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addElement, heightOf, html, isShown, passing } from "./parts.js";
-import { followed, shareOf, stepsOf, timeLeft } from "./progress.js";
+import { followed, shareOf, stepsOf, timeLeft, waiting } from "./progress.js";
 
 const FAR = 0.6; // at a smaller scale of the canvas the line cannot be read
 const FARTHEST = 0.2;
@@ -60,8 +60,13 @@ export function addProgress(node, say, above) {
     show();
     if (!isCounting) count();
   };
-  return () => {
-    end = undefined;
+  const remove = () => {
+    end = told = undefined;
     hide();
   };
+  node.showIterisWaiting = (before) => {
+    if (before) node.showIterisProgress(waiting(say("queued", { before })));
+    else if (told?.isWaiting) remove();
+  };
+  return remove;
 }

@@ -460,6 +460,31 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     assert frontend.errors == []
 
 
+def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
+    page = frontend.page
+    small(frontend, seed=55)
+    frontend.show(MERGE, top=200)
+    own = frontend.prompt()
+    frontend.queued("of 55")
+    line = page.locator(".iteris-progress:not(.iteris-hidden)", has_text="In the queue")
+
+    def queue(now, later):
+        runs = {"queue_running": now, "queue_pending": later}
+        page.unroute("**/queue")
+        page.route("**/queue", lambda route: route.fulfill(json=runs))
+        with page.expect_response("**/queue"):
+            frontend.send("status", exec_info={"queue_remaining": len(later)})
+
+    others, mine = ([[at, f"other {at}", {}, {}, []] for at in (1, 3)], [2, "of 55", own, {}, []])
+    queue(others[:1], [others[1], mine])
+    expect(line).to_have_count(1)
+    expect(line).to_contain_text("In the queue, 1 before it")
+    queue([mine], others)
+    expect(line).to_have_count(0)
+    page.unroute("**/queue")
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)

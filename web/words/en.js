@@ -152,6 +152,7 @@ export default {
   by_preset: "by preset",
   show_advanced: "Show advanced inputs",
   hide_advanced: "Hide advanced inputs",
+  queued: "In the queue, {before} before it",
   stage: "Stage {number} of {count}: ",
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",
