@@ -253,12 +253,11 @@ def _notes(
     """
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     if idle:
-        text = f"left out, since their strength is 0, or 0 in all blocks: {', '.join(idle)}"
-        yield Note("left_out", text)
+        yield Note("idle", f"left out at strength 0: {', '.join(idle)}")
     unheeded = [lora.use.name for lora in used if not lora.use.weight]
     if unheeded:
         text = f"not kept, since their {called('weight')} is 0: {', '.join(unheeded)}"
-        yield Note("left_out", text)
+        yield Note("idle", text)
     yield from notes_about_vectors([lora.adapter for lora in used])
     if calibration.scene_weight and len(used) == 1:
         yield Note("scenes", "there are no scene tasks: a single LoRA meets no other")

@@ -43,8 +43,8 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     without, _ = host.merge([used, other], PRESERVE)
     assert host.largest_error(result.adapter, without.adapter) == 0
     assert result.report.unmatched == {"used": ("stray",)}
-    assert [note.text for note in result.report.notes if note.kind == "left_out"] == [
-        "left out, since their strength is 0, or 0 in all blocks: idle",
+    assert [note.text for note in result.report.notes if note.kind == "idle"] == [
+        "left out at strength 0: idle",
         "not kept, since their weight is 0: other",
     ]
     job = Job.of(host, [used, idle, other], PRESERVE)
