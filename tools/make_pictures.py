@@ -46,7 +46,7 @@ WIDTHS = {
 }
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 13
-NOTE_ROOM = 7  # more of each line in Nodes 2.0
+NOTE_ROOM = 1  # more of each line in Nodes 2.0
 NOTE_CHARACTERS = 40
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
@@ -57,6 +57,7 @@ ROOM_BELOW = {
     "IterISSave": 120,
     "LoadImage": 180,
 }
+SETTINGS_ROOM = 440  # for a Merge settings below what is on the left
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
@@ -169,9 +170,8 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         max(places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside) + GROUP_ROOM
         for inside in insides
     ]
-    # the last one has the room for pictures
-    bottoms = [max(bottoms[:2])] * 2 + [max(bottoms)]
-    for (title, colour), inside, bottom in zip(GROUPS.items(), insides, bottoms, strict=True):
+    bottom = max(bottoms[0] + SETTINGS_ROOM, *bottoms[1:])
+    for (title, colour), inside in zip(GROUPS.items(), insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
         boxes.append(

@@ -68,8 +68,11 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "*{trigger}* means the style's trigger words. If its file names none, write how a "
-            f"prompt asks for it, such as *in ink style*. {_WORDS}",
+            "The verdict is on each of the two alone. Whether the character comes in the style, "
+            "**Compare** shows.",
+            "",
+            f"{_WORDS} For a style, also write in *More* how prompts ask for it: "
+            '*called="in ink style"*.',
         ),
     ),
     Template(
@@ -80,8 +83,7 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            "*called* is what a prompt calls a subject, and *{trigger}* means its trigger "
-            f"words. If its file names none, write words such as *a sks dog*. {_WORDS}",
+            f'{_WORDS} Also write in *More* what prompts call it: *called="a sks dog"*.',
         ),
     ),
     Template(

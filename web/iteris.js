@@ -41,6 +41,7 @@ import { languageOf, sayer } from "./words.js";
 
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
+const SETTINGS_WIDTH = 300;
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
   LORA_STACK: "#6aa84f",
@@ -327,7 +328,10 @@ app.registerExtension({
       addSlider(node, say, progress);
       addPictures(node, say, progress);
     } else {
-      if (node.comfyClass === "IterISSettings") foldAdvanced(node, say);
+      if (node.comfyClass === "IterISSettings") {
+        node.setSize([SETTINGS_WIDTH, node.size[1]]); // as wide as the room that templates leave for it
+        foldAdvanced(node, say);
+      }
       addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }
     if (node.comfyClass === "IterISSave") {
