@@ -10,6 +10,7 @@ const HEIGHT = 96;
 const LABELS = 12;
 const LETTER = 5.5; // of a label
 const MOST_LAYERS = 3;
+const NAME = 15; // letters of a name that has its figures beside it
 const COPIED = 2000; // milliseconds that a button says so
 
 const percent = (share) => Math.round(100 * share);
@@ -56,7 +57,7 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
-  for (const note of model.prompts) element.append(html("div", "iteris-quiet iteris-note", note));
+  for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   const details = html("details", "iteris-details");
   details.open = isOpen ?? !model.verdict;
   const summary = html("summary", "", say("details"));
@@ -70,15 +71,19 @@ function detailsOf(model, say) {
   const hints = ["hover", "scale"].map((word) => html("div", "iteris-quiet", say(word)));
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : hints));
   show();
-  const notes = model.notes.map((note) => html("div", "iteris-quiet iteris-note", noteLine(note, model.tasks)));
-  return [overallOf(model, say), chart(model, show), detail, ...notes];
+  return [overallOf(model, say), chart(model, show), detail, ...model.notes.map((note) => noteOf(note, model.tasks))];
 }
+
+const noteOf = (note, tasks) => html("div", "iteris-quiet iteris-note", noteLine(note, tasks));
 
 function verdictOf({ loras, together, togetherAdvice, against, advice, bounds }, say) {
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
-  found.append(...loras.map((lora) => keptOf(lora, told, say)));
+  const lines = loras.map((lora) => keptOf(lora, told, say));
+  const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > NAME);
+  found.classList.toggle("iteris-long", isLong);
+  found.append(...lines);
   if (together) {
     const who = loras.length === 2 ? "both_together" : "together";
     const line = html("div", "iteris-together", say(who, { chance: say(together) }));

@@ -2,20 +2,14 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import {
-  addElement,
-  also,
-  button,
-  fileName,
-  fit,
-  heightOf,
-  html,
-  isShown,
-  roomOf,
-  savesWithout,
-  showElement,
-} from "./parts.js";
+import { toldApart } from "./names.js";
+import { addElement, also, button, fit, heightOf, html, isShown, roomOf, savesWithout, showElement } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
+
+// letters that are read of a name
+const IN_CHOICE = 22;
+const BELOW_PICTURE = 9;
+const TOLD = 2000; // milliseconds that a button says what it has done
 
 /** Return an empty choice. */
 function choice(title) {
@@ -27,7 +21,8 @@ function choice(title) {
 /** Let a choice offer texts; what was chosen stays so, if it is still there. */
 function offer(select, texts, otherwise) {
   const found = texts.lastIndexOf(select.selectedOptions[0]?.textContent);
-  select.replaceChildren(...texts.map((text) => html("option", "", text)));
+  const labels = toldApart(texts, IN_CHOICE);
+  select.replaceChildren(...texts.map((text, i) => Object.assign(html("option", "", text), { label: labels[i] })));
   select.selectedIndex = found < 0 ? otherwise : found;
 }
 
@@ -63,8 +58,13 @@ export function addSlider(node, say, above) {
   const strip = html("div", "iteris-strip");
   const video = button("iteris-video", say("video"), say("video_title"), async () => {
     video.disabled = true;
-    await saveVideo({ image: over, name: over.alt }, { image: under, name: under.alt });
-    video.disabled = false;
+    video.textContent = say("video_making");
+    try {
+      await saveVideo({ image: over, name: over.alt }, { image: under, name: under.alt });
+      video.textContent = say("video_saved");
+    } finally {
+      setTimeout(() => Object.assign(video, { textContent: say("video"), disabled: false }), TOLD);
+    }
   });
   video.hidden = !canRecord();
   head.append(left, video, right);
@@ -100,21 +100,22 @@ export function addSlider(node, say, above) {
     (place === rows[row].names.length - 1 ? right : left).selectedIndex = place;
     show();
   };
-  const thumb = (file, name, row, place) => {
+  const thumb = (file, name, short, row, place) => {
     const found = button("iteris-thumb", "", name, () => pick(row, place));
     Object.assign(found.dataset, { row, place });
     const image = Object.assign(
       picture(() => fit(node)),
       { alt: "", src: addressOf(file) },
     );
-    found.append(image, fileName("iteris-called", name)[0]);
+    found.append(image, html("span", "", short));
     return found;
   };
   const rowOf = ({ prompt, names, pictures }, row) => {
     const line = html("div", "iteris-drawn");
     const text = html("span", "iteris-drawn-by", prompt);
     text.title = prompt;
-    line.append(text, ...pictures.map((file, place) => thumb(file, names[place], row, place)));
+    const short = toldApart(names, BELOW_PICTURE);
+    line.append(text, ...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
     return line;
   };
   // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged

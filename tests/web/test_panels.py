@@ -126,6 +126,16 @@ def size_of(frontend):
     return frontend.page.evaluate("id => [...app.graph.getNodeById(id).size]", MERGE)
 
 
+def edges(page, selector, side):
+    """Return where elements have an edge, in whole pixels."""
+    return set(
+        page.eval_on_selector_all(
+            selector,
+            f"all => all.map((each) => Math.round(each.getBoundingClientRect().{side}))",
+        )
+    )
+
+
 def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, small):
     small(frontend, seed=13)
     frontend.show(MERGE, top=100)
@@ -145,6 +155,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
     )
     assert len(set(badges)) == 3
+    assert len(edges(page, ".iteris-percent", "right")) == 1, "figures are below one another"
     lines = panel.inner_text()
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less."
     taken = "taken out of its prompts: BREAK"
@@ -161,6 +172,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     page.locator(".iteris-details summary").click()
     frontend.settle()
     assert chart.is_visible() and "A note" in panel.inner_text()
+    assert len(edges(page, ".iteris-figures", "left")) == 1, "figures are below one another"
     assert size_of(frontend)[1] > closed[1]
     (saved,) = [node for node in frontend.workflow()["nodes"] if node["id"] == MERGE]
     assert saved["size"][1] <= closed[1], "a workflow that is opened again has no hole there"

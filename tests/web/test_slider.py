@@ -114,8 +114,13 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend.executed(1, output, run="b")
     assert chosen() == [PROMPTS[1], "<b>dog</b>", "merged"], "after another run, too"
     picture(frontend, "slider_moved")
+    video = slider.locator(".iteris-video")
     with page.expect_download() as saved:
-        slider.locator(".iteris-video").click()
+        video.click()
+        expect(video).to_have_text("Recording…")
+    expect(video).to_have_text("Saved")
+    expect(video).to_have_text("Save as video")
+    expect(video).to_be_enabled()
     assert saved.value.suggested_filename.startswith("_b_dog__b_ - merged.")
     first, middle = frames_of(saved.value.path())
     assert near(first.getpixel((4, 8)), COLOURS["<b>dog</b>"]), "the left one, then the right one"

@@ -148,6 +148,8 @@ export default {
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   video: "Save as video",
   video_title: "A video of four seconds, to post: the divider moves across the pictures",
+  video_making: "Recording…",
+  video_saved: "Saved",
   auto: "auto",
   by_preset: "by preset",
   show_advanced: "Show advanced inputs",

@@ -146,6 +146,8 @@ export default {
   divider: "2 枚の画像の境目：ドラッグ、または矢印キー",
   video: "動画で保存",
   video_title: "境目が 2 枚の画像の上を動く 4 秒の動画（投稿用）",
+  video_making: "録画中…",
+  video_saved: "保存しました",
   auto: "自動",
   by_preset: "プリセットのとおり",
   show_advanced: "詳細入力を表示",

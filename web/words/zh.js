@@ -143,6 +143,8 @@ export default {
   divider: "两张图片之间的分界：拖动，或按方向键",
   video: "保存为视频",
   video_title: "四秒的视频，分界扫过两张图片，便于发布",
+  video_making: "录制中…",
+  video_saved: "已保存",
   auto: "自动",
   by_preset: "按预设",
   show_advanced: "显示高级输入",

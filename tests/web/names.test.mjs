@@ -1,0 +1,18 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { toldApart } from "../../web/names.js";
+
+test("names that begin alike are cut there, up to the word that differs", () => {
+  const names = ["old/robot_illustrious_v1_epoch10_final", "robot_illustrious_v1_epoch12_final", "stacked"];
+  assert.deepEqual(toldApart(names, 9), ["…epoch10_final", "…epoch12_final", "stacked"]);
+  assert.deepEqual(toldApart(names, 24), ["robot_illu…epoch10_final", "robot_illu…epoch12_final", "stacked"]);
+});
+
+test("a name that is like no other one keeps its beginning, and a short one is whole", () => {
+  assert.deepEqual(toldApart(["blueprint drawings v2", "robot v2", "robot v3"], 9), [
+    "blueprint drawings v2",
+    "robot v2",
+    "robot v3",
+  ]);
+  assert.deepEqual(toldApart(["a style of mine", "a style of mine"], 9), ["a style of mine", "a style of mine"]);
+});
