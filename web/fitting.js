@@ -1,5 +1,7 @@
 // Which LoRAs fit a merge. No DOM and no ComfyUI here, so that `node --test` runs it.
 
+import { nodesOf } from "./graph.js";
+
 /**
  * Say of each LoRA whether it fits the others, and the model.
  *
@@ -48,8 +50,11 @@ export function repeated(keys) {
   return keys.map((key) => !!key && keys.indexOf(key) !== keys.lastIndexOf(key));
 }
 
+const isFile = ({ name }) => name === "ckpt_name" || name === "unet_name";
+
 /**
- * Return the name of the file that a node's model is loaded from, as far as links lead to it in the node's own graph.
+ * Return the name of the file that a node's model is loaded from, as far as links lead to it, into and out of
+ * subgraphs.
  *
  * @param {object} node
  * @returns {string|undefined}
@@ -58,14 +63,25 @@ export function modelFileOf(node) {
   const seen = new Set();
   for (let at = node; at && !seen.has(at); ) {
     seen.add(at);
-    const file = at.widgets?.find(({ name }) => name === "ckpt_name" || name === "unet_name");
+    const file = at.widgets?.find(isFile);
     if (file) return typeof file.value === "string" ? file.value : undefined;
     const plain = at.inputs?.filter(({ widget }) => !widget) ?? [];
     // a reroute takes anything
     const input = plain.length === 1 ? plain[0] : plain.find(({ type }) => type === "MODEL");
-    const slot = at.inputs?.indexOf(input) ?? -1;
-    // a node that is about to be put into a graph has none, and the newer frontends throw then
-    at = slot < 0 || !at.graph ? undefined : at.getInputNode(slot);
+    at = originOf(at.graph, input?.link);
   }
   return undefined;
+}
+
+/** Return the node that a link begins at. */
+function originOf(graph, id) {
+  const link = id == null ? undefined : graph?.getLink(id); // a node that is about to be put into a graph has none
+  const { outputNode: node, subgraphInput } = link?.resolve(graph) ?? {};
+  if (subgraphInput) {
+    const [outer, another] = [...nodesOf(graph.rootGraph)].filter(({ subgraph }) => subgraph === graph);
+    const input = another ? undefined : outer?.inputs.find(({ name }) => name === subgraphInput.name);
+    return originOf(outer?.graph, input?.link);
+  }
+  const inner = node?.widgets?.some(isFile) ? undefined : node?.subgraph?.outputs[link.origin_slot]?.linkIds[0];
+  return inner === undefined ? node : originOf(node.subgraph, inner);
 }

@@ -208,17 +208,26 @@ test("a LoRA that is there a second time is told", () => {
 
 test("the file of the model is that of the loader up the links", () => {
   const loader = { widgets: [{ name: "ckpt_name", value: "a.safetensors" }], inputs: [] };
-  const inputs = [{ type: "CLIP" }, { type: "MODEL" }];
-  const behind = (node) => ({ graph: {}, inputs, getInputNode: (slot) => (slot === 1 ? node : null) });
+  const inputs = [{ type: "CLIP" }, { type: "MODEL", link: 1 }];
+  const linked = (end) => ({ getLink: (id) => (id === 1 ? { origin_slot: 0, resolve: () => end() } : undefined) });
+  const behind = (node, own = inputs) => ({ graph: linked(() => ({ outputNode: node })), inputs: own });
   assert.equal(modelFileOf(behind(behind(loader))), "a.safetensors");
-  assert.equal(modelFileOf(behind(null)), undefined);
-  const reroute = { ...behind(loader), inputs: [{ type: "*" }], getInputNode: (slot) => [loader][slot] };
-  assert.equal(modelFileOf(behind(reroute)), "a.safetensors");
-  const circle = behind(undefined);
-  circle.getInputNode = () => circle;
+  assert.equal(modelFileOf(behind(undefined)), undefined);
+  assert.equal(modelFileOf(behind(behind(loader, [{ type: "*", link: 1 }]))), "a.safetensors");
+  const circle = { graph: linked(() => ({ outputNode: circle })), inputs };
   assert.equal(modelFileOf(circle), undefined);
-  const inNoGraph = { graph: null, inputs, getInputNode: () => assert.fail("the frontend throws then") };
-  assert.equal(modelFileOf(inNoGraph), undefined);
+  assert.equal(modelFileOf({ graph: null, inputs }), undefined);
+
+  const inside = linked(() => ({ subgraphInput: { name: "base" } }));
+  const outer = { ...behind(loader, [{ name: "other" }, { name: "base", link: 1 }]), subgraph: inside };
+  inside.rootGraph = { nodes: [outer] };
+  assert.equal(modelFileOf({ graph: inside, inputs }), "a.safetensors", "from inside a subgraph");
+  inside.rootGraph.nodes.push({ ...outer });
+  assert.equal(modelFileOf({ graph: inside, inputs }), undefined, "of two with the same inside, either may be meant");
+  const holder = { subgraph: { ...linked(() => ({ outputNode: loader })), outputs: [{ linkIds: [1] }] } };
+  assert.equal(modelFileOf(behind(holder)), "a.safetensors", "a loader in a subgraph");
+  const told = { ...holder, widgets: [{ name: "unet_name", value: "b.safetensors" }] };
+  assert.equal(modelFileOf(behind(told)), "b.safetensors", "what is chosen on the subgraph's node counts");
 });
 
 test("a preset's time is that of its rows", () => {

@@ -644,6 +644,24 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.page.wait_for_function("!document.querySelector('.iteris-odd')")
 
 
+@IN_ONE
+def test_a_lora_for_another_model_is_marked_inside_a_subgraph(rows, picture):
+    load_merge_on_a_model(rows, TEXT)
+    rows.page.evaluate(
+        """() => {
+            for (const id of [1, 2]) app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
+            const around = app.graph.nodes.find(({ subgraph }) => subgraph?.nodes[0].type === 'IterISMerge');
+            app.canvas.setGraph(around.subgraph);
+            app.canvas.centerOnNode(around.subgraph.nodes[0]);
+        }"""
+    )
+    rows.page.locator(".iteris-rows").dispatch_event("pointerenter")  # which looks again
+    expect(rows.page.locator(".iteris-unfit .iteris-family")).to_have_text("SDXL")
+    picture(rows, "rows_in_subgraph")
+    rows.page.unroute("**/iteris/model?*")
+    rows.page.evaluate("app.canvas.setGraph(app.graph)")
+
+
 def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
     load_merge_on_a_model(rows, "<lora:first:1>\n<lora::1>\n<lora::1>")
     rows.page.unroute("**/iteris/model?*")
