@@ -188,6 +188,9 @@ def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows, pi
     rows.settle()
     lefts = {at(rows, place, "called").bounding_box()["x"] for place in range(3)}
     assert len(lefts) == 1
+    rows.page.evaluate("app.graph.getNodeById(1).setSize([400, 500])")
+    rows.settle()
+    assert at(rows, 2, "lora").bounding_box()["width"] > 160, "no room for what another row has"
     assert at(rows, 0, "clip").text_content() == ""
     assert at(rows, 1, "clip").inner_text() == "/ 0.5"
     assert at(rows, 1, "clip").get_attribute("title") == "Text strength: 0.5"
