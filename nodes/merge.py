@@ -118,8 +118,10 @@ class Merge(io.ComfyNode):
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),
+                # names that tell whom these two are not for
                 io.Conditioning.Input(
                     "start",
+                    display_name="start (video, editing)",
                     optional=True,
                     tooltip="For image-to-video models: the output positive of WanImageToVideo, "
                     "with a picture like those that your videos begin with. Without it, LoRAs are "
@@ -130,6 +132,7 @@ class Merge(io.ComfyNode):
                 # in the place of its output, so that a bypassed node hands on this one
                 io.Model.Input(
                     LOW_INPUT,
+                    display_name=f"{LOW_INPUT} (Wan 2.2)",
                     optional=True,
                     tooltip="For Wan 2.2 14B, which is a pair: connect its high noise model to "
                     "model, and its low noise model here. Then a row is a pair of files, too: "

@@ -44,6 +44,7 @@ WIDTHS = {
     "IterISSave": 340,
     "CheckpointSave": 340,
 }
+NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 13
 NOTE_ROOM = 1  # more of each line in Nodes 2.0
@@ -120,7 +121,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     """
     column_of = columns(prompt)
     widths = {
-        key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else 0)
+        key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else NARROWEST)
         for key, node in prompt.items()
     }
     lines = sum(1 + len(line) // NOTE_CHARACTERS for line in note.splitlines())

@@ -35,7 +35,8 @@ def schemas(replace_host):
             "display_name": schema.display_name,
             "description": schema.description,
             "inputs": {
-                input.id: {"name": input.id, "tooltip": input.tooltip} for input in schema.inputs
+                input.id: {"name": input.display_name or input.id, "tooltip": input.tooltip}
+                for input in schema.inputs
             },
             "outputs": {str(i): words_of(output) for i, output in enumerate(schema.outputs)},
         }

@@ -9,9 +9,16 @@ class Input:
     io_type = ""
 
     def __init__(
-        self, id: str, *args: Any, optional: bool = False, tooltip: str | None = None, **more: Any
+        self,
+        id: str,
+        *args: Any,
+        display_name: str | None = None,
+        optional: bool = False,
+        tooltip: str | None = None,
+        **more: Any,
     ) -> None:
         self.id = id
+        self.display_name = display_name
         self.optional = optional
         self.tooltip = tooltip
         self.more = more
