@@ -46,9 +46,10 @@ WIDTHS = {
 }
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
-NOTE_LINE = 13
-NOTE_ROOM = 1  # more of each line in Nodes 2.0
-NOTE_CHARACTERS = 40
+NOTE_LINE = 14
+NOTE_WIDTH = 736  # over what is chosen, and the merge
+NOTE_CHARACTERS = 105
+NOTE_GAP = 36  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 300,
@@ -116,8 +117,8 @@ def columns(prompt: dict) -> dict[str, int]:
 
 
 def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
-    """Put the nodes into columns, from left to right as the data goes, the note above the first
-    one, and a coloured group around those that belong together.
+    """Put the nodes into columns, from left to right as the data goes, the note above them, and a
+    coloured group around those that belong together.
     """
     column_of = columns(prompt)
     widths = {
@@ -140,7 +141,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
                 return [node === note ? 'note' : node.id, [...node.size]];
             }));
         }""",
-        [widths, note, [FIRST_WIDTH, NOTE_LINE * lines]],
+        [widths, note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
     )
     places = {}
     x = 0.0
@@ -148,10 +149,9 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         members = [key for key, value in column_of.items() if value == column]
         members.sort(key=lambda key: (LAST.get(prompt[key]["class_type"], 0), int(key)))
         y = 0.0
-        for key in [*(["note"] if column == 0 else []), *members]:
+        for key in members:
             places[key] = [x, y]
-            room = NOTE_ROOM * lines if key == "note" else room_below(prompt, key)
-            y += sizes[key][1] + TITLE + GAP_Y + room
+            y += sizes[key][1] + TITLE + GAP_Y + room_below(prompt, key)
         x += max(sizes[key][0] for key in members) + GAP_X
     first, last = (
         column_of[next(key for key, node in prompt.items() if node["class_type"] in kinds)]
@@ -161,9 +161,9 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         key: 0 if column < first else 1 if column <= last else 2
         for key, column in column_of.items()
     }
-    group_of["note"] = 0
     boxes = []
     top = -2 * TITLE - GROUP_ROOM
+    places["note"] = [0, top - NOTE_GAP - sizes["note"][1]]
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUPS))
     ]
@@ -272,7 +272,7 @@ def view(groups: list[dict], nodes: list[dict]) -> dict:
     fits it to the page and scatters its nodes in Nodes 2.0.
     """
     boxes = [group["bounding"] for group in groups]
-    start = [min(box[axis] for box in boxes) for axis in (0, 1)]
+    start = [min(box[0] for box in boxes), min(node["pos"][1] for node in nodes) - TITLE]
     ends = [
         max(box[0] + box[2] for box in boxes),
         max(node["pos"][1] + node["size"][1] for node in nodes) + GROUP_ROOM,
