@@ -97,10 +97,11 @@ def recipe_of(lora_name: str) -> Recipe:
     Raises:
         IterisError: It has none, or one that cannot be read.
     """
-    from ..iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
+    from ..iteris_core.diffusion.recipe import read_recipe
+    from ..iteris_core.files.metadata import RECIPE_KEY
     from ..iteris_core.files.tensors import read_header
 
-    text = read_header(host.lora_path(lora_name))[1].get(METADATA_KEY)
+    text = read_header(host.lora_path(lora_name))[1].get(RECIPE_KEY)
     if text is None:
         raise IterisError(
             f"{lora_name} has no recipe: it was not saved by Save merged LoRA, or ComfyUI ran with "

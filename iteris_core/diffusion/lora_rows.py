@@ -189,6 +189,8 @@ def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
     """Return what a LoRA's file name and its trigger words say about its kind; None: nothing. A
     style may have been trained on people, so tags do not make a subject.
     """
+    if triggers.kind:
+        return cast(Kind, triggers.kind)
     names = [file, *triggers.triggers]
     if any(map(_STYLE.search, [file, *triggers.words[:_SEARCHED]])):
         return "style"

@@ -11,14 +11,13 @@ import torch
 from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files.limits import json_value
-from ..files.metadata import merged_metadata
+from ..files.metadata import RECIPE_KEY, merged_metadata
 from ..files.trigger_words import trigger_words
 from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
-METADATA_KEY = "iteris.recipe"  # of a file's metadata: the report's settings, as JSON
 # Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
 # have them.
 _OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "park_on_host")
@@ -141,7 +140,7 @@ def metadata_of_merge(
     """
     adapters = [lora.adapter for lora in loras]
     metadata = merged_metadata(title, adapters, triggers_of(loras), thumbnail)
-    return {**metadata, METADATA_KEY: recipe}
+    return {**metadata, RECIPE_KEY: recipe}
 
 
 def triggers_of(loras: Sequence[LoadedLora]) -> list[str]:

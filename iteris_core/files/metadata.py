@@ -18,6 +18,7 @@ from .families import Family
 from .limits import MERGED_TAG_CHARACTERS, MERGED_TAGS, NAME_CHARACTERS, WORD_CHARACTERS, json_value
 from .tensors import serialized, sha256
 
+RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import CalibrationError
 from ..settings import shown
 from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value, spend
+from .metadata import RECIPE_KEY
 
 # Kind of a LoRA -> prompts for it, which are English with "sks dog" and with "in ink style".
 TEMPLATES = {
@@ -36,13 +37,17 @@ _NO_PHRASES = ("none", "null", "n/a")  # what programs write where the author wr
 class TriggerWords:
     """The trigger words in the metadata of one file: all, most likely first; those that replace
     ``{trigger}`` in a prompt; the metadata field or the file next to the LoRA's that names these;
-    and the commonest tags together, as in training (empty where the author named the triggers).
+    and the commonest tags together, as in training (empty where the author named the triggers). Of
+    a merge also the prompts that its LoRAs were measured on, and their kind: a subject if one of
+    them is.
     """
 
     words: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
     source: str = ""
     caption: str = ""
+    prompts: tuple[str, ...] = ()
+    kind: str = ""
 
 
 def trigger_words(
@@ -50,8 +55,12 @@ def trigger_words(
 ) -> TriggerWords:
     """Return the words that another program keeps next to the file, where its user sees and edits
     them (see `words_beside`); or else the phrase that the author named, or the words, or the
-    commonest tags of the training captions.
+    commonest tags of the training captions. A merge's recipe has them for each of its LoRAs.
     """
+    if not any(map(_is_phrase, beside[1])):
+        merged = _merged(metadata.get(RECIPE_KEY, ""))
+        if merged.prompts:
+            return merged
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
     listed = metadata.get("trained_words", "") or metadata.get("trainedWords", "")
     tags = _tags(metadata.get("ss_tag_frequency", ""))
@@ -68,6 +77,26 @@ def trigger_words(
     if source == "ss_tag_frequency":
         return TriggerWords(words, tags[:1], source, ", ".join(tags[:_TAGS_IN_A_CAPTION]))
     return TriggerWords(words, found.get(source, ())[:_MOST_TRIGGERS], source)
+
+
+def _merged(recipe: str) -> TriggerWords:
+    """Return the trigger words of the LoRAs in a merge's recipe, and the prompts that it was
+    measured on; none where it cannot be read.
+    """
+    try:
+        loras = [
+            lora
+            for lora in json_value(recipe or "{}").get("loras", [])
+            if lora["strength_model"] or lora["strength_clip"]
+        ]
+        named = [word for lora in loras for word in lora["trigger_words"] or [lora["trigger"]]]
+        written = [prompt for lora in loras for prompt in lora["prompts"]]
+        is_subject = any(lora["kind"] == "subject" for lora in loras)
+    except (ValueError, AttributeError, TypeError, LookupError):
+        return TriggerWords()
+    words, prompts = (tuple(first(phrases(each), _CHARACTERS)) for each in (named, written))
+    kind = "subject" if is_subject else "style"
+    return TriggerWords(words, words, RECIPE_KEY, prompts=prompts, kind=kind)
 
 
 def _once(words: Iterable[str]) -> tuple[str, ...]:
@@ -100,13 +129,14 @@ def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ..
 
 
 def default_prompts(found: TriggerWords, kind: str) -> tuple[str, ...]:
-    """Return the prompts of a LoRA whose user names none; empty if its file names no trigger
-    words.
+    """Return the prompts of a LoRA whose user names none, those of a merge's own LoRAs if it is
+    one; empty if its file names no trigger words.
 
     Args:
         kind: One of `TEMPLATES`.
     """
-    return _once(filter(None, [*prompts_from(found, TEMPLATES[kind]), found.caption]))
+    by_templates = [*prompts_from(found, TEMPLATES[kind]), found.caption]
+    return found.prompts or _once(filter(None, by_templates))
 
 
 def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -> tuple[str, ...]:
@@ -127,6 +157,8 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
         )
     if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
         return tuple(prompts)
+    if not prompts and found.prompts:
+        return found.prompts
     if not found.triggers:
         why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(

@@ -60,6 +60,37 @@ def test_all_words_that_are_stated_are_told_and_few_tags():
     assert 10 < len(trigger_words({TRAINED: json.dumps(many)}).words) < 20
 
 
+def test_a_merge_is_measured_on_the_prompts_of_each_of_its_loras():
+    def lora(kind, words, prompts, strength=1.0, called=""):
+        strengths = {"strength_model": strength, "strength_clip": 0.0}
+        return strengths | {
+            "kind": kind,
+            "trigger_words": words,
+            "prompts": prompts,
+            "trigger": called,
+        }
+
+    loras = [
+        lora("style", ["in ink"], ["a landscape, in ink", "in ink"]),
+        lora("subject", [], ["my dog in the snow"], called="my dog"),
+        lora("subject", ["ohwx man"], ["ohwx man"], strength=0.0),
+    ]
+    of_recipe = {PHRASE: "in ink, my dog", "iteris.recipe": json.dumps({"loras": loras})}
+    found = trigger_words(of_recipe)
+    assert (found.triggers, found.kind) == (("in ink", "my dog"), "subject")
+    prompts = ("a landscape, in ink", "in ink", "my dog in the snow")
+    for kind in TEMPLATES:
+        assert fill_in("x", [], found, kind) == default_prompts(found, kind) == prompts
+    assert fill_in("x", ["a {trigger}"], found, "style") == ("a in ink", "a my dog")
+    assert trigger_words({"iteris.recipe": json.dumps({"loras": loras[:1]})}).kind == "style"
+    unnamed = trigger_words({"iteris.recipe": json.dumps({"loras": [lora("style", [], ["b"])]})})
+    assert fill_in("x", [], unnamed, "style") == ("b",)
+    edited = trigger_words(of_recipe, ("x.metadata.json", ("ohwx",)))
+    assert (edited.triggers, edited.prompts) == (("ohwx",), ())
+    for other in ("no JSON", "[]", '{"loras": 1}', '{"loras": [1]}', '{"loras": [{}]}'):
+        assert trigger_words(of_recipe | {"iteris.recipe": other}).triggers == ("in ink, my dog",)
+
+
 def test_no_prompts_are_filled_from_templates_and_the_training_caption():
     found = trigger_words({"ss_tag_frequency": TAGS})
     for kind, templates in TEMPLATES.items():

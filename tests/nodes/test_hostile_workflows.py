@@ -37,7 +37,8 @@ from iteris_core import Adapter, ConfigError, IterisError, MergeConfig, MergeRep
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import MOST_LORAS, LoadedLora
 from iteris_core.diffusion.presets import Changes
-from iteris_core.diffusion.recipe import METADATA_KEY, Recipe, settings_of
+from iteris_core.diffusion.recipe import Recipe, settings_of
+from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.progress import nobody
 
 CASES = int(os.environ.get("ITERIS_CASES", "60"))
@@ -288,7 +289,7 @@ def recipe(**more):
 
 def load(host, text):
     tensors = {"lora_unet_q.lora_up.weight": torch.ones(4, 2)}
-    save_file(tensors, host / "recipe.safetensors", {METADATA_KEY: text})
+    save_file(tensors, host / "recipe.safetensors", {RECIPE_KEY: text})
     return outcome(LoadRecipe, {"lora_name": "recipe.safetensors", "check_files": False})
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from iteris_core import Adapter, IterisError
 from iteris_core.diffusion.lora_files import read_lora
-from iteris_core.diffusion.recipe import METADATA_KEY, read_recipe
+from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.adapter_kinds import own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
-from iteris_core.files.metadata import merged_tags
+from iteris_core.files.metadata import RECIPE_KEY, merged_tags
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.language.text_samples import read_token_ids
 from iteris_core.layers import layer_shapes
@@ -118,7 +118,7 @@ def replaced(**functions: Callable[..., Any]) -> Iterator[None]:
 def recipe_in(path: Path) -> object:
     _, metadata = read_header(path)
     merged_tags([metadata.get("ss_tag_frequency", "")])
-    return read_recipe(path.name, metadata.get(METADATA_KEY, "{}"))
+    return read_recipe(path.name, metadata.get(RECIPE_KEY, "{}"))
 
 
 FILES: Mapping[str, Callable[[Path], object]] = {

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.recipe import METADATA_KEY, settings_of
+from iteris_core.diffusion.recipe import settings_of
+from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.files.tensors import sha256
 
 MERGE = 5  # node of the chain
@@ -51,7 +52,7 @@ def hostile(server):
         prompts=(RECIPE,),
     )
     settings = json.dumps(settings_of([use], Calibration(), MergeConfig()))
-    save_file(tensors, folder / "recipe.safetensors", {METADATA_KEY: settings})
+    save_file(tensors, folder / "recipe.safetensors", {RECIPE_KEY: settings})
     yield
     for name in (*files, "recipe.safetensors"):
         (folder / name).unlink()
