@@ -15,7 +15,7 @@ const workflows = new Map(); // by the run's id: where this page has queued it
 const PLACES = "iteris_runs"; // in the browser's memory of this page, which F5 leaves
 const MOST_PLACES = 100;
 const places = new Map(JSON.parse(sessionStorage.getItem(PLACES) ?? "[]")); // by the run's id: where this page had queued it before it was opened anew
-const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a template in older frontends
+const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a workflow without one, which newer frontends give one once it is opened anew
 let first; // the workflow that was shown first
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
@@ -160,7 +160,7 @@ function workflowOf(run) {
     const { path, id } = places.get(run);
     // a template that is opened anew is another workflow, though it may be called the same
     const isIt = (each) => each === first || each.isPersisted || id !== NO_ID;
-    const found = open.find((each) => each.path === path && placeOf(each).id === id && isIt(each));
+    const found = open.find((each) => each.path === path && [NO_ID, placeOf(each).id].includes(id) && isIt(each));
     if (found) workflows.set(run, found);
   }
   return open.find((each) => each === workflows.get(run));

@@ -662,6 +662,7 @@ def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
     page = frontend.page
     small(frontend, seed=54)
+    frontend.set_widgets(MERGE, loras="<lora:third:0.54>")
     frontend.load(frontend.workflow(), "before f5")
     page.evaluate(
         """() => { for (const node of app.extensionManager.workflow.activeWorkflow.changeTracker.activeState.nodes)
@@ -669,9 +670,10 @@ def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     )
     frontend.begin("of_54")
     frontend.executed(MERGE, THREE, run="of_54")
-    kept = """() => [localStorage, sessionStorage].some((kept) =>
-        Object.values(kept).some((each) => each.includes("iteris_made_as")))"""
-    page.wait_for_function(kept)
+    page.wait_for_function(
+        """() => [localStorage, sessionStorage].some((kept) => Object.values(kept).some((each) =>
+            ["iteris_made_as", "<lora:third:0.54>"].every((part) => each.includes(part))))"""
+    )
     frontend.open()
     expect(page.locator(".iteris-kept")).to_have_count(3)
     expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
