@@ -316,6 +316,7 @@ function numberField(value, least, say, name, changed, after = () => {}) {
     if (!by) return;
     event.preventDefault();
     step(by);
+    field.select(); // so that what is typed next replaces it, as before
     after();
   });
   field.addEventListener("wheel", (event) => {
