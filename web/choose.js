@@ -5,7 +5,7 @@ import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
 import { face } from "./peek.js";
-import { canName, matching, nameOf, namesakes } from "./rows_text.js";
+import { canName, matching, nameOf, namesakes, versions } from "./rows_text.js";
 import { madeOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
@@ -13,7 +13,7 @@ const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
 const PAGE = 10; // names that the page keys go over
 const REST = 300; // milliseconds on a name, before the server is asked about it
-const MANY = 40; // names, of which those come first that were chosen last
+const MANY = 40; // names, of which those come first that were chosen last, and before them other versions of one
 const RECENT = "iteris_recent"; // these, in the browser's memory
 const KEPT = 8; // of these
 let withOthers = false; // files for other models, until the page is closed
@@ -70,7 +70,8 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   field.setAttribute("aria-controls", list.id);
   const alike = namesakes(names);
   const isFree = (name) => names.includes(name) && !taken.has(name);
-  const recent = names.length < MANY ? [] : remembered().filter(isFree);
+  const likely = [...(now ? versions(now, names) : []), ...remembered().filter(isFree)];
+  const ahead = names.length < MANY ? [] : [...new Set(likely)];
   const take = (name, isMore) => {
     if (!canName(name)) {
       rest.textContent = say("no_row_name", { name });
@@ -146,13 +147,13 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   };
   /** List what is found, and return the names of all that may be listed. */
   const show = () => {
-    const last = field.value.trim() ? [] : recent;
-    const all = [...last, ...matching(names, field.value).filter((name) => !last.includes(name))];
+    const first = field.value.trim() ? [] : ahead;
+    const all = [...first, ...matching(names, field.value).filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
     found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
-    for (const name of recent) options.get(name)?.classList.toggle("iteris-recent", last.includes(name));
+    for (const name of ahead) options.get(name)?.classList.toggle("iteris-ahead", first.includes(name));
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });

@@ -136,6 +136,12 @@ export function namesakes(files) {
   return new Set(files.filter((file) => again.has(own(file))));
 }
 
+/** Return the files of a list in one folder with a file whose names differ from its name in numbers alone, and itself. */
+export function versions(file, files) {
+  const plain = (name) => name.replace(/\d+/g, "0");
+  return files.filter((other) => plain(other) === plain(file));
+}
+
 /** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */
 export function canName(file) {
   const [{ row }, ...more] = readRows(newRow(file).text);

@@ -16,6 +16,7 @@ import {
   picked,
   readRows,
   switched,
+  versions,
   writtenRow,
   writtenRows,
 } from "../../web/rows_text.js";
@@ -194,6 +195,11 @@ test("what is offered for a model is never taken back, and stays where it is", (
   broken.add("a");
   assert.deepEqual(offered(), { offered: ["c", "d", "a"], unread: [] });
   assert.deepEqual(offer(all, [], () => undefined, isWhole).offered, [...all.slice(1), "a"]);
+});
+
+test("versions of a file are those of its folder that differ in numbers alone", () => {
+  const files = ["x/a_v1_0010.st", "x/a_v2.st", "x/a_v1_9.st", "y/a_v1_0010.st", "x/a.st"];
+  assert.deepEqual(versions("x/a_v1_9.st", files), ["x/a_v1_0010.st", "x/a_v1_9.st"]);
 });
 
 test("files of the same name in other folders are told", () => {

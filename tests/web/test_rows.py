@@ -161,6 +161,8 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
     for key, number in (("ArrowUp", "0.75"), ("ArrowUp", "0.8"), ("ArrowDown", "0.75")):
         strength.press(key)
         assert f"<lora:first:{number}> subject" in text_of(rows)
+    rows.page.keyboard.type("0.75")
+    assert "<lora:first:0.75> subject" in text_of(rows), "what is typed after a step replaces it"
     strength.blur()
     rows.settle()  # the frontend notes a key a frame later
     before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
@@ -361,6 +363,17 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     picture(rows, "rows_choose_recent")
     rows.page.keyboard.type("many")
     assert option.first.text_content() == "many_00", "by name, once one searches"
+    rows.page.keyboard.press("Escape")
+    others = [f"other_v{number}.safetensors" for number in (1, 2)]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=[*many, *others]))
+    rows.set_widgets(MERGE, loras="<lora:other_v2:1>")
+    at(rows, 0, "lora").click()
+    option.first.wait_for()
+    listed = ["other_v1", "other_v2", "many_21"]
+    assert option.evaluate_all("all => all.slice(0, 3).map(o => o.textContent)") == listed
+    expect(option.nth(1)).to_have_attribute("aria-selected", "true")
+    picture(rows, "rows_choose_versions")
+    rows.set_widgets(MERGE, loras=TEXT)
     rows.page.unroute("**/models/loras")
     rows.page.keyboard.press("Escape")
     rows.page.locator(".iteris-add").press("Enter")  # what is listed is asked for again
@@ -386,7 +399,7 @@ def end_is_seen(name):
     """Check that a name is cut in its middle, and whole for who points at it."""
     start, end = (name.locator(f".iteris-called > .iteris-{part}") for part in ("start", "end"))
     assert start.evaluate("({ scrollWidth, clientWidth }) => scrollWidth > clientWidth")
-    assert end.inner_text() == "_long_epoch_07"
+    expect(end).to_have_text("_long_epoch_07")
     ends = [each.bounding_box()["x"] + each.bounding_box()["width"] for each in (end, name)]
     assert ends[0] <= ends[1]
     name.hover()
