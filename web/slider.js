@@ -8,7 +8,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name
 const IN_CHOICE = 22;
-const BELOW_PICTURE = 9;
+const IN_PICTURE = 18; // in two lines
 const TOLD = 2000; // milliseconds that a button says what it has done
 
 /** Return an empty choice. */
@@ -114,7 +114,7 @@ export function addSlider(node, say, above) {
     const line = html("div", "iteris-drawn");
     const text = html("span", "iteris-drawn-by", prompt);
     text.title = prompt;
-    const short = toldApart(names, BELOW_PICTURE);
+    const short = toldApart(names, IN_PICTURE);
     line.append(text, ...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
     return line;
   };
