@@ -1,12 +1,12 @@
-// A choice among many files: a field to search in, the files whose names hold all its words, each with its picture, and
-// the picture of one of them large. Files for another model than the one that is connected are left out.
+// A choice among many files: a field to search in, the files that have all its words, each with its picture, and the
+// picture of one of them large. Files for another model than the one that is connected are left out.
 
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
 import { face } from "./peek.js";
 import { canName, matching, nameOf, namesakes, versions } from "./rows_text.js";
-import { madeOf } from "./triggers.js";
+import { foundBy, madeOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
@@ -145,11 +145,17 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     const described = [...doubtsOf(lora), ...(taken.has(name) ? [say("taken")] : [])];
     option.setAttribute("aria-description", described.join("\n"));
   };
-  /** List what is found, and return the names of all that may be listed. */
+  /** List what is found, and return the names of all that may be. */
   const show = () => {
     const first = field.value.trim() ? [] : ahead;
-    const all = [...first, ...matching(names, field.value).filter((name) => !first.includes(name))];
+    const matches = matching(names, field.value, (name) => foundBy(lastAboutLora(name) ?? {}));
+    const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
+    // to read all files takes long where they are many: only if no name has the words
+    const unknown = matching(names, field.value).length
+      ? []
+      : names.filter((name) => lastAboutLora(name) === undefined);
+    const waiting = unread.length + unknown.length;
     found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
@@ -157,10 +163,10 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
-    box.classList.toggle("iteris-reading", !found.length && unread.length > 0); // said where one looks, above the names
+    box.classList.toggle("iteris-reading", !found.length && waiting > 0); // said where one looks, above the names
     const more = found.length + unread.length - MOST;
     if (more > 0 && found.length >= MOST) rest.replaceChildren(say("more_names", { count: more }));
-    else if (unread.length) rest.replaceChildren(say("reading"));
+    else if (waiting) rest.replaceChildren(say("reading"));
     else if (found.length) rest.replaceChildren();
     else rest.replaceChildren(all.length ? shownInstead(all.length) : say("no_names"));
     const isNew = (name) => isWhole(name) && !taken.has(name);
@@ -169,7 +175,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
       light(best);
       options.get(best)?.scrollIntoView({ block: "nearest" });
     }
-    return [...found, ...unread].slice(0, MOST);
+    return [...[...found, ...unread].slice(0, MOST), ...unknown];
   };
   const shownInstead = (count) =>
     button("iteris-show-others", say("only_others", { count }), say("others"), () => {

@@ -169,21 +169,25 @@ export function fileOf(name, files) {
 }
 
 /**
- * Return the names that hold every word of a text: first those of files whose own name begins with it, then those with a
- * word that begins with its first one.
+ * Return the names of files that have every word of a text: in their own names, then with their folders, then with what
+ * else is known of them. Of each of these, first the names that begin with its first word, then those with a word that
+ * begins with it.
  *
  * @param {string[]} names
  * @param {string} text
+ * @param {(name: string) => string} [knownOf] what a file is found by beside its name
  */
-export function matching(names, text) {
+export function matching(names, text, knownOf = () => "") {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = names.filter((name) => words.every((word) => name.toLowerCase().includes(word)));
+  const isIn = (said) => words.every((word) => said.toLowerCase().includes(word));
+  const found = names.filter((name) => isIn(name) || isIn(`${name}\n${knownOf(name)}`));
   if (!words.length) return found;
   const rank = (name) => {
     const own = name.toLowerCase().split(/[\\/]/).at(-1);
+    const base = isIn(own) ? 0 : isIn(name) ? 3 : 6;
     if (own.replace(/\.safetensors$/, "") === words.join(" ")) return -1;
-    if (own.startsWith(words[0])) return 0;
-    return own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2;
+    if (own.startsWith(words[0])) return base;
+    return base + (own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2);
   };
   const ranks = new Map(found.map((name) => [name, rank(name)]));
   return found.sort((one, other) => ranks.get(one) - ranks.get(other));

@@ -79,6 +79,9 @@ export function madeOf({ merged_from: names }, say) {
   return names?.length ? say("made_of", { names: names.join("\n+ ") }) : "";
 }
 
+/** Return what a file is found by beside its name: its trigger words, and the LoRAs that it is a merge of. */
+export const foundBy = ({ trigger_words: words = [], merged_from: names = [] }) => [...words, ...names].join("\n");
+
 /** Return a file's trigger words, each once: a merge has those of its LoRAs together, too. */
 export function wordsOf({ trigger_words: words = [] }) {
   return [...new Set(words.flatMap((word) => word.split(",")).map((word) => word.trim()))].filter(Boolean);

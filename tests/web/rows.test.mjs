@@ -162,7 +162,21 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(["a", "b"], " "), ["a", "b"]);
   const names = ["a/bright", "ghost/b", "a/x_ghibli", "knights", "b\\\\Ghibli_2", "ghibli"];
   assert.deepEqual(matching(["x/owl_2", "my owl", "x/Owl"], "owl"), ["x/Owl", "x/owl_2", "my owl"]);
-  assert.deepEqual(matching(names, "gh"), ["b\\\\Ghibli_2", "ghibli", "a/x_ghibli", "a/bright", "ghost/b", "knights"]);
+  assert.deepEqual(matching(names, "gh"), ["b\\\\Ghibli_2", "ghibli", "a/x_ghibli", "a/bright", "knights", "ghost/b"]);
+  const epochs = ["archive/2025/robot_epoch-10", "robot_epoch-10", "robot_epoch-20"];
+  assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
+});
+
+test("a file is found by what is known of it, after those with the words in their names", () => {
+  const known = { "x/merge": "a sks robot\nowl", dog: "owl" };
+  assert.deepEqual(
+    matching(["dog", "x/merge", "x/owl"], "OWL", (name) => known[name]),
+    ["x/owl", "dog", "x/merge"],
+  );
+  assert.deepEqual(
+    matching(["dog", "x/merge"], "merge robot", (name) => known[name]),
+    ["x/merge"],
+  );
 });
 
 test("a LoRA of another family than the model, or than most, is told", () => {

@@ -246,6 +246,17 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     assert text_of(rows).endswith("\n<lora:first:1>"), "the one that is pointed at and seen"
 
 
+@IN_ONE
+def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows):
+    for said, name in (("robot", "third"), ("word of fir", "first")):
+        rows.page.locator(".iteris-add").click()
+        rows.page.wait_for_selector(".iteris-option")
+        rows.page.keyboard.type(said)
+        expect(rows.page.locator(".iteris-option")).to_have_text([re.compile(f"^{name}")])
+        rows.page.keyboard.press("Enter")
+        assert text_of(rows).endswith(f"\n<lora:{name}:1>")
+
+
 def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(rows, picture):
     """And not in the way of a click; gone with the pointer, with a key, and with the row."""
     card = rows.page.locator(".iteris-peek")
