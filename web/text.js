@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
 import { addElement, also, fileName, fit, heightOf, html, isShown, panelHeight, passing } from "./parts.js";
-import { RAN, compareWithRun, keepResult, nameAsShown, ranAs } from "./runs.js";
+import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -53,6 +53,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const { show, hide } = passing(node, element, height);
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
+  let failedAs; // or why that run failed
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
@@ -75,8 +76,12 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   };
   compareWithRun(
     node,
-    () => !!madeAs && isShown(element) && !isOld,
+    () => isShown(element) && !!(isOld ? failedAs : madeAs),
     (now) => {
+      if (isOld) {
+        if (now !== failedAs) hide(); // no news of a node that is another one now
+        return false;
+      }
       const isChanged = now !== madeAs;
       if (isChanged !== element.classList.contains("iteris-old")) {
         mark(isChanged);
@@ -85,11 +90,13 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
       return isChanged;
     },
   );
-  node.showIterisFailure = (message) => {
+  node.showIterisFailure = async (message, isRefused = false) => {
     isOld = true;
+    failedAs = undefined;
     mark(false);
     element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
     show(width);
+    failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
   };
   node.missIterisRun = async () => {
     const { name, files } = node.properties[RAN] ?? {};
@@ -98,6 +105,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     const lines = await Promise.all(files.map(readFile).filter(Boolean).map(fileLine));
     if (isShown(element) || !(isSame || lines.length)) return; // of a run by now, or a run would not make it again
     isOld = !lines.length;
+    failedAs = undefined;
     madeAs = name;
     element.replaceChildren(...(lines.length ? lines : [forgotten()]));
     show(width);
