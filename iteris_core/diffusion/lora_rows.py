@@ -322,7 +322,7 @@ def _with_word(row: Row, word: str, said: set[str]) -> Row:
     name, is_named, text = word.partition("=")
     if word not in _KINDS and not (is_named and name in _NAMED):
         raise ConfigError(
-            f"{_short(word)} is not a word of a row{_near(word)}. After the LoRA "
+            f"{_short(word)} is not a word of a row{_near(word)} After the LoRA "
             f"write {', '.join(_WORDS[:-1])} or {_WORDS[-1]}, and then its prompts, each after a |"
         )
     if word in _KINDS and row.kind not in (None, word):
@@ -354,7 +354,7 @@ def _number(text: str, bounds: Any, place: str) -> float:
 def _near(word: str) -> str:
     known = {name.rstrip("="): name for name in _WORDS} | _MEANT
     found = difflib.get_close_matches(word.partition("=")[0].lower()[:40], known, 1)
-    return f", did you mean {known[found[0]]}" if found else ""
+    return f"; did you mean {known[found[0]]}?" if found else "."
 
 
 def _first_word(text: str) -> str:

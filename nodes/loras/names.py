@@ -64,8 +64,8 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
             "Write the folder with it"
         )
     raise IterisError(
-        f"{shown(wanted)} is in none of ComfyUI's loras folders{_near(plain, paths.values())}; "
-        "check the spelling, or put the file there and press R to refresh the lists"
+        f"{shown(wanted)} is in none of ComfyUI's loras folders; "
+        f"{_near(plain, paths.values())} put the file there and press R to refresh the lists"
     )
 
 
@@ -87,11 +87,11 @@ def files_named(texts: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def _near(plain: str, paths: Iterable[str]) -> str:
-    """Return which file was probably meant; empty: no name is similar."""
+    """Return what to try before a file is put there: a similar name, if there is one."""
     by_end = {path.rpartition("/")[2]: path for path in paths}
     end = plain.rpartition("/")[2][:_MOST_CHARACTERS]
     found = difflib.get_close_matches(end, by_end, 1)
-    return f", did you mean {shown(by_end[found[0]])}?" if found else ""
+    return f"did you mean {shown(by_end[found[0]])}? If not," if found else "check the spelling, or"
 
 
 def fingerprint(path: Path | None) -> str:

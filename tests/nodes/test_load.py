@@ -114,7 +114,7 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
     )
     both = {
         "Rows 3, 10 and 12": "no file yet. Choose one, or remove the row",
-        "Row 4": "'dag' is in none of ComfyUI's loras folders, did you mean 'sub/dog'?",
+        "Row 4": "'dag' is in none of ComfyUI's loras folders; did you mean 'sub/dog'? If not, put the file",
         "Row 9": "'sytle' is not a word of a row",
     }
     prompts = {

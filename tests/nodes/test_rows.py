@@ -40,7 +40,7 @@ def test_rows_are_written(example):
 
 @pytest.mark.parametrize("example", TABLE["bad"], ids=lambda example: example["text"][:40])
 def test_what_is_no_row_is_named(example):
-    meant = f".*did you mean {re.escape(example['meant'])}" if "meant" in example else ""
+    meant = f".*; did you mean {re.escape(example['meant'])}\\? After" if "meant" in example else ""
     place = rf"^loras, line {example['line']}\b"
     with pytest.raises(ConfigError, match=rf"{place}.*{re.escape(example['found'])}{meant}"):
         read_rows(example["text"], "loras")
