@@ -74,7 +74,7 @@ class TextEncoders:
 
     def unknown_embeddings(self, text: str) -> list[str]:
         """Return the learned tokens (``embedding:name``) of a text that the host finds for none of
-        its text encoders, so that it leaves them out.
+        its text encoders, or of another width, so that it leaves them out.
         """
         tokenizers = {name: _tokenizer(self.clip, name) for name in self.clip.tokenize("")}
         asked: dict[str, dict[str, bool]] = {}  # name -> text encoder -> whether it is found
@@ -157,7 +157,8 @@ def _told(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Iterato
 
     def told(text: str) -> Any:
         found = find(text)
-        asked.setdefault(text.split()[0].strip(","), {})[of] = found[0] is not None
+        fits = found[0] is not None and found[0].shape[-1] == tokenizer.embedding_size
+        asked.setdefault(text.split()[0].strip(","), {})[of] = fits
         return found
 
     tokenizer._try_get_embedding = told

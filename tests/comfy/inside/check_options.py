@@ -228,6 +228,7 @@ def test_learned_tokens_are_read_as_the_host_reads_them_and_unknown_ones_are_not
     tokenizer = host.clip.tokenizer.clip_l
     width = tiny_hosts.CLIP["hidden_size"]
     save_file({"emb_params": torch.randn(2, width)}, tmp_path / "sks.safetensors")
+    save_file({"emb_params": torch.randn(2, width + 8)}, tmp_path / "wide.safetensors")
     tokenizer.embedding_directory = [str(tmp_path)]
     tokenizer.embedding_size = width
     read = {}  # caption -> how many vectors of it are learned
@@ -262,7 +263,8 @@ def test_learned_tokens_are_read_as_the_host_reads_them_and_unknown_ones_are_not
     theirs = host.clip.encode_from_tokens(host.clip.tokenize(prompt))[0]
     assert (written(host, prompt) - theirs).abs().max() < 1e-5
     assert (written(host, "a photo of sks dog") - theirs).abs().max() > 1e-2
-    unknown = host.unknown_embeddings(f"{prompt}, embedding:gone, (embedding:lost.v2:1.2)")
-    assert unknown == ["gone", "lost.v2"]
+    others = "embedding:gone, (embedding:lost.v2:1.2), embedding:wide"
+    unknown = host.unknown_embeddings(f"{prompt}, {others}")
+    assert unknown == ["gone", "lost.v2", "wide"]
     words = ["a", "photo", "of", "learned", "learned", "dog"]
     assert list(host.token_positions(prompt)) == list(range(1, len(words) + 1))
