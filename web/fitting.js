@@ -1,6 +1,6 @@
 // Which LoRAs fit a merge. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { nodesOf } from "./graph.js";
+import { nodeAround } from "./graph.js";
 
 /**
  * Say of each LoRA whether it fits the others, and the model.
@@ -78,8 +78,8 @@ function originOf(graph, id) {
   const link = id == null ? undefined : graph?.getLink(id); // a node that is about to be put into a graph has none
   const { outputNode: node, subgraphInput } = link?.resolve(graph) ?? {};
   if (subgraphInput) {
-    const [outer, another] = [...nodesOf(graph.rootGraph)].filter(({ subgraph }) => subgraph === graph);
-    const input = another ? undefined : outer?.inputs.find(({ name }) => name === subgraphInput.name);
+    const outer = nodeAround(graph);
+    const input = outer?.inputs.find(({ name }) => name === subgraphInput.name);
     return originOf(outer?.graph, input?.link);
   }
   const inner = node?.widgets?.some(isFile) ? undefined : node?.subgraph?.outputs[link.origin_slot]?.linkIds[0];

@@ -15,6 +15,12 @@ export function nodeAt(graph, id) {
   return inner?.getNodeById(own) ?? undefined;
 }
 
+/** Return the node whose inside a graph is; undefined: there is none, or several have the same. */
+export function nodeAround(graph) {
+  const [outer, another] = [...nodesOf(graph.rootGraph)].filter(({ subgraph }) => subgraph === graph);
+  return another ? undefined : outer;
+}
+
 /** Yield every node of a graph, those in subgraphs, too. */
 export function* nodesOf(graph) {
   for (const node of graph?.nodes ?? []) {

@@ -1,8 +1,10 @@
 // The text field that a loader's trigger words are for. No DOM and no ComfyUI here, so that `node --test` runs it.
 
+import { nodeAround } from "./graph.js";
+
 /**
- * Return the text field that a node's CLIP leads to, the positive prompt's first; undefined: there is none in the same
- * graph, or its text comes through a link.
+ * Return the text field that a node's CLIP leads to, into and out of subgraphs, the positive prompt's first; undefined:
+ * there is none, or its text comes through a link.
  *
  * @param {object} node
  * @returns {{value: string, callback?: Function}|undefined} the widget
@@ -24,13 +26,24 @@ function fieldOf({ widgets, inputs }) {
 function* reached(node, type, seen = new Set([node])) {
   for (const output of node.outputs ?? []) {
     if (output.type !== type) continue;
-    for (const id of output.links ?? []) {
-      const end = node.graph?.getLink(id)?.resolve(node.graph);
-      if (!end?.inputNode) continue; // out of a subgraph
+    for (const end of endsOf(node.graph, output.links)) {
       yield end;
       if (seen.has(end.inputNode)) continue;
       seen.add(end.inputNode);
       yield* reached(end.inputNode, type, seen);
     }
+  }
+}
+
+/** Yield the places that links lead to, into and out of subgraphs. */
+function* endsOf(graph, ids) {
+  for (const id of ids ?? []) {
+    const { inputNode, input, subgraphOutput } = graph?.getLink(id)?.resolve(graph) ?? {};
+    const isIt = ({ name }) => name === (subgraphOutput ?? input).name;
+    if (subgraphOutput) {
+      const outer = nodeAround(graph);
+      yield* endsOf(outer?.graph, outer?.outputs.find(isIt)?.links);
+    } else if (inputNode?.subgraph) yield* endsOf(inputNode.subgraph, inputNode.subgraph.inputs.find(isIt)?.linkIds);
+    else if (inputNode) yield { inputNode, input };
   }
 }

@@ -57,6 +57,19 @@ test("a text that comes through a link is not written", () => {
   assert.equal(promptAfter(linked({ load: {} }, []).load), undefined);
 });
 
+test("the prompt is found out of a subgraph and into another one", () => {
+  const other = { "-20": { resolve: () => ({ inputNode: field("a"), input: { name: "clip" } }) } };
+  const within = { getLink: (id) => other[id], inputs: [{ name: "text" }, { name: "clip", linkIds: [-20] }] };
+  const { around } = linked({ around: {}, prompt: { subgraph: within } }, [["around", "CLIP", "prompt", "clip"]]);
+  around.outputs[0].name = "out";
+  const inside = { getLink: () => ({ resolve: () => ({ subgraphOutput: { name: "out" } }) }) };
+  inside.rootGraph = { nodes: [Object.assign(around, { subgraph: inside })] };
+  const load = { graph: inside, outputs: [{ type: "CLIP", links: [0] }] };
+  assert.equal(promptAfter(load).value, "a");
+  inside.rootGraph.nodes.push({ ...around });
+  assert.equal(promptAfter(load), undefined, "of two with the same inside, either may be meant");
+});
+
 test("links in a circle end", () => {
   const nodes = linked({ load: {}, skip: {} }, [
     ["load", "CLIP", "skip", "clip"],

@@ -952,6 +952,22 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     assert page.locator(".iteris-chip").get_attribute("aria-pressed") == "true"
     assert page.locator(".iteris-prompts").count() == 0, "nothing is measured"
     assert page.locator(".iteris-kind").count() == 0, "nor does the kind count"
+    page.evaluate("id => app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))", LOADER)
+    page.evaluate(
+        """() => {
+            const around = app.graph.nodes.find(({ subgraph }) => subgraph);
+            app.canvas.setGraph(around.subgraph);
+            app.canvas.centerOnNode(around.subgraph.nodes[0]);
+        }"""
+    )
+    page.locator(".iteris-opener").press("Enter")
+    page.locator(".iteris-chip").press("Enter")
+    assert page.locator(".iteris-chip").get_attribute("aria-pressed") == "false"
+    page.evaluate("app.canvas.setGraph(app.graph)")
+    assert page_of_rows.prompt()["5"]["inputs"]["text"] == "a castle", "outside the subgraph"
+    page_of_rows.load(workflow, "blocks")
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    page.locator(".iteris-opener").press("Enter")
 
     fields = page.locator(".iteris-blocks input")
     fields.nth(0).fill("0.5")
