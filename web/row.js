@@ -285,9 +285,11 @@ function numberField(value, least, say, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
   Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
+  let last = value; // that is a number
   const read = () => {
     const number = numberIn(field.value);
     const fits = number >= least && number <= MOST;
+    if (fits) last = field.value;
     const isStrong = fits && least < 0 && Math.abs(number) > UNUSUAL;
     field.classList.toggle("iteris-wrong", !fits);
     field.classList.toggle("iteris-strong", isStrong);
@@ -310,6 +312,11 @@ function numberField(value, least, say, name, changed, after = () => {}) {
   field.addEventListener("input", take);
   field.addEventListener("change", after);
   field.addEventListener("focus", () => field.select());
+  field.addEventListener("blur", () => {
+    if (read() !== undefined) return;
+    field.value = last;
+    read();
+  });
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter") field.blur(); // so that the next click marks all again
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];

@@ -70,10 +70,13 @@ export function addRows(node, say, more = []) {
     app.canvas.processContextMenu(node, event);
   });
   // not for the canvas, which would delete the node
-  element.addEventListener(
-    "keydown",
-    (event) => ["Delete", "Backspace"].includes(event.key) && event.stopPropagation(),
-  );
+  element.addEventListener("keydown", (event) => {
+    if (!["Delete", "Backspace"].includes(event.key)) return;
+    event.stopPropagation();
+    const [part] = event.target.classList;
+    const place = Number(event.target.closest(".iteris-row")?.dataset.place);
+    if (["iteris-grip", "iteris-toggle"].includes(part)) view.remove(place, part);
+  });
   savesWithout(node, () => view.heightOpen());
   node.learnIterisFiles = () => view.learn();
   view.read(true);
@@ -188,13 +191,12 @@ class Rows {
     this.focus(place, "iteris-prompts");
   }
 
-  remove(place) {
+  /** Take a row out, and focus a part of the one that comes into its place. */
+  remove(place, part = "iteris-out") {
     this.put(this.entries.toSpliced(place, 1));
     this.finish();
-    (
-      this.list.querySelectorAll(".iteris-out")[Math.min(place, this.list.childElementCount - 1)] ??
-      this.element.querySelector(".iteris-add")
-    )?.focus();
+    const next = this.list.children[Math.min(place, this.list.childElementCount - 1)];
+    (next?.querySelector(`.${part}, .iteris-out`) ?? this.element.querySelector(".iteris-add"))?.focus();
   }
 
   /** Move a row to the next place that is drawn, before or after it. */

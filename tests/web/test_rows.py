@@ -157,6 +157,9 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         strength.fill(odd)
         assert "iteris-wrong" in strength.get_attribute("class"), odd
     assert "<lora:first:3> subject" in text_of(rows), "the last one that is a strength"
+    strength.blur()
+    expect(strength).to_have_value("3")
+    assert "iteris-wrong" not in strength.get_attribute("class")
     strength.fill("0,72")
     for key, number in (("ArrowUp", "0.75"), ("ArrowUp", "0.8"), ("ArrowDown", "0.75")):
         strength.press(key)
@@ -608,6 +611,13 @@ def test_rows_are_added_taken_out_and_moved(rows, picture):
     assert called(rows) == ["second", "third", "first"], "one step of Undo, seen in the rows"
     rows.undo()
     assert text_of(rows) == "\n".join([SECOND, FIRST, THIRD])
+    at(rows, 0, "grip").press("Delete")
+    focused = "[document.activeElement.className, document.activeElement.closest('[data-place]')?.dataset.place]"
+    assert rows.page.evaluate(focused) == ["iteris-grip", "0"]
+    assert text_of(rows) == "\n".join([FIRST, THIRD])
+    at(rows, 1, "toggle").press("Backspace")
+    assert rows.page.evaluate(focused) == ["iteris-toggle", "0"]
+    assert text_of(rows) == FIRST
 
 
 def test_what_is_written_elsewhere_is_seen_in_the_rows(rows, picture):
@@ -1019,7 +1029,7 @@ def test_an_open_row_leaves_no_hole_once_the_workflow_is_opened_again(rows):
     at(rows, 0, "opener").press("Enter")
     rows.settle()
     assert rows.page.evaluate(height) > closed + 40
-    at(rows, 0, "toggle").press("Delete")
+    at(rows, 0, "opener").press("Delete")
     rows.load(rows.workflow(), "opened again")
     assert abs(rows.page.evaluate(height) - closed) < 30
 
