@@ -5,7 +5,7 @@ import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
 import { face } from "./peek.js";
-import { canName, matching, nameOf, namesakes, versions } from "./rows_text.js";
+import { canName, matching, nameOf, namesakes, similar, versions } from "./rows_text.js";
 import { foundBy, madeOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
@@ -34,12 +34,13 @@ function remember(name) {
  * @param {string[]} offer.names
  * @param {string[]} offer.fits families whose LoRAs fit the model; none: that is not known, and all are listed
  * @param {string} [offer.now] the name that is chosen now
+ * @param {string} [offer.lost] the name that is written now, of which there is no file
  * @param {Set<string>} offer.taken names that are chosen elsewhere
  * @param {boolean} offer.several whether Shift chooses one, and leaves the list open for more
  * @param {(word: string, values?: object) => string} say
  * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
-export function choose(anchor, { names, fits, now, taken, several }, say, chosen) {
+export function choose(anchor, { names, fits, now, lost, taken, several }, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -56,7 +57,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   const isWhole = (name) => !lastAboutLora(name)?.error;
   let found = []; // names that can be chosen, of which the first are listed
   let marked; // a name
-  let wished = now; // to be marked once it is listed, unless the user has marked one
+  let wished = now ? [now] : similar(lost ?? "", names); // the first that is listed is to be marked
   let isOwn = false; // the mark, the user's
   let seen; // the name whose picture is shown large
   let isDone = false; // a name is chosen, and no more are
@@ -70,7 +71,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   field.setAttribute("aria-controls", list.id);
   const alike = namesakes(names);
   const isFree = (name) => names.includes(name) && !taken.has(name);
-  const likely = [...(now ? versions(now, names) : []), ...remembered().filter(isFree)];
+  const likely = [...(now ? versions(now, names) : wished), ...remembered().filter(isFree)];
   const ahead = names.length < MANY ? [] : [...new Set(likely)];
   const take = (name, isMore) => {
     if (!canName(name)) {
@@ -147,7 +148,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   };
   /** List what is found, and return the names of all that may be. */
   const show = () => {
-    const first = field.value.trim() ? [] : ahead;
+    const first = field.value.trim() ? [] : ahead.filter((name) => name === now || !isOther(lastAboutLora(name)));
     const matches = matching(names, field.value, (name) => foundBy(lastAboutLora(name) ?? {}));
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
@@ -169,8 +170,10 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
     else if (waiting) rest.replaceChildren(say("reading"));
     else if (found.length) rest.replaceChildren();
     else rest.replaceChildren(all.length ? shownInstead(all.length) : say("no_names"));
-    const isNew = (name) => isWhole(name) && !taken.has(name);
-    const best = found.includes(wished) ? wished : (found.find(isNew) ?? found.find(isWhole) ?? found[0]);
+    const isFit = (name) => isWhole(name) && !isOther(lastAboutLora(name));
+    const isNew = (name) => isFit(name) && !taken.has(name);
+    const wish = wished.find((name) => found.includes(name) && (name === now || isFit(name)));
+    const best = wish ?? found.find(isNew) ?? found.find(isFit) ?? found[0];
     if (!(isOwn && found.includes(marked)) && marked !== best) {
       light(best);
       options.get(best)?.scrollIntoView({ block: "nearest" });
@@ -200,7 +203,7 @@ export function choose(anchor, { names, fits, now, taken, several }, say, chosen
   };
   const search = () => {
     isOwn = false;
-    wished = undefined;
+    wished = [];
     learn(show());
   };
   const move = (by) => found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))];

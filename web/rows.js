@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, repeated, strangers } from "./fitting.js";
+import { nodesOf } from "./graph.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
 import {
   addElement,
@@ -252,11 +253,13 @@ class Rows {
     forget();
     const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
     if (mine !== this.choosing) return;
+    for (const node of nodesOf(app.graph)) node.learnIterisFiles?.(); // files may have come and gone
     const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
     const now = chosen[place];
+    const lost = now ? "" : this.entries[place]?.row.name;
     const taken = new Set(chosen.filter((file, at) => file && at !== place));
     const isNew = place === undefined;
-    const offered = { names: names ?? [], fits: about?.fits ?? [], now, taken, several: isNew };
+    const offered = { names: names ?? [], fits: about?.fits ?? [], now, lost, taken, several: isNew };
     choose(anchor, offered, this.say, (file, isOpen) => {
       if (isNew) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
       else this.write(place, { name: nameOf(file) });
@@ -389,7 +392,8 @@ class Rows {
         const file = row && names ? fileOf(row.name, names) : undefined;
         const lora = file ? await aboutLora(file) : null;
         const picture = file && pictureOf(file, lora);
-        const key = file && !isOff ? JSON.stringify([file, row.blocks, row.without]) : "";
+        const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
+        const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
         return { isOff, isMissing: !!row && !!names && !file, isNamesake: alike.has(file), lora, picture, key };
       }),
     );

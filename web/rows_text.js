@@ -13,6 +13,7 @@ const NAMED = ["priority", "called", "blocks", "without"];
 const TAGS = /<lora:[^<>\n]*>/gi;
 const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
 const MOST = 100; // of a strength, and of a priority
+const LIKE = 0.5; // of the pairs of letters in two similar names, or more, are in both
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
 
@@ -140,6 +141,21 @@ export function namesakes(files) {
 export function versions(file, files) {
   const plain = (name) => name.replace(/\d+/g, "0");
   return files.filter((other) => plain(other) === plain(file));
+}
+
+/** Return the files of a list whose own names are like one, in pairs of letters, the likest first. */
+export function similar(name, files) {
+  const pairsOf = (file) => {
+    const own = nameOf(file).split(/[\\/]/).at(-1).toLowerCase();
+    return new Set([...own].slice(1).map((letter, place) => own[place] + letter));
+  };
+  const wanted = pairsOf(name);
+  const likeness = (file) => {
+    const pairs = pairsOf(file);
+    return (2 * [...pairs].filter((pair) => wanted.has(pair)).length) / (pairs.size + wanted.size);
+  };
+  const alike = new Map(files.map((file) => [file, likeness(file)]));
+  return files.filter((file) => alike.get(file) >= LIKE).sort((one, other) => alike.get(other) - alike.get(one));
 }
 
 /** Return whether a row can name a file of ComfyUI's list, so that it is read as it was written. */

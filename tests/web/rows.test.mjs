@@ -15,6 +15,7 @@ import {
   newRow,
   picked,
   readRows,
+  similar,
   switched,
   versions,
   writtenRow,
@@ -214,6 +215,16 @@ test("what is offered for a model is never taken back, and stays where it is", (
 test("versions of a file are those of its folder that differ in numbers alone", () => {
   const files = ["x/a_v1_0010.st", "x/a_v2.st", "x/a_v1_9.st", "y/a_v1_0010.st", "x/a.st"];
   assert.deepEqual(versions("x/a_v1_9.st", files), ["x/a_v1_0010.st", "x/a_v1_9.st"]);
+});
+
+test("files with similar names are found, the likest first", () => {
+  const files = ["x/robot.st", "sks_robot_v2.safetensors", "owl.st", "a", "y/sks_robot.safetensors"];
+  assert.deepEqual(similar("z/SKS_robot", files), [
+    "y/sks_robot.safetensors",
+    "sks_robot_v2.safetensors",
+    "x/robot.st",
+  ]);
+  assert.deepEqual(similar("", files), []);
 });
 
 test("files of the same name in other folders are told", () => {

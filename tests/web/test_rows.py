@@ -682,6 +682,60 @@ def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
 
 
 @IN_ONE
+def test_files_that_state_the_same_tensors_are_the_same_lora(rows):
+    def copy(route):
+        facts = {"family": "SD1.5", "rank": 8, "error": None}
+        route.fulfill(json=facts | {"hash": "h" if "third" not in route.request.url else ""})
+
+    rows.page.route("**/iteris/lora?*", copy)
+    rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    expect(rows.page.locator(".iteris-again .iteris-family")).to_have_count(2)
+    rows.page.unroute("**/iteris/lora?*", copy)
+
+
+@IN_ONE
+def test_a_list_that_is_asked_for_anew_tells_rows_of_files_that_have_come(rows):
+    """As another window saves them."""
+    files = ["first.safetensors"]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>")
+    missing = rows.page.locator(".iteris-missing")
+    expect(missing).to_have_attribute("data-place", "1")
+    files.append("second.safetensors")
+    rows.page.locator(".iteris-add").click()
+    expect(missing).to_have_count(0)
+    rows.page.keyboard.press("Escape")
+    rows.page.unroute("**/models/loras")
+
+
+@IN_ONE
+def test_the_likest_name_is_marked_for_a_row_without_its_file_and_no_misfit(rows, picture):
+    many = [f"many_{number:02}.safetensors" for number in range(40)]
+    files = [*(f"{name}.safetensors" for name in FAMILIES), *many]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    load_merge_on_a_model(rows, "<lora:secand:1>\n<lora:third_one:1>")
+    rows.page.evaluate("localStorage.setItem('iteris_recent', '[\"third.safetensors\"]')")
+    at(rows, 0, "lora").click()
+    rows.page.get_by_text("Also LoRAs for other models").click()
+    rows.page.keyboard.press("Escape")
+    at(rows, 0, "lora").click()
+    marked = rows.page.locator(".iteris-option[aria-selected=true]")
+    expect(marked).to_have_text("second")
+    picture(rows, "rows_choose_likest")
+    rows.page.keyboard.press("Enter")
+    assert text_of(rows).startswith("<lora:second:1>\n")
+    at(rows, 1, "lora").click()
+    expect(rows.page.locator(".iteris-stranger")).to_contain_text("third")
+    expect(marked).to_have_text("first")
+    rows.page.get_by_text("Also LoRAs for other models").click()
+    rows.page.keyboard.press("Escape")
+    rows.page.unroute("**/iteris/model?*")
+    rows.page.unroute("**/models/loras")
+
+
+@IN_ONE
 def test_a_lora_for_another_model_is_marked_inside_a_subgraph(rows, picture):
     load_merge_on_a_model(rows, TEXT)
     rows.page.evaluate(
