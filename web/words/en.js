@@ -91,7 +91,7 @@ export default {
   no_row_name:
     "A row cannot name {name}: it has a colon, < or > or a line break, or ends in a space. Rename the file, or choose it in LoRA to merge.",
   use: "Use this LoRA, or leave it out. Shift+click: all rows alike.",
-  move: "Drag to another place, or press the up and down keys",
+  move: "Drag to another place, or press the up and down keys. Delete takes the row out.",
   out: "Take this row out",
   open: "Prompts, trigger words and more",
   open_loader: "Trigger words and more",
