@@ -791,15 +791,19 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     rows.page.wait_for_selector('.iteris-asks[data-place="1"]')
     assert at(rows, 1, "needs").is_visible() and not at(rows, 0, "needs").is_visible()
     picture(rows, "rows_ask")
-    needs = at(rows, 1, "needs")
-    rows.page.evaluate("app.graph.getNodeById(1).setSize([340, 300])")
-    rows.settle()
-    assert needs.evaluate("tag => tag.scrollWidth <= tag.clientWidth"), "the name gives way"
-    picture(rows, "rows_ask_narrow")
-    needs.click()
+    at(rows, 1, "needs").click()
     rows.page.keyboard.type("a photo")
     assert text_of(rows).split("\n")[1].endswith("| a photo")
     assert rows.page.locator(".iteris-asks").count() == 0
+    long = f"second_{'long_' * 12}"
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=[f"{long}.safetensors"]))
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    rows.set_widgets(MERGE, loras=f"<lora:{long}:1>")
+    needs = at(rows, 0, "needs")
+    needs.wait_for()
+    assert needs.evaluate("tag => tag.scrollWidth <= tag.clientWidth"), "the name gives way"
+    picture(rows, "rows_ask_long")
+    rows.page.unroute("**/models/loras")
     rows.page.unroute("**/iteris/lora?*second*", wordless)
 
 
