@@ -72,6 +72,8 @@ NEXT = {"EmptyHunyuanLatentVideo", "LoadImage"}  # without inputs, and right bef
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
 GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
 GROUP_ROOM = 12
+LANE = 15  # between links that pass above a node, and its badge
+BADGE = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
 WAIT_MS = 3000  # between two pictures of a run
@@ -162,7 +164,8 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         for key, column in column_of.items()
     }
     boxes = []
-    top = -2 * TITLE - GROUP_ROOM
+    passing = lanes(prompt, column_of, places)
+    top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
     places["note"] = [0, top - NOTE_GAP - sizes["note"][1]]
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUPS))
@@ -191,7 +194,46 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         }""",
         [places, boxes],
     )
+    frontend.page.evaluate(
+        """passing => {
+            for (const [id, slot, left, right, y] of passing) {
+                const link = app.graph.links[app.graph.getNodeById(id).inputs.find(({ name }) => name === slot).link];
+                app.graph.createReroute([left, y], app.graph.createReroute([right, y], link));
+            }
+        }""",
+        [[int(key), *rest] for key, *rest in passing],
+    )
     frontend.settle()
+
+
+def lanes(
+    prompt: dict, column_of: dict[str, int], places: dict[str, list[float]]
+) -> list[tuple[str, str, float, float, float]]:
+    """Return the links that would go behind nodes, and seem to be theirs, with a way above these:
+    the node and the input that a link goes to, where the way begins and ends, and how high it is.
+    """
+    long = [
+        (source, key, name)
+        for key, node in prompt.items()
+        for name, value in node["inputs"].items()
+        for source in (value[0] for value in [value] if isinstance(value, list))
+        if column_of[key] > column_of[source] + 1
+    ]
+
+    def before(column: int) -> float:
+        left = min(places[key][0] for key, value in column_of.items() if value == column)
+        return left - GAP_X / 2
+
+    return [
+        (
+            key,
+            name,
+            before(column_of[source] + 1),
+            before(column_of[key]),
+            -TITLE - BADGE - LANE * (n + 1),
+        )
+        for n, (source, key, name) in enumerate(reversed(long))
+    ]
 
 
 def room_below(prompt: dict, key: str) -> float:
