@@ -258,6 +258,17 @@ def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows):
         expect(rows.page.locator(".iteris-option")).to_have_text([re.compile(f"^{name}")])
         rows.page.keyboard.press("Enter")
         assert text_of(rows).endswith(f"\n<lora:{name}:1>")
+    many = [f"many_{number}.safetensors" for number in range(100, 330)]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
+    rows.page.locator(".iteris-add").click()
+    rows.page.wait_for_selector(".iteris-option")
+    rows.page.keyboard.type(
+        "of many_329"
+    )  # beyond those that are listed, and so read, without a word
+    expect(rows.page.locator(".iteris-option")).to_have_text(["many_329"])
+    rows.page.keyboard.press("Escape")
+    rows.page.unroute("**/models/loras")
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
 
 
 def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(rows, picture):
