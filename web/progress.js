@@ -26,7 +26,7 @@ export const shareOf = ({ stage: { starts, share }, done, total }) => starts + (
 
 /**
  * Return when a run ends by what the server tells now, and the most that is told until the server tells more: what is
- * told waits for an estimate that is a little longer, and does not go up.
+ * told waits for an estimate that is a little longer, and does not go up, unless it has run out.
  *
  * @param {object|undefined} before what this returned last
  * @param {object} told `seconds_left`: of the `stage` alone, unless that is like the others; 0: nobody knows
@@ -37,7 +37,7 @@ export function followed(before, { stage, seconds_left: seconds }, now) {
   if (!seconds) return undefined;
   const of = stage.is_alike ? undefined : stage.number;
   const shown = before?.of === of ? secondsLeft(before, now) : undefined;
-  const waits = seconds > shown && seconds <= MORE.share * shown + MORE.seconds;
+  const waits = shown >= FEW && seconds > shown && seconds <= MORE.share * shown + MORE.seconds;
   return { end: now + seconds, most: waits ? shown : seconds, of };
 }
 
@@ -45,9 +45,9 @@ function secondsLeft(found, now) {
   return found && Math.max(0, Math.min(found.most, found.end - now));
 }
 
-/** Return how long a run still takes in words, such as "about 40 s left"; "": nobody knows. */
+/** Return how long a run still takes in words, such as "about 40 s left"; "": nobody knows, or it takes longer. */
 export function timeLeft(found, now, say) {
-  if (!found) return "";
+  if (!found || now > found.end + FEW) return "";
   const seconds = secondsLeft(found, now);
   if (seconds < FEW) return say("left_few");
   return say(found.of === undefined ? "left" : "left_of_stage", { time: duration(seconds, say) });

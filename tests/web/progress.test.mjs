@@ -27,19 +27,21 @@ test("what is done is a share of all stages", () => {
   assert.equal(shareOf({ stage, done: 0, total: 0 }), 0.2);
 });
 
-test("the time counts down between two reports, and ends at a few seconds", () =>
-  assert.deepEqual(shown({ 0: 40 }, [0, 10, 33, 36, 60]), [
+test("the time counts down between two reports, and nothing is told once it is over", () =>
+  assert.deepEqual(shown({ 0: 40 }, [0, 10, 33, 36, 44, 46]), [
     "about 40 s left",
     "about 30 s left",
     "about 7 s left",
     "a few seconds left",
     "a few seconds left",
+    "",
   ]));
 
 test("an estimate that is a little longer is waited for, and one that is much longer is told", () => {
   const waits = ["about 30 s left", "about 20 s left", "about 20 s left", "about 20 s left", "about 15 s left"];
   assert.deepEqual(shown({ 0: 30, 10: 25 }, [0, 10, 12, 15, 20]), waits);
   assert.deepEqual(shown({ 0: 30, 10: 60 }, [10, 20]), ["about 60 s left", "about 50 s left"]);
+  assert.deepEqual(shown({ 0: 10, 8: 9 }, [0, 7, 8]), ["about 10 s left", "a few seconds left", "about 9 s left"]);
 });
 
 test("the time of a stage alone is not compared with that of all", () => {
