@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
@@ -32,7 +33,7 @@ from .sockets import (
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 from .validation import checked
-from .workflow import texts_upstream
+from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.presets import Changes
@@ -178,7 +179,11 @@ class Merge(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
-        """Refuse rows that cannot be merged before the model is loaded."""
+        """Refuse rows that cannot be merged, and a Compare that could not draw them, before the
+        model is loaded.
+        """
+        if wrong := drawn_with_merge(host.prompt_sent(), cls.hidden.unique_id):
+            return wrong
         return refused(
             loras,
             ready_row,
@@ -238,3 +243,25 @@ class Merge(io.ComfyNode):
                 **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report, what),
             },
         )
+
+
+def drawn_with_merge(prompt: Mapping[str, Any], merge: str) -> str:
+    """Return what is wrong with a Compare of a merge whose MODEL or CLIP carries the merged LoRA;
+    empty: nothing. It would say so itself, but after the merge.
+
+    Args:
+        prompt: See `workflow.upstream`.
+        merge: The node that merges.
+    """
+    for node, given in prompt.items():
+        merged = inputs_of(prompt, node).get("merged")
+        is_own = isinstance(merged, list) and str(merged[0]) == str(merge)
+        if given.get("class_type") == "IterISCompare" and is_own:
+            for name in ("model", "clip"):
+                if str(merge) in upstream(prompt, node, (name,)):
+                    return (
+                        f"Compare: its {name} comes from this node, so there would be nothing to "
+                        "compare the merge with. Connect the one that this node gets, such as the "
+                        "checkpoint loader's"
+                    )
+    return ""

@@ -20,7 +20,17 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> Iterator[str]:
-    """Yield every text in the nodes that some inputs of a node come from, however far back.
+    """Yield every text in some inputs of a node and in the nodes before them; see `upstream`."""
+    own = inputs_of(prompt, node_id)
+    before = (inputs_of(prompt, each) for each in upstream(prompt, node_id, inputs))
+    for values in [{name: own[name] for name in inputs if name in own}, *before]:
+        for value in values.values():
+            if not _is_link(prompt, value):
+                yield from strings_in(value)
+
+
+def upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> Iterator[str]:
+    """Yield the nodes that some inputs of a node come from, however far back.
 
     Args:
         prompt: Node's id -> node, as ComfyUI keeps a workflow; a link is [id, number of the
@@ -28,17 +38,19 @@ def texts_upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str
         node_id: The node.
         inputs: Names of the inputs of the node that count.
     """
-    values = {name: value for name, value in inputs_of(prompt, node_id).items() if name in inputs}
-    waiting: list[Mapping[str, Any]] = [values]
+    own = inputs_of(prompt, node_id)
+    waiting = [own[name] for name in inputs if name in own]
     seen = set()
     while waiting:
-        for value in waiting.pop().values():
-            if isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt:
-                if str(value[0]) not in seen:
-                    seen.add(str(value[0]))
-                    waiting.append(inputs_of(prompt, str(value[0])))
-            else:
-                yield from strings_in(value)
+        value = waiting.pop()
+        if _is_link(prompt, value) and str(value[0]) not in seen:
+            seen.add(str(value[0]))
+            yield str(value[0])
+            waiting += inputs_of(prompt, str(value[0])).values()
+
+
+def _is_link(prompt: Mapping[str, Any], value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and str(value[0]) in prompt
 
 
 def inputs_of(prompt: Mapping[str, Any], node_id: str) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes import compare
+from iteris_pack.nodes import compare, merge
 from iteris_pack.nodes.sockets import MergedLora
 
 from iteris_core import (
@@ -83,6 +83,29 @@ def test_the_users_prompts_are_refused_before_the_merge():
     assert "nothing to draw" in refused("<lora:dog:1>")
     for prompt in ("a dog", "", None):  # empty: the LoRAs' own; None: from another node
         assert refused(prompt) is True
+
+
+@pytest.mark.parametrize(
+    ("model", "clip", "said"),
+    [
+        (["1", 0], ["1", 1], ""),
+        (["2", 0], ["1", 1], "Compare: its model comes from this node"),
+        (["1", 0], ["4", 1], "Compare: its clip comes from this node"),
+    ],
+)
+def test_a_compare_of_a_merge_with_itself_stops_the_merge(model, clip, said):
+    prompt = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
+        "2": {"class_type": "IterISMerge", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "3": {
+            "class_type": "IterISCompare",
+            "inputs": {"model": model, "clip": clip, "merged": ["2", 3]},
+        },
+        "4": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["2", 1]}},
+    }
+    found = merge.drawn_with_merge(prompt, "2")
+    assert found.startswith(said) and bool(found) == bool(said)
+    assert merge.drawn_with_merge(prompt, "other") == ""
 
 
 @pytest.fixture
