@@ -1,4 +1,5 @@
-// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, and a loader that becomes a merge.
+// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, a loader that becomes a merge, and
+// what saves it.
 
 const GAP = 60;
 const ROOM = 340; // for the report of a merge, and its times
@@ -186,6 +187,23 @@ export function turnInto(node, create, canvas) {
     graph.remove(node);
   });
   setTimeout(() => bringIntoSight(shown, canvas), LAID_OUT);
+}
+
+/** Put a Save merged LoRA at the right of a merge. */
+export function addSave(merge, create, canvas) {
+  const { graph } = merge;
+  asOneChange(canvas, () => {
+    const save = create("IterISSave");
+    const left = merge.pos[0] + merge.size[0] + GAP;
+    save.pos = [left, Math.max(merge.pos[1], freeBelow(graph, left, left + save.size[0]))];
+    graph.add(save);
+    merge.connect(
+      merge.outputs.findIndex(({ type }) => type === "ITERIS_MERGED"),
+      save,
+      "merged",
+    );
+    setTimeout(() => bringIntoSight([save], canvas), LAID_OUT);
+  });
 }
 
 /** Move the page to nodes of which not all is seen, and make it smaller where they do not fit into it. */

@@ -1,7 +1,7 @@
 // The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
-import { turnInto } from "./chain.js";
+import { addSave, turnInto } from "./chain.js";
 import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
@@ -14,6 +14,7 @@ const PROPERTY = "iteris_report"; // in the node's properties, so that a saved w
 const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
 const PREVIEW = "Preview"; // the preset that measures nothing
 const PANEL_WIDTH = 400;
+const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
@@ -21,6 +22,12 @@ export function mergeButton(node, say) {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
     turnInto(node, (type) => LiteGraph.createNode(type), app.canvas);
   });
+}
+
+/** Return whether something takes the merged LoRA that may save it. */
+function isKept({ graph, outputs }) {
+  const links = outputs.filter(({ type }) => KEPT.includes(type)).flatMap((output) => output.links ?? []);
+  return links.some((id) => graph?.getNodeById(graph.getLink(id)?.target_id)?.comfyClass !== "IterISCompare");
 }
 
 /** Return the height of a report's details where they are open, without their title. */
@@ -50,12 +57,16 @@ export function addReport(node, say) {
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
+  let wasKept = false; // what `isKept` told last
   let shown; // what the run has told that was shown last
   const show = () => {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
-    draw(element, node.properties[PROPERTY], say, { earlier, failure, isGone: isFileGone, isOpen, isPreview, toggled });
+    const save = isKept(node) ? undefined : () => addSave(node, LiteGraph.createNode.bind(LiteGraph), app.canvas);
+    const how = { earlier, failure, isGone: isFileGone, isOpen, isPreview, save, toggled };
+    wasKept = isKept(node);
+    draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
@@ -148,7 +159,10 @@ export function addReport(node, say) {
       "callback",
       node.compareIterisRun,
     );
-  also(node, "onConnectionsChange", node.compareIterisRun);
+  also(node, "onConnectionsChange", () => {
+    node.compareIterisRun();
+    if (node.properties[PROPERTY] && !layers && isKept(node) !== wasKept) show();
+  });
   also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];

@@ -43,9 +43,10 @@ function paint(element, task) {
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
+ * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, toggled } = {}) {
+export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, save, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   element.classList.toggle("iteris-old", !!earlier);
@@ -55,6 +56,7 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
+  else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));
@@ -153,6 +155,13 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
     if (isCopied) setTimeout(() => (copy.textContent = say("copy")), COPIED);
   });
   line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copy);
+  return line;
+}
+
+function unsaved(save, say) {
+  const line = html("div", "iteris-file");
+  const add = button("iteris-copy", say("save"), say("save_title"), save);
+  line.append(html("span", "iteris-quiet", say("unsaved")), add);
   return line;
 }
 

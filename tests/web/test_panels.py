@@ -230,6 +230,31 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert frontend.errors == []
 
 
+def test_a_merge_that_nothing_saves_offers_what_does(in_renderer, small, picture):
+    frontend = in_renderer
+    small(frontend, seed=56)
+    frontend.page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", SAVE)
+    frontend.keep()
+    frontend.show(MERGE, top=100)
+    frontend.executed(MERGE, THREE)
+    line = frontend.page.locator(".iteris-file", has_text="Not saved as a file.")
+    expect(line).to_have_count(1)
+    picture(frontend, "not_saved")
+    line.get_by_role("button", name="Save").click()
+    expect(line).to_have_count(0)
+
+    def saves():
+        nodes = frontend.prompt().values()
+        return [
+            node["inputs"].get("merged") for node in nodes if node["class_type"] == "IterISSave"
+        ]
+
+    assert saves() == [[str(MERGE), 3]]
+    frontend.undo()
+    assert saves() == []
+    assert frontend.errors == []
+
+
 def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
     frontend = in_renderer
     small(frontend, seed=21)

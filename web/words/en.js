@@ -37,6 +37,9 @@ export default {
   overlaps_more: "By their files, the LoRAs disturb each other {percent} % more than stacked.",
   base_less: "Pictures of other things change {percent} % less.",
   base_more: "Pictures of other things change {percent} % more.",
+  unsaved: "Not saved as a file.",
+  save: "Save",
+  save_title: "Add a Save merged LoRA, which writes the file at the next run",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   forgotten:
