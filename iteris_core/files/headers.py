@@ -21,7 +21,7 @@ from .tensors import read_header, version
 from .trigger_words import TriggerWords, trigger_words
 
 Facts = TypeVar("Facts")
-_FILES = 1000  # whose facts are remembered: eight words each, at most
+_FILES = 5000  # whose facts are remembered, some 2 kB each: people have thousands
 _MERGED_CHARACTERS = 1_000  # of names of LoRAs
 _LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
 
