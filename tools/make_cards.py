@@ -82,6 +82,7 @@ for _caption, _file in ASKED.items():  # of each the first picture of one seed
         DRAWN[f"alone, {_caption}"] = Drawing((_file,), _caption)
     DRAWN[f"stacked, {_caption}"] = Drawing(drawn.LORAS, _caption)
     DRAWN[f"merged, {_caption}"] = Drawing((MERGED,), _caption)
+DRAWN["two stacked"] = Drawing((ROBOT, OWL), drawn.PROMPT, seed=2)
 ROWS = {"alone": "the LoRA\nalone", "stacked": "all three\nstacked", "merged": "all three\nmerged"}
 NOBODY = "no LoRA alone\nknows both"
 SIDE = 460
@@ -172,6 +173,7 @@ CARDS = {
         (Plate("a file's recipe", ("merged 1",), ("LoRAs", "prompts", "settings"), 270),),
         (Plate("made again", ("merged 1",)),),
     ),
+    "draw_with_several_loras": Card(TWO, (Plate("a picture", ("two stacked",)),)),
 }
 
 

@@ -40,6 +40,7 @@ TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
     "IterISModelLoras": 400,
+    "IterISLoad": 400,
     "IterISCompare": 440,
     "IterISSave": 340,
     "CheckpointSave": 340,
@@ -65,12 +66,19 @@ BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
     ("LoraLoader", "LoraLoader"),
     ("KSamplerAdvanced", "KSamplerAdvanced"),
+    ("KSampler", "VAEDecode"),
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
 }
-NEXT = {"EmptyHunyuanLatentVideo", "LoadImage"}  # without inputs, and right before what needs it
+# without inputs, and right before what needs it
+NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "LoadImage"}
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
-GROUPS = {"Choose": "#3f789e", "Merge": "#8a6d3b", "See and save": "#4f7a52"}
+GROUP_COLOURS = ("#3f789e", "#8a6d3b", "#4f7a52")
+# the first of these that a template has: with it the second group begins, and ends
+SECOND_GROUP = (
+    ("IterISModelLoras", "IterISMerge", "CLIPTextEncode"),
+    ("IterISMerge", "CLIPTextEncode"),
+)
 GROUP_ROOM = 12
 LANE = 15  # between links that pass above a node, and its badge
 BADGE = 12
@@ -118,7 +126,7 @@ def columns(prompt: dict) -> dict[str, int]:
     return found
 
 
-def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
+def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> None:
     """Put the nodes into columns, from left to right as the data goes, the note above them, and a
     coloured group around those that belong together.
     """
@@ -127,7 +135,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else NARROWEST)
         for key, node in prompt.items()
     }
-    lines = sum(1 + len(line) // NOTE_CHARACTERS for line in note.splitlines())
+    lines = sum(1 + len(line) // NOTE_CHARACTERS for line in template.note.splitlines())
     sizes = frontend.page.evaluate(
         """([widths, text, size]) => {
             const note = LiteGraph.createNode('MarkdownNote');
@@ -143,7 +151,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
                 return [node === note ? 'note' : node.id, [...node.size]];
             }));
         }""",
-        [widths, note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
+        [widths, template.note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
     )
     places = {}
     x = 0.0
@@ -157,7 +165,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
         x += max(sizes[key][0] for key in members) + GAP_X
     first, last = (
         column_of[next(key for key, node in prompt.items() if node["class_type"] in kinds)]
-        for kinds in (("IterISModelLoras", "IterISMerge"), ("IterISMerge",))
+        for kinds in SECOND_GROUP
     )
     group_of = {
         key: 0 if column < first else 1 if column <= last else 2
@@ -168,14 +176,14 @@ def arrange(frontend: browser.Frontend, prompt: dict, note: str) -> None:
     top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
     places["note"] = [0, top - NOTE_GAP - sizes["note"][1]]
     insides = [
-        [key for key in group_of if group_of[key] == number] for number in range(len(GROUPS))
+        [key for key in group_of if group_of[key] == number] for number in range(len(GROUP_COLOURS))
     ]
     bottoms = [
         max(places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside) + GROUP_ROOM
         for inside in insides
     ]
     bottom = max(bottoms[0] + SETTINGS_ROOM, *bottoms[1:])
-    for (title, colour), inside in zip(GROUPS.items(), insides, strict=True):
+    for title, colour, inside in zip(template.groups, GROUP_COLOURS, insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
         boxes.append(
@@ -290,7 +298,7 @@ def make_workflows(chromium: object, address: str, names: list[str]) -> None:
         fixed_seeds(frontend)
         whole(frontend)  # what is out of sight has no height
         frontend.words_shown()
-        arrange(frontend, prompt, template.note)
+        arrange(frontend, prompt, template)
         text = json.dumps(opening(frontend.workflow(), template), indent=1, ensure_ascii=False)
         file = ROOT / "workflows" / f"{number} {template.title}.json"
         file.write_text(text + "\n", encoding="utf-8")

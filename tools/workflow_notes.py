@@ -27,12 +27,14 @@ class Template:
         does: First sentence of the note.
         steps: What to choose; to press Run is the last one.
         then: What comes out, and what is good to know.
+        groups: What its three groups are called, after their numbers.
     """
 
     title: str
     does: str
     steps: tuple[str, ...]
     then: tuple[str, ...]
+    groups: tuple[str, str, str] = ("Choose", "Merge", "See and save")
 
     @property
     def name(self) -> str:
@@ -167,5 +169,19 @@ TEMPLATES = (
             f"{_KEPT} LoRAs are measured on this picture, too. Two files are saved, "
             "*iteris_wan_i2v_high_noise* and *iteris_wan_i2v_low_noise*. Load each at strength 1.0.",
         ),
+    ),
+    Template(
+        "Draw with several LoRAs",
+        "Draws a picture with several LoRAs at once, without a merge.",
+        (
+            _CHOOSE,
+            "**Load LoRAs**: choose a file in each row",
+            "**Prompt**: write what to draw. Open a row to add its trigger words by a click",
+        ),
+        (
+            "Where the LoRAs spoil each other, press *Merge these* below the rows: the node becomes "
+            "**Merge LoRAs**, with **Compare** and **Save merged LoRA**.",
+        ),
+        groups=("Choose", "Write", "Draw"),
     ),
 )

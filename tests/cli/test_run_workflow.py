@@ -53,11 +53,18 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
+def test_rows_are_a_loaders_too(start):
+    loader = {"class_type": "IterISLoad", "inputs": {"loras": "<lora:old>"}}
+    sent = start("--lora", "ink:0.7", workflow=without("2", **{"2": loader}))
+    assert sent["2"]["inputs"]["loras"] == "<lora:ink:0.7>"
+
+
 def test_what_is_missing_is_named(start):
     from_others = {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}
     for options, workflow, told in (
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
         (("--lora", "b"), without("2", **{"2": from_others}), "come from other nodes"),
+        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge or IterISLoad"),
         ((), {"nodes": []}, "is not a workflow in the API's format"),
     ):
         with pytest.raises(SystemExit, match=told):

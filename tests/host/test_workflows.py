@@ -72,13 +72,14 @@ def test_it_runs(host, files, name):
     outputs = host.run(nodes)["outputs"]
     merges = [key for key, node in nodes.items() if node["class_type"] == "IterISMerge"]
     saved = [key for key, node in nodes.items() if node["class_type"] == "IterISSave"]
-    assert len(merges) == 1
-    assert outputs[merges[0]]["iteris_report"][0]["layers"]
+    assert len(merges) == (name != "draw_with_several_loras")
+    for merge in merges:
+        assert outputs[merge]["iteris_report"][0]["layers"]
     if name == "merge_into_a_checkpoint":
         [checkpoint] = (host.output / "checkpoints").glob("with_loras*")
         assert saved == [] and checkpoint.stat().st_size > 1e6
         checkpoint.unlink()
-    else:
+    elif merges:
         assert outputs[saved[0]]["text"][1].startswith("read back:")
     for key, node in nodes.items():
         if pictures := PICTURES.get(node["class_type"]):

@@ -70,18 +70,18 @@ def read(workflow: Path) -> Nodes:
 
 
 def set_checkpoint(nodes: Nodes, name: str) -> None:
-    for node in wanted(nodes, "CheckpointLoaderSimple", "--checkpoint"):
+    for node in wanted(nodes, ("CheckpointLoaderSimple",), "--checkpoint"):
         node["inputs"]["ckpt_name"] = name
 
 
 def set_loras(nodes: Nodes, rows: Sequence[str]) -> None:
-    """Replace the rows of the merge. What else is connected to it stays."""
+    """Replace the rows of the merge or loader. What else is connected to it stays."""
     text = "\n".join(row if row.lstrip().startswith("<") else f"<lora:{row}>" for row in rows)
-    for node in wanted(nodes, "IterISMerge", "--lora"):
+    for node in wanted(nodes, ("IterISMerge", "IterISLoad"), "--lora"):
         if not isinstance(node["inputs"].get("loras"), str):
             sys.exit(
-                "--lora: IterISMerge of this workflow has no text in loras, so there is nothing to "
-                "replace; its LoRAs come from other nodes. Write their files into those"
+                f"--lora: {node['class_type']} of this workflow has no text in loras, so there is "
+                "nothing to replace; its LoRAs come from other nodes. Write their files into those"
             )
         node["inputs"]["loras"] = text
 
@@ -124,12 +124,13 @@ def texts_before(nodes: Nodes, link: Any) -> Iterator[Nodes]:
             waiting += [value for name, value in inputs if name != "negative"]
 
 
-def wanted(nodes: Nodes, class_type: str, option: str) -> list[Nodes]:
-    """Return the nodes of a class, or end with what is missing."""
-    found = [node for node in nodes.values() if node["class_type"] == class_type]
+def wanted(nodes: Nodes, class_types: Sequence[str], option: str) -> list[Nodes]:
+    """Return the nodes of some classes, or end with what is missing."""
+    found = [node for node in nodes.values() if node["class_type"] in class_types]
     if not found:
+        named = " or ".join(class_types)
         there = ", ".join(sorted({node["class_type"] for node in nodes.values()}))
-        sys.exit(f"{option}: this workflow has no node {class_type}; it has {there}")
+        sys.exit(f"{option}: this workflow has no node {named}; it has {there}")
     return found
 
 
