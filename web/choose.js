@@ -142,6 +142,7 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
     sayMade(option.lastChild, madeOf(lora ?? {}, say));
     option.classList.toggle("iteris-broken", !isWhole(name));
     option.classList.toggle("iteris-stranger", !!isOther(lora));
+    option.dataset.family = isOther(lora) ? lora.family : "";
     option.classList.toggle("iteris-taken", taken.has(name));
     const described = [...doubtsOf(lora), ...(taken.has(name) ? [say("taken")] : [])];
     option.setAttribute("aria-description", described.join("\n"));

@@ -468,6 +468,8 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     rows.page.locator(".iteris-search").fill("third")
     rows.page.get_by_text("1 for another model: show").click()
     expect(third).to_have_count(1)
+    expect(third).to_have_attribute("data-family", "SDXL")
+    picture(rows, "rows_choose_others")
     rows.page.get_by_text("Also LoRAs for other models").click()
     rows.page.locator(".iteris-search").fill("no such")
     expect(rows.page.get_by_text("No LoRA has this name.")).to_be_visible()

@@ -57,7 +57,7 @@ export default {
   changed: "Result of a run with other settings.",
   unreadable: "The report that this workflow saved cannot be read; a run makes a new one.",
   cut: "This report has more than can be shown; the rest is left out.",
-  add: "+ add another LoRA",
+  add: "+ Add another LoRA",
   add_title: "Add another LoRA after this one",
   remove: "− take out",
   remove_title: "Take this LoRA out of the chain; its neighbours are joined",
