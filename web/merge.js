@@ -161,7 +161,8 @@ export function addReport(node, say) {
     );
   also(node, "onConnectionsChange", () => {
     node.compareIterisRun();
-    if (node.properties[PROPERTY] && !layers && isKept(node) !== wasKept) show();
+    // once a workflow that is being opened is there, and its report was read
+    setTimeout(() => node.properties[PROPERTY] && !layers && isKept(node) !== wasKept && show());
   });
   also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
   also(node, "onConfigure", () => {
