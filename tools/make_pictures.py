@@ -84,6 +84,7 @@ LANE = 15  # between links that pass above a node, and its badge
 BADGE = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
+NOTICE_MS = 8000  # of one that a run has ended
 WAIT_MS = 3000  # between two pictures of a run
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 DIVIDED = 25  # per cent of a comparison's picture that are on the left
@@ -92,6 +93,11 @@ OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is;
 READABLE = 0.58  # below, the frontend writes no letters
 WINDOW = (1280, 800)
 MARGIN = 20  # of a template to the window's ends
+# where the merge is on a page: with its group's title, and what is at its right; or at its left, too
+MERGE_FIRST = {"left": 86, "top": 216, "scale": 0.9}
+MERGE_SECOND = {"left": 372, "top": 216, "scale": 0.85}
+NOWHERE = (30, 450)  # on a page, for the pointer
+TALL = {"width": 1280, "height": 1000}  # for what a page does not show whole
 # the rows of the first template as nodes of their own: newer frontends show no rows on a subgraph
 CHOSEN = {"5": "choose a LoRA", "6": "choose another LoRA"}
 # node and widget that its blueprint shows, and under which name
@@ -408,7 +414,7 @@ def close_news(page: Any) -> None:
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
     size = {"width": 1280, "height": 800}
-    frontend = browser.Frontend(chromium, address, **size)
+    frontend = browser.Frontend(chromium, address, **size, Comfy_VueNodes_Enabled=True)
     page = frontend.page
     page.set_default_timeout(MOST_MS)
     folder = ROOT / "docs" / "img"
@@ -430,8 +436,9 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     dialog.get_by_text(title).first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     page.locator(".iteris-missing").nth(1).wait_for()
+    page.mouse.move(*NOWHERE)
     shoot("2_workflow")
-    frontend.show(merge, left=330, top=150)
+    frontend.show(merge, **MERGE_SECOND)
     files = page.locator(".iteris-row .iteris-lora")
     files.first.click()
     first, second = (page.locator(".iteris-option", has_text=name) for name in SUBJECTS)
@@ -440,28 +447,29 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     shoot("3_loras")
     second.click()
     small_model(frontend, merge, compare)
-    page.mouse.move(40, 760)
+    page.mouse.move(*NOWHERE)
     frontend.run()
     page.locator(".iteris-block").nth(2).wait_for()
     shoot("4_running")
     page.wait_for_selector(".iteris-file")
     page.wait_for_selector(".iteris-text >> text=read back")
-    page.locator(".p-toast-message").first.wait_for(state="hidden")
-    frontend.show(merge, left=90, top=110)
-    shoot("5_report")
     frontend.pictures_shown()
-    frontend.show(compare, left=380, top=-170)
+    frontend.show(merge, **MERGE_FIRST)
+    page.wait_for_timeout(NOTICE_MS)
+    shoot("5_report")
+    page.set_viewport_size(TALL)
+    frontend.show(merge, left=86, top=204, scale=0.82)
     divide(frontend, DIVIDED)
     shoot("6_compare")
-    frontend.show(merge, left=330, top=-300)
     page.locator(".iteris-details summary", has_text="Layers").click()
+    frontend.show(merge, left=300, top=-70, scale=0.9)
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("7_details")
-    vue = browser.Frontend(chromium, address, **size, Comfy_VueNodes_Enabled=True)
-    vue.load(frontend.workflow(), title)
-    vue.page.locator(".iteris-kept").first.wait_for()
-    vue.show(merge, left=330, top=110)
-    shoot("8_nodes_2", vue)
+    canvas = browser.Frontend(chromium, address, **size)
+    canvas.load(frontend.workflow(), title)
+    canvas.page.locator(".iteris-kept").first.wait_for()
+    canvas.show(merge, **MERGE_FIRST)
+    shoot("8_canvas", canvas)
 
 
 def divide(frontend: browser.Frontend, share: float) -> None:
