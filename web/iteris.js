@@ -108,7 +108,8 @@ async function showFailure(node, { node_id: id, exception_message: message }) {
 function showRecalled(found) {
   found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
   for (const [id, output] of found) {
-    showOutput(nodeAt(app.graph, id), output);
+    const node = nodeAt(app.graph, id);
+    if (node) showOutput(node, output); // it may be gone since
   }
 }
 

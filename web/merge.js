@@ -63,11 +63,16 @@ export function addReport(node, say) {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
-    const save = isKept(node) ? undefined : () => addSave(node, LiteGraph.createNode.bind(LiteGraph), app.canvas);
+    const save = isKept(node) || earlier ? undefined : saveNow;
     const how = { earlier, failure, isGone: isFileGone, isOpen, isPreview, save, toggled };
     wasKept = isKept(node);
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
+  };
+  /** Add what saves the merge, and run it: the server has the merge already. */
+  const saveNow = () => {
+    addSave(node, (type) => LiteGraph.createNode(type), app.canvas);
+    app.queuePrompt(0);
   };
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(

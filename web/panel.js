@@ -55,11 +55,11 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
+  for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
-  for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   const details = html("details", "iteris-details");
   details.open = isOpen ?? !model.verdict;
   const summary = html("summary", "", say("details"));

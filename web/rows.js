@@ -76,7 +76,7 @@ export function addRows(node, say, more = []) {
     event.stopPropagation();
     const [part] = event.target.classList;
     const place = Number(event.target.closest(".iteris-row")?.dataset.place);
-    if (["iteris-grip", "iteris-toggle"].includes(part)) view.remove(place, part);
+    if (["iteris-grip", "iteris-toggle", "iteris-lora"].includes(part)) view.remove(place, part);
   });
   savesWithout(node, () => view.heightOpen());
   node.learnIterisFiles = () => view.learn();

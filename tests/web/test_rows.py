@@ -628,8 +628,8 @@ def test_rows_are_added_taken_out_and_moved(rows, picture):
     focused = "[document.activeElement.className, document.activeElement.closest('[data-place]')?.dataset.place]"
     assert rows.page.evaluate(focused) == ["iteris-grip", "0"]
     assert text_of(rows) == "\n".join([FIRST, THIRD])
-    at(rows, 1, "toggle").press("Backspace")
-    assert rows.page.evaluate(focused) == ["iteris-toggle", "0"]
+    at(rows, 1, "lora").press("Backspace")
+    assert rows.page.evaluate(focused) == ["iteris-lora", "0"]
     assert text_of(rows) == FIRST
 
 

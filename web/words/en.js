@@ -39,7 +39,7 @@ export default {
   base_more: "Pictures of other things change {percent} % more.",
   unsaved: "Not saved as a file.",
   save: "Save",
-  save_title: "Add a Save merged LoRA, which writes the file at the next run",
+  save_title: "Add a Save merged LoRA, and run it",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   forgotten:

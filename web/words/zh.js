@@ -37,7 +37,7 @@ export default {
   base_more: "与它们无关的图片，改变比叠加时多 {percent} %。",
   unsaved: "尚未保存为文件。",
   save: "保存",
-  save_title: "添加“保存合并后的 LoRA”，下次运行时写出文件",
+  save_title: "添加“保存合并后的 LoRA”并运行",
   saved: "已保存：{name}，{mb} MB，秩 {rank}。",
   file_gone: "曾保存为 {name}，该文件后来被移除或改变。重新运行会再次保存。",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行会再次生成，合并也会重新进行。",
