@@ -10,7 +10,7 @@ from comfy_host import node
 from PIL import Image
 from waiting import HANGS
 
-from demo.client import WorkflowFailed
+from demo.client import WorkflowFailed, WorkflowRejected
 
 SIDE = 64
 STRIP = 24
@@ -130,15 +130,14 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     ]
 
 
-def test_what_cannot_be_compared_is_told(host, workflow, compared):
-    """The merge is in the server's cache, as after a look at its picture."""
+def test_what_cannot_be_compared_is_refused_before_the_merge(host, workflow, compared):
     nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
     inputs = nodes["40"]["inputs"]
     inputs.update(model=["5", 0])
-    with pytest.raises(WorkflowFailed, match="carries the merged LoRA already"):
+    with pytest.raises(WorkflowRejected, match="Compare: its model comes from this node"):
         host.run(nodes)
     inputs.update(model=["31", 0], clip=["5", 1])
-    with pytest.raises(WorkflowFailed, match="carries the merged LoRA already"):
+    with pytest.raises(WorkflowRejected, match="Compare: its clip comes from this node"):
         host.run(nodes)
 
 

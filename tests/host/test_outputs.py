@@ -118,7 +118,7 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     assert preview == "beside it: scene.preview.png"
     stacked = outputs["8"]["iteris_loras"]
     assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
-        ("scene.safetensors", [1.0, 1.0], "modelspec.trigger_phrase")
+        ("scene.safetensors", [1.0, 1.0], "iteris.recipe")
     ]
 
 
