@@ -50,6 +50,9 @@ function freeBelow(graph, left, right, but = undefined) {
   return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
 }
 
+/** Return where a node of a width has room, from a height on; see `freeBelow`. */
+const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow(graph, left, left + width, but))];
+
 const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
 
 /**
@@ -141,7 +144,7 @@ export function turnInto(node, create, canvas) {
     makeRoom(graph, merge, height + ROOM, node);
     graph.add(merge);
     const [start, top] = merge.pos;
-    const placed = (left, width) => [left, Math.max(top, freeBelow(graph, left, left + width, node))];
+    const placed = (left, width) => placeIn(graph, left, width, top, node);
     const link = (origin, target, name) =>
       origin && join(origin, { inputNode: target, input: target.inputs.find((input) => input.name === name) });
     let more = originOf("more_loras");
@@ -195,7 +198,7 @@ export function addSave(merge, create, canvas) {
   asOneChange(canvas, () => {
     const save = create("IterISSave");
     const left = merge.pos[0] + merge.size[0] + GAP;
-    save.pos = [left, Math.max(merge.pos[1], freeBelow(graph, left, left + save.size[0]))];
+    save.pos = placeIn(graph, left, save.size[0], merge.pos[1]);
     graph.add(save);
     merge.connect(
       merge.outputs.findIndex(({ type }) => type === "ITERIS_MERGED"),

@@ -154,7 +154,7 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
     // to read all files takes long where they are many: only if no name has the words
-    const unknown = matching(names, field.value).length
+    const unknown = matching(matches.slice(0, 1), field.value).length // those found by name come first
       ? []
       : names.filter((name) => lastAboutLora(name) === undefined);
     const waiting = unread.length + unknown.length;
