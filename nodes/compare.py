@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from .loras.prompts import lines
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
-from .workflow import texts_upstream
+from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core import Adapter
@@ -369,6 +369,28 @@ def check_pictures(rows: Sequence[Row]) -> None:
             f"{len(rows)} prompts make {pictures} pictures, and at most {_MOST_PICTURES} are "
             "drawn. Write fewer prompts, one per line"
         )
+
+
+def drawn_with_merge(prompt: Mapping[str, Any], merge: str) -> str:
+    """Return what is wrong with a Compare of a merge whose MODEL or CLIP carries the merged LoRA;
+    empty: nothing. `check_base` would say so, but after the merge.
+
+    Args:
+        prompt: See `workflow.upstream`.
+        merge: The node that merges.
+    """
+    for node, given in prompt.items():
+        merged = inputs_of(prompt, node).get("merged")
+        is_own = isinstance(merged, list) and str(merged[0]) == str(merge)
+        if given.get("class_type") == "IterISCompare" and is_own:
+            for name in ("model", "clip"):
+                if str(merge) in upstream(prompt, node, (name,)):
+                    return (
+                        f"Compare: its {name} comes from this node, so there would be nothing to "
+                        "compare the merge with. Connect the one that this node gets, such as the "
+                        "checkpoint loader's"
+                    )
+    return ""
 
 
 def check_base(base: host.ComfyModel, merged: MergedLora) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
@@ -15,6 +14,7 @@ from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
+from .compare import drawn_with_merge
 from .cost import cost_shown, rows_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.about import families_upstream
@@ -33,7 +33,7 @@ from .sockets import (
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 from .validation import checked
-from .workflow import inputs_of, texts_upstream, upstream
+from .workflow import texts_upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.presets import Changes
@@ -243,25 +243,3 @@ class Merge(io.ComfyNode):
                 **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report, what),
             },
         )
-
-
-def drawn_with_merge(prompt: Mapping[str, Any], merge: str) -> str:
-    """Return what is wrong with a Compare of a merge whose MODEL or CLIP carries the merged LoRA;
-    empty: nothing. It would say so itself, but after the merge.
-
-    Args:
-        prompt: See `workflow.upstream`.
-        merge: The node that merges.
-    """
-    for node, given in prompt.items():
-        merged = inputs_of(prompt, node).get("merged")
-        is_own = isinstance(merged, list) and str(merged[0]) == str(merge)
-        if given.get("class_type") == "IterISCompare" and is_own:
-            for name in ("model", "clip"):
-                if str(merge) in upstream(prompt, node, (name,)):
-                    return (
-                        f"Compare: its {name} comes from this node, so there would be nothing to "
-                        "compare the merge with. Connect the one that this node gets, such as the "
-                        "checkpoint loader's"
-                    )
-    return ""

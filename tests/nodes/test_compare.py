@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes import compare, merge
+from iteris_pack.nodes import compare
 from iteris_pack.nodes.sockets import MergedLora
 
 from iteris_core import (
@@ -103,9 +103,9 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(model, clip, said):
         },
         "4": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["2", 1]}},
     }
-    found = merge.drawn_with_merge(prompt, "2")
+    found = compare.drawn_with_merge(prompt, "2")
     assert found.startswith(said) and bool(found) == bool(said)
-    assert merge.drawn_with_merge(prompt, "other") == ""
+    assert compare.drawn_with_merge(prompt, "other") == ""
 
 
 @pytest.fixture
