@@ -227,11 +227,10 @@ def lanes(
     the node and the input that a link goes to, where the way begins and ends, and how high it is.
     """
     long = [
-        (source, key, name)
+        (value[0], key, name)
         for key, node in prompt.items()
         for name, value in node["inputs"].items()
-        for source in (value[0] for value in [value] if isinstance(value, list))
-        if column_of[key] > column_of[source] + 1
+        if isinstance(value, list) and column_of[key] > column_of[value[0]] + 1
     ]
 
     def before(column: int) -> float:

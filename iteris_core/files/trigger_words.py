@@ -157,8 +157,8 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
         )
     if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
         return tuple(prompts)
-    if not prompts and found.prompts:
-        return found.prompts
+    if not prompts and (own := default_prompts(found, kind)):
+        return own
     if not found.triggers:
         why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
@@ -168,7 +168,7 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
             "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
             "dog'; the page that you downloaded it from names its trigger words"
         )
-    return prompts_from(found, prompts) if prompts else default_prompts(found, kind)
+    return prompts_from(found, prompts)
 
 
 def _is_phrase(text: str) -> bool:
