@@ -82,7 +82,7 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
 def _unjudged(loras: Sequence[LoadedLora]) -> Iterator[Note]:
     """Yield a note where a subject meets a style, which the check's pictures of two do not show."""
     if {lora.use.kind for lora in loras} == {"subject", "style"}:
-        what = "not judged: a subject in a style. Look at pictures of both, merged and stacked"
+        what = "not judged: a subject in a style; look at pictures of it, merged and stacked"
         yield Note("unjudged", what)
 
 

@@ -373,7 +373,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "polish": "look at pictures; if a LoRA does not show there, merge with the preset Polished, "
     "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
-    "together": "for pictures of both, set {scene_weight} above 0",
+    "together": "to get them into one picture, set {scene_weight} above 0",
     "compare": "look for both in pictures; only those can tell",
 }
 

@@ -160,7 +160,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less."
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture: unlikely."
-    to_do = "For pictures of both, switch on “together”."
+    to_do = "To get them into one picture, switch on “together”."
     parts = ("lost", together, to_do, against, taken, "WARNING", "Layers, bars and notes")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)

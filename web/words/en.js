@@ -28,7 +28,7 @@ export default {
   to_priority: "Look at its pictures in Compare. If it does not show there, raise its priority in its row.",
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
-  to_together: "For pictures of both, switch on “together”.",
+  to_together: "To get them into one picture, switch on “together”.",
   to_compare: "Look for both in Compare.",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks_less: "The LoRAs disturb each other {percent} % less than stacked.",
@@ -136,7 +136,7 @@ export default {
   remark: "A remark; it does not count",
   missing: "No LoRA of ComfyUI's list has this name, or several have. Click to choose another one.",
   odd: "This LoRA is for {family}, and others here are for another model.",
-  unfit: "This LoRA is for {family}, and the model is another one.",
+  unfit: "This LoRA is for {family}, not for this model.",
   again: "This LoRA is in several rows: its strengths add up.",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",

@@ -26,7 +26,7 @@ export default {
   to_fewer: "一次少合并几个 LoRA。",
   to_priority: "请在“比较”中看它的图片。如果没有显现，请在它那一行提高优先级。",
   to_polish: "请看“比较”中的图片。如果某个 LoRA 没有显现，请选择预设 Polished；两个 LoRA 时所需时间为 25 到 30 倍。",
-  to_together: "要让两者同图，请打开“同图”。",
+  to_together: "要让它们同图，请打开“同图”。",
   to_compare: "请在“比较”中查看两者是否都在。",
   to_alone: "请看“比较”中的图片。如果某个 LoRA 没有显现，请不要合并它，改用“载入 LoRA”。",
   leaks_less: "LoRA 之间的相互干扰比叠加时少 {percent} %。",
