@@ -264,21 +264,28 @@ def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
     """Yield the rows of LoRAs' own prompts: what shows most for its time.
 
     Each LoRA's first prompt is drawn by this LoRA, by all stacked, and by the merge: what it should
-    be, what people do today, and what came out. On top all meet, next to the base model.
+    be, what people do today, and what came out. On top all meet, next to the base model. No prompt
+    is drawn twice: a merge and a LoRA of it may begin with the same one.
     """
     base, *alone = range(1 + len(uses))
     last = range(1 + len(uses), len(names_of(uses)))
-    own = [(use.prompts[0], way) for use, way in zip(uses, alone, strict=True) if use.prompts]
-    if len(own) > 1:
-        yield Row(meeting_of(uses), (base, *last))
-    for prompt, way in own:
-        yield Row(prompt, (*([] if len(uses) > 1 else [base]), way, *last))
+    ways: dict[str, list[int]] = {}
+    if sum(bool(use.prompts) for use in uses) > 1:
+        ways[meeting_of(uses)] = [base]
+    for use, way in zip(uses, alone, strict=True):
+        new = [prompt for prompt in use.prompts if prompt not in ways]
+        for prompt in (new or use.prompts)[:1]:
+            ways.setdefault(prompt, [] if len(uses) > 1 else [base]).append(way)
+    for prompt, own in ways.items():
+        yield Row(prompt, (*own, *last))
 
 
 def meeting_of(uses: Sequence[LoraUse]) -> str:
-    """Return a prompt where LoRAs meet: their subjects, in their styles."""
-    subjects = [use.called for use in uses if use.kind == "subject" and use.called]
-    styles = [use.called for use in uses if use.kind == "style" and use.called]
+    """Return a prompt where LoRAs meet: their subjects, in their styles, each once."""
+    subjects, styles = (
+        list(dict.fromkeys(use.called for use in uses if use.kind == kind and use.called))
+        for kind in ("subject", "style")
+    )
     *first, last = subjects or [""]
     meet = f"{', '.join(first)} and {last}" if first else last
     return ", ".join(part for part in [meet, *styles] if part)

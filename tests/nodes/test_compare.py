@@ -45,7 +45,22 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     assert rows == [("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])]
     bird = use("bird", ("a bird",))
     assert compare.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
-    assert compare.meeting_of([INK, INK]) == "in ink style, in ink style"
+
+
+def test_a_merge_beside_a_lora_of_it_repeats_neither_a_subject_nor_a_prompt():
+    pair = use("pair", ("a photo of a sks dog", "a cat"), trigger="a sks dog")
+    rows, _ = named("", [pair, DOG, CAT])
+    assert rows == [
+        ("a sks dog and a cat", ["base model", "stacked", "merged"]),
+        ("a photo of a sks dog", ["pair", "stacked", "merged"]),
+        ("a sks dog runs", ["dog", "stacked", "merged"]),
+        ("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"]),
+    ]
+    rows, _ = named("", [pair, use("dog", ("a sks dog",))])
+    assert rows == [
+        ("a sks dog", ["base model", "dog", "stacked", "merged"]),
+        ("a photo of a sks dog", ["pair", "stacked", "merged"]),
+    ]
 
 
 @pytest.mark.parametrize(
