@@ -109,8 +109,8 @@ class Merge(io.ComfyNode):
                 LORAS.Input(
                     "more_loras",
                     optional=True,
-                    tooltip="More LoRAs: from LoRA to merge, LoRA stack, LoRAs on this model, "
-                    "Trained LoRA, Scene prompts or Load recipe.",
+                    tooltip="More LoRAs: from LoRA to merge, LoRA stack to merge, LoRAs on this "
+                    "model, Trained LoRA to merge, Scene prompts or Load recipe.",
                 ),
                 SETTINGS.Input(
                     "settings",

@@ -54,8 +54,9 @@ class ScenePrompts(io.ComfyNode):
                     multiline=True,
                     default="",
                     placeholder="ink: in ink wash style",
-                    tooltip="The same for LoRAs that are styles: the words after 'a cat'. A "
-                    "style that is not named here is taken for a thing.",
+                    tooltip="The same for LoRAs that are styles: the words after 'a cat'. A LoRA "
+                    "that is named in neither field is what its row or its file says, or else a "
+                    "thing.",
                 ),
                 io.Float.Input(
                     "priority",

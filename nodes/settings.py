@@ -53,7 +53,8 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "negative_prompt": ("", {}),
     "alpha": ("", {"step": 1e-6, "round": False}),
     "kept_energy": (
-        " It counts with the sizes 'as is' and 'smaller', which is 0.99. 1: no such limit.",
+        " It counts with the sizes 'as is' and 'smaller'. 1: as the size says, which is no limit "
+        "for 'as is', and 0.99 for 'smaller'.",
         {"default": 1.0, "min": 0.01, "step": 0.001, "round": False},
     ),
     "output_dtype": ("", {"default": "float16", "options": list(FILE_PRECISIONS)}),

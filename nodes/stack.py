@@ -197,7 +197,7 @@ class LorasOnModel(io.ComfyNode):
             node_id="IterISModelLoras",
             display_name="LoRAs on this model (IterIS)",
             category="loaders/IterIS",
-            description="Takes the LoRAs that MODEL and CLIP carry off them, so that they can be "
+            description="Takes off MODEL and CLIP the LoRAs that they carry, so that these can be "
             "merged. Connect all three outputs to Merge LoRAs.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL after LoRA loaders, as many as you like."),

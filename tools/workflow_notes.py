@@ -13,8 +13,17 @@ _TWO = "**Merge LoRAs**: choose a file in each row"
 _KEPT = "The merge node then says what it kept of each LoRA, and what to do if that is little."
 _SAVED = "The new LoRA is in every LoRA list. Load it at strength 1.0."
 _WORDS = (
-    "If a file names no trigger words, open its row and write prompts for it, such as *a photo of "
-    "sks dog*."
+    "If a file names no trigger words, click *write prompts* in its row and write some, such as *a "
+    "photo of sks dog*."
+)
+_TRIGGERS = "**Prompt**: put your trigger words in"
+_OF_VIDEOS = (
+    "",
+    "In both samplers, set *cfg* and the step where the models change as in your own workflow. The "
+    "merge measures at *cfg* 6; to measure at yours, connect **Merge settings** and set it there.",
+    "",
+    "**Compare** does not draw videos. Draw this one with the LoRAs themselves, too, from the same "
+    "seed.",
 )
 
 
@@ -56,8 +65,8 @@ TEMPLATES = (
             f"{_KEPT} **Compare** draws the base model, each LoRA alone, both stacked and the "
             f"merge. {_SAVED}",
             "",
-            "It takes as long as 6 to 11 pictures, and 9 more for **Compare**: 5, if you write "
-            f"one *prompt* there. {_WORDS}",
+            "The merge takes as long as 6 to 11 pictures. **Compare** then draws 9, or 5 if you "
+            f"write one *prompt* there. {_WORDS}",
         ),
     ),
     Template(
@@ -86,6 +95,8 @@ TEMPLATES = (
             f"{_KEPT} {_SAVED}",
             "",
             f'{_WORDS} Also write in *More* what prompts call it: *called="a sks dog"*.',
+            "",
+            "*together* is on. For two subjects, take the third row out.",
         ),
     ),
     Template(
@@ -147,12 +158,12 @@ TEMPLATES = (
             "the files",
             "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
             "in its name is found by the one with *high_noise*",
+            _TRIGGERS,
         ),
         (
             f"{_KEPT} Two files are saved, *iteris_wan_high_noise* and *iteris_wan_low_noise*, one "
             "for each model. Load each at strength 1.0.",
-            "",
-            "*cfg* and the step where the models change are those of your own workflow.",
+            *_OF_VIDEOS,
         ),
     ),
     Template(
@@ -164,10 +175,12 @@ TEMPLATES = (
             "**First picture**: choose one as your videos begin with",
             "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
             "in its name is found by the one with *high_noise*",
+            _TRIGGERS,
         ),
         (
             f"{_KEPT} LoRAs are measured on this picture, too. Two files are saved, "
             "*iteris_wan_i2v_high_noise* and *iteris_wan_i2v_low_noise*. Load each at strength 1.0.",
+            *_OF_VIDEOS,
         ),
     ),
     Template(

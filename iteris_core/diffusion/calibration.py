@@ -96,7 +96,7 @@ class Calibration:
             multiple_of=64,
             description="Side of the measured pictures in pixels. Smaller is faster and needs less "
             "memory. 0: what suits the model, such as 768 for SDXL, 512 for Flux.1 and 384 for "
-            "video models.",
+            "Wan.",
         ),
     ] = 0
     frames: Annotated[
@@ -105,8 +105,8 @@ class Calibration:
             ge=0,
             le=_MOST_FRAMES,
             description="Frames of the measured videos, for video models: 1, 5, 9, 13 ... for "
-            "Wan and HunyuanVideo. Every 4 more frames take the time and memory of one more "
-            "picture. 0: what suits the model, which is 9 for video models.",
+            "Wan and HunyuanVideo, 1, 9, 17 ... for LTX-Video. Each step takes the time and memory "
+            "of one more picture. 0: what suits the model, such as 9 for Wan and 17 for LTX-Video.",
         ),
     ] = 0
     # The first step of a run is made without guidance, see `sampling.Sampler`.
