@@ -1,7 +1,7 @@
 // Chips with a LoRA's prompts and trigger words: a click writes them into the prompts, and another takes them out.
 
-import { button } from "./parts.js";
-import { about, add, filled, holds, suggestions, takenOut } from "./triggers.js";
+import { button, html } from "./parts.js";
+import { about, add, filled, holds, madeOf, suggestions, takenOut } from "./triggers.js";
 
 const MOST = 12; // until all are asked for
 
@@ -21,7 +21,6 @@ const MOST = 12; // until all are asked for
 export function draw(element, lora, prompts, say, kind, grown, isMeasured = true) {
   element.replaceChildren();
   let made;
-  const line = document.createElement("div");
   const empty = document.createElement("div");
   empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
   const mark = () => {
@@ -54,15 +53,15 @@ export function draw(element, lora, prompts, say, kind, grown, isMeasured = true
     return [chip, offered];
   });
   if (!lora) return { mark, tell };
-  line.className = lora.error ? "iteris-warning" : "iteris-quiet";
-  line.textContent = about(lora);
+  const facts = [madeOf(lora, say), about(lora)].filter(Boolean);
+  const told = facts.map((fact) => html("div", lora.error ? "iteris-warning" : "iteris-quiet", fact));
   const [shown, further] = [chips.slice(0, MOST), chips.slice(MOST)].map((some) => some.map(([chip]) => chip));
   const more = button("iteris-chip", say("more_words", { count: further.length }), say("more_words_title"), () => {
     more.replaceWith(...further);
     further[0].focus();
     grown();
   });
-  element.append(...shown, ...(further.length ? [more] : []), line, ...(isMeasured ? [empty] : []));
+  element.append(...shown, ...(further.length ? [more] : []), ...told, ...(isMeasured ? [empty] : []));
   mark();
   return { mark, tell };
 }

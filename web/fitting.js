@@ -50,6 +50,23 @@ export function repeated(keys) {
   return keys.map((key) => !!key && keys.indexOf(key) !== keys.lastIndexOf(key));
 }
 
+/**
+ * Say of each LoRA whether it, or one that it is a merge of, is in another one, too: the first of these.
+ *
+ * @param {{file?: string, parts: string[]}[]} loras files, and those that each is a merge of; without one: it does not
+ *   count
+ * @returns {({lora: string, other: string}|undefined)[]}
+ */
+export function within(loras) {
+  return loras.map(({ file, parts }) => {
+    const others = loras.filter((other) => file && other.file && other.file !== file);
+    const found = others.flatMap((other) =>
+      [file, ...parts].filter((lora) => other.parts.includes(lora)).map((lora) => ({ lora, other: other.file })),
+    );
+    return found[0];
+  });
+}
+
 const isFile = ({ name }) => name === "ckpt_name" || name === "unet_name";
 
 /**

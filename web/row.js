@@ -5,7 +5,7 @@ import { draw as drawChips } from "./chips.js";
 import { button, copied, fit, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
-import { furtherWords, numberIn, readRows } from "./rows_text.js";
+import { furtherWords, nameOf, numberIn, ownName, readRows } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
@@ -22,7 +22,7 @@ const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigge
  * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
  *   its file:
  *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
- *   `strangers`), `isAgain` (see `repeated`) and `picture` (an address)
+ *   `strangers`), `isAgain` (see `repeated`), `within` (see there) and `picture` (an address)
  */
 export function drawRow(view, place) {
   const { say } = view;
@@ -130,23 +130,27 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
-  const mark = ({ lora, isMissing, isNamesake, fitting, isAgain, picture: address }) => {
+  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address }) => {
     known = lora;
     ask();
     likely = lora?.kind ?? "";
     showKind();
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
-    element.classList.toggle("iteris-again", isAgain);
+    element.classList.toggle("iteris-again", isAgain || !!within);
     element.classList.toggle("iteris-namesake", isNamesake);
-    badge.textContent = fitting ? lora.family : isAgain ? "×2" : "";
-    const doubts = [fitting ? say(fitting, { family: lora.family }) : "", isAgain ? say("again") : ""];
+    badge.textContent = fitting ? lora.family : isAgain || within ? "×2" : "";
+    const called = within && { lora: calledOf(within.lora), merge: calledOf(within.other) };
+    const doubts = [
+      fitting ? say(fitting, { family: lora.family }) : "",
+      isAgain ? say("again") : within ? say("within", called) : "",
+    ];
     const told = isMissing ? [say(row.name ? "missing" : "to_choose")] : lora?.error ? [lora.error] : doubts;
     const isUsable = told === doubts && fitting !== "unfit";
     file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
-    sayMade(line, madeOf(lora ?? {}, say));
+    sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
   };
   return { element, mark };
@@ -174,6 +178,8 @@ export function drawLine(view, place) {
   if (error) element.append(html("div", "iteris-why", field.title));
   return { element, mark: () => {} };
 }
+
+const calledOf = (file) => ownName(nameOf(file));
 
 /** Return whether prompts are for the measuring of a merge; a plain loader has no use for them. */
 const isMeasured = (view) => view.node.comfyClass === "IterISMerge";

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
-import { modelFileOf, repeated, strangers } from "./fitting.js";
+import { modelFileOf, repeated, strangers, within } from "./fitting.js";
 import { nodesOf } from "./graph.js";
 import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
 import {
@@ -27,6 +27,7 @@ import {
   nameOf,
   namesakes,
   newRow,
+  partsOf,
   picked,
   readRows,
   switched,
@@ -394,7 +395,8 @@ class Rows {
         const picture = file && pictureOf(file, lora);
         const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
         const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
-        return { isOff, isMissing: !!row && !!names && !file, isNamesake: alike.has(file), lora, picture, key };
+        const isMissing = !!row && !!names && !file;
+        return { file, isOff, isMissing, isNamesake: alike.has(file), lora, picture, key };
       }),
     );
     if (parts !== this.parts) return; // drawn anew meanwhile
@@ -403,11 +405,19 @@ class Rows {
       about?.fits ?? [],
     );
     const again = repeated(found.map(({ key }) => key));
+    const inside = within(
+      found.map(({ file, isOff, lora }) => ({
+        file: isOff ? undefined : file,
+        parts: partsOf(lora?.merged_from ?? [], names ?? []),
+      })),
+    );
     const signs = JSON.stringify([found, fitting]);
     if (signs === this.signs && parts === this.marked) return;
     [this.signs, this.marked] = [signs, parts];
     const before = heightOf(this.element, 0);
-    parts.forEach(({ mark }, place) => mark({ ...found[place], fitting: fitting[place], isAgain: again[place] }));
+    parts.forEach(({ mark }, place) =>
+      mark({ ...found[place], fitting: fitting[place], isAgain: again[place], within: inside[place] }),
+    );
     if (heightOf(this.element, 0) !== before) fit(this.node);
   }
 }

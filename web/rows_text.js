@@ -131,10 +131,9 @@ export function nameOf(file) {
 
 /** Return the files of a list of which another one in another folder has the name. */
 export function namesakes(files) {
-  const own = (file) => file.split(/[\\/]/).at(-1);
   const [once, again] = [new Set(), new Set()];
-  for (const file of files) (once.has(own(file)) ? again : once).add(own(file));
-  return new Set(files.filter((file) => again.has(own(file))));
+  for (const file of files) (once.has(ownName(file)) ? again : once).add(ownName(file));
+  return new Set(files.filter((file) => again.has(ownName(file))));
 }
 
 /** Return the files of a list in one folder with a file whose names differ from its name in numbers alone, and itself. */
@@ -146,7 +145,7 @@ export function versions(file, files) {
 /** Return the files of a list whose own names are like one, in pairs of letters, the likest first. */
 export function similar(name, files) {
   const pairsOf = (file) => {
-    const own = nameOf(file).split(/[\\/]/).at(-1).toLowerCase();
+    const own = ownName(nameOf(file)).toLowerCase();
     return new Set([...own].slice(1).map((letter, place) => own[place] + letter));
   };
   const wanted = pairsOf(name);
@@ -184,6 +183,14 @@ export function fileOf(name, files) {
   return found.length === 1 ? found[0] : undefined;
 }
 
+/** Return the files of ComfyUI's list that a merge names, also where one has been moved to another folder. */
+export function partsOf(names, files) {
+  return names.map((name) => fileOf(name, files) ?? fileOf(ownName(name), files)).filter(Boolean);
+}
+
+/** Return a file's name without its folders. */
+export const ownName = (file) => file.split(/[\\/]/).at(-1);
+
 /**
  * Return the names of files that have every word of a text: in their own names, then with their folders, then with what
  * else is known of them. Of each of these, first the names that begin with its first word, then those with a word that
@@ -199,7 +206,7 @@ export function matching(names, text, knownOf = () => "") {
   const found = names.filter((name) => isIn(name) || isIn(`${name}\n${knownOf(name)}`));
   if (!words.length) return found;
   const rank = (name) => {
-    const own = name.toLowerCase().split(/[\\/]/).at(-1);
+    const own = ownName(name.toLowerCase());
     const base = isIn(own) ? 0 : isIn(name) ? 3 : 6;
     if (own.replace(/\.safetensors$/, "") === words.join(" ")) return -1;
     if (own.startsWith(words[0])) return base;

@@ -1,5 +1,7 @@
 // Prompts and trigger words as text. No DOM and no ComfyUI here, so that `node --test` runs it.
 
+import { ownName } from "./rows_text.js";
+
 /** Return the non-empty lines of a text field. */
 export function lines(text) {
   return text
@@ -75,8 +77,9 @@ export function about({ error, base, rank }) {
 }
 
 /** Say what LoRAs a file is a merge of, each from the second on after a line break; empty: it does not say so. */
-export function madeOf({ merged_from: names }, say) {
-  return names?.length ? say("made_of", { names: names.join("\n+ ") }) : "";
+export function madeOf({ merged_from: names, is_preview: isPreview }, say) {
+  if (!names?.length) return "";
+  return say(isPreview ? "preview_of" : "made_of", { names: names.map(ownName).join("\n+ ") });
 }
 
 /** Return what a file is found by beside its name: its trigger words, and the LoRAs that it is a merge of. */

@@ -273,7 +273,7 @@ def load_each_once(
     uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the loaded LoRAs without duplicates, uniquely named, with prompts as a model reads
-    them, and notes about both.
+    them, and notes about both, and about LoRAs that are in merges among the others.
 
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
@@ -296,7 +296,32 @@ def load_each_once(
             wrong.append(error)
     if wrong:
         raise AdapterError(". ".join(map(str, wrong))) from wrong[0]
-    return loras, [*taken_out, *repeated]
+    return loras, [*taken_out, *repeated, *counted_twice(loras)]
+
+
+def counted_twice(loras: Sequence[LoadedLora]) -> list[Note]:
+    """Return a note about each LoRA that several others are merges of, or one that is beside it."""
+    from ..files.metadata import origin_of
+    from ..report.records import Note
+
+    names = {lora.use.sha256: lora.use.name for lora in loras}
+    places: dict[str, dict[str, str]] = {}
+    for lora in (lora for lora in loras if not lora.use.is_idle):
+        own = lora.use.sha256
+        origin = origin_of(lora.adapter.metadata)
+        places.setdefault(own, {})[own] = "by itself"
+        for digest, name in zip(origin.digests, origin.names, strict=True):
+            names.setdefault(digest, name.removesuffix(".safetensors"))
+            places.setdefault(digest, {})[own] = f"in {lora.use.name}"
+    return [
+        Note(
+            "twice",
+            f"{names[digest]} is in the merge {len(found)} times: {' and '.join(found.values())}. "
+            "Take one of them out",
+        )
+        for digest, found in places.items()
+        if len(found) > 1
+    ]
 
 
 def check_count(loras: int) -> None:

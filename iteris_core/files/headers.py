@@ -16,13 +16,13 @@ from .beside import sidecars, words_beside
 from .families import Family
 from .groups import grouped
 from .limits import NAME_CHARACTERS, budget
+from .metadata import Origin, origin_of
 from .recognition import base_family, family_of, model_families
 from .tensors import read_header, version
 from .trigger_words import TriggerWords, trigger_words
 
 Facts = TypeVar("Facts")
 _FILES = 5000  # whose facts are remembered, some 2 kB each: people have thousands
-_MERGED_CHARACTERS = 1_000  # of names of LoRAs
 _LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
 
 
@@ -63,7 +63,7 @@ class LoraHeader:
     """The facts in a LoRA file's header: the largest rank of its factors (0 if it has none), and
     the family that it was trained for, with the file's own statement and without it (empty if
     nothing shows it), and whether its keys show that; the digest of its tensors that it states
-    (empty if it does not); and the LoRAs that it is a merge of, as far as it names them.
+    (empty if it does not); and of which LoRAs it is a merge.
     """
 
     triggers: TriggerWords
@@ -72,7 +72,7 @@ class LoraHeader:
     family: str
     is_by_keys: bool
     digest: str
-    merged_from: tuple[str, ...]
+    origin: Origin
 
 
 @once_per_file
@@ -90,8 +90,8 @@ def lora_header(path: Path) -> LoraHeader:
         shown_by_keys = family_of(tensors)
         family, base = base_family(shown_by_keys, metadata)
         triggers = trigger_words(metadata, words_beside(path))
+        origin = origin_of(metadata)
     digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
-    merged = metadata.get("modelspec.merged_from", "")[:_MERGED_CHARACTERS]
     return LoraHeader(
         triggers,
         rank=max(ranks, default=0),
@@ -99,7 +99,7 @@ def lora_header(path: Path) -> LoraHeader:
         family=family.name if family else "",
         is_by_keys=shown_by_keys is not None,
         digest=digest,
-        merged_from=tuple(filter(None, merged.split(", "))),
+        origin=origin,
     )
 
 

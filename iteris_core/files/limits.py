@@ -46,6 +46,7 @@ NAME_CHARACTERS = 200  # of a base model in the metadata; what is longer is not 
 # Characters of keys that are searched for a file's family, and of tags that are searched for its
 # subject: real files have 0.2 million.
 SEARCHED_CHARACTERS = 1_000_000
+MERGED_CHARACTERS = 1_000  # of the names of the LoRAs that a file is a merge of
 # Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
 MERGED_TAGS = 1_000
 MERGED_TAG_CHARACTERS = 1_000_000

@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,13 +16,23 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .limits import MERGED_TAG_CHARACTERS, MERGED_TAGS, NAME_CHARACTERS, WORD_CHARACTERS, json_value
+from .limits import (
+    MERGED_CHARACTERS,
+    MERGED_TAG_CHARACTERS,
+    MERGED_TAGS,
+    NAME_CHARACTERS,
+    WORD_CHARACTERS,
+    first,
+    json_value,
+)
 from .tensors import serialized, sha256
 
 RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
+_MOST_MERGED = 100  # LoRAs of a merge
+_DIGEST_CHARACTERS = 64  # of SHA-256
 _UNKNOWN_BASE = "Unknown"  # LoRA Manager's word
 
 
@@ -60,6 +71,38 @@ def merged_metadata(
         "modelspec.thumbnail": thumbnail,
     }
     return {key: value for key, value in metadata.items() if value}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of which LoRAs a file is a merge, as far as it says so.
+
+    Args:
+        names: Their files, or else their titles.
+        digests: SHA-256 of the file of each, or of its tensors; none where titles are all.
+        is_preview: Whether nothing was measured.
+    """
+
+    names: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    is_preview: bool = False
+
+
+def origin_of(metadata: Mapping[str, str]) -> Origin:
+    """Return what a file's recipe says of its origin, or else what it states for all programs."""
+    try:
+        recipe = json_value(metadata.get(RECIPE_KEY, ""))
+        loras = [
+            (str(lora["file"] or lora["name"]), str(lora["sha256"])[:_DIGEST_CHARACTERS])
+            for lora in recipe["loras"][:_MOST_MERGED]
+            if lora["strength_model"] or lora["strength_clip"]
+        ]
+        is_preview = recipe["config"].get("measured") is False
+    except (ValueError, AttributeError, TypeError, LookupError):
+        stated = metadata.get("modelspec.merged_from", "")[:MERGED_CHARACTERS]
+        return Origin(tuple(filter(None, stated.split(", "))))
+    names = tuple(first((name for name, _ in loras), MERGED_CHARACTERS))
+    return Origin(names, tuple(digest for _, digest in loras[: len(names)]), is_preview)
 
 
 def _title(adapter: Adapter) -> str:

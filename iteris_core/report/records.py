@@ -17,8 +17,8 @@ from .verdict import Effort, Made, TaskFidelity, Verdict, line_of, lines_of, ver
 # left out, by a strength or priority of 0; what the verdict does not tell; biases and norms;
 # scenes; what of the prompts does not count; what prompts were made of; LoRAs that were given
 # several times; sampling runs of an earlier merge; what the host's model carries; a device that is
-# too small for all of it. Two are warnings: a LoRA of the merge that the model carries, too; and a
-# class of models on which merging was never tested.
+# too small for all of it. Two are warnings: a LoRA of the merge that the model carries, too, or a
+# merge beside it; and a class of models on which merging was never tested.
 NoteKind = Literal[
     "method",
     "left_out",

@@ -21,9 +21,9 @@ def about_lora(name: str) -> dict[str, Any]:
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
     has; ``prompts`` what a merge would measure it on, by its kind; ``kind`` what it is likely to
-    be, empty if nothing tells; ``merged_from`` the names of the LoRAs that it is a merge of;
-    ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the digest of its tensors that it
-    states.
+    be, empty if nothing tells; ``merged_from`` the LoRAs that it is a merge of, and ``is_preview``
+    whether without measuring; ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the
+    digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.lora_rows import likely_kind
     from ...iteris_core.files.beside import has_picture
@@ -42,6 +42,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "blocks": [],
         "kind": "",
         "merged_from": [],
+        "is_preview": False,
         "thumbnail": False,
         "hash": "",
         "error": None,
@@ -63,7 +64,8 @@ def about_lora(name: str) -> dict[str, Any]:
         "family": header.family,
         "blocks": list(FAMILIES[header.family].blocks) if header.family else [],
         "kind": likely_kind(name, header.triggers) or "",
-        "merged_from": [adapter_name(each).rpartition("/")[2] for each in header.merged_from],
+        "merged_from": list(map(adapter_name, header.origin.names)),
+        "is_preview": header.origin.is_preview,
         "thumbnail": has_picture(path),
         "hash": header.digest,
     }

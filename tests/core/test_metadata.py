@@ -11,7 +11,7 @@ from iteris_core import Adapter, SaveError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_CHARACTERS
-from iteris_core.files.metadata import hashes, merged_metadata, merged_tags
+from iteris_core.files.metadata import Origin, hashes, merged_metadata, merged_tags, origin_of
 from iteris_core.files.writing import write_tensors
 
 
@@ -35,6 +35,32 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
     assert "modelspec.date" not in found  # equal merges have equal files
     assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
     assert found["modelspec.title"] == found["ss_output_name"] == "both"
+
+
+CAT = {"name": "cat", "file": "style/cat.safetensors", "sha256": "1" * 64}
+CAT |= {"strength_model": 1.0, "strength_clip": 0.0}
+TRAINED = CAT | {"name": "trained", "file": None, "sha256": "2" * 64}
+OFF = CAT | {"file": "off.safetensors", "strength_model": 0.0}
+
+
+def test_a_recipe_says_what_files_a_merge_was_made_of_and_whether_by_measuring():
+    recipe = {"loras": [CAT, OFF, TRAINED], "config": {"measured": False}}
+    stated = {"modelspec.merged_from": "My cat, trained"}
+
+    def found(recipe):
+        return origin_of(stated | {"iteris.recipe": json.dumps(recipe)})
+
+    names, digests = ("style/cat.safetensors", "trained"), ("1" * 64, "2" * 64)
+    assert found(recipe) == Origin(names, digests, is_preview=True)
+    assert not found(recipe | {"config": {"measured": True}}).is_preview
+    assert not found(recipe | {"config": {}}).is_preview, "of before there were previews"
+    titles = Origin(("My cat", "trained"))
+    assert origin_of(stated) == titles
+    for broken in ([], {}, recipe | {"config": []}, recipe | {"loras": {}}, {"loras": [1]}):
+        assert found(broken) == titles
+    many = found(recipe | {"loras": [CAT] * 99})
+    assert len(many.names) == len(many.digests) < 50, "a page asks for many files"
+    assert origin_of({}) == Origin()
 
 
 def test_what_is_not_known_is_left_out():

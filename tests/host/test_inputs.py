@@ -47,7 +47,14 @@ def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
     """Trigger words, prompts, rank and base of a LoRA; whose LoRAs fit a model; a picture."""
     told = {"name": "tags.safetensors", "trigger_words": ["ohwx", "outdoors"], "rank": 8}
     told |= {"base": "SD1.5 (sd_v1)", "family": "SD1.5", "blocks": ["IN", "MID", "OUT"]}
-    told |= {"kind": "", "merged_from": [], "thumbnail": False, "hash": "", "error": None}
+    told |= {
+        "kind": "",
+        "merged_from": [],
+        "is_preview": False,
+        "thumbnail": False,
+        "hash": "",
+        "error": None,
+    }
     of_style = ["a landscape, ohwx", "ohwx", "a portrait of a person, ohwx", "ohwx, outdoors"]
     prompts = {"subject": ["a photo of ohwx", "ohwx", "ohwx, outdoors"], "style": of_style}
     assert ask(host, "tags.safetensors") == told | {"prompts": prompts}

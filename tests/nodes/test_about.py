@@ -33,7 +33,7 @@ def test_only_files_of_the_lists_are_looked_at(replace_host, tmp_path):
         lora_path=lambda name: tmp_path / name,
     )
     assert about_lora("cat.safetensors")["thumbnail"]
-    assert about_lora("cat.safetensors")["merged_from"] == ["sks_robot", "owl"]
+    assert about_lora("cat.safetensors")["merged_from"] == ["people/sks_robot", "owl"]
     assert thumbnail_of("cat.safetensors")[1] == "image/png"
     assert thumbnail_of("secret.safetensors") is None
     refused = about_lora("secret.safetensors")

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
-import { modelFileOf, offer, repeated, strangers } from "../../web/fitting.js";
+import { modelFileOf, offer, repeated, strangers, within } from "../../web/fitting.js";
 import {
   canName,
   changed,
@@ -13,6 +13,7 @@ import {
   namesakes,
   moved,
   newRow,
+  partsOf,
   picked,
   readRows,
   similar,
@@ -235,6 +236,25 @@ test("files of the same name in other folders are told", () => {
 
 test("a LoRA that is there a second time is told", () => {
   assert.deepEqual(repeated(["a", "b", "a", "", ""]), [true, false, true, false, false]);
+});
+
+test("a merge and a LoRA of it, or two merges of one, are told of each other", () => {
+  const [merge, other] = [
+    { file: "m", parts: ["a", "b"] },
+    { file: "n", parts: ["b"] },
+  ];
+  const alone = (file) => ({ file, parts: [] });
+  const inMerge = (lora) => ({ lora, other: "m" });
+  assert.deepEqual(within([merge, alone("a"), alone("c")]), [undefined, inMerge("a"), undefined]);
+  assert.deepEqual(within([merge, other]), [{ lora: "b", other: "n" }, inMerge("b")]);
+  assert.deepEqual(within([merge, merge, { parts: ["a"] }, { parts: [] }]), [
+    undefined,
+    undefined,
+    undefined,
+    undefined,
+  ]);
+  const files = ["old/a.safetensors", "c\\b.safetensors", "x/d.safetensors", "y/d.safetensors"];
+  assert.deepEqual(partsOf(["a", "new/b", "d", "y/d", "z/d", "gone"], files), [...files.slice(0, 2), files[3]]);
 });
 
 test("the file of the model is that of the loader up the links", () => {

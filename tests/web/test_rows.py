@@ -707,6 +707,38 @@ def test_files_that_state_the_same_tensors_are_the_same_lora(rows):
     rows.page.unroute("**/iteris/lora?*", copy)
 
 
+@pytest.mark.parametrize("kind", ["IterISMerge", "IterISLoad"])
+def test_a_lora_beside_a_merge_of_it_says_so(rows, picture, kind):
+    def made(route):
+        facts = {"family": "SD1.5", "rank": 8, "trigger_words": ["a word"], "error": None}
+        of = {"merged_from": ["old/second", "gone"], "is_preview": True}
+        route.fulfill(json=facts | (of if "first" in route.request.url else {}))
+
+    rows.page.route("**/iteris/lora?*", made)
+    text = "<lora:first:1>\n<lora:second:1>\n<lora:third:1>"
+    of_merge = merge_of(text)["1"]["inputs"] if kind == "IterISMerge" else {"loras": text}
+    rows.load({str(MERGE): {"class_type": kind, "inputs": of_merge}}, "rows")
+    rows.show(MERGE, left=600, top=150)
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    again = rows.page.locator(".iteris-again")
+    expect(again).to_have_attribute("data-place", "1")
+    expect(again.locator(".iteris-made")).to_have_text("already in first")
+    for place in (0, 1):
+        at(rows, place, "opener").click()
+    said = "second is in first, too: it counts twice."
+    expect(at(rows, 1, "fitting")).to_have_text(said)
+    expect(at(rows, 1, "lora")).to_have_attribute("aria-description", said)
+    made_of = at(rows, 0, "triggers").locator("div").first
+    expect(made_of).to_have_text("preview of second + gone")
+    rows.settle()
+    picture(rows, f"rows_in_a_merge_{kind}")
+    at(rows, 0, "toggle").click()
+    expect(again).to_have_count(0)
+    rows.page.unroute("**/iteris/lora?*", made)
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    expect(at(rows, 0, "made")).to_have_count(0)  # which other tests would see
+
+
 @IN_ONE
 def test_a_list_that_is_asked_for_anew_tells_rows_of_files_that_have_come(rows):
     """As another window saves them."""

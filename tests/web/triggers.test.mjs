@@ -61,6 +61,7 @@ test("a merge has its words once, and says what it is made of", () => {
   assert.deepEqual(wordsOf({}), []);
   const say = sayer("en");
   assert.equal(madeOf({ merged_from: ["robot", "owl"] }, say), "merge of robot\n+ owl");
+  assert.equal(madeOf({ merged_from: ["of/robot"], is_preview: true }, say), "preview of robot");
   assert.equal(madeOf({ merged_from: [] }, say), "");
 });
 
