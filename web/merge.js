@@ -6,7 +6,7 @@ import { isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
-import { compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
+import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -70,10 +70,11 @@ export function addReport(node, say) {
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
-  const saveNow = () => {
-    addSave(node, (type) => LiteGraph.createNode(type), app.canvas);
-    app.queuePrompt(0);
-  };
+  const saveNow = () =>
+    asOneStep(() => {
+      addSave(node, (type) => LiteGraph.createNode(type), app.canvas);
+      return app.queuePrompt(0); // which changes seeds
+    });
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(
     node,

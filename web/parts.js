@@ -219,7 +219,7 @@ const isDrawn = (node) =>
  * shrinks to that again; a workflow saves that height. To be called before a node has any part.
  */
 export function keepHeight(node) {
-  const state = { own: node.size[1], rooms: [], waiting: 0, isFitting: false };
+  const state = { own: node.size[1], rooms: [], waiting: 0, laidOut: undefined, isFitting: false };
   heights.set(node, state);
   also(node, "onConfigure", ({ size }) => {
     state.own = size?.[1] ?? node.size[1]; // newer frontends have made it higher by now
@@ -263,6 +263,7 @@ export function shrink(node, by) {
 export function fit(node, width = 0, laidOut = undefined) {
   const state = heights.get(node);
   state.waiting += 1;
+  state.laidOut = laidOut ?? state.laidOut;
   const grow = () => {
     const [least, height] = node.computeSize();
     state.isFitting = true;
@@ -278,7 +279,9 @@ export function fit(node, width = 0, laidOut = undefined) {
     requestAnimationFrame(() => {
       grow();
       state.waiting -= 1;
-      if (!state.waiting) laidOut?.();
+      if (state.waiting) return;
+      state.laidOut?.();
+      state.laidOut = undefined;
     }),
   );
 }

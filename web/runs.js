@@ -281,6 +281,16 @@ export function keepResult(node) {
   tracker.updateModified();
 }
 
+/** Do what Undo takes back in one step, though it takes a while, and the user may go to another workflow meanwhile. */
+export async function asOneStep(change) {
+  const steps = store()?.activeWorkflow?.changeTracker?.undoQueue;
+  const before = steps?.at(-1);
+  const changing = change();
+  const own = steps?.at(-1);
+  await changing;
+  if (own !== before && steps.includes(own)) steps.splice(steps.lastIndexOf(own) + 1);
+}
+
 const kept = new WeakMap(); // by the workflow: what runs have made of nodes that it has had
 
 /**
