@@ -4,8 +4,10 @@
 const GAP = 60;
 const ROOM = 340; // for the report of a merge, and its times
 const TITLE = 30; // of a node, above its place
-const LAID_OUT = 150; // milliseconds until nodes have their heights in Nodes 2.0
+const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
 const PADDING = 10; // of a group
+const LANE = 20; // between links side by side, and from them to nodes
+const BADGE = 12; // above a node's title
 const SEEN = 0.85; // of the page, for nodes that do not fit into it as it is
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
@@ -23,15 +25,40 @@ const originsOf = (node) =>
   );
 const targetsOf = (node) => ends(node.graph, node.outputs[0].links ?? []);
 
-/** Link the place where one link began to the place where another ended, instead of that other. */
-function join({ outputNode, output, subgraphInput }, { inputNode, input, subgraphOutput }) {
+/**
+ * Link the place where one link began to the place where another ended, instead of that other, and by the points that one
+ * of them went through.
+ */
+function join({ link: before, outputNode, output, subgraphInput }, { link: after, inputNode, input, subgraphOutput }) {
   const place = inputNode?.inputs.indexOf(input);
-  if (subgraphOutput && outputNode) subgraphOutput.connect(output, outputNode);
-  else if (inputNode && outputNode) outputNode.connect(outputNode.outputs.indexOf(output), inputNode, place);
+  const through = after?.parentId ?? before?.parentId;
+  if (subgraphOutput && outputNode) subgraphOutput.connect(output, outputNode, through);
+  else if (inputNode && outputNode) outputNode.connect(outputNode.outputs.indexOf(output), inputNode, place, through);
   else if (inputNode && subgraphInput) {
-    inputNode.disconnectInput(place);
-    subgraphInput.connect(input, inputNode);
+    inputNode.disconnectInput(place, true);
+    subgraphInput.connect(input, inputNode, through);
   } // a subgraph's input straight to its output: the frontend has no such link
+}
+
+/** Lead a link through more points before its end, so that it passes nodes and not behind them. */
+function lead(graph, { link }, points) {
+  points.reduceRight((next, point) => graph.createReroute(point, next), graph.getLink(link));
+}
+
+const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
+
+const mergedOf = (merge) => ({
+  outputNode: merge,
+  output: merge.outputs.find(({ type }) => type === "ITERIS_MERGED"),
+});
+
+/** Return the way of a link from a merge to a node that is lower at its right: between the merge and what is beside it. */
+function wayDown(merge, { pos }) {
+  const x = merge.pos[0] + merge.size[0] + LANE;
+  return [
+    [x, slotHeight(merge, mergedOf(merge).output) + LANE],
+    [x, pos[1] - TITLE - BADGE - LANE / 2],
+  ];
 }
 
 /** Do what Undo takes back in one step. */
@@ -44,9 +71,9 @@ function asOneChange(canvas, change) {
   }
 }
 
-/** Return below which height nothing lies between two edges, but for one node. */
-function freeBelow(graph, left, right, but = undefined) {
-  const above = graph.nodes.filter((node) => node !== but && node.pos[0] < right && left < node.pos[0] + node.size[0]);
+/** Return below which height no node, or none of other things, lies between two edges, but for one node. */
+function freeBelow(graph, left, right, but = undefined, things = graph.nodes) {
+  const above = things.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
   return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
 }
 
@@ -55,9 +82,14 @@ const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow
 
 const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
 
+function meet(one, other) {
+  const [a, b] = [one, other].map(edgesOf);
+  return [0, 1].every((axis) => a[axis] < b[axis + 2] && b[axis] < a[axis + 2]);
+}
+
 /**
- * Move nodes out of the way of one that takes another one's place: to the right what was at its right, else down. Groups
- * go on to hold what they held.
+ * Move nodes out of the way of one that takes another one's place: to the right what was at its right, else down. What
+ * would cover a pinned node goes below that. Groups go on to hold what they held, and to end at one height.
  *
  * @param {object} graph which does not have the new node yet
  * @param {object} taker the new node
@@ -70,19 +102,32 @@ function makeRoom(graph, taker, height, taken) {
   const wide = { pos: taker.pos, size: [taker.size[0], height] };
   const moving = [wide];
   for (const at of moving) {
-    const [start, top, end, bottom] = edgesOf(at);
-    for (const node of graph.nodes) {
-      const [x, y, ...far] = edgesOf(node);
-      if (node === at || node === taken || x >= end || start >= far[0] || y >= bottom || top >= far[1]) continue;
-      node.pos = x >= right ? [end + GAP, node.pos[1]] : [x, bottom + GAP];
+    const met = graph.nodes.filter((node) => node !== at && node !== taken && meet(node, at));
+    const pinned = met.find((node) => node.pinned);
+    if (pinned) {
+      at.pos = [at.pos[0], edgesOf(pinned)[3] + GAP];
+      moving.push(at);
+      continue;
+    }
+    const [, , end, bottom] = edgesOf(at);
+    for (const node of met) {
+      const [x, y] = node.pos;
+      node.pos = x >= right ? [end + GAP, y] : [x, bottom + GAP];
       moving.push(node);
     }
   }
+  taker.pos = wide.pos;
+  const bottomOf = ({ pos, size }) => pos[1] + size[1];
+  const before = held.map(([group]) => bottomOf(group));
   for (const [group, nodes] of held) {
     const all = nodes.map((node) => edgesOf(node === taken ? wide : node));
     group.size = [0, 1].map((axis) =>
       Math.max(group.size[axis], ...all.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
     );
+  }
+  for (const [i, [group]] of held.entries()) {
+    const bottom = Math.max(...held.filter((_, k) => before[k] === before[i]).map(([each]) => bottomOf(each)));
+    group.size = [group.size[0], bottom - group.pos[1]];
   }
 }
 
@@ -144,14 +189,18 @@ export function turnInto(node, create, canvas) {
     makeRoom(graph, merge, height + ROOM, node);
     graph.add(merge);
     const [start, top] = merge.pos;
-    const placed = (left, width) => placeIn(graph, left, width, top, node);
-    const link = (origin, target, name) =>
-      origin && join(origin, { inputNode: target, input: target.inputs.find((input) => input.name === name) });
+    const end = start + merge.size[0];
+    const link = (origin, target, name, ...points) => {
+      const input = target.inputs.find((each) => each.name === name);
+      if (!origin) return;
+      join(origin, { inputNode: target, input });
+      lead(graph, input, points);
+    };
     let more = originOf("more_loras");
     const stacked = originOf("lora_stack");
     if (stacked) {
       const stack = create("IterISStack");
-      stack.pos = placed(start - GAP - stack.size[0], stack.size[0]);
+      stack.pos = placeIn(graph, start - GAP - stack.size[0], stack.size[0], top, node);
       graph.add(stack);
       link(stacked, stack, "lora_stack");
       link(more, stack, "previous");
@@ -167,29 +216,39 @@ export function turnInto(node, create, canvas) {
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
-    const beside = start + merge.size[0] + GAP;
     const width = compare ? compare.size[0] + GAP : 0;
+    const left = end + GAP;
+    // below all that is there, so that no link has to go behind it
+    const columns = [start - 2 * LANE, left + width + save.size[0], node];
+    const free = [graph.nodes, graph.groups ?? []].map((things) => freeBelow(graph, ...columns, things));
+    const below = Math.max(top + height + ROOM + GAP, ...free) + LANE + BADGE;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    const [left, below] = placed(beside, width + save.size[0]);
     save.pos = [left + width, below];
     graph.add(save);
     shown.push(merge, save);
-    const merged = merge.outputs.find(({ type }) => type === "ITERIS_MERGED");
-    link({ outputNode: merge, output: merged }, save, "merged");
+    const merged = mergedOf(merge);
+    const way = wayDown(merge, save);
     if (compare) {
       compare.pos = [left, below];
       graph.add(compare);
       shown.push(compare);
-      link(model, compare, "model");
-      link(clip, compare, "clip");
-      link({ outputNode: model.outputNode, output: vae }, compare, "vae");
-      link({ outputNode: merge, output: merged }, compare, "merged");
+      const from = { model, clip, vae: { outputNode: model.outputNode, output: vae } };
+      // down between what is before the merge and the merge, and below it
+      Object.entries(from).forEach(([name, origin], i) => {
+        const x = start - ((i + 1) * LANE) / 2;
+        const y = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : top + i * LANE;
+        const [, into] = compare.getInputPos(compare.findInputSlot(name));
+        link(origin, compare, name, [x, y + LANE], [x, into]);
+      });
+      link(merged, compare, "merged", ...way);
+      const [branch] = ends(graph, [compare.inputs.find(({ name }) => name === "merged").link]);
+      link({ ...merged, link: branch.link }, save, "merged", [left + width - LANE, way[1][1]]);
       const picture = compare.outputs.find(({ name }) => name === "merged");
       link({ outputNode: compare, output: picture }, save, "cover");
-    }
+    } else link(merged, save, "merged", ...way);
     graph.remove(node);
   });
-  setTimeout(() => bringIntoSight(shown, canvas), LAID_OUT);
+  bringIntoSight(shown, canvas);
 }
 
 /** Put a Save merged LoRA at the right of a merge. */
@@ -200,17 +259,16 @@ export function addSave(merge, create, canvas) {
     const left = merge.pos[0] + merge.size[0] + GAP;
     save.pos = placeIn(graph, left, save.size[0], merge.pos[1]);
     graph.add(save);
-    merge.connect(
-      merge.outputs.findIndex(({ type }) => type === "ITERIS_MERGED"),
-      save,
-      "merged",
-    );
-    setTimeout(() => bringIntoSight([save], canvas), LAID_OUT);
+    const input = save.inputs.find(({ name }) => name === "merged");
+    join(mergedOf(merge), { inputNode: save, input });
+    if (save.pos[1] > merge.pos[1]) lead(graph, input, wayDown(merge, save));
+    bringIntoSight([save], canvas);
   });
 }
 
-/** Move the page to nodes of which not all is seen, and make it smaller where they do not fit into it. */
-function bringIntoSight(nodes, canvas) {
+/** Move the page to new nodes of which not all is seen, and make it smaller where they do not fit into it. */
+function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
+  if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
   const [left, top] = [0, 1].map((axis) => Math.min(...nodes.map(({ pos }) => pos[axis] - axis * TITLE)));
   const [right, bottom] = [0, 1].map((axis) => Math.max(...nodes.map(({ pos, size }) => pos[axis] + size[axis])));
   const [x, y, width, height] = canvas.visible_area;
