@@ -11,6 +11,7 @@ const LABELS = 12;
 const LETTER = 5.5; // of a label
 const MOST_LAYERS = 3;
 const NAME = 15; // letters of a name that has its figures beside it
+const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
 const COPIED = 2000; // milliseconds that a button says so
 
 const percent = (share) => Math.round(100 * share);
@@ -83,7 +84,8 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
   const lines = loras.map((lora) => keptOf(lora, told, say));
-  const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > NAME);
+  const most = loras.some(isUncertain) ? NAME_BESIDE_LONG : NAME;
+  const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
   found.append(...lines);
   if (together) {

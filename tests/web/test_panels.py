@@ -200,6 +200,17 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, pictur
     assert (grey, red) == ("rgb(138, 138, 138)", "rgb(217, 54, 54)")
     picture(frontend, "verdict_uncertain")
 
+    cut = """all => all.filter((part) => part.scrollWidth > part.clientWidth).map((part) => part.textContent)"""
+    names = frontend.page.locator(".iteris-head .iteris-start, .iteris-head .iteris-end")
+    for width, name in ((380, "iteris_merged"), (330, "zwx_owl")):
+        report = report_with_verdict(lost | {"lora": name}, kept("ink", 0.2, "lost"))
+        frontend.executed(MERGE, report)
+        frontend.page.evaluate(
+            "([id, width]) => app.graph.getNodeById(id).setSize([width, 500])", [MERGE, width]
+        )
+        frontend.show(MERGE, top=100)
+        assert names.evaluate_all(cut) == [], "the badge leaves each name its room"
+
 
 def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(frontend, small):
     small(frontend, seed=14)
