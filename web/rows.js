@@ -54,7 +54,10 @@ export function addRows(node, say, more = []) {
   keepWidth(node, LEAST_WIDTH);
   const view = new Rows(node, text, element, say, more);
   also(text, "callback", () => view.read());
-  also(node, "onConfigure", () => view.read(true));
+  also(node, "onConfigure", () => {
+    view.read(true);
+    if (isRestored() && asked?.id === String(node.id)) view.focusAgain(asked);
+  });
   also(node, "onConnectionsChange", () => view.draw());
   element.addEventListener("pointerenter", () => view.learn()); // the model may be another one by now
   // on the canvas, the frontend would not know of a wheel that turns above an element; and Vue nodes would be dragged
@@ -71,18 +74,21 @@ export function addRows(node, say, more = []) {
     app.canvas.adjustMouseEvent(event);
     app.canvas.processContextMenu(node, event);
   });
-  // not for the canvas, which would delete the node
   element.addEventListener("keydown", (event) => {
-    if (!["Delete", "Backspace"].includes(event.key)) return;
-    event.stopPropagation();
     const [part] = event.target.classList;
     const place = Number(event.target.closest(".iteris-row")?.dataset.place);
+    if (event.ctrlKey || event.metaKey) asked = { id: String(node.id), place, part };
+    if (!["Delete", "Backspace"].includes(event.key)) return;
+    event.stopPropagation(); // not for the canvas, which would delete the node
     if (["iteris-grip", "iteris-toggle", "iteris-lora"].includes(part)) view.remove(place, part);
   });
   savesWithout(node, () => view.heightOpen());
   node.learnIterisFiles = () => view.learn();
   view.read(true);
 }
+
+let asked; // what had the focus at a shortcut, which may be Undo, until the next key: the node's id, the row's place, and its part
+addEventListener("keydown", () => (asked = undefined), true);
 
 const opened = new WeakMap(); // workflow -> node's id -> names of the rows that the user has opened
 
@@ -96,11 +102,10 @@ function remember(node, names) {
   opened.get(workflow).set(node.id, names);
 }
 
+const isRestored = () => !!shownWorkflow()?.changeTracker?._restoringState;
+
 /** Return the rows that were open on a node that Undo makes anew; undefined: it is another one. */
-function restored(node) {
-  const workflow = shownWorkflow();
-  return workflow?.changeTracker?._restoringState ? opened.get(workflow)?.get(node.id) : undefined;
-}
+const restored = (node) => (isRestored() ? opened.get(shownWorkflow())?.get(node.id) : undefined);
 
 class Rows {
   constructor(node, text, element, say, more) {
@@ -285,6 +290,16 @@ class Rows {
 
   focus(place, part) {
     this.list.querySelector(`[data-place="${place}"] .${part}`)?.focus();
+  }
+
+  /** Focus what had the focus before Undo made the node anew, once that is drawn, unless the user is elsewhere by then. */
+  focusAgain({ place, part }, frames = 30) {
+    if (!frames || document.activeElement !== document.body) return;
+    if (this.element.offsetHeight) {
+      this.focus(place, part);
+      if (!this.element.contains(document.activeElement)) this.add.focus(); // that row is gone
+    }
+    requestAnimationFrame(() => this.focusAgain({ place, part }, frames - 1));
   }
 
   /** Return the places of the entries that are drawn: all but empty lines, as far as there is an end. */

@@ -585,6 +585,25 @@ def test_undo_closes_no_row(rows):
     assert at(rows, 1, "prompts").count() == 0
 
 
+def test_undo_by_keyboard_leaves_the_focus_in_its_row(rows):
+    focused = """(() => {
+        const { classList } = document.activeElement;
+        return [classList[0], document.activeElement.closest('.iteris-row')?.dataset.place];
+    })()"""
+    at(rows, 1, "toggle").press("Space")
+    rows.settle()
+    assert text_of(rows) != TEXT
+    rows.page.keyboard.press("Control+z")
+    rows.settle(40)
+    assert text_of(rows) == TEXT
+    assert rows.page.evaluate(focused) == ["iteris-toggle", "1"]
+    rows.page.evaluate("document.activeElement.blur()")
+    rows.page.keyboard.press("Control+y")
+    rows.settle(40)
+    assert text_of(rows) != TEXT
+    assert rows.page.evaluate("document.activeElement === document.body"), "it was elsewhere"
+
+
 def test_rows_are_added_taken_out_and_moved(rows, picture):
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
