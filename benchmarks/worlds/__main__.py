@@ -199,4 +199,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # processes find their work by the name of its module, and none can import "__main__"
+    from benchmarks.worlds.__main__ import main
+
     main()
