@@ -324,7 +324,10 @@ function numberField(value, least, say, name, changed, after = () => {}) {
     read();
   });
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") field.blur(); // so that the next click marks all again
+    if (event.key === "Enter") {
+      field.blur(); // so that the next click marks all again
+      field.closest(".iteris-row").querySelector(".iteris-opener").focus(); // keys go on from here
+    }
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();
