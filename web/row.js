@@ -5,7 +5,7 @@ import { draw as drawChips } from "./chips.js";
 import { button, copied, fit, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
-import { furtherWords, nameOf, numberIn, ownName, readRows } from "./rows_text.js";
+import { calledAs, furtherWords, nameOf, numberIn, ownName, readRows } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
 const STEP = 0.05;
@@ -59,8 +59,8 @@ export function drawRow(view, place) {
   name.append(picture, line, badge);
   let likely = ""; // the file's kind, if something tells
   const kind = button("iteris-kind", "", say("kind"), () => {
-    const now = row.kind || likely;
-    view.edit(place, { kind: now === "subject" ? "style" : "subject" });
+    const kind = (row.kind || likely) === "subject" ? "style" : "subject";
+    view.edit(place, { kind, called: calledAs(kind, view.entries[place].row.called) });
   });
   let known; // of the file
   const showKind = () => {

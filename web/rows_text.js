@@ -9,6 +9,8 @@ const PROMPTS = /(?:\\\||\{[^{}]*\}|[^|])+/g;
 const PLAIN = /^[^\s|"]+$/; // a value that needs no quotes
 const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*$/i;
 const KINDS = ["subject", "style"];
+// what templates call the LoRAs of their rows
+const CALLED = { subject: "a {trigger}", style: "in {trigger} style" };
 const NAMED = ["priority", "called", "blocks", "without"];
 const TAGS = /<lora:[^<>\n]*>/gi;
 const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
@@ -80,6 +82,11 @@ export function furtherWords({ priority, called, blocks, without }) {
     ...(priority === plain.priority ? [] : [`priority=${priority}`]),
     ...values.filter(([, value]) => value).map(([word, value]) => `${word}=${quoted(value)}`),
   ].join(" ");
+}
+
+/** Return what a LoRA of another kind is called, where a template said so of the kind that it was. */
+export function calledAs(kind, called) {
+  return Object.values(CALLED).includes(called) ? CALLED[kind] : called;
 }
 
 /** Return the entry of a row of a file that has just been chosen. */

@@ -8,6 +8,7 @@ import {
   canName,
   changed,
   fileOf,
+  calledAs,
   furtherWords,
   matching,
   namesakes,
@@ -85,6 +86,13 @@ test("what a closed row has besides its strengths", () => {
   const said = (text) => furtherWords(readRows(text)[0].row);
   assert.equal(said("<lora:a:1:0.4> style | x"), "");
   assert.equal(said('<lora:a:1:OUTALL> style called="a dog" priority=2'), 'priority=2 called="a dog" blocks=OUTALL');
+});
+
+test("a template's word for a LoRA changes with its kind, a user's does not", () => {
+  assert.equal(calledAs("style", "a {trigger}"), "in {trigger} style");
+  assert.equal(calledAs("subject", "in {trigger} style"), "a {trigger}");
+  assert.equal(calledAs("style", "a sks dog"), "a sks dog");
+  assert.equal(calledAs("style", ""), "");
 });
 
 test("all rows are switched alike, and lines that are none stay", () => {
