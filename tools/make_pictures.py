@@ -87,6 +87,7 @@ MOST_MS = 1_200_000  # of a merge, on a busy machine
 NOTICE_MS = 8000  # of one that a run has ended
 WAIT_MS = 3000  # between two pictures of a run
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
+FILMED = ("sks_robot", "qpr_blueprint")  # two that spoil each other stacked
 DIVIDED = 25  # per cent of a comparison's picture that are on the left
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
@@ -586,7 +587,8 @@ class Film:
 def make_film(chromium: object, address: str, names: list[str]) -> None:
     """Film a merge: files are chosen, it runs, and the divider goes over stacked and merged."""
     merge, compare = 2, 3
-    frontend = browser.Frontend(chromium, address, width=1280, height=800)
+    size = {"width": 1280, "height": 800}
+    frontend = browser.Frontend(chromium, address, **size, Comfy_VueNodes_Enabled=True)
     page = frontend.page
     page.set_default_timeout(MOST_MS)
     close_news(page)
@@ -594,11 +596,11 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)
     small_model(frontend, merge, compare)
-    frontend.show(merge, left=90, top=110)
+    frontend.show(merge, **MERGE_FIRST)
     film = Film(frontend)
     film.take(800)
     film.click(page.locator(".iteris-row .iteris-lora").first)
-    for name in SUBJECTS:  # the second row's list opens by itself
+    for name in FILMED:  # the second row's list opens by itself
         film.click(page.locator(".iteris-option", has_text=name))
     run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
     film.click(page.locator(run))
@@ -609,8 +611,9 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.take(2500)
     page.wait_for_selector(".iteris-pair:visible")
     frontend.pictures_shown()
-    frontend.show(merge, left=90, top=90, scale=0.8)
+    frontend.show(merge, left=86, top=90, scale=0.75)
     film.take(800)
+    film.click(page.locator(".iteris-drawn").nth(1).locator(".iteris-thumb").last)
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     film.move(middle, high)
