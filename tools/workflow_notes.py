@@ -71,7 +71,7 @@ TEMPLATES = (
     ),
     Template(
         "Character and style",
-        "Draws a character in a style, from one LoRA of each.",
+        "Makes one LoRA of a character and a style, to draw the character in the style.",
         (
             _CHOOSE,
             "**Merge LoRAs**: choose the character in the first row, the style in the second",

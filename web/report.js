@@ -56,17 +56,18 @@ export function place(path) {
 const PATH = /'((?:diffusion_model|clip_[a-z]+|[a-z0-9_]+\.encoder)\.[\w.]+)'/g;
 
 /**
- * Return a note as a line of its own: it begins with a capital letter, unless with a LoRA's name, and says where a layer
- * is as the bars do.
+ * Return a note as a sentence: it begins with a capital letter, unless with a LoRA's name, ends in a full stop, and says
+ * where a layer is as the bars do.
  */
 export function noteLine(text, tasks) {
   const short = text.replace(PATH, (_, path) => {
     const { block, layer } = place(path);
     return block === "other" ? layer : `${block} ${layer}`;
   });
-  return tasks.some((task) => short.startsWith(task))
-    ? short
-    : short.replace(/^\p{Ll}/u, (first) => first.toUpperCase());
+  const ended = short.replace(/[^.!?…]$/u, "$&.");
+  return tasks.some((task) => ended.startsWith(task))
+    ? ended
+    : ended.replace(/^\p{Ll}/u, (first) => first.toUpperCase());
 }
 
 /** Return the median of numbers; undefined of none. */

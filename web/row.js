@@ -13,6 +13,7 @@ const MOST = 100; // of a strength, and of a priority
 const UNUSUAL = 3; // a strength above it
 const DRAGGED = 4; // pixels to the side, for a step
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
+const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink style" }; // where a file names no words
 
 /**
  * Draw a row.
@@ -225,7 +226,9 @@ function drawBody(view, place, changed) {
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
-    if (prompts) prompts.field.placeholder = `${say("prompts")}\n${EXAMPLES[kind]}`;
+    const isAsked = needsPrompts({ prompts: [] }, lora);
+    const hint = isAsked ? say("prompts_such_as", { example: WRITTEN[kind] }) : `${say("prompts")}\n${EXAMPLES[kind]}`;
+    if (prompts) prompts.field.placeholder = hint;
     const written = prompts?.written ?? promptOf(view);
     shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), isMeasured(view));
     blocks.show(lora?.blocks);

@@ -70,10 +70,10 @@ export function suggestions({ prompts = {}, trigger_words: words = [] }, kind) {
   ];
 }
 
-/** Return one line about the file: its error, or its base model and rank. */
-export function about({ error, base, rank }) {
+/** Return one line about the file: its error, or its model and rank; where no family is known, what the file calls it. */
+export function about({ error, family, base, rank }) {
   if (error) return error;
-  return [base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
+  return [family || base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
 }
 
 /** Say what LoRAs a file is a merge of, each from the second on after a line break; empty: it does not say so. */

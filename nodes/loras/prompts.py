@@ -184,9 +184,9 @@ def ready_row(row: Row) -> None:
             raise
         with placed(row.where):
             raise CalibrationError(
-                "no prompts, and no trigger words in the file. Click 'write prompts' on the row: "
-                "what you would type to use the LoRA, such as 'a photo of sks dog'. The page that "
-                "you downloaded it from names its trigger words"
+                "no prompts, and no trigger words in the file. Click 'write prompts' on the row, "
+                "and write what you would type to use the LoRA, such as 'a photo of sks dog'. The "
+                "page that you downloaded it from names its trigger words"
             ) from None
 
 

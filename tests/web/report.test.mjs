@@ -259,15 +259,15 @@ test("the report of a whole SD1.5 stays small in a saved workflow", () => {
   assert.ok(JSON.stringify(figures({ layers })).length < 20_000);
 });
 
-test("a note is a line that begins with a capital letter and names layers as the bars do", () => {
+test("a note is a sentence that names layers as the bars do", () => {
   const said = "these hardly do anything: ink at 2 of 60 layers, such as ";
   const path = `${UNET}input_blocks.5.1.transformer_blocks.0.attn2.to_k`;
   for (const [note, line] of [
-    [`${said}'${path}'`, `T${said.slice(1)}IN05 attn2.to_k`],
-    [`${said}'${UNET}odd.layer', cat at 1`, `T${said.slice(1)}odd.layer, cat at 1`],
-    ["ink: the file 'diffusion.safetensors' is odd", "ink: the file 'diffusion.safetensors' is odd"],
-    ["6 of the 18 sampling runs", "6 of the 18 sampling runs"],
-    ["épreuve", "Épreuve"],
+    [`${said}'${path}'`, `T${said.slice(1)}IN05 attn2.to_k.`],
+    [`${said}'${UNET}odd.layer', cat at 1`, `T${said.slice(1)}odd.layer, cat at 1.`],
+    ["ink: the file 'diffusion.safetensors' is odd", "ink: the file 'diffusion.safetensors' is odd."],
+    ["6 of the 18 sampling runs.", "6 of the 18 sampling runs."],
+    ["épreuve", "Épreuve."],
     ["", ""],
   ])
     assert.equal(noteLine(note, ["cat", "ink"]), line);

@@ -317,7 +317,7 @@ def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
     assert lines.count() > 2
     for width, room in lines.evaluate_all("all => all.map(l => [l.scrollWidth, l.clientWidth])"):
         assert width <= room, "the whole line is read"
-    assert frontend.page.locator(".iteris-details .iteris-note").last.inner_text() == "A note"
+    assert frontend.page.locator(".iteris-details .iteris-note").last.inner_text() == "A note."
     assert frontend.errors == []
 
 

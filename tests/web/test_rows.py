@@ -857,6 +857,7 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     assert at(rows, 1, "needs").is_visible() and not at(rows, 0, "needs").is_visible()
     picture(rows, "rows_ask")
     at(rows, 1, "needs").click()
+    expect(rows.page.get_by_placeholder("such as: a landscape in ink style")).to_be_focused()
     rows.page.keyboard.type("a photo")
     assert text_of(rows).split("\n")[1].endswith("| a photo")
     assert rows.page.locator(".iteris-asks").count() == 0

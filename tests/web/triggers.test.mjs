@@ -88,7 +88,8 @@ test("prompts are asked for where neither the row nor its file has any", () => {
 
 test("the line about a file", () => {
   assert.equal(about({ error: "no such file", base: "SD1.5" }), "no such file");
-  assert.equal(about({ base: "SD1.5", rank: 16 }), "SD1.5, rank 16");
+  assert.equal(about({ family: "SD1.5", base: "SD1.5 (sd_v1)", rank: 16 }), "SD1.5, rank 16");
+  assert.equal(about({ family: "", base: "sd_v9", rank: 16 }), "sd_v9, rank 16");
   assert.equal(about({ base: null, rank: null }), "");
 });
 

@@ -112,6 +112,7 @@ export default {
   idle: "Strength 0: left out",
   strong: "This is unusually strong: most LoRAs are used at 0.5 to 1.5.",
   prompts: "empty: prompts are made from the file's trigger words",
+  prompts_such_as: "such as: {example}",
   prompts_of: "Prompts, one a line: what you use this LoRA for",
   priority: "Priority",
   priority_title: "How much this LoRA counts where LoRAs contradict each other. Not a strength.",

@@ -110,6 +110,7 @@ export default {
   idle: "強度 0：使いません",
   strong: "並外れて強い値です。多くの LoRA は 0.5～1.5 で使います。",
   prompts: "空欄：ファイルのトリガーワードからプロンプトを作ります",
+  prompts_such_as: "例：{example}",
   prompts_of: "プロンプト、1 行に 1 つ：この LoRA の使い道",
   priority: "優先度",
   priority_title: "LoRA どうしが矛盾するとき、この LoRA をどれだけ重く見るか。強度ではありません。",

@@ -107,6 +107,7 @@ export default {
   idle: "强度为 0：不使用",
   strong: "强得不寻常：多数 LoRA 的强度在 0.5 到 1.5 之间。",
   prompts: "留空：用文件中的触发词生成提示词",
+  prompts_such_as: "例如：{example}",
   prompts_of: "提示词，每行一条：您用此 LoRA 做什么",
   priority: "优先级",
   priority_title: "LoRA 互相矛盾时，此 LoRA 占多大比重。不是强度。",
