@@ -741,6 +741,7 @@ def test_a_lora_beside_a_merge_of_it_says_so(rows, picture, kind):
     rows.show(MERGE, left=600, top=150)
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     again = rows.page.locator(".iteris-again")
+    expect(again).to_have_count(1)  # other tests' facts are forgotten
     expect(again).to_have_attribute("data-place", "1")
     expect(again.locator(".iteris-made")).to_have_text("already in first")
     for place in (0, 1):
