@@ -8,18 +8,17 @@ function alike(one, other) {
 }
 
 /**
- * Return names without their folders, each with at most so many characters, if it can: what it begins with alike is cut
- * out of a name that is too long, up to the word in which it differs from another one.
+ * Return names, each with at most so many characters, if it can: what it begins with alike is cut out of a name that is
+ * too long, up to the word in which it differs from another one.
  *
  * @param {string[]} names
  * @param {number} most
  * @returns {string[]}
  */
 export function toldApart(names, most) {
-  const own = names.map((name) => name.replace(/^.*[\\/]/s, ""));
-  return own.map((name) => {
+  return names.map((name) => {
     if (name.length <= most) return name;
-    const same = Math.max(0, ...own.filter((other) => other !== name).map((other) => alike(name, other)));
+    const same = Math.max(0, ...names.filter((other) => other !== name).map((other) => alike(name, other)));
     const word = name.slice(0, same).search(/[^-_. ]*$/);
     const room = most - 1 - (name.length - word);
     return word > Math.max(1, room) ? `${name.slice(0, Math.max(0, room))}…${name.slice(word)}` : name;

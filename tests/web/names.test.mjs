@@ -3,7 +3,7 @@ import test from "node:test";
 import { toldApart } from "../../web/names.js";
 
 test("names that begin alike are cut there, up to the word that differs", () => {
-  const names = ["old/robot_illustrious_v1_epoch10_final", "robot_illustrious_v1_epoch12_final", "stacked"];
+  const names = ["robot_illustrious_v1_epoch10_final", "robot_illustrious_v1_epoch12_final", "stacked"];
   assert.deepEqual(toldApart(names, 9), ["…epoch10_final", "…epoch12_final", "stacked"]);
   assert.deepEqual(toldApart(names, 24), ["robot_illu…epoch10_final", "robot_illu…epoch12_final", "stacked"]);
 });
@@ -14,5 +14,6 @@ test("a name that is like no other one keeps its beginning, and a short one is w
     "robot v2",
     "robot v3",
   ]);
+  assert.deepEqual(toldApart(["owl_snow 1.55/1.6", "merged"], 18), ["owl_snow 1.55/1.6", "merged"]);
   assert.deepEqual(toldApart(["a style of mine", "a style of mine"], 9), ["a style of mine", "a style of mine"]);
 });
