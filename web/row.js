@@ -288,13 +288,14 @@ function labelled(text, title, field) {
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel. A comma is read as a point.
+ * and the wheel. A comma is read as a point. Escape and Undo give back the number that it had before.
  */
 function numberField(value, least, say, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
   Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
   let last = value; // that is a number
+  let before = value; // the focus came
   const read = () => {
     const number = numberIn(field.value);
     const fits = number >= least && number <= MOST;
@@ -320,17 +321,36 @@ function numberField(value, least, say, name, changed, after = () => {}) {
   };
   field.addEventListener("input", take);
   field.addEventListener("change", after);
-  field.addEventListener("focus", () => field.select());
+  const giveBack = () => {
+    if (field.value === before) return;
+    field.value = before;
+    take();
+    after();
+  };
+  const leave = () => {
+    field.blur(); // so that the next click marks all again
+    field.closest(".iteris-row").querySelector(".iteris-opener").focus(); // keys go on from here
+  };
+  field.addEventListener("focus", () => {
+    before = last;
+    field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
+    field.select();
+  });
   field.addEventListener("blur", () => {
+    delete field.dataset.captureWheel;
     if (read() !== undefined) return;
     field.value = last;
     read();
   });
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") {
-      field.blur(); // so that the next click marks all again
-      field.closest(".iteris-row").querySelector(".iteris-opener").focus(); // keys go on from here
+    const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
+    if (event.key === "Escape" || isUndo) {
+      event.preventDefault(); // the browser's Undo goes letter by letter, and a number through others
+      event.stopPropagation(); // or Escape would close the row
+      giveBack();
+      field.select();
     }
+    if (["Enter", "Escape"].includes(event.key)) leave();
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();

@@ -74,6 +74,10 @@ export function addRows(node, say, more = []) {
     app.canvas.adjustMouseEvent(event);
     app.canvas.processContextMenu(node, event);
   });
+  element.addEventListener("focusout", ({ target }) => {
+    // a text that stays marked would be copied instead of nodes; where the window alone has lost the focus, it may
+    if (document.activeElement !== target) getSelection().removeAllRanges();
+  });
   element.addEventListener("keydown", (event) => {
     const [part] = event.target.classList;
     const place = Number(event.target.closest(".iteris-row")?.dataset.place);

@@ -187,6 +187,45 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows), "a click marks what is there"
 
 
+def test_escape_and_undo_give_a_strength_back_and_the_wheel_changes_it(rows):
+    strength = at(rows, 0, "number").first
+    at(rows, 0, "opener").click()
+    scale = "app.canvas.ds.scale"
+    before = rows.page.evaluate(scale)
+    for key in ("Escape", "Control+z"):
+        strength.click()
+        rows.page.keyboard.type("0.4")
+        assert "<lora:first:0.4> subject" in text_of(rows)
+        rows.page.keyboard.press(key)
+        assert text_of(rows) == TEXT, key
+        expect(strength).to_have_value("0.8")
+        if key == "Escape":
+            expect(at(rows, 0, "opener")).to_be_focused()
+            assert at(rows, 0, "prompts").count() == 1, "the row stays open"
+    rows.page.keyboard.press("Control+z")
+    assert text_of(rows) == TEXT
+    strength.hover()
+    rows.page.mouse.wheel(0, -120)
+    assert "<lora:first:0.85> subject" in text_of(rows)
+    rows.settle()
+    assert rows.page.evaluate(scale) == before, "the canvas does not zoom"
+    rows.page.keyboard.press("Escape")
+    assert text_of(rows) == TEXT
+
+
+def test_a_strength_that_was_clicked_is_not_copied_instead_of_a_node(rows):
+    """The browser copies a text that is marked, also in a field without the focus."""
+    for key in ("ArrowUp", "ArrowDown"):
+        at(rows, 0, "number").first.click()
+        rows.page.keyboard.press(key)
+    rows.page.mouse.click(200, 700)
+    assert rows.page.evaluate("getSelection().toString()") == ""
+    rows.page.mouse.click(760, 135)  # the node's title
+    rows.page.keyboard.press("Control+c")
+    rows.page.keyboard.press("Control+v")
+    rows.page.wait_for_function("app.graph.nodes.length === 2")
+
+
 def test_names_stand_below_each_other_and_a_closed_row_says_what_it_has(rows, picture):
     """Of the files, the first alone has a picture."""
     rows.page.wait_for_selector(".iteris-picture > img")
