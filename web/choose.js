@@ -4,9 +4,9 @@
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
-import { face } from "./peek.js";
+import { endPeek, face } from "./peek.js";
 import { canName, matching, nameOf, namesakes, similar, versions } from "./rows_text.js";
-import { foundBy, madeOf } from "./triggers.js";
+import { foundBy, madeOf, wordsOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
@@ -31,6 +31,7 @@ function remember(name) {
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
  * @param {object} offer
+ * @param {number} [offer.row] the number of the row that it is for
  * @param {string[]} offer.names
  * @param {string[]} offer.fits families whose LoRAs fit the model; none: that is not known, and all are listed
  * @param {string} [offer.now] the name that is chosen now
@@ -40,7 +41,7 @@ function remember(name) {
  * @param {(word: string, values?: object) => string} say
  * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
-export function choose(anchor, { names, fits, now, lost, taken, several }, say, chosen) {
+export function choose(anchor, { row, names, fits, now, lost, taken, several }, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -65,7 +66,7 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
   box.popover = "auto";
   list.role = "listbox";
   list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
-  field.placeholder = field.ariaLabel = say("search");
+  field.placeholder = field.ariaLabel = say(row ? "search_row" : "search", { row });
   field.role = "combobox";
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
@@ -132,6 +133,15 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
     dress(name);
     return option;
   };
+  /** Return the trigger words that a file is found by, where its name does not tell why. */
+  const wordsFound = (name, lora) => {
+    const parts = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (matching([name], field.value).length) return "";
+    const isFound = (word) => parts.some((part) => word.toLowerCase().includes(part));
+    return wordsOf(lora ?? {})
+      .filter(isFound)
+      .join(", ");
+  };
   /** Show on a name what is known of its file. */
   const dress = (name) => {
     const option = options.get(name);
@@ -139,7 +149,7 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
     const address = pictureOf(name, lora);
     if (option.firstChild.firstChild?.getAttribute("src") !== address)
       option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
-    sayMade(option.lastChild, madeOf(lora ?? {}, say));
+    sayMade(option.lastChild, [madeOf(lora ?? {}, say), wordsFound(name, lora)].filter(Boolean).join("\n"));
     option.classList.toggle("iteris-broken", !isWhole(name));
     option.classList.toggle("iteris-stranger", !!isOther(lora));
     option.dataset.family = isOther(lora) ? lora.family : "";
@@ -205,7 +215,9 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
   const search = () => {
     isOwn = false;
     wished = [];
-    learn(show());
+    const wanted = show();
+    found.slice(0, MOST).forEach(dress);
+    learn(wanted);
   };
   const move = (by) => found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))];
   const keys = {
@@ -213,6 +225,8 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
     ArrowUp: () => mark(move(-1)),
     PageDown: () => mark(move(PAGE)),
     PageUp: () => mark(move(-PAGE)),
+    Home: () => mark(move(-Infinity)),
+    End: () => mark(move(Infinity)),
     Enter: (isMore) => found.length && take(marked, isMore),
     Tab: (isBack) => {
       const stops = [...box.querySelectorAll("input, button")];
@@ -244,6 +258,7 @@ export function choose(anchor, { names, fits, now, lost, taken, several }, say, 
   const foot = html("div", "iteris-foot");
   foot.append(...(fits.length ? [others] : []), ...(several ? [html("span", "iteris-quiet", say("several"))] : []));
   box.append(foot);
+  endPeek();
   document.body.append(box);
   box.showPopover();
   const wanted = show();

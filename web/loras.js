@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const answers = new Map(); // route -> its answer, or that on its way
 const last = new Map(); // name of a LoRA -> the last answer about it
+const { compare } = new Intl.Collator(undefined, { numeric: true });
 let names;
 
 async function ask(route) {
@@ -44,8 +45,8 @@ export async function isGone({ listed_as: name, hash }) {
   return !!lora && (!!lora.error || lora.hash !== hash);
 }
 
-/** Return the names in ComfyUI's list of LoRAs; null: there is no list. */
-export const loraNames = () => (names ??= ask("/models/loras"));
+/** Return the names in ComfyUI's list of LoRAs, numbers by their size; null: there is no list. */
+export const loraNames = () => (names ??= ask("/models/loras").then((found) => found?.toSorted(compare) ?? null));
 
 /** Ask anew from now on: files come and go. What was answered last is not taken as true any more, but shown until then. */
 export function forget() {

@@ -8,6 +8,9 @@ const WORDS = 25; // of a file
 const GAP = 10; // pixels between the node and what is shown beside it
 let hide = () => {}; // what is shown, or about to be
 
+/** Show nothing more of what is pointed at. */
+export const endPeek = () => hide();
+
 /**
  * Return the parts that show a file.
  *
@@ -37,7 +40,7 @@ export function face({ name, doubts, isUsable, lora, picture }, say) {
 
 /**
  * Show something beside a node where the pointer rests on a part of it, out of the way of what can be clicked, until the
- * pointer leaves that part, a button or a key is pressed, or the canvas moves.
+ * pointer leaves that part, a button or a key is pressed, a list opens, or the canvas moves.
  *
  * @param {HTMLElement} element the part
  * @param {HTMLElement} beside what is not covered
@@ -51,7 +54,7 @@ export function peek(element, beside, draw) {
     card.popover = "manual";
     const end = new AbortController();
     const show = () => {
-      if (!element.isConnected) return hide();
+      if (!element.isConnected || document.querySelector(".iteris-choice")) return hide();
       card.append(...draw());
       document.body.append(card);
       card.showPopover();

@@ -151,7 +151,7 @@ export function drawRow(view, place) {
     file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
-    sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say));
+    sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say, true));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
   };
   return { element, mark };

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { modelFileOf, repeated, strangers, within } from "./fitting.js";
 import { nodesOf } from "./graph.js";
-import { aboutLora, aboutModel, forget, loraNames, pictureOf } from "./loras.js";
+import { aboutLora, aboutModel, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
 import {
   addElement,
   also,
@@ -269,10 +269,15 @@ class Rows {
     const lost = now ? "" : this.entries[place]?.row.name;
     const taken = new Set(chosen.filter((file, at) => file && at !== place));
     const isNew = place === undefined;
-    const offered = { names: names ?? [], fits: about?.fits ?? [], now, lost, taken, several: isNew };
+    const row = this.drawn().indexOf(place) + 1;
+    const offered = { row, names: names ?? [], fits: about?.fits ?? [], now, lost, taken, several: isNew };
     choose(anchor, offered, this.say, (file, isOpen) => {
       if (isNew) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
-      else this.write(place, { name: nameOf(file) });
+      else {
+        const isMerge = lastAboutLora(file)?.merged_from?.length; // whose strengths are in it
+        const isFirst = !this.entries[place].row.name;
+        this.write(place, { name: nameOf(file), ...(isMerge && isFirst && { model: 1, clip: 1 }) });
+      }
       this.finish();
       if (isOpen) return;
       this.focus(place ?? this.entries.length - 1, "iteris-lora");

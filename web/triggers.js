@@ -76,10 +76,14 @@ export function about({ error, family, base, rank }) {
   return [family || base, rank ? `rank ${rank}` : ""].filter(Boolean).join(", ");
 }
 
-/** Say what LoRAs a file is a merge of, each from the second on after a line break; empty: it does not say so. */
-export function madeOf({ merged_from: names, is_preview: isPreview }, say) {
+/**
+ * Say what LoRAs a file is a merge of, each from the second on after a line break, or how many; empty: it does not say
+ * so.
+ */
+export function madeOf({ merged_from: names, is_preview: isPreview }, say, isCounted = false) {
   if (!names?.length) return "";
-  return say(isPreview ? "preview_of" : "made_of", { names: names.map(ownName).join("\n+ ") });
+  const said = isCounted ? say("count_of", { count: names.length }) : names.map(ownName).join("\n+ ");
+  return say(isPreview ? "preview_of" : "made_of", { names: said });
 }
 
 /** Return what a file is found by beside its name: its trigger words, and the LoRAs that it is a merge of. */

@@ -289,22 +289,24 @@ def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
 
 
 @IN_ONE
-def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows):
-    for said, name in (("robot", "third"), ("word of fir", "first")):
+def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows, picture):
+    option = rows.page.locator(".iteris-option")
+    for said, listed in (("robot", "thirdmerge of robot+ owl"), ("of fir", "firstword of first")):
+        name = listed[:5]
         rows.page.locator(".iteris-add").click()
         rows.page.wait_for_selector(".iteris-option")
         rows.page.keyboard.type(said)
-        expect(rows.page.locator(".iteris-option")).to_have_text([re.compile(f"^{name}")])
+        expect(option).to_have_text([listed])
+        picture(rows, f"rows_found_{name}")
         rows.page.keyboard.press("Enter")
         assert text_of(rows).endswith(f"\n<lora:{name}:1>")
     many = [f"many_{number}.safetensors" for number in range(100, 330)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
-    rows.page.keyboard.type(
-        "of many_329"
-    )  # beyond those that are listed, and so read, without a word
-    expect(rows.page.locator(".iteris-option")).to_have_text(["many_329"])
+    # beyond those that are listed, and so read, without a word
+    rows.page.keyboard.type("of many_329")
+    expect(option).to_have_text(["many_329word of many_329"])
     rows.page.keyboard.press("Escape")
     rows.page.unroute("**/models/loras")
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
@@ -411,7 +413,7 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
 
 @IN_ONE
 def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
-    many = [f"many_{number:02}.safetensors" for number in range(40)]
+    many = [f"many_{number}.safetensors" for number in sorted(map(str, range(40)))]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
     option = rows.page.locator(".iteris-option")
     for name in ("many_33", "many_21"):
@@ -422,11 +424,15 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
         at(rows, 3, "out").click()
     rows.page.locator(".iteris-add").click()
     option.first.wait_for()
-    listed = ["many_21", "many_33", "many_00"]
+    listed = ["many_21", "many_33", "many_0"]
     assert option.evaluate_all("all => all.slice(0, 3).map(o => o.textContent)") == listed
     picture(rows, "rows_choose_recent")
     rows.page.keyboard.type("many")
-    assert option.first.text_content() == "many_00", "by name, once one searches"
+    assert option.all_text_contents() == [f"many_{number}" for number in range(40)], "by name"
+    for key, place in (("End", 39), ("Home", 0)):
+        rows.page.keyboard.press(key)
+        expect(option.nth(place)).to_have_attribute("aria-selected", "true")
+        expect(option.nth(place)).to_be_in_viewport()
     rows.page.keyboard.press("Escape")
     others = [f"other_v{number}.safetensors" for number in (1, 2)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=[*many, *others]))
@@ -732,10 +738,23 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     assert text_of(rows).startswith("<lora:second:0.8> style\n")
     rows.set_widgets(MERGE, loras="<lora::1>\n<lora::1>")
     at(rows, 0, "lora").click()
-    for name in ("first", "second"):  # the list of the next row opens by itself
-        rows.page.locator(".iteris-option", has_text=name).click()
+    search = rows.page.locator(".iteris-search")
+    for row, name in enumerate(("first", "second"), start=1):  # the next list opens by itself
+        expect(search).to_have_attribute("placeholder", f"Search LoRAs for row {row}")
+        rows.page.wait_for_timeout(400)  # the pointer is still on the first row
+        assert rows.page.locator(".iteris-peek").count() == 0
+        rows.page.keyboard.type(name)
+        rows.page.keyboard.press("Enter")
     rows.settle()
     assert text_of(rows) == "<lora:first:1>\n<lora:second:1>"
+    rows.set_widgets(MERGE, loras="<lora::0.8>\n<lora:first:0.8>")
+    for place in (0, 1):
+        at(rows, place, "lora").click()
+        rows.page.locator(".iteris-option", has_text="third").click()
+    rows.settle()
+    assert text_of(rows) == "<lora:third:1>\n<lora:third:0.8>", "a merge in a new row"
+    expect(at(rows, 0, "made")).to_have_text("merge of 2 LoRAs")
+    picture(rows, "rows_made")
     assert rows.page.locator(".iteris-choice").count() == 0
 
 
