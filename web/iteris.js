@@ -141,13 +141,17 @@ const showLayer = (detail) => showTold("showIterisLayer", detail);
 const showStage = (detail) => showTold("showIterisProgress", detail);
 const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
-/** Show on a merge that its run waits for others. */
+let atWork; // the node that the server has told last to be at work
+
+/** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
 async function showWaiting() {
   const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
   if (!merges.length) return;
   const { prompt = {}, before } = (await waitingRun()) ?? {};
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
-  for (const node of merges) node.showIterisWaiting(waiting.includes(node) ? before : 0);
+  const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
+  for (const node of merges)
+    node.showIterisWaiting(waiting.includes(node) && (before || mayRun(node)) ? before : undefined);
 }
 
 /**
@@ -226,6 +230,7 @@ function followRuns() {
     isWhole = true;
     forgetTold();
     begin(detail.prompt_id);
+    showWaiting();
     all("startIterisRun");
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
@@ -259,8 +264,9 @@ function followRuns() {
   }
   api.addEventListener("status", showWaiting);
   api.addEventListener("executing", ({ detail }) => {
-    if (detail !== null) return; // a run has ended
-    if (!isWhole) recall();
+    atWork = detail === null ? undefined : nodeAt(app.graph, detail);
+    if (detail !== null) return void (isNew() && showWaiting());
+    if (!isWhole) recall(); // a run has ended
     isWhole = false;
   });
   // the server may have begun anew, or a run has ended of which this page has heard nothing

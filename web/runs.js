@@ -96,16 +96,15 @@ export async function isOver() {
 }
 
 /**
- * Return what is run next of the workflow that is shown, id -> {class_type, inputs}, and how many runs are before it;
- * undefined: nothing of it waits, or one of its runs goes on.
+ * Return what is run next of the workflow that is shown, id -> {class_type, inputs}, and how many runs are before it; 0:
+ * it goes on. undefined: the server has nothing of it.
  */
 export async function waitingRun() {
   await Promise.allSettled([asking]);
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
-  if (now.some(([, run]) => isQueuedHere(run))) return undefined;
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
-  return before > 0 ? { prompt: runs[before][2], before } : undefined;
+  return before < 0 ? undefined : { prompt: runs[before][2], before };
 }
 
 /** Take note that a run has begun. */

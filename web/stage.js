@@ -65,7 +65,7 @@ export function addProgress(node, say, above) {
     hide();
   };
   node.showIterisWaiting = (before) => {
-    if (before) node.showIterisProgress(waiting(say("queued", { before })));
+    if (before !== undefined) node.showIterisProgress(waiting(before ? say("queued", { before }) : say("running")));
     else if (told?.isWaiting) remove();
   };
   return remove;

@@ -537,6 +537,34 @@ def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
     assert frontend.errors == []
 
 
+def test_after_f5_a_merge_says_that_it_runs_before_the_server_tells_how_far(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=57)
+    frontend.load(frontend.workflow(), "runs on")
+    own = frontend.prompt()
+    frontend.begin("of_57")
+    page.wait_for_function(
+        """() => [localStorage, sessionStorage].some((kept) =>
+            Object.values(kept).some((each) => each.includes('"seed":57') || each.includes(",57,")))"""
+    )
+    busy = {"queue_running": [[0, "of_57", own, {}, []]], "queue_pending": []}
+    page.route("**/queue", lambda route: route.fulfill(json=busy))
+    frontend.open()
+    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+    expect(line).to_have_count(1)
+    expect(line).to_contain_text("Running")
+    page.evaluate(
+        "id => comfyAPI.api.api.dispatchEvent(new CustomEvent('executing', { detail: id }))",
+        str(MERGE),
+    )
+    expect(line).to_contain_text("Running")
+    send_stage(frontend, "of_57", MERGE, "Sampling", 2, 4)
+    expect(line).to_contain_text("Sampling 2/4")
+    page.unroute("**/queue")
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)

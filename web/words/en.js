@@ -164,6 +164,7 @@ export default {
   show_advanced: "Show advanced inputs",
   hide_advanced: "Hide advanced inputs",
   queued: "In the queue, {before} before it",
+  running: "Running",
   stage: "Stage {number} of {count}: ",
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",

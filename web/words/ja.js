@@ -162,6 +162,7 @@ export default {
   show_advanced: "詳細入力を表示",
   hide_advanced: "詳細入力を非表示",
   queued: "待ち行列の中（前に {before} 件）",
+  running: "実行中",
   stage: "段階 {number}/{count}：",
   left: "残り約 {time}",
   left_of_stage: "この段階は残り約 {time}",

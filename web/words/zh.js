@@ -159,6 +159,7 @@ export default {
   show_advanced: "显示高级输入",
   hide_advanced: "隐藏高级输入",
   queued: "排队中，前面还有 {before} 个任务",
+  running: "运行中",
   stage: "第 {number} 阶段（共 {count} 个）：",
   left: "还需约 {time}",
   left_of_stage: "本阶段还需约 {time}",
