@@ -202,7 +202,7 @@ class Compare(io.ComfyNode):
             for row in rows
         ]
         texts = texts_upstream(cls.hidden.prompt or {}, cls.hidden.unique_id, ["model"])
-        facts = [base_name(texts) or base.family.name, *how_in_words(how)]
+        facts = [base_name(texts) or base.family.name, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
         cost = {
@@ -327,12 +327,13 @@ def base_name(texts: Iterable[str]) -> str:
     return " + ".join(short(adapter_name(file)) for file in files)
 
 
-def how_in_words(how: host.Drawing) -> list[str]:
-    """Return what says how pictures were drawn."""
+def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
+    """Return what says how pictures were drawn, and the merge's guidance if that is another one."""
+    other = f" (merge: {measured_cfg:g})" if measured_cfg not in (0, how.cfg) else ""
     return [
         f"{how.width} x {how.height}",
         f"{how.steps} steps",
-        f"cfg {how.cfg:g}",
+        f"cfg {how.cfg:g}{other}",
         f"{how.sampler} {how.scheduler}",
         f"seed {how.seed}",
     ]

@@ -1,5 +1,7 @@
-// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, a loader that becomes a merge, and
-// what saves it.
+// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, a loader that becomes a merge, what
+// saves it, and a merge that becomes a loader of its file.
+
+import { nodesOf } from "./graph.js";
 
 const GAP = 60;
 const ROOM = 340; // for the report of a merge, and its times
@@ -8,7 +10,11 @@ const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and 
 const PADDING = 10; // of a group
 const LANE = 20; // between links side by side, and from them to nodes
 const BADGE = 12; // above a node's title
-const SEEN = 0.85; // of the page, for nodes that do not fit into it as it is
+const EDGE = 20; // of the screen, round what is brought into sight
+const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
+const MULTIPLE = 16; // of a side of Compare's pictures
+const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
+const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 function ends(graph, ids) {
@@ -42,7 +48,11 @@ function join({ link: before, outputNode, output, subgraphInput }, { link: after
 
 /** Lead a link through more points before its end, so that it passes nodes and not behind them. */
 function lead(graph, { link }, points) {
-  points.reduceRight((next, point) => graph.createReroute(point, next), graph.getLink(link));
+  points.reduceRight((next, point) => {
+    const through = graph.createReroute(point, next);
+    through.floatingLinkIds.delete(link); // it takes the link for one without an end, too, and would stay without it
+    return through;
+  }, graph.getLink(link));
 }
 
 const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
@@ -52,13 +62,87 @@ const mergedOf = (merge) => ({
   output: merge.outputs.find(({ type }) => type === "ITERIS_MERGED"),
 });
 
+/** Return the first lane from a place on that a link can go down by: no other link has it, and no node but one covers it. */
+function freeLane(graph, x, step, top, bottom, but) {
+  const points = [...graph.reroutes.values()];
+  const covers = (node, at) => {
+    const [left, start, right, end] = edgesOf(node);
+    return node !== but && left < at && at < right && start < bottom && top < end;
+  };
+  const isTaken = (at) =>
+    points.some(({ pos }) => Math.abs(pos[0] - at) < LANE / 2) || graph.nodes.some((node) => covers(node, at));
+  while (isTaken(x)) x += step;
+  return x;
+}
+
 /** Return the way of a link from a merge to a node that is lower at its right: between the merge and what is beside it. */
 function wayDown(merge, { pos }) {
-  const x = merge.pos[0] + merge.size[0] + LANE;
+  const top = slotHeight(merge, mergedOf(merge).output) + LANE;
+  const bottom = pos[1] - TITLE - BADGE - LANE / 2;
+  const x = freeLane(merge.graph, merge.pos[0] + merge.size[0] + LANE, LANE / 2, top, bottom);
   return [
-    [x, slotHeight(merge, mergedOf(merge).output) + LANE],
-    [x, pos[1] - TITLE - BADGE - LANE / 2],
+    [x, top],
+    [x, bottom],
   ];
+}
+
+const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
+
+/** Link an origin, if there is one, to a node's input, through points. */
+function link(origin, target, name, ...points) {
+  const input = target.inputs.find((each) => each.name === name);
+  if (!origin) return;
+  join(origin, { inputNode: target, input });
+  lead(target.graph, input, points);
+}
+
+/** Let a node have the links of another one's outputs of `CARRIED` types, as far as it has such outputs. */
+function takeOutputs(taker, taken) {
+  for (const { type, links } of taken.outputs) {
+    const output = CARRIED.includes(type) && taker.outputs.find((each) => each.type === type);
+    if (output) for (const target of ends(taken.graph, links ?? [])) join({ outputNode: taker, output }, target);
+  }
+}
+
+/** Set a widget as a user does. */
+function set(node, name, value) {
+  const widget = node.widgets.find((each) => each.name === name);
+  widget.value = value;
+  widget.callback?.(value);
+}
+
+/** Return what a widget says; undefined: there is none, or a link says it. */
+function saidBy(node, name) {
+  if (node?.inputs.some(({ widget, link: id }) => widget?.name === name && id != null)) return undefined;
+  return node?.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+/** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */
+function sampledBy(loader) {
+  const models = ends(loader.graph, loader.outputs.find(({ type }) => type === "MODEL").links ?? []);
+  const sampler = models.map(({ inputNode }) => inputNode).find((node) => SAMPLERS.includes(node?.comfyClass));
+  if (!sampler) return {};
+  const [latent, negative] = ["latent_image", "negative"].map((name) => originOf(sampler, name)?.outputNode);
+  const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
+  const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
+  return {
+    ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
+    ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
+    negative_prompt: negative?.comfyClass === "CLIPTextEncode" ? saidBy(negative, "text") : undefined,
+  };
+}
+
+/** Return a new Save, whose file is called like that of no other one. */
+function newSave(graph, create) {
+  const save = create("IterISSave");
+  const names = [...nodesOf(graph.rootGraph)]
+    .filter(({ comfyClass }) => comfyClass === save.comfyClass)
+    .map((node) => saidBy(node, "file_name"));
+  const name = saidBy(save, "file_name");
+  let free = name;
+  for (let number = 2; names.includes(free); number++) free = `${name}_${String(number).padStart(2, "0")}`;
+  set(save, "file_name", free);
+  return save;
 }
 
 /** Do what Undo takes back in one step. */
@@ -168,59 +252,66 @@ export function takeOut(node, canvas) {
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes at its right, or the merge would be lost,
- * and between them a Compare where the model's loader has a VAE.
+ * and between them a Compare where the model's loader has a VAE, which draws as the graph's sampler does. Where that has
+ * so low a cfg that the model is one of few steps, Merge settings lets the merge measure at it.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
+ * @param {number} [guidance] that a merge measures at by itself, if that is known
  */
-export function turnInto(node, create, canvas) {
+export function turnInto(node, create, canvas, guidance) {
   const { graph } = node;
-  const originOf = (name) => ends(graph, [node.inputs.find((input) => input.name === name)?.link])[0];
   const shown = [];
   asOneChange(canvas, () => {
     const merge = create("IterISMerge");
-    const text = (of) => of.widgets.find(({ name }) => name === "loras");
-    text(merge).value = text(node).value;
-    text(merge).callback?.(text(node).value);
+    set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
     makeRoom(graph, merge, height + ROOM, node);
     graph.add(merge);
+    if (node.pinned) merge.pin(true);
     const [start, top] = merge.pos;
     const end = start + merge.size[0];
-    const link = (origin, target, name, ...points) => {
-      const input = target.inputs.find((each) => each.name === name);
-      if (!origin) return;
-      join(origin, { inputNode: target, input });
-      lead(graph, input, points);
+    const atLeft = (each) => {
+      each.pos = placeIn(graph, start - GAP - each.size[0], each.size[0], top, node);
+      graph.add(each);
+      return { outputNode: each, output: each.outputs[0] };
     };
-    let more = originOf("more_loras");
-    const stacked = originOf("lora_stack");
+    let more = originOf(node, "more_loras");
+    const stacked = originOf(node, "lora_stack");
     if (stacked) {
       const stack = create("IterISStack");
-      stack.pos = placeIn(graph, start - GAP - stack.size[0], stack.size[0], top, node);
-      graph.add(stack);
+      const all = atLeft(stack);
       link(stacked, stack, "lora_stack");
       link(more, stack, "previous");
-      more = { outputNode: stack, output: stack.outputs[0] };
+      more = all;
     }
-    for (const name of ["model", "clip", "loras"]) link(originOf(name), merge, name);
+    for (const name of ["model", "clip", "loras"]) link(originOf(node, name), merge, name);
     link(more, merge, "more_loras");
-    for (const { type, links } of node.outputs) {
-      const output = merge.outputs.find((each) => each.type === type);
-      if (output) for (const target of ends(graph, links ?? [])) join({ outputNode: merge, output }, target);
+    const { cfg, ...drawn } = sampledBy(node);
+    const isLow = cfg <= LOW_CFG && cfg !== guidance;
+    if (isLow) {
+      const settings = create("IterISSettings");
+      set(settings, "cfg", cfg);
+      link(atLeft(settings), merge, "settings");
     }
-    const [model, clip] = ["model", "clip"].map(originOf);
+    takeOutputs(merge, node);
+    const [model, clip] = ["model", "clip"].map((name) => originOf(node, name));
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     const compare = vae && clip && create("IterISCompare");
-    const save = create("IterISSave");
+    const save = newSave(graph, create);
     const width = compare ? compare.size[0] + GAP : 0;
     const left = end + GAP;
-    // below all that is there, so that no link has to go behind it
-    const columns = [start - 2 * LANE, left + width + save.size[0], node];
-    const free = [graph.nodes, graph.groups ?? []].map((things) => freeBelow(graph, ...columns, things));
+    // below all that is there, also once another loader has become a merge, so that no link has to go behind it
+    const later = graph.nodes.map((each) =>
+      each.comfyClass === node.comfyClass
+        ? { pos: each.pos, size: [each.size[0], each.size[1] + height + ROOM] }
+        : each,
+    );
+    const columns = [start - 4 * LANE, left + width + save.size[0]];
+    const free = [later, graph.groups ?? []].map((things) => freeBelow(graph, ...columns, undefined, things));
     const below = Math.max(top + height + ROOM + GAP, ...free) + LANE + BADGE;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
     save.pos = [left + width, below];
@@ -229,20 +320,22 @@ export function turnInto(node, create, canvas) {
     const merged = mergedOf(merge);
     const way = wayDown(merge, save);
     if (compare) {
+      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? undefined : cfg }))
+        if (value !== undefined) set(compare, name, value);
       compare.pos = [left, below];
       graph.add(compare);
       shown.push(compare);
       const from = { model, clip, vae: { outputNode: model.outputNode, output: vae } };
       // down between what is before the merge and the merge, and below it
       Object.entries(from).forEach(([name, origin], i) => {
-        const x = start - ((i + 1) * LANE) / 2;
-        const y = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : top + i * LANE;
+        const y = (origin.outputNode ? slotHeight(origin.outputNode, origin.output) : top + i * LANE) + LANE;
         const [, into] = compare.getInputPos(compare.findInputSlot(name));
-        link(origin, compare, name, [x, y + LANE], [x, into]);
+        const x = freeLane(graph, start - LANE / 2, -LANE / 2, y, into, origin.outputNode);
+        link(origin, compare, name, [x, y], [x, into]);
       });
       link(merged, compare, "merged", ...way);
-      const [branch] = ends(graph, [compare.inputs.find(({ name }) => name === "merged").link]);
-      link({ ...merged, link: branch.link }, save, "merged", [left + width - LANE, way[1][1]]);
+      const { link: branch } = originOf(compare, "merged");
+      link({ ...merged, link: branch }, save, "merged", [left + width - LANE, way[1][1]]);
       const picture = compare.outputs.find(({ name }) => name === "merged");
       link({ outputNode: compare, output: picture }, save, "cover");
     } else link(merged, save, "merged", ...way);
@@ -251,28 +344,73 @@ export function turnInto(node, create, canvas) {
   bringIntoSight(shown, canvas);
 }
 
+/**
+ * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
+ * something else needs it.
+ *
+ * @param {object} merge
+ * @param {string} text the loader's rows
+ * @param {(type: string) => object} create makes a node of a type
+ * @param {object} canvas of the frontend
+ */
+export function turnBack(merge, text, create, canvas) {
+  const { graph } = merge;
+  const loader = create("IterISLoad");
+  asOneChange(canvas, () => {
+    set(loader, "loras", text);
+    loader.pos = [...merge.pos];
+    graph.add(loader);
+    if (merge.pinned) loader.pin(true);
+    for (const name of ["model", "clip"]) link(originOf(merge, name), loader, name);
+    takeOutputs(loader, merge);
+    const takers = ({ outputs }) =>
+      ends(
+        graph,
+        outputs.flatMap(({ links }) => links ?? []),
+      ).map(({ inputNode }) => inputNode);
+    const isOwn = (node) => node?.comfyClass?.startsWith("IterIS") && !node.pinned;
+    const hanging = new Set(takers(merge).filter(isOwn));
+    for (const node of hanging) takeOutputs(loader, node);
+    const isNeeded = (node) => takers(node).some((taker) => !hanging.has(taker));
+    let needed;
+    do {
+      needed = [...hanging].find(isNeeded);
+      hanging.delete(needed);
+    } while (needed);
+    for (const node of [...hanging, merge]) {
+      node.inputs.forEach((_, i) => node.disconnectInput(i)); // and the points of its links go, too
+      graph.remove(node);
+    }
+  });
+  bringIntoSight([loader], canvas);
+}
+
 /** Put a Save merged LoRA at the right of a merge. */
 export function addSave(merge, create, canvas) {
   const { graph } = merge;
   asOneChange(canvas, () => {
-    const save = create("IterISSave");
+    const save = newSave(graph, create);
     const left = merge.pos[0] + merge.size[0] + GAP;
     save.pos = placeIn(graph, left, save.size[0], merge.pos[1]);
     graph.add(save);
-    const input = save.inputs.find(({ name }) => name === "merged");
-    join(mergedOf(merge), { inputNode: save, input });
-    if (save.pos[1] > merge.pos[1]) lead(graph, input, wayDown(merge, save));
+    link(mergedOf(merge), save, "merged", ...(save.pos[1] > merge.pos[1] ? wayDown(merge, save) : []));
     bringIntoSight([save], canvas);
   });
 }
 
-/** Move the page to new nodes of which not all is seen, and make it smaller where they do not fit into it. */
+/** Move the page by as much as it takes to see new nodes, or the first one if they have no room in it together. */
 function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
-  const [left, top] = [0, 1].map((axis) => Math.min(...nodes.map(({ pos }) => pos[axis] - axis * TITLE)));
-  const [right, bottom] = [0, 1].map((axis) => Math.max(...nodes.map(({ pos, size }) => pos[axis] + size[axis])));
-  const [x, y, width, height] = canvas.visible_area;
-  if (left >= x && top >= y && right <= x + width && bottom <= y + height) return;
-  const bounds = [left, top, right - left, bottom - top];
-  canvas.animateToBounds(bounds, { zoom: bounds[2] <= SEEN * width && bounds[3] <= SEEN * height ? 0 : SEEN });
+  const { scale, offset } = canvas.ds;
+  const page = canvas.canvas.getBoundingClientRect();
+  // what no bar covers
+  const free = (document.querySelector(".graph-canvas-panel") ?? canvas.canvas).getBoundingClientRect();
+  const start = [free.left - page.left, free.top - page.top].map((at, axis) => (at + EDGE) / scale - offset[axis]);
+  const end = [free.right - page.left, free.bottom - page.top].map((at, axis) => (at - EDGE) / scale - offset[axis]);
+  const boxOf = (some) => [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...some.map((node) => edgesOf(node)[i])));
+  const fits = (box) => [0, 1].every((axis) => box[axis + 2] - box[axis] <= end[axis] - start[axis]);
+  const all = boxOf(nodes);
+  const box = fits(all) ? all : boxOf([nodes[0]]);
+  for (const axis of [0, 1]) offset[axis] += Math.max(Math.min(0, end[axis] - box[axis + 2]), start[axis] - box[axis]);
+  canvas.setDirty(true, true);
 }

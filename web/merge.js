@@ -1,11 +1,13 @@
 // The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
-import { addSave, turnInto } from "./chain.js";
-import { isGone } from "./loras.js";
+import { addSave, turnBack, turnInto } from "./chain.js";
+import { modelFileOf } from "./fitting.js";
+import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
+import { canName, newRow } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
@@ -16,11 +18,15 @@ const PREVIEW = "Preview"; // the preset that measures nothing
 const PANEL_WIDTH = 400;
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
+const create = (type) => LiteGraph.createNode(type);
+
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
-  return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), (event) => {
+  return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
-    turnInto(node, (type) => LiteGraph.createNode(type), app.canvas);
+    const model = modelFileOf(node);
+    const { guidance } = (model && (await aboutModel(model))) || {};
+    if (node.graph) turnInto(node, create, app.canvas, guidance); // or it was pressed twice
   });
 }
 
@@ -64,15 +70,22 @@ export function addReport(node, say) {
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
     const save = isKept(node) || earlier ? undefined : saveNow;
-    const how = { earlier, failure, isGone: isFileGone, isOpen, isPreview, save, toggled };
+    const name = node.properties[PROPERTY]?.file?.listed_as;
+    const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
+    const load = name && canName(name) && !isOfPair ? loadNow(name) : undefined;
+    const how = { earlier, failure, isGone: isFileGone, isOpen, isPreview, load, save, toggled };
     wasKept = isKept(node);
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
+  const loadNow = (name) => (event) => {
+    event.stopPropagation();
+    turnBack(node, newRow(name).text, create, app.canvas);
+  };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () =>
     asOneStep(() => {
-      addSave(node, (type) => LiteGraph.createNode(type), app.canvas);
+      addSave(node, create, app.canvas);
       return app.queuePrompt(0); // which changes seeds
     });
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];

@@ -44,10 +44,11 @@ function paint(element, task) {
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
+ * @param {(event: Event) => void} [how.load] puts what loads the file in the place of the merge
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, save, toggled } = {}) {
+export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, load, save, toggled } = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   element.classList.toggle("iteris-old", !!earlier);
@@ -57,7 +58,7 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));
-  if (model.file) element.append(fileOf({ ...model.file, isGone }, say));
+  if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
@@ -142,7 +143,7 @@ function adviceOf({ kind, names }, say) {
 }
 
 /** Return a line about the file of a merge. */
-export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
+export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say, load = undefined) {
   const line = html("div", "iteris-file");
   if (isGone) {
     line.append(html("span", "iteris-quiet", say("file_gone", { name })));
@@ -150,14 +151,19 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say) {
   }
   const rank = least === most ? least : `${least}–${most}`;
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
-  if (!words.length) return line;
+  if (words.length)
+    line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
+  if (load) line.append(button("iteris-load", say("load_this"), say("load_this_title"), load));
+  return line;
+}
+
+function copyOf(words, say) {
   const copy = button("iteris-copy", say("copy"), say("copy_title"), async () => {
     const isCopied = await copied(words.join(", "));
     copy.textContent = say(isCopied ? "copied" : "not_copied");
     if (isCopied) setTimeout(() => (copy.textContent = say("copy")), COPIED);
   });
-  line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copy);
-  return line;
+  return copy;
 }
 
 function unsaved(save, say) {

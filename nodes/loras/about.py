@@ -100,7 +100,7 @@ def families_upstream(prompt: Mapping[str, Any], node_id: str) -> tuple[Family, 
 def about_model(name: str) -> dict[str, Any]:
     """Return the family of a checkpoint or a diffusion model of ComfyUI's lists as JSON for the
     browser, told by its header; ``fits`` are the families whose LoRAs fit it, empty where nothing
-    tells.
+    tells, and ``guidance`` is what a merge on it is measured at unless settings say otherwise.
     """
     from ...iteris_core.files.headers import model_header
     from ...iteris_core.files.recognition import fitting
@@ -119,4 +119,5 @@ def about_model(name: str) -> dict[str, Any]:
         return answer | {"error": str(error)}
     if not families:
         return answer
-    return answer | {"family": families[0].name, "fits": fitting(families[0])}
+    found = {"family": families[0].name, "fits": fitting(families[0])}
+    return answer | found | {"guidance": families[0].guidance}

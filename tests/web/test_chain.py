@@ -9,7 +9,7 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 LOADER, LATENT, ENCODER, SAMPLER = "2", "5", "3", "6"
 MODEL = {"model": ["1", 0], "clip": ["1", 1]}
 ROWS = "<lora:first:1>\n<lora:second:1>"
-SAMPLING = {"seed": 1, "steps": 2, "cfg": 7, "denoise": 1}
+SAMPLING = {"seed": 1, "steps": 2, "denoise": 1}
 SAMPLING |= {"sampler_name": "euler", "scheduler": "normal"}
 PLACES = {"1": [0, 100], LOADER: [340, 0], ENCODER: [800, 0], "4": [800, 260], LATENT: [340, 300]}
 PLACES |= {SAMPLER: [1260, 0], "7": [1590, 0], "8": [1850, 0]}
@@ -35,9 +35,26 @@ OVER_A_BORDER = """() => app.graph.nodes.filter(({ pos, size }) => app.graph.gro
     const holds = [0, 1].every((k) => starts[k] >= group.pos[k] && pos[k] + size[k] <= group.pos[k] + group.size[k]);
     return meets && !holds;
 })).map(({ type }) => type)"""
+# how far apart vertical parts of links are that lie side by side
+LANES = """() => {
+    const way = [...app.graph.reroutes.values()].map((end) => [app.graph.getReroute(end.parentId), end]);
+    const down = way.filter(([start, end]) => start && start.pos[0] === end.pos[0])
+        .map(([start, end]) => [end.pos[0], ...[start.pos[1], end.pos[1]].sort((a, b) => a - b)]);
+    return down.flatMap((one, i) => down.slice(i + 1).filter((other) => one[1] < other[2] && other[1] < one[2])
+        .map((other) => Math.abs(one[0] - other[0])));
+}"""
+SEEN = """() => {
+    const node = app.graph.nodes.find(({ type }) => type === "IterISMerge");
+    const { scale, offset } = app.canvas.ds;
+    const { left, top, right } = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
+    const starts = [node.pos[0], node.pos[1] - 30].map((at, axis) => (at + offset[axis]) * scale);
+    return left <= starts[0] && top <= starts[1] && (node.pos[0] + node.size[0] + offset[0]) * scale <= right;
+}"""
+OF_MERGES = ("IterISCompare", "IterISSave")
+ONE = "name => app.graph.nodes.find(({ type }) => type === name)"
 
 
-def plain(loader):
+def plain(loader, cfg=7):
     """Return a picture that is drawn with LoRAs: a loader of them, or a merge."""
     clip = {"clip": [LOADER, 1]}
     sampled = {"positive": [ENCODER, 0], "negative": ["4", 0], "latent_image": [LATENT, 0]}
@@ -45,17 +62,17 @@ def plain(loader):
         "1": ("CheckpointLoaderSimple", {"ckpt_name": "checkpoint.safetensors"}),
         LOADER: (loader, MODEL | {"loras": ROWS}),
         ENCODER: ("CLIPTextEncode", {"text": "a", **clip}),
-        "4": ("CLIPTextEncode", {"text": "", **clip}),
+        "4": ("CLIPTextEncode", {"text": "rain", **clip}),
         LATENT: ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        SAMPLER: ("KSampler", {"model": [LOADER, 0], **sampled, **SAMPLING}),
+        SAMPLER: ("KSampler", {"model": [LOADER, 0], **sampled, **SAMPLING, "cfg": cfg}),
         "7": ("VAEDecode", {"samples": [SAMPLER, 0], "vae": ["1", 2]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "x"}),
     }
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
-def load_plain(frontend, loader="IterISLoad"):
-    frontend.load(plain(loader), "plain")
+def load_plain(frontend, loader="IterISLoad", cfg=7):
+    frontend.load(plain(loader, cfg), "plain")
     places = PLACES if loader == "IterISLoad" else PLACES | {LATENT: [340, 1200]}
     place = "places => Object.entries(places).forEach(([id, at]) => { app.graph.getNodeById(id).pos = at; })"
     frontend.page.evaluate(place, places)
@@ -92,8 +109,11 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
         load_plain(frontend)
     # not all nodes of other packs have the room that Nodes 2.0 takes
     before, then = kinds(frontend), how_laid_out(frontend)
+    scale = frontend.page.evaluate("app.canvas.ds.scale")
     merge_these(frontend)
     picture(frontend, f"merge_these_{where}")
+    assert frontend.page.evaluate("app.canvas.ds.scale") == scale
+    assert frontend.page.evaluate(SEEN)
     assert all(now <= then for now, then in zip(how_laid_out(frontend), then, strict=True))
     ends = "[...new Set(app.graph.groups.map(({ pos, size }) => Math.round(pos[1] + size[1])))]"
     assert len(frontend.page.evaluate(ends)) == (where == "template"), "groups end at one height"
@@ -111,6 +131,7 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
 def test_a_pinned_node_stays_where_it_is(frontend):
     load_plain(frontend)
     pinned = [LATENT, ENCODER]
+    frontend.page.evaluate("id => app.graph.getNodeById(id).pin(true)", LOADER)
     places = "ids => ids.map((id) => app.graph.getNodeById(id)).map(({ pos }) => [...pos])"
     frontend.page.evaluate(
         "ids => ids.forEach((id) => app.graph.getNodeById(id).pin(true))", pinned
@@ -118,6 +139,7 @@ def test_a_pinned_node_stays_where_it_is(frontend):
     before = frontend.page.evaluate(places, pinned)
     merge_these(frontend)
     assert frontend.page.evaluate(places, pinned) == before
+    assert frontend.page.evaluate(f"({ONE})('IterISMerge').pinned"), "as the loader was"
     assert frontend.overlaps() == []
     assert frontend.errors == []
 
@@ -148,4 +170,134 @@ def test_a_save_at_a_click_is_one_step_with_the_seeds_of_its_run(in_renderer):
     assert (kinds(frontend), frontend.page.evaluate(seed)) == before
     frontend.undo("redo")
     assert (kinds(frontend), frontend.page.evaluate(seed)) == after
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("cfg", [7, 4, 1])
+def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
+    """At 1 a merge is measured at that, too; 7 is what suits the model."""
+    frontend = in_renderer
+    load_plain(frontend, cfg=cfg)
+    before = set(map(tuple, frontend.overlaps()))
+    merge_these(frontend)
+    nodes = frontend.prompt().values()
+    compare, merge = (
+        next(node["inputs"] for node in nodes if node["class_type"] == kind)
+        for kind in ("IterISCompare", "IterISMerge")
+    )
+    drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 64, "height": 64}
+    drawn |= {"negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0}
+    assert drawn.items() <= compare.items()
+    settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
+    assert (settings, "settings" in merge) == (([1], True) if cfg == 1 else ([], False))
+    assert set(map(tuple, frontend.overlaps())) <= before
+    assert frontend.errors == []
+
+
+def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, picture):
+    frontend = in_renderer
+    load_plain(frontend)
+    frontend.page.evaluate(
+        """() => {
+            const second = LiteGraph.createNode("IterISLoad");
+            second.pos = [360, 700];
+            app.graph.add(second);
+            for (const slot of [0, 1]) app.graph.getNodeById("1").connect(slot, second, second.inputs.findIndex(
+                ({ name }) => name === ["model", "clip"][slot]));
+            second.widgets.find(({ name }) => name === "loras").value = "<lora:third:1>";
+        }"""
+    )
+    frontend.settle()
+    before = set(map(tuple, frontend.overlaps()))
+    for count in (1, 2):
+        frontend.page.locator(".iteris-merge-these").first.press("Enter")
+        frontend.page.wait_for_function(
+            "count => app.graph.nodes.filter(({ type }) => type === 'IterISCompare').length === count",
+            arg=count,
+        )
+        frontend.settle(60)
+    frontend.page.evaluate("app.canvas.ds.scale = 0.25")
+    frontend.settle()
+    picture(frontend, "two_merges")
+    assert [each for each in frontend.page.evaluate(HIDDEN) if each.startswith(OF_MERGES)] == []
+    assert min(frontend.page.evaluate(LANES)) >= 10
+    saves = [node for node in frontend.prompt().values() if node["class_type"] == "IterISSave"]
+    names = sorted(node["inputs"]["file_name"] for node in saves)
+    assert names == ["iteris_merged", "iteris_merged_02"]
+    assert set(map(tuple, frontend.overlaps())) <= before
+    assert frontend.errors == []
+
+
+def saved(frontend):
+    """Let the page believe that a merge was saved, as a file that is there; return the button that loads it."""
+    merge, save = (
+        frontend.page.evaluate(f"({ONE})('IterIS{each}').id") for each in ("Merge", "Save")
+    )
+    told = "name => fetch(`/iteris/lora?name=${name}`).then((answer) => answer.json())"
+    file = {"merge": str(merge), "name": "first.safetensors", "listed_as": "first.safetensors"}
+    file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"]}
+    file["hash"] = frontend.page.evaluate(told, file["name"])["hash"]
+    verdict = {"layers": [], "fidelity": [], "unmatched": {}, "notes": []}
+    frontend.executed(merge, {"iteris_report": [verdict]})
+    load = frontend.page.locator(".iteris-load")
+    assert load.count() == 0
+    frontend.executed(save, {"iteris_saved": [file]})
+    frontend.show(merge, left=300, top=150, scale=0.5)
+    frontend.keep()
+    return load
+
+
+def press_load(frontend, load):
+    load.press("Enter")
+    frontend.page.wait_for_function(f"({ONE})('IterISLoad')")
+    frontend.settle(40)
+    frontend.keep()
+
+
+@pytest.mark.parametrize("where", ["template", "plain"])
+def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture, where):
+    frontend = in_renderer
+    if where == "template":
+        (file,) = WORKFLOWS.glob("1 *.json")
+        frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+        frontend.show(2, left=300, top=100, scale=0.5)
+        before = {"1": frontend.prompt()["1"]}
+    else:
+        load_plain(frontend)
+        before = frontend.prompt()
+        merge_these(frontend)
+    merged = kinds(frontend)
+    load = saved(frontend)
+    picture(frontend, f"load_this_{where}")
+    press_load(frontend, load)
+    picture(frontend, f"loaded_{where}")
+    after = frontend.prompt()
+    (loader,) = (key for key, node in after.items() if node["class_type"] == "IterISLoad")
+    expected = {"model": ["1", 0], "clip": ["1", 1], "loras": "<lora:first:1>"}
+    assert after.pop(loader)["inputs"] == expected
+    before.pop(LOADER, None)
+    assert json.dumps(after) == json.dumps(before).replace(f'["{LOADER}",', f'["{loader}",')
+    assert frontend.page.evaluate("app.graph.reroutes.size") == 0
+    frontend.undo()
+    assert kinds(frontend) == merged, "in one step"
+    assert frontend.errors == []
+
+
+def test_what_else_is_needed_or_pinned_stays_when_a_merge_goes(frontend):
+    (file,) = WORKFLOWS.glob("1 *.json")
+    frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+    frontend.page.evaluate(
+        f"""() => {{
+            const [merge, compare, save] = ["Merge", "Compare", "Save"].map((name) => ({ONE})(`IterIS${{name}}`));
+            const shows = LiteGraph.createNode("PreviewImage");
+            app.graph.add(shows);
+            compare.connect(0, shows, 0);
+            for (const node of [merge, save]) node.pin(true);
+        }}"""
+    )
+    press_load(frontend, saved(frontend))
+    types = frontend.page.evaluate("app.graph.nodes.map(({ type }) => type)")
+    assert {"IterISCompare", "IterISSave", "PreviewImage"} < set(types)
+    assert "IterISMerge" not in types
+    assert frontend.page.evaluate(f"({ONE})('IterISLoad').pinned"), "as the merge was"
     assert frontend.errors == []

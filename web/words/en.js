@@ -42,6 +42,8 @@ export default {
   save_title: "Add a Save merged LoRA, and run it",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
+  load_this: "Load this",
+  load_this_title: "Make a Load LoRAs of this node, with this file and the same links",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",

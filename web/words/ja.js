@@ -42,6 +42,8 @@ export default {
   save_title: "「マージ後の LoRA を保存」を追加して実行します",
   saved: "保存：{name}、{mb} MB、ランク {rank}。",
   file_gone: "{name} に保存しましたが、その後ファイルが消えたか変わりました。実行するともう一度保存します。",
+  load_this: "これを読み込む",
+  load_this_title: "このノードを、このファイルと同じ接続の「LoRA を読み込む」にします",
   forgotten: "前回の実行の結果はもうサーバーにありません（再起動後など）。実行すると、マージも含めて作り直します。",
   words: "トリガーワード：{words}",
   details: "層、棒グラフ、注記",
