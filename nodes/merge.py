@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from comfy_api.latest import io
 
+from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import read_rows
 from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
 from ..iteris_core.errors import plain
@@ -179,9 +180,13 @@ class Merge(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
-        """Refuse rows that cannot be merged, and a Compare that could not draw them, before the
-        model is loaded.
+        """Refuse rows that cannot be merged, a Compare that could not draw them, and a file that
+        could not be saved, before the model is loaded.
         """
+        try:
+            check_names(host.prompt_sent(), cls.hidden.unique_id)
+        except IterisError as error:
+            return str(error)
         if wrong := drawn_with_merge(host.prompt_sent(), cls.hidden.unique_id):
             return wrong
         return refused(

@@ -15,11 +15,12 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
+from .expert_files import LOW_INPUT
 from .loras.names import path_to_save
 from .pictures import jpeg_uri, png_of
-from .sockets import LORA_STACK, MERGED, MergedLora, advanced
+from .sockets import ENDS_OF_PAIR, LORA_STACK, MERGED, MergedLora, advanced
 from .validation import checked
-from .workflow import inputs_of
+from .workflow import inputs_of, text_at, upstream
 
 LOW_RANK = "low rank"
 FULL_DIFFERENCE = "full difference (.diff)"
@@ -93,6 +94,15 @@ class SaveMergedLora(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file_name: str | None = None) -> bool | str:
+        """Refuse a name that no file can get; see `check_names`."""
+        try:
+            check_name(host.prompt_sent(), cls.hidden.unique_id)
+        except IterisError as error:
+            return str(error)
+        return True
+
+    @classmethod
     @checked
     def execute(
         cls,
@@ -141,26 +151,60 @@ class SaveMergedLora(io.ComfyNode):
 
 
 def check_names(prompt: Mapping[str, Any], merge: str) -> None:
-    """Refuse a merge whose file could not be saved, before its work. The node that saves it cannot
-    refuse it in time: the host would leave out that node, and merge all the same. A name that comes
-    from another node is not known yet.
+    """Refuse a merge whose file could not be saved, before its work. That the node that saves it
+    refuses its name is not enough: the host would leave out that node, and merge all the same.
 
     Args:
-        prompt: See `workflow.texts_upstream`.
+        prompt: See `workflow.upstream`.
 
     Raises:
-        IterisError: A name that `path_to_save` refuses.
+        IterisError: See `check_name`.
     """
-    for node in prompt.values():
-        inputs = node.get("inputs", {})
-        name = inputs.get("file_name")
-        merged = inputs.get("merged")
-        is_ours = isinstance(merged, list) and str(merged[0]) == str(merge)
-        if node.get("class_type") == "IterISSave" and is_ours and isinstance(name, str):
+    for node, given in prompt.items():
+        is_save = given.get("class_type") == "IterISSave"
+        if is_save and str(merge) in upstream(prompt, node, ("merged",)):
             try:
-                path_to_save(host.output_folder(), name)
+                check_name(prompt, node)
             except IterisError as error:
                 raise IterisError(f"Save merged LoRA: {error}") from error
+
+
+def check_name(prompt: Mapping[str, Any], save: str) -> None:
+    """Refuse the name that a node saves under, as far as it is known before a run.
+
+    Raises:
+        IterisError: See `path_to_save` and `check_listed`.
+    """
+    inputs = inputs_of(prompt, save)
+    name = text_at(prompt, inputs.get("file_name"))
+    if name is None:
+        return
+    wanted = path_to_save(host.output_folder(), name)
+    if inputs.get("overwrite") is True:
+        before = upstream(prompt, save, ("merged",))
+        is_pair = any(LOW_INPUT in inputs_of(prompt, node) for node in before)
+        check_listed(wanted, ENDS_OF_PAIR if is_pair else ("",))
+
+
+def check_listed(wanted: Path, ends: Sequence[str]) -> None:
+    """Refuse to save files under names that ComfyUI has for other files, which it would load.
+
+    Args:
+        wanted, ends: See `free_names`.
+
+    Raises:
+        NameTakenError: A name is that of a file in another of the loras folders.
+    """
+    from ..iteris_core.errors import NameTakenError
+    from ..iteris_core.files.writing import numbered
+
+    for path in next(numbered(wanted, ends)):
+        if (other := host.namesake(path)) is not None:
+            raise NameTakenError(
+                f"{host.lora_name_of(path)} is already the name of {other} in LoRA lists, and "
+                "overwrite replaces only what is in output/loras. Choose another name, or switch "
+                "overwrite off, which adds a number"
+            )
 
 
 @dataclass(frozen=True)
@@ -188,16 +232,21 @@ def save(
         wanted: The path without end and number.
 
     Raises:
-        IterisError: They cannot be written, or one is not read back as it was merged.
+        IterisError: They cannot be written, or one is not read back as it was merged; see also
+            `check_listed`.
     """
     from ..iteris_core.errors import NameTakenError
     from ..iteris_core.files.writing import free_names, numbered
 
+    def is_taken(path: Path) -> bool:
+        return os.path.lexists(path) or host.namesake(path) is not None
+
     ends = list(parts)
     if overwrite:
+        check_listed(wanted, ends)
         return written(next(numbered(wanted, ends)), parts, how, overwrite=True)
     for _ in range(_TRIES):  # what took hours is not lost because another program was quicker
-        paths = free_names(wanted, ends, first=1)
+        paths = free_names(wanted, ends, 1, is_taken)
         with contextlib.suppress(NameTakenError):
             return written(paths, parts, how, overwrite=False)
     raise NameTakenError(f"{wanted} and {_TRIES} names after it were taken; choose another name")
@@ -244,6 +293,8 @@ def saved_before(wanted: Path, parts: Mapping[str, MergedLora], how: How) -> dic
     from ..iteris_core.files.writing import numbered
 
     for paths in numbered(wanted, list(parts)):
+        if any(map(host.namesake, paths)):
+            continue
         if not all(map(os.path.lexists, paths)):
             return None
         files = zip(paths, parts.values(), strict=True)

@@ -24,6 +24,7 @@ REPORT = io.Custom("ITERIS_REPORT")
 SETTINGS = io.Custom("ITERIS_SETTINGS")
 LORA_MODEL = io.Custom("LORA_MODEL")
 LORA_STACK = io.Custom("LORA_STACK")
+ENDS_OF_PAIR = ("_high_noise", "_low_noise")  # of names; loaders of a pair look for them
 # SHA-256 of LoRAs that are in no file -> their weights.
 Loose = Mapping[str, Mapping[str, "Tensor"]]
 
@@ -118,8 +119,8 @@ class MergedLora:
 
     @property
     def by_file(self) -> dict[str, MergedLora]:
-        """What is saved, by the end of its file's name: names that loaders of a pair look for."""
+        """What is saved, by the end of its file's name."""
         if self.low is None:
             return {"": self}
         low = replace(self, adapter=self.low, low=None)
-        return {"_high_noise": replace(self, low=None), "_low_noise": low}
+        return dict(zip(ENDS_OF_PAIR, (replace(self, low=None), low), strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+_TEXT_NODES = ("PrimitiveString", "PrimitiveStringMultiline")
+
 
 def strings_in(value: Any) -> Iterator[str]:
     """Yield every text in a workflow, at any depth; in no order."""
@@ -47,6 +49,15 @@ def upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> 
             seen.add(str(value[0]))
             yield str(value[0])
             waiting += inputs_of(prompt, str(value[0])).values()
+
+
+def text_at(prompt: Mapping[str, Any], value: Any) -> str | None:
+    """Return the text of an input, also where it comes from one of the host's nodes that hold a
+    text; None: nobody knows it before a run.
+    """
+    if _is_link(prompt, value) and prompt[str(value[0])].get("class_type") in _TEXT_NODES:
+        value = inputs_of(prompt, value[0]).get("value")
+    return value if isinstance(value, str) else None
 
 
 def _is_link(prompt: Mapping[str, Any], value: Any) -> bool:

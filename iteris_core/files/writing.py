@@ -217,7 +217,12 @@ def free_name(wanted: Path) -> Path:
     return free_names(wanted, ("",))[0]
 
 
-def free_names(wanted: Path, ends: Sequence[str], first: int = 2) -> list[Path]:
+def free_names(
+    wanted: Path,
+    ends: Sequence[str],
+    first: int = 2,
+    is_taken: Callable[[Path], bool] = os.path.lexists,
+) -> list[Path]:
     """Return paths with the next number that is free for all of them, each with an end of its own.
 
     >>> [path.name for path in free_names(Path("a.safetensors"), ("_high", "_low"))]
@@ -227,9 +232,10 @@ def free_names(wanted: Path, ends: Sequence[str], first: int = 2) -> list[Path]:
         wanted: The path without end and number.
         ends: What follows the number in each name.
         first: The first number that is tried; 1 is not written.
+        is_taken: Whether a path is not free.
     """
     every = numbered(wanted, ends, first)
-    return next(paths for paths in every if not any(map(os.path.lexists, paths)))
+    return next(paths for paths in every if not any(map(is_taken, paths)))
 
 
 def numbered(wanted: Path, ends: Sequence[str], first: int = 1) -> Iterator[list[Path]]:

@@ -60,6 +60,17 @@ def lora_name_of(path: Path) -> str | None:
     return None
 
 
+def namesake(path: Path) -> Path | None:
+    """Return the file of another folder that ComfyUI's lists of LoRAs have under the name of a file
+    that is, or would be, at a path; None: there is none.
+    """
+    name = lora_name_of(path)
+    found = find_lora(name) if name else None
+    if found is None or (path.parent.is_dir() and found.parent.samefile(path.parent)):
+        return None
+    return found
+
+
 def model_files(names: Container[str]) -> list[str]:
     """Return the names that are model files, each with its short hash."""
     from ...iteris_core.files.metadata import short_hash

@@ -18,7 +18,7 @@ def test_family(family):
 
 
 def test_what_needs_no_family():
-    check_inside("pair", "options", "proof", "layers")
+    check_inside("folders", "pair", "options", "proof", "layers")
 
 
 @pytest.mark.parametrize("family", checked(TRAINED, ("SD3.5",)))

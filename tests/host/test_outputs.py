@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from demo.client import WorkflowFailed
+from demo.client import WorkflowFailed, WorkflowRejected
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,47 @@ def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
     recipe["inputs"]["check_files"] = False
     assert "middle_1.safetensors is another file" in host.run(show)["outputs"]["5"]["text"][0]
     file.write_bytes(kept)
+
+
+@pytest.fixture
+def quick(host):
+    """A merge of two LoRAs in which nothing is measured."""
+    nodes = host.merge("middle_1.safetensors", "middle_2.safetensors")
+    nodes["5"]["inputs"]["preset"] = "Preview"
+    return nodes
+
+
+@pytest.mark.parametrize("name", ["middle_3", "styles/mine"])
+def test_a_merge_gets_a_name_under_which_it_is_loaded(host, quick, name):
+    """The first of ComfyUI's loras folders that has a name has the file that is loaded."""
+    other = host.loras / f"{name}.safetensors"
+    other.parent.mkdir(exist_ok=True)
+    other.write_bytes((host.loras / "middle_3.safetensors").read_bytes())
+    quick |= host.save(name)
+    quick["8"] = node("IterISLoad", model=["1", 0], clip=["1", 1], loras="", lora_stack=["6", 1])
+    quick["9"] = node("PreviewAny", source=["8", 3])
+    for _ in range(2):  # the second time it is there already
+        outputs = host.run(quick)["outputs"]
+        saved = outputs["6"]["iteris_saved"][0]
+        assert saved["listed_as"] == f"{name}_02.safetensors"
+        assert outputs["6"]["text"][0] == str(host.output / "loras" / f"{name}_02.safetensors")
+        assert outputs["9"]["text"] == ["demo1, demo2"], "not the trigger word of the other file"
+    quick |= host.save(name, overwrite=True)
+    with pytest.raises(WorkflowRejected) as refused:
+        host.run(quick)
+    said = f"{name}.safetensors is already the name of {other} in LoRA lists"
+    for place, start in (("6", "file_name - "), ("5", "loras - Save merged LoRA: ")):
+        errors = refused.value.node_errors[place]["errors"]
+        assert [error["details"].startswith(start + said) for error in errors] == [True]
+    assert not (host.output / "loras" / f"{name}.safetensors").exists()
+    quick |= host.save(f"{name}_02", overwrite=True)
+    host.run(quick)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_wrong_name_is_refused_before_anything_runs(host, quick, linked):
+    quick |= host.save(["8", 0] if linked else "../../x")
+    quick["8"] = node("PrimitiveString", value="../../x")
+    quick["9"] = node("PreviewAny", source=["5", 4])
+    with pytest.raises(WorkflowRejected, match="outside the folder loras"):
+        host.run(quick)

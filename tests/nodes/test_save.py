@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_host import use
+from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.save import SaveMergedLora, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 
 from iteris_core import Adapter, IterisError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.errors import NameTakenError
 from iteris_core.files.headers import lora_header
 from iteris_core.files.tensors import read_tensors, sha256
 
@@ -67,6 +69,7 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
         output_folder=lambda: tmp_path,
         saves_metadata=lambda: True,
         lora_name_of=lambda path: path.name,
+        namesake=lambda path: save.elsewhere.get(path.name),
         stock_loader=loader_of(merged),
     )
     prompt = {"1": {"inputs": {"merged": ["7:5", 3]}}}
@@ -79,6 +82,7 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
         return Path(output.args[0])
 
     save.shown = shown
+    save.elsewhere = {}  # name -> a file of another loras folder
     return save
 
 
@@ -116,6 +120,80 @@ def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, repl
     assert saving().stem == "a_04", "a file of other content is not the merge"
     replace_host(saves_metadata=lambda: False)
     assert [saving("plain").stem for _ in range(2)] == ["plain", "plain"]
+
+
+def test_a_name_that_is_another_file_in_the_lists_is_not_free(saving, tmp_path):
+    """Loaders would take that file for the merge."""
+    mine = saving("a")
+    other = tmp_path / "models" / "a.safetensors"
+    saving.elsewhere.update({"a.safetensors": other, "a_02.safetensors": other})
+    assert [saving("a").stem for _ in range(2)] == ["a_03", "a_03"], "not a, which is this merge"
+    assert saving("a", recipe="[1]").stem == "a_04"
+    kept = mine.read_bytes()
+    with pytest.raises(
+        NameTakenError, match="Choose another name, or switch overwrite off"
+    ) as told:
+        saving("a", overwrite=True)
+    assert f"a.safetensors is already the name of {other} in LoRA lists" in str(told.value)
+    assert mine.read_bytes() == kept
+    assert saving("a_03", overwrite=True).stem == "a_03"
+
+
+def test_a_pair_gets_a_number_where_one_of_its_names_is_another_file(saving, tmp_path, merged):
+    saving.elsewhere["a_low_noise.safetensors"] = tmp_path / "a_low_noise.safetensors"
+    pair = replace(merged, low=merged.adapter)
+    for _ in range(2):
+        SaveMergedLora.execute(pair, "a", False)
+    names = {path.name for path in (tmp_path / "loras").iterdir()}
+    assert names == {"a_02_high_noise.safetensors", "a_02_low_noise.safetensors"}
+    with pytest.raises(NameTakenError, match=r"a_low_noise\.safetensors is already the name of"):
+        SaveMergedLora.execute(pair, "a", True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"file_name": "../x"}, "outside the folder loras"),
+        ({"file_name": ["4", 0]}, "outside the folder loras"),
+        ({"file_name": "b", "merged": ["3", 0]}, ""),
+        ({"file_name": "../x", "merged": ["3", 0]}, "outside the folder loras"),
+        ({"file_name": "taken", "overwrite": True}, "taken.safetensors is already the name of"),
+        ({"file_name": "taken", "overwrite": False}, ""),
+        ({"file_name": "taken_low_noise", "overwrite": True}, ""),
+        ({"file_name": ["5", 0], "overwrite": ["5", 0]}, ""),
+    ],
+)
+def test_a_name_that_cannot_be_had_is_refused_before_the_merge(
+    saving, monkeypatch, replace_host, inputs, said
+):
+    """At the node that saves, and at the merge, without which the merge would run all the same."""
+    saving.elsewhere["taken.safetensors"] = Path("/models/taken.safetensors")
+    prompt = {
+        "1": {"class_type": "IterISSave", "inputs": {"merged": ["2", 3], **inputs}},
+        "2": {"class_type": "IterISMerge", "inputs": {}},
+        "3": {"class_type": "of another pack", "inputs": {"any": ["2", 3]}},
+        "4": {"class_type": "PrimitiveString", "inputs": {"value": "../x"}},
+        "5": {"class_type": "of another pack", "inputs": {"value": "../x"}},
+    }
+    replace_host(prompt_sent=lambda: prompt)
+    for node, own in ((SaveMergedLora, "1"), (Merge, "2")):
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id=own), raising=False)
+    of_save, of_merge = (node.validate_inputs() for node in (SaveMergedLora, Merge))
+    assert of_merge == (f"Save merged LoRA: {of_save}" if said else True)
+    assert said in of_save if said else of_save is True
+
+
+def test_of_a_pair_each_name_is_looked_for_before_the_merge(saving, monkeypatch, replace_host):
+    saving.elsewhere["a_low_noise.safetensors"] = Path("/models/a_low_noise.safetensors")
+    inputs = {"merged": ["2", 3], "file_name": "a", "overwrite": True}
+    prompt = {
+        "1": {"class_type": "IterISSave", "inputs": inputs},
+        "2": {"class_type": "IterISMerge", "inputs": {"model_low_noise": ["9", 0]}},
+    }
+    replace_host(prompt_sent=lambda: prompt)
+    assert "a_low_noise.safetensors is already the name of" in SaveMergedLora.validate_inputs()
+    del prompt["2"]["inputs"]["model_low_noise"]
+    assert SaveMergedLora.validate_inputs() is True
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
