@@ -59,6 +59,9 @@ export function addRows(node, say, more = []) {
     if (isRestored() && asked?.id === String(node.id)) view.focusAgain(asked);
   });
   also(node, "onConnectionsChange", () => view.draw());
+  also(node, "getExtraMenuOptions", (_, options) => {
+    if (view.list.contains(pressed)) options.unshift(...view.menu(Number(pressed.dataset.place)), null);
+  });
   element.addEventListener("pointerenter", () => view.learn()); // the model may be another one by now
   // on the canvas, the frontend would not know of a wheel that turns above an element; and Vue nodes would be dragged
   element.addEventListener(
@@ -90,6 +93,9 @@ export function addRows(node, say, more = []) {
   node.learnIterisFiles = () => view.learn();
   view.read(true);
 }
+
+let pressed; // the row on which a pointer went down last
+addEventListener("pointerdown", ({ target }) => (pressed = target.closest?.(".iteris-row") ?? undefined), true);
 
 let asked; // what had the focus at a shortcut, which may be Undo, until the next key: the node's id, the row's place, and its part
 addEventListener("keydown", () => (asked = undefined), true);
@@ -208,6 +214,23 @@ class Rows {
     this.finish();
     const next = this.list.children[Math.min(place, this.list.childElementCount - 1)];
     (next?.querySelector(`.${part}, .iteris-out`) ?? this.element.querySelector(".iteris-add"))?.focus();
+  }
+
+  /** Return what a row adds to the menu of its node. */
+  menu(place) {
+    const entry = this.entries[place];
+    const item = (word, entries) => ({
+      content: this.say(word),
+      callback: () => {
+        this.put(entries);
+        this.finish();
+      },
+    });
+    const ofRow = () => [
+      item("duplicate", this.entries.toSpliced(place + 1, 0, { ...entry, isOpen: false })),
+      item("alone", switched(this.entries, true).with(place, changed(entry, {}, false))),
+    ];
+    return [...(entry.row ? ofRow() : []), { content: this.say("out"), callback: () => this.remove(place) }];
   }
 
   /** Move a row to the next place that is drawn, before or after it. */

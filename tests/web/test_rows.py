@@ -450,19 +450,31 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     expect(option.filter(has_text="first")).to_have_count(1)
 
 
-def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows):
+def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows, picture):
     choice = rows.page.locator(".iteris-choice")
     at(rows, 0, "lora").dblclick()
     expect(choice).to_have_count(1)
     rows.page.keyboard.press("Escape")
     expect(choice).to_have_count(0)
     if rows.page.evaluate("LiteGraph.vueNodesMode"):
-        return  # their menu is the frontend's own
-    at(rows, 0, "lora").click(button="right")
-    menu = rows.page.locator(".litecontextmenu")
-    expect(menu.get_by_text("Bypass")).to_be_visible()
+        return  # their menu is the frontend's own, and has what rows add in newer ones alone
+    bypass = rows.page.get_by_text("Bypass").locator("visible=true")  # of the node's menu
+    for place, chosen, lines in (
+        (1, "Duplicate this row", [FIRST, SECOND, SECOND, THIRD]),
+        (0, "Take this row out", [SECOND, SECOND, THIRD]),
+        (1, "Switch all other rows off", [SECOND, SECOND.removeprefix("# "), f"# {THIRD}"]),
+    ):
+        at(rows, place, "lora").click(button="right")
+        expect(bypass).to_have_count(1)
+        picture(rows, f"rows_menu_{place}")
+        rows.page.get_by_text(chosen).click()
+        expect(bypass).to_have_count(0)
+        assert text_of(rows) == "\n".join(lines)
+    rows.page.mouse.click(760, 135, button="right")  # the node's title
+    expect(bypass).to_have_count(1)
+    assert rows.page.get_by_text("Duplicate this row").count() == 0
     rows.page.mouse.click(200, 700)
-    expect(menu).to_have_count(0)
+    expect(bypass).to_have_count(0)
 
 
 def end_is_seen(name):
@@ -781,8 +793,11 @@ def test_files_that_state_the_same_tensors_are_the_same_lora(rows):
     rows.page.route("**/iteris/lora?*", copy)
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
-    expect(rows.page.locator(".iteris-again .iteris-family")).to_have_count(2)
+    again = rows.page.locator(".iteris-again .iteris-family")
+    expect(again).to_have_count(2)
     rows.page.unroute("**/iteris/lora?*", copy)
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    expect(again).to_have_count(0)  # which other tests would see
 
 
 @pytest.mark.parametrize("kind", ["IterISMerge", "IterISLoad"])

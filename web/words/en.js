@@ -102,6 +102,8 @@ export default {
   use: "Use this LoRA, or leave it out. Shift+click: all rows alike.",
   move: "Drag to another place, or press the up and down keys. Delete takes the row out.",
   out: "Take this row out",
+  duplicate: "Duplicate this row",
+  alone: "Switch all other rows off",
   open: "Prompts, trigger words and more",
   open_loader: "Trigger words and more",
   subject: "subject",

@@ -101,6 +101,8 @@ export default {
   use: "この LoRA を使う、または外す。Shift+クリック: すべての行をまとめて切り替え",
   move: "ドラッグで移動、または上下キー。Delete で行を削除",
   out: "この行を削除",
+  duplicate: "この行を複製",
+  alone: "ほかの行をすべて外す",
   open: "プロンプト、トリガーワードなど",
   open_loader: "トリガーワードなど",
   subject: "被写体",

@@ -99,6 +99,8 @@ export default {
   use: "使用或不使用此 LoRA。Shift+点击：所有行一起切换。",
   move: "拖动到其他位置，或按上下方向键。按 Delete 移除此行",
   out: "移除此行",
+  duplicate: "复制此行",
+  alone: "其他行全部不使用",
   open: "提示词、触发词等",
   open_loader: "触发词等",
   subject: "主体",
