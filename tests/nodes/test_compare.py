@@ -170,3 +170,13 @@ def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(merge
         compare.check_base(base("SD1.5", carries=True), merged)
     with pytest.raises(IterisError, match=r"the MODEL is SDXL, and the merged LoRA is for SD1\.5"):
         compare.check_base(base("SDXL"), merged)
+
+
+@pytest.mark.parametrize(
+    ("measured", "told"), [(6, "cfg 4 (merge: 6)"), (4, "cfg 4"), (0, "cfg 4")]
+)
+def test_a_cfg_that_is_not_that_of_the_merge_is_told(measured, told):
+    """A preview has measured at none."""
+    sides = {"width": 64, "height": 64, "sampler": "euler", "scheduler": "simple"}
+    how = types.SimpleNamespace(**sides, seed=7, steps=2, cfg=4.0)
+    assert compare.how_in_words(how, measured)[2] == told
