@@ -104,7 +104,7 @@ function takeOutputs(taker, taken) {
   }
 }
 
-/** Set a widget as a user does. */
+/** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */
 function set(node, name, value) {
   const widget = node.widgets.find((each) => each.name === name);
   widget.value = value;
@@ -132,17 +132,17 @@ function sampledBy(loader) {
   };
 }
 
-/** Return a new Save, whose file is called like that of no other one. */
-function newSave(graph, create) {
-  const save = create("IterISSave");
+/** Put a new Save at a place, whose file is called like that of no other one. */
+function putSave(graph, save, pos) {
+  const name = saidBy(save, "file_name");
   const names = [...nodesOf(graph.rootGraph)]
     .filter(({ comfyClass }) => comfyClass === save.comfyClass)
     .map((node) => saidBy(node, "file_name"));
-  const name = saidBy(save, "file_name");
   let free = name;
   for (let number = 2; names.includes(free); number++) free = `${name}_${String(number).padStart(2, "0")}`;
+  save.pos = pos;
+  graph.add(save);
   set(save, "file_name", free);
-  return save;
 }
 
 /** Do what Undo takes back in one step. */
@@ -265,12 +265,12 @@ export function turnInto(node, create, canvas, guidance) {
   const shown = [];
   asOneChange(canvas, () => {
     const merge = create("IterISMerge");
-    set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
     makeRoom(graph, merge, height + ROOM, node);
     graph.add(merge);
+    set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
     if (node.pinned) merge.pin(true);
     const [start, top] = merge.pos;
     const end = start + merge.size[0];
@@ -294,14 +294,14 @@ export function turnInto(node, create, canvas, guidance) {
     const isLow = cfg <= LOW_CFG && cfg !== guidance;
     if (isLow) {
       const settings = create("IterISSettings");
-      set(settings, "cfg", cfg);
       link(atLeft(settings), merge, "settings");
+      set(settings, "cfg", cfg);
     }
     takeOutputs(merge, node);
     const [model, clip] = ["model", "clip"].map((name) => originOf(node, name));
     const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
     const compare = vae && clip && create("IterISCompare");
-    const save = newSave(graph, create);
+    const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
     const left = end + GAP;
     // below all that is there, also once another loader has become a merge, so that no link has to go behind it
@@ -314,16 +314,15 @@ export function turnInto(node, create, canvas, guidance) {
     const free = [later, graph.groups ?? []].map((things) => freeBelow(graph, ...columns, undefined, things));
     const below = Math.max(top + height + ROOM + GAP, ...free) + LANE + BADGE;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    save.pos = [left + width, below];
-    graph.add(save);
+    putSave(graph, save, [left + width, below]);
     shown.push(merge, save);
     const merged = mergedOf(merge);
     const way = wayDown(merge, save);
     if (compare) {
-      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? undefined : cfg }))
-        if (value !== undefined) set(compare, name, value);
       compare.pos = [left, below];
       graph.add(compare);
+      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? undefined : cfg }))
+        if (value !== undefined) set(compare, name, value);
       shown.push(compare);
       const from = { model, clip, vae: { outputNode: model.outputNode, output: vae } };
       // down between what is before the merge and the merge, and below it
@@ -357,9 +356,9 @@ export function turnBack(merge, text, create, canvas) {
   const { graph } = merge;
   const loader = create("IterISLoad");
   asOneChange(canvas, () => {
-    set(loader, "loras", text);
     loader.pos = [...merge.pos];
     graph.add(loader);
+    set(loader, "loras", text);
     if (merge.pinned) loader.pin(true);
     for (const name of ["model", "clip"]) link(originOf(merge, name), loader, name);
     takeOutputs(loader, merge);
@@ -389,10 +388,9 @@ export function turnBack(merge, text, create, canvas) {
 export function addSave(merge, create, canvas) {
   const { graph } = merge;
   asOneChange(canvas, () => {
-    const save = newSave(graph, create);
+    const save = create("IterISSave");
     const left = merge.pos[0] + merge.size[0] + GAP;
-    save.pos = placeIn(graph, left, save.size[0], merge.pos[1]);
-    graph.add(save);
+    putSave(graph, save, placeIn(graph, left, save.size[0], merge.pos[1]));
     link(mergedOf(merge), save, "merged", ...(save.pos[1] > merge.pos[1] ? wayDown(merge, save) : []));
     bringIntoSight([save], canvas);
   });
