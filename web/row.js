@@ -350,7 +350,10 @@ function numberField(value, least, say, name, changed, after = () => {}) {
       giveBack();
       field.select();
     }
-    if (["Enter", "Escape"].includes(event.key)) leave();
+    if (["Enter", "Escape"].includes(event.key)) {
+      event.preventDefault(); // or Enter would press the opener, which has the focus by then
+      leave();
+    }
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();

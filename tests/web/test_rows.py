@@ -621,6 +621,7 @@ def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
     assert page.locator(".iteris-prompts").count() == 0, "Escape closes a row"
     press("Shift+Tab", "ArrowDown", "Enter")
     assert focused() == "iteris-opener"
+    assert page.locator(".iteris-prompts").count() == 0, "Enter opens no row from a number"
     assert text_of(page_of_rows) == "<lora:first:1>\n<lora:second:0.95> | word of second"
     run = {"prompt_id": "keys", "number": 1, "node_errors": {}}
     page.route("**/prompt", lambda route: route.fulfill(json=run))
