@@ -345,7 +345,7 @@ export function turnInto(node, create, canvas, guidance) {
 
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
- * something else needs it.
+ * something else needs it. Where nothing draws by the merge, it stays, and the loader comes below it.
  *
  * @param {object} merge
  * @param {string} text the loader's rows
@@ -354,23 +354,29 @@ export function turnInto(node, create, canvas, guidance) {
  */
 export function turnBack(merge, text, create, canvas) {
   const { graph } = merge;
+  const takers = (outputs) =>
+    ends(
+      graph,
+      outputs.flatMap(({ links }) => links ?? []),
+    ).map(({ inputNode }) => inputNode);
+  const isOwn = (node) => node?.comfyClass?.startsWith("IterIS") && !node.pinned;
+  const hanging = new Set(takers(merge.outputs).filter(isOwn));
+  const carried = [merge, ...hanging].flatMap(({ outputs }) => outputs.filter(({ type }) => CARRIED.includes(type)));
+  const isDrawnBy = takers(carried).some((taker) => !hanging.has(taker));
   const loader = create("IterISLoad");
   asOneChange(canvas, () => {
-    loader.pos = [...merge.pos];
+    const [left, top] = merge.pos;
+    loader.pos = isDrawnBy ? [left, top] : placeIn(graph, left, loader.size[0], top);
     graph.add(loader);
     set(loader, "loras", text);
-    if (merge.pinned) loader.pin(true);
     for (const name of ["model", "clip"]) link(originOf(merge, name), loader, name);
-    takeOutputs(loader, merge);
-    const takers = ({ outputs }) =>
-      ends(
-        graph,
-        outputs.flatMap(({ links }) => links ?? []),
-      ).map(({ inputNode }) => inputNode);
-    const isOwn = (node) => node?.comfyClass?.startsWith("IterIS") && !node.pinned;
-    const hanging = new Set(takers(merge).filter(isOwn));
-    for (const node of hanging) takeOutputs(loader, node);
-    const isNeeded = (node) => takers(node).some((taker) => !hanging.has(taker));
+    if (!isDrawnBy) {
+      graph.updateExecutionOrder(); // after the links, or that would be another step of Undo
+      return;
+    }
+    if (merge.pinned) loader.pin(true);
+    for (const node of [merge, ...hanging]) takeOutputs(loader, node);
+    const isNeeded = ({ outputs }) => takers(outputs).some((taker) => !hanging.has(taker));
     let needed;
     do {
       needed = [...hanging].find(isNeeded);

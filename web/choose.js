@@ -184,7 +184,9 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     const isFit = (name) => isWhole(name) && !isOther(lastAboutLora(name));
     const isNew = (name) => isFit(name) && !taken.has(name);
     const wish = wished.find((name) => found.includes(name) && (name === now || isFit(name)));
-    const best = wish ?? found.find(isNew) ?? found.find(isFit) ?? found[0];
+    const typed = field.value.trim().toLowerCase();
+    const exact = found.find((name) => nameOf(name).toLowerCase() === typed);
+    const best = exact ?? wish ?? found.find(isNew) ?? found.find(isFit) ?? found[0];
     if (!(isOwn && found.includes(marked)) && marked !== best) {
       light(best);
       options.get(best)?.scrollIntoView({ block: "nearest" });

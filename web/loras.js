@@ -1,10 +1,12 @@
 // What the server knows about files of LoRAs and models.
 
 import { api } from "../../scripts/api.js";
+import { nameOf } from "./rows_text.js";
 
 const answers = new Map(); // route -> its answer, or that on its way
 const last = new Map(); // name of a LoRA -> the last answer about it
 const { compare } = new Intl.Collator(undefined, { numeric: true });
+const inOrder = (one, other) => compare(nameOf(one), nameOf(other));
 let names;
 
 async function ask(route) {
@@ -46,7 +48,7 @@ export async function isGone({ listed_as: name, hash }) {
 }
 
 /** Return the names in ComfyUI's list of LoRAs, numbers by their size; null: there is no list. */
-export const loraNames = () => (names ??= ask("/models/loras").then((found) => found?.toSorted(compare) ?? null));
+export const loraNames = () => (names ??= ask("/models/loras").then((found) => found?.toSorted(inOrder) ?? null));
 
 /** Ask anew from now on: files come and go. What was answered last is not taken as true any more, but shown until then. */
 export function forget() {

@@ -43,7 +43,8 @@ export default {
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   load_this: "Load this",
-  load_this_title: "Make a Load LoRAs of this node, with this file and the same links",
+  load_this_title:
+    "Load this file by a Load LoRAs. It takes the place of this merge, and of what hangs on it alone, if something draws by it.",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",
