@@ -169,7 +169,7 @@ def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
         assert float(row["kept"]) == pytest.approx(kept["kept"], rel=1e-3)
     file = page.locator(".iteris-file").inner_text()
     assert re.fullmatch(
-        r"Saved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2Copy",
+        r"Saved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2CopyLoad this",
         file,
     )
 
@@ -322,6 +322,7 @@ def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
 
 def test_a_wrong_name_of_the_file_stops_the_run_before_the_merge(frontend, small):
     small(frontend, seed=33)
+    frontend.show(MERGE, left=100, top=100, scale=0.5)  # and Save, wherever the page was before
     frontend.set_widgets(SAVE, file_name="../x")
     frontend.page.evaluate("app.queuePrompt(0)")
     said = "'../x' is outside the folder loras"
