@@ -63,6 +63,7 @@ export function addReport(node, say) {
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
+  let early; // a file that is told before the first report, as where the server's cache has the merge of a new node
   let wasKept = false; // what `isKept` told last
   let shown; // what the run has told that was shown last
   const show = () => {
@@ -142,7 +143,9 @@ export function addReport(node, say) {
     const { file, ...before } = node.properties[PROPERTY] ?? {};
     const found = readSaved(figures(output.iteris_report[0]));
     // what is told again, as from the server's cache, is still in the file
-    const report = file && JSON.stringify(before) === JSON.stringify(found) ? { ...found, file } : found;
+    const isAgain = file && JSON.stringify(before) === JSON.stringify(found);
+    const report = isAgain ? { ...found, file } : { ...found, ...early };
+    early = undefined;
     node.properties[PROPERTY] = report;
     delete node.properties[MADE_AS];
     told = true;
@@ -158,8 +161,13 @@ export function addReport(node, say) {
     node.compareIterisRun();
   };
   node.showIterisFile = (file) => {
-    if (!node.properties[PROPERTY] || !readFile(file)) return;
-    node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: readFile(file) };
+    const found = readFile(file);
+    if (!found) return;
+    if (!node.properties[PROPERTY]) {
+      early = { file: found };
+      return;
+    }
+    node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: found };
     isFileGone = false;
     show();
     keepResult(node);
