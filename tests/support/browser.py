@@ -8,9 +8,11 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -141,6 +143,11 @@ class Frontend:
             return before;
         }}"""
         return self.page.evaluate(wait)
+
+    def load_template(self, number: int) -> None:
+        """Load one of the pack's templates."""
+        (file,) = WORKFLOWS.glob(f"{number} *.json")
+        self.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
 
     def load(self, workflow: Json, name: str) -> None:
         """Load a workflow of either format, when no run is left that shows results on its numbers."""

@@ -1,11 +1,9 @@
 """What buttons change in the graph: nodes and links are laid out so that they can be read, and Undo takes it back."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
 LOADER, LATENT, ENCODER, SAMPLER = "2", "5", "3", "6"
 MODEL = {"model": ["1", 0], "clip": ["1", 1]}
 ROWS = "<lora:first:1>\n<lora:second:1>"
@@ -100,8 +98,7 @@ def merge_these(frontend):
 def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, picture, where):
     frontend = in_renderer
     if where == "template":
-        (file,) = WORKFLOWS.glob("11 *.json")
-        frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+        frontend.load_template(11)
         # all is seen in Nodes 2.0, which measures nothing else
         frontend.show(1, left=100, top=300, scale=0.5)
         frontend.keep()
@@ -262,8 +259,7 @@ def press_load(frontend, load):
 def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture, where):
     frontend = in_renderer
     if where == "template":
-        (file,) = WORKFLOWS.glob("1 *.json")
-        frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+        frontend.load_template(1)
         frontend.show(2, left=300, top=100, scale=0.5)
         before = frontend.prompt()
     else:
@@ -292,8 +288,7 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture, where)
 
 
 def test_what_else_is_needed_or_pinned_stays_when_a_merge_goes(frontend):
-    (file,) = WORKFLOWS.glob("1 *.json")
-    frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+    frontend.load_template(1)
     frontend.page.evaluate(
         f"""() => {{
             const [merge, compare, save] = ["Merge", "Compare", "Save"].map((name) => ({ONE})(`IterIS${{name}}`));

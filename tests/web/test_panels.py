@@ -1,12 +1,10 @@
 """The pack's parts of nodes: buttons, the report panel and what a run tells it, in subgraphs, too."""
 
 import json
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
 # nodes of the chain
 MERGE = 5
 FIRST = 2
@@ -408,8 +406,7 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
 
 def test_the_bars_of_three_loras_are_inside_the_group_of_their_template(in_renderer, picture):
     frontend = in_renderer
-    (file,) = WORKFLOWS.glob("2 *.json")
-    frontend.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+    frontend.load_template(2)
     merge = frontend.page.evaluate("app.graph.nodes.find(({ type }) => type === 'IterISMerge').id")
     names = ("first", "second", "third")
     frontend.set_widgets(merge, loras="\n".join(f"<lora:{name}:1>" for name in names))
