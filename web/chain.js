@@ -345,7 +345,7 @@ export function turnInto(node, create, canvas, guidance) {
 
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
- * something else needs it. Where nothing draws by the merge, it stays, and the loader comes below it.
+ * something else needs it. Where nothing draws with the merge, it stays, and the loader comes below it.
  *
  * @param {object} merge
  * @param {string} text the loader's rows

@@ -44,7 +44,7 @@ function paint(element, task) {
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
- * @param {(event: Event) => void} [how.load] puts what loads the file in the place of the merge
+ * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
