@@ -217,6 +217,10 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     frontend.executed(SAVE, {"iteris_saved": [SAVED]})
     assert file.count() == 0, "there is no report yet"
     frontend.executed(MERGE, THREE)
+    assert file.count() == 1, "the server's cache had the merge, and Save was told first"
+    frontend.executed(MERGE, report_of(0.25))
+    assert file.count() == 0
+    frontend.executed(MERGE, THREE)
     frontend.executed(SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
     assert file.count() == 0, "it is another node's"
     frontend.executed(SAVE, {"iteris_saved": [SAVED]})
