@@ -288,7 +288,7 @@ function labelled(text, title, field) {
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel. A comma is read as a point. Escape and Undo give back the number that it had before.
+ * and the wheel. A comma is read as a point. Escape, Undo and what is no number give back the number that it had before.
  */
 function numberField(value, least, say, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
@@ -338,9 +338,9 @@ function numberField(value, least, say, name, changed, after = () => {}) {
   });
   field.addEventListener("blur", () => {
     delete field.dataset.captureWheel;
-    if (read() !== undefined) return;
-    field.value = last;
-    read();
+    const number = read();
+    if (number === undefined) giveBack();
+    else field.value = number; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
     const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";

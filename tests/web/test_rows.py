@@ -148,6 +148,7 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
 def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
     """As core's own numbers are; one that hardly anybody means is marked."""
     strength = at(rows, 0, "number").first
+    given = strength.input_value()
     for written, number in (("0,75", "0.75"), (" .5 ", "0.5"), ("75", "75"), ("3", "3")):
         strength.fill(written)
         assert f"<lora:first:{number}> subject" in text_of(rows)
@@ -158,7 +159,8 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert "iteris-wrong" in strength.get_attribute("class"), odd
     assert "<lora:first:3> subject" in text_of(rows), "the last one that is a strength"
     strength.blur()
-    expect(strength).to_have_value("3")
+    expect(strength).to_have_value(given)
+    assert f"<lora:first:{given}> subject" in text_of(rows), "as before all of that was written"
     assert "iteris-wrong" not in strength.get_attribute("class")
     strength.fill("0,72")
     for key, number in (("ArrowUp", "0.75"), ("ArrowUp", "0.8"), ("ArrowDown", "0.75")):
@@ -166,7 +168,9 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows)
     rows.page.keyboard.type("0.75")
     assert "<lora:first:0.75> subject" in text_of(rows), "what is typed after a step replaces it"
+    strength.fill("0,75")
     strength.blur()
+    expect(strength).to_have_value("0.75")
     rows.settle()  # the frontend notes a key a frame later
     before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
     box = strength.bounding_box()
