@@ -1,28 +1,13 @@
-// LoRAs in a chain: one more after a node, a node taken out with its neighbours joined, a loader that becomes a merge, what
-// saves it, and a merge that becomes a loader of its file.
+// What buttons change in the graph: one LoRA more after a node, one taken out with its neighbours joined, a loader that
+// becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
 import { nodesOf } from "./graph.js";
+import { CARRIED, ends, freeLane, join, link, originOf, slotHeight, takeOutputs } from "./links.js";
+import { BADGE, bringIntoSight, freeBelow, GAP, LANE, makeRoom, placeIn, ROOM, TITLE } from "./places.js";
 
-const GAP = 60;
-const ROOM = 340; // for the report of a merge, and its times
-const TITLE = 30; // of a node, above its place
-const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
-const PADDING = 10; // of a group
-const LANE = 20; // between links side by side, and from them to nodes
-const BADGE = 12; // above a node's title
-const EDGE = 20; // of the screen, round what is brought into sight
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
-const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
-
-/** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
-function ends(graph, ids) {
-  return ids
-    .map((id) => graph.getLink(id))
-    .filter(Boolean)
-    .map((link) => link.resolve(graph));
-}
 
 const originsOf = (node) =>
   ends(
@@ -31,49 +16,10 @@ const originsOf = (node) =>
   );
 const targetsOf = (node) => ends(node.graph, node.outputs[0].links ?? []);
 
-/**
- * Link the place where one link began to the place where another ended, instead of that other, and by the points that one
- * of them went through.
- */
-function join({ link: before, outputNode, output, subgraphInput }, { link: after, inputNode, input, subgraphOutput }) {
-  const place = inputNode?.inputs.indexOf(input);
-  const through = after?.parentId ?? before?.parentId;
-  if (subgraphOutput && outputNode) subgraphOutput.connect(output, outputNode, through);
-  else if (inputNode && outputNode) outputNode.connect(outputNode.outputs.indexOf(output), inputNode, place, through);
-  else if (inputNode && subgraphInput) {
-    inputNode.disconnectInput(place, true);
-    subgraphInput.connect(input, inputNode, through);
-  } // a subgraph's input straight to its output: the frontend has no such link
-}
-
-/** Lead a link through more points before its end, so that it passes nodes and not behind them. */
-function lead(graph, { link }, points) {
-  points.reduceRight((next, point) => {
-    const through = graph.createReroute(point, next);
-    through.floatingLinkIds.delete(link); // it takes the link for one without an end, too, and would stay without it
-    return through;
-  }, graph.getLink(link));
-}
-
-const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
-
 const mergedOf = (merge) => ({
   outputNode: merge,
   output: merge.outputs.find(({ type }) => type === "ITERIS_MERGED"),
 });
-
-/** Return the first lane from a place on that a link can go down by: no other link has it, and no node but one covers it. */
-function freeLane(graph, x, step, top, bottom, but) {
-  const points = [...graph.reroutes.values()];
-  const covers = (node, at) => {
-    const [left, start, right, end] = edgesOf(node);
-    return node !== but && left < at && at < right && start < bottom && top < end;
-  };
-  const isTaken = (at) =>
-    points.some(({ pos }) => Math.abs(pos[0] - at) < LANE / 2) || graph.nodes.some((node) => covers(node, at));
-  while (isTaken(x)) x += step;
-  return x;
-}
 
 /** Return the way of a link from a merge to a node that is lower at its right: between the merge and what is beside it. */
 function wayDown(merge, { pos }) {
@@ -84,24 +30,6 @@ function wayDown(merge, { pos }) {
     [x, top],
     [x, bottom],
   ];
-}
-
-const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
-
-/** Link an origin, if there is one, to a node's input, through points. */
-function link(origin, target, name, ...points) {
-  const input = target.inputs.find((each) => each.name === name);
-  if (!origin) return;
-  join(origin, { inputNode: target, input });
-  lead(target.graph, input, points);
-}
-
-/** Let a node have the links of another one's outputs of `CARRIED` types, as far as it has such outputs. */
-function takeOutputs(taker, taken) {
-  for (const { type, links } of taken.outputs) {
-    const output = CARRIED.includes(type) && taker.outputs.find((each) => each.type === type);
-    if (output) for (const target of ends(taken.graph, links ?? [])) join({ outputNode: taker, output }, target);
-  }
 }
 
 /** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */
@@ -153,72 +81,6 @@ function asOneChange(canvas, change) {
   } finally {
     canvas.emitAfterChange();
   }
-}
-
-/** Return below which height no node, or none of other things, lies between two edges, but for one node. */
-function freeBelow(graph, left, right, but = undefined, things = graph.nodes) {
-  const above = things.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
-  return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
-}
-
-/** Return where a node of a width has room, from a height on; see `freeBelow`. */
-const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow(graph, left, left + width, but))];
-
-const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
-
-function meet(one, other) {
-  const [a, b] = [one, other].map(edgesOf);
-  return [0, 1].every((axis) => a[axis] < b[axis + 2] && b[axis] < a[axis + 2]);
-}
-
-/**
- * Move nodes out of the way of one that takes another one's place: to the right what was at its right, else down. What
- * would cover a pinned node goes below that. Groups go on to hold what they held, and to end at one height.
- *
- * @param {object} graph which does not have the new node yet
- * @param {object} taker the new node
- * @param {number} height that it needs
- * @param {object} taken the old one
- */
-function makeRoom(graph, taker, height, taken) {
-  const right = taken.pos[0] + taken.size[0];
-  const held = (graph.groups ?? []).map((group) => [group, graph.nodes.filter((node) => isHeld(node, group))]);
-  const wide = { pos: taker.pos, size: [taker.size[0], height] };
-  const moving = [wide];
-  for (const at of moving) {
-    const met = graph.nodes.filter((node) => node !== at && node !== taken && meet(node, at));
-    const pinned = met.find((node) => node.pinned);
-    if (pinned) {
-      at.pos = [at.pos[0], edgesOf(pinned)[3] + GAP];
-      moving.push(at);
-      continue;
-    }
-    const [, , end, bottom] = edgesOf(at);
-    for (const node of met) {
-      const [x, y] = node.pos;
-      node.pos = x >= right ? [end + GAP, y] : [x, bottom + GAP];
-      moving.push(node);
-    }
-  }
-  taker.pos = wide.pos;
-  const bottomOf = ({ pos, size }) => pos[1] + size[1];
-  const before = held.map(([group]) => bottomOf(group));
-  for (const [group, nodes] of held) {
-    const all = nodes.map((node) => edgesOf(node === taken ? wide : node));
-    group.size = [0, 1].map((axis) =>
-      Math.max(group.size[axis], ...all.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
-    );
-  }
-  for (const [i, [group]] of held.entries()) {
-    const bottom = Math.max(...held.filter((_, k) => before[k] === before[i]).map(([each]) => bottomOf(each)));
-    group.size = [group.size[0], bottom - group.pos[1]];
-  }
-}
-
-/** Return whether a node is inside a group. */
-function isHeld(node, { pos, size }) {
-  const [left, top, right, bottom] = edgesOf(node);
-  return left >= pos[0] && top >= pos[1] && right <= pos[0] + size[0] && bottom <= pos[1] + size[1];
 }
 
 /**
@@ -400,21 +262,4 @@ export function addSave(merge, create, canvas) {
     link(mergedOf(merge), save, "merged", ...(save.pos[1] > merge.pos[1] ? wayDown(merge, save) : []));
     bringIntoSight([save], canvas);
   });
-}
-
-/** Move the page by as much as it takes to see new nodes, or the first one if they have no room in it together. */
-function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
-  if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
-  const { scale, offset } = canvas.ds;
-  const page = canvas.canvas.getBoundingClientRect();
-  // what no bar covers
-  const free = (document.querySelector(".graph-canvas-panel") ?? canvas.canvas).getBoundingClientRect();
-  const start = [free.left - page.left, free.top - page.top].map((at, axis) => (at + EDGE) / scale - offset[axis]);
-  const end = [free.right - page.left, free.bottom - page.top].map((at, axis) => (at - EDGE) / scale - offset[axis]);
-  const boxOf = (some) => [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...some.map((node) => edgesOf(node)[i])));
-  const fits = (box) => [0, 1].every((axis) => box[axis + 2] - box[axis] <= end[axis] - start[axis]);
-  const all = boxOf(nodes);
-  const box = fits(all) ? all : boxOf([nodes[0]]);
-  for (const axis of [0, 1]) offset[axis] += Math.max(Math.min(0, end[axis] - box[axis + 2]), start[axis] - box[axis]);
-  canvas.setDirty(true, true);
 }

@@ -1,0 +1,73 @@
+// The links of a graph: where they begin and end, how they are joined anew, and the ways that they go by.
+
+import { edgesOf, LANE } from "./places.js";
+
+export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
+
+/** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
+export function ends(graph, ids) {
+  return ids
+    .map((id) => graph.getLink(id))
+    .filter(Boolean)
+    .map((link) => link.resolve(graph));
+}
+
+/**
+ * Link the place where one link began to the place where another ended, instead of that other, and by the points that one
+ * of them went through.
+ */
+export function join(
+  { link: before, outputNode, output, subgraphInput },
+  { link: after, inputNode, input, subgraphOutput },
+) {
+  const place = inputNode?.inputs.indexOf(input);
+  const through = after?.parentId ?? before?.parentId;
+  if (subgraphOutput && outputNode) subgraphOutput.connect(output, outputNode, through);
+  else if (inputNode && outputNode) outputNode.connect(outputNode.outputs.indexOf(output), inputNode, place, through);
+  else if (inputNode && subgraphInput) {
+    inputNode.disconnectInput(place, true);
+    subgraphInput.connect(input, inputNode, through);
+  } // a subgraph's input straight to its output: the frontend has no such link
+}
+
+/** Lead a link through more points before its end, so that it passes nodes and not behind them. */
+function lead(graph, { link }, points) {
+  points.reduceRight((next, point) => {
+    const through = graph.createReroute(point, next);
+    through.floatingLinkIds.delete(link); // it takes the link for one without an end, too, and would stay without it
+    return through;
+  }, graph.getLink(link));
+}
+
+export const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
+
+/** Return the first lane from a place on that a link can go down by: no other link has it, and no node but one covers it. */
+export function freeLane(graph, x, step, top, bottom, but) {
+  const points = [...graph.reroutes.values()];
+  const covers = (node, at) => {
+    const [left, start, right, end] = edgesOf(node);
+    return node !== but && left < at && at < right && start < bottom && top < end;
+  };
+  const isTaken = (at) =>
+    points.some(({ pos }) => Math.abs(pos[0] - at) < LANE / 2) || graph.nodes.some((node) => covers(node, at));
+  while (isTaken(x)) x += step;
+  return x;
+}
+
+export const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
+
+/** Link an origin, if there is one, to a node's input, through points. */
+export function link(origin, target, name, ...points) {
+  const input = target.inputs.find((each) => each.name === name);
+  if (!origin) return;
+  join(origin, { inputNode: target, input });
+  lead(target.graph, input, points);
+}
+
+/** Let a node have the links of another one's outputs of `CARRIED` types, as far as it has such outputs. */
+export function takeOutputs(taker, taken) {
+  for (const { type, links } of taken.outputs) {
+    const output = CARRIED.includes(type) && taker.outputs.find((each) => each.type === type);
+    if (output) for (const target of ends(taken.graph, links ?? [])) join({ outputNode: taker, output }, target);
+  }
+}
