@@ -30,10 +30,24 @@ export function mergeButton(node, say) {
   });
 }
 
-/** Return whether something takes the merged LoRA that may save it. */
-function isKept({ graph, outputs }) {
+/** Return what takes the merged LoRA; undefined: something outside of a subgraph. */
+function takersOf({ graph, outputs }) {
   const links = outputs.filter(({ type }) => KEPT.includes(type)).flatMap((output) => output.links ?? []);
-  return links.some((id) => graph?.getNodeById(graph.getLink(id)?.target_id)?.comfyClass !== "IterISCompare");
+  return links.map((id) => graph?.getNodeById(graph.getLink(id)?.target_id));
+}
+
+const isCompare = (node) => node?.comfyClass === "IterISCompare";
+
+/** Return whether something takes the merged LoRA that may save it. */
+const isKept = (node) => takersOf(node).some((taker) => !isCompare(taker));
+
+/** Return whether the first row of a Compare shows all LoRAs in one picture: where it makes its own prompts. */
+function isFirstRow(node) {
+  const hasOwn = ({ inputs, mode, widgets }) =>
+    mode === LiteGraph.ALWAYS &&
+    !widgets.find(({ name }) => name === "prompt").value.trim() &&
+    !inputs.some(({ widget, link }) => widget?.name === "prompt" && link != null);
+  return takersOf(node).some((taker) => isCompare(taker) && hasOwn(taker));
 }
 
 /** Return the height of a report's details where they are open, without their title. */
@@ -65,6 +79,7 @@ export function addReport(node, say) {
   let isFileGone = false;
   let early; // a file that is told before the first report, as where the server's cache has the merge of a new node
   let wasKept = false; // what `isKept` told last
+  let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
   const show = () => {
     layers = undefined;
@@ -74,8 +89,10 @@ export function addReport(node, say) {
     const name = node.properties[PROPERTY]?.file?.listed_as;
     const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
     const load = name && canName(name) && !isOfPair ? loadNow(name) : undefined;
-    const how = { earlier, failure, isGone: isFileGone, isOpen, isPreview, load, save, toggled };
+    const ofCompare = isFirstRow(node);
+    const how = { earlier, failure, isFirstRow: ofCompare, isGone: isFileGone, isOpen, isPreview, load, save, toggled };
     wasKept = isKept(node);
+    wasFirstRow = ofCompare;
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
@@ -98,7 +115,7 @@ export function addReport(node, say) {
       const wasChanged = isChanged;
       isChanged = !!madeAs() && madeAs() !== now;
       if (isOld) failure = failedAs = undefined;
-      if (!layers && (isOld || isChanged !== wasChanged)) show();
+      if (!layers && (isOld || isChanged !== wasChanged || isFirstRow(node) !== wasFirstRow)) show();
       return isChanged && !layers;
     },
   );

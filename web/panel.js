@@ -14,6 +14,7 @@ const NAME = 15; // letters of a name that has its figures beside it
 const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
 const COPIED = 2000; // milliseconds that a button says so
 
+const withoutFolder = (name) => name.split(/[\\/]/).pop();
 const percent = (share) => Math.round(100 * share);
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
 
@@ -41,6 +42,7 @@ function paint(element, task) {
  * @param {object} [how]
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
+ * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
@@ -48,7 +50,8 @@ function paint(element, task) {
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
-export function draw(element, model, say, { earlier, failure, isGone, isOpen, isPreview, load, save, toggled } = {}) {
+export function draw(element, model, say, how = {}) {
+  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   element.classList.toggle("iteris-old", !!earlier);
@@ -56,7 +59,7 @@ export function draw(element, model, say, { earlier, failure, isGone, isOpen, is
   if (!model && failure) return;
   if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
-  if (model.verdict) element.append(verdictOf(model.verdict, say));
+  if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));
@@ -80,7 +83,7 @@ function detailsOf(model, say) {
 
 const noteOf = (note, tasks) => html("div", "iteris-quiet iteris-note", noteLine(note, tasks));
 
-function verdictOf({ loras, together, togetherAdvice, against, advice, bounds }, say) {
+function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, isFirstRow) {
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
@@ -89,10 +92,16 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
   found.append(...lines);
+  if (unjudged) {
+    const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(withoutFolder).join(", "));
+    const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
+    line.append(html("div", "iteris-advice", say(isFirstRow ? "look_first" : "look_drawn")));
+    found.append(line);
+  }
   if (together) {
-    const who = loras.length === 2 ? "both_together" : "together";
-    const line = html("div", "iteris-together", say(who, { chance: say(together) }));
-    Object.assign(line, { title: say("together_title") }).dataset.chance = together;
+    const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
+    line.title = say("together_title");
+    line.dataset.chance = together;
     if (togetherAdvice) line.append(adviceOf(togetherAdvice, say));
     found.append(line);
   }
@@ -108,13 +117,22 @@ function verdictOf({ loras, together, togetherAdvice, against, advice, bounds },
   return found;
 }
 
+/** Return a line about several LoRAs, and the word for it. */
+function saidOf(name, text, word) {
+  const line = html("div", `iteris-said iteris-${name}`);
+  const head = html("div", "iteris-head");
+  head.append(html("b", "", text), html("span", "iteris-badge", word));
+  line.append(head);
+  return line;
+}
+
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
 function keptOf(lora, told, say) {
   const { name, kept, between, level, levels, advice, unread } = lora;
   const isOpen = isUncertain(lora);
-  const line = html("div", `iteris-kept iteris-${isOpen ? "open" : level}`);
+  const line = html("div", `iteris-said iteris-kept iteris-${isOpen ? "open" : level}`);
   Object.assign(line.dataset, { lora: name, kept, level });
-  line.classList.toggle("iteris-likely", levels.length > 1);
+  line.classList.toggle("iteris-likely", levels.length > 1 && !isOpen);
   line.title = told;
   const head = html("div", "iteris-head");
   const called = html("b");

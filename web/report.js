@@ -17,7 +17,7 @@ export const ADVICE = [
   "together",
   "compare",
 ];
-const SEEN = ["idle", "unjudged", "prompts"]; // kinds of notes that are not behind details
+const SEEN = ["idle", "prompts"]; // kinds of notes that are not behind details
 export const CHANCES = ["likely", "uncertain", "unlikely"];
 const TOPS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 
@@ -89,7 +89,7 @@ const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIG
  *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
- *   `prompts`: what is not judged, or does not count: LoRAs of strength 0; of prompts a tag, or a learned token that is not there.
+ *   `prompts`: what does not count: LoRAs of strength 0; of prompts a tag, or a learned token that is not there.
  *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears
  * something].
  */
@@ -138,6 +138,7 @@ function verdict({ verdict: found }) {
     loras,
     together: found.together,
     togetherAdvice: found.together_advice ?? null,
+    unjudged: found.unjudged ?? null,
     against: Object.fromEntries(against),
     advice: found.advice,
     bounds: [found.lost_below, found.good_from],

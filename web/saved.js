@@ -47,15 +47,20 @@ const isKept = (lora) =>
   isNumber(lora.unread ?? 0) && // version 0.1.0 had none
   isAdviceOrNone(lora.advice);
 
+const areNames = (names) => Array.isArray(names) && names.length <= MOST.lines && names.every(isText);
+const isUnjudgedOrNone = (found) =>
+  found === null || (isObject(found) && areNames(found.subjects) && areNames(found.styles));
+
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
 function verdictOf(verdict) {
   // while a merge runs, and of a report that an older version has kept
   if (verdict === undefined || verdict === null) return null;
   if (!isObject(verdict)) return undefined;
-  const { loras, together = null, togetherAdvice = null, against, advice, bounds } = verdict;
+  const { loras, together = null, togetherAdvice = null, unjudged = null, against, advice, bounds } = verdict;
   if (!Array.isArray(loras) || !loras.every(isKept)) return undefined;
   if (![advice, togetherAdvice].every(isAdviceOrNone)) return undefined;
   if (together !== null && !CHANCES.includes(together)) return undefined;
+  if (!isUnjudgedOrNone(unjudged)) return undefined;
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
@@ -64,6 +69,7 @@ function verdictOf(verdict) {
     loras: kept,
     together,
     togetherAdvice: known(togetherAdvice),
+    unjudged,
     against: { leak, leak_stacked, base },
     advice: known(advice),
     bounds,

@@ -9,7 +9,7 @@ The student of the diffusion model reads what the merged text encoders write, so
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -29,7 +29,6 @@ from . import stages
 from .cost import STEPS_OF_A_PICTURE
 from .held_out import HeldOutCheck
 from .job import Job
-from .lora_use import LoadedLora
 from .model import DenoiserRow
 from .plans import Contexts, Plan, runs_of
 from .polish import polish
@@ -66,8 +65,8 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
     result = merge_diffusion(job, told, watch)
     if job.check_plans:
         fidelity = check_of(job, told).measure(result.adapter)
-        notes = (*result.report.notes, *_unjudged(job.loras))
-        result = replace(result, report=replace(result.report, fidelity=fidelity, notes=notes))
+        kinds = {lora.use.name: lora.use.kind for lora in job.loras}
+        result = replace(result, report=replace(result.report, fidelity=fidelity, kinds=kinds))
     if job.runs_model:
         rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     report = replace(
@@ -77,13 +76,6 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
-
-
-def _unjudged(loras: Sequence[LoadedLora]) -> Iterator[Note]:
-    """Yield a note where a subject meets a style, which the check's pictures of two do not show."""
-    if {lora.use.kind for lora in loras} == {"subject", "style"}:
-        what = "not judged: a subject in a style; look at pictures of it, merged and stacked"
-        yield Note("unjudged", what)
 
 
 def _log(job: Job) -> None:

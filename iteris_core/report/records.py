@@ -14,16 +14,15 @@ from .layers import Alarm, Interference, LayerReport, alarms_of, warnings_of
 from .verdict import Effort, Made, TaskFidelity, Verdict, line_of, lines_of, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
-# left out, by a strength or priority of 0; what the verdict does not tell; biases and norms;
-# scenes; what of the prompts does not count; what prompts were made of; LoRAs that were given
-# several times; sampling runs of an earlier merge; what the host's model carries; a device that is
-# too small for all of it. Two are warnings: a LoRA of the merge that the model carries, too, or a
-# merge beside it; and a class of models on which merging was never tested.
+# left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
+# count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
+# merge; what the host's model carries; a device that is too small for all of it. Two are warnings:
+# a LoRA of the merge that the model carries, too, or a merge beside it; and a class of models on
+# which merging was never tested.
 NoteKind = Literal[
     "method",
     "left_out",
     "idle",
-    "unjudged",
     "vectors",
     "scenes",
     "prompts",
@@ -64,6 +63,7 @@ class MergeReport:
         can_check: Whether it could have been checked on unseen samples, and was not.
         is_measured: Whether layers were measured; otherwise their figures are estimates, see
             `rivals.unmeasured`.
+        kinds: Name of a LoRA -> "subject" or "style", where `fidelity` was measured.
     """
 
     layers: tuple[LayerReport, ...]
@@ -78,6 +78,7 @@ class MergeReport:
     unread: Mapping[str, float] = field(default_factory=dict)
     can_check: bool = False
     is_measured: bool = True
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
@@ -110,6 +111,7 @@ class MergeReport:
             ),
             can_check=self.can_check,
             unread=self.unread,
+            kinds=self.kinds,
         )
 
     @property

@@ -135,6 +135,17 @@ class Against:
 
 
 @dataclass(frozen=True)
+class InStyle:
+    """Subjects in the style of others, which no picture of the check shows."""
+
+    subjects: tuple[str, ...]
+    styles: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.subjects)} in the style of {', '.join(self.styles)}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The verdict on a merge.
 
@@ -148,6 +159,7 @@ class Verdict:
         good_from: What is kept of a LoRA is good from here on.
         lost_below: It is lost below here.
         together_advice: What to do where two may not be seen in one picture.
+        unjudged: What was not judged, though each of its LoRAs was; None: there is nothing.
     """
 
     loras: tuple[Kept, ...] = ()
@@ -157,6 +169,7 @@ class Verdict:
     good_from: float = GOOD_FROM
     lost_below: float = LOST_BELOW
     together_advice: Advice | None = None
+    unjudged: InStyle | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +282,7 @@ def verdict_of(
     *,
     can_check: bool,
     unread: Mapping[str, float],
+    kinds: Mapping[str, str],
 ) -> Verdict:
     """Return the verdict on a merge.
 
@@ -277,6 +291,7 @@ def verdict_of(
         leaks: (task, LoRA) -> how much the LoRA gets into the task's prompts, stacked and merged.
         can_check: Whether it could have been checked on unseen prompts, and was not asked to be.
         unread: Name of a LoRA -> share of its file that was not read, where that is much.
+        kinds: Name of a LoRA -> "subject" or "style".
     """
     own, together, base = (
         [entry for entry in fidelity if entry.kind == kind] for kind in get_args(FidelityKind)
@@ -307,8 +322,20 @@ def verdict_of(
     if chance in ("uncertain", "unlikely") and made.method == "iteris":
         of_two = Advice("compare" if made.has_scenes else "together")
     return Verdict(
-        tuple(loras), chance, against, None if is_good else for_all, together_advice=of_two
+        tuple(loras),
+        chance,
+        against,
+        None if is_good else for_all,
+        together_advice=of_two,
+        unjudged=_in_style([found.task for found in own], kinds),
     )
+
+
+def _in_style(names: Sequence[str], kinds: Mapping[str, str]) -> InStyle | None:
+    subjects, styles = (
+        tuple(name for name in names if kinds.get(name) == kind) for kind in ("subject", "style")
+    )
+    return InStyle(subjects, styles) if subjects and styles else None
 
 
 def level_of(kept: float) -> Level:
@@ -344,6 +371,8 @@ def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
 def lines_of(verdict: Verdict) -> list[str]:
     """Return the verdict in sentences for the user: one a LoRA, and some about the merge."""
     lines = [line_of(kept) for kept in verdict.loras]
+    if verdict.unjudged is not None:
+        lines.append(f"{verdict.unjudged}: not judged; look at pictures of it, merged and stacked")
     if verdict.together is not None:
         advice = verdict.together_advice
         to_do = "" if advice is None else f": {_sentence(advice)}"

@@ -38,6 +38,7 @@ const REPORT = figures({
       },
     ],
     together: "unlikely",
+    unjudged: { subjects: ["cat"], styles: ["ink"] },
     against: { leak: 0.1, leak_stacked: 1, base: null },
     advice: null,
     good_from: 0.75,
@@ -87,7 +88,8 @@ function use(report) {
     [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
   for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
   if (report.verdict) {
-    const { loras, together, against, advice, bounds } = report.verdict;
+    const { loras, together, unjudged, against, advice, bounds } = report.verdict;
+    for (const names of Object.values(unjudged ?? {})) for (const name of names) name.trim();
     if (together !== null) languages.en[together].trim();
     for (const { name, kept, between, level, levels } of loras) {
       [name.trim(), kept.toFixed(2), between?.map((share) => share.toFixed(2)).join()];
@@ -119,7 +121,8 @@ test("a report of an older version, which had no verdict, is read", () => {
 });
 
 test("a verdict that version 0.1.0 has kept is read, without what it knew no better", () => {
-  const { loras, together, against, ...rest } = REPORT.verdict;
+  const { loras, together, unjudged, against, ...rest } = REPORT.verdict;
+  assert.deepEqual(unjudged.styles, ["ink"]);
   assert.equal(together, "unlikely");
   const verdict = {
     ...rest,
@@ -130,7 +133,7 @@ test("a verdict that version 0.1.0 has kept is read, without what it knew no bet
     against: { ...against, average: 0.5 },
   };
   const read = readSaved({ ...REPORT, verdict }).verdict;
-  assert.deepEqual([read.against, read.together], [REPORT.verdict.against, null]);
+  assert.deepEqual([read.against, read.together, read.unjudged], [REPORT.verdict.against, null, null]);
   const drawn = (lora) => [lora.name, lora.kept, lora.level, lora.advice];
   assert.deepEqual(
     read.loras.map(drawn),

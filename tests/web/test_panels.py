@@ -11,6 +11,7 @@ FIRST = 2
 SECOND = 3
 SETTINGS = 4
 SAVE = 6
+AMBER = "rgb(224, 161, 0)"
 
 
 def chain_of(frontend):
@@ -152,12 +153,12 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
     )
-    assert len(set(badges)) == 3
+    assert len(set(badges)) == 3, "unlikely is as red as lost"
     assert len(edges(page, ".iteris-percent", "right")) == 1, "figures are below one another"
     lines = panel.inner_text()
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less."
     taken = "taken out of its prompts: BREAK"
-    together = "Two of them together in one picture: unlikely."
+    together = "Two of them together in one picture\nunlikely"
     to_do = "To get them into one picture, switch on “together”."
     parts = ("lost", together, to_do, against, taken, "WARNING", "Layers, bars and notes")
     order = [lines.index(text) for text in parts]
@@ -181,7 +182,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert frontend.errors == []
 
 
-def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, picture, small):
+def test_a_lora_of_which_pictures_disagree_is_uncertain_in_amber(frontend, picture, small):
     small(frontend, seed=22)
     frontend.show(MERGE, top=100)
     levels = ["good", "weak", "lost"]
@@ -192,10 +193,10 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, pictur
     )
     assert first[:3] == ["first", "kept 53 %", "uncertain: look at Compare"]
     assert ink[1:] == ["kept 20 %", "lost"]
-    grey, red = frontend.page.locator(".iteris-kept").evaluate_all(
+    amber, red = frontend.page.locator(".iteris-kept").evaluate_all(
         "all => all.map(line => getComputedStyle(line).borderLeftColor)"
     )
-    assert (grey, red) == ("rgb(138, 138, 138)", "rgb(217, 54, 54)")
+    assert (amber, red) == (AMBER, "rgb(217, 54, 54)")
     picture(frontend, "verdict_uncertain")
 
     cut = """all => all.filter((part) => part.scrollWidth > part.clientWidth).map((part) => part.textContent)"""
@@ -208,6 +209,44 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, pictur
         )
         frontend.show(MERGE, top=100)
         assert names.evaluate_all(cut) == [], "the badge leaves each name its room"
+
+
+def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture, small):
+    """It is told where each LoRA is, and where to look: a Compare that makes its own prompts."""
+    frontend = in_renderer
+    small(frontend, seed=61)
+    frontend.show(MERGE, top=100)
+    output = report_with_verdict(kept("dog", 0.9, "good"), kept("styles/ink", 0.8, "good"))
+    verdict = output["iteris_report"][0]["verdict"]
+    verdict |= {
+        "together": "uncertain",
+        "unjudged": {"subjects": ["dog"], "styles": ["styles/ink"]},
+    }
+    frontend.executed(MERGE, output)
+    line = frontend.page.locator(".iteris-unjudged")
+    assert line.inner_text().splitlines()[:2] == ["dog in the style of ink", "not judged"]
+    badges = frontend.page.locator(".iteris-verdict .iteris-badge").evaluate_all(
+        "all => all.map((each) => [each.textContent, getComputedStyle(each).backgroundColor])"
+    )
+    assert badges[2:] == [["not judged", AMBER], ["uncertain", AMBER]]
+    assert len(edges(frontend.page, ".iteris-verdict .iteris-badge", "right")) == 1
+    expect(line).to_contain_text("with an empty prompt, its first row shows it")
+    compare = frontend.page.evaluate(
+        """(merge) => {
+            const node = LiteGraph.createNode('IterISCompare');
+            node.pos = [3000, 0];
+            app.graph.add(node);
+            app.graph.getNodeById(merge).connect(3, node, 'merged');
+            return node.id;
+        }""",
+        MERGE,
+    )
+    for prompt, said in (("", "the first row of Compare"), ("a dog", "with an empty prompt")):
+        frontend.set_widgets(compare, prompt=prompt)
+        frontend.keep()
+        expect(line).to_contain_text(said)
+        picture(frontend, "not_judged")
+    assert frontend.errors == []
 
 
 def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(frontend, small):
