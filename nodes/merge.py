@@ -73,7 +73,7 @@ class Merge(io.ComfyNode):
                     options=list(get_args(Preset)),
                     default=DEFAULT_PRESET,
                     optional=True,
-                    tooltip="How thorough the merge is. Fast: half of the sampling runs; base "
+                    tooltip="How thorough the merge is. Fast: half of the sampling runs; ordinary "
                     "prompts and two subjects in one picture suffer a little. Polished: 40 runs, "
                     "then 100 gradient steps, for more of each LoRA, and on transformers for two "
                     "subjects in one picture; it takes 25 to 30 times as long with two LoRAs. "
