@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import browser
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from workflow_files import list_transformer
 from workflow_notes import TEMPLATES, Template
 
@@ -84,10 +84,12 @@ LANE = 15  # between links that pass above a node, and its badge
 BADGE = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
+SUBTITLE = 44  # pixels of a film's line
 NOTICE_MS = 8000  # of one that a run has ended
 WAIT_MS = 3000  # between two pictures of a run
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
-FILMED = ("sks_robot", "qpr_blueprint")  # two that spoil each other stacked
+FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
+PROMPT = "a sks robot and a zwx owl"  # of their comparison
 DIVIDED = 25  # per cent of a comparison's picture that are on the left
 VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
@@ -540,7 +542,7 @@ def make_nodes(chromium: object, address: str, names: list[str]) -> None:
 
 
 class Film:
-    """Screenshots with a pointer, as an animated picture.
+    """Screenshots with a pointer and a line that tells what is done, as an animated picture.
 
     Args:
         frontend: The page.
@@ -551,13 +553,24 @@ class Film:
         self.pictures: list[Image.Image] = []
         self.durations: list[int] = []
         self.at = (640.0, 700.0)
+        self.line = ""
+
+    def say(self, line: str, duration: int = 800) -> None:
+        """Show what is seen now with another line, for so many milliseconds."""
+        self.line = line
+        self.take(duration)
 
     def take(self, duration: int = FRAME) -> None:
         """Add what is seen now, for so many milliseconds."""
         picture = Image.open(io.BytesIO(self.frontend.page.screenshot())).convert("RGB")
         x, y = self.at
+        pen = ImageDraw.Draw(picture)
+        top = picture.height - SUBTITLE
+        pen.rectangle((0, top, *picture.size), fill="#101216")
+        middle = (picture.width // 2, top + SUBTITLE // 2)
+        pen.text(middle, self.line, "white", ImageFont.load_default(22), "mm")
         pointer = [(x, y), (x, y + 20), (x + 5, y + 15), (x + 13, y + 14)]
-        ImageDraw.Draw(picture).polygon(pointer, fill="white", outline="black")
+        pen.polygon(pointer, fill="white", outline="black")
         self.pictures.append(picture)
         self.durations.append(duration)
 
@@ -598,22 +611,31 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     small_model(frontend, merge, compare)
     frontend.show(merge, **MERGE_FIRST)
     film = Film(frontend)
-    film.take(800)
+    film.say("Choose the LoRAs")
     film.click(page.locator(".iteris-row .iteris-lora").first)
-    for name in FILMED:  # the second row's list opens by itself
+    for name in FILMED[:2]:  # the second row's list opens by itself
         film.click(page.locator(".iteris-option", has_text=name))
+    film.click(page.locator(".iteris-add"))
+    film.click(page.locator(".iteris-option", has_text=FILMED[2]))
+    film.line = "Two subjects in one picture: together"
+    film.click(page.get_by_role("switch", name="together"))
+    film.line = "A prompt to compare"
+    film.click(page.locator(f"[data-node-id='{compare}'] textarea").first)
+    for letter in PROMPT:
+        page.keyboard.type(letter)
+        film.take(40)
+    film.line = "Run: each LoRA is measured on its own prompts"
     run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
     film.click(page.locator(run))
     page.locator(".iteris-block").first.wait_for()
     while not page.locator(".iteris-kept").count():
         film.take(150)
         page.wait_for_timeout(WAIT_MS)
-    film.take(2500)
+    film.say("The verdict: what is kept of each", 2500)
     page.wait_for_selector(".iteris-pair:visible")
     frontend.pictures_shown()
     frontend.show(merge, left=86, top=90, scale=0.75)
-    film.take(800)
-    film.click(page.locator(".iteris-drawn").nth(1).locator(".iteris-thumb").last)
+    film.say("Compare, from one seed: all three stacked, and merged")
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     film.move(middle, high)
@@ -621,7 +643,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     for share in (0.95, 0.05, 0.5):
         film.move(box["x"] + share * box["width"], high, steps=14)
     page.mouse.up()
-    film.take(1500)
+    film.take(2500)
     film.save(ROOT / "docs" / "img" / "merge.webp")
     print(f"{sum(film.durations) / 1000:.1f} s, {len(film.pictures)} pictures")
 
