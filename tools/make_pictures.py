@@ -191,7 +191,8 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         max(places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside) + GROUP_ROOM
         for inside in insides
     ]
-    bottom = max(bottoms[0] + SETTINGS_ROOM, *bottoms[1:])
+    merges = any(node["class_type"] == "IterISMerge" for node in prompt.values())
+    bottom = max(bottoms[0] + merges * SETTINGS_ROOM, *bottoms[1:])
     for title, colour, inside in zip(template.groups, GROUP_COLOURS, insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM

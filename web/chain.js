@@ -3,7 +3,19 @@
 
 import { nodesOf } from "./graph.js";
 import { CARRIED, ends, freeLane, join, link, originOf, slotHeight, takeOutputs } from "./links.js";
-import { BADGE, bringIntoSight, freeBelow, GAP, LANE, makeRoom, placeIn, ROOM, TITLE } from "./places.js";
+import {
+  BADGE,
+  bringIntoSight,
+  freeBelow,
+  freePlace,
+  GAP,
+  LANE,
+  makeRoom,
+  PICTURES,
+  placeIn,
+  ROOM,
+  TITLE,
+} from "./places.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
@@ -25,11 +37,47 @@ const mergedOf = (merge) => ({
 function wayDown(merge, { pos }) {
   const top = slotHeight(merge, mergedOf(merge).output) + LANE;
   const bottom = pos[1] - TITLE - BADGE - LANE / 2;
-  const x = freeLane(merge.graph, merge.pos[0] + merge.size[0] + LANE, LANE / 2, top, bottom);
+  const x = freeLane(merge.graph, 0, merge.pos[0] + merge.size[0] + LANE, LANE / 2, [top, bottom]);
   return [
     [x, top],
     [x, bottom],
   ];
+}
+
+/**
+ * Link an origin to a node's input by a way below a merge: down beside it, to the side, and up or further down.
+ *
+ * @param {object} origin
+ * @param {object} merge
+ * @param {number} below how far the merge may grow
+ * @param {object} target at its right
+ * @param {string} name of the input
+ * @param {number} place of the link among those that come so
+ */
+function linkBelow(origin, merge, below, target, name, place) {
+  if (!origin) return;
+  const { graph } = merge;
+  const from = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : merge.pos[1] + place * LANE;
+  const into = target.getInputPos(target.findInputSlot(name))[1];
+  const end = target.pos[0] - (LANE / 2) * (3 - place);
+  const [at, step] = origin.outputNode === merge ? [merge.pos[0] + merge.size[0] + LANE, 1] : [merge.pos[0] - 8, -1];
+  const start = freeLane(graph, 0, at, (step * LANE) / 2, [from + LANE, below], origin.outputNode);
+  const along = freeLane(graph, 1, below + LANE / 2, LANE / 2, [start, end]);
+  link(origin, target, name, [start, from + LANE], [start, along], [end, along], [end, into]);
+}
+
+/** Link a merge to new nodes that lie side by side, at its right or not far from there. */
+function linkMerged(merge, [first, second], below) {
+  const merged = mergedOf(merge);
+  const above = first.pos[1] - TITLE - BADGE - LANE / 2;
+  const isBeside = first.pos[0] === merge.pos[0] + merge.size[0] + GAP;
+  const isLower = isBeside && first.pos[1] > merge.pos[1];
+  if (isBeside) link(merged, first, "merged", ...(isLower ? wayDown(merge, first) : []));
+  else linkBelow(merged, merge, below, first, "merged", -1);
+  if (!second) return;
+  const { link: branch } = originOf(first, "merged");
+  const way = isLower ? [] : [[first.pos[0] - LANE / 2, above]];
+  link({ ...merged, link: branch }, second, "merged", ...way, [second.pos[0] - LANE, above]);
 }
 
 /** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */
@@ -113,7 +161,7 @@ export function takeOut(node, canvas) {
 
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
- * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes at its right, or the merge would be lost,
+ * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where the model's loader has a VAE, which draws as the graph's sampler does. Where that has
  * so low a cfg that the model is one of few steps, Merge settings lets the merge measure at it.
  *
@@ -127,10 +175,11 @@ export function turnInto(node, create, canvas, guidance) {
   const shown = [];
   asOneChange(canvas, () => {
     const merge = create("IterISMerge");
+    shown.push(merge);
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
-    makeRoom(graph, merge, height + ROOM, node);
+    makeRoom(graph, merge, height + ROOM + 2 * LANE, node);
     graph.add(merge);
     set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
     if (node.pinned) merge.pin(true);
@@ -165,41 +214,28 @@ export function turnInto(node, create, canvas, guidance) {
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
-    const left = end + GAP;
-    // below all that is there, also once another loader has become a merge, so that no link has to go behind it
-    const later = graph.nodes.map((each) =>
-      each.comfyClass === node.comfyClass
-        ? { pos: each.pos, size: [each.size[0], each.size[1] + height + ROOM] }
-        : each,
-    );
-    const columns = [start - 4 * LANE, left + width + save.size[0]];
-    const free = [later, graph.groups ?? []].map((things) => freeBelow(graph, ...columns, undefined, things));
-    const below = Math.max(top + height + ROOM + GAP, ...free) + LANE + BADGE;
+    const tall = compare ? compare.size[1] + PICTURES : save.size[1] + LANE;
+    const [left, upper] = freePlace(graph, [end + GAP, top], [width + save.size[0], tall]);
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    putSave(graph, save, [left + width, below]);
-    shown.push(merge, save);
-    const merged = mergedOf(merge);
-    const way = wayDown(merge, save);
+    putSave(graph, save, [left + width, upper]);
+    const below = top + height + ROOM;
     if (compare) {
-      compare.pos = [left, below];
+      compare.pos = [left, upper];
       graph.add(compare);
       for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? undefined : cfg }))
         if (value !== undefined) set(compare, name, value);
       shown.push(compare);
+    }
+    linkMerged(merge, compare ? [compare, save] : [save], below);
+    if (compare) {
       const from = { model, clip, vae: { outputNode: model.outputNode, output: vae } };
-      // down between what is before the merge and the merge, and below it
       Object.entries(from).forEach(([name, origin], i) => {
-        const y = (origin.outputNode ? slotHeight(origin.outputNode, origin.output) : top + i * LANE) + LANE;
-        const [, into] = compare.getInputPos(compare.findInputSlot(name));
-        const x = freeLane(graph, start - LANE / 2, -LANE / 2, y, into, origin.outputNode);
-        link(origin, compare, name, [x, y], [x, into]);
+        linkBelow(origin, merge, below, compare, name, i);
       });
-      link(merged, compare, "merged", ...way);
-      const { link: branch } = originOf(compare, "merged");
-      link({ ...merged, link: branch }, save, "merged", [left + width - LANE, way[1][1]]);
       const picture = compare.outputs.find(({ name }) => name === "merged");
       link({ outputNode: compare, output: picture }, save, "cover");
-    } else link(merged, save, "merged", ...way);
+    }
+    shown.push(save);
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);
@@ -254,12 +290,11 @@ export function turnBack(merge, text, create, canvas) {
 
 /** Put a Save merged LoRA at the right of a merge. */
 export function addSave(merge, create, canvas) {
-  const { graph } = merge;
+  const { graph, pos, size } = merge;
   asOneChange(canvas, () => {
     const save = create("IterISSave");
-    const left = merge.pos[0] + merge.size[0] + GAP;
-    putSave(graph, save, placeIn(graph, left, save.size[0], merge.pos[1]));
-    link(mergedOf(merge), save, "merged", ...(save.pos[1] > merge.pos[1] ? wayDown(merge, save) : []));
+    putSave(graph, save, freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], save.size));
+    linkMerged(merge, [save], pos[1] + size[1] + LANE);
     bringIntoSight([save], canvas);
   });
 }

@@ -41,17 +41,32 @@ function lead(graph, { link }, points) {
 
 export const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
 
-/** Return the first lane from a place on that a link can go down by: no other link has it, and no node but one covers it. */
-export function freeLane(graph, x, step, top, bottom, but) {
-  const points = [...graph.reroutes.values()];
-  const covers = (node, at) => {
-    const [left, start, right, end] = edgesOf(node);
-    return node !== but && left < at && at < right && start < bottom && top < end;
-  };
-  const isTaken = (at) =>
-    points.some(({ pos }) => Math.abs(pos[0] - at) < LANE / 2) || graph.nodes.some((node) => covers(node, at));
-  while (isTaken(x)) x += step;
-  return x;
+/**
+ * Return the first lane from a place on that a link can go by: no other link has it, and no node but one covers it.
+ *
+ * @param {object} graph
+ * @param {number} axis 0: it goes down or up, 1: to a side
+ * @param {number} at
+ * @param {number} step
+ * @param {number[]} way from where to where it goes, in any order
+ * @param {object} [but]
+ * @returns {number}
+ */
+export function freeLane(graph, axis, at, step, way, but) {
+  const [from, to] = way.toSorted((one, other) => one - other);
+  const lines = [...graph.reroutes.values()].map((end) => [end.pos, (graph.getReroute(end.parentId) ?? end).pos]);
+  const beside = lines.filter((ends) => {
+    const places = ends.map((end) => end[1 - axis]);
+    return Math.min(...places) < to && from < Math.max(...places);
+  });
+  const isCovered = (edges, lane) =>
+    edges[axis] < lane && lane < edges[axis + 2] && edges[1 - axis] < to && from < edges[3 - axis];
+  const isTaken = (lane) =>
+    beside.flat().some((end) => Math.abs(end[axis] - lane) < LANE / 2) ||
+    graph.nodes.some((node) => node !== but && isCovered(edgesOf(node), lane));
+  let lane = at;
+  while (isTaken(lane)) lane += step;
+  return lane;
 }
 
 export const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];

@@ -41,12 +41,14 @@ LANES = """() => {
     return down.flatMap((one, i) => down.slice(i + 1).filter((other) => one[1] < other[2] && other[1] < one[2])
         .map((other) => Math.abs(one[0] - other[0])));
 }"""
-SEEN = """() => {
-    const node = app.graph.nodes.find(({ type }) => type === "IterISMerge");
+UNSEEN = """() => {
     const { scale, offset } = app.canvas.ds;
-    const { left, top, right } = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
-    const starts = [node.pos[0], node.pos[1] - 30].map((at, axis) => (at + offset[axis]) * scale);
-    return left <= starts[0] && top <= starts[1] && (node.pos[0] + node.size[0] + offset[0]) * scale <= right;
+    const { left, top, right, bottom } = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
+    const place = ([x, y]) => [x, y].map((at, axis) => (at + offset[axis]) * scale);
+    return app.graph.nodes.filter(({ type }) => /IterIS(Merge|Compare|Save)$/.test(type)).filter(({ pos, size }) => {
+        const [start, end] = [place([pos[0], pos[1] - 30]), place([pos[0] + size[0], pos[1] + size[1]])];
+        return start[0] < left || start[1] < top || end[0] > right || end[1] > bottom;
+    }).map(({ type }) => type);
 }"""
 OF_MERGES = ("IterISCompare", "IterISSave")
 ONE = "name => app.graph.nodes.find(({ type }) => type === name)"
@@ -110,11 +112,8 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     merge_these(frontend)
     picture(frontend, f"merge_these_{where}")
     assert frontend.page.evaluate("app.canvas.ds.scale") == scale
-    assert frontend.page.evaluate(SEEN)
+    assert frontend.page.evaluate(UNSEEN) == []
     assert all(now <= then for now, then in zip(how_laid_out(frontend), then, strict=True))
-    ends = "[...new Set(app.graph.groups.map(({ pos, size }) => Math.round(pos[1] + size[1])))]"
-    assert len(frontend.page.evaluate(ends)) == (where == "template"), "groups end at one height"
-
     points = "app.graph.reroutes.size"
     merged = kinds(frontend), frontend.page.evaluate(points)
     assert "IterISMerge" in merged[0]
@@ -122,6 +121,23 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     assert kinds(frontend) == before, "in one step"
     frontend.undo("redo")
     assert (kinds(frontend), frontend.page.evaluate(points)) == merged
+    assert frontend.errors == []
+
+
+def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture):
+    frontend = in_renderer
+    size = frontend.page.viewport_size
+    frontend.page.set_viewport_size({"width": 1280, "height": 800})  # that the template fits
+    frontend.load_template(11)
+    places = "app.graph.nodes.map(({ type, pos }) => [type, ...pos]).filter(([type]) => !type.startsWith('IterIS'))"
+    before = frontend.page.evaluate(places)
+    merge_these(frontend)
+    picture(frontend, "merge_these_seen")
+    after = frontend.page.evaluate(places)
+    unseen, scale = frontend.page.evaluate(UNSEEN), frontend.page.evaluate("app.canvas.ds.scale")
+    frontend.page.set_viewport_size(size)
+    assert (unseen, after) == ([], before)
+    assert scale > 0.58, "and read"
     assert frontend.errors == []
 
 

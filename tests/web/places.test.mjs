@@ -1,0 +1,25 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { freePlace } from "../../web/places.js";
+
+const node = (pos, size, comfyClass = "KSampler") => ({ pos, size, comfyClass });
+const SIZE = [300, 400];
+
+test("new nodes lie where they are wanted, if that is free", () => {
+  assert.deepEqual(freePlace({ nodes: [node([0, 0], [200, 200])] }, [260, 0], SIZE), [260, 0]);
+});
+
+test("else at the nearest free place, at the right or below", () => {
+  const low = { nodes: [node([260, 0], [900, 100])] };
+  assert.deepEqual(freePlace(low, [260, 0], SIZE), [260, 162]);
+  const narrow = { nodes: [node([260, 0], [100, 900])] };
+  assert.deepEqual(freePlace(narrow, [260, 0], SIZE), [400, 0]);
+  assert.deepEqual(freePlace({ ...low, groups: [node([250, -80], [950, 250])] }, [260, 0], SIZE), [260, 232]);
+});
+
+test("also within a group, and not where pictures come", () => {
+  const groups = [node([0, -100], [2000, 2000])];
+  assert.deepEqual(freePlace({ nodes: [], groups }, [260, 0], SIZE), [260, 0]);
+  const nodes = [node([260, 0], [100, 100], "IterISCompare")];
+  assert.deepEqual(freePlace({ nodes, groups }, [260, 0], SIZE), [400, 0]);
+});
