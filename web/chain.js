@@ -16,9 +16,11 @@ import {
   ROOM,
   TITLE,
 } from "./places.js";
+import { reached } from "./prompt_field.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
+const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
 const originsOf = (node) =>
@@ -93,18 +95,29 @@ function saidBy(node, name) {
   return node?.widgets?.find((widget) => widget.name === name)?.value;
 }
 
+/** Return the node that an input's link comes from, through nodes that only hand it on. */
+function nodeBefore(node, name) {
+  let { outputNode: found } = originOf(node, name) ?? {};
+  while (found?.type.startsWith("Reroute")) found = originOf(found, found.inputs[0].name)?.outputNode;
+  return found;
+}
+
 /** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */
 function sampledBy(loader) {
-  const models = ends(loader.graph, loader.outputs.find(({ type }) => type === "MODEL").links ?? []);
-  const sampler = models.map(({ inputNode }) => inputNode).find((node) => SAMPLERS.includes(node?.comfyClass));
+  const models = [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode);
+  const sampler = models.find((node) => SAMPLERS.includes(node.comfyClass));
   if (!sampler) return {};
-  const [latent, negative] = ["latent_image", "negative"].map((name) => originOf(sampler, name)?.outputNode);
+  const [latent, ...texts] = ["latent_image", "positive", "negative"].map((name) => nodeBefore(sampler, name));
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
+  const [prompt, negative] = texts.map((node) => (node?.comfyClass === "CLIPTextEncode" ? saidBy(node, "text") : ""));
   return {
+    // a prompt a line is drawn
+    prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : undefined,
+    seed: saidBy(sampler, "seed") ?? saidBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
-    negative_prompt: negative?.comfyClass === "CLIPTextEncode" ? saidBy(negative, "text") : undefined,
+    negative_prompt: negative || undefined,
   };
 }
 

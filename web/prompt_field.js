@@ -1,4 +1,4 @@
-// The text field that a loader's trigger words are for. No DOM and no ComfyUI here, so that `node --test` runs it.
+// The text field that a loader's trigger words are for, and where else its outputs lead. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 import { nodeAround } from "./graph.js";
 
@@ -23,7 +23,7 @@ function fieldOf({ widgets, inputs }) {
 }
 
 /** Yield the places that a node's outputs of a type lead to, through other nodes that hand the type on. */
-function* reached(node, type, seen = new Set([node])) {
+export function* reached(node, type, seen = new Set([node])) {
   for (const output of node.outputs ?? []) {
     if (output.type !== type) continue;
     for (const end of endsOf(node.graph, output.links)) {

@@ -199,11 +199,37 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
         for kind in ("IterISCompare", "IterISMerge")
     )
     drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 64, "height": 64}
-    drawn |= {"negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0}
+    drawn |= {"prompt": "a", "negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0, "seed": 1}
     assert {name: compare[name] for name in drawn} == drawn
     settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
     assert (settings, "settings" in merge) == (([1], True) if cfg == 1 else ([], False))
     assert set(map(tuple, frontend.overlaps())) <= before
+    assert frontend.errors == []
+
+
+PROMPTS = {"a cat,\n\n  in rain\n": "a cat, in rain", "a {red|blue} cat": "", "a cat // why": ""}
+
+
+@pytest.mark.parametrize("written", PROMPTS)
+def test_compare_draws_the_graphs_prompt_where_that_is_one_text(frontend, written):
+    """The sampler and the prompt are found behind nodes that hand a link on."""
+    load_plain(frontend)
+    frontend.set_widgets(int(ENCODER), text=written)
+    frontend.page.evaluate(
+        """([from, to]) => [[from[0], "model"], [from[1], "positive"]].forEach(([id, name]) => {
+            const between = LiteGraph.createNode("Reroute");
+            between.pos = [2200, 0];
+            app.graph.add(between);
+            app.graph.getNodeById(id).connect(0, between, 0);
+            const sampler = app.graph.getNodeById(to);
+            between.connect(0, sampler, sampler.findInputSlot(name));
+        })""",
+        [[LOADER, ENCODER], SAMPLER],
+    )
+    merge_these(frontend)
+    nodes = frontend.prompt().values()
+    (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
+    assert (compare["prompt"], compare["seed"]) == (PROMPTS[written], 1)
     assert frontend.errors == []
 
 
