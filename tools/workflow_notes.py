@@ -185,15 +185,15 @@ TEMPLATES = (
     ),
     Template(
         "Draw with several LoRAs",
-        "Draws a picture with several LoRAs at once, without a merge.",
+        "Draws a picture with several LoRAs at once: as they are, or merged.",
         (
             _CHOOSE,
             "**Load LoRAs**: choose a file in each row",
             "**Prompt**: write what to draw. Open a row to add its trigger words by a click",
         ),
         (
-            "Where the LoRAs spoil each other, press *Merge these* below the rows: the node becomes "
-            "**Merge LoRAs**, with **Compare** and **Save merged LoRA**.",
+            "As they are, LoRAs may spoil each other. *Merge these* below the rows puts **Merge LoRAs** "
+            "in the place of **Load LoRAs**, and adds **Compare** and **Save merged LoRA**.",
         ),
         groups=("Choose", "Write", "Draw"),
     ),
