@@ -1,4 +1,4 @@
-// What Compare shows below its prompt: how many pictures a run draws, and how long that takes once one was timed.
+// What Compare shows below its inputs: how many pictures a run draws, and how long that takes once one was timed.
 
 import { duration, readDrawn, toDraw } from "./cost.js";
 import { addElement, also, fit, heightOf, html, showElement } from "./parts.js";

@@ -329,9 +329,10 @@ app.registerExtension({
       addTriggers(node, say);
       addButtons(node, say);
     } else if (node.comfyClass === "IterISCompare") {
-      // below its prompt: how far it is, how long it takes, the slider, and the rest
-      addText(node, say, { width: REPORT_WIDTH, above: node.widgets[0], folded: say("whole_picture") });
-      const progress = node.widgets[1];
+      // below its inputs: how far it is, how long it takes, the slider, and the rest
+      const last = node.widgets.at(-1);
+      addText(node, say, { width: REPORT_WIDTH, above: last, folded: say("whole_picture") });
+      const progress = node.widgets[node.widgets.indexOf(last) + 1];
       addSlider(node, say, progress);
       addPictures(node, say, progress);
     } else {

@@ -11,6 +11,7 @@ COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
+MOST_DRAWN = 1200  # by which the node grows: room in the templates, see test_templates.py
 
 
 def compare_of(seed=0):
@@ -54,7 +55,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     frontend = in_renderer
     page = frontend.page
     frontend.load(compare_of(), "slider")
-    frontend.show(1, left=500, top=60)
+    frontend.show(1, left=500, top=-250)
     slider, pair = page.locator(".iteris-slider"), page.locator(".iteris-pair")
     left, right = (slider.locator("select").nth(number) for number in range(2))
     divider, rows = slider.locator("input"), slider.locator(".iteris-drawn")
@@ -84,7 +85,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     high = slider.bounding_box()["height"]
     frontend.show(1, left=500, top=60, scale=0.35)
     assert slider.bounding_box()["height"] == pytest.approx(0.35 * high, rel=0.02)
-    frontend.show(1, left=500, top=60)
+    frontend.show(1, left=500, top=-250)
     box = pair.bounding_box()
     assert box["height"] == pytest.approx(box["width"] * SIZE[1] / SIZE[0], rel=0.02)
     pos = page.evaluate("[...app.graph.getNodeById(1).pos]")
@@ -97,7 +98,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     page.mouse.wheel(0, -100)
     frontend.settle()
     assert page.evaluate("app.canvas.ds.scale") > 1, "the canvas is zoomed as anywhere on it"
-    frontend.show(1, left=500, top=60)
+    frontend.show(1, left=500, top=-250)
     before = float(divider.input_value())
     divider.press("ArrowLeft")
     assert before - 12 <= float(divider.input_value()) < before
@@ -136,34 +137,52 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert frontend.errors == []
 
 
-def test_slider_and_all_pictures_are_on_one_screen(in_renderer, output, server):
-    """And the rest is in details, below them and above the settings."""
+def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, output, server):
+    """As many as there may be, in a height of their own; and the rest is in details below them."""
     frontend = in_renderer
     page = frontend.page
     for row in output["iteris_tiles"]:
         for file in row["pictures"]:
             path = server.base / "temp" / file["filename"]
             Image.open(path).resize((64, 96)).save(path)
-    output["iteris_tiles"] += [{**output["iteris_tiles"][1], "prompt": "a third one"}]
-    frontend.load(compare_of(), "screen")
-    frontend.show(1, left=500, top=60)
-    before = page.evaluate("app.graph.getNodeById(1).size[1]")
+    others = [{**output["iteris_tiles"][1], "prompt": prompt} for prompt in ("a third", "a fourth")]
+    output["iteris_tiles"] += others
+    frontend.load(compare_of(), "below")
+    frontend.show(1, left=500, top=60, scale=0.7)
+    height = "app.graph.getNodeById(1).size[1]"
+    before = page.evaluate(height)
     frontend.begin("c")
     frontend.executed(1, output, run="c")
     frontend.pictures_shown()
     slider, details = page.locator(".iteris-slider"), page.locator(".iteris-text")
     expect(slider).to_be_visible()
+    names = page.evaluate("app.graph.getNodeById(1).widgets.map(({ name }) => name)")
+    assert names[-4:] == [f"iteris_{part}" for part in ("progress", "times", "slider", "text")]
+    negative = page.get_by_placeholder("negative_prompt")
+    assert negative.bounding_box()["y"] < slider.bounding_box()["y"]
+    first = page.locator(".iteris-drawn").first.bounding_box()
+    last = page.locator(".iteris-drawn").first.locator("button").last.bounding_box()
+    assert last["x"] + last["width"] == pytest.approx(first["x"] + first["width"], abs=1)
+    assert page.eval_on_selector(".iteris-strip", "all => all.scrollHeight <= all.clientHeight")
     box = slider.bounding_box()
-    assert box["height"] < 870
     assert details.bounding_box()["y"] >= box["y"] + box["height"] - 1
     assert not details.get_by_text("a dog", exact=True).is_visible()
-    closed = page.evaluate("app.graph.getNodeById(1).size[1]")
-    assert closed < before + 910  # room in the templates, see test_templates.py
+    closed = page.evaluate(height)
+    assert closed < before + MOST_DRAWN
     for isOpen in (True, False):
         details.locator("summary").evaluate("summary => summary.click()")
         frontend.settle()
         assert details.get_by_text("a dog", exact=True).is_visible() == isOpen
-    assert page.evaluate("app.graph.getNodeById(1).size[1]") == pytest.approx(closed, abs=1)
+    assert page.evaluate(height) == pytest.approx(closed, abs=1)
+    output["iteris_tiles"] += others
+    frontend.executed(1, output, run="c")
+    expect(page.locator(".iteris-drawn")).to_have_count(6)
+    frontend.pictures_shown()
+    assert page.evaluate(height) < before + MOST_DRAWN, "they scroll"
+    page.locator(".iteris-drawn").last.locator("button").last.evaluate(
+        "all => all.scrollIntoView()"
+    )
+    assert page.eval_on_selector(".iteris-strip", "strip => strip.scrollTop") > 0
     assert frontend.errors == []
 
 

@@ -60,6 +60,7 @@ def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     frontend = open_frontend(Comfy_VueNodes_Enabled=True)
     alone(frontend, "IterISCompare", **COMPARE)
     field(frontend, "width").focus()
+    frontend.settle()  # its colour takes 0.2 s
     assert said(frontend, "width") == "0"
 
 
