@@ -53,8 +53,8 @@ NOTE_CHARACTERS = 105
 NOTE_GAP = 36  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
-    "IterISMerge": 300,
-    "IterISCompare": 990,  # of square pictures in four rows, and a line that says they are old
+    "IterISMerge": 500,  # of four LoRAs and their verdicts
+    "IterISCompare": 1260,  # of square pictures in four rows, and a line that says they are old
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,

@@ -2,7 +2,7 @@
 
 export const GAP = 60;
 export const ROOM = 340; // for the report of a merge, and its times
-export const PICTURES = 990; // for those of Compare, in four rows
+export const PICTURES = 1260; // for those of Compare, in four rows
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
 export const LANE = 20; // between links side by side, and from them to nodes
