@@ -82,8 +82,8 @@ export function about({ error, family, base, rank }) {
  */
 export function madeOf({ merged_from: names, is_preview: isPreview }, say, isCounted = false) {
   if (!names?.length) return "";
-  const said = isCounted ? say("count_of", { count: names.length }) : names.map(ownName).join("\n+ ");
-  return say(isPreview ? "preview_of" : "made_of", { names: said });
+  if (isCounted) return say(isPreview ? "count_of_preview" : "count_of", { count: names.length });
+  return say(isPreview ? "preview_of" : "made_of", { names: names.map(ownName).join("\n+ ") });
 }
 
 /** Return what a file is found by beside its name: its trigger words, and the LoRAs that it is a merge of. */

@@ -770,7 +770,7 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
         rows.page.locator(".iteris-option", has_text="third").click()
     rows.settle()
     assert text_of(rows) == "<lora:third:1>\n<lora:third:0.8>", "a merge in a new row"
-    expect(at(rows, 0, "made")).to_have_text("merge of 2 LoRAs")
+    expect(at(rows, 0, "made")).to_have_text("of 2 LoRAs")
     picture(rows, "rows_made")
     assert rows.page.locator(".iteris-choice").count() == 0
 

@@ -62,6 +62,7 @@ test("a merge has its words once, and says what it is made of", () => {
   const say = sayer("en");
   assert.equal(madeOf({ merged_from: ["robot", "owl"] }, say), "merge of robot\n+ owl");
   assert.equal(madeOf({ merged_from: ["of/robot"], is_preview: true }, say), "preview of robot");
+  assert.equal(madeOf({ merged_from: ["robot", "owl"] }, say, true), "of 2 LoRAs");
   assert.equal(madeOf({ merged_from: [] }, say), "");
 });
 

@@ -81,6 +81,7 @@ export default {
   made_of: "{names} のマージ",
   preview_of: "{names} のマージのプレビュー",
   count_of: "LoRA {count} 個",
+  count_of_preview: "{count} 個のプレビュー",
   already_in: "{merge} に含まれています",
   needs: "プロンプトを書く",
   needs_title: "ファイルにトリガーワードがありません。普段使うときのように、プロンプトを書いてください。",

@@ -78,6 +78,7 @@ export default {
   made_of: "由 {names} 合并而成",
   preview_of: "由 {names} 合并的预览",
   count_of: "{count} 个 LoRA",
+  count_of_preview: "{count} 个的预览",
   already_in: "已包含在 {merge} 中",
   needs: "填写提示词",
   needs_title: "该文件没有触发词。请像平时使用它那样，为它写提示词。",
