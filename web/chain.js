@@ -1,8 +1,21 @@
 // What buttons change in the graph: one LoRA more after a node, one taken out with its neighbours joined, a loader that
 // becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
-import { nodesOf } from "./graph.js";
-import { CARRIED, ends, freeLane, join, link, originOf, slotHeight, takeOutputs } from "./links.js";
+import { loadBeside } from "./drawing.js";
+import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
+import {
+  CARRIED,
+  ends,
+  freeLane,
+  join,
+  link,
+  linkRound,
+  originOf,
+  slotHeight,
+  takeOutputs,
+  takers,
+  vaeBeside,
+} from "./links.js";
 import {
   BADGE,
   bringIntoSight,
@@ -46,28 +59,6 @@ function wayDown(merge, { pos }) {
   ];
 }
 
-/**
- * Link an origin to a node's input by a way below a merge: down beside it, to the side, and up or further down.
- *
- * @param {object} origin
- * @param {object} merge
- * @param {number} below how far the merge may grow
- * @param {object} target at its right
- * @param {string} name of the input
- * @param {number} place of the link among those that come so
- */
-function linkBelow(origin, merge, below, target, name, place) {
-  if (!origin) return;
-  const { graph } = merge;
-  const from = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : merge.pos[1] + place * LANE;
-  const into = target.getInputPos(target.findInputSlot(name))[1];
-  const end = target.pos[0] - (LANE / 2) * (3 - place);
-  const [at, step] = origin.outputNode === merge ? [merge.pos[0] + merge.size[0] + LANE, 1] : [merge.pos[0] - 8, -1];
-  const start = freeLane(graph, 0, at, (step * LANE) / 2, [from + LANE, below], origin.outputNode);
-  const along = freeLane(graph, 1, below + LANE / 2, LANE / 2, [start, end]);
-  link(origin, target, name, [start, from + LANE], [start, along], [end, along], [end, into]);
-}
-
 /** Link a merge to new nodes that lie side by side, at its right or not far from there. */
 function linkMerged(merge, [first, second], below) {
   const merged = mergedOf(merge);
@@ -75,24 +66,11 @@ function linkMerged(merge, [first, second], below) {
   const isBeside = first.pos[0] === merge.pos[0] + merge.size[0] + GAP;
   const isLower = isBeside && first.pos[1] > merge.pos[1];
   if (isBeside) link(merged, first, "merged", ...(isLower ? wayDown(merge, first) : []));
-  else linkBelow(merged, merge, below, first, "merged", -1);
+  else linkRound(merged, merge, below, first, "merged", -1);
   if (!second) return;
   const { link: branch } = originOf(first, "merged");
   const way = isLower ? [] : [[first.pos[0] - LANE / 2, above]];
   link({ ...merged, link: branch }, second, "merged", ...way, [second.pos[0] - LANE, above]);
-}
-
-/** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */
-function set(node, name, value) {
-  const widget = node.widgets.find((each) => each.name === name);
-  widget.value = value;
-  widget.callback?.(value);
-}
-
-/** Return what a widget says; undefined: there is none, or a link says it. */
-function saidBy(node, name) {
-  if (node?.inputs.some(({ widget, link: id }) => widget?.name === name && id != null)) return undefined;
-  return node?.widgets?.find((widget) => widget.name === name)?.value;
 }
 
 /** Return the node that an input's link comes from, through nodes that only hand it on. */
@@ -132,16 +110,6 @@ function putSave(graph, save, pos) {
   save.pos = pos;
   graph.add(save);
   set(save, "file_name", free);
-}
-
-/** Do what Undo takes back in one step. */
-function asOneChange(canvas, change) {
-  canvas.emitBeforeChange();
-  try {
-    change();
-  } finally {
-    canvas.emitAfterChange();
-  }
 }
 
 /**
@@ -223,7 +191,7 @@ export function turnInto(node, create, canvas, guidance) {
     }
     takeOutputs(merge, node);
     const [model, clip] = ["model", "clip"].map((name) => originOf(node, name));
-    const vae = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
+    const vae = vaeBeside(model);
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
@@ -241,9 +209,9 @@ export function turnInto(node, create, canvas, guidance) {
     }
     linkMerged(merge, compare ? [compare, save] : [save], below);
     if (compare) {
-      const from = { model, clip, vae: { outputNode: model.outputNode, output: vae } };
+      const from = { model, clip, vae };
       Object.entries(from).forEach(([name, origin], i) => {
-        linkBelow(origin, merge, below, compare, name, i);
+        linkRound(origin, merge, below, compare, name, i);
       });
       const picture = compare.outputs.find(({ name }) => name === "merged");
       link({ outputNode: compare, output: picture }, save, "cover");
@@ -256,38 +224,32 @@ export function turnInto(node, create, canvas, guidance) {
 
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
- * something else needs it. Where nothing draws with the merge, it stays, and the loader comes below it.
+ * something else needs it. Where nothing draws with the merge, see `loadBeside`.
  *
  * @param {object} merge
  * @param {string} text the loader's rows
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
+ * @param {object} known see `loadBeside`
  */
-export function turnBack(merge, text, create, canvas) {
+export function turnBack(merge, text, create, canvas, known) {
   const { graph } = merge;
-  const takers = (outputs) =>
-    ends(
-      graph,
-      outputs.flatMap(({ links }) => links ?? []),
-    ).map(({ inputNode }) => inputNode);
   const isOwn = (node) => node?.comfyClass?.startsWith("IterIS") && !node.pinned;
-  const hanging = new Set(takers(merge.outputs).filter(isOwn));
+  const hanging = new Set(takers(graph, merge.outputs).filter(isOwn));
   const carried = [merge, ...hanging].flatMap(({ outputs }) => outputs.filter(({ type }) => CARRIED.includes(type)));
-  const isDrawnBy = takers(carried).some((taker) => !hanging.has(taker));
+  if (!takers(graph, carried).some((taker) => !hanging.has(taker))) {
+    loadBeside(merge, text, create, canvas, known);
+    return;
+  }
   const loader = create("IterISLoad");
   asOneChange(canvas, () => {
-    const [left, top] = merge.pos;
-    loader.pos = isDrawnBy ? [left, top] : placeIn(graph, left, loader.size[0], top);
+    loader.pos = [...merge.pos];
     graph.add(loader);
     set(loader, "loras", text);
     for (const name of ["model", "clip"]) link(originOf(merge, name), loader, name);
-    if (!isDrawnBy) {
-      graph.updateExecutionOrder(); // after the links, or that would be another step of Undo
-      return;
-    }
     if (merge.pinned) loader.pin(true);
     for (const node of [merge, ...hanging]) takeOutputs(loader, node);
-    const isNeeded = ({ outputs }) => takers(outputs).some((taker) => !hanging.has(taker));
+    const isNeeded = ({ outputs }) => takers(graph, outputs).some((taker) => !hanging.has(taker));
     let needed;
     do {
       needed = [...hanging].find(isNeeded);

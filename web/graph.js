@@ -1,4 +1,5 @@
-// Where a node is in a workflow with subgraphs. No DOM and no ComfyUI here, so that `node --test` runs it.
+// The nodes of a workflow: where they are, in subgraphs, too, and what they say. No DOM and no ComfyUI here, so that `node
+// --test` runs it.
 
 /**
  * Return the node that the server or the frontend names.
@@ -26,5 +27,28 @@ export function* nodesOf(graph) {
   for (const node of graph?.nodes ?? []) {
     yield node;
     if (node.subgraph) yield* nodesOf(node.subgraph);
+  }
+}
+
+/** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */
+export function set(node, name, value) {
+  const widget = node.widgets.find((each) => each.name === name);
+  widget.value = value;
+  widget.callback?.(value);
+}
+
+/** Return what a widget says; undefined: there is none, or a link says it. */
+export function saidBy(node, name) {
+  if (node?.inputs.some(({ widget, link: id }) => widget?.name === name && id != null)) return undefined;
+  return node?.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+/** Do what Undo takes back in one step. */
+export function asOneChange(canvas, change) {
+  canvas.emitBeforeChange();
+  try {
+    change();
+  } finally {
+    canvas.emitAfterChange();
   }
 }

@@ -1,6 +1,6 @@
 // The links of a graph: where they begin and end, how they are joined anew, and the ways that they go by.
 
-import { edgesOf, LANE } from "./places.js";
+import { ABOVE, edgesOf, LANE } from "./places.js";
 
 export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 
@@ -39,6 +39,13 @@ function lead(graph, { link }, points) {
   }, graph.getLink(link));
 }
 
+/** Return the nodes that outputs lead to. */
+export const takers = (graph, outputs) =>
+  ends(
+    graph,
+    outputs.flatMap(({ links }) => links ?? []),
+  ).map(({ inputNode }) => inputNode);
+
 export const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
 
 /**
@@ -71,6 +78,12 @@ export function freeLane(graph, axis, at, step, way, but) {
 
 export const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
 
+/** Return where the VAE comes from that the loader of a MODEL has, too; undefined: it has none. */
+export function vaeBeside(model) {
+  const output = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
+  return output && { outputNode: model.outputNode, output };
+}
+
 /** Link an origin, if there is one, to a node's input, through points. */
 export function link(origin, target, name, ...points) {
   const input = target.inputs.find((each) => each.name === name);
@@ -85,4 +98,29 @@ export function takeOutputs(taker, taken) {
     const output = CARRIED.includes(type) && taker.outputs.find((each) => each.type === type);
     if (output) for (const target of ends(taken.graph, links ?? [])) join({ outputNode: taker, output }, target);
   }
+}
+
+/**
+ * Link an origin to a node's input by a way round a merge: down or up beside it, to the side, and to the input.
+ *
+ * @param {object} origin
+ * @param {object} merge
+ * @param {number} [below] how far the merge may grow; without it, the way goes above it
+ * @param {object} target at its right
+ * @param {string} name of the input
+ * @param {number} place of the link among those that come so
+ */
+export function linkRound(origin, merge, below, target, name, place) {
+  if (!origin) return;
+  const { graph, pos, size } = merge;
+  const from = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : pos[1] + place * LANE;
+  const into = target.getInputPos(target.findInputSlot(name))[1];
+  const [level, step] = below === undefined ? [pos[1] - ABOVE, -LANE / 2] : [below + LANE / 2, LANE / 2];
+  const exit = from + 2 * step;
+  const [at, aside] = origin.outputNode === merge ? [pos[0] + size[0] + LANE, LANE / 2] : [pos[0] - 8, -LANE / 2];
+  const start = freeLane(graph, 0, at, aside, [exit, level], origin.outputNode);
+  const along = freeLane(graph, 1, level, step, [start, target.pos[0]]);
+  const end = freeLane(graph, 0, target.pos[0] - (LANE / 2) * (3 - place), -LANE / 2, [along, into]);
+  // a way of its own, not on from that of another link
+  link({ ...origin, link: undefined }, target, name, [start, exit], [start, along], [end, along], [end, into]);
 }

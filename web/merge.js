@@ -7,7 +7,7 @@ import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
 import { figures } from "./report.js";
-import { canName, newRow } from "./rows_text.js";
+import { canName, nameOf, newRow, ownName } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
@@ -20,12 +20,17 @@ const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 const create = (type) => LiteGraph.createNode(type);
 
+/** Return what is known of the model that a node gets. */
+async function aboutModelOf(node) {
+  const model = modelFileOf(node);
+  return (model && (await aboutModel(model))) || {};
+}
+
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
   return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
-    const model = modelFileOf(node);
-    const { guidance } = (model && (await aboutModel(model))) || {};
+    const { guidance } = await aboutModelOf(node);
     if (node.graph) turnInto(node, create, app.canvas, guidance); // or it was pressed twice
   });
 }
@@ -96,9 +101,12 @@ export function addReport(node, say) {
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
-  const loadNow = (name) => (event) => {
+  const loadNow = (name) => async (event) => {
     event.stopPropagation();
-    turnBack(node, newRow(name).text, create, app.canvas);
+    const words = node.properties[PROPERTY].file.words.join(", ");
+    const title = say("draw_with", { lora: ownName(nameOf(name)) });
+    const known = { ...(await aboutModelOf(node)), words, title };
+    if (node.graph) turnBack(node, newRow(name).text, create, app.canvas, known);
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () =>

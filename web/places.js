@@ -8,9 +8,10 @@ export const BADGE = 12; // above a node's title
 export const LANE = 20; // between links side by side, and from them to nodes
 const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
 const PADDING = 10; // of a group
+export const HEAD = 50; // of a group, down to where its nodes begin
 const EDGE = 10; // of the screen, round what is brought into sight
 const READABLE = 0.58; // of the page's scale; below it the canvas writes no letters
-const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
+export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 const GROWING = { IterISMerge: ROOM, IterISCompare: PICTURES };
 
 /** Return where a node begins and ends, with its title. */
@@ -54,6 +55,21 @@ export function freePlace(graph, [left, top], [width, height]) {
     .flatMap((x) => ys.map((y) => [x, y]))
     .toSorted((one, other) => far(one) - far(other))
     .find(isFree);
+}
+
+/** Return what all nodes cover. */
+function boxOf(nodes) {
+  const all = nodes.map(edgesOf);
+  return [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...all.map((edges) => edges[i])));
+}
+
+/** Put a group with a title round nodes. */
+export function groupRound(graph, nodes, title) {
+  const [left, top, right, bottom] = boxOf(nodes);
+  const group = new LiteGraph.LGraphGroup(title);
+  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING];
+  group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
+  graph.add(group);
 }
 
 /** Return where a node of a width has room, from a height on; see `freeBelow`. */
@@ -115,8 +131,7 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   const free = (document.querySelector(".graph-canvas-panel") ?? canvas.canvas).getBoundingClientRect();
   const start = [free.left - page.left, free.top - page.top].map((at) => at + EDGE);
   const end = [free.right - page.left, free.bottom - page.top].map((at) => at - EDGE);
-  const all = nodes.map(edgesOf);
-  const box = [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...all.map((edges) => edges[i])));
+  const box = boxOf(nodes);
   const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
   if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1) return bringIntoSight(nodes.slice(0, -1), canvas, 0);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));

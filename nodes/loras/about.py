@@ -100,7 +100,8 @@ def families_upstream(prompt: Mapping[str, Any], node_id: str) -> tuple[Family, 
 def about_model(name: str) -> dict[str, Any]:
     """Return the family of a checkpoint or a diffusion model of ComfyUI's lists as JSON for the
     browser, told by its header; ``fits`` are the families whose LoRAs fit it, empty where nothing
-    tells, and ``guidance`` is what a merge on it is measured at unless settings say otherwise.
+    tells, ``guidance`` is what a merge on it is measured at unless settings say otherwise, and
+    ``resolution`` the side of its own pictures.
     """
     from ...iteris_core.files.headers import model_header
     from ...iteris_core.files.recognition import fitting
@@ -120,4 +121,11 @@ def about_model(name: str) -> dict[str, Any]:
     if not families:
         return answer
     found = {"family": families[0].name, "fits": fitting(families[0])}
-    return answer | found | {"guidance": families[0].guidance}
+    return (
+        answer
+        | found
+        | {
+            "guidance": families[0].guidance,
+            "resolution": families[0].resolution,
+        }
+    )

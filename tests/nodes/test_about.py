@@ -14,7 +14,7 @@ def test_the_page_learns_whose_loras_fit_a_model(replace_host, tmp_path):
     replace_host(find_model=lambda name: tmp_path / name if name in models else None)
     flux = about_model("flux.safetensors")
     assert (flux["family"], flux["fits"][:2]) == ("Flux.1", ["Flux.1", "Chroma"])
-    assert (flux["guidance"], flux["error"]) == (1, None)
+    assert (flux["guidance"], flux["resolution"], flux["error"]) == (1, 1024, None)
     bare = about_model("bare.safetensors")
     assert (bare["family"], bare["fits"], bare["error"]) == ("", [], None)
     assert "pickle" in about_model("model.ckpt")["error"]

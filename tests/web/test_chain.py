@@ -290,42 +290,86 @@ def saved(frontend, *, is_cached=False):
     return load
 
 
-def press_load(frontend, load):
+def press_load(frontend, load, *, keep=True):
     load.press("Enter")
     frontend.page.wait_for_function(f"({ONE})('IterISLoad')")
     frontend.settle(40)
-    frontend.keep()
+    if keep:
+        frontend.keep()
 
 
-@pytest.mark.parametrize("where", ["template", "plain"])
-def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture, where):
+def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture):
     frontend = in_renderer
-    if where == "template":
-        frontend.load_template(1)
-        frontend.show(2, left=300, top=100, scale=0.5)
-        before = frontend.prompt()
-    else:
-        load_plain(frontend)
-        before = frontend.prompt()
-        merge_these(frontend)
+    load_plain(frontend)
+    before = frontend.prompt()
+    merge_these(frontend)
     merged = kinds(frontend)
-    load = saved(frontend, is_cached=where == "template")
-    picture(frontend, f"load_this_{where}")
+    load = saved(frontend)
+    picture(frontend, "load_this")
     press_load(frontend, load)
-    picture(frontend, f"loaded_{where}")
+    picture(frontend, "loaded")
     after = frontend.prompt()
     (loader,) = (key for key, node in after.items() if node["class_type"] == "IterISLoad")
     expected = {"model": ["1", 0], "clip": ["1", 1], "loras": "<lora:first:1>"}
     assert after.pop(loader)["inputs"] == expected
-    if where == "template":
-        assert after == before, "nothing draws by the merge, so that it stays"
-    else:
-        del before[LOADER]
-        assert json.dumps(after) == json.dumps(before).replace(f'["{LOADER}",', f'["{loader}",')
-    if where == "plain":
-        assert frontend.page.evaluate("app.graph.reroutes.size") == 0
+    del before[LOADER]
+    assert json.dumps(after) == json.dumps(before).replace(f'["{LOADER}",', f'["{loader}",')
+    assert frontend.page.evaluate("app.graph.reroutes.size") == 0
     frontend.undo()
     assert kinds(frontend) == merged, "in one step"
+    assert frontend.errors == []
+
+
+def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture):
+    frontend = in_renderer
+    frontend.load_template(1)
+    compare = frontend.page.evaluate(f"({ONE})('IterISCompare').id")
+    frontend.set_widgets(compare, seed=7, steps=3, sampler="heun", negative_prompt="rain")
+    load = saved(frontend, is_cached=True)
+    before, then = frontend.prompt(), how_laid_out(frontend)
+    press_load(frontend, load, keep=False)  # Nodes 2.0 of 0.3.75 gives new nodes other heights
+    picture(frontend, "loaded_beside")
+    assert all(now <= then for now, then in zip(how_laid_out(frontend), then, strict=True))
+    after = frontend.prompt()
+    assert {key: after.pop(key) for key in before} == before
+    keys = {node["class_type"]: key for key, node in after.items()}
+    new = {node["class_type"]: node["inputs"] for node in after.values()}
+    loader = keys["IterISLoad"]
+    assert new["IterISLoad"] == {"model": ["1", 0], "clip": ["1", 1], "loras": "<lora:first:1>"}
+    sampler = new["KSampler"]
+    # of Compare, and where that has none, what suits the model, and the file's words
+    expected = {"seed": 7, "steps": 3, "sampler_name": "heun", "cfg": 7, "model": [loader, 0]}
+    assert {name: sampler[name] for name in expected} == expected
+    texts = [after[sampler[name][0]]["inputs"] for name in ("positive", "negative")]
+    assert texts == [{"text": text, "clip": [loader, 1]} for text in ("sks", "rain")]
+    assert new["EmptyLatentImage"] == {"width": 512, "height": 512, "batch_size": 1}
+    assert new["VAEDecode"] == {"samples": [keys["KSampler"], 0], "vae": ["1", 2]}
+    assert new["SaveImage"]["images"] == [keys["VAEDecode"], 0]
+    titles = "app.graph.groups.map(({ title }) => title)"
+    assert frontend.page.evaluate(titles)[-1] == "Draw with first"
+
+    load.press("Enter")
+    frontend.settle(40)
+    assert set(frontend.prompt()) == {*before, *after}, "it is there already"
+    selected = "[...app.canvas.selectedItems].map(({ id }) => String(id))"
+    assert frontend.page.evaluate(selected) == [loader]
+    frontend.undo()
+    assert frontend.prompt() == before, "in one step"
+    assert frontend.page.evaluate("app.graph.groups.length") == 3
+    assert frontend.errors == []
+
+
+def test_a_model_of_videos_gets_a_loader_alone(frontend):
+    frontend.load_template(1)
+    load = saved(frontend)
+    before = kinds(frontend)
+    known = {"family": "Wan", "fits": ["Wan"], "guidance": 5, "resolution": 480}
+    asked = "**/iteris/model?name=wan.safetensors"
+    frontend.page.route(asked, lambda route: route.fulfill(json=known))
+    frontend.set_widgets(1, ckpt_name="wan.safetensors")
+    press_load(frontend, load)
+    frontend.page.unroute(asked)
+    assert kinds(frontend) == sorted([*before, "IterISLoad"])
     assert frontend.errors == []
 
 

@@ -48,7 +48,8 @@ export default {
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   load_this: "Load this",
   load_this_title:
-    "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone.",
+    "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone; else it comes with nodes that draw, where these are known for the model.",
+  draw_with: "Draw with {lora}",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",

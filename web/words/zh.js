@@ -45,7 +45,9 @@ export default {
   saved: "已保存：{name}，{mb} MB，秩 {rank}。",
   file_gone: "曾保存为 {name}，该文件后来被移除或改变。重新运行会再次保存。",
   load_this: "载入此文件",
-  load_this_title: "用“载入 LoRA”载入这个文件。若有节点用此合并来画，则取代此合并及只连着它的节点。",
+  load_this_title:
+    "用“载入 LoRA”载入这个文件。若有节点用此合并来画，则取代此合并及只连着它的节点；否则，若知道该模型如何作画，会连同绘图节点一起加入。",
+  draw_with: "用 {lora} 绘图",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行会再次生成，合并也会重新进行。",
   words: "触发词：{words}",
   details: "各层、柱状图与说明",

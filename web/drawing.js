@@ -1,0 +1,125 @@
+// A loader of a saved merge, with the nodes that draw a picture with it.
+
+import { asOneChange, saidBy, set } from "./graph.js";
+import { link, linkRound, originOf, takers, vaeBeside } from "./links.js";
+import { bringIntoSight, freePlace, GAP, groupRound, HEAD, LANE, TITLE } from "./places.js";
+
+const NARROWEST = 270; // of a node; Nodes 2.0 draws some wider than the canvas
+const LATENTS = {
+  EmptyLatentImage: ["SD1.5", "SDXL", "AuraFlow"],
+  EmptySD3LatentImage: ["SD3.5", "Flux.1", "Chroma", "Qwen-Image", "Z-Image", "Lumina 2"],
+  EmptyFlux2LatentImage: ["Flux.2"],
+};
+
+/** Return the node that pictures of a model of a family begin with; undefined: videos, or nobody knows. */
+export const latentOf = (family) => Object.keys(LATENTS).find((type) => LATENTS[type].includes(family));
+
+/** Return the nodes: column, type, from which of them its inputs come, and what it says; see `drawnBy`. */
+const nodesOf = (latent, { prompt, negative_prompt, width, height, seed, steps, cfg, sampler, scheduler }) => ({
+  positive: [1, "CLIPTextEncode", { clip: "loader" }, { text: prompt }],
+  negative: [1, "CLIPTextEncode", { clip: "loader" }, { text: negative_prompt }],
+  size: [1, latent, {}, { width, height }],
+  noise: [
+    2,
+    "KSampler",
+    { model: "loader", positive: "positive", negative: "negative", latent_image: "size" },
+    { seed, steps, cfg, sampler_name: sampler, scheduler },
+  ],
+  picture: [3, "VAEDecode", { samples: "noise" }, {}],
+  file: [4, "SaveImage", { images: "picture" }, {}],
+});
+
+/** Return what a merge's Compare draws first, and how, in its words; without one, what a new one would. */
+function drawnBy(merge, compare, { words, guidance, resolution }) {
+  const said = Object.fromEntries(compare.widgets.map(({ name }) => [name, saidBy(compare, name)]));
+  const settings = originOf(merge, "settings")?.outputNode;
+  return {
+    ...said,
+    prompt: said.prompt?.trim().split(/\s*\n/)[0] || words,
+    cfg: said.cfg || saidBy(settings, "cfg") || guidance,
+    ...{ width: said.width || resolution, height: said.height || resolution },
+  };
+}
+
+/** Put columns of nodes into a free place at the right of a merge or lower; return how high they begin. */
+function lay(graph, columns, { pos, size }) {
+  const widths = columns.map((column) => Math.max(NARROWEST, ...column.map((node) => node.size[0])));
+  // the MODEL goes above texts
+  const begins = columns.map((_, i) => HEAD + (i === 1 ? 2 * TITLE : 0));
+  const heights = columns.map((column, i) => column.reduce((sum, node) => sum + node.size[1] + GAP, begins[i]));
+  const whole = [widths.reduce((sum, width) => sum + width + GAP, 0), Math.max(...heights)];
+  const [left, top] = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], whole);
+  let x = left;
+  for (const [i, column] of columns.entries()) {
+    let y = top + begins[i];
+    for (const node of column) {
+      node.pos = [x, y];
+      node.setSize([widths[i], node.size[1]]);
+      y += node.size[1] + GAP;
+      graph.add(node);
+    }
+    x += widths[i] + GAP;
+  }
+  return top;
+}
+
+/**
+ * Put a Load LoRAs near a merge, and where it is known how, what draws with it as the merge's Compare does; or show the
+ * one that is there already.
+ *
+ * @param {object} merge
+ * @param {string} text the loader's rows
+ * @param {(type: string) => object} create makes a node of a type
+ * @param {object} canvas of the frontend
+ * @param {object} known
+ * @param {string} known.title of the group of all of them
+ * @param {string} known.words to draw, where Compare has no prompt
+ * @param {string} [known.family] of the model
+ * @param {number} [known.guidance] that suits it
+ * @param {number} [known.resolution] that suits it
+ */
+export function loadBeside(merge, text, create, canvas, known) {
+  const { graph, pos, size } = merge;
+  const row = text.slice(0, text.lastIndexOf(":"));
+  const isIt = (node) => node.comfyClass === "IterISLoad" && saidBy(node, "loras")?.includes(row);
+  const found = graph.nodes.find(isIt);
+  if (found) {
+    canvas.deselectAll();
+    canvas.select(found);
+    bringIntoSight([found], canvas);
+    return;
+  }
+  const compare = takers(graph, merge.outputs).find((node) => node?.comfyClass === "IterISCompare");
+  const [model, clip] = ["model", "clip"].map((name) => originOf(merge, name));
+  const vae = compare ? originOf(compare, "vae") : vaeBeside(model);
+  const latent = vae && clip && latentOf(known.family);
+  const how = drawnBy(merge, compare ?? create("IterISCompare"), known);
+  const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesOf(latent, how)) };
+  const nodes = Object.fromEntries(Object.entries(table).map(([name, [, type]]) => [name, create(type)]));
+  asOneChange(canvas, () => {
+    const inColumn = (at) => Object.keys(table).filter((name) => table[name][0] === at);
+    const columns = [0, 1, 2, 3, 4].map((at) => inColumn(at).map((name) => nodes[name])).filter(({ length }) => length);
+    const top = lay(graph, columns, merge);
+    for (const [name, [, , inputs, values]] of Object.entries(table)) {
+      const node = nodes[name];
+      for (const [widget, value] of Object.entries(values)) if (value !== undefined) set(node, widget, value);
+      for (const [input, from] of Object.entries(inputs)) {
+        const { type } = node.inputs.find((each) => each.name === input);
+        const output = nodes[from].outputs.find((each) => each.type === type);
+        link({ outputNode: nodes[from], output }, node, input);
+      }
+    }
+    const bottom = pos[1] + size[1] + LANE;
+    const ways = [
+      [model, nodes.loader, "model"],
+      [clip, nodes.loader, "clip"],
+      ...(latent ? [[vae, nodes.picture, "vae"]] : []),
+    ];
+    ways.forEach(([origin, target, name], i) => {
+      linkRound(origin, merge, top > bottom ? bottom : undefined, target, name, i);
+    });
+    if (latent) groupRound(graph, Object.values(nodes), known.title);
+    graph.updateExecutionOrder(); // after the links, or that would be another step of Undo
+  });
+  bringIntoSight(Object.values(nodes), canvas);
+}
