@@ -327,10 +327,6 @@ function numberField(value, least, say, name, changed, after = () => {}) {
     take();
     after();
   };
-  const leave = () => {
-    field.blur(); // so that the next click marks all again
-    field.closest(".iteris-row").querySelector(".iteris-opener").focus(); // keys go on from here
-  };
   field.addEventListener("focus", () => {
     before = last;
     field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
@@ -350,10 +346,8 @@ function numberField(value, least, say, name, changed, after = () => {}) {
       giveBack();
       field.select();
     }
-    if (["Enter", "Escape"].includes(event.key)) {
-      event.preventDefault(); // or Enter would press the opener, which has the focus by then
-      leave();
-    }
+    // as the frontend's own: Tab goes on from here, and Enter changes nothing more
+    if (["Enter", "Escape"].includes(event.key)) field.blur();
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();

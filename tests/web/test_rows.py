@@ -204,6 +204,7 @@ def test_escape_and_undo_give_a_strength_back_and_the_wheel_changes_it(rows):
         assert text_of(rows) == TEXT, key
         expect(strength).to_have_value("0.8")
         if key == "Escape":
+            rows.page.keyboard.press("Tab")
             expect(at(rows, 0, "opener")).to_be_focused()
             assert at(rows, 0, "prompts").count() == 1, "the row stays open"
     rows.page.keyboard.press("Control+z")
@@ -623,10 +624,13 @@ def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
     press("Enter", "Escape")
     assert focused() == "iteris-opener"
     assert page.locator(".iteris-prompts").count() == 0, "Escape closes a row"
-    press("Shift+Tab", "ArrowDown", "Enter")
-    assert focused() == "iteris-opener"
+    press("Shift+Tab", "ArrowDown", "Enter", "Enter")
     assert page.locator(".iteris-prompts").count() == 0, "Enter opens no row from a number"
     assert text_of(page_of_rows) == "<lora:first:1>\n<lora:second:0.95> | word of second"
+    press("Tab")
+    assert focused() == "iteris-opener", "Tab goes on from the number"
+    press("Shift+Tab", "Enter", "Shift+Tab")
+    assert focused() == "iteris-kind", "and back"
     run = {"prompt_id": "keys", "number": 1, "node_errors": {}}
     page.route("**/prompt", lambda route: route.fulfill(json=run))
     with page.expect_request("**/prompt") as queued:
