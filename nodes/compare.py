@@ -136,15 +136,15 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompt: str | None = None) -> bool | str:
-        """Refuse prompts that cannot be drawn before the merge; ones that come from another node
-        are None here.
+        """Refuse prompts that cannot be drawn, and a model that is no base to compare with, before
+        the merge; prompts that come from another node are None here.
         """
         try:
             if prompt and prompt.strip():
                 rows_of(prompt, [])
         except IterisError as error:
             return str(error)
-        return True
+        return drawn_with_merge(host.prompt_sent(), cls.hidden.unique_id) or True
 
     @classmethod
     @checked
@@ -379,25 +379,41 @@ def check_pictures(rows: Sequence[Row]) -> None:
         )
 
 
-def drawn_with_merge(prompt: Mapping[str, Any], merge: str) -> str:
-    """Return what is wrong with a Compare of a merge whose MODEL or CLIP carries the merged LoRA;
-    empty: nothing. `check_base` would say so, but after the merge.
+def is_drawn_with_itself(prompt: Mapping[str, Any], merge: str) -> bool:
+    """Return whether a Compare of a merge is refused; see `drawn_with_merge`.
 
     Args:
         prompt: See `workflow.upstream`.
         merge: The node that merges.
     """
-    for node, given in prompt.items():
-        merged = inputs_of(prompt, node).get("merged")
-        is_own = isinstance(merged, list) and str(merged[0]) == str(merge)
-        if given.get("class_type") == "IterISCompare" and is_own:
-            for name in ("model", "clip"):
-                if str(merge) in upstream(prompt, node, (name,)):
-                    return (
-                        f"Compare: its {name} comes from this node, so there would be nothing to "
-                        "compare the merge with. Connect the one that this node gets, such as the "
-                        "checkpoint loader's"
-                    )
+    return any(
+        given.get("class_type") == "IterISCompare"
+        and merge_of(prompt, node) == str(merge)
+        and drawn_with_merge(prompt, node)
+        for node, given in prompt.items()
+    )
+
+
+def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
+    """Return the node that a Compare gets its merged LoRA from; empty: none."""
+    merged = inputs_of(prompt, compare).get("merged")
+    return str(merged[0]) if isinstance(merged, list) else ""
+
+
+def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
+    """Return what is wrong with a Compare whose MODEL or CLIP carries the merged LoRA; empty:
+    nothing. `check_base` would say so, but after the merge.
+
+    Args:
+        prompt: See `workflow.upstream`.
+        compare: The node that compares.
+    """
+    for name in ("model", "clip"):
+        if merge_of(prompt, compare) in upstream(prompt, compare, (name,)):
+            return (
+                f"{name} comes from Merge LoRAs, so there would be nothing to compare the merge "
+                "with. Connect the one that Merge LoRAs gets, such as the checkpoint loader's"
+            )
     return ""
 
 

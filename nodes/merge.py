@@ -15,7 +15,7 @@ from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
-from .compare import drawn_with_merge
+from .compare import is_drawn_with_itself
 from .cost import cost_shown, rows_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.about import families_upstream
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.recipe import Recipe
 
 logger = logging.getLogger("iteris")
+NOT_BEGUN = "not begun, since "  # the page knows these words (web/iteris.js)
 
 
 class Merge(io.ComfyNode):
@@ -185,10 +186,10 @@ class Merge(io.ComfyNode):
         """
         try:
             check_names(host.prompt_sent(), cls.hidden.unique_id)
-        except IterisError as error:
-            return str(error)
-        if wrong := drawn_with_merge(host.prompt_sent(), cls.hidden.unique_id):
-            return wrong
+        except IterisError:
+            return f"{NOT_BEGUN}Save merged LoRA cannot save it: its own error says why"
+        if is_drawn_with_itself(host.prompt_sent(), cls.hidden.unique_id):
+            return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
         return refused(
             loras,
             ready_row,

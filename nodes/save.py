@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,12 @@ class SaveMergedLora(io.ComfyNode):
         before = None if overwrite else saved_before(wanted, parts, how)
         found = before or save(parts, wanted, how, overwrite=overwrite)
         shown: list[str] = []
-        told = []
+        told: list[dict[str, Any]] = []
+        why = why_numbered(wanted, found, list(parts))
         for (path, read), part in zip(found.items(), parts.values(), strict=True):
             facts = cls.about(path, part)
             beside = beside_it(path, part, facts["words"], cover)
-            shown += [str(path), read, in_words(facts)]
+            shown += [str(path), read, in_words(facts), *(why if not told else [])]
             shown += [save_beside(path, *each, overwrite=overwrite) for each in beside.items()]
             shown += [] if facts["listed_as"] else [_UNLISTED]
             told.append(facts)
@@ -301,6 +302,24 @@ def saved_before(wanted: Path, parts: Mapping[str, MergedLora], how: How) -> dic
         if all(is_saved(path, part, how) for path, part in files):
             return dict.fromkeys(paths, _ALREADY)
     return None
+
+
+def why_numbered(wanted: Path, found: Container[Path], ends: Sequence[str]) -> list[str]:
+    """Return a line about why files have a number, and how to get none; no line: they have none.
+
+    Args:
+        wanted, ends: See `free_names`.
+        found: The files.
+    """
+    from ..iteris_core.files.writing import numbered
+
+    first = next(numbered(wanted, ends))
+    if first[0] in found:
+        return []
+    for path in first:
+        if host.namesake(path) is not None:
+            return [f"{path.name} is another LoRA: choose another name for one without a number"]
+    return [f"{first[0].name} exists: switch overwrite on to replace it"]
 
 
 def is_saved(path: Path, merged: MergedLora, how: How) -> bool:

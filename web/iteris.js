@@ -42,6 +42,7 @@ import { languageOf, sayer } from "./words.js";
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
 const SETTINGS_WIDTH = 300;
+const NOT_BEGUN = "not begun, since "; // what a merge says where a node after it is refused, which says why
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
   LORA_STACK: "#6aa84f",
@@ -91,17 +92,20 @@ function showOutput(node, output) {
 
 /** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
 function showRefusal(id, errors) {
-  const own = errors.filter(({ type }) => type === "custom_validation_failed");
+  const own = errors
+    .filter(({ type }) => type === "custom_validation_failed")
+    .map(({ details }) => details.replace(/^\w+ - /, ""))
+    .filter((text) => !text.startsWith(NOT_BEGUN));
   const node = nodeAt(app.graph, id);
-  if (own.length && isOurs(node))
-    node.showIterisFailure?.(own.map(({ details }) => details.replace(/^\w+ - /, "")).join("\n"), true);
+  if (own.length && isOurs(node)) node.showIterisFailure?.(own.join("\n"), true);
 }
 
-/** Show on a node why it failed; on a Save behind it, too, where that is why. */
+/** Show on a node why it failed; on the Save behind it instead, where that is why. */
 async function showFailure(node, { node_id: id, exception_message: message }) {
-  node.showIterisFailure(message);
   const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
-  if (ofSave) for (const each of await takersOf(id, "IterISSave")) each.showIterisFailure(ofSave.trim());
+  const saves = ofSave ? await takersOf(id, "IterISSave") : [];
+  if (!saves.length) return node.showIterisFailure(message);
+  for (const each of saves) each.showIterisFailure(ofSave.trim());
 }
 
 /** Show what runs have made of nodes, a report first, then what it was saved in. */
@@ -176,23 +180,6 @@ async function recall() {
     node.missIterisRun?.();
     node.checkIterisFile?.();
   }
-}
-
-/**
- * Tell why a file will not be saved: where other nodes run all the same, older frontends mark this one, and say no
- * more.
- */
-function tellRefusal(node) {
-  const name = node.widgets.find((widget) => widget.name === "file_name");
-  also(name, "afterQueued", () => {
-    const [, refusal] = Object.entries(app.lastNodeErrors ?? {}).find(([id]) => nodeAt(app.graph, id) === node) ?? [];
-    if (refusal)
-      app.extensionManager.toast.add({
-        severity: "error",
-        summary: node.title,
-        detail: refusal.errors.map(({ details }) => details).join("\n"),
-      });
-  });
 }
 
 /** Let numbers be read in Vue nodes as on the canvas: the older ones round to three digits, and 0.0001 would be 0. */
@@ -342,10 +329,7 @@ app.registerExtension({
       }
       addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }
-    if (node.comfyClass === "IterISSave") {
-      tellRefusal(node);
-      also(node, "onExecuted", showFile);
-    }
+    if (node.comfyClass === "IterISSave") also(node, "onExecuted", showFile);
     hearOwnRuns(node);
   },
   refreshComboInNodes() {

@@ -134,10 +134,10 @@ def test_what_cannot_be_compared_is_refused_before_the_merge(host, workflow, com
     nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
     inputs = nodes["40"]["inputs"]
     inputs.update(model=["5", 0])
-    with pytest.raises(WorkflowRejected, match="Compare: its model comes from this node"):
+    with pytest.raises(WorkflowRejected, match="model comes from Merge LoRAs"):
         host.run(nodes)
     inputs.update(model=["31", 0], clip=["5", 1])
-    with pytest.raises(WorkflowRejected, match="Compare: its clip comes from this node"):
+    with pytest.raises(WorkflowRejected, match="clip comes from Merge LoRAs"):
         host.run(nodes)
 
 

@@ -197,9 +197,9 @@ def test_a_merge_gets_a_name_under_which_it_is_loaded(host, quick, name):
     with pytest.raises(WorkflowRejected) as refused:
         host.run(quick)
     said = f"{name}.safetensors is already the name of {other} in LoRA lists"
-    for place, start in (("6", "file_name - "), ("5", "loras - Save merged LoRA: ")):
+    for place, start in (("6", f"file_name - {said}"), ("5", "loras - not begun, since Save")):
         errors = refused.value.node_errors[place]["errors"]
-        assert [error["details"].startswith(start + said) for error in errors] == [True]
+        assert [error["details"].startswith(start) for error in errors] == [True]
     assert not (host.output / "loras" / f"{name}.safetensors").exists()
     quick |= host.save(f"{name}_02", overwrite=True)
     host.run(quick)

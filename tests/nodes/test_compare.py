@@ -92,8 +92,18 @@ def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, sa
         compare.rows_of(text, uses)
 
 
-def test_the_users_prompts_are_refused_before_the_merge():
-    refused = compare.Compare.validate_inputs
+@pytest.fixture
+def refused(monkeypatch, replace_host):
+    """Return what refuses a Compare, node 3 of a workflow, which is empty at first."""
+    prompt = {}
+    replace_host(prompt_sent=lambda: prompt)
+    hidden = types.SimpleNamespace(unique_id="3")
+    monkeypatch.setattr(compare.Compare, "hidden", hidden, raising=False)
+    return compare.Compare.validate_inputs, prompt
+
+
+def test_the_users_prompts_are_refused_before_the_merge(refused):
+    refused, _ = refused
     assert "pick one of several texts" in refused("a {red|blue} dog")
     assert "nothing to draw" in refused("<lora:dog:1>")
     for prompt in ("a dog", "", None):  # empty: the LoRAs' own; None: from another node
@@ -104,12 +114,13 @@ def test_the_users_prompts_are_refused_before_the_merge():
     ("model", "clip", "said"),
     [
         (["1", 0], ["1", 1], ""),
-        (["2", 0], ["1", 1], "Compare: its model comes from this node"),
-        (["1", 0], ["4", 1], "Compare: its clip comes from this node"),
+        (["2", 0], ["1", 1], "model comes from Merge LoRAs"),
+        (["1", 0], ["4", 1], "clip comes from Merge LoRAs"),
     ],
 )
-def test_a_compare_of_a_merge_with_itself_stops_the_merge(model, clip, said):
-    prompt = {
+def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, said):
+    refused, prompt = refused
+    prompt |= {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
         "2": {"class_type": "IterISMerge", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
         "3": {
@@ -118,9 +129,10 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(model, clip, said):
         },
         "4": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["2", 1]}},
     }
-    found = compare.drawn_with_merge(prompt, "2")
-    assert found.startswith(said) and bool(found) == bool(said)
-    assert compare.drawn_with_merge(prompt, "other") == ""
+    found = refused()
+    assert found.startswith(said) if said else found is True
+    assert compare.is_drawn_with_itself(prompt, "2") == bool(said)
+    assert not compare.is_drawn_with_itself(prompt, "other")
 
 
 @pytest.fixture

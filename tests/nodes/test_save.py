@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.merge import Merge
+from iteris_pack.nodes.merge import NOT_BEGUN, Merge
 from iteris_pack.nodes.save import SaveMergedLora, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
@@ -97,6 +97,8 @@ def titles(folder):
 def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
     names = ["a.safetensors", "a_02.safetensors", "a_03.safetensors"]
     assert [saving(recipe=recipe).name for recipe in ("{}", "[1]", "[2]")] == names
+    why = "a.safetensors exists: switch overwrite on to replace it"
+    assert [why in text for text in saving.shown] == [False, True, True]
     assert titles(tmp_path) == {f"{title}.safetensors": title for title in ("a", "a_02", "a_03")}
     assert saving(overwrite=True).name == "a.safetensors"
     assert len(list((tmp_path / "loras").iterdir())) == 3
@@ -129,6 +131,7 @@ def test_a_name_that_is_another_file_in_the_lists_is_not_free(saving, tmp_path):
     saving.elsewhere.update({"a.safetensors": other, "a_02.safetensors": other})
     assert [saving("a").stem for _ in range(2)] == ["a_03", "a_03"], "not a, which is this merge"
     assert saving("a", recipe="[1]").stem == "a_04"
+    assert "a.safetensors is another LoRA" in "".join(saving.shown[-1])
     kept = mine.read_bytes()
     with pytest.raises(
         NameTakenError, match="Choose another name, or switch overwrite off"
@@ -179,7 +182,8 @@ def test_a_name_that_cannot_be_had_is_refused_before_the_merge(
     for node, own in ((SaveMergedLora, "1"), (Merge, "2")):
         monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id=own), raising=False)
     of_save, of_merge = (node.validate_inputs() for node in (SaveMergedLora, Merge))
-    assert of_merge == (f"Save merged LoRA: {of_save}" if said else True)
+    assert of_merge is True or of_merge.startswith(NOT_BEGUN)  # told once, at the node that saves
+    assert (of_merge is not True) == bool(said)
     assert said in of_save if said else of_save is True
 
 
