@@ -23,6 +23,7 @@ from .workflow import inputs_of, texts_upstream, upstream
 if TYPE_CHECKING:
     from ..iteris_core import Adapter
     from ..iteris_core.diffusion.lora_use import LoraUse
+    from ..iteris_core.files.families import Family
 
 _MOST_PICTURES = 400  # of a table
 _MOST_SIDE = 4096
@@ -91,10 +92,16 @@ class Compare(io.ComfyNode):
                     tooltip="What the pictures should not show. Without guidance it is not read.",
                 ),
                 io.Int.Input(
-                    "width", **size, tooltip="Width of each picture. 0: what suits the model."
+                    "width",
+                    **size,
+                    tooltip="Width of each picture. 0: what suits the model, or resolution of "
+                    "Merge settings where that is set.",
                 ),
                 io.Int.Input(
-                    "height", **size, tooltip="Height of each picture. 0: what suits the model."
+                    "height",
+                    **size,
+                    tooltip="Height of each picture. 0: what suits the model, or resolution of "
+                    "Merge settings where that is set.",
                 ),
                 io.Combo.Input(
                     "sampler",
@@ -177,9 +184,10 @@ class Compare(io.ComfyNode):
         check_base(base, merged)
         host.check_vae(vae, base)
         loras = read_again(base, merged)
+        side = side_of(merged, base.family)
         how = host.Drawing(
-            width=width or base.family.resolution,
-            height=height or base.family.resolution,
+            width=width or side,
+            height=height or side,
             seed=seed,
             steps=steps,
             cfg=cfg or merged.measured_cfg or base.family.guidance,
@@ -325,6 +333,14 @@ def base_name(texts: Iterable[str]) -> str:
     """Return what the base model's files are called, among the texts of the nodes before it."""
     files = sorted({text for text in texts if host.find_model(text) is not None})
     return " + ".join(short(adapter_name(file)) for file in files)
+
+
+def side_of(merged: MergedLora, family: Family) -> int:
+    """Return the side of pictures where the user names none: what suits the model, or that of the
+    measured pictures where that is another one than suits the model, and so was set.
+    """
+    side = merged.measured_side
+    return family.resolution if side in (0, family.measured_at) else side
 
 
 def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:

@@ -114,8 +114,19 @@ class MergedLora:
     @property
     def measured_cfg(self) -> float:
         """The guidance of its sampling runs; 0: there were none."""
-        cfg: float = json.loads(self.recipe).get("calibration", {}).get("cfg", 0.0)
+        cfg: float = self._calibration.get("cfg", 0.0)
         return cfg
+
+    @property
+    def measured_side(self) -> int:
+        """The side of the pictures of its sampling runs in pixels; 0: there were none."""
+        side: int = self._calibration.get("resolution", 0)
+        return side
+
+    @property
+    def _calibration(self) -> dict[str, Any]:
+        calibration: dict[str, Any] = json.loads(self.recipe).get("calibration", {})
+        return calibration
 
     @property
     def by_file(self) -> dict[str, MergedLora]:

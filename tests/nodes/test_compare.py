@@ -17,6 +17,7 @@ from iteris_core import (
     LowRankDelta,
     MergeReport,
 )
+from iteris_core.files.families import FAMILIES
 
 DOG = use("people/dog", ("a photo of a sks dog", "a sks dog runs"), trigger="a sks dog")
 CAT = use("cat", ("a photo of a cat on a mat",), trigger="a cat", strength_model=0.8)
@@ -133,6 +134,19 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     assert found.startswith(said) if said else found is True
     assert compare.is_drawn_with_itself(prompt, "2") == bool(said)
     assert not compare.is_drawn_with_itself(prompt, "other")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side"),
+    [
+        ('{"calibration": {"resolution": 128}}', 128),
+        ('{"calibration": {"resolution": 768}}', 1024),  # as SDXL is measured by itself
+        ("{}", 1024),
+    ],
+)
+def test_pictures_are_of_the_size_that_the_merge_was_set_to_be_measured_at(merged, recipe, side):
+    merged = dataclasses.replace(merged, recipe=recipe)
+    assert compare.side_of(merged, FAMILIES["SDXL"]) == side
 
 
 @pytest.fixture
