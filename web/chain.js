@@ -195,8 +195,8 @@ export function turnInto(node, create, canvas, guidance) {
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
-    const tall = compare ? compare.size[1] + PICTURES : save.size[1] + LANE;
-    const [left, upper] = freePlace(graph, [end + GAP, top], [width + save.size[0], tall]);
+    const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
+    const [left, upper] = freePlace(graph, [end + GAP, top], size, compare ? PICTURES : 0);
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
     putSave(graph, save, [left + width, upper]);
     const below = top + height + ROOM;

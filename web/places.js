@@ -34,17 +34,19 @@ export function freeBelow(graph, left, right, but = undefined, things = graph.no
  * @param {object} graph
  * @param {number[]} start
  * @param {number[]} size of all of them, without titles
+ * @param {number} [growth] of their height, which may go over a group's border
  * @returns {number[]}
  */
-export function freePlace(graph, [left, top], [width, height]) {
+export function freePlace(graph, [left, top], [width, height], growth = 0) {
   const nodes = graph.nodes.map(({ pos, size, comfyClass }) =>
     edgesOf({ pos, size: [size[0], size[1] + (GROWING[comfyClass] ?? 0)] }),
   );
   const groups = (graph.groups ?? []).map(bordersOf);
   const isFree = ([x, y]) => {
     const wanted = [x - 2 * LANE, y - ABOVE, x + width, y + height];
-    const covers = (each) => overlap(each, wanted);
-    return !nodes.some(covers) && !groups.some((each) => covers(each) && !holds(each, wanted));
+    const grown = wanted.with(3, wanted[3] + growth);
+    const crosses = (group) => overlap(group, wanted) && !holds(group, wanted);
+    return !nodes.some((each) => overlap(each, grown)) && !groups.some(crosses);
   };
   const [xs, ys] = [left, top].map((from, axis) => {
     const behind = [...nodes, ...groups].map((edges) => edges[axis + 2] + [2 * LANE, ABOVE][axis]);

@@ -20,6 +20,9 @@ test("else at the nearest free place, at the right or below", () => {
 test("also within a group, and not where pictures come", () => {
   const groups = [node([0, -100], [2000, 2000])];
   assert.deepEqual(freePlace({ nodes: [], groups }, [260, 0], SIZE), [260, 0]);
+  assert.deepEqual(freePlace({ nodes: [], groups }, [260, 0], SIZE, 5000), [260, 0]);
+  const under = { nodes: [node([260, 900], [100, 100])], groups };
+  assert.deepEqual(freePlace(under, [260, 0], SIZE, 500), [400, 0]);
   const nodes = [node([260, 0], [100, 100], "IterISCompare")];
   assert.deepEqual(freePlace({ nodes, groups }, [260, 0], SIZE), [400, 0]);
 });
