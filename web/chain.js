@@ -14,7 +14,7 @@ import {
   slotHeight,
   takeOutputs,
   takers,
-  vaeBeside,
+  vaeOf,
 } from "./links.js";
 import {
   BADGE,
@@ -143,7 +143,7 @@ export function takeOut(node, canvas) {
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
- * and between them a Compare where the model's loader has a VAE, which draws as the graph's sampler does. Where that has
+ * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
  * so low a cfg that the model is one of few steps, Merge settings lets the merge measure at it.
  *
  * @param {object} node the loader
@@ -191,7 +191,7 @@ export function turnInto(node, create, canvas, guidance) {
     }
     takeOutputs(merge, node);
     const [model, clip] = ["model", "clip"].map((name) => originOf(node, name));
-    const vae = vaeBeside(model);
+    const vae = vaeOf(graph, model);
     const compare = vae && clip && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;

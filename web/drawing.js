@@ -1,7 +1,7 @@
 // A loader of a saved merge, with the nodes that draw a picture with it.
 
 import { asOneChange, saidBy, set } from "./graph.js";
-import { link, linkRound, originOf, takers, vaeBeside } from "./links.js";
+import { link, linkRound, originOf, takers, vaeOf } from "./links.js";
 import { bringIntoSight, freePlace, GAP, groupRound, HEAD, LANE, TITLE } from "./places.js";
 
 const NARROWEST = 270; // of a node; Nodes 2.0 draws some wider than the canvas
@@ -91,7 +91,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   }
   const compare = takers(graph, merge.outputs).find((node) => node?.comfyClass === "IterISCompare");
   const [model, clip] = ["model", "clip"].map((name) => originOf(merge, name));
-  const vae = compare ? originOf(compare, "vae") : vaeBeside(model);
+  const vae = compare ? originOf(compare, "vae") : vaeOf(graph, model);
   const latent = vae && clip && latentOf(known.family);
   const how = drawnBy(merge, compare ?? create("IterISCompare"), known);
   const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesOf(latent, how)) };

@@ -78,10 +78,13 @@ export function freeLane(graph, axis, at, step, way, but) {
 
 export const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
 
-/** Return where the VAE comes from that the loader of a MODEL has, too; undefined: it has none. */
-export function vaeBeside(model) {
-  const output = model?.outputNode?.outputs.find(({ type }) => type === "VAE");
-  return output && { outputNode: model.outputNode, output };
+/** Return where the VAE of a MODEL comes from: its loader, or the one place of the graph that gives one. */
+export function vaeOf(graph, model) {
+  const given = ({ outputs = [] }) => outputs.filter(({ type }) => type === "VAE");
+  const from = (node) => given(node).map((output) => ({ outputNode: node, output }));
+  const beside = model?.outputNode ? from(model.outputNode) : [];
+  const all = beside.length ? beside : graph.nodes.flatMap(from);
+  return all.length === 1 ? all[0] : undefined;
 }
 
 /** Link an origin, if there is one, to a node's input, through points. */

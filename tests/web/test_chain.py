@@ -71,13 +71,17 @@ def plain(loader, cfg=7):
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
-def load_plain(frontend, loader="IterISLoad", cfg=7):
-    frontend.load(plain(loader, cfg), "plain")
-    places = PLACES if loader == "IterISLoad" else PLACES | {LATENT: [340, 1200]}
+def load_placed(frontend, graph, name, places):
+    frontend.load(graph, name)
     place = "places => Object.entries(places).forEach(([id, at]) => { app.graph.getNodeById(id).pos = at; })"
-    frontend.page.evaluate(place, places)
+    frontend.page.evaluate(place, {key: places[key] for key in graph})
     frontend.show(int(LOADER), left=300, top=150, scale=0.5)
     frontend.keep()
+
+
+def load_plain(frontend, loader="IterISLoad", cfg=7):
+    places = PLACES if loader == "IterISLoad" else PLACES | {LATENT: [340, 1200]}
+    load_placed(frontend, plain(loader, cfg), "plain", places)
 
 
 def kinds(frontend):
@@ -204,6 +208,35 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
     settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
     assert (settings, "settings" in merge) == (([1], True) if cfg == 1 else ([], False))
     assert set(map(tuple, frontend.overlaps())) <= before
+    assert frontend.errors == []
+
+
+def test_a_model_in_parts_is_compared_by_the_graphs_vae(in_renderer, picture):
+    """Of two, nobody knows which one is the model's."""
+    frontend = in_renderer
+    for vaes in (1, 2):
+        graph = plain("IterISLoad")
+        names = {"unet_name": "transformer.safetensors", "weight_dtype": "default"}
+        graph["1"] = {"class_type": "UNETLoader", "inputs": names}
+        clip = {"clip_name": "clip.safetensors", "type": "stable_diffusion"}
+        graph["9"] = {"class_type": "CLIPLoader", "inputs": clip}
+        for key in ("10", "11")[:vaes]:
+            graph[key] = {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}}
+        graph[LOADER]["inputs"]["clip"] = ["9", 0]
+        graph["7"]["inputs"]["vae"] = ["10", 0]
+        places = PLACES | {"9": [0, 300], "10": [0, 500], "11": [0, 700]}
+        load_placed(frontend, graph, f"parts {vaes}", places)
+        hidden = set(frontend.page.evaluate(HIDDEN))
+        frontend.page.locator(".iteris-merge-these").press("Enter")
+        frontend.page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'IterISSave')")
+        frontend.settle(60)
+        picture(frontend, f"merge_these_in_parts_{vaes}")
+        nodes = frontend.prompt().values()
+        found = [node["inputs"] for node in nodes if node["class_type"] == "IterISCompare"]
+        assert [(each["model"], each["vae"]) for each in found] == [(["1", 0], ["10", 0])][
+            : 2 - vaes
+        ]
+        assert set(frontend.page.evaluate(HIDDEN)) <= hidden
     assert frontend.errors == []
 
 
