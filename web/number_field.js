@@ -1,0 +1,122 @@
+// The field of a number in a row: a strength, or a priority.
+
+import { html } from "./parts.js";
+import { numberIn } from "./rows_text.js";
+
+const STEP = 0.05;
+export const MOST = 100; // of a strength, and of a priority
+const UNUSUAL = 3; // a strength above it
+const DRAGGED = 4; // pixels to the side, for a step
+
+/**
+ * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
+ * and the wheel. A comma is read as a point. Escape, Undo and what is no number give back the number that it had before.
+ *
+ * @param {number} value
+ * @param {number} least that it may be
+ * @param {(word: string, values?: object) => string} say
+ * @param {string} name that it is called by
+ * @param {(number: number) => void} changed at each number that is written
+ * @param {() => void} [after] a change is done
+ * @returns {HTMLInputElement}
+ */
+export function numberField(value, least, say, name, changed, after = () => {}) {
+  const field = html("input", "iteris-number");
+  Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
+  Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
+  let last = value; // that is a number
+  let before = value; // the focus came
+  const read = () => {
+    const number = numberIn(field.value);
+    const fits = number >= least && number <= MOST;
+    if (fits) last = field.value;
+    const isStrong = fits && least < 0 && Math.abs(number) > UNUSUAL;
+    field.classList.toggle("iteris-wrong", !fits);
+    field.classList.toggle("iteris-strong", isStrong);
+    field.title = isStrong ? `${name}\n${say("strong")}` : name;
+    field.ariaValueNow = fits ? number : null;
+    return fits ? number : undefined;
+  };
+  const take = () => {
+    const number = read();
+    if (number !== undefined) changed(number);
+  };
+  const set = (number) => {
+    field.value = Number(Math.min(MOST, Math.max(least, number)).toFixed(4));
+    take();
+  };
+  const step = (by) => {
+    const number = numberIn(field.value);
+    if (!Number.isNaN(number)) set(stepped(number, by));
+  };
+  field.addEventListener("input", take);
+  field.addEventListener("change", after);
+  const giveBack = () => {
+    if (field.value === before) return;
+    field.value = before;
+    take();
+    after();
+  };
+  field.addEventListener("focus", () => {
+    before = last;
+    field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
+    field.select();
+  });
+  field.addEventListener("blur", () => {
+    delete field.dataset.captureWheel;
+    const number = read();
+    if (number === undefined) giveBack();
+    else field.value = number; // as it is kept: without a comma, or a "+"
+  });
+  field.addEventListener("keydown", (event) => {
+    const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
+    if (event.key === "Escape" || isUndo) {
+      event.preventDefault(); // the browser's Undo goes letter by letter, and a number through others
+      event.stopPropagation(); // or Escape would close the row
+      giveBack();
+      field.select();
+    }
+    // as the frontend's own: Tab goes on from here, and Enter changes nothing more
+    if (["Enter", "Escape"].includes(event.key)) field.blur();
+    const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    step(by);
+    field.select(); // so that what is typed next replaces it, as before
+    after();
+  });
+  field.addEventListener("wheel", (event) => {
+    if (document.activeElement !== field) return;
+    event.preventDefault();
+    step(event.deltaY < 0 ? 1 : -1);
+    after();
+  });
+  field.addEventListener("pointerdown", (event) => event.button === 0 && drag(event));
+  /** Let the number follow the pointer to the side, until it is let go; a click that does not move is to write. */
+  const drag = (event) => {
+    if (document.activeElement === field) return; // to mark what is written
+    event.preventDefault();
+    const start = numberIn(field.value);
+    let steps = 0;
+    field.setPointerCapture(event.pointerId);
+    const follow = ({ clientX }) => {
+      const moved = Math.trunc((clientX - event.clientX) / DRAGGED);
+      if (moved === steps || Number.isNaN(start)) return;
+      steps = moved;
+      set(stepped(start, steps));
+    };
+    const end = ({ type }) => {
+      stop.abort();
+      if (steps) after();
+      else if (type === "pointerup") field.focus();
+    };
+    const stop = new AbortController();
+    field.addEventListener("pointermove", follow, { signal: stop.signal });
+    for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, end, { signal: stop.signal });
+  };
+  read();
+  return field;
+}
+
+/** Return a number so many steps further, on a whole step. */
+const stepped = (number, by) => (by ? Math.round(number / STEP + by) * STEP : number);
