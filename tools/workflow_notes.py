@@ -193,8 +193,8 @@ TEMPLATES = (
             "**Prompt**: write what to draw. Open a row to add its trigger words by a click",
         ),
         (
-            "As they are, LoRAs may spoil each other. *Merge these* below the rows puts **Merge LoRAs** "
-            "in the place of **Load LoRAs**, and adds **Compare** and **Save merged LoRA**.",
+            "As they are, LoRAs may spoil each other. *Merge these* turns **Load LoRAs** into **Merge "
+            "LoRAs**, with **Compare** and **Save merged LoRA**.",
         ),
         groups=("Choose", "Write", "Draw"),
     ),
