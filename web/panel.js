@@ -7,8 +7,9 @@ import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 
 const WIDTH = 360;
 const HEIGHT = 96;
-const LABELS = 12;
-const LETTER = 5.5; // of a label
+const LABELS = 14;
+const LETTER = 6.7; // of a label
+const APART = 36; // labels from one another
 const MOST_LAYERS = 3;
 const NAME = 15; // letters of a name that has its figures beside it
 const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
@@ -236,9 +237,9 @@ function lineOf(name, place, text, data) {
 function chart(model, show) {
   const columns = bars(model);
   const top = scaleTop(columns);
-  const left = 24;
+  const left = 28;
   const column = (WIDTH - left) / columns.length;
-  const y = (value) => HEIGHT - (HEIGHT - 6) * (value / top);
+  const y = (value) => HEIGHT - (HEIGHT - 8) * (value / top);
   const picture = svg("svg", { class: "iteris-chart", viewBox: `0 0 ${WIDTH} ${HEIGHT + LABELS}` });
   for (const value of [0, top / 2, top]) {
     picture.append(svg("line", { class: "iteris-grid", x1: left, x2: WIDTH, y1: y(value), y2: y(value) }));
@@ -266,8 +267,8 @@ function chart(model, show) {
     });
     const middle = Math.min(x + column / 2, WIDTH - (LETTER * name.length) / 2);
     if (middle >= labelled) {
-      group.append(svg("text", { class: "iteris-label", x: middle, y: HEIGHT + 9, "text-anchor": "middle" }, name));
-      labelled = middle + 30;
+      group.append(svg("text", { class: "iteris-label", x: middle, y: HEIGHT + 11, "text-anchor": "middle" }, name));
+      labelled = middle + APART;
     }
     group.addEventListener("pointerenter", () => show(name));
     picture.append(group);

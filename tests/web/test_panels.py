@@ -172,6 +172,8 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     frontend.settle()
     assert chart.is_visible() and "A note" in panel.inner_text()
     assert len(edges(page, ".iteris-figures", "left")) == 1, "figures are below one another"
+    letters = "all => all.map((each) => parseFloat(getComputedStyle(each).fontSize) * each.getScreenCTM().a)"
+    assert min(page.eval_on_selector_all(".iteris-label", letters)) > 9.9
     assert size_of(frontend)[1] > closed[1]
     (saved,) = [node for node in frontend.workflow()["nodes"] if node["id"] == MERGE]
     assert saved["size"][1] <= closed[1], "a workflow that is opened again has no hole there"
