@@ -11,7 +11,7 @@ FOLDER = ROOT / "workflows"
 TITLE = 30  # of a node, above its place
 # by which nodes grow in a run: Compare by four rows of pictures, see test_slider.py, a merge by four
 # LoRAs and their verdicts
-GROWS = {"IterISCompare": 1200, "IterISMerge": 490}
+GROWS = {"IterISCompare": 1200, "IterISMerge": 650}
 SETTINGS = 440  # what a Merge settings needs below what is chosen
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)

@@ -53,7 +53,7 @@ NOTE_CHARACTERS = 105
 NOTE_GAP = 36  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
-    "IterISMerge": 500,  # of four LoRAs and their verdicts
+    "IterISMerge": 660,  # of four LoRAs and their verdicts
     "IterISCompare": 1260,  # of square pictures in four rows, and a line that says they are old
     "IterISModelLoras": 70,
     "IterISRecipe": 170,

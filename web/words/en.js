@@ -16,7 +16,7 @@ export default {
   unread_share: "{percent} % of its file was not read",
   not_judged: "not judged",
   in_style: "{subjects} in the style of {styles}",
-  look_first: "Look at the first row of Compare: is the subject there?",
+  look_first: "Look for it in the first row of Compare.",
   look_drawn: "Look at it with Compare: with an empty prompt, its first row shows it.",
   together: "Two of them together in one picture",
   both_together: "Both together in one picture",

@@ -16,7 +16,7 @@ export default {
   unread_share: "ファイルの {percent} % は読み込まれていません",
   not_judged: "判定なし",
   in_style: "{styles} の画風で描いた {subjects}",
-  look_first: "「比較」のいちばん上の段で、被写体が描けているか見てください。",
+  look_first: "「比較」のいちばん上の段で確かめてください。",
   look_drawn: "「比較」で見てください。プロンプトが空なら、いちばん上の段に描かれます。",
   together: "そのうち 2 つを 1 枚の画像に描くこと",
   both_together: "両方を 1 枚の画像に描くこと",

@@ -16,7 +16,7 @@ export default {
   unread_share: "其文件有 {percent} % 未被读取",
   not_judged: "未判定",
   in_style: "以 {styles} 的画风画 {subjects}",
-  look_first: "请看“比较”最上面一行：主体画出来了吗？",
+  look_first: "请在“比较”的最上面一行查看。",
   look_drawn: "请用“比较”查看：提示词留空时，最上面一行就是它。",
   together: "其中两个同时出现在一张图中",
   both_together: "两者同时出现在一张图中",
