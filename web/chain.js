@@ -91,11 +91,11 @@ function sampledBy(loader) {
   const [prompt, negative] = texts.map((node) => (node?.comfyClass === "CLIPTextEncode" ? saidBy(node, "text") : ""));
   return {
     // a prompt a line is drawn
-    prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : undefined,
+    prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "",
     seed: saidBy(sampler, "seed") ?? saidBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
-    negative_prompt: negative || undefined,
+    negative_prompt: negative ?? "",
   };
 }
 
@@ -203,7 +203,7 @@ export function turnInto(node, create, canvas, guidance) {
     if (compare) {
       compare.pos = [left, upper];
       graph.add(compare);
-      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? undefined : cfg }))
+      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? 0 : cfg }))
         if (value !== undefined) set(compare, name, value);
       shown.push(compare);
     }
