@@ -461,7 +461,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_timeout(NOTICE_MS)
     shoot("5_report")
     page.set_viewport_size(TALL)
-    frontend.show(merge, left=86, top=204, scale=0.82)
+    frontend.show(merge, left=86, top=-300, scale=0.82)
     divide(frontend, DIVIDED)
     shoot("6_compare")
     page.locator(".iteris-details summary", has_text="Layers").click()
