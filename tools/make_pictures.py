@@ -635,7 +635,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.say("The verdict: what is kept of each", 2500)
     page.wait_for_selector(".iteris-pair:visible")
     frontend.pictures_shown()
-    frontend.show(merge, left=86, top=90, scale=0.75)
+    frontend.show(merge, left=86, top=-50, scale=0.75)
     film.say("Compare, from one seed: all three stacked, and merged")
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
