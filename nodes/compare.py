@@ -90,18 +90,21 @@ class Compare(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="What the pictures should not show. Without guidance it is not read.",
+                    **advanced(),
                 ),
                 io.Int.Input(
                     "width",
                     **size,
                     tooltip="Width of each picture. 0: what suits the model, or resolution of "
                     "Merge settings where that is set.",
+                    **advanced(),
                 ),
                 io.Int.Input(
                     "height",
                     **size,
                     tooltip="Height of each picture. 0: what suits the model, or resolution of "
                     "Merge settings where that is set.",
+                    **advanced(),
                 ),
                 io.Combo.Input(
                     "sampler",
@@ -124,6 +127,7 @@ class Compare(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="A title, large at the top of the comparison. Empty: none.",
+                    **advanced(),
                 ),
             ],
             outputs=[

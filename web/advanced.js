@@ -12,12 +12,17 @@ export function foldAdvanced(node, say) {
   let isOpen = !!app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
   const isSet = ({ name, value }) => value !== input.optional[name][1].default;
   const isUsed = (widget) => isSet(widget) || node.getSlotFromWidget(widget)?.link != null;
+  const used = new Set(); // so that none goes while its default is written
+  const isHidden = (widget) => {
+    if (isUsed(widget)) used.add(widget);
+    return !isOpen && !used.has(widget);
+  };
   const options = { serialize: false, canvasOnly: true };
   const button = node.addWidget("button", "iteris_advanced", null, () => toggle(), options);
   button.serialize = false;
   const show = () => {
     button.label = say(isOpen ? "hide_advanced" : "show_advanced");
-    for (const widget of advanced) hide(node, widget, !isOpen && !isUsed(widget), button);
+    used.clear();
   };
   const toggle = () => {
     isOpen = !isOpen;
@@ -30,6 +35,7 @@ export function foldAdvanced(node, say) {
     show();
     shrink(node, Math.max(0, before - node.computeSize()[1]));
   };
+  for (const widget of advanced) hide(node, widget, () => isHidden(widget), button);
   also(node, "onConfigure", close);
   close();
 }

@@ -255,7 +255,10 @@ export function turnBack(merge, text, create, canvas, known) {
       needed = [...hanging].find(isNeeded);
       hanging.delete(needed);
     } while (needed);
-    for (const node of [...hanging, merge]) {
+    const settings = originOf(merge, "settings")?.outputNode;
+    const isItsOwn = settings?.comfyClass === "IterISSettings" && !settings.pinned;
+    const isForIt = isItsOwn && takers(graph, settings.outputs).every((taker) => taker === merge);
+    for (const node of [...hanging, merge, ...(isForIt ? [settings] : [])]) {
       node.inputs.forEach((_, i) => node.disconnectInput(i)); // and the points of its links go, too
       graph.remove(node);
     }

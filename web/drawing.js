@@ -33,11 +33,12 @@ const nodesOf = (latent, { prompt, negative_prompt, width, height, seed, steps, 
 function drawnBy(merge, compare, { words, guidance, resolution }) {
   const said = Object.fromEntries(compare.widgets.map(({ name }) => [name, saidBy(compare, name)]));
   const settings = originOf(merge, "settings")?.outputNode;
+  const side = saidBy(settings, "resolution") || resolution;
   return {
     ...said,
     prompt: said.prompt?.trim().split(/\s*\n/)[0] || words,
     cfg: said.cfg || saidBy(settings, "cfg") || guidance,
-    ...{ width: said.width || resolution, height: said.height || resolution },
+    ...{ width: said.width || side, height: said.height || side },
   };
 }
 

@@ -316,6 +316,7 @@ app.registerExtension({
       addTriggers(node, say);
       addButtons(node, say);
     } else if (node.comfyClass === "IterISCompare") {
+      foldAdvanced(node, say);
       // below its inputs: how far it is, how long it takes, the slider, and the rest
       const last = node.widgets.at(-1);
       addText(node, say, { width: REPORT_WIDTH, above: last, folded: say("whole_picture") });

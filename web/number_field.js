@@ -64,9 +64,12 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   });
   field.addEventListener("blur", () => {
     delete field.dataset.captureWheel;
-    const number = read();
-    if (number === undefined) giveBack();
-    else field.value = number; // as it is kept: without a comma, or a "+"
+    const number = numberIn(field.value);
+    if (Number.isNaN(number)) giveBack();
+    else if (read() === undefined) {
+      set(number); // the nearest that may be, as in the frontend's own fields
+      after();
+    } else field.value = number; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
     const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";

@@ -158,7 +158,7 @@ export function showAbove(node, element, isShown) {
   const own = node.widgets.findIndex((widget) => widget.element === element);
   const [above, ours] = node.widgets.slice(own - 1, own + 1);
   element.classList.toggle("iteris-hides", !isShown);
-  hide(node, above, !isShown, ours);
+  hide(node, above, () => !isShown, ours);
 }
 
 /** Show an element of a node, or hide it. */
@@ -167,7 +167,7 @@ export function showElement(node, element, isShown) {
   hide(
     node,
     node.widgets.find((widget) => widget.element === element),
-    !isShown,
+    () => !isShown,
   );
 }
 
@@ -177,21 +177,22 @@ export function showElement(node, element, isShown) {
  *
  * @param {object} node
  * @param {object} widget
- * @param {boolean} isHidden
+ * @param {() => boolean} isHidden
  * @param {object} [other] the widget at whose place the dot of its input is drawn meanwhile, and not at the node's first
  *   input
  */
 export function hide(node, widget, isHidden, other) {
   const own = Object.getPrototypeOf(widget);
   // a copy that is pasted later has no graph yet
-  const isSeen = () => !isHidden || (node.graph && node.graph !== app.canvas.graph);
+  const isSeen = () => !isHidden() || (node.graph && node.graph !== app.canvas.graph);
   const none = () => [0, -4]; // in older frontends a hidden widget has its height, and 4 below
   Object.defineProperties(widget, {
     hidden: { configurable: true, get: () => !isSeen(), set: () => {} },
     computeSize: { configurable: true, get: () => (isSeen() ? own.computeSize : none), set: () => {} },
   });
   if (!other) return;
-  const place = isHidden ? { get: () => other.y, set: () => {} } : { value: widget.y, writable: true };
+  let { y } = widget;
+  const place = { get: () => (isHidden() ? other.y : y), set: (at) => (y = at) };
   Object.defineProperty(widget, "y", { configurable: true, enumerable: true, ...place });
 }
 

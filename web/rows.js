@@ -295,22 +295,30 @@ class Rows {
     const row = this.drawn().indexOf(place) + 1;
     const offered = { row, names: names ?? [], fits: about?.fits ?? [], now, lost, taken, several: isNew };
     choose(anchor, offered, this.say, (file, isOpen) => {
-      if (isNew) this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
+      const wanting = place ?? this.wanting();
+      if (wanting === undefined)
+        this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
       else {
         const isMerge = lastAboutLora(file)?.merged_from?.length; // whose strengths are in it
-        const isFirst = !this.entries[place].row.name;
-        this.write(place, { name: nameOf(file), ...(isMerge && isFirst && { model: 1, clip: 1 }) });
+        const isFirst = !this.entries[wanting].row.name;
+        this.write(wanting, { name: nameOf(file), ...(isMerge && isFirst && { model: 1, clip: 1 }) });
       }
       this.finish();
       if (isOpen) return;
-      this.focus(place ?? this.entries.length - 1, "iteris-lora");
-      this.chooseNext(place);
+      this.focus(wanting ?? this.entries.length - 1, "iteris-lora");
+      this.chooseNext(wanting);
     });
   }
 
-  /** Go on with the next row whose file is still to be chosen, after one of these was chosen. */
-  chooseNext(place) {
+  /** Return the first row, after another one, whose file is still to be chosen; undefined: there is none. */
+  wanting(place = -1) {
     const next = this.entries.findIndex(({ row, isOff }, at) => at > place && row && !row.name && !isOff);
+    return next < 0 ? undefined : next;
+  }
+
+  /** Go on with the next row whose file is still to be chosen, after one of these was chosen. */
+  chooseNext(place = this.entries.length) {
+    const next = this.wanting(place);
     const name = this.list.querySelector(`[data-place="${next}"] .iteris-lora`);
     if (name) this.chooseFile(name, next);
   }

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addElement, heightOf, html, isShown, passing } from "./parts.js";
 import { followed, shareOf, stepsOf, timeLeft, waiting } from "./progress.js";
 
-const FAR = 0.6; // at a smaller scale of the canvas the line cannot be read
+const FAR = 0.5; // at a smaller scale of the canvas the line cannot be read
 const FARTHEST = 0.2;
 const LETTERS = 13; // pixels of the screen
 

@@ -358,6 +358,15 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     frontend.load_template(1)
     compare = frontend.page.evaluate(f"({ONE})('IterISCompare').id")
     frontend.set_widgets(compare, seed=7, steps=3, sampler="heun", negative_prompt="rain")
+    settings = """([type, name, value]) => {
+        const settings = LiteGraph.createNode(type);
+        settings.pos = [0, -900];
+        app.graph.add(settings);
+        settings.widgets.find((widget) => widget.name === name).value = value;
+        settings.connect(0, app.graph.nodes.find((node) => node.type === "IterISMerge"), "settings");
+    }"""
+    frontend.page.evaluate(settings, ["IterISSettings", "resolution", 448])
+    frontend.keep()
     load = saved(frontend, is_cached=True)
     before, then = frontend.prompt(), how_laid_out(frontend)
     press_load(frontend, load, keep=False)  # Nodes 2.0 of 0.3.75 gives new nodes other heights
@@ -370,12 +379,12 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     loader = keys["IterISLoad"]
     assert new["IterISLoad"] == {"model": ["1", 0], "clip": ["1", 1], "loras": "<lora:first:1>"}
     sampler = new["KSampler"]
-    # of Compare, and where that has none, what suits the model, and the file's words
+    # of Compare, and where that has none, of the settings, what suits the model, and the file's words
     expected = {"seed": 7, "steps": 3, "sampler_name": "heun", "cfg": 7, "model": [loader, 0]}
     assert {name: sampler[name] for name in expected} == expected
     texts = [after[sampler[name][0]]["inputs"] for name in ("positive", "negative")]
     assert texts == [{"text": text, "clip": [loader, 1]} for text in ("sks", "rain")]
-    assert new["EmptyLatentImage"] == {"width": 512, "height": 512, "batch_size": 1}
+    assert new["EmptyLatentImage"] == {"width": 448, "height": 448, "batch_size": 1}
     assert new["VAEDecode"] == {"samples": [keys["KSampler"], 0], "vae": ["1", 2]}
     assert new["SaveImage"]["images"] == [keys["VAEDecode"], 0]
     titles = "app.graph.groups.map(({ title }) => title)"

@@ -168,9 +168,11 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
         assert f"<lora:first:{number}> subject" in text_of(rows)
     rows.page.keyboard.type("0.75")
     assert "<lora:first:0.75> subject" in text_of(rows), "what is typed after a step replaces it"
-    strength.fill("0,75")
-    strength.blur()
-    expect(strength).to_have_value("0.75")
+    for written, kept in (("200", "100"), ("0,75", "0.75")):
+        strength.fill(written)
+        strength.blur()
+        expect(strength).to_have_value(kept)
+        assert f"<lora:first:{kept}> subject" in text_of(rows)
     rows.settle()  # the frontend notes a key a frame later
     before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
     box = strength.bounding_box()
@@ -272,6 +274,18 @@ def test_all_rows_are_switched_at_once_and_a_pasted_prompt_gives_its_tags(rows):
         rows.page.evaluate("text => navigator.clipboard.writeText(text)", pasted)
         field.press("Control+v")
         assert text_of(rows) == taken
+
+
+@IN_ONE
+def test_a_file_that_is_added_goes_into_an_empty_row_first(rows):
+    rows.set_widgets(1, loras="<lora:first:1>\n<lora::0.5> style\n# <lora::1>")
+    for name, line in (("second", "<lora:second:0.5> style"), ("third", "<lora:third:1>")):
+        rows.page.locator(".iteris-add").click()
+        rows.page.wait_for_selector(".iteris-option")
+        rows.page.keyboard.type(name)
+        rows.page.keyboard.press("Enter")
+        assert line in text_of(rows).splitlines()
+    assert len(text_of(rows).splitlines()) == 4, "one that is switched off stays empty"
 
 
 @IN_ONE

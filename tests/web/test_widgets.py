@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+SHOWN = ["prompt", "seed", "steps", "cfg"]  # of Compare
 COMPARE = {"prompt": "", "seed": 0, "steps": 20, "cfg": 0.0, "width": 0, "height": 512}
 FIRST = ["sample_runs", "check_runs", "protect_base", "protected_prompts"]
 FIRST += ["resolution", "cfg", "negative_prompt", "precision"]
@@ -13,6 +14,8 @@ def alone(frontend, kind, **inputs):
     """Load a workflow of one node, number 1."""
     frontend.load({"1": {"class_type": kind, "inputs": inputs}}, kind)
     frontend.show(1, top=60)
+    for button in frontend.page.get_by_role("button", name="Show advanced inputs").all():
+        button.click()  # of Vue nodes
 
 
 def said(frontend, name):
@@ -70,8 +73,9 @@ def marked(frontend):
 
     def mark(route):
         found = route.fetch().json()
-        for name, (_, how) in found["IterISSettings"]["input"]["optional"].items():
-            how["advanced"] = name not in FIRST
+        for kind, first in {"IterISSettings": FIRST, "IterISCompare": SHOWN}.items():
+            for name, (_, how) in found[kind]["input"]["optional"].items():
+                how["advanced"] = name not in first
         route.fulfill(json=found)
 
     frontend.page.route("**/object_info", mark)
@@ -79,6 +83,16 @@ def marked(frontend):
     yield frontend
     frontend.page.unroute("**/object_info")
     frontend.open()
+
+
+def test_compares_pictures_stand_below_its_few_usual_inputs(marked, picture):
+    alone(marked, "IterISCompare")
+    picture(marked, "compare_closed")
+    widgets = "app.graph.getNodeById(1).widgets.filter((each) => !each.hidden)"
+    names = marked.page.evaluate(f"{widgets}.map(({{ name }}) => name)")
+    assert names[:5] == [*SHOWN, "iteris_advanced"]
+    alone(marked, "IterISCompare", **COMPARE)
+    assert marked.page.evaluate(f"{widgets}.some(({{ name }}) => name === 'height')"), "it is set"
 
 
 def test_of_merge_settings_the_usual_inputs_are_shown_and_those_that_are_set(marked, picture):
