@@ -93,6 +93,7 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
   found.append(...lines);
+  if (!loras.every(({ isTold }) => isTold)) found.append(html("div", "iteris-advice iteris-untold", say("not_told")));
   if (unjudged) {
     const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(withoutFolder).join(", "));
     const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
@@ -131,9 +132,10 @@ function saidOf(name, text, word) {
 function keptOf(lora, told, say) {
   const { name, kept, between, level, levels, advice, unread } = lora;
   const isOpen = isUncertain(lora);
-  const line = html("div", `iteris-said iteris-kept iteris-${isOpen ? "open" : level}`);
+  const isTold = lora.isTold && !isOpen;
+  const line = html("div", `iteris-said iteris-kept iteris-${isTold ? level : "open"}`);
   Object.assign(line.dataset, { lora: name, kept, level });
-  line.classList.toggle("iteris-likely", levels.length > 1 && !isOpen);
+  line.classList.toggle("iteris-likely", levels.length > 1 && isTold);
   line.title = told;
   const head = html("div", "iteris-head");
   const called = html("b");
@@ -145,7 +147,8 @@ function keptOf(lora, told, say) {
     head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   }
   const likely = levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level);
-  head.append(html("span", "iteris-badge", isOpen ? say("uncertain_level") : likely));
+  const word = isTold ? likely : say(isOpen ? "uncertain_level" : "uncertain");
+  head.append(html("span", "iteris-badge", word));
   const share = html("div", "iteris-share");
   share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
   line.append(head, share);

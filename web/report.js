@@ -122,7 +122,7 @@ export function figures(report) {
 function verdict({ verdict: found }) {
   if (!found) return null;
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, between, unread = 0, ...words }) => {
+  const loras = found.loras.map(({ lora, kept, between, unread = 0, is_told: isTold = true, ...words }) => {
     const { level, levels, advice } = words;
     return {
       name: lora,
@@ -132,6 +132,7 @@ function verdict({ verdict: found }) {
       levels,
       advice,
       unread,
+      isTold,
     };
   });
   return {

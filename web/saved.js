@@ -64,7 +64,11 @@ function verdictOf(verdict) {
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  const kept = loras.slice(0, MOST.lines).map((lora) => ({ ...lora, advice: known(lora.advice) }));
+  const kept = loras.slice(0, MOST.lines).map((lora) => ({
+    ...lora,
+    advice: known(lora.advice),
+    isTold: lora.isTold !== false, // version 0.1.0 told all
+  }));
   return {
     loras: kept,
     together,

@@ -72,6 +72,7 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
     report = replace(
         result.report,
         can_check=not job.check_plans,
+        on_transformer=not job.model.family.is_unet,
         settings=settings_of(job.asked, job.calibration, job.config, job.settings.made_on),
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )

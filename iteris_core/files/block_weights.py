@@ -65,7 +65,6 @@ _PRESETS = {
     "OUTS": "ALL:0,BASE:1,OUT7-11:1",
     "OUTALL": "ALL:0,BASE:1,OUT:1",
 }
-_HAVE_UNET = ("SD1.5", "SDXL")
 _EXAMPLE = "IN01:0.5, MID:0 in a UNet; double 0-9:0.5, single:0 in Flux; blocks 0-9:0.5 in others"
 
 _Place = tuple[str, int]  # a block: its name without the number, and the number
@@ -224,7 +223,7 @@ def _in_names(name: str, blocks: str, family: Family | None) -> tuple[str, bool,
     preset = text.upper().removeprefix("SD-")
     if preset in _PRESETS:
         is_for_all = preset.startswith(("ALL", "NONE"))
-        if family is not None and family.name not in _HAVE_UNET and not is_for_all:
+        if family is not None and not family.is_unet and not is_for_all:
             raise ConfigError(
                 f"LoRA {shown(name)}: the block weights {shown(text)} are for a UNet, and "
                 f"{family.name} has none. Name its blocks, such as {_EXAMPLE}"

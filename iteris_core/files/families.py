@@ -87,6 +87,11 @@ class Family:
     to_diffusers: tuple[tuple[str, str], ...] = ()
     is_tested: bool = True
 
+    @property
+    def is_unet(self) -> bool:
+        """Whether its models are UNets; all others, and those without blocks, are transformers."""
+        return self.blocks == _UNET
+
     def diffusers_name(self, own: str) -> str | None:
         """Return diffusers' name of a module; None: it is not known to have another one."""
         for pattern, replacement in self.to_diffusers:

@@ -64,6 +64,7 @@ class MergeReport:
         is_measured: Whether layers were measured; otherwise their figures are estimates, see
             `rivals.unmeasured`.
         kinds: Name of a LoRA -> "subject" or "style", where `fidelity` was measured.
+        on_transformer: Whether the diffusion model is a transformer.
     """
 
     layers: tuple[LayerReport, ...]
@@ -79,6 +80,7 @@ class MergeReport:
     can_check: bool = False
     is_measured: bool = True
     kinds: Mapping[str, str] = field(default_factory=dict)
+    on_transformer: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
@@ -108,6 +110,7 @@ class MergeReport:
                 measured if self.is_measured else "estimated",
                 cut=statistics.median(asked) if asked else 0.0,
                 has_scenes=bool(calibration.get("scene_weight")),
+                on_transformer=self.on_transformer,
             ),
             can_check=self.can_check,
             unread=self.unread,

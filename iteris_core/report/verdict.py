@@ -9,7 +9,8 @@ word is right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
 right nine times in ten, see `TaskFidelity.between`. Where it includes a bound, the word is only the
-likeliest; where it is nearly all that there is, no word is told, though the level counts.
+likeliest; where it is nearly all that there is, no word is told, though the level counts. On a
+transformer *good* was never right there: only *lost* is told.
 """
 
 from __future__ import annotations
@@ -92,8 +93,10 @@ class Kept:
         between: The lowest and the highest that it may be, as far as the check's runs tell; None if
             they are too few to tell.
         levels: The levels of this range, the best first.
-        advice: What to do about it; None where it is good, or the verdict's advice is for all.
+        advice: What to do about it; None where it is good or not told, or the verdict's advice is
+            for all.
         unread: Share of its file that was not read, and so is not in the merge; 0: hardly any.
+        is_told: Whether its level is told; on a transformer only "lost" is.
     """
 
     lora: str
@@ -103,6 +106,7 @@ class Kept:
     levels: tuple[Level, ...]
     advice: Advice | None = None
     unread: float = 0.0
+    is_told: bool = True
 
     @property
     def is_uncertain(self) -> bool:
@@ -112,7 +116,7 @@ class Kept:
     @property
     def words(self) -> str:
         """Its level, as far as the check can tell: "good", "likely good" or "uncertain"."""
-        if self.is_uncertain:
+        if self.is_uncertain or not self.is_told:
             return "uncertain"
         return f"{'likely ' if len(self.levels) > 1 else ''}{self.level}"
 
@@ -267,12 +271,14 @@ class Made:
     Args:
         cut: What a cut to a requested rank costs, the median over layers; 0: none was requested.
         has_scenes: Whether its LoRAs were measured together.
+        on_transformer: Whether the diffusion model is a transformer.
     """
 
     method: str
     effort: Effort = "measured"
     cut: float = 0.0
     has_scenes: bool = False
+    on_transformer: bool = False
 
 
 def verdict_of(
@@ -305,18 +311,19 @@ def verdict_of(
     levels_of_all = [level_of(found.kept) for found in own]
     loras = []
     for found, level in zip(own, levels_of_all, strict=True):
+        is_told = level == "lost" or not made.on_transformer
         advice = None
-        if level != "good" and for_all is None:
+        if level != "good" and is_told and for_all is None:
             advice = Advice(_advice(found, levels_of_all, made))
         between = found.between
         levels = _levels(*between) if between else (level,)
         share = unread.get(found.task, 0.0)
-        loras.append(Kept(found.task, found.kept, level, between, levels, advice, share))
+        loras.append(Kept(found.task, found.kept, level, between, levels, advice, share, is_told))
     shared = {kept.advice for kept in loras}
     if for_all is None and len(loras) > 1 and len(shared) == 1:  # said once
         (for_all,) = shared
         loras = [replace(kept, advice=None) for kept in loras]
-    is_good = set(levels_of_all) == {"good"}
+    is_good = all(kept.level == "good" or not kept.is_told for kept in loras)
     chance = _chance(together)
     of_two = None
     if chance in ("uncertain", "unlikely") and made.method == "iteris":
@@ -371,6 +378,8 @@ def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
 def lines_of(verdict: Verdict) -> list[str]:
     """Return the verdict in sentences for the user: one a LoRA, and some about the merge."""
     lines = [line_of(kept) for kept in verdict.loras]
+    if not all(kept.is_told for kept in verdict.loras):
+        lines.append("on transformers this figure does not tell a good LoRA: look at pictures")
     if verdict.unjudged is not None:
         lines.append(f"{verdict.unjudged}: not judged; look at pictures of it, merged and stacked")
     if verdict.together is not None:

@@ -15,6 +15,7 @@ from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.diffusion.sampling import noise
+from iteris_core.files.families import FAMILIES
 
 CALIBRATION = Calibration(
     trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=2
@@ -217,6 +218,14 @@ def test_a_subject_in_a_style_is_told_not_to_be_judged(host, kind, held_out, tol
     unjudged = report.verdict.unjudged
     assert (unjudged and str(unjudged)) == told
     assert ("not judged" in str(report)) == bool(told)
+
+
+@pytest.mark.parametrize("family", ["SD1.5", "SDXL", "SD2.x", "Flux.1", "Qwen-Image"])
+def test_the_verdict_knows_a_transformer(host, monkeypatch, family):
+    monkeypatch.setattr(host, "family", FAMILIES[family])
+    job = Job.of(host, [host.lora("a")], CALIBRATION, MergeSettings(host.EXACT))
+    report = merge_and_check(job).report
+    assert report.on_transformer == (not family.startswith("SD"))
 
 
 def test_settings_that_cannot_be_used_are_refused_before_any_work(host):

@@ -108,6 +108,29 @@ def test_where_pictures_disagree_nothing_is_told_but_the_level_stays():
         assert found.level == level
 
 
+def test_on_a_transformer_only_lost_is_told():
+    """There the figure told no good LoRA; level and figure stay as they are."""
+    kept = {"a": 0.97, "b": 0.97, "c": (GOOD_FROM + LOST_BELOW) / 2, "d": 0.1}
+    loras = [own(name, 1 - share) for name, share in kept.items()]
+    loras[1] = of_runs("b", (0.03, 0.97), (0.03, 0.97))
+    made = report(*loras, on_transformer=True)
+    said = str(made).splitlines()
+    assert said[:2] == ["a: uncertain, kept 97 %", "b: uncertain, kept 97 % (58 to 100)"]
+    assert said[2] == "c: uncertain, kept 66 %"
+    assert said[3].startswith("d: lost, kept 10 %: ")
+    why = "on transformers this figure does not tell a good LoRA: look at pictures"
+    assert said[4] == why and said.count(why) == 1
+    unet = replace(made, on_transformer=False)
+    assert why not in str(unet)
+    assert [found.words for found in unet.verdict.loras] == ["good", "likely good", "weak", "lost"]
+    levels = [[found.level for found in each.verdict.loras] for each in (made, unet)]
+    assert levels[0] == levels[1]
+    assert why not in str(report(own("d", 0.9), on_transformer=True))
+    for method in ("iteris", "ties"):
+        bare = report(*loras[:3], on_transformer=True, method=method).verdict
+        assert bare.advice is None and not any(found.advice for found in bare.loras)
+
+
 def test_two_are_likely_in_one_picture_up_to_an_error():
     for errors, expected in (
         ((0.1,), None),

@@ -126,6 +126,7 @@ test("the verdict is taken over, and a report of an older version has none", () 
       levels: ["lost"],
       advice,
       unread: 0.46,
+      is_told: false,
     },
   ];
   const against = { leak: 0.123456, leak_stacked: 1, base: null };
@@ -149,6 +150,7 @@ test("the verdict is taken over, and a report of an older version has none", () 
         levels: ["good", "weak"],
         advice: null,
         unread: 0,
+        isTold: true,
       },
       {
         name: "ink",
@@ -158,6 +160,7 @@ test("the verdict is taken over, and a report of an older version has none", () 
         levels: ["lost"],
         advice,
         unread: 0.46,
+        isTold: false,
       },
     ],
     together: "uncertain",

@@ -127,14 +127,14 @@ test("a verdict that version 0.1.0 has kept is read, without what it knew no bet
   const verdict = {
     ...rest,
     loras: [
-      { ...loras[0], there: 0.9, added: 0.1 },
+      { ...loras[0], there: 0.9, added: 0.1, isTold: undefined },
       { ...loras[1], advice: { kind: "apart", names: ["cat"] } },
     ],
     against: { ...against, average: 0.5 },
   };
   const read = readSaved({ ...REPORT, verdict }).verdict;
   assert.deepEqual([read.against, read.together, read.unjudged], [REPORT.verdict.against, null, null]);
-  const drawn = (lora) => [lora.name, lora.kept, lora.level, lora.advice];
+  const drawn = (lora) => [lora.name, lora.kept, lora.level, lora.advice, lora.isTold];
   assert.deepEqual(
     read.loras.map(drawn),
     loras.map((lora) => drawn({ ...lora, advice: null })),

@@ -213,6 +213,32 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_amber(frontend, pictu
         assert names.evaluate_all(cut) == [], "the badge leaves each name its room"
 
 
+def test_on_a_transformer_what_is_not_lost_is_uncertain_and_the_panel_says_why_once(
+    in_renderer, picture, small
+):
+    frontend = in_renderer
+    small(frontend, seed=63)
+    frontend.show(MERGE, top=100)
+    levels = ["good", "weak", "lost"]
+    loras = [
+        kept("zwx_owl", 0.97, "good", between=[0.6, 1], levels=levels) | {"is_told": False},
+        kept("sks_robot", 0.95, "good") | {"is_told": False},
+        kept("ink", 0.2, "lost"),
+    ]
+    frontend.executed(MERGE, report_with_verdict(*loras))
+    rows = frontend.page.locator(".iteris-kept")
+    said = [row.splitlines() for row in rows.all_inner_texts()]
+    assert said[0][-3:] == ["kept 97 %", "(60 to 100)", "uncertain"]
+    assert [line[-1] for line in said[1:]] == ["uncertain", "lost"]
+    colours = rows.evaluate_all("all => all.map((each) => getComputedStyle(each).borderLeftColor)")
+    assert colours == [AMBER, AMBER, "rgb(217, 54, 54)"]
+    why = "On transformers this figure does not tell a good LoRA: look at Compare."
+    assert frontend.page.locator(".iteris-verdict").inner_text().count(why) == 1
+    picture(frontend, "verdict_on_a_transformer")
+    frontend.executed(MERGE, report_with_verdict(loras[2]))
+    expect(frontend.page.locator(".iteris-verdict")).not_to_contain_text("transformers")
+
+
 def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture, small):
     """It is told where each LoRA is, and where to look: a Compare that makes its own prompts."""
     frontend = in_renderer
