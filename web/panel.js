@@ -92,14 +92,14 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   const most = loras.some(isUncertain) ? NAME_BESIDE_LONG : NAME;
   const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
-  found.append(...lines);
-  if (!loras.every(({ isTold }) => isTold)) found.append(html("div", "iteris-advice iteris-untold", say("not_told")));
   if (unjudged) {
     const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(withoutFolder).join(", "));
     const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
     line.append(html("div", "iteris-advice", say(isFirstRow ? "look_first" : "look_drawn")));
     found.append(line);
   }
+  found.append(...lines);
+  if (!loras.every(({ isTold }) => isTold)) found.append(html("div", "iteris-advice", say("not_told")));
   if (together) {
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
     line.title = say("together_title");
@@ -113,7 +113,8 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   const leaks = advice?.kind === "measure" ? "overlaps" : "leaks"; // a preview has measured no leak
   const compare = (what, share) =>
     parts.push(say(`${what}_${share > 1 ? "more" : "less"}`, { percent: percent(Math.abs(1 - share)) }));
-  if (leak !== null && stacked) compare(leaks, leak / stacked);
+  // which says nothing of a subject in a style, and would read as if it did
+  if (leak !== null && stacked && !unjudged) compare(leaks, leak / stacked);
   if (base !== null) compare("base", base);
   if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
   return found;

@@ -376,12 +376,18 @@ def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
 
 
 def lines_of(verdict: Verdict) -> list[str]:
-    """Return the verdict in sentences for the user: one a LoRA, and some about the merge."""
-    lines = [line_of(kept) for kept in verdict.loras]
+    """Return the verdict in sentences for the user: what was not judged, one a LoRA, and some about
+    the merge.
+    """
+    lines = []
+    if verdict.unjudged is not None:
+        lines.append(
+            f"{verdict.unjudged}: not judged; look at pictures of it, merged and stacked; if the "
+            "stack shows it better, use the stack"
+        )
+    lines += map(line_of, verdict.loras)
     if not all(kept.is_told for kept in verdict.loras):
         lines.append("on transformers this figure does not tell a good LoRA: look at pictures")
-    if verdict.unjudged is not None:
-        lines.append(f"{verdict.unjudged}: not judged; look at pictures of it, merged and stacked")
     if verdict.together is not None:
         advice = verdict.together_advice
         to_do = "" if advice is None else f": {_sentence(advice)}"

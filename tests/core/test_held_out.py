@@ -217,7 +217,7 @@ def test_a_subject_in_a_style_is_told_not_to_be_judged(host, kind, held_out, tol
     report = merge_and_check(job).report
     unjudged = report.verdict.unjudged
     assert (unjudged and str(unjudged)) == told
-    assert ("not judged" in str(report)) == bool(told)
+    assert ("not judged" in str(report).splitlines()[0]) == bool(told)
 
 
 @pytest.mark.parametrize("family", ["SD1.5", "SDXL", "SD2.x", "Flux.1", "Qwen-Image"])

@@ -156,7 +156,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert len(set(badges)) == 3, "unlikely is as red as lost"
     assert len(edges(page, ".iteris-percent", "right")) == 1, "figures are below one another"
     lines = panel.inner_text()
-    against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less."
+    against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less than stacked."
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture\nunlikely"
     to_do = "To get them into one picture, switch on “together”."
@@ -256,9 +256,12 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     badges = frontend.page.locator(".iteris-verdict .iteris-badge").evaluate_all(
         "all => all.map((each) => [each.textContent, getComputedStyle(each).backgroundColor])"
     )
-    assert badges[2:] == [["not judged", AMBER], ["uncertain", AMBER]]
+    assert [badges[0], badges[-1]] == [["not judged", AMBER], ["uncertain", AMBER]]
+    against = "Pictures of other things change 71 % less than stacked."
+    assert frontend.page.locator(".iteris-against").inner_text() == against
+    stack = "If the stack shows it better, use the stack."
     assert len(edges(frontend.page, ".iteris-verdict .iteris-badge", "right")) == 1
-    expect(line).to_contain_text("with an empty prompt, its first row shows it")
+    expect(line).to_contain_text(f"with an empty prompt, its first row shows it. {stack}")
     compare = frontend.page.evaluate(
         """(merge) => {
             const node = LiteGraph.createNode('IterISCompare');
@@ -269,7 +272,10 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
         }""",
         MERGE,
     )
-    for prompt, said in (("", "the first row of Compare"), ("a dog", "with an empty prompt")):
+    for prompt, said in (
+        ("", f"the first row of Compare. {stack}"),
+        ("a dog", "with an empty prompt"),
+    ):
         frontend.set_widgets(compare, prompt=prompt)
         frontend.keep()
         expect(line).to_contain_text(said)
