@@ -31,6 +31,7 @@ def models(high="wan2.2_t2v_high_noise.safetensors", low="wan2.2_t2v_low_noise.s
 
 def merge(rows, **models_of):
     settings = {**SMALL, "sample_runs": 2, "frames": 5, "cfg": 1.0, "protect_base": 0.0}
+    settings["check_runs"] = 1
     inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": rows, "settings": ["4", 0]}
     merged = node("IterISMerge", **inputs, model_low_noise=["2", 0])
     return {**models(**models_of), "4": node("IterISSettings", **settings), "5": merged}
@@ -84,6 +85,9 @@ def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files)
     assert names == ["dog_high_noise.safetensors", "dog_low_noise.safetensors", "ink.safetensors"]
     assert {entry["task"] for entry in report["layers"][0]["tasks"]} == {"dog", "ink"}
     assert len(report["layers"]) == 2 * len(LAYERS)
+    said = outputs["5"]["text"][0].splitlines()
+    assert said[0].startswith("dog in the style of ink: not judged")
+    assert said[1].startswith("dog: uncertain, kept ") and said[2].startswith("ink: uncertain, ")
     loaders = {}
     for number, base, path in zip(("10", "11"), ("1", "2"), saved, strict=True):
         inputs = {"model": [base, 0], "lora_name": path.name, "strength_model": 1.0}
