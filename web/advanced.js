@@ -29,11 +29,19 @@ export function foldAdvanced(node, say) {
     show();
     fit(node);
   };
-  /** Hide what was not set, and give its room back. */
+  const heightAs = (wished) => {
+    const now = isOpen;
+    isOpen = wished;
+    const [, height] = node.computeSize();
+    isOpen = now;
+    return height;
+  };
+  /** Hide what was not set, and give its room back, unless the user has made the node another height. */
   const close = () => {
-    const before = node.size[1];
     show();
-    shrink(node, Math.max(0, before - node.computeSize()[1]));
+    const whole = heightAs(true);
+    const alone = whole - LiteGraph.NODE_WIDGET_HEIGHT - 4; // without the button, as older frontends have it
+    if ([whole, alone].some((height) => Math.abs(node.size[1] - height) < 1)) shrink(node, whole - heightAs(isOpen));
   };
   for (const widget of advanced) hide(node, widget, () => isHidden(widget), button);
   also(node, "onConfigure", close);
