@@ -67,6 +67,8 @@ TEMPLATES = (
             "",
             "The merge takes as long as 6 to 11 pictures. **Compare** then draws 9, or 5 if you "
             f"write one *prompt* there. {_WORDS}",
+            "",
+            "Two LoRAs that work when stacked need no merge: template 11 stacks them.",
         ),
     ),
     Template(

@@ -118,7 +118,7 @@ def test_on_a_transformer_only_lost_is_told():
     assert said[:2] == ["a: uncertain, kept 97 %", "b: uncertain, kept 97 % (58 to 100)"]
     assert said[2] == "c: uncertain, kept 66 %"
     assert said[3].startswith("d: lost, kept 10 %: ")
-    why = "on transformers this figure does not tell a good LoRA: look at pictures"
+    why = "on models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at pictures"
     assert said[4] == why and said.count(why) == 1
     unet = replace(made, on_transformer=False)
     assert why not in str(unet)

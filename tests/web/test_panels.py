@@ -232,7 +232,7 @@ def test_on_a_transformer_what_is_not_lost_is_uncertain_and_the_panel_says_why_o
     assert [line[-1] for line in said[1:]] == ["uncertain", "lost"]
     colours = rows.evaluate_all("all => all.map((each) => getComputedStyle(each).borderLeftColor)")
     assert colours == [AMBER, AMBER, "rgb(217, 54, 54)"]
-    why = "On transformers this figure does not tell a good LoRA: look at Compare."
+    why = "On models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at Compare."
     assert frontend.page.locator(".iteris-verdict").inner_text().count(why) == 1
     picture(frontend, "verdict_on_a_transformer")
     frontend.executed(MERGE, report_with_verdict(loras[2]))

@@ -14,7 +14,7 @@ export default {
   between: "({low} to {high})",
   kept: "kept {percent} %",
   unread_share: "{percent} % of its file was not read",
-  not_told: "On transformers this figure does not tell a good LoRA: look at Compare.",
+  not_told: "On models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at Compare.",
   not_judged: "not judged",
   in_style: "{subjects} in the style of {styles}",
   look_first: "Look for it in the first row of Compare. If the stack shows it better, use the stack.",

@@ -14,7 +14,7 @@ export default {
   between: "（{low}～{high}）",
   kept: "{percent} % を保持",
   unread_share: "ファイルの {percent} % は読み込まれていません",
-  not_told: "トランスフォーマーでは、この数字から LoRA が良好かどうかは分かりません。「比較」を見てください。",
+  not_told: "SDXL と SD1.5 以外のモデルでは、この数字から LoRA が良好かどうかは分かりません。「比較」を見てください。",
   not_judged: "判定なし",
   in_style: "{styles} の画風で描いた {subjects}",
   look_first:

@@ -14,7 +14,7 @@ export default {
   between: "（{low} 至 {high}）",
   kept: "保留 {percent} %",
   unread_share: "其文件有 {percent} % 未被读取",
-  not_told: "在 Transformer 上，这个数字不能说明 LoRA 是否良好：请看“比较”。",
+  not_told: "在 SDXL 和 SD1.5 以外的模型上，这个数字不能说明 LoRA 是否良好：请看“比较”。",
   not_judged: "未判定",
   in_style: "以 {styles} 的画风画 {subjects}",
   look_first: "请在“比较”的最上面一行查看。如果叠加画得更好，就用叠加。",
