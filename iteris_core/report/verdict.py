@@ -387,7 +387,10 @@ def lines_of(verdict: Verdict) -> list[str]:
         )
     lines += map(line_of, verdict.loras)
     if not all(kept.is_told for kept in verdict.loras):
-        lines.append("on models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at pictures")
+        lines.append(
+            "on models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at "
+            "pictures"
+        )
     if verdict.together is not None:
         advice = verdict.together_advice
         to_do = "" if advice is None else f": {_sentence(advice)}"
