@@ -461,7 +461,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_timeout(NOTICE_MS)
     shoot("5_report")
     page.set_viewport_size(TALL)
-    frontend.show(merge, left=86, top=-300, scale=0.82)
+    frontend.show(merge, left=86, top=-150, scale=0.82)
     divide(frontend, DIVIDED)
     shoot("6_compare")
     page.locator(".iteris-details summary", has_text="Layers").click()
@@ -635,7 +635,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.say("The verdict: what is kept of each", 2500)
     page.wait_for_selector(".iteris-pair:visible")
     frontend.pictures_shown()
-    frontend.show(merge, left=86, top=-50, scale=0.75)
+    frontend.show(merge, left=86, top=70, scale=0.75)
     film.say("Compare, from one seed: all three stacked, and merged")
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
