@@ -5,7 +5,7 @@ import { addSave, turnBack, turnInto } from "./chain.js";
 import { modelFileOf } from "./fitting.js";
 import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, also, button, fit, panelHeight, savesWithout } from "./parts.js";
+import { addElement, also, button, fit, panelHeight, savesWithout, tell } from "./parts.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
@@ -106,7 +106,9 @@ export function addReport(node, say) {
     const words = node.properties[PROPERTY].file.words.join(", ");
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
     const known = { ...(await aboutModelOf(node)), words, title };
-    if (node.graph) turnBack(node, newRow(name).text, create, app.canvas, known);
+    if (!node.graph) return;
+    turnBack(node, newRow(name).text, create, app.canvas, known);
+    if (!node.graph) tell(say("replaced"), say("replaced_rest"));
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () =>

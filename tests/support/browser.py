@@ -29,6 +29,7 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.VueNodes.Enabled": False,
+    "Comfy.Node.AlwaysShowAdvancedWidgets": False,
     "Comfy.Extension.Disabled": [],
     "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.RightSidePanel.ShowErrorsTab": False,

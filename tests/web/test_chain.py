@@ -340,6 +340,7 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture):
     load = saved(frontend)
     picture(frontend, "load_this")
     press_load(frontend, load)
+    frontend.page.get_by_text("Ctrl+Z brings the merge back").wait_for()
     picture(frontend, "loaded")
     after = frontend.prompt()
     (loader,) = (key for key, node in after.items() if node["class_type"] == "IterISLoad")

@@ -261,7 +261,9 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     assert frontend.page.locator(".iteris-against").inner_text() == against
     stack = "If the stack shows it better, use the stack."
     assert len(edges(frontend.page, ".iteris-verdict .iteris-badge", "right")) == 1
-    expect(line).to_contain_text(f"with an empty prompt, its first row shows it. {stack}")
+    expect(line).to_contain_text(
+        f"by a prompt that names both; an empty one draws it, too. {stack}"
+    )
     compare = frontend.page.evaluate(
         """(merge) => {
             const node = LiteGraph.createNode('IterISCompare');
@@ -274,7 +276,7 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     )
     for prompt, said in (
         ("", f"the first row of Compare. {stack}"),
-        ("a dog", "with an empty prompt"),
+        ("a dog", "by a prompt that names both"),
     ):
         frontend.set_widgets(compare, prompt=prompt)
         frontend.keep()

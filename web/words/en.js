@@ -19,7 +19,7 @@ export default {
   in_style: "{subjects} in the style of {styles}",
   look_first: "Look for it in the first row of Compare. If the stack shows it better, use the stack.",
   look_drawn:
-    "Look at it with Compare: with an empty prompt, its first row shows it. If the stack shows it better, use the stack.",
+    "Look for it in Compare, by a prompt that names both; an empty one draws it, too. If the stack shows it better, use the stack.",
   together: "Two of them together in one picture",
   both_together: "Both together in one picture",
   together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
@@ -52,6 +52,8 @@ export default {
   load_this_title:
     "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone; else it comes with nodes that draw, where these are known for the model.",
   draw_with: "Draw with {lora}",
+  replaced: "Load LoRAs is in the place of the merge",
+  replaced_rest: "Ctrl+Z brings the merge back, with all that hung on it.",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",

@@ -18,7 +18,7 @@ export default {
   not_judged: "未判定",
   in_style: "以 {styles} 的画风画 {subjects}",
   look_first: "请在“比较”的最上面一行查看。如果叠加画得更好，就用叠加。",
-  look_drawn: "请用“比较”查看：提示词留空时，最上面一行就是它。如果叠加画得更好，就用叠加。",
+  look_drawn: "请用“比较”查看，提示词中写上两者；留空时也会画出。如果叠加画得更好，就用叠加。",
   together: "其中两个同时出现在一张图中",
   both_together: "两者同时出现在一张图中",
   together_title: "依据两个主体同图时各自那一半的误差，使用合并未见过的提示词。",
@@ -49,6 +49,8 @@ export default {
   load_this_title:
     "用“载入 LoRA”载入这个文件。若有节点用此合并来画，则取代此合并及只连着它的节点；否则，若知道该模型如何作画，会连同绘图节点一起加入。",
   draw_with: "用 {lora} 绘图",
+  replaced: "合并的位置现在是“载入 LoRA”",
+  replaced_rest: "Ctrl+Z 可恢复合并及与其相连的节点。",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行会再次生成，合并也会重新进行。",
   words: "触发词：{words}",
   details: "各层、柱状图与说明",
