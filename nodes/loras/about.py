@@ -120,12 +120,10 @@ def about_model(name: str) -> dict[str, Any]:
         return answer | {"error": str(error)}
     if not families:
         return answer
-    found = {"family": families[0].name, "fits": fitting(families[0])}
-    return (
-        answer
-        | found
-        | {
-            "guidance": families[0].guidance,
-            "resolution": families[0].resolution,
-        }
-    )
+    family = families[0]
+    return answer | {
+        "family": family.name,
+        "fits": fitting(family),
+        "guidance": family.guidance,
+        "resolution": family.resolution,
+    }
