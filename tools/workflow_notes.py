@@ -193,6 +193,7 @@ TEMPLATES = (
             _CHOOSE,
             "**Load LoRAs**: choose a file in each row",
             "**Prompt**: write what to draw. Open a row to add its trigger words by a click",
+            "**Picture size**: 1024 is for SDXL; for SD1.5 set both to 512",
         ),
         (
             "As they are, LoRAs may spoil each other. *Merge these* turns **Load LoRAs** into **Merge "
