@@ -7,7 +7,7 @@ import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { addElement, also, button, fit, panelHeight, savesWithout, tell } from "./parts.js";
 import { figures } from "./report.js";
-import { canName, nameOf, newRow, ownName } from "./rows_text.js";
+import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
@@ -26,10 +26,21 @@ async function aboutModelOf(node) {
   return (model && (await aboutModel(model))) || {};
 }
 
+/** Return whether a loader has a LoRA to merge: a row that is switched on, or what comes through a link. */
+function hasLoras({ inputs, widgets }) {
+  const isLinked = inputs.some(
+    ({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null,
+  );
+  return (
+    isLinked || readRows(widgets.find(({ name }) => name === "loras").value).some(({ row, isOff }) => row && !isOff)
+  );
+}
+
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
   return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
+    if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
     const { guidance } = await aboutModelOf(node);
     if (node.graph) turnInto(node, create, app.canvas, guidance); // or it was pressed twice
   });

@@ -82,6 +82,11 @@ export function drawRow(view, place) {
     },
     view.keep,
   );
+  strength.addEventListener("keydown", ({ key, shiftKey, ctrlKey, metaKey }) => {
+    if (key !== "Enter" || ctrlKey || metaKey) return;
+    const column = [...view.list.querySelectorAll(".iteris-row-head > .iteris-number")];
+    column[column.indexOf(strength) + (shiftKey ? -1 : 1)]?.focus(); // as in a table
+  });
   const showIdle = () => {
     const { model, clip } = view.entries[place].row;
     idle = isOff || model || clip ? [] : [say("idle")];

@@ -51,8 +51,10 @@ const areNames = (names) => Array.isArray(names) && names.length <= MOST.lines &
 const isUnjudgedOrNone = (found) =>
   found === null || (isObject(found) && areNames(found.subjects) && areNames(found.styles));
 
+const areOfTransformer = (blocks) => blocks.some(({ name }) => /^(?:D|S|B|NR|CR)\d/.test(name));
+
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
-function verdictOf(verdict) {
+function verdictOf(verdict, blocks) {
   // while a merge runs, and of a report that an older version has kept
   if (verdict === undefined || verdict === null) return null;
   if (!isObject(verdict)) return undefined;
@@ -64,11 +66,10 @@ function verdictOf(verdict) {
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  const kept = loras.slice(0, MOST.lines).map((lora) => ({
-    ...lora,
-    advice: known(lora.advice),
-    isTold: lora.isTold !== false, // version 0.1.0 told all
-  }));
+  const kept = loras.slice(0, MOST.lines).map((lora) => {
+    const isTold = (lora.isTold ?? (lora.level === "lost" || !areOfTransformer(blocks))) === true; // version 0.1.0 told all
+    return { ...lora, advice: isTold ? known(lora.advice) : null, isTold };
+  });
   return {
     loras: kept,
     together,
@@ -137,23 +138,20 @@ export function readSaved(saved) {
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
   const file = readFile(saved.file);
+  const ofBlocks = blocksOf(blocks, count);
+  if (!ofBlocks) return undefined;
   const kept = {
     version: 1,
-    verdict: verdictOf(saved.verdict),
+    verdict: verdictOf(saved.verdict, ofBlocks),
     tasks,
     unseen: unseen.slice(0, MOST.lines),
     overall: overall.slice(0, MOST.lines),
-    blocks: blocksOf(blocks, count),
+    blocks: ofBlocks,
     warnings: warnings.slice(0, MOST.texts),
     prompts: prompts.slice(0, MOST.texts),
     notes: notes.slice(0, MOST.texts),
   };
-  if (
-    kept.verdict === undefined ||
-    !kept.blocks ||
-    !kept.unseen.every(isUnseen) ||
-    !kept.overall.every((line) => isLine(line, count))
-  )
+  if (kept.verdict === undefined || !kept.unseen.every(isUnseen) || !kept.overall.every((line) => isLine(line, count)))
     return undefined;
   const texts = [...kept.warnings, ...kept.prompts, ...kept.notes];
   if (!texts.every((text) => typeof text === "string")) return undefined;

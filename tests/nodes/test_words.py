@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 from iteris_pack.nodes import IterisExtension
+from iteris_pack.nodes.merge import NOT_BEGUN
 
 from iteris_core.report.verdict import AdviceKind, Level
 
@@ -114,3 +115,8 @@ def test_the_page_knows_every_word_of_a_verdict():
     for name, meant in (("LEVELS", Level), ("ADVICE", AdviceKind)):
         (listed,) = re.findall(rf"export const {name} = \[([^]]*)\];", source)
         assert tuple(re.findall(r'"(\w+)"', listed)) == get_args(meant)
+
+
+def test_the_page_knows_how_a_merge_says_that_another_node_tells_why():
+    """The server passes on words alone."""
+    assert f'"{NOT_BEGUN}"' in (ROOT / "web" / "iteris.js").read_text(encoding="utf-8")

@@ -141,6 +141,26 @@ test("a verdict that version 0.1.0 has kept is read, without what it knew no bet
   );
 });
 
+test("of a transformer, a verdict that version 0.1.0 has kept is told as today's", () => {
+  const [good, lost] = REPORT.verdict.loras.map(({ isTold, ...lora }) => lora);
+  const weak = { ...good, level: "weak", levels: ["weak"], advice: { kind: "priority", names: [] } };
+  const verdict = { ...REPORT.verdict, loras: [good, weak, lost] };
+  const told = (name) => {
+    const blocks = [{ name, layers: REPORT.blocks[0].layers }];
+    return readSaved({ ...REPORT, verdict, blocks }).verdict.loras.map(({ isTold, advice }) => [isTold, advice?.kind]);
+  };
+  for (const block of ["D05", "B11"])
+    assert.deepEqual(
+      told(block),
+      [false, false, true].map((isTold) => [isTold, isTold ? "method" : undefined]),
+    );
+  assert.deepEqual(told("IN05"), [
+    [true, undefined],
+    [true, "priority"],
+    [true, "method"],
+  ]);
+});
+
 test("what is said of a file is kept, or not drawn", () => {
   assert.deepEqual(readSaved({ ...REPORT, file: FILE }), { ...REPORT, file: FILE });
   assert.deepEqual(readSaved({ ...REPORT, file: 3 }), REPORT);

@@ -145,6 +145,30 @@ def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture)
     assert frontend.errors == []
 
 
+def test_without_a_lora_no_merge_is_made_and_the_page_says_why(in_renderer, picture):
+    frontend = in_renderer
+    load_plain(frontend)
+    before = kinds(frontend)
+    for rows in ("", "# <lora:first:1>"):
+        frontend.set_widgets(int(LOADER), loras=rows)
+        frontend.page.locator(".iteris-merge-these").press("Enter")
+        told = frontend.page.get_by_text("Add a LoRA, or switch a row on.")
+        told.wait_for()
+        picture(frontend, "nothing_to_merge")
+        assert kinds(frontend) == before
+        told.wait_for(state="hidden")
+    frontend.page.evaluate(
+        """id => {
+            const stack = LiteGraph.createNode("IterISStack");
+            app.graph.add(stack);
+            stack.connect(0, app.graph.getNodeById(id), "more_loras");
+        }""",
+        LOADER,
+    )
+    merge_these(frontend)
+    assert frontend.errors == []
+
+
 def test_a_pinned_node_stays_where_it_is(frontend):
     load_plain(frontend)
     pinned = [LATENT, ENCODER]

@@ -220,6 +220,24 @@ def test_escape_and_undo_give_a_strength_back_and_the_wheel_changes_it(rows):
     assert text_of(rows) == TEXT
 
 
+def test_enter_goes_down_the_strengths_of_the_rows_and_back(rows):
+    """By Tab it is seven keys to the next one."""
+    rows.set_widgets(MERGE, loras=f"{FIRST}\n# a remark\n{SECOND}\n{THIRD}")
+    rows.settle()
+    at(rows, 0, "opener").press("Enter")  # whose numbers are none of the column
+    at(rows, 0, "number").first.click()
+    for strength in ("0.6", "0.7", "0.9"):
+        rows.page.keyboard.type(strength)
+        rows.page.keyboard.press("Enter")
+    numbers = rows.page.locator(".iteris-row-head > .iteris-number")
+    strengths = re.findall(r"<lora:\w+:([\d.]+)", text_of(rows))
+    assert strengths == ["0.6", "0.7", "0.9"]
+    assert rows.page.evaluate("document.activeElement === document.body"), "after the last one"
+    numbers.nth(2).click()
+    rows.page.keyboard.press("Shift+Enter")
+    expect(numbers.nth(1)).to_be_focused()
+
+
 def test_a_strength_that_was_clicked_is_not_copied_instead_of_a_node(rows):
     """The browser copies a text that is marked, also in a field without the focus."""
     for key in ("ArrowUp", "ArrowDown"):

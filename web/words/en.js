@@ -101,6 +101,8 @@ export default {
   other_title: "The same LoRAs as a text that can be copied, or as rows",
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
+  nothing_to_merge: "There is nothing to merge",
+  nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",
   search_row: "Search LoRAs for row {row}",
   more_names: "and {count} more: type a part of the name",

@@ -101,6 +101,8 @@ export default {
   other_title: "同じ LoRA をコピーできるテキストで、または一覧で表示します",
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、同じ行と接続の「LoRA をマージ」にします",
+  nothing_to_merge: "マージするものがありません",
+  nothing_to_merge_rest: "LoRA を追加するか、行をオンにしてください。",
   search: "LoRA を検索",
   search_row: "{row} 行目の LoRA を検索",
   more_names: "ほかに {count} 件：名前の一部を入力してください",

@@ -97,6 +97,8 @@ export default {
   other_title: "将同样的 LoRA 显示为可复制的文本，或显示为列表",
   merge_these: "合并这些",
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
+  nothing_to_merge: "没有可合并的 LoRA",
+  nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
   search_row: "搜索第 {row} 行的 LoRA",
   more_names: "还有 {count} 个：请输入名称的一部分",
