@@ -60,7 +60,6 @@ ROOM_BELOW = {
     "IterISSave": 120,
     "LoadImage": 180,
 }
-SETTINGS_ROOM = 440  # for a Merge settings below what is on the left
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
@@ -80,6 +79,7 @@ SECOND_GROUP = (
     ("IterISMerge", "CLIPTextEncode"),
 )
 GROUP_ROOM = 12
+GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 BADGE = 12
 FRAME = 70  # milliseconds of a film's picture, while the pointer moves
@@ -91,7 +91,6 @@ SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
 DIVIDED = 25  # per cent of a comparison's picture that are on the left
-VUE_SCALE = 1.2  # by which frontends around 1.32 enlarge a workflow for Nodes 2.0
 OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
 READABLE = 0.58  # below, the frontend writes no letters
 WINDOW = (1280, 800)
@@ -183,22 +182,22 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     boxes = []
     passing = lanes(prompt, column_of, places)
     top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
-    places["note"] = [0, top - NOTE_GAP - sizes["note"][1]]
+    places["note"] = [0.0, top - NOTE_GAP - sizes["note"][1]]
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUP_COLOURS))
     ]
-    bottoms = [
-        max(places[key][1] + sizes[key][1] + room_below(prompt, key) for key in inside) + GROUP_ROOM
-        for inside in insides
-    ]
-    merges = any(node["class_type"] == "IterISMerge" for node in prompt.values())
-    bottom = max(bottoms[0] + merges * SETTINGS_ROOM, *bottoms[1:])
+    # groups grow with our nodes: see web/groups.js
+    bottom = max(places[key][1] + sizes[key][1] for key in group_of) + GROUP_BOTTOM
     for title, colour, inside in zip(template.groups, GROUP_COLOURS, insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
         boxes.append(
             [f"{len(boxes) + 1}. {title}", colour, [left, top], [right - left, bottom - top]]
         )
+    # the corner is where the canvas begins: it stays there where frontends enlarge all for Nodes 2.0
+    corner = [boxes[0][2][0], places["note"][1] - TITLE]
+    for place in [*places.values(), *(pos for _, _, pos, _ in boxes)]:
+        place[:] = [place[k] - corner[k] for k in (0, 1)]
     frontend.page.evaluate(
         """([places, boxes]) => {
             for (const node of app.graph.nodes) {
@@ -219,7 +218,10 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
                 app.graph.createReroute([left, y], app.graph.createReroute([right, y], link));
             }
         }""",
-        [[int(key), *rest] for key, *rest in passing],
+        [
+            [int(key), name, left - corner[0], right - corner[0], y - corner[1]]
+            for key, name, left, right, y in passing
+        ],
     )
     frontend.settle()
 
@@ -318,30 +320,23 @@ def opening(workflow: dict, template: Template) -> dict:
     """Return a workflow as a template opens: whole in a window of 1280 x 800, with the user's first
     checkpoint chosen.
     """
-    workflow["extra"]["ds"] = view(workflow["groups"], workflow["nodes"])
+    workflow["extra"]["ds"] = view(workflow["groups"])
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":
             del node["widgets_values"]
     return workflow
 
 
-def view(groups: list[dict], nodes: list[dict]) -> dict:
-    """Return scale and offset of the page that show a template's nodes in both renderers, and its
-    groups in their width: below is room for pictures. Where a workflow has none, ComfyUI 0.3.75
-    fits it to the page and scatters its nodes in Nodes 2.0.
+def view(groups: list[dict]) -> dict:
+    """Return scale and offset of the page that show a template whole in both renderers. Where a
+    workflow has none, ComfyUI 0.3.75 fits it to the page and scatters its nodes in Nodes 2.0.
     """
     boxes = [group["bounding"] for group in groups]
-    start = [min(box[0] for box in boxes), min(node["pos"][1] for node in nodes) - TITLE]
-    ends = [
-        max(box[0] + box[2] for box in boxes),
-        max(node["pos"][1] + node["size"][1] for node in nodes) + GROUP_ROOM,
-    ]
+    ends = [max(box[k] + box[k + 2] for box in boxes) for k in (0, 1)]
     places = (OPENS["left"], OPENS["top"])
-    fits = [(WINDOW[k] - places[k] - MARGIN) / (ends[k] - start[k]) for k in (0, 1)]
+    fits = [(WINDOW[k] - places[k] - MARGIN) / ends[k] for k in (0, 1)]
     scale = max(READABLE, round(min(OPENS["scale"], *fits), 2))
-    # titles of nodes are scaled with what is below them
-    corner = [VUE_SCALE * start[0], VUE_SCALE * (start[1] - TITLE)]
-    return {"scale": scale, "offset": [round(places[k] / scale - corner[k]) for k in (0, 1)]}
+    return {"scale": scale, "offset": [round(place / scale) for place in places]}
 
 
 def make_blueprint(chromium: object, address: str, names: list[str]) -> None:

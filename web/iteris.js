@@ -6,6 +6,7 @@ import { app } from "../../scripts/app.js";
 import { foldAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
 import { nodeAt, nodesOf } from "./graph.js";
+import { holdAll } from "./groups.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forget, forgetAll } from "./loras.js";
@@ -303,6 +304,7 @@ app.registerExtension({
     showDigits(node);
     showMeanings(node, say);
     keepHeight(node);
+    also(node, "onResize", () => node.graph && holdAll(node.graph));
     node.seekIterisRun = () => seekRun(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);

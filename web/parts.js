@@ -238,6 +238,9 @@ export function keepHeight(node) {
   });
 }
 
+/** Return the height of a node that a workflow keeps; undefined: it is not one of ours. */
+export const ownHeight = (node) => heights.get(node)?.own;
+
 /** Return the room of what is on a node and is not saved. */
 const roomsOf = ({ rooms }) => rooms.reduce((sum, each) => sum + each(), 0);
 
