@@ -88,7 +88,7 @@ def unet_shapes() -> Shapes:
     for block in (1, 3):
         yield from layer(f"output_blocks.{block}.1.conv", CHANNELS, CHANNELS, 3, 3)
     for name in TRANSFORMERS:
-        yield from transformer(name, CLIP_L, linear=False)
+        yield from transformer(name)
     yield from layer("out.0", CHANNELS)
     yield from layer("out.2", 4, CHANNELS, 3, 3)
 

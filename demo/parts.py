@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,11 +24,7 @@ CLIP_L_LAYERS = 12
 VOCABULARY = 49408
 MAX_TOKENS = 77
 
-_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.float8_e5m2: "F8_E5M2"}
-_TEXT_ENCODERS = ("conditioner.", "text_encoders.")
-_BETWEEN = re.compile(
-    r"transformer_blocks\.[1-8]\.|encoder\.layers\.[1-9]\.|resblocks\.([1-9]|[12]\d)\."
-)
+_TYPES = {torch.float32: "F32", torch.float16: "F16"}
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -52,30 +47,21 @@ def resnet(name: str, d_in: int) -> Shapes:
         yield from layer(f"{name}.skip_connection", CHANNELS, d_in, 1, 1)
 
 
-def transformer(name: str, d_context: int, depth: int = 1, *, linear: bool) -> Shapes:
-    """Yield the weights of a transformer of a UNet.
-
-    Args:
-        name: Name of the transformer.
-        d_context: Width of the contexts that it reads.
-        depth: Number of its blocks.
-        linear: Whether its projections are linear layers, or convolutions of one pixel.
-    """
-    pixel = () if linear else (1, 1)
+def transformer(name: str) -> Shapes:
+    """Yield the weights of a transformer of a UNet, which has one block and reads CLIP-L."""
     yield from layer(f"{name}.norm", CHANNELS)
-    yield from layer(f"{name}.proj_in", CHANNELS, CHANNELS, *pixel)
-    for index in range(depth):
-        block = f"{name}.transformer_blocks.{index}"
-        for attention, width in (("attn1", CHANNELS), ("attn2", d_context)):
-            yield from layer(f"{block}.{attention}.to_q", CHANNELS, CHANNELS, bias=False)
-            yield from layer(f"{block}.{attention}.to_k", CHANNELS, width, bias=False)
-            yield from layer(f"{block}.{attention}.to_v", CHANNELS, width, bias=False)
-            yield from layer(f"{block}.{attention}.to_out.0", CHANNELS, CHANNELS)
-        yield from layer(f"{block}.ff.net.0.proj", 8 * CHANNELS, CHANNELS)
-        yield from layer(f"{block}.ff.net.2", CHANNELS, 4 * CHANNELS)
-        for norm in ("norm1", "norm2", "norm3"):
-            yield from layer(f"{block}.{norm}", CHANNELS)
-    yield from layer(f"{name}.proj_out", CHANNELS, CHANNELS, *pixel)
+    yield from layer(f"{name}.proj_in", CHANNELS, CHANNELS, 1, 1)
+    block = f"{name}.transformer_blocks.0"
+    for attention, width in (("attn1", CHANNELS), ("attn2", CLIP_L)):
+        yield from layer(f"{block}.{attention}.to_q", CHANNELS, CHANNELS, bias=False)
+        yield from layer(f"{block}.{attention}.to_k", CHANNELS, width, bias=False)
+        yield from layer(f"{block}.{attention}.to_v", CHANNELS, width, bias=False)
+        yield from layer(f"{block}.{attention}.to_out.0", CHANNELS, CHANNELS)
+    yield from layer(f"{block}.ff.net.0.proj", 8 * CHANNELS, CHANNELS)
+    yield from layer(f"{block}.ff.net.2", CHANNELS, 4 * CHANNELS)
+    for norm in ("norm1", "norm2", "norm3"):
+        yield from layer(f"{block}.{norm}", CHANNELS)
+    yield from layer(f"{name}.proj_out", CHANNELS, CHANNELS, 1, 1)
 
 
 def clip_l() -> Shapes:
@@ -142,32 +128,19 @@ def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
-def hole(shape: tuple[int, ...], dtype: torch.dtype = torch.float16) -> Tensor:
-    """Return zeros that take no room, see `save`."""
-    return torch.empty(shape, dtype=dtype, device="meta")
+def hole(shape: tuple[int, ...]) -> Tensor:
+    """Return zeros in fp16 that take no room, see `save`."""
+    return torch.empty(shape, dtype=torch.float16, device="meta")
 
 
-def compact(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return an initial weight that takes little room.
-
-    Text encoders are in fp8, which the host widens to fp16. Of blocks and layers in a row, the
-    first and the last (of text encoders, the last two) are random. The matrices of those between
-    are zeros: they pass on what they get.
-    """
-    dtype = torch.float8_e5m2 if name.startswith(_TEXT_ENCODERS) else torch.float16
-    if len(shape) > 1 and _BETWEEN.search(name):
-        return hole(shape, dtype)
-    return initial(name, shape, generator).to(dtype)
-
-
-def finish_vae(tensors: dict[str, Tensor], scale: float, shift: float = 0.0) -> None:
-    """Give the tiny VAE of a checkpoint the scale and shift of its latents, and grey pictures."""
+def finish_vae(tensors: dict[str, Tensor], scale: float) -> None:
+    """Give the tiny VAE of a checkpoint the scale of its latents, and grey pictures."""
     # The picture is the decoder's last layer as it is: mid-grey on average, so that little of it is
     # clipped.
     tensors["first_stage_model.taesd_decoder.19.bias"].fill_(0.5)
     tensors["first_stage_model.taesd_decoder.19.weight"].mul_(0.2)
     tensors["first_stage_model.vae_scale"] = torch.tensor(scale).half()
-    tensors["first_stage_model.vae_shift"] = torch.tensor(shift).half()
+    tensors["first_stage_model.vae_shift"] = torch.tensor(0.0).half()
 
 
 def write_kohya_lora(
@@ -178,25 +151,21 @@ def write_kohya_lora(
     seed: int,
     rank: int,
     scale: float,
-    only: str = "",
 ) -> None:
     """Write a LoRA with kohya's keys and metadata.
 
     Args:
         path: The .safetensors file; it appears only once it is complete.
-        modules: Kohya's names and the weights' shapes of the modules that it can change.
+        modules: Kohya's names and the weights' shapes of the modules that it changes.
         metadata: What the file says about its base model.
         seed: Seed of all factors; the trigger word is ``demo`` and this number.
         rank: Rank of the LoRA at every module.
         scale: Frobenius norm of each module's delta over a random weight's, at strength 1.
-        only: Pattern of the names of the modules that it changes; empty: all.
     """
     generator = torch.Generator().manual_seed(seed)
     alpha = rank / 2  # not the rank, so that a reader that forgets alpha is found out
     tensors: dict[str, Tensor] = {}
     for module, (d_out, d_in, *kernel) in modules:
-        if not re.search(only, module):
-            continue
         down = torch.randn((rank, d_in, *kernel), generator=generator) / math.sqrt(d_in)
         up = torch.randn((d_out, rank, *kernel), generator=generator) * (
             scale * rank / alpha / math.sqrt(rank)

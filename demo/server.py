@@ -141,9 +141,7 @@ class ComfyServer:
         base: Folder with models/, input/, output/ and so on; made if missing, and kept.
         log: File for the server's output; overwritten.
         device: "cpu", or "auto" for a GPU if torch sees one.
-        pack: The custom node pack to load.
         arguments: More command line flags for main.py.
-        start_seconds: Seconds until the server must answer.
     """
 
     def __init__(
@@ -153,17 +151,13 @@ class ComfyServer:
         log: Path,
         *,
         device: Device = "auto",
-        pack: Path = PACK,
         arguments: Sequence[str] = (),
-        start_seconds: float = START_SECONDS,
     ) -> None:
         self.comfyui = comfyui.absolute()
         self.base = base.absolute()
         self.log = log.absolute()
         self.device = device
         self.arguments = tuple(arguments)
-        self.start_seconds = start_seconds
-        self.pack = pack.absolute()
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._cleanup = contextlib.ExitStack()
@@ -180,9 +174,9 @@ class ComfyServer:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def log_tail(self, lines: int = 30) -> str:
+    def log_tail(self) -> str:
         """Return the end of the server's output."""
-        return "\n".join(self._read_log().splitlines()[-lines:])
+        return "\n".join(self._read_log().splitlines()[-30:])
 
     def _read_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
@@ -195,7 +189,7 @@ class ComfyServer:
             raise ServerError(
                 f"'{installed}' exists. If no other server uses this folder, remove it."
             )
-        link(self.pack, installed)
+        link(PACK, installed)
         self._cleanup.callback(_remove, installed)
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
@@ -246,7 +240,7 @@ class ComfyServer:
         return self.process
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.start_seconds
+        deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if process.poll() is not None:
                 raise ServerError(
@@ -255,7 +249,7 @@ class ComfyServer:
             self._check_pack()
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"ComfyUI did not answer within {self.start_seconds:.0f} s:\n{self.log_tail()}"
+                    f"ComfyUI did not answer within {START_SECONDS:.0f} s:\n{self.log_tail()}"
                 )
             time.sleep(0.2)
         self._check_pack()
@@ -266,7 +260,7 @@ class ComfyServer:
         for number, line in enumerate(lines):
             if installed in line and any(mark in line for mark in IMPORT_FAILURES):
                 traceback = "\n".join(lines[max(0, number - 20) : number + 1])
-                raise ServerError(f"ComfyUI could not import the pack '{self.pack}':\n{traceback}")
+                raise ServerError(f"ComfyUI could not import the pack '{PACK}':\n{traceback}")
 
     def _answers(self) -> bool:
         try:

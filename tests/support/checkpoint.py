@@ -79,7 +79,7 @@ def checkpoint_shapes() -> Shapes:
 def lora_modules() -> Shapes:
     """Yield kohya's name and the shape of every module that a LoRA of it changes."""
     for name in _TRANSFORMERS.values():
-        yield from kohya_modules("lora_unet_", transformer(name, CLIP_L, linear=False))
+        yield from kohya_modules("lora_unet_", transformer(name))
     yield from kohya_modules("lora_te_text_model_", clip_layers(CLIP_L, CLIP_L_LAYERS))
 
 
@@ -90,6 +90,6 @@ def _unet() -> Shapes:
     for name, d_in in _RESNETS.items():
         yield from resnet(name, d_in)
     for name in _TRANSFORMERS:
-        yield from transformer(name, CLIP_L, linear=False)
+        yield from transformer(name)
     yield from layer("out.0", CHANNELS)
     yield from layer("out.2", 4, CHANNELS, 3, 3)
