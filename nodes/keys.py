@@ -169,19 +169,19 @@ def model_keys(
         for name, weight in diffusers_names.items()
         if name.endswith(".weight")
     }
+    shapes = layer_shapes(modules)
     spelled = dict(entries)
     if of_diffusers:
         for name, weight in of_diffusers.items():
             for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
                 spelled[prefix + name] = weight
     else:
-        for base, weight in _of_transformer(entries, family, layer_shapes(modules)):
+        for base, weight in _of_transformer(entries, family, shapes):
             spelled.setdefault(base, weight)
     of_text, ambiguous = _of_text(modules)
     for base, path in of_text.items():
         spelled.setdefault(base, HostWeight(f"{path}.weight"))
     saved_as = _saved_as(family, entries, of_diffusers)
-    shapes = layer_shapes(modules)
     module_of_base = {}
     part_of_base = {}
     for base, weight in spelled.items():

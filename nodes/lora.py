@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core.diffusion.lora_rows import Row
 from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.settings import bounds
 from . import host
@@ -109,16 +110,16 @@ class LoraToMerge(io.ComfyNode):
         blocks: str = "",
         without: str = "",
     ) -> io.NodeOutput:
-        use = use_of_file(
+        row = Row(
             lora_name,
             strength_model,
             strength_clip,
-            lines(prompts),
-            weight=priority,
+            priority=priority,
             blocks=blocks.strip(),
             without=lines(without),
+            prompts=lines(prompts),
         )
-        return show([ChosenLora(use)], previous)
+        return show([ChosenLora(use_of_file(lora_name, row))], previous)
 
 
 class TrainedLora(io.ComfyNode):

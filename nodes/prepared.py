@@ -18,7 +18,6 @@ from ..iteris_core.settings import setting_to
 from . import host
 from .expert_files import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
-from .loras.kinds import guessed_styles
 from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
     from ..iteris_core.memory import Room
     from .asked import Asked
@@ -165,6 +165,19 @@ def prepared(
         job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
+
+
+def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:
+    """Return a note for each row that does not say its kind and whose LoRA was taken as a style."""
+    return [
+        Note(
+            "scenes",
+            f"{row.where}: {use.file} was taken for a style, by its name or its trigger words; "
+            "write style or subject after it",
+        )
+        for row, use in zip(rows, uses, strict=True)
+        if row.kind is None and use.kind == "style"
+    ]
 
 
 def check_untested(family: Family, calibration: Calibration) -> list[Note]:

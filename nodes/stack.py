@@ -264,7 +264,8 @@ def carried_lora(
     """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified."""
     strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
     if file:
-        return ChosenLora(use_of_file(file, strength_model, strength_clip, prompts))
+        row = Row(file, strength_model, strength_clip, prompts=prompts)
+        return ChosenLora(use_of_file(file, row))
     if not prompts or any("{trigger}" in prompt for prompt in prompts):
         raise CalibrationError(
             f"{name} has no prompts, and no file of this workflow is known to be it, so its "

@@ -25,42 +25,22 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def use_of_file(
-    lora_name: str,
-    strength_model: float,
-    strength_clip: float,
-    prompts: Sequence[str],
-    **more: Any,
-) -> LoraUse:
+def use_of_file(file: str, row: Row, more: Sequence[str] = ()) -> LoraUse:
     """Return a LoRA file to merge, its prompts filled in.
 
     Args:
-        lora_name: Name of the file in ComfyUI's list.
-        strength_model: Strength of its part for the diffusion model.
-        strength_clip: Strength of its text encoder part.
-        prompts: The user's prompts; may be empty.
-        more: More fields of `LoraUse`.
+        file: Name of the file in ComfyUI's list.
+        row: What its user says of it; the name does not count.
+        more: Prompts besides the row's.
 
     Raises:
         AdapterError: The file cannot be read.
         CalibrationError: No prompts, and the file names no trigger words.
     """
-    from ...iteris_core.diffusion.lora_rows import likely_kind
-    from ...iteris_core.diffusion.lora_use import LoraUse, with_prompts
     from ...iteris_core.files.headers import lora_header
 
-    triggers = lora_header(host.lora_path(lora_name)).triggers
-    use = LoraUse(
-        name=adapter_name(lora_name),
-        file=lora_name,
-        sha256="",
-        strength_model=strength_model,
-        strength_clip=strength_clip,
-        prompts=tuple(prompts),
-        kind=likely_kind(lora_name, triggers) or "subject",
-        **more,
-    )
-    return with_prompts(use, triggers)
+    triggers = lora_header(host.lora_path(file)).triggers
+    return use_of(row, adapter_name(file), file, triggers, more)
 
 
 def file_of_row(row: Row, names: Sequence[str]) -> str:
@@ -86,12 +66,9 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
     Raises:
         IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
     """
-    from ...iteris_core.files.headers import lora_header
-
     file = file_of_row(row, host.lora_names())
     with placed(row.where):
-        triggers = lora_header(host.lora_path(file)).triggers
-        return use_of(row, adapter_name(file), file, triggers, more)
+        return use_of_file(file, row, more)
 
 
 def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False) -> None:
@@ -213,7 +190,11 @@ def use_of_tensors(
     prompts: Sequence[str],
     **more: Any,
 ) -> LoraUse:
-    """Return a LoRA to merge that is in no file, under a name; see `use_of_file`."""
+    """Return a LoRA to merge that is in no file, under a name.
+
+    Args:
+        more: More fields of `LoraUse`.
+    """
     from ...iteris_core.diffusion.lora_use import LoraUse
 
     return LoraUse(

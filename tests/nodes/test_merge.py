@@ -5,9 +5,8 @@ import torch
 from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import cost_shown
-from iteris_pack.nodes.loras.kinds import guessed_styles
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.prepared import too_small
+from iteris_pack.nodes.prepared import guessed_styles, too_small
 from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
 from safetensors.torch import save_file
