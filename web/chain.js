@@ -33,6 +33,7 @@ import { reached } from "./prompt_field.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
+const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
@@ -97,6 +98,27 @@ function sampledBy(loader) {
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
     negative_prompt: negative ?? "",
   };
+}
+
+/** Put a new Compare at a place; it draws as a sampler does, see `sampledBy`, or at the merge's cfg where that is the same. */
+function putCompare(graph, compare, pos, { cfg, ...drawn }, measured) {
+  compare.pos = pos;
+  graph.add(compare);
+  for (const [name, value] of Object.entries({ ...drawn, cfg: cfg === measured ? 0 : cfg }))
+    if (value !== undefined) set(compare, name, value);
+}
+
+/** Return where a merge's Compare has its inputs from; undefined: it cannot have one here. */
+export function comparedFrom(merge) {
+  const [model, clip, low] = ["model", "clip", "model_low_noise"].map((name) => originOf(merge, name));
+  const vae = vaeOf(merge.graph, model);
+  return vae && clip && !low ? { model, clip, vae } : undefined;
+}
+
+function linkCompared(merge, below, compare, from) {
+  Object.entries(from).forEach(([name, origin], i) => {
+    linkRound(origin, merge, below, compare, name, i);
+  });
 }
 
 /** Put a new Save at a place, whose file is called like that of no other one. */
@@ -182,7 +204,8 @@ export function turnInto(node, create, canvas, guidance) {
     }
     for (const name of ["model", "clip", "loras"]) link(originOf(node, name), merge, name);
     link(more, merge, "more_loras");
-    const { cfg, ...drawn } = sampledBy(node);
+    const drawn = sampledBy(node);
+    const { cfg } = drawn;
     const isLow = cfg <= LOW_CFG && cfg !== guidance;
     if (isLow) {
       const settings = create("IterISSettings");
@@ -190,9 +213,8 @@ export function turnInto(node, create, canvas, guidance) {
       set(settings, "cfg", cfg);
     }
     takeOutputs(merge, node);
-    const [model, clip] = ["model", "clip"].map((name) => originOf(node, name));
-    const vae = vaeOf(graph, model);
-    const compare = vae && clip && create("IterISCompare");
+    const from = comparedFrom(merge);
+    const compare = from && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
     const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
@@ -201,18 +223,12 @@ export function turnInto(node, create, canvas, guidance) {
     putSave(graph, save, [left + width, upper]);
     const below = top + height + ROOM;
     if (compare) {
-      compare.pos = [left, upper];
-      graph.add(compare);
-      for (const [name, value] of Object.entries({ ...drawn, cfg: isLow || cfg === guidance ? 0 : cfg }))
-        if (value !== undefined) set(compare, name, value);
+      putCompare(graph, compare, [left, upper], drawn, isLow ? cfg : guidance);
       shown.push(compare);
     }
     linkMerged(merge, compare ? [compare, save] : [save], below);
     if (compare) {
-      const from = { model, clip, vae };
-      Object.entries(from).forEach(([name, origin], i) => {
-        linkRound(origin, merge, below, compare, name, i);
-      });
+      linkCompared(merge, below, compare, from);
       const picture = compare.outputs.find(({ name }) => name === "merged");
       link({ outputNode: compare, output: picture }, save, "cover");
     }
@@ -275,4 +291,43 @@ export function addSave(merge, create, canvas) {
     linkMerged(merge, [save], pos[1] + size[1] + LANE);
     bringIntoSight([save], canvas);
   });
+}
+
+/**
+ * Put a Compare at the right of a merge, which draws as the graph's sampler does.
+ *
+ * @param {object} merge
+ * @param {(type: string) => object} create makes a node of a type
+ * @param {object} canvas of the frontend
+ * @param {number} [guidance] that a merge measures at by itself, if that is known
+ */
+export function addCompare(merge, create, canvas, guidance) {
+  const { graph, pos, size } = merge;
+  const from = comparedFrom(merge);
+  asOneChange(canvas, () => {
+    const compare = create("IterISCompare");
+    const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
+    const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || guidance;
+    putCompare(graph, compare, place, sampledBy(merge), measured);
+    const below = pos[1] + size[1] + LANE;
+    linkMerged(merge, [compare], below);
+    linkCompared(merge, below, compare, from);
+    bringIntoSight([compare], canvas);
+  });
+}
+
+/** Bring a Compare into sight: its pictures, once it has some. */
+export function showCompare(compare, canvas, frames = SHOWN) {
+  const pictures = compare.iterisPictures?.();
+  const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
+  if (!height) {
+    if (frames === SHOWN) bringIntoSight([compare], canvas, 0);
+    // what is out of sight is not laid out
+    if (pictures && frames) requestAnimationFrame(() => showCompare(compare, canvas, frames - 1));
+    return;
+  }
+  const { ds } = canvas;
+  const page = canvas.canvas.getBoundingClientRect();
+  const pos = [(left - page.left) / ds.scale - ds.offset[0], (top - page.top) / ds.scale - ds.offset[1] + TITLE];
+  bringIntoSight([{ pos, size: [width / ds.scale, height / ds.scale - TITLE] }], canvas, 0);
 }

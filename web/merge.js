@@ -1,7 +1,7 @@
 // The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
-import { addSave, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, comparedFrom, showCompare, turnBack, turnInto } from "./chain.js";
 import { modelFileOf } from "./fitting.js";
 import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
@@ -54,6 +54,8 @@ function takersOf({ graph, outputs }) {
 
 const isCompare = (node) => node?.comfyClass === "IterISCompare";
 
+const compareOf = (node) => takersOf(node).find(isCompare);
+
 /** Return whether something takes the merged LoRA that may save it. */
 const isKept = (node) => takersOf(node).some((taker) => !isCompare(taker));
 
@@ -94,9 +96,11 @@ export function addReport(node, say) {
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
   let early; // a file that is told before the first report, as where the server's cache has the merge of a new node
-  let wasKept = false; // what `isKept` told last
+  let wasLinked = ""; // what `linked` told last
   let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
+  const canCompare = () => !!node.graph && takersOf(node).every(Boolean) && !!comparedFrom(node);
+  const linked = () => [isKept(node), !!compareOf(node), canCompare()].join();
   const show = () => {
     layers = undefined;
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
@@ -106,8 +110,20 @@ export function addReport(node, say) {
     const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
     const load = name && canName(name) && !isOfPair ? loadNow(name) : undefined;
     const ofCompare = isFirstRow(node);
-    const how = { earlier, failure, isFirstRow: ofCompare, isGone: isFileGone, isOpen, isPreview, load, save, toggled };
-    wasKept = isKept(node);
+    const see = compareOf(node) || (!earlier && canCompare()) ? seeNow : undefined;
+    const how = {
+      earlier,
+      failure,
+      isFirstRow: ofCompare,
+      isGone: isFileGone,
+      isOpen,
+      isPreview,
+      load,
+      save,
+      see,
+      toggled,
+    };
+    wasLinked = linked();
     wasFirstRow = ofCompare;
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
@@ -127,6 +143,18 @@ export function addReport(node, say) {
       addSave(node, create, app.canvas);
       return app.queuePrompt(0); // which changes seeds
     });
+  /** Show the merge's Compare, or add one, and run it. */
+  const seeNow = async () => {
+    const { guidance } = compareOf(node) ? {} : await aboutModelOf(node);
+    if (!node.graph) return;
+    const compare = compareOf(node); // or it was pressed twice
+    if (compare) showCompare(compare, app.canvas);
+    else if (canCompare())
+      asOneStep(() => {
+        addCompare(node, create, app.canvas, guidance);
+        return app.queuePrompt(0);
+      });
+  };
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(
     node,
@@ -227,7 +255,7 @@ export function addReport(node, say) {
   also(node, "onConnectionsChange", () => {
     node.compareIterisRun();
     // once a workflow that is being opened is there, and its report was read
-    setTimeout(() => node.properties[PROPERTY] && !layers && isKept(node) !== wasKept && show());
+    setTimeout(() => node.properties[PROPERTY] && !layers && linked() !== wasLinked && show());
   });
   also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
   also(node, "onConfigure", () => {

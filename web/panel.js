@@ -49,10 +49,11 @@ function paint(element, task) {
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
+ * @param {() => void} [how.see] shows the pictures of its Compare, or adds one
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, toggled } = how;
+  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, see, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure);
   element.classList.toggle("iteris-old", !!earlier);
@@ -61,6 +62,7 @@ export function draw(element, model, say, how = {}) {
   if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
+  if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));

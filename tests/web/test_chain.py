@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 LOADER, LATENT, ENCODER, SAMPLER = "2", "5", "3", "6"
 MODEL = {"model": ["1", 0], "clip": ["1", 1]}
@@ -211,6 +212,75 @@ def test_a_save_at_a_click_is_one_step_with_the_seeds_of_its_run(in_renderer):
     assert (kinds(frontend), frontend.page.evaluate(seed)) == before
     frontend.undo("redo")
     assert (kinds(frontend), frontend.page.evaluate(seed)) == after
+    assert frontend.errors == []
+
+
+REPORTED = {"iteris_report": [{"layers": [], "fidelity": [], "unmatched": {}, "notes": []}]}
+PICTURES_SEEN = """() => {
+    const pictures = document.querySelector(".iteris-slider").getBoundingClientRect();
+    const free = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
+    const isIn = (from, to) => free[from] <= pictures[from] && pictures[to] <= free[to];
+    return pictures.height > 300 && isIn("left", "right") && isIn("top", "bottom");
+}"""
+
+
+def see(frontend):
+    frontend.page.locator(".iteris-see").press("Enter")
+
+
+def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, server):
+    folder = server.base / "temp"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64)).save(folder / "seen.png")
+    frontend = in_renderer
+    load_plain(frontend)
+    merge_these(frontend)
+    merge, compare = (
+        frontend.page.evaluate(f"({ONE})('IterIS{n}').id") for n in ("Merge", "Compare")
+    )
+    frontend.executed(merge, REPORTED)
+    frontend.show(merge, left=300, top=150, scale=1)
+    drawn = [{"filename": "seen.png", "subfolder": "", "type": "temp"}] * 4
+    rows = [{"prompt": "a", "names": ["base", "first", "stacked", "merged"], "pictures": drawn}] * 4
+    frontend.executed(compare, {"text": ["a"], "iteris_tiles": rows})
+    before = kinds(frontend)
+    assert not frontend.page.evaluate(PICTURES_SEEN)
+    see(frontend)
+    frontend.page.wait_for_function(PICTURES_SEEN)
+    picture(frontend, "seen_in_pictures")
+    assert kinds(frontend) == before
+    assert frontend.errors == []
+
+
+def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, picture):
+    frontend = in_renderer
+    load_plain(frontend, "IterISMerge")
+    assert frontend.page.locator(".iteris-see").count() == 0, "there is nothing to see yet"
+    frontend.executed(int(LOADER), REPORTED)
+    frontend.settle(40)
+    frontend.keep()
+    then = kinds(frontend)
+    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with frontend.page.expect_request("**/prompt") as queued:
+        see(frontend)
+    frontend.page.unroute("**/prompt")
+    frontend.settle(40)
+    picture(frontend, "compare_added")
+    nodes = queued.value.post_data_json["prompt"].values()
+    (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
+    expected = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "merged": [LOADER, 3]}
+    expected |= {"prompt": "a", "steps": 2, "width": 64, "cfg": 0}
+    assert {name: compare[name] for name in expected} == expected
+    assert frontend.page.evaluate(UNSEEN).count("IterISCompare") == 0
+    added = int(frontend.page.evaluate(f"({ONE})('IterISCompare').id"))
+    assert [pair for pair in frontend.overlaps() if added in map(int, pair)] == []
+    after = kinds(frontend)
+    see(frontend)
+    frontend.settle(40)
+    assert kinds(frontend) == after, "it is there now"
+    frontend.undo()
+    assert kinds(frontend) == then, "in one step"
     assert frontend.errors == []
 
 
