@@ -19,11 +19,13 @@ import {
 import {
   BADGE,
   bringIntoSight,
+  edgesOf,
   freeBelow,
   freePlace,
   GAP,
   LANE,
   makeRoom,
+  PADDING,
   PICTURES,
   placeIn,
   ROOM,
@@ -35,6 +37,7 @@ const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
+const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
 const originsOf = (node) =>
@@ -134,6 +137,28 @@ function putSave(graph, save, pos) {
   set(save, "file_name", free);
 }
 
+const isOfSize = ({ size }, other) => [0, 1].every((axis) => size[axis] === other?.[axis]);
+
+/** Return the groups that have grown, as `GROWN` has them. */
+function grownSince(sizes) {
+  const grown = [...sizes].filter(([group, before]) => !isOfSize(group, before));
+  return Object.fromEntries(grown.map(([group, before]) => [group.id, { before, after: [...group.size] }]));
+}
+
+/** Let groups be as large again as before they grew, unless what they hold needs more, or somebody has changed them. */
+function shrinkGrown(graph, grown) {
+  for (const group of graph.groups ?? []) {
+    const { before, after } = grown?.[group.id] ?? {};
+    if (!isOfSize(group, after)) continue;
+    const isIn = (edges) =>
+      [0, 1].every((axis) => 0 <= edges[axis] - group.pos[axis] && edges[axis] - group.pos[axis] < after[axis]);
+    const held = graph.nodes.map(edgesOf).filter(isIn);
+    group.size = before.map((length, axis) =>
+      Math.max(length, ...held.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
+    );
+  }
+}
+
 /**
  * Put another LoRA after this one in the chain, below whatever is under it.
  *
@@ -166,7 +191,8 @@ export function takeOut(node, canvas) {
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
- * so low a cfg that the model is one of few steps, Merge settings lets the merge measure at it.
+ * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
+ * measure at its cfg.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -182,8 +208,10 @@ export function turnInto(node, create, canvas, guidance) {
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
+    const sizes = new Map((graph.groups ?? []).map((group) => [group, [...group.size]]));
     makeRoom(graph, merge, height + ROOM + 2 * LANE, node);
     graph.add(merge);
+    merge.properties[GROWN] = grownSince(sizes);
     set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
     if (node.pinned) merge.pin(true);
     const [start, top] = merge.pos;
@@ -206,8 +234,9 @@ export function turnInto(node, create, canvas, guidance) {
     link(more, merge, "more_loras");
     const drawn = sampledBy(node);
     const { cfg } = drawn;
-    const isLow = cfg <= LOW_CFG && cfg !== guidance;
-    if (isLow) {
+    // elsewhere what suits the model is near enough
+    const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
+    if (isOwn) {
       const settings = create("IterISSettings");
       link(atLeft(settings), merge, "settings");
       set(settings, "cfg", cfg);
@@ -223,7 +252,7 @@ export function turnInto(node, create, canvas, guidance) {
     putSave(graph, save, [left + width, upper]);
     const below = top + height + ROOM;
     if (compare) {
-      putCompare(graph, compare, [left, upper], drawn, isLow ? cfg : guidance);
+      putCompare(graph, compare, [left, upper], drawn, isOwn ? cfg : guidance);
       shown.push(compare);
     }
     linkMerged(merge, compare ? [compare, save] : [save], below);
@@ -278,6 +307,7 @@ export function turnBack(merge, text, create, canvas, known) {
       node.inputs.forEach((_, i) => node.disconnectInput(i)); // and the points of its links go, too
       graph.remove(node);
     }
+    shrinkGrown(graph, merge.properties[GROWN]);
   });
   bringIntoSight([loader], canvas);
 }

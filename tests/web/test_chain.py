@@ -305,6 +305,28 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
     assert frontend.errors == []
 
 
+def test_a_merge_measures_with_guidance_where_only_its_sampler_shows_that_there_is_some(frontend):
+    """Of Z-Image, nothing tells base from Turbo."""
+    asked = "**/iteris/model?name=checkpoint.safetensors"
+    known = {"family": "Z-Image", "fits": [], "guidance": 1, "resolution": 1024}
+    frontend.page.route(asked, lambda route: route.fulfill(json=known))
+    cfgs = {}
+    for cfg in (4, 1):
+        frontend.open()  # what is known of files is remembered
+        load_plain(frontend, cfg=cfg)
+        merge_these(frontend)
+        nodes = frontend.prompt().values()
+        cfgs[cfg] = {
+            node["class_type"]: node["inputs"]["cfg"]
+            for node in nodes
+            if node["class_type"] in ("IterISSettings", "IterISCompare")
+        }
+    frontend.page.unroute(asked)
+    frontend.open()
+    assert cfgs == {4: {"IterISSettings": 4, "IterISCompare": 0}, 1: {"IterISCompare": 0}}
+    assert frontend.errors == []
+
+
 def test_a_model_in_parts_is_compared_by_the_graphs_vae(in_renderer, picture):
     """Of two, nobody knows which one is the model's."""
     frontend = in_renderer
@@ -445,6 +467,20 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture):
     assert frontend.page.evaluate("app.graph.reroutes.size") == 0
     frontend.undo()
     assert kinds(frontend) == merged, "in one step"
+    assert frontend.errors == []
+
+
+def test_a_group_that_grew_for_a_merge_is_as_before_once_a_loader_takes_its_place(frontend):
+    frontend.load_template(11)
+    frontend.set_widgets(2, loras=ROWS)
+    frontend.keep()
+    sizes = "app.graph.groups.map(({ size }) => [...size])"
+    before = frontend.page.evaluate(sizes)
+    merge_these(frontend)
+    assert frontend.page.evaluate(sizes) != before
+    frontend.load(frontend.workflow(), "saved and opened")
+    press_load(frontend, saved(frontend))
+    assert frontend.page.evaluate(sizes) == before
     assert frontend.errors == []
 
 
