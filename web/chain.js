@@ -137,12 +137,15 @@ function putSave(graph, save, pos) {
   set(save, "file_name", free);
 }
 
-const isOfSize = ({ size }, other) => [0, 1].every((axis) => size[axis] === other?.[axis]);
+/** Return the size of a group that a workflow keeps, see `groups.js`. */
+const sizeOf = (group) => [...group.serialize().bounding].slice(2);
+
+const isOfSize = (group, other) => sizeOf(group).every((length, axis) => length === other?.[axis]);
 
 /** Return the groups that have grown, as `GROWN` has them. */
 function grownSince(sizes) {
   const grown = [...sizes].filter(([group, before]) => !isOfSize(group, before));
-  return Object.fromEntries(grown.map(([group, before]) => [group.id, { before, after: [...group.size] }]));
+  return Object.fromEntries(grown.map(([group, before]) => [group.id, { before, after: sizeOf(group) }]));
 }
 
 /** Let groups be as large again as before they grew, unless what they hold needs more, or somebody has changed them. */
@@ -208,7 +211,7 @@ export function turnInto(node, create, canvas, guidance) {
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
-    const sizes = new Map((graph.groups ?? []).map((group) => [group, [...group.size]]));
+    const sizes = new Map((graph.groups ?? []).map((group) => [group, sizeOf(group)]));
     makeRoom(graph, merge, height + ROOM + 2 * LANE, node);
     graph.add(merge);
     merge.properties[GROWN] = grownSince(sizes);

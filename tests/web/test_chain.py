@@ -479,6 +479,13 @@ def test_a_group_that_grew_for_a_merge_is_as_before_once_a_loader_takes_its_plac
     merge_these(frontend)
     assert frontend.page.evaluate(sizes) != before
     frontend.load(frontend.workflow(), "saved and opened")
+    grown = frontend.page.evaluate(sizes)
+    merge = frontend.page.evaluate(f"({ONE})('IterISMerge').id")
+    long = {"warnings": ["a word " * 100] * 10}
+    frontend.executed(merge, {"iteris_report": [REPORTED["iteris_report"][0] | long]})
+    frontend.show(merge, left=300, top=150, scale=0.5)
+    frontend.settle(40)
+    assert frontend.page.evaluate(sizes) != grown, "with its report, see test_panels.py"
     press_load(frontend, saved(frontend))
     assert frontend.page.evaluate(sizes) == before
     assert frontend.errors == []
