@@ -107,7 +107,10 @@ export function addSlider(node, say, above) {
       picture(() => fit(node)),
       { alt: "", src: addressOf(file) },
     );
-    found.append(image, html("span", "", short));
+    const caption = html("span");
+    // a name goes on in its next line after a sign that parts words, if it can
+    caption.append(...short.split(/(?<=[-_.])/).flatMap((part) => [part, html("wbr")]));
+    found.append(image, caption);
     return found;
   };
   const rowOf = ({ prompt, names, pictures }, row) => {
