@@ -28,13 +28,14 @@ import {
   PADDING,
   PICTURES,
   placeIn,
-  ROOM,
+  roomFor,
   TITLE,
 } from "./places.js";
 import { reached } from "./prompt_field.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
+const CLEAR = 0.7; // of the page, which no bar covers
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
@@ -212,10 +213,12 @@ export function turnInto(node, create, canvas, guidance) {
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
     const sizes = new Map((graph.groups ?? []).map((group) => [group, sizeOf(group)]));
-    makeRoom(graph, merge, height + ROOM + 2 * LANE, node);
+    const { value: loras } = node.widgets.find(({ name }) => name === "loras");
+    const grown = height + roomFor(loras);
+    makeRoom(graph, merge, grown + 2 * LANE, node);
     graph.add(merge);
     merge.properties[GROWN] = grownSince(sizes);
-    set(merge, "loras", node.widgets.find(({ name }) => name === "loras").value);
+    set(merge, "loras", loras);
     if (node.pinned) merge.pin(true);
     const [start, top] = merge.pos;
     const end = start + merge.size[0];
@@ -253,7 +256,7 @@ export function turnInto(node, create, canvas, guidance) {
     const [left, upper] = freePlace(graph, [end + GAP, top], size, compare ? PICTURES : 0);
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
     putSave(graph, save, [left + width, upper]);
-    const below = top + height + ROOM;
+    const below = top + grown;
     if (compare) {
       putCompare(graph, compare, [left, upper], drawn, isOwn ? cfg : guidance);
       shown.push(compare);
@@ -361,6 +364,7 @@ export function showCompare(compare, canvas, frames = SHOWN) {
   }
   const { ds } = canvas;
   const page = canvas.canvas.getBoundingClientRect();
-  const pos = [(left - page.left) / ds.scale - ds.offset[0], (top - page.top) / ds.scale - ds.offset[1] + TITLE];
-  bringIntoSight([{ pos, size: [width / ds.scale, height / ds.scale - TITLE] }], canvas, 0);
+  const pos = [(left - page.left) / ds.scale - ds.offset[0], (top - page.top) / ds.scale - ds.offset[1]];
+  ds.fitToBounds([...pos, width / ds.scale, height / ds.scale], { zoom: CLEAR });
+  canvas.setDirty(true, true);
 }

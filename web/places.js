@@ -1,7 +1,10 @@
 // Where nodes have room, and what moves to make some; all that is new is brought into sight.
 
+import { saidBy } from "./graph.js";
+
 export const GAP = 60;
-export const ROOM = 340; // for the report of a merge, and its times
+const REPORT = 180; // of a merge, with its times and what is said of all LoRAs
+const OF_LORA = 80; // for its row and its verdict, with advice
 export const PICTURES = 1260; // for those of Compare, in four rows
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
@@ -12,7 +15,13 @@ export const HEAD = 50; // of a group, down to where its nodes begin
 const EDGE = 10; // of the screen, round what is brought into sight
 const READABLE = 0.58; // of the page's scale; below it the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
-const GROWING = { IterISMerge: ROOM, IterISCompare: PICTURES };
+
+/** Return by how much a merge of the LoRAs of a text grows in a run. */
+export const roomFor = (text) => REPORT + OF_LORA * Math.max(2, text?.match(/<lora:/g)?.length ?? 0);
+
+/** Return by how much a node grows in a run. */
+const growthOf = (node) =>
+  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => PICTURES })[node.comfyClass]?.() ?? 0;
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
@@ -38,8 +47,8 @@ export function freeBelow(graph, left, right, but = undefined, things = graph.no
  * @returns {number[]}
  */
 export function freePlace(graph, [left, top], [width, height], growth = 0) {
-  const nodes = graph.nodes.map(({ pos, size, comfyClass }) =>
-    edgesOf({ pos, size: [size[0], size[1] + (GROWING[comfyClass] ?? 0)] }),
+  const nodes = graph.nodes.map((node) =>
+    edgesOf({ pos: node.pos, size: [node.size[0], node.size[1] + growthOf(node)] }),
   );
   const groups = (graph.groups ?? []).map(bordersOf);
   const isFree = ([x, y]) => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { freePlace } from "../../web/places.js";
+import { freePlace, roomFor } from "../../web/places.js";
 
 const node = (pos, size, comfyClass = "KSampler") => ({ pos, size, comfyClass });
 const SIZE = [300, 400];
@@ -25,4 +25,10 @@ test("also within a group, and not where pictures come", () => {
   assert.deepEqual(freePlace(under, [260, 0], SIZE, 500), [400, 0]);
   const nodes = [node([260, 0], [100, 100], "IterISCompare")];
   assert.deepEqual(freePlace({ nodes, groups }, [260, 0], SIZE), [400, 0]);
+});
+
+test("a merge of more LoRAs says more of them", () => {
+  const rows = (count) => Array(count).fill("<lora:name:1>").join("\n");
+  assert.equal(roomFor(rows(2)), roomFor(""));
+  assert.ok(roomFor(rows(4)) > roomFor(rows(2)));
 });

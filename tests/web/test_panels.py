@@ -514,8 +514,8 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
 
     frontend.send("execution_interrupted", prompt_id="a")
     frontend.settle(40)
-    # older frontends draw Compare in the third one higher, with its advanced inputs
-    assert frontend.page.evaluate(heights)[:2] == saved[:2]
+    # Nodes 2.0 draws some nodes higher than a workflow has them
+    assert frontend.page.evaluate(heights) == pytest.approx(saved, abs=20)
     edge = "height => { app.graph.groups[1].size = [app.graph.groups[1].size[0], height]; }"
     frontend.page.evaluate(edge, grown[1] + 500)
     frontend.begin("b")
