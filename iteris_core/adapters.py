@@ -181,6 +181,16 @@ class Adapter:
         """Whether the adapter changes nothing."""
         return not self.deltas and not self.vectors
 
+    def digest(self) -> str:
+        """Return a hash of its deltas."""
+        return sha256_of_tensors(
+            {
+                f"{path} {side}": getattr(delta, side)
+                for path, delta in self.deltas.items()
+                for side in ("up", "down")
+            }
+        )
+
     def scaled(self, strength: float) -> Adapter:
         """Return the adapter at a strength; at strength 0 it has neither deltas nor vectors.
 
@@ -246,12 +256,14 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def check_result(merged: Adapter) -> Adapter:
-    """Return a merged adapter, all of whose numbers are finite.
+def merged_adapter(adapters: Sequence[Adapter], deltas: Mapping[str, LowRankDelta]) -> Adapter:
+    """Return the merge of adapters: its deltas, and the mean of their changes of biases and norms.
 
     Raises:
-        SolveError: They are not; names the layer or parameter.
+        SolveError: A number is not finite; names the layer or parameter.
     """
+    name = " + ".join(adapter.name for adapter in adapters)
+    merged = Adapter(name, deltas, vectors=mean_vectors(adapters))
     place = unusable_place(merged)
     if place is not None:
         raise SolveError(

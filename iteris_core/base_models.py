@@ -58,7 +58,7 @@ def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
-        raise ConfigError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+        raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}") from error
 
 
 def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
@@ -68,7 +68,7 @@ def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
     except ImportError as error:
         raise ConfigError(
             f"device_map {device_map!r} needs accelerate, which cannot be imported "
-            f"({_first_line(error)}); pip install accelerate, or leave it out"
+            f"({first_line(error)}); pip install accelerate, or leave it out"
         ) from error
     blocks = list(getattr(model, "_no_split_modules", None) or ())
     memory = {
@@ -106,10 +106,11 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
     except Exception as error:  # whatever the libraries raise where files are missing or damaged
         raise ConfigError(
             f"{source}: {what} cannot be loaded from this folder or hub name "
-            f"({_first_line(error)}); give the folder that save_pretrained wrote, or a name on the "
+            f"({first_line(error)}); give the folder that save_pretrained wrote, or a name on the "
             "hub"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or else its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from .adapters import (
     Adapter,
     check_adapters,
-    check_result,
     mean_vectors,
-    sha256_of_tensors,
+    merged_adapter,
     target_layers,
     target_shapes,
 )
@@ -102,14 +101,9 @@ def merge(
         from .rivals.engine import merge_by_rival
 
         result, notes = merge_by_rival(problem, listener)
-    merged = Adapter(
-        " + ".join(adapter.name for adapter in problem.adapters),
-        {path: layer.saved for path, layer in result.layers.items()},
-        vectors=mean_vectors(problem.adapters),
-    )
-    return MergeResult(
-        check_result(merged), _report(problem, adapters, result, notes), result.outputs
-    )
+    deltas = {path: layer.saved for path, layer in result.layers.items()}
+    merged = merged_adapter(problem.adapters, deltas)
+    return MergeResult(merged, _report(problem, adapters, result, notes), result.outputs)
 
 
 def merge_files(
@@ -130,7 +124,6 @@ def merge_files(
 
     adapters = [adapter for adapter in adapters if not adapter.is_idle]
     deltas, layers = merge_deltas(adapters, config, progress)
-    name = " + ".join(adapter.name for adapter in adapters)
     report = MergeReport(
         layers=layers,
         unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
@@ -139,8 +132,7 @@ def merge_files(
         method=config.method,
         is_measured=False,
     )
-    merged = Adapter(name, deltas, vectors=mean_vectors(adapters))
-    return MergeResult(check_result(merged), report)
+    return MergeResult(merged_adapter(adapters, deltas), report)
 
 
 def _report(
@@ -199,12 +191,8 @@ def check_given_the_same(
     processes.check_same("settings", repr(config.to_dict()))
     described = [(task.name, dict(task.mix), task.weight, len(task.samples)) for task in tasks]
     processes.check_same("tasks", repr(described))
-    factors = [
-        sha256_of_tensors({f"{path} {side}": getattr(delta, side) for side in ("up", "down")})
-        for adapter in adapters
-        for path, delta in adapter.deltas.items()
-    ]
-    processes.check_same("adapters", repr(([adapter.name for adapter in adapters], factors)))
+    digests = [(adapter.name, adapter.digest()) for adapter in adapters]
+    processes.check_same("adapters", repr(digests))
 
 
 def much_unread(adapters: Sequence[Adapter]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -46,12 +47,12 @@ def alone() -> Iterator[None]:
         _is_alone.reset(token)
 
 
+@dataclass(frozen=True)
 class Processes:
     """The processes of a merge, as one of them sees them."""
 
-    def __init__(self, number: int = 0, size: int = 1) -> None:
-        self.number = number
-        self.size = size
+    number: int = 0
+    size: int = 1
 
     @classmethod
     def current(cls) -> Processes:

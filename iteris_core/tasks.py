@@ -13,6 +13,7 @@ from torch import Tensor
 from .adapters import Adapter
 from .errors import CalibrationError
 
+PRESERVE_TASK = "base model (preserve)"  # its name, where its teacher is the base model
 # One weight per token, or what gives them for a layer's number of tokens: layers see a picture at
 # several resolutions.
 TokenWeights = Tensor | Callable[[int], Tensor]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from iteris_core.base_models import first_line
 from iteris_core.diffusion import loading
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.lora_files import read_lora, save_lora
@@ -106,8 +107,7 @@ def _attempt(do: Callable[[], Any], problem: str, advice: str) -> Any:
     try:
         return do()
     except Exception as error:  # diffusers lets errors of every kind through
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{problem} ({reason}); {advice}") from error
+        raise ConfigError(f"{problem} ({first_line(error)}); {advice}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,17 @@ from ..language.samples import ReadingOptions
 from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 from ..processes import Processes
 from ..rivals.registry import check_used
+from ..settings import shown
 from . import options
 from .options import Spread
 from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
+AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
+OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
+WeightsSetting = Annotated[
+    str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
+]
 _PROTECT_BASE_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
 ProtectBaseSetting = Annotated[float | None, typer.Option(help=_PROTECT_BASE_HELP)]
 
@@ -82,8 +89,8 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 def merge_t5_command(
     *,
     base: options.BaseSetting,
-    adapter: options.AdapterSetting,
-    output: options.OutputSetting,
+    adapter: AdapterSetting,
+    output: OutputSetting,
     samples: Annotated[
         list[Path] | None, typer.Option(help="An adapter's samples; one per --adapter, in order.")
     ] = None,
@@ -94,7 +101,7 @@ def merge_t5_command(
             "instead of --samples."
         ),
     ] = None,
-    weights: options.WeightsSetting = None,
+    weights: WeightsSetting = None,
     preserve: Annotated[
         Path | None, typer.Option(help="Inputs where the base model is kept as it is.")
     ] = None,
@@ -123,19 +130,19 @@ def merge_t5_command(
 def merge_blip_command(
     *,
     base: options.BaseSetting,
-    adapter: options.AdapterSetting,
+    adapter: AdapterSetting,
     images: Annotated[
         list[Path],
         typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter."),
     ],
-    output: options.OutputSetting,
+    output: OutputSetting,
     prompt: Annotated[
         list[str] | None,
         typer.Option(
             help="Text that captions begin with; one per --adapter, in order, or one for all."
         ),
     ] = None,
-    weights: options.WeightsSetting = None,
+    weights: WeightsSetting = None,
     preserve: Annotated[
         Path | None, typer.Option(help="Pictures where the base model is kept as it is.")
     ] = None,
@@ -208,7 +215,7 @@ def _tasks(
     folders: Sequence[Path], samples: Sequence[Sequence[Any]], weights: str | None
 ) -> list[AdapterTask]:
     """Return the adapters with their samples."""
-    counts = options.numbers("--weights", weights) or [1.0] * len(folders)
+    counts = [1.0] * len(folders) if weights is None else _numbers(weights)
     if len(samples) != len(folders):
         raise ConfigError(
             f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each "
@@ -219,6 +226,18 @@ def _tasks(
             f"there are {len(folders)} adapters and {len(counts)} --weights; give each its own"
         )
     return [AdapterTask(*task) for task in zip(folders, samples, counts, strict=True)]
+
+
+def _numbers(weights: str) -> list[float]:
+    try:
+        values = [float(part) for part in weights.split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(
+            f"--weights is {shown(weights)}; write one number per adapter, such as 1,0.5"
+        )
+    return values
 
 
 def _preserve(

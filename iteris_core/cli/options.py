@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -32,7 +31,6 @@ from ..settings import (
     from_text,
     schema_of,
     settings,
-    shown,
     words_of,
 )
 from ..version import __version__
@@ -51,11 +49,6 @@ _MOST_CHOICES = 4  # that are listed after an option's name
 _FIRST = ("scene_weight", "rank", "device")
 
 BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
-AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
-OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
-WeightsSetting = Annotated[
-    str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
-]
 
 
 def _show_all(context: typer.Context, is_asked: bool) -> None:
@@ -301,23 +294,6 @@ def _options(default: Any) -> Iterator[Option]:
     panel = (type(default).__doc__ or type(default).__name__).splitlines()[0].rstrip(".")
     for name, item in declared(type(default)).items():
         yield Option(name, item, getattr(default, name), panel)
-
-
-def numbers(option: str, text: str | None) -> list[float] | None:
-    """Return the numbers of an option such as ``1,0.5``; None if it was not given.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [math.nan]
-    if not all(map(math.isfinite, values)):
-        raise ConfigError(f"{option} is {shown(text)}; write one number per adapter, such as 1,0.5")
-    return values
 
 
 def check_report(path: Path | None, *, overwrite: bool) -> None:

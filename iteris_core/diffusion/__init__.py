@@ -1,13 +1,14 @@
 """Merges of LoRAs of diffusion models.
 
-lora_rows, lora_use: rows of text, and LoRAs as their user wants them merged
+lora_rows, lora_use, prompts: rows of text, and LoRAs as their user wants them merged
 calibration, presets: the settings, those of a word, and the captions made of a LoRA's prompts
 captions, scenes, regions: caption forms, captions where several LoRAs meet, and where each counts
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
 job, cost, stages, merging: what is merged, at what cost and in which steps, and the merge
+waiting: what rows will hold while they wait, told before the long stages
 polish: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
-held_out, drawn, together: the check on unseen prompts and seeds
+held_out, drawn, check_of_pairs: the check on unseen prompts and seeds
 recipe: what a merged file remembers
 model: what a host has to offer; loading, diffusers_model, lora_files: `diffusers` as a host
 """

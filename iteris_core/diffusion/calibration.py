@@ -25,6 +25,7 @@ from .captions import (
     check_scene_form,
     needs_style,
 )
+from .lora_use import Weight
 
 if TYPE_CHECKING:
     from ..files.families import Family
@@ -42,9 +43,7 @@ _MOST_PIXELS = 2048  # of a side; what models draw whole
 _MOST_FRAMES = 257  # of a video; those that models draw have 81 to 129
 _MOST_GUIDANCE = 100
 _LEFT = 4  # ordinary captions that a merge leaves to its check, at least
-MOST_WEIGHT = 100  # of a task; 2 and 0.3 are usual
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=MOST_WEIGHT)]
 # The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
 # they cover a square, of the two choices that they make.
 _GOLDEN_RATIO = 0.6180339887

@@ -45,8 +45,9 @@ class HeldOutCheck:
     seen, by the merge and by the LoRA alone, and judged by the LoRA, see `drawn`. Their captions
     are the LoRA's prompts, in turn alone and in company that the merge has not read.
 
-    What the merge does to the base model, and two subjects in pictures of both (see `together`),
-    is compared on noisy latents of such pictures: the merged model's output with the teacher's.
+    What the merge does to the base model, and two subjects in pictures of both (see
+    `check_of_pairs`), is compared on noisy latents of such pictures: the merged model's output with
+    the teacher's.
 
     Args:
         plans: The plans of the check, see `make_check_plans`.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..base_models import DeviceMap, loaded, placed
+from ..base_models import DeviceMap, first_line, loaded, placed
 from ..errors import ConfigError
 from ..files.families import Family
 from ..files.tensors import read_header
@@ -180,10 +180,9 @@ def _from_file(
             if config is None
             else f"with the settings in {config}"
         )
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{path}: cannot be loaded {what} ({reason}); give as config a diffusers folder of the "
-            "same kind; only its settings and its tokenizer are read"
+            f"{path}: cannot be loaded {what} ({first_line(error)}); give as config a diffusers "
+            "folder of the same kind; only its settings and its tokenizer are read"
         ) from error
     if kind is _SDXL:
         pipeline.scheduler = _with_prediction(pipeline.scheduler, keys)

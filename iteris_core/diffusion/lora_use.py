@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["subject", "style"]
 MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
 _MOST_STRENGTH = 100  # as in ComfyUI's own loaders
-_MOST_WEIGHT = 100  # of a task, relative to the others'
+_MOST_WEIGHT = 100  # of a task, relative to the others'; 2 and 0.3 are usual
 Strength = Annotated[float, Field(ge=-_MOST_STRENGTH, le=_MOST_STRENGTH)]
 Weight = Annotated[float, Field(ge=0, le=_MOST_WEIGHT)]
 

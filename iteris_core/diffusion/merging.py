@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from ..adapters import Adapter, check_result, mean_vectors, target_layers
+from ..adapters import Adapter, merged_adapter, target_layers
 from ..config import MergeConfig
 from ..engines.problem import Watch
 from ..errors import CalibrationError, plain
@@ -123,9 +123,7 @@ def merge_diffusion(
     of_denoiser = merge_denoiser(solver, contexts)
     parts = [part for part in (of_text, of_denoiser) if part is not None]
     deltas = {path: delta for part in parts for path, delta in part.adapter.deltas.items()}
-    adapters = job.adapters
-    name = " + ".join(adapter.name for adapter in adapters)
-    merged = check_result(Adapter(name, deltas, vectors=mean_vectors(adapters)))
+    merged = merged_adapter(job.adapters, deltas)
     return MergeResult(merged, _report(job, [part.report for part in parts]))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import CalibrationError
 from ..network import IMAGE_STREAM, TEXT_STREAM
-from ..tasks import Sample, TokenWeights
+from ..tasks import PRESERVE_TASK, Sample, TokenWeights
 from .calibration import (
     Calibration,
     base_captions,
@@ -43,7 +43,6 @@ from .scenes import (
     styled_forms,
 )
 
-PRESERVE_TASK = "base model (preserve)"
 # How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the
 # subject without the style, and in layers that read the picture alone the two are hard to tell
 # apart (docs/why.md).

@@ -165,7 +165,7 @@ class Sampler:
         memory = self.network.memory
         if memory is None:
             return Latents(self._sample(adapters, runs, parts_per_call, progress), self)
-        digests = [_digest(adapter) for adapter in adapters]
+        digests = [adapter.digest() for adapter in adapters]
         keys = {run: self._key(run, parts, adapters, digests) for run, parts in runs.items()}
         known = {key: memory[key] for key in keys.values() if key in memory}
         # two runs of one key keep the same
@@ -365,16 +365,6 @@ def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Ten
         yield x
         now, change = (s.reshape(-1, *whole) for s in (sigma, following - sigma))
         x = x + (x - denoise(x, sigma)) / now * change
-
-
-def _digest(adapter: Adapter) -> str:
-    """Return a hash of what an adapter adds."""
-    tensors = {
-        f"{path} {side}": getattr(delta, side)
-        for path, delta in adapter.deltas.items()
-        for side in ("up", "down")
-    }
-    return sha256_of_tensors(tensors)
 
 
 def _batches(

@@ -21,7 +21,7 @@ from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
-from ..tasks import Sample, Task
+from ..tasks import PRESERVE_TASK, Sample, Task
 from .loading import load_adapter
 from .samples import ReadingOptions
 from .teachers import Teachers
@@ -30,7 +30,6 @@ STAGE = Stage("Layers")
 # On the scale of the adapters' own tasks: T5 keeps 0.83 of its base tasks with it and 0.46 without,
 # and its adapters' tasks lose 0.04.
 PRESERVE_WEIGHT = 1.0
-PRESERVE = "base model (preserve)"
 # Without unit gain, unless it is asked for: it makes up for what a preserve task shrinks, and there
 # is none by default. T5's tasks lose nothing without it, and its base tasks fall with it.
 DEFAULT = MergeConfig(unit_gain=1.0)
@@ -232,7 +231,7 @@ def merge_peft(
     worn = [adapter.select(options.is_merged) for adapter in whole]
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, samples, options, reader)
-    names = [adapter.name for adapter in worn] + ([PRESERVE] if kept else [])
+    names = [adapter.name for adapter in worn] + ([PRESERVE_TASK] if kept else [])
     tasks = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
     result = merge(network, worn, tasks, config, progress=partial(progress, STAGE))
     settings = {
