@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..iteris_core.files.families import Family
-from ..iteris_core.files.kohya import ModelKeys
+from ..iteris_core.files.model_keys import ModelKeys
 from ..iteris_core.files.parts import WeightPart
 from ..iteris_core.layers import layer_shapes
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iteris_core.diffusion.model import DenoiserRow, Encoded, PictureTokens
 from iteris_core.files.families import Family
-from iteris_core.files.kohya import ModelKeys
+from iteris_core.files.model_keys import ModelKeys
 from iteris_core.network import IMAGE_STREAM, TEXT_STREAM, Network
 
 from .model import CELLS, CHANNELS, WorldModel, new_text_encoder

@@ -14,7 +14,7 @@ from ..devices import device_of
 from ..errors import ConfigError
 from ..files.diffusers import TEXT_ENCODERS, UNET_PREFIX, ldm_names, model_keys
 from ..files.families import FAMILIES, Family
-from ..files.kohya import ModelKeys
+from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
 from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
 

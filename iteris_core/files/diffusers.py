@@ -16,9 +16,9 @@ from . import peft
 from .adapter_kinds import ALPHA, DOWN, told_of
 from .families import Family
 from .groups import key_of, split_key
-from .kohya import ModelKeys
 from .limits import json_value
 from .metadata import base_metadata
+from .model_keys import ModelKeys
 from .peft import Scales
 
 _RESNET = {

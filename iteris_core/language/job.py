@@ -16,7 +16,7 @@ from ..base_models import DeviceMap, loaded, placed, whole_model
 from ..config import MergeConfig
 from ..errors import CalibrationError, ConfigError
 from ..files import peft
-from ..files.kohya import layer_kernels
+from ..files.model_keys import layer_kernels
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody

@@ -8,7 +8,7 @@ from iteris_core import AdapterError
 from iteris_core.files import kohya
 from iteris_core.files.adapter_kinds import WrongShape, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.kohya import ModelKeys
+from iteris_core.files.model_keys import ModelKeys
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}

@@ -9,7 +9,7 @@ import torch
 from iteris_core import Adapter, AdapterError, LowRankDelta
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.kohya import ModelKeys
+from iteris_core.files.model_keys import ModelKeys
 
 # key base -> module path, for every spelling that a model may know
 BASES = {

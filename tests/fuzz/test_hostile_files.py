@@ -22,7 +22,7 @@ from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
 from iteris_core.files.headers import lora_header, model_header
 from iteris_core.files.inspection import inspect_adapter
-from iteris_core.files.kohya import ModelKeys
+from iteris_core.files.model_keys import ModelKeys
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import trigger_words
 
