@@ -6,7 +6,7 @@ captions, scenes, regions: caption forms, captions where several LoRAs meet, and
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
 job, cost, stages, merging: what is merged, at what cost and in which steps, and the merge
 waiting: what rows will hold while they wait, told before the long stages
-polish: gradient steps at the output, after a merge
+polish, gradients: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
 held_out, drawn, check_of_pairs: the check on unseen prompts and seeds
 recipe: what a merged file remembers

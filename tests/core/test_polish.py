@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from iteris_core import Adapter, CalibrationError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.gradients import frozen, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.polish import _frozen, _recomputed, _Whitening, polish
+from iteris_core.diffusion.polish import _Whitening, polish
 from iteris_core.report.fidelity import fidelity
 
 WIDTH = 6
@@ -122,7 +123,7 @@ def test_blocks_that_run_again_have_the_gradient_of_the_formula(net):
                 sides.append(model(x).square().sum())
                 shift -= sign * step
             expected.append((sides[0] - sides[1]) / 2e-5)
-    with _frozen(dict(model.named_modules())), _recomputed(list(model.blocks)):
+    with frozen(dict(model.named_modules())), recomputed(list(model.blocks)):
         model(x).square().sum().backward()
     handle.remove()
     torch.testing.assert_close(shift.grad, torch.stack(expected), rtol=1e-6, atol=1e-7)
@@ -166,7 +167,7 @@ def test_what_blocks_share_in_objects_of_their_own_has_its_gradient_too():
     model(x).square().sum().backward()
     expected = shift.grad
     shift.grad = None
-    with _recomputed(list(model.blocks)):
+    with recomputed(list(model.blocks)):
         model(x).square().sum().backward()
     torch.testing.assert_close(shift.grad, expected)
 

@@ -1,0 +1,183 @@
+"""Gradients through a model that its host made to draw: with weights and rows of inference mode,
+blocks that write into what they read, and activations that are too large to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import CalibrationError
+
+
+def with_usable_tensors(values: Any) -> Any:
+    """Return values whose tensors autograd can keep; see `_mapped`."""
+    return _mapped(values, _normal)
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return values with every tensor changed that is in them, in lists, dicts and dataclasses. An
+    object that stands in several places is changed once.
+    """
+    changed: dict[int, Any] = {}
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, dict):
+            return {name: of(item) for name, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(of, value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(of, value))
+        if not is_dataclass(value) or isinstance(value, type):
+            return value
+        if id(value) not in changed:
+            made = changed[id(value)] = copy(value)
+            for name in vars(value):
+                object.__setattr__(made, name, of(getattr(value, name)))  # it may be frozen
+        return changed[id(value)]
+
+    return of(values)
+
+
+@contextmanager
+def frozen(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let autograd read the network's weights, and give them no gradients: those that a host made
+    in inference mode cannot be kept for a backward pass, though their memory can.
+    """
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in modules.values():
+            kinds: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for own in kinds:
+                for name, tensor in own.items():
+                    if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
+                        continue
+                    replaced.append((own, name, tensor))
+                    own[name] = _same_memory(tensor, is_parameter=own is module._parameters)
+        yield
+    finally:
+        for own, name, tensor in replaced:
+            own[name] = tensor
+
+
+def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
+    with torch.no_grad():
+        same = tensor.detach()
+        if tensor.is_inference():
+            same = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            same.set_(
+                tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+            )
+    return nn.Parameter(same, requires_grad=False) if is_parameter else same
+
+
+@contextmanager
+def blocks_called(
+    modules: Mapping[str, nn.Module], paths: Collection[str]
+) -> Iterator[list[nn.Module]]:
+    """Find the blocks that hold layers, the outermost items of lists of modules that are called
+    meanwhile; known when it ends.
+    """
+    lists = {path for path, m in modules.items() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+    items = {}
+    for path in paths:
+        names = path.split(".")
+        for end in range(1, len(names) - 1):
+            if ".".join(names[:end]) in lists:
+                items[".".join(names[: end + 1])] = modules[".".join(names[: end + 1])]
+    called: dict[int, nn.Module] = {}
+
+    def remember(module: nn.Module, _: Any) -> None:
+        called[id(module)] = module
+
+    handles = [item.register_forward_pre_hook(remember) for item in items.values()]
+    found: list[nn.Module] = []
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    inner = {id(m) for item in called.values() for m in item.modules() if m is not item}
+    found += [item for number, item in called.items() if number not in inner]
+
+
+@contextmanager
+def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let blocks keep no activations for the backward pass, but run again in it."""
+    always = torch.zeros((), requires_grad=True)  # so that a block's own factors get a gradient
+
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **named: Any) -> Any:
+            tensors: list[Tensor] = []
+
+            def read(tensor: Tensor) -> Tensor:
+                tensors.append(_normal(tensor))
+                return tensor
+
+            def on_copies(zero: Tensor, *given: Tensor) -> Any:
+                following = iter(given)
+                # blocks may write into what they read
+                copied, called = _mapped((args, named), lambda _: next(following).clone())
+                with kept_as_copies():
+                    answer = forward(*copied, **called)
+                return _mapped(answer, lambda tensor: _with_gradient(tensor, zero))
+
+            # also those in objects of the model's own: a gradient flows through each
+            _mapped((args, named), read)
+            # not the newer kind of checkpoint, which does not see what was overwritten
+            return checkpoint(
+                on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False
+            )
+
+        return run
+
+    before = [(block, vars(block).get("forward")) for block in blocks]
+    for block in blocks:
+        block.forward = again(block.forward)
+    try:
+        yield
+    finally:
+        for block, own in before:
+            del block.forward
+            if own is not None:
+                block.forward = own
+
+
+def _with_gradient(tensor: Tensor, zero: Tensor) -> Tensor:
+    """Return what a block answers, with a gradient at least to `zero`: a checkpoint needs one."""
+    if tensor.is_floating_point() and not tensor.requires_grad:
+        return tensor + zero.to(tensor)
+    return tensor
+
+
+def kept_as_copies() -> AbstractContextManager[Any]:
+    """Let autograd keep copies of activations, into which models write what comes next."""
+
+    def keep(tensor: Tensor) -> tuple[Tensor, int]:
+        if tensor.requires_grad and not tensor.is_leaf:
+            tensor = tensor.detach().clone()
+        return tensor, tensor._version
+
+    def kept(found: tuple[Tensor, int]) -> Tensor:
+        tensor, version = found
+        if tensor._version != version:
+            raise CalibrationError(
+                "this model overwrites what its gradient needs, so that no LoRA on it can be "
+                "polished. Switch the polish off"
+            )
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, kept)
