@@ -25,13 +25,8 @@ from iteris_core.adapters import Adapter
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import check_of
-from iteris_core.report.verdict import (
-    APART_FROM,
-    TOGETHER_UP_TO,
-    RunFidelity,
-    TaskFidelity,
-    level_of,
-)
+from iteris_core.report.runs import RunFidelity, TaskFidelity
+from iteris_core.report.verdict import APART_FROM, TOGETHER_UP_TO, level_of
 
 from ..results import RESULTS, Table, machine, write
 from . import NAMES

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..progress import Progress, nobody
-from ..report.verdict import RunFidelity, TaskFidelity
+from ..report.runs import RunFidelity, TaskFidelity
 from ..rows.outputs import Rows, outputs_of
 from ..settings import called
 from .model import DenoiserRow

@@ -14,7 +14,7 @@ from ..memory import with_smaller_calls
 from ..network import Network
 from ..progress import Progress, nobody
 from ..report.fidelity import Comparison, fidelity
-from ..report.verdict import FidelityKind, TaskFidelity
+from ..report.runs import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
 from ..tasks import Task

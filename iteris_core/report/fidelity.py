@@ -20,7 +20,7 @@ from ..network import Network
 from ..progress import Progress, nobody
 from ..rows.outputs import Rows, outputs_of
 from ..tasks import Task
-from .verdict import RunFidelity, TaskFidelity
+from .runs import RunFidelity, TaskFidelity
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from ..errors import plain
 from .layers import Alarm, Interference, LayerReport, alarms_of, warnings_of
-from .verdict import Effort, Made, TaskFidelity, Verdict, line_of, lines_of, verdict_of
+from .runs import TaskFidelity
+from .sentences import line_of, lines_of
+from .verdict import Effort, Made, Verdict, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
 # left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not

@@ -21,12 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ..settings import called
+from .runs import FidelityKind, TaskFidelity
 
 Level = Literal["good", "weak", "lost"]
 _BEST_FIRST: tuple[Level, ...] = ("good", "weak", "lost")
 Chance = Literal["likely", "uncertain", "unlikely"]
-FidelityKind = Literal["own", "together", "base"]
 # How a merge was made: from files alone, from layers that were measured, or polished after that.
 Effort = Literal["estimated", "measured", "polished"]
 
@@ -56,20 +55,8 @@ TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
 # From this many LoRAs on, fewer are easier to merge.
 _MANY = 3
-# Runs that a range allows for besides those that were made, and what is kept in them: that much, or
-# less, in pictures that do not show a LoRA at all.
-_FAILING = 2
-_FAILED = 0.2
-# A run counts for no more than this, so that none makes up for others.
-_MOST = 1.5
 # A range that says nothing: the pictures disagree. The page has the same bound (web/report.js).
 _SAYS_NOTHING = 0.8
-# How far pictures of one LoRA usually differ (0.21 and 0.30 in the two worlds that judged this
-# range), and how many runs that counts for: the spread of two runs alone says next to nothing.
-_USUAL_SPREAD = 0.25
-_USUAL_RUNS = 4
-# Student's t that 19 of 20 do not exceed, for `_USUAL_RUNS` degrees of freedom and more.
-_STUDENT = (2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
 
 @dataclass(frozen=True)
@@ -174,94 +161,6 @@ class Verdict:
     lost_below: float = LOST_BELOW
     together_advice: Advice | None = None
     unjudged: InStyle | None = None
-
-
-@dataclass(frozen=True)
-class RunFidelity:
-    """One sampling run of a task at the end of the network.
-
-    In a picture that the merge drew (`diffusion.drawn`), `strength` is how much it shows of the
-    LoRA, relative to pictures of the LoRA alone, and `error` is how far that is from 1. In all
-    others:
-
-    Args:
-        error: ``||student - teacher|| / ||teacher - base||`` of the network's output, 0 is perfect,
-            1 is no better than the base model. Where the teacher wears nothing: ``||student -
-            base|| / ||stacked - base||``, what the merged adapter changes there, relative to what
-            all adapters stacked would change.
-        strength: ``<student - base, teacher - base> / ||teacher - base||^2``, how much of the
-            teacher's effect is there, 1 is all of it; None where the teacher wears nothing.
-    """
-
-    error: float
-    strength: float | None
-
-    @property
-    def kept(self) -> float:
-        """The strength, at most `_MOST`; of a LoRA without an effect, how little was done
-        instead.
-        """
-        kept = 1 - self.error if self.strength is None else self.strength
-        return max(0.0, min(_MOST, kept)) if math.isfinite(kept) else 0.0
-
-
-@dataclass(frozen=True)
-class TaskFidelity:
-    """One task at the end of the network, see `fidelity.fidelity`.
-
-    Args:
-        output_error: The mean error of its runs.
-        strength: Their mean strength; None where the teacher wears nothing.
-        kind: What the samples show: a LoRA's own prompts, several LoRAs in one picture, or the base
-            model's prompts.
-        runs: The sampling runs that the samples come from.
-    """
-
-    task: str
-    output_error: float
-    strength: float | None
-    samples: int
-    kind: FidelityKind = "own"
-    runs: tuple[RunFidelity, ...] = ()
-
-    @classmethod
-    def of(cls, task: str, runs: Sequence[RunFidelity], samples: int) -> TaskFidelity:
-        """Return the figures of a task's runs; each counts alike."""
-        error = statistics.fmean(run.error for run in runs)
-        strengths = [run.strength for run in runs if run.strength is not None]
-        strength = statistics.fmean(strengths) if strengths else None
-        return cls(task, error, strength, samples, runs=tuple(runs))
-
-    @property
-    def each_run(self) -> tuple[RunFidelity, ...]:
-        """The runs; the means, where they are not told."""
-        return self.runs or (RunFidelity(self.output_error, self.strength),)
-
-    @property
-    def kept(self) -> float:
-        """What was kept of the LoRA, 0 to 1: the mean over runs."""
-        return _within(statistics.fmean(run.kept for run in self.each_run))
-
-    @property
-    def between(self) -> tuple[float, float] | None:
-        """The range of what was kept, see `Kept`.
-
-        Student's t over the runs, whose spread is moderated by the usual one (G. Smyth, 2004,
-        doi:10.2202/1544-6115.1027); and as low as two more runs would take it that do not show the
-        LoRA, since few runs do not tell that it fails on some of its prompts. In a simulation it
-        holds in 0.87 of the checks or more where one prompt in five fails (2, 3, 4 or 8 runs).
-        """
-        runs = len(self.runs)
-        if runs < 2:
-            return None
-        found = [run.kept for run in self.runs]
-        mean = statistics.fmean(found)
-        freedom = runs - 1 + _USUAL_RUNS
-        squares = (runs - 1) * statistics.variance(found) + _USUAL_RUNS * _USUAL_SPREAD**2
-        student = _STUDENT[min(runs - 1, len(_STUDENT) - 1)]
-        reach = student * (squares / freedom / runs) ** 0.5
-        failing = (self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING)
-        return _within(min(mean - reach, failing)), _within(mean + reach)
 
 
 @dataclass(frozen=True)
@@ -373,88 +272,6 @@ def _chance(together: Sequence[TaskFidelity]) -> Chance | None:
     if error <= TOGETHER_UP_TO:
         return "likely"
     return "unlikely" if error >= APART_FROM else "uncertain"
-
-
-def lines_of(verdict: Verdict) -> list[str]:
-    """Return the verdict in sentences for the user: what was not judged, one a LoRA, and some about
-    the merge.
-    """
-    lines = []
-    if verdict.unjudged is not None:
-        lines.append(
-            f"{verdict.unjudged}: not judged; look at pictures of it, merged and stacked; if the "
-            "stack shows it better, use the stack"
-        )
-    lines += map(line_of, verdict.loras)
-    if not all(kept.is_told for kept in verdict.loras):
-        lines.append(
-            "on models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at "
-            "pictures"
-        )
-    if verdict.together is not None:
-        advice = verdict.together_advice
-        to_do = "" if advice is None else f": {_sentence(advice)}"
-        who = "both" if len(verdict.loras) == 2 else "two of them"
-        lines.append(f"{who} together in one picture: {verdict.together}{to_do}")
-    if verdict.advice is not None:
-        lines.append(_sentence(verdict.advice))
-    found = verdict.against
-    parts = []
-    if found.leak is not None and found.leak_stacked:
-        by_files = "by their files, " if verdict.advice == Advice("measure") else ""
-        less = _less(found.leak / found.leak_stacked)
-        parts.append(f"{by_files}the LoRAs disturb each other {less} than stacked")
-    if found.base is not None:
-        parts.append(f"pictures of other things change {_less(found.base)} than stacked")
-    return [*lines, "; ".join(parts)] if parts else lines
-
-
-_ADVICE: dict[AdviceKind, str] = {
-    "measure": "a preview: nothing was measured, and figures are estimates from the files. The "
-    "preset Balanced measures and checks",
-    "check": "not checked on unseen prompts: set {held_out} to 1 or more",
-    "method": "merge with iteris instead of {0}",
-    "rank": "allow a higher rank or a larger file",
-    "fewer": "merge fewer LoRAs at once",
-    "priority": "look at its pictures; if it does not show there, raise its priority",
-    "polish": "look at pictures; if a LoRA does not show there, merge with the preset Polished, "
-    "which takes 25 to 30 times as long with two LoRAs",
-    "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
-    "together": "to get them into one picture, set {scene_weight} above 0",
-    "compare": "look for both in pictures; only those can tell",
-}
-
-
-def line_of(kept: Kept) -> str:
-    """Return what was kept of a LoRA in a sentence for the user, with what to do about it."""
-    advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
-    between = "" if kept.between is None else f" ({_range(*kept.between)})"
-    if kept.is_uncertain:
-        between = ", the check's pictures disagree"
-    unread = f"; {_percent(kept.unread)} of its file not read" if kept.unread else ""
-    return f"{kept.lora}: {kept.words}, kept {_percent(kept.kept)}{between}{unread}{advice}"
-
-
-def _sentence(advice: Advice) -> str:
-    names = {name: called(name) for name in ("held_out", "scene_weight")}
-    return _ADVICE[advice.kind].format(*advice.names, **names)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _less(share: float) -> str:
-    """Return a share of what stacking does as what is less than that, or more."""
-    return f"{_percent(abs(1 - share))} {'more' if share > 1 else 'less'}"
-
-
-def _range(lowest: float, highest: float) -> str:
-    return f"{100 * lowest:.0f} to {100 * highest:.0f}"
-
-
-def _within(share: float) -> float:
-    return max(0.0, min(1.0, share))
 
 
 def _against(

@@ -4,7 +4,7 @@ import json
 
 from iteris_core.report.layers import LayerReport, TaskAtLayerReport
 from iteris_core.report.records import MergeReport, Note, joined
-from iteris_core.report.verdict import TaskFidelity
+from iteris_core.report.runs import TaskFidelity
 
 
 def layer(path, rank, **residuals):

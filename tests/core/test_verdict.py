@@ -7,6 +7,7 @@ import pytest
 
 from iteris_core.report.layers import Interference, LayerReport, TaskAtLayerReport
 from iteris_core.report.records import MergeReport
+from iteris_core.report.runs import RunFidelity, TaskFidelity
 from iteris_core.report.verdict import (
     APART_FROM,
     GOOD_FROM,
@@ -14,8 +15,6 @@ from iteris_core.report.verdict import (
     TOGETHER_UP_TO,
     Advice,
     Against,
-    RunFidelity,
-    TaskFidelity,
 )
 
 

@@ -2,7 +2,7 @@
 
 from iteris_core.report.layers import LayerReport, TaskAtLayerReport
 from iteris_core.report.records import MergeReport
-from iteris_core.report.verdict import TaskFidelity
+from iteris_core.report.runs import TaskFidelity
 
 
 def layer(path, **tasks):

@@ -9,7 +9,7 @@ from iteris_pack.nodes.report_pictures import pictures
 from iteris_core import IterisError, MergeReport
 from iteris_core.errors import MissingLibraryError
 from iteris_core.report.layers import Interference, LayerReport, TaskAtLayerReport
-from iteris_core.report.verdict import TaskFidelity
+from iteris_core.report.runs import TaskFidelity
 
 PATHS = [
     *(f"clip_l.transformer.text_model.encoder.layers.{i}.mlp.fc1" for i in range(3)),
