@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,19 +12,16 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
 from . import host
+from .comparison import check_pictures, names_of, own_rows, rows_of, short, worn_of
 from .loras.names import adapter_name
-from .loras.prompts import lines
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
 from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core import Adapter
-    from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
 
-_MOST_PICTURES = 400  # of a table
 _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
 _MOST_STEPS = 200
@@ -236,97 +232,6 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(whole, of_merge, ui=shown)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A prompt, and the ways to draw it.
-
-    Args:
-        ways: Numbers of ways, see `worn_of`; the last one is the merge.
-    """
-
-    prompt: str
-    ways: tuple[int, ...]
-
-
-def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table, and a line about what was taken out of the user's prompts.
-
-    Args:
-        text: The user's prompts, one a line, each drawn in all ways; empty: see `own_rows`.
-
-    Raises:
-        CalibrationError: A prompt has several readings, see `plain_prompts`.
-        ConfigError: A prompt is empty without its tags, or there is none at all.
-    """
-    from ..iteris_core.diffusion.prompts import plain_prompts
-
-    every = tuple(range(len(names_of(uses))))
-    asked, taken = plain_prompts("the", lines(text))
-    rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
-    if not rows or not all(row.prompt for row in rows):
-        raise ConfigError(
-            "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
-            "hold nothing but tags and settings. Write what the pictures should show, one row of "
-            "pictures per line"
-        )
-    return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
-
-
-def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
-    """Yield the rows of LoRAs' own prompts: what shows most for its time.
-
-    Each LoRA's first prompt is drawn by this LoRA, by all stacked, and by the merge: what it should
-    be, what people do today, and what came out. On top all meet, next to the base model. No prompt
-    is drawn twice: a merge and a LoRA of it may begin with the same one.
-    """
-    base, *alone = range(1 + len(uses))
-    last = range(1 + len(uses), len(names_of(uses)))
-    ways: dict[str, list[int]] = {}
-    if sum(bool(use.prompts) for use in uses) > 1:
-        ways[meeting_of(uses)] = [base]
-    for use, way in zip(uses, alone, strict=True):
-        new = [prompt for prompt in use.prompts if prompt not in ways]
-        for prompt in (new or use.prompts)[:1]:
-            ways.setdefault(prompt, [] if len(uses) > 1 else [base]).append(way)
-    for prompt, own in ways.items():
-        yield Row(prompt, (*own, *last))
-
-
-def meeting_of(uses: Sequence[LoraUse]) -> str:
-    """Return a prompt where LoRAs meet: their subjects, in their styles, each once."""
-    subjects, styles = (
-        list(dict.fromkeys(use.called for use in uses if use.kind == kind and use.called))
-        for kind in ("subject", "style")
-    )
-    *first, last = subjects or [""]
-    meet = f"{', '.join(first)} and {last}" if first else last
-    return ", ".join(part for part in [meet, *styles] if part)
-
-
-def names_of(uses: Sequence[LoraUse]) -> list[str]:
-    """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
-    return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
-
-
-def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
-    """Return what the model wears in each way but the merge: nothing, each LoRA alone, and all,
-    where that is something else.
-    """
-    return [[], *([lora] for lora in loras), *([list(loras)] if len(loras) > 1 else [])]
-
-
-def called(use: LoraUse) -> str:
-    """Return the name of a LoRA's pictures: its file's, with strengths that are not 1."""
-    strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
-    name = short(use.name)
-    return name if list(strengths) == ["1"] else f"{name} {'/'.join(strengths)}"
-
-
-def short(name: str) -> str:
-    """Return a name without its folders."""
-    return name.rpartition("/")[2] or name
-
-
 def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
     """Return each LoRA's name and the verdict's words for it; empty: the merge was not checked."""
     kept = () if merged.report is None else merged.report.verdict.loras
@@ -382,20 +287,6 @@ def check_side(name: str, side: int) -> None:
     if side % _MULTIPLE:
         raise ConfigError(
             f"{name} is {side}; it must be a multiple of {_MULTIPLE}, or 0 for what suits the model"
-        )
-
-
-def check_pictures(rows: Sequence[Row]) -> None:
-    """Refuse more pictures than anybody waits for.
-
-    Raises:
-        ConfigError: Says how many there are.
-    """
-    pictures = sum(len(row.ways) for row in rows)
-    if pictures > _MOST_PICTURES:
-        raise ConfigError(
-            f"{len(rows)} prompts make {pictures} pictures, and at most {_MOST_PICTURES} are "
-            "drawn. Write fewer prompts, one per line"
         )
 
 

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes import compare
+from iteris_pack.nodes import compare, comparison
 from iteris_pack.nodes.sockets import MergedLora
 
 from iteris_core import (
@@ -25,8 +25,8 @@ INK = use("ink", ("a house, ink style",), trigger="in ink style", kind="style", 
 
 
 def named(text, uses):
-    rows, taken = compare.rows_of(text, uses)
-    names = compare.names_of(uses)
+    rows, taken = comparison.rows_of(text, uses)
+    names = comparison.names_of(uses)
     return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken
 
 
@@ -45,7 +45,7 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     rows, _ = named("", [use("silent", ()), CAT])
     assert rows == [("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])]
     bird = use("bird", ("a bird",))
-    assert compare.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
+    assert comparison.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
 
 
 def test_a_merge_beside_a_lora_of_it_repeats_neither_a_subject_nor_a_prompt():
@@ -90,7 +90,7 @@ def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
 )
 def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, said):
     with pytest.raises((ConfigError, CalibrationError), match=said):
-        compare.rows_of(text, uses)
+        comparison.rows_of(text, uses)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
         (lambda: compare.check_side("width", 500), "width is 500; it must be a multiple of 16"),
         (lambda: compare.check_side("height", 24), "height is 24; it must be a multiple of 16"),
         (
-            lambda: compare.check_pictures(compare.rows_of("a dog\n" * 81, [DOG, CAT])[0]),
+            lambda: comparison.check_pictures(comparison.rows_of("a dog\n" * 81, [DOG, CAT])[0]),
             "81 prompts make 405 pictures, and at most 400 are drawn",
         ),
     ],

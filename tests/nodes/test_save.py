@@ -9,7 +9,8 @@ import pytest
 import torch
 from fake_host import use
 from iteris_pack.nodes.merge import NOT_BEGUN, Merge
-from iteris_pack.nodes.save import SaveMergedLora, read_back
+from iteris_pack.nodes.save import SaveMergedLora
+from iteris_pack.nodes.saving import read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 

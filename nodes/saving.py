@@ -1,0 +1,266 @@
+"""A merged LoRA written into files: under free names, read back, and with what is next to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..iteris_core import IterisError
+from . import host
+from .pictures import png_of
+from .sockets import MergedLora
+
+_LARGEST_DIFFERENCE = (
+    0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
+)
+_ALREADY = "already saved: this file has the same content, so no copy was written"
+_TRIES = 100  # at names that others take at the same time
+_SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
+
+
+def check_listed(wanted: Path, ends: Sequence[str]) -> None:
+    """Refuse to save files under names that ComfyUI has for other files, which it would load.
+
+    Args:
+        wanted, ends: See `free_names`.
+
+    Raises:
+        NameTakenError: A name is that of a file in another of the loras folders.
+    """
+    from ..iteris_core.errors import NameTakenError
+    from ..iteris_core.files.writing import numbered
+
+    for path in next(numbered(wanted, ends)):
+        if (other := host.namesake(path)) is not None:
+            raise NameTakenError(
+                f"{host.lora_name_of(path)} is already the name of {other} in LoRA lists, and "
+                "overwrite replaces only what is in output/loras. Choose another name, or switch "
+                "overwrite off, which adds a number"
+            )
+
+
+@dataclass(frozen=True)
+class How:
+    """How a merge is written.
+
+    Args:
+        thumbnail: A picture for each file, as a data URI; empty: none.
+        whole: Whether large layers are saved as full differences.
+    """
+
+    thumbnail: str
+    whole: bool
+
+
+def save(
+    parts: Mapping[str, MergedLora], wanted: Path, how: How, *, overwrite: bool
+) -> dict[Path, str]:
+    """Save a merge's files, all of them or none, and return their paths and what reading each back
+    found. They get one number where one of their names is taken and may not be replaced, so that
+    those of a pair are found by each other's name.
+
+    Args:
+        parts: End of a name -> what its file holds.
+        wanted: The path without end and number.
+
+    Raises:
+        IterisError: They cannot be written, or one is not read back as it was merged; see also
+            `check_listed`.
+    """
+    from ..iteris_core.errors import NameTakenError
+    from ..iteris_core.files.writing import free_names, numbered
+
+    def is_taken(path: Path) -> bool:
+        return os.path.lexists(path) or host.namesake(path) is not None
+
+    ends = list(parts)
+    if overwrite:
+        check_listed(wanted, ends)
+        return written(next(numbered(wanted, ends)), parts, how, overwrite=True)
+    for _ in range(_TRIES):  # what took hours is not lost because another program was quicker
+        paths = free_names(wanted, ends, 1, is_taken)
+        with contextlib.suppress(NameTakenError):
+            return written(paths, parts, how, overwrite=False)
+    raise NameTakenError(f"{wanted} and {_TRIES} names after it were taken; choose another name")
+
+
+def written(
+    paths: Sequence[Path], parts: Mapping[str, MergedLora], how: How, *, overwrite: bool
+) -> dict[Path, str]:
+    """Write a merge's files and read each back before any gets its name; see `save`."""
+    from ..iteris_core.files.writing import blocks_of, whole_files
+
+    found = {}
+    with whole_files(paths, overwrite=overwrite) as files:
+        for path, part, file in zip(paths, parts.values(), files, strict=True):
+            file.writelines(blocks_of(*content_of(path, part, how)))
+            file.flush()
+            found[path] = read_back(Path(file.name), part, path.name)
+    return found
+
+
+def content_of(
+    path: Path, merged: MergedLora, how: How
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a merge's file."""
+    from ..iteris_core.files import kohya
+
+    metadata = metadata_for(path, merged, how.thumbnail)
+    return kohya.file_of(merged.adapter, merged.keys, metadata, whole=how.whole)
+
+
+def metadata_for(path: Path, merged: MergedLora, thumbnail: str) -> dict[str, str] | None:
+    """Return the metadata of a merge's file; None where the user wants none."""
+    from ..iteris_core.diffusion.recipe import metadata_of_merge
+
+    if not host.saves_metadata():
+        return None
+    return metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
+
+
+def saved_before(wanted: Path, parts: Mapping[str, MergedLora], how: How) -> dict[Path, str] | None:
+    """Return the files of a merge that is saved already, under the name that is wanted or with a
+    number; None: it is not. See `save`.
+    """
+    from ..iteris_core.files.writing import numbered
+
+    for paths in numbered(wanted, list(parts)):
+        if any(map(host.namesake, paths)):
+            continue
+        if not all(map(os.path.lexists, paths)):
+            return None
+        files = zip(paths, parts.values(), strict=True)
+        if all(is_saved(path, part, how) for path, part in files):
+            return dict.fromkeys(paths, _ALREADY)
+    return None
+
+
+def why_numbered(wanted: Path, found: Container[Path], ends: Sequence[str]) -> list[str]:
+    """Return a line about why files have a number, and how to get none; no line: they have none.
+
+    Args:
+        wanted, ends: See `free_names`.
+        found: The files.
+    """
+    from ..iteris_core.files.writing import numbered
+
+    first = next(numbered(wanted, ends))
+    if first[0] in found:
+        return []
+    for path in first:
+        if host.namesake(path) is not None:
+            return [f"{path.name} is another LoRA: choose another name for one without a number"]
+    return [f"{first[0].name} exists: switch overwrite on to replace it"]
+
+
+def is_saved(path: Path, merged: MergedLora, how: How) -> bool:
+    """Whether a file is, byte by byte, what `save` would write under its name."""
+    from ..iteris_core.errors import AdapterError
+    from ..iteris_core.files.tensors import read_header
+    from ..iteris_core.files.writing import blocks_of
+
+    metadata = metadata_for(path, merged, how.thumbnail)
+    try:
+        if not (metadata or {}).items() <= read_header(path)[1].items():  # most end here
+            return False
+        content = memoryview(path.read_bytes())
+    except (AdapterError, OSError):
+        return False
+    header, data = blocks_of(*content_of(path, merged, how))
+    return content[: len(header)] == header and content[len(header) :] == data
+
+
+def beside_it(
+    path: Path, merged: MergedLora, words: Sequence[str], cover: torch.Tensor | None
+) -> dict[str, bytes]:
+    """Return what is saved next to a LoRA's file: ending of the name -> content."""
+    from ..iteris_core.files.beside import CARD
+
+    card = card_of(path, merged, words)
+    preview = {} if cover is None else {".preview.png": png_of(cover[0])}
+    return preview | ({CARD: card} if card else {})
+
+
+def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
+    """Return what LoRA Manager keeps next to a LoRA's file, as JSON; empty where it keeps nothing
+    next to the LoRAs of the merge, so that nobody would read it, or where the user wants no
+    metadata.
+    """
+    from ..iteris_core.files.beside import base_beside
+    from ..iteris_core.files.metadata import gallery_card
+
+    names = [lora.use.file for lora in merged.loras if lora.use.file is not None]
+    found = [base_beside(place) for place in map(host.find_lora, names) if place is not None]
+    bases = [base for base in found if base is not None]
+    if not bases or not host.saves_metadata():
+        return b""
+    card = gallery_card(path, bases, words, f"Merged by IterIS from {', '.join(names)}")
+    return json.dumps(card, indent=2, ensure_ascii=False).encode()
+
+
+def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:
+    """Save a file next to a LoRA's, where programs look for it, and return a line about it. The
+    LoRA is saved already, so what keeps the file from being saved is not an error.
+
+    Args:
+        ending: Ending of the name of the other file, which is the LoRA's otherwise.
+    """
+    from ..iteris_core.errors import NameTakenError, SaveError
+    from ..iteris_core.files.writing import whole_file
+
+    beside = path.with_name(f"{path.stem}{ending}")
+    try:
+        with whole_file(beside, overwrite=overwrite) as file:
+            file.write(content)
+    except NameTakenError:
+        if beside.is_file() and beside.read_bytes() == content:
+            return f"beside it: {beside.name}"
+        return f"{beside.name} existed already and was kept; remove it, or switch overwrite on"
+    except SaveError as error:
+        return f"no {beside.name}: {error}"
+    return f"beside it: {beside.name}"
+
+
+def read_back(path: Path, merged: MergedLora, name: str) -> str:
+    """Load a saved file as the stock LoraLoader does, and compare each module with the merged
+    adapter.
+
+    Raises:
+        IterisError: A module is missing, or differs by more than rounding.
+    """
+    added = host.stock_loader(path, merged.keys)
+    deltas = merged.adapter.deltas
+    differences = {}
+    for module, delta in deltas.items():
+        found = added(f"{module}.weight", merged.keys.weight_shape(module))
+        dense = delta.to(dtype=torch.float32).dense()
+        differences[f"{module}.weight"] = _difference(found, dense)
+    for parameter, vector in merged.adapter.vectors.items():
+        differences[parameter] = _difference(added(parameter, vector.shape), vector.float())
+    lost = [parameter for parameter, d in differences.items() if not d <= _LARGEST_DIFFERENCE]
+    if lost:
+        raise IterisError(
+            f"{name}: read back through ComfyUI's LoRA loader, {len(lost)} of {len(differences)} "
+            f"weights are missing or differ, such as {lost[0]!r}. The file was not kept; report "
+            "this with ComfyUI's version"
+        )
+    vectors = f", {len(merged.adapter.vectors)} biases and norms" if merged.adapter.vectors else ""
+    largest = max(differences.values(), default=0.0)
+    modules = f"{len(deltas)} of {len(deltas)} modules"
+    return f"read back: {modules}{vectors}, largest difference {largest:.2g}"
+
+
+def _difference(found: torch.Tensor | None, expected: torch.Tensor) -> float:
+    """Return how far a change is off, relative to its size; 1 if it is missing."""
+    if found is None:
+        return 1.0
+    expected = expected.cpu()
+    scale = max(expected.norm().item(), _SMALLEST_WEIGHT * expected.numel() ** 0.5)
+    difference: float = (found.reshape(expected.shape) - expected).norm().item() / scale
+    return difference
