@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Part:
         return [prompt for prompt in (self.text, self.negative) if prompt is not None]
 
 
+_PartOfRun = tuple[int, Part]  # number of the run in its batch, and one of its parts
 # (seed of the noise, part) -> the part's estimate of the clean latents at pure noise
 FirstEstimates = dict[tuple[int, Part], Tensor]
 
@@ -224,15 +226,15 @@ class Sampler:
         lengths = [max(run.length for run in batch) for batch in batches]
         done = 0
         for batch, length in zip(batches, lengths, strict=True):
-            start = self._begun([run.seed for run in batch])
-            denoise = self._denoiser({run: runs[run] for run in batch}, adapters, first)
+            start = self.begun([run.seed for run in batch])
+            together = _Batch(self, {run: runs[run] for run in batch}, adapters, first)
             # a run that has ended stays at its last level
             levels = [[r.path[min(step, r.length)] for r in batch] for step in range(length + 1)]
             stands_at = self.sigmas[torch.tensor(levels)]
             # the generator yields latents before it makes a step: the one to 0 is never made
             sigmas = torch.cat([stands_at, stands_at.new_zeros(1, len(batch))])
             with torch.no_grad():
-                steps = euler_steps(denoise, start, sigmas)
+                steps = euler_steps(together.denoise, start, sigmas)
                 seen = [next(steps)]
                 for x in itertools.islice(steps, length):
                     seen.append(x)
@@ -258,80 +260,90 @@ class Sampler:
             for prompt in part.prompts
         )
 
-    def _begun(self, seeds: Sequence[int]) -> Tensor:
+    def begun(self, seeds: Sequence[int]) -> Tensor:
         """Return what runs with noise of these seeds begin with."""
         return self.start(torch.stack([noise(self.shape, seed) for seed in seeds]), self.sigmas[0])
 
-    def _denoiser(
-        self,
-        batch: Mapping[Run, Sequence[Part]],
-        adapters: Sequence[Adapter],
-        first: FirstEstimates,
-    ) -> Denoise:
-        """Return a function that estimates the clean latents of a batch of runs, with guidance but
-        for the first step. Latents of runs that have ended stay as they are.
 
-        Args:
-            first: The estimates of first steps that are there already; gets those that are made.
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Runs that are sampled side by side, and what estimates their clean latents.
+
+    Args:
+        first: The estimates of first steps that are there already; gets those that are made.
+    """
+
+    sampler: Sampler
+    runs: Mapping[Run, Sequence[Part]]
+    adapters: Sequence[Adapter]
+    first: FirstEstimates
+    closet: Closet = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> list[_PartOfRun]:
+        return [(i, part) for i, parts in enumerate(self.runs.values()) for part in parts]
+
+    @cached_property
+    def masks(self) -> dict[Part, Tensor]:
+        """The regions of the parts that have one."""
+        shape = self.sampler.shape
+        return {part: part.region(shape) for _, part in self.parts if part.region is not None}
+
+    @cached_property
+    def mixes(self) -> dict[Part, dict[int, float]]:
+        return {part: mix_in(self.adapters, part.mix) for _, part in self.parts}
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return estimates of the clean latents, with guidance but for the first step. Latents of
+        runs that have ended stay as they are.
         """
-        known = list(batch)
-        ends = [self.sigmas[run.path[-1]] for run in batch]
-        parts_of_batch = [(i, part) for i, parts in enumerate(batch.values()) for part in parts]
-        masks = {
-            part: None if part.region is None else part.region(self.shape)
-            for _, part in parts_of_batch
-        }
-        mixes_of = {part: mix_in(adapters, part.mix) for _, part in parts_of_batch}
-        closet: Closet = {}
+        levels = self.sampler.sigmas
+        ends = [levels[run.path[-1]] for run in self.runs]
+        parts = [(i, part) for i, part in self.parts if sigma[i] > ends[i]]
+        is_first = all(sigma[i] == levels[0] for i, _ in parts)
+        estimates = self._at_first(parts) if is_first else self._with_guidance(parts, x, sigma)
+        joined = x.clone()
+        joined[[i for i, _ in parts]] = 0
+        for (i, part), estimate in zip(parts, estimates, strict=True):
+            joined[i] += self.masks[part] * estimate if part in self.masks else estimate
+        return joined
 
-        def outputs(rows: Sequence[DenoiserRow], mixes: Sequence[Mapping[int, float]]) -> Tensor:
-            """Return the outputs of all rows, on the CPU."""
-            answers: dict[int, Tensor] = {}
-            for numbers in in_calls([self.network.call_key(row) for row in rows], len(rows)):
-                worn = [mixes[number] for number in numbers]
-                network = self.network
-                with wearing(network.modules, adapters, worn, closet, network.folds_rows):
-                    answer = network.forward([rows[number] for number in numbers])
-                answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
-            return torch.stack([answers[number] for number in range(len(rows))])
+    def _at_first(self, parts: Sequence[_PartOfRun]) -> Tensor:
+        """Return the estimates of parts at their first step, each made once."""
+        runs = list(self.runs)
+        wanted = [(runs[i].first, part) for i, part in parts]
+        missing = [key for key in dict.fromkeys(wanted) if key not in self.first]
+        if missing:
+            x = self.sampler.begun([seed for seed, _ in missing])
+            rows = [
+                DenoiserRow(latents, self.sampler.sigmas[0], part.text)
+                for latents, (_, part) in zip(x, missing, strict=True)
+            ]
+            estimates = self._outputs(rows, [self.mixes[part] for _, part in missing])
+            self.first.update(zip(missing, estimates, strict=True))
+        return torch.stack([self.first[key] for key in wanted])
 
-        def at_first(parts: Sequence[tuple[int, Part]]) -> Tensor:
-            """Return the estimates of parts at their first step, each made once."""
-            wanted = [(known[i].first, part) for i, part in parts]
-            missing = [key for key in dict.fromkeys(wanted) if key not in first]
-            if missing:
-                x = self._begun([seed for seed, _ in missing])
-                rows = [
-                    DenoiserRow(latents, self.sigmas[0], part.text)
-                    for latents, (_, part) in zip(x, missing, strict=True)
-                ]
-                estimates = outputs(rows, [mixes_of[part] for _, part in missing])
-                first.update(zip(missing, estimates, strict=True))
-            return torch.stack([first[key] for key in wanted])
+    def _with_guidance(self, parts: Sequence[_PartOfRun], x: Tensor, sigma: Tensor) -> Tensor:
+        mixes = [self.mixes[part] for _, part in parts]
+        rows = [DenoiserRow(x[i], sigma[i], part.text) for i, part in parts]
+        negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
+        rows += [DenoiserRow(x[i], sigma[i], negative, True) for i, negative in negatives]
+        estimates = self._outputs(rows, mixes * 2 if negatives else mixes)
+        if not negatives:
+            return estimates
+        conditional, unconditional = estimates.chunk(2)
+        return unconditional + self.sampler.cfg * (conditional - unconditional)
 
-        def with_guidance(parts: Sequence[tuple[int, Part]], x: Tensor, sigma: Tensor) -> Tensor:
-            mixes = [mixes_of[part] for _, part in parts]
-            rows = [DenoiserRow(x[i], sigma[i], part.text) for i, part in parts]
-            negatives = [(i, part.negative) for i, part in parts if part.negative is not None]
-            rows += [DenoiserRow(x[i], sigma[i], negative, True) for i, negative in negatives]
-            estimates = outputs(rows, mixes * 2 if negatives else mixes)
-            if not negatives:
-                return estimates
-            conditional, unconditional = estimates.chunk(2)
-            return unconditional + self.cfg * (conditional - unconditional)
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            parts = [(i, part) for i, part in parts_of_batch if sigma[i] > ends[i]]
-            is_first = all(sigma[i] == self.sigmas[0] for i, _ in parts)
-            estimates = at_first(parts) if is_first else with_guidance(parts, x, sigma)
-            joined = x.clone()
-            joined[[i for i, _ in parts]] = 0
-            for (i, part), estimate in zip(parts, estimates, strict=True):
-                mask = masks[part]
-                joined[i] += estimate if mask is None else mask * estimate
-            return joined
-
-        return denoise
+    def _outputs(self, rows: Sequence[DenoiserRow], mixes: Sequence[Mapping[int, float]]) -> Tensor:
+        """Return the outputs of all rows, on the CPU."""
+        network = self.sampler.network
+        answers: dict[int, Tensor] = {}
+        for numbers in in_calls([network.call_key(row) for row in rows], len(rows)):
+            worn = [mixes[number] for number in numbers]
+            with wearing(network.modules, self.adapters, worn, self.closet, network.folds_rows):
+                answer = network.forward([rows[number] for number in numbers])
+            answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
+        return torch.stack([answers[number] for number in range(len(rows))])
 
 
 def mix_in(adapters: Sequence[Adapter], mix: Mapping[int, float]) -> dict[int, float]:
