@@ -20,9 +20,9 @@ from ..adapters import (
 from ..algebra.answer import LayerSolution
 from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import LayerProblem, LayerSolver
-from ..algebra.moments import InputMoments, KeptRows, Sums, difference
+from ..algebra.moments import InputMoments, Sums, difference
 from ..algebra.products import product
-from ..algebra.statistics import BaseWeight, DerivedSums, TaskStatistics, TaskSums
+from ..algebra.statistics import DerivedSums, TaskStatistics, TaskSums
 from ..config import MergeConfig
 from ..devices import Workplace, exact_products, moved, read
 from ..errors import SolveError
@@ -32,21 +32,19 @@ from ..layers import (
     input_tokens,
     is_patchwise,
     output_tokens,
-    token_count,
-    weight_shape,
 )
 from ..report.figures import figures_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .drift import Drifting
+from .layer_sums import can_derive, exact_worn, new_moments, new_statistics
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
     Arrivals,
     Reading,
     SharedInput,
     SharedInputs,
-    may_derive,
 )
 
 
@@ -109,13 +107,13 @@ class Measurement:
         reading = Reading.of(problem.network, path, module)
         shared = inputs.find(reading, x)
         is_first = shared is None
-        derives = shared.derives if shared else _can_derive(problem, path, module, x, inputs)
+        derives = shared.derives if shared else can_derive(problem, path, module, x, inputs)
         drifting = None
         if config.target == "full_output":
             drifting = Drifting.of(module, x, y, problem.processes, by_weight=derives)
             derives = derives and drifting.weight is not None
         if shared is None:
-            moments = _new_moments(problem, module, x, place.sums, changes=derives)
+            moments = new_moments(problem, module, x, place.sums, changes=derives)
             shared = inputs.add(reading, moments, derives=derives)
         worn = [
             None if mix is None else mix.to(device=place.device, dtype=place.dtype)
@@ -138,7 +136,7 @@ class Measurement:
                 if path in adapter.deltas
             },
             worn=worn,
-            statistics=_new_statistics(problem, module, place, shared, worn, drifting),
+            statistics=new_statistics(problem, module, place, shared, worn, drifting),
             base=base,
             drifting=drifting,
         )
@@ -345,7 +343,7 @@ class Measurement:
         worn = self.worn[g]
         full_norm = None
         if self.problem.config.balance == "full" and self.base is not None:
-            exact = _exact(worn, self.place)
+            exact = exact_worn(worn, self.place)
             weight = self.base.weight
             full_norm = (weight if exact is None else weight + exact.delta.dense()).square().sum()
         shares = {k: share for k, share in task.mix.items() if share and k in self.deltas}
@@ -364,85 +362,3 @@ def _why_not_finite(solution: LayerSolution, config: MergeConfig) -> str:
         f"the merged delta has numbers up to {largest:.1e}, more than {precision} can hold; save "
         "in bfloat16 or float32, or lower the strengths"
     )
-
-
-def _exact(worn: Stacked[int] | None, place: Workplace) -> Stacked[int] | None:
-    """Return what rows wear as a solve reads it."""
-    return None if worn is None else worn.to(device=place.sums, dtype=torch.float64)
-
-
-# What sums that follow from an input cost more than those of its layers: work on each token, in
-# squares of the width, and a product with the weight, its square and, where a probe reads it, its
-# reading.
-_MORE_PER_TOKEN = 1.5
-_PRODUCTS = 2
-
-
-def _can_derive(
-    problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
-) -> bool:
-    """Whether the sums of the layers that read an input are to follow from its moments: where that
-    is less work, and the settings ask for nothing else.
-    """
-    width = inputs.widths.get(path)
-    if width is None or not may_derive(problem.config) or _keeps_rows(problem, module, x):
-        return False
-    d_in = weight_shape(module)[1]
-    tokens = tokens_read(module, token_count(module, x), problem) * problem.samples
-    return tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
-
-
-def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:
-    """Whether inputs are kept as rows: where all tokens are fewer than the layer is wide. Processes
-    that share the samples have sums.
-    """
-    count = tokens_read(module, token_count(module, x), problem)
-    is_few = count * problem.samples < weight_shape(module)[1]
-    return problem.processes.is_alone and problem.config.ridge != "paper" and is_few
-
-
-def _new_moments(
-    problem: Problem, module: nn.Module, x: Tensor, device: torch.device, *, changes: bool
-) -> list[InputMoments]:
-    """Return the moments of each task's inputs.
-
-    Args:
-        changes: See `Sums`.
-    """
-    d_in = weight_shape(module)[1]
-    if _keeps_rows(problem, module, x):
-        count = tokens_read(module, token_count(module, x), problem)
-        return [
-            KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
-        ]
-    cross_gram = problem.config.ridge == "paper"
-    return [Sums(d_in, device, cross_gram=cross_gram, changes=changes) for _ in problem.tasks]
-
-
-def _new_statistics(
-    problem: Problem,
-    module: nn.Module,
-    place: Workplace,
-    shared: SharedInput,
-    worn: Sequence[Stacked[int] | None],
-    drifting: Drifting | None,
-) -> list[TaskStatistics]:
-    """Return the sums of each task at a layer, of its own rows or of its input's."""
-    if shared.derives and drifting is not None and drifting.weight is not None:
-        base = BaseWeight(moved(drifting.weight, place.sums))
-        exact = [_exact(mix, place) for mix in worn]
-        return [
-            DerivedSums(moments, None if mix is None else mix.delta, base)
-            for moments, mix in zip(shared.moments, exact, strict=True)
-            if isinstance(moments, Sums)
-        ]
-    config = problem.config
-    return [
-        TaskSums(
-            moments,
-            0 if mix is None else mix.delta.rank,
-            drift_width=weight_shape(module)[0] if config.target == "full_output" else None,
-            output_energy=config.balance == "full",
-        )
-        for mix, moments in zip(worn, shared.moments, strict=True)
-    ]

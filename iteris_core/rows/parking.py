@@ -23,24 +23,22 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
-from functools import partial
-from inspect import CO_OPTIMIZED
-from types import CellType, FrameType, FunctionType
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from .frames import held_by, items_in, storage_key, tensors_in, variables_of, within_reach
 from .stores import HostMemory, PagedFile, Store
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
-_NESTING = 3
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
@@ -149,11 +147,11 @@ class Parking:
             output: The tensor, with a storage of its own.
             make: Function that fills it, from tensors of the innermost frames.
         """
-        self._made_by[_key(output)] = make
+        self._made_by[storage_key(output)] = make
         try:
             yield
         finally:
-            del self._made_by[_key(output)]
+            del self._made_by[storage_key(output)]
 
     def new_round(self, chunks: int) -> None:
         """Rebuild what stays when the first chunk of this round is parked."""
@@ -169,7 +167,7 @@ class Parking:
         Args:
             shared: Tensors, or lists, tuples, mappings and objects that hold some.
         """
-        found = (tensor for value in shared for tensor in _tensors_in(value, _held))
+        found = (tensor for value in shared for tensor in tensors_in(value, held_by))
         self._kept += [weakref.ref(tensor) for tensor in found]
         self._lasting = None
 
@@ -308,12 +306,12 @@ class Parking:
         needed: dict[int, int] = {}  # when: number of a caller
         found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
-            variables = _variables_of(frame)
+            variables = variables_of(frame)
             values = list(variables.values())
-            for tensor in _tensors_in(values, _within_reach):
-                needed.setdefault(_key(tensor), len(callers) - 1)
-            for tensor in _tensors_in(values, _items):
-                key = _key(tensor)
+            for tensor in tensors_in(values, within_reach):
+                needed.setdefault(storage_key(tensor), len(callers) - 1)
+            for tensor in tensors_in(values, items_in):
+                key = storage_key(tensor)
                 if key in found or key in staying or key in elsewhere or self._stays(tensor):
                     continue
                 storage = tensor.untyped_storage()
@@ -339,15 +337,17 @@ class Parking:
     def _staying(self) -> set[int]:
         if self._lasting is None:
             self._lasting = self._look_up_lasting()
-        remembered = (_key(t) for value in self._left_behind() for t in _tensors_in(value, _items))
+        remembered = (
+            storage_key(t) for value in self._left_behind() for t in tensors_in(value, items_in)
+        )
         return self._lasting.union(remembered)
 
     def _look_up_lasting(self) -> set[int]:
         """Return the storages of what is kept, and of the parameters."""
         self._kept = [reference for reference in self._kept if reference() is not None]
-        kept = {_key(tensor) for ref in self._kept if (tensor := ref()) is not None}
+        kept = {storage_key(tensor) for ref in self._kept if (tensor := ref()) is not None}
         own = (tensor for module in self.modules for tensor in module.parameters(recurse=False))
-        return kept | set(map(_key, own))
+        return kept | set(map(storage_key, own))
 
     def _left_behind(self) -> list[Any]:
         """Return buffers and all attributes that may hold tensors; each forward call may have left
@@ -360,56 +360,3 @@ class Parking:
             if not _PLAIN.issuperset(map(type, attributes.values())):  # passes most modules by
                 values += [value for value in attributes.values() if isinstance(value, _HOLDERS)]
         return values
-
-
-def _variables_of(frame: FrameType) -> dict[str, Any]:
-    """Return the variables of a frame, which does not keep them alive: up to Python 3.12 the frame
-    of a function remembers what it was asked for, though it goes on and lets a tensor go.
-    """
-    remembered = frame.f_locals
-    variables = dict(remembered)
-    if isinstance(remembered, dict) and frame.f_code.co_flags & CO_OPTIMIZED:
-        remembered.clear()
-    return variables
-
-
-def _key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
-
-
-def _tensors_in(
-    value: Any, parts_of: Callable[[Any], Iterable[Any]], depth: int = _NESTING
-) -> Iterator[Tensor]:
-    """Yield the plain tensors in a variable: itself, or in its parts."""
-    if isinstance(value, Tensor):
-        if value.layout == torch.strided and type(value) in (Tensor, nn.Parameter):
-            yield value
-    elif depth:
-        for part in parts_of(value):
-            yield from _tensors_in(part, parts_of, depth - 1)
-
-
-def _items(value: Any) -> Iterable[Any]:
-    """Return the items of lists and tuples; mappings hold options, which chunks may share."""
-    return value if isinstance(value, list | tuple) else ()
-
-
-def _within_reach(value: Any) -> Iterable[Any]:
-    """Return what code with this variable may use: in containers and closures."""
-    if isinstance(value, list | tuple | set):
-        return value
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, FunctionType):
-        return [c.cell_contents for c in value.__closure__ or () if c != CellType()]
-    if isinstance(value, partial):
-        return (value.func, *value.args, *value.keywords.values())
-    return vars(value).values() if is_dataclass(value) else ()
-
-
-def _held(value: Any) -> Iterable[Any]:
-    """Return what a value holds: items, values and attributes."""
-    if isinstance(value, Mapping):
-        return value.values()
-    return _items(value) or getattr(value, "__dict__", {}).values()

@@ -95,8 +95,8 @@ def test_as_many_tokens_are_measured_as_the_width_needs(samples, length, budget,
 def derived(monkeypatch):
     """Let sums follow from inputs, whatever that costs; the places where chunks have waited."""
     places = []
-    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
-    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._MORE_PER_TOKEN", 0)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._PRODUCTS", 0)
     monkeypatch.setattr(
         "iteris_core.engines.sweep.pause_at_layer",
         lambda path, *others: places.append(path) or pause_at_layer(path, *others),
@@ -127,7 +127,7 @@ def test_sums_that_follow_from_an_input_are_those_of_its_layers(dtype, derived, 
         firsts += ["cross_attention.k", "cross_attention.o", "feed_forward"]
         assert derived == [path for path in firsts for _ in range(chunks)]
         with monkeypatch.context() as never:
-            never.setattr("iteris_core.engines.measure.may_derive", lambda config: False)
+            never.setattr("iteris_core.engines.layer_sums.may_derive", lambda config: False)
             expected = toy.merge_toy(net, adapters, tasks, **settings, **more)
         assert len(derived) == chunks * (len(firsts) + len(net.targets))
         # rows are rounded
@@ -170,7 +170,7 @@ def test_sums_are_forgotten_with_the_tensors_that_they_were_measured_on(monkeypa
         def __del__(self):
             Counted.count -= 1
 
-    monkeypatch.setattr("iteris_core.engines.measure.Sums", Counted)
+    monkeypatch.setattr("iteris_core.engines.layer_sums.Sums", Counted)
     toy.merge_toy(net, adapters, toy.own_tasks(net, adapters))
     # two tasks; the network itself keeps its input and its skip, so their sums may still be needed,
     # and this layer's

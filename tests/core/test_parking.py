@@ -86,8 +86,8 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
 
 def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
     """Where the layer's sums follow from its input, so that nobody reads it meanwhile."""
-    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0)
-    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._MORE_PER_TOKEN", 0)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._PRODUCTS", 0)
     net, adapters, tasks = toy.pair("attention", 4)
     key = net.model.get_submodule("cross_attention.k")  # 5 -> 6
     plain = key.forward

@@ -81,8 +81,8 @@ def test_what_is_not_finite_stays_so(bad, calls):
 def merged(dtype, derives, monkeypatch):
     """Merge two LoRAs on a layer whose sums follow from its input or do not."""
     torch.manual_seed(5)
-    monkeypatch.setattr("iteris_core.engines.measure._MORE_PER_TOKEN", 0 if derives else 1e9)
-    monkeypatch.setattr("iteris_core.engines.measure._PRODUCTS", 0)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._MORE_PER_TOKEN", 0 if derives else 1e9)
+    monkeypatch.setattr("iteris_core.engines.layer_sums._PRODUCTS", 0)
     layer = torch.nn.Linear(48, 48).to(dtype).requires_grad_(False)
     deltas = [LowRankDelta(torch.randn(48, 4), torch.randn(4, 48) / 30) for _ in "xy"]
     adapters = [Adapter(n, {"0": delta}) for n, delta in zip("xy", deltas, strict=True)]

@@ -1,0 +1,101 @@
+"""Which sums a layer is measured by: those of its own rows, or those that follow from its input's;
+and whether these are sums themselves, or rows that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Stacked
+from ..algebra.moments import InputMoments, KeptRows, Sums
+from ..algebra.statistics import BaseWeight, DerivedSums, TaskStatistics, TaskSums
+from ..devices import Workplace, moved
+from ..layers import token_count, weight_shape
+from .counted_tokens import tokens_read
+from .drift import Drifting
+from .problem import Problem
+from .shared_inputs import SharedInput, SharedInputs, may_derive
+
+# What sums that follow from an input cost more than those of its layers: work on each token, in
+# squares of the width, and a product with the weight, its square and, where a probe reads it, its
+# reading.
+_MORE_PER_TOKEN = 1.5
+_PRODUCTS = 2
+
+
+def can_derive(
+    problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
+) -> bool:
+    """Whether the sums of the layers that read an input are to follow from its moments: where that
+    is less work, and the settings ask for nothing else.
+    """
+    width = inputs.widths.get(path)
+    if width is None or not may_derive(problem.config) or _keeps_rows(problem, module, x):
+        return False
+    d_in = weight_shape(module)[1]
+    tokens = tokens_read(module, token_count(module, x), problem) * problem.samples
+    return tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
+
+
+def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:
+    """Whether inputs are kept as rows: where all tokens are fewer than the layer is wide. Processes
+    that share the samples have sums.
+    """
+    count = tokens_read(module, token_count(module, x), problem)
+    is_few = count * problem.samples < weight_shape(module)[1]
+    return problem.processes.is_alone and problem.config.ridge != "paper" and is_few
+
+
+def new_moments(
+    problem: Problem, module: nn.Module, x: Tensor, device: torch.device, *, changes: bool
+) -> list[InputMoments]:
+    """Return the moments of each task's inputs.
+
+    Args:
+        changes: See `Sums`.
+    """
+    d_in = weight_shape(module)[1]
+    if _keeps_rows(problem, module, x):
+        count = tokens_read(module, token_count(module, x), problem)
+        return [
+            KeptRows(d_in, device, capacity=count * len(task.samples)) for task in problem.tasks
+        ]
+    cross_gram = problem.config.ridge == "paper"
+    return [Sums(d_in, device, cross_gram=cross_gram, changes=changes) for _ in problem.tasks]
+
+
+def new_statistics(
+    problem: Problem,
+    module: nn.Module,
+    place: Workplace,
+    shared: SharedInput,
+    worn: Sequence[Stacked[int] | None],
+    drifting: Drifting | None,
+) -> list[TaskStatistics]:
+    """Return the sums of each task at a layer, of its own rows or of its input's."""
+    if shared.derives and drifting is not None and drifting.weight is not None:
+        base = BaseWeight(moved(drifting.weight, place.sums))
+        exact = [exact_worn(mix, place) for mix in worn]
+        return [
+            DerivedSums(moments, None if mix is None else mix.delta, base)
+            for moments, mix in zip(shared.moments, exact, strict=True)
+            if isinstance(moments, Sums)
+        ]
+    config = problem.config
+    return [
+        TaskSums(
+            moments,
+            0 if mix is None else mix.delta.rank,
+            drift_width=weight_shape(module)[0] if config.target == "full_output" else None,
+            output_energy=config.balance == "full",
+        )
+        for mix, moments in zip(worn, shared.moments, strict=True)
+    ]
+
+
+def exact_worn(worn: Stacked[int] | None, place: Workplace) -> Stacked[int] | None:
+    """Return what rows wear as a solve reads it."""
+    return None if worn is None else worn.to(device=place.sums, dtype=torch.float64)
