@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.diffusion.lora_rows import Row
+from ..iteris_core.diffusion.lora_rows import Row, use_as_written
 from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.settings import bounds
 from . import host
 from .loras.names import fingerprint
-from .loras.prompts import lines, shown_on_node, use_of_file, use_of_tensors
+from .loras.prompts import lines, shown_on_node, use_of_file
 from .sockets import LORA_MODEL, LORAS, ChosenLora, advanced
 from .validation import checked
 
@@ -180,8 +180,9 @@ class TrainedLora(io.ComfyNode):
                 f"{name} has no prompts, and a LoRA that is in no file has no metadata to take "
                 "them from. Write the captions that it was trained on, one per line"
             )
-        use = use_of_tensors(name, strength_model, strength_model, lines(prompts), weight=priority)
-        return show([ChosenLora(use, dict(lora))], previous)
+        strengths = strength_model, strength_model
+        row = Row(name, *strengths, priority=priority, prompts=lines(prompts))
+        return show([ChosenLora(use_as_written(row, name, None), dict(lora))], previous)
 
 
 def show(

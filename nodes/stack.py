@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
+from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in, use_as_written
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .lora import show
@@ -21,7 +21,6 @@ from .loras.prompts import (
     file_of_row,
     use_of_file,
     use_of_row,
-    use_of_tensors,
     use_without_prompts,
 )
 from .loras.stack_formats import prompts_by_name, read_stack
@@ -263,8 +262,8 @@ def carried_lora(
 ) -> ChosenLora:
     """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified."""
     strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
+    row = Row(name, strength_model, strength_clip, prompts=prompts)
     if file:
-        row = Row(file, strength_model, strength_clip, prompts=prompts)
         return ChosenLora(use_of_file(file, row))
     if not prompts or any("{trigger}" in prompt for prompt in prompts):
         raise CalibrationError(
@@ -272,8 +271,7 @@ def carried_lora(
             f"trigger words are unknown. Write them as '{name}: a photo of <trigger word>' into "
             "prompts"
         )
-    use = use_of_tensors(name, strength_model, strength_clip, prompts)
-    return ChosenLora(use, lora.tensors)
+    return ChosenLora(use_as_written(row, name, None), lora.tensors)
 
 
 def file_of(

@@ -149,8 +149,8 @@ def placed(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
 
 
-def use_as_written(row: Row, name: str, file: str, more: Sequence[str] = ()) -> LoraUse:
-    """Return the LoRA of a row without words from its file.
+def use_as_written(row: Row, name: str, file: str | None, more: Sequence[str] = ()) -> LoraUse:
+    """Return the LoRA of a row without words from its file, which it may not have.
 
     Raises:
         ConfigError: Weights of blocks or patterns of layers that cannot be read.

@@ -183,31 +183,6 @@ def filled(words: str, use: LoraUse, field: str) -> str:
     return lora_rows.filled(words, use, triggers_of(use) if TRIGGER in words else (), field)
 
 
-def use_of_tensors(
-    name: str,
-    strength_model: float,
-    strength_clip: float,
-    prompts: Sequence[str],
-    **more: Any,
-) -> LoraUse:
-    """Return a LoRA to merge that is in no file, under a name.
-
-    Args:
-        more: More fields of `LoraUse`.
-    """
-    from ...iteris_core.diffusion.lora_use import LoraUse
-
-    return LoraUse(
-        name=name,
-        file=None,
-        sha256="",
-        strength_model=strength_model,
-        strength_clip=strength_clip,
-        prompts=tuple(prompts),
-        **more,
-    )
-
-
 def triggers_of(use: LoraUse) -> tuple[str, ...]:
     """Return the trigger words in a LoRA's file; none for a LoRA that is in no file."""
     from ...iteris_core.files.headers import lora_header
