@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM, Network
-from ..rows.wearing import Closet, Mix, wearing
+from ..rows.wearing import Closet, Mix, answers_of
 from ..settings import setting_to
 from ..tasks import Sample, TokenWeights
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -115,8 +115,7 @@ def written_for(
     for start in range(0, len(pieces), rows_per_call):
         part = pieces[start : start + rows_per_call]
         mixes = [dict(mix) for _, mix in part]
-        with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
-            written += network.forward([piece for piece, _ in part])
+        written += answers_of(network, adapters, mixes, [piece for piece, _ in part], closet)
     return written
 
 

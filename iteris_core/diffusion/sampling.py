@@ -14,7 +14,7 @@ from ..adapters import Adapter, sha256_of_tensors
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody
-from ..rows.wearing import Closet, wearing
+from ..rows.wearing import Closet, answers_of
 from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
 
@@ -340,8 +340,8 @@ class _Batch:
         answers: dict[int, Tensor] = {}
         for numbers in in_calls([network.call_key(row) for row in rows], len(rows)):
             worn = [mixes[number] for number in numbers]
-            with wearing(network.modules, self.adapters, worn, self.closet, network.folds_rows):
-                answer = network.forward([rows[number] for number in numbers])
+            reads = [rows[number] for number in numbers]
+            answer = answers_of(network, self.adapters, worn, reads, self.closet)
             answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
         return torch.stack([answers[number] for number in range(len(rows))])
 

@@ -16,7 +16,7 @@ from ..engines.problem import Problem
 from ..errors import CalibrationError
 from ..network import in_calls
 from ..progress import nobody
-from ..rows.wearing import wearing, worn_delta
+from ..rows.wearing import answers_of, worn_delta
 from ..tasks import Sample, Task
 
 SMALLEST = 1 / 32
@@ -122,11 +122,8 @@ class OutputError:
         self, adapters: Sequence[Adapter], reads: Sequence[object], mix: Mapping[int, float]
     ) -> Tensor:
         self.progress()
-        network = self.problem.network
-        worn = [mix] * len(reads)
-        folds = network.folds_rows
-        with torch.no_grad(), wearing(network.modules, adapters, worn, folds_rows=folds):
-            outputs = network.forward(reads)
+        with torch.no_grad():
+            outputs = answers_of(self.problem.network, adapters, [mix] * len(reads), reads)
         if not isinstance(outputs, Tensor):
             raise CalibrationError(
                 "the network's forward returns no tensor, so there is no output to search a scale "

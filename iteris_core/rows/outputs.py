@@ -12,7 +12,7 @@ from ..adapters import Adapter
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress
-from .wearing import Closet, wearing
+from .wearing import Closet, answers_of
 
 
 class Rows:
@@ -60,9 +60,9 @@ def outputs_of(
         closet: Closet = {}
         for numbers in own:
             mixes = [rows.mixes[number] for number in numbers]
-            folds = network.folds_rows
-            with torch.no_grad(), wearing(network.modules, adapters, mixes, closet, folds):
-                answer = network.forward([rows.reads[number] for number in numbers])
+            reads = [rows.reads[number] for number in numbers]
+            with torch.no_grad():
+                answer = answers_of(network, adapters, mixes, reads, closet)
             # a copy: a compiled model may write its next output into the same tensor
             answers.append(answer.detach().to("cpu", copy=True))
             done += len(numbers)

@@ -14,6 +14,7 @@ from ..adapters import Adapter, LowRankDelta, Stacked, stack, target_layers
 from ..devices import Workplace, exact_products
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of
+from ..network import Network
 from ..tasks import Task
 from .chunks import Chunk
 
@@ -126,6 +127,20 @@ def wearing(
 
     with layer_hooks({path: modules[path] for path in target_layers(adapters)}, hook):
         yield
+
+
+def answers_of(
+    network: Network,
+    adapters: Sequence[Adapter],
+    mixes: Sequence[Mapping[int, float]],
+    reads: Sequence[Any],
+    closet: Closet | None = None,
+) -> Any:
+    """Return what a network answers in one call to rows that read these and wear these mixes; see
+    `wearing`.
+    """
+    with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
+        return network.forward(reads)
 
 
 def side_by_side(rows: Sequence[int]) -> list[slice]:
