@@ -24,7 +24,7 @@ from iteris_core.algebra.products import _BLOCK_ON_GPU, TOKENS_PER_PRODUCT
 from iteris_core.diffusion.cost import Cost, cost_of
 from iteris_core.diffusion.waiting import PCIE
 from iteris_core.engines.counted_tokens import tokens_read
-from iteris_core.engines.measure import _can_derive
+from iteris_core.engines.layer_sums import can_derive
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.layers import token_count
@@ -154,7 +154,7 @@ def _layers(problem: Problem, seen: Sequence[tuple[str, nn.Module, Tensor]]) -> 
             problem.samples * tokens_read(module, token_count(module, x), problem),
             id(x),
             path == readers[id(x)][0],
-            _can_derive(problem, path, module, x, inputs),
+            can_derive(problem, path, module, x, inputs),
         )
         for path, module, x in seen
     ]

@@ -12,10 +12,11 @@ from language_families import captions, texts
 from iteris_core import MergeConfig, Task, merge
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionOptions, CaptionSample, encode_captions
-from iteris_core.language.job import DEFAULT, PRESERVE, AdapterTask, Preserve
+from iteris_core.language.job import DEFAULT, AdapterTask, Preserve
 from iteris_core.language.loading import load_adapter, load_processor
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import TextOptions, TextSample
+from iteris_core.tasks import PRESERVE_TASK
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +116,7 @@ def test_preserve_samples_are_a_task_with_an_empty_mix(case):
     same = [Task(str(g), rows[g], mix, (1.0, 1.0, 2.0)[g]) for g, mix in enumerate(mixes)]
     by_hand = merge(network, adapters, same, DEFAULT).adapter.deltas
     assert_close(kept.adapter.deltas, by_hand, 1e-6)
-    assert [task.task for task in kept.report.layers[0].tasks] == ["one", "two", PRESERVE]
+    assert [task.task for task in kept.report.layers[0].tasks] == ["one", "two", PRESERVE_TASK]
     settings = kept.report.settings
     assert (settings["samples"], settings["weights"]) == ([4, 4, 4], [1.0, 1.0, 2.0])
 
