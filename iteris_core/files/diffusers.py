@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import AdapterError
-from . import peft
 from .adapter_kinds import ALPHA, DOWN, told_of
 from .families import Family
 from .groups import key_of, split_key
 from .limits import json_value
 from .metadata import base_metadata
 from .model_keys import ModelKeys
-from .peft import Scales
+from .peft_settings import Scales, settings_of
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -228,7 +227,7 @@ def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
             if path.startswith(f"{part}.")
         }
         if len({delta.rank for delta in inside.values()}) > 1:
-            own = peft.settings_of(Adapter(adapter.name, inside), "", None)
+            own = settings_of(Adapter(adapter.name, inside), "", None)
             settings |= {f"{part}.{field}": own[field] for field in fields}
     return (
         {"modelspec.title": adapter.name}
