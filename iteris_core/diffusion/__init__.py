@@ -1,7 +1,8 @@
 """Merges of LoRAs of diffusion models.
 
 lora_rows, lora_use, prompts: rows of text, and LoRAs as their user wants them merged
-calibration, presets: the settings, those of a word, and the captions made of a LoRA's prompts
+calibration, presets: the settings, and those of a word
+choices: the captions that are made of a LoRA's prompts, and the noise levels that are kept
 captions, scenes, regions: caption forms, captions where several LoRAs meet, and where each counts
 plans, sampling, samples: each task's captions, its sampling runs, and what rows read
 job, cost, stages, merging: what is merged, at what cost and in which steps, and the merge

@@ -18,8 +18,9 @@ from ..report.runs import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
 from ..tasks import Task
-from .calibration import Calibration, base_captions, own_captions
+from .calibration import Calibration
 from .check_of_pairs import LOOKED_AT, TogetherPlan, make_together_plans
+from .choices import base_captions, own_captions
 from .drawn import STEPS, DrawnPlan, judged
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost

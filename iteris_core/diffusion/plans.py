@@ -16,15 +16,8 @@ import torch
 from ..errors import CalibrationError
 from ..network import IMAGE_STREAM, TEXT_STREAM
 from ..tasks import PRESERVE_TASK, Sample, TokenWeights
-from .calibration import (
-    Calibration,
-    base_captions,
-    is_chosen,
-    kept_levels,
-    own_captions,
-    path_to,
-    staggered,
-)
+from .calibration import Calibration
+from .choices import base_captions, is_chosen, kept_levels, own_captions, path_to, staggered
 from .lora_use import LoraUse
 from .model import Encoded
 from .regions import Region

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 from ..settings import called, setting_to
-from .calibration import Calibration, is_chosen
+from .calibration import Calibration
 from .captions import (
     STYLE_PLACE,
     SUBJECT_PLACES,
@@ -34,6 +34,7 @@ from .captions import (
     placeholders,
     regions_of,
 )
+from .choices import is_chosen
 from .lora_use import Kind, LoraUse
 from .regions import region_masks
 from .samples import Pairing

@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
-from iteris_core.diffusion.calibration import (
-    COMPANIONS,
-    PRESERVE_CAPTIONS,
-    Calibration,
+from iteris_core.diffusion.calibration import COMPANIONS, PRESERVE_CAPTIONS, Calibration
+from iteris_core.diffusion.choices import (
     base_captions,
     is_chosen,
     kept_levels,

@@ -18,7 +18,8 @@ from iteris_core import (
     LowRankDelta,
     MergeConfig,
 )
-from iteris_core.diffusion.calibration import Calibration, own_captions
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.job import Job, MergeSettings, changed
 from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
 from iteris_core.diffusion.presets import PRESETS

@@ -8,8 +8,9 @@ import torch
 from fake_host import use
 
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
-from iteris_core.diffusion.calibration import Calibration, base_captions, own_captions
+from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.check_of_pairs import TogetherPlan
+from iteris_core.diffusion.choices import base_captions, own_captions
 from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans
 from iteris_core.diffusion.job import Job, MergeSettings

@@ -9,7 +9,8 @@ import toy
 from fake_host import EXACT, PIECE, as_used, kept_latents, runs_by_task, with_guidance
 
 from iteris_core import ConfigError
-from iteris_core.diffusion.calibration import Calibration, own_captions
+from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import region_masks
 from iteris_core.diffusion.scenes import make_scenes

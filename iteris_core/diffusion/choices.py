@@ -1,0 +1,99 @@
+"""What a calibration chooses: captions of its tasks, and noise levels whose latents are kept."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from ..errors import CalibrationError
+from ..files.trigger_words import has_words
+from .calibration import Calibration
+from .lora_use import LoraUse
+
+_LEFT = 4  # ordinary captions that a merge leaves to its check, at least
+# The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
+# they cover a square, of the two choices that they make.
+_GOLDEN_RATIO = 0.6180339887
+_SQUARE_ROOT_OF_11 = 3.3166247904
+
+
+def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
+    """Return one caption per trajectory: a LoRA's prompts in turn, or the subjects of some of them
+    in company of ordinary things.
+
+    Raises:
+        CalibrationError: No prompt, or one without words.
+    """
+    prompts = lora.prompts
+    if not prompts or not all(map(has_words, prompts)):
+        raise CalibrationError(
+            "a prompt is empty, or of punctuation only; write at least one that contains "
+            "the LoRA's trigger words"
+        )
+    chance = random.Random(seed)
+    starts = staggered(len(prompts))
+    captions = []
+    for i in range(calibration.trajectories):
+        turn, which = divmod(i, len(prompts))
+        caption = prompts[which]
+        if is_chosen(turn, calibration.composition_share, starts[which]):
+            form = chance.choice(calibration.compositions)
+            subject = lora.subject_of(caption)
+            caption = form.format(prompt=subject, thing=chance.choice(calibration.companions))
+        captions.append(caption)
+    return captions
+
+
+def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
+    """Whether item `index` falls in an evenly spread `share`; `start`, from 0 to below 1,
+    shifts the pattern.
+    """
+    return math.floor((index + 1) * share + start) > math.floor(index * share + start)
+
+
+def staggered(rows: int) -> list[float]:
+    """Return starts of rows for `is_chosen`, with which the share is right over all rows together,
+    and what is chosen does not go along with the steps that `kept_levels` keeps.
+    """
+    starts = [0.0] * rows
+    for rank, row in enumerate(sorted(range(rows), key=lambda row: row * _SQUARE_ROOT_OF_11 % 1)):
+        starts[row] = rank / rows
+    return starts
+
+
+def base_captions(calibration: Calibration) -> list[str]:
+    """Return captions for the preserve task, one per trajectory; none without such a task.
+
+    The last ones of the list, a quarter at most, are left to the check on unseen samples.
+    """
+    if not calibration.preserve_weight:
+        return []
+    known = calibration.preserve_captions
+    left = max(calibration.held_out, _LEFT) if calibration.held_out else 0
+    known = known[: len(known) - min(left, len(known) // 4)]
+    return [known[i % len(known)] for i in range(calibration.trajectories)]
+
+
+def kept_levels(calibration: Calibration, run: int, part: float = 1.0) -> list[int]:
+    """Return the noise levels of a sampling run that are kept, evenly spread over this part of it,
+    from pure noise at 0 on, and staggered from one run to the next.
+    """
+    stride = math.ceil(part * calibration.levels) / calibration.timesteps
+    offset = (run * _GOLDEN_RATIO) % 1
+    return [int((i + offset) * stride) for i in range(calibration.timesteps)]
+
+
+def path_to(calibration: Calibration, kept: Sequence[int]) -> list[int]:
+    """Return the noise levels at which a run stands, from pure noise to the last that it keeps.
+
+    Its steps are as long as those of a whole run of ``calibration.sampling_steps``, or nearly so,
+    since it stands at each level that it keeps.
+    """
+    path = [0]
+    for level in kept:
+        first = path[-1]
+        steps = math.ceil((level - first) * calibration.sampling_steps / calibration.levels - 0.5)
+        steps = max(steps, int(level > first))
+        path += [first + (level - first) * step // steps for step in range(1, steps + 1)]
+    return path
