@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iteris_core.files.adapter_kinds import ALPHA, DOWN, UP
 from iteris_core.files.groups import tensors_by_key
+from iteris_core.files.roles import ALPHA, DOWN, UP
 from iteris_core.files.writing import whole_file
 
 CHANNELS = 320  # width of the UNets

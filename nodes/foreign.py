@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..iteris_core import AdapterError
-from ..iteris_core.files.adapter_kinds import WrongShape
+from ..iteris_core.files.tensor_checks import WrongShape
 
 
 def added_by_host(

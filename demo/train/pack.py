@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iteris_core.files.adapter_kinds import ALPHA, DOWN, UP
 from iteris_core.files.groups import tensors_by_key
+from iteris_core.files.roles import ALPHA, DOWN, UP
 
 from .. import drawn
 from .judge import LABELS

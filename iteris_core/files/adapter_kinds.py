@@ -5,8 +5,7 @@ All code that distinguishes kinds or tensors derives from `KINDS`, and from `gro
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,182 +13,38 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
-from .limits import PRODUCT_NUMBERS, RANK, spend
+from .limits import PRODUCT_NUMBERS, spend
 from .parts import WeightPart
+from .roles import (
+    ALPHA,
+    B_NORM,
+    DIFF,
+    DIFF_B,
+    DORA_SCALE,
+    DOWN,
+    MAGNITUDE,
+    MID,
+    RESHAPE_WEIGHT,
+    SET_WEIGHT,
+    UP,
+    W_NORM,
+    Shape,
+    Tensors,
+)
+from .tensor_checks import (
+    WrongShape,
+    check_complete,
+    check_delta,
+    check_factors,
+    check_finite,
+    check_products,
+    check_shape,
+    damaged,
+)
 
-# Roles of tensors; those that are not here have LyCORIS' names. A weight is (d_out, d_in, height,
-# width) for convolutions.
-UP = "up"  # (d_out, rank)
-DOWN = "down"  # (rank, d_in, height, width)
-MID = "mid"  # the core of LoCon's Tucker form, (rank, rank, height, width)
-ALPHA = "alpha"  # one number: the delta is multiplied by alpha / rank
-DORA_SCALE = "dora_scale"  # magnitudes of a DoRA by LyCORIS
-MAGNITUDE = "magnitude"  # magnitudes of a DoRA by PEFT, (d_out,)
-RESHAPE_WEIGHT = "reshape_weight"  # the shape that the weight takes on
-DIFF = "diff"  # the delta itself
-SET_WEIGHT = "set_weight"  # what takes the place of the weight
-DIFF_B = "diff_b"  # what is added to the bias
-B_NORM = "b_norm"  # what is added to a norm's bias
-W_NORM = "w_norm"  # what is added to a norm's weight
-
-# Role of a vector -> the module's parameter that it is added to.
-VECTORS = {DIFF_B: "bias", B_NORM: "bias", W_NORM: "weight"}
-
-Tensors = Mapping[str, Tensor]  # role -> tensor, of one module
-Shape = tuple[int, int]  # (d_out, d_in) of a weight, with a convolution's kernel in d_in
 # (weight or part of one, its tensors) -> its dense delta (d_out, d_in), of the kinds that have no
 # `read`. Rows of a part are in the order of the files.
 DenseDelta = Callable[[WeightPart, Tensors], Tensor]
-
-
-class WrongShape(AdapterError):
-    """Tensors for a weight of another shape. The reader of the file adds the likely cause."""
-
-
-@contextlib.contextmanager
-def told_of(place: str, cause: Callable[[], str] = str) -> Iterator[None]:
-    """Put the place before errors, which begin with the predicate in what follows, and the likely
-    cause after errors of a wrong shape.
-
-    Raises:
-        AdapterError: Such an error.
-    """
-    try:
-        yield
-    except WrongShape as error:
-        raise AdapterError(f"{place} {error}. {cause()}") from error
-    except AdapterError as error:
-        raise AdapterError(f"{place} {error}") from error
-
-
-# --- what hostile tensors may make ---
-
-# First factor of a Tucker form -> the core before which it is transposed.
-_CORES = {"hada_w1_a": "hada_t1", "hada_w2_a": "hada_t2", "lokr_w2_a": "lokr_t2"}
-
-
-def check_products(tensors: Tensors, shape: Shape | None) -> None:
-    """Refuse tensors of a layer whose products may have more numbers than its weight has room for
-    (without a shape: than `PRODUCT_NUMBERS`). No product of factors has more rows, columns and
-    places of a kernel than the tensors that have most of them.
-
-    Raises:
-        AdapterError: Names the tensors.
-    """
-    d_out, d_in = shape or (0, 0)
-    factors = {role: tensor for role, tensor in tensors.items() if role != "oft_blocks"}
-    has_glora = any(role.startswith("glora_a") for role in factors)  # multiplied by the weight
-    rows = {"weight": d_out if has_glora else 1}
-    columns = {"weight": 1}
-    for role, tensor in factors.items():
-        sides = (*tensor.shape[:2], 1, 1)[:2]
-        rows[role], columns[role] = sides[::-1] if _CORES.get(role) in tensors else sides
-    high = max(rows, key=rows.__getitem__)
-    wide = max(columns, key=columns.__getitem__)
-    kernel = max((tensor.shape[2:].numel() for tensor in factors.values()), default=1)
-    _check_room(f"{high} and {wide}", rows[high] * columns[wide] * kernel, d_out * d_in)
-    _check_room("LoKr factors", _lokr_numbers(tensors, rows, columns), d_out * d_in)
-    if "oft_blocks" in tensors:  # rotations of one side of the weight
-        sides = tensors["oft_blocks"].shape
-        made = sides[:-2].numel() * max(sides[-2:], default=1) ** 2
-        _check_room("oft_blocks", made, max(d_out, d_in) ** 2)
-    if RESHAPE_WEIGHT in tensors:
-        new = tensors[RESHAPE_WEIGHT].double().abs().clamp_min(1).prod().item()
-        _check_room(RESHAPE_WEIGHT, new, d_out * d_in)
-
-
-def _check_room(what: str, numbers: float, room: int) -> None:
-    if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
-        raise AdapterError(
-            f"has {what} that make {numbers:g} numbers; the layer has room for "
-            f"{room or 'an unknown number'}, and at most {PRODUCT_NUMBERS} are made. The file is "
-            "damaged or for another model. Use another LoRA"
-        )
-
-
-def _lokr_numbers(tensors: Tensors, rows: Mapping[str, int], columns: Mapping[str, int]) -> int:
-    made = 1
-    for name, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2")):
-        first, second = (name, name) if name in tensors else (f"{name}_a", f"{name}_b")
-        own = (tensors[role] for role in (first, second, core) if role in tensors)
-        kernel = max((tensor.shape[2:].numel() for tensor in own), default=1)
-        made *= rows.get(first, 1) * columns.get(second, 1) * kernel
-    return made
-
-
-def check_scales(tensors: Tensors, shape: Sequence[int]) -> None:
-    """Refuse factors of rows or columns that make a weight of another shape than its tensor has.
-
-    Raises:
-        AdapterError: Names the factor.
-    """
-    for role in [role for role in (DORA_SCALE, "rescale") if role in tensors]:
-        found = tuple(tensors[role].shape)
-        sides = zip(reversed(found), reversed(shape), strict=False)
-        if len(found) > len(shape) or any(side not in (1, most) for side, most in sides):
-            raise AdapterError(
-                f"has a {role} of {found}, which does not fit a weight of {tuple(shape)}; the "
-                "file is damaged or for another model. Use another LoRA"
-            )
-
-
-def check_finite(*tensors: Tensor) -> None:
-    """Refuse the weights of a broken training run.
-
-    Raises:
-        AdapterError: A number is infinite, or is not a number.
-    """
-    if not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise AdapterError(
-            "holds NaN or infinite weights; the training run broke. Use an earlier epoch of this "
-            "LoRA"
-        )
-
-
-def check_delta(delta: LowRankDelta) -> None:
-    """Refuse factors of a broken training run, or those whose product no number can hold.
-
-    Raises:
-        AdapterError: A number is infinite, or is not a number, or would be.
-    """
-    check_finite(delta.up, delta.down)
-    largest = (delta.up.norm(dim=0) * delta.down.norm(dim=1)).sum()
-    check_finite(largest)
-
-
-def _check_complete(tensors: Tensors, roles: Sequence[str]) -> None:
-    missing = [role for role in roles if role not in tensors]
-    if missing:
-        raise AdapterError(
-            f"has no {' and no '.join(missing)} factor; the file is incomplete. Download it again"
-        )
-
-
-def _check_factors(up: Tensor, down: Tensor, shape: Shape | None, what: str) -> None:
-    """Refuse factors (d_out, r) and (r, d_in) that do not fit each other or the weight."""
-    if up.shape[1] != len(down):
-        raise AdapterError(f"has {what}, which have different ranks; the file is damaged")
-    if len(down) > RANK:
-        raise AdapterError(
-            f"has factors of rank {len(down)}, but at most {RANK} is read; the file is damaged or "
-            "made to do harm. Use another LoRA"
-        )
-    _check_shape((len(up), down.shape[1]), shape, what)
-
-
-def _check_shape(found: tuple[int, ...], expected: Shape | None, what: str) -> None:
-    if expected is not None and found != tuple(expected):
-        raise WrongShape(
-            f"has {what}, but this model's weight there is {expected[0]} x {expected[1]}"
-        )
-
-
-def _damaged(what: str, *tensors: Tensor, why: str) -> AdapterError:
-    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-    return AdapterError(f"has {what} {shapes}, which {why}; the file is damaged")
-
-
-# --- from tensors to deltas ---
 
 
 def delta_of(
@@ -250,21 +105,21 @@ def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]
         AdapterError: A factor is missing, or the factors do not fit together.
         WrongShape: They do not fit the weight.
     """
-    _check_complete(tensors, (UP, DOWN))
+    check_complete(tensors, (UP, DOWN))
     up = tensors[UP].float()
     down = tensors[DOWN].float()
     if up.ndim < 2 or down.ndim < 2 or not up.numel() or not down.numel():
-        raise _damaged("factors", up, down, why="are not matrices")
+        raise damaged("factors", up, down, why="are not matrices")
     what = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if MID in tensors:
         mid = tensors[MID].float()
         check_products({MID: mid, DOWN: down}, shape)
         if mid.ndim != 4 or mid.shape[1] != len(down):
-            raise _damaged("factors and a core", up, down, mid, why="do not fit together")
+            raise damaged("factors and a core", up, down, mid, why="do not fit together")
         down = torch.einsum("mrhw,rc->mchw", mid, down.flatten(1))
     up = up.flatten(1)
     down = down.flatten(1)
-    _check_factors(up, down, shape, what)
+    check_factors(up, down, shape, what)
     return up, down
 
 
@@ -276,7 +131,7 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
         WrongShape: The delta does not fit the weight.
     """
     found = tuple(weight.shape)
-    _check_shape(found, shape, f"{what} of {found}")
+    check_shape(found, shape, f"{what} of {found}")
     # singular values are up to the norm, which may be more than float32 can hold
     check_finite(weight, weight.norm(dtype=torch.float64).float())
     delta = LowRankDelta.from_dense(weight)
@@ -294,7 +149,7 @@ def lokr(tensors: Tensors) -> Tensor:
     first = _lokr_matrix(tensors, "lokr_w1")
     second = _lokr_matrix(tensors, "lokr_w2")
     if first.ndim != 2 or second.ndim not in (2, 4):
-        raise _damaged("LoKr matrices", first, second, why="cannot be multiplied")
+        raise damaged("LoKr matrices", first, second, why="cannot be multiplied")
     if second.ndim == 4:
         first = first[:, :, None, None]
     factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
@@ -305,17 +160,17 @@ def lokr(tensors: Tensors) -> Tensor:
 def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
     if name in tensors:
         return tensors[name].float()
-    _check_complete(tensors, (f"{name}_a", f"{name}_b"))
+    check_complete(tensors, (f"{name}_a", f"{name}_b"))
     up = tensors[f"{name}_a"].float()
     down = tensors[f"{name}_b"].float()
     if up.ndim < 2 or down.ndim < 2 or not down.numel():
-        raise _damaged("LoKr factors", up, down, why="are not matrices")
+        raise damaged("LoKr factors", up, down, why="are not matrices")
     try:
         if name == "lokr_w2" and "lokr_t2" in tensors:
             return torch.einsum("ijkl,jr,ip->prkl", tensors["lokr_t2"].float(), down, up)
         return up @ down.flatten(1)
     except RuntimeError as error:
-        raise _damaged("LoKr factors", up, down, why="do not fit together") from error
+        raise damaged("LoKr factors", up, down, why="do not fit together") from error
 
 
 def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
@@ -371,14 +226,14 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
 def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
     """Return the factors of a LoHa in float32: (d_out, r1), (r1, d_in), (d_out, r2), (r2, d_in)."""
     roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    _check_complete(tensors, roles)
+    check_complete(tensors, roles)
     factors = [tensors[role].float() for role in roles]
     if any(factor.ndim != 2 or not factor.numel() for factor in factors):
-        raise _damaged("LoHa factors", *factors, why="are not matrices")
+        raise damaged("LoHa factors", *factors, why="are not matrices")
     what = "LoHa factors " + ", ".join(str(tuple(factor.shape)) for factor in factors)
     own = (len(factors[0]), factors[1].shape[1])
     for up, down in (factors[:2], factors[2:]):
-        _check_factors(up, down, shape or own, what)
+        check_factors(up, down, shape or own, what)
     return factors
 
 
@@ -388,7 +243,7 @@ def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
 
 def _matrix(difference: Tensor) -> Tensor:
     if difference.ndim < 2 or not difference.numel():
-        raise _damaged("a difference of", difference, why="is not a matrix")
+        raise damaged("a difference of", difference, why="is not a matrix")
     return difference.flatten(1)
 
 

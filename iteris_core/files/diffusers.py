@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter
 from ..errors import AdapterError
-from .adapter_kinds import ALPHA, DOWN, told_of
 from .families import Family
 from .groups import key_of, split_key
 from .limits import json_value
 from .metadata import base_metadata
 from .model_keys import ModelKeys
 from .peft_settings import Scales, settings_of
+from .roles import ALPHA, DOWN
+from .tensor_checks import told_of
 
 _RESNET = {
     "norm1": "in_layers.0",

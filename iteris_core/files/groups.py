@@ -12,19 +12,9 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
-from .adapter_kinds import (
-    DIFF,
-    DOWN,
-    GLORA,
-    KINDS,
-    MAGNITUDE,
-    MID,
-    UP,
-    VECTORS,
-    W_NORM,
-    Tensors,
-)
+from .adapter_kinds import GLORA, KINDS
 from .limits import spend
+from .roles import DIFF, DOWN, MAGNITUDE, MID, UP, VECTORS, W_NORM, Tensors
 
 # Role -> how the keys of factors end that PEFT and kohya's trainers save.
 PEFT_ENDINGS = {UP: ".lora_B.weight", DOWN: ".lora_A.weight"}

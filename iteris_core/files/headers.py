@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import AdapterError
-from .adapter_kinds import DOWN
 from .beside import sidecars, words_beside
 from .families import Family
 from .groups import grouped
 from .limits import NAME_CHARACTERS, budget
 from .metadata import Origin, origin_of
 from .recognition import base_family, family_of, model_families
+from .roles import DOWN
 from .tensors import read_header, version
 from .trigger_words import TriggerWords, trigger_words
 

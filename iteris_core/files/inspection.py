@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..errors import AdapterError
 from . import peft, peft_settings
-from .adapter_kinds import ALPHA, VECTORS, kind_of
+from .adapter_kinds import kind_of
 from .beside import words_beside
 from .groups import Group, foreign_kind, grouped
 from .limits import budget, spend
 from .recognition import base_family, family_of
+from .roles import ALPHA, VECTORS
 from .tensors import read_tensors
 from .trigger_words import trigger_words
 

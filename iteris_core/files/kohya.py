@@ -18,7 +18,7 @@ from torch import Tensor
 from ..adapters import Adapter, LowRankDelta, stack
 from ..errors import AdapterError
 from ..progress import Progress, nobody
-from .adapter_kinds import ALPHA, DIFF, DIFF_B, VECTORS, DenseDelta, WrongShape, delta_of, told_of
+from .adapter_kinds import DenseDelta, delta_of
 from .families import Family, Spelling
 from .groups import (
     KOHYA_ENDINGS,
@@ -34,6 +34,8 @@ from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys
 from .parts import WeightPart
 from .recognition import family_of, other_family
+from .roles import ALPHA, DIFF, DIFF_B, VECTORS
+from .tensor_checks import WrongShape, told_of
 
 # --- reading ---
 

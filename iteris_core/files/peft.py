@@ -12,21 +12,12 @@ from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
 from ..errors import AdapterError, NameTakenError
-from .adapter_kinds import (
-    DOWN,
-    MAGNITUDE,
-    PEFT_DORA,
-    UP,
-    Shape,
-    check_delta,
-    lora_factors,
-    low_rank,
-    peft_dora,
-    told_of,
-)
+from .adapter_kinds import PEFT_DORA, lora_factors, low_rank, peft_dora
 from .groups import PEFT_ENDINGS, Group, factors_by_key, grouped
 from .peft_settings import CONFIG_FILE, Scales, read_settings, refusal, settings_of
 from .recognition import base_of
+from .roles import DOWN, MAGNITUDE, UP, Shape
+from .tensor_checks import check_delta, told_of
 from .tensors import read_tensors
 from .writing import blocks_of, taken, whole_files
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .adapter_kinds import DOWN, UP
 from .families import FAMILIES, Clue, Family
 from .groups import split_key
 from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first, spend
+from .roles import DOWN, UP
 
 # How the keys of the diffusion model begin in a file; in a file of their own they may lack this.
 _OF_DENOISER = ("model.diffusion_model.", "diffusion_model.")

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import AdapterError
-from ...iteris_core.files.adapter_kinds import PEFT_DORA, Tensors, check_scales, kind_of, peft_dora
+from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of, peft_dora
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.parts import WeightPart
+from ...iteris_core.files.roles import Tensors
+from ...iteris_core.files.tensor_checks import check_scales
 from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of
 from ..foreign import added_by_host

@@ -11,20 +11,9 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import IterisError
-from ...iteris_core.files.adapter_kinds import (
-    B_NORM,
-    DIFF,
-    DIFF_B,
-    DORA_SCALE,
-    DOWN,
-    GLORA,
-    LOHA,
-    LOKR,
-    OFT,
-    RESHAPING,
-    W_NORM,
-)
+from ...iteris_core.files.adapter_kinds import GLORA, LOHA, LOKR, OFT, RESHAPING
 from ...iteris_core.files.groups import key_of, tensors_by_key
+from ...iteris_core.files.roles import B_NORM, DIFF, DIFF_B, DORA_SCALE, DOWN, W_NORM
 
 # Name of the host's class -> the roles of the tensors that it keeps, by position; see `weights` in
 # its comfy/weight_adapter.

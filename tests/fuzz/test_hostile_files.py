@@ -17,12 +17,13 @@ from torch import nn
 from iteris_core import AdapterError
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import limits, peft, peft_settings, tensors
-from iteris_core.files.adapter_kinds import check_scales, delta_of, lokr, own_dense_delta
+from iteris_core.files.adapter_kinds import delta_of, lokr, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
 from iteris_core.files.headers import lora_header, model_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.model_keys import ModelKeys
+from iteris_core.files.tensor_checks import check_scales
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.files.trigger_words import trigger_words
 
