@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.diffusion.lora_rows import Row, use_as_written
+from ..iteris_core.diffusion.lora_rows import Row
 from ..iteris_core.diffusion.lora_use import LoraUse, check_count
+from ..iteris_core.diffusion.row_uses import use_as_written
 from ..iteris_core.settings import bounds
 from . import host
 from .loras.names import fingerprint

@@ -9,8 +9,9 @@ import torch
 from comfy_api.latest import io
 
 from ..iteris_core import CalibrationError, IterisError
-from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in, use_as_written
+from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
 from ..iteris_core.diffusion.lora_use import check_count
+from ..iteris_core.diffusion.row_uses import use_as_written
 from . import host
 from .lora import show
 from .loras.names import adapter_name, files_named, fingerprint, fingerprints

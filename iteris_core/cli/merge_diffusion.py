@@ -25,11 +25,12 @@ from ..diffusion.diffusers_model import DiffusersModel
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
-from ..diffusion.lora_rows import Row, placed, read_rows, use_of
+from ..diffusion.lora_rows import Row, placed, read_rows
 from ..diffusion.lora_use import LoraUse, load_each_once
 from ..diffusion.merging import merge_and_check
 from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
+from ..diffusion.row_uses import use_of
 from ..errors import ConfigError
 from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family

@@ -1,6 +1,6 @@
 """Merges of LoRAs of diffusion models.
 
-lora_rows, lora_use, prompts: rows of text, and LoRAs as their user wants them merged
+lora_rows, row_uses, lora_use, prompts: rows of text, and LoRAs as their user wants them merged
 calibration, presets: the settings, and those of a word
 choices: the captions that are made of a LoRA's prompts, and the noise levels that are kept
 captions, scenes, regions: caption forms, captions where several LoRAs meet, and where each counts

@@ -16,18 +16,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
-from ..errors import CalibrationError, ConfigError, IterisError
+from ..errors import ConfigError, IterisError
 from ..settings import checked, shown
-from .lora_use import Kind, LoraUse, Strength, Weight, check_count, with_prompts
+from .lora_use import Kind, LoraUse, Strength, Weight, check_count
 
-if TYPE_CHECKING:
-    from ..files.trigger_words import TriggerWords
-
-TRIGGER = "{trigger}"
 # A name may begin with a drive of Windows.
 TAG = re.compile(r"<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
 _NAME_OF_SIGNS = re.compile(r"<lora:[^:>\n]*<", re.IGNORECASE)
@@ -38,20 +34,6 @@ _ESCAPED = re.compile(r"\\(.)")
 _PROMPT = re.compile(r"(?:\\\||\{[^{}]*\}|[^|])+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(r'[^\s|"]+')  # a value that needs no quotes
-# What tells kinds apart: as words, and between "_" and digits.
-_SEARCHED = 8  # words of a file: a subject may have many, for its clothes and their styles
-_STYLE = re.compile(r"(?<![a-z])(?:art)?styles?(?![a-z])", re.IGNORECASE)
-_LIKE_STYLE = re.compile(
-    r"(?<![a-z])(?:aesthetic|blueprint|comic|drawing|illustration|line ?art|painting|pixel ?art|"
-    r"sketch|watercolou?r)s?(?![a-z])",
-    re.IGNORECASE,
-)
-_LIKE_SUBJECT = re.compile(
-    r"(?<![a-z0-9])(?:animal|bird|boy|building|car|cat|character|child|clothe|creature|dog|doll|"
-    r"dragon|dress|face|female|flower|fox|girl|hair|horse|house|kitten|male|man|men|monster|outfit|"
-    r"owl|person|plant|puppy|robot|shoe|sword|toy|vehicle|weapon|woman|women)s?(?![a-z])",
-    re.IGNORECASE,
-)
 _KINDS = get_args(Kind)
 _NAMED = ("priority", "called", "blocks", "without")
 _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
@@ -147,77 +129,6 @@ def placed(where: str) -> Iterator[None]:
         if not where:
             raise
         raise type(error)(f"{where}: {error}") from error
-
-
-def use_as_written(row: Row, name: str, file: str | None, more: Sequence[str] = ()) -> LoraUse:
-    """Return the LoRA of a row without words from its file, which it may not have.
-
-    Raises:
-        ConfigError: Weights of blocks or patterns of layers that cannot be read.
-    """
-    return LoraUse(
-        name=name,
-        file=file,
-        sha256="",
-        strength_model=row.strength_model,
-        strength_clip=row.strength_clip,
-        prompts=(*row.prompts, *more),
-        weight=row.priority,
-        kind=row.kind or "subject",
-        blocks=row.blocks,
-        without=row.without,
-    )
-
-
-def use_of(
-    row: Row, name: str, file: str, triggers: TriggerWords, more: Sequence[str] = ()
-) -> LoraUse:
-    """Return the LoRA of a row as it is to be merged, its prompts filled in.
-
-    Raises:
-        CalibrationError: Trigger words are needed, and the file names none.
-        ConfigError: Weights of blocks or patterns of layers that cannot be read.
-    """
-    use = use_as_written(row, name, file, more)
-    if row.kind is None:
-        use = replace(use, kind=likely_kind(file, triggers) or use.kind)
-    words = filled(row.called, use, triggers.triggers, "called")
-    return replace(with_prompts(use, triggers), trigger=words)
-
-
-def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
-    """Return what a LoRA's file name and its trigger words say about its kind; None: nothing. A
-    style may have been trained on people, so tags do not make a subject.
-    """
-    if triggers.kind:
-        return cast(Kind, triggers.kind)
-    names = [file, *triggers.triggers]
-    if any(map(_STYLE.search, [file, *triggers.words[:_SEARCHED]])):
-        return "style"
-    if any(map(_LIKE_SUBJECT.search, names)):
-        return "subject"
-    return "style" if any(map(_LIKE_STYLE.search, names)) else None
-
-
-def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str:
-    """Return the words for a LoRA in captions with others, with its trigger words in them.
-
-    Args:
-        words: The user's words; may contain ``{trigger}``.
-
-    Raises:
-        CalibrationError: The file names no trigger words.
-    """
-    if TRIGGER not in words:
-        return words
-    if not triggers:
-        raise CalibrationError(
-            f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
-            f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
-        )
-    from ..files.trigger_words import with_trigger  # the pack's import reads no files
-
-    return with_trigger(words, triggers[0])
 
 
 def tagged(tag: re.Match[str], where: str) -> Row:

@@ -25,7 +25,7 @@ def about_lora(name: str) -> dict[str, Any]:
     whether without measuring; ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the
     digest of its tensors that it states.
     """
-    from ...iteris_core.diffusion.lora_rows import likely_kind
+    from ...iteris_core.diffusion.row_uses import likely_kind
     from ...iteris_core.files.beside import has_picture
     from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.headers import lora_header

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...iteris_core import AdapterError, CalibrationError, IterisError
-from ...iteris_core.diffusion import lora_rows
-from ...iteris_core.diffusion.lora_rows import TRIGGER, placed, use_as_written, use_of
+from ...iteris_core.diffusion import row_uses
+from ...iteris_core.diffusion.lora_rows import placed
+from ...iteris_core.diffusion.row_uses import TRIGGER, use_as_written, use_of
 from .. import host
 from .names import adapter_name, find_name
 
@@ -64,7 +65,7 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
         more: Prompts besides the row's.
 
     Raises:
-        IterisError: Names the row; see `file_of_row` and `lora_rows.use_of`.
+        IterisError: Names the row; see `file_of_row` and `row_uses.use_of`.
     """
     file = file_of_row(row, host.lora_names())
     with placed(row.where):
@@ -171,7 +172,7 @@ def use_without_prompts(row: Row) -> LoraUse:
     """Return the LoRA file that a row names, as a loader uses it.
 
     Raises:
-        IterisError: Names the row; see `file_of_row` and `lora_rows.use_as_written`.
+        IterisError: Names the row; see `file_of_row` and `row_uses.use_as_written`.
     """
     file = file_of_row(row, host.lora_names())
     with placed(row.where):
@@ -179,8 +180,8 @@ def use_without_prompts(row: Row) -> LoraUse:
 
 
 def filled(words: str, use: LoraUse, field: str) -> str:
-    """Return the words for a LoRA in captions with others; see `lora_rows.filled`."""
-    return lora_rows.filled(words, use, triggers_of(use) if TRIGGER in words else (), field)
+    """Return the words for a LoRA in captions with others; see `row_uses.filled`."""
+    return row_uses.filled(words, use, triggers_of(use) if TRIGGER in words else (), field)
 
 
 def triggers_of(use: LoraUse) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import torch
 from fake_host import use
 
 from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta
-from iteris_core.diffusion.lora_rows import likely_kind
 from iteris_core.diffusion.lora_use import each_once, load_each_once, with_prompts
 from iteris_core.diffusion.prompts import subject_in
+from iteris_core.diffusion.row_uses import likely_kind
 from iteris_core.files.trigger_words import TriggerWords
 
 TRIGGERS = TriggerWords(("sks cat",), ("sks cat",), "modelspec.trigger_phrase")

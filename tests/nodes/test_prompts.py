@@ -9,7 +9,8 @@ from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
-from iteris_core.diffusion.lora_rows import filled, read_rows
+from iteris_core.diffusion.lora_rows import read_rows
+from iteris_core.diffusion.row_uses import filled
 from iteris_core.files.trigger_words import TriggerWords, fill_in
 
 
