@@ -38,9 +38,9 @@ from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
 from ..expert_files import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
+from .checks import check_callable, check_clip, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
 from .deltas import HostDeltas, effective_weight
-from .families import check_callable, check_clip, row_of, trial
 from .patches import (
     add_adapter,
     added_patches,

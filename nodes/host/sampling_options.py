@@ -22,7 +22,7 @@ from torch import Tensor
 from ...iteris_core import CalibrationError, IterisError
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded
 from ...iteris_core.memory import is_out_of_memory
-from .families import FAILURES
+from .checks import FAILURES
 from .other_nodes import functions_in, wrappers_of
 
 # Each prompt's mark among the rows of a call.

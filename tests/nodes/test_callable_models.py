@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from iteris_pack.nodes.host.families import check_callable
+from iteris_pack.nodes.host.checks import check_callable
 from torch import nn
 
 from iteris_core import IterisError

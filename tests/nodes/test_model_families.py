@@ -5,7 +5,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from iteris_pack.nodes.host.families import HOST_FAMILIES, REFUSED, row_of
+from iteris_pack.nodes.host.checks import row_of
+from iteris_pack.nodes.host.families import HOST_FAMILIES, REFUSED
 from iteris_pack.nodes.prepared import check_untested, of_editing
 
 from iteris_core import ConfigError, IterisError
