@@ -1,4 +1,4 @@
-"""The merge."""
+"""The node 'Merge LoRAs'."""
 
 from __future__ import annotations
 
