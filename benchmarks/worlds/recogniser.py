@@ -23,6 +23,8 @@ from .world import World
 
 GARBAGE = "garbage"
 CELLS = SIDE // PATCH
+_APART = 3  # cells between things
+_CHECKED = 400  # drawn pictures of each kind by which a recogniser is checked
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,12 @@ class Recogniser(nn.Module):
         return judgements
 
 
-def peaks(logits: Tensor, apart: int = 3) -> list[tuple[int, int]]:
+def peaks(logits: Tensor) -> list[tuple[int, int]]:
     """Return the cells with a logit above 0, the highest first, without those near a higher one."""
     chosen: list[tuple[int, int]] = []
     cells = [(row, column) for row, column in (logits > 0).nonzero().tolist()]
     for row, column in sorted(cells, key=lambda cell: -float(logits[cell])):
-        if all(max(abs(row - r), abs(column - c)) >= apart for r, c in chosen):
+        if all(max(abs(row - r), abs(column - c)) >= _APART for r, c in chosen):
             chosen.append((row, column))
     return chosen
 
@@ -258,7 +260,7 @@ def train_recogniser(
     return accuracy(world, model.eval(), seed + 1)
 
 
-def accuracy(world: World, model: Recogniser, seed: int, count: int = 400) -> dict[str, float]:
+def accuracy(world: World, model: Recogniser, seed: int) -> dict[str, float]:
     """Return how often concepts, scenes and mixtures are recognised in disturbed drawn pictures."""
     chance = random.Random(seed)
     noise = torch.Generator().manual_seed(seed)
@@ -268,11 +270,11 @@ def accuracy(world: World, model: Recogniser, seed: int, count: int = 400) -> di
 
     draw = world.drawing.draw
     ground = next(iter(world.drawing.backgrounds))
-    concepts = [chance.choice(world.concepts) for _ in range(count)]
+    concepts = [chance.choice(world.concepts) for _ in range(_CHECKED)]
     alone = judged(
         [draw(Scene((Thing(*label, chance.uniform(10, 14), 12, 7),), ground)) for label in concepts]
     )
-    scenes = [training_scene(world, chance) for _ in range(count)]
+    scenes = [training_scene(world, chance) for _ in range(_CHECKED)]
     whole = judged([draw(scene) for scene in scenes])
     mixtures = [with_garbage(world, scene, chance) for scene in scenes if scene.things]
     passed = judged([picture for picture, _ in mixtures])

@@ -16,6 +16,7 @@ from .drawing import to_latents
 from .world import World
 
 Tell = Callable[[int, int, float], None]  # step, steps, loss
+_EVERY = 100  # steps between checkpoints
 
 
 def to_bytes(picture: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def from_bytes(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def train_base(world: World, folder: Path, seed: int, tell: Tell, *, every: int = 100) -> None:
+def train_base(world: World, folder: Path, seed: int, tell: Tell) -> None:
     """Train to the last step, from a checkpoint if there is one, and save averaged weights."""
     torch.manual_seed(seed)
     model = world.new_model()
@@ -68,7 +69,7 @@ def train_base(world: World, folder: Path, seed: int, tell: Tell, *, every: int 
             with torch.no_grad():
                 decay = min(0.998, step / (step + 9))
                 torch._foreach_lerp_([*average.parameters()], [*parts.parameters()], 1 - decay)
-            if step % every == 0 or step == total:
+            if step % _EVERY == 0 or step == total:
                 tell(step, total, loss.item())
                 state = {name: part.state_dict() for name, part in kept.items()}
                 torch.save({**state, "chance": chance.get_state(), "step": step}, folder / "new.pt")
