@@ -9,8 +9,8 @@ from iteris_core import Adapter, AdapterError, ConfigError, LowRankDelta
 from iteris_core.adapters import check_adapters, sha256_of_tensors, stack
 
 
-def random_delta(rank, d_out=5, d_in=7):
-    return LowRankDelta(torch.randn(d_out, rank).double(), torch.randn(rank, d_in).double())
+def random_delta(rank):
+    return LowRankDelta(torch.randn(5, rank).double(), torch.randn(rank, 7).double())
 
 
 @given(ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4))

@@ -34,10 +34,10 @@ def plans_of(loras, calibration=CALIBRATION):
     return make_check_plans([lora.use for lora in loras], calibration)
 
 
-def check_of(host, loras, calibration=CALIBRATION, **more):
-    plans = plans_of(loras, calibration)
+def check_of(host, loras, **more):
+    plans = plans_of(loras)
     adapters = [lora.adapter for lora in loras]
-    return HeldOutCheck(host, adapters, plans, calibration, samples_per_chunk=100, **more)
+    return HeldOutCheck(host, adapters, plans, CALIBRATION, samples_per_chunk=100, **more)
 
 
 def measured_rows(host, plans):

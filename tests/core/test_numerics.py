@@ -24,12 +24,13 @@ from iteris_core.rows.lockstep import pause_at_layer
 DELTA = MergeConfig(unit_gain=1.0, target="delta")
 
 
-def wide_layer(dtype, tokens, outliers=100.0, d_in=96, d_out=48):
+def wide_layer(dtype, tokens):
     """One Linear whose inputs have outlier channels and a decaying spectrum, as a transformer's have."""
+    d_in, d_out = 96, 48
     generator = torch.Generator().manual_seed(3)
     layer = torch.nn.Linear(d_in, d_out).to(dtype).requires_grad_(False)
     scale = torch.logspace(0, -2, d_in)
-    scale[:2] = outliers
+    scale[:2] = 100.0
     inputs = [
         (torch.randn(tokens, d_in, generator=generator) * scale + 0.1).to(dtype) for _ in range(8)
     ]

@@ -61,9 +61,9 @@ def net():
     return toy_of(Model().requires_grad_(False))
 
 
-def case_of(net, rank=4):
+def case_of(net):
     """Return two LoRAs, their tasks, and a start that does little of them, all in float32."""
-    made = [net.adapter("a"), net.adapter("b"), net.adapter("merged", rank).scaled(0.1)]
+    made = [net.adapter("a"), net.adapter("b"), net.adapter("merged", 4).scaled(0.1)]
     deltas = [{p: d.to(dtype=torch.float32) for p, d in one.deltas.items()} for one in made]
     *adapters, start = (Adapter(one.name, of) for one, of in zip(made, deltas, strict=True))
     return adapters, toy.own_tasks(net, adapters, samples=12), start

@@ -45,9 +45,9 @@ def report(*fidelity, layers=(), calibration=None, **more):
     return MergeReport(tuple(layers), fidelity=fidelity, settings=settings, **more)
 
 
-def advice(made, lora="cat"):
-    """Return what to do about a LoRA, which may be something for the whole merge."""
-    (kept,) = [kept for kept in made.verdict.loras if kept.lora == lora]
+def advice(made):
+    """Return what to do about the cat, which may be something for the whole merge."""
+    (kept,) = [kept for kept in made.verdict.loras if kept.lora == "cat"]
     assert kept.advice is None or made.verdict.advice is None
     return kept.advice or made.verdict.advice
 

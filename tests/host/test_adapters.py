@@ -18,9 +18,9 @@ def lokr(base):
     }
 
 
-def merge_alone(host, name: str, strength: float = 0.8):
+def merge_alone(host, name: str):
     nodes = host.merge(first=name, precision="float32", protect_base=0.0, sample_runs=2)
-    nodes["2"]["inputs"].update(strength_model=strength, strength_clip=strength)
+    nodes["2"]["inputs"].update(strength_model=0.8, strength_clip=0.8)
     nodes["5"]["inputs"]["more_loras"] = ["2", 0]
     del nodes["3"]
     return nodes

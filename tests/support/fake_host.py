@@ -48,15 +48,17 @@ def runs_by_task(loras, calibration, token_positions):
     return {plan.name: list(plan.runs(AnyContext())) for plan in plans}
 
 
-def with_guidance(host, good, bad, sigma, cfg=3.0):
+def with_guidance(host, good, bad, sigma):
     """Return the guided estimate; the one of the caption alone at pure noise."""
-    return good if sigma == host.sigmas(20)[0] else bad + cfg * (good - bad)
+    return good if sigma == host.sigmas(20)[0] else bad + 3.0 * (good - bad)
 
 
-def kept_latents(host, run, denoise, shape=(1, 4, 8, 8)):
+def kept_latents(host, run, denoise):
     """Return (sigma, latents) at each level that a run keeps, sampled alone with a denoiser."""
     sigmas = torch.cat([host.sigmas(20)[list(run.path)], torch.zeros(1)])
-    start, first = (host.start(noise(shape, seed), sigmas[0]) for seed in (run.seed, run.first))
+    start, first = (
+        host.start(noise((1, 4, 8, 8), seed), sigmas[0]) for seed in (run.seed, run.first)
+    )
 
     def estimate(x, sigma):
         return denoise(first if sigma == sigmas[0] else x, sigma)

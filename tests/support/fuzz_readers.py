@@ -143,7 +143,7 @@ class TooSlow(BaseException):
     """A reader took too much of the processor's time."""
 
 
-def quick(read: Callable[..., Any], *given: Any, memory: int = BYTES) -> Any:
+def quick(read: Callable[..., Any], *given: Any) -> Any:
     """Return what a reader returns, which may neither take long nor fill the memory."""
     before = forget_peak()
     begun = time.thread_time()
@@ -152,7 +152,7 @@ def quick(read: Callable[..., Any], *given: Any, memory: int = BYTES) -> Any:
             return read(*given)
         finally:
             assert time.thread_time() - begun < SECONDS
-            assert not before or peak() - before < memory
+            assert not before or peak() - before < BYTES
 
 
 def read_or_refused(read: Callable[[Any], object], given: Any, name: str) -> None:
