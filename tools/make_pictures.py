@@ -50,7 +50,7 @@ FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 14
 NOTE_WIDTH = 736  # over what is chosen, and the merge
 NOTE_CHARACTERS = 105
-NOTE_GAP = 36  # Nodes 2.0 of 0.3.75 draws it higher
+NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 660,  # of four LoRAs and their verdicts
@@ -91,7 +91,7 @@ SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
 DIVIDED = 25  # per cent of a comparison's picture that are on the left
-OPENS = {"scale": 0.75, "left": 70, "top": 100}  # where a template's corner is; it may be smaller
+OPENS = {"scale": 0.75, "left": 70, "top": 135}  # where a template's corner is; it may be smaller
 READABLE = 0.58  # below, the frontend writes no letters
 WINDOW = (1280, 800)
 MARGIN = 20  # of a template to the window's ends
