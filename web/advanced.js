@@ -2,7 +2,9 @@
 // does not say which inputs those are, and all are shown.
 
 import { app } from "../../scripts/app.js";
-import { also, fit, hide, shrink } from "./parts.js";
+import { hide } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, shrink } from "./heights.js";
 
 /** Hide a node's advanced inputs, but those that are set or linked, and add the button that shows all. */
 export function foldAdvanced(node, say) {

@@ -3,6 +3,7 @@
 
 import { loadBeside } from "./drawing.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
+import { grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
   ends,
@@ -19,13 +20,11 @@ import {
 import {
   BADGE,
   bringIntoSight,
-  edgesOf,
   freeBelow,
   freePlace,
   GAP,
   LANE,
   makeRoom,
-  PADDING,
   PICTURES,
   placeIn,
   roomFor,
@@ -138,31 +137,6 @@ function putSave(graph, save, pos) {
   set(save, "file_name", free);
 }
 
-/** Return the size of a group that a workflow keeps, see `groups.js`. */
-const sizeOf = (group) => [...group.serialize().bounding].slice(2);
-
-const isOfSize = (group, other) => sizeOf(group).every((length, axis) => length === other?.[axis]);
-
-/** Return the groups that have grown, as `GROWN` has them. */
-function grownSince(sizes) {
-  const grown = [...sizes].filter(([group, before]) => !isOfSize(group, before));
-  return Object.fromEntries(grown.map(([group, before]) => [group.id, { before, after: sizeOf(group) }]));
-}
-
-/** Let groups be as large again as before they grew, unless what they hold needs more, or somebody has changed them. */
-function shrinkGrown(graph, grown) {
-  for (const group of graph.groups ?? []) {
-    const { before, after } = grown?.[group.id] ?? {};
-    if (!isOfSize(group, after)) continue;
-    const isIn = (edges) =>
-      [0, 1].every((axis) => 0 <= edges[axis] - group.pos[axis] && edges[axis] - group.pos[axis] < after[axis]);
-    const held = graph.nodes.map(edgesOf).filter(isIn);
-    group.size = before.map((length, axis) =>
-      Math.max(length, ...held.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
-    );
-  }
-}
-
 /**
  * Put another LoRA after this one in the chain, below whatever is under it.
  *
@@ -212,7 +186,7 @@ export function turnInto(node, create, canvas, guidance) {
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
-    const sizes = new Map((graph.groups ?? []).map((group) => [group, sizeOf(group)]));
+    const sizes = sizesOf(graph);
     const { value: loras } = node.widgets.find(({ name }) => name === "loras");
     const grown = height + roomFor(loras);
     makeRoom(graph, merge, grown + 2 * LANE, node);

@@ -1,7 +1,10 @@
 // What Compare shows below its inputs: how many pictures a run draws, and how long that takes once one was timed.
 
 import { duration, readDrawn, toDraw } from "./cost.js";
-import { addElement, also, fit, heightOf, html, showElement } from "./parts.js";
+import { addElement, showElement } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, heightOf } from "./heights.js";
+import { html } from "./parts.js";
 
 const PROPERTY = "iteris_drawn"; // in the node's properties, so that a saved workflow keeps it
 const COUNTS = ["prompt", "steps", "width", "height"];

@@ -52,3 +52,13 @@ export function asOneChange(canvas, change) {
     canvas.emitAfterChange();
   }
 }
+
+/** Call `more` after a node's own handler of an event. */
+export function also(node, handler, more) {
+  const own = node[handler];
+  node[handler] = function (...values) {
+    const result = own?.apply(this, values);
+    more(...values);
+    return result;
+  };
+}

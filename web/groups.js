@@ -1,40 +1,66 @@
 // Groups that grow with the nodes they hold, and shrink back.
 
-import { ownHeight } from "./parts.js";
+import { ownHeight } from "./heights.js";
+import { edgesOf, PADDING } from "./places.js";
 
-const PADDING = 12; // below the lowest node, as templates have it
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
-const own = new WeakMap(); // group -> its height that a workflow keeps, and the one that it has got here
+const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
 
-/** Return how far down a node goes; `height` is the one to count with. */
-const bottomOf = ({ pos }, height) => pos[1] + height;
+/** Return the size of a group that a workflow keeps. */
+function keptSize(group) {
+  const [width, height] = group.size;
+  const { height: drawn, kept } = given.get(group) ?? {};
+  return [width, drawn === height ? kept : height]; // else somebody has drawn its edge
+}
 
 /** Let each group of a graph reach as far down as our nodes do that it holds at their own heights. */
 export function holdAll({ nodes, groups = [] }) {
   for (const group of groups) {
-    const [width, height] = group.size;
-    const state = own.get(group);
-    const kept = state?.given === height ? state.kept : height; // else somebody has drawn its edge
+    const [width, kept] = keptSize(group);
     const [left, top] = group.pos;
     const ends = nodes
       .filter(({ pos }) => left <= pos[0] && pos[0] <= left + width && top <= pos[1])
-      .filter((node) => bottomOf(node, ownHeight(node) ?? Number.POSITIVE_INFINITY) <= top + kept + SLACK)
-      .map((node) => bottomOf(node, node.size[1]) + PADDING - top);
-    const given = Math.max(kept, ...ends);
-    if (given === height) continue;
-    if (!state) savesWith(group);
-    group.size = [width, given];
-    own.set(group, { kept, given: group.size[1] });
+      .filter((node) => node.pos[1] + ownHeight(node) <= top + kept + SLACK) // others have none
+      .map(({ pos, size }) => pos[1] + size[1] + PADDING - top);
+    const height = Math.max(kept, ...ends);
+    if (height === group.size[1]) continue;
+    if (!given.has(group)) savesKept(group);
+    group.size = [width, height];
+    given.set(group, { height: group.size[1], kept });
   }
 }
 
-/** Save a group's own height: a workflow does not keep what made it higher. */
-function savesWith(group) {
+/** Save a group without what made it higher. */
+function savesKept(group) {
   const { serialize } = group;
   group.serialize = function () {
     const saved = serialize.call(this);
-    const { kept, given } = own.get(group);
-    if (given === this.size[1]) saved.bounding[3] = kept;
+    saved.bounding[3] = keptSize(group)[1];
     return saved;
   };
+}
+
+const isOfSize = (group, size) => keptSize(group).every((length, axis) => length === size?.[axis]);
+
+/** Return the size of each group of a graph, for `grownSince`. */
+export const sizesOf = ({ groups = [] }) => new Map(groups.map((group) => [group, keptSize(group)]));
+
+/** Return which groups have another size now: by their ids, the sizes before and after. */
+export function grownSince(sizes) {
+  const grown = [...sizes].filter(([group, before]) => !isOfSize(group, before));
+  return Object.fromEntries(grown.map(([group, before]) => [group.id, { before, after: keptSize(group) }]));
+}
+
+/** Let groups be as large again as before they grew, unless what they hold needs more, or somebody has changed them. */
+export function shrinkGrown({ nodes, groups = [] }, grown) {
+  for (const group of groups) {
+    const { before, after } = grown?.[group.id] ?? {};
+    if (!isOfSize(group, after)) continue;
+    const isIn = (edges) =>
+      [0, 1].every((axis) => 0 <= edges[axis] - group.pos[axis] && edges[axis] - group.pos[axis] < after[axis]);
+    const held = nodes.map(edgesOf).filter(isIn);
+    group.size = before.map((length, axis) =>
+      Math.max(length, ...held.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
+    );
+  }
 }

@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { foldAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
-import { nodeAt, nodesOf } from "./graph.js";
+import { also, nodeAt, nodesOf } from "./graph.js";
 import { holdAll } from "./groups.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
@@ -13,7 +13,8 @@ import { forget, forgetAll } from "./loras.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
-import { also, html, keepHeight } from "./parts.js";
+import { keepHeight } from "./heights.js";
+import { html } from "./parts.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import {

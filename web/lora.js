@@ -4,7 +4,10 @@ import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
 import { aboutLora } from "./loras.js";
-import { addElement, also, button, fit, heightOf } from "./parts.js";
+import { addElement } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, heightOf } from "./heights.js";
+import { button } from "./parts.js";
 import { addProgress } from "./stage.js";
 
 const USUAL_HEIGHT = 76;

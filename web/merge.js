@@ -5,7 +5,10 @@ import { addCompare, addSave, comparedFrom, showCompare, turnBack, turnInto } fr
 import { modelFileOf } from "./fitting.js";
 import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
-import { addElement, also, button, fit, panelHeight, savesWithout, tell } from "./parts.js";
+import { addElement } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, panelHeight, savesWithout } from "./heights.js";
+import { button, tell } from "./parts.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";

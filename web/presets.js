@@ -1,7 +1,10 @@
 // What Merge LoRAs shows with its presets and sizes: the time of each preset, and the size's number where it counts.
 
 import { duration, expected, readCost } from "./cost.js";
-import { addElement, also, fit, heightOf, html, showAbove, showElement, shrink } from "./parts.js";
+import { addElement, showAbove, showElement } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, heightOf, shrink } from "./heights.js";
+import { html } from "./parts.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 const NUMBERED = ["rank", "MB"];

@@ -3,7 +3,8 @@
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
 import { MOST, numberField } from "./number_field.js";
-import { button, copied, fit, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
+import { fit } from "./heights.js";
+import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";

@@ -3,7 +3,10 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { toldApart } from "./names.js";
-import { addElement, also, button, fit, heightOf, html, isShown, roomOf, savesWithout, showElement } from "./parts.js";
+import { addElement, isShown, roomOf, showElement } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, heightOf, savesWithout } from "./heights.js";
+import { button, html } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name

@@ -2,7 +2,9 @@
 // too.
 
 import { app } from "../../scripts/app.js";
-import { addElement, heightOf, html, isShown, passing } from "./parts.js";
+import { addElement, isShown, passing } from "./elements.js";
+import { heightOf } from "./heights.js";
+import { html } from "./parts.js";
 import { followed, shareOf, stepsOf, timeLeft, waiting } from "./progress.js";
 
 const FAR = 0.5; // at a smaller scale of the canvas the line cannot be read

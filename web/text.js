@@ -3,7 +3,10 @@
 import { api } from "../../scripts/api.js";
 import { isGone } from "./loras.js";
 import { fileOf } from "./panel.js";
-import { addElement, also, fileName, fit, heightOf, html, isShown, panelHeight, passing } from "./parts.js";
+import { addElement, isShown, passing } from "./elements.js";
+import { also } from "./graph.js";
+import { fit, heightOf, panelHeight } from "./heights.js";
+import { fileName, html } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";

@@ -1,0 +1,116 @@
+// How high a node is: by what it holds now, and by what a workflow keeps of that.
+
+import { app } from "../../scripts/app.js";
+import { also } from "./graph.js";
+
+const MARGIN = 10; // the frontend's, above and below a widget
+const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
+const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
+let held; // where a pointer went down that is still down
+
+for (const event of ["pointerdown", "pointerup", "pointercancel"])
+  addEventListener(event, ({ target }) => (held = event === "pointerdown" ? target : undefined), true);
+
+/** Return whether the user is drawing a node's edge. */
+const isDrawn = (node) =>
+  LiteGraph.vueNodesMode
+    ? held instanceof Element && getComputedStyle(held).cursor.endsWith("-resize")
+    : app.canvas.resizing_node === node;
+
+/**
+ * Remember of which height a node is but for what it grows to by itself and for what is seen now and then, so that it
+ * shrinks to that again; a workflow saves that height. To be called before a node has any part.
+ */
+export function keepHeight(node) {
+  const state = { own: node.size[1], rooms: [], waiting: 0, laidOut: undefined, isFitting: false };
+  heights.set(node, state);
+  also(node, "onConfigure", ({ size }) => {
+    state.own = size?.[1] ?? node.size[1]; // newer frontends have made it higher by now
+  });
+  also(node, "onResize", () => {
+    const [, height] = node.size;
+    // the frontend tells of growth to what is in a node, too, and Vue nodes of whatever is drawn
+    const own = height - roomsOf(state);
+    const isSet = own < state.own || height > node.computeSize()[1] + SLACK;
+    if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = own;
+  });
+  also(node, "onSerialize", (saved) => {
+    const [width, height] = saved.size ?? [];
+    if (width) saved.size = [width, Math.max(1, Math.min(state.own, height - roomsOf(state)))];
+  });
+}
+
+/** Return the height of a node that a workflow keeps; undefined: it is not one of ours. */
+export const ownHeight = (node) => heights.get(node)?.own;
+
+/** Return the room of what is on a node and is not saved. */
+const roomsOf = ({ rooms }) => rooms.reduce((sum, each) => sum + each(), 0);
+
+/** Return the height that a Vue node has by what it holds: it tells of another height only once that changes. */
+function heightDrawn(node) {
+  const isHere = LiteGraph.vueNodesMode && node.graph === app.canvas.graph;
+  const shown = isHere ? document.querySelector(`[data-node-id="${node.id}"]`) : null;
+  const set = shown?.style.getPropertyValue("--node-height");
+  if (!set) return undefined;
+  shown.style.setProperty("--node-height", "0px");
+  const height = shown.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT;
+  shown.style.setProperty("--node-height", set);
+  return height > 0 ? height : undefined;
+}
+
+/** Let a node's own height be less by what its content is now, unless the user has made it higher than it has to be. */
+export function shrink(node, by) {
+  const state = heights.get(node);
+  if (state.own <= node.computeSize()[1] + by + SLACK) state.own -= by;
+  fit(node);
+}
+
+/** Let the node be as high as what it holds, once that has been laid out, and as high as it is by itself. */
+export function fit(node, width = 0, laidOut = undefined) {
+  const state = heights.get(node);
+  state.waiting += 1;
+  state.laidOut = laidOut ?? state.laidOut;
+  const grow = () => {
+    const [least, height] = node.computeSize();
+    state.isFitting = true;
+    node.setSize([
+      Math.max(node.size[0], width, least),
+      Math.max(state.own + roomsOf(state), heightDrawn(node) ?? height),
+    ]);
+    state.isFitting = false;
+    node.setDirtyCanvas?.(true, true);
+  };
+  grow();
+  requestAnimationFrame(() =>
+    requestAnimationFrame(() => {
+      grow();
+      state.waiting -= 1;
+      if (state.waiting) return;
+      state.laidOut?.();
+      state.laidOut = undefined;
+    }),
+  );
+}
+
+/** Let no user make a node so narrow that its parts cannot be read. */
+export function keepWidth(node, least) {
+  const { computeSize } = node;
+  node.computeSize = (...values) => {
+    const [width, height] = computeSize.apply(node, values);
+    return [Math.max(width, least), height];
+  };
+}
+
+/** Save a node's height without that of what a workflow does not keep, or it would be a hole once it is opened again. */
+export const savesWithout = (node, measure) => heights.get(node).rooms.push(measure);
+
+/** Return what the frontend counts of a node's height below widgets, and does not leave there: below our elements, and all. */
+const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) => element && !hidden).length;
+
+/** Return the least height of a panel, which is its node's last widget and has all room that is left. */
+export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
+
+/** Return the height of an element's content, however high the element itself is; 0 while it is not shown. */
+export function heightOf({ firstElementChild: first, lastElementChild: last }, padding) {
+  return last?.offsetHeight ? last.offsetTop + last.offsetHeight - first.offsetTop + padding + 2 * MARGIN : 0;
+}
