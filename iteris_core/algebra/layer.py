@@ -43,22 +43,16 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LayerProblem:
-    """The problem that is solved at one layer. Numbers of tasks and of deltas are on the CPU: a
-    device would take longer to start with them than a CPU to be done.
+class LayerTasks:
+    """What is merged at one layer, and for whom.
 
     Args:
-        deltas: Adapter index -> delta at this layer, float64 on the statistics' device; at least
-            one.
-        rank: Rank of the answer, see `MergeConfig.rank_at`.
-        base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
+        deltas: Adapter index -> delta at this layer, float64 on the statistics' device; only
+            adapters that change it.
     """
 
     deltas: Mapping[int, LowRankDelta]
     tasks: Sequence[TaskAtLayer]
-    config: MergeConfig
-    rank: int | str = "sum"
-    base_weight: Tensor | None = None
 
     @property
     def counted(self) -> list[TaskAtLayer]:
@@ -69,6 +63,21 @@ class LayerProblem:
     def together(self) -> Stacked[int]:
         """All deltas as one, each with its full share."""
         return stack(self.deltas)
+
+
+@dataclass(frozen=True)
+class LayerProblem(LayerTasks):
+    """The problem that is solved at one layer. Numbers of tasks and of deltas are on the CPU: a
+    device would take longer to start with them than a CPU to be done.
+
+    Args:
+        rank: Rank of the answer, see `MergeConfig.rank_at`.
+        base_weight: W0, (d_out, d_in); only where `MergeConfig.needs_base_weight`.
+    """
+
+    config: MergeConfig
+    rank: int | str = "sum"
+    base_weight: Tensor | None = None
 
     @cached_property
     def shares(self) -> Tensor:

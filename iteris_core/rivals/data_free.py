@@ -49,7 +49,7 @@ def average(layer: Layer) -> LowRankDelta:
 
 def total(layer: Layer) -> LowRankDelta:
     """Return ``sum_k dW_k``, as when LoRAs are stacked."""
-    return layer.together
+    return layer.together.delta
 
 
 def linear(layer: Layer, *, coefficients: Sequence[float]) -> LowRankDelta:
@@ -148,7 +148,7 @@ def tsv_m(layer: Layer) -> LowRankDelta:
     are kept, unless they are more than the weight has dimensions; then 1/N of that number each.
     """
     spectra = [singular_triplets(delta) for delta in layer.deltas.values()]
-    most = min(layer.together.shape)
+    most = min(layer.together.delta.shape)
     if sum(len(spectrum.values) for spectrum in spectra) > most:
         most = max(1, most // len(spectra))
     up = _polar(torch.cat([spectrum.right[:, :most] for spectrum in spectra], dim=1))
@@ -176,7 +176,7 @@ def np_lora(layer: Layer, *, projection: float | None = 0.5) -> LowRankDelta:
         projection: mu, 0 or more: 0 is the plain sum. None: its limit, the hard projection.
     """
     if STYLE not in layer.deltas:
-        return layer.together
+        return layer.together.delta
     share = 1.0 if projection is None else projection / (1 + projection)
     directions = singular_triplets(layer.deltas[STYLE]).left
     projected = {
@@ -224,7 +224,7 @@ def ace(layer: Layer) -> LowRankDelta:
     """
     deltas = [delta for delta in layer.deltas.values() if delta.squared_norm() > 0]
     if len(deltas) < 2:
-        return deltas[0] if deltas else layer.together
+        return deltas[0] if deltas else layer.together.delta
     centred = [LowRankDelta(delta.up - delta.up.mean(0), delta.down) for delta in deltas]
     scales = _scales(deltas, centred)
     down = torch.cat([delta.down for delta in deltas])

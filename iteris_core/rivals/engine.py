@@ -49,7 +49,7 @@ def solve_by_rule(
         SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
     """
     _check_inputs(layer)
-    merged = rule(Layer(path, reads_text, layer.deltas, adapters, layer.tasks))
+    merged = rule(Layer(layer.deltas, layer.tasks, path, reads_text, adapters))
     lambdas = layer.balance.lambdas
 
     def cut_of(answer: Tensor) -> Cut:

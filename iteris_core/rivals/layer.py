@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..adapters import LowRankDelta, Stacked, stack
+from ..adapters import LowRankDelta
 from ..algebra.balance import TaskAtLayer
+from ..algebra.layer import LayerTasks
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
 
@@ -19,51 +20,33 @@ RELATIVE_ZERO = 1e-6
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(LayerTasks):
     """One target layer.
 
     Args:
         reads_text: Whether its input belongs to the network's text stream.
-        deltas: Adapter index -> delta, float64, on the statistics' device; only adapters that
-            change this layer.
         adapters: Number of adapters, with the ones that do not change this layer.
     """
 
     path: str
     reads_text: bool
-    deltas: Mapping[int, LowRankDelta]
     adapters: int
-    tasks: Sequence[TaskAtLayer]
-
-    @cached_property
-    def stacked(self) -> Stacked[int]:
-        """All deltas as one, each with its full share."""
-        return stack(self.deltas)
-
-    @property
-    def together(self) -> LowRankDelta:
-        return self.stacked.delta
-
-    @property
-    def counted(self) -> list[TaskAtLayer]:
-        """The tasks that have a say here."""
-        return [task for task in self.tasks if task.counts]
 
     def dense(self) -> Tensor:
         """Return the deltas as (adapters that change this layer, d_out, d_in)."""
         return torch.stack([delta.dense() for delta in self.deltas.values()])
 
     def taught(self, tasks: Sequence[TaskAtLayer], grams: Sequence[Tensor]) -> Tensor:
-        """Return ``sum_g G_g [m_g1 down_1^T | ... ]``, (d_in, R): times ``together.up^T`` it is
-        ``sum_g G_g dW_g^T``.
+        """Return ``sum_g G_g [m_g1 down_1^T | ... ]``, (d_in, R): times
+        ``together.delta.up^T`` it is ``sum_g G_g dW_g^T``.
 
         Args:
             grams: G_g of each of them, (d_in, d_in).
         """
-        result = torch.zeros_like(self.together.down.T)
+        result = torch.zeros_like(self.together.delta.down.T)
         for task, gram in zip(tasks, grams, strict=True):
             for k, share in task.mix.items():
-                result[:, self.stacked.slices[k]] += share * (gram @ self.deltas[k].down.T)
+                result[:, self.together.slices[k]] += share * (gram @ self.deltas[k].down.T)
         return result
 
 

@@ -58,7 +58,7 @@ def regmean(layer: Layer, *, off_diagonal: float = 0.9) -> LowRankDelta:
         grams.append(off_diagonal * gram + (1 - off_diagonal) * torch.diag(gram.diagonal()))
     advice = "set off_diagonal below 1, or use more samples"
     down = solve_symmetric(summed(grams), layer.taught(tasks, grams), advice).T
-    return LowRankDelta(layer.together.up, down)
+    return LowRankDelta(layer.together.delta.up, down)
 
 
 def ssr(layer: Layer) -> LowRankDelta:
@@ -72,8 +72,8 @@ def ssr(layer: Layer) -> LowRankDelta:
     code, T counts all tokens, the ridge is absolute, a task whose adapter does not change this
     layer is ignored here, and a lone adapter is passed through.
     """
-    together = layer.together
-    places = layer.stacked.slices
+    together = layer.together.delta
+    places = layer.together.slices
     tasks = [task for task in layer.counted if task.mix]
     if len(layer.deltas) == 1 or not tasks:
         return together
@@ -112,7 +112,7 @@ def mix_of_show(
     grams = [task.weight * task.statistics.inputs.gram.double() for task in tasks]
     right = layer.taught(tasks, grams)
     gram = summed(grams)
-    up = layer.together.up
+    up = layer.together.delta.up
     if solver == "closed_form":
         inverse = torch.linalg.pinv(gram, rtol=GRAM_ZERO, hermitian=True)
         return LowRankDelta(up, (inverse @ right).T)
@@ -204,7 +204,7 @@ def custom_diffusion(layer: Layer) -> LowRankDelta:
         layer.taught(concepts, grams),
         summed(ordinary) if ordinary else None,
     )
-    return LowRankDelta(layer.together.up, down)
+    return LowRankDelta(layer.together.delta.up, down)
 
 
 def _constrained(gram: Tensor, taught: Tensor, ordinary: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ def merge_deltas(
                 f"the LoRAs change {path!r} in {len(shapes)} shapes, {sorted(shapes)}: they were "
                 "made for different models. Leave one of them out"
             )
-        answer = rule(Layer(path, False, deltas, len(adapters), ()))
+        answer = rule(Layer(deltas, (), path, False, len(adapters)))
         assert isinstance(answer, LowRankDelta)  # by DATA_FREE
         answer = answer.scaled(scale)
         merged[path] = answer.balanced().to(dtype=config.output_dtype)

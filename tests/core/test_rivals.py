@@ -74,7 +74,7 @@ def layers(net):
     model, adapters, _ = net
     for path in model.targets:
         deltas = {k: a.deltas[path] for k, a in enumerate(adapters) if path in a.deltas}
-        yield Layer(path, False, deltas, len(adapters), ())
+        yield Layer(deltas, (), path, False, len(adapters))
 
 
 def measured(net, students=None):
@@ -174,7 +174,7 @@ def test_tsv_m_keeps_a_fair_share_where_the_ranks_do_not_fit(net):
     model = net[0]
     path = "cross_attention.k"  # 6 x 5, for ranks 4 + 4
     deltas = {k: model.adapter(rank=4).deltas[path] for k in range(2)}
-    found = tsv_m(Layer(path, True, deltas, 2, ()))
+    found = tsv_m(Layer(deltas, (), path, True, 2))
     kept = [torch.linalg.svdvals(delta.dense())[:2] for delta in deltas.values()]
     expected = torch.cat(kept).sort(descending=True).values
     torch.testing.assert_close(torch.linalg.svdvals(found.dense())[:4], expected)
