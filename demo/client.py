@@ -29,26 +29,18 @@ class WorkflowError(IterisError):
 
 
 class WorkflowRejected(WorkflowError):
-    """A workflow that the server did not accept. `response` is the server's answer, and
-    `node_errors` its errors by node.
-    """
+    """A workflow that the server did not accept; `node_errors` are its errors by node."""
 
     def __init__(self, response: Json) -> None:
-        self.response = response
         self.node_errors: Json = response.get("node_errors") or {}
         super().__init__(_readable(response))
 
 
 class WorkflowFailed(WorkflowError):
-    """A node that raised an error, or that was interrupted (then `exception_type` is
-    "InterruptProcessingException").
-    """
+    """A node that raised an error, or that was interrupted."""
 
     def __init__(self, node_id: str, node_type: str, message: str, exception_type: str) -> None:
-        self.node_id = node_id
         self.node_type = node_type
-        self.message = message
-        self.exception_type = exception_type
         # ComfyUI puts the path of the pack in front of the name of its classes.
         super().__init__(
             f"node {node_id} ({node_type}): {exception_type.rpartition('.')[2]}: {message}"
