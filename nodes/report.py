@@ -36,7 +36,7 @@ class ShowReport(io.ComfyNode):
             display_name="Merge report (IterIS)",
             category="loaders/IterIS",
             description="Shows a merge as pictures: whether it is better than stacking, and how "
-            "much the LoRAs leak into each other. The pictures need matplotlib.",
+            "much the LoRAs disturb each other. The pictures need matplotlib.",
             inputs=[
                 REPORT.Input("report", tooltip="The report of a merge."),
                 io.Combo.Input(
@@ -44,8 +44,8 @@ class ShowReport(io.ComfyNode):
                     options=list(QUESTIONS),
                     default="against stacking",
                     optional=True,
-                    tooltip="Against stacking, and the leak into each other; or the errors of "
-                    "layers, those on unseen prompts, weights and ranks; or everything.",
+                    tooltip="Against stacking, and how much the LoRAs disturb each other; or the "
+                    "errors of layers, those on unseen prompts, weights and ranks; or everything.",
                 ),
                 REPORT.Input(
                     "compare_with",

@@ -124,7 +124,7 @@ def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]
         title = "Against stacking: mean error of the LoRAs, 0 is as alone"
         yield "stacking", title, lambda figure: _comparison(figure, reports)
     if report.interference():
-        what = "Leak into each other" if report.is_measured else "Overlap of the files"
+        what = "Disturb each other" if report.is_measured else "Overlap of the files"
         title = f"{what}: 1 is as much as the LoRA itself does"
         yield "leaks", title, lambda figure: _interference(figure, report)
     title = "Error of each LoRA, layer by layer: 0 is as alone"

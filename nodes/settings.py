@@ -44,8 +44,8 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "default": "",
             "multiline": True,
-            "tooltip": "Ordinary prompts that should stay as they were, one per line. Empty: a "
-            "built-in list.",
+            "tooltip": "Prompts of other things, whose pictures should stay as they were, one per "
+            "line. Empty: a built-in list.",
         },
     ),
     "resolution": ("", {"step": 64}),

@@ -141,16 +141,16 @@ class Calibration:
         Weight,
         Field(
             title="protect_base",
-            description="Protect the base model: how much it counts that ordinary prompts stay as "
-            "they were (weight of the preserve task). 0: off. Then the merged LoRA may show up in "
-            "pictures that did not ask for it.",
+            description="Protect the base model: how much it counts that pictures of other things "
+            "stay as they were (weight of the preserve task). 0: off. Then the merged LoRA may "
+            "show up in pictures that did not ask for it.",
         ),
     ] = 2.0
     preserve_captions: Annotated[
         Texts,
         Field(
             title="protected_prompts",
-            description="Ordinary prompts that should stay as they were.",
+            description="Prompts of other things, whose pictures should stay as they were.",
         ),
     ] = PRESERVE_CAPTIONS
     # A weight above 0 needs ``MergeConfig.target="full_output"``. A subject in a style counts ten
