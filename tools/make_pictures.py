@@ -82,11 +82,17 @@ GROUP_ROOM = 12
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 BADGE = 12
-FRAME = 70  # milliseconds of a film's picture, while the pointer moves
+FRAME = 50  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
-SUBTITLE = 44  # pixels of a film's line
+FILM = (1120, 640)  # pixels of a film's picture
+SUBTITLE = 64  # of the line below it
+SHARP = 2  # pixels of a film's screenshots for one of the page
+CAMERA = (0.1, 0.35, 0.65, 0.9, 1.0)  # of its way, picture by picture
+POINTER = ((0, 0), (0, 32), (8, 25), (21, 23))
+RING = 22  # pixels round a click
 NOTICE_MS = 8000  # of one that a run has ended
-WAIT_MS = 3000  # between two pictures of a run
+WAIT_MS = 2000  # between two pictures of a run
+WAITS = 12  # of which a film has so many
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
@@ -98,6 +104,7 @@ MARGIN = 20  # of a template to the window's ends
 # where the merge is on a page: with its group's title, and what is at its right; or at its left, too
 MERGE_FIRST = {"left": 86, "top": 216, "scale": 0.9}
 MERGE_SECOND = {"left": 372, "top": 216, "scale": 0.85}
+MERGE_FILMED = {"left": 86, "top": 120, "scale": 0.9}
 NOWHERE = (30, 450)  # on a page, for the pointer
 TALL = {"width": 1280, "height": 1000}  # for what a page does not show whole
 # the rows of the first template as nodes of their own: newer frontends show no rows on a subgraph
@@ -386,11 +393,12 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
 def add_settings(frontend: browser.Frontend, merge: int) -> int:
     """Connect Merge settings to a merge, out of sight, and return its node."""
     return frontend.page.evaluate(
-        """(merge) => {
+        """(id) => {
             const node = LiteGraph.createNode('IterISSettings');
-            node.pos = [0, -2000];
+            const merge = app.graph.getNodeById(id);
+            node.pos = [merge.pos[0] - 3000, merge.pos[1] + 60];  // its link is level, behind other nodes
             app.graph.add(node);
-            node.connect(0, app.graph.getNodeById(merge), 'settings');
+            node.connect(0, merge, 'settings');
             return node.id;
         }""",
         merge,
@@ -538,10 +546,11 @@ def make_nodes(chromium: object, address: str, names: list[str]) -> None:
 
 
 class Film:
-    """Screenshots with a pointer and a line that tells what is done, as an animated picture.
+    """Close-ups of a page with a pointer, and below them a line that tells what is done, as an
+    animated picture.
 
     Args:
-        frontend: The page.
+        frontend: The page, in sharp letters.
     """
 
     def __init__(self, frontend: browser.Frontend) -> None:
@@ -550,27 +559,57 @@ class Film:
         self.durations: list[int] = []
         self.at = (640.0, 700.0)
         self.line = ""
+        self.part = (0.0, 0.0, float(WINDOW[0]))  # of the page that is seen: left, top, width
+        self.page = Image.new("RGB", (1, 1))
 
-    def say(self, line: str, duration: int = 800) -> None:
+    def say(self, line: str, duration: int) -> None:
         """Show what is seen now with another line, for so many milliseconds."""
         self.line = line
         self.take(duration)
 
     def take(self, duration: int = FRAME) -> None:
         """Add what is seen now, for so many milliseconds."""
-        picture = Image.open(io.BytesIO(self.frontend.page.screenshot())).convert("RGB")
-        x, y = self.at
+        self.page = Image.open(io.BytesIO(self.frontend.page.screenshot())).convert("RGB")
+        self.add(duration)
+
+    def add(self, duration: int, pressed: bool = False) -> None:
+        """Add what was seen last, from where the camera is now."""
+        left, top, width = self.part
+        scale = FILM[0] / width
+        seen = [SHARP * at for at in (left, top, left + width, top + FILM[1] / scale)]
+        picture = Image.new("RGB", (FILM[0], FILM[1] + SUBTITLE), "#101216")
+        picture.paste(self.page.resize(FILM, Image.LANCZOS, seen))
         pen = ImageDraw.Draw(picture)
-        top = picture.height - SUBTITLE
-        pen.rectangle((0, top, *picture.size), fill="#101216")
-        middle = (picture.width // 2, top + SUBTITLE // 2)
-        pen.text(middle, self.line, "white", ImageFont.load_default(22), "mm")
-        pointer = [(x, y), (x, y + 20), (x + 5, y + 15), (x + 13, y + 14)]
-        pen.polygon(pointer, fill="white", outline="black")
+        x, y = (self.at[0] - left) * scale, (self.at[1] - top) * scale
+        if pressed:
+            pen.ellipse((x - RING, y - RING, x + RING, y + RING), outline="#ffd54a", width=4)
+        pen.polygon([(x + u, y + v) for u, v in POINTER], fill="white", outline="black")
+        pen.rectangle((0, FILM[1], FILM[0], picture.height), fill="#101216")
+        middle = (FILM[0] // 2, FILM[1] + SUBTITLE // 2)
+        pen.text(middle, self.line, "white", ImageFont.load_default(32), "mm")
         self.pictures.append(picture)
         self.durations.append(duration)
 
-    def move(self, x: float, y: float, steps: int = 6) -> None:
+    def cut(self, left: float, top: float, width: float) -> None:
+        """Put the camera to a part of the page, or as near to it as the page goes."""
+        left, top = (
+            max(0, min(at, whole - size))
+            for at, whole, size in zip(
+                (left, top), WINDOW, (width, width * FILM[1] / FILM[0]), strict=True
+            )
+        )
+        self.part = (left, top, width)
+
+    def look(self, left: float, top: float, width: float) -> None:
+        """Move the camera there."""
+        start = self.part
+        self.cut(left, top, width)
+        end = self.part
+        for share in CAMERA:
+            self.part = tuple(a + share * (b - a) for a, b in zip(start, end, strict=True))
+            self.add(FRAME)
+
+    def move(self, x: float, y: float, steps: int = 4) -> None:
         """Move the pointer."""
         (from_x, from_y), self.at = self.at, (x, y)
         for step in range(1, steps + 1):
@@ -579,25 +618,43 @@ class Film:
             self.frontend.page.mouse.move(*self.at)
             self.take()
 
-    def click(self, locator: Any) -> None:
-        """Move to the middle of an element, and click."""
+    def click(self, locator: Any, duration: int = 380) -> None:
+        """Move to the middle of an element, click, and look at what comes of it."""
         box = locator.bounding_box()
         self.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.add(80, pressed=True)
         self.frontend.page.mouse.click(*self.at)
         self.frontend.settle()
-        self.take(600)
+        self.take(duration)
+
+    def thin(self, begin: int, most: int) -> None:
+        """Keep so many pictures of those from one on."""
+        found = len(self.pictures) - begin
+        kept = [begin + i * found // most for i in range(most)]
+        self.pictures[begin:] = [self.pictures[i] for i in kept]
+        self.durations[begin:] = [self.durations[i] for i in kept]
 
     def save(self, path: Path) -> None:
         first, *others = self.pictures
-        how = {"quality": 70, "method": 4, "loop": 0}
+        how = {"quality": 64, "method": 4, "loop": 0}
         first.save(path, save_all=True, append_images=others, duration=self.durations, **how)
 
 
 def make_film(chromium: object, address: str, names: list[str]) -> None:
-    """Film a merge: files are chosen, it runs, and the divider goes over stacked and merged."""
+    """Film a merge: files are chosen, it runs, its verdict, stacked beside merged, and the file in
+    use.
+    """
     merge, compare = 2, 3
-    size = {"width": 1280, "height": 800}
-    frontend = browser.Frontend(chromium, address, **size, Comfy_VueNodes_Enabled=True)
+    width, height = WINDOW
+    frontend = browser.Frontend(
+        chromium,
+        address,
+        width,
+        height,
+        sharpness=SHARP,
+        Comfy_VueNodes_Enabled=True,
+        Comfy_EnableTooltips=False,
+    )
     page = frontend.page
     page.set_default_timeout(MOST_MS)
     close_news(page)
@@ -605,41 +662,76 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)
     small_model(frontend, merge, compare)
-    frontend.show(merge, **MERGE_FIRST)
+    frontend.show(merge, **MERGE_FILMED)
     film = Film(frontend)
-    film.say("Choose the LoRAs")
+    film.cut(64, 95, 830)
+    film.say("Merge three LoRAs into one", 1200)
+    film.look(66, 190, 690)
+    film.line = "Choose the LoRAs"
     film.click(page.locator(".iteris-row .iteris-lora").first)
     for name in FILMED[:2]:  # the second row's list opens by itself
-        film.click(page.locator(".iteris-option", has_text=name))
+        film.click(page.get_by_role("option", name=name, exact=True))
     film.click(page.locator(".iteris-add"))
-    film.click(page.locator(".iteris-option", has_text=FILMED[2]))
-    film.line = "Two subjects in one picture: together"
-    film.click(page.get_by_role("switch", name="together"))
-    film.line = "A prompt to compare"
-    film.click(page.locator(f"[data-node-id='{compare}'] textarea").first)
+    film.click(page.get_by_role("option", name=FILMED[2], exact=True), 600)
+    film.line = "together: for two subjects in one picture"
+    film.click(page.get_by_role("switch", name="together"), 700)
+    film.line = "A prompt for the test picture"
+    film.look(400, 130, 560)
+    film.click(page.locator(f"[data-node-id='{compare}'] textarea").first, FRAME)
     for letter in PROMPT:
         page.keyboard.type(letter)
-        film.take(40)
-    film.line = "Run: each LoRA is measured on its own prompts"
-    run = "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
-    film.click(page.locator(run))
-    page.locator(".iteris-block").first.wait_for()
+        film.take(30)
+    film.add(400)
+    film.line = "Run"
+    film.look(720, 0, 560)
+    film.click(frontend.run_button())
+    film.line = "Each LoRA is measured on its own prompts"
+    film.look(62, 425, 530)
+    begin = len(film.pictures)
     while not page.locator(".iteris-kept").count():
         film.take(150)
         page.wait_for_timeout(WAIT_MS)
-    film.say("The verdict: what is kept of each", 2500)
+    film.thin(begin, WAITS)
     page.wait_for_selector(".iteris-pair:visible")
+    page.wait_for_selector(".iteris-load")
     frontend.pictures_shown()
-    frontend.show(merge, left=86, top=70, scale=0.75)
-    film.say("Compare, from one seed: all three stacked, and merged")
+    film.say("The verdict: how much it kept of each LoRA", 2400)
+    film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    seen = (box["height"] + 80) * FILM[0] / FILM[1]
+    film.line = "The three LoRAs stacked: they spoil each other"
+    film.look(middle - seen / 2, box["y"] - 45, seen)
     film.move(middle, high)
     page.mouse.down()
-    for share in (0.95, 0.05, 0.5):
-        film.move(box["x"] + share * box["width"], high, steps=14)
+    film.move(box["x"] + 0.97 * box["width"], high, steps=10)
+    film.add(1000)
+    film.line = "Merged: a robot and an owl"
+    film.move(box["x"] + 0.03 * box["width"], high, steps=16)
+    film.add(1400)
     page.mouse.up()
-    film.take(2500)
+    frontend.show(merge, **MERGE_FILMED)
+    load = page.locator(".iteris-load")
+    film.cut(62, load.bounding_box()["y"] - 200, 530)
+    film.say("Use the new LoRA: Load this", 500)
+    film.click(load, FRAME)
+    frontend.settle(40)
+    film.cut(60, 40, 1220)
+    film.say("It is loaded, ready to draw", 600)
+    film.look(60, 140, 590)
+    film.add(800)
+    film.line = "Run"
+    film.look(640, 20, 640)
+    film.click(frontend.run_button(), 300)
+    last = page.evaluate("app.graph.nodes.find(({ type }) => type === 'SaveImage').id")
+    picture = page.locator(f"[data-node-id='{last}'] img")
+    picture.wait_for()
+    frontend.pictures_shown()
+    page.wait_for_timeout(NOTICE_MS)
+    film.say("One LoRA now draws both", 500)
+    box = picture.bounding_box()
+    film.look(box["x"] - 140, box["y"] - 65, 370)
+    film.add(2500)
     film.save(ROOT / "docs" / "img" / "merge.webp")
     print(f"{sum(film.durations) / 1000:.1f} s, {len(film.pictures)} pictures")
 

@@ -69,7 +69,13 @@ class Frontend:
     """One page with the frontend of a running ComfyUI."""
 
     def __init__(
-        self, browser: Any, address: str, width: int = 1720, height: int = 980, **settings: Any
+        self,
+        browser: Any,
+        address: str,
+        width: int = 1720,
+        height: int = 980,
+        sharpness: float = 1,
+        **settings: Any,
     ) -> None:
         self.address = address
         self.errors = []
@@ -78,7 +84,7 @@ class Frontend:
         }
         self.page = browser.new_page(
             viewport={"width": width, "height": height},
-            device_scale_factor=1,
+            device_scale_factor=sharpness,
             permissions=["clipboard-read", "clipboard-write"],
         )
         self.page.set_default_timeout(WAIT_MS)
@@ -281,11 +287,14 @@ class Frontend:
         self.page.evaluate(f"{tracker}.{word}()")
         self.settle(40)
 
-    def run(self) -> None:
+    def run_button(self) -> Any:
         # the button itself, or in the older frontend what is around it
-        self.page.locator(
+        return self.page.locator(
             "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
-        ).click()
+        )
+
+    def run(self) -> None:
+        self.run_button().click()
 
     def run_to_the_end(self) -> str:
         """Press the Run button, wait until nothing is left to do, and return the run's id."""
