@@ -59,7 +59,7 @@ class Template:
 TEMPLATES = (
     Template(
         "Merge two LoRAs",
-        "Makes one LoRA that does what two LoRAs do.",
+        "Makes one LoRA that comes as close as it can to what each of two does.",
         (_CHOOSE, _TWO),
         (
             f"{_KEPT} **Compare** draws the base model, each LoRA alone, both stacked and the "
