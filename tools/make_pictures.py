@@ -91,8 +91,8 @@ CAMERA = (0.1, 0.35, 0.65, 0.9, 1.0)  # of its way, picture by picture
 POINTER = ((0, 0), (0, 32), (8, 25), (21, 23))
 RING = 22  # pixels round a click
 NOTICE_MS = 8000  # of one that a run has ended
-WAIT_MS = 2000  # between two pictures of a run
-WAITS = 12  # of which a film has so many
+WAIT_MS = 700  # between two pictures of a run
+WAITS = 14  # of which a film has so many
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
@@ -636,7 +636,7 @@ class Film:
 
     def save(self, path: Path) -> None:
         first, *others = self.pictures
-        how = {"quality": 64, "method": 4, "loop": 0}
+        how = {"quality": 68, "method": 4, "loop": 0}
         first.save(path, save_all=True, append_images=others, duration=self.durations, **how)
 
 
@@ -663,8 +663,13 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     frontend.load(workflow, title)
     small_model(frontend, merge, compare)
     frontend.show(merge, **MERGE_FILMED)
+
+    def node(kind: str) -> Any:
+        found = page.evaluate("kind => app.graph.nodes.find(({ type }) => type === kind).id", kind)
+        return page.locator(f"[data-node-id='{found}']")
+
     film = Film(frontend)
-    film.cut(64, 95, 830)
+    film.cut(64, 82, 830)
     film.say("Merge three LoRAs into one", 1200)
     film.look(66, 190, 690)
     film.line = "Choose the LoRAs"
@@ -677,7 +682,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.click(page.get_by_role("switch", name="together"), 700)
     film.line = "A prompt for the test picture"
     film.look(400, 130, 560)
-    film.click(page.locator(f"[data-node-id='{compare}'] textarea").first, FRAME)
+    film.click(node("IterISCompare").locator("textarea").first, FRAME)
     for letter in PROMPT:
         page.keyboard.type(letter)
         film.take(30)
@@ -686,7 +691,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.look(720, 0, 560)
     film.click(frontend.run_button())
     film.line = "Each LoRA is measured on its own prompts"
-    film.look(62, 425, 530)
+    film.look(62, 408, 530)
     begin = len(film.pictures)
     while not page.locator(".iteris-kept").count():
         film.take(150)
@@ -695,6 +700,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_selector(".iteris-pair:visible")
     page.wait_for_selector(".iteris-load")
     frontend.pictures_shown()
+    film.cut(62, 440, 545)
     film.say("The verdict: how much it kept of each LoRA", 2400)
     film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
@@ -718,13 +724,13 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     frontend.settle(40)
     film.cut(60, 40, 1220)
     film.say("It is loaded, ready to draw", 600)
-    film.look(60, 140, 590)
+    box = node("IterISLoad").bounding_box()
+    film.look(box["x"] - 15, box["y"] - 45, 590)
     film.add(800)
     film.line = "Run"
     film.look(640, 20, 640)
     film.click(frontend.run_button(), 300)
-    last = page.evaluate("app.graph.nodes.find(({ type }) => type === 'SaveImage').id")
-    picture = page.locator(f"[data-node-id='{last}'] img")
+    picture = node("SaveImage").locator("img")
     picture.wait_for()
     frontend.pictures_shown()
     page.wait_for_timeout(NOTICE_MS)
