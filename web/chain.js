@@ -339,6 +339,7 @@ export function showCompare(compare, canvas, frames = SHOWN) {
   const { ds } = canvas;
   const page = canvas.canvas.getBoundingClientRect();
   const pos = [(left - page.left) / ds.scale - ds.offset[0], (top - page.top) / ds.scale - ds.offset[1]];
+  canvas.canvas.focus({ preventScroll: true }); // or the page's keys are dead once the button is gone
   ds.fitToBounds([...pos, width / ds.scale, height / ds.scale], { zoom: CLEAR });
   canvas.setDirty(true, true);
 }

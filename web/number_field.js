@@ -26,6 +26,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
   let last = value; // that is a number
   let before = value; // the focus came
+  let isMarked = false; // as a whole, by a focus that did not come from the mouse: the first click leaves it so
   const read = () => {
     const number = numberIn(field.value);
     const fits = number >= least && number <= MOST;
@@ -49,7 +50,10 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     const number = numberIn(field.value);
     if (!Number.isNaN(number)) set(stepped(number, by));
   };
-  field.addEventListener("input", take);
+  field.addEventListener("input", () => {
+    isMarked = false;
+    take();
+  });
   field.addEventListener("change", after);
   const giveBack = () => {
     if (field.value === before) return;
@@ -61,6 +65,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     before = last;
     field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
     field.select();
+    isMarked = true;
   });
   field.addEventListener("blur", () => {
     delete field.dataset.captureWheel;
@@ -97,7 +102,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   field.addEventListener("pointerdown", (event) => event.button === 0 && drag(event));
   /** Let the number follow the pointer to the side, until it is let go; a click that does not move is to write. */
   const drag = (event) => {
-    if (document.activeElement === field) return; // to mark what is written
+    if (document.activeElement === field && !isMarked) return; // to mark what is written
     event.preventDefault();
     const start = numberIn(field.value);
     let steps = 0;
@@ -112,6 +117,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
       stop.abort();
       if (steps) after();
       else if (type === "pointerup") field.focus();
+      isMarked = false;
     };
     const stop = new AbortController();
     field.addEventListener("pointermove", follow, { signal: stop.signal });

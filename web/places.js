@@ -47,7 +47,8 @@ export function freeBelow(graph, left, right, but = undefined, things = graph.no
  * @returns {number[]}
  */
 export function freePlace(graph, [left, top], [width, height], growth = 0) {
-  const nodes = graph.nodes.map((node) =>
+  const { inputNode, outputNode } = graph; // of a subgraph
+  const nodes = [...graph.nodes, ...[inputNode, outputNode].filter(Boolean)].map((node) =>
     edgesOf({ pos: node.pos, size: [node.size[0], node.size[1] + growthOf(node)] }),
   );
   const groups = (graph.groups ?? []).map(bordersOf);

@@ -238,6 +238,21 @@ def test_enter_goes_down_the_strengths_of_the_rows_and_back(rows):
     expect(numbers.nth(1)).to_be_focused()
 
 
+def test_a_click_on_a_strength_that_enter_has_marked_keeps_the_mark(rows):
+    at(rows, 0, "number").first.click()
+    rows.page.keyboard.press("Enter")
+    second = at(rows, 1, "number").first
+    expect(second).to_be_focused()
+    second.click()
+    rows.page.keyboard.type("0.4")
+    expect(second).to_have_value("0.4")
+    second.dblclick(position={"x": 38, "y": 10})
+    second.press("End")
+    second.click(position={"x": 38, "y": 10})
+    rows.page.keyboard.type("5")
+    expect(second).to_have_value("0.45")
+
+
 def test_a_strength_that_was_clicked_is_not_copied_instead_of_a_node(rows):
     """The browser copies a text that is marked, also in a field without the focus."""
     for key in ("ArrowUp", "ArrowDown"):
