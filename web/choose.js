@@ -12,6 +12,8 @@ const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
 const PAGE = 10; // names that the page keys go over
+const EDGE = 4; // pixels from the page's ends
+const LEAST = 240; // pixels of the box, which rather covers its row
 const REST = 300; // milliseconds on a name, before the server is asked about it
 const MANY = 40; // names, of which those come first that were chosen last, and before them other versions of one
 const RECENT = "iteris_recent"; // these, in the browser's memory
@@ -284,10 +286,13 @@ function othersSwitch(say, changed) {
   return label;
 }
 
-/** Put a box below a place of the page, or above it where there is more room, and inside the page. */
-function place({ style, offsetWidth, offsetHeight }, { left, top, bottom }) {
-  const isBelow = bottom + offsetHeight <= innerHeight || innerHeight - bottom >= top;
-  style.left = `${Math.max(4, Math.min(left, innerWidth - offsetWidth - 4))}px`;
-  const y = isBelow ? Math.min(bottom + 2, innerHeight - offsetHeight - 4) : top - offsetHeight - 2;
-  style.top = `${Math.max(4, y)}px`;
+/** Put a box below a place of the page, or above it where there is more room, inside the page and no higher than that room. */
+function place(box, { left, top, bottom }) {
+  const rooms = [innerHeight - bottom, top].map((room) => room - 2 - EDGE);
+  box.style.maxHeight = `min(60vh, ${Math.max(LEAST, ...rooms)}px)`;
+  const { offsetWidth: width, offsetHeight: height } = box;
+  const isBelow = height <= rooms[0] || rooms[0] >= rooms[1];
+  box.style.left = `${Math.max(EDGE, Math.min(left, innerWidth - width - EDGE))}px`;
+  const y = isBelow ? Math.min(bottom + 2, innerHeight - height - EDGE) : top - height - 2;
+  box.style.top = `${Math.max(EDGE, y)}px`;
 }

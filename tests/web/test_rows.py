@@ -463,6 +463,9 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
     rows.page.unroute("**/models/loras")
 
 
+BOX = "document.querySelector('.iteris-choice').getBoundingClientRect()"
+
+
 @IN_ONE
 def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     many = [f"many_{number}.safetensors" for number in sorted(map(str, range(40)))]
@@ -474,6 +477,7 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
         rows.page.keyboard.type(name)
         rows.page.keyboard.press("Enter")
         at(rows, 3, "out").click()
+    rows.show(MERGE, left=300, top=280)  # the button is half way down
     rows.page.locator(".iteris-add").click()
     option.first.wait_for()
     listed = ["many_21", "many_33", "many_0"]
@@ -481,6 +485,9 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     picture(rows, "rows_choose_recent")
     rows.page.keyboard.type("many")
     assert option.all_text_contents() == [f"many_{number}" for number in range(40)], "by name"
+    top, bottom = (rows.page.evaluate(f"{BOX}.{end}") for end in ("top", "bottom"))
+    button = rows.page.locator(".iteris-add").bounding_box()
+    assert bottom <= button["y"] or button["y"] + button["height"] <= top, "beside what opened it"
     for key, place in (("End", 39), ("Home", 0)):
         rows.page.keyboard.press(key)
         expect(option.nth(place)).to_have_attribute("aria-selected", "true")
