@@ -124,6 +124,11 @@ function linkCompared(merge, below, compare, from) {
   });
 }
 
+function linkCover(compare, save) {
+  const picture = compare.outputs.find(({ name }) => name === "merged");
+  link({ outputNode: compare, output: picture }, save, "cover");
+}
+
 /** Put a new Save at a place, whose file is called like that of no other one. */
 function putSave(graph, save, pos) {
   const name = saidBy(save, "file_name");
@@ -238,8 +243,7 @@ export function turnInto(node, create, canvas, guidance) {
     linkMerged(merge, compare ? [compare, save] : [save], below);
     if (compare) {
       linkCompared(merge, below, compare, from);
-      const picture = compare.outputs.find(({ name }) => name === "merged");
-      link({ outputNode: compare, output: picture }, save, "cover");
+      linkCover(compare, save);
     }
     shown.push(save);
     graph.remove(node);
@@ -304,7 +308,8 @@ export function addSave(merge, create, canvas) {
 }
 
 /**
- * Put a Compare at the right of a merge, which draws as the graph's sampler does.
+ * Put a Compare at the right of a merge, which draws as the graph's sampler does; its picture is the cover of the file
+ * that is saved, unless that has one.
  *
  * @param {object} merge
  * @param {(type: string) => object} create makes a node of a type
@@ -322,6 +327,8 @@ export function addCompare(merge, create, canvas, guidance) {
     const below = pos[1] + size[1] + LANE;
     linkMerged(merge, [compare], below);
     linkCompared(merge, below, compare, from);
+    for (const taker of takers(graph, merge.outputs))
+      if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);
   });
 }

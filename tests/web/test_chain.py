@@ -284,6 +284,26 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     assert frontend.errors == []
 
 
+def test_a_new_compare_gives_a_file_its_cover_again(frontend):
+    frontend.load_template(1)
+    merge, compare = (
+        frontend.page.evaluate(f"({ONE})('IterIS{n}').id") for n in ("Merge", "Compare")
+    )
+    frontend.page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", compare)
+    frontend.executed(merge, REPORTED)
+    frontend.settle(40)
+    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with frontend.page.expect_request("**/prompt"):
+        see(frontend)
+    frontend.page.unroute("**/prompt")
+    prompt = frontend.prompt()
+    (save,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "IterISSave")
+    (added,) = (key for key, node in prompt.items() if node["class_type"] == "IterISCompare")
+    assert save["cover"] == [added, 1]
+    assert frontend.errors == []
+
+
 @pytest.mark.parametrize("cfg", [7, 4, 1])
 def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
     """At 1 a merge is measured at that, too; 7 is what suits the model."""
