@@ -107,7 +107,8 @@ class TaskFidelity:
         squares = (runs - 1) * statistics.variance(found) + _USUAL_RUNS * _USUAL_SPREAD**2
         student = _STUDENT[min(runs - 1, len(_STUDENT) - 1)]
         reach = student * (squares / freedom / runs) ** 0.5
-        failing = (self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING)
+        # three runs without a loss are 0.68, GOOD_FROM, and not a rounding error below it
+        failing = round((self.kept * runs + _FAILED * _FAILING) / (runs + _FAILING), 9)
         return _within(min(mean - reach, failing)), _within(mean + reach)
 
 

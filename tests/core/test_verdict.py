@@ -85,6 +85,8 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
         ([0.2] * 4, (0.6, 0.979), None),  # two more runs may hardly show it
         ([0.1, 0.3], (0.469, 1.0), None),  # two runs alone say little about their spread
         ([0.0, -0.4], (0.6, 1.0), None),  # more than all of it is not a doubt
+        ([0.0] * 2, (0.6, 1.0), ("good", "weak", "lost")),
+        ([0.0] * 3, (0.68, 1.0), ("good",)),
         ([9.0, 0.1, 0.1, 0.1], (0.343, 1.0), ("good", "weak", "lost")),
         ([1.5] * 4, (0.0, 0.179), ("lost",)),
     ):
