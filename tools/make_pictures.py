@@ -634,6 +634,14 @@ class Film:
         self.pictures[begin:] = [self.pictures[i] for i in kept]
         self.durations[begin:] = [self.durations[i] for i in kept]
 
+    def begin_with(self, line: str, duration: int) -> None:
+        """Show what is seen now at the film's beginning, with a line of its own."""
+        now, self.line = self.line, line
+        self.add(duration)
+        self.line = now
+        for each in (self.pictures, self.durations):
+            each.insert(0, each.pop())
+
     def save(self, path: Path) -> None:
         first, *others = self.pictures
         how = {"quality": 68, "method": 4, "loop": 0}
@@ -690,10 +698,12 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.line = "Run"
     film.look(720, 0, 560)
     film.click(frontend.run_button())
-    film.line = "Each LoRA is measured on its own prompts"
+    film.line = "Each LoRA is measured on its own prompts (shortened)"
     film.look(62, 408, 530)
     begin = len(film.pictures)
     while not page.locator(".iteris-kept").count():
+        if page.get_by_text("Diffusion model").count():
+            film.line = "Every layer is solved (shortened)"
         film.take(150)
         page.wait_for_timeout(WAIT_MS)
     film.thin(begin, WAITS)
@@ -701,7 +711,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_selector(".iteris-load")
     frontend.pictures_shown()
     film.cut(62, 440, 545)
-    film.say("The verdict: how much it kept of each LoRA", 2400)
+    film.say("The verdict: how much it kept of each LoRA", 3600)
     film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -709,6 +719,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.line = "The three LoRAs stacked: they spoil each other"
     film.look(middle - seen / 2, box["y"] - 45, seen)
     film.move(middle, high)
+    film.begin_with("Three LoRAs: stacked (left), and merged into one", 1800)
     page.mouse.down()
     film.move(box["x"] + 0.97 * box["width"], high, steps=10)
     film.add(1000)
