@@ -22,7 +22,7 @@ const isDrawn = (node) =>
  * shrinks to that again; a workflow saves that height. To be called before a node has any part.
  */
 export function keepHeight(node) {
-  const state = { own: node.size[1], rooms: [], waiting: 0, laidOut: undefined, isFitting: false };
+  const state = { own: node.size[1], last: node.size[1], rooms: [], waiting: 0, laidOut: undefined, isFitting: false };
   heights.set(node, state);
   also(node, "onConfigure", ({ size }) => {
     state.own = size?.[1] ?? node.size[1]; // newer frontends have made it higher by now
@@ -31,7 +31,9 @@ export function keepHeight(node) {
     const [, height] = node.size;
     // the frontend tells of growth to what is in a node, too, and Vue nodes of whatever is drawn
     const own = height - roomsOf(state);
-    const isSet = own < state.own || height > node.computeSize()[1] + SLACK;
+    // and sets once more what a node has that is not laid out, when its graph is opened
+    const isSet = height !== state.last && (own < state.own || height > node.computeSize()[1] + SLACK);
+    state.last = height;
     if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = own;
   });
   also(node, "onSerialize", (saved) => {

@@ -903,6 +903,30 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
     assert frontend.errors == []
 
 
+def test_undo_in_a_subgraph_leaves_a_node_its_height(frontend):
+    frontend.load_template(1)
+    merge = frontend.page.evaluate("app.graph.nodes.find(({ type }) => type === 'IterISMerge').id")
+    outer = into_subgraph(frontend, merge)
+    frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
+    frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", merge)
+    frontend.settle(40)
+    frontend.executed(f"{outer}:{merge}", report_of(0.5))
+    frontend.settle(40)
+    frontend.keep()
+    kept = f"app.canvas.graph.serialize().nodes.find(({{ id }}) => id == {merge}).size[1]"
+    before = frontend.page.evaluate(kept)
+    strength = frontend.page.locator(".iteris-number").first
+    strength.fill("0.9")
+    strength.press("Shift+Enter")
+    frontend.settle(40)
+    frontend.page.evaluate("app.canvas.canvas.focus()")
+    frontend.undo()
+    frontend.settle(100)
+    expect(frontend.page.locator(".iteris-number").first).to_have_value("1")
+    assert frontend.page.evaluate(kept) == before
+    assert frontend.errors == []
+
+
 def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, small):
     small(frontend, seed=8)
     outer = into_subgraph(frontend, MERGE)
