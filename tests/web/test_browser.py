@@ -100,7 +100,7 @@ def test_the_template_opens_without_complaint(in_renderer, picture):
     picture(frontend, "template")
     assert frontend.overlaps() == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
-    assert page.get_by_role("dialog").count() == 0
+    dialog.wait_for(state="hidden")
     assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.7
     assert frontend.prompt()["2"]["class_type"] == "IterISMerge"
     assert frontend.errors == []
