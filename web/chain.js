@@ -34,8 +34,6 @@ import { reached } from "./prompt_field.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
-const CLEAR = 0.7; // of the page, which no bar covers
-const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
@@ -331,22 +329,4 @@ export function addCompare(merge, create, canvas, guidance) {
       if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);
   });
-}
-
-/** Bring a Compare into sight: its pictures, once it has some. */
-export function showCompare(compare, canvas, frames = SHOWN) {
-  const pictures = compare.iterisPictures?.();
-  const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
-  if (!height) {
-    if (frames === SHOWN) bringIntoSight([compare], canvas, 0);
-    // what is out of sight is not laid out
-    if (pictures && frames) requestAnimationFrame(() => showCompare(compare, canvas, frames - 1));
-    return;
-  }
-  const { ds } = canvas;
-  const page = canvas.canvas.getBoundingClientRect();
-  const pos = [(left - page.left) / ds.scale - ds.offset[0], (top - page.top) / ds.scale - ds.offset[1]];
-  canvas.canvas.focus({ preventScroll: true }); // or the page's keys are dead once the button is gone
-  ds.fitToBounds([...pos, width / ds.scale, height / ds.scale], { zoom: CLEAR });
-  canvas.setDirty(true, true);
 }

@@ -1,7 +1,7 @@
 // Groups that grow with the nodes they hold, and shrink back.
 
 import { ownHeight } from "./heights.js";
-import { edgesOf, PADDING } from "./places.js";
+import { edgesOf, PADDING, sizeToHold } from "./places.js";
 
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
 const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
@@ -59,8 +59,6 @@ export function shrinkGrown({ nodes, groups = [] }, grown) {
     const isIn = (edges) =>
       [0, 1].every((axis) => 0 <= edges[axis] - group.pos[axis] && edges[axis] - group.pos[axis] < after[axis]);
     const held = nodes.map(edgesOf).filter(isIn);
-    group.size = before.map((length, axis) =>
-      Math.max(length, ...held.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
-    );
+    group.size = sizeToHold(group, before, held);
   }
 }

@@ -3,10 +3,10 @@
 import { app } from "../../scripts/app.js";
 import { addBehind, takeOut } from "./chain.js";
 import { draw } from "./chips.js";
-import { aboutLora } from "./loras.js";
 import { addElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf } from "./heights.js";
+import { aboutLora } from "./loras.js";
 import { button } from "./parts.js";
 import { addProgress } from "./stage.js";
 

@@ -1,14 +1,15 @@
 // The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, comparedFrom, showCompare, turnBack, turnInto } from "./chain.js";
-import { modelFileOf } from "./fitting.js";
-import { aboutModel, isGone } from "./loras.js";
-import { draw } from "./panel.js";
+import { addCompare, addSave, comparedFrom, turnBack, turnInto } from "./chain.js";
 import { addElement } from "./elements.js";
+import { modelFileOf } from "./fitting.js";
 import { also } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
+import { aboutModel, isGone } from "./loras.js";
+import { draw } from "./panel.js";
 import { button, tell } from "./parts.js";
+import { showCompare } from "./places.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";

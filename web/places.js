@@ -12,6 +12,8 @@ export const LANE = 20; // between links side by side, and from them to nodes
 const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
 export const PADDING = 10; // of a group
 export const HEAD = 50; // of a group, down to where its nodes begin
+const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
+const CLEAR = 0.7; // of the page, which no bar covers
 const EDGE = 10; // of the screen, round what is brought into sight
 const READABLE = 0.58; // of the page's scale; below it the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
@@ -75,6 +77,10 @@ function boxOf(nodes) {
   return [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...all.map((edges) => edges[i])));
 }
 
+/** Return the size of a group that is at least so large, and holds what has such edges. */
+export const sizeToHold = ({ pos }, least, all) =>
+  least.map((length, axis) => Math.max(length, ...all.map((edges) => edges[axis + 2] - pos[axis] + PADDING)));
+
 /** Put a group with a title round nodes. */
 export function groupRound(graph, nodes, title) {
   const [left, top, right, bottom] = boxOf(nodes);
@@ -125,9 +131,7 @@ export function makeRoom(graph, taker, height, taken) {
   taker.pos = wide.pos;
   for (const [group, nodes] of held) {
     const all = nodes.map((node) => edgesOf(node === taken ? wide : node));
-    group.size = [0, 1].map((axis) =>
-      Math.max(group.size[axis], ...all.map((edges) => edges[axis + 2] - group.pos[axis] + PADDING)),
-    );
+    group.size = sizeToHold(group, [...group.size], all);
   }
 }
 
@@ -151,5 +155,23 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
     const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
     ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
   }
+  canvas.setDirty(true, true);
+}
+
+/** Bring a Compare into sight: its pictures, once it has some. */
+export function showCompare(compare, canvas, frames = SHOWN) {
+  const pictures = compare.iterisPictures?.();
+  const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
+  if (!height) {
+    if (frames === SHOWN) bringIntoSight([compare], canvas, 0);
+    // what is out of sight is not laid out
+    if (pictures && frames) requestAnimationFrame(() => showCompare(compare, canvas, frames - 1));
+    return;
+  }
+  const { ds } = canvas;
+  const page = canvas.canvas.getBoundingClientRect();
+  const pos = ds.convertCanvasToOffset([left - page.left, top - page.top]);
+  canvas.canvas.focus({ preventScroll: true }); // or the page's keys are dead once the button is gone
+  ds.fitToBounds([...pos, width / ds.scale, height / ds.scale], { zoom: CLEAR });
   canvas.setDirty(true, true);
 }

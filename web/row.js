@@ -2,8 +2,8 @@
 
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
-import { MOST, numberField } from "./number_field.js";
 import { fit } from "./heights.js";
+import { MOST, numberField } from "./number_field.js";
 import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";

@@ -2,11 +2,11 @@
 
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
+import { addElement, showAbove } from "./elements.js";
 import { modelFileOf, repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
-import { aboutLora, aboutModel, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
-import { addElement, showAbove } from "./elements.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
+import { aboutLora, aboutModel, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {

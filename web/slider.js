@@ -2,10 +2,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { toldApart } from "./names.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
+import { toldApart } from "./names.js";
 import { button, html } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 

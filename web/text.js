@@ -1,11 +1,11 @@
 // What a run shows as text and pictures; and once the server has forgotten the run, what is still true of it.
 
 import { api } from "../../scripts/api.js";
-import { isGone } from "./loras.js";
-import { fileOf } from "./panel.js";
 import { addElement, isShown, passing } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, panelHeight } from "./heights.js";
+import { isGone } from "./loras.js";
+import { fileOf } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
