@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .devices import moved
 from .errors import AdapterError, ConfigError, SolveError
-from .svd import svd
+from .svd import numerical_rank, svd
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,10 @@ class LowRankDelta:
         return self.rank * (d_out + d_in) >= d_out * d_in
 
     @classmethod
-    def from_dense(cls, weight: Tensor, tolerance: float = 1e-6) -> LowRankDelta:
-        """Return a (d_out, d_in) matrix as factors of its numerical rank.
-
-        Singular values up to ``tolerance`` times the first are dropped.
-        """
+    def from_dense(cls, weight: Tensor) -> LowRankDelta:
+        """Return a (d_out, d_in) matrix as factors of its numerical rank."""
         u, values, vh = svd(weight)
-        rank = max(1, int((values > tolerance * values[0]).sum()))
+        rank = numerical_rank(values)
         root = values[:rank].sqrt()
         return cls(u[:, :rank] * root, root[:, None] * vh[:rank])
 

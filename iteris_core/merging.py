@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .adapters import (
     Adapter,
@@ -126,11 +127,10 @@ def merge_files(
     deltas, layers = merge_deltas(adapters, config, progress)
     report = MergeReport(
         layers=layers,
-        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        unread=much_unread(adapters),
         notes=tuple(notes_about_vectors(adapters)),
         method=config.method,
         is_measured=False,
+        **unread_by(adapters),
     )
     return MergeResult(merged_adapter(adapters, deltas), report)
 
@@ -167,13 +167,12 @@ def _report(
     ]
     return MergeReport(
         layers=layers,
-        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        unread=much_unread(adapters),
         notes=tuple(notes),
         changes=result.changes,
         memory_bytes=result.memory_bytes,
         method=config.method,
         max_iter=config.max_iter if result.changes else None,
+        **unread_by(adapters),
     )
 
 
@@ -195,9 +194,12 @@ def check_given_the_same(
     processes.check_same("adapters", repr(digests))
 
 
-def much_unread(adapters: Sequence[Adapter]) -> dict[str, float]:
-    """Return the share of each file that was not read, where it is large."""
-    return {adapter.name: adapter.unread for adapter in adapters if adapter.unread > _MUCH_UNREAD}
+def unread_by(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """Return what a report says of the keys of files that were not read; see `MergeReport`."""
+    return {
+        "unmatched": {each.name: each.unmatched for each in adapters if each.unmatched},
+        "unread": {each.name: each.unread for each in adapters if each.unread > _MUCH_UNREAD},
+    }
 
 
 def notes_about_tasks(tasks: Sequence[Task], layers: Sequence[LayerReport]) -> list[Note]:
@@ -276,7 +278,7 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
             f"rank names {unknown[0]!r}, which no adapter changes; the layers are "
             f"{', '.join(list(shapes)[:3])}, ..."
         )
-    least = smallest_size(adapters)
+    least = _smallest_size(adapters)
     if config.size is not None and config.size < least:
         raise ConfigError(
             f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. "
@@ -284,6 +286,30 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
         )
 
 
-def smallest_size(adapters: Sequence[Adapter]) -> int:
+def config_of_part(
+    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
+) -> MergeConfig:
+    """Return the settings for one part of the model: its ranks, and its share of a total size.
+
+    Each part has the size of rank 1 in all of its layers. The rest is shared by how much more the
+    parts have when nothing is cut.
+    """
+    if isinstance(config.rank, Mapping):
+        paths = target_layers(part)
+        return replace(
+            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
+        )
+    if config.size is None:
+        return config
+    least_part, least_whole = (_smallest_size(group) for group in (part, whole))
+    more_part, more_whole = (
+        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) - least
+        for group, least in ((part, least_part), (whole, least_whole))
+    )
+    room = max(0, config.size - least_whole)
+    return replace(config, size=least_part + room * more_part // max(1, more_whole))
+
+
+def _smallest_size(adapters: Sequence[Adapter]) -> int:
     """Return the number of weights in all factors of a merge of rank 1 in every layer."""
     return sum(sum(shape) for shape in target_shapes(adapters).values())

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .errors import SolveError
 
+_ROUNDING = 1e-6  # of the first singular value; less is rounding, and its directions mean nothing
+
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``matrix = U diag(values) Vh``: U (m, k), values (k,), falling, Vh (k, n); k is the
@@ -37,6 +39,11 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, values, vh = found
     u = turn.T @ u
     return (u, values, vh) if is_wide else (vh.T, values, u.T)
+
+
+def numerical_rank(values: Tensor) -> int:
+    """Return how many singular values, falling, are more than rounding; at least 1."""
+    return max(1, int((values > _ROUNDING * values[0]).sum()))
 
 
 def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

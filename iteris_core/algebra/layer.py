@@ -18,7 +18,7 @@ from .balance import Balance, TaskAtLayer, balance_weights
 from .moments import InputMoments
 
 # Of a squared norm, relative to its parts' norms: less is rounding of parts that cancel.
-RELATIVE_ZERO = 1e-12
+ROUNDING = 1e-12
 
 
 class Sizes(NamedTuple):
@@ -155,8 +155,8 @@ class LayerProblem(LayerTasks):
         blind to their inputs, which leaves nothing but rounding.
         """
         most = (self.shares.abs() @ self.sizes.lengths).square()
-        least = RELATIVE_ZERO * self.norms * self.sizes.inputs
-        is_real = (self.norms > RELATIVE_ZERO * most) & (self.sizes.energies > least)
+        least = ROUNDING * self.norms * self.sizes.inputs
+        is_real = (self.norms > ROUNDING * most) & (self.sizes.energies > least)
         return torch.where(is_real, self.sizes.energies, 0.0)
 
     @cached_property

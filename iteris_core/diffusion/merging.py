@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from ..adapters import Adapter, merged_adapter, target_layers
-from ..config import MergeConfig
+from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
 from ..errors import CalibrationError, plain
 from ..memory import with_smaller_calls
-from ..merging import MergeResult, merge, merge_files, much_unread, smallest_size
+from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
@@ -36,7 +35,7 @@ from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import settings_of
 from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
-from .stages import in_stage, numbered
+from .stages import in_stage, numbered, share_of
 from .waiting import foresee
 
 logger = logging.getLogger("iteris")
@@ -131,12 +130,10 @@ def _report(job: Job, parts: Sequence[MergeReport]) -> MergeReport:
     """Return one report of both parts."""
     report = joined(*parts)
     of_parts = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
-    adapters = job.adapters
     return replace(
         report,
-        unmatched={adapter.name: adapter.unmatched for adapter in adapters if adapter.unmatched},
-        unread=much_unread(adapters),
         notes=(*of_parts, *job.notes),
+        **unread_by(job.adapters),
     )
 
 
@@ -161,30 +158,6 @@ class PartSolver:
         return merge(
             network, part, tasks, config, progress=in_stage(self.progress, stage), watch=self.watch
         )
-
-
-def config_of_part(
-    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
-) -> MergeConfig:
-    """Return the settings for one part of the model: its ranks, and its share of a total size.
-
-    Each part has the size of rank 1 in all of its layers. The rest is shared by how much more the
-    parts have when nothing is cut.
-    """
-    if isinstance(config.rank, Mapping):
-        paths = target_layers(part)
-        return replace(
-            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
-        )
-    if config.size is None:
-        return config
-    least_part, least_whole = (smallest_size(group) for group in (part, whole))
-    more_part, more_whole = (
-        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) - least
-        for group, least in ((part, least_part), (whole, least_whole))
-    )
-    room = max(0, config.size - least_whole)
-    return replace(config, size=least_part + room * more_part // max(1, more_whole))
 
 
 def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None]:
@@ -312,18 +285,13 @@ def _by_experts(
                 f"no latents of {missing[0]!r} were kept at the noise levels where the "
                 f"{expert.name} works. Raise {called('timesteps')} or {called('trajectories')}"
             )
-        progress = _share(solver.progress, number, len(network.experts))
+        progress = share_of(solver.progress, number, len(network.experts))
         results.append(
             replace(solver, progress=progress).merge(network, part, own, stages.DENOISER)
         )
     deltas = {path: delta for result in results for path, delta in result.adapter.deltas.items()}
     report = joined(*(result.report for result in results))
     return replace(results[0], adapter=replace(results[0].adapter, deltas=deltas), report=report)
-
-
-def _share(progress: StageProgress, number: int, count: int) -> StageProgress:
-    """Return a listener for one of several equal shares of a stage."""
-    return lambda stage, done, total: progress(stage, number * total + done, count * total)
 
 
 def _polished(

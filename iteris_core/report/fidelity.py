@@ -122,11 +122,15 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
         dim=1,
     )
     if not torch.isfinite(sums).all():
-        raise CalibrationError(
-            f"task {task.name!r}: the network's output is not finite; a precision that overflows, "
-            "or a NaN"
-        )
+        raise not_finite(task)
     return sums
+
+
+def not_finite(task: Task) -> CalibrationError:
+    return CalibrationError(
+        f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a "
+        "NaN"
+    )
 
 
 def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:

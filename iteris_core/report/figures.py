@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta, stack, sums_of_parts
 from ..algebra.answer import LayerSolution
 from ..algebra.balance import TaskAtLayer
-from ..algebra.layer import RELATIVE_ZERO, LayerProblem
+from ..algebra.layer import ROUNDING, LayerProblem
 from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
 from .layers import Interference, LayerReport, TaskAtLayerReport
@@ -174,7 +174,7 @@ class _Energies(NamedTuple):
         """
         # adapters that cancel leave nothing but rounding
         most = alone.sqrt().sum(1).square()
-        stacked = torch.where(stacked > RELATIVE_ZERO * most, stacked, 0.0)
+        stacked = torch.where(stacked > ROUNDING * most, stacked, 0.0)
         return torch.where(self.taught > 0, self.taught, stacked)
 
 

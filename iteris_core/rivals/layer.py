@@ -14,9 +14,7 @@ from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import LayerTasks
 from ..algebra.truncate import Spectrum, factored_spectrum
 from ..errors import SolveError
-
-# Singular values below this share of the first are rounding: their directions mean nothing.
-RELATIVE_ZERO = 1e-6
+from ..svd import numerical_rank
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def singular_triplets(delta: LowRankDelta) -> Spectrum:
     Here ``left`` is of the weight's inputs, (d_in, n), and ``right`` of its outputs, (d_out, n).
     """
     whole = factored_spectrum(delta.down.T, delta.up)
-    count = max(1, int((whole.values > RELATIVE_ZERO * whole.values[0]).sum()))
+    count = numerical_rank(whole.values)
     return Spectrum(
         whole.left[:, :count], whole.values[:count], whole.right[:, :count], whole.total
     )

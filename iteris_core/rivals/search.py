@@ -16,6 +16,7 @@ from ..engines.problem import Problem
 from ..errors import CalibrationError
 from ..network import in_calls
 from ..progress import nobody
+from ..report.fidelity import not_finite
 from ..rows.wearing import answers_of, worn_delta
 from ..tasks import Sample, Task
 
@@ -112,10 +113,7 @@ class OutputError:
             scale += (teacher - self._outputs(adapters, reads, base)).square().sum().item()
             chunks.append(_Taught([sample.student_reads for sample in samples], teacher, 0.0))
         if not math.isfinite(scale):
-            raise CalibrationError(
-                f"task {task.name!r}: the network's output is not finite; a precision that "
-                "overflows, or a NaN"
-            )
+            raise not_finite(task)
         return [replace(chunk, share=task.weight / scale) for chunk in chunks] if scale else []
 
     def _outputs(

@@ -21,10 +21,11 @@ from iteris_core import (
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.job import Job, MergeSettings, changed
-from iteris_core.diffusion.merging import config_of_part, merge_and_check, merge_diffusion
+from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.diffusion.waiting import foresee
+from iteris_core.merging import config_of_part
 from iteris_core.report.verdict import Advice
 from iteris_core.rows.parking import Parking
 from iteris_core.rows.stores import HostMemory
