@@ -7,31 +7,25 @@ read, or merged, on random columns C, in float32:
     (W' - W) C   and   up (down C)
 
 This needs no forward pass, and the number format of the model does not matter. One row of the model
-then shows that a row which wears the LoRA does what the patched model does.
+then shows that a row which wears the LoRA does what the patched model does, see `small_pictures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..adapters import Adapter
 from ..devices import exact_products
 from ..errors import AdapterError, CalibrationError, SolveError
-from ..layers import is_quantised
-from ..network import Network
 from ..progress import Progress, nobody
 from ..report.records import Note
-from ..rows.wearing import layer_hooks, wearing
 from .calibration import Calibration
 from .lora_use import LoadedLora
-from .model import DenoiserRow, DiffusionHost, Encoded, PatchedWeight
-from .sampling import Sampler, noise
+from .model import DiffusionHost, PatchedWeight
+from .small_pictures import View, pictures_of
 
 # Share of a change. Float32 makes 1e-5 of it, a weight in the wrong order or with the wrong factor
 # 0.1 to 1.
@@ -44,9 +38,6 @@ _COLUMNS = 4
 _NOTED = 0.05
 # What a model that nobody has tested may round: float8 makes up to 0.6, and then nothing is shown.
 _MOST_ROUNDED = 0.3
-# Side in pixels of what is drawn, at most: a small picture runs through the same layers. With half
-# of it, SD1.5's innermost attention would read a single token, where q and k do nothing.
-_SIDE = 128
 _CHANGED = (
     "Another node probably patches the model, or the model bypasses some layers. Connect MODEL and "
     "CLIP straight from their loaders; if it stays, report it"
@@ -122,8 +113,8 @@ def prove_loras(
     """
     if model.loader is None:
         return {}
-    views = [_View(_caption_of(lora), lora.adapter) for lora in loras]
-    pictures = _pictures(model, views, calibration)
+    views = [View(_caption_of(lora), lora.adapter) for lora in loras]
+    pictures = pictures_of(model, views, calibration)
     for lora, worn in zip(loras, pictures.worn, strict=True):
         if worn.missed:
             raise AdapterError(
@@ -175,8 +166,8 @@ def prove_merged(
             "the MODEL that would be handed out does not carry the merged LoRA that was solved: "
             f"they differ at {_worst(wrong)}. {_CHANGED}"
         )
-    view = _View(_caption_of(lora), replace(merged, name="the merged LoRA"))
-    pictures = _pictures(model, [view], calibration)
+    view = View(_caption_of(lora), replace(merged, name="the merged LoRA"))
+    pictures = pictures_of(model, [view], calibration)
     [worn] = pictures.worn
     share = pictures.difference
     if worn.missed or (pictures.is_exact and not share <= TOLERANCE):
@@ -238,159 +229,3 @@ def _of_missed(missed: Sequence[str]) -> str:
         "with int8 layers after an activation, or is compiled. Load the model in 16 bit, fp8 or "
         "GGUF, and merge in front of nodes that compile it"
     )
-
-
-class _View(NamedTuple):
-    """What one row looks at, and what it wears."""
-
-    caption: str
-    adapter: Adapter = Adapter("nothing", {})
-
-
-class _Drawn(NamedTuple):
-    """What one row draws: its estimate of the clean latents, float32 on the CPU; the layers of its
-    adapter that the model did not call; and whether the host rounds no weight of these layers.
-    """
-
-    picture: Tensor
-    missed: Sequence[str]
-    is_exact: bool
-
-
-class _Pictures(NamedTuple):
-    """What the base model draws, what rows draw that wear an adapter each, and what the model draws
-    that the host has patched with the first of them.
-    """
-
-    base: Tensor
-    worn: Sequence[_Drawn]
-    loaded: Tensor
-
-    @property
-    def is_exact(self) -> bool:
-        return self.worn[0].is_exact
-
-    @property
-    def difference(self) -> float:
-        """The distance of the first row and the patched model, relative to the larger effect of
-        both; 0 where neither does anything.
-        """
-        worn = self.worn[0].picture
-        effect = max((picture - self.base).norm().item() for picture in (worn, self.loaded))
-        return (self.loaded - worn).norm().item() / effect if effect else 0.0
-
-
-def _pictures(model: DiffusionHost, views: Sequence[_View], calibration: Calibration) -> _Pictures:
-    """Draw what several views see, and what the host's model sees that is patched with the first
-    one's adapter.
-    """
-    first = views[0]
-    assert model.loader is not None
-    patched = model.loader.with_adapter(first.adapter)
-    plain = [_View(first.caption)]
-    # all texts first, so that text encoder and diffusion model need not make room for each other
-    prompts = _encoded(model, [*plain, *views])
-    of_patched = _encoded(patched, plain)
-    base, *worn = _draw(model, [*plain, *views], prompts, calibration)
-    [loaded] = _draw(patched, plain, of_patched, calibration)
-    if not base.picture.isfinite().all():
-        raise CalibrationError(
-            "the base model's own picture is not finite before any LoRA is on it. Load the model "
-            "in another precision (bfloat16 or float32), and see if it draws at all"
-        )
-    for view, drawn in zip([first, *views], [loaded, *worn], strict=True):
-        if not drawn.picture.isfinite().all():
-            raise AdapterError(
-                f"{view.adapter.name}: the model's picture is finite without this LoRA, but not "
-                "with it. Use it at a lower strength, or load the model in bfloat16 or float32"
-            )
-    return _Pictures(base.picture, worn, loaded.picture)
-
-
-@torch.no_grad()
-def _encoded(model: DiffusionHost, views: Sequence[_View]) -> list[tuple[Encoded, list[str], bool]]:
-    """Return each caption as its row encodes it, the layers of its adapter that were missed, and
-    whether none of them is rounded.
-    """
-    pieces = [model.tokenize(view.caption) for view in views]
-    if not any(pieces):
-        return [(model.encoded(view.caption, []), [], True) for view in views]
-    found = []
-    with model.text_encoder() as network:
-        for view, of_view in zip(views, pieces, strict=True):
-            adapter, _ = view.adapter.split(model.is_text_module)
-            with _watched(network, adapter, len(of_view)) as missed:
-                outputs: Sequence[Any] = list(network.forward(of_view))
-            exact = _is_exact(network, adapter)
-            found.append((model.encoded(view.caption, outputs), sorted(missed), exact))
-    return found
-
-
-@torch.no_grad()
-def _draw(
-    model: DiffusionHost,
-    views: Sequence[_View],
-    prompts: Sequence[tuple[Encoded, list[str], bool]],
-    calibration: Calibration,
-) -> list[_Drawn]:
-    """Return what rows of a model draw of prompts, each in a call of its own, so that all have the
-    same rounding. All see one small noisy picture, at the middle of a sampling run; of each expert
-    one, at the middle of its part of the run.
-    """
-    found = []
-    small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
-    with model.denoiser() as network:
-        sampler = Sampler.of(model, network, small)
-        noisy = list(_noisy(sampler, calibration.seed))
-        for view, (prompt, of_text, text_is_exact) in zip(views, prompts, strict=True):
-            _, adapter = view.adapter.split(model.is_text_module)
-            with _watched(network, adapter, 1) as missed, exact_products(noisy[0][0].device):
-                pictures = [network.forward([DenoiserRow(*x, prompt)])[0].float() for x in noisy]
-            exact = text_is_exact and _is_exact(network, adapter)
-            picture = torch.stack(pictures).cpu()
-            found.append(_Drawn(picture, [*of_text, *sorted(missed)], exact))
-    return found
-
-
-def _noisy(sampler: Sampler, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield noisy latents with their level, for each expert at the middle of its levels."""
-    nothing = torch.empty(0)
-    for expert in sampler.network.experts:
-        own = [
-            sigma
-            for sigma in sampler.sigmas[:-1]
-            if expert.runs(DenoiserRow(nothing, sigma, Encoded(nothing)))
-        ]
-        if not own:
-            raise CalibrationError(
-                f"a sampling run has no noise level at which the {expert.name} works. Check the "
-                "shift of both models (ModelSamplingSD3)"
-            )
-        sigma = own[len(own) // 2]
-        yield sampler.start(noise(sampler.shape, seed)[None], sigma)[0], sigma
-
-
-def _is_exact(network: Network, adapter: Adapter) -> bool:
-    """Whether the host keeps the sums of weights and changes in float32 or better."""
-    modules = [network.modules[path] for path in adapter.deltas]
-    return all(
-        isinstance(getattr(module, "weight", None), Tensor)
-        and module.weight.dtype in (torch.float32, torch.float64)
-        and not is_quantised(module)
-        for module in modules
-    )
-
-
-@contextmanager
-def _watched(network: Network, adapter: Adapter, rows: int) -> Iterator[set[str]]:
-    """Let all rows wear an adapter; yields the paths of its layers that have not run so far."""
-    waiting = set(adapter.deltas)
-
-    def ran(path: str, _module: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
-        waiting.discard(path)
-        return y
-
-    modules = {path: network.modules[path] for path in waiting}
-    worn = wearing(network.modules, [adapter], [{0: 1.0}] * rows, folds_rows=network.folds_rows)
-    with layer_hooks(modules, ran), worn:
-        yield waiting

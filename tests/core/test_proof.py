@@ -7,7 +7,7 @@ import torch
 from fake_host import FakeHost
 
 from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, SolveError
-from iteris_core.diffusion import proof, stages
+from iteris_core.diffusion import small_pictures, stages
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
@@ -61,7 +61,7 @@ def strong_hooks(monkeypatch):
 
 @pytest.fixture
 def coarse_weights(monkeypatch):
-    monkeypatch.setattr(proof, "is_quantised", lambda module: True)
+    monkeypatch.setattr(small_pictures, "is_quantised", lambda module: True)
 
 
 def merged(host, loras, heard=None, **settings):
