@@ -39,6 +39,7 @@ _MARKERS = "os^Dv<>"
 _TEXT = "#dddddd"
 _LINES = "#555555"
 _MOST_TICKS = 24
+_WIDTH, _HEIGHT = 960, 600  # in pixels
 _DPI = 200
 _DARK: dict[Any, Any] = {
     "figure.facecolor": "#202020",
@@ -60,8 +61,6 @@ def pictures(
     others: Sequence[MergeReport] = (),
     *,
     asked: Collection[Question] | None = None,
-    width: int = 960,
-    height: int = 600,
 ) -> dict[Question, Tensor]:
     """Return a picture per question that is asked and that the report can answer: question ->
     (height, width, 3), from 0 to 1.
@@ -70,7 +69,6 @@ def pictures(
         others: Reports of other merges of the same LoRAs, to compare with: by another method, or
             with other settings.
         asked: The questions; None: all of them.
-        width, height: Size in pixels; the letters stay readable at half of 960.
 
     Raises:
         IterisError: The report has no layers.
@@ -104,14 +102,14 @@ def pictures(
         for question, title, draw in _pages(report, others):
             if asked is not None and question not in asked:
                 continue
-            size = (width / _DPI, height / _DPI)
+            size = (_WIDTH / _DPI, _HEIGHT / _DPI)
             figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
             canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
             figure.suptitle(title, fontsize=9, fontweight="bold")
             draw(figure)
             canvas.draw()
             pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
-            drawn[question] = pixels.reshape(height, width, 4)[..., :3].float() / 255
+            drawn[question] = pixels.reshape(_HEIGHT, _WIDTH, 4)[..., :3].float() / 255
     return drawn
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iteris_core import Adapter, Network, Sample, Task
 from iteris_core.files import peft
-from iteris_core.language.loading import mergeable_shapes
+from iteris_core.layers import layer_shapes
 
 from ..common import in_weights, teller
 from .methods import Way
@@ -98,7 +98,7 @@ class World(ABC):
             folder = self.folder / f"lora-{task}-{seed}"
             if not folder.exists():
                 self._train_lora(folder, self.batches(task, 1000 + seed), seed)
-        shapes = mergeable_shapes(self.model)
+        shapes = layer_shapes(dict(self.model.named_modules()))
         return {task: peft.load(self.folder / f"lora-{task}-{seed}", shapes) for task in self.tasks}
 
     def _train_lora(self, folder: Path, batches: Iterator[Batch], seed: int) -> None:

@@ -56,7 +56,7 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
     def weight_at(path: str) -> Tensor:
         return stored_weight(path, model.get_submodule(path))
 
-    return peft.load(folder, mergeable_shapes(model), weight_at)
+    return peft.load(folder, layer_shapes(dict(model.named_modules())), weight_at)
 
 
 def generation_settings(model: nn.Module, **changed: Any) -> Any:
@@ -70,8 +70,3 @@ def generation_settings(model: nn.Module, **changed: Any) -> Any:
     for name, value in changed.items():
         setattr(settings, name, value)
     return settings
-
-
-def mergeable_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return module path -> (d_out, d_in) of every layer that can be merged."""
-    return layer_shapes(dict(model.named_modules()))

@@ -29,11 +29,11 @@ def report(residual=0.2, cut=0.0, **more):
     return MergeReport(tuple(LayerReport(path, 8, tasks, cut) for path in PATHS), **more)
 
 
-def test_what_is_asked_and_known_is_drawn_in_the_size_that_was_asked_for():
-    drawn = pictures(report(), width=800, height=500)
+def test_what_is_asked_and_known_is_drawn():
+    drawn = pictures(report())
     assert [*drawn] == ["layers", "weights", "ranks"]
     for picture in drawn.values():
-        assert picture.shape == (500, 800, 3) and picture.min() >= 0 and picture.max() <= 1
+        assert picture.shape == (600, 960, 3) and picture.min() >= 0 and picture.max() <= 1
         light = picture.mean(dim=-1)
         assert light.median() < 0.25 and (light > 0.7).float().mean() > 0.005, "letters"
     assert [*pictures(report(), asked=("ranks", "leaks"))] == ["ranks"]
