@@ -294,15 +294,16 @@ export function turnBack(merge, text, create, canvas, known) {
   bringIntoSight([loader], canvas);
 }
 
-/** Put a Save merged LoRA at the right of a merge. */
+/** Put a Save merged LoRA at the right of a merge, and return it. */
 export function addSave(merge, create, canvas) {
   const { graph, pos, size } = merge;
+  const save = create("IterISSave");
   asOneChange(canvas, () => {
-    const save = create("IterISSave");
     putSave(graph, save, freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], save.size));
     linkMerged(merge, [save], pos[1] + size[1] + LANE);
     bringIntoSight([save], canvas);
   });
+  return save;
 }
 
 /**
@@ -313,12 +314,13 @@ export function addSave(merge, create, canvas) {
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
  * @param {number} [guidance] that a merge measures at by itself, if that is known
+ * @returns {object} it
  */
 export function addCompare(merge, create, canvas, guidance) {
   const { graph, pos, size } = merge;
   const from = comparedFrom(merge);
+  const compare = create("IterISCompare");
   asOneChange(canvas, () => {
-    const compare = create("IterISCompare");
     const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
     const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || guidance;
     putCompare(graph, compare, place, sampledBy(merge), measured);
@@ -329,4 +331,5 @@ export function addCompare(merge, create, canvas, guidance) {
       if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);
   });
+  return compare;
 }

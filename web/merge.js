@@ -12,7 +12,7 @@ import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
-import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown } from "./runs.js";
+import { asOneStep, compareWithRun, isLeftOut, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -142,22 +142,14 @@ export function addReport(node, say) {
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
-  const saveNow = () =>
-    asOneStep(() => {
-      addSave(node, create, app.canvas);
-      return app.queuePrompt(0); // which changes seeds
-    });
+  const saveNow = () => asOneStep(() => runAlone(addSave(node, create, app.canvas))); // which changes seeds in older frontends
   /** Show the merge's Compare, or add one, and run it. */
   const seeNow = async () => {
     const { guidance } = compareOf(node) ? {} : await aboutModelOf(node);
     if (!node.graph) return;
     const compare = compareOf(node); // or it was pressed twice
     if (compare) showCompare(compare, app.canvas);
-    else if (canCompare())
-      asOneStep(() => {
-        addCompare(node, create, app.canvas, guidance);
-        return app.queuePrompt(0);
-      });
+    else if (canCompare()) asOneStep(() => runAlone(addCompare(node, create, app.canvas, guidance)));
   };
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(
@@ -201,12 +193,11 @@ export function addReport(node, say) {
     if (!waiting) requestAnimationFrame(showLive);
     waiting = true;
   };
-  node.endIterisRun = () => {
+  node.endIterisRun = async () => {
     removeProgress(); // of a run that was cancelled or failed; a later one makes its own
-    if (!told) {
-      isEarlier = true;
-      show();
-    }
+    if (told || (await isLeftOut(node)) || told) return;
+    isEarlier = true;
+    show();
   };
   node.showIterisReport = async (output) => {
     if (!output?.iteris_report?.[0]) return;

@@ -3,6 +3,18 @@
 
 const COVERS = { IterISSave: "cover" }; // inputs that change nothing of what a node tells
 
+const isLink = (prompt, value) =>
+  Array.isArray(value) && value.length === 2 && typeof value[0] === "string" && value[0] in prompt;
+
+/** Return what of a workflow is run for nodes alone; without their ids, all of it. */
+export function neededFor(prompt, ids) {
+  if (!prompt || !ids) return prompt;
+  const found = new Set(ids.filter((id) => id in prompt));
+  for (const id of found) // which come to be more meanwhile
+    for (const value of Object.values(prompt[id].inputs ?? {})) if (isLink(prompt, value)) found.add(value[0]);
+  return Object.fromEntries([...found].map((id) => [id, prompt[id]]));
+}
+
 /**
  * Return a name that nodes of any workflows have in common which work out the same, because they and all before them are
  * of the same types and have the same inputs.
@@ -16,14 +28,12 @@ export function nameOf(prompt, id, known = new Map()) {
   if (!known.has(id)) {
     known.set(id, ""); // a loop, which the server would refuse
     const { class_type: type, inputs = {} } = prompt[id];
-    const isLink = (value) =>
-      Array.isArray(value) && value.length === 2 && typeof value[0] === "string" && value[0] in prompt;
     const values = Object.keys(inputs)
       .filter((name) => name !== COVERS[type])
       .sort()
       .map((name) => {
         const value = inputs[name];
-        return [name, isLink(value) ? { link: [nameOf(prompt, value[0], known), value[1]] } : value];
+        return [name, isLink(prompt, value) ? { link: [nameOf(prompt, value[0], known), value[1]] } : value];
       });
     known.set(id, digest(JSON.stringify([type, values])));
   }

@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt, nodesOf } from "./graph.js";
-import { isSame, nameOf } from "./prompts.js";
+import { isSame, nameOf, neededFor } from "./prompts.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `nameOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
@@ -51,7 +51,7 @@ export function rememberRuns(refused) {
       (answer) => {
         if (answer?.prompt_id) {
           workflows.set(answer.prompt_id, workflow);
-          prompts.set(answer.prompt_id, request[1]?.output);
+          prompts.set(answer.prompt_id, neededFor(request[1]?.output, request[2]?.partialExecutionTargets));
         }
         tell(answer?.node_errors);
       },
@@ -104,7 +104,9 @@ export async function waitingRun() {
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
-  return before < 0 ? undefined : { prompt: runs[before][2], before };
+  if (before < 0) return undefined;
+  const [, , prompt, , outputs] = runs[before];
+  return { prompt: neededFor(prompt, outputs), before };
 }
 
 /** Take note that a run has begun. */
@@ -185,6 +187,12 @@ const runOf = (output) => output?.[RUN] ?? running;
 /** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
 export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
 
+/** Return whether the run that began last, if that is known, does nothing for a node. */
+export async function isLeftOut(node) {
+  const prompt = await promptOf(running);
+  return !!prompt && nameIn(prompt, node) === undefined;
+}
+
 /** Return the nodes of a type that have an input from a node, see `nodeAt`, in the run that began last. */
 export async function takersOf(id, type) {
   const isFrom = (value) => Array.isArray(value) && value[0] === String(id);
@@ -236,6 +244,13 @@ export function compareWithRun(node, hasResult, told) {
     if (!isWaiting) setTimeout(compare, REST);
     isWaiting = true;
   };
+}
+
+/** Run a node with what it needs, and no other one; older frontends run the whole workflow. */
+export async function runAlone(node) {
+  const shown = Object.keys((await shownPrompt()) ?? {});
+  const ids = shown.filter((id) => nodeAt(app.graph, id) === node);
+  return app.queuePrompt(0, 1, ids);
 }
 
 async function shownPrompt() {

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +222,14 @@ class Frontend:
             has_not_text="Version Compatibility Warning"
         )
 
-    def queued(self, run: str) -> None:
-        """Let the page believe that it has queued the workflow that is shown, as this run."""
+    def queued(self, run: str, alone: Sequence[str] | None = None) -> None:
+        """Let the page believe that it has queued the workflow that is shown, or nodes of it, as this run."""
         answer = {"prompt_id": run, "number": 1, "node_errors": {}}
         self.page.route("**/prompt", lambda route: route.fulfill(json=answer))
         self.page.evaluate(
-            "async () => comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt())"
+            """async (partialExecutionTargets) =>
+                comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt(), { partialExecutionTargets })""",
+            alone,
         )
         self.page.unroute("**/prompt")
 
@@ -239,9 +241,9 @@ class Frontend:
         )
         self.settle()
 
-    def begin(self, run: str) -> None:
-        """Let the page believe that it has queued the workflow that is shown, and that it runs."""
-        self.queued(run)
+    def begin(self, run: str, alone: Sequence[str] | None = None) -> None:
+        """Let the page believe that it has queued the workflow that is shown, or nodes of it, and that it runs."""
+        self.queued(run, alone)
         self.send("execution_start", prompt_id=run, timestamp=0)
 
     def executed(self, node: int | str, output: Json, run: str | None = None) -> None:

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { isSame } from "../../web/prompts.js";
+import { isSame, neededFor } from "../../web/prompts.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
   [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },
@@ -45,4 +45,10 @@ test("many nodes that share what is before them are compared at once, and a loop
   assert.ok(isSame(deep, structuredClone(deep), "199"));
   const loop = { 1: { class_type: "A", inputs: { a: ["2", 0] } }, 2: { class_type: "A", inputs: { a: ["1", 0] } } };
   assert.ok(isSame(loop, loop, "1"));
+});
+
+test("for some nodes all is needed that they hang on, and nothing else", () => {
+  const whole = { ...prompt("x"), 3: { class_type: "Compare", inputs: { merged: ["2", 0] } }, 4: prompt("y")[1] };
+  assert.deepEqual(Object.keys(neededFor(whole, ["3"])), ["1", "2", "3"]);
+  assert.equal(neededFor(whole, undefined), whole);
 });

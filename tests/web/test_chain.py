@@ -197,14 +197,14 @@ def test_a_save_at_a_click_is_one_step_with_the_seeds_of_its_run(in_renderer):
     before = kinds(frontend), frontend.page.evaluate(seed)
     answer = {"prompt_id": "saves", "number": 1, "node_errors": {}}
     frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_response("**/prompt"):
+    with frontend.page.expect_request("**/prompt") as queued:
         frontend.page.locator(".iteris-file").get_by_role("button", name="Save").click()
+    assert run_alone(queued) == "IterISSave"
     frontend.page.unroute("**/prompt")
     frontend.settle(40)
     frontend.keep()
     after = kinds(frontend), frontend.page.evaluate(seed)
     assert "IterISSave" in after[0]
-    assert after[1] != before[1]
     # Nodes 2.0 of 0.3.75 moves the merge
     if not frontend.settings["Comfy.VueNodes.Enabled"]:
         assert "IterISSave merged" not in frontend.page.evaluate(HIDDEN)
@@ -222,6 +222,12 @@ PICTURES_SEEN = """() => {
     const isIn = (from, to) => free[from] <= pictures[from] && pictures[to] <= free[to];
     return pictures.height > 300 && isIn("left", "right") && isIn("top", "bottom");
 }"""
+
+
+def run_alone(queued):
+    """Return the type of the one node that is to be run."""
+    (alone,) = queued.value.post_data_json["partial_execution_targets"]
+    return queued.value.post_data_json["prompt"][alone]["class_type"]
 
 
 def see(frontend):
@@ -267,6 +273,7 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     frontend.page.unroute("**/prompt")
     frontend.settle(40)
     picture(frontend, "compare_added")
+    assert run_alone(queued) == "IterISCompare", "and no picture of the workflow's own"
     nodes = queued.value.post_data_json["prompt"].values()
     (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
     expected = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "merged": [LOADER, 3]}
@@ -281,6 +288,26 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     assert kinds(frontend) == after, "it is there now"
     frontend.undo()
     assert kinds(frontend) == then, "in one step"
+    assert frontend.errors == []
+
+
+def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
+    load_plain(frontend, "IterISMerge")
+    convert = "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id)))).node.id"
+    outer = frontend.page.evaluate(convert, ["1", LOADER])
+    frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
+    frontend.page.evaluate(
+        "id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", LOADER
+    )
+    frontend.executed(f"{outer}:{LOADER}", REPORTED)
+    frontend.settle(40)
+    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with frontend.page.expect_request("**/prompt") as queued:
+        see(frontend)
+    frontend.page.unroute("**/prompt")
+    assert run_alone(queued) == "IterISCompare"
+    frontend.page.evaluate("app.canvas.setGraph(app.graph)")
     assert frontend.errors == []
 
 

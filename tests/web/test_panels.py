@@ -617,12 +617,15 @@ def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
         with page.expect_response("**/queue"):
             frontend.send("status", exec_info={"queue_remaining": len(later)})
 
-    others, mine = ([[at, f"other {at}", {}, {}, []] for at in (1, 3)], [2, "of 55", own, {}, []])
+    mine = [2, "of 55", own, {}, [str(MERGE)]]
+    others = [[at, f"other {at}", {}, {}, []] for at in (1, 3)]
     queue(others[:1], [others[1], mine])
     expect(line).to_have_count(1)
     expect(line).to_contain_text("In the queue, 1 before it")
     queue([mine], others)
     expect(line).to_have_count(0)
+    queue(others[:1], [[2, "of 55", own, {}, [str(FIRST)]]])
+    expect(line).to_have_count(0)  # of a run that does without the merge
     page.unroute("**/queue")
     assert frontend.errors == []
 
@@ -638,7 +641,7 @@ def test_after_f5_a_merge_says_that_it_runs_before_the_server_tells_how_far(in_r
         """() => [localStorage, sessionStorage].some((kept) =>
             Object.values(kept).some((each) => each.includes('"seed":57') || each.includes(",57,")))"""
     )
-    busy = {"queue_running": [[0, "of_57", own, {}, []]], "queue_pending": []}
+    busy = {"queue_running": [[0, "of_57", own, {}, [str(MERGE)]]], "queue_pending": []}
     page.route("**/queue", lambda route: route.fulfill(json=busy))
     frontend.open()
     line = page.locator(".iteris-progress:not(.iteris-hidden)")
@@ -672,6 +675,9 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     frontend.begin("c")
     frontend.executed(MERGE, report_of(0.5), run="c")
     assert (residual_of(frontend), earlier.count()) == ((0.5, 0.5), 0)
+    frontend.begin("d", [str(FIRST)])
+    frontend.send("execution_interrupted", prompt_id="d")
+    assert earlier.count() == 0, "the run did without it"
     frontend.set_widgets(MERGE, preset="Fast")
     expect(earlier).to_contain_text("other settings")
     frontend.load(frontend.workflow(), "again")

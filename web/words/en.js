@@ -44,7 +44,7 @@ export default {
   base_less: "Pictures of other things change {percent} % less than stacked.",
   base_more: "Pictures of other things change {percent} % more than stacked.",
   see: "See it in pictures",
-  see_title: "Show the pictures of Compare; where there is none, add one, and run the workflow",
+  see_title: "Show the pictures of Compare; where there is none, add one, and run it",
   unsaved: "Not saved as a file.",
   save: "Save",
   save_title: "Add a Save merged LoRA, and run it",

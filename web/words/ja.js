@@ -45,7 +45,7 @@ export default {
   base_less: "LoRA と関係のない画像の変化は重ね掛けより {percent} % 少なめです。",
   base_more: "LoRA と関係のない画像の変化は重ね掛けより {percent} % 多めです。",
   see: "画像で見る",
-  see_title: "「比較」の画像を表示します。なければ追加し、ワークフローを実行します",
+  see_title: "「比較」の画像を表示します。なければ追加して実行します",
   unsaved: "ファイルには保存されていません。",
   save: "保存",
   save_title: "「マージ後の LoRA を保存」を追加して実行します",

@@ -41,7 +41,7 @@ export default {
   base_less: "与它们无关的图片，改变比叠加时少 {percent} %。",
   base_more: "与它们无关的图片，改变比叠加时多 {percent} %。",
   see: "看图片",
-  see_title: "显示“比较”的图片；没有时添加一个并运行工作流",
+  see_title: "显示“比较”的图片；没有时添加一个并运行它",
   unsaved: "尚未保存为文件。",
   save: "保存",
   save_title: "添加“保存合并后的 LoRA”并运行",
