@@ -39,14 +39,23 @@ class Compare(io.ComfyNode):
             description="Draws the base model, each LoRA alone, all LoRAs stacked, and the merged "
             "LoRA from one seed, side by side in one labelled picture.",
             inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of the model that the merge got."),
+                MERGED.Input(
+                    "merged",
+                    tooltip="The merged LoRA, from Merge LoRAs. The model comes with it.",
+                ),
                 io.Model.Input(
-                    "model", tooltip="The MODEL that the merge got, without the merged LoRA."
+                    "model",
+                    optional=True,
+                    tooltip="To see the merge on another checkpoint: its MODEL. Empty: the one "
+                    "that the merge got.",
                 ),
                 io.Clip.Input(
-                    "clip", tooltip="The CLIP that the merge got, without the merged LoRA."
+                    "clip",
+                    optional=True,
+                    tooltip="To see the merge on another checkpoint: its CLIP. Empty: the one "
+                    "that the merge got.",
                 ),
-                io.Vae.Input("vae", tooltip="The VAE of this model."),
-                MERGED.Input("merged", tooltip="The merged LoRA, from Merge LoRAs."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -157,8 +166,6 @@ class Compare(io.ComfyNode):
     @checked
     def execute(
         cls,
-        model: Any,
-        clip: Any,
         vae: Any,
         merged: MergedLora,
         prompt: str,
@@ -171,6 +178,8 @@ class Compare(io.ComfyNode):
         sampler: str = "euler",
         scheduler: str = "simple",
         caption: str = "",
+        model: Any = None,
+        clip: Any = None,
     ) -> io.NodeOutput:
         from ..iteris_core.progress import Stage
         from .loras.chosen import read_again
@@ -180,7 +189,7 @@ class Compare(io.ComfyNode):
         uses = [lora.use for lora in merged.loras]
         rows, taken = rows_of(prompt, uses)
         check_pictures(rows)
-        base = host.ComfyModel(model, clip)
+        base = base_of(merged, model, clip)
         check_base(base, merged)
         host.check_vae(vae, base)
         loras = read_again(base, merged)
@@ -209,7 +218,9 @@ class Compare(io.ComfyNode):
             Labelled(row.prompt, [names[way] for way in row.ways], [next(drawn) for _ in row.ways])
             for row in rows
         ]
-        texts = texts_upstream(cls.hidden.prompt or {}, cls.hidden.unique_id, ["model"])
+        sent, node_id = cls.hidden.prompt or {}, cls.hidden.unique_id
+        of_model = merge_of(sent, node_id) if model is None else node_id
+        texts = texts_upstream(sent, of_model, ["model"])
         facts = [base_name(texts) or base.family.name, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
@@ -236,6 +247,13 @@ def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
     """Return each LoRA's name and the verdict's words for it; empty: the merge was not checked."""
     kept = () if merged.report is None else merged.report.verdict.loras
     return [(short(found.lora), found.words) for found in kept]
+
+
+def base_of(merged: MergedLora, model: Any, clip: Any) -> host.ComfyModel:
+    """Return the model to draw with: that of the merge, but for a MODEL or CLIP that is given."""
+    if model is None and clip is None:
+        return merged.base
+    return host.ComfyModel(model or merged.base.model, clip or merged.base.clip)
 
 
 def base_name(texts: Iterable[str]) -> str:
@@ -323,7 +341,7 @@ def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
         if merge_of(prompt, compare) in upstream(prompt, compare, (name,)):
             return (
                 f"{name} comes from Merge LoRAs, so there would be nothing to compare the merge "
-                "with. Connect the one that Merge LoRAs gets, such as the checkpoint loader's"
+                "with. Leave it empty: then it is the one that Merge LoRAs gets"
             )
     return ""
 
@@ -337,7 +355,7 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
     if base.family.name != merged.keys.family.name:
         raise IterisError(
             f"the MODEL is {base.family.name}, and the merged LoRA is for "
-            f"{merged.keys.family.name}. Connect the MODEL, CLIP and VAE that the merge got"
+            f"{merged.keys.family.name}. Connect one of this family, or none, which is the merge's"
         )
     if merged.low is not None:
         raise IterisError(
@@ -347,5 +365,5 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
     if base.carries(merged.adapter):
         raise IterisError(
             "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "
-            "compare it with. Connect the ones that the merge got, such as the checkpoint loader's"
+            "compare it with. Leave both empty: then they are the ones that the merge got"
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..iteris_core import Adapter, MergeReport
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from . import host
     from .keys import HostKeys
 
 LORAS = io.Custom("ITERIS_LORAS")
@@ -93,7 +94,7 @@ class MergedLora:
 
     Args:
         adapter: The merged LoRA, in the precision to save.
-        keys: The names of the model's modules in files.
+        base: The model that the merge got. MODEL and CLIP of the node's outputs hold it, too.
         recipe: Recipe of the merge, as JSON.
         loras: The LoRAs that are in it, without their weights.
         loose: Weights of those that are in no file. They are the tensors of the node that a LoRA
@@ -104,12 +105,17 @@ class MergedLora:
     """
 
     adapter: Adapter
-    keys: HostKeys
+    base: host.ComfyModel
     recipe: str
     loras: tuple[LoadedLora, ...] = ()
     loose: Loose = field(default_factory=dict)
     report: MergeReport | None = None
     low: Adapter | None = None
+
+    @property
+    def keys(self) -> HostKeys:
+        """The names of the model's modules in files."""
+        return self.base.keys
 
     @property
     def measured_cfg(self) -> float:

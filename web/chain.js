@@ -109,17 +109,9 @@ function putCompare(graph, compare, pos, { cfg, ...drawn }, measured) {
     if (value !== undefined) set(compare, name, value);
 }
 
-/** Return where a merge's Compare has its inputs from; undefined: it cannot have one here. */
-export function comparedFrom(merge) {
-  const [model, clip, low] = ["model", "clip", "model_low_noise"].map((name) => originOf(merge, name));
-  const vae = vaeOf(merge.graph, model);
-  return vae && clip && !low ? { model, clip, vae } : undefined;
-}
-
-function linkCompared(merge, below, compare, from) {
-  Object.entries(from).forEach(([name, origin], i) => {
-    linkRound(origin, merge, below, compare, name, i);
-  });
+/** Return where a merge's Compare has its VAE from; undefined: it cannot have one here. */
+export function comparedBy(merge) {
+  return originOf(merge, "model_low_noise") ? undefined : vaeOf(merge.graph, originOf(merge, "model"));
 }
 
 function linkCover(compare, save) {
@@ -225,8 +217,8 @@ export function turnInto(node, create, canvas, guidance) {
       set(settings, "cfg", cfg);
     }
     takeOutputs(merge, node);
-    const from = comparedFrom(merge);
-    const compare = from && create("IterISCompare");
+    const vae = comparedBy(merge);
+    const compare = vae && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
     const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
@@ -240,7 +232,7 @@ export function turnInto(node, create, canvas, guidance) {
     }
     linkMerged(merge, compare ? [compare, save] : [save], below);
     if (compare) {
-      linkCompared(merge, below, compare, from);
+      linkRound(vae, merge, below, compare, "vae", 0);
       linkCover(compare, save);
     }
     shown.push(save);
@@ -318,7 +310,7 @@ export function addSave(merge, create, canvas) {
  */
 export function addCompare(merge, create, canvas, guidance) {
   const { graph, pos, size } = merge;
-  const from = comparedFrom(merge);
+  const vae = comparedBy(merge);
   const compare = create("IterISCompare");
   asOneChange(canvas, () => {
     const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
@@ -326,7 +318,7 @@ export function addCompare(merge, create, canvas, guidance) {
     putCompare(graph, compare, place, sampledBy(merge), measured);
     const below = pos[1] + size[1] + LANE;
     linkMerged(merge, [compare], below);
-    linkCompared(merge, below, compare, from);
+    linkRound(vae, merge, below, compare, "vae", 0);
     for (const taker of takers(graph, merge.outputs))
       if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);

@@ -1,7 +1,7 @@
 // The report panel of Merge LoRAs, and the button that makes one of Load LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, comparedFrom, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { addElement } from "./elements.js";
 import { modelFileOf } from "./fitting.js";
 import { also } from "./graph.js";
@@ -103,7 +103,7 @@ export function addReport(node, say) {
   let wasLinked = ""; // what `linked` told last
   let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
-  const canCompare = () => !!node.graph && takersOf(node).every(Boolean) && !!comparedFrom(node);
+  const canCompare = () => !!node.graph && takersOf(node).every(Boolean) && !!comparedBy(node);
   const linked = () => [isKept(node), !!compareOf(node), canCompare()].join();
   const show = () => {
     layers = undefined;

@@ -62,7 +62,7 @@ def workflow(host):
     nodes["5"] = node("IterISMerge", **base, **inputs, more_loras=["31", 2], settings=["4", 0])
     inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "a (first:1.2) thing\na thing"}
     inputs |= {"seed": 7, "steps": 2, "cfg": 0.0, "negative_prompt": "blurry"}
-    nodes["40"] = node("IterISCompare", **base, **inputs, width=SIDE, height=SIDE)
+    nodes["40"] = node("IterISCompare", **inputs, width=SIDE, height=SIDE)
     nodes["41"] = node("PreviewImage", images=["40", 1])
     return nodes
 

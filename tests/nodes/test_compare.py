@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from fake_host import use
+from fake_host import fake_base, use
 from iteris_pack.nodes import compare, comparison
 from iteris_pack.nodes.sockets import MergedLora
 
@@ -114,6 +114,7 @@ def test_the_users_prompts_are_refused_before_the_merge(refused):
 @pytest.mark.parametrize(
     ("model", "clip", "said"),
     [
+        (None, None, ""),
         (["1", 0], ["1", 1], ""),
         (["2", 0], ["1", 1], "model comes from Merge LoRAs"),
         (["1", 0], ["4", 1], "clip comes from Merge LoRAs"),
@@ -126,7 +127,7 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
         "2": {"class_type": "IterISMerge", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
         "3": {
             "class_type": "IterISCompare",
-            "inputs": {"model": model, "clip": clip, "merged": ["2", 3]},
+            "inputs": {"merged": ["2", 3], **({"model": model, "clip": clip} if model else {})},
         },
         "4": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["2", 1]}},
     }
@@ -152,7 +153,7 @@ def test_pictures_are_of_the_size_that_the_merge_was_set_to_be_measured_at(merge
 @pytest.fixture
 def merged(keys):
     delta = LowRankDelta(torch.ones(6, 1), torch.ones(1, 4))
-    return MergedLora(Adapter("merged", {"diffusion_model.mid.q": delta}), keys, "{}")
+    return MergedLora(Adapter("merged", {"diffusion_model.mid.q": delta}), fake_base(keys), "{}")
 
 
 def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(merged, replace_host):
@@ -196,6 +197,15 @@ def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(merge
         compare.check_base(base("SD1.5", carries=True), merged)
     with pytest.raises(IterisError, match=r"the MODEL is SDXL, and the merged LoRA is for SD1\.5"):
         compare.check_base(base("SDXL"), merged)
+
+
+def test_the_model_of_the_merge_is_drawn_with_but_for_what_is_connected(merged, replace_host):
+    replace_host(ComfyModel=lambda *given: given)
+    base = types.SimpleNamespace(model="own model", clip="own clip")
+    merged = dataclasses.replace(merged, base=base)
+    assert compare.base_of(merged, None, None) is base
+    assert compare.base_of(merged, "another", None) == ("another", "own clip")
+    assert compare.base_of(merged, None, "another") == ("own model", "another")
 
 
 @pytest.mark.parametrize(

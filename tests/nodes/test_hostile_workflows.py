@@ -90,10 +90,17 @@ def patcher():
     return types.SimpleNamespace(model=None, patches={}, patcher=None, cond_stage_model=None)
 
 
+class Model:
+    """A base model that is asked for something."""
+
+    def __getattr__(self, name):
+        raise WorkBegins
+
+
 def merged():
     """A merge of LoRAs that nothing is read of before the model is asked."""
     loras = tuple(LoadedLora(lora.use, Adapter("", {})) for lora in chain("cat", "dog"))
-    return MergedLora(Adapter("merged", {}), None, "{}", loras)
+    return MergedLora(Adapter("merged", {}), Model(), "{}", loras)
 
 
 # Things that another node might put onto a link, or a program into a workflow.

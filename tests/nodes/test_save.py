@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_host import use
+from fake_host import fake_base, use
 from iteris_pack.nodes.merge import NOT_BEGUN, Merge
 from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.saving import read_back
@@ -29,7 +29,7 @@ def merged(keys):
         for path, (d_out, d_in) in sides.items()
     }
     vectors = {"clip_l.transformer.text_model.q.bias": torch.randn(3)}
-    return MergedLora(Adapter("merged", deltas, vectors=vectors), keys, "{}")
+    return MergedLora(Adapter("merged", deltas, vectors=vectors), fake_base(keys), "{}")
 
 
 def loader_of(merged, change=lambda parameter, value: value):

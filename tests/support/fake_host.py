@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 import toy
@@ -33,6 +34,11 @@ def use(name, prompts=("x",), **settings):
     """Return a LoRA as it is used, in no file and at strength 1 if nothing else is said."""
     plain = {"file": None, "sha256": "", "strength_model": 1.0, "strength_clip": 1.0}
     return LoraUse(name=name, prompts=tuple(prompts), **{**plain, **settings})
+
+
+def fake_base(keys):
+    """Return what a merged LoRA knows of its model where nothing is drawn with it."""
+    return SimpleNamespace(keys=keys)
 
 
 class AnyContext(dict):
