@@ -5,38 +5,41 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .folders import (
-    find_lora,
-    find_model,
-    is_output,
-    lora_name_of,
-    lora_names,
-    lora_path,
-    model_files,
-    namesake,
-    output_folder,
-    saves_metadata,
-    version,
-)
-from .server import (
-    answer_at,
-    heed_cancel,
-    layer_teller,
-    note_prompts,
-    picture_at,
-    prompt_sent,
-    stage_progress,
-)
+from .folders import find_lora as find_lora
+from .folders import find_model as find_model
+from .folders import is_output as is_output
+from .folders import lora_name_of as lora_name_of
+from .folders import lora_names as lora_names
+from .folders import lora_path as lora_path
+from .folders import model_files as model_files
+from .folders import namesake as namesake
+from .folders import output_folder as output_folder
+from .folders import saves_metadata as saves_metadata
+from .folders import version as version
+from .server import answer_at as answer_at
+from .server import heed_cancel as heed_cancel
+from .server import layer_teller as layer_teller
+from .server import note_prompts as note_prompts
+from .server import picture_at as picture_at
+from .server import prompt_sent as prompt_sent
+from .server import stage_progress as stage_progress
 
 if TYPE_CHECKING:
-    from .conditions import start_of
-    from .deltas import stock_loader
-    from .diffusion_model import ComfyModel
-    from .drawing import Drawing, check_vae, draw, sampler_names, scheduler_names
-    from .loading import with_lora
-    from .other_nodes import BaseChanges, base_changes, naming_changes
-    from .pair import ComfyPair
-    from .patches import patches_of, with_patches
+    from .conditions import start_of as start_of
+    from .deltas import stock_loader as stock_loader
+    from .diffusion_model import ComfyModel as ComfyModel
+    from .drawing import Drawing as Drawing
+    from .drawing import check_vae as check_vae
+    from .drawing import draw as draw
+    from .drawing import sampler_names as sampler_names
+    from .drawing import scheduler_names as scheduler_names
+    from .loading import with_lora as with_lora
+    from .other_nodes import BaseChanges as BaseChanges
+    from .other_nodes import base_changes as base_changes
+    from .other_nodes import naming_changes as naming_changes
+    from .pair import ComfyPair as ComfyPair
+    from .patches import patches_of as patches_of
+    from .patches import with_patches as with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
@@ -56,41 +59,6 @@ _MODULE_OF = {
     "with_lora": "loading",
     "with_patches": "patches",
 }
-__all__ = [
-    "BaseChanges",
-    "ComfyModel",
-    "ComfyPair",
-    "Drawing",
-    "answer_at",
-    "base_changes",
-    "check_vae",
-    "draw",
-    "find_lora",
-    "find_model",
-    "heed_cancel",
-    "is_output",
-    "layer_teller",
-    "lora_name_of",
-    "lora_names",
-    "lora_path",
-    "model_files",
-    "namesake",
-    "naming_changes",
-    "note_prompts",
-    "output_folder",
-    "patches_of",
-    "picture_at",
-    "prompt_sent",
-    "sampler_names",
-    "saves_metadata",
-    "scheduler_names",
-    "stage_progress",
-    "start_of",
-    "stock_loader",
-    "version",
-    "with_lora",
-    "with_patches",
-]
 
 
 def __getattr__(name: str) -> Any:
