@@ -1,9 +1,9 @@
-"""Dense deltas that the host's code makes of a LoRA's tensors."""
+"""Weights with a LoRA, and dense deltas, as the host's code makes them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...iteris_core import AdapterError
+from ...iteris_core.diffusion.model import PatchedWeight
 from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of, peft_dora
 from ...iteris_core.files.groups import tensors_by_key
 from ...iteris_core.files.parts import WeightPart
@@ -24,6 +25,8 @@ from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of
 from ..foreign import added_by_host
 from ..keys import HostKeys, HostWeight, is_text
+from .patches import added_patches
+from .server import heed_cancel
 
 
 @dataclass
@@ -116,6 +119,29 @@ def effective_weight(
         return None
     patched: Tensor = comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
     return patched
+
+
+def patched_weights(
+    ours: Any, theirs: Any, shapes: Mapping[str, Sequence[int]]
+) -> Iterator[PatchedWeight]:
+    """Yield the weights with more patches on a clone of MODEL or CLIP than on this one.
+
+    Args:
+        shapes: Module -> (d_out, d_in) of its weight.
+    """
+    device = ours.load_device
+    for key, start in added_patches(ours, theirs):
+        heed_cancel()
+        path = HostWeight(key).module
+        shape = shapes.get(path)
+        before = effective_weight(ours, path, shape, device)
+        if before is None:  # packed; what needs the weight itself has been refused
+            assert shape is not None
+            before = torch.zeros(*shape, device=device)
+        elif not before.isfinite().all():  # in no checkpoint, so it was never filled
+            before = torch.zeros_like(before)
+        after = comfy.lora.calculate_weight(theirs.patches[key][start:], before.clone(), key)
+        yield PatchedWeight(path, *(w.reshape(len(w), -1) for w in (before, after)))
 
 
 def stock_loader(path: Path, keys: HostKeys) -> Callable[[str, Sequence[int]], Tensor | None]:

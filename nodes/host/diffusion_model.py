@@ -33,35 +33,28 @@ from ...iteris_core.diffusion.model import (
 )
 from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
-from ...iteris_core.files.groups import split_key
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
 from ..expert_files import LOW_INPUT, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .checks import check_callable, check_clip, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
-from .deltas import HostDeltas, effective_weight
+from .deltas import HostDeltas, patched_weights
 from .patches import (
     add_adapter,
-    added_patches,
     converted,
     misread_by_host,
     patches_of,
     patches_of_file,
 )
 from .reused_runs import memory_of
-from .sampling_options import sampling_options
+from .sampling_options import conds_of, sampling_options
+from .server import heed_cancel
 from .text_encoders import TextEncoders
 
 _MOST_SAMPLES_PER_CALL = 16  # fewer leave a GPU waiting for starts of operations
 _ON_CPU = 8
 _EDITING = re.compile(r"kontext|(?<![a-z])edit(?![a-z])", re.IGNORECASE)
-# Bases of keys for a T5, and for a text encoder that is a language model.
-_OF_LANGUAGE_MODEL = re.compile(
-    r"(?:en|de)coder[._]block[._]\d+[._]layer[._]\d|"
-    r"^(?:lora_te\d?_|text_encoders?(?:_\d)?\.)(?:\w+\.transformer\.)?(?:model[._])?"
-    r"layers[._]\d+[._](?:self_attn|mlp)"
-)
 Modules = Mapping[str, torch.nn.Module]
 TakenByLayers = Callable[[Modules, torch.device], Mapping[str, LayerBytes]]
 
@@ -142,9 +135,6 @@ class ComfyModel:
     def token_positions(self, text: str) -> Sequence[int]:
         return self.texts.token_positions(text)
 
-    def unknown_embeddings(self, text: str) -> Sequence[str]:
-        return self.texts.unknown_embeddings(text)
-
     def text_encoder(self) -> AbstractContextManager[Network]:
         return self.texts.open()
 
@@ -182,27 +172,8 @@ class ComfyModel:
             )
 
     def _conds(self, row: DenoiserRow, x: Tensor) -> dict[str, Any]:
-        """Return what the model reads of a row's prompt, made by the host as for its samplers."""
-        cond = {
-            "cross_attn": row.prompt.tokens[None],
-            **row.prompt.others,
-            **conditions_for(self.row.start, self.start_picture, x),
-            "model_conds": {},
-        }
-        # in inference mode, Anima runs some layers here already, one text at a time
-        with torch.inference_mode(False), torch.no_grad():
-            [made] = comfy.samplers.encode_model_conds(
-                self.model.model.extra_conds,
-                [cond],
-                x,
-                self.model.load_device,
-                "negative" if row.is_negative else "positive",
-                latent_shapes=[x.shape],
-            )
-        return {
-            name: cond.process_cond(batch_size=1, area=None)
-            for name, cond in made["model_conds"].items()
-        }
+        beside = conditions_for(self.row.start, self.start_picture, x)
+        return conds_of(self.model, row, beside, x)
 
     def _call_key(self, row: DenoiserRow) -> Hashable:
         """Return what rows of one call have in common: sizes, and what is constant in a call."""
@@ -308,7 +279,7 @@ class ComfyModel:
         merged = {
             key: tensor
             for key, tensor in tensors.items()
-            if not self._is_never_merged(split_key(key))
+            if not self.texts.leaves_out(key, self.keys)
         }
         left_out = tuple(key for key in tensors if key not in merged)
         if left_out and not merged:
@@ -322,26 +293,12 @@ class ComfyModel:
             self.keys,
             metadata,
             dense_delta=HostDeltas(self.model, self.clip, self.keys, self._strengths(use)),
-            progress=lambda done, total: (
-                comfy.model_management.throw_exception_if_processing_interrupted()
-            ),
+            progress=lambda *_: heed_cancel(),
         )
         adapter = use.layer_weights(self.family).applied_to(replace(adapter, left_out=left_out))
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         return denoiser.scaled(use.strength_model).joined_with(text)
-
-    def _is_never_merged(self, key: tuple[str, str] | None) -> bool:
-        """Whether a key, as its base and role, changes a text encoder that is never merged: one of
-        this CLIP, or a T5 or language model that it does not have.
-        """
-        if key is None:
-            return False
-        base, _ = key
-        place = self.keys.place_of(base)
-        if place is None:
-            return _OF_LANGUAGE_MODEL.search(base) is not None
-        return is_text(place.path) and not self.texts.is_swept(place.path)
 
     def _strengths(self, use: LoraUse) -> Callable[[str], float]:
         """Return the strength at which a LoRA's change of a module is used."""
@@ -404,7 +361,7 @@ class ComfyModel:
         for entry, patch in patches.items():
             module = HostWeight.of(entry).module
             strength = strength_of(module)
-            if strength and not (is_text(module) and not self.texts.is_swept(module)):
+            if strength and (self.texts.is_swept(module) or not is_text(module)):
                 (clip if is_text(module) else model).add_patches({entry: patch}, strength)
         read = adapter.select(lambda path: path not in misread)
         proof.prove_reading(read, self._weights_of(model, clip))
@@ -419,20 +376,7 @@ class ComfyModel:
     def _weights_of(self, model: Any, clip: Any) -> Iterator[PatchedWeight]:
         """Yield the weights with more patches on clones of MODEL and CLIP than on these."""
         for ours, theirs in ((self.model, model), (self.clip.patcher, clip.patcher)):
-            device = ours.load_device
-            for key, start in added_patches(ours, theirs):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                path = HostWeight(key).module
-                shape = self.keys.shapes.get(path)
-                before = effective_weight(ours, path, shape, device)
-                if before is None:  # packed; what needs the weight itself has been refused
-                    assert shape is not None
-                    before = torch.zeros(*shape, device=device)
-                elif not before.isfinite().all():  # in no checkpoint, so it was never filled
-                    before = torch.zeros_like(before)
-                added = theirs.patches[key][start:]
-                after = comfy.lora.calculate_weight(added, before.clone(), key)
-                yield PatchedWeight(path, *(w.reshape(len(w), -1) for w in (before, after)))
+            yield from patched_weights(ours, theirs, self.keys.shapes)
 
     def _clones(self) -> tuple[Any, Any]:
         model = self.model.clone()

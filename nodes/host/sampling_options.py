@@ -16,6 +16,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sampler_helpers
+import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -84,6 +85,30 @@ class SamplingOptions:
                 raise
             what = f"the MODEL fails with {type(error).__name__}: {error}"
             raise CalibrationError(what) from error
+
+
+def conds_of(model: Any, row: DenoiserRow, beside: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
+    """Return what a MODEL reads of a row's prompt, made by the host as for its samplers.
+
+    Args:
+        beside: What it reads beside the prompt; see `conditions.conditions_for`.
+        x: Latents of one row, (1, ...).
+    """
+    cond = {"cross_attn": row.prompt.tokens[None], **row.prompt.others, **beside, "model_conds": {}}
+    # in inference mode, Anima runs some layers here already, one text at a time
+    with torch.inference_mode(False), torch.no_grad():
+        [made] = comfy.samplers.encode_model_conds(
+            model.model.extra_conds,
+            [cond],
+            x,
+            model.load_device,
+            "negative" if row.is_negative else "positive",
+            latent_shapes=[x.shape],
+        )
+    return {
+        name: cond.process_cond(batch_size=1, area=None)
+        for name, cond in made["model_conds"].items()
+    }
 
 
 @contextmanager

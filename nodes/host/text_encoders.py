@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,8 +14,16 @@ from torch import Tensor
 from ...iteris_core import CalibrationError, Network
 from ...iteris_core.adapters import sha256_of_tensors
 from ...iteris_core.diffusion.model import Encoded
+from ...iteris_core.files.groups import split_key
 from ...iteris_core.network import TEXT_STREAM
+from ..keys import HostKeys, is_text
 
+# Bases of keys for a T5, and for a text encoder that is a language model.
+_OF_LANGUAGE_MODEL = re.compile(
+    r"(?:en|de)coder[._]block[._]\d+[._]layer[._]\d|"
+    r"^(?:lora_te\d?_|text_encoders?(?:_\d)?\.)(?:\w+\.transformer\.)?(?:model[._])?"
+    r"layers[._]\d+[._](?:self_attn|mlp)"
+)
 # What an encoder writes for one piece: its hidden states (77, width), and its pooled output.
 Written = tuple[Tensor, Tensor | None]
 
@@ -30,7 +39,7 @@ class TextEncoders:
 
     def __init__(self, clip: Any, swept: Sequence[str]) -> None:
         self.clip = clip
-        of_tokens = {name: _encoder(clip, name) for name in clip.tokenize("")}
+        of_tokens = {name: _part(clip.cond_stage_model, name) for name in clip.tokenize("")}
         self.encoders = {
             name: encoder for name, encoder in of_tokens.items() if encoder is not None
         }
@@ -42,6 +51,18 @@ class TextEncoders:
     def is_swept(self, path: str) -> bool:
         """Whether a module of the CLIP is in a text encoder that can be merged."""
         return any(path.startswith(f"clip_{name}.") for name in self.swept)
+
+    def leaves_out(self, key: str, keys: HostKeys) -> bool:
+        """Whether a LoRA's key changes a text encoder that is never merged: one of this CLIP, or a
+        T5 or language model that it does not have.
+        """
+        base, role = split_key(key) or ("", "")
+        if not role:
+            return False
+        place = keys.place_of(base)
+        if place is None:
+            return _OF_LANGUAGE_MODEL.search(base) is not None
+        return is_text(place.path) and not self.is_swept(place.path)
 
     def tokenize(self, caption: str) -> list[Mapping[str, Any]]:
         """Return a caption's pieces: each the tokens of every text encoder that can be merged.
@@ -76,12 +97,13 @@ class TextEncoders:
         """Return the learned tokens (``embedding:name``) of a text that the host finds for none of
         its text encoders, or of another width, so that it leaves them out.
         """
-        tokenizers = {name: _tokenizer(self.clip, name) for name in self.clip.tokenize("")}
         asked: dict[str, dict[str, bool]] = {}  # name -> text encoder -> whether it is found
         with ExitStack() as listening:
-            for of, tokenizer in tokenizers.items():
+            for of in self.clip.tokenize(""):
+                tokenizer = _part(self.clip.tokenizer, of)
                 if hasattr(tokenizer, "_try_get_embedding"):
-                    listening.enter_context(_told(tokenizer, of, asked))
+                    told = _telling(tokenizer, of, asked)
+                    listening.enter_context(_with(tokenizer, "_try_get_embedding", told))
             self.clip.tokenize(text)
         return [name for name, found in asked.items() if not any(found.values())]
 
@@ -126,11 +148,11 @@ class TextEncoders:
         with ExitStack() as answering:
             for name, encoder in self.encoders.items():
                 if name in self.swept:
-                    answer = _joined([output[name] for output in outputs])
-                    answering.enter_context(_answering(encoder, lambda _, answer=answer: answer))
+                    known = _joined([output[name] for output in outputs])
+                    answering.enter_context(_with(encoder, "encode", lambda _, known=known: known))
                 elif hasattr(encoder, "encode"):
                     remembered = _remembering(encoder.encode, self._written[name])
-                    answering.enter_context(_answering(encoder, remembered))
+                    answering.enter_context(_with(encoder, "encode", remembered))
             made = self.clip.encode_from_tokens(self._tokens(caption), return_dict=True)
         encoded = Encoded(made.pop("cond")[0], made)
         if not self.swept:
@@ -138,21 +160,23 @@ class TextEncoders:
         return encoded
 
 
-def _encoder(clip: Any, name: str) -> Any:
-    """Return the text encoder that reads these tokens; None if it was not loaded."""
-    model = clip.cond_stage_model
-    return getattr(model, f"clip_{name}", None) or getattr(model, name, None)
-
-
-def _tokenizer(clip: Any, name: str) -> Any:
-    """Return the tokenizer that makes the tokens of this name; None if it is not known."""
-    tokenizer = clip.tokenizer
-    return getattr(tokenizer, f"clip_{name}", None) or getattr(tokenizer, name, None)
+def _part(whole: Any, name: str) -> Any:
+    """Return the text encoder or the tokenizer of the tokens of this name; None: there is none."""
+    return getattr(whole, f"clip_{name}", None) or getattr(whole, name, None)
 
 
 @contextmanager
-def _told(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Iterator[None]:
-    """Note which learned tokens a tokenizer looks for, and whether it finds them."""
+def _with(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let an object use a function in the place of its class's."""
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+def _telling(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Callable[[str], Any]:
+    """Return how a tokenizer looks for learned tokens, and notes whether it finds them."""
     find = tokenizer._try_get_embedding
 
     def told(text: str) -> Any:
@@ -161,11 +185,7 @@ def _told(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Iterato
         asked.setdefault(text.split()[0].strip(","), {})[of] = fits
         return found
 
-    tokenizer._try_get_embedding = told
-    try:
-        yield
-    finally:
-        del tokenizer._try_get_embedding
+    return told
 
 
 def _joined(rows: Sequence[Written]) -> Written:
@@ -173,16 +193,6 @@ def _joined(rows: Sequence[Written]) -> Written:
     hidden = torch.stack([row for row, _ in rows])
     pooled = [row for _, row in rows if row is not None]
     return hidden, torch.stack(pooled) if pooled else None
-
-
-@contextmanager
-def _answering(encoder: Any, answer: Any) -> Iterator[None]:
-    """Let a text encoder answer what is known already, so that the host puts it together."""
-    encoder.encode = answer
-    try:
-        yield
-    finally:
-        del encoder.encode
 
 
 def _token_key(token: Any) -> Any:

@@ -115,9 +115,8 @@ def _unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note
     """Return a note about the learned tokens in texts that the host does not have, if there are
     any.
     """
-    found = [
-        name for text in texts if "embedding:" in text for name in base.unknown_embeddings(text)
-    ]
+    asked = (text for text in texts if "embedding:" in text)
+    found = [name for text in asked for name in base.texts.unknown_embeddings(text)]
     names = ", ".join(f"embedding:{name}" for name in dict.fromkeys(found))
     text = (
         f"{what}: {names}; there is no such file in ComfyUI's embeddings folder, or it is for "
