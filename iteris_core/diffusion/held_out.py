@@ -109,13 +109,13 @@ class HeldOutCheck:
             adapters[:-1],
             [Task(plan.name, plan.samples(own, latents), plan.mix) for plan in plans],
             adapters[-1],
-            samples_per_chunk=size,
-            comparison=Comparison(
+            Comparison(
                 base_rows,
                 masks,
                 [plan.samples_of_runs() for plan in plans],
                 DenoiserRow.digest,
             ),
+            samples_per_chunk=size,
             progress=self.progress,
         )
         kinds: list[FidelityKind] = ["together" if plan.mix else "base" for plan in plans]

@@ -30,16 +30,16 @@ class Comparison:
     Args:
         base_reads: Each task's inputs of the base model's rows, one a sample.
         masks: Each task's masks, by which the outputs of its samples are multiplied, one a sample;
-            None: all of the outputs counts.
+            None: all of its outputs counts.
         runs: Each task's number of samples in each of its sampling runs, in the order of the
-            samples; within a run they are alike. None: each sample is a run of its own.
+            samples; within a run they are alike.
         row_key: See `Rows`.
     """
 
     base_reads: Sequence[Sequence[Any]]
-    masks: Sequence[Sequence[Tensor] | None] | None = None
-    runs: Sequence[Sequence[int]] | None = None
-    row_key: Callable[[Any], Hashable] = id
+    masks: Sequence[Sequence[Tensor] | None]
+    runs: Sequence[Sequence[int]]
+    row_key: Callable[[Any], Hashable]
 
 
 def fidelity(
@@ -47,9 +47,9 @@ def fidelity(
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     merged: Adapter,
+    comparison: Comparison,
     *,
     samples_per_chunk: int = 8,
-    comparison: Comparison | None = None,
     progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
     """Compare a merged adapter with each task's teacher, and with the base model.
@@ -61,14 +61,11 @@ def fidelity(
         tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
         samples_per_chunk: Samples of one forward call, two rows each.
-        comparison: What is compared; None: whole outputs, with the base model on the teachers'
-            inputs.
 
     Raises:
         CalibrationError: The network returns rows that are not finite.
         PeerError: Another process failed.
     """
-    comparison = comparison or Comparison([[s.teacher for s in task.samples] for task in tasks])
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
     rows = Rows(comparison.row_key)
@@ -87,16 +84,15 @@ def fidelity(
         )
     outputs = outputs_of(network, worn, rows, 2 * samples_per_chunk, progress)
     fidelities = []
-    for g, (task, of_task) in enumerate(zip(tasks, numbers, strict=True)):
+    compared = zip(tasks, numbers, comparison.masks, comparison.runs, strict=True)
+    for task, of_task, masks, runs in compared:
         answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
-        masks = comparison.masks[g] if comparison.masks else None
         if masks is not None:
             answers = tuple(
                 torch.stack([row * mask.to(row) for row, mask in zip(rows_of, masks, strict=True)])
                 for rows_of in answers
             )
-        known = comparison.runs
-        sizes = torch.tensor([1] * len(task.samples) if known is None else known[g])
+        sizes = torch.tensor(runs)
         run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
         sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
         sums.index_add_(0, run_of, _squares(task, *answers))

@@ -70,7 +70,7 @@ def case_of(net):
 
 
 def error(net, adapters, tasks, merged):
-    found = fidelity(net.network(), adapters, tasks, merged)
+    found = fidelity(net.network(), adapters, tasks, merged, toy.comparison(tasks))
     return sum(entry.output_error for entry in found) / len(found)
 
 

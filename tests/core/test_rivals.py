@@ -25,7 +25,7 @@ from iteris_core import (
 from iteris_core.config import DATA_FREE, Engine, Method
 from iteris_core.engines import engine_of
 from iteris_core.engines.problem import Problem
-from iteris_core.report.fidelity import Comparison, fidelity
+from iteris_core.report.fidelity import fidelity
 from iteris_core.report.records import Note
 from iteris_core.rivals import METHODS
 from iteris_core.rivals.data_free import dropped_and_rescaled, tsv_m
@@ -457,11 +457,8 @@ def error_of(model, adapters, tasks, chunk=8, **options):
 def output_error(net, adapter):
     """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
     model, adapters, tasks = net
-    as_one = Comparison(
-        [[sample.teacher for sample in task.samples] for task in tasks],
-        runs=[[len(task.samples)] for task in tasks],
-    )
-    found = fidelity(model.network(), adapters, tasks, adapter, comparison=as_one)
+    as_one = toy.comparison(tasks, [[len(task.samples)] for task in tasks])
+    found = fidelity(model.network(), adapters, tasks, adapter, as_one)
     squares = [
         task.weight * entry.output_error**2 for task, entry in zip(tasks, found, strict=True)
     ]

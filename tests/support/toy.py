@@ -20,6 +20,7 @@ from iteris_core import (
 from iteris_core.algebra import reference
 from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
+from iteris_core.report.fidelity import Comparison
 
 TOKENS = 4
 CONTEXT_TOKENS = 3
@@ -166,6 +167,18 @@ def build(name: str, seed: int = 0) -> Toy:
     skipped = ("", "self_attention", "cross_attention")
     return Toy(
         model, tuple(path for path, _ in model.named_modules() if path not in skipped), make_row
+    )
+
+
+def comparison(tasks: Sequence[Task], runs: Sequence[Sequence[int]] | None = None) -> Comparison:
+    """Compare whole outputs, with the base model on the teachers' inputs; without runs, each sample
+    is a run of its own.
+    """
+    return Comparison(
+        [[sample.teacher for sample in task.samples] for task in tasks],
+        [None] * len(tasks),
+        runs or [[1] * len(task.samples) for task in tasks],
+        id,
     )
 
 
