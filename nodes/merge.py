@@ -16,7 +16,7 @@ from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
 from .compare import is_drawn_with_itself
-from .cost import cost_shown, rows_by_preset
+from .cost import cost_shown, work_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.about import families_upstream
 from .loras.names import fingerprints
@@ -246,6 +246,6 @@ class Merge(io.ComfyNode):
             ui={
                 "iteris_report": [report.to_dict()],
                 "text": [str(report)],
-                **cost_shown(rows_by_preset(work.job, asked), preset, seconds, report, what),
+                **cost_shown(work_by_preset(work.job, asked), preset, seconds, report, what),
             },
         )

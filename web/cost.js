@@ -8,23 +8,26 @@ const isAmount = (value) => Number.isFinite(value) && value > 0;
 /**
  * Read what a run, or a workflow, says about the cost of a merge.
  *
- * @param {any} cost `rows` that went through the model in so many `seconds`, and the rows that each of the `presets`
- *   needs
+ * @param {any} cost `rows` that went through the model in so many `seconds`, and what each of the `presets` takes: its
+ *   rows, sampling runs of a LoRA and steps of a polish; older workflows say its rows alone
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readCost(cost) {
   const { rows, seconds, presets } = cost ?? {};
   if (!isAmount(rows) || !isAmount(seconds) || typeof presets !== "object" || presets === null) return undefined;
-  const found = Object.entries(presets).filter(([name, needed]) => name.length <= MOST.characters && isAmount(needed));
+  const found = Object.entries(presets)
+    .map(([name, needed]) => [name, [needed].flat().slice(0, 3)])
+    .filter(([name, needed]) => name.length <= MOST.characters && isAmount(needed[0]) && needed.every(Number.isFinite));
   return found.length ? { rows, seconds, presets: Object.fromEntries(found.slice(0, MOST.presets)) } : undefined;
 }
 
 /** Return the seconds that a merge takes by each preset; those of one time, as Merge settings makes them, together. */
 export function expected({ rows, seconds, presets }) {
-  return [...new Set(Object.values(presets))].map((needed) => ({
-    names: Object.keys(presets).filter((name) => presets[name] === needed),
-    seconds: (seconds / rows) * needed,
-  }));
+  return [...new Set(Object.values(presets).map(([needed]) => needed))].map((needed) => {
+    const names = Object.keys(presets).filter((name) => presets[name][0] === needed);
+    const [, runs, steps] = presets[names[0]];
+    return { names, seconds: (seconds / rows) * needed, runs, steps };
+  });
 }
 
 /**

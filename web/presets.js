@@ -40,10 +40,13 @@ export function addTimes(node, say) {
     const cost = readCost(node.properties[PROPERTY]);
     showElement(node, element, !!cost);
     if (!cost) return;
-    const times = expected(cost).map(({ names, seconds }) => {
+    const from = say("times_title", { time: duration(cost.seconds, say) });
+    const times = expected(cost).map(({ names, seconds, runs, steps }) => {
       const values = { name: names.join(" = "), time: duration(seconds, say) };
       const text = say(names.length > 1 ? "time_of_settings" : "time", values);
-      return html("span", names.includes(preset.value) ? "iteris-chosen" : "", text);
+      const line = html("span", names.includes(preset.value) ? "iteris-chosen" : "", text);
+      line.title = `${runs ? `${say(steps ? "runs_polished" : "runs", { runs, steps })}\n` : ""}${from}`;
+      return line;
     });
     const preview = html(
       "span",
@@ -51,7 +54,6 @@ export function addTimes(node, say) {
       say("time_preview", { name: PREVIEW }),
     );
     element.replaceChildren(...times, preview);
-    element.title = say("times_title");
     fit(node);
   };
   const take = (output) => {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
-from iteris_pack.nodes.cost import cost_shown
+from iteris_pack.nodes.cost import Work, cost_shown
 from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.prepared import guessed_styles, too_small
 from iteris_pack.nodes.settings import Settings
@@ -81,14 +81,15 @@ def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replac
 
 
 def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
-    rows = {"Fast": 10, "Balanced": 20}
+    work = {"Fast": Work(10, 10, 0), "Balanced": Work(20, 20, 0)}
     report = MergeReport(())
-    shown = {"rows": 20, "seconds": 1.5, "presets": rows}
+    shown = {"rows": 20, "seconds": 1.5, "presets": work}
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
-    assert cost_shown(rows, "Balanced", 0.1, reused, "SDXL") == {}, "none was timed"
-    assert cost_shown(rows, "Balanced", 1.52, report, "SDXL") == {"iteris_cost": [shown]}
-    assert cost_shown(rows, "another", 1.52, report, "SDXL") == {}
-    assert cost_shown(rows, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
-    assert cost_shown(rows, "Balanced", 0.1, reused, "Flux.1") == {}
+    assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {}, "none was timed"
+    assert cost_shown(work, "Balanced", 1.52, report, "SDXL") == {"iteris_cost": [shown]}
+    assert cost_shown(work, "another", 1.52, report, "SDXL") == {}
+    assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
+    assert cost_shown(work, "Fast", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
+    assert cost_shown(work, "Balanced", 0.1, reused, "Flux.1") == {}
     recipe = Recipe((), Calibration(), MergeConfig(), {})
     assert Asked("Fast", False, Size(), recipe).changes("Fast") is None

@@ -290,12 +290,12 @@ test("the file of the model is that of the loader up the links", () => {
 });
 
 test("a preset's time is that of its rows", () => {
-  const cost = readCost({ rows: 100, seconds: 50, presets: { Fast: 40, Balanced: 4000, none: 0, wrong: "x" } });
-  assert.deepEqual(expected(cost), [
-    { names: ["Fast"], seconds: 20 },
-    { names: ["Balanced"], seconds: 2000 },
+  const presets = { Fast: 40, Polished: [4000, 40, 100], none: 0, wrong: "x", worse: [1, "x", 0] };
+  assert.deepEqual(expected(readCost({ rows: 100, seconds: 50, presets })), [
+    { names: ["Fast"], seconds: 20, runs: undefined, steps: undefined },
+    { names: ["Polished"], seconds: 2000, runs: 40, steps: 100 },
   ]);
-  const [both, other] = expected({ rows: 1, seconds: 1, presets: { Fast: 3, Polished: 9, Balanced: 3 } });
+  const [both, other] = expected(readCost({ rows: 1, seconds: 1, presets: { Fast: 3, Polished: 9, Balanced: 3 } }));
   assert.deepEqual([both.names, other.names], [["Fast", "Balanced"], ["Polished"]]);
   for (const wrong of [
     undefined,
