@@ -352,7 +352,7 @@ def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
     small(frontend, seed=21)
     # the last value is left: newer frontends keep it for the next workflow of the API
     panel = frontend.page.locator(".iteris-report")
-    for preset, promised in (("Preview", "no verdict"), ("Balanced", "good, weak or lost")):
+    for preset, promised in (("Preview", "no verdict"), ("Balanced", "a verdict on each LoRA")):
         frontend.set_widgets(MERGE, preset=preset)
         expect(panel).to_contain_text(promised)
 

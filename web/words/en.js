@@ -1,7 +1,7 @@
 // What the extension says in English.
 
 export default {
-  waiting: "After a run, a verdict on each LoRA is here: good, weak or lost.",
+  waiting: "After a run, a verdict on each LoRA is here.",
   waiting_preview: "A preview measures nothing: after a run, estimates from the files appear here, and no verdict.",
   good: "good",
   weak: "weak",

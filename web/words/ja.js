@@ -1,7 +1,7 @@
 // What the extension says in Japanese.
 
 export default {
-  waiting: "実行後、ここに各 LoRA の判定が出ます：良好、弱い、消失。",
+  waiting: "実行後、ここに各 LoRA の判定が出ます。",
   waiting_preview: "プレビューは何も測りません：実行後、ここにファイルからの見積もりが出ます。判定はありません。",
   good: "良好",
   weak: "弱い",

@@ -1,7 +1,7 @@
 // What the extension says in Chinese.
 
 export default {
-  waiting: "运行之后，这里给出每个 LoRA 的结论：良好、偏弱或丢失。",
+  waiting: "运行之后，这里给出每个 LoRA 的结论。",
   waiting_preview: "预览不做测量：运行之后，这里是根据文件的估计，没有结论。",
   good: "良好",
   weak: "偏弱",
