@@ -171,6 +171,7 @@ export function takeOut(node, canvas) {
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
  * @param {number} [guidance] that a merge measures at by itself, if that is known
+ * @returns {object[]} the merge, and what comes with it
  */
 export function turnInto(node, create, canvas, guidance) {
   const { graph } = node;
@@ -239,6 +240,7 @@ export function turnInto(node, create, canvas, guidance) {
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);
+  return shown;
 }
 
 /**

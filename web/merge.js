@@ -46,7 +46,8 @@ export function mergeButton(node, say) {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
     if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
     const { guidance } = await aboutModelOf(node);
-    if (node.graph) turnInto(node, create, app.canvas, guidance); // or it was pressed twice
+    if (!node.graph) return; // or it was pressed twice
+    if (!turnInto(node, create, app.canvas, guidance).some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   });
 }
 

@@ -292,14 +292,33 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     assert frontend.errors == []
 
 
+def into_subgraph(frontend, *ids):
+    """Put nodes into a subgraph, show the last one there, and return the id of the subgraph's node."""
+    convert = """ids => {
+        const { node } = app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id))));
+        app.canvas.setGraph(node.subgraph);
+        app.canvas.centerOnNode(node.subgraph.getNodeById(ids.at(-1)));
+        return node.id;
+    }"""
+    return frontend.page.evaluate(convert, ids)
+
+
+def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, picture):
+    frontend = in_renderer
+    load_plain(frontend)
+    into_subgraph(frontend, LOADER)
+    frontend.page.locator(".iteris-merge-these").press("Enter")
+    frontend.page.get_by_text("It needs CLIP, and one VAE").wait_for()
+    picture(frontend, "no_compare")
+    made = frontend.page.evaluate("app.canvas.graph.nodes.map(({ type }) => type).sort()")
+    assert made == ["IterISMerge", "IterISSave"]
+    frontend.page.evaluate("app.canvas.setGraph(app.graph)")
+    assert frontend.errors == []
+
+
 def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
     load_plain(frontend, "IterISMerge")
-    convert = "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id)))).node.id"
-    outer = frontend.page.evaluate(convert, ["1", LOADER])
-    frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
-    frontend.page.evaluate(
-        "id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", LOADER
-    )
+    outer = into_subgraph(frontend, "1", LOADER)
     frontend.executed(f"{outer}:{LOADER}", REPORTED)
     frontend.settle(40)
     answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}

@@ -103,6 +103,8 @@ export default {
   other_title: "同じ LoRA をコピーできるテキストで、または一覧で表示します",
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、同じ行と接続の「LoRA をマージ」にします",
+  no_compare: "このマージに「比較」はありません",
+  no_compare_rest: "CLIP と、同じワークフローまたはサブグラフに一つだけの VAE が必要です。",
   nothing_to_merge: "マージするものがありません",
   nothing_to_merge_rest: "LoRA を追加するか、行をオンにしてください。",
   search: "LoRA を検索",

@@ -99,6 +99,8 @@ export default {
   other_title: "将同样的 LoRA 显示为可复制的文本，或显示为列表",
   merge_these: "合并这些",
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
+  no_compare: "此合并没有“比较”",
+  no_compare_rest: "它需要 CLIP，以及同一工作流或子图中唯一的 VAE。",
   nothing_to_merge: "没有可合并的 LoRA",
   nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
