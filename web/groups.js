@@ -13,15 +13,20 @@ function keptSize(group) {
   return [width, drawn === height ? kept : height]; // else somebody has drawn its edge
 }
 
+/** Return which of some nodes a group holds at their own heights, in the size that a workflow keeps. */
+function heldBy(group, nodes) {
+  const [width, height] = keptSize(group);
+  const [left, top] = group.pos;
+  const isIn = ({ pos: [x, y] }) => left <= x && x <= left + width && top <= y;
+  return nodes.filter((node) => isIn(node) && node.pos[1] + (ownHeight(node) ?? node.size[1]) <= top + height + SLACK);
+}
+
 /** Let each group of a graph reach as far down as our nodes do that it holds at their own heights. */
 export function holdAll({ nodes, groups = [] }) {
   for (const group of groups) {
     const [width, kept] = keptSize(group);
-    const [left, top] = group.pos;
-    const ends = nodes
-      .filter(({ pos }) => left <= pos[0] && pos[0] <= left + width && top <= pos[1])
-      .filter((node) => node.pos[1] + ownHeight(node) <= top + kept + SLACK) // others have none
-      .map(({ pos, size }) => pos[1] + size[1] + PADDING - top);
+    const held = heldBy(group, nodes.filter(ownHeight)); // others have none
+    const ends = held.map(({ pos, size }) => pos[1] + size[1] + PADDING - group.pos[1]);
     const height = Math.max(kept, ...ends);
     if (height === group.size[1]) continue;
     if (!given.has(group)) savesKept(group);
@@ -56,9 +61,6 @@ export function shrinkGrown({ nodes, groups = [] }, grown) {
   for (const group of groups) {
     const { before, after } = grown?.[group.id] ?? {};
     if (!isOfSize(group, after)) continue;
-    const isIn = (edges) =>
-      [0, 1].every((axis) => 0 <= edges[axis] - group.pos[axis] && edges[axis] - group.pos[axis] < after[axis]);
-    const held = nodes.map(edgesOf).filter(isIn);
-    group.size = sizeToHold(group, before, held);
+    group.size = sizeToHold(group, before, heldBy(group, nodes).map(edgesOf));
   }
 }
