@@ -3,7 +3,7 @@
 
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
-import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
+import { button, EDGE, html, imageAt, putBeside, sayMade, withFolder } from "./parts.js";
 import { endPeek, face } from "./peek.js";
 import { canName, matching, nameOf, namesakes, similar, versions } from "./rows_text.js";
 import { foundBy, madeOf, wordsOf } from "./triggers.js";
@@ -12,7 +12,7 @@ const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
 const PAGE = 10; // names that the page keys go over
-const EDGE = 4; // pixels from the page's ends
+const GAP = 2; // pixels from its row
 const LEAST = 240; // pixels of the box, which rather covers its row
 const REST = 300; // milliseconds on a name, before the server is asked about it
 const MANY = 40; // names, of which those come first that were chosen last, and before them other versions of one
@@ -266,9 +266,10 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
   document.body.append(box);
   box.showPopover();
   const wanted = show();
-  if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // so that the box does not grow
+  if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // for the names that are still to come
   learn(wanted);
   place(box, anchor.getBoundingClientRect());
+  both.style.height = "";
   field.focus();
 }
 
@@ -286,13 +287,14 @@ function othersSwitch(say, changed) {
   return label;
 }
 
-/** Put a box below a place of the page, or above it where there is more room, inside the page and no higher than that room. */
-function place(box, { left, top, bottom }) {
-  const rooms = [innerHeight - bottom, top].map((room) => room - 2 - EDGE);
-  box.style.maxHeight = `min(60vh, ${Math.max(LEAST, ...rooms)}px)`;
-  const { offsetWidth: width, offsetHeight: height } = box;
-  const isBelow = height <= rooms[0] || rooms[0] >= rooms[1];
-  box.style.left = `${Math.max(EDGE, Math.min(left, innerWidth - width - EDGE))}px`;
-  const y = isBelow ? Math.min(bottom + 2, innerHeight - height - EDGE) : top - height - 2;
-  box.style.top = `${Math.max(EDGE, y)}px`;
+/** Put a box below its row, or above it where there is more room; there it has the room up to the row, or to the page's end. */
+function place(box, row) {
+  const rooms = [row.top, innerHeight - row.bottom].map((room) => room - GAP - EDGE);
+  const limit = (room) => {
+    box.style.maxHeight = `min(60vh, ${Math.max(LEAST, room)}px)`;
+  };
+  limit(Math.max(...rooms));
+  putBeside(box, 1, row, GAP, row.left);
+  const { top } = box.getBoundingClientRect();
+  limit((top < row.top ? row.top - GAP : innerHeight - EDGE) - top);
 }

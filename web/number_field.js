@@ -1,6 +1,6 @@
 // The field of a number in a row: a strength, or a priority.
 
-import { html } from "./parts.js";
+import { backToCanvas, html } from "./parts.js";
 import { numberIn } from "./rows_text.js";
 
 const STEP = 0.05;
@@ -10,7 +10,7 @@ const DRAGGED = 4; // pixels to the side, for a step
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel. A comma is read as a point. Escape, Undo and what is no number give back the number that it had before.
+ * and the wheel. A comma is read as a point. Escape, Undo and what is not such a number give back what it had before.
  *
  * @param {number} value
  * @param {number} least that it may be
@@ -24,13 +24,13 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   const field = html("input", "iteris-number");
   Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
-  let last = value; // that is a number
+  let last = value; // number
   let before = value; // the focus came
   let isMarked = false; // as a whole, by a focus that did not come from the mouse: the first click leaves it so
   const read = () => {
     const number = numberIn(field.value);
     const fits = number >= least && number <= MOST;
-    if (fits) last = field.value;
+    if (fits) last = number;
     const isStrong = fits && least < 0 && Math.abs(number) > UNUSUAL;
     field.classList.toggle("iteris-wrong", !fits);
     field.classList.toggle("iteris-strong", isStrong);
@@ -56,12 +56,13 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   });
   field.addEventListener("change", after);
   const giveBack = () => {
-    if (field.value === before) return;
+    if (field.value === String(before)) return;
     field.value = before;
     take();
     after();
   };
   field.addEventListener("focus", () => {
+    read(); // which takes a mark away
     before = last;
     field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
     field.select();
@@ -69,12 +70,12 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   });
   field.addEventListener("blur", () => {
     delete field.dataset.captureWheel;
-    const number = numberIn(field.value);
-    if (Number.isNaN(number)) giveBack();
-    else if (read() === undefined) {
-      set(number); // the nearest that may be, as in the frontend's own fields
-      after();
-    } else field.value = number; // as it is kept: without a comma, or a "+"
+    const text = field.value;
+    if (read() === undefined) {
+      giveBack();
+      field.classList.add("iteris-wrong");
+      field.title = `${name}\n${say("not_number", { least, most: MOST, text })}`;
+    } else field.value = last; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
     const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
@@ -84,8 +85,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
       giveBack();
       field.select();
     }
-    // as the frontend's own: Tab goes on from here, and Enter changes nothing more
-    if (["Enter", "Escape"].includes(event.key)) field.blur();
+    if (["Enter", "Escape"].includes(event.key)) backToCanvas(field); // as the frontend's own: Enter changes nothing more
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 
 const END = /^(.{12,}?)([-_. ].{5,13}|.{8})$/su; // of a file's name, which does not give way: from a word on
+export const EDGE = 4; // pixels from the page's ends
 const INNERMOST = /^(.*[\\/])(.*)$/s; // of folders
 
 /** Return an element with a text. */
@@ -65,6 +66,38 @@ export function button(className, text, title, act) {
   if (!/\p{L}/u.test(text)) element.ariaLabel = title;
   element.addEventListener("click", act);
   return element;
+}
+
+/** Take the focus to the canvas, or the page's keys would be dead; Tab goes on from where it was. */
+export function backToCanvas(element) {
+  const { canvas } = app.canvas;
+  const end = new AbortController();
+  canvas.focus({ preventScroll: true });
+  canvas.addEventListener("blur", () => end.abort(), end);
+  canvas.addEventListener("keydown", ({ key }) => key === "Tab" && element.focus(), end);
+}
+
+/**
+ * Put a box after a place of the page along an axis, or before it where that has more room, inside the page.
+ *
+ * @param {HTMLElement} box
+ * @param {number} axis 0: at its right or left, 1: below or above it
+ * @param {DOMRect} place
+ * @param {number} gap between them
+ * @param {number} across where the box begins on the other axis
+ */
+export function putBeside(box, axis, place, gap, across) {
+  const pages = [innerWidth, innerHeight];
+  const sizes = [box.offsetWidth, box.offsetHeight];
+  const [before, after] = [
+    ["left", "right"],
+    ["top", "bottom"],
+  ][axis].map((edge) => place[edge]);
+  const rooms = [before, pages[axis] - after].map((room) => room - gap - EDGE);
+  const isAfter = sizes[axis] <= rooms[1] || rooms[0] <= rooms[1];
+  const at = [across, across].with(axis, isAfter ? after + gap : before - gap - sizes[axis]);
+  const [left, top] = at.map((start, i) => `${Math.max(EDGE, Math.min(start, pages[i] - sizes[i] - EDGE))}px`);
+  Object.assign(box.style, { left, top });
 }
 
 /**

@@ -1,6 +1,6 @@
 // What a LoRA's file is: its picture large, and below it what it is for and its words; on a row, where the pointer rests.
 
-import { html, imageAt } from "./parts.js";
+import { html, imageAt, putBeside } from "./parts.js";
 import { about, madeOf, wordsOf } from "./triggers.js";
 
 const REST = 300; // milliseconds on a row, before its file is shown
@@ -58,8 +58,10 @@ export function peek(element, beside, draw) {
       card.append(...draw());
       document.body.append(card);
       card.showPopover();
-      place(card, element, beside);
-      card.addEventListener("load", () => place(card, element, beside), { capture: true }); // of its picture
+      // as high as the part
+      const place = () => putBeside(card, 0, beside.getBoundingClientRect(), GAP, element.getBoundingClientRect().top);
+      place();
+      card.addEventListener("load", place, { capture: true }); // of its picture
     };
     const waiting = setTimeout(show, REST);
     const { signal } = end;
@@ -73,12 +75,4 @@ export function peek(element, beside, draw) {
     // a part that is taken out of the page is never left
     addEventListener("pointermove", () => element.isConnected || hide(), { capture: true, signal });
   });
-}
-
-/** Put a card at the right of a node, or at its left where there is no room, as high as a part of it. */
-function place({ style, offsetWidth: width, offsetHeight: height }, element, beside) {
-  const { left, right } = beside.getBoundingClientRect();
-  const isRight = right + GAP + width <= innerWidth || left - GAP - width < 0;
-  style.left = `${Math.min(isRight ? right + GAP : left - GAP - width, innerWidth - width)}px`;
-  style.top = `${Math.max(4, Math.min(element.getBoundingClientRect().top, innerHeight - height - 4))}px`;
 }

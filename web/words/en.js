@@ -132,6 +132,7 @@ export default {
     "Is it a subject or a style? Its name and words do not tell, so it counts as a subject. Click to confirm, and once more for a style.",
   strength_of: "Strength at which you would use this LoRA alone",
   strength_loader: "Strength of this LoRA",
+  not_number: "Not a number from {least} to {most}: {text}",
   idle: "Strength 0: left out",
   strong: "This is unusually strong: most LoRAs are used at 0.5 to 1.5.",
   prompts: "empty: prompts are made from the file's trigger words",

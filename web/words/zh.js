@@ -126,6 +126,7 @@ export default {
   kind_open: "是主体还是风格？名称和触发词看不出来，因此按主体处理。点击确认为主体，再点一次改为风格。",
   strength_of: "单独使用此 LoRA 时的强度",
   strength_loader: "此 LoRA 的强度",
+  not_number: "不是 {least} 到 {most} 之间的数：{text}",
   idle: "强度为 0：不使用",
   strong: "强得不寻常：多数 LoRA 的强度在 0.5 到 1.5 之间。",
   prompts: "留空：用文件中的触发词生成提示词",
