@@ -110,7 +110,7 @@ class BaselineOptions:
 class MergeConfig:
     """How layers are solved.
 
-    Rivals, see `rivals.METHODS`, take the ranks and the settings of memory from here, `balance` and
+    Rivals, see `rivals`, take the ranks and the settings of memory from here, `balance` and
     `alpha` for the metric of a cut, and `target` for the residuals of the report. The other
     settings are IterIS's own. In formulas, with a task's inputs ``X`` and the student's ``X~``:
 

@@ -4,7 +4,3 @@ All of them work on exact deltas. Methods that use no statistics, and RegMean++,
 sweep. Those that regress on each adapter's inputs take one pass with X~ = X. An answer that is
 not low rank is cut to the requested rank, by its effect on measured inputs.
 """
-
-from .registry import METHODS, Method
-
-__all__ = ["METHODS", "Method"]

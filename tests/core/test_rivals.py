@@ -27,9 +27,9 @@ from iteris_core.engines import engine_of
 from iteris_core.engines.problem import Problem
 from iteris_core.report.fidelity import fidelity
 from iteris_core.report.records import Note
-from iteris_core.rivals import METHODS
 from iteris_core.rivals.data_free import dropped_and_rescaled, tsv_m
 from iteris_core.rivals.layer import Layer
+from iteris_core.rivals.registry import METHODS
 from iteris_core.rivals.search import OutputError, best_scale
 
 TEXT = ("cross_attention.k", "cross_attention.v")
