@@ -43,6 +43,7 @@ LORAS = (2, 4, 8)
 MOST_SAMPLES = 16  # of a call, as in nodes/host/diffusion_model.py
 ROWS = 2  # of a sample
 HALF = 2  # bytes
+WAN_FRAMES = 3  # in latents, of the 9 that a merge measures
 
 
 def plans_of(
@@ -85,6 +86,7 @@ class Case:
         factor: ``memory_usage_factor`` of ComfyUI's class, in its ``supported_models.py``.
         make: Resolution -> the model.
         weight_bytes: Bytes of one weight.
+        frames: Latent frames of a sample.
     """
 
     name: str
@@ -93,10 +95,11 @@ class Case:
     factor: float
     make: Callable[[int], Model]
     weight_bytes: int = HALF
+    frames: int = 1
 
     def formula(self, samples: int) -> float:
         """Return what ComfyUI's ``memory_required`` asks for, with PyTorch's attention."""
-        area = ROWS * samples * (self.resolution // 8) ** 2
+        area = ROWS * samples * self.frames * (self.resolution // 8) ** 2
         return area * HALF * 0.01 * self.factor * 2**20
 
     def samples(self, loras: int) -> int:
@@ -314,6 +317,40 @@ def qwen(resolution: int) -> Model:
     return Model(model, inputs, layers(model, "transformer_blocks.", "_mod"))
 
 
+def wan(resolution: int) -> Model:
+    """The transformer of Wan with 14B, three latent frames and texts of 512 tokens."""
+    from diffusers import WanTransformer3DModel
+
+    model = built(WanTransformer3DModel)
+    side = resolution // 8
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "hidden_states": half(rows, 16, WAN_FRAMES, side, side),
+            "encoder_hidden_states": half(rows, 512, 4096),
+            "timestep": half(rows),
+        }
+
+    return Model(model, inputs, layers(model, "blocks."))
+
+
+def z_image(resolution: int) -> Model:
+    """Z-Image's transformer with texts of 64 tokens; LoRAs on all but the modulations."""
+    from diffusers import ZImageTransformer2DModel
+
+    model = built(ZImageTransformer2DModel)
+    side = resolution // 8
+
+    def inputs(rows: int) -> dict[str, Any]:
+        return {
+            "x": [half(16, 1, side, side)] * rows,
+            "cap_feats": [half(64, 2560)] * rows,
+            "t": half(rows),
+        }
+
+    return Model(model, inputs, layers(model, "layers.", "adaLN"))
+
+
 CASES = (
     Case("SD1.5", "SD1.5", 512, 1.0, sd15),
     Case("SDXL", "SDXL", 512, 0.8, sdxl),
@@ -322,6 +359,8 @@ CASES = (
     Case("Flux.1, fp8", "Flux.1", 512, 3.1, flux, 1),
     Case("Flux.1, fp8", "Flux.1", 1024, 3.1, flux, 1),
     Case("Qwen-Image, fp8", "Qwen-Image", 512, 1.8, qwen, 1),
+    Case("Z-Image", "Z-Image", 512, 1.7, z_image),
+    Case("Wan 14B, fp8", "Wan", 384, 5120 / 2222, wan, 1, WAN_FRAMES),
 )
 
 
@@ -346,12 +385,14 @@ def verdict(counted: Counted, card: float, loras: int) -> str:
 def card_row(counted: Counted, loras: int) -> list[str]:
     case = counted.case
     whole = case.samples(loras) * counted.widest
+    layer = max(layer.beside(0) for layer in counted.layers(loras, "float32").values())
     return [
         case.name,
         f"{case.resolution}",
         f"{loras}",
         f"{ROWS * case.samples(loras)}",
         gb(whole),
+        gb(layer),
         *(verdict(counted, card, loras) for card in CARDS),
     ]
 
@@ -364,7 +405,8 @@ TITLE = (
 
 def table_of(counts: Sequence[Counted]) -> Table:
     """Return what the node decides for each card."""
-    heads = ["model", "pixels", "LoRAs", "rows", "they hold, GB", *(f"{n} GiB" for n in CARDS)]
+    heads = ["model", "pixels", "LoRAs", "rows", "they hold, GB", "the widest layer, GB"]
+    heads += [f"{n} GiB" for n in CARDS]
     return Table(TITLE, heads, [card_row(counted, n) for counted in counts for n in LORAS])
 
 

@@ -141,6 +141,7 @@ def starts_of(loras: int, *, derives: bool) -> Counter[str]:
         assert layer.is_derived == derives
         layer.add(Chunk(blocks), x, y)
         starts.lines.clear()
+        layer.finish()
         layer.solve(solve_layer)
     return starts.lines
 
