@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from iteris_core.config import BaselineOptions
+
 from ..results import Table
 from .bench import Bench
 from .methods import MAIN, Cell, Recipe
@@ -208,12 +210,30 @@ def _polished() -> list[Recipe]:
     ]
 
 
+def _ties() -> list[Recipe]:
+    """Return what is merged by signs, TIES, and what it is held against."""
+
+    def ties(name: str, **options: Any) -> Recipe:
+        return Recipe(name, {"method": "ties", "baseline": BaselineOptions(**options)})
+
+    return [
+        STACKED,
+        BALANCED,
+        *(Recipe(name, {"method": name}) for name in ("average", "np_lora", "mix_of_show")),
+        ties("TIES, the largest 0.5"),
+        ties("TIES, the largest 0.2", density=0.2),
+        ties("DARE, 0.5", thinning="random"),
+        ties("DARE, 0.2", thinning="random", density=0.2),
+    ]
+
+
 COMPARISONS = {
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
     "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
     "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
+    "ties": Comparison(tuple(_ties())),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }
 
