@@ -75,7 +75,7 @@ ASKED: dict[str, str | None] = {
     "a sks robot": ROBOT,
     "a zwx owl": OWL,
     drawn.PROMPT: None,
-    "a black cat in qpr blueprint style": STYLE,
+    "a pile of books in qpr blueprint style": STYLE,
 }
 for _caption, _file in ASKED.items():  # of each the first picture of one seed
     if _file:
@@ -269,7 +269,7 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
             tile = tiles.get(f"{name}, {caption}")
             x = left + column * (side + gap)
             if row == 0:
-                words = textwrap.fill(caption, 18)
+                words = textwrap.fill(caption, max(18, len(caption) // 2 + 3))  # two lines
                 middle = (x + side // 2, line // 2)
                 pen.multiline_text(middle, words, INK, font(18), "mm", 4, "center")
             if tile is None:
@@ -278,7 +278,8 @@ def draw_comparison(tiles: dict[str, Image.Image]) -> Image.Image:
             else:
                 whole.paste(tile.resize((side, side), Image.Resampling.LANCZOS), (x, top))
                 count = right[f"{name}, {caption}"]
-                told = f"right in {count} of {PICTURES}"
+                what = "style right" if ASKED[caption] == STYLE else "right"  # not what is in it
+                told = f"{what} in {count} of {PICTURES}"
                 colour = ACCENT if count > PICTURES // 2 else QUIET
                 pen.text((x + side // 2, top + side + below // 2 - 2), told, colour, font(16), "mm")
     return whole
