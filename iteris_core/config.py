@@ -180,8 +180,7 @@ class MergeConfig:
             le=_MOST_RIDGE,
             title="smoothing",
             description="A larger value keeps the merged LoRA nearer to the average of the LoRAs "
-            "(the ridge, alpha). 1e-4 suits most merges. Use 1e-3 if the base model is not "
-            "protected.",
+            "(the ridge, alpha). 1e-4 suits most merges.",
         ),
     ] = 1e-4
     alpha_cross: Annotated[
@@ -211,8 +210,8 @@ class MergeConfig:
         Field(
             title="reproduce",
             description="What is reproduced at each layer (the target). Whole output: it also "
-            "corrects the drift of the layer's inputs. It is better from three LoRAs on, and "
-            "'together' needs it. What the LoRA adds: as in the paper.",
+            "corrects the drift of the layer's inputs; 'together' needs it. What the LoRA adds: as "
+            "in the paper.",
         ),
     ] = "full_output"
     input_mix: Annotated[
