@@ -104,7 +104,7 @@ export default {
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
   no_compare: "This merge has no Compare",
-  no_compare_rest: "It needs CLIP, and one VAE in the same workflow or subgraph.",
+  no_compare_rest: "It needs one VAE in the same workflow or subgraph.",
   nothing_to_merge: "There is nothing to merge",
   nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",

@@ -104,7 +104,7 @@ export default {
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、同じ行と接続の「LoRA をマージ」にします",
   no_compare: "このマージに「比較」はありません",
-  no_compare_rest: "CLIP と、同じワークフローまたはサブグラフに一つだけの VAE が必要です。",
+  no_compare_rest: "同じワークフローまたはサブグラフに VAE が一つだけ必要です。",
   nothing_to_merge: "マージするものがありません",
   nothing_to_merge_rest: "LoRA を追加するか、行をオンにしてください。",
   search: "LoRA を検索",

@@ -100,7 +100,7 @@ export default {
   merge_these: "合并这些",
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
   no_compare: "此合并没有“比较”",
-  no_compare_rest: "它需要 CLIP，以及同一工作流或子图中唯一的 VAE。",
+  no_compare_rest: "它需要同一工作流或子图中有唯一的 VAE。",
   nothing_to_merge: "没有可合并的 LoRA",
   nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
