@@ -36,7 +36,6 @@ from .starts import starts_of
 
 LORAS = 2
 RANK = 16  # of each
-LEFT_OUT = "SDXL 512"
 # Shares of a rate that are reached.
 IN_FORWARD, IN_PRODUCTS, IN_FACTORS, IN_MEMORY = 0.4, 0.6, 0.1, 0.8
 START = 8e-6  # seconds to start an operation
@@ -289,7 +288,7 @@ def line(merge: Reckoned, card: Card) -> list[object]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    merges = [reckoned(case) for case in CASES if f"{case.name} {case.resolution}" != LEFT_OUT]
+    merges = [reckoned(case) for case in CASES]
     heads = ["model", "card", "a picture, s", "rows drawn", "rows of the sweep", "LoRAs on rows"]
     heads += ["sums", "solve", "starts", "copies", "in pictures", "on two cards"]
     heads += ["on two that share out layers"]
