@@ -168,7 +168,7 @@ class ComfyModel:
                 self._stream,
                 memory_of(model) if self.keeps_runs and not options.are_read else None,
                 call_key,
-                self._folds_rows,
+                lambda path: any(part in path for part in self.row.folded),
             )
 
     def _conds(self, row: DenoiserRow, x: Tensor) -> dict[str, Any]:
@@ -191,9 +191,6 @@ class ComfyModel:
         if self.row.reads_text and re.search(self.row.reads_text, path):
             return TEXT_STREAM
         return stream_of(path, self.row.text_layers)
-
-    def _folds_rows(self, path: str) -> bool:
-        return any(part in path for part in self.row.folded)
 
     def sigmas(self, steps: int) -> Tensor:
         self._levels = comfy.samplers.calculate_sigmas(
@@ -368,7 +365,13 @@ class ComfyModel:
 
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""
-        return self._like(*self.patched(replace(adapter, vectors={})))
+        model, clip = self.patched(replace(adapter, vectors={}))
+        made = ComfyModel(model, clip, keeps_runs=False, start=self.start_picture)
+        self._let_inherit(made.model, made.clip)
+        made.memory_required = self.memory_required
+        if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
+            made.texts = self.texts  # with what they have read
+        return made
 
     def weights_with(self, adapter: Adapter) -> Iterator[PatchedWeight]:
         return self._weights_of(*self.patched(replace(adapter, vectors={})))
@@ -393,14 +396,6 @@ class ComfyModel:
         """
         model.parent = self.model.parent
         clip.patcher.parent = self.clip.patcher.parent
-
-    def _like(self, model: Any, clip: Any) -> ComfyModel:
-        made = ComfyModel(model, clip, keeps_runs=False, start=self.start_picture)
-        self._let_inherit(made.model, made.clip)
-        made.memory_required = self.memory_required
-        if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
-            made.texts = self.texts  # with what they have read
-        return made
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the diffusion model's part as core's LORA_MODEL: a state dict with the model's own
