@@ -3,7 +3,7 @@
 
 import { loadBeside } from "./drawing.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
-import { grownSince, shrinkGrown, sizesOf } from "./groups.js";
+import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
   ends,
@@ -23,6 +23,7 @@ import {
   freeBelow,
   freePlace,
   GAP,
+  groupRound,
   LANE,
   makeRoom,
   PICTURES,
@@ -35,6 +36,7 @@ import { reached } from "./prompt_field.js";
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
+const GROUP_TITLE = 24; // its height; the links above new nodes go below it
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
@@ -165,15 +167,16 @@ export function takeOut(node, canvas) {
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
  * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
- * measure at its cfg.
+ * measure at its cfg. A graph that has groups gets one round what comes with the merge.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
+ * @param {string} title of such a group
  * @param {number} [guidance] that a merge measures at by itself, if that is known
  * @returns {object[]} the merge, and what comes with it
  */
-export function turnInto(node, create, canvas, guidance) {
+export function turnInto(node, create, canvas, title, guidance) {
   const { graph } = node;
   const shown = [];
   asOneChange(canvas, () => {
@@ -190,10 +193,10 @@ export function turnInto(node, create, canvas, guidance) {
     merge.properties[GROWN] = grownSince(sizes);
     set(merge, "loras", loras);
     if (node.pinned) merge.pin(true);
-    const [start, top] = merge.pos;
-    const end = start + merge.size[0];
+    const [edge, top] = merge.pos;
+    const end = edge + merge.size[0];
     const atLeft = (each) => {
-      each.pos = placeIn(graph, start - GAP - each.size[0], each.size[0], top, node);
+      each.pos = placeIn(graph, edge - GAP - each.size[0], each.size[0], top, node);
       graph.add(each);
       return { outputNode: each, output: each.outputs[0] };
     };
@@ -222,8 +225,10 @@ export function turnInto(node, create, canvas, guidance) {
     const compare = vae && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
-    const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
-    const [left, upper] = freePlace(graph, [end + GAP, top], size, compare ? PICTURES : 0);
+    const head = graph.groups?.length ? GROUP_TITLE : 0;
+    const size = [width + save.size[0], head + Math.max(save.size[1], compare ? compare.size[1] : 0)];
+    const [left, start] = freePlace(graph, [end + GAP, top], size, compare ? PICTURES : 0);
+    const upper = start + head;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
     putSave(graph, save, [left + width, upper]);
     const below = top + grown;
@@ -237,6 +242,7 @@ export function turnInto(node, create, canvas, guidance) {
       linkCover(compare, save);
     }
     shown.push(save);
+    if (head) groupRound(graph, compare ? [compare, save] : [save], title, head);
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);
@@ -245,7 +251,7 @@ export function turnInto(node, create, canvas, guidance) {
 
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
- * something else needs it. Where nothing draws with the merge, see `loadBeside`.
+ * something else needs it, and so do the groups of what goes. Where nothing draws with the merge, see `loadBeside`.
  *
  * @param {object} merge
  * @param {string} text the loader's rows
@@ -279,7 +285,9 @@ export function turnBack(merge, text, create, canvas, known) {
     const settings = originOf(merge, "settings")?.outputNode;
     const isItsOwn = settings?.comfyClass === "IterISSettings" && !settings.pinned;
     const isForIt = isItsOwn && takers(graph, settings.outputs).every((taker) => taker === merge);
-    for (const node of [...hanging, merge, ...(isForIt ? [settings] : [])]) {
+    const leaving = [...hanging, merge, ...(isForIt ? [settings] : [])];
+    for (const group of emptiedBy(leaving, graph)) graph.remove(group);
+    for (const node of leaving) {
       node.inputs.forEach((_, i) => node.disconnectInput(i)); // and the points of its links go, too
       graph.remove(node);
     }

@@ -45,6 +45,13 @@ function savesKept(group) {
   };
 }
 
+/** Return the groups that some nodes would leave empty. */
+export const emptiedBy = (leaving, { nodes, groups = [] }) =>
+  groups.filter((group) => {
+    const held = heldBy(group, nodes);
+    return held.length && held.every((node) => leaving.includes(node));
+  });
+
 const isOfSize = (group, size) => keptSize(group).every((length, axis) => length === size?.[axis]);
 
 /** Return the size of each group of a graph, for `grownSince`. */

@@ -47,7 +47,8 @@ export function mergeButton(node, say) {
     if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
     const { guidance } = await aboutModelOf(node);
     if (!node.graph) return; // or it was pressed twice
-    if (!turnInto(node, create, app.canvas, guidance).some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
+    const made = turnInto(node, create, app.canvas, say("see_and_save"), guidance);
+    if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   });
 }
 

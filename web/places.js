@@ -15,7 +15,7 @@ export const HEAD = 50; // of a group, down to where its nodes begin
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const CLEAR = 0.7; // of the page, which no bar covers
 const EDGE = 10; // of the screen, round what is brought into sight
-const READABLE = 0.58; // of the page's scale; below it the canvas writes no letters
+const READABLE = 0.575; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 
 /** Return by how much a merge of the LoRAs of a text grows in a run. */
@@ -81,11 +81,11 @@ function boxOf(nodes) {
 export const sizeToHold = ({ pos }, least, all) =>
   least.map((length, axis) => Math.max(length, ...all.map((edges) => edges[axis + 2] - pos[axis] + PADDING)));
 
-/** Put a group with a title round nodes. */
-export function groupRound(graph, nodes, title) {
+/** Put a group with a title round nodes; above them may be links. */
+export function groupRound(graph, nodes, title, links = 0) {
   const [left, top, right, bottom] = boxOf(nodes);
   const group = new LiteGraph.LGraphGroup(title);
-  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING];
+  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - links];
   group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
   graph.add(group);
 }

@@ -142,7 +142,7 @@ def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture)
     unseen, scale = frontend.page.evaluate(UNSEEN), frontend.page.evaluate("app.canvas.ds.scale")
     frontend.page.set_viewport_size(size)
     assert (unseen, after) == ([], before)
-    assert scale > 0.58, "and read"
+    assert scale >= 0.575, "and read"
     assert frontend.errors == []
 
 
@@ -542,7 +542,8 @@ def test_a_group_that_grew_for_a_merge_is_as_before_once_a_loader_takes_its_plac
     sizes = "app.graph.groups.map(({ size }) => [...size])"
     before = frontend.page.evaluate(sizes)
     merge_these(frontend)
-    assert frontend.page.evaluate(sizes) != before
+    after = frontend.page.evaluate(sizes)
+    assert (len(after), after[:-1] == before) == (len(before) + 1, False), "one is new"
     frontend.load(frontend.workflow(), "saved and opened")
     grown = frontend.page.evaluate(sizes)
     merge = frontend.page.evaluate(f"({ONE})('IterISMerge').id")

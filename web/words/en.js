@@ -53,6 +53,7 @@ export default {
   load_this: "Load this",
   load_this_title:
     "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone; else it comes with nodes that draw, where these are known for the model.",
+  see_and_save: "See and save",
   draw_with: "Draw with {lora}",
   replaced: "Load LoRAs is in the place of the merge",
   replaced_rest: "Ctrl+Z brings the merge back, with all that hung on it.",

@@ -50,6 +50,7 @@ export default {
   load_this: "载入此文件",
   load_this_title:
     "用“载入 LoRA”载入这个文件。若有节点用此合并来画，则取代此合并及只连着它的节点；否则，若知道该模型如何作画，会连同绘图节点一起加入。",
+  see_and_save: "查看并保存",
   draw_with: "用 {lora} 绘图",
   replaced: "合并的位置现在是“载入 LoRA”",
   replaced_rest: "Ctrl+Z 可恢复合并及与其相连的节点。",
