@@ -5,8 +5,8 @@ calibration samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class OutputError:
     Teachers run once, not once per candidate.
 
     Args:
-        problem: The merge; its network's forward returns one entry per row.
+        problem: The merge; its network's forward returns one entry per row, with tensors in it.
         progress: Function that is called before every forward call; may raise to cancel.
 
     Raises:
@@ -122,12 +122,27 @@ class OutputError:
         self.progress()
         with torch.no_grad():
             outputs = answers_of(self.problem.network, adapters, [mix] * len(reads), reads)
-        if not isinstance(outputs, Tensor):
+        found = [outputs] if isinstance(outputs, Tensor) else [*_tensors_in(outputs)]
+        if not found:
             raise CalibrationError(
                 "the network's forward returns no tensor, so there is no output to search a scale "
                 "by"
             )
-        return outputs.detach().cpu().double()
+        every = [tensor.detach().cpu().double() for tensor in found]
+        return every[0] if len(every) == 1 else torch.cat([each.flatten() for each in every])
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in what a network returns, at any depth; text encoders return several."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+    elif is_dataclass(value):
+        yield from _tensors_in(list(vars(value).values()))
 
 
 def _some(samples: Sequence[Sample]) -> list[Sample]:

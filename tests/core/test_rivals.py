@@ -513,6 +513,27 @@ def test_a_search_needs_an_output_that_is_a_finite_tensor(net):
         best_scale(lambda scale: math.inf)
 
 
+def test_a_search_reads_what_text_encoders_return(net):
+    """An entry is no tensor there, but holds some, and others than tensors."""
+    model, adapters, tasks = net
+
+    def forward(rows):
+        outputs = toy.run(model.model, rows)
+        half = outputs.shape[-1] // 2
+        return [{"a": (row[..., :half], None), "b": Parts(row[..., half:])} for row in outputs]
+
+    config = toy.exact(method="task_arithmetic")
+    found = merge(model.network(forward), adapters, tasks, config).adapter
+    expected = merged(net, "task_arithmetic").adapter
+    for path, delta in expected.deltas.items():
+        assert torch.allclose(found.deltas[path].dense(), delta.dense(), rtol=1e-3)
+
+
+@dataclasses.dataclass
+class Parts:
+    tokens: torch.Tensor
+
+
 def test_what_no_rule_can_be_made_of_is_named(net):
     model, adapters, tasks = net
     both = [Task("both", model.samples(2), {0: 1.0, 1: 1.0, 2: 0.5})]
