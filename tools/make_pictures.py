@@ -406,9 +406,10 @@ def add_settings(frontend: browser.Frontend, merge: int) -> int:
 
 
 def small_model(frontend: browser.Frontend, merge: int, compare: int) -> None:
-    """Set what the small model needs: its size and guidance; all else stays as it is by default."""
+    """Set what the small model needs, and the demo's seed; all else stays as it is by default."""
     frontend.set_widgets(add_settings(frontend, merge), resolution=drawn.SIDE, cfg=drawn.CFG)
-    frontend.set_widgets(compare, width=drawn.SIDE, height=drawn.SIDE, cfg=drawn.CFG)
+    size = {"width": drawn.SIDE, "height": drawn.SIDE}
+    frontend.set_widgets(compare, **size, cfg=drawn.CFG, seed=drawn.SEED)
 
 
 def close_news(page: Any) -> None:
