@@ -1,7 +1,7 @@
 """What a merge draws for each of its LoRAs, judged by that LoRA itself.
 
 A diffusion model also tells where a picture comes from. Of a noisy picture, a LoRA's estimate and
-the base model's differ by what the LoRA does there, and the clean picture x is between them:
+the base model's differ by what the LoRA does there; s is how far along this the clean picture x is:
 
     s(x) = <x - base(x_t), lora(x_t) - base(x_t)> / ||lora(x_t) - base(x_t)||^2
 
