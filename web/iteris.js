@@ -21,6 +21,7 @@ import {
   begin,
   beginOpening,
   ifOwn,
+  isLeftOut,
   isLoaded,
   isNew,
   isOver,
@@ -212,7 +213,10 @@ function colourSockets() {
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
 function followRuns() {
   const all = (method) => {
-    for (const node of nodesOf(app.graph)) if (node[method]) ifOwn(node, undefined, () => node[method]());
+    for (const node of nodesOf(app.graph)) {
+      const call = async () => (await isLeftOut(node)) || node[method]();
+      if (node[method]) ifOwn(node, undefined, call);
+    }
   };
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {

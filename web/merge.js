@@ -6,13 +6,14 @@ import { addElement } from "./elements.js";
 import { modelFileOf } from "./fitting.js";
 import { also } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
+import { takers } from "./links.js";
 import { aboutModel, isGone } from "./loras.js";
 import { draw } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
-import { asOneStep, compareWithRun, isLeftOut, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
+import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -151,8 +152,10 @@ export function addReport(node, say) {
     if (!node.graph) return;
     const compare = compareOf(node); // or it was pressed twice
     if (compare) showCompare(compare, app.canvas);
-    else if (canCompare()) asOneStep(() => runAlone(addCompare(node, create, app.canvas, guidance)));
+    else if (canCompare()) asOneStep(() => runNew(addCompare(node, create, app.canvas, guidance)));
   };
+  /** Run a new Compare, and what saves its picture. */
+  const runNew = (compare) => runAlone(compare, ...takers(node.graph, compare.outputs));
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
   compareWithRun(
     node,
@@ -195,9 +198,9 @@ export function addReport(node, say) {
     if (!waiting) requestAnimationFrame(showLive);
     waiting = true;
   };
-  node.endIterisRun = async () => {
+  node.endIterisRun = () => {
     removeProgress(); // of a run that was cancelled or failed; a later one makes its own
-    if (told || (await isLeftOut(node)) || told) return;
+    if (told) return;
     isEarlier = true;
     show();
   };

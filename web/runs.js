@@ -105,9 +105,11 @@ export async function waitingRun() {
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
   if (before < 0) return undefined;
-  const [, , prompt, , outputs] = runs[before];
-  return { prompt: neededFor(prompt, outputs), before };
+  return { prompt: ranOf(runs[before]), before };
 }
+
+/** Return what is run of a prompt as the server has it in its queue and its history. */
+const ranOf = ([, , prompt, , outputs]) => neededFor(prompt, outputs);
 
 /** Take note that a run has begun. */
 export function begin(run) {
@@ -246,11 +248,11 @@ export function compareWithRun(node, hasResult, told) {
   };
 }
 
-/** Run a node with what it needs, and no other one; older frontends run the whole workflow. */
-export async function runAlone(node) {
+/** Run nodes with what they need, and no others; all of the workflow where they are muted, and in older frontends. */
+export async function runAlone(...nodes) {
   const shown = Object.keys((await shownPrompt()) ?? {});
-  const ids = shown.filter((id) => nodeAt(app.graph, id) === node);
-  return app.queuePrompt(0, 1, ids);
+  const ids = shown.filter((id) => nodes.includes(nodeAt(app.graph, id)));
+  return app.queuePrompt(0, 1, ids.length ? ids : undefined);
 }
 
 async function shownPrompt() {
@@ -272,7 +274,8 @@ async function promptOf(run) {
 async function askedOf(run) {
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const queued = [...now, ...later].find(([, id]) => id === run);
-  return queued ? queued[2] : (await answerOf(`/history/${run}`))[run]?.prompt[2];
+  const known = queued ?? (await answerOf(`/history/${run}`))[run]?.prompt;
+  return known && ranOf(known);
 }
 
 /**

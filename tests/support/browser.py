@@ -256,7 +256,7 @@ class Frontend:
 
     def know(self, run: str, prompt: Json, outputs: Json) -> None:
         """Let the server know of one run that has ended, until `forget`."""
-        history = {run: {"prompt": [1, run, prompt, {}, []], "outputs": outputs}}
+        history = {run: {"prompt": [1, run, prompt, {}, [*outputs]], "outputs": outputs}}
         for place in ("**/history?*", f"**/history/{run}"):
             self.page.route(place, lambda route: route.fulfill(json=history))
 

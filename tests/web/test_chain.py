@@ -341,10 +341,12 @@ def test_a_new_compare_gives_a_file_its_cover_again(frontend):
     frontend.settle(40)
     answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
     frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt"):
+    with frontend.page.expect_request("**/prompt") as queued:
         see(frontend)
     frontend.page.unroute("**/prompt")
     prompt = frontend.prompt()
+    alone = queued.value.post_data_json["partial_execution_targets"]
+    assert {prompt[each]["class_type"] for each in alone} == {"IterISCompare", "IterISSave"}
     (save,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "IterISSave")
     (added,) = (key for key, node in prompt.items() if node["class_type"] == "IterISCompare")
     assert save["cover"] == [added, 1]

@@ -619,13 +619,13 @@ def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
 
     mine = [2, "of 55", own, {}, [str(MERGE)]]
     others = [[at, f"other {at}", {}, {}, []] for at in (1, 3)]
-    queue(others[:1], [others[1], mine])
-    expect(line).to_have_count(1)
-    expect(line).to_contain_text("In the queue, 1 before it")
-    queue([mine], others)
-    expect(line).to_have_count(0)
-    queue(others[:1], [[2, "of 55", own, {}, [str(FIRST)]]])
-    expect(line).to_have_count(0)  # of a run that does without the merge
+    without = [2, "of 55", own, {}, [str(FIRST)]]
+    for now, later in (([mine], others), (others[:1], [without])):
+        queue(others[:1], [others[1], mine])
+        expect(line).to_have_count(1)
+        expect(line).to_contain_text("In the queue, 1 before it")
+        queue(now, later)
+        expect(line).to_have_count(0)
     page.unroute("**/queue")
     assert frontend.errors == []
 
@@ -834,6 +834,7 @@ def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     )
     frontend.begin("of_54")
     frontend.executed(MERGE, THREE, run="of_54")
+    frontend.queued("alone_54", [str(FIRST)])
     page.wait_for_function(
         """() => [localStorage, sessionStorage].some((kept) => Object.values(kept).some((each) =>
             ["iteris_made_as", "<lora:third:0.54>"].every((part) => each.includes(part))))"""
@@ -841,6 +842,14 @@ def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     frontend.open()
     expect(page.locator(".iteris-kept")).to_have_count(3)
     expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
+    alone = [0, "alone_54", frontend.prompt(), {}, [str(FIRST)]]
+    busy = {"queue_running": [alone], "queue_pending": []}
+    page.route("**/queue", lambda route: route.fulfill(json=busy))
+    frontend.send("execution_start", prompt_id="alone_54", timestamp=0)
+    frontend.send("execution_interrupted", prompt_id="alone_54")
+    page.unroute("**/queue")
+    frontend.settle()
+    assert page.locator(".iteris-report .iteris-earlier").count() == 0, "the run did without it"
     assert frontend.errors == []
 
 
@@ -1100,6 +1109,9 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
 
     fail("fails_52", str(MERGE))
     expect(failures).to_have_text(["file_name: no"])
+    frontend.begin("alone_52", [str(MERGE)])
+    frontend.settle()
+    expect(failures).to_have_text(["file_name: no"])  # the run did without it
     frontend.begin("next_52")
     expect(failures).to_have_count(0)
 
