@@ -189,7 +189,11 @@ class Compare(io.ComfyNode):
         uses = [lora.use for lora in merged.loras]
         rows, taken = rows_of(prompt, uses)
         check_pictures(rows)
-        base = base_of(merged, model, clip)
+        sent, node_id = cls.hidden.prompt or {}, cls.hidden.unique_id
+        linked = inputs_of(sent, node_id)
+        given = {"model": model, "clip": clip}
+        given = {name: it for name, it in given.items() if it is not None or name in linked}
+        base = base_of(merged, given)
         check_base(base, merged)
         host.check_vae(vae, base)
         loras = read_again(base, merged)
@@ -218,8 +222,7 @@ class Compare(io.ComfyNode):
             Labelled(row.prompt, [names[way] for way in row.ways], [next(drawn) for _ in row.ways])
             for row in rows
         ]
-        sent, node_id = cls.hidden.prompt or {}, cls.hidden.unique_id
-        of_model = merge_of(sent, node_id) if model is None else node_id
+        of_model = node_id if "model" in given else merge_of(sent, node_id)
         texts = texts_upstream(sent, of_model, ["model"])
         facts = [base_name(texts) or base.family.name, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
@@ -249,11 +252,19 @@ def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
     return [(short(found.lora), found.words) for found in kept]
 
 
-def base_of(merged: MergedLora, model: Any, clip: Any) -> host.ComfyModel:
-    """Return the model to draw with: that of the merge, but for a MODEL or CLIP that is given."""
-    if model is None and clip is None:
-        return merged.base
-    return host.ComfyModel(model or merged.base.model, clip or merged.base.clip)
+def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
+    """Return the model to draw with: that of the merge, but for what is connected.
+
+    Args:
+        given: The values of the inputs model and clip that are connected.
+
+    Raises:
+        IterisError: They are nothing that can be drawn with.
+    """
+    own = merged.base
+    if not given:
+        return own
+    return host.ComfyModel(given.get("model", own.model), given.get("clip", own.clip))
 
 
 def base_name(texts: Iterable[str]) -> str:
@@ -324,9 +335,11 @@ def is_drawn_with_itself(prompt: Mapping[str, Any], merge: str) -> bool:
 
 
 def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
-    """Return the node that a Compare gets its merged LoRA from; empty: none."""
-    merged = inputs_of(prompt, compare).get("merged")
-    return str(merged[0]) if isinstance(merged, list) else ""
+    """Return the merge that a Compare gets its merged LoRA from, also through nodes that hand it
+    on; empty: none.
+    """
+    before = upstream(prompt, compare, ("merged",))
+    return next((node for node in before if prompt[node].get("class_type") == "IterISMerge"), "")
 
 
 def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
@@ -355,7 +368,8 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
     if base.family.name != merged.keys.family.name:
         raise IterisError(
             f"the MODEL is {base.family.name}, and the merged LoRA is for "
-            f"{merged.keys.family.name}. Connect one of this family, or none, which is the merge's"
+            f"{merged.keys.family.name}. Connect one of this family, or leave model and clip "
+            "empty: then they are the ones that Merge LoRAs gets"
         )
     if merged.low is not None:
         raise IterisError(

@@ -94,7 +94,7 @@ class MergedLora:
 
     Args:
         adapter: The merged LoRA, in the precision to save.
-        base: The model that the merge got. MODEL and CLIP of the node's outputs hold it, too.
+        base: The model that the merge got, of a pair the high noise one.
         recipe: Recipe of the merge, as JSON.
         loras: The LoRAs that are in it, without their weights.
         loose: Weights of those that are in no file. They are the tensors of the node that a LoRA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _TEXT_NODES = ("PrimitiveString", "PrimitiveStringMultiline")
@@ -49,6 +49,14 @@ def upstream(prompt: Mapping[str, Any], node_id: str, inputs: Sequence[str]) -> 
             seen.add(str(value[0]))
             yield str(value[0])
             waiting += inputs_of(prompt, str(value[0])).values()
+
+
+def needed_for(prompt: Mapping[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+    """Return some nodes of a workflow, and those that they come from, however far back."""
+    found = {str(node) for node in targets}
+    for node in tuple(found):
+        found.update(upstream(prompt, node, tuple(inputs_of(prompt, node))))
+    return {node: given for node, given in prompt.items() if node in found}
 
 
 def text_at(prompt: Mapping[str, Any], value: Any) -> str | None:

@@ -26,6 +26,7 @@ import {
   groupRound,
   LANE,
   makeRoom,
+  PADDING,
   PICTURES,
   placeIn,
   roomFor,
@@ -167,7 +168,7 @@ export function takeOut(node, canvas) {
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
  * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
- * measure at its cfg. A graph that has groups gets one round what comes with the merge.
+ * measure at its cfg. A graph that has groups gets one round Compare and Save.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -225,9 +226,11 @@ export function turnInto(node, create, canvas, title, guidance) {
     const compare = vae && create("IterISCompare");
     const save = create("IterISSave");
     const width = compare ? compare.size[0] + GAP : 0;
-    const head = graph.groups?.length ? GROUP_TITLE : 0;
-    const size = [width + save.size[0], head + Math.max(save.size[1], compare ? compare.size[1] : 0)];
-    const [left, start] = freePlace(graph, [end + GAP, top], size, compare ? PICTURES : 0);
+    const head = compare && graph.groups?.length ? GROUP_TITLE : 0;
+    const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
+    const [right, bottom] = head ? [PADDING, GAP] : [0, 0]; // of the group
+    const wanted = [size[0] + right, head + size[1] + bottom];
+    const [left, start] = freePlace(graph, [end + GAP, top], wanted, compare ? PICTURES : 0);
     const upper = start + head;
     // where they stay: Nodes 2.0 of older frontends draws a node where it was added
     putSave(graph, save, [left + width, upper]);
@@ -242,7 +245,7 @@ export function turnInto(node, create, canvas, title, guidance) {
       linkCover(compare, save);
     }
     shown.push(save);
-    if (head) groupRound(graph, compare ? [compare, save] : [save], title, head);
+    if (head) groupRound(graph, [compare, save], title, head);
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);

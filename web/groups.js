@@ -1,7 +1,7 @@
 // Groups that grow with the nodes they hold, and shrink back.
 
 import { ownHeight } from "./heights.js";
-import { edgesOf, PADDING, sizeToHold } from "./places.js";
+import { edgesOf, meets, PADDING, sizeToHold } from "./places.js";
 
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
 const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
@@ -45,11 +45,11 @@ function savesKept(group) {
   };
 }
 
-/** Return the groups that some nodes would leave empty. */
+/** Return the groups that some nodes would leave empty, but for pinned ones. */
 export const emptiedBy = (leaving, { nodes, groups = [] }) =>
   groups.filter((group) => {
-    const held = heldBy(group, nodes);
-    return held.length && held.every((node) => leaving.includes(node));
+    const met = nodes.filter((node) => meets(node, group));
+    return !group.pinned && met.length && met.every((node) => leaving.includes(node));
   });
 
 const isOfSize = (group, size) => keptSize(group).every((length, axis) => length === size?.[axis]);

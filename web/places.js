@@ -81,11 +81,14 @@ function boxOf(nodes) {
 export const sizeToHold = ({ pos }, least, all) =>
   least.map((length, axis) => Math.max(length, ...all.map((edges) => edges[axis + 2] - pos[axis] + PADDING)));
 
-/** Put a group with a title round nodes; above them may be links. */
-export function groupRound(graph, nodes, title, links = 0) {
+/** Return whether a node and a group have a place in common. */
+export const meets = (node, group) => overlap(edgesOf(node), bordersOf(group));
+
+/** Put a group with a title round nodes, and round a height above them. */
+export function groupRound(graph, nodes, title, above = 0) {
   const [left, top, right, bottom] = boxOf(nodes);
   const group = new LiteGraph.LGraphGroup(title);
-  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - links];
+  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - above];
   group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
   graph.add(group);
 }

@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.utils
 
 from ..progress import WorkClock
+from ..workflow import needed_for
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
@@ -80,18 +81,19 @@ _SENT: ContextVar[Mapping[str, Any]] = ContextVar("iteris_prompt")
 
 
 def note_prompts() -> None:
-    """Keep each workflow that the host is sent until its nodes have been validated."""
+    """Keep what the host is to run of each workflow until its nodes have been validated."""
     from server import PromptServer
 
     def note(sent: dict[str, Any]) -> dict[str, Any]:
-        _SENT.set(sent.get("prompt") or {})
+        prompt, targets = sent.get("prompt") or {}, sent.get("partial_execution_targets")
+        _SENT.set(prompt if targets is None else needed_for(prompt, targets))
         return sent
 
     PromptServer.instance.add_on_prompt_handler(note)
 
 
 def prompt_sent() -> Mapping[str, Any]:
-    """Return the workflow that is being validated, of which the host tells a node's
+    """Return the part of a workflow that is being validated, of which the host tells a node's
     `validate_inputs` no more than its own inputs; empty elsewhere.
     """
     return _SENT.get({})

@@ -156,6 +156,7 @@ def test_cancel_ends_the_drawing(host, workflow, compared):
         host.run(nodes, cancel)
     assert told[0] == 1 and told[-1] < 50
     nodes["40"]["inputs"].update(seed=7, steps=2, prompt="a thing")
+    nodes["40"]["inputs"].update(model=["31", 0], clip=["31", 1])  # the merge's, as if another one
     [image] = host.run(nodes)["outputs"]["40"]["iteris_pictures"]
     again = picture(host, image)
     before = picture(host, compared[0]["40"]["iteris_pictures"][0])

@@ -134,6 +134,9 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     found = refused()
     assert found.startswith(said) if said else found is True
     assert compare.is_drawn_with_itself(prompt, "2") == bool(said)
+    prompt["5"] = {"class_type": "Switch", "inputs": {"any_01": ["2", 3]}}
+    prompt["3"]["inputs"]["merged"] = ["5", 0]
+    assert compare.merge_of(prompt, "3") == "2", "through a node that hands it on"
     assert not compare.is_drawn_with_itself(prompt, "other")
 
 
@@ -203,9 +206,9 @@ def test_the_model_of_the_merge_is_drawn_with_but_for_what_is_connected(merged, 
     replace_host(ComfyModel=lambda *given: given)
     base = types.SimpleNamespace(model="own model", clip="own clip")
     merged = dataclasses.replace(merged, base=base)
-    assert compare.base_of(merged, None, None) is base
-    assert compare.base_of(merged, "another", None) == ("another", "own clip")
-    assert compare.base_of(merged, None, "another") == ("own model", "another")
+    assert compare.base_of(merged, {}) is base
+    assert compare.base_of(merged, {"model": "another"}) == ("another", "own clip")
+    assert compare.base_of(merged, {"clip": None}) == ("own model", None), "a loader without a CLIP"
 
 
 @pytest.mark.parametrize(

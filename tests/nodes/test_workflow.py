@@ -8,7 +8,7 @@ from iteris_pack.nodes.compare import Compare
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.save import SaveMergedLora
-from iteris_pack.nodes.workflow import strings_in, texts_upstream
+from iteris_pack.nodes.workflow import needed_for, strings_in, texts_upstream
 
 ROOT = Path(__file__).parents[2]
 SHARED = [*ROOT.glob("workflows/*.json"), *ROOT.glob("subgraphs/*.json")]
@@ -23,6 +23,19 @@ def test_the_base_model_is_what_the_workflow_names_before_the_merge():
     }
     assert set(texts_upstream(prompt, "5", ("model", "clip"))) == {"sd15.safetensors", "x", "gone"}
     assert list(texts_upstream({}, "5", ("model",))) == []
+
+
+def test_a_run_of_some_nodes_is_these_and_what_they_come_from():
+    """So that a Save that is left out refuses no merge."""
+    prompt = {
+        "1": {"inputs": {"ckpt_name": "sd15.safetensors"}},
+        "2": {"inputs": {"model": ["1", 0]}},
+        "3": {"inputs": {"merged": ["2", 3]}},
+        "12:4": {"inputs": {"merged": ["2", 3]}},
+    }
+    assert list(needed_for(prompt, ["12:4"])) == ["1", "2", "12:4"]
+    assert needed_for(prompt, ["3", "12:4"]) == prompt
+    assert needed_for(prompt, ["gone"]) == {}
 
 
 def test_texts_are_found_at_any_depth():

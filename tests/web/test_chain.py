@@ -308,7 +308,7 @@ def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, 
     load_plain(frontend)
     into_subgraph(frontend, LOADER)
     frontend.page.locator(".iteris-merge-these").press("Enter")
-    frontend.page.get_by_text("It needs one VAE").wait_for()
+    frontend.page.get_by_text("It needs exactly one VAE").wait_for()
     picture(frontend, "no_compare")
     made = frontend.page.evaluate("app.canvas.graph.nodes.map(({ type }) => type).sort()")
     assert made == ["IterISMerge", "IterISSave"]

@@ -52,7 +52,7 @@ export default {
   file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
   load_this: "Load this",
   load_this_title:
-    "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone; else it comes with nodes that draw, where these are known for the model.",
+    "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",
   see_and_save: "See and save",
   draw_with: "Draw with {lora}",
   replaced: "Load LoRAs is in the place of the merge",
@@ -105,7 +105,7 @@ export default {
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
   no_compare: "This merge has no Compare",
-  no_compare_rest: "It needs one VAE in the same workflow or subgraph.",
+  no_compare_rest: "It needs exactly one VAE in the same workflow or subgraph.",
   nothing_to_merge: "There is nothing to merge",
   nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",
