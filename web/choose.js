@@ -268,8 +268,8 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
   const wanted = show();
   if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // for the names that are still to come
   learn(wanted);
-  place(box, anchor.getBoundingClientRect());
-  both.style.height = "";
+  const isAbove = place(box, anchor.getBoundingClientRect());
+  if (!isAbove) both.style.height = ""; // above its row, it would end far from there
   field.focus();
 }
 
@@ -287,7 +287,7 @@ function othersSwitch(say, changed) {
   return label;
 }
 
-/** Put a box below its row, or above it where there is more room; there it has the room up to the row, or to the page's end. */
+/** Put a box below its row, or above it where there is more room; there it has the room up to the row, or to the page's end. Return whether it is above. */
 function place(box, row) {
   const rooms = [row.top, innerHeight - row.bottom].map((room) => room - GAP - EDGE);
   const limit = (room) => {
@@ -296,5 +296,7 @@ function place(box, row) {
   limit(Math.max(...rooms));
   putBeside(box, 1, row, GAP, row.left);
   const { top } = box.getBoundingClientRect();
-  limit((top < row.top ? row.top - GAP : innerHeight - EDGE) - top);
+  const isAbove = top < row.top;
+  limit((isAbove ? row.top - GAP : innerHeight - EDGE) - top);
+  return isAbove;
 }

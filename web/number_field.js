@@ -18,13 +18,13 @@ const DRAGGED = 4; // pixels to the side, for a step
  * @param {string} name that it is called by
  * @param {(number: number) => void} changed at each number that is written
  * @param {() => void} [after] a change is done
- * @returns {HTMLInputElement}
+ * @returns {HTMLInputElement} its `show` takes a number that is written elsewhere
  */
 export function numberField(value, least, say, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
   Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
-  let last = value; // number
+  let last = value;
   let before = value; // the focus came
   let isMarked = false; // as a whole, by a focus that did not come from the mouse: the first click leaves it so
   const read = () => {
@@ -122,6 +122,10 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     const stop = new AbortController();
     field.addEventListener("pointermove", follow, { signal: stop.signal });
     for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, end, { signal: stop.signal });
+  };
+  field.show = (number) => {
+    field.value = number;
+    read();
   };
   read();
   return field;

@@ -68,12 +68,13 @@ export function button(className, text, title, act) {
   return element;
 }
 
-/** Take the focus to the canvas, or the page's keys would be dead; Tab goes on from where it was. */
+/** Take the focus to the canvas, or the page's keys would be dead; Tab goes on from where it was, until the next click. */
 export function backToCanvas(element) {
   const { canvas } = app.canvas;
   const end = new AbortController();
   canvas.focus({ preventScroll: true });
   canvas.addEventListener("blur", () => end.abort(), end);
+  addEventListener("pointerdown", () => end.abort(), { signal: end.signal, capture: true });
   canvas.addEventListener("keydown", ({ key }) => key === "Tab" && element.focus(), end);
 }
 

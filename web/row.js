@@ -69,20 +69,25 @@ export function drawRow(view, place) {
     kind.classList.toggle("iteris-unsaid", !row.kind);
     kind.classList.toggle("iteris-wanted", isOpenQuestion);
   };
+  let isBoth = false; // the strength is that on the text encoder, too
   const strength = numberField(
     row.model,
     -MOST,
     say,
     say(isMeasured(view) ? "strength_of" : "strength_loader"),
     (model) => {
-      const { row: now } = view.entries[place];
-      const isBoth = now.clip === now.model;
       view.write(place, isBoth ? { model, clip: model } : { model });
-      if (isBoth && body) body.clip.value = model;
+      if (isBoth) body?.clip.show(model);
       showIdle();
     },
     view.keep,
   );
+  for (const start of ["focus", "pointerdown"])
+    strength.addEventListener(start, () => {
+      if (start !== "focus" && document.activeElement === strength) return; // in the middle of a number they may meet
+      const { row: now } = view.entries[place];
+      isBoth = now.clip === now.model;
+    });
   strength.addEventListener("keydown", ({ key, shiftKey, ctrlKey, metaKey }) => {
     if (key !== "Enter" || ctrlKey || metaKey) return;
     const column = [...view.list.querySelectorAll(".iteris-row-head > .iteris-number")];

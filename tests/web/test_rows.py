@@ -29,7 +29,8 @@ def merge_of(text, **more):
 def answer(route):
     """Answer as the server does for files of several families, the first with a picture beside."""
     name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
-    family = {**FAMILIES, **UNSEEN}.get(name, "")  # other tests save files, too
+    known = {**FAMILIES, **UNSEEN}
+    family = "SDXL" if name.startswith("xl_") else known.get(name, "")  # other tests save files
     facts = {
         "name": name,
         "base": family,
@@ -223,6 +224,13 @@ def test_escape_and_undo_give_a_strength_back_and_the_wheel_changes_it(rows):
             rows.page.keyboard.press("Tab")
             expect(at(rows, 0, "opener")).to_be_focused()
             assert at(rows, 0, "prompts").count() == 1, "the row stays open"
+    rows.page.keyboard.press("Escape")
+    rows.page.mouse.click(250, 800)
+    rows.page.keyboard.press("Tab")
+    rows.settle()
+    is_focused = "shown => shown.closest('.iteris-row').contains(document.activeElement)"
+    assert not strength.evaluate(is_focused), "the user is elsewhere by now"
+    strength.click()
     rows.page.keyboard.press("Control+z")
     assert text_of(rows) == TEXT
     strength.hover()
@@ -232,6 +240,32 @@ def test_escape_and_undo_give_a_strength_back_and_the_wheel_changes_it(rows):
     assert rows.page.evaluate(scale) == before, "the canvas does not zoom"
     rows.page.keyboard.press("Escape")
     assert text_of(rows) == TEXT
+
+
+def test_a_strength_on_the_text_encoder_is_that_on_the_model_unless_they_differ(rows):
+    at(rows, 0, "opener").click()
+    strength = at(rows, 0, "number").first
+    clip = at(rows, 0, "row-body").get_by_role("spinbutton", name="Text strength")
+    clip.fill("abc")
+    clip.blur()
+    assert "iteris-wrong" in clip.get_attribute("class")
+    strength.fill("0.7")
+    expect(clip).to_have_value("0.7")
+    assert "iteris-wrong" not in clip.get_attribute("class")
+    assert "abc" not in clip.get_attribute("title")
+    clip.fill("0.5")
+    strength.click()
+    rows.page.keyboard.type("0.55")  # by way of 0.5
+    assert "<lora:first:0.55:0.5> subject" in text_of(rows)
+    rows.page.keyboard.press("Escape")
+    assert "<lora:first:0.7:0.5> subject" in text_of(rows)
+    box = strength.bounding_box()
+    x, y = box["x"] + 20, box["y"] + 8
+    rows.page.mouse.move(x, y)
+    rows.page.mouse.down()
+    rows.page.mouse.move(x - 24, y, steps=24)
+    rows.page.mouse.up()
+    assert "<lora:first:0.4:0.5> subject" in text_of(rows)
 
 
 def test_enter_goes_down_the_strengths_of_the_rows_and_back(rows):
@@ -662,6 +696,24 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
     for route in slow[3:]:
         answer(route)
     rows.page.unroute("**/iteris/lora?*", wait)
+    for route in ("**/models/loras", "**/iteris/model?*"):
+        rows.page.unroute(route)
+
+
+@IN_ONE
+def test_a_list_above_its_row_ends_there_also_where_few_of_many_files_fit(rows, picture):
+    files = [f"{name}.safetensors" for name in FAMILIES]
+    files += [f"xl_{number}.safetensors" for number in range(60)]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    load_merge_on_a_model(rows)
+    rows.show(MERGE, left=300, top=700)
+    add = rows.page.locator(".iteris-add")
+    add.press("Enter")
+    expect(rows.page.get_by_text("Reading files")).to_have_count(0)
+    expect(rows.page.locator(".iteris-option")).to_have_text(["first", "second"])
+    picture(rows, "rows_choose_above")
+    box = rows.page.locator(".iteris-choice").bounding_box()
+    assert 0 <= add.bounding_box()["y"] - box["y"] - box["height"] <= 4
     for route in ("**/models/loras", "**/iteris/model?*"):
         rows.page.unroute(route)
 
