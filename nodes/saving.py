@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .sockets import MergedLora
 _LARGEST_DIFFERENCE = (
     0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
 )
-_ALREADY = "already saved: this file has the same content, so no copy was written"
+_ALREADY = "already saved: this merge is in the file, so no copy was written"
 _TRIES = 100  # at names that others take at the same time
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
@@ -160,14 +160,18 @@ def why_numbered(wanted: Path, found: Container[Path], ends: Sequence[str]) -> l
 
 
 def is_saved(path: Path, merged: MergedLora, how: How) -> bool:
-    """Whether a file is, byte by byte, what `save` would write under its name."""
+    """Whether a file is, byte by byte, what `save` would write under its name, but for its cover:
+    nobody wants all of a merge again for another picture of it.
+    """
     from ..iteris_core.errors import AdapterError
     from ..iteris_core.files.tensors import read_header
     from ..iteris_core.files.writing import blocks_of
 
-    metadata = metadata_for(path, merged, how.thumbnail)
     try:
-        if not (metadata or {}).items() <= read_header(path)[1].items():  # most end here
+        found = read_header(path)[1]
+        how = replace(how, thumbnail=found.get("modelspec.thumbnail", ""))
+        metadata = metadata_for(path, merged, how.thumbnail) or {}
+        if not metadata.items() <= found.items():  # most end here
             return False
         content = memoryview(path.read_bytes())
     except (AdapterError, OSError):

@@ -110,17 +110,17 @@ def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, repl
     for more in ({}, {"recipe": "[1]"}, {"recipe": "[1]", **grey}):
         saving(**more)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
-    assert len(files) == 4, "three files, and a preview"
-    of_names = {"a": {}, "a_02": {"recipe": "[1]"}, "a_03": {"recipe": "[1]", **grey}}
+    assert len(files) == 3, "two files, and a preview: another cover is no other merge"
+    of_names = {"a": {}, "a_02": {"recipe": "[1]", **grey}}
     for name, more in of_names.items():
         assert saving(**more).stem == name
         assert saving.shown[-1][1].startswith("already saved")
-    assert saving.shown[-1][-1] == "beside it: a_03.preview.png"
+    assert saving.shown[-1][-1] == "beside it: a_02.preview.png"
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert len(list((tmp_path / "loras").iterdir())) == 4
+    assert len(list((tmp_path / "loras").iterdir())) == 3
     broken = tmp_path / "loras" / "a.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1] + b"x")
-    assert saving().stem == "a_04", "a file of other content is not the merge"
+    assert saving().stem == "a_03", "a file of other content is not the merge"
     replace_host(saves_metadata=lambda: False)
     assert [saving("plain").stem for _ in range(2)] == ["plain", "plain"]
 
