@@ -37,6 +37,7 @@ import { reached } from "./prompt_field.js";
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
+const GROUP_COLOUR = "#4f7a52"; // as in our templates
 const GROUP_TITLE = 24; // its height; the links above new nodes go below it
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
@@ -245,7 +246,7 @@ export function turnInto(node, create, canvas, title, guidance) {
       linkCover(compare, save);
     }
     shown.push(save);
-    if (head) groupRound(graph, [compare, save], title, head);
+    if (head) groupRound(graph, [compare, save], title, head, GROUP_COLOUR);
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);

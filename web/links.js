@@ -78,12 +78,13 @@ export function freeLane(graph, axis, at, step, way, but) {
 
 export const originOf = (node, name) => ends(node.graph, [node.inputs.find((input) => input.name === name)?.link])[0];
 
-/** Return where the VAE of a MODEL comes from: its loader, or the one place of the graph that gives one. */
+/** Return where the VAE of a MODEL comes from: its loader, or the one place of the graph, or into it, that gives one. */
 export function vaeOf(graph, model) {
-  const given = ({ outputs = [] }) => outputs.filter(({ type }) => type === "VAE");
-  const from = (node) => given(node).map((output) => ({ outputNode: node, output }));
+  const given = (slots = []) => slots.filter(({ type }) => type === "VAE");
+  const from = (node) => given(node.outputs).map((output) => ({ outputNode: node, output }));
   const beside = model?.outputNode ? from(model.outputNode) : [];
-  const all = beside.length ? beside : graph.nodes.flatMap(from);
+  const into = graph.inputNode ? given(graph.inputs).map((subgraphInput) => ({ subgraphInput })) : [];
+  const all = beside.length ? beside : [...graph.nodes.flatMap(from), ...into];
   return all.length === 1 ? all[0] : undefined;
 }
 

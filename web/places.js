@@ -85,11 +85,12 @@ export const sizeToHold = ({ pos }, least, all) =>
 export const meets = (node, group) => overlap(edgesOf(node), bordersOf(group));
 
 /** Put a group with a title round nodes, and round a height above them. */
-export function groupRound(graph, nodes, title, above = 0) {
+export function groupRound(graph, nodes, title, above = 0, color = null) {
   const [left, top, right, bottom] = boxOf(nodes);
   const group = new LiteGraph.LGraphGroup(title);
   group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - above];
   group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
+  group.color = color ?? group.color;
   graph.add(group);
 }
 

@@ -316,6 +316,24 @@ def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, 
     assert frontend.errors == []
 
 
+def test_a_vae_that_comes_into_a_subgraph_is_compares(in_renderer, picture):
+    frontend = in_renderer
+    load_plain(frontend)
+    outer = into_subgraph(frontend, "7", LOADER)
+    frontend.page.locator(".iteris-merge-these").press("Enter")
+    frontend.page.wait_for_function(
+        "app.canvas.graph.nodes.some(({ type }) => type === 'IterISSave')"
+    )
+    frontend.settle(40)
+    picture(frontend, "vae_from_outside")
+    nodes = frontend.prompt().values()
+    (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
+    merged, slot = compare["merged"]
+    assert (compare["vae"], merged.split(":")[0], slot) == (["1", 2], str(outer), 3)
+    frontend.page.evaluate("app.canvas.setGraph(app.graph)")
+    assert frontend.errors == []
+
+
 def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
     load_plain(frontend, "IterISMerge")
     outer = into_subgraph(frontend, "1", LOADER)
