@@ -22,7 +22,7 @@ function linesOf(text, saved = []) {
   }
   return files.flatMap(([path, proof, ...facts]) => [
     ...pathOf(path),
-    ...(facts.length ? [html("div", "", facts.join("\n"))] : []),
+    ...facts.map((fact) => html("div", "iteris-fact", fact)),
     html("div", "iteris-quiet iteris-small", proof),
   ]);
 }
