@@ -29,21 +29,23 @@ function remember(name) {
 }
 
 /**
- * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused.
+ * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused. The
+ * field is there at once, or what is typed until the names come would go to the page's hotkeys.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
- * @param {object} offer
- * @param {number} [offer.row] the number of the row that it is for
- * @param {string[]} offer.names
- * @param {string[]} offer.fits families whose LoRAs fit the model; none: that is not known, and all are listed
- * @param {string} [offer.now] the name that is chosen now
- * @param {string} [offer.lost] the name that is written now, of which there is no file
- * @param {Set<string>} offer.taken names that are chosen elsewhere
- * @param {boolean} offer.several whether Shift chooses one, and leaves the list open for more
+ * @param {object} to
+ * @param {number} [to.row] the number of the row that it is for
+ * @param {boolean} to.several whether Shift chooses one, and leaves the list open for more
+ * @param {Promise<object>} offering
+ * @param {string[]} offering.names
+ * @param {string[]} offering.fits families whose LoRAs fit the model; none: that is not known, and all are listed
+ * @param {string} [offering.now] the name that is chosen now
+ * @param {string} [offering.lost] the name that is written now, of which there is no file
+ * @param {Set<string>} offering.taken names that are chosen elsewhere
  * @param {(word: string, values?: object) => string} say
  * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
-export function choose(anchor, { row, names, fits, now, lost, taken, several }, say, chosen) {
+export function choose(anchor, { row, several }, offering, say, chosen) {
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -58,9 +60,15 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     return families.get(name);
   };
   const isWhole = (name) => !lastAboutLora(name)?.error;
+  let isOffered = false; // the names are there
+  let [names, fits, now, taken] = [[], [], undefined, new Set()];
+  let alike = new Set(); // see `namesakes`
+  let ahead = []; // names that come first
   let found = []; // names that can be chosen, of which the first are listed
   let marked; // a name
-  let wished = now ? [now] : similar(lost ?? "", names); // the first that is listed is to be marked
+  let wished = []; // the first of these that is listed is to be marked
+  let isSettled = false; // no file that is still to come would be marked instead
+  let entered; // Enter was pressed before that: whether with Shift
   let isOwn = false; // the mark, the user's
   let seen; // the name whose picture is shown large
   let isDone = false; // a name is chosen, and no more are
@@ -72,10 +80,6 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
   field.role = "combobox";
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
-  const alike = namesakes(names);
-  const isFree = (name) => names.includes(name) && !taken.has(name);
-  const likely = [...(now ? versions(now, names) : wished), ...remembered().filter(isFree)];
-  const ahead = names.length < MANY ? [] : [...new Set(likely)];
   const take = (name, isMore) => {
     if (!canName(name)) {
       rest.textContent = say("no_row_name", { name });
@@ -116,7 +120,8 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     see(name);
   };
   const mark = (name) => {
-    isOwn = true;
+    isOwn = name !== undefined;
+    entered = undefined;
     light(name);
   };
   const optionOf = (name) => {
@@ -169,7 +174,7 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     const unknown = matching(matches.slice(0, 1), field.value).length // those found by name come first
       ? []
       : names.filter((name) => lastAboutLora(name) === undefined);
-    const waiting = unread.length + unknown.length;
+    const waiting = isOffered ? unread.length + unknown.length : 1;
     found = offered;
     const wanted = found.slice(0, MOST).map(optionOf);
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
@@ -187,12 +192,15 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     const isNew = (name) => isFit(name) && !taken.has(name);
     const wish = wished.find((name) => found.includes(name) && (name === now || isFit(name)));
     const typed = field.value.trim().toLowerCase();
-    const exact = found.find((name) => nameOf(name).toLowerCase() === typed);
+    const isTyped = (name) => nameOf(name).toLowerCase() === typed;
+    const exact = found.find(isTyped);
     const best = exact ?? wish ?? found.find(isNew) ?? found.find(isFit) ?? found[0];
     if (!(isOwn && found.includes(marked)) && marked !== best) {
       light(best);
       options.get(best)?.scrollIntoView({ block: "nearest" });
     }
+    isSettled = !waiting || !!exact || (found.some(isNew) && !unread.some(isTyped));
+    if (isSettled && entered !== undefined) enter(entered);
     return [...[...found, ...unread].slice(0, MOST), ...unknown];
   };
   const shownInstead = (count) =>
@@ -216,9 +224,15 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
       for (const name of next) if (options.has(name)) dress(name);
     }
   };
+  const enter = (isMore) => {
+    entered = undefined;
+    if (!isSettled && !isOwn && field.value.trim()) entered = isMore;
+    else if (found.length) take(marked, isMore);
+  };
   const search = () => {
     isOwn = false;
     wished = [];
+    entered = undefined;
     const wanted = show();
     found.slice(0, MOST).forEach(dress);
     learn(wanted);
@@ -231,7 +245,7 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     PageUp: () => mark(move(-PAGE)),
     Home: () => mark(move(-Infinity)),
     End: () => mark(move(Infinity)),
-    Enter: (isMore) => found.length && take(marked, isMore),
+    Enter: enter,
     Tab: (isBack) => {
       const stops = [...box.querySelectorAll("input, button")];
       stops.at((stops.indexOf(document.activeElement) + (isBack ? -1 : 1)) % stops.length).focus();
@@ -247,6 +261,7 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
     const isButtons = event.key === "Enter" && event.target !== field;
     if (!keys[event.key] || event.isComposing || isButtons) return;
     event.preventDefault();
+    if (event.key === "Enter" && event.repeat) return; // held since it has opened the list
     keys[event.key](event.shiftKey);
     options.get(marked)?.scrollIntoView({ block: "nearest" });
   });
@@ -254,23 +269,39 @@ export function choose(anchor, { row, names, fits, now, lost, taken, several }, 
   box.addEventListener("toggle", ({ newState }) => {
     if (newState === "open") return;
     box.remove();
-    if (!isDone) anchor.focus();
+    if (!isDone && !document.querySelector(".iteris-choice")) anchor.focus(); // a double click opens a second one
   });
   const both = html("div", "iteris-found");
   both.append(list, picture);
   box.append(field, both, rest);
   const foot = html("div", "iteris-foot");
-  foot.append(...(fits.length ? [others] : []), ...(several ? [html("span", "iteris-quiet", say("several"))] : []));
+  if (several) foot.append(html("span", "iteris-quiet", say("several")));
   box.append(foot);
+  const at = anchor.getBoundingClientRect();
   endPeek();
   document.body.append(box);
   box.showPopover();
-  const wanted = show();
-  if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // for the names that are still to come
-  learn(wanted);
-  const isAbove = place(box, anchor.getBoundingClientRect());
-  if (!isAbove) both.style.height = ""; // above its row, it would end far from there
+  show();
+  place(box, at);
   field.focus();
+  offering.then((told) => {
+    if (!box.isConnected) return;
+    isOffered = true;
+    ({ names, fits, now, taken } = told);
+    alike = namesakes(names);
+    const likest = now ? [now] : similar(told.lost ?? "", names);
+    const isFree = (name) => names.includes(name) && !taken.has(name);
+    const likely = [...(now ? versions(now, names) : likest), ...remembered().filter(isFree)];
+    if (names.length >= MANY) ahead = [...new Set(likely)];
+    if (!field.value.trim()) wished = likest;
+    if (fits.length) foot.prepend(others);
+    const wanted = show();
+    if (isDone) return;
+    if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // for the names that are still to come
+    learn(wanted);
+    const isAbove = place(box, at);
+    if (!isAbove) both.style.height = ""; // above its row, it would end far from there
+  });
 }
 
 /** Return what lists files for other models, too. */

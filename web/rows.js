@@ -269,21 +269,9 @@ class Rows {
     }
   }
 
-  async chooseFile(anchor, place) {
-    const mine = {};
-    this.choosing = mine; // a double click opens one list
-    forget();
-    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
-    if (mine !== this.choosing) return;
-    for (const node of nodesOf(app.graph)) node.learnIterisFiles?.(); // files may have come and gone
-    const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
-    const now = chosen[place];
-    const lost = now ? "" : this.entries[place]?.row.name;
-    const taken = new Set(chosen.filter((file, at) => file && at !== place));
-    const isNew = place === undefined;
+  chooseFile(anchor, place) {
     const row = this.drawn().indexOf(place) + 1;
-    const offered = { row, names: names ?? [], fits: about?.fits ?? [], now, lost, taken, several: isNew };
-    choose(anchor, offered, this.say, (file, isOpen) => {
+    choose(anchor, { row, several: place === undefined }, this.offered(place), this.say, (file, isOpen) => {
       const wanting = place ?? this.wanting();
       if (wanting === undefined)
         this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
@@ -297,6 +285,18 @@ class Rows {
       this.focus(wanting ?? this.entries.length - 1, "iteris-lora");
       this.chooseNext(wanting);
     });
+  }
+
+  /** Return what can be chosen for a row, or for a new one, see `choose`. */
+  async offered(place) {
+    forget();
+    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    for (const node of nodesOf(app.graph)) node.learnIterisFiles?.(); // files may have come and gone
+    const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
+    const now = chosen[place];
+    const lost = now ? "" : this.entries[place]?.row.name;
+    const taken = new Set(chosen.filter((file, at) => file && at !== place));
+    return { names: names ?? [], fits: about?.fits ?? [], now, lost, taken };
   }
 
   /** Return the first row, after another one, whose file is still to be chosen; undefined: there is none. */

@@ -371,6 +371,54 @@ def test_a_file_that_is_added_goes_into_an_empty_row_first(rows):
     assert len(text_of(rows).splitlines()) == 4, "one that is switched off stays empty"
 
 
+def test_what_is_typed_before_the_names_come_is_searched_and_enter_waits_for_it(rows, picture):
+    page, held = rows.page, []
+    load_merge_on_a_model(rows, TEXT)
+    files = [f"{name}.safetensors" for name in ("a_new_2", "first", "new_2", "second")]
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/models/loras", hold)
+    field, option = page.locator(".iteris-search"), page.locator(".iteris-option")
+
+    def come():
+        while not held:
+            rows.settle()
+        while held:
+            held.pop().fulfill(json=files)
+            rows.settle()
+
+    # as fast as the page takes them; "r" and "w" are hotkeys of the page
+    at(rows, 0, "lora").click()
+    page.keyboard.type("new_2")
+    page.keyboard.press("Enter")
+    expect(field).to_be_focused()
+    expect(field).to_have_value("new_2")
+    picture(rows, "rows_choose_waiting")
+    assert text_of(rows) == TEXT, "nothing is chosen yet"
+    come()
+    expect(page.locator(".iteris-choice")).to_have_count(0)
+    assert text_of(rows).startswith("<lora:new_2:0.8>"), "not the one before it"
+
+    page.locator(".iteris-add").press("Enter")
+    page.keyboard.press("Enter")  # of nothing
+    page.keyboard.press("ArrowDown")
+    page.keyboard.type("sec")
+    come()
+    expect(option).to_have_text(["second"])
+    expect(option).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")
+    expect(page.locator(".iteris-add")).to_be_focused()
+    assert len(text_of(rows).splitlines()) == 3
+    at(rows, 0, "lora").click()
+    come()
+    expect(option.nth(2)).to_have_attribute("aria-selected", "true")  # what the row has
+    page.keyboard.press("Escape")
+    for route in ("**/models/loras", "**/iteris/model?*"):
+        page.unroute(route)
+
+
 @IN_ONE
 def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     rows.page.locator(".iteris-add").click()
