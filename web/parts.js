@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 
-const END = /^(.{12,}?)([-_. ].{5,13}|.{8})$/su; // of a file's name, which does not give way: from a word on
+const END = /^(.{12,}?)([-_. ].{2,8}|.{8})$/su; // of a file's name, which does not give way: from a word on
 export const EDGE = 4; // pixels from the page's ends
 const INNERMOST = /^(.*[\\/])(.*)$/s; // of folders
 
