@@ -297,7 +297,8 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
     if (fits.length) foot.prepend(others);
     const wanted = show();
     if (isDone) return;
-    if (wanted.length > found.length) both.style.height = `${names.length * LINE}px`; // for the names that are still to come
+    const room = Math.max(both.offsetHeight, names.length * LINE); // for the names that are still to come
+    if (wanted.length > found.length) both.style.height = `${room}px`;
     learn(wanted);
     const isAbove = place(box, at);
     if (!isAbove) both.style.height = ""; // above its row, it would end far from there
