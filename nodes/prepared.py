@@ -55,7 +55,7 @@ class Prepared:
         adapter, low = self.base.halves(result.adapter)
         return MergedLora(
             adapter,
-            host.ComfyModel(self.base.model, self.base.clip),  # without the texts that it has read
+            self.base.fresh(),
             json.dumps(result.report.settings),
             tuple(lora.without_weights() for lora in self.job.loras),
             self.loose,

@@ -363,6 +363,10 @@ class ComfyModel:
         read = adapter.select(lambda path: path not in misread)
         proof.prove_reading(read, self._weights_of(model, clip))
 
+    def fresh(self) -> ComfyModel:
+        """Return the model, of a pair the high noise one, without the texts that it has read."""
+        return ComfyModel(self.model, self.clip)
+
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""
         model, clip = self.patched(replace(adapter, vectors={}))

@@ -96,6 +96,9 @@ class ComfyModel:
     def halves(self, adapter):
         return adapter, None
 
+    def fresh(self):
+        return self
+
     def lora_model_tensors(self, adapter):
         return {}
 
