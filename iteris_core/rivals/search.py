@@ -5,8 +5,8 @@ calibration samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..errors import CalibrationError
 from ..network import in_calls
 from ..progress import nobody
 from ..report.fidelity import not_finite
+from ..rows.frames import tensors_in, within_reach
 from ..rows.wearing import answers_of, worn_delta
 from ..tasks import Sample, Task
 
@@ -122,7 +123,7 @@ class OutputError:
         self.progress()
         with torch.no_grad():
             outputs = answers_of(self.problem.network, adapters, [mix] * len(reads), reads)
-        found = [outputs] if isinstance(outputs, Tensor) else [*_tensors_in(outputs)]
+        found = list(tensors_in(outputs, within_reach))  # a text encoder's has several
         if not found:
             raise CalibrationError(
                 "the network's forward returns no tensor, so there is no output to search a scale "
@@ -130,19 +131,6 @@ class OutputError:
             )
         every = [tensor.detach().cpu().double() for tensor in found]
         return every[0] if len(every) == 1 else torch.cat([each.flatten() for each in every])
-
-
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in what a network returns, at any depth; text encoders return several."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-    elif is_dataclass(value):
-        yield from _tensors_in(list(vars(value).values()))
 
 
 def _some(samples: Sequence[Sample]) -> list[Sample]:
