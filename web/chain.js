@@ -246,7 +246,7 @@ export function turnInto(node, create, canvas, title, guidance) {
       linkCover(compare, save);
     }
     shown.push(save);
-    if (head) groupRound(graph, [compare, save], title, head, GROUP_COLOUR);
+    if (head) groupRound(graph, [compare, save], title, head).color = GROUP_COLOUR;
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);

@@ -84,14 +84,14 @@ export const sizeToHold = ({ pos }, least, all) =>
 /** Return whether a node and a group have a place in common. */
 export const meets = (node, group) => overlap(edgesOf(node), bordersOf(group));
 
-/** Put a group with a title round nodes, and round a height above them. */
-export function groupRound(graph, nodes, title, above = 0, color = null) {
+/** Put a group with a title round nodes, and round a height above them, and return it. */
+export function groupRound(graph, nodes, title, above = 0) {
   const [left, top, right, bottom] = boxOf(nodes);
   const group = new LiteGraph.LGraphGroup(title);
   group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - above];
   group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
-  group.color = color ?? group.color;
   graph.add(group);
+  return group;
 }
 
 /** Return where a node of a width has room, from a height on; see `freeBelow`. */
