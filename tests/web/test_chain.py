@@ -234,6 +234,16 @@ def see(frontend):
     frontend.page.locator(".iteris-see").press("Enter")
 
 
+def seen_queued(frontend):
+    """Press the button for pictures, and return what it queues, without a run."""
+    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    with frontend.page.expect_request("**/prompt") as queued:
+        see(frontend)
+    frontend.page.unroute("**/prompt")
+    return queued
+
+
 def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, server):
     folder = server.base / "temp"
     folder.mkdir(exist_ok=True)
@@ -266,11 +276,7 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     frontend.settle(40)
     frontend.keep()
     then = kinds(frontend)
-    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as queued:
-        see(frontend)
-    frontend.page.unroute("**/prompt")
+    queued = seen_queued(frontend)
     frontend.settle(40)
     picture(frontend, "compare_added")
     assert run_alone(queued) == "IterISCompare", "and no picture of the workflow's own"
@@ -339,11 +345,7 @@ def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
     outer = into_subgraph(frontend, "1", LOADER)
     frontend.executed(f"{outer}:{LOADER}", REPORTED)
     frontend.settle(40)
-    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as queued:
-        see(frontend)
-    frontend.page.unroute("**/prompt")
+    queued = seen_queued(frontend)
     assert run_alone(queued) == "IterISCompare"
     frontend.page.evaluate("app.canvas.setGraph(app.graph)")
     assert frontend.errors == []
@@ -357,11 +359,7 @@ def test_a_new_compare_gives_a_file_its_cover_again(frontend):
     frontend.page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", compare)
     frontend.executed(merge, REPORTED)
     frontend.settle(40)
-    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as queued:
-        see(frontend)
-    frontend.page.unroute("**/prompt")
+    queued = seen_queued(frontend)
     prompt = frontend.prompt()
     alone = queued.value.post_data_json["partial_execution_targets"]
     assert {prompt[each]["class_type"] for each in alone} == {"IterISCompare", "IterISSave"}

@@ -21,6 +21,15 @@ FAMILIES = {"first": "SD1.5", "second": "SD1.5", "third": "SDXL"}
 UNSEEN = {"new_1": "SDXL", "new_2": "SD1.5"}
 
 
+def drag_left(rows, field, pixels, steps):
+    box = field.bounding_box()
+    x, y = box["x"] + 20, box["y"] + 8
+    rows.page.mouse.move(x, y)
+    rows.page.mouse.down()
+    rows.page.mouse.move(x - pixels, y, steps=steps)
+    rows.page.mouse.up()
+
+
 def merge_of(text, **more):
     inputs = {"loras": text, "preset": "Balanced", "together": False, "size": "as is", **more}
     return {str(MERGE): {"class_type": "IterISMerge", "inputs": inputs}}
@@ -190,12 +199,7 @@ def test_a_strength_is_written_with_a_comma_stepped_and_dragged(rows):
     assert "<lora:first:0.75> subject" in text_of(rows)
     rows.settle()  # the frontend notes a key a frame later
     before = rows.page.evaluate("[...app.graph.getNodeById(1).pos]")
-    box = strength.bounding_box()
-    x, y = box["x"] + 20, box["y"] + 8
-    rows.page.mouse.move(x, y)
-    rows.page.mouse.down()
-    rows.page.mouse.move(x - 60, y, steps=6)
-    rows.page.mouse.up()
+    drag_left(rows, strength, 60, steps=6)
     assert "<lora:first:0> subject" in text_of(rows)
     assert rows.page.evaluate("[...app.graph.getNodeById(1).pos]") == before
     rows.undo()
@@ -259,12 +263,7 @@ def test_a_strength_on_the_text_encoder_is_that_on_the_model_unless_they_differ(
     assert "<lora:first:0.55:0.5> subject" in text_of(rows)
     rows.page.keyboard.press("Escape")
     assert "<lora:first:0.7:0.5> subject" in text_of(rows)
-    box = strength.bounding_box()
-    x, y = box["x"] + 20, box["y"] + 8
-    rows.page.mouse.move(x, y)
-    rows.page.mouse.down()
-    rows.page.mouse.move(x - 24, y, steps=24)
-    rows.page.mouse.up()
+    drag_left(rows, strength, 24, steps=24)
     assert "<lora:first:0.4:0.5> subject" in text_of(rows)
 
 
