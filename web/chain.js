@@ -2,7 +2,7 @@
 // becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
 import { loadBeside } from "./drawing.js";
-import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
+import { asOneChange, nodesOf, saidBy, set, sourceOf } from "./graph.js";
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
@@ -79,26 +79,21 @@ function linkMerged(merge, [first, second], below) {
   link({ ...merged, link: branch }, second, "merged", ...way, [second.pos[0] - LANE, above]);
 }
 
-/** Return the node that an input's link comes from, through nodes that only hand it on. */
-function nodeBefore(node, name) {
-  let { outputNode: found } = originOf(node, name) ?? {};
-  while (found?.type.startsWith("Reroute")) found = originOf(found, found.inputs[0].name)?.outputNode;
-  return found;
-}
-
 /** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */
 function sampledBy(loader) {
   const models = [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode);
   const sampler = models.find((node) => SAMPLERS.includes(node.comfyClass));
   if (!sampler) return {};
-  const [latent, ...texts] = ["latent_image", "positive", "negative"].map((name) => nodeBefore(sampler, name));
+  const before = (wanted) => sourceOf(sampler.graph, sampler.inputs.find(({ name }) => name === wanted)?.link).node;
+  const [latent, ...texts] = ["latent_image", "positive", "negative"].map(before);
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
   const [prompt, negative] = texts.map((node) => (node?.comfyClass === "CLIPTextEncode" ? saidBy(node, "text") : ""));
+  const seed = saidBy(sampler, "seed") ?? saidBy(sampler, "noise_seed");
   return {
     // a prompt a line is drawn
     prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "",
-    seed: saidBy(sampler, "seed") ?? saidBy(sampler, "noise_seed"),
+    seed: seed >= 0 ? seed : undefined, // of some nodes, -1 is another one at each run
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
     negative_prompt: negative ?? "",

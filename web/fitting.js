@@ -1,6 +1,6 @@
 // Which LoRAs fit a merge. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { nodeAround } from "./graph.js";
+import { sourceOf } from "./graph.js";
 
 /**
  * Say of each LoRA whether it fits the others, and the model.
@@ -85,20 +85,8 @@ export function modelFileOf(node) {
     const plain = at.inputs?.filter(({ widget }) => !widget) ?? [];
     // a reroute takes anything
     const input = plain.length === 1 ? plain[0] : plain.find(({ type }) => type === "MODEL");
-    at = originOf(at.graph, input?.link);
+    const { node: before, widget } = sourceOf(at.graph, input?.link, (each) => each.widgets?.some(isFile));
+    at = widget ? undefined : before;
   }
   return undefined;
-}
-
-/** Return the node that a link begins at. */
-function originOf(graph, id) {
-  const link = id == null ? undefined : graph?.getLink(id); // a node that is about to be put into a graph has none
-  const { outputNode: node, subgraphInput } = link?.resolve(graph) ?? {};
-  if (subgraphInput) {
-    const outer = nodeAround(graph);
-    const input = outer?.inputs.find(({ name }) => name === subgraphInput.name);
-    return originOf(outer?.graph, input?.link);
-  }
-  const inner = node?.widgets?.some(isFile) ? undefined : node?.subgraph?.outputs[link.origin_slot]?.linkIds[0];
-  return inner === undefined ? node : originOf(node.subgraph, inner);
 }

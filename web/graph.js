@@ -37,11 +37,49 @@ export function set(node, name, value) {
   widget.callback?.(value);
 }
 
-/** Return what a widget says; undefined: there is none, or a link says it. */
-export function saidBy(node, name) {
-  if (node?.inputs.some(({ widget, link: id }) => widget?.name === name && id != null)) return undefined;
-  return node?.widgets?.find((widget) => widget.name === name)?.value;
+/**
+ * Return the node that a link begins at, through reroutes, and into and out of subgraphs; where that is a subgraph's own
+ * widget, also its name.
+ *
+ * @param {object} graph
+ * @param {number|null} [id] of the link
+ * @param {(node: object) => boolean} [isEnd] whether a subgraph's node is not looked into
+ * @returns {{node?: object, widget?: string}}
+ */
+export function sourceOf(graph, id, isEnd = () => false) {
+  const link = id == null ? undefined : graph?.getLink(id); // a node that is about to be put into a graph has none
+  const { outputNode: node, subgraphInput } = link?.resolve(graph) ?? {};
+  if (subgraphInput) {
+    const { name } = subgraphInput;
+    const outer = nodeAround(graph);
+    const before = outer?.inputs.find((input) => input.name === name)?.link;
+    return before == null ? { node: outer, widget: name } : sourceOf(outer.graph, before, isEnd);
+  }
+  if (node?.type?.startsWith("Reroute")) return sourceOf(graph, node.inputs[0].link, isEnd);
+  const inner = node && !isEnd(node) ? node.subgraph?.outputs[link.origin_slot]?.linkIds[0] : undefined;
+  return inner === undefined ? { node } : sourceOf(node.subgraph, inner, isEnd);
 }
+
+/** Return the name of the one value that a node holds and hands on; undefined: it may work something out. */
+function heldBy({ type, widgets = [] }) {
+  const values = widgets.filter((widget) => widget.type !== "button" && widget.options?.serialize !== false);
+  return /^Primitive|seed/i.test(type) && values.length === 1 ? values[0].name : undefined;
+}
+
+/**
+ * Return the widget that an input's value is written in: the node's own, or where a link leads to it, a subgraph's or
+ * that of a node that holds a value; undefined: there is none, or the value is worked out in a run.
+ */
+export function widgetOf(node, name) {
+  const input = node?.inputs?.find(({ widget }) => widget?.name === name);
+  if (input?.link == null) return node?.widgets?.find((widget) => widget.name === name);
+  const { node: source, widget } = sourceOf(node.graph, input.link);
+  const held = source && (widget ?? heldBy(source));
+  return held && widgetOf(source, held);
+}
+
+/** Return what an input is, see `widgetOf`. */
+export const saidBy = (node, name) => widgetOf(node, name)?.value;
 
 /** Do what Undo takes back in one step. */
 export function asOneChange(canvas, change) {

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { addElement } from "./elements.js";
 import { modelFileOf } from "./fitting.js";
-import { also } from "./graph.js";
+import { also, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
 import { aboutModel, isGone } from "./loras.js";
@@ -68,10 +68,7 @@ const isKept = (node) => takersOf(node).some((taker) => !isCompare(taker));
 
 /** Return whether the first row of a Compare shows all LoRAs in one picture: where it makes its own prompts. */
 function isFirstRow(node) {
-  const hasOwn = ({ inputs, mode, widgets }) =>
-    mode === LiteGraph.ALWAYS &&
-    !widgets.find(({ name }) => name === "prompt").value.trim() &&
-    !inputs.some(({ widget, link }) => widget?.name === "prompt" && link != null);
+  const hasOwn = (compare) => compare.mode === LiteGraph.ALWAYS && saidBy(compare, "prompt")?.trim() === "";
   return takersOf(node).some((taker) => isCompare(taker) && hasOwn(taker));
 }
 

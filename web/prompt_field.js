@@ -1,10 +1,10 @@
 // The text field that a loader's trigger words are for, and where else its outputs lead. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { nodeAround } from "./graph.js";
+import { nodeAround, widgetOf } from "./graph.js";
 
 /**
  * Return the text field that a node's CLIP leads to, into and out of subgraphs, the positive prompt's first; undefined:
- * there is none, or its text comes through a link.
+ * there is none, or its text is worked out in a run.
  *
  * @param {object} node
  * @returns {{value: string, callback?: Function}|undefined} the widget
@@ -17,9 +17,9 @@ export function promptAfter(node) {
   return chosen && fieldOf(chosen.inputNode);
 }
 
-function fieldOf({ widgets, inputs }) {
-  const isLinked = inputs?.some(({ widget, link }) => widget?.name === "text" && link != null);
-  return isLinked ? undefined : widgets?.find(({ name, value }) => name === "text" && typeof value === "string");
+function fieldOf(node) {
+  const field = widgetOf(node, "text");
+  return typeof field?.value === "string" ? field : undefined;
 }
 
 /** Yield the places that a node's outputs of a type lead to, through other nodes that hand the type on. */

@@ -24,7 +24,13 @@ test("what is written is read again", () => {
 /** Return nodes linked as [from, type, to, name of the input] says. */
 function linked(nodes, links) {
   const graph = {
-    getLink: (id) => ({ resolve: () => ({ inputNode: nodes[links[id][2]], input: { name: links[id][3] } }) }),
+    getLink: (id) => ({
+      resolve: () => ({
+        outputNode: nodes[links[id][0]],
+        inputNode: nodes[links[id][2]],
+        input: { name: links[id][3] },
+      }),
+    }),
   };
   for (const [name, node] of Object.entries(nodes)) {
     const types = new Set(links.filter(([from]) => from === name).map(([, type]) => type));
@@ -51,9 +57,13 @@ test("the positive prompt is found, through other nodes", () => {
   assert.equal(promptAfter(nodes.load).value, "a");
 });
 
-test("a text that comes through a link is not written", () => {
-  const nodes = linked({ load: {}, skip: {}, bad: field("b"), good: field("a", 7), guide: {}, sampler: {} }, PAIR);
-  assert.equal(promptAfter(nodes.load).value, "b");
+test("a text that is worked out in a run is not written", () => {
+  const made = { type: "Writer", widgets: [{ name: "value", value: "c" }] };
+  const of = (writer) => ({ load: {}, skip: {}, bad: field("b"), good: field("a", 6), guide: {}, sampler: {}, writer });
+  const links = [...PAIR, ["writer", "STRING", "good", "text"]];
+  assert.equal(promptAfter(linked(of(made), links).load).value, "b");
+  const held = { ...made, type: "PrimitiveStringMultiline" };
+  assert.equal(promptAfter(linked(of(held), links).load), held.widgets[0], "and in a node that holds it, it is");
   assert.equal(promptAfter(linked({ load: {} }, []).load), undefined);
 });
 

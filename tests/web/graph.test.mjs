@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { nodeAt, nodesOf } from "../../web/graph.js";
+import { nodeAt, nodesOf, saidBy, widgetOf } from "../../web/graph.js";
 import { paintOf } from "../../web/paint.js";
 
 const graph = (nodes, subgraphs = []) => ({
@@ -43,6 +43,45 @@ test("every node is visited, those in subgraphs, too", () => {
     ["outer", 12, "inner", 7, "innermost"],
   );
   assert.deepEqual([...nodesOf(undefined)], []);
+});
+
+/** Return a node with widgets, and inputs for them, whose links begin where `origins` says. */
+function node(type, values, origins = {}) {
+  const widgets = Object.entries(values).map(([name, value]) => ({ name, value }));
+  const inputs = widgets.map(({ name }) => ({ name, widget: { name }, link: name in origins ? name : null }));
+  const own = { getLink: (id) => ({ origin_slot: 0, resolve: () => origins[id] }) };
+  return { type, widgets, inputs, graph: own };
+}
+
+test("a value is that of the node that holds it, and hands it on", () => {
+  const seen = (outputNode) => saidBy(node("KSampler", { seed: 1 }, { seed: { outputNode } }), "seed");
+  assert.equal(saidBy(node("KSampler", { seed: 1 }), "seed"), 1);
+  assert.equal(saidBy(node("KSampler", { seed: 1 }), "other"), undefined);
+  assert.equal(saidBy(undefined, "seed"), undefined);
+  const held = node("PrimitiveInt", { value: 7, control_after_generate: "fixed" });
+  held.widgets[1].options = { serialize: false };
+  assert.equal(seen(held), 7);
+  assert.equal(seen(node("Seed (rgthree)", { seed: 8 })), 8);
+  const between = { type: "Reroute", inputs: [{ link: "before" }] };
+  const links = { seed: { outputNode: between }, before: { outputNode: held } };
+  assert.equal(saidBy(node("KSampler", { seed: 1 }, links), "seed"), 7, "through a reroute");
+  const works = node("Random", { seed: 1 }, { before: { outputNode: held } });
+  works.inputs.push({ name: "previous", link: "before" });
+  for (const other of [works, node("SeedOfText", { seed: 1, text: "a" }), undefined])
+    assert.equal(seen(other), undefined, other?.type);
+});
+
+test("a value comes into a subgraph, and out of one", () => {
+  const sampler = node("KSampler", { seed: 1 }, { seed: { subgraphInput: { name: "noise" } } });
+  const outer = { ...node("a-a", { noise: 5 }), subgraph: sampler.graph };
+  sampler.graph.rootGraph = { nodes: [outer] };
+  assert.equal(widgetOf(sampler, "seed"), outer.widgets[0]);
+  sampler.graph.rootGraph.nodes.push({ ...outer });
+  assert.equal(saidBy(sampler, "seed"), undefined, "of two with the same inside, either may be meant");
+
+  const inside = node("", {}, { 0: { outputNode: node("PrimitiveInt", { value: 3 }) } }).graph;
+  const holder = { type: "b-b", subgraph: Object.assign(inside, { outputs: [{ linkIds: ["0"] }] }) };
+  assert.equal(saidBy(node("KSampler", { seed: 1 }, { seed: { outputNode: holder } }), "seed"), 3);
 });
 
 test("eighteen tasks look different", () => {

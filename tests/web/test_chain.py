@@ -465,6 +465,45 @@ def test_compare_draws_the_graphs_prompt_where_that_is_one_text(frontend, writte
     assert frontend.errors == []
 
 
+def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
+    """A subgraph's own widgets say the prompt and the steps, and nodes of one value the rest."""
+    load_plain(frontend)
+    within = [ENCODER, SAMPLER]
+    subgraph = into_subgraph(frontend, *within)
+    frontend.page.evaluate(
+        """([id, encoder, sampler, latent]) => {
+            const outer = app.graph.getNodeById(id);
+            const promote = (inner, name, value) => {
+                const node = outer.subgraph.getNodeById(inner);
+                const input = node.inputs.find((each) => each.widget?.name === name);
+                outer.subgraph.addInput(name, input.type).connect(input, node);
+                if (value !== undefined) outer.widgets.find((widget) => widget.name === name).value = value;
+            };
+            promote(encoder, "text", "b, outside");
+            promote(sampler, "steps", 5);
+            promote(sampler, "seed");
+            const primitive = (type, name, target, values) => {
+                const node = LiteGraph.createNode(type);
+                node.pos = [0, 2000];
+                app.graph.add(node);
+                node.connect(0, target, target.inputs.findIndex((input) => input.name === name));
+                node.widgets[0].value = values;
+            };
+            app.canvas.setGraph(app.graph);
+            primitive("PrimitiveInt", "seed", outer, 42);
+            primitive("PrimitiveNode", "width", app.graph.getNodeById(latent), 128);
+            primitive("PrimitiveInt", "height", app.graph.getNodeById(latent), 192);
+        }""",
+        [subgraph, *within, LATENT],
+    )
+    merge_these(frontend)
+    nodes = frontend.prompt().values()
+    (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
+    drawn = {"prompt": "b, outside", "steps": 5, "seed": 42, "width": 128, "height": 192}
+    assert {name: compare[name] for name in drawn} == drawn
+    assert frontend.errors == []
+
+
 def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, picture):
     frontend = in_renderer
     load_plain(frontend)
