@@ -74,6 +74,7 @@ function lay(graph, columns, { pos, size }) {
  * @param {object} canvas of the frontend
  * @param {object} known
  * @param {string} known.title of the group of all of them
+ * @param {Record<string, string>} known.titles of nodes, by their names in `nodesOf`
  * @param {string} known.words to draw, where Compare has no prompt
  * @param {string} [known.family] of the model
  * @param {number} [known.guidance] that suits it
@@ -97,6 +98,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   const how = drawnBy(merge, compare ?? create("IterISCompare"), known);
   const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesOf(latent, how)) };
   const nodes = Object.fromEntries(Object.entries(table).map(([name, [, type]]) => [name, create(type)]));
+  for (const [name, title] of Object.entries(known.titles)) if (nodes[name]) nodes[name].title = title;
   asOneChange(canvas, () => {
     const inColumn = (at) => Object.keys(table).filter((name) => table[name][0] === at);
     const columns = [0, 1, 2, 3, 4].map((at) => inColumn(at).map((name) => nodes[name])).filter(({ length }) => length);

@@ -136,7 +136,8 @@ export function addReport(node, say) {
     event.stopPropagation();
     const words = node.properties[PROPERTY].file.words.join(", ");
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
-    const known = { ...(await aboutModelOf(node)), words, title };
+    const titles = { positive: say("prompt"), negative: say("negative_prompt") };
+    const known = { ...(await aboutModelOf(node)), words, title, titles };
     if (!node.graph) return;
     turnBack(node, newRow(name).text, create, app.canvas, known);
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));

@@ -645,6 +645,8 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     assert {name: sampler[name] for name in expected} == expected
     texts = [after[sampler[name][0]]["inputs"] for name in ("positive", "negative")]
     assert texts == [{"text": text, "clip": [loader, 1]} for text in ("sks", "rain")]
+    titles = [after[sampler[name][0]]["_meta"]["title"] for name in ("positive", "negative")]
+    assert titles == ["Prompt", "Negative prompt"]
     assert new["EmptyLatentImage"] == {"width": 448, "height": 448, "batch_size": 1}
     assert new["VAEDecode"] == {"samples": [keys["KSampler"], 0], "vae": ["1", 2]}
     assert new["SaveImage"]["images"] == [keys["VAEDecode"], 0]

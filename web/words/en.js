@@ -55,6 +55,8 @@ export default {
     "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",
   see_and_save: "See and save",
   draw_with: "Draw with {lora}",
+  prompt: "Prompt",
+  negative_prompt: "Negative prompt",
   replaced: "Load LoRAs is in the place of the merge",
   replaced_rest: "Ctrl+Z brings the merge back, with all that hung on it.",
   forgotten:

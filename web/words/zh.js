@@ -52,6 +52,8 @@ export default {
     "用“载入 LoRA”载入这个文件。若有节点用此合并来画，则取代此合并及只连着它的节点，变空的分组也一并移除；否则，若知道该模型如何作画，会连同绘图节点一起加入。",
   see_and_save: "查看并保存",
   draw_with: "用 {lora} 绘图",
+  prompt: "提示词",
+  negative_prompt: "负面提示词",
   replaced: "合并的位置现在是“载入 LoRA”",
   replaced_rest: "Ctrl+Z 可恢复合并及与其相连的节点。",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。重新运行会再次生成，合并也会重新进行。",
