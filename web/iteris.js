@@ -50,7 +50,7 @@ const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
   LORA_STACK: "#6aa84f",
   ITERIS_MERGED: "#e0a100",
-  LORA_MODEL: "#e0a100",
+  LORA_MODEL: "#c58fb5",
   ITERIS_REPORT: "#9b8bd8",
   ITERIS_SETTINGS: "#5aa9c7",
 };
