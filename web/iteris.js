@@ -38,7 +38,7 @@ import {
   waitingRun,
 } from "./runs.js";
 import { addSlider } from "./slider.js";
-import { translate } from "./templates.js";
+import { orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
@@ -285,6 +285,8 @@ function hearOwnRuns(node) {
 app.registerExtension({
   name: "IterIS.LoraMerge",
   init() {
+    const [, pack] = new URL(import.meta.url).pathname.match(/\/extensions\/([^/]+)\//);
+    orderTemplates(api, decodeURIComponent(pack));
     const style = document.createElement("link");
     style.rel = "stylesheet";
     style.href = new URL("./iteris.css", import.meta.url).href;

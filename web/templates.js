@@ -1,5 +1,5 @@
-// The templates' titles, groups and notes in the page's language. No DOM and no ComfyUI here, so that `node --test`
-// runs it.
+// The templates: their order, and their titles, groups and notes in the page's language. No DOM and no ComfyUI here, so
+// that `node --test` runs it.
 
 const NUMBER = /^\d+\. /; // of a step
 
@@ -24,6 +24,21 @@ export function translate(workflow, texts) {
     if (node?.type === "MarkdownNote" && typeof node.widgets_values?.[0] === "string")
       node.widgets_values[0] = note(node.widgets_values[0]);
   }
+}
+
+/**
+ * Let a pack's templates come by their numbers: the server lists them as its disk has the files.
+ *
+ * @param {object} api the frontend's
+ * @param {string} pack its folder
+ */
+export function orderTemplates(api, pack) {
+  const own = api.getWorkflowTemplates;
+  api.getWorkflowTemplates = async function (...values) {
+    const templates = await own.apply(this, values);
+    templates[pack]?.sort((one, other) => Number.parseInt(one, 10) - Number.parseInt(other, 10));
+    return templates;
+  };
 }
 
 const list = (value) => (Array.isArray(value) ? value : []);

@@ -94,6 +94,9 @@ def test_the_template_opens_without_complaint(in_renderer, picture):
     dialog.get_by_text("iteris", exact=True).click()
     dialog.get_by_text("1 Merge two LoRAs").first.wait_for()
     picture(frontend, "templates")
+    shown = dialog.get_by_text(re.compile(r"^\d+ \w")).all_inner_texts()
+    numbers = [int(name.split()[0]) for name in dict.fromkeys(shown)]
+    assert numbers == list(range(1, len(TEMPLATES) + 1))
     dialog.get_by_text("1 Merge two LoRAs").first.click()
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     frontend.settle()
