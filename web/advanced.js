@@ -1,30 +1,38 @@
-// Inputs that few people change, hidden on the canvas until a button is pressed, as Vue nodes have it. ComfyUI 0.3.75
-// does not say which inputs those are, and all are shown.
+// Inputs that few people change, hidden until a button is pressed: on the canvas as Vue nodes have it, and in both not
+// those that are set. ComfyUI 0.3.75 does not say which inputs those are, and all are shown.
 
 import { app } from "../../scripts/app.js";
 import { hide } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, shrink } from "./heights.js";
 
-/** Hide a node's advanced inputs, but those that are set or linked, and add the button that shows all. */
-export function foldAdvanced(node, say) {
-  const advanced = node.widgets.filter(({ options }) => options?.advanced);
-  if (!advanced.length) return;
+const used = new WeakSet(); // inputs that were set, so that none goes while its default is written
+
+/** Return a node's advanced inputs, which from now on are advanced only until they are set or linked. */
+export function markAdvanced(node) {
   const { input } = node.constructor.nodeData;
-  let isOpen = !!app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
   const isSet = ({ name, value }) => value !== input.optional[name][1].default;
-  const isUsed = (widget) => isSet(widget) || node.getSlotFromWidget(widget)?.link != null;
-  const used = new Set(); // so that none goes while its default is written
-  const isHidden = (widget) => {
-    if (isUsed(widget)) used.add(widget);
-    return !isOpen && !used.has(widget);
+  const isIdle = (widget) => {
+    if (isSet(widget) || node.getSlotFromWidget(widget)?.link != null) used.add(widget);
+    return !used.has(widget);
   };
+  const advanced = (node.widgets ?? []).filter(({ options }) => options?.advanced);
+  // Vue nodes look again when the value changes
+  for (const widget of advanced)
+    Object.defineProperty(widget.options, "advanced", { enumerable: true, get: () => isIdle(widget), set: () => {} });
+  return advanced;
+}
+
+/** Hide a node's advanced inputs on the canvas, see `markAdvanced`, and add the button that shows all. */
+export function foldAdvanced(node, advanced, say) {
+  if (!advanced.length) return;
+  let isOpen = !!app.extensionManager?.setting?.get("Comfy.Node.AlwaysShowAdvancedWidgets");
   const options = { serialize: false, canvasOnly: true };
   const button = node.addWidget("button", "iteris_advanced", null, () => toggle(), options);
   button.serialize = false;
   const show = () => {
     button.label = say(isOpen ? "hide_advanced" : "show_advanced");
-    used.clear();
+    advanced.forEach((widget) => used.delete(widget));
   };
   const toggle = () => {
     isOpen = !isOpen;
@@ -45,7 +53,7 @@ export function foldAdvanced(node, say) {
     const alone = whole - LiteGraph.NODE_WIDGET_HEIGHT - 4; // without the button, as older frontends have it
     if ([whole, alone].some((height) => Math.abs(node.size[1] - height) < 1)) shrink(node, whole - heightAs(isOpen));
   };
-  for (const widget of advanced) hide(node, widget, () => isHidden(widget), button);
+  for (const widget of advanced) hide(node, widget, () => !isOpen && widget.options.advanced, button);
   also(node, "onConfigure", close);
   close();
 }

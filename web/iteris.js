@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { foldAdvanced } from "./advanced.js";
+import { foldAdvanced, markAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { holdAll } from "./groups.js";
@@ -309,6 +309,7 @@ app.registerExtension({
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
     showDigits(node);
+    const advanced = markAdvanced(node);
     showMeanings(node, say);
     keepHeight(node);
     also(node, "onResize", () => node.graph && holdAll(node.graph));
@@ -325,7 +326,7 @@ app.registerExtension({
       addTriggers(node, say);
       addButtons(node, say);
     } else if (node.comfyClass === "IterISCompare") {
-      foldAdvanced(node, say);
+      foldAdvanced(node, advanced, say);
       // below its inputs: how far it is, how long it takes, the slider, and the rest
       const last = node.widgets.at(-1);
       addText(node, say, { width: REPORT_WIDTH, above: last, folded: say("whole_picture") });
@@ -335,7 +336,7 @@ app.registerExtension({
     } else {
       if (node.comfyClass === "IterISSettings") {
         node.setSize([SETTINGS_WIDTH, node.size[1]]); // as wide as the room that templates leave for it
-        foldAdvanced(node, say);
+        foldAdvanced(node, advanced, say);
       }
       addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }

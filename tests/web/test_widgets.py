@@ -67,6 +67,45 @@ def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     assert said(frontend, "width") == "0"
 
 
+ADVANCED = {  # what is set, and what is not
+    "IterISCompare": ({"width": 512, "sampler": "heun"}, ["height", "caption"]),
+    "IterISSettings": ({"smoothing": 0.5}, ["method"]),
+    "IterISLora": ({"blocks": "IN:0"}, []),
+    "IterISSave": ({"large_layers": "always in full"}, []),
+}
+
+
+@pytest.mark.parametrize("kind", ADVANCED)
+def test_in_vue_nodes_an_advanced_input_is_shown_once_it_is_set(open_frontend, picture, kind):
+    """ComfyUI 0.3.75 shows all."""
+    frontend = open_frontend(Comfy_VueNodes_Enabled=True)
+    values, others = ADVANCED[kind]
+    frontend.load({"1": {"class_type": kind, "inputs": {}}}, kind)
+    frontend.show(1, top=60)
+    button = frontend.page.get_by_role("button", name="Show advanced inputs")
+    hides = button.count()
+    labels = {
+        name: frontend.page.locator(".lg-node").get_by_text(name, exact=True)
+        for name in (*values, *others)
+    }
+
+    def seen():
+        frontend.settle()
+        return [name for name, label in labels.items() if label.count()]
+
+    first = list(values if hides else labels)
+    assert seen() == ([] if hides else first)
+    frontend.set_widgets(1, **values)
+    assert seen() == first
+    picture(frontend, f"advanced_{kind}")
+    frontend.load(frontend.workflow(), "again")
+    assert seen() == first
+    if hides and others:
+        button.click()
+        assert seen() == list(labels)
+    assert frontend.errors == []
+
+
 @pytest.fixture
 def marked(frontend):
     """The page of a ComfyUI that tells which inputs are advanced, as it does from 0.10 on."""
