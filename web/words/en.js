@@ -118,7 +118,7 @@ export default {
   others: "Also LoRAs for other models",
   only_others: "{count} for another model: show",
   no_row_name:
-    "A row cannot name {name}: it has a colon, < or > or a line break, or ends in a space. Rename the file, or choose it in LoRA to merge.",
+    "A row cannot name {name}: it has a colon, < or > or a line break, or begins or ends with a space. Rename the file, or choose it in LoRA to merge.",
   use: "Use this LoRA, or leave it out. Shift+click: all rows alike.",
   move: "Drag to another place, or press the up and down keys. Delete takes the row out.",
   out: "Take this row out",
