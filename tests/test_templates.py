@@ -9,9 +9,9 @@ from workflow_notes import TEMPLATES
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 TITLE = 30  # of a node, above its place
-# by which nodes grow in a run: Compare by four rows of pictures, see test_slider.py, a merge by four
+# by which nodes grow in a run: Compare by its pictures, see test_slider.py, a merge by four
 # LoRAs and their verdicts
-GROWS = {"IterISCompare": 1200, "IterISMerge": 650}
+GROWS = {"IterISCompare": 500, "IterISMerge": 650}
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)
 }

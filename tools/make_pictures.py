@@ -39,12 +39,12 @@ GAP_Y = 30
 TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
-    "IterISModelLoras": 400,
     "IterISLoad": 400,
-    "IterISCompare": 440,
+    "IterISCompare": 720,  # its pictures are beside its slider
     "IterISSave": 340,
     "CheckpointSave": 340,
 }
+HEIGHTS = {"CLIPTextEncode": 125}  # of what is written into: four lines
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 14
@@ -54,7 +54,7 @@ NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = {
     "IterISMerge": 660,  # of four LoRAs and their verdicts
-    "IterISCompare": 1260,  # of square pictures in four rows, and a line that says they are old
+    "IterISCompare": 520,  # of square pictures, and a line that says they are old
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,
@@ -64,8 +64,9 @@ ROOM_BELOW = {
 BELOW = {
     ("CheckpointLoaderSimple", "LoraLoader"),
     ("LoraLoader", "LoraLoader"),
+    ("LoraLoader", "IterISModelLoras"),
     ("KSamplerAdvanced", "KSamplerAdvanced"),
-    ("KSampler", "VAEDecode"),
+    ("VAEDecode", "SaveImage"),
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
 }
@@ -73,11 +74,8 @@ BELOW = {
 NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "LoadImage"}
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
 GROUP_COLOURS = ("#3f789e", "#8a6d3b", "#4f7a52")
-# the first of these that a template has: with it the second group begins, and ends
-SECOND_GROUP = (
-    ("IterISModelLoras", "IterISMerge", "CLIPTextEncode"),
-    ("IterISMerge", "CLIPTextEncode"),
-)
+# the first of these that a template has: its column is the second group
+SECOND_GROUP = ("IterISMerge", "CLIPTextEncode")
 GROUP_ROOM = 12
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
@@ -151,8 +149,9 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         for key, node in prompt.items()
     }
     lines = sum(1 + len(line) // NOTE_CHARACTERS for line in template.note.splitlines())
+    heights = {key: HEIGHTS.get(node["class_type"], 0) for key, node in prompt.items()}
     sizes = frontend.page.evaluate(
-        """([widths, text, size]) => {
+        """([widths, heights, text, size]) => {
             const note = LiteGraph.createNode('MarkdownNote');
             note.title = 'What this does';
             note.widgets[0].value = text;
@@ -161,12 +160,12 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
             return Object.fromEntries(app.graph.nodes.map((node) => {
                 if (node !== note) {
                     const [width, height] = node.computeSize();
-                    node.setSize([Math.max(widths[node.id], width), height]);
+                    node.setSize([Math.max(widths[node.id], width), Math.max(heights[node.id], height)]);
                 }
                 return [node === note ? 'note' : node.id, [...node.size]];
             }));
         }""",
-        [widths, template.note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
+        [widths, heights, template.note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
     )
     places = {}
     x = 0.0
@@ -178,12 +177,11 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
             places[key] = [x, y]
             y += sizes[key][1] + TITLE + GAP_Y + room_below(prompt, key)
         x += max(sizes[key][0] for key in members) + GAP_X
-    first, last = (
-        column_of[next(key for key, node in prompt.items() if node["class_type"] in kinds)]
-        for kinds in SECOND_GROUP
-    )
+    second = column_of[
+        next(key for key, node in prompt.items() if node["class_type"] in SECOND_GROUP)
+    ]
     group_of = {
-        key: 0 if column < first else 1 if column <= last else 2
+        key: 0 if column < second else 1 if column == second else 2
         for key, column in column_of.items()
     }
     boxes = []

@@ -15,6 +15,7 @@ import { meaningsStyle, showMeanings } from "./meanings.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
 import { html } from "./parts.js";
+import { COMPARE_WIDTH } from "./places.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
@@ -333,6 +334,7 @@ app.registerExtension({
       const progress = node.widgets[node.widgets.indexOf(last) + 1];
       addSlider(node, say, progress);
       addPictures(node, say, progress);
+      node.setSize([COMPARE_WIDTH, node.size[1]]);
     } else {
       if (node.comfyClass === "IterISSettings") {
         node.setSize([SETTINGS_WIDTH, node.size[1]]); // as wide as the room that templates leave for it

@@ -5,7 +5,8 @@ import { saidBy } from "./graph.js";
 export const GAP = 60;
 const REPORT = 180; // of a merge, with its times and what is said of all LoRAs
 const OF_LORA = 80; // for its row and its verdict, with advice
-export const PICTURES = 1260; // for those of Compare, in four rows
+export const COMPARE_WIDTH = 720; // of a new one
+const ONE_COLUMN = 620; // a narrower one has its pictures below the slider; see iteris.css
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
 export const LANE = 20; // between links side by side, and from them to nodes
@@ -21,9 +22,16 @@ export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 /** Return by how much a merge of the LoRAs of a text grows in a run. */
 export const roomFor = (text) => REPORT + OF_LORA * Math.max(2, text?.match(/<lora:/g)?.length ?? 0);
 
+/** Return the room of a Compare's pictures: the slider beside all of them, or above four rows of them. */
+const picturesIn = (width) => (width < ONE_COLUMN ? 1260 : 140 + 0.52 * width);
+
+export const PICTURES = picturesIn(COMPARE_WIDTH);
+
 /** Return by how much a node grows in a run. */
 const growthOf = (node) =>
-  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => PICTURES })[node.comfyClass]?.() ?? 0;
+  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => picturesIn(node.size[0]) })[
+    node.comfyClass
+  ]?.() ?? 0;
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];

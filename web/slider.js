@@ -12,6 +12,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
+const BESIDE = 3; // pictures in a line of the strip that is beside the slider, as iteris.css has them
 const TOLD = 2000; // milliseconds that a button says what it has done
 
 /** Return an empty choice. */
@@ -59,6 +60,7 @@ export function addSlider(node, say, above) {
   const head = html("div", "iteris-sides");
   const pair = html("div", "iteris-pair");
   const strip = html("div", "iteris-strip");
+  const whole = html("div", "iteris-pictures");
   const video = button("iteris-video", say("video"), say("video_title"), async () => {
     video.disabled = true;
     video.textContent = say("video_making");
@@ -72,7 +74,8 @@ export function addSlider(node, say, above) {
   video.hidden = !canRecord();
   head.append(left, video, right);
   pair.append(under, over, divider);
-  element.append(head, pair, strip);
+  whole.append(head, pair, strip);
+  element.append(whole);
   let rows = [];
   let chosen = 0; // the row
 
@@ -139,7 +142,13 @@ export function addSlider(node, say, above) {
     if (!output?.iteris_tiles?.length) return;
     const before = rows[chosen]?.prompt;
     rows = output.iteris_tiles;
-    strip.style.setProperty("--iteris-columns", Math.max(...rows.map(({ names }) => names.length)));
+    const counts = rows.map(({ names }) => names.length);
+    strip.style.setProperty("--iteris-columns", Math.max(...counts));
+    const lines = counts.map((count) => Math.ceil(count / BESIDE));
+    strip.style.setProperty(
+      "--iteris-lines",
+      lines.reduce((sum, each) => sum + each),
+    );
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
     showRow(

@@ -27,6 +27,12 @@ test("also within a group, and not where pictures come", () => {
   assert.deepEqual(freePlace({ nodes, groups }, [260, 0], SIZE), [400, 0]);
 });
 
+test("a narrow Compare's pictures come below one another, and a wide one's side by side", () => {
+  const free = (width) => freePlace({ nodes: [node([0, 0], [width, 200], "IterISCompare")] }, [0, 750], SIZE);
+  assert.deepEqual(free(500), [540, 750]);
+  assert.deepEqual(free(700), [0, 766]);
+});
+
 test("a merge of more LoRAs says more of them", () => {
   const rows = (count) => Array(count).fill("<lora:name:1>").join("\n");
   assert.equal(roomFor(rows(2)), roomFor(""));

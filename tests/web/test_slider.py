@@ -11,7 +11,9 @@ COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
-MOST_DRAWN = 1200  # by which the node grows: room in the templates, see test_templates.py
+# by which the node grows: room in the templates, see test_templates.py; and where it is narrow
+MOST_DRAWN = 500
+MOST_DRAWN_NARROW = 1200
 
 
 def compare_of(seed=0):
@@ -143,17 +145,57 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert frontend.errors == []
 
 
-def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, output, server):
-    """As many as there may be, in a height of their own; and the rest is in details below them."""
-    frontend = in_renderer
-    page = frontend.page
+def load_narrow(frontend, name):
+    """Load a workflow whose Compare was saved narrow: one of 440 in all renderers, once it has pictures."""
+    frontend.load(compare_of(), name)
+    workflow = frontend.workflow()
+    workflow["nodes"][0]["size"] = [366, workflow["nodes"][0]["size"][1]]
+    frontend.load(workflow, f"{name} narrow")
+
+
+def make_tall(output, server):
+    """Let the pictures be as high as any that the slider shows whole."""
     for row in output["iteris_tiles"]:
         for file in row["pictures"]:
             path = server.base / "temp" / file["filename"]
             Image.open(path).resize((64, 96)).save(path)
+
+
+def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, server):
+    """As a new node is: four rows of them are as high as the slider, and more scroll."""
+    frontend = in_renderer
+    page = frontend.page
+    make_tall(output, server)
+    rows = output["iteris_tiles"][1:]
+    height = "app.graph.getNodeById(1).size[1]"
+    frontend.load(compare_of(), "wide")
+    frontend.show(1, left=500, top=60, scale=0.7)
+    before = page.evaluate(height)
+    strip, pair = page.locator(".iteris-strip"), page.locator(".iteris-pair")
+    for run, tiles, scrolls in (("four", rows * 4, False), ("six", rows * 6, True)):
+        frontend.begin(run)
+        frontend.executed(1, output | {"iteris_tiles": tiles}, run=run)
+        expect(page.locator(".iteris-drawn")).to_have_count(len(tiles))
+        frontend.pictures_shown()
+        slider, beside = (each.bounding_box() for each in (pair, strip))
+        ends = [box["y"] + box["height"] for box in (slider, beside)]
+        assert beside["x"] >= slider["x"] + slider["width"]
+        assert beside["y"] < slider["y"], "from the slider's head on"
+        assert ends[0] == pytest.approx(ends[1], abs=1)
+        assert strip.evaluate("all => all.scrollHeight > all.clientHeight") == scrolls
+        assert strip.evaluate("all => all.scrollWidth <= all.clientWidth")
+        assert page.evaluate(height) < before + MOST_DRAWN
+    assert frontend.errors == []
+
+
+def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, output, server):
+    """As many as there may be, in a height of their own; and the rest is in details below them."""
+    frontend = in_renderer
+    page = frontend.page
+    make_tall(output, server)
     others = [{**output["iteris_tiles"][1], "prompt": prompt} for prompt in ("a third", "a fourth")]
     output["iteris_tiles"] += others
-    frontend.load(compare_of(), "below")
+    load_narrow(frontend, "below")
     frontend.show(1, left=500, top=60, scale=0.7)
     height = "app.graph.getNodeById(1).size[1]"
     before = page.evaluate(height)
@@ -168,6 +210,9 @@ def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, ou
     last = page.evaluate("app.graph.getNodeById(1).widgets.at(-5).name")
     assert last in ("caption", "iteris_advanced")
     assert page.locator("textarea").first.bounding_box()["y"] < slider.bounding_box()["y"]
+    assert page.evaluate("app.graph.getNodeById(1).size[0]") == pytest.approx(440, abs=1)
+    pair, strip = (page.locator(f".iteris-{part}").bounding_box() for part in ("pair", "strip"))
+    assert strip["y"] >= pair["y"] + pair["height"]
     first = page.locator(".iteris-drawn").first.bounding_box()
     last = page.locator(".iteris-drawn").first.locator("button").last.bounding_box()
     assert last["x"] + last["width"] == pytest.approx(first["x"] + first["width"], abs=1)
@@ -176,7 +221,7 @@ def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, ou
     assert details.bounding_box()["y"] >= box["y"] + box["height"] - 1
     assert not details.get_by_text("a dog", exact=True).is_visible()
     closed = page.evaluate(height)
-    assert closed < before + MOST_DRAWN
+    assert closed < before + MOST_DRAWN_NARROW
     for isOpen in (True, False):
         details.locator("summary").evaluate("summary => summary.click()")
         frontend.settle()
@@ -186,7 +231,7 @@ def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, ou
     frontend.executed(1, output, run="c")
     expect(page.locator(".iteris-drawn")).to_have_count(6)
     frontend.pictures_shown()
-    assert page.evaluate(height) < before + MOST_DRAWN, "they scroll"
+    assert page.evaluate(height) < before + MOST_DRAWN_NARROW, "they scroll"
     page.locator(".iteris-drawn").last.locator("button").last.evaluate(
         "all => all.scrollIntoView()"
     )
@@ -257,7 +302,7 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
 def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_renderer, output):
     frontend = in_renderer
     height = "app.graph.getNodeById(1).size[1]"
-    frontend.load(compare_of(), "fewer")
+    load_narrow(frontend, "fewer")
     frontend.show(1, left=500, top=60, scale=0.6)
     heights = []
     rows = output["iteris_tiles"]
