@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..iteris_core import ConfigError, IterisError
 from . import host
 from .comparison import check_pictures, names_of, own_rows, rows_of, short, worn_of
-from .loras.names import adapter_name
+from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
 _MOST_STEPS = 200
+_MOST_NAMED = 4  # LoRAs on the base model
 
 
 class Compare(io.ComfyNode):
@@ -183,6 +184,7 @@ class Compare(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..iteris_core.progress import Stage
         from .loras.chosen import read_again
+        from .loras.harvest import count_loras
 
         check_side("width", width)
         check_side("height", height)
@@ -224,7 +226,9 @@ class Compare(io.ComfyNode):
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
         texts = texts_upstream(sent, of_model, ["model"])
-        facts = [base_name(texts) or base.family.name, *how_in_words(how, merged.measured_cfg)]
+        carried = count_loras(host.patches_of(base.model, base.clip))
+        drawn_by = base_name(tuple(texts), base.family.name, carried)
+        facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
         cost = {
@@ -267,10 +271,21 @@ def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
     return host.ComfyModel(given.get("model", own.model), given.get("clip", own.clip))
 
 
-def base_name(texts: Iterable[str]) -> str:
-    """Return what the base model's files are called, among the texts of the nodes before it."""
+def base_name(texts: Collection[str], family: str, carried: int) -> str:
+    """Return what the base model is called, and the LoRAs on it; how many these are, where the
+    nodes before it name others, too, such as one that is switched off.
+
+    Args:
+        texts: Those of the nodes before it.
+        family: What it is called where they name none of its files.
+        carried: How many LoRAs it carries.
+    """
     files = sorted({text for text in texts if host.find_model(text) is not None})
-    return " + ".join(short(adapter_name(file)) for file in files)
+    loras = files_named(texts, host.lora_names()) if carried else []
+    names = [short(adapter_name(file)) for file in loras]
+    if len(names) != carried or carried > _MOST_NAMED:
+        names = [f"{carried} LoRA{'s' * (carried > 1)}"]
+    return " + ".join([*(short(adapter_name(file)) for file in files or [family]), *names])
 
 
 def side_of(merged: MergedLora, family: Family) -> int:

@@ -130,6 +130,13 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     ]
 
 
+def test_a_comparison_names_the_loras_that_the_base_model_has(host, workflow, compared):
+    nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
+    nodes["40"]["inputs"].update(model=["30", 0], clip=["30", 1], prompt="a thing")
+    *_, drawn = host.run(nodes)["outputs"]["40"]["text"][0].splitlines()
+    assert drawn.startswith("sd15 + second, 64 x 64, ")
+
+
 def test_what_cannot_be_compared_is_refused_before_the_merge(host, workflow, compared):
     nodes = {key: dict(value, inputs=dict(value["inputs"])) for key, value in workflow.items()}
     inputs = nodes["40"]["inputs"]

@@ -161,8 +161,19 @@ def merged(keys):
 
 def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(merged, replace_host):
     names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
-    replace_host(find_model=lambda name: name if "ckpt" in name else None)
-    assert compare.base_name(names) == "b_ckpt + a_ckpt"
+    replace_host(
+        find_model=lambda name: name if "ckpt" in name else None,
+        lora_names=lambda: [f"{letter}.safetensors" for letter in "acdefg"],
+    )
+    assert compare.base_name(names, "SDXL", 0) == "b_ckpt + a_ckpt"
+    loras = ["d.safetensors", "<lora:a:1>\n#<lora:c:1>"]
+    assert compare.base_name(loras, "SDXL", 2) == "SDXL + a + d"
+    assert compare.base_name([*names, *loras], "SDXL", 1) == "b_ckpt + a_ckpt + 1 LoRA"
+    assert (
+        compare.base_name(["<lora:a:1> <lora:c:1> <lora:e:1> <lora:f:1>", *loras], "SDXL", 5)
+        == "SDXL + 5 LoRAs"
+    )
+    assert compare.base_name(loras, "SDXL", 0) == "SDXL", "taken off again"
     assert compare.verdict_in_words(merged) == [], "a merge without a check"
     words = {"people/dog": "likely good", "cat": "lost"}
     found = [types.SimpleNamespace(lora=lora, words=said) for lora, said in words.items()]
