@@ -500,6 +500,7 @@ def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
     nodes = frontend.prompt().values()
     (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
     drawn = {"prompt": "b, outside", "steps": 5, "seed": 42, "width": 128, "height": 192}
+    drawn["negative_prompt"] = "rain"
     assert {name: compare[name] for name in drawn} == drawn
     assert frontend.errors == []
 

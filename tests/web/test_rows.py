@@ -1395,6 +1395,35 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     assert page_of_rows.errors[before:] == []
 
 
+@IN_ONE
+def test_trigger_words_go_into_a_subgraphs_own_prompt(page_of_rows):
+    before = len(page_of_rows.errors)
+    encode = {"clip": [LOADER, 1], "text": "inside"}
+    workflow = {
+        LOADER: {"class_type": "IterISLoad", "inputs": {"loras": "<lora:first:1>"}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": encode},
+        "6": {"class_type": "KSampler", "inputs": {"positive": ["5", 0]}},
+    }
+    page_of_rows.load(workflow, "own prompt")
+    outer = page_of_rows.page.evaluate(
+        """() => {
+            const inner = app.graph.getNodeById("5");
+            const { node } = app.graph.convertToSubgraph(new Set([inner]));
+            const encode = node.subgraph.getNodeById("5");
+            const input = encode.inputs.find(({ name }) => name === "text");
+            node.subgraph.addInput("text", input.type).connect(input, encode);
+            node.widgets[0].value = "a castle";
+            return node.id;
+        }"""
+    )
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    page_of_rows.page.locator(".iteris-opener").press("Enter")
+    page_of_rows.page.locator(".iteris-chip").press("Enter")
+    encode = page_of_rows.prompt()[f"{outer}:5"]["inputs"]
+    assert encode["text"] == "a castle, word of first"
+    assert page_of_rows.errors[before:] == []
+
+
 def test_a_loader_is_refused_until_its_rows_change(page_of_rows):
     """A row that is changed takes the sentence away, and no run is needed for it."""
     page = page_of_rows.page
