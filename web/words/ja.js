@@ -190,7 +190,7 @@ export default {
   video_making: "録画中…",
   video_saved: "保存しました",
   auto: "自動",
-  by_preset: "プリセットに従う",
+  by_preset: "プリセット",
   show_advanced: "詳細入力を表示",
   hide_advanced: "詳細入力を非表示",
   queued: "キューで待機中（前に {before} 件）",
