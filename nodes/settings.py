@@ -69,7 +69,8 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "target": ("", {"default": "whole output", "options": list(TARGETS)}),
     "unit_gain": ("", {"default": UNIT_GAIN, "step": 0.1}),
     "method": (
-        " Other methods use size and precision. Smoothing and what follows are for iteris.",
+        " Other methods use size and precision; layer_gain, engine, ridge and input_mix are for "
+        "iteris alone.",
         {},
     ),
     "engine": ("", {}),
