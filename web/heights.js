@@ -6,6 +6,7 @@ import { also } from "./graph.js";
 const MARGIN = 10; // the frontend's, above and below a widget
 const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
 const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
+const seen = new WeakMap(); // element -> the height of its content
 let held; // where a pointer went down that is still down
 
 for (const event of ["pointerdown", "pointerup", "pointercancel"])
@@ -112,7 +113,13 @@ const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) =>
 /** Return the least height of a panel, which is its node's last widget and has all room that is left. */
 export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
 
-/** Return the height of an element's content, however high the element itself is; 0 while it is not shown. */
-export function heightOf({ firstElementChild: first, lastElementChild: last }, padding) {
-  return last?.offsetHeight ? last.offsetTop + last.offsetHeight - first.offsetTop + padding + 2 * MARGIN : 0;
+/**
+ * Return the height of an element's content, however high the element itself is: the one that it had last, while it is
+ * out of sight; 0 before it was seen.
+ */
+export function heightOf(element, padding) {
+  const { firstElementChild: first, lastElementChild: last } = element;
+  if (!last) return 0;
+  if (last.offsetHeight) seen.set(element, last.offsetTop + last.offsetHeight - first.offsetTop);
+  return seen.has(element) ? seen.get(element) + padding + 2 * MARGIN : 0;
 }
