@@ -27,11 +27,13 @@ const picturesIn = (width) => (width < ONE_COLUMN ? 1260 : 140 + 0.52 * width);
 
 export const PICTURES = picturesIn(COMPARE_WIDTH);
 
+/** Return by how much a Compare grows in a run, beyond the pictures that it has. */
+const picturesOf = ({ iterisPictures, size }) => picturesIn(size[0]) - (iterisPictures?.()?.offsetHeight ?? 0);
+
 /** Return by how much a node grows in a run. */
 const growthOf = (node) =>
-  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => picturesIn(node.size[0]) })[
-    node.comfyClass
-  ]?.() ?? 0;
+  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => picturesOf(node) })[node.comfyClass]?.() ??
+  0;
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];

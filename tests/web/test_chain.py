@@ -662,6 +662,16 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     frontend.undo()
     assert frontend.prompt() == before, "in one step"
     assert frontend.page.evaluate("app.graph.groups.length") == 3
+    frontend.page.evaluate(
+        f"""() => {{
+            for (const kind of ['IterISCompare', 'IterISSave']) app.graph.remove(({ONE})(kind));
+            app.graph.remove(app.graph.groups.at(-1));
+        }}"""
+    )
+    press_load(frontend, load, keep=False)
+    tops = f"['IterISMerge', 'IterISLoad'].map((kind) => ({ONE})(kind).pos[1])"
+    merge, loader = frontend.page.evaluate(tops)
+    assert loader == pytest.approx(merge, abs=1), "level with it, where there is room"
     assert frontend.errors == []
 
 
