@@ -110,9 +110,7 @@ export function addReport(node, say) {
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
     const save = isKept(node) || earlier ? undefined : saveNow;
-    const name = node.properties[PROPERTY]?.file?.listed_as;
-    const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
-    const load = name && canName(name) && !isOfPair ? loadNow(name) : undefined;
+    const load = node.loadIterisFile(node.properties[PROPERTY]?.file);
     const ofCompare = isFirstRow(node);
     const see = compareOf(node) || (!earlier && canCompare()) ? seeNow : undefined;
     const how = {
@@ -132,15 +130,19 @@ export function addReport(node, say) {
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
-  const loadNow = (name) => async (event) => {
+  const loadNow = async (event, name, words) => {
     event.stopPropagation();
-    const words = node.properties[PROPERTY].file.words.join(", ");
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
     const titles = { positive: say("prompt"), negative: say("negative_prompt") };
-    const known = { ...(await aboutModelOf(node)), words, title, titles };
+    const known = { ...(await aboutModelOf(node)), words: words.join(", "), title, titles };
     if (!node.graph) return;
     turnBack(node, newRow(name).text, create, app.canvas, known);
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));
+  };
+  /** Return what loads a file of the merge; undefined: that is one of a pair, or a row cannot name it. */
+  node.loadIterisFile = ({ listed_as: name, words } = {}) => {
+    const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
+    return name && canName(name) && !isOfPair ? (event) => loadNow(event, name, words) : undefined;
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () => asOneStep(() => runAlone(addSave(node, create, app.canvas))); // which changes seeds in older frontends

@@ -178,9 +178,13 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say, l
   line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
   if (words.length)
     line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
-  if (load) line.append(button("iteris-load", say("load_this"), say("load_this_title"), load));
+  line.append(...loadButton(load, say));
   return line;
 }
+
+/** Return the button that loads a file; none, where nothing can. */
+export const loadButton = (load, say) =>
+  load ? [button("iteris-load", say("load_this"), say("load_this_title"), load)] : [];
 
 function copyOf(words, say) {
   const copy = button("iteris-copy", say("copy"), say("copy_title"), async () => {

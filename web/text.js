@@ -5,34 +5,35 @@ import { addElement, isShown, passing } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, panelHeight } from "./heights.js";
 import { isGone } from "./loras.js";
-import { fileOf } from "./panel.js";
+import { originOf } from "./links.js";
+import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
 /** Return lines of text; of saved files the name comes first, and that it was read back last, and small. */
-function linesOf(text, saved = []) {
-  const isPath = (line) => saved.some(({ name }) => line.split(/[\\/]/).pop() === name);
-  if (!isPath(text[0])) return [html("div", "", text.join("\n"))];
+function linesOf(text, saved, buttonsOf) {
+  const fileAt = (line) => saved.find(({ name }) => line.split(/[\\/]/).pop() === name);
+  if (!fileAt(text[0])) return [html("div", "", text.join("\n"))];
   const files = [];
   for (const line of text) {
-    if (isPath(line)) files.push([]);
+    if (fileAt(line)) files.push([]);
     files.at(-1).push(line);
   }
   return files.flatMap(([path, proof, ...facts]) => [
-    ...pathOf(path),
+    ...pathOf(path, buttonsOf(fileAt(path))),
     ...facts.map((fact) => html("div", "iteris-fact", fact)),
     html("div", "iteris-quiet iteris-small", proof),
   ]);
 }
 
-/** Return a file's name, and its folder, which is broken between its parts. */
-function pathOf(path) {
+/** Return a file's name, with its buttons, and its folder, which is broken between its parts. */
+function pathOf(path, buttons) {
   const [, folder, name, ending] = path.match(/^(?:(.*)[\\/])?(.*?)(\.[^.]*)?$/s);
   const line = html("div", "iteris-saved-as");
   line.title = path;
-  line.append(...fileName("iteris-called", name), html("span", "iteris-end", ending));
+  line.append(...fileName("iteris-called", name), html("span", "iteris-end", ending), ...buttons);
   const place = html("div", "iteris-quiet iteris-small");
   for (const part of folder?.split(/(?<=[\\/])/) ?? []) place.append(part, html("wbr"));
   return [line, place];
@@ -54,6 +55,9 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const removeProgress = addProgress(node, say, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   const { show, hide } = passing(node, element, height);
+  /** Return what a saved file's merge loads it with, by a button of its own. */
+  const loadOf = (file) => node.graph && originOf(node, "merged")?.outputNode?.loadIterisFile?.(file);
+  const buttonsOf = (file) => loadButton(loadOf(file), say);
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
   let failedAs; // or why that run failed
@@ -61,7 +65,10 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
     isOld = false;
-    const parts = [...linesOf(output.text, output.iteris_saved), ...(output.iteris_pictures ?? []).map(pictureOf)];
+    const parts = [
+      ...linesOf(output.text, output.iteris_saved ?? [], buttonsOf),
+      ...(output.iteris_pictures ?? []).map(pictureOf),
+    ];
     element.replaceChildren(...(folded ? [fold(parts)] : parts));
     mark(false);
     removeProgress();
@@ -141,7 +148,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const forgotten = () => html("div", "iteris-quiet iteris-forgotten", say("forgotten"));
 
   /** Return what is true of a saved file now. */
-  const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say);
+  const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say, loadOf(file));
 
   /** Return a picture of the server as wide as the node, which grows for it. */
   function pictureOf({ filename, subfolder, type }) {

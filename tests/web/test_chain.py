@@ -552,8 +552,12 @@ def saved(frontend, *, is_cached=False):
     file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"]}
     file["hash"] = frontend.page.evaluate(told, file["name"])["hash"]
     verdict = {"layers": [], "fidelity": [], "unmatched": {}, "notes": []}
-    load = frontend.page.locator(".iteris-load")
-    events = [(merge, {"iteris_report": [verdict]}), (save, {"iteris_saved": [file]})]
+    load = frontend.page.locator(".iteris-report .iteris-load")
+    lines = [f"/loras/{file['name']}", "read back", "3 MB"]
+    events = [
+        (merge, {"iteris_report": [verdict]}),
+        (save, {"text": lines, "iteris_saved": [file]}),
+    ]
     for node, output in reversed(events) if is_cached else events:
         assert load.count() == 0
         frontend.executed(node, output)
@@ -570,14 +574,20 @@ def press_load(frontend, load, *, keep=True):
         frontend.keep()
 
 
-def test_a_saved_merge_becomes_a_loader_of_its_file(in_renderer, picture):
+@pytest.mark.parametrize("panel", ["report", "saved-as"])
+def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture):
+    """By a button on the merge, or on what has saved it."""
     frontend = in_renderer
     load_plain(frontend)
     before = frontend.prompt()
     merge_these(frontend)
     merged = kinds(frontend)
-    load = saved(frontend)
-    picture(frontend, "load_this")
+    saved(frontend)
+    save = frontend.page.evaluate(f"({ONE})('IterISSave').id")
+    if panel == "saved-as":
+        frontend.show(save, left=500, top=150)
+    load = frontend.page.locator(f".iteris-{panel} .iteris-load")
+    picture(frontend, f"load_this_{panel}")
     press_load(frontend, load)
     frontend.page.get_by_text("Ctrl+Z brings the merge back").wait_for()
     picture(frontend, "loaded")
