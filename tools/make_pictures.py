@@ -710,7 +710,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_selector(".iteris-report .iteris-load")
     frontend.pictures_shown()
     film.cut(62, 440, 545)
-    film.say("The verdict: how much it kept of each LoRA", 3600)
+    film.say("The verdict, a hint: Compare is the proof", 3600)
     film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
