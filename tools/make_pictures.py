@@ -79,6 +79,7 @@ SECOND_GROUP = ("IterISMerge", "CLIPTextEncode")
 GROUP_ROOM = 12
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
+LOW_LANES = (0, -9, 4, 10)  # beside it, for a node's place in its column
 BADGE = 12
 FRAME = 50  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
@@ -218,14 +219,20 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     )
     frontend.page.evaluate(
         """passing => {
-            for (const [id, slot, left, right, y] of passing) {
-                const link = app.graph.links[app.graph.getNodeById(id).inputs.find(({ name }) => name === slot).link];
-                app.graph.createReroute([left, y], app.graph.createReroute([right, y], link));
+            for (const [id, slot, left, right, y, isLow, endsLow] of passing) {
+                const node = app.graph.getNodeById(id);
+                const place = node.inputs.findIndex(({ name }) => name === slot);
+                const link = app.graph.links[node.inputs[place].link];
+                const from = app.graph.getNodeById(link.origin_id).getOutputPos(link.origin_slot)[1];
+                const points = [[left, y], [right, y]];
+                if (isLow) points.unshift([left, from]);
+                if (endsLow) points.push([right, node.getInputPos(place)[1]]);
+                points.reduceRight((next, point) => app.graph.createReroute(point, next), link);
             }
         }""",
         [
-            [int(key), name, left - corner[0], right - corner[0], y - corner[1]]
-            for key, name, left, right, y in passing
+            [int(key), name, left - corner[0], right - corner[0], y - corner[1], *low]
+            for key, name, left, right, y, *low in passing
         ],
     )
     frontend.settle()
@@ -233,9 +240,10 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
 
 def lanes(
     prompt: dict, column_of: dict[str, int], places: dict[str, list[float]]
-) -> list[tuple[str, str, float, float, float]]:
+) -> list[tuple[str, str, float, float, float, bool, bool]]:
     """Return the links that would go behind nodes, and seem to be theirs, with a way above these:
-    the node and the input that a link goes to, where the way begins and ends, and how high it is.
+    the node and the input that a link goes to, where the way begins and ends, how high it is, and
+    whether it comes from below another node, and goes there.
     """
     long = [
         (value[0], key, name)
@@ -244,17 +252,25 @@ def lanes(
         if isinstance(value, list) and column_of[key] > column_of[value[0]] + 1
     ]
 
-    def before(column: int) -> float:
+    def above(node: str) -> int:
+        """Return how many nodes are above one."""
+        column = [places[key][1] for key, value in column_of.items() if value == column_of[node]]
+        return sorted(column).index(places[node][1])
+
+    def before(column: int, node: str) -> float:
+        """Return the place left of a column where a link of a node goes up or down."""
         left = min(places[key][0] for key, value in column_of.items() if value == column)
-        return left - GAP_X / 2
+        return left - GAP_X / 2 + LOW_LANES[above(node)]
 
     return [
         (
             key,
             name,
-            before(column_of[source] + 1),
-            before(column_of[key]),
+            before(column_of[source] + 1, source),
+            before(column_of[key], key),
             -TITLE - BADGE - LANE * (n + 1),
+            above(source) > 0,
+            above(key) > 0,
         )
         for n, (source, key, name) in enumerate(reversed(long))
     ]

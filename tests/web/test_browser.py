@@ -104,7 +104,7 @@ def test_the_template_opens_without_complaint(in_renderer, picture):
     assert frontend.overlaps() == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
     dialog.wait_for(state="hidden")
-    assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.7
+    assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.6
     assert frontend.prompt()["2"]["class_type"] == "IterISMerge"
     assert frontend.errors == []
 
