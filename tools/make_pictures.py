@@ -44,7 +44,9 @@ WIDTHS = {
     "IterISSave": 340,
     "CheckpointSave": 340,
 }
-HEIGHTS = {"CLIPTextEncode": 125}  # of what is written into: four lines
+HEIGHTS = {
+    "CLIPTextEncode": 104
+}  # three lines; with more, a page cannot show what *Merge these* adds to template 11
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 14
@@ -55,6 +57,7 @@ NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 ROOM_BELOW = {
     "IterISMerge": 660,  # of four LoRAs and their verdicts
     "IterISCompare": 520,  # of square pictures, and a line that says they are old
+    "CLIPTextEncode": 0,
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
     "IterISSave": 120,
