@@ -8,9 +8,20 @@ const SLACK = 40; // that a node may have which nobody has made higher: what hol
 const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
 const seen = new WeakMap(); // element -> the height of its content
 let held; // where a pointer went down that is still down
+let drawn = {}; // the node whose edge is being drawn, and its size and own height before
 
-for (const event of ["pointerdown", "pointerup", "pointercancel"])
-  addEventListener(event, ({ target }) => (held = event === "pointerdown" ? target : undefined), true);
+addEventListener("pointerdown", ({ target }) => (held = target), true);
+for (const event of ["pointerup", "pointercancel"])
+  addEventListener(
+    event,
+    () => {
+      const { node } = drawn;
+      held = undefined;
+      drawn = {};
+      if (node?.graph) requestAnimationFrame(() => fit(node));
+    },
+    true,
+  );
 
 /** Return whether the user is drawing a node's edge. */
 const isDrawn = (node) =>
@@ -34,13 +45,26 @@ export function keepHeight(node) {
     const own = height - roomsOf(state);
     // and sets once more what a node has that is not laid out, when its graph is opened
     const isSet = height !== state.last && (own < state.own || height > node.computeSize()[1] + SLACK);
+    const { last } = state;
     state.last = height;
-    if (isDrawn(node) || (isSet && !state.isFitting && !LiteGraph.vueNodesMode)) state.own = own;
+    if (state.isFitting) return;
+    if (isDrawn(node)) state.own = ownDrawn(node, own, last);
+    else if (isSet && !LiteGraph.vueNodesMode) state.own = own;
   });
   also(node, "onSerialize", (saved) => {
     const [width, height] = saved.size ?? [];
     if (width) saved.size = [width, Math.max(1, Math.min(state.own, height - roomsOf(state)))];
   });
+}
+
+/**
+ * Return a node's own height while its edge is drawn: where it is made wider, and what it holds is lower then, only what
+ * it is drawn higher by is its own.
+ */
+function ownDrawn(node, own, last) {
+  const [width, height] = node.size;
+  if (drawn.node !== node) drawn = { node, width, height: last, own: heights.get(node).own };
+  return width > drawn.width + SLACK ? Math.min(own, drawn.own + height - drawn.height) : own;
 }
 
 /** Return the height of a node that a workflow keeps; undefined: it is not one of ours. */

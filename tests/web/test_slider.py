@@ -341,6 +341,38 @@ def test_a_second_run_out_of_sight_leaves_the_node_as_high_as_it_was(in_renderer
     assert frontend.errors == []
 
 
+def draw_corner(frontend, right, down):
+    """Draw the node's lower right corner by so many pixels."""
+    corner = "node.pos[0] + node.size[0], node.pos[1] + node.size[1]"
+    x, y = frontend.page.evaluate(
+        f"(() => {{ const node = app.graph.getNodeById(1); return app.canvas.ds.convertOffsetToCanvas([{corner}]); }})()"
+    )
+    frontend.page.mouse.move(x - 3, y - 3)
+    frontend.page.mouse.down()
+    frontend.page.mouse.move(x - 3 + right, y - 3 + down, steps=5)
+    frontend.page.mouse.up()
+    frontend.settle()
+
+
+def test_a_node_that_is_made_wider_is_as_much_lower_as_its_pictures_are(in_renderer, output):
+    """Or there would be a hole where they were below one another."""
+    frontend = in_renderer
+    load_narrow(frontend, "made wider")
+    frontend.show(1, left=400, top=60, scale=0.55)
+    frontend.begin("run")
+    frontend.executed(1, output | {"iteris_tiles": output["iteris_tiles"] * 2}, run="run")
+    frontend.pictures_shown()
+    size = "[...app.graph.getNodeById(1).size]"
+    added = f"({size})[1] - app.graph.getNodeById(1).computeSize()[1]"
+    before, hole = frontend.still(f"({size})[1]"), frontend.page.evaluate(added)
+    draw_corner(frontend, 160, 2)
+    width, height = frontend.page.evaluate(size)
+    assert width > 620
+    assert height < before - 300
+    assert frontend.page.evaluate(added) == pytest.approx(hole, abs=35)
+    assert frontend.errors == []
+
+
 def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in_renderer, output):
     """Its workflow keeps what it was made higher by, without the room of the pictures."""
     frontend = in_renderer
@@ -357,15 +389,7 @@ def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in
 
     frontend.load(compare_of(), "drawn")
     before = shown("a")
-    corner = "node.pos[0] + node.size[0], node.pos[1] + node.size[1]"
-    x, y = frontend.page.evaluate(
-        f"(() => {{ const node = app.graph.getNodeById(1); return app.canvas.ds.convertOffsetToCanvas([{corner}]); }})()"
-    )
-    frontend.page.mouse.move(x - 3, y - 3)
-    frontend.page.mouse.down()
-    frontend.page.mouse.move(x, y + 80, steps=5)
-    frontend.page.mouse.up()
-    frontend.settle()
+    draw_corner(frontend, 3, 83)
     drawn = frontend.page.evaluate(height)
     assert drawn > before + 90
     higher = frontend.page.evaluate(added)
