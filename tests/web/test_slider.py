@@ -157,8 +157,10 @@ def make_tall(output, server):
     """Let the pictures be as high as any that the slider shows whole."""
     for row in output["iteris_tiles"]:
         for file in row["pictures"]:
-            path = server.base / "temp" / file["filename"]
-            Image.open(path).resize((64, 96)).save(path)
+            name = f"tall {file['filename']}"  # the page has the others already
+            folder = server.base / "temp"
+            Image.open(folder / file["filename"]).resize((64, 96)).save(folder / name)
+            file["filename"] = name
 
 
 def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, server):
