@@ -16,8 +16,9 @@ export function markAdvanced(node) {
     if (isSet(widget) || node.getSlotFromWidget(widget)?.link != null) used.add(widget);
     return !used.has(widget);
   };
-  const advanced = (node.widgets ?? []).filter(({ options }) => options?.advanced);
-  // Vue nodes look again when the value changes
+  // another pack may have added some of its own
+  const advanced = (node.widgets ?? []).filter(({ name, options }) => options?.advanced && input.optional?.[name]);
+  // Vue nodes look again when the value changes; a subgraph's promoted widget keeps what was so when it was promoted
   for (const widget of advanced)
     Object.defineProperty(widget.options, "advanced", { enumerable: true, get: () => isIdle(widget), set: () => {} });
   return advanced;

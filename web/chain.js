@@ -2,7 +2,7 @@
 // becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
 import { loadBeside } from "./drawing.js";
-import { asOneChange, nodesOf, saidBy, set, sourceOf } from "./graph.js";
+import { asOneChange, nodesOf, saidBy, seedBy, set, sourceOf } from "./graph.js";
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
@@ -89,11 +89,10 @@ function sampledBy(loader) {
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
   const [prompt, negative] = texts.map((node) => (node?.comfyClass === "CLIPTextEncode" ? saidBy(node, "text") : ""));
-  const seed = saidBy(sampler, "seed") ?? saidBy(sampler, "noise_seed");
   return {
     // a prompt a line is drawn
     prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "",
-    seed: seed >= 0 ? seed : undefined, // of some nodes, -1 is another one at each run
+    seed: seedBy(sampler, "seed") ?? seedBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
     negative_prompt: negative ?? "",

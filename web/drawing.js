@@ -1,6 +1,6 @@
 // A loader of a saved merge, with the nodes that draw a picture with it.
 
-import { asOneChange, saidBy, set } from "./graph.js";
+import { asOneChange, saidBy, seedBy, set } from "./graph.js";
 import { link, linkRound, originOf, takers, vaeOf } from "./links.js";
 import { bringIntoSight, freePlace, GAP, groupRound, HEAD, LANE, TITLE } from "./places.js";
 
@@ -36,6 +36,7 @@ function drawnBy(merge, compare, { words, guidance, resolution }) {
   const side = saidBy(settings, "resolution") || resolution;
   return {
     ...said,
+    seed: seedBy(compare, "seed"),
     prompt: said.prompt?.trim().split(/\s*\n/)[0] || words,
     cfg: said.cfg || saidBy(settings, "cfg") || guidance,
     ...{ width: said.width || side, height: said.height || side },

@@ -47,17 +47,23 @@ export function set(node, name, value) {
  * @returns {{node?: object, widget?: string}}
  */
 export function sourceOf(graph, id, isEnd = () => false) {
-  const link = id == null ? undefined : graph?.getLink(id); // a node that is about to be put into a graph has none
-  const { outputNode: node, subgraphInput } = link?.resolve(graph) ?? {};
-  if (subgraphInput) {
-    const { name } = subgraphInput;
-    const outer = nodeAround(graph);
-    const before = outer?.inputs.find((input) => input.name === name)?.link;
-    return before == null ? { node: outer, widget: name } : sourceOf(outer.graph, before, isEnd);
-  }
-  if (node?.type?.startsWith("Reroute")) return sourceOf(graph, node.inputs[0].link, isEnd);
-  const inner = node && !isEnd(node) ? node.subgraph?.outputs[link.origin_slot]?.linkIds[0] : undefined;
-  return inner === undefined ? { node } : sourceOf(node.subgraph, inner, isEnd);
+  const seen = new Set(); // links may go round
+  const from = (at, next) => {
+    const link = next == null ? undefined : at?.getLink(next); // a node that is about to be put into a graph has none
+    if (!link || seen.has(link)) return {};
+    seen.add(link);
+    const { outputNode: node, subgraphInput } = link.resolve(at);
+    if (subgraphInput) {
+      const { name } = subgraphInput;
+      const outer = nodeAround(at);
+      const before = outer?.inputs.find((input) => input.name === name)?.link;
+      return before == null ? { node: outer, widget: name } : from(outer.graph, before);
+    }
+    if (node?.type?.startsWith("Reroute")) return from(at, node.inputs?.[0]?.link);
+    const inner = node && !isEnd(node) ? node.subgraph?.outputs[link.origin_slot]?.linkIds[0] : undefined;
+    return inner === undefined ? { node } : from(node.subgraph, inner);
+  };
+  return from(graph, id);
 }
 
 /** Return the name of the one value that a node holds and hands on; undefined: it may work something out. */
@@ -80,6 +86,12 @@ export function widgetOf(node, name) {
 
 /** Return what an input is, see `widgetOf`. */
 export const saidBy = (node, name) => widgetOf(node, name)?.value;
+
+/** Return a seed that is the same at each run; of some nodes, -1 is another one each time. */
+export function seedBy(node, name) {
+  const seed = saidBy(node, name);
+  return seed >= 0 ? seed : undefined;
+}
 
 /** Do what Undo takes back in one step. */
 export function asOneChange(canvas, change) {

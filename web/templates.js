@@ -36,7 +36,8 @@ export function orderTemplates(api, pack) {
   const own = api.getWorkflowTemplates;
   api.getWorkflowTemplates = async function (...values) {
     const templates = await own.apply(this, values);
-    templates[pack]?.sort((one, other) => Number.parseInt(one, 10) - Number.parseInt(other, 10));
+    if (Array.isArray(templates?.[pack]))
+      templates[pack].sort((one, other) => Number.parseInt(one, 10) - Number.parseInt(other, 10));
     return templates;
   };
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { nodeAt, nodesOf, saidBy, widgetOf } from "../../web/graph.js";
+import { nodeAt, nodesOf, saidBy, seedBy, sourceOf, widgetOf } from "../../web/graph.js";
 import { paintOf } from "../../web/paint.js";
 
 const graph = (nodes, subgraphs = []) => ({
@@ -69,6 +69,18 @@ test("a value is that of the node that holds it, and hands it on", () => {
   works.inputs.push({ name: "previous", link: "before" });
   for (const other of [works, node("SeedOfText", { seed: 1, text: "a" }), undefined])
     assert.equal(seen(other), undefined, other?.type);
+});
+
+test("a seed is one that stays so", () => {
+  const seen = (seed) => seedBy(node("KSampler", { seed }), "seed");
+  assert.deepEqual([0, 7, -1, undefined].map(seen), [0, 7, undefined, undefined]);
+});
+
+test("reroutes that lead nowhere, and round, begin at no node", () => {
+  const open = { type: "Reroute" };
+  assert.deepEqual(sourceOf({ getLink: () => ({ resolve: () => ({ outputNode: open }) }) }, 1), {});
+  const round = { resolve: () => ({ outputNode: { type: "Reroute", inputs: [{ link: 1 }] } }) };
+  assert.deepEqual(sourceOf({ getLink: () => round }, 1), {});
 });
 
 test("a value comes into a subgraph, and out of one", () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { translate } from "../../web/templates.js";
+import { orderTemplates, translate } from "../../web/templates.js";
 
 const FOLDER = new URL("../../workflows/", import.meta.url);
 const read = (url) => JSON.parse(readFileSync(url, "utf8"));
@@ -25,6 +25,19 @@ for (const language of ["zh", "ja"])
       );
       assert.equal(note.widgets_values[0].split("\n").length, lines);
     });
+
+test("a pack's templates come by their numbers, and others as they are", async () => {
+  const listed = async (answer) => {
+    const api = { getWorkflowTemplates: async () => answer };
+    orderTemplates(api, "ours");
+    return await api.getWorkflowTemplates();
+  };
+  assert.deepEqual(await listed({ ours: ["10 b", "1 a", "2 c"], other: ["2", "1"] }), {
+    ours: ["1 a", "2 c", "10 b"],
+    other: ["2", "1"],
+  });
+  for (const other of [{}, null, { ours: null }]) assert.deepEqual(await listed(other), other);
+});
 
 test("what is the user's own stays, and other packs' workflows are left alone", () => {
   const compare = { Compare: "比较" };

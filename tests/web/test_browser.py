@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 MERGE = 5
 SAVE = 6
 FIRST = 2
+READABLE = 8 / 14  # below this scale the canvas draws no letters
 WIDGETS = {"FLOAT", "INT", "STRING", "COMBO", "BOOLEAN"}
 
 
@@ -104,7 +105,7 @@ def test_the_template_opens_without_complaint(in_renderer, picture):
     assert frontend.overlaps() == []
     assert frontend.complaints().count() == 0, frontend.complaints().first.inner_text()
     dialog.wait_for(state="hidden")
-    assert frontend.page.evaluate("app.canvas.ds.scale") >= 0.6
+    assert frontend.page.evaluate("app.canvas.ds.scale") >= READABLE
     assert frontend.prompt()["2"]["class_type"] == "IterISMerge"
     assert frontend.errors == []
 

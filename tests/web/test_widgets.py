@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from playwright.sync_api import expect
 
 SHOWN = ["prompt", "seed", "steps", "cfg"]  # of Compare
 COMPARE = {"prompt": "", "seed": 0, "steps": 20, "cfg": 0.0, "width": 0, "height": 512}
@@ -70,7 +71,7 @@ def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
 ADVANCED = {  # what is set, and what is not
     "IterISCompare": ({"width": 512, "sampler": "heun"}, ["height", "caption"]),
     "IterISSettings": ({"smoothing": 0.5}, ["method"]),
-    "IterISLora": ({"blocks": "IN:0"}, []),
+    "IterISLora": ({"blocks": "IN:0"}, ["without"]),
     "IterISSave": ({"large_layers": "always in full"}, []),
 }
 
@@ -83,7 +84,9 @@ def test_in_vue_nodes_an_advanced_input_is_shown_once_it_is_set(open_frontend, p
     frontend.load({"1": {"class_type": kind, "inputs": {}}}, kind)
     frontend.show(1, top=60)
     button = frontend.page.get_by_role("button", name="Show advanced inputs")
-    hides = button.count()
+    told = "name => app.graph.getNodeById(1).constructor.nodeData.input.optional[name][1].advanced"
+    hides = any(frontend.page.evaluate(told, name) for name in values)  # 0.3.75 does not know it
+    expect(button).to_have_count(1 if hides else 0)
     labels = {
         name: frontend.page.locator(".lg-node").get_by_text(name, exact=True)
         for name in (*values, *others)

@@ -169,7 +169,7 @@ export default {
   time_preview: "{name}：几秒",
   times_title: "根据本机最近一次计时的合并估计：{time}",
   runs: "每个 LoRA 采样 {runs} 次",
-  runs_polished: "每个 LoRA 采样 {runs} 次，然后打磨 {steps} 步",
+  runs_polished: "每个 LoRA 采样 {runs} 次，然后做 {steps} 步梯度优化",
   pictures: "{count} 张图片",
   pictures_time: "{count} 张图片：约 {time}",
   pictures_title: "根据本机上一次比较估计",
