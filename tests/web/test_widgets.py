@@ -71,7 +71,7 @@ def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
 ADVANCED = {  # what is set, and what is not
     "IterISCompare": ({"width": 512, "sampler": "heun"}, ["height", "caption"]),
     "IterISSettings": ({"smoothing": 0.5}, ["method"]),
-    "IterISLora": ({"blocks": "IN:0"}, ["without"]),
+    "IterISLora": ({"blocks": "IN:0"}, []),
     "IterISSave": ({"large_layers": "always in full"}, []),
 }
 
