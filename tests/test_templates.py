@@ -4,14 +4,12 @@ import itertools
 import json
 from pathlib import Path
 
+from workflow_files import GROWTH
 from workflow_notes import TEMPLATES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 TITLE = 30  # of a node, above its place
-# by which nodes grow in a run: Compare by its pictures, see test_slider.py, a merge by four
-# LoRAs and their verdicts
-GROWS = {"IterISCompare": 500, "IterISMerge": 650}
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)
 }
@@ -41,7 +39,7 @@ def test_a_template_is_read_from_its_note_on_and_no_node_covers_another_after_a_
             apart = (
                 first["pos"][axis]
                 + first["size"][axis]
-                + (TITLE + GROWS.get(first["type"], 0)) * axis
+                + (TITLE + GROWTH.get(first["type"], 0)) * axis
                 <= second["pos"][axis]
                 for first, second in ((one, other), (other, one))
                 for axis in (0, 1)

@@ -20,11 +20,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import browser
 from PIL import Image, ImageDraw, ImageFont
-from workflow_files import list_transformer
+from workflow_files import GROWTH, list_transformer
 from workflow_notes import TEMPLATES, Template
 
 from demo import drawn
@@ -44,9 +44,8 @@ WIDTHS = {
     "IterISSave": 340,
     "CheckpointSave": 340,
 }
-HEIGHTS = {
-    "CLIPTextEncode": 104
-}  # three lines; with more, a page cannot show what *Merge these* adds to template 11
+# three lines; with more, a page cannot show what *Merge these* adds to template 11
+HEIGHTS = {"CLIPTextEncode": 104}
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 14
@@ -54,9 +53,7 @@ NOTE_WIDTH = 736  # over what is chosen, and the merge
 NOTE_CHARACTERS = 105
 NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
-ROOM_BELOW = {
-    "IterISMerge": 660,  # of four LoRAs and their verdicts
-    "IterISCompare": 520,  # of square pictures, and a line that says they are old
+ROOM_BELOW = GROWTH | {
     "CLIPTextEncode": 0,
     "IterISModelLoras": 70,
     "IterISRecipe": 170,
@@ -222,32 +219,42 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     )
     frontend.page.evaluate(
         """passing => {
-            for (const [id, slot, left, right, y, isLow, endsLow] of passing) {
-                const node = app.graph.getNodeById(id);
-                const place = node.inputs.findIndex(({ name }) => name === slot);
+            for (const { node: id, input, left, right, top, begins_low, ends_low } of passing) {
+                const node = app.graph.getNodeById(Number(id));
+                const place = node.inputs.findIndex(({ name }) => name === input);
                 const link = app.graph.links[node.inputs[place].link];
                 const from = app.graph.getNodeById(link.origin_id).getOutputPos(link.origin_slot)[1];
-                const points = [[left, y], [right, y]];
-                if (isLow) points.unshift([left, from]);
-                if (endsLow) points.push([right, node.getInputPos(place)[1]]);
+                const points = [[left, top], [right, top]];
+                if (begins_low) points.unshift([left, from]);
+                if (ends_low) points.push([right, node.getInputPos(place)[1]]);
                 points.reduceRight((next, point) => app.graph.createReroute(point, next), link);
             }
         }""",
-        [
-            [int(key), name, left - corner[0], right - corner[0], y - corner[1], *low]
-            for key, name, left, right, y, *low in passing
-        ],
+        [way.seen_from(corner)._asdict() for way in passing],
     )
     frontend.settle()
 
 
-def lanes(
-    prompt: dict, column_of: dict[str, int], places: dict[str, list[float]]
-) -> list[tuple[str, str, float, float, float, bool, bool]]:
-    """Return the links that would go behind nodes, and seem to be theirs, with a way above these:
-    the node and the input that a link goes to, where the way begins and ends, how high it is, and
-    whether it comes from below another node, and goes there.
+class Way(NamedTuple):
+    """The way of a link above nodes, to an input of a node; it may come from below another node,
+    and go there.
     """
+
+    node: str
+    input: str
+    left: float
+    right: float
+    top: float
+    begins_low: bool
+    ends_low: bool
+
+    def seen_from(self, corner: list[float]) -> Way:
+        left, top = corner
+        return self._replace(left=self.left - left, right=self.right - left, top=self.top - top)
+
+
+def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]]) -> list[Way]:
+    """Return ways above nodes for the links that would go behind them, and seem to be theirs."""
     long = [
         (value[0], key, name)
         for key, node in prompt.items()
@@ -262,11 +269,17 @@ def lanes(
 
     def before(column: int, node: str) -> float:
         """Return the place left of a column where a link of a node goes up or down."""
+        place = above(node)
+        if place >= len(LOW_LANES):
+            raise SystemExit(
+                f"Node {node} is number {place + 1} of its column, and has a link to another than the"
+                f" next one: LOW_LANES has lanes for {len(LOW_LANES)}. Add one."
+            )
         left = min(places[key][0] for key, value in column_of.items() if value == column)
-        return left - GAP_X / 2 + LOW_LANES[above(node)]
+        return left - GAP_X / 2 + LOW_LANES[place]
 
     return [
-        (
+        Way(
             key,
             name,
             before(column_of[source] + 1, source),

@@ -6,14 +6,13 @@ import av
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
+from workflow_files import GROWTH
 
 COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0, 160, 0)}
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
-# by which the node grows: room in the templates, see test_templates.py; and where it is narrow
-MOST_DRAWN = 500
-MOST_DRAWN_NARROW = 1200
+MOST_DRAWN_NARROW = 1200  # by which a narrow node grows
 
 
 def compare_of(seed=0):
@@ -179,7 +178,7 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
         frontend.executed(1, output | {"iteris_tiles": tiles}, run=run)
         expect(page.locator(".iteris-drawn")).to_have_count(len(tiles))
         frontend.pictures_shown()
-        assert frontend.still(height) < before + MOST_DRAWN
+        assert frontend.still(height) < before + GROWTH["IterISCompare"]
         slider, beside = (each.bounding_box() for each in (pair, strip))
         ends = [box["y"] + box["height"] for box in (slider, beside)]
         assert beside["x"] >= slider["x"] + slider["width"]
