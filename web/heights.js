@@ -138,8 +138,8 @@ const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) =>
 export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
 
 /**
- * Return the height of an element's content, however high the element itself is: the one that it had last, while it is
- * out of sight; 0 before it was seen.
+ * Return the height of an element's content, however high the element itself is: the one that was seen last, while it is
+ * out of sight, though it may have other content by then; 0 before it was seen.
  */
 export function heightOf(element, padding) {
   const { firstElementChild: first, lastElementChild: last } = element;

@@ -6,7 +6,7 @@ export const GAP = 60;
 const REPORT = 180; // of a merge, with its times and what is said of all LoRAs
 const OF_LORA = 80; // for its row and its verdict, with advice
 export const COMPARE_WIDTH = 720; // of a new one
-const ONE_COLUMN = 620; // a narrower one has its pictures below the slider; see iteris.css
+const ONE_COLUMN = 606; // a narrower one may have its pictures below the slider: iteris.css counts 20 to 26 less
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
 export const LANE = 20; // between links side by side, and from them to nodes
@@ -28,7 +28,7 @@ const picturesIn = (width) => (width < ONE_COLUMN ? 1260 : 140 + 0.52 * width);
 export const PICTURES = picturesIn(COMPARE_WIDTH);
 
 /** Return by how much a Compare grows in a run, beyond the pictures that it has. */
-const picturesOf = ({ iterisPictures, size }) => picturesIn(size[0]) - (iterisPictures?.()?.offsetHeight ?? 0);
+const picturesOf = ({ iterisRoom, size }) => Math.max(0, picturesIn(size[0]) - (iterisRoom?.() ?? 0));
 
 /** Return by how much a node grows in a run. */
 const growthOf = (node) =>

@@ -12,7 +12,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
-const BESIDE = 3; // pictures in a line of the strip that is beside the slider, as iteris.css has them
+const BESIDE = 3; // pictures in a line of the strip that is beside the slider
 const TOLD = 2000; // milliseconds that a button says what it has done
 
 /** Return an empty choice. */
@@ -144,6 +144,7 @@ export function addSlider(node, say, above) {
     rows = output.iteris_tiles;
     const counts = rows.map(({ names }) => names.length);
     strip.style.setProperty("--iteris-columns", Math.max(...counts));
+    strip.style.setProperty("--iteris-beside", BESIDE);
     const lines = counts.map((count) => Math.ceil(count / BESIDE));
     strip.style.setProperty(
       "--iteris-lines",
@@ -162,6 +163,7 @@ export function addSlider(node, say, above) {
   };
   also(node, "onExecuted", node.showIterisTiles);
   showElement(node, element, false);
-  savesWithout(node, () => roomOf(element, 0));
+  node.iterisRoom = () => roomOf(element, 0);
+  savesWithout(node, node.iterisRoom);
   cut();
 }

@@ -33,6 +33,15 @@ test("a narrow Compare's pictures come below one another, and a wide one's side 
   assert.deepEqual(free(700), [0, 766]);
 });
 
+test("a Compare grows by no pictures that it has, seen or not, and by none that are higher", () => {
+  const free = (room) => {
+    const compare = { ...node([0, 0], [700, 200 + room], "IterISCompare"), iterisRoom: () => room };
+    return freePlace({ nodes: [compare] }, [0, 750], SIZE);
+  };
+  assert.deepEqual(free(300), [0, 766]);
+  assert.deepEqual(free(900), [0, 1162]);
+});
+
 test("a merge of more LoRAs says more of them", () => {
   const rows = (count) => Array(count).fill("<lora:name:1>").join("\n");
   assert.equal(roomFor(rows(2)), roomFor(""));
