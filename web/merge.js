@@ -110,7 +110,7 @@ export function addReport(node, say) {
     const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
     const isPreview = preset.value === PREVIEW;
     const save = isKept(node) || earlier ? undefined : saveNow;
-    const load = node.loadIterisFile(node.properties[PROPERTY]?.file);
+    const load = node.iterisLoaderOf(node.properties[PROPERTY]?.file);
     const ofCompare = isFirstRow(node);
     const see = compareOf(node) || (!earlier && canCompare()) ? seeNow : undefined;
     const how = {
@@ -140,7 +140,7 @@ export function addReport(node, say) {
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));
   };
   /** Return what loads a file of the merge; undefined: that is one of a pair, or a row cannot name it. */
-  node.loadIterisFile = ({ listed_as: name, words } = {}) => {
+  node.iterisLoaderOf = ({ listed_as: name, words } = {}) => {
     const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
     return name && canName(name) && !isOfPair ? (event) => loadNow(event, name, words) : undefined;
   };

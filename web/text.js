@@ -2,10 +2,9 @@
 
 import { api } from "../../scripts/api.js";
 import { addElement, isShown, passing } from "./elements.js";
-import { also } from "./graph.js";
+import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, panelHeight } from "./heights.js";
 import { isGone } from "./loras.js";
-import { originOf } from "./links.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
@@ -55,9 +54,17 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const removeProgress = addProgress(node, say, above);
   node.endIterisRun = removeProgress; // of a run that was cancelled or failed
   const { show, hide } = passing(node, element, height);
-  /** Return what a saved file's merge loads it with, by a button of its own. */
-  const loadOf = (file) => node.graph && originOf(node, "merged")?.outputNode?.loadIterisFile?.(file);
-  const buttonsOf = (file) => loadButton(loadOf(file), say);
+  let merge; // whose files are shown
+  /** Return the merge that is linked, through reroutes, too; undefined: it is in another graph, or there is none. */
+  const mergeOf = () => {
+    const { node: found } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "merged")?.link);
+    return found?.graph === node.graph ? found : undefined;
+  };
+  const loaderOf = (file) => {
+    merge = mergeOf();
+    return merge?.iterisLoaderOf?.(file);
+  };
+  const buttonsOf = (file) => loadButton(loaderOf(file), say);
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
   let failedAs; // or why that run failed
@@ -122,6 +129,10 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     node.compareIterisRun();
   };
   also(node, "onExecuted", node.showIterisText);
+  also(node, "compareIterisRun", () => {
+    const isOther = mergeOf() !== merge;
+    for (const load of element.querySelectorAll(".iteris-load")) load.hidden = isOther;
+  });
   if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
 
   /** Let the workflow keep that there was a run, and what it has saved. */
@@ -148,7 +159,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const forgotten = () => html("div", "iteris-quiet iteris-forgotten", say("forgotten"));
 
   /** Return what is true of a saved file now. */
-  const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say, loadOf(file));
+  const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say, loaderOf(file));
 
   /** Return a picture of the server as wide as the node, which grows for it. */
   function pictureOf({ filename, subfolder, type }) {

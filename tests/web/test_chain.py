@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 LOADER, LATENT, ENCODER, SAMPLER = "2", "5", "3", "6"
 MODEL = {"model": ["1", 0], "clip": ["1", 1]}
@@ -600,6 +601,34 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture)
     assert frontend.page.evaluate("app.graph.reroutes.size") == 0
     frontend.undo()
     assert kinds(frontend) == merged, "in one step"
+    assert frontend.errors == []
+
+
+def test_what_saves_a_merge_loads_it_as_long_as_that_is_linked(in_renderer):
+    """Also through a reroute."""
+    frontend = in_renderer
+    frontend.load_template(1)
+    saved(frontend)
+    save = frontend.page.evaluate(f"({ONE})('IterISSave').id")
+    frontend.show(save, left=500, top=150)
+    load = frontend.page.locator(".iteris-saved-as .iteris-load")
+    for way, is_there in (([], False), (["Reroute"], True), (["IterISMerge"], False)):
+        frontend.page.evaluate(
+            f"""([before]) => {{
+                const [merge, save] = ["IterISMerge", "IterISSave"].map({ONE});
+                const place = save.inputs.findIndex(({{ name }}) => name === "merged");
+                save.disconnectInput(place);
+                if (!before) return;
+                const from = LiteGraph.createNode(before);
+                app.graph.add(from);
+                const merged = merge.outputs.findIndex(({{ type }}) => type === "ITERIS_MERGED");
+                if (before === "Reroute") merge.connect(merged, from, 0);
+                from.connect(before === "Reroute" ? 0 : merged, save, place);
+            }}""",
+            way,
+        )
+        frontend.keep()
+        expect(load).to_be_visible(visible=is_there)
     assert frontend.errors == []
 
 
