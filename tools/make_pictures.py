@@ -474,6 +474,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_function("app.graph.nodes.some((node) => node.type === 'IterISMerge')")
     page.locator(".iteris-missing").nth(1).wait_for()
     page.mouse.move(*NOWHERE)
+    frontend.show(merge, left=290, top=405, scale=0.63)  # as large as the page shows it whole
     shoot("2_workflow")
     frontend.show(merge, **MERGE_SECOND)
     files = page.locator(".iteris-row .iteris-lora")
@@ -494,10 +495,10 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, **MERGE_FIRST)
     page.wait_for_timeout(NOTICE_MS)
     shoot("5_report")
-    page.set_viewport_size(TALL)
-    frontend.show(merge, left=86, top=-150, scale=0.82)
+    frontend.show(merge, left=-30, top=130, scale=0.82)
     divide(frontend, DIVIDED)
     shoot("6_compare")
+    page.set_viewport_size(TALL)
     page.locator(".iteris-details summary", has_text="Layers").click()
     frontend.show(merge, left=300, top=-70, scale=0.9)
     page.locator('.iteris-block[data-block="MID"]').hover()
@@ -720,7 +721,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.line = "together: for two subjects in one picture"
     film.click(page.get_by_role("switch", name="together"), 700)
     film.line = "A prompt for the test picture"
-    film.look(400, 130, 560)
+    film.look(440, 110, 720)
     film.click(node("IterISCompare").locator("textarea").first, FRAME)
     for letter in PROMPT:
         page.keyboard.type(letter)
