@@ -58,13 +58,13 @@ export function keepHeight(node) {
 }
 
 /**
- * Return a node's own height while its edge is drawn: where it is made wider, and what it holds is lower then, only what
- * it is drawn higher by is its own.
+ * Return a node's own height while its edge is drawn: where it is made wider or narrower, and what it holds is lower
+ * then, only what it is drawn higher by is its own.
  */
 function ownDrawn(node, own, last) {
   const [width, height] = node.size;
   if (drawn.node !== node) drawn = { node, width, height: last, own: heights.get(node).own };
-  return width > drawn.width + SLACK ? Math.min(own, drawn.own + height - drawn.height) : own;
+  return Math.abs(width - drawn.width) > SLACK ? Math.min(own, drawn.own + height - drawn.height) : own;
 }
 
 /** Return the height of a node that a workflow keeps; undefined: it is not one of ours. */

@@ -204,8 +204,10 @@ async function textsOf(language) {
 
 /** Give our types of sockets, and their links, a colour, unless the frontend has one; it forgets ours with its palette. */
 function colourSockets() {
+  const { style } = document.documentElement;
   for (const [type, colour] of Object.entries(SOCKETS)) {
-    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+    const name = `--color-datatype-${type}`;
+    if (style.getPropertyValue(name) !== colour) style.setProperty(name, colour);
     for (const colours of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors])
       colours[type] ||= colour;
   }
@@ -297,6 +299,7 @@ app.registerExtension({
     rememberRuns(showRefusal);
     rememberOpened();
     followRuns();
+    new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette
     document.head.append(html("style", "", meaningsStyle(say)));
   },
   async beforeConfigureGraph(workflow) {

@@ -374,6 +374,39 @@ def test_a_node_that_is_made_wider_is_as_much_lower_as_its_pictures_are(in_rende
     assert frontend.errors == []
 
 
+PADDING = 10  # of a group
+BELOW = """(() => {  // how far a group reaches below the node in it
+    const { nodes: [{ pos, size }], groups: [group] } = app.graph;
+    return group.pos[1] + group.size[1] - pos[1] - size[1];
+})()"""
+
+
+def test_a_node_that_is_made_narrower_and_wider_again_is_as_it_was(in_renderer, output):
+    frontend = in_renderer
+    page = frontend.page
+    frontend.load(compare_of(), "narrower")
+    page.evaluate("""() => {
+        const [{ pos: [x, y], size: [width, height] }] = app.graph.nodes;
+        const group = Object.assign(new LiteGraph.LGraphGroup("around"), { pos: [x - 10, y - 80] });
+        group.size = [width + 100, height + 100];
+        app.graph.add(group);
+    }""")
+    frontend.show(1, left=400, top=60, scale=0.55)
+    frontend.begin("run")
+    frontend.executed(1, output | {"iteris_tiles": output["iteris_tiles"] * 2}, run="run")
+    frontend.pictures_shown()
+    width, height = (f"Math.round(app.graph.getNodeById(1).size[{axis}])" for axis in (0, 1))
+    before = frontend.still(height)
+    # Nodes 2.0 of 0.3.75 keeps the height of its edge while that is drawn
+    for right in (-140, 140) if page.evaluate("LiteGraph.vueNodesMode") else (-140, -40, 60, 120):
+        draw_corner(frontend, right, 1)
+        frontend.still(height)
+        assert page.evaluate(BELOW) == pytest.approx(PADDING, abs=5), "its group holds it"
+    assert page.evaluate(width) == pytest.approx(720, abs=15)
+    assert frontend.still(height) == pytest.approx(before, abs=35)
+    assert frontend.errors == []
+
+
 def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in_renderer, output):
     """Its workflow keeps what it was made higher by, without the room of the pictures."""
     frontend = in_renderer

@@ -109,6 +109,26 @@ def test_in_vue_nodes_an_advanced_input_is_shown_once_it_is_set(open_frontend, p
     assert frontend.errors == []
 
 
+def test_our_links_keep_their_colours_when_the_palette_changes(open_frontend):
+    frontend = open_frontend()
+    alone(frontend, "IterISCompare", **COMPARE)
+    page = frontend.page
+    colours = """[
+        LGraphCanvas.link_type_colors.ITERIS_MERGED,
+        app.canvas.default_connection_color_byType.ITERIS_MERGED,
+        document.documentElement.style.getPropertyValue("--color-datatype-ITERIS_MERGED"),
+    ]"""
+    before = page.evaluate(colours)
+    assert len(set(before)) == 1
+    background = "document.documentElement.style.getPropertyValue('--bg-color')"
+    for palette in ("light", "dark"):
+        was = page.evaluate(background)
+        page.evaluate(f"app.extensionManager.setting.set('Comfy.ColorPalette', '{palette}')")
+        page.wait_for_function(f"{background} !== '{was}'")
+        assert page.evaluate(colours) == before
+    assert frontend.errors == []
+
+
 @pytest.fixture
 def marked(frontend):
     """The page of a ComfyUI that tells which inputs are advanced, as it does from 0.10 on."""
