@@ -440,6 +440,32 @@ def test_a_model_in_parts_is_compared_by_the_graphs_vae(in_renderer, picture):
     assert frontend.errors == []
 
 
+def test_a_vae_at_the_right_of_a_merge_is_not_led_round_it(in_renderer, picture):
+    frontend = in_renderer
+    graph = plain("IterISLoad")
+    graph["10"] = {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}}
+    names = {"unet_name": "transformer.safetensors", "weight_dtype": "default"}
+    graph["1"] = {"class_type": "UNETLoader", "inputs": names}
+    clip = {"clip_name": "clip.safetensors", "type": "stable_diffusion"}
+    graph["9"] = {"class_type": "CLIPLoader", "inputs": clip}
+    graph[LOADER]["inputs"]["clip"] = ["9", 0]
+    graph["7"]["inputs"]["vae"] = ["10", 0]
+    sampler = PLACES[SAMPLER]
+    load_placed(
+        frontend, graph, "right", PLACES | {"9": [0, 300], "10": [sampler[0], sampler[1] + 400]}
+    )
+    hidden = set(frontend.page.evaluate(HIDDEN))
+    merge_these(frontend)
+    picture(frontend, "merge_these_vae_right")
+    assert set(frontend.page.evaluate(HIDDEN)) <= hidden
+    beside = """() => {
+        const { pos, size } = app.graph.nodes.find(({ type }) => type === "IterISMerge");
+        return [...app.graph.reroutes.values()].map((end) => end.pos[0] - pos[0] - size[0]);
+    }"""
+    assert min(frontend.page.evaluate(beside)) > 0
+    assert frontend.errors == []
+
+
 PROMPTS = {"a cat,\n\n  in rain\n": "a cat, in rain", "a {red|blue} cat": "", "a cat // why": ""}
 
 
