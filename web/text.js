@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { addElement, isShown, passing } from "./elements.js";
 import { also, sourceOf } from "./graph.js";
-import { fit, heightOf, panelHeight } from "./heights.js";
+import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { isGone } from "./loras.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
@@ -133,7 +133,10 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     const isOther = mergeOf() !== merge;
     for (const load of element.querySelectorAll(".iteris-load")) load.hidden = isOther;
   });
-  if (width) node.setSize([Math.max(node.size[0], width), node.size[1]]);
+  if (width) {
+    keepWidth(node, width);
+    node.setSize([Math.max(node.size[0], width), node.size[1]]);
+  }
 
   /** Let the workflow keep that there was a run, and what it has saved. */
   async function remember(output) {

@@ -398,7 +398,7 @@ def test_a_node_that_is_made_narrower_and_wider_again_is_as_it_was(in_renderer, 
     width, height = (f"Math.round(app.graph.getNodeById(1).size[{axis}])" for axis in (0, 1))
     before = frontend.still(height)
     # Nodes 2.0 of 0.3.75 keeps the height of its edge while that is drawn
-    for right in (-140, 140) if page.evaluate("LiteGraph.vueNodesMode") else (-140, -40, 60, 120):
+    for right in (-140, 140) if page.evaluate("LiteGraph.vueNodesMode") else (-100, -40, 60, 80):
         draw_corner(frontend, right, 1)
         frontend.still(height)
         assert page.evaluate(BELOW) == pytest.approx(PADDING, abs=5), "its group holds it"
