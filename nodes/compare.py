@@ -309,7 +309,9 @@ def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
 
 
 def tiles_of(rows: Sequence[Labelled]) -> list[dict[str, Any]]:
-    """Return the pictures one by one, as files for the page, without the workflow in each."""
+    """Return the pictures one by one, as files for the page, without the workflow in each; and how
+    far the last two of a row, stacked and merged, are apart: the page shows first where most.
+    """
     every = [picture for row in rows for picture in row.pictures]
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
     return [
@@ -317,6 +319,7 @@ def tiles_of(rows: Sequence[Labelled]) -> list[dict[str, Any]]:
             "prompt": row.name,
             "names": list(row.names),
             "pictures": list(itertools.islice(files, len(row.names))),
+            "difference": float((row.pictures[-1] - row.pictures[-2]).abs().mean()),
         }
         for row in rows
     ]

@@ -40,8 +40,8 @@ function picture(loaded) {
 }
 
 /**
- * Add the slider, and below it all pictures, small, to choose from. They are seen once a run has drawn them; at first the
- * slider has the two last ones of a row, stacked and merged.
+ * Add the slider, and beside or below it all pictures, small, to choose from. They are seen once a run has drawn them; at
+ * first the slider has the two last ones, stacked and merged, of the row in which they differ most.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
@@ -152,12 +152,9 @@ export function addSlider(node, say, above) {
     );
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
-    showRow(
-      Math.max(
-        0,
-        rows.findIndex(({ prompt }) => prompt === before),
-      ),
-    );
+    const apart = rows.map(({ difference = 0 }) => difference);
+    const again = rows.findIndex(({ prompt }) => prompt === before);
+    showRow(again < 0 ? apart.indexOf(Math.max(...apart)) : again);
     show();
     fit(node);
   };

@@ -189,6 +189,24 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
     assert frontend.errors == []
 
 
+def test_the_row_where_stacked_and_merged_differ_most_is_shown_first(frontend, output):
+    chosen = frontend.page.locator(".iteris-thumb[aria-pressed=true]").first
+
+    def run(name, *differences):
+        rows = zip(output["iteris_tiles"], differences, strict=True)
+        tiles = [row | {"difference": difference} for row, difference in rows]
+        frontend.begin(name)
+        frontend.executed(1, output | {"iteris_tiles": tiles}, run=name)
+        frontend.pictures_shown()
+
+    frontend.load(compare_of(), "telling")
+    run("first", 0.1, 0.3)
+    expect(chosen).to_have_attribute("data-row", "1")
+    frontend.page.locator(".iteris-thumb[data-row='0']").first.click()
+    run("second", 0.1, 0.3)
+    expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
+
+
 def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, output, server):
     """As many as there may be, in a height of their own; and the rest is in details below them."""
     frontend = in_renderer
