@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
 from . import host
-from .comparison import check_pictures, names_of, own_rows, rows_of, short, worn_of
+from .comparison import BASE, check_pictures, names_of, own_rows, rows_of, short, worn_of
 from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
@@ -21,6 +21,7 @@ from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.files.families import Family
+    from .comparison import Row
 
 _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
@@ -244,7 +245,7 @@ class Compare(io.ComfyNode):
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": [text],
             "iteris_drawn": [cost],
-            "iteris_tiles": tiles_of(table_rows),
+            "iteris_tiles": tiles_of(rows, table_rows),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
@@ -308,20 +309,25 @@ def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
     ]
 
 
-def tiles_of(rows: Sequence[Labelled]) -> list[dict[str, Any]]:
+def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
+    """Return how far the stack is from a LoRA alone, from 0 to 1; 0: it is not the row of one."""
+    return 0.0 if BASE in row.ways else float((pictures[-2] - pictures[0]).abs().mean())
+
+
+def tiles_of(rows: Sequence[Row], drawn: Sequence[Labelled]) -> list[dict[str, Any]]:
     """Return the pictures one by one, as files for the page, without the workflow in each; and how
-    far the last two of a row, stacked and merged, are apart: the page shows first where most.
+    far the stack is from a LoRA alone, in the rows of one: the page shows first where most.
     """
-    every = [picture for row in rows for picture in row.pictures]
+    every = [picture for row in drawn for picture in row.pictures]
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
     return [
         {
-            "prompt": row.name,
-            "names": list(row.names),
-            "pictures": list(itertools.islice(files, len(row.names))),
-            "difference": float((row.pictures[-1] - row.pictures[-2]).abs().mean()),
+            "prompt": row.prompt,
+            "names": list(shown.names),
+            "pictures": list(itertools.islice(files, len(shown.names))),
+            "spoilt": spoilt_by_stack(row, shown.pictures),
         }
-        for row in rows
+        for row, shown in zip(rows, drawn, strict=True)
     ]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
 
 _MOST_PICTURES = 400  # of a table
+BASE = 0  # the way without any LoRA
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def own_rows(uses: Sequence[LoraUse]) -> Iterator[Row]:
     be, what people do today, and what came out. On top all meet, next to the base model. No prompt
     is drawn twice: a merge and a LoRA of it may begin with the same one.
     """
-    base, *alone = range(1 + len(uses))
+    base, *alone = range(BASE, 1 + len(uses))
     last = range(1 + len(uses), len(names_of(uses)))
     ways: dict[str, list[int]] = {}
     if sum(bool(use.prompts) for use in uses) > 1:

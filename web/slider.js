@@ -41,7 +41,7 @@ function picture(loaded) {
 
 /**
  * Add the slider, and beside or below it all pictures, small, to choose from. They are seen once a run has drawn them; at
- * first the slider has the two last ones, stacked and merged, of the row in which they differ most.
+ * first the slider has the two last ones, stacked and merged, of the LoRA that the stack spoils most.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
@@ -152,9 +152,9 @@ export function addSlider(node, say, above) {
     );
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
-    const apart = rows.map(({ difference = 0 }) => difference);
+    const spoilt = rows.map((row) => row.spoilt ?? 0);
     const again = rows.findIndex(({ prompt }) => prompt === before);
-    showRow(again < 0 ? apart.indexOf(Math.max(...apart)) : again);
+    showRow(again < 0 ? spoilt.indexOf(Math.max(...spoilt)) : again);
     show();
     fit(node);
   };

@@ -111,9 +111,7 @@ def test_every_picture_is_a_file_for_the_page(host, compared):
     assert [row["prompt"] for row in rows] == ["a (first:1.2) thing", "a thing"]
     names = ["base model", "first 0.8/0.6", "second", "stacked", "merged"]
     assert [row["names"] for row in rows] == [names, names]
-    for row in rows:
-        stacked, merged = (picture(host, file) / 255 for file in row["pictures"][-2:])
-        assert row["difference"] == pytest.approx(abs(merged - stacked).mean(), abs=0.004)
+    assert [row["spoilt"] for row in rows] == [0, 0]  # the base model is the first in each
     ways = ["base", "first", "second", "stacked", "merged"]
     for way, file in zip(ways, rows[0]["pictures"], strict=True):
         assert abs(picture(host, file) - by_core[way]).max() <= 2, way

@@ -30,6 +30,13 @@ def named(text, uses):
     return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken
 
 
+def test_only_a_loras_own_row_is_told_as_spoilt_by_the_stack():
+    pictures = [torch.full((4, 4, 3), level) for level in (0.2, 0.7, 0.3)]
+    rows, _ = comparison.rows_of("", [DOG, CAT])
+    told = [compare.spoilt_by_stack(row, pictures) for row in rows]
+    assert told == pytest.approx([0, 0.5, 0.5]), "the top row has the base model first"
+
+
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     """One LoRA meets nobody and is not stacked, and one without prompts has no row."""
     rows, taken = named("", [DOG, CAT, INK])

@@ -189,12 +189,12 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
     assert frontend.errors == []
 
 
-def test_the_row_where_stacked_and_merged_differ_most_is_shown_first(frontend, output):
+def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend, output):
     chosen = frontend.page.locator(".iteris-thumb[aria-pressed=true]").first
 
-    def run(name, *differences):
-        rows = zip(output["iteris_tiles"], differences, strict=True)
-        tiles = [row | {"difference": difference} for row, difference in rows]
+    def run(name, *spoilt):
+        rows = zip(output["iteris_tiles"], spoilt, strict=True)
+        tiles = [row | {"spoilt": by} for row, by in rows]
         frontend.begin(name)
         frontend.executed(1, output | {"iteris_tiles": tiles}, run=name)
         frontend.pictures_shown()
