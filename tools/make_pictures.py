@@ -95,7 +95,6 @@ WAITS = 14  # of which a film has so many
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
-DIVIDED = 25  # per cent of a comparison's picture that are on the left
 OPENS = {"scale": 0.75, "left": 70, "top": 135}  # where a template's corner is; it may be smaller
 READABLE = 0.58  # below, the frontend writes no letters
 WINDOW = (1280, 800)
@@ -496,7 +495,6 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_timeout(NOTICE_MS)
     shoot("5_report")
     frontend.show(merge, left=-30, top=130, scale=0.82)
-    divide(frontend, DIVIDED)
     shoot("6_compare")
     page.set_viewport_size(TALL)
     page.locator(".iteris-details summary", has_text="Layers").click()
@@ -508,17 +506,6 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     canvas.page.locator(".iteris-kept").first.wait_for()
     canvas.show(merge, **MERGE_FIRST)
     shoot("8_canvas", canvas)
-
-
-def divide(frontend: browser.Frontend, share: float) -> None:
-    """Move the divider of a comparison."""
-    frontend.page.locator(".iteris-pair:visible input").evaluate(
-        """(divider, share) => {
-            divider.value = share;
-            divider.dispatchEvent(new Event('input', { bubbles: true }));
-        }""",
-        share,
-    )
 
 
 def clip(frontend: browser.Frontend, nodes: Sequence[int], name: str) -> None:
