@@ -1,6 +1,6 @@
 // The links of a graph: where they begin and end, how they are joined anew, and the ways that they go by.
 
-import { ABOVE, BADGE, edgesOf, LANE, TITLE } from "./places.js";
+import { ABOVE, edgesOf, LANE } from "./places.js";
 
 export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 
@@ -104,22 +104,6 @@ export function takeOutputs(taker, taken) {
   }
 }
 
-/** Return the way of a link from a node to another one's input: beside the one, above the other, and down beside that. */
-function wayAside(graph, node, from, target, into, place) {
-  const top = target.pos[1] - TITLE - BADGE - LANE;
-  const beside = node.pos[0] + node.size[0] + LANE;
-  const before = target.pos[0] - (LANE / 2) * (3 - place);
-  const start = freeLane(graph, 0, beside, LANE / 2, [from, top], node);
-  const along = freeLane(graph, 1, top, -LANE / 2, [start, before]);
-  const end = freeLane(graph, 0, before, -LANE / 2, [along, into]);
-  return [
-    [start, from],
-    [start, along],
-    [end, along],
-    [end, into],
-  ];
-}
-
 /**
  * Link an origin to a node's input by a way round a merge: down or up beside it, to the side, and to the input; or past
  * it, where the origin is at its right.
@@ -134,15 +118,17 @@ function wayAside(graph, node, from, target, into, place) {
 export function linkRound(origin, merge, below, target, name, place) {
   if (!origin) return;
   const { graph, pos, size } = merge;
-  const from = origin.outputNode ? slotHeight(origin.outputNode, origin.output) : pos[1] + place * LANE;
-  const into = target.getInputPos(target.findInputSlot(name))[1];
   const { outputNode: node } = origin;
-  if (node && node !== merge && node.pos[0] > pos[0] + size[0])
-    return link({ ...origin, link: undefined }, target, name, ...wayAside(graph, node, from, target, into, place));
-  const [level, step] = below === undefined ? [pos[1] - ABOVE, -LANE / 2] : [below + LANE / 2, LANE / 2];
-  const exit = from + 2 * step;
-  const [at, aside] = origin.outputNode === merge ? [pos[0] + size[0] + LANE, LANE / 2] : [pos[0] - 8, -LANE / 2];
-  const start = freeLane(graph, 0, at, aside, [exit, level], origin.outputNode);
+  const from = node ? slotHeight(node, origin.output) : pos[1] + place * LANE;
+  const into = target.getInputPos(target.findInputSlot(name))[1];
+  const isPast = node && node !== merge && node.pos[0] > pos[0] + size[0];
+  const goesAbove = isPast || below === undefined;
+  const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : below + LANE / 2;
+  const step = goesAbove ? -LANE / 2 : LANE / 2;
+  const exit = isPast ? from : from + 2 * step;
+  const [at, aside] =
+    isPast || node === merge ? [node.pos[0] + node.size[0] + LANE, LANE / 2] : [pos[0] - 8, -LANE / 2];
+  const start = freeLane(graph, 0, at, aside, [exit, level], node);
   const along = freeLane(graph, 1, level, step, [start, target.pos[0]]);
   const end = freeLane(graph, 0, target.pos[0] - (LANE / 2) * (3 - place), -LANE / 2, [along, into]);
   // a way of its own, not on from that of another link

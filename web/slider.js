@@ -74,6 +74,7 @@ export function addSlider(node, say, above) {
   video.hidden = !canRecord();
   head.append(left, video, right);
   pair.append(under, over, divider);
+  strip.style.setProperty("--iteris-beside", BESIDE);
   whole.append(head, pair, strip);
   element.append(whole);
   let rows = [];
@@ -144,7 +145,6 @@ export function addSlider(node, say, above) {
     rows = output.iteris_tiles;
     const counts = rows.map(({ names }) => names.length);
     strip.style.setProperty("--iteris-columns", Math.max(...counts));
-    strip.style.setProperty("--iteris-beside", BESIDE);
     const lines = counts.map((count) => Math.ceil(count / BESIDE));
     strip.style.setProperty(
       "--iteris-lines",
