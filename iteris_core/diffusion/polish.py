@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..adapters import Adapter, LowRankDelta
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of, input_tokens
+from ..memory import calls_that_fit
 from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
 from ..rows.outputs import Rows, outputs_of
@@ -83,7 +84,8 @@ def polish(
         adapters: Adapters that the mixes of the tasks number.
         tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
-        rows_per_call: Most rows of a forward call; the steps' batches are larger.
+        rows_per_call: Most rows of a forward call; the steps' batches are larger. Those with
+            gradients are fewer where that is all that fits.
 
     Raises:
         CalibrationError: An output without a gradient, or an error that is not finite.
@@ -98,7 +100,10 @@ def polish(
         stack.enter_context(_worn(network.modules, layers))
         stack.enter_context(recomputed(blocks))
         with torch.enable_grad(), kept_as_copies():
-            add_gradients = partial(_add_gradients, network, rows_per_call)
+            device = next(iter(layers.values())).up.device
+            gradients_of_one = partial(_add_gradients, network, 1, targets[:1])
+            rows = calls_that_fit(gradients_of_one, device, rows_per_call)
+            add_gradients = partial(_add_gradients, network, rows)
             _descend(add_gradients, targets, layers, steps, progress)
     deltas = dict(merged.deltas)
     for path, layer in layers.items():

@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -24,7 +25,7 @@ from iteris_core.engines.footprint import layer_bytes
 from iteris_core.engines.measure import Measurement
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
-from iteris_core.memory import LayerBytes, free_bytes, share_out
+from iteris_core.memory import LayerBytes, calls_that_fit, free_bytes, share_out
 
 GB = 1 << 30
 CPU = torch.device("cpu")
@@ -166,3 +167,21 @@ def test_a_given_budget_stays_and_one_that_nobody_knows_changes_nothing():
     assert chosen(40 * GB, given) == given
     assert chosen(None) == CONFIG
     assert free_bytes(torch.device("cpu")) > 0  # the host has a budget, too
+
+
+def test_calls_are_as_large_as_one_row_lets_them_be(monkeypatch):
+    card = torch.device("cuda", 0)
+    told = {"memory_allocated": 100, "max_memory_allocated": 350, "memory_reserved": 120}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (980, 2000))
+    done = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append("reset"))
+    run = partial(done.append, "run")
+    assert calls_that_fit(run, card, 16) == 3  # of 250 each, in 0.8 of 1000
+    assert done == ["reset", "run"]
+    assert calls_that_fit(run, card, 2) == 2
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 9000)
+    assert calls_that_fit(run, card, 16) == 1
+    assert calls_that_fit(run, torch.device("cpu"), 16) == 16
+    assert len(done) == 6  # the last one did not run

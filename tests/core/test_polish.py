@@ -96,6 +96,32 @@ def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypatch):
+    adapters, tasks, start = case_of(net)
+    network = net.network()
+    sizes = []
+
+    def forward(rows):
+        if torch.is_grad_enabled():
+            sizes.append(len(rows))
+        return net.network().forward(rows)
+
+    def fit(run, device, most):
+        assert (device.type, most) == ("cpu", 8)
+        run()
+        return 3
+
+    monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
+    polished = polish(replace(network, forward=forward), adapters, tasks, start, 2)
+    assert sizes == [1, *[3, 3, 3, 3, 3, 1] * 2]
+    monkeypatch.undo()
+    whole = polish(net.network(), adapters, tasks, start, 2)
+    for path in PATHS:  # what the trial left is in no step
+        torch.testing.assert_close(
+            polished.deltas[path].dense(), whole.deltas[path].dense(), rtol=1e-3, atol=1e-5
+        )
+
+
 def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
     with torch.inference_mode():
         net = toy_of(Model())
