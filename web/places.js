@@ -172,7 +172,7 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   canvas.setDirty(true, true);
 }
 
-/** Bring a Compare into sight: its pictures, once it has some. */
+/** Bring a Compare into sight: its pictures, once it has some, as large as fits, at most in their own size. */
 export function showCompare(compare, canvas, frames = SHOWN) {
   const pictures = compare.iterisPictures?.();
   const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
@@ -184,8 +184,10 @@ export function showCompare(compare, canvas, frames = SHOWN) {
   }
   const { ds } = canvas;
   const page = canvas.canvas.getBoundingClientRect();
-  const pos = ds.convertCanvasToOffset([left - page.left, top - page.top]);
+  const [x, y] = ds.convertCanvasToOffset([left - page.left, top - page.top]);
+  const own = width / ds.scale;
+  const wide = Math.max(own, CLEAR * page.width);
   canvas.canvas.focus({ preventScroll: true }); // or the page's keys are dead once the button is gone
-  ds.fitToBounds([...pos, width / ds.scale, height / ds.scale], { zoom: CLEAR });
+  ds.fitToBounds([x - (wide - own) / 2, y, wide, height / ds.scale], { zoom: CLEAR });
   canvas.setDirty(true, true);
 }

@@ -265,6 +265,7 @@ def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, ser
     see(frontend)
     frontend.page.wait_for_function(PICTURES_SEEN)
     picture(frontend, "seen_in_pictures")
+    assert frontend.page.evaluate("app.canvas.ds.scale") <= 1, "no larger than they are"
     assert kinds(frontend) == before
     assert frontend.errors == []
 
