@@ -102,7 +102,11 @@ def share_out(
 
 
 # What torch says where a device has no room: most backends, and the host on Linux and Windows.
-_FULL = ("out of memory", "can't allocate memory", "not enough memory")
+# Libraries that find no room for a handle of their own name their own errors.
+_FULL = (
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    *("_status_alloc_failed", "cusolverdncreate", "cublascreate"),
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from .sampling import Sampler, noise
 # Side in pixels, at most: a small picture runs through the same layers. With half of it, SD1.5's
 # innermost attention would read a single token, where q and k do nothing.
 _SIDE = 128
+_EXACT = {torch.float32, torch.float64}
 
 
 class View(NamedTuple):
@@ -106,10 +107,9 @@ def _encoded(model: DiffusionHost, views: Sequence[View]) -> list[tuple[Encoded,
     with model.text_encoder() as network:
         for view, of_view in zip(views, pieces, strict=True):
             adapter, _ = view.adapter.split(model.is_text_module)
-            with _watched(network, adapter, len(of_view)) as missed:
+            with _watched(network, adapter, len(of_view)) as seen:
                 outputs: Sequence[Any] = list(network.forward(of_view))
-            exact = _is_exact(network, adapter)
-            found.append((model.encoded(view.caption, outputs), sorted(missed), exact))
+            found.append((model.encoded(view.caption, outputs), sorted(seen.missed), seen.is_exact))
     return found
 
 
@@ -131,11 +131,11 @@ def _draw(
         noisy = list(_noisy(sampler, calibration.seed))
         for view, (prompt, of_text, text_is_exact) in zip(views, prompts, strict=True):
             _, adapter = view.adapter.split(model.is_text_module)
-            with _watched(network, adapter, 1) as missed, exact_products(noisy[0][0].device):
+            with _watched(network, adapter, 1) as seen, exact_products(noisy[0][0].device):
                 pictures = [network.forward([DenoiserRow(*x, prompt)])[0].float() for x in noisy]
-            exact = text_is_exact and _is_exact(network, adapter)
             picture = torch.stack(pictures).cpu()
-            found.append(Drawn(picture, [*of_text, *sorted(missed)], exact))
+            is_exact = text_is_exact and seen.is_exact
+            found.append(Drawn(picture, [*of_text, *sorted(seen.missed)], is_exact))
     return found
 
 
@@ -157,27 +157,30 @@ def _noisy(sampler: Sampler, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield sampler.start(noise(sampler.shape, seed)[None], sigma)[0], sigma
 
 
-def _is_exact(network: Network, adapter: Adapter) -> bool:
-    """Whether the host keeps the sums of weights and changes in float32 or better."""
-    modules = [network.modules[path] for path in adapter.deltas]
-    return all(
-        isinstance(getattr(module, "weight", None), Tensor)
-        and module.weight.dtype in (torch.float32, torch.float64)
-        and not is_quantised(module)
-        for module in modules
-    )
+@dataclass
+class _Seen:
+    """Of an adapter's layers, those that have not run so far, and whether the host keeps the sums
+    of weights and changes in float32 or better in all that have.
+    """
+
+    missed: set[str]
+    is_exact: bool = True
 
 
 @contextmanager
-def _watched(network: Network, adapter: Adapter, rows: int) -> Iterator[set[str]]:
-    """Let all rows wear an adapter; yields the paths of its layers that have not run so far."""
-    waiting = set(adapter.deltas)
+def _watched(network: Network, adapter: Adapter, rows: int) -> Iterator[_Seen]:
+    """Let all rows wear an adapter, and yield what is seen of its layers."""
+    seen = _Seen(set(adapter.deltas))
 
-    def ran(path: str, _module: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
-        waiting.discard(path)
+    def ran(path: str, module: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
+        seen.missed.discard(path)
+        weight = getattr(module, "weight", None)
+        # a host may keep a float32 weight on file, and patch the half that it casts it to
+        is_exact = isinstance(weight, Tensor) and {weight.dtype, y.dtype} <= _EXACT
+        seen.is_exact &= is_exact and not is_quantised(module)
         return y
 
-    modules = {path: network.modules[path] for path in waiting}
+    modules = {path: network.modules[path] for path in adapter.deltas}
     worn = wearing(network.modules, [adapter], [{0: 1.0}] * rows, folds_rows=network.folds_rows)
     with layer_hooks(modules, ran), worn:
-        yield waiting
+        yield seen

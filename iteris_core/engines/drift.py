@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..devices import exact_products, product_dtype
+from ..devices import exact_products, moved, product_dtype
 from ..layers import base_weight_and_bias, codes_of, output_tokens
 from ..processes import Processes
 
@@ -65,7 +65,7 @@ class Drifting:
             products = codes_of(module, x[:1], weight) + bias
         # false for what is not finite, too, which the solve explains; a wait for the device
         is_near = (products - outputs).norm() <= _SAME * outputs.norm()
-        far = (~is_near).to(device="cpu", dtype=torch.float64)
+        far = moved(~is_near, "cpu", torch.float64)
         processes.add_up([far])
         is_same = not far.item()
         return cls(weight if is_same else None, is_rounded=is_half and not is_same)

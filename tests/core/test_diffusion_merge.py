@@ -230,7 +230,9 @@ def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen,
 
 def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, monkeypatch):
     on_the_cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."
-    for error in (torch.OutOfMemoryError("full"), RuntimeError(on_the_cpu), MemoryError()):
+    of_a_handle = "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`"
+    errors = map(RuntimeError, (on_the_cpu, of_a_handle, "CUBLAS_STATUS_ALLOC_FAILED"))
+    for error in (torch.OutOfMemoryError("full"), *errors, MemoryError()):
         monkeypatch.setattr(host, "denoiser", Mock(side_effect=error))
         with pytest.raises(CalibrationError, match=r"ran out of memory .* use fewer of them"):
             merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))

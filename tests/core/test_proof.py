@@ -6,7 +6,14 @@ import pytest
 import torch
 from fake_host import FakeHost
 
-from iteris_core import Adapter, AdapterError, CalibrationError, LowRankDelta, SolveError
+from iteris_core import (
+    Adapter,
+    AdapterError,
+    CalibrationError,
+    LowRankDelta,
+    Network,
+    SolveError,
+)
 from iteris_core.diffusion import small_pictures, stages
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
@@ -177,6 +184,20 @@ def test_a_model_that_does_not_carry_what_was_solved_is_not_handed_out(path, coa
         prove_merged(host, loras[0].adapter, loras[0], CALIBRATION)
     with pytest.raises(SolveError, match=rf"does not carry the merged LoRA .* differ at '{path}'"):
         merged(host, loras)
+
+
+@pytest.mark.parametrize("computed_in", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_cast_before_it_is_patched_counts_as_rounded(computed_in):
+    """As ComfyUI 0.33 keeps a float32 file on a GPU."""
+    layer = torch.nn.Linear(6, 6).requires_grad_(False)
+    cast = [part.to(computed_in) for part in (layer.weight, layer.bias)]
+    layer.forward = lambda x: torch.nn.functional.linear(x, *cast)
+    network = Network({"layer": layer}, layer)
+    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
+    with small_pictures._watched(network, adapter, 1) as seen:
+        network.forward(torch.randn(1, 3, 6, dtype=computed_in))
+    assert not seen.missed
+    assert seen.is_exact == (computed_in == torch.float32)
 
 
 def test_a_lora_without_an_effect_is_passed_over():
