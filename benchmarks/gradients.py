@@ -30,6 +30,7 @@ from .results import RESULTS, Table, command_of, machine, write
 MOMENTS = 2  # that Adam keeps of each factor's number
 SINGLE = 4  # bytes
 DIRECTIONS = 64  # of a whitening
+ALL = frozenset({0})  # addresses on the meta device: nothing is kept as a copy
 
 
 class Living(TorchDispatchMode):
@@ -100,7 +101,13 @@ def count(case: Case) -> Step:
             layers = {path: _layer(modules[path]) for path in model.paths}
             living = Living(model.module)
             flash = mock.patch("torch.nn.functional.scaled_dot_product_attention", attention)
-            with _worn(modules, layers), recomputed(blocks), flash, kept_as_copies(), living:
+            with (
+                _worn(modules, layers),
+                recomputed(blocks, ALL),
+                flash,
+                kept_as_copies(ALL),
+                living,
+            ):
                 errors = [answer.float().square().sum() for answer in tree_leaves(run())]
                 torch.autograd.backward(torch.stack(errors).sum())
         kept = sum(factor.nbytes for layer in layers.values() for factor in (layer.up, layer.down))

@@ -52,36 +52,72 @@ def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return of(values)
 
 
+# Addresses of memory.
+Addresses = frozenset[int]
+
+
 @contextmanager
-def frozen(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def frozen(modules: Mapping[str, nn.Module]) -> Iterator[Addresses]:
     """Let autograd read the network's weights, and give them no gradients: those that a host made
-    in inference mode cannot be kept for a backward pass, though their memory can.
+    in inference mode cannot be kept for a backward pass, though their memory can. A host may also
+    have them beside a module's own, such as copies on the device.
+
+    Yields:
+        Where the modules' own weights are, which stay there.
     """
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    replaced: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+    kept: set[int] = set()
     try:
         for module in modules.values():
-            kinds: list[dict[str, Any]] = [module._parameters, module._buffers]
+            kinds: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
             for own in kinds:
-                for name, tensor in own.items():
-                    if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
+                for name, tensor in list(own.items()):
+                    if not isinstance(tensor, Tensor):
                         continue
-                    replaced.append((own, name, tensor))
-                    own[name] = _same_memory(tensor, is_parameter=own is module._parameters)
-        yield
+                    if own is not vars(module):
+                        kept.update(_addresses(tensor))
+                    if tensor.is_inference() or tensor.requires_grad:
+                        same = _same_memory(tensor, is_parameter=own is module._parameters)
+                        replaced.append((own, name, tensor, same))
+                        own[name] = same
+        yield frozenset(kept - {0})
     finally:
-        for own, name, tensor in replaced:
-            own[name] = tensor
+        for own, name, tensor, same in replaced:
+            if own.get(name) is same:  # a host may have made a new one
+                own[name] = tensor
 
 
 def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     with torch.no_grad():
-        same = tensor.detach()
-        if tensor.is_inference():
-            same = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            same.set_(
-                tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-            )
-    return nn.Parameter(same, requires_grad=False) if is_parameter else same
+        same = _normal_at(tensor) if tensor.is_inference() else tensor.detach()
+    if is_parameter and not isinstance(same, nn.Parameter):
+        same = nn.Parameter(same, requires_grad=False)
+    noted = vars(same)  # by a host, too
+    noted.update({name: value for name, value in vars(tensor).items() if name not in noted})
+    return same
+
+
+def _normal_at(tensor: Tensor) -> Tensor:
+    """Return a tensor that is none of inference mode, in the same memory."""
+    if hasattr(tensor, "__tensor_flatten__"):  # without memory of its own, such as quantised ones
+        kind: Any = type(tensor)
+        names, context = tensor.__tensor_flatten__()
+        parts = {name: _normal_at(getattr(tensor, name)) for name in names}
+        whole: Tensor = kind.__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
+        return whole
+    with torch._C.DisableTorchFunctionSubclass():
+        same = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        same.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    return same if type(tensor) in (Tensor, nn.Parameter) else same.as_subclass(type(tensor))
+
+
+def _addresses(tensor: Tensor) -> Iterator[int]:
+    """Yield where a tensor's memory is."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _addresses(getattr(tensor, name))
+    else:
+        yield tensor.untyped_storage().data_ptr()
 
 
 @contextmanager
@@ -115,8 +151,12 @@ def blocks_called(
 
 
 @contextmanager
-def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let blocks keep no activations for the backward pass, but run again in it."""
+def recomputed(blocks: Sequence[nn.Module], weights: Addresses) -> Iterator[None]:
+    """Let blocks keep no activations for the backward pass, but run again in it.
+
+    Args:
+        weights: See `kept_as_copies`.
+    """
     always = torch.zeros((), requires_grad=True)  # so that a block's own factors get a gradient
 
     def again(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +171,7 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
                 following = iter(given)
                 # blocks may write into what they read
                 copied, called = _mapped((args, named), lambda _: next(following).clone())
-                with kept_as_copies():
+                with kept_as_copies(weights):
                     answer = forward(*copied, **called)
                 return _mapped(answer, lambda tensor: _with_gradient(tensor, zero))
 
@@ -163,11 +203,18 @@ def _with_gradient(tensor: Tensor, zero: Tensor) -> Tensor:
     return tensor
 
 
-def kept_as_copies() -> AbstractContextManager[Any]:
-    """Let autograd keep copies of activations, into which models write what comes next."""
+def kept_as_copies(weights: Addresses) -> AbstractContextManager[Any]:
+    """Let autograd keep copies of activations, into which models write what comes next; and of
+    weights that the host has brought to the device for this call, into whose memory it brings the
+    next layer's.
+
+    Args:
+        weights: Where weights are that stay as they are, of which no copies are needed.
+    """
 
     def keep(tensor: Tensor) -> tuple[Tensor, int]:
-        if tensor.requires_grad and not tensor.is_leaf:
+        is_factor = tensor.is_leaf and tensor.requires_grad
+        if not is_factor and not weights.issuperset(_addresses(tensor)):
             tensor = tensor.detach().clone()
         return tensor, tensor._version
 

@@ -96,10 +96,10 @@ def polish(
         with blocks_called(network.modules, merged.deltas) as blocks:
             whitenings = _whitenings(network, merged, targets, rows_per_call)
         layers = {path: _Layer.of(merged.deltas[path], root) for path, root in whitenings.items()}
-        stack.enter_context(frozen(network.modules))
+        weights = stack.enter_context(frozen(network.modules))
         stack.enter_context(_worn(network.modules, layers))
-        stack.enter_context(recomputed(blocks))
-        with torch.enable_grad(), kept_as_copies():
+        stack.enter_context(recomputed(blocks, weights))
+        with torch.enable_grad(), kept_as_copies(weights):
             device = next(iter(layers.values())).up.device
             gradients_of_one = partial(_add_gradients, network, 1, targets[:1])
             rows = calls_that_fit(gradients_of_one, device, rows_per_call)

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import toy
 from fake_host import FakeHost
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from iteris_core import Adapter, CalibrationError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.gradients import frozen, recomputed
+from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import _Whitening, polish
@@ -149,7 +151,7 @@ def test_blocks_that_run_again_have_the_gradient_of_the_formula(net):
                 sides.append(model(x).square().sum())
                 shift -= sign * step
             expected.append((sides[0] - sides[1]) / 2e-5)
-    with frozen(dict(model.named_modules())), recomputed(list(model.blocks)):
+    with frozen(dict(model.named_modules())) as weights, recomputed([*model.blocks], weights):
         model(x).square().sum().backward()
     handle.remove()
     torch.testing.assert_close(shift.grad, torch.stack(expected), rtol=1e-6, atol=1e-7)
@@ -193,9 +195,109 @@ def test_what_blocks_share_in_objects_of_their_own_has_its_gradient_too():
     model(x).square().sum().backward()
     expected = shift.grad
     shift.grad = None
-    with recomputed(list(model.blocks)):
+    with recomputed(list(model.blocks), frozenset()):
         model(x).square().sum().backward()
     torch.testing.assert_close(shift.grad, expected)
+
+
+class Brought(nn.Module):
+    """A layer whose host brings its weight to the device for each call, into one place for all, as
+    ComfyUI 0.33 does on a GPU where not all have room.
+    """
+
+    def __init__(self, place):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH), requires_grad=False)
+        self.place = place
+
+    def forward(self, x):
+        # no view of another tensor, so that each has a version of its own
+        here = torch.from_numpy(self.place).view(WIDTH, WIDTH)
+        here.copy_(self.weight)
+        return functional.linear(x, here)
+
+
+def test_weights_that_are_brought_into_one_place_have_their_gradients():
+    torch.manual_seed(0)
+    place = np.zeros(WIDTH * WIDTH, np.float32)
+    model = nn.Sequential(Brought(place), nn.Tanh(), Brought(place))
+    x = torch.randn(3, WIDTH, requires_grad=True)
+    first, second = (layer.weight for layer in (model[0], model[2]))
+    (torch.tanh(x @ first.T) @ second.T).square().sum().backward()
+    expected, x.grad = x.grad, None
+    with frozen(dict(model.named_modules())) as weights, kept_as_copies(weights):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+class Kept(nn.Module):
+    """A layer whose host keeps a copy of its weight beside it, and a note on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH), requires_grad=False)
+        self.weight.noted = "by the host"
+        self._on_device = self.weight.clone()
+
+    def forward(self, x):
+        assert self.weight.noted == "by the host"
+        return functional.linear(x, self._on_device)
+
+
+def test_copies_that_a_host_made_in_inference_mode_are_used_too():
+    with torch.inference_mode():
+        layer = Kept()
+        before = layer._on_device
+        assert before.is_inference()
+    x = torch.randn(3, WIDTH, requires_grad=True)
+    with frozen({"layer": layer}) as weights, kept_as_copies(weights):
+        layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, before.sum(0).expand(3, -1).clone())
+    assert layer._on_device is before
+
+
+class Codes(torch.Tensor):
+    """A quantised tensor without memory of its own, like ComfyUI's."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes, scale):
+        self.codes = codes
+        self.scale = scale
+
+    def __tensor_flatten__(self):
+        return ["codes"], self.scale
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, scale, size, stride):
+        return cls(parts["codes"], scale)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        return func(*tree_map(lambda x: x.read() if isinstance(x, cls) else x, args))
+
+    def read(self):
+        return self.codes.float() * self.scale
+
+
+def test_quantised_weights_made_in_inference_mode_have_gradients():
+    with torch.inference_mode():
+        codes = torch.randint(-9, 9, (WIDTH, WIDTH), dtype=torch.int8)
+        layer = nn.Linear(WIDTH, WIDTH, bias=False)
+        layer.weight = nn.Parameter(Codes(codes, 0.5), requires_grad=False)
+        before = layer.weight
+        assert isinstance(before, Codes) and before.is_inference()
+    x = torch.randn(3, WIDTH, requires_grad=True)
+    with frozen({"layer": layer}) as weights, kept_as_copies(weights):
+        assert isinstance(layer.weight, Codes) and not layer.weight.is_inference()
+        assert layer.weight.codes.data_ptr() == codes.data_ptr()
+        layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, (codes.float() * 0.5).sum(0).expand(3, -1).clone())
+    assert layer.weight is before
 
 
 def test_a_whitening_is_the_root_of_the_gram_matrix():
