@@ -230,10 +230,13 @@ class ComfyModel:
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
         room = share_out(
-            lambda count: self.model.memory_required([2 * count * (1 + self.references), *shape]),
+            # the MODEL's own question adds a large reserve where ComfyUI loads weights on demand
+            lambda count: self.model.model.memory_required(
+                input_shape=[2 * count * (1 + self.references), *shape]
+            ),
             samples,
             _ON_CPU if device.type == "cpu" else _MOST_SAMPLES_PER_CALL,
-            comfy.model_management.get_free_memory(device) - to_load,
+            _bytes_to_have(self.model) - to_load,
             LayerBytes.most(takes(dict(self.model.model.named_modules()), device).values()),
         )
         self.memory_required = room.required
@@ -409,6 +412,19 @@ class ComfyModel:
         return kohya.to_tensors(
             denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )
+
+
+def _bytes_to_have(model: Any) -> float:
+    """Return the bytes that are free on a MODEL's device once the host unloads all others there."""
+    device = model.load_device
+    free: float = comfy.model_management.get_free_memory(device)
+    if device.type == "cpu":  # where unloaded models stay as well
+        return free
+    return free + sum(
+        loaded.model_loaded_memory()
+        for loaded in comfy.model_management.current_loaded_models
+        if loaded.device == device and loaded.model is not None and not loaded.model.is_clone(model)
+    )
 
 
 def _patch_of(diffusion_model: Any) -> int:

@@ -130,6 +130,13 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(first):
         for free, to_load in ((1 << 40, size), (0, size), (0, 0))
     )
     assert none == in_memory  # what is free counts after the model is loaded
+    other, own = (
+        types.SimpleNamespace(is_clone=lambda model, own=own: own and model is host.model)
+        for own in (False, True)
+    )
+    loaded = [LoadedHere(other, 1 << 40), LoadedHere(own, 1 << 50), LoadedHere(None, 1 << 50)]
+    with mock.patch("comfy.model_management.current_loaded_models", loaded):
+        assert room_on_a_card(host, first.adapter, 0, size) == large  # the host can unload others
     assert large.samples_per_chunk == 16 and large.missing == 0
     assert large.required < large.waiting_bytes < 0.8 * 2**40
     assert (none.samples_per_chunk, none.waiting_bytes) == (1, 0)
@@ -137,9 +144,22 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(first):
     assert 0 < none.missing < none.required < 2 * none.missing
 
 
+CARD = types.SimpleNamespace(type="cuda")
+
+
+class LoadedHere:
+    """A model in the host's list of those that it has loaded on the card."""
+
+    device = CARD
+
+    def __init__(self, model, size):
+        self.model = model
+        self.model_loaded_memory = lambda: size
+
+
 def room_on_a_card(host, adapter, free, to_load):
     """Return how a card is shared out with so many bytes free beside the model, or its part to load."""
-    of_card = mock.patch.object(host.model, "load_device", types.SimpleNamespace(type="cuda"))
+    of_card = mock.patch.object(host.model, "load_device", CARD)
     in_memory = host.model.model_size() - to_load
     with (
         of_card,
