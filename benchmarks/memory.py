@@ -190,6 +190,9 @@ class Nowhere:
     def read(self, content: int, storage: torch.UntypedStorage) -> None:
         storage.resize_(content)
 
+    def close(self) -> None:
+        pass
+
 
 def count(case: Case) -> Counted:
     """Count a case on torch's meta device."""

@@ -96,7 +96,11 @@ def sweep(
         with problem.processes.together(), torch.inference_mode(False):
             return state.run(chunks, own)
 
-    return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
+    try:
+        return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
+    finally:
+        if parking is not None:
+            parking.close()
 
 
 @dataclass

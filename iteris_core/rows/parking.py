@@ -38,6 +38,9 @@ from .stores import HostMemory, PagedFile, Store
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
+# Devices whose storages torch can empty and fill again. On a Mac it cannot, and would win nothing:
+# GPU and computer have one memory.
+_EMPTIED = frozenset({"cpu", "cuda", "xpu", "meta"})
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
@@ -121,6 +124,11 @@ class Parking:
     def is_in_file(self) -> bool:
         """Whether what has no room waits in a file."""
         return self._device == "cpu" if self.store is None else isinstance(self.store, PagedFile)
+
+    def close(self) -> None:
+        """Give back what waiting took elsewhere; nothing waits any more."""
+        if self.store is not None:
+            self.store.close()
 
     def rows_run_on(self, device: torch.device) -> None:
         """Park the tensors of this device alone, from now on."""
@@ -331,7 +339,8 @@ class Parking:
 
     def _stays(self, tensor: Tensor) -> bool:
         """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
-        is_elsewhere = self._device not in (None, tensor.device.type)
+        kind = tensor.device.type
+        is_elsewhere = self._device not in (None, kind) or kind not in _EMPTIED
         return is_elsewhere or not tensor.untyped_storage().resizable()
 
     def _staying(self) -> set[int]:

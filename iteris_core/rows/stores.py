@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+from ..memory import free_bytes
 
+_HOST = torch.device("cpu")
+_UNLOCKED = 2 << 30  # bytes of the host's memory that are left to it
 _PAGE = 1 << 20  # bytes of a file
 
 
@@ -26,25 +29,49 @@ class Store(Protocol):
         """Fill an empty storage with what was written, once."""
         ...
 
+    def close(self) -> None:
+        """Give back the room, when nothing waits there any more."""
+        ...
+
 
 class HostMemory:
     """Contents wait in the host's memory; a GPU's in pages that are locked, which it copies by
-    itself, in the order of its other work, while Python goes on.
+    itself, in the order of its other work, while Python goes on. Where the host has little left,
+    pages are not locked, so that it can swap them.
     """
+
+    def __init__(self) -> None:
+        self._locks = False  # whether it has locked any
 
     def write(self, storage: torch.UntypedStorage) -> Tensor:
         content = _bytes_of(storage)
-        return _room_on_host(content).copy_(content, non_blocking=True)
+        room = _room_on_host(content)
+        is_locked = room.is_pinned()
+        self._locks |= is_locked
+        return room.copy_(content, non_blocking=is_locked)
 
     def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
         storage.resize_(content.numel())
-        _bytes_of(storage).copy_(content, non_blocking=True)
+        _bytes_of(storage).copy_(content, non_blocking=content.is_pinned())
+
+    def close(self) -> None:
+        """Let torch unlock the pages, which it keeps for the process's life otherwise."""
+        empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+        if self._locks and empty is not None:
+            empty()
 
 
 def _room_on_host(content: Tensor) -> Tensor:
-    with suppress(RuntimeError):  # the system lets no more pages be locked
-        return torch.empty(content.shape, dtype=content.dtype, pin_memory=content.is_cuda)
+    if content.is_cuda and _may_lock(content.nbytes):
+        with suppress(RuntimeError):  # the system lets no more pages be locked
+            return torch.empty(content.shape, dtype=content.dtype, pin_memory=True)
     return torch.empty(content.shape, dtype=content.dtype)
+
+
+def _may_lock(size: int) -> bool:
+    """Whether the host has room for so many locked bytes, which torch rounds up to twice that."""
+    free = free_bytes(_HOST)
+    return free is None or free > _UNLOCKED + 2 * size
 
 
 # Bytes of a storage, and the pages of the file that have its content, in order.
@@ -95,6 +122,10 @@ class PagedFile:
         except OSError as error:
             raise self._failed("read", error) from error
         self._free += numbers
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
 
     def _new_page(self) -> int:
         self._pages += 1

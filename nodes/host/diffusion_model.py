@@ -420,11 +420,12 @@ def _bytes_to_have(model: Any) -> float:
     free: float = comfy.model_management.get_free_memory(device)
     if device.type == "cpu":  # where unloaded models stay as well
         return free
-    return free + sum(
+    others: float = sum(
         loaded.model_loaded_memory()
         for loaded in comfy.model_management.current_loaded_models
         if loaded.device == device and loaded.model is not None and not loaded.model.is_clone(model)
     )
+    return free + others
 
 
 def _patch_of(diffusion_model: Any) -> int:

@@ -26,6 +26,7 @@ from ...iteris_core.memory import is_out_of_memory
 from .checks import FAILURES
 from .other_nodes import functions_in, wrappers_of
 
+_CHANGES_WEIGHTS = comfy.hooks.EnumHookType.Weight
 # Each prompt's mark among the rows of a call.
 _MARKS: WeakKeyDictionary[Encoded, Any] = WeakKeyDictionary()
 
@@ -131,6 +132,11 @@ def _gradients() -> Iterator[Callable[[], None]]:
             management.in_training = before
 
 
+def _loads_on_demand(model: Any) -> bool:
+    is_dynamic = getattr(model, "is_dynamic", None)  # not in older versions
+    return is_dynamic is not None and bool(is_dynamic())
+
+
 @contextmanager
 def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[SamplingOptions]:
     """Load a MODEL, prepare it for calls as the host's samplers do, and yield their options.
@@ -141,7 +147,8 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
         memory_required: Bytes to keep free.
 
     Raises:
-        CalibrationError: Hooks whose strength changes while a picture is sampled.
+        CalibrationError: Hooks whose strength changes while a picture is sampled, or that the host
+            cannot put on the MODEL.
     """
     hooks = clip.apply_hooks_to_conds
     for hook in () if hooks is None else hooks.hooks:
@@ -151,6 +158,12 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
                 "(keyframes), and the rows of a merge wait for each other at different steps of "
                 "it. Connect CLIP from before these hooks, and set them on the merged CLIP"
             )
+    if hooks is not None and _loads_on_demand(model) and hooks.get_type(_CHANGES_WEIGHTS):
+        raise CalibrationError(
+            "the CLIP carries LoRAs of its prompts (hooks), which ComfyUI does not put on a model "
+            "that it loads on demand. Start ComfyUI with --disable-dynamic-vram, or connect CLIP "
+            "from before these hooks"
+        )
     model.hook_mode = comfy.hooks.EnumHookMode.MinVram  # one group of hooks: nothing to cache
     options = comfy.model_patcher.create_model_options_clone(model.model_options)
     conds = {"positive": [{} if hooks is None else {"hooks": hooks}]}

@@ -13,9 +13,10 @@ from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
 from iteris_core.memory import LayerBytes
+from iteris_core.rows import stores
 from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
-from iteris_core.rows.stores import HostMemory
+from iteris_core.rows.stores import HostMemory, PagedFile
 
 
 def everything_from(modules):
@@ -331,3 +332,38 @@ def test_a_tensor_that_a_chunk_lets_go_after_it_has_waited_is_freed():
         return total, made() is None
 
     assert run_in_lockstep([work] * 2, lambda place: None, everything_from([])) == [(8, True)] * 2
+
+
+class OnMac(torch.Tensor):
+    """A tensor that says that it is on a Mac's GPU."""
+
+    @staticmethod
+    def __new__(cls):
+        return torch.Tensor._make_wrapper_subclass(cls, (8,), device="mps")
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+def test_tensors_stay_on_devices_whose_storages_torch_cannot_empty():
+    parking = Parking([], store=HostMemory(), smallest=1)
+    assert parking._stays(OnMac()) and not parking._stays(torch.ones(8))
+    parking.rows_run_on(torch.device("mps"))
+    assert parking._stays(OnMac())
+
+
+def test_pages_are_locked_only_where_the_host_keeps_some(monkeypatch):
+    for free, expected in ((None, True), ((4 << 30) + 1, True), (4 << 30, False), (0, False)):
+        monkeypatch.setattr(stores, "free_bytes", lambda device, free=free: free)
+        assert stores._may_lock(1 << 30) is expected
+
+
+def test_a_sweep_gives_back_what_waiting_took():
+    net, adapters, tasks = toy.pair("attention")
+    store = PagedFile()
+    parking = Parking(net.network().modules.values(), store=store, smallest=1)
+    swept(net, adapters, tasks, parking, samples_per_chunk=2)
+    assert parking.copied_bytes > 0
+    with pytest.raises(ValueError, match="closed file"):
+        store.write(torch.ones(8).untyped_storage())

@@ -195,6 +195,16 @@ def test_what_needs_a_whole_sampling_run_is_left_out_and_named(change, named):
     assert named in note and "were measured without them" in note
 
 
+def test_loras_of_prompts_need_a_model_that_is_not_loaded_on_demand(monkeypatch):
+    """As ComfyUI 0.33 loads it on a GPU."""
+    host = tiny_hosts.host_of("SD1.5")
+    seen = sampled(host.model, host.clip)
+    model, clip = hooked(host.model, host.clip)
+    monkeypatch.setattr(type(model), "is_dynamic", lambda _: True, raising=False)
+    with pytest.raises(CalibrationError, match=r"loads on demand\. .*--disable-dynamic-vram"):
+        measured(model, clip, seen)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
