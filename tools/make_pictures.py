@@ -560,6 +560,10 @@ def make_nodes(chromium: object, address: str, names: list[str]) -> None:
     for place in (0, 3):  # the first row of each
         page.locator(".iteris-opener").nth(place).click()
     page.evaluate("app.canvas.deselectAll()")
+    # those that pass behind a node seem to end in its sockets
+    page.evaluate(
+        "app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK; app.canvas.setDirty(true, true)"
+    )
     frontend.settle(40)
     clip(frontend, [int(load), int(merge)], "nodes")
 
