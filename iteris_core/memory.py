@@ -139,24 +139,33 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + reserve
 
 
-def calls_that_fit(run: Callable[[], object], device: torch.device, most: int) -> int:
+def calls_that_fit(
+    run: Callable[[], object],
+    device: torch.device,
+    most: int,
+    evictable: Callable[[], int] = lambda: 0,
+) -> int:
     """Return how many rows fit into calls on a device, by what a call of one row takes on top of
     what is in use: not every driver says when memory runs out. Windows' lends the computer's, and
     everything crawls.
 
     Args:
-        run: The call of one row.
+        run: The call of one row. What it leaves there are gradients, of which the optimiser will
+            keep twice as much.
         device: A CUDA device; others do not tell their peaks, and get all rows.
         most: Most rows of a call.
+        evictable: Bytes of the device that the host gives up when they are needed.
     """
     if device.type != "cuda":
         return most
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
-    taken = torch.cuda.max_memory_allocated(device) - before
-    free = free_bytes(device)
-    assert free is not None, "a CUDA device tells it"
+    left = torch.cuda.memory_allocated(device)
+    taken = torch.cuda.max_memory_allocated(device) - left
+    unused = free_bytes(device)
+    assert unused is not None, "a CUDA device tells it"
+    free = unused + evictable() - 2 * (left - before)
     rows = most if taken <= 0 else min(most, max(1, int(_USED * free / taken)))
     logger.info(
         "a row takes %.2g GB, and %.2g GB are free; %d rows a call", taken / 1e9, free / 1e9, rows

@@ -46,6 +46,8 @@ class Network:
         folds_rows: Module path -> whether the model cuts each row into several for this layer,
             which follow each other: (rows * n, tokens, d_in). Other layers have one entry per row.
         experts: Each row runs through one of these, which all rows of a call have in common.
+        evictable: Bytes of the device that the host gives up when they are needed, such as those of
+            weights that it can load again.
     """
 
     modules: Mapping[str, nn.Module]
@@ -55,6 +57,7 @@ class Network:
     call_key: Callable[[Any], Hashable] = lambda row: None
     folds_rows: Callable[[str], bool] = lambda path: False
     experts: Sequence[Expert] = (Expert(),)
+    evictable: Callable[[], int] = lambda: 0
 
 
 def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:

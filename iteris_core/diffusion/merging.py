@@ -16,7 +16,7 @@ from typing import Any
 
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
-from ..errors import CalibrationError, plain
+from ..errors import CalibrationError, OutOfMemory, plain
 from ..memory import with_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
@@ -39,6 +39,8 @@ from .stages import in_stage, numbered, share_of
 from .waiting import foresee
 
 logger = logging.getLogger("iteris")
+# Kinds of notes that the merges of the parts make; all others are the job's.
+_OF_PARTS = ("method", "memory", "reused", "unpolished")
 
 
 def merge_and_check(
@@ -129,7 +131,7 @@ def merge_diffusion(
 def _report(job: Job, parts: Sequence[MergeReport]) -> MergeReport:
     """Return one report of both parts."""
     report = joined(*parts)
-    of_parts = [note for note in report.notes if note.kind in ("method", "memory", "reused")]
+    of_parts = [note for note in report.notes if note.kind in _OF_PARTS]
     return replace(
         report,
         notes=(*of_parts, *job.notes),
@@ -301,22 +303,31 @@ def _polished(
     tasks: Sequence[Task],
     solver: PartSolver,
 ) -> tuple[MergeResult, Note]:
-    """Return a merge of the diffusion model's part after its polish, and a note about it."""
+    """Return a merge of the diffusion model's part after its polish, and a note about it; as it was
+    where memory runs out, since it took long.
+    """
     job = solver.job
     steps = job.calibration.polish
-    adapter = with_smaller_calls(
-        lambda size: polish(
-            network,
-            adapters,
-            tasks,
-            result.adapter,
-            steps,
-            size,
-            in_stage(solver.progress, stages.POLISH),
-        ),
-        job.config.samples_per_chunk,
-        "the polish",
-    )
+    try:
+        adapter = with_smaller_calls(
+            lambda size: polish(
+                network,
+                adapters,
+                tasks,
+                result.adapter,
+                steps,
+                size,
+                in_stage(solver.progress, stages.POLISH),
+            ),
+            job.config.samples_per_chunk,
+            "the polish",
+        )
+    except OutOfMemory:
+        text = (
+            "The merge was not polished: memory ran out. Choose a lower resolution in Merge "
+            "settings, or a smaller size"
+        )
+        return result, Note("unpolished", text)
     note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
     return replace(result, adapter=adapter), note
 

@@ -45,6 +45,12 @@ POLISH_BATCH = 16  # samples of a step
 _RATE = 0.05
 _BETAS = (0.9, 0.99)
 _WARMUP = 10  # steps
+# What the error is multiplied by, since its gradients would vanish in float16; and what of that is
+# left when they overflow. Powers of two change no digit.
+_SCALE = 2.0**12
+_SMALLER = 2.0**-4
+# The share of layers that may get no gradient: some of the last block do nothing for the output.
+_UNREACHED = 0.25
 _DIRECTIONS = 64  # of a layer's inputs that are whitened one by one
 _DAMPING = 0.01  # added to the eigenvalues of a Gram matrix, whose mean is 1
 
@@ -102,7 +108,7 @@ def polish(
         with torch.enable_grad(), kept_as_copies(weights):
             device = next(iter(layers.values())).up.device
             gradients_of_one = partial(_add_gradients, network, 1, targets[:1])
-            rows = calls_that_fit(gradients_of_one, device, rows_per_call)
+            rows = calls_that_fit(gradients_of_one, device, rows_per_call, network.evictable)
             add_gradients = partial(_add_gradients, network, rows)
             _descend(add_gradients, targets, layers, steps, progress)
     deltas = dict(merged.deltas)
@@ -113,7 +119,7 @@ def polish(
 
 
 def _descend(
-    add_gradients: Callable[[Sequence[_Target]], None],
+    add_gradients: Callable[[Sequence[_Target], float], None],
     targets: Sequence[_Target],
     layers: Mapping[str, _Layer],
     steps: int,
@@ -128,23 +134,70 @@ def _descend(
     shares = torch.tensor([target.share for target in targets], dtype=torch.float64)
     chance = torch.Generator().manual_seed(0)
     count = min(POLISH_BATCH, len(targets))
+    scale = _SCALE
     for step in range(steps):
         progress(step, steps)
         height = 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
-        optimiser.zero_grad()
         # drawn by their shares, so that all that are drawn count alike
         numbers = torch.multinomial(shares, count, generator=chance).tolist()
-        add_gradients([targets[i] for i in numbers])
+        scale = _take_gradients([targets[i] for i in numbers], factors, add_gradients, scale)
+        if not step:
+            _check_reached(layers)
         optimiser.step()
     progress(steps, steps)
 
 
-def _add_gradients(network: Network, rows_per_call: int, targets: Sequence[_Target]) -> None:
-    """Add up the gradients of the targets' mean error; the layers wear the factors already."""
+def _take_gradients(
+    targets: Sequence[_Target],
+    factors: Sequence[Tensor],
+    add_gradients: Callable[[Sequence[_Target], float], None],
+    scale: float,
+) -> float:
+    """Give factors the gradients of a step, and return the scale of the error at which none of
+    them overflowed.
+    """
+    while scale >= 1:
+        for factor in factors:
+            factor.grad = None
+        add_gradients(targets, scale)
+        found = [factor.grad for factor in factors if factor.grad is not None]
+        if all(bool(gradient.isfinite().all()) for gradient in found):
+            for gradient in found:
+                gradient.div_(scale)
+            return scale
+        scale *= _SMALLER
+    raise CalibrationError(
+        "a gradient of the polished LoRA is not finite: a precision that overflows. Load the model "
+        "in a wider precision, or switch the polish off"
+    )
+
+
+def _check_reached(layers: Mapping[str, _Layer]) -> None:
+    """Refuse gradients that do not reach many of the layers.
+
+    Raises:
+        CalibrationError: They do not.
+    """
+    missing = [path for path, layer in layers.items() if layer.up.grad is None]
+    if len(missing) > _UNREACHED * len(layers):
+        raise CalibrationError(
+            f"{len(missing)} of {len(layers)} layers, such as {missing[0]}, get no gradient: the "
+            "model has a part that only draws, such as SageAttention. Take it off the model, or "
+            "switch the polish off"
+        )
+
+
+def _add_gradients(
+    network: Network, rows_per_call: int, targets: Sequence[_Target], scale: float = _SCALE
+) -> None:
+    """Add up the gradients of the targets' mean error, times a scale; the layers wear the factors
+    already.
+    """
     for of_call in _calls(network, targets, rows_per_call):
-        errors = _errors(network, of_call)
+        with _naming_what_only_draws():
+            errors = _errors(network, of_call)
         if not errors.requires_grad:
             raise CalibrationError(
                 "the output of this model has no gradient, so that no LoRA on it can be polished: "
@@ -156,15 +209,25 @@ def _add_gradients(network: Network, rows_per_call: int, targets: Sequence[_Targ
                 "the error of the polished LoRA is not finite: a precision that overflows. Load "
                 "the model in a wider precision, or switch the polish off"
             )
-        try:
-            torch.autograd.backward(errors.sum() / len(targets))
-        except RuntimeError as error:
-            if "no autograd formula" not in str(error):
-                raise
-            raise CalibrationError(
-                "a layer of this model has no gradient, so that no LoRA on it can be polished: "
-                f"{error} Switch the polish off, or choose another preset than Polished"
-            ) from error
+        with _naming_what_only_draws():
+            torch.autograd.backward(errors.sum() * (scale / len(targets)))
+
+
+# What torch says of operations that have no gradient.
+_NO_GRADIENT = ("no autograd formula", "automatic differentiation", "derivative for")
+
+
+@contextmanager
+def _naming_what_only_draws() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _NO_GRADIENT):
+            raise
+        raise CalibrationError(
+            "a layer of this model has no gradient, so that no LoRA on it can be polished: "
+            f"{error} Switch the polish off, or choose another preset than Polished"
+        ) from error
 
 
 def _errors(network: Network, targets: Sequence[_Target]) -> Tensor:

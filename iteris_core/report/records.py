@@ -18,9 +18,9 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
 # left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
 # count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
-# merge; what the host's model carries; a device that is too small for all of it. Two are warnings:
-# a LoRA of the merge that the model carries, too, or a merge beside it; and a class of models on
-# which merging was never tested.
+# merge; what the host's model carries; a device that is too small for all of it. Three are
+# warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
+# on which merging was never tested; and a polish for which memory ran out.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -34,9 +34,10 @@ NoteKind = Literal[
     "host",
     "twice",
     "untested",
+    "unpolished",
     "memory",
 ]
-_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested")
+_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished")
 
 
 @dataclass(frozen=True)

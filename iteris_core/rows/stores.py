@@ -56,7 +56,9 @@ class HostMemory:
 
     def close(self) -> None:
         """Let torch unlock the pages, which it keeps for the process's life otherwise."""
-        empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+        newer = getattr(torch, "accelerator", None)
+        older = getattr(torch._C, "_host_emptyCache", None)
+        empty = getattr(newer, "empty_host_cache", older)
         if self._locks and empty is not None:
             empty()
 

@@ -14,6 +14,7 @@ from .families import HOST_FAMILIES, REFUSED, HostFamily
 _OF_PICTURES, _OF_VIDEOS = 2, 3  # sides of latents; those of sound have one
 _USUAL_GUIDANCE = 4.0
 _USUAL_FRAMES = 4  # a latent one
+_DIRECTML = "privateuseone"  # torch's name of its devices
 # What a model or a function in it may raise that finds other inputs or options than it expects.
 FAILURES = (
     ArithmeticError,
@@ -121,8 +122,13 @@ def check_callable(model: Any) -> None:
     """Refuse a MODEL whose layers are not called one by one, so that nothing can be measured.
 
     Raises:
-        IterisError: It is compiled, or its layers are Nunchaku's.
+        IterisError: It is compiled, its layers are Nunchaku's, or it runs by DirectML.
     """
+    if getattr(model.load_device, "type", "") == _DIRECTML:
+        raise IterisError(
+            "ComfyUI runs by DirectML, whose tensors cannot be measured. Use PyTorch for your "
+            "card (ROCm or ZLUDA for AMD, XPU for Intel), or start ComfyUI with --cpu"
+        )
     compiled = [
         value
         for value in model.object_patches.values()

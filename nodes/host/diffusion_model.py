@@ -48,7 +48,7 @@ from .patches import (
     patches_of_file,
 )
 from .reused_runs import memory_of
-from .sampling_options import conds_of, sampling_options
+from .sampling_options import conds_of, loads_on_demand, sampling_options
 from .server import heed_cancel
 from .text_encoders import TextEncoders
 
@@ -169,6 +169,7 @@ class ComfyModel:
                 memory_of(model) if self.keeps_runs and not options.are_read else None,
                 call_key,
                 lambda path: any(part in path for part in self.row.folded),
+                evictable=lambda: _evictable_bytes(device),
             )
 
     def _conds(self, row: DenoiserRow, x: Tensor) -> dict[str, Any]:
@@ -418,14 +419,29 @@ def _bytes_to_have(model: Any) -> float:
     """Return the bytes that are free on a MODEL's device once the host unloads all others there."""
     device = model.load_device
     free: float = comfy.model_management.get_free_memory(device)
-    if device.type == "cpu":  # where unloaded models stay as well
+    if device.type in ("cpu", "mps"):  # where unloaded models stay as well
         return free
     others: float = sum(
         loaded.model_loaded_memory()
-        for loaded in comfy.model_management.current_loaded_models
-        if loaded.device == device and loaded.model is not None and not loaded.model.is_clone(model)
+        for loaded in _loaded_on(device)
+        if not loaded.model.is_clone(model) and loaded.model.offload_device != device
     )
     return free + others
+
+
+def _evictable_bytes(device: torch.device) -> int:
+    """Return the bytes of weights on a device that ComfyUI gives up for anything else."""
+    found: int = sum(
+        loaded.model_loaded_memory()
+        for loaded in _loaded_on(device)
+        if loads_on_demand(loaded.model)
+    )
+    return found
+
+
+def _loaded_on(device: torch.device) -> list[Any]:
+    every = comfy.model_management.current_loaded_models
+    return [loaded for loaded in every if loaded.device == device and loaded.model is not None]
 
 
 def _patch_of(diffusion_model: Any) -> int:

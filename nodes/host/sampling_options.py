@@ -12,6 +12,7 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import comfy.hooks
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -64,12 +65,17 @@ class SamplingOptions:
         of_hooks = self.model.apply_hooks(hooks=self.hooks)
         options: dict[str, Any] = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
         marks = [_MARKS.setdefault(row.prompt, uuid4()) for row in rows]
-        return options | {
-            "cond_or_uncond": [int(row.is_negative) for row in rows],
-            "uuids": marks,
-            "sigmas": sigma[:1],
-            "sample_sigmas": levels.to(sigma.device),
-        }
+        attention = {"optimized_attention_override": _attention} if torch.is_grad_enabled() else {}
+        return (
+            options
+            | attention
+            | {
+                "cond_or_uncond": [int(row.is_negative) for row in rows],
+                "uuids": marks,
+                "sigmas": sigma[:1],
+                "sample_sigmas": levels.to(sigma.device),
+            }
+        )
 
     def run(self, call: Callable[[], Tensor]) -> Tensor:
         """Return what a call of the model returns.
@@ -86,6 +92,12 @@ class SamplingOptions:
                 raise
             what = f"the MODEL fails with {type(error).__name__}: {error}"
             raise CalibrationError(what) from error
+
+
+def _attention(_: Any, *args: Any, **named: Any) -> Tensor:
+    """Attend as PyTorch does, in the place of kernels that only draw, such as SageAttention."""
+    answer: Tensor = comfy.ldm.modules.attention.attention_pytorch(*args, **named)
+    return answer
 
 
 def conds_of(model: Any, row: DenoiserRow, beside: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
@@ -132,7 +144,8 @@ def _gradients() -> Iterator[Callable[[], None]]:
             management.in_training = before
 
 
-def _loads_on_demand(model: Any) -> bool:
+def loads_on_demand(model: Any) -> bool:
+    """Whether ComfyUI loads a model's weights when a layer is called, and gives them up again."""
     is_dynamic = getattr(model, "is_dynamic", None)  # not in older versions
     return is_dynamic is not None and bool(is_dynamic())
 
@@ -158,7 +171,7 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
                 "(keyframes), and the rows of a merge wait for each other at different steps of "
                 "it. Connect CLIP from before these hooks, and set them on the merged CLIP"
             )
-    if hooks is not None and _loads_on_demand(model) and hooks.get_type(_CHANGES_WEIGHTS):
+    if hooks is not None and loads_on_demand(model) and hooks.get_type(_CHANGES_WEIGHTS):
         raise CalibrationError(
             "the CLIP carries LoRAs of its prompts (hooks), which ComfyUI does not put on a model "
             "that it loads on demand. Start ComfyUI with --disable-dynamic-vram, or connect CLIP "

@@ -1,6 +1,7 @@
 """The polish lowers the error at the output, and leaves nothing on the model."""
 
 from dataclasses import dataclass, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -108,8 +109,8 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
             sizes.append(len(rows))
         return net.network().forward(rows)
 
-    def fit(run, device, most):
-        assert (device.type, most) == ("cpu", 8)
+    def fit(run, device, most, evictable):
+        assert (device.type, most, evictable()) == ("cpu", 8, 0)
         run()
         return 3
 
@@ -298,6 +299,56 @@ def test_quantised_weights_made_in_inference_mode_have_gradients():
         layer(x).sum().backward()
     torch.testing.assert_close(x.grad, (codes.float() * 0.5).sum(0).expand(3, -1).clone())
     assert layer.weight is before
+
+
+@pytest.mark.parametrize("size", [2.0**24, 2.0**-9])
+def test_gradients_in_half_precision_neither_vanish_nor_overflow(net, size):
+    """Those of an output that is large, or small, and whose layers give theirs in float16."""
+    adapters, tasks, start = case_of(net)
+
+    def polished(round_gradient):
+        def forward(rows):
+            answer = size * net.network().forward(rows)
+            if round_gradient and answer.requires_grad:
+                answer.register_hook(lambda gradient: gradient.half().to(gradient.dtype))
+            return answer
+
+        return polish(replace(net.network(), forward=forward), adapters, tasks, start, 3)
+
+    expected, found = polished(False), polished(True)
+    for path in PATHS:
+        assert not torch.equal(found.deltas[path].dense(), start.deltas[path].dense())
+        torch.testing.assert_close(
+            found.deltas[path].dense(), expected.deltas[path].dense(), rtol=0.02, atol=1e-3
+        )
+
+
+def test_layers_that_no_gradient_reaches_are_named(net):
+    """As behind SageAttention, past which the residual goes on."""
+    adapters, tasks, start = case_of(net)
+    for block in net.model.blocks:
+        block.outer.register_forward_hook(lambda module, read, y: y.detach())
+    said = r"4 of 4 layers, such as blocks.0.inner, get no gradient.*SageAttention"
+    net.model.register_forward_hook(lambda module, read, y: y + torch.zeros((), requires_grad=True))
+    with pytest.raises(CalibrationError, match=said):
+        polish(net.network(), adapters, tasks, start, 2)
+
+
+def test_a_merge_stays_where_memory_runs_out_in_its_polish(monkeypatch):
+    host = FakeHost()
+    loras = [host.lora("a"), host.lora("b")]
+    calibration = Calibration(trajectories=3, sampling_steps=2, resolution=64, held_out=0)
+    settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
+    expected = merge_diffusion(Job.of(host, loras, calibration, settings))
+    full = Mock(side_effect=torch.OutOfMemoryError("full"))
+    monkeypatch.setattr("iteris_core.diffusion.merging.polish", full)
+    job = Job.of(host, loras, replace(calibration, polish=3), settings)
+    result = merge_diffusion(job)
+    assert full.call_count == 2  # three rows, and one
+    for path, delta in expected.adapter.deltas.items():
+        assert torch.equal(result.adapter.deltas[path].dense(), delta.dense())
+    assert any("was not polished: memory ran out" in line for line in result.report.warnings)
+    assert not any("polished by" in note.text for note in result.report.notes)
 
 
 def test_a_whitening_is_the_root_of_the_gram_matrix():

@@ -10,10 +10,11 @@ from torch import nn
 from iteris_core import IterisError
 
 
-def model(diffusion_model=None, object_patches=None):
+def model(diffusion_model=None, object_patches=None, device="cuda"):
     inner = nn.Module()
     inner.diffusion_model = diffusion_model or nn.Sequential(nn.Linear(2, 2))
-    return SimpleNamespace(model=inner, object_patches=object_patches or {})
+    where = SimpleNamespace(type=device)
+    return SimpleNamespace(model=inner, object_patches=object_patches or {}, load_device=where)
 
 
 def compiled():
@@ -41,3 +42,8 @@ def test_a_model_of_nunchaku_is_refused():
     kind = type("SVDQW4A4Linear", (nn.Module,), {"__module__": "nunchaku.models.linear"})
     with pytest.raises(IterisError, match=r"by Nunchaku \(SVDQW4A4Linear\)"):
         check_callable(model(nn.Sequential(nn.Linear(2, 2), kind())))
+
+
+def test_a_model_on_directml_is_refused():
+    with pytest.raises(IterisError, match=r"DirectML.*start ComfyUI with --cpu"):
+        check_callable(model(device="privateuseone"))

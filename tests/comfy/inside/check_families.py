@@ -131,10 +131,12 @@ def test_a_card_is_shared_out_between_calls_sums_and_waiting_rows(first):
     )
     assert none == in_memory  # what is free counts after the model is loaded
     other, own = (
-        types.SimpleNamespace(is_clone=lambda model, own=own: own and model is host.model)
+        types.SimpleNamespace(is_clone=lambda model, own=own: own, offload_device=None)
         for own in (False, True)
     )
-    loaded = [LoadedHere(other, 1 << 40), LoadedHere(own, 1 << 50), LoadedHere(None, 1 << 50)]
+    kept = types.SimpleNamespace(is_clone=lambda model: False, offload_device=CARD)
+    loaded = [LoadedHere(other, 1 << 40)]
+    loaded += [LoadedHere(model, 1 << 50) for model in (own, kept, None)]
     with mock.patch("comfy.model_management.current_loaded_models", loaded):
         assert room_on_a_card(host, first.adapter, 0, size) == large  # the host can unload others
     assert large.samples_per_chunk == 16 and large.missing == 0

@@ -195,6 +195,33 @@ def test_what_needs_a_whole_sampling_run_is_left_out_and_named(change, named):
     assert named in note and "were measured without them" in note
 
 
+def test_a_polish_reaches_layers_behind_an_attention_that_only_draws():
+    """Such as SageAttention, here as another node's override."""
+    host = tiny_hosts.host_of("SD1.5")
+    model = host.model.clone()
+
+    def draw(attend, *args, **named):
+        with torch.no_grad():
+            return attend(*args, **named)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = draw
+    drawing = ComfyModel(model, host.clip)
+    loras = [
+        loaded(drawing, name, lora_of(drawing, seed, "kohya"), f"a {name}")
+        for seed, name in enumerate(("dog", "cat"))
+    ]
+    few = replace(SMALL, trajectories=1, timesteps=1, sampling_steps=2, held_out=0)
+    before, polished = (
+        merge_and_check(
+            Job.of(drawing, loras, replace(few, polish=steps), MergeSettings(MergeConfig()))
+        ).adapter.deltas
+        for steps in (0, 1)
+    )
+    keys = [path for path in before if path.endswith("attn2.to_k")]
+    assert keys
+    assert not any(torch.equal(before[path].up, polished[path].up) for path in keys)
+
+
 def test_loras_of_prompts_need_a_model_that_is_not_loaded_on_demand(monkeypatch):
     """As ComfyUI 0.33 loads it on a GPU."""
     host = tiny_hosts.host_of("SD1.5")
