@@ -255,12 +255,34 @@ export async function runAlone(...nodes) {
   return app.queuePrompt(0, 1, ids.length ? ids : undefined);
 }
 
-async function shownPrompt() {
-  try {
-    return (await app.graphToPrompt()).output;
-  } catch {
-    return undefined; // nodes of other packs may refuse
-  }
+let building = Promise.resolve(); // what the server would get, one at a time: each puts back what was there before it
+
+/** Return what the server would get now: id -> {class_type, inputs}; undefined: nodes of other packs refuse. */
+function shownPrompt() {
+  building = building.then(async () => {
+    try {
+      const putBack = rememberValues();
+      return (await app.graphToPrompt().finally(putBack)).output;
+    } catch {
+      return undefined;
+    }
+  });
+  return building;
+}
+
+/**
+ * Return what puts back the values of widgets that work out what they send, as those of other packs do, but for what the
+ * user is writing: some take what they have sent for their own, and a seed of -1, another one each time, would be fixed.
+ */
+function rememberValues() {
+  const widgets = [...nodesOf(app.graph)].flatMap(({ widgets }) => widgets ?? []);
+  const before = widgets.filter((widget) => widget.serializeValue).map((widget) => [widget, widget.value]);
+  const isPlain = (value) => ["string", "number", "boolean"].includes(typeof value);
+  return () => {
+    const written = document.activeElement?.value;
+    for (const [widget, value] of before)
+      if (isPlain(value) && widget.value !== value && String(widget.value) !== written) widget.value = value;
+  };
 }
 
 /** Return what was run: id -> {class_type, inputs}; undefined: the server does not know it. */
@@ -353,7 +375,8 @@ export async function madeBefore(isWanted) {
 /** Begin `recalled` with the runs in which nodes were what they are now; `take` goes on with others of the history. */
 async function recalledAsShown(isWanted) {
   const { graph } = app;
-  const history = Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse();
+  const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
+  const history = isAny ? Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse() : [];
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
   const take = (run, outputs, isIts) => {

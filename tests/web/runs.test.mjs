@@ -1,0 +1,98 @@
+import "./comfy.mjs";
+
+import assert from "node:assert/strict";
+import { beforeEach, test } from "node:test";
+
+const { api, app } = globalThis.comfy;
+globalThis.sessionStorage = { getItem: () => null };
+globalThis.document = {};
+let asked; // addresses
+let answers; // by the address
+Object.assign(api, {
+  fetchApi: async (address) => {
+    asked.push(address);
+    return { json: async () => answers[address] ?? {} };
+  },
+});
+const { madeBefore, nameAsShown, recalled } = await import("../../web/runs.js");
+const HISTORY = "/history?max_items=8";
+const PROMPT = { 1: { class_type: "IterISMerge", inputs: { rows: "x" } } };
+
+const isOurs = ({ comfyClass }) => comfyClass.startsWith("IterIS");
+
+/** Show a workflow of nodes, which is sent as `PROMPT`. */
+function show(...nodes) {
+  app.graph = { nodes, getNodeById: (id) => nodes.find((node) => String(node.id) === String(id)) };
+  app.built = 0;
+  app.graphToPrompt = async () => {
+    app.built++;
+    return { output: PROMPT };
+  };
+}
+
+const merge = { id: 1, comfyClass: "IterISMerge", properties: {} };
+
+beforeEach(() => {
+  asked = [];
+  answers = { [HISTORY]: { r: { prompt: [0, "r", PROMPT], outputs: { 1: { text: ["done"] } } } } };
+  document.activeElement = undefined;
+});
+
+test("a workflow without nodes of ours asks nothing of the server or of other packs", async () => {
+  show({ id: 1, comfyClass: "Other", properties: {} });
+  assert.deepEqual(await recalled(isOurs), []);
+  assert.deepEqual(await madeBefore(isOurs), []);
+  assert.deepEqual([asked, app.built], [[], 0]);
+});
+
+test("a node gets what a run has made in which it was the same", async () => {
+  show(merge);
+  assert.deepEqual(await recalled(isOurs), [["1", { text: ["done"], iteris_run: "r" }]]);
+});
+
+test("where nodes of other packs refuse, nothing is known of what is shown", async () => {
+  show(merge);
+  app.graphToPrompt = async () => assert.fail("no microphone");
+  assert.deepEqual(await recalled(isOurs), []);
+  assert.equal(await nameAsShown(merge), undefined);
+});
+
+/** Return a seed as other packs have it: -1 is another one each time. */
+function seedWidget() {
+  const widget = { value: -1 };
+  widget.serializeValue = () => {
+    if (widget.value === -1) widget.value = 7;
+    return widget.value;
+  };
+  return widget;
+}
+
+test("a widget that takes what it sends for its own gets back what it had, also from several at a time", async () => {
+  const widgets = [seedWidget(), { value: 3 }, { value: "a", serializeValue: () => "b" }];
+  show(merge, { id: 2, comfyClass: "Seed", subgraph: { nodes: [{ id: 3, comfyClass: "Inner", widgets }] } });
+  const build = app.graphToPrompt;
+  app.graphToPrompt = async () => {
+    widgets[0].serializeValue();
+    widgets[1].value++; // not of those that work out what they send
+    await new Promise((go) => setTimeout(go));
+    return build();
+  };
+  await Promise.all([nameAsShown(merge), nameAsShown(merge)]);
+  assert.deepEqual(
+    widgets.map(({ value }) => value),
+    [-1, 5, "a"],
+  );
+});
+
+test("it gets it back if another one refuses, and what the user writes meanwhile stays", async () => {
+  const [seed, text] = [seedWidget(), { value: "a", serializeValue: () => "a" }];
+  show(merge, { id: 2, comfyClass: "Seed", widgets: [seed, text] });
+  app.graphToPrompt = async () => {
+    seed.serializeValue();
+    text.value = "ab";
+    document.activeElement = text;
+    assert.fail();
+  };
+  await nameAsShown(merge);
+  assert.deepEqual([seed.value, text.value], [-1, "ab"]);
+});
