@@ -11,9 +11,9 @@ export const RAN = "iteris_ran"; // in the node's properties, so that a saved wo
 const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
+const MOST_RUNS = 100; // that are remembered
 const workflows = new Map(); // by the run's id: where this page has queued it
 const PLACES = "iteris_runs"; // in the browser's memory of this page, which F5 leaves
-const MOST_PLACES = 100;
 const places = new Map(JSON.parse(sessionStorage.getItem(PLACES) ?? "[]")); // by the run's id: where this page had queued it before it was opened anew
 const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a workflow without one, which newer frontends give one once it is opened anew
 let first; // the workflow that was shown first
@@ -24,6 +24,12 @@ const toShow = []; // what is called once it is not
 let asking; // the request that queued a run last: a run may begin, and fail, before it is answered
 
 const store = () => app.extensionManager?.workflow;
+
+/** Remember something of a run, and forget that of the oldest ones. */
+function remember(things, run, thing) {
+  things.set(run, thing);
+  for (const oldest of [...things.keys()].slice(0, -MOST_RUNS)) things.delete(oldest);
+}
 
 /**
  * Remember from which workflow each run was queued.
@@ -40,7 +46,7 @@ export function rememberRuns(refused) {
       ([run, { path }]) => !workflows.has(run) && open.some((each) => each.path === path),
     );
     const now = [...workflows].filter(([, each]) => open.includes(each)).map(([run, each]) => [run, placeOf(each)]);
-    sessionStorage.setItem(PLACES, JSON.stringify([...later, ...now].slice(-MOST_PLACES)));
+    sessionStorage.setItem(PLACES, JSON.stringify([...later, ...now].slice(-MOST_RUNS)));
   });
   // neither called from here nor waited for: the frontend's dialog would name this file as the cause of whatever the
   // server refuses, and of its being stopped
@@ -50,8 +56,8 @@ export function rememberRuns(refused) {
     asking.then(
       (answer) => {
         if (answer?.prompt_id) {
-          workflows.set(answer.prompt_id, workflow);
-          prompts.set(answer.prompt_id, neededFor(request[1]?.output, request[2]?.partialExecutionTargets));
+          remember(workflows, answer.prompt_id, workflow);
+          remember(prompts, answer.prompt_id, neededFor(request[1]?.output, request[2]?.partialExecutionTargets));
         }
         tell(answer?.node_errors);
       },
@@ -164,7 +170,7 @@ function workflowOf(run) {
     // a template that is opened anew is another workflow, though it may be called the same
     const isIt = (each) => each === first || each.isPersisted || id !== NO_ID;
     const found = open.find((each) => each.path === path && [NO_ID, placeOf(each).id].includes(id) && isIt(each));
-    if (found) workflows.set(run, found);
+    if (found) remember(workflows, run, found);
   }
   return open.find((each) => each === workflows.get(run));
 }
@@ -287,7 +293,7 @@ function rememberValues() {
 
 /** Return what was run: id -> {class_type, inputs}; undefined: the server does not know it. */
 async function promptOf(run) {
-  if (run && !prompts.has(run)) prompts.set(run, askedOf(run));
+  if (run && !prompts.has(run)) remember(prompts, run, askedOf(run));
   const prompt = await prompts.get(run);
   if (!prompt) prompts.delete(run); // it may be on its way from the queue to the history
   return prompt;

@@ -6,6 +6,7 @@ import { beforeEach, test } from "node:test";
 const { api, app } = globalThis.comfy;
 globalThis.sessionStorage = { getItem: () => null };
 globalThis.document = {};
+globalThis.addEventListener = () => {};
 let asked; // addresses
 let answers; // by the address
 Object.assign(api, {
@@ -13,8 +14,9 @@ Object.assign(api, {
     asked.push(address);
     return { json: async () => answers[address] ?? {} };
   },
+  queuePrompt: async (run) => ({ prompt_id: run }),
 });
-const { madeBefore, nameAsShown, recalled } = await import("../../web/runs.js");
+const { begin, madeBefore, nameAsShown, recalled, rememberRuns, takersOf } = await import("../../web/runs.js");
 const HISTORY = "/history?max_items=8";
 const PROMPT = { 1: { class_type: "IterISMerge", inputs: { rows: "x" } } };
 
@@ -95,4 +97,18 @@ test("it gets it back if another one refuses, and what the user writes meanwhile
   };
   await nameAsShown(merge);
   assert.deepEqual([seed.value, text.value], [-1, "ab"]);
+});
+
+test("of many runs, the newest are remembered; the server is asked about the others", async () => {
+  show(merge, { id: 2, comfyClass: "IterISSave", properties: {} });
+  const prompt = { ...PROMPT, 2: { class_type: "IterISSave", inputs: { merged: ["1", 0] } } };
+  rememberRuns(() => {});
+  for (let run = 0; run <= 100; run++) await api.queuePrompt(`run ${run}`, { output: prompt });
+  const isAsked = async (run) => {
+    asked = [];
+    begin(run);
+    await takersOf("1", "IterISSave");
+    return asked.length > 0;
+  };
+  assert.deepEqual([await isAsked("run 100"), await isAsked("run 1"), await isAsked("run 0")], [false, false, true]);
 });
