@@ -7,6 +7,8 @@ const STEP = 0.05;
 export const MOST = 100; // of a strength, and of a priority
 const UNUSUAL = 3; // a strength above it
 const DRAGGED = 4; // pixels to the side, for a step
+const TURNED = 100; // pixels of a wheel, for a step
+const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a page
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
@@ -26,6 +28,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
   let last = value;
   let before = value; // the focus came
+  let turned = wheelSteps();
   let isMarked = false; // as a whole, by a focus that did not come from the mouse: the first click leaves it so
   const read = () => {
     const number = numberIn(field.value);
@@ -64,6 +67,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   field.addEventListener("focus", () => {
     read(); // which takes a mark away
     before = last;
+    turned = wheelSteps();
     field.dataset.captureWheel = "true"; // or Vue nodes would hand it to the canvas
     field.select();
     isMarked = true;
@@ -96,7 +100,9 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   field.addEventListener("wheel", (event) => {
     if (document.activeElement !== field) return;
     event.preventDefault();
-    step(event.deltaY < 0 ? 1 : -1);
+    const by = turned(event);
+    if (!by) return;
+    step(by);
     after();
   });
   field.addEventListener("pointerdown", (event) => event.button === 0 && drag(event));
@@ -129,6 +135,17 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
   };
   read();
   return field;
+}
+
+/** Return what takes a wheel's events, and returns steps: one a notch, which a trackpad tells in many small parts. */
+export function wheelSteps() {
+  let turned = 0;
+  return ({ deltaY, deltaMode }) => {
+    turned += deltaY * UNITS[deltaMode];
+    const steps = Math.trunc(-turned / TURNED);
+    if (steps) turned = 0; // some notches are longer
+    return steps;
+  };
 }
 
 /** Return a number so many steps further, on a whole step. */
