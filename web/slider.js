@@ -6,7 +6,7 @@ import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
 import { toldApart } from "./names.js";
-import { button, html } from "./parts.js";
+import { button, html, tell } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name
@@ -67,6 +67,9 @@ export function addSlider(node, say, above) {
     try {
       await saveVideo({ image: over, name: over.alt }, { image: under, name: under.alt });
       video.textContent = say("video_saved");
+    } catch (error) {
+      video.textContent = say("video");
+      tell(say("video_failed"), String(error?.message ?? error));
     } finally {
       setTimeout(() => Object.assign(video, { textContent: say("video"), disabled: false }), TOLD);
     }

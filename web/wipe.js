@@ -3,12 +3,13 @@
 const SECONDS = 4;
 const RATE = 30; // pictures a second
 const MOST_SIDE = 1080;
+const KEPT = 60_000; // milliseconds that a browser has to save it
 const TYPES = ["video/mp4", "video/webm"]; // the first one plays everywhere
 
 const typeHere = () => TYPES.find((type) => globalThis.MediaRecorder?.isTypeSupported(type));
 
 /** Return whether this browser makes videos. */
-export const canRecord = () => !!typeHere();
+export const canRecord = () => !!typeHere() && "captureStream" in HTMLCanvasElement.prototype;
 
 /**
  * Let the user save the video of two pictures.
@@ -23,20 +24,21 @@ export async function saveVideo(left, right) {
   const scale = Math.min(1, MOST_SIDE / Math.max(width, height));
   // codecs take even sides
   [canvas.width, canvas.height] = [width, height].map((side) => 2 * Math.round((side * scale) / 2));
+  draw(canvas, left, right, 0); // Firefox records no canvas before
   const recorder = new MediaRecorder(canvas.captureStream(RATE), { mimeType: typeHere(), videoBitsPerSecond: 8e6 });
   const parts = [];
   recorder.addEventListener("dataavailable", ({ data }) => parts.push(data));
-  const ended = new Promise((resolve) => recorder.addEventListener("stop", resolve));
-  draw(canvas, left, right, 0);
+  const ended = new Promise((resolve, reject) => {
+    recorder.addEventListener("stop", resolve);
+    recorder.addEventListener("error", ({ error }) => reject(error));
+  });
   recorder.start();
-  await play((share) => draw(canvas, left, right, share));
-  recorder.stop();
-  await ended;
+  await Promise.all([ended, play((share) => draw(canvas, left, right, share)).then(() => recorder.stop())]);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(parts, { type: typeHere() }));
   link.download = `${left.name} - ${right.name}.${typeHere().slice(6)}`.replace(/[^\p{L}\p{N} .,_-]/gu, "_");
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), KEPT);
 }
 
 /** Call with a share from 0 to 1 for as long as the video takes. */

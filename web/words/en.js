@@ -186,6 +186,7 @@ export default {
   video_title: "A video of four seconds, to post: the divider moves across the pictures",
   video_making: "Recording…",
   video_saved: "Saved",
+  video_failed: "This browser could not record the video",
   auto: "auto",
   by_preset: "by preset",
   show_advanced: "Show advanced inputs",

@@ -189,6 +189,7 @@ export default {
   video_title: "境界が 2 枚の画像の上を動く、投稿用の 4 秒の動画",
   video_making: "録画中…",
   video_saved: "保存しました",
+  video_failed: "このブラウザーでは動画を録画できませんでした",
   auto: "自動",
   by_preset: "プリセット",
   show_advanced: "詳細入力を表示",

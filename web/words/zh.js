@@ -181,6 +181,7 @@ export default {
   video_title: "四秒的视频，分界线扫过两张图片，便于发布",
   video_making: "录制中…",
   video_saved: "已保存",
+  video_failed: "此浏览器未能录制视频",
   auto: "自动",
   by_preset: "按预设",
   show_advanced: "显示高级输入",
