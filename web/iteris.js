@@ -39,11 +39,12 @@ import {
   waitingRun,
 } from "./runs.js";
 import { addSlider } from "./slider.js";
-import { orderTemplates, translate } from "./templates.js";
+import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
+const PATIENCE = 3000; // milliseconds that a workflow waits for its texts in the page's language
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
 const SETTINGS_WIDTH = 300;
 const NOT_BEGUN = "not begun, since "; // what a merge says where a node after it is refused, which says why
@@ -193,11 +194,17 @@ function showDigits(node) {
   }
 }
 
-/** Return the templates' texts in a language; none where they cannot be had. */
+const texts = new Map(); // by the language: a promise of the templates' texts
+
+/** Return the templates' texts in a language; none where they cannot be had in time. */
 async function textsOf(language) {
+  const address = new URL(`./templates/${language}.json`, import.meta.url);
+  const ask = async () => (await fetch(address, { signal: AbortSignal.timeout(PATIENCE) })).json();
+  if (!texts.has(language)) texts.set(language, ask());
   try {
-    return await (await fetch(new URL(`./templates/${language}.json`, import.meta.url))).json();
+    return await texts.get(language);
   } catch {
+    texts.delete(language);
     return {};
   }
 }
@@ -306,7 +313,7 @@ app.registerExtension({
     beginOpening();
     renew(workflow);
     const language = languageOf(locale());
-    if (language !== "en") translate(workflow, await textsOf(language));
+    if (language !== "en" && hasOurs(workflow)) translate(workflow, await textsOf(language));
   },
   nodeCreated(node) {
     if (!isOurs(node)) return;

@@ -3,6 +3,9 @@
 
 const NUMBER = /^\d+\. /; // of a step
 
+/** Return whether a workflow that ComfyUI is about to open has a node of ours. */
+export const hasOurs = (workflow) => list(workflow?.nodes).some((node) => String(node?.type).startsWith("IterIS"));
+
 /**
  * Put a workflow's titles, groups and notes into another language in place, as far as they are the templates' own.
  *
@@ -16,10 +19,9 @@ export function translate(workflow, texts) {
     return number + said(text.slice(number.length));
   };
   const note = (text) => text.split("\n").map(line).join("\n");
-  const nodes = list(workflow?.nodes);
-  if (!nodes.some((node) => String(node?.type).startsWith("IterIS"))) return;
+  if (!hasOurs(workflow)) return;
   for (const group of list(workflow.groups)) if (group?.title) group.title = said(group.title);
-  for (const node of nodes) {
+  for (const node of list(workflow.nodes)) {
     if (node?.title) node.title = said(node.title);
     if (node?.type === "MarkdownNote" && typeof node.widgets_values?.[0] === "string")
       node.widgets_values[0] = note(node.widgets_values[0]);

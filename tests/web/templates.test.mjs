@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { orderTemplates, translate } from "../../web/templates.js";
+import { hasOurs, orderTemplates, translate } from "../../web/templates.js";
 
 const FOLDER = new URL("../../workflows/", import.meta.url);
 const read = (url) => JSON.parse(readFileSync(url, "utf8"));
@@ -49,4 +49,9 @@ test("what is the user's own stays, and other packs' workflows are left alone", 
   assert.equal(other.nodes[0].title, "Compare");
   translate(undefined, compare);
   translate({ nodes: [{ type: "IterISMerge", title: "constructor" }] }, compare);
+});
+
+test("a workflow has a node of ours, or none, whatever its shape", () => {
+  assert.ok(hasOurs({ nodes: [null, { type: "KSampler" }, { type: "IterISMerge" }] }));
+  for (const other of [{ nodes: [{ type: "KSampler" }, {}, null] }, { nodes: 3 }, {}, null]) assert.ok(!hasOurs(other));
 });
