@@ -14,6 +14,7 @@ import { forget, forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
 import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
+import { oneAtATime } from "./pace.js";
 import { html } from "./parts.js";
 import { COMPARE_WIDTH } from "./places.js";
 import { addSize, addTimes } from "./presets.js";
@@ -43,6 +44,7 @@ import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer } from "./words.js";
 
+const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const PATIENCE = 3000; // milliseconds that a workflow waits for its texts in the page's language
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
@@ -151,17 +153,20 @@ const showStage = (detail) => showTold("showIterisProgress", detail);
 const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
 let atWork; // the node that the server has told last to be at work
+let begun = 0; // runs
 
 /** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
-async function showWaiting() {
+const showWaiting = oneAtATime(async () => {
   const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
   if (!merges.length) return;
+  const last = begun;
   const { prompt = {}, before } = (await waitingRun()) ?? {};
+  if (last !== begun) return; // one of them may wait no more; another look follows
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
   const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
   for (const node of merges)
     node.showIterisWaiting(waiting.includes(node) && (before || mayRun(node)) ? before : undefined);
-}
+}, LOOK);
 
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
@@ -231,6 +236,7 @@ function followRuns() {
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
     isWhole = true;
+    begun++;
     forgetTold();
     begin(detail.prompt_id);
     showWaiting();
