@@ -13,6 +13,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
 const BESIDE = 3; // pictures in a line of the strip that is beside the slider
+const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
 const TOLD = 2000; // milliseconds that a button says what it has done
 
 /** Return an empty choice. */
@@ -139,8 +140,20 @@ export function addSlider(node, say, above) {
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   divider.addEventListener("input", cut);
   for (const select of [left, right]) select.addEventListener("change", show);
-  // the server has begun anew, without them
-  for (const image of [under, over]) image.addEventListener("error", () => showElement(node, element, false));
+  for (const image of [under, over]) {
+    let failed; // the picture that did not come the last time
+    image.addEventListener("load", () => {
+      failed = undefined;
+    });
+    image.addEventListener("error", () => {
+      const { src } = image;
+      if (failed === src) return showElement(node, element, false); // the server has begun anew, without them
+      failed = src;
+      setTimeout(() => {
+        if (image.src === src) image.src = src;
+      }, AGAIN);
+    });
+  }
   node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
