@@ -58,6 +58,25 @@ export function imageAt(address, loading = "eager") {
   return image;
 }
 
+/** Ask once more, after a pause, for a picture that an image did not get, and call `missed` if that fails, too. */
+export function askAgain(image, pause, missed) {
+  let asked; // once more
+  let waiting;
+  image.addEventListener("load", () => {
+    asked = undefined;
+  });
+  image.addEventListener("error", () => {
+    const { src } = image;
+    if (asked === src) return missed();
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      if (image.src !== src) return; // it is another picture by now
+      asked = src;
+      image.src = src;
+    }, pause);
+  });
+}
+
 /** Return a button outside any form; its title is also its name where it shows a sign only. */
 export function button(className, text, title, act) {
   const element = html("button", className, text);

@@ -6,7 +6,7 @@ import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
 import { toldApart } from "./names.js";
-import { button, html, tell } from "./parts.js";
+import { askAgain, button, html, tell } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name
@@ -140,20 +140,8 @@ export function addSlider(node, say, above) {
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   divider.addEventListener("input", cut);
   for (const select of [left, right]) select.addEventListener("change", show);
-  for (const image of [under, over]) {
-    let failed; // the picture that did not come the last time
-    image.addEventListener("load", () => {
-      failed = undefined;
-    });
-    image.addEventListener("error", () => {
-      const { src } = image;
-      if (failed === src) return showElement(node, element, false); // the server has begun anew, without them
-      failed = src;
-      setTimeout(() => {
-        if (image.src === src) image.src = src;
-      }, AGAIN);
-    });
-  }
+  // the server has begun anew, without them
+  for (const image of [under, over]) askAgain(image, AGAIN, () => showElement(node, element, false));
   node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
