@@ -207,6 +207,36 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
 
 
+def test_a_finger_drags_the_divider(frontend, output):
+    page = frontend.page
+    touch = page.context.new_cdp_session(page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    frontend.load(compare_of(), "by a finger")
+    frontend.executed(1, output)
+    frontend.pictures_shown()
+    pair, divider = page.locator(".iteris-pair"), page.locator(".iteris-pair > input")
+    frontend.show(1, left=500, top=60)
+    frontend.show(1, left=500, top=60 + 150 - pair.bounding_box()["y"])
+    box = pair.bounding_box()
+    assert divider.bounding_box()["width"] == pytest.approx(box["width"] + 44, abs=1)
+    places = [
+        (box["x"] + share * box["width"], box["y"] + box["height"] / 2) for share in (0.5, 0.6, 0.8)
+    ]
+    for kind, points in [
+        ("touchStart", places[:1]),
+        *[("touchMove", [place]) for place in places[1:]],
+        ("touchEnd", []),
+    ]:
+        touch.send(
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]},
+        )
+    assert float(divider.input_value()) == pytest.approx(80, abs=2)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    touch.detach()
+    assert frontend.errors == []
+
+
 def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, output, server):
     """As many as there may be, in a height of their own; and the rest is in details below them."""
     frontend = in_renderer
