@@ -3,7 +3,7 @@
 
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
-import { button, EDGE, html, imageAt, putBeside, sayMade, withFolder } from "./parts.js";
+import { button, canPopUp, EDGE, html, imageAt, putBeside, sayMade, tell, withFolder } from "./parts.js";
 import { endPeek, face } from "./peek.js";
 import { canName, matching, nameOf, namesakes, similar, versions } from "./rows_text.js";
 import { foundBy, madeOf, wordsOf } from "./triggers.js";
@@ -20,12 +20,23 @@ const RECENT = "iteris_recent"; // these, in the browser's memory
 const KEPT = 8; // of these
 let withOthers = false; // files for other models, until the page is closed
 
-const remembered = () => JSON.parse(localStorage.getItem(RECENT) ?? "[]");
+/** Return the names that were chosen last; none where the browser keeps nothing of pages. */
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem(RECENT) ?? "[]");
+  } catch {
+    return [];
+  }
+}
 
-/** Remember a name as the one that was chosen last. */
+/** Remember a name as the one that was chosen last, if the browser has room for it. */
 function remember(name) {
   const others = remembered().filter((each) => each !== name);
-  localStorage.setItem(RECENT, JSON.stringify([name, ...others].slice(0, KEPT)));
+  try {
+    localStorage.setItem(RECENT, JSON.stringify([name, ...others].slice(0, KEPT)));
+  } catch {
+    // it is chosen all the same
+  }
 }
 
 /**
@@ -46,6 +57,7 @@ function remember(name) {
  * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
 export function choose(anchor, { row, several }, offering, say, chosen) {
+  if (!canPopUp()) return tell(say("no_list"), say("no_list_rest"));
   const box = html("div", "iteris-choice");
   const field = html("input", "iteris-search");
   const list = html("div", "iteris-names");
@@ -259,7 +271,9 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
   box.addEventListener("keydown", (event) => {
     event.stopPropagation(); // they are not for the canvas
     const isButtons = event.key === "Enter" && event.target !== field;
-    if (!keys[event.key] || event.isComposing || isButtons) return;
+    // Safari's Enter that ends what a method of writing composes has this code alone
+    const isComposing = event.isComposing || event.keyCode === 229;
+    if (!keys[event.key] || isComposing || isButtons) return;
     event.preventDefault();
     if (event.key === "Enter" && event.repeat) return; // held since it has opened the list
     keys[event.key](event.shiftKey);

@@ -97,6 +97,9 @@ export function backToCanvas(element) {
   canvas.addEventListener("keydown", ({ key }) => key === "Tab" && element.focus(), end);
 }
 
+/** Return whether this browser shows boxes above the page: Safari 16 does not. */
+export const canPopUp = () => "showPopover" in HTMLElement.prototype;
+
 /**
  * Put a box after a place of the page along an axis, or before it where that has more room, inside the page.
  *

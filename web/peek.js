@@ -1,6 +1,6 @@
 // What a LoRA's file is: its picture large, and below it what it is for and its words; on a row, where the pointer rests.
 
-import { html, imageAt, putBeside } from "./parts.js";
+import { canPopUp, html, imageAt, putBeside } from "./parts.js";
 import { about, madeOf, wordsOf } from "./triggers.js";
 
 const REST = 300; // milliseconds on a row, before its file is shown
@@ -48,7 +48,7 @@ export function face({ name, doubts, isUsable, lora, picture }, say) {
  */
 export function peek(element, beside, draw) {
   element.addEventListener("pointerenter", ({ pointerType, buttons }) => {
-    if (pointerType === "touch" || buttons) return;
+    if (pointerType === "touch" || buttons || !canPopUp()) return;
     hide();
     const card = html("div", "iteris-peek");
     card.popover = "manual";

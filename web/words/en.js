@@ -115,6 +115,8 @@ export default {
   more_names: "and {count} more: type a part of the name",
   reading: "Reading files…",
   no_names: "No LoRA has this name.",
+  no_list: "This browser is too old to list the files",
+  no_list_rest: "Update it, or write the LoRAs with “Text”.",
   others: "Also LoRAs for other models",
   only_others: "{count} for another model: show",
   no_row_name:

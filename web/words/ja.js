@@ -118,6 +118,8 @@ export default {
   more_names: "ほかに {count} 件あります。名前の一部を入力してください",
   reading: "ファイルを読み込み中…",
   no_names: "この名前の LoRA はありません。",
+  no_list: "このブラウザーは古いため、ファイルの一覧を表示できません",
+  no_list_rest: "ブラウザーを更新するか、「テキスト」で LoRA を入力してください。",
   others: "ほかのモデル用の LoRA も表示",
   only_others: "ほかのモデル用が {count} 件：表示",
   no_row_name:

@@ -112,6 +112,8 @@ export default {
   more_names: "还有 {count} 个：请输入名称的一部分",
   reading: "正在读取文件…",
   no_names: "没有这个名称的 LoRA。",
+  no_list: "此浏览器版本过旧，无法列出文件",
+  no_list_rest: "请更新浏览器，或用“文本”填写 LoRA。",
   others: "也显示其他模型的 LoRA",
   only_others: "{count} 个用于其他模型：显示",
   no_row_name:
