@@ -9,17 +9,24 @@ const { compare } = new Intl.Collator(undefined, { numeric: true });
 const inOrder = (one, other) => compare(nameOf(one), nameOf(other));
 let names;
 
-async function ask(route) {
+/** Return the answer of a route; null: there is none, and `missed` is called, so that it is asked for anew. */
+async function ask(route, missed) {
   try {
     const response = await api.fetchApi(route);
-    return response.ok ? await response.json() : null;
+    if (response.ok) return await response.json();
   } catch {
-    return null; // without a server there is nothing to know
+    // without a server there is nothing to know
   }
+  missed();
+  return null;
 }
 
 function askOnce(route) {
-  if (!answers.has(route)) answers.set(route, ask(route));
+  if (!answers.has(route))
+    answers.set(
+      route,
+      ask(route, () => answers.delete(route)),
+    );
   return answers.get(route);
 }
 
@@ -48,7 +55,13 @@ export async function isGone({ listed_as: name, hash }) {
 }
 
 /** Return the names in ComfyUI's list of LoRAs, numbers by their size; null: there is no list. */
-export const loraNames = () => (names ??= ask("/models/loras").then((found) => found?.toSorted(inOrder) ?? null));
+export function loraNames() {
+  const missed = () => {
+    names = undefined;
+  };
+  names ??= ask("/models/loras", missed).then((found) => found?.toSorted(inOrder) ?? null);
+  return names;
+}
 
 /** Ask anew from now on: files come and go. What was answered last is not taken as true any more, but shown until then. */
 export function forget() {
