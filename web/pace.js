@@ -1,8 +1,8 @@
 // How often something is done. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 /**
- * Return what does a task, one at a time: called again meanwhile, or within a pause, it does it once more after that, and
- * then what is newer is not overtaken by what is older.
+ * Return what does a task, one at a time: called again meanwhile, or within a pause, it does it once more after that.
+ * So nothing newer is overtaken by what is older.
  *
  * @param {() => Promise<void>} task
  * @param {number} pause in milliseconds, from its start

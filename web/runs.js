@@ -261,34 +261,42 @@ export async function runAlone(...nodes) {
   return app.queuePrompt(0, 1, ids.length ? ids : undefined);
 }
 
-let building = Promise.resolve(); // what the server would get, one at a time: each puts back what was there before it
+let builds = 0; // of what the server would get, which go on
+let before; // see `valuesAtRisk`: as they were when none did
 
-/** Return what the server would get now: id -> {class_type, inputs}; undefined: nodes of other packs refuse. */
-function shownPrompt() {
-  building = building.then(async () => {
+/** Return what the server would get now: id -> {class_type, inputs}; undefined: the workflow cannot be run as it is. */
+async function shownPrompt() {
+  try {
+    if (!builds) before = valuesAtRisk();
+    builds++;
     try {
-      const putBack = rememberValues();
-      return (await app.graphToPrompt().finally(putBack)).output;
-    } catch {
-      return undefined;
+      return (await app.graphToPrompt()).output;
+    } finally {
+      builds--;
+      if (!builds) putBack(before);
     }
-  });
-  return building;
+  } catch {
+    return undefined; // nodes of other packs may refuse
+  }
 }
 
 /**
- * Return what puts back the values of widgets that work out what they send, as those of other packs do, but for what the
- * user is writing: some take what they have sent for their own, and a seed of -1, another one each time, would be fixed.
+ * Return the widgets that work out what they send, as those of other packs do, and their values: some take what they
+ * have sent for their own, and a seed of -1, which is another one at each run, would be fixed.
  */
-function rememberValues() {
-  const widgets = [...nodesOf(app.graph)].flatMap(({ widgets }) => widgets ?? []);
-  const before = widgets.filter((widget) => widget.serializeValue).map((widget) => [widget, widget.value]);
+function valuesAtRisk() {
   const isPlain = (value) => ["string", "number", "boolean"].includes(typeof value);
-  return () => {
-    const written = document.activeElement?.value;
-    for (const [widget, value] of before)
-      if (isPlain(value) && widget.value !== value && String(widget.value) !== written) widget.value = value;
-  };
+  return [...nodesOf(app.graph)]
+    .flatMap(({ widgets }) => widgets?.filter((widget) => widget.serializeValue) ?? [])
+    .map((widget) => [widget, widget.value])
+    .filter(([, value]) => isPlain(value));
+}
+
+/** Give widgets back their values, but for what the user is writing. */
+function putBack(values) {
+  const written = document.activeElement?.value;
+  for (const [widget, value] of values)
+    if (widget.value !== value && String(widget.value) !== written) widget.value = value;
 }
 
 /** Return what was run: id -> {class_type, inputs}; undefined: the server does not know it. */

@@ -99,6 +99,15 @@ test("it gets it back if another one refuses, and what the user writes meanwhile
   assert.deepEqual([seed.value, text.value], [-1, "ab"]);
 });
 
+test("one that never answers keeps no other from being asked", async () => {
+  show(merge);
+  const build = app.graphToPrompt;
+  app.graphToPrompt = () => new Promise(() => {});
+  nameAsShown(merge);
+  app.graphToPrompt = build;
+  assert.ok(await nameAsShown(merge));
+});
+
 test("of many runs, the newest are remembered; the server is asked about the others", async () => {
   show(merge, { id: 2, comfyClass: "IterISSave", properties: {} });
   const prompt = { ...PROMPT, 2: { class_type: "IterISSave", inputs: { merged: ["1", 0] } } };
