@@ -8,6 +8,7 @@ export const MOST = 100; // of a strength, and of a priority
 const UNUSUAL = 3; // a strength above it
 const DRAGGED = 4; // pixels to the side, for a step
 const TURNED = 100; // pixels of a wheel, for a step
+const NOTCH = 50; // pixels that are a step at once: those of a notch on a page that is shown at 200 %
 const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a page
 
 /**
@@ -141,8 +142,9 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
 export function wheelSteps() {
   let turned = 0;
   return ({ deltaY, deltaMode }) => {
-    turned += deltaY * UNITS[deltaMode];
-    const steps = Math.trunc(-turned / TURNED);
+    const by = deltaY * UNITS[deltaMode];
+    turned += by;
+    const steps = Math.trunc(-turned / TURNED) || (Math.abs(by) >= NOTCH ? -Math.sign(by) : 0);
     if (steps) turned = 0; // some notches are longer
     return steps;
   };

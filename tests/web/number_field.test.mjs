@@ -16,7 +16,8 @@ for (const [name, turns, mode, wanted] of [
   ["a notch of Firefox, in lines", [-3, 3], 1, [1, -1]],
   ["a page", [-1], 2, [8]],
   ["a trackpad's small parts", Array(60).fill(5), 0, Array.from({ length: 60 }, (_, i) => ((i + 1) % 20 ? 0 : -1))],
-  ["back and forth", [60, -60, 60, -60], 0, [0, 0, 0, 0]],
+  ["a notch on a page at 125 and at 200 %", [80, -80, 50], 0, [-1, 1, -1]],
+  ["back and forth", [40, -40, 40, -40], 0, [0, 0, 0, 0]],
   ["to the side", [0, 0], 0, [0, 0]],
 ])
   test(`steps of a wheel: ${name}`, () => assert.deepEqual(steps(turns, mode), wanted));
