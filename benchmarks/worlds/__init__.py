@@ -6,7 +6,7 @@ from importlib import import_module
 
 from .world import World
 
-NAMES = ("words", "flow", "single")
+NAMES = ("words", "xl", "flow", "single")
 
 
 def find_world(name: str) -> World:

@@ -44,9 +44,14 @@ class WorldModel(ABC):
         """Return the model as `iteris_core` sees it, which keeps sampling runs in a memory."""
 
     @property
+    def text_encoders(self) -> Mapping[str, Any]:
+        """Text encoders by the names of their fields, which pipelines and folders use, too."""
+        return {"text_encoder": self.text_encoder}
+
+    @property
     def parts(self) -> nn.ModuleDict:
         """What is trained."""
-        return nn.ModuleDict({self.part: self.denoiser, "text_encoder": self.text_encoder})
+        return nn.ModuleDict({self.part: self.denoiser, **self.text_encoders})
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Return token ids (captions, length)."""
@@ -55,27 +60,38 @@ class WorldModel(ABC):
         ).input_ids
 
     def save(self, folder: Path) -> None:
-        self.denoiser.save_pretrained(folder / self.part)
-        self.text_encoder.save_pretrained(folder / "text_encoder")
+        for name, part in self.parts.items():
+            part.save_pretrained(folder / name)
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Return a trained model from its folder."""
-        from transformers import CLIPTextModel, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         model = cls(
             getattr(diffusers, cls.denoiser_class).from_pretrained(folder / cls.part),
-            CLIPTextModel.from_pretrained(folder / "text_encoder"),
-            PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+            **cls.load_text(folder),
         )
         model.parts.requires_grad_(False).eval()
         return model
 
+    @classmethod
+    def load_text(cls, folder: Path) -> dict[str, Any]:
+        """Return the text encoders by the names of their fields."""
+        from transformers import CLIPTextModel
+
+        return {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")}
+
     def lora_layers(self, kinds: Sequence[str], *, text: bool) -> dict[str, list[str]]:
         """Return part -> names of its layers of these kinds."""
-        layers = {self.part: [name for kind in kinds for name in self.lora_names[kind]]}
-        return layers | ({"text_encoder": [*self.text_lora_names]} if text else {})
+        denoiser = [name for kind in kinds for name in self.lora_names[kind]]
+        return {
+            name: denoiser if name == self.part else [*self.text_lora_names]
+            for name in self.parts
+            if text or name == self.part
+        }
 
     def save_loras(self, folder: Path, name: str) -> None:
         """Save the LoRAs that PEFT has put into the parts."""
@@ -90,19 +106,26 @@ class WorldModel(ABC):
         pipeline.save_lora_weights(folder, **worn, weight_name=name)
 
 
-def new_text_encoder(tokenizer: Any) -> Any:
-    """Return an untrained CLIP text model of width 64."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def new_text_encoder(tokenizer: Any, *, layers: int = 2, projected: bool = False) -> Any:
+    """Return an untrained CLIP text model of width 64.
 
-    return CLIPTextModel(
+    Args:
+        tokenizer: Its tokenizer.
+        layers: Its depth.
+        projected: It is `CLIPTextModelWithProjection`.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=256,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=tokenizer.model_max_length,
             hidden_act="quick_gelu",
+            projection_dim=64,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -83,10 +83,11 @@ def train_base(world: World, folder: Path, seed: int, tell: Tell) -> None:
 
 def give_size(model: Any, words: Sequence[str]) -> None:
     """Give words that were never read the median size of the embeddings that have grown most."""
-    table = model.text_encoder.get_input_embeddings().weight.data
     rows = model.tokenizer.convert_tokens_to_ids([*words])
-    size = table.norm(dim=1).sort().values[-60:].median()
-    table[rows] *= size / table[rows].norm(dim=1, keepdim=True)
+    for encoder in model.text_encoders.values():
+        table = encoder.get_input_embeddings().weight.data
+        size = table.norm(dim=1).sort().values[-60:].median()
+        table[rows] *= size / table[rows].norm(dim=1, keepdim=True)
 
 
 def optimise(loss: Tensor, optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""A small Stable Diffusion, as the world "words" trains it: SD1.5's classes and noise schedule."""
+"""Small UNets of the worlds "words" and "xl": the classes of SD1.5 and SDXL, and their schedule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -64,12 +65,84 @@ class UnetModel(WorldModel):
         count = self.scheduler.config.num_train_timesteps
         steps = torch.randint(count, (len(clean),), generator=chance)
         noisy = self.scheduler.add_noise(clean, torch.randn(clean.shape, generator=chance), steps)
-        context = self.text_encoder(tokens).last_hidden_state
-        output = self.denoiser(noisy, steps, context).sample
+        output = self.denoiser(noisy, steps, **self.read(tokens)).sample
         return (output - clean).pow(2).flatten(1).mean(1).mean()
+
+    def read(self, tokens: Tensor) -> dict[str, Any]:
+        """Return what the UNet reads of captions."""
+        return {"encoder_hidden_states": self.text_encoder(tokens).last_hidden_state}
 
     def product(self, memory: dict[str, Any]) -> RememberingModel:
         seen = RememberingModel(self.denoiser, self.text_encoder, self.tokenizer, self.scheduler)
+        seen.memory = memory
+        return seen
+
+
+@dataclass(frozen=True)
+class XlModel(UnetModel):
+    """SDXL's build: two text encoders, no attention at the full size, deeper transformers below.
+
+    Args:
+        text_encoder_2: `CLIPTextModelWithProjection`.
+    """
+
+    text_encoder_2: Any = None
+
+    pipeline_class = "StableDiffusionXLPipeline"
+
+    @classmethod
+    def new(cls, tokenizer: Any, *, widths: tuple[int, int, int] = (64, 96, 128)) -> XlModel:
+        unet = UNet2DConditionModel(
+            sample_size=CELLS,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            block_out_channels=widths,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2),
+            cross_attention_dim=128,
+            attention_head_dim=tuple(width // 16 for width in widths),
+            use_linear_projection=True,
+            norm_num_groups=16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=16,
+            projection_class_embeddings_input_dim=64 + 6 * 16,
+        )
+        first = new_text_encoder(tokenizer, layers=3)
+        second = new_text_encoder(tokenizer, layers=3, projected=True)
+        return cls(unet, first, tokenizer, second)
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+
+    @classmethod
+    def load_text(cls, folder: Path) -> dict[str, Any]:
+        from transformers import CLIPTextModelWithProjection
+
+        second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+        return {**super().load_text(folder), "text_encoder_2": second}
+
+    def read(self, tokens: Tensor) -> dict[str, Any]:
+        written = [
+            encoder(tokens, output_hidden_states=True) for encoder in self.text_encoders.values()
+        ]
+        side = 8 * CELLS
+        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(tokens))
+        return {
+            "encoder_hidden_states": torch.cat([text.hidden_states[-2] for text in written], -1),
+            "added_cond_kwargs": {"text_embeds": written[-1].text_embeds, "time_ids": sizes},
+        }
+
+    def product(self, memory: dict[str, Any]) -> RememberingModel:
+        seen = RememberingModel(
+            self.denoiser,
+            self.text_encoder,
+            self.tokenizer,
+            self.scheduler,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer,
+        )
         seen.memory = memory
         return seen
 
