@@ -123,7 +123,8 @@ def compare(place: Place, asked: Mapping[str, Comparison], *, jobs: int, written
     bench = load_bench(world, place.folder)
     tables = [
         comparison.table(f"{place.folder.name}: {title}", bench, place.seed)
-        for title, comparison in asked.items()
+        for asked_as, whole in asked.items()
+        for title, comparison in whole.with_pairs_alone(asked_as).items()
     ]
     print(*tables, sep="\n\n")
     if written:

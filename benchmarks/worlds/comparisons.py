@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -120,6 +120,13 @@ class Comparison:
         for kind, count in self.merges.items():
             for group in world.groups[kind][:count]:
                 yield kind, tuple(world.all_triggers[number] for number in group)
+
+    def with_pairs_alone(self, title: str) -> dict[str, Comparison]:
+        """Return title -> this; and the pairs of it, where it has merges of more LoRAs, too."""
+        both = {title: self}
+        if len(self.merges) > 1 and "pairs" in self.merges:
+            both[f"{title}, pairs alone"] = replace(self, merges={"pairs": self.merges["pairs"]})
+        return both
 
     def table(self, title: str, bench: Bench, seed: int = 0) -> Table:
         """Return a row per way, over all merges, with the mean of four per kind of merge.
