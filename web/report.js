@@ -115,7 +115,7 @@ export function figures(report) {
     blocks: [...blocks.values()],
     warnings: warnings(report),
     prompts: texts((kind) => SEEN.includes(kind)),
-    notes: texts((kind) => !["twice", "untested", ...SEEN].includes(kind)),
+    notes: texts((kind) => !["twice", "untested", "unpolished", ...SEEN].includes(kind)),
   };
 }
 

@@ -261,19 +261,21 @@ export async function runAlone(...nodes) {
   return app.queuePrompt(0, 1, ids.length ? ids : undefined);
 }
 
-let builds = 0; // of what the server would get, which go on
-let before; // see `valuesAtRisk`: as they were when none did
+const LONG = 3000; // milliseconds, after which a build counts no more, and puts nothing back
+let together = { count: 0 }; // builds of what the server would get that go on at once, their begin, and `valuesAtRisk`
 
 /** Return what the server would get now: id -> {class_type, inputs}; undefined: the workflow cannot be run as it is. */
 async function shownPrompt() {
   try {
-    if (!builds) before = valuesAtRisk();
-    builds++;
+    const now = Date.now();
+    if (!together.count || now - together.begun > LONG) together = { count: 0, begun: now, before: valuesAtRisk() };
+    const mine = together;
+    mine.count++;
     try {
       return (await app.graphToPrompt()).output;
     } finally {
-      builds--;
-      if (!builds) putBack(before);
+      mine.count--;
+      if (!mine.count && Date.now() - mine.begun <= LONG) putBack(mine.before);
     }
   } catch {
     return undefined; // nodes of other packs may refuse

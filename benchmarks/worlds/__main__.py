@@ -124,7 +124,7 @@ def compare(place: Place, asked: Mapping[str, Comparison], *, jobs: int, written
     tables = [
         comparison.table(f"{place.folder.name}: {title}", bench, place.seed)
         for asked_as, whole in asked.items()
-        for title, comparison in whole.with_pairs_alone(asked_as).items()
+        for title, comparison in whole.with_kinds_alone(asked_as).items()
     ]
     print(*tables, sep="\n\n")
     if written:

@@ -121,12 +121,14 @@ class Comparison:
             for group in world.groups[kind][:count]:
                 yield kind, tuple(world.all_triggers[number] for number in group)
 
-    def with_pairs_alone(self, title: str) -> dict[str, Comparison]:
-        """Return title -> this; and the pairs of it, where it has merges of more LoRAs, too."""
-        both = {title: self}
-        if len(self.merges) > 1 and "pairs" in self.merges:
-            both[f"{title}, pairs alone"] = replace(self, merges={"pairs": self.merges["pairs"]})
-        return both
+    def with_kinds_alone(self, title: str) -> dict[str, Comparison]:
+        """Return title -> this; and each kind of several merges by itself, where there are more."""
+        kinds = self.merges.items() if len(self.merges) > 1 else ()
+        return {title: self} | {
+            f"{title}, {kind} alone": replace(self, merges={kind: count})
+            for kind, count in kinds
+            if count > 1
+        }
 
     def table(self, title: str, bench: Bench, seed: int = 0) -> Table:
         """Return a row per way, over all merges, with the mean of four per kind of merge.

@@ -303,8 +303,8 @@ def _polished(
     tasks: Sequence[Task],
     solver: PartSolver,
 ) -> tuple[MergeResult, Note]:
-    """Return a merge of the diffusion model's part after its polish, and a note about it; as it was
-    where memory runs out, since it took long.
+    """Return a merge of the diffusion model's part after its polish, and a note about it. Where it
+    cannot be polished, return it as it is: it took long to make.
     """
     job = solver.job
     steps = job.calibration.polish
@@ -322,12 +322,11 @@ def _polished(
             job.config.samples_per_chunk,
             "the polish",
         )
-    except OutOfMemory:
-        text = (
-            "The merge was not polished: memory ran out. Choose a lower resolution in Merge "
-            "settings, or a smaller size"
-        )
-        return result, Note("unpolished", text)
+    except CalibrationError as error:
+        what = str(error)
+        if isinstance(error, OutOfMemory):
+            what = "memory ran out. Choose a lower resolution in Merge settings, or a smaller size"
+        return result, Note("unpolished", f"The merge was not polished: {what}")
     note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
     return replace(result, adapter=adapter), note
 

@@ -20,7 +20,7 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
 # merge; what the host's model carries; a device that is too small for all of it. Three are
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
-# on which merging was never tested; and a polish for which memory ran out.
+# on which merging was never tested; and a polish that could not be made.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -104,7 +104,8 @@ class MergeReport:
         """What the merge kept of each LoRA on its own prompts, see `verdict`."""
         asked = [layer.cut for layer in self.layers if layer.is_asked]
         calibration = self.settings.get("calibration", {})
-        measured: Effort = "polished" if calibration.get("polish") else "measured"
+        is_polished = calibration.get("polish") and all(n.kind != "unpolished" for n in self.notes)
+        measured: Effort = "polished" if is_polished else "measured"
         return verdict_of(
             self.fidelity,
             self.interference(),

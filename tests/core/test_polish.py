@@ -334,20 +334,27 @@ def test_layers_that_no_gradient_reaches_are_named(net):
         polish(net.network(), adapters, tasks, start, 2)
 
 
-def test_a_merge_stays_where_memory_runs_out_in_its_polish(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "calls", "said"),
+    [
+        (torch.OutOfMemoryError("full"), 2, "memory ran out"),  # with three rows, and with one
+        (CalibrationError("the output has no gradient"), 1, "the output has no gradient"),
+    ],
+)
+def test_a_merge_stays_where_it_cannot_be_polished(monkeypatch, error, calls, said):
     host = FakeHost()
     loras = [host.lora("a"), host.lora("b")]
     calibration = Calibration(trajectories=3, sampling_steps=2, resolution=64, held_out=0)
     settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
     expected = merge_diffusion(Job.of(host, loras, calibration, settings))
-    full = Mock(side_effect=torch.OutOfMemoryError("full"))
+    full = Mock(side_effect=error)
     monkeypatch.setattr("iteris_core.diffusion.merging.polish", full)
     job = Job.of(host, loras, replace(calibration, polish=3), settings)
     result = merge_diffusion(job)
-    assert full.call_count == 2  # three rows, and one
+    assert full.call_count == calls
     for path, delta in expected.adapter.deltas.items():
         assert torch.equal(result.adapter.deltas[path].dense(), delta.dense())
-    assert any("was not polished: memory ran out" in line for line in result.report.warnings)
+    assert any(f"was not polished: {said}" in line for line in result.report.warnings)
     assert not any("polished by" in note.text for note in result.report.notes)
 
 

@@ -86,6 +86,8 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     shown = {"rows": 20, "seconds": 1.5, "presets": work}
     reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
     assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {}, "none was timed"
+    unpolished = MergeReport((), notes=(Note("unpolished", "not polished"),))
+    assert cost_shown(work, "Balanced", 0.1, unpolished, "SDXL") == {}, "not all of it was made"
     assert cost_shown(work, "Balanced", 1.52, report, "SDXL") == {"iteris_cost": [shown]}
     assert cost_shown(work, "another", 1.52, report, "SDXL") == {}
     assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}

@@ -46,6 +46,7 @@ const REPORT = {
   notes: [
     { kind: "method", text: "a note" },
     { kind: "twice", text: "among the warnings" },
+    { kind: "unpolished", text: "among the warnings, too" },
     { kind: "prompts", text: "taken out" },
     { kind: "idle", text: "left out at strength 0: a" },
   ],

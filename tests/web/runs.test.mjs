@@ -99,13 +99,26 @@ test("it gets it back if another one refuses, and what the user writes meanwhile
   assert.deepEqual([seed.value, text.value], [-1, "ab"]);
 });
 
-test("one that never answers keeps no other from being asked", async () => {
-  show(merge);
+test("one that never answers, or late, keeps no other from its answer, and puts nothing back", async (context) => {
+  const [seed, late] = [seedWidget(), { value: "a", serializeValue: () => "a" }];
+  show(merge, { id: 2, comfyClass: "Seed", widgets: [seed, late] });
+  context.mock.timers.enable({ apis: ["Date"], now: 1e6 });
   const build = app.graphToPrompt;
-  app.graphToPrompt = () => new Promise(() => {});
-  nameAsShown(merge);
-  app.graphToPrompt = build;
+  let answer;
+  app.graphToPrompt = () => new Promise((resolve) => (answer = resolve));
+  const first = nameAsShown(merge);
+  await new Promise((go) => setImmediate(go));
+  context.mock.timers.tick(5000);
+  late.value = "written since";
+  app.graphToPrompt = async () => {
+    seed.serializeValue();
+    return build();
+  };
   assert.ok(await nameAsShown(merge));
+  answer(await build());
+  await first;
+  app.graphToPrompt = build;
+  assert.deepEqual([seed.value, late.value], [-1, "written since"]);
 });
 
 test("of many runs, the newest are remembered; the server is asked about the others", async () => {
