@@ -207,16 +207,18 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
 
 
-def test_a_finger_drags_the_divider(frontend, output):
+def test_a_finger_drags_the_divider(open_frontend, output):
+    frontend = open_frontend()  # touch would stay on for others
     page = frontend.page
-    touch = page.context.new_cdp_session(page)
-    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
     frontend.load(compare_of(), "by a finger")
     frontend.executed(1, output)
     frontend.pictures_shown()
     pair, divider = page.locator(".iteris-pair"), page.locator(".iteris-pair > input")
     frontend.show(1, left=500, top=60)
+    pair.wait_for(timeout=20_000)
     frontend.show(1, left=500, top=60 + 150 - pair.bounding_box()["y"])
+    touch = page.context.new_cdp_session(page)
+    touch.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
     box = pair.bounding_box()
     assert divider.bounding_box()["width"] == pytest.approx(box["width"] + 44, abs=1)
     places = [
