@@ -12,14 +12,13 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
@@ -168,17 +167,27 @@ class Counted:
         return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)
 
 
-class FlashAttention(TorchFunctionMode):
-    """Lets attention hold its output alone, as the kernels on a card do."""
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        answer = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, answer)
+        return answer
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs or {})
-            query, value = named["query"], named["value"]
-            return query.new_empty(*query.shape[:-1], value.shape[-1])
-        return func(*args, **(kwargs or {}))
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
+def flash_attention() -> AbstractContextManager[Any]:
+    """Let attention hold its output alone, as the kernels on a card do; and for a gradient what it
+    has read, too, but no products of tokens.
+    """
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        return _FlashAttention.apply(query, key, value)
+
+    return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
 
 
 class Nowhere:
@@ -204,7 +213,7 @@ def count(case: Case) -> Counted:
 
     def swept(budget: int, smallest: int, sums: Mapping[str, int]) -> tuple[Mapping[str, int], int]:
         parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
-        with torch.device("meta"), FlashAttention():
+        with torch.device("meta"), flash_attention():
             stops = Readers(network).note
             held = held_bytes(network, tensors, model.paths, parking, stops, sums)
             return held, parking.copied_bytes

@@ -2,9 +2,9 @@
 world, merges, scores, and prints its tables.
 
 Everything is kept in a cache, so that a run goes on where the last one ended. Worlds: words.py,
-flow.py, single.py, each one `World` (world.py). What is trained: training.py, recogniser.py,
-loras.py. Measurement: bench.py (the API for other experiments), score.py (what is asked),
-methods.py (which merges), comparisons.py (the tables).
+xl.py, flow.py, single.py, each one `World` (world.py). What is trained: training.py,
+recogniser.py, loras.py. Measurement: bench.py (the API for other experiments), score.py (what is
+asked), methods.py (which merges), comparisons.py (the tables).
 """
 
 from __future__ import annotations

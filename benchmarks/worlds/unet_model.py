@@ -73,7 +73,11 @@ class UnetModel(WorldModel):
         return {"encoder_hidden_states": self.text_encoder(tokens).last_hidden_state}
 
     def product(self, memory: dict[str, Any]) -> RememberingModel:
-        seen = RememberingModel(self.denoiser, self.text_encoder, self.tokenizer, self.scheduler)
+        tokenizers = {
+            name.replace("text_encoder", "tokenizer"): self.tokenizer for name in self.text_encoders
+        }
+        parts = {**self.text_encoders, **tokenizers}
+        seen = RememberingModel(self.denoiser, scheduler=self.scheduler, **parts)
         seen.memory = memory
         return seen
 
@@ -114,7 +118,7 @@ class XlModel(UnetModel):
 
     @property
     def text_encoders(self) -> dict[str, Any]:
-        return {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+        return {**super().text_encoders, "text_encoder_2": self.text_encoder_2}
 
     @classmethod
     def load_text(cls, folder: Path) -> dict[str, Any]:
@@ -133,18 +137,6 @@ class XlModel(UnetModel):
             "encoder_hidden_states": torch.cat([text.hidden_states[-2] for text in written], -1),
             "added_cond_kwargs": {"text_embeds": written[-1].text_embeds, "time_ids": sizes},
         }
-
-    def product(self, memory: dict[str, Any]) -> RememberingModel:
-        seen = RememberingModel(
-            self.denoiser,
-            self.text_encoder,
-            self.tokenizer,
-            self.scheduler,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer,
-        )
-        seen.memory = memory
-        return seen
 
 
 class RememberingModel(DiffusersModel):

@@ -325,7 +325,7 @@ def _polished(
     except CalibrationError as error:
         what = str(error)
         if isinstance(error, OutOfMemory):
-            what = "memory ran out. Choose a lower resolution in Merge settings, or a smaller size"
+            what = "memory ran out. Lower resolution, or choose a smaller size"
         return result, Note("unpolished", f"The merge was not polished: {what}")
     note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
     return replace(result, adapter=adapter), note

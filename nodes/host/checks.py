@@ -119,12 +119,13 @@ def trial(family: Family) -> Iterator[None]:
 
 
 def check_callable(model: Any) -> None:
-    """Refuse a MODEL whose layers are not called one by one, so that nothing can be measured.
+    """Refuse a MODEL whose layers are not called one by one, or whose tensors cannot be kept, so
+    that nothing can be measured.
 
     Raises:
         IterisError: It is compiled, its layers are Nunchaku's, or it runs by DirectML.
     """
-    if getattr(model.load_device, "type", "") == _DIRECTML:
+    if model.load_device.type == _DIRECTML:
         raise IterisError(
             "ComfyUI runs by DirectML, whose tensors cannot be measured. Use PyTorch for your "
             "card (ROCm or ZLUDA for AMD, XPU for Intel), or start ComfyUI with --cpu"

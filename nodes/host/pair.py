@@ -103,6 +103,7 @@ class ComfyPair(ComfyModel):
                     Expert("high noise model", lambda path: not is_low(path), self._is_high),
                     Expert("low noise model", is_low, lambda row: not self._is_high(row)),
                 ),
+                of_high.evictable,
             )
 
     def _is_high(self, row: DenoiserRow) -> bool:

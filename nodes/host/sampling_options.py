@@ -65,17 +65,14 @@ class SamplingOptions:
         of_hooks = self.model.apply_hooks(hooks=self.hooks)
         options: dict[str, Any] = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
         marks = [_MARKS.setdefault(row.prompt, uuid4()) for row in rows]
-        attention = {"optimized_attention_override": _attention} if torch.is_grad_enabled() else {}
-        return (
-            options
-            | attention
-            | {
-                "cond_or_uncond": [int(row.is_negative) for row in rows],
-                "uuids": marks,
-                "sigmas": sigma[:1],
-                "sample_sigmas": levels.to(sigma.device),
-            }
-        )
+        if torch.is_grad_enabled():
+            options["optimized_attention_override"] = _attention
+        return options | {
+            "cond_or_uncond": [int(row.is_negative) for row in rows],
+            "uuids": marks,
+            "sigmas": sigma[:1],
+            "sample_sigmas": levels.to(sigma.device),
+        }
 
     def run(self, call: Callable[[], Tensor]) -> Tensor:
         """Return what a call of the model returns.
