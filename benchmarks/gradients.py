@@ -3,7 +3,8 @@ results/memory.json.
 
 The product's own gradient step runs through models of the real shapes on torch's meta device, and
 the bytes of all tensors that live at once are added up. The blocks that are run again are those of
-diffusers; of SDXL, ComfyUI's are a third as large.
+diffusers; of SDXL, ComfyUI's are smaller. A block's weights are kept as a copy, too, as where
+ComfyUI brings them to the card for each call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from iteris_core.diffusion.gradients import blocks_called, kept_as_copies, recomputed
-from iteris_core.diffusion.polish import _Layer, _Whitening, _worn
+from iteris_core.diffusion.polish import _DIRECTIONS, _Layer, _Whitening, _worn
 
 from .cards import LORAS, RANK
-from .memory import CASES, HALF, Case, gb
+from .memory import CASES, Case, flash_attention, gb
 from .results import RESULTS, Table, command_of, machine, write
 
 MOMENTS = 2  # that Adam keeps of each factor's number
-SINGLE = 4  # bytes
-DIRECTIONS = 64  # of a whitening
-ALL = frozenset({0})  # addresses on the meta device: nothing is kept as a copy
 
 
 class Living(TorchDispatchMode):
@@ -61,24 +58,6 @@ class Living(TorchDispatchMode):
         self.now -= self.known.pop(number)
 
 
-class FlashAttention(torch.autograd.Function):
-    """Keeps what the kernels of a card keep for the backward pass: no products of tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        answer = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, answer)
-        return answer
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return FlashAttention.apply(query, key, value)
-
-
 @dataclass(frozen=True)
 class Step:
     """Bytes of a gradient step besides the model: with one row, and what each further one adds."""
@@ -100,22 +79,18 @@ def count(case: Case) -> Step:
                 run()
             layers = {path: _layer(modules[path]) for path in model.paths}
             living = Living(model.module)
-            flash = mock.patch("torch.nn.functional.scaled_dot_product_attention", attention)
             with (
                 _worn(modules, layers),
-                recomputed(blocks, ALL),
-                flash,
-                kept_as_copies(ALL),
+                recomputed(blocks, frozenset()),
+                flash_attention(),
+                kept_as_copies(frozenset()),
                 living,
             ):
                 errors = [answer.float().square().sum() for answer in tree_leaves(run())]
                 torch.autograd.backward(torch.stack(errors).sum())
         kept = sum(factor.nbytes for layer in layers.values() for factor in (layer.up, layer.down))
         # the factors themselves and Adam's moments; their gradients were counted
-        steady = (1 + MOMENTS) * kept
-        if case.weight_bytes < HALF:  # weights that are read are cast, and kept for the gradient
-            steady += HALF * max(sum(w.numel() for w in b.parameters()) for b in blocks)
-        return living.most, steady
+        return living.most, (1 + MOMENTS) * kept
 
     (one, steady), (two, _) = of_rows(1), of_rows(2)
     return Step(one + steady, two - one)
@@ -125,7 +100,7 @@ def _layer(module: nn.Module) -> _Layer:
     d_out, d_in = module.weight.flatten(1).shape
     up = torch.empty(d_out, LORAS * RANK, requires_grad=True)
     down = torch.empty(LORAS * RANK, d_in, requires_grad=True)
-    basis = torch.empty(d_in, min(DIRECTIONS, d_in))
+    basis = torch.empty(d_in, min(_DIRECTIONS, d_in))
     return _Layer(up, down, _Whitening(basis, basis[0], 1.0))
 
 
