@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt, nodesOf } from "./graph.js";
-import { isSame, nameOf, neededFor } from "./prompts.js";
+import { isSame, nameOf, neededFor, withBroadcast } from "./prompts.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `nameOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
@@ -223,7 +223,10 @@ export async function ranAs(node, output, files) {
 }
 
 /** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
-export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
+export async function nameAsShown(node) {
+  const runs = await Promise.all([...prompts.values()]);
+  return nameIn(runs.reduceRight(withBroadcast, await shownPrompt()), node);
+}
 
 /**
  * Compare a node with what was run, a moment after each change that the page tells of.

@@ -16,7 +16,9 @@ Object.assign(api, {
   },
   queuePrompt: async (run) => ({ prompt_id: run }),
 });
-const { begin, madeBefore, nameAsShown, recalled, rememberRuns, takersOf } = await import("../../web/runs.js");
+const { begin, madeBefore, nameAsRun, nameAsShown, recalled, rememberRuns, takersOf } = await import(
+  "../../web/runs.js"
+);
 const HISTORY = "/history?max_items=8";
 const PROMPT = { 1: { class_type: "IterISMerge", inputs: { rows: "x" } } };
 
@@ -133,4 +135,19 @@ test("of many runs, the newest are remembered; the server is asked about the oth
     return asked.length > 0;
   };
   assert.deepEqual([await isAsked("run 100"), await isAsked("run 1"), await isAsked("run 0")], [false, false, true]);
+});
+
+test("a result is of the workflow that is shown, though a pack makes links only while it is queued", async () => {
+  const model = { class_type: "Loader", inputs: {} };
+  const sender = { class_type: "Anything Everywhere", inputs: { anything: ["2", 0] } };
+  const sent = { 1: { class_type: "IterISMerge", inputs: { model: ["2", 0] } }, 2: model, 3: sender };
+  const others = [model, sender].map(({ class_type: comfyClass }, i) => ({ id: i + 2, comfyClass, properties: {} }));
+  show(merge, ...others);
+  const build = app.graphToPrompt;
+  app.graphToPrompt = async () => ({ output: { ...sent, 1: { class_type: "IterISMerge", inputs: {} } } });
+  answers["/history/broadcast"] = { broadcast: { prompt: [0, "broadcast", sent] } };
+  const ran = await nameAsRun(merge, { iteris_run: "broadcast" });
+  assert.ok(ran);
+  assert.equal(await nameAsShown(merge), ran);
+  app.graphToPrompt = build;
 });
