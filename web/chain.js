@@ -28,7 +28,7 @@ import {
   makeRoom,
   PADDING,
   PICTURES,
-  placeIn,
+  putAtLeft,
   roomFor,
   TITLE,
 } from "./places.js";
@@ -79,16 +79,25 @@ function linkMerged(merge, [first, second], below) {
   link({ ...merged, link: branch }, second, "merged", ...way, [second.pos[0] - LANE, above]);
 }
 
+const nodeBefore = ({ graph, inputs }, wanted) =>
+  sourceOf(graph, inputs.find(({ name }) => name === wanted)?.link).node;
+
+/** Return the text that a conditioning is from; "": there is none, or more is done with it. */
+function textBefore(node, name) {
+  const source = nodeBefore(node, name);
+  if (source?.comfyClass === "FluxGuidance") return textBefore(source, "conditioning");
+  return source?.comfyClass === "CLIPTextEncode" ? saidBy(source, "text") : "";
+}
+
 /** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */
 function sampledBy(loader) {
   const models = [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode);
   const sampler = models.find((node) => SAMPLERS.includes(node.comfyClass));
   if (!sampler) return {};
-  const before = (wanted) => sourceOf(sampler.graph, sampler.inputs.find(({ name }) => name === wanted)?.link).node;
-  const [latent, ...texts] = ["latent_image", "positive", "negative"].map(before);
+  const latent = nodeBefore(sampler, "latent_image");
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
-  const [prompt, negative] = texts.map((node) => (node?.comfyClass === "CLIPTextEncode" ? saidBy(node, "text") : ""));
+  const [prompt, negative] = ["positive", "negative"].map((name) => textBefore(sampler, name));
   return {
     // a prompt a line is drawn
     prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "",
@@ -186,14 +195,12 @@ export function turnInto(node, create, canvas, title, guidance) {
     const grown = height + roomFor(loras);
     makeRoom(graph, merge, grown + 2 * LANE, node);
     graph.add(merge);
-    merge.properties[GROWN] = grownSince(sizes);
     set(merge, "loras", loras);
     if (node.pinned) merge.pin(true);
     const [edge, top] = merge.pos;
     const end = edge + merge.size[0];
     const atLeft = (each) => {
-      each.pos = placeIn(graph, edge - GAP - each.size[0], each.size[0], top, node);
-      graph.add(each);
+      putAtLeft(graph, each, [edge, top], node);
       return { outputNode: each, output: each.outputs[0] };
     };
     let more = originOf(node, "more_loras");
@@ -216,6 +223,7 @@ export function turnInto(node, create, canvas, title, guidance) {
       link(atLeft(settings), merge, "settings");
       set(settings, "cfg", cfg);
     }
+    merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
     const vae = comparedBy(merge);
     const compare = vae && create("IterISCompare");

@@ -105,10 +105,27 @@ export function groupRound(graph, nodes, title, above = 0) {
 }
 
 /** Return where a node of a width has room, from a height on; see `freeBelow`. */
-export const placeIn = (graph, left, width, top, but) => [
-  left,
-  Math.max(top, freeBelow(graph, left, left + width, but)),
-];
+const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow(graph, left, left + width, but))];
+
+/**
+ * Put a new node at the left of a place, below what stands there: where it has room, in the group that the place is in,
+ * which grows with it.
+ *
+ * @param {object} graph
+ * @param {object} node
+ * @param {number[]} place
+ * @param {object} but a node that is about to go
+ */
+export function putAtLeft(graph, node, [edge, top], but) {
+  const [width] = node.size;
+  const group = graph.groups?.find((each) => holds(bordersOf(each), [edge, top, edge, top]));
+  const begin = (group?.pos[0] ?? Number.NEGATIVE_INFINITY) + PADDING;
+  const isInside = begin + width + LANE <= edge;
+  const left = edge - GAP - width;
+  node.pos = placeIn(graph, isInside ? Math.max(left, begin) : left, width, top, but);
+  graph.add(node);
+  if (group && isInside) group.size = sizeToHold(group, [...group.size], [edgesOf(node)]);
+}
 
 /**
  * Move nodes out of the way of one that takes another one's place: to the right what was at its right, else down. What
