@@ -125,6 +125,10 @@ class Card:
 
 FRAMES = tuple(DRAWN["merged"].names("merged")[:3])
 TWO = (Plate("a LoRA", ("robot",)), Plate("a LoRA", ("owl",)))
+IN_PARTS = (
+    *(replace(plate, width=112) for plate in TWO),
+    Plate("in parts", words=("model", "CLIP", "VAE"), width=112),
+)
 ONE = Plate("one LoRA", ("merged 1",))
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
@@ -137,11 +141,7 @@ CARDS = {
         (Plate("together", ("merged 1", "merged, owl and cat"), width=276),),
     ),
     "flux_and_other_models_in_parts": Card(
-        (
-            *(replace(plate, width=112) for plate in TWO),
-            Plate("in parts", words=("model", "CLIP", "VAE"), width=112),
-        ),
-        (Plate("one LoRA for Flux, Qwen-Image …", ("merged 1",)),),
+        IN_PARTS, (Plate("one LoRA for Flux, Qwen-Image …", ("merged 1",)),)
     ),
     "make_a_lora_smaller": Card(
         (Plate("a large file", ("robot",)),),
@@ -174,6 +174,10 @@ CARDS = {
         (Plate("made again", ("merged 1",)),),
     ),
     "draw_with_several_loras": Card(TWO, (Plate("a picture", ("two stacked",)),)),
+    "draw_with_several_flux_loras": Card(IN_PARTS, (Plate("a picture", ("two stacked",)),)),
+    "two_flux_subjects_in_one_picture": Card(
+        IN_PARTS, (Plate("together", ("merged 1", "merged 2"), width=276),)
+    ),
 }
 
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _CHOOSE = "**Load checkpoint**: choose the model of your LoRAs"
+_PARTS = (
+    "**Load diffusion model**, **Load text encoders**, **Load VAE**: choose the files. For other "
+    "models put the loaders in their place that you use"
+)
 _TWO = "**Merge LoRAs**: choose a file in each row"
 _KEPT = "The merge node then says what it kept of each LoRA, and what to do if that is little."
 _SAVED = "The new LoRA is in every LoRA list. Load it at strength 1.0."
 _WORDS = (
     "If a file names no trigger words, click *write prompts* in its row and write some, such as *a "
     "photo of sks dog*."
+)
+_CALLED = 'Also write in *More* what prompts call it: *called="a sks dog"*.'
+_ROWS = "**Load LoRAs**: choose a file in each row"
+_WHAT = "**Prompt**: write what to draw. Open a row to add its trigger words by a click"
+_MERGE_THESE = (
+    "As they are, LoRAs may spoil each other. *Merge these* turns **Load LoRAs** into **Merge "
+    "LoRAs**, with **Compare** and **Save merged LoRA**."
 )
 _TRIGGERS = "**Prompt**: put your trigger words in"
 _OF_VIDEOS = (
@@ -97,7 +108,7 @@ TEMPLATES = (
         (
             f"{_KEPT} {_SAVED}",
             "",
-            f'{_WORDS} Also write in *More* what prompts call it: *called="a sks dog"*.',
+            f"{_WORDS} {_CALLED}",
             "",
             "*together* is on. For two subjects, take the third row out.",
         ),
@@ -105,11 +116,7 @@ TEMPLATES = (
     Template(
         "Flux and other models in parts",
         "Merges two LoRAs of a model that is loaded in parts, here Flux.1.",
-        (
-            "**Load diffusion model**, **Load text encoders**, **Load VAE**: choose the files. For "
-            "other models put the loaders in their place that you use",
-            _TWO,
-        ),
+        (_PARTS, _TWO),
         (
             f"{_KEPT} {_SAVED}",
             "",
@@ -191,14 +198,38 @@ TEMPLATES = (
         "Draws a picture with several LoRAs at once: as they are, or merged.",
         (
             _CHOOSE,
-            "**Load LoRAs**: choose a file in each row",
-            "**Prompt**: write what to draw. Open a row to add its trigger words by a click",
+            _ROWS,
+            _WHAT,
             "**Picture size**: 1024 is for SDXL; for SD1.5 set both to 512",
         ),
+        (_MERGE_THESE,),
+        groups=("Choose", "Write", "Draw"),
+    ),
+    Template(
+        "Draw with several Flux LoRAs",
+        "Draws a picture with several LoRAs at once by a model that is loaded in parts, here Flux.1: "
+        "as they are, or merged.",
+        (_PARTS, _ROWS, _WHAT),
         (
-            "As they are, LoRAs may spoil each other. *Merge these* turns **Load LoRAs** into **Merge "
-            "LoRAs**, with **Compare** and **Save merged LoRA**.",
+            _MERGE_THESE,
+            "",
+            "Models that need a negative prompt, such as Qwen-Image: link one to the sampler, and set "
+            "its *cfg*.",
         ),
         groups=("Choose", "Write", "Draw"),
+    ),
+    Template(
+        "Two Flux subjects in one picture",
+        "Merges two subjects so that one picture can show both, by a model that is loaded in parts, "
+        "here Flux.1.",
+        (_PARTS, _TWO),
+        (
+            f"{_KEPT} {_SAVED}",
+            "",
+            f"{_WORDS} {_CALLED}",
+            "",
+            "*together* is on, and the preset is *Polished*: by estimate it takes 1.7 hours on an RTX "
+            "4090. *Balanced* takes minutes, and seldom draws both.",
+        ),
     ),
 )
