@@ -179,14 +179,26 @@ def _presets() -> list[Recipe]:
 def _another_base() -> list[Recipe]:
     """Return the defaults, and what to hold against them where the base model was trained anew."""
     return [
+        BALANCED,
         STACKED,
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
         Recipe("ssr", {"method": "ssr"}, CHECKED),
         Recipe("ssr, its own samples", {"method": "ssr"}, SAMPLES_OF_SSR),
-        BALANCED,
         BALANCED_TOGETHER,
+    ]
+
+
+def _paper() -> list[Recipe]:
+    """Return the defaults and the paper's objective: with its own samples, and with ours."""
+    objective = {"target": "delta", "unit_gain": 1.0}
+    own = {"composition_share": 0.0, "unconditional_share": 0.0, "preserve_weight": 0.0}
+    return [
+        BALANCED,
+        Recipe("the paper's objective", objective, {**own, "held_out": 0}),
+        Recipe("the paper's objective, our samples", objective, CHECKED),
+        STACKED,
     ]
 
 
@@ -244,6 +256,8 @@ COMPARISONS = {
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
+    "paper": Comparison(tuple(_paper())),
+    "paper-mixed": Comparison(tuple(_paper()), lora_set="mixed"),
     "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
     "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
     "ties": Comparison(tuple(_ties())),
