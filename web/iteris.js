@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { foldAdvanced, markAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
+import { keepApart } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { holdAll } from "./groups.js";
 import { keepHeight } from "./heights.js";
@@ -325,6 +326,7 @@ app.registerExtension({
     if (!isOurs(node)) return;
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
+    if (app.ue_modified_prompt) keepApart(node);
     showDigits(node);
     const advanced = markAdvanced(node);
     showMeanings(node, say);

@@ -1,7 +1,8 @@
 // What a node of a workflow works out, to compare one workflow with another. No DOM and no ComfyUI here, so that
 // `node --test` runs it.
 
-const EVERYWHERE = /^(Anything|Prompts|Seed) Everywhere/; // nodes of cg-use-everywhere
+import { withBroadcast } from "./everywhere.js";
+
 const COVERS = { IterISSave: "cover" }; // inputs that change nothing of what a node tells
 
 const isLink = (prompt, value) =>
@@ -45,25 +46,6 @@ export function nameOf(prompt, id, known = new Map()) {
 export function isSame(ran, shown, id) {
   const name = nameOf(ran, id);
   return name !== undefined && name === nameOf(withBroadcast(shown, ran), id);
-}
-
-/**
- * Return the workflow that is shown with the links that a pack's nodes, such as *Anything Everywhere*, make only while a
- * workflow is queued: those of a run from what such a node still sends.
- */
-export function withBroadcast(shown, ran) {
-  const sent = new Set();
-  for (const [id, { class_type: type, inputs }] of Object.entries(shown ?? {})) {
-    if (!EVERYWHERE.test(type)) continue;
-    for (const value of [...Object.values(inputs ?? {}), [id, 0]]) sent.add(JSON.stringify(value));
-  }
-  if (!sent.size) return shown;
-  const completed = ([id, node]) => {
-    const isMissing = ([name, value]) => !(name in (node.inputs ?? {})) && sent.has(JSON.stringify(value));
-    const missing = Object.entries(ran?.[id]?.inputs ?? {}).filter(isMissing);
-    return [id, { ...node, inputs: { ...node.inputs, ...Object.fromEntries(missing) } }];
-  };
-  return Object.fromEntries(Object.entries(shown).map(completed));
 }
 
 /** Return 64 bits that tell texts apart, as digits; browsers have a better digest for pages with a certificate alone. */

@@ -4,8 +4,9 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { withBroadcast } from "./everywhere.js";
 import { nodeAt, nodesOf } from "./graph.js";
-import { isSame, nameOf, neededFor, withBroadcast } from "./prompts.js";
+import { isSame, nameOf, neededFor } from "./prompts.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `nameOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it

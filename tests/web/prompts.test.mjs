@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { isSame, neededFor, withBroadcast } from "../../web/prompts.js";
+import { isSame, neededFor } from "../../web/prompts.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
   [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },
@@ -51,25 +51,4 @@ test("for some nodes all is needed that they hang on, and nothing else", () => {
   const whole = { ...prompt("x"), 3: { class_type: "Compare", inputs: { merged: ["2", 0] } }, 4: prompt("y")[1] };
   assert.deepEqual(Object.keys(neededFor(whole, ["3"])), ["1", "2", "3"]);
   assert.equal(neededFor(whole, undefined), whole);
-});
-
-test("links that a pack makes only while a workflow is queued are those of the run, while it still sends the same", () => {
-  const sender = (value) => ({ class_type: "Anything Everywhere", inputs: { anything: value } });
-  const loader = { class_type: "Loader", inputs: { name: "a.safetensors" } };
-  const rows = { rows: "x" };
-  const ran = { 1: loader, 2: { class_type: "Merge", inputs: { ...rows, model: ["1", 0] } }, 3: sender(["1", 0]) };
-  const shown = (sent, inputs = rows) => ({ 1: loader, 2: { class_type: "Merge", inputs }, ...sent });
-  assert.ok(isSame(ran, shown({ 3: sender(["1", 0]) }), "2"));
-  assert.ok(!isSame(ran, shown({}), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 1]) }), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 0]) }, { rows: "y" }), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 0]) }, { ...rows, model: ["4", 0] }), "2"));
-  assert.deepEqual(withBroadcast(shown({ 3: sender(["1", 0]) }), undefined), shown({ 3: sender(["1", 0]) }));
-  assert.equal(withBroadcast(undefined, ran), undefined);
-});
-
-test("a seed that a pack's node sends itself counts likewise", () => {
-  const seed = { 5: { class_type: "Seed Everywhere", inputs: { seed: 7 } } };
-  const compare = (inputs) => ({ ...seed, 6: { class_type: "Compare", inputs } });
-  assert.ok(isSame(compare({ seed: ["5", 0] }), compare({}), "6"));
 });
