@@ -37,9 +37,15 @@ export function set(node, name, value) {
   widget.callback?.(value);
 }
 
+/** Return the node from which one of KJNodes' hands on what it has; undefined: it is missing. */
+function setterOf({ graph, widgets }) {
+  const isOf = ({ type, widgets: own }) => type === "SetNode" && own[0].value === widgets[0].value;
+  return [...nodesOf(graph.rootGraph ?? graph)].find(isOf);
+}
+
 /**
- * Return the node that a link begins at, through reroutes, and into and out of subgraphs; where that is a subgraph's own
- * widget, also its name.
+ * Return the node that a link begins at, through reroutes and what hands on without links, and into and out of subgraphs;
+ * where that is a subgraph's own widget, also its name.
  *
  * @param {object} graph
  * @param {number|null} [id] of the link
@@ -60,6 +66,8 @@ export function sourceOf(graph, id, isEnd = () => false) {
       return before == null ? { node: outer, widget: name } : from(outer.graph, before);
     }
     if (node?.type?.startsWith("Reroute")) return from(at, node.inputs?.[0]?.link);
+    const setter = node?.type === "GetNode" ? setterOf(node) : undefined;
+    if (setter) return from(setter.graph, setter.inputs[0].link);
     const inner = node && !isEnd(node) ? node.subgraph?.outputs[link.origin_slot]?.linkIds[0] : undefined;
     return inner === undefined ? { node } : from(node.subgraph, inner);
   };

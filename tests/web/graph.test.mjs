@@ -102,3 +102,15 @@ test("eighteen tasks look different", () => {
   assert.deepEqual(paintOf(0), { colour: "#56b4e9", kind: "solid" });
   assert.deepEqual(paintOf(6), { colour: "#56b4e9", kind: "hollow" });
 });
+
+test("a link is followed from what gets a thing by its name to what sets it", () => {
+  const loader = { type: "CheckpointLoaderSimple" };
+  const named = (type, name, more) => ({ type, widgets: [{ value: name }], ...more });
+  const links = { 1: { outputNode: named("GetNode", "model") }, 2: { outputNode: loader } };
+  const own = { getLink: (id) => ({ origin_slot: 0, resolve: () => links[id] }) };
+  own.nodes = [named("SetNode", "vae"), named("SetNode", "model", { inputs: [{ link: 2 }], graph: own })];
+  links[1].outputNode.graph = own;
+  assert.equal(sourceOf(own, 1).node, loader);
+  own.nodes.pop();
+  assert.equal(sourceOf(own, 1).node, links[1].outputNode, "nothing sets it");
+});
