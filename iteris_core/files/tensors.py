@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
     with _one_sentence(path):
         if not path.is_file():
             raise AdapterError(
-                f"{path.name}: there is no such file ({path}); give the path of a .safetensors file"
+                f"{path}: there is no such file; give the path of a .safetensors file"
             )
         with path.open("rb") as file:
             start = file.read(_LENGTH_BYTES)

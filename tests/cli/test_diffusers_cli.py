@@ -184,7 +184,7 @@ def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_pat
 
 WRONG = [  # options, what the message names
     (["--lora", "<lora:x:y>"], "--lora 3, line 1: a strength in '<lora:x:y>' is 'y'"),
-    (["--lora", "<lora:/no>"], "--lora 3, line 1: no: there is no such file (/no)"),
+    (["--lora", "<lora:/no>"], "--lora 3, line 1: /no: there is no such file; give"),
     (["--lora", "no.txt"], "no.txt: cannot be read as text"),
     (["--lora", ""], "--lora 3 is empty"),
     (["--resolution", "100"], "--resolution is '100'; it must be a multiple of 64"),
