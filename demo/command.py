@@ -18,7 +18,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def demo(
-    family: Annotated[FamilyName, typer.Option(help="Family of your checkpoint.")] = "sd15",
+    family: Annotated[
+        FamilyName,
+        typer.Option(show_default=False, help="Family of your checkpoint. Default: sd15."),
+    ] = "sd15",
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="A checkpoint, .safetensors; the demo's own if left out."),
@@ -30,13 +33,20 @@ def demo(
         list[str] | None,
         typer.Option(help="A LoRA's prompts, split by \\n; one --prompt per --lora, in order."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the results; never overwritten.")] = Path(
-        "iteris-demo"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            show_default=False,
+            help="Folder for the results; never overwritten. Default: iteris-demo.",
+        ),
+    ] = Path("iteris-demo"),
     width: Annotated[int | None, typer.Option(help="Width of each picture, in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Height of each picture, in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of each picture.")] = None,
-    device: Annotated[Device, typer.Option(help="cpu keeps ComfyUI off the GPU.")] = "auto",
+    device: Annotated[
+        Device,
+        typer.Option(show_default=False, help="cpu keeps ComfyUI off the GPU. Default: auto."),
+    ] = "auto",
 ) -> None:
     """Merge LoRAs inside a real, headless ComfyUI and compare the result in pictures.
 

@@ -138,7 +138,13 @@ def _merge(
         ),
     ] = None,
     preset: Annotated[  # noqa: ARG001, which `of_preset` reads
-        Preset, typer.Option(help="How thorough; other options go before it.")
+        Preset,
+        typer.Option(
+            metavar="<name>",
+            show_default=False,
+            help=f"How thorough: {', '.join(PRESETS)}. Other options go before it. "
+            f"Default: {DEFAULT_PRESET}.",
+        ),
     ] = DEFAULT_PRESET,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,

@@ -40,7 +40,7 @@ OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter
 WeightsSetting = Annotated[
     str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
 ]
-_PROTECT_BASE_HELP = f"How much --preserve counts; {PRESERVE_WEIGHT} if left out."
+_PROTECT_BASE_HELP = f"How much --preserve counts. Default: {PRESERVE_WEIGHT}."
 ProtectBaseSetting = Annotated[float | None, typer.Option(help=_PROTECT_BASE_HELP)]
 
 T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.

@@ -44,7 +44,7 @@ _FLAGS = {
     "scene_pictures": "--pictures/--no-pictures",
     "with_base": "--with-base/--no-base",
 }
-_MOST_CHOICES = 4  # that are listed after an option's name
+_LETTERS_OF_CHOICES = 12  # more are listed in the description, which else has no room beside them
 # Settings that `--help` lists; `--help-all` lists all.
 _FIRST = ("scene_weight", "rank", "device")
 
@@ -127,7 +127,7 @@ class Option:
     @property
     def help(self) -> str:
         words = [str(self.item.description)]
-        if len(self._choices) > _MOST_CHOICES:
+        if not self._lists_choices:
             words.append(f"One of {', '.join(self._choices)}.")
         if self._is_list:
             words.append("It may be given several times; what is given replaces the whole list.")
@@ -203,8 +203,13 @@ class Option:
         kinds = {"integer": "int", "number": "number", "string": "text", "array": "text"}
         parts = [part for part in alternatives(schema_of(self.item)) if not words_of(part)]
         words = [kinds[part["type"]] for part in parts if part["type"] in kinds]
-        words += self._choices if len(self._choices) <= _MOST_CHOICES else ["name"]
+        words += self._choices if self._lists_choices else ["name"]
         return f"<{'|'.join(words)}>"
+
+    @property
+    def _lists_choices(self) -> bool:
+        """Whether the words that can be typed are listed after the option's name."""
+        return len("|".join(self._choices)) <= _LETTERS_OF_CHOICES
 
     @property
     def _default(self) -> str:

@@ -39,7 +39,7 @@ class Every:
             raise ConfigError(f"{called('share')} and {called('size')} do not go together")
 
 
-def run(*arguments, default=None, start=options.as_they_are):
+def run(*arguments, default=None, start=options.as_they_are, columns=200):
     seen = []
 
     @options.command("toy", "none", start=start, every=default or Every())
@@ -48,7 +48,7 @@ def run(*arguments, default=None, start=options.as_they_are):
 
     toy_app = typer.Typer()
     toy_app.command()(toy)
-    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
     return seen, CliRunner().invoke(toy_app, list(map(str, arguments)), env=environment)
 
 
@@ -100,6 +100,13 @@ def test_a_wrong_option_is_one_line_that_names_it():
     ):
         seen, done = run(*arguments)
         assert (seen, done.exit_code, done.stderr) == ([], 2, f"toy: {said}\n")
+
+
+def test_the_help_has_room_for_what_options_do():
+    _, done = run("--help-all", columns=80)
+    assert "<one|two>" in done.stdout
+    precision = done.stdout.partition("--precision")[2].partition("float16,")[0]
+    assert precision.replace("│", "").split() == ["<name>", "A", "precision.", "One", "of"]
 
 
 def names_of(command):
