@@ -1,10 +1,10 @@
 // Two pictures of a comparison in one place, with a divider between them that the user drags.
 
-import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
+import { addressOf } from "./kept.js";
 import { toldApart } from "./names.js";
 import { askAgain, button, html, tell } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
@@ -30,8 +30,6 @@ function offer(select, texts, otherwise) {
   select.replaceChildren(...texts.map((text, i) => Object.assign(html("option", "", text), { label: labels[i] })));
   select.selectedIndex = found < 0 ? otherwise : found;
 }
-
-const addressOf = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
 
 /** Return an image that takes its place anew once it is loaded. */
 function picture(loaded) {
@@ -141,7 +139,11 @@ export function addSlider(node, say, above) {
   divider.addEventListener("input", cut);
   for (const select of [left, right]) select.addEventListener("change", show);
   // the server has begun anew, without them
-  for (const image of [under, over]) askAgain(image, AGAIN, () => showElement(node, element, false));
+  const miss = () => {
+    showElement(node, element, false);
+    node.findIterisTiles?.();
+  };
+  for (const image of [under, over]) askAgain(image, AGAIN, miss);
   node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;

@@ -1,9 +1,9 @@
 // What a run shows as text and pictures; and once the server has forgotten the run, what is still true of it.
 
-import { api } from "../../scripts/api.js";
 import { addElement, isShown, passing } from "./elements.js";
 import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
+import { addressOf, keepComparison, keptComparison } from "./kept.js";
 import { isGone } from "./loras.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
@@ -71,6 +71,11 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
     if (!output?.text?.length) return;
+    showParts(output);
+    removeProgress();
+    remember(output);
+  };
+  const showParts = (output) => {
     isOld = false;
     const parts = [
       ...linesOf(output.text, output.iteris_saved ?? [], buttonsOf),
@@ -78,9 +83,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     ];
     element.replaceChildren(...(folded ? [fold(parts)] : parts));
     mark(false);
-    removeProgress();
     show(width);
-    remember(output);
   };
   /** Say of what is shown that it was made by a run with other settings. */
   const mark = (isMarked) => {
@@ -117,7 +120,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   };
   node.missIterisRun = async () => {
     const { name, files } = node.properties[RAN] ?? {};
-    if (!Array.isArray(files) || isShown(element)) return;
+    if (!Array.isArray(files) || isShown(element) || (await node.findIterisTiles?.())) return;
     const isSame = name === (await nameAsShown(node));
     const lines = await Promise.all(files.map(readFile).filter(Boolean).map(fileLine));
     if (isShown(element) || !(isSame || lines.length)) return; // of a run by now, or a run would not make it again
@@ -127,6 +130,18 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     element.replaceChildren(...(lines.length ? lines : [forgotten()]));
     show(width);
     node.compareIterisRun();
+  };
+  /** Show the comparison that the browser has kept, where the server has lost it; return whether there is one. */
+  node.findIterisTiles = async () => {
+    const { name } = node.properties[RAN] ?? {};
+    const output = node.showIterisTiles && (await keptComparison(name));
+    if (!output || node.iterisPictures()) return !!output; // of a run by now
+    failedAs = undefined;
+    madeAs = name;
+    node.showIterisTiles(output);
+    showParts(output);
+    node.compareIterisRun();
+    return true;
   };
   also(node, "onExecuted", node.showIterisText);
   also(node, "compareIterisRun", () => {
@@ -145,6 +160,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     if (!ran.name || !node.graph) return;
     madeAs = ran.name;
     node.compareIterisRun();
+    if (output.iteris_tiles?.length) keepComparison(ran.name, output);
     if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
     fit(node, width, () => keepResult(node)); // with the height that it has then
@@ -165,11 +181,11 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say, loaderOf(file));
 
   /** Return a picture of the server as wide as the node, which grows for it. */
-  function pictureOf({ filename, subfolder, type }) {
+  function pictureOf(file) {
     const picture = document.createElement("img");
     picture.addEventListener("load", () => fit(node, width));
     picture.addEventListener("error", () => picture.replaceWith(forgotten()));
-    picture.src = api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+    picture.src = addressOf(file);
     return picture;
   }
 }

@@ -12,6 +12,20 @@ COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
+# until the browser has kept what node 1 has drawn
+KEPT = """async () => {
+    const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
+        onsuccess: () => done(asked.result), onerror: () => fail(asked.error),
+    }));
+    const isThere = async () => (await indexedDB.databases()).some(({ name }) => name === "iteris");
+    while (!(await isThere())) await new Promise(requestAnimationFrame); // to open it would make it
+    const database = await request(indexedDB.open("iteris"));
+    for (let key; !key; await new Promise(requestAnimationFrame)) {
+        const name = app.graph.getNodeById(1).properties.iteris_ran?.name;
+        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey(name));
+    }
+    database.close();
+}"""
 MOST_DRAWN_NARROW = 1200  # by which a narrow node grows
 
 
@@ -483,3 +497,33 @@ def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in
     # Nodes 2.0 of 0.3.75 counts the title at times; and it opens a workflow larger, its pictures, too
     assert frontend.page.evaluate(added) == pytest.approx(higher, abs=35)
     assert frontend.errors == []
+
+
+def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
+    in_renderer, picture, output, server
+):
+    """As after a restart, which empties the folder of temporary files, and the history."""
+    frontend = in_renderer
+    page = frontend.page
+    loaded = "[...document.querySelectorAll('.iteris-slider:not(.iteris-hidden) .iteris-pair img')]"
+    loaded = f"({loaded}).length === 2 && ({loaded}).every((image) => image.naturalWidth)"
+    frontend.load(compare_of(3), "drawn")
+    frontend.executed(1, output)
+    page.evaluate(KEPT)
+    saved = frontend.workflow()
+    for colour in COLOURS.values():
+        (server.base / "temp" / f"tile {colour}.png").unlink()
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "elsewhere")
+    frontend.load(saved, "after a restart")
+    page.wait_for_function(loaded)
+    frontend.show(1, left=500, top=60)
+    picture(frontend, "slider_kept")
+    assert page.locator(".iteris-forgotten").count() == 0
+    assert page.locator(".iteris-earlier").count() == 0
+    frontend.set_widgets(1, seed=4)
+    frontend.keep()
+    page.locator(".iteris-slider .iteris-earlier").wait_for()
+    frontend.load(saved, "another tab")
+    frontend.executed(1, output)  # this page still takes the server to have its pictures
+    page.wait_for_function(loaded)
+    assert [error for error in frontend.errors if "404" not in error] == []
