@@ -738,9 +738,10 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
     middle, high = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    seen = (box["height"] + 80) * FILM[0] / FILM[1]
+    drawn = page.locator(".iteris-slider .iteris-pictures").bounding_box()
+    seen = max((box["height"] + 80) * FILM[0] / FILM[1], drawn["width"] + 24)
     film.line = "The three LoRAs stacked: they spoil each other"
-    film.look(middle - seen / 2, box["y"] - 45, seen)
+    film.look(drawn["x"] - 12, box["y"] - 45, seen)
     film.move(middle, high)
     film.begin_with("Three LoRAs: stacked (left), and merged into one", 1800)
     page.mouse.down()
