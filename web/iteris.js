@@ -43,7 +43,7 @@ import {
 import { addSlider } from "./slider.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
-import { languageOf, sayer } from "./words.js";
+import { languageOf, sayer, withButtons } from "./words.js";
 
 const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
@@ -105,11 +105,12 @@ function showRefusal(id, errors) {
     .map(({ details }) => details.replace(/^\w+ - /, ""))
     .filter((text) => !text.startsWith(NOT_BEGUN));
   const node = nodeAt(app.graph, id);
-  if (own.length && isOurs(node)) node.showIterisFailure?.(own.join("\n"), true);
+  if (own.length && isOurs(node)) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
 }
 
 /** Show on a node why it failed; on the Save behind it instead, where that is why. */
-async function showFailure(node, { node_id: id, exception_message: message }) {
+async function showFailure(node, { node_id: id, exception_message: told }) {
+  const message = withButtons(told, locale());
   const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
   const saves = ofSave ? await takersOf(id, "IterISSave") : [];
   if (!saves.length) return node.showIterisFailure(message);

@@ -22,3 +22,12 @@ export function sayer(locale) {
   const words = languages[languageOf(locale)];
   return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
+
+/** Return an English message with the buttons that it names, in quotation marks, as they are called in a language. */
+export function withButtons(message, locale) {
+  const words = languages[languageOf(locale)];
+  return message.replace(/'([^'\n]+ [^'\n]+)'/g, (whole, name) => {
+    const word = Object.keys(en).find((each) => en[each] === name);
+    return word ? `'${words[word]}'` : whole;
+  });
+}

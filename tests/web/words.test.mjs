@@ -1,0 +1,10 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { languages, withButtons } from "../../web/words.js";
+
+test("an English message names buttons as they are called in the page's language", () => {
+  const message = "no prompts in 'my file'. Click 'write prompts' on the row";
+  assert.equal(withButtons(message, "en"), message);
+  assert.equal(withButtons(message, "ja-JP"), message.replace("write prompts", languages.ja.needs));
+});
