@@ -194,7 +194,8 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
     wanted.forEach((option, place) => {
       if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
     });
-    box.classList.toggle("iteris-reading", !found.length && waiting > 0); // said where one looks, above the names
+    box.classList.toggle("iteris-unfound", !found.length); // why is said where one looks, above the names
+    both.hidden = !found.length && !waiting;
     const more = found.length + unread.length - MOST;
     if (more > 0 && found.length >= MOST) rest.replaceChildren(say("more_names", { count: more }));
     else if (waiting) rest.replaceChildren(say("reading"));

@@ -698,7 +698,15 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     picture(rows, "rows_choose_others")
     rows.page.get_by_text("Also LoRAs for other models").click()
     rows.page.locator(".iteris-search").fill("no such")
-    expect(rows.page.get_by_text("No LoRA has this name.")).to_be_visible()
+    said = rows.page.get_by_text("No LoRA has this name.")
+    expect(said).to_be_visible()
+    told, field, box = (
+        part.bounding_box()
+        for part in (said, rows.page.locator(".iteris-search"), rows.page.locator(".iteris-choice"))
+    )
+    assert field["y"] < told["y"] < field["y"] + field["height"] + 10
+    assert box["height"] < 120, "no room for names is left"
+    picture(rows, "rows_choose_nothing")
     rows.page.locator(".iteris-search").fill("")
     end_is_seen(option.filter(has_text="epoch"))
     option.filter(has_text="epoch").click()
