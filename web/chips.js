@@ -13,16 +13,16 @@ const MOST = 12; // until all are asked for
  * @param {{value: string}} prompts the widget that they are written into
  * @param {(word: string, values?: object) => string} say
  * @param {string} kind of the LoRA, "subject" or "style"
- * @param {() => void} grown called when chips have come that were not asked for before
+ * @param {() => void} resized called when they have another height, as by chips that come at a click
  * @param {boolean} [isMeasured] whether a run makes prompts where there are none; if not, words alone are offered
  * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
  *   with the prompts that it made of the trigger words
  */
-export function draw(element, lora, prompts, say, kind, grown, isMeasured = true) {
+export function draw(element, lora, prompts, say, kind, resized, isMeasured = true) {
   element.replaceChildren();
   let made;
   const empty = document.createElement("div");
-  empty.className = "iteris-filled"; // one line at all times, so that a run does not move what is below
+  empty.className = "iteris-filled"; // one line whatever it says, so that a run does not move what is below
   const mark = () => {
     for (const [chip, offered] of chips) {
       const isUsed = holds(prompts.value, offered);
@@ -31,8 +31,13 @@ export function draw(element, lora, prompts, say, kind, grown, isMeasured = true
       chip.ariaDisabled = String(isPart);
       chip.title = say(isPart ? "chip_there" : isUsed ? "chip_out" : isMeasured ? "chip" : "chip_prompt");
     }
-    empty.textContent = empty.title = filled(prompts.value, lora, made, say);
-    empty.classList.toggle("iteris-warning", !chips.length && !!empty.textContent);
+    const text = isMeasured ? filled(prompts.value, lora, made, say) : "";
+    empty.textContent = empty.title = text;
+    empty.classList.toggle("iteris-asking", !chips.length);
+    if (!!text === element.contains(empty)) return;
+    if (text) element.append(empty);
+    else empty.remove();
+    resized();
   };
   const tell = (found) => {
     made = found;
@@ -59,9 +64,9 @@ export function draw(element, lora, prompts, say, kind, grown, isMeasured = true
   const more = button("iteris-chip", say("more_words", { count: further.length }), say("more_words_title"), () => {
     more.replaceWith(...further);
     further[0].focus();
-    grown();
+    resized();
   });
-  element.append(...shown, ...(further.length ? [more] : []), ...told, ...(isMeasured ? [empty] : []));
+  element.append(...shown, ...(further.length ? [more] : []), ...told);
   mark();
   return { mark, tell };
 }

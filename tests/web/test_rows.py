@@ -1131,7 +1131,21 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     picture(rows, "rows_ask")
     at(rows, 1, "needs").click()
     expect(rows.page.get_by_placeholder("such as: a landscape in ink style")).to_be_focused()
+    said = rows.page.locator(".iteris-filled")
+    colours = [
+        rows.page.locator(selector).evaluate(f"each => getComputedStyle(each).{name}")
+        for selector, name in ((".iteris-filled", "borderLeftColor"), (".iteris-asks", "boxShadow"))
+    ]
+    assert colours[0] in colours[1], "one fact has one colour"
+    height = f"app.graph.getNodeById({MERGE}).size[1]"
+    high = rows.page.evaluate(height)
+    open_row = rows.page.locator(".iteris-row-body")
+    before = open_row.bounding_box()["height"]
     rows.page.keyboard.type("a photo")
+    expect(said).to_have_count(0)
+    assert open_row.bounding_box()["height"] < before - 10, "its line closes up"
+    rows.settle()
+    assert rows.page.evaluate(height) < high - 10
     assert text_of(rows).split("\n")[1].endswith("| a photo")
     assert rows.page.locator(".iteris-asks").count() == 0
     long = f"second_{'long_' * 12}"
