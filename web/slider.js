@@ -5,7 +5,7 @@ import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
 import { addressOf } from "./kept.js";
-import { toldApart } from "./names.js";
+import { toldApart, translated } from "./names.js";
 import { askAgain, button, html, tell } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
@@ -148,7 +148,7 @@ export function addSlider(node, say, above) {
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
     const before = rows[chosen]?.prompt;
-    rows = output.iteris_tiles;
+    rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
     const counts = rows.map(({ names }) => names.length);
     strip.style.setProperty("--iteris-columns", Math.max(...counts));
     const lines = counts.map((count) => Math.ceil(count / BESIDE));
