@@ -15,6 +15,10 @@ class WorkClock:
     or of the one before as long as it has made no step; of a stage that is not like the others, the
     time of this stage.
 
+    A stage may be silent for long before its first step, and then solve many layers at once. So its
+    pace is between those with and without the time before that step, as near as it can be to the
+    pace of the stages before.
+
     A stage is measured again when the number of its steps changes or the steps done fall, as in a
     second sweep.
     """
@@ -22,9 +26,13 @@ class WorkClock:
     stage: Stage | None = None
     total: int = 0
     part: float = 0.0
+    time: float = 0.0
+    last_part: float = 0.0  # of the stage before
+    last_time: float = 0.0
     first_part: float = 0.0
     first_time: float = 0.0
-    pace: float = 0.0  # seconds for all work
+    pace_before: float = 0.0
+    pace: float = 0.0  # seconds for all work; 0: not known
 
     def seconds_left(self, stage: Stage, done: int, total: int, now: float) -> float:
         """Return the estimated remaining seconds; 0 before there is an estimate.
@@ -38,12 +46,19 @@ class WorkClock:
         if self.stage and self.stage != stage and not self.stage.is_alike:
             self.pace = 0.0
         if (stage, total) != (self.stage, self.total) or part < self.part:
+            self.pace_before = self.pace
+            self.last_part = min(part, self.part)
+            self.last_time = self.time
             self.first_part = part
             self.first_time = now
         self.stage = stage
         self.total = total
         self.part = part
+        self.time = now
         if part > self.first_part:
             self.pace = (now - self.first_time) / (part - self.first_part)
+            if self.pace_before:
+                with_silence = (now - self.last_time) / (part - self.last_part)
+                self.pace = sorted((self.pace, self.pace_before, with_silence))[1]
         end = 1.0 if stage.is_alike else stage.part_done(total, total)
         return self.pace * (end - part)
