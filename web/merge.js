@@ -8,7 +8,7 @@ import { also, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
 import { aboutModel, isGone } from "./loras.js";
-import { draw } from "./panel.js";
+import { draw, drawLive } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { figures } from "./report.js";
@@ -176,7 +176,8 @@ export function addReport(node, say) {
   const showLive = () => {
     waiting = false;
     if (!layers) return;
-    draw(element, readSaved(figures({ layers: [...layers.values()] })), say, { isOpen: true });
+    const how = { isOpen, isPreview: preset.value === PREVIEW, toggled };
+    drawLive(element, readSaved(figures({ layers: [...layers.values()] })), say, how);
     fit(node, PANEL_WIDTH);
   };
   node.startIterisRun = () => {

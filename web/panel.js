@@ -34,6 +34,9 @@ function paint(element, task) {
   return element;
 }
 
+/** Return what a panel says before there is a report. */
+const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting"));
+
 /**
  * Draw a report, or what will be there once there is one.
  *
@@ -68,12 +71,39 @@ export function draw(element, model, say, how = {}) {
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
+  element.append(foldOf(model, say, isOpen ?? !model.verdict, toggled));
+}
+
+/**
+ * Draw what a run has told so far, which only its details show: their bars are no verdict.
+ *
+ * @param {HTMLElement} element
+ * @param {object} model
+ * @param {(word: string, values?: object) => string} say
+ * @param {object} how as for `draw`
+ */
+export function drawLive(element, model, say, { isOpen = false, isPreview, toggled }) {
+  const shown = element.querySelector(":scope > .iteris-live");
+  if (shown) {
+    const [summary, ...before] = shown.children; // which stays, or a click on it would be lost
+    for (const each of before) each.remove();
+    summary.after(...detailsOf(model, say));
+    return;
+  }
+  const details = foldOf(model, say, isOpen, toggled);
+  details.classList.add("iteris-live");
+  element.classList.remove("iteris-empty", "iteris-old");
+  element.replaceChildren(soon(isPreview, say), details);
+}
+
+/** Return the details of a report. */
+function foldOf(model, say, isOpen, toggled) {
   const details = html("details", "iteris-details");
-  details.open = isOpen ?? !model.verdict;
+  details.open = isOpen;
   const summary = html("summary", "", say("details"));
   summary.addEventListener("click", () => toggled?.(!details.open));
   details.append(summary, ...detailsOf(model, say));
-  element.append(details);
+  return details;
 }
 
 function detailsOf(model, say) {

@@ -474,11 +474,17 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     send_layer(frontend, "other", str(MERGE), 1)
     assert blocks_of(frontend) == []
     send_layer(frontend, "mine", str(MERGE), 1)
+    bars = frontend.page.locator(".iteris-chart")
+    expect(bars).not_to_be_visible()  # they would be read as a verdict
+    expect(frontend.page.locator(".iteris-report")).to_contain_text("After a run, a verdict")
+    frontend.page.locator(".iteris-details summary").click()
+    expect(bars).to_be_visible()
     send_layer(frontend, "other", str(MERGE), 2)
     send_layer(frontend, "mine", str(MERGE), 3)
     assert blocks_of(frontend) == ["IN01", "IN03"]
     frontend.send("execution_interrupted", prompt_id="other")
     assert blocks_of(frontend) == ["IN01", "IN03"]
+    expect(bars).to_be_visible()
     frontend.send("execution_interrupted", prompt_id="mine")
     assert blocks_of(frontend) == []
 
@@ -490,14 +496,21 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     names = ("first", "second", "third")
     frontend.set_widgets(merge, loras="\n".join(f"<lora:{name}:1>" for name in names))
     frontend.show(merge, left=400, top=100, scale=0.8)
-    frontend.begin("a")
-    send_stage(frontend, "a", merge, "Diffusion model", 6, 60, seconds_left=40)
-    for block in (1, 2, 4, 5, 7, 8):
-        told = layer(block, 0.5)
-        told["tasks"] = [{"task": name, "residual": 0.5, "wears": True} for name in names]
-        told["tasks"].append({"task": "preserve", "residual": 0.1, "wears": False})
-        first = block == 1
-        frontend.send("iteris.layer", prompt_id="a", node=str(merge), first=first, layer=told)
+    heights = "app.graph.groups.map(({ size }) => size[1])"
+
+    def run(name):
+        frontend.begin(name)
+        send_stage(frontend, name, merge, "Diffusion model", 6, 60, seconds_left=40)
+        for block in (1, 2, 4, 5, 7, 8):
+            told = layer(block, 0.5)
+            told["tasks"] = [{"task": name, "residual": 0.5, "wears": True} for name in names]
+            told["tasks"].append({"task": "preserve", "residual": 0.1, "wears": False})
+            first = block == 1
+            frontend.send("iteris.layer", prompt_id=name, node=str(merge), first=first, layer=told)
+        frontend.settle(40)
+
+    run("a")
+    frontend.page.locator(".iteris-details summary").click()
     frontend.settle(40)
     picture(frontend, "three_live")
     room = """(id) => {
@@ -505,7 +518,6 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
         const [, top, , height] = app.graph.groups.find(({ title }) => title.startsWith("2"))._bounding;
         return top + height - pos[1] - size[1];
     }"""
-    heights = "app.graph.groups.map(({ size }) => size[1])"
     assert frontend.page.evaluate(room, merge) > 0
     grown = frontend.page.evaluate(heights)
     assert grown[1] > grown[0], "with its node alone"
