@@ -268,8 +268,10 @@ function followRuns() {
     api.addEventListener(end, ({ detail }) => {
       if (!isRunning(detail.prompt_id)) return;
       forgetTold();
-      const failed = end === "execution_error" && nodeAt(app.graph, detail.node_id);
-      if (failed?.showIterisFailure) ifOwn(failed, undefined, () => showFailure(failed, detail));
+      const node = nodeAt(app.graph, detail.node_id);
+      const isStop = end === "execution_interrupted";
+      if (isStop && node?.showIterisStop) ifOwn(node, undefined, node.showIterisStop);
+      if (!isStop && node?.showIterisFailure) ifOwn(node, undefined, () => showFailure(node, detail));
       all("endIterisRun");
     });
   }

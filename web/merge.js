@@ -11,6 +11,7 @@ import { aboutModel, isGone } from "./loras.js";
 import { draw, drawLive } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
+import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
@@ -94,8 +95,9 @@ export function addReport(node, say) {
   let told = true; // the report is of the run that began last
   let waiting = false;
   let isOpen; // the details, once somebody has opened or closed them
-  let failure; // what the run that began last ended with
-  let failedAs; // the node's name in that run
+  let ended = {}; // what the run that began last ended with: `failure` or `stopped`, see `draw`
+  let endedAs; // the node's name in that run
+  let isSampled = false; // its sampling is over
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
@@ -115,7 +117,7 @@ export function addReport(node, say) {
     const see = compareOf(node) || (!earlier && canCompare()) ? seeNow : undefined;
     const how = {
       earlier,
-      failure,
+      ...ended,
       isFirstRow: ofCompare,
       isGone: isFileGone,
       isOpen,
@@ -157,14 +159,24 @@ export function addReport(node, say) {
   /** Run a new Compare, and what saves its picture. */
   const runNew = (compare) => runAlone(compare, ...takers(node.graph, compare.outputs));
   const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
+  const forgetEnd = () => {
+    ended = {};
+    endedAs = undefined;
+  };
+  const showEnd = async (how, isRefused = false) => {
+    ended = how;
+    isEarlier ||= !isRefused;
+    show();
+    endedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
+  };
   compareWithRun(
     node,
-    () => !!(madeAs() || failedAs),
+    () => !!(madeAs() || endedAs),
     (now) => {
-      const isOld = !!failedAs && failedAs !== now; // what failed is no news of a node that is another one now
+      const isOld = !!endedAs && endedAs !== now; // what failed is no news of a node that is another one now
       const wasChanged = isChanged;
       isChanged = !!madeAs() && madeAs() !== now;
-      if (isOld) failure = failedAs = undefined;
+      if (isOld) forgetEnd();
       if (!layers && (isOld || isChanged !== wasChanged || isFirstRow(node) !== wasFirstRow)) show();
       return isChanged && !layers;
     },
@@ -182,16 +194,13 @@ export function addReport(node, say) {
   };
   node.startIterisRun = () => {
     told = false;
-    const hadFailed = !!failure;
-    failure = failedAs = undefined;
-    if (hadFailed) show();
+    isSampled = false;
+    const hadEnded = Object.keys(ended).length > 0;
+    forgetEnd();
+    if (hadEnded) show();
   };
-  node.showIterisFailure = async (message, isRefused = false) => {
-    failure = message;
-    isEarlier ||= !isRefused;
-    show();
-    failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
-  };
+  node.showIterisFailure = (message, isRefused) => showEnd({ failure: message }, isRefused);
+  node.showIterisStop = () => showEnd({ stopped: say(isSampled ? "stopped_sampled" : "stopped") });
   node.showIterisLayer = ({ first, layer }) => {
     told = false; // of a node that was made anew in the run, too
     if (first) layers = new Map();
@@ -216,7 +225,7 @@ export function addReport(node, say) {
     node.properties[PROPERTY] = report;
     delete node.properties[MADE_AS];
     told = true;
-    failure = failedAs = undefined;
+    forgetEnd();
     isEarlier = isChanged = false;
     removeProgress();
     show();
@@ -246,6 +255,9 @@ export function addReport(node, say) {
     isFileGone = found;
     if (!layers) show();
   };
+  also(node, "showIterisProgress", (told) => {
+    isSampled ||= hasSampled(told);
+  });
   also(node, "onExecuted", node.showIterisReport);
   for (const name of ["loras", "preset", "together", "size", "size_value"])
     also(

@@ -46,6 +46,7 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {object} [how]
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
+ * @param {string} [how.stopped] what is said of the last run, if this node was stopped in it
  * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
@@ -56,13 +57,14 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, see, toggled } = how;
+  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, see, stopped, toggled } = how;
   element.replaceChildren();
-  element.classList.toggle("iteris-empty", !model && !failure);
+  element.classList.toggle("iteris-empty", !model && !failure && !stopped);
   element.classList.toggle("iteris-old", !!earlier);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
-  if (!model && failure) return;
-  if (!model) return void element.append(html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting")));
+  if (stopped) element.append(html("div", "iteris-quiet iteris-note", stopped));
+  if (!model && (failure || stopped)) return;
+  if (!model) return void element.append(soon(isPreview, say));
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));

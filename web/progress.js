@@ -5,6 +5,7 @@ import { duration } from "./cost.js";
 
 const FEW = 5; // seconds; less is not counted
 const MORE = { share: 1.5, seconds: 10 }; // an estimate that is longer by so much is another one
+const AFTER_SAMPLING = ["Diffusion model", "Polish"]; // stages, as the server calls them
 
 /** Return what is told, as by the server, of a node whose run has not begun. */
 export const waiting = (name) => ({
@@ -20,6 +21,10 @@ export function stepsOf({ stage: { name, told_by: by }, done, total }) {
   const many = Math.floor(total / by);
   return many > 1 ? `${name} ${Math.floor(done / by)}/${many}` : name;
 }
+
+/** Return whether a merge has its sampling runs by now, which the server keeps for the next one. */
+export const hasSampled = ({ stage: { name }, done, total }) =>
+  name === "Sampling" ? done === total : AFTER_SAMPLING.includes(name);
 
 /** Return the share of all work that is done. */
 export const shareOf = ({ stage: { starts, share }, done, total }) => starts + (share * done) / Math.max(1, total);

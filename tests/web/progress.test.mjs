@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { followed, shareOf, stepsOf, timeLeft } from "../../web/progress.js";
+import { followed, hasSampled, shareOf, stepsOf, timeLeft } from "../../web/progress.js";
 import { sayer } from "../../web/words.js";
 
 const say = sayer("en");
@@ -50,4 +50,10 @@ test("the time of a stage alone is not compared with that of all", () => {
   assert.equal(timeLeft(found, 0, say), "about 30 s left of this stage");
   assert.equal(timeLeft(followed(found, { stage, seconds_left: 40 }, 0), 0, say), "about 40 s left");
   assert.equal(timeLeft(followed(found, { stage, seconds_left: 0 }, 0), 0, say), "");
+});
+
+test("a merge has its sampling runs from the last step of that stage on", () => {
+  const isSo = (name, done) => hasSampled({ stage: { ...stage, name }, done, total: 4 });
+  assert.deepEqual([isSo("Text encoder", 4), isSo("Sampling", 3), isSo("Sampling", 4)], [false, false, true]);
+  assert.deepEqual([isSo("Diffusion model", 1), isSo("Polish", 1)], [true, true]);
 });

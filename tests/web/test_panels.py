@@ -487,6 +487,43 @@ def test_layers_are_drawn_of_this_pages_run_alone(frontend, small):
     expect(bars).to_be_visible()
     frontend.send("execution_interrupted", prompt_id="mine")
     assert blocks_of(frontend) == []
+    frontend.begin("next")
+    send_layer(frontend, "next", str(MERGE), 1)
+    expect(bars).to_be_visible()  # as the user has left them
+    frontend.executed(MERGE, THREE, run="next")
+    frontend.page.locator(".iteris-kept").first.wait_for()
+    expect(bars).to_be_visible()
+
+
+def test_a_merge_that_was_stopped_says_so_until_the_next_run(in_renderer, small, picture):
+    frontend = in_renderer
+    small(frontend, seed=58)
+    frontend.show(MERGE, top=200)
+    report = frontend.page.locator(".iteris-report")
+    before = report.inner_text()
+
+    def stop(run, node):
+        frontend.send("execution_interrupted", prompt_id=run, node_id=str(node))
+
+    frontend.begin("of_58")
+    send_stage(frontend, "of_58", MERGE, "Sampling", 3, 4)
+    stop("of_58", FIRST)
+    expect(report).to_have_text(before)  # it was not at work
+    frontend.begin("again_58")
+    send_stage(frontend, "again_58", MERGE, "Sampling", 3, 4)
+    stop("again_58", MERGE)
+    expect(report).to_have_text("Stopped.")
+    frontend.begin("third_58")
+    expect(report).to_have_text(before)
+    send_stage(frontend, "third_58", MERGE, "Sampling", 4, 4)
+    send_layer(frontend, "third_58", str(MERGE), 1)
+    stop("third_58", MERGE)
+    expect(report).to_contain_text("the next merge of these LoRAs reuses its runs")
+    picture(frontend, "stopped")
+    frontend.set_widgets(FIRST, lora_name="third.safetensors")
+    frontend.keep()
+    expect(report).to_have_text(before)  # its LoRAs are others now
+    assert frontend.errors == []
 
 
 def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):

@@ -202,6 +202,9 @@ export default {
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",
   left_few: "a few seconds left",
+  stopped: "Stopped.",
+  stopped_sampled:
+    "Stopped. Sampling is done: the next merge of these LoRAs reuses its runs, as long as ComfyUI keeps the model.",
   seconds: "{count} s",
   minutes: "{count} min",
   hours: "{count} h",

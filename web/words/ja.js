@@ -205,6 +205,9 @@ export default {
   left: "残り約 {time}",
   left_of_stage: "このステージは残り約 {time}",
   left_few: "残り数秒",
+  stopped: "停止しました。",
+  stopped_sampled:
+    "停止しました。サンプリング（Sampling）は完了しているため、ComfyUI がモデルを保持している間は、これらの LoRA の次のマージでその結果を再利用します。",
   seconds: "{count} 秒",
   minutes: "{count} 分",
   hours: "{count} 時間",
