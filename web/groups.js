@@ -4,6 +4,7 @@ import { ownHeight } from "./heights.js";
 import { edgesOf, meets, PADDING, sizeToHold } from "./places.js";
 
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
+const ALIKE = 1; // pixels between the ends of groups that end at the same height
 const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
 
 /** Return the size of a group that a workflow keeps. */
@@ -21,13 +22,33 @@ function heldBy(group, nodes) {
   return nodes.filter((node) => isIn(node) && node.pos[1] + (ownHeight(node) ?? node.size[1]) <= top + height + SLACK);
 }
 
-/** Let each group of a graph reach as far down as our nodes do that it holds at their own heights. */
+const keptEnd = (group) => group.pos[1] + keptSize(group)[1];
+
+/** Return how far down a group has to reach for our nodes that it holds at their own heights. */
+function endOf(group, nodes) {
+  const held = heldBy(group, nodes.filter(ownHeight)); // others have none
+  return Math.max(keptEnd(group), ...held.map(({ pos, size }) => pos[1] + size[1] + PADDING));
+}
+
+/** Return whether nothing but what a group holds lies between where it ends in a workflow and an end further down. */
+function isFreeDownTo(end, group, nodes) {
+  const [width] = group.size;
+  const room = { pos: [group.pos[0], keptEnd(group)], size: [width, end - keptEnd(group)] };
+  const held = heldBy(group, nodes);
+  return !nodes.some((node) => meets(node, room) && !held.includes(node));
+}
+
+/**
+ * Let each group of a graph reach as far down as our nodes do that it holds at their own heights; and groups that end
+ * at the same height in a workflow, as far down as one of them does, where there is room.
+ */
 export function holdAll({ nodes, groups = [] }) {
+  const ends = new Map(groups.map((group) => [group, endOf(group, nodes)]));
   for (const group of groups) {
     const [width, kept] = keptSize(group);
-    const held = heldBy(group, nodes.filter(ownHeight)); // others have none
-    const ends = held.map(({ pos, size }) => pos[1] + size[1] + PADDING - group.pos[1]);
-    const height = Math.max(kept, ...ends);
+    const beside = groups.filter((other) => Math.abs(keptEnd(other) - keptEnd(group)) <= ALIKE);
+    const lowest = Math.max(...beside.map((other) => ends.get(other)));
+    const height = (isFreeDownTo(lowest, group, nodes) ? lowest : ends.get(group)) - group.pos[1];
     if (height === group.size[1]) continue;
     if (!given.has(group)) savesKept(group);
     group.size = [width, height];

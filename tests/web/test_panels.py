@@ -534,6 +534,7 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     frontend.set_widgets(merge, loras="\n".join(f"<lora:{name}:1>" for name in names))
     frontend.show(merge, left=400, top=100, scale=0.8)
     heights = "app.graph.groups.map(({ size }) => size[1])"
+    before = [group["bounding"][3] for group in frontend.workflow()["groups"]]
 
     def run(name):
         frontend.begin(name)
@@ -557,14 +558,27 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     }"""
     assert frontend.page.evaluate(room, merge) > 0
     grown = frontend.page.evaluate(heights)
-    assert grown[1] > grown[0], "with its node alone"
+    assert grown[1] > before[1] + 100
+    assert grown == [grown[1]] * 3, "they go on ending at the same height"
     saved = [group["bounding"][3] for group in frontend.workflow()["groups"]]
-    assert saved == [grown[0]] * 3, "a workflow does not keep the bars' room"
+    assert saved == before, "a workflow does not keep the bars' room"
 
     frontend.send("execution_interrupted", prompt_id="a")
     frontend.settle(40)
     # Nodes 2.0 draws some nodes higher than a workflow has them
     assert frontend.page.evaluate(heights) == pytest.approx(saved, abs=20)
+    below = """() => {
+        const { pos, size } = app.graph.groups[0];
+        const note = LiteGraph.createNode("Note");
+        note.pos = [pos[0] + 20, pos[1] + size[1] + 50];
+        app.graph.add(note);
+    }"""
+    frontend.page.evaluate(below)
+    run("c")
+    beside = [saved[0], grown[1], grown[1]]  # there is the note
+    assert frontend.page.evaluate(heights) == pytest.approx(beside, abs=20)
+    frontend.send("execution_interrupted", prompt_id="c")
+    frontend.settle(40)
     edge = "height => { app.graph.groups[1].size = [app.graph.groups[1].size[0], height]; }"
     frontend.page.evaluate(edge, grown[1] + 500)
     frontend.begin("b")
