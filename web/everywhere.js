@@ -1,38 +1,32 @@
-// cg-use-everywhere, a pack whose nodes send an output to every input of its type that has no link. It makes these links
-// only while a workflow is queued. No DOM and no ComfyUI here, so that `node --test` runs it.
+// cg-use-everywhere, a pack that sends outputs to inputs without a link. It makes these links only while a workflow is
+// queued; until then the graph lists them. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-const SENDERS = /^(Anything|Prompts|Seed) Everywhere/;
-const VERSION = "7.0"; // of the properties; it empties older ones
-// inputs that mean something if they are linked, and that nearly all workflows leave free
+// inputs that mean something if they are linked, and that most workflows leave free
 const APART = {
   IterISMerge: ["start", "model_low_noise"],
   IterISCompare: ["model", "clip"],
   IterISSave: ["cover"],
 };
 
-/** Let a new node of ours have nothing sent to inputs that most workflows leave free; a saved workflow says that itself. */
-export function keepApart({ comfyClass, properties }) {
-  const names = APART[comfyClass];
-  if (!names) return;
-  const input_ue_unconnectable = Object.fromEntries(names.map((name) => [name, true]));
-  properties.ue_properties = { version: VERSION, widget_ue_connectable: {}, input_ue_unconnectable };
+/** Let nothing be sent to inputs of a node of ours that most workflows leave free. */
+export function keepApart(node) {
+  const names = APART[node.comfyClass] ?? [];
+  node.reject_ue_connection = ({ name }) => names.includes(name);
 }
 
 /**
- * Return the workflow that is shown with the links that are made only while it is queued: those of a run, from what such a
- * node still sends.
+ * Return what the server would get of a workflow with the links that are made only then.
+ *
+ * @param {object} prompt id -> {class_type, inputs}
+ * @param {object} graph the workflow's outermost
  */
-export function withBroadcast(shown, ran) {
-  const sent = new Set();
-  for (const [id, { class_type: type, inputs }] of Object.entries(shown ?? {})) {
-    if (!SENDERS.test(type)) continue;
-    for (const value of [...Object.values(inputs ?? {}), [id, 0]]) sent.add(JSON.stringify(value));
+export function withSent(prompt, graph) {
+  const links = Array.isArray(graph.extra?.ue_links) ? graph.extra.ue_links : [];
+  const sent = { ...prompt };
+  for (const { downstream: id, downstream_slot: slot, upstream, upstream_slot: output } of links) {
+    const name = graph.getNodeById(id)?.inputs?.[slot]?.name;
+    if (!name || !(id in sent) || !(upstream in prompt)) continue;
+    sent[id] = { ...sent[id], inputs: { ...sent[id].inputs, [name]: [String(upstream), output] } };
   }
-  if (!sent.size) return shown;
-  const completed = ([id, node]) => {
-    const isMissing = ([name, value]) => !(name in (node.inputs ?? {})) && sent.has(JSON.stringify(value));
-    const missing = Object.entries(ran?.[id]?.inputs ?? {}).filter(isMissing);
-    return [id, { ...node, inputs: { ...node.inputs, ...Object.fromEntries(missing) } }];
-  };
-  return Object.fromEntries(Object.entries(shown).map(completed));
+  return sent;
 }

@@ -39,8 +39,15 @@ export function set(node, name, value) {
 
 /** Return the node from which one of KJNodes' hands on what it has; undefined: it is missing. */
 function setterOf({ graph, widgets }) {
-  const isOf = ({ type, widgets: own }) => type === "SetNode" && own[0].value === widgets[0].value;
-  return [...nodesOf(graph.rootGraph ?? graph)].find(isOf);
+  const name = widgets?.[0]?.value;
+  const isOf = ({ type, widgets: own }) => type === "SetNode" && own?.[0]?.value === name;
+  const seen = new Set(); // a subgraph looks outside where it sets nothing of that name
+  for (let at = name && graph; at && !seen.has(at); at = nodeAround(at)?.graph) {
+    seen.add(at);
+    const setter = at.nodes.find(isOf);
+    if (setter) return setter;
+  }
+  return undefined;
 }
 
 /**
@@ -67,7 +74,7 @@ export function sourceOf(graph, id, isEnd = () => false) {
     }
     if (node?.type?.startsWith("Reroute")) return from(at, node.inputs?.[0]?.link);
     const setter = node?.type === "GetNode" ? setterOf(node) : undefined;
-    if (setter) return from(setter.graph, setter.inputs[0].link);
+    if (setter) return from(setter.graph, setter.inputs?.[0]?.link);
     const inner = node && !isEnd(node) ? node.subgraph?.outputs[link.origin_slot]?.linkIds[0] : undefined;
     return inner === undefined ? { node } : from(node.subgraph, inner);
   };

@@ -329,7 +329,7 @@ app.registerExtension({
     if (!isOurs(node)) return;
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();
-    if (app.ue_modified_prompt) keepApart(node);
+    keepApart(node);
     showDigits(node);
     const advanced = markAdvanced(node);
     showMeanings(node, say);

@@ -1,8 +1,6 @@
 // What a node of a workflow works out, to compare one workflow with another. No DOM and no ComfyUI here, so that
 // `node --test` runs it.
 
-import { withBroadcast } from "./everywhere.js";
-
 const COVERS = { IterISSave: "cover" }; // inputs that change nothing of what a node tells
 
 const isLink = (prompt, value) =>
@@ -42,10 +40,10 @@ export function nameOf(prompt, id, known = new Map()) {
   return known.get(id);
 }
 
-/** Return whether a node of the same id works out the same in a run and in the workflow that is shown, see `nameOf`. */
-export function isSame(ran, shown, id) {
-  const name = nameOf(ran, id);
-  return name !== undefined && name === nameOf(withBroadcast(shown, ran), id);
+/** Return whether a node of the same id works out the same in two workflows, see `nameOf`. */
+export function isSame(first, second, id) {
+  const name = nameOf(first, id);
+  return name !== undefined && name === nameOf(second, id);
 }
 
 /** Return 64 bits that tell texts apart, as digits; browsers have a better digest for pages with a certificate alone. */

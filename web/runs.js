@@ -4,7 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { withBroadcast } from "./everywhere.js";
+import { withSent } from "./everywhere.js";
 import { nodeAt, nodesOf } from "./graph.js";
 import { isSame, nameOf, neededFor } from "./prompts.js";
 
@@ -224,10 +224,7 @@ export async function ranAs(node, output, files) {
 }
 
 /** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
-export async function nameAsShown(node) {
-  const runs = await Promise.all([...prompts.values()]);
-  return nameIn(runs.reduceRight(withBroadcast, await shownPrompt()), node);
-}
+export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 
 /**
  * Compare a node with what was run, a moment after each change that the page tells of.
@@ -276,7 +273,8 @@ async function shownPrompt() {
     const mine = together;
     mine.count++;
     try {
-      return (await app.graphToPrompt()).output;
+      const { output } = await app.graphToPrompt();
+      return app.ue_modified_prompt ? withSent(output, app.graph) : output;
     } finally {
       mine.count--;
       if (!mine.count && Date.now() - mine.begun <= LONG) putBack(mine.before);

@@ -23,11 +23,10 @@ export function sayer(locale) {
   return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
-/** Return an English message with the buttons that it names, in quotation marks, as they are called in a language. */
+const NAMED = ["needs"]; // buttons that the server names in a message, in quotation marks
+
+/** Return an English message with the buttons that it names as they are called in a language. */
 export function withButtons(message, locale) {
   const words = languages[languageOf(locale)];
-  return message.replace(/'([^'\n]+ [^'\n]+)'/g, (whole, name) => {
-    const word = Object.keys(en).find((each) => en[each] === name);
-    return word ? `'${words[word]}'` : whole;
-  });
+  return NAMED.reduce((said, word) => said.replaceAll(`'${en[word]}'`, `'${words[word]}'`), message);
 }

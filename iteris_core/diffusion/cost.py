@@ -100,24 +100,29 @@ def cost_of(
     Args:
         guided: Whether rows are drawn with the negative prompt, too.
     """
-    judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
-    compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
-    others = 2  # than the teacher: the merge and its reference
-    looked_at = 2 * _samples(judged)  # by the LoRA and by the base model
     samples = _samples(plans)
-    checked = _samples(compared)
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=sweeps * (_FIRST + 2 * (samples + ALONE)) if changes_denoiser else 0,
         polish=_polish(polish_steps, samples) if changes_denoiser else 0,
-        check=_drawn(check_plans, guided)
-        + looked_at
-        + checked
-        + others * (checked - _shared(compared)),
+        check=sum(check_parts(check_plans, guided=guided)),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
         tasks=len(plans),
     )
+
+
+def check_parts(check_plans: Sequence[Plan], *, guided: bool) -> tuple[int, int, int, int]:
+    """Return the rows of a check's parts, in their order: pictures that are drawn, looks at them,
+    pictures that are compared, and their comparison.
+    """
+    judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
+    compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
+    looked_at = 2 * _samples(judged)  # by the LoRA and by the base model
+    checked = _samples(compared)
+    others = 2  # than the teacher: the merge and its reference
+    comparison = checked + others * (checked - _shared(compared))
+    return _drawn(judged, guided), looked_at, _drawn(compared, guided), comparison
 
 
 def _polish(steps: int, samples: int) -> int:

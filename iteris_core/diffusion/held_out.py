@@ -12,7 +12,7 @@ from typing import Any
 from ..adapters import Adapter
 from ..memory import with_smaller_calls
 from ..network import Network
-from ..progress import Progress, nobody
+from ..progress import Progress, in_parts, nobody
 from ..report.fidelity import Comparison, fidelity
 from ..report.runs import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix
@@ -21,6 +21,7 @@ from ..tasks import Task
 from .calibration import Calibration
 from .check_of_pairs import LOOKED_AT, TogetherPlan, make_together_plans
 from .choices import base_captions, own_captions
+from .cost import check_parts
 from .drawn import STEPS, DrawnPlan, judged
 from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
@@ -87,9 +88,15 @@ class HeldOutCheck:
     ) -> list[TaskFidelity]:
         """Return what is kept of each LoRA in the pictures that the merge draws."""
         plans = [plan for plan in self.plans if isinstance(plan, DrawnPlan)]
+        drawn, looked_at, *_ = self._parts()
         sampler = Sampler.of(self.model, network, self.calibration, STEPS)
-        latents = sampler.sample(adapters, runs_of(plans, readers[0]), size, self.progress)
-        return judged(plans, latents, adapters, readers, self.model.noised, 2 * size, self.progress)
+        latents = sampler.sample(adapters, runs_of(plans, readers[0]), size, drawn)
+        return judged(plans, latents, adapters, readers, self.model.noised, 2 * size, looked_at)
+
+    def _parts(self) -> list[Progress]:
+        """Return listeners for the steps of the check's parts, in their order."""
+        rows = check_parts(self.plans, guided=self.calibration.is_guided)
+        return in_parts(self.progress, rows)
 
     def _compared(
         self, network: Network, adapters: Sequence[Adapter], readers: _Readers, size: int
@@ -97,9 +104,10 @@ class HeldOutCheck:
         """Return the fidelity in pictures of two, and to the base model."""
         own, base = readers
         plans = [plan for plan in self.plans if not isinstance(plan, DrawnPlan)]
+        *_, drawn, comparison = self._parts()
         sampler = Sampler.of(self.model, network, self.calibration)
         runs = runs_of(plans, own)
-        latents = sampler.sample(adapters[:-1], runs, size, self.progress)
+        latents = sampler.sample(adapters[:-1], runs, size, drawn)
         base_rows = [
             [sample.student_reads for sample in plan.samples(base, latents)] for plan in plans
         ]
@@ -116,7 +124,7 @@ class HeldOutCheck:
                 DenoiserRow.digest,
             ),
             samples_per_chunk=size,
-            progress=self.progress,
+            progress=comparison,
         )
         kinds: list[FidelityKind] = ["together" if plan.mix else "base" for plan in plans]
         return [replace(entry, kind=kind) for entry, kind in zip(measured, kinds, strict=True)]

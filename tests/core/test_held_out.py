@@ -11,6 +11,7 @@ from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.check_of_pairs import TogetherPlan
 from iteris_core.diffusion.choices import base_captions, own_captions
+from iteris_core.diffusion.cost import check_parts
 from iteris_core.diffusion.drawn import LEVELS, PATH, STEPS
 from iteris_core.diffusion.held_out import HeldOutCheck, make_check_plans
 from iteris_core.diffusion.job import Job, MergeSettings
@@ -247,3 +248,13 @@ def test_every_prompt_is_drawn_alone_in_turn(host):
     captions = make_check_plans([lora], replace(CALIBRATION, held_out=3))[0].captions
     assert captions[::2] == lora.prompts
     assert captions[1] not in lora.prompts
+
+
+def test_a_check_is_told_in_the_rows_of_all_its_parts(host, merged):
+    loras, result = merged
+    steps = []
+    check_of(host, loras, progress=lambda *step: steps.append(step)).measure(result.adapter)
+    done, total = zip(*steps, strict=True)
+    assert set(total) == {sum(check_parts(plans_of(loras), guided=CALIBRATION.is_guided))}
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1]

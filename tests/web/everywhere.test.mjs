@@ -1,36 +1,34 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { keepApart, withBroadcast } from "../../web/everywhere.js";
-import { isSame } from "../../web/prompts.js";
+import { keepApart, withSent } from "../../web/everywhere.js";
 
-test("links that a pack makes only while a workflow is queued are those of the run, while it still sends the same", () => {
-  const sender = (value) => ({ class_type: "Anything Everywhere", inputs: { anything: value } });
-  const loader = { class_type: "Loader", inputs: { name: "a.safetensors" } };
-  const rows = { rows: "x" };
-  const ran = { 1: loader, 2: { class_type: "Merge", inputs: { ...rows, model: ["1", 0] } }, 3: sender(["1", 0]) };
-  const shown = (sent, inputs = rows) => ({ 1: loader, 2: { class_type: "Merge", inputs }, ...sent });
-  assert.ok(isSame(ran, shown({ 3: sender(["1", 0]) }), "2"));
-  assert.ok(!isSame(ran, shown({}), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 1]) }), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 0]) }, { rows: "y" }), "2"));
-  assert.ok(!isSame(ran, shown({ 3: sender(["1", 0]) }, { ...rows, model: ["4", 0] }), "2"));
-  assert.deepEqual(withBroadcast(shown({ 3: sender(["1", 0]) }), undefined), shown({ 3: sender(["1", 0]) }));
-  assert.equal(withBroadcast(undefined, ran), undefined);
+const nodes = {
+  1: { inputs: [{ name: "model" }, { name: "seed", widget: { name: "seed" } }] },
+  2: { inputs: [] },
+};
+const graph = (...links) => ({ extra: { ue_links: links }, getNodeById: (id) => nodes[id] ?? null });
+const link = (slot, upstream = "2") => ({ downstream: 1, downstream_slot: slot, upstream, upstream_slot: 3 });
+const prompt = { 1: { class_type: "Merge", inputs: { seed: 7 } }, 2: { class_type: "Loader", inputs: {} } };
+
+test("a workflow gets the links that are made once it is queued", () => {
+  assert.deepEqual(withSent(prompt, graph(link(0), link(1)))[1].inputs, { model: ["2", 3], seed: ["2", 3] });
+  assert.deepEqual(prompt[1].inputs, { seed: 7 }, "and what it was stays so");
 });
 
-test("a seed that a pack's node sends itself counts likewise", () => {
-  const seed = { 5: { class_type: "Seed Everywhere", inputs: { seed: 7 } } };
-  const compare = (inputs) => ({ ...seed, 6: { class_type: "Compare", inputs } });
-  assert.ok(isSame(compare({ seed: ["5", 0] }), compare({}), "6"));
+test("links of nodes that are not there are left out", () => {
+  const others = [link(0, "9"), link(5), { ...link(0), downstream: 8 }];
+  for (const listed of [graph(...others), { ...graph(), extra: undefined }, { ...graph(), extra: { ue_links: "x" } }])
+    assert.deepEqual(withSent(prompt, listed), prompt);
 });
 
 test("nothing is sent to inputs that most workflows leave free", () => {
-  const apart = (comfyClass, properties = {}) => {
-    keepApart({ comfyClass, properties });
-    return properties;
+  const refused = (comfyClass, name) => {
+    const node = { comfyClass };
+    keepApart(node);
+    return node.reject_ue_connection({ name });
   };
-  const { version, input_ue_unconnectable } = apart("IterISMerge").ue_properties;
-  assert.deepEqual([version, input_ue_unconnectable], ["7.0", { start: true, model_low_noise: true }]);
-  assert.deepEqual(apart("KSampler"), {});
+  assert.ok(refused("IterISMerge", "model_low_noise"));
+  assert.ok(!refused("IterISMerge", "model"));
+  assert.ok(!refused("IterISLoad", "model"));
 });

@@ -103,14 +103,24 @@ test("eighteen tasks look different", () => {
   assert.deepEqual(paintOf(6), { colour: "#56b4e9", kind: "hollow" });
 });
 
-test("a link is followed from what gets a thing by its name to what sets it", () => {
+test("a link is followed from what gets a thing by its name to what sets it, in its graph or outside", () => {
   const loader = { type: "CheckpointLoaderSimple" };
   const named = (type, name, more) => ({ type, widgets: [{ value: name }], ...more });
-  const links = { 1: { outputNode: named("GetNode", "model") }, 2: { outputNode: loader } };
-  const own = { getLink: (id) => ({ origin_slot: 0, resolve: () => links[id] }) };
-  own.nodes = [named("SetNode", "vae"), named("SetNode", "model", { inputs: [{ link: 2 }], graph: own })];
-  links[1].outputNode.graph = own;
-  assert.equal(sourceOf(own, 1).node, loader);
-  own.nodes.pop();
-  assert.equal(sourceOf(own, 1).node, links[1].outputNode, "nothing sets it");
+  const getter = named("GetNode", "model");
+  const links = { 1: { outputNode: getter }, 2: { outputNode: loader } };
+  const getLink = (id) => ({ origin_slot: 0, resolve: () => links[id] });
+  const root = { nodes: [], getLink };
+  root.rootGraph = root;
+  const inner = { nodes: [], getLink, rootGraph: root };
+  root.nodes.push({ subgraph: inner, graph: root, type: "x" });
+  getter.graph = inner;
+  const setter = (graph, name = "model") => named("SetNode", name, { inputs: [{ link: 2 }], graph });
+  const from = () => sourceOf(inner, 1).node;
+  assert.equal(from(), getter, "nothing sets it");
+  root.nodes.push({ type: "SetNode", graph: root }, setter(root, "vae"), setter(root));
+  assert.equal(from(), loader);
+  inner.nodes.push(named("SetNode", "model", { inputs: [{ link: null }], graph: inner }));
+  assert.equal(from(), undefined, "its own comes first");
+  getter.widgets = undefined;
+  assert.equal(from(), getter, "the pack is not there");
 });

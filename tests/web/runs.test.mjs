@@ -137,17 +137,22 @@ test("of many runs, the newest are remembered; the server is asked about the oth
   assert.deepEqual([await isAsked("run 100"), await isAsked("run 1"), await isAsked("run 0")], [false, false, true]);
 });
 
-test("a result is of the workflow that is shown, though a pack makes links only while it is queued", async () => {
+test("a result is of the workflow that is shown, though a pack makes links only while it is queued", async (t) => {
   const model = { class_type: "Loader", inputs: {} };
-  const sender = { class_type: "Anything Everywhere", inputs: { anything: ["2", 0] } };
-  const sent = { 1: { class_type: "IterISMerge", inputs: { model: ["2", 0] } }, 2: model, 3: sender };
-  const others = [model, sender].map(({ class_type: comfyClass }, i) => ({ id: i + 2, comfyClass, properties: {} }));
-  show(merge, ...others);
+  const sent = { 1: { class_type: "IterISMerge", inputs: { model: ["2", 0] } }, 2: model };
+  const open = { ...merge, inputs: [{ name: "model" }] };
   const build = app.graphToPrompt;
+  t.after(() => {
+    app.graphToPrompt = build;
+    delete app.ue_modified_prompt;
+  });
+  show(open, { id: 2, comfyClass: "Loader", properties: {} });
+  app.graph.extra = { ue_links: [{ downstream: 1, downstream_slot: 0, upstream: "2", upstream_slot: 0 }] };
   app.graphToPrompt = async () => ({ output: { ...sent, 1: { class_type: "IterISMerge", inputs: {} } } });
   answers["/history/broadcast"] = { broadcast: { prompt: [0, "broadcast", sent] } };
-  const ran = await nameAsRun(merge, { iteris_run: "broadcast" });
+  const ran = await nameAsRun(open, { iteris_run: "broadcast" });
   assert.ok(ran);
-  assert.equal(await nameAsShown(merge), ran);
-  app.graphToPrompt = build;
+  assert.notEqual(await nameAsShown(open), ran, "the pack is not there");
+  app.ue_modified_prompt = () => {};
+  assert.equal(await nameAsShown(open), ran);
 });

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { languages, withButtons } from "../../web/words.js";
 
 test("an English message names buttons as they are called in the page's language", () => {
-  const message = "no prompts in 'my file'. Click 'write prompts' on the row";
+  const message = "Bob's style: no prompts. Click 'write prompts' on the row";
   assert.equal(withButtons(message, "en"), message);
   assert.equal(withButtons(message, "ja-JP"), message.replace("write prompts", languages.ja.needs));
 });
