@@ -82,11 +82,11 @@ function linkMerged(merge, [first, second], below) {
 const nodeBefore = ({ graph, inputs }, wanted) =>
   sourceOf(graph, inputs.find(({ name }) => name === wanted)?.link).node;
 
-/** Return the text that a conditioning is from; "": there is none, or more is done with it. */
-function textBefore(node, name) {
-  const source = nodeBefore(node, name);
-  if (source?.comfyClass === "FluxGuidance") return textBefore(source, "conditioning");
-  return source?.comfyClass === "CLIPTextEncode" ? saidBy(source, "text") : "";
+/** Return the text of a sampler's prompt; "": there is none, or more is done with it. */
+function textBefore(sampler, name) {
+  const source = nodeBefore(sampler, name);
+  const text = source?.comfyClass === "FluxGuidance" ? nodeBefore(source, "conditioning") : source;
+  return text?.comfyClass === "CLIPTextEncode" ? saidBy(text, "text") : "";
 }
 
 /** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */

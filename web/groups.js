@@ -1,10 +1,10 @@
 // Groups that grow with the nodes they hold, and shrink back.
 
 import { ownHeight } from "./heights.js";
-import { edgesOf, meets, PADDING, sizeToHold } from "./places.js";
+import { edgesOf, isFreeDownTo, meets, PADDING, sizeToHold } from "./places.js";
 
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
-const ALIKE = 1; // pixels between the ends of groups that end at the same height
+const ALIKE = 1; // pixels between groups that begin and end at the same heights
 const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
 
 /** Return the size of a group that a workflow keeps. */
@@ -30,25 +30,22 @@ function endOf(group, nodes) {
   return Math.max(keptEnd(group), ...held.map(({ pos, size }) => pos[1] + size[1] + PADDING));
 }
 
-/** Return whether nothing but what a group holds lies between where it ends in a workflow and an end further down. */
-function isFreeDownTo(end, group, nodes) {
-  const [width] = group.size;
-  const room = { pos: [group.pos[0], keptEnd(group)], size: [width, end - keptEnd(group)] };
-  const held = heldBy(group, nodes);
-  return !nodes.some((node) => meets(node, room) && !held.includes(node));
-}
+/** Return whether two groups begin and end at the same heights in a workflow. */
+const areAlike = (one, other) =>
+  [one.pos[1] - other.pos[1], keptEnd(one) - keptEnd(other)].every((by) => Math.abs(by) <= ALIKE);
 
 /**
- * Let each group of a graph reach as far down as our nodes do that it holds at their own heights; and groups that end
- * at the same height in a workflow, as far down as one of them does, where there is room.
+ * Let each group of a graph reach as far down as our nodes do that it holds at their own heights; and groups that begin
+ * and end at the same heights in a workflow, as far down as one of them does, where there is room.
  */
-export function holdAll({ nodes, groups = [] }) {
+export function holdAll(graph) {
+  const { nodes, groups = [] } = graph;
   const ends = new Map(groups.map((group) => [group, endOf(group, nodes)]));
   for (const group of groups) {
     const [width, kept] = keptSize(group);
-    const beside = groups.filter((other) => Math.abs(keptEnd(other) - keptEnd(group)) <= ALIKE);
-    const lowest = Math.max(...beside.map((other) => ends.get(other)));
-    const height = (isFreeDownTo(lowest, group, nodes) ? lowest : ends.get(group)) - group.pos[1];
+    const lowest = Math.max(...groups.filter((other) => areAlike(other, group)).map((other) => ends.get(other)));
+    const isFree = !group.pinned && isFreeDownTo(lowest, group, keptEnd(group), graph, heldBy(group, nodes));
+    const height = (isFree ? lowest : ends.get(group)) - group.pos[1];
     if (height === group.size[1]) continue;
     if (!given.has(group)) savesKept(group);
     group.size = [width, height];

@@ -4,9 +4,11 @@ import { api } from "../../scripts/api.js";
 
 const NAME = "iteris";
 const STORE = "comparisons";
-const MOST = 12; // the newest ones; of three rows at 1024 pixels some 15 MB each
+const MOST = { count: 12, bytes: 300e6 }; // the newest ones; one of three rows at 1024 pixels has some 15 MB
+const PATIENCE = 20_000; // milliseconds for the browser to open its store
 
-const addresses = new WeakMap(); // of what the browser keeps
+const shown = new Map(); // by the name: what was read, so that it has one address each
+const addresses = new WeakMap(); // of pictures that the browser keeps
 
 /** Return the address of a picture: a file of the server's, or one that the browser has kept. */
 export function addressOf(picture) {
@@ -15,17 +17,23 @@ export function addressOf(picture) {
   return addresses.get(picture);
 }
 
-/** Return a run's output with other pictures. */
-async function withPictures(output, other) {
-  const others = (pictures = []) => Promise.all(pictures.map(other));
-  const tiles = output.iteris_tiles.map(async (row) => ({ ...row, pictures: await others(row.pictures) }));
-  return { ...output, iteris_tiles: await Promise.all(tiles), iteris_pictures: await others(output.iteris_pictures) };
+const picturesOf = ({ iteris_tiles: tiles, iteris_pictures: others = [] }) => [
+  ...tiles.flatMap(({ pictures }) => pictures),
+  ...others,
+];
+
+/** Return a run's output with other pictures, in the order of `picturesOf`. */
+function withPictures(output, pictures) {
+  const left = [...pictures];
+  const next = (row = []) => row.map(() => left.shift());
+  const tiles = output.iteris_tiles.map((row) => ({ ...row, pictures: next(row.pictures) }));
+  return { ...output, iteris_tiles: tiles, iteris_pictures: next(output.iteris_pictures) };
 }
 
 async function fetched(picture) {
-  const answer = await fetch(addressOf(picture));
-  if (!answer.ok) throw new Error(`${answer.status}`);
-  return answer.blob();
+  const blob = await (await fetch(addressOf(picture))).blob();
+  if (!blob.type.startsWith("image/")) throw new TypeError(`no picture: ${blob.type}`);
+  return blob;
 }
 
 /** Return what a request to the browser's store brings. */
@@ -38,7 +46,8 @@ const asked = (request) =>
 async function inStore(mode, use) {
   const opening = indexedDB.open(NAME, 1);
   opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "name" }).createIndex("at", "at");
-  const database = await asked(opening);
+  const late = new Promise((_, reject) => setTimeout(reject, PATIENCE));
+  const database = await Promise.race([asked(opening), late]);
   try {
     return await use(database.transaction(STORE, mode).objectStore(STORE));
   } finally {
@@ -46,22 +55,35 @@ async function inStore(mode, use) {
   }
 }
 
+/** Take the oldest ones out until there is room for one of so many bytes. */
+const makeRoom = (bytes) =>
+  inStore("readwrite", async (store) => {
+    const newest = (await asked(store.index("at").getAll())).reverse();
+    let whole = bytes;
+    for (const [place, { name, bytes: own }] of newest.entries()) {
+      whole += own;
+      if (place + 1 >= MOST.count || whole > MOST.bytes) store.delete(name);
+    }
+  });
+
 /**
- * Keep what a run has made of a Compare, unless it is kept already. A browser that keeps nothing, as in private windows,
- * or has no room, goes without.
+ * Keep what a run has made of a Compare. A browser that keeps nothing, as in private windows, or has no room, goes
+ * without.
  *
  * @param {string} name the node's, see `nameOf`
  * @param {object} output with the server's pictures
  */
 export async function keepComparison(name, output) {
+  const files = picturesOf(output);
+  const of = JSON.stringify(files); // another run of the same files may have drawn others
   try {
-    if (await inStore("readonly", (store) => asked(store.getKey(name)))) return;
-    const own = await withPictures(output, fetched);
-    await inStore("readwrite", async (store) => {
-      await asked(store.put({ name, at: Date.now(), output: own }));
-      const names = await asked(store.index("at").getAllKeys());
-      for (const oldest of names.slice(0, -MOST)) store.delete(oldest);
-    });
+    if ((await inStore("readonly", (store) => asked(store.get(name))))?.of === of) return;
+    const pictures = await Promise.all(files.map(fetched));
+    const bytes = pictures.reduce((sum, { size }) => sum + size, 0);
+    await makeRoom(bytes);
+    const kept = { name, of, bytes, at: Date.now(), output: withPictures(output, pictures) };
+    await inStore("readwrite", (store) => asked(store.put(kept)));
+    shown.delete(name);
   } catch {
     // the server still has it
   }
@@ -70,7 +92,8 @@ export async function keepComparison(name, output) {
 /** Return what the browser has kept of a Compare of a name; undefined: nothing. */
 export async function keptComparison(name) {
   try {
-    return (await inStore("readonly", (store) => asked(store.get(name))))?.output;
+    if (!shown.has(name)) shown.set(name, (await inStore("readonly", (store) => asked(store.get(name))))?.output);
+    return shown.get(name);
   } catch {
     return undefined;
   }

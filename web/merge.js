@@ -167,7 +167,8 @@ export function addReport(node, say) {
     ended = how;
     isEarlier ||= !isRefused;
     show();
-    endedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
+    const name = await (isRefused ? nameAsShown : nameAsRun)(node);
+    if (ended === how) endedAs = name;
   };
   compareWithRun(
     node,
@@ -255,8 +256,8 @@ export function addReport(node, say) {
     isFileGone = found;
     if (!layers) show();
   };
-  also(node, "showIterisProgress", (told) => {
-    isSampled ||= hasSampled(told);
+  also(node, "showIterisProgress", (detail) => {
+    isSampled = hasSampled(detail);
   });
   also(node, "onExecuted", node.showIterisReport);
   for (const name of ["loras", "preset", "together", "size", "size_value"])

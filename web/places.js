@@ -107,6 +107,14 @@ export function groupRound(graph, nodes, title, above = 0) {
 /** Return where a node of a width has room, from a height on; see `freeBelow`. */
 const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow(graph, left, left + width, but))];
 
+/** Return whether nothing but some nodes lies in a group's columns between two heights. */
+export function isFreeDownTo(end, group, start, { nodes, groups = [] }, but) {
+  const room = [group.pos[0], start, group.pos[0] + group.size[0], end];
+  const others = [...nodes.filter((each) => !but.includes(each)).map(edgesOf)];
+  const around = groups.filter((each) => each !== group).map(bordersOf);
+  return ![...others, ...around].some((each) => overlap(each, room));
+}
+
 /**
  * Put a new node at the left of a place, below what stands there: where it has room, in the group that the place is in,
  * which grows with it.
@@ -118,13 +126,16 @@ const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow
  */
 export function putAtLeft(graph, node, [edge, top], but) {
   const [width] = node.size;
-  const group = graph.groups?.find((each) => holds(bordersOf(each), [edge, top, edge, top]));
+  const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [edge, top, edge, top]));
+  const [group] = around.toSorted(({ size: [w, h] }, { size: [v, i] }) => w * h - v * i); // the innermost
   const begin = (group?.pos[0] ?? Number.NEGATIVE_INFINITY) + PADDING;
   const isInside = begin + width + LANE <= edge;
   const left = edge - GAP - width;
   node.pos = placeIn(graph, isInside ? Math.max(left, begin) : left, width, top, but);
   graph.add(node);
-  if (group && isInside) group.size = sizeToHold(group, [...group.size], [edgesOf(node)]);
+  const size = group && sizeToHold(group, [...group.size], [edgesOf(node)]);
+  const end = group && group.pos[1] + size[1];
+  if (group && isInside && isFreeDownTo(end, group, group.pos[1] + group.size[1], graph, [node])) group.size = size;
 }
 
 /**

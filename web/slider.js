@@ -139,11 +139,11 @@ export function addSlider(node, say, above) {
   divider.addEventListener("input", cut);
   for (const select of [left, right]) select.addEventListener("change", show);
   // the server has begun anew, without them
-  const miss = () => {
+  const miss = (src) => {
     showElement(node, element, false);
-    node.findIterisTiles?.();
+    if (!src.startsWith("blob:")) node.findIterisTiles?.();
   };
-  for (const image of [under, over]) askAgain(image, AGAIN, miss);
+  for (const image of [under, over]) askAgain(image, AGAIN, () => miss(image.src));
   node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;

@@ -135,10 +135,11 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   node.findIterisTiles = async () => {
     const { name } = node.properties[RAN] ?? {};
     const output = node.showIterisTiles && (await keptComparison(name));
-    if (!output || node.iterisPictures()) return !!output; // of a run by now
+    if (!output || !node.graph || node.iterisPictures()) return !!output; // of a run by now
+    node.showIterisTiles(output);
+    if (isShown(element) && isOld) return true; // why the last run failed
     failedAs = undefined;
     madeAs = name;
-    node.showIterisTiles(output);
     showParts(output);
     node.compareIterisRun();
     return true;

