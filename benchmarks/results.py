@@ -72,10 +72,16 @@ def command_of(name: str, arguments: Sequence[str] | None = None) -> str:
     return shlex.join(["python", "-m", f"benchmarks.{name}", *given])
 
 
+def _git(*command: str) -> str:
+    git = ["git", "-C", str(RESULTS.parent), *command]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def machine(device: str = "cpu") -> str:
     """Return the machine, the versions, the date and the commit of a measurement."""
-    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=7"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    commit = _git("describe", "--always", "--abbrev=7")
+    if _git("status", "--porcelain", "--", ":/", f":!{RESULTS.name}"):  # results change each other
+        commit += "-dirty"
     memory = psutil.virtual_memory().total / 2**30
     where = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
     return (

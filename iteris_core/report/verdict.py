@@ -4,7 +4,7 @@ one picture, and what to do.
 What a merge kept of a LoRA is how much of it the merge's pictures show, relative to the LoRA's own
 pictures, on prompts of the LoRA and from seeds that the merge has not seen (`diffusion.drawn`). The
 bounds of the words were fitted to what a recogniser saw in merges of a small world, good and bad
-ones, and tried in worlds that were used for nothing else (docs/method.md has how often each
+ones, and tried in worlds that were used for nothing else (docs/report.md has how often each
 word is right).
 
 Other pictures would have shown something else. So what was kept has a range, which is meant to be
@@ -31,7 +31,7 @@ Effort = Literal["estimated", "measured", "polished"]
 
 # What to do: measure, and not merge the files alone; check the merge on unseen prompts; merge by
 # IterIS and not by the named method; allow a higher rank; merge fewer at once. Each of them helped
-# where it was tried (docs/method.md, "Advice"). Where none explains a loss, pictures come
+# where it was tried (docs/report.md, "Advice"). Where none explains a loss, pictures come
 # first, and then a higher priority, a polish, or no merge. Where two may not be seen in one
 # picture, measure them together; where they were, only pictures tell.
 AdviceKind = Literal[
