@@ -486,7 +486,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     small_model(frontend, merge, compare)
     page.mouse.move(*NOWHERE)
     frontend.run()
-    page.locator(".iteris-block").nth(2).wait_for()
+    page.locator(".iteris-block").nth(2).wait_for(state="attached")  # its details are closed
     shoot("4_running")
     page.wait_for_selector(".iteris-file")
     page.wait_for_selector(".iteris-text >> text=read back")
