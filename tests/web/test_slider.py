@@ -529,6 +529,7 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     page.locator(".iteris-slider .iteris-earlier").wait_for()
     frontend.load(saved, "another tab")
     frontend.begin("kept again")
-    frontend.executed(1, output, run="kept again")  # this page still takes the server to have its pictures
+    # this page still takes the server to have its pictures
+    frontend.executed(1, output, run="kept again")
     page.wait_for_function(loaded)
     assert [error for error in frontend.errors if "404" not in error] == []
