@@ -46,7 +46,7 @@ class WorkClock:
         if self.stage and self.stage != stage and not self.stage.is_alike:
             self.pace = 0.0
         if (stage, total) != (self.stage, self.total) or part < self.part:
-            self.pace_before = self.pace
+            self.pace_before = self.pace if stage.is_alike else 0.0
             self.last_part = min(part, self.part)
             self.last_time = self.time
             self.first_part = part

@@ -38,7 +38,7 @@ export function set(node, name, value) {
 }
 
 /** Return the node from which one of KJNodes' hands on what it has; undefined: it is missing. */
-function setterOf({ graph, widgets }) {
+export function setterOf({ graph, widgets }) {
   const name = widgets?.[0]?.value;
   const isOf = ({ type, widgets: own }) => type === "SetNode" && own?.[0]?.value === name;
   const seen = new Set(); // a subgraph looks outside where it sets nothing of that name

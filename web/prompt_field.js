@@ -1,6 +1,6 @@
 // The text field that a loader's trigger words are for, and where else its outputs lead. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { nodeAround, widgetOf } from "./graph.js";
+import { nodeAround, nodesOf, setterOf, widgetOf } from "./graph.js";
 
 /**
  * Return the text field that a node's CLIP leads to, into and out of subgraphs, the positive prompt's first; undefined:
@@ -35,15 +35,21 @@ export function* reached(node, type, seen = new Set([node])) {
   }
 }
 
-/** Yield the places that links lead to, into and out of subgraphs. */
-function* endsOf(graph, ids) {
+/** Yield the places that links lead to, into and out of subgraphs, and from what sets a thing to what gets it by name. */
+function* endsOf(graph, ids, passed = new Set()) {
   for (const id of ids ?? []) {
     const { inputNode, input, subgraphOutput } = graph?.getLink(id)?.resolve(graph) ?? {};
     const isIt = ({ name }) => name === (subgraphOutput ?? input).name;
     if (subgraphOutput) {
       const outer = nodeAround(graph);
-      yield* endsOf(outer?.graph, outer?.outputs.find(isIt)?.links);
-    } else if (inputNode?.subgraph) yield* endsOf(inputNode.subgraph, inputNode.subgraph.inputs.find(isIt)?.linkIds);
+      yield* endsOf(outer?.graph, outer?.outputs.find(isIt)?.links, passed);
+    } else if (inputNode?.type === "SetNode" && !passed.has(inputNode)) {
+      passed.add(inputNode); // names may go round
+      for (const node of nodesOf(graph.rootGraph ?? graph))
+        if (node.type === "GetNode" && setterOf(node) === inputNode)
+          yield* endsOf(node.graph, node.outputs[0]?.links, passed);
+    } else if (inputNode?.subgraph)
+      yield* endsOf(inputNode.subgraph, inputNode.subgraph.inputs.find(isIt)?.linkIds, passed);
     else if (inputNode) yield { inputNode, input };
   }
 }

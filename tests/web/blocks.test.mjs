@@ -87,3 +87,16 @@ test("links in a circle end", () => {
   ]);
   assert.equal(promptAfter(nodes.load), undefined);
 });
+
+test("the prompt is found from what sets a CLIP to what gets it by its name", () => {
+  const named = (type) => ({ type, widgets: [{ value: "clip" }] });
+  const nodes = { load: {}, set: named("SetNode"), get: named("GetNode"), prompt: field("a") };
+  const links = [
+    ["load", "CLIP", "set", "CLIP"],
+    ["get", "CLIP", "prompt", "clip"],
+    ["get", "CLIP", "set", "CLIP"],
+  ];
+  const { load } = linked(nodes, links);
+  load.graph.nodes = Object.values(nodes);
+  assert.equal(promptAfter(load).value, "a", "and names that go round end");
+});
