@@ -20,7 +20,7 @@ FEW_SAMPLES = {"sample_runs": 1, "check_runs": 0, "sampling_steps": 2, "resoluti
 FEW_SAMPLES |= {"negative_share": 0.0}
 MERGED = "iteris_merged.safetensors"
 # no file of such a model is small
-TRANSFORMERS = {"flux_and_other_models_in_parts", "wan_video", "picture_to_video"}
+TRANSFORMERS = {path.stem for path in FOLDER.glob("*.json") if "UNETLoader" in path.read_text()}
 SMALL = {
     "CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"},
     "EmptyLatentImage": {"width": 64, "height": 64},
