@@ -14,14 +14,17 @@ from .run import DemoRequest, FamilyName, InputError, run_demo
 from .server import Device
 
 app = typer.Typer(add_completion=False)
+_FAMILY: FamilyName = "sd15"
+_OUTPUT = Path("iteris-demo")
+_DEVICE: Device = "auto"
 
 
 @app.command()
 def demo(
     family: Annotated[
         FamilyName,
-        typer.Option(show_default=False, help="Family of your checkpoint. Default: sd15."),
-    ] = "sd15",
+        typer.Option(show_default=False, help=f"Family of your checkpoint. Default: {_FAMILY}."),
+    ] = _FAMILY,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="A checkpoint, .safetensors; the demo's own if left out."),
@@ -37,16 +40,18 @@ def demo(
         Path,
         typer.Option(
             show_default=False,
-            help="Folder for the results; never overwritten. Default: iteris-demo.",
+            help=f"Folder for the results; never overwritten. Default: {_OUTPUT}.",
         ),
-    ] = Path("iteris-demo"),
+    ] = _OUTPUT,
     width: Annotated[int | None, typer.Option(help="Width of each picture, in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Height of each picture, in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of each picture.")] = None,
     device: Annotated[
         Device,
-        typer.Option(show_default=False, help="cpu keeps ComfyUI off the GPU. Default: auto."),
-    ] = "auto",
+        typer.Option(
+            show_default=False, help=f"cpu keeps ComfyUI off the GPU. Default: {_DEVICE}."
+        ),
+    ] = _DEVICE,
 ) -> None:
     """Merge LoRAs inside a real, headless ComfyUI and compare the result in pictures.
 

@@ -104,13 +104,10 @@ export function groupRound(graph, nodes, title, above = 0) {
   return group;
 }
 
-/** Return where a node of a width has room, from a height on; see `freeBelow`. */
-const placeIn = (graph, left, width, top, but) => [left, Math.max(top, freeBelow(graph, left, left + width, but))];
-
 /** Return whether nothing but some nodes lies in a group's columns between two heights. */
 export function isFreeDownTo(end, group, start, { nodes, groups = [] }, but) {
   const room = [group.pos[0], start, group.pos[0] + group.size[0], end];
-  const others = [...nodes.filter((each) => !but.includes(each)).map(edgesOf)];
+  const others = nodes.filter((each) => !but.includes(each)).map(edgesOf);
   const around = groups.filter((each) => each !== group).map(bordersOf);
   return ![...others, ...around].some((each) => overlap(each, room));
 }
@@ -128,14 +125,15 @@ export function putAtLeft(graph, node, [edge, top], but) {
   const [width] = node.size;
   const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [edge, top, edge, top]));
   const [group] = around.toSorted(({ size: [w, h] }, { size: [v, i] }) => w * h - v * i); // the innermost
-  const begin = (group?.pos[0] ?? Number.NEGATIVE_INFINITY) + PADDING;
-  const isInside = begin + width + LANE <= edge;
-  const left = edge - GAP - width;
-  node.pos = placeIn(graph, isInside ? Math.max(left, begin) : left, width, top, but);
+  const begin = group && group.pos[0] + PADDING;
+  const isInside = group && begin + width + LANE <= edge;
+  const left = Math.max(edge - GAP - width, isInside ? begin : Number.NEGATIVE_INFINITY);
+  node.pos = [left, Math.max(top, freeBelow(graph, left, left + width, but))];
   graph.add(node);
-  const size = group && sizeToHold(group, [...group.size], [edgesOf(node)]);
-  const end = group && group.pos[1] + size[1];
-  if (group && isInside && isFreeDownTo(end, group, group.pos[1] + group.size[1], graph, [node])) group.size = size;
+  if (!isInside) return;
+  const size = sizeToHold(group, [...group.size], [edgesOf(node)]);
+  const [start, end] = [group.size, size].map(([, height]) => group.pos[1] + height);
+  if (isFreeDownTo(end, group, start, graph, [node])) group.size = size;
 }
 
 /**
