@@ -110,14 +110,18 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
       return isChanged;
     },
   );
-  node.showIterisFailure = async (message, isRefused = false) => {
+  /** Show what the last run ended with, until the next one begins or the node is another one. */
+  const showEnd = async (line, nameOfIt = nameAsRun) => {
     isOld = true;
     failedAs = undefined;
     mark(false);
-    element.replaceChildren(html("div", "iteris-warning iteris-failure", message));
+    element.replaceChildren(line);
     show(width);
-    failedAs = await (isRefused ? nameAsShown : nameAsRun)(node);
+    failedAs = await nameOfIt(node);
   };
+  node.showIterisFailure = (message, isRefused = false) =>
+    showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
+  node.showIterisStop = () => showEnd(html("div", "iteris-quiet iteris-note", say("stopped")));
   node.missIterisRun = async () => {
     const { name, files } = node.properties[RAN] ?? {};
     if (!Array.isArray(files) || isShown(element) || (await node.findIterisTiles?.())) return;

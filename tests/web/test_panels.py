@@ -606,8 +606,11 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     line.wait_for()
     assert node.inner_text().count("Stage 2 of 4: <Prompts> 2/4") == 1
     picture(vue, "vue_progress")
-    vue.send("execution_interrupted", prompt_id="a")
+    vue.send("execution_interrupted", prompt_id="a", node_id="1")
     line.wait_for(state="hidden")
+    expect(node.locator(".iteris-text")).to_have_text("Stopped.")
+    vue.begin("b")
+    node.locator(".iteris-text").wait_for(state="hidden")
     vue.executed(1, {"text": ["a photo of sks dog"]})
     node.locator(".iteris-text", has_text="a photo of sks dog").wait_for()
     assert vue.errors == []
