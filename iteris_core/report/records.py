@@ -196,7 +196,7 @@ class MergeReport:
         return "\n".join(map(plain, (*self.summary, *(f"  {line}" for line in details))))
 
     def _figures(self) -> Iterator[str]:
-        for wears, what in ((True, "residual"), (False, "leak")):
+        for wears, what in ((True, "residual"), (False, "change")):
             for task, by_layer in self.residuals(wears=wears).items():
                 median = statistics.median(value for value, _ in by_layer)
                 worst, path = max(by_layer)
@@ -215,7 +215,7 @@ class MergeReport:
         for entry in self.fidelity:
             error = f"{entry.output_error:.3f}"
             if entry.strength is None:
-                yield f"{entry.task}, unseen samples: leak in the output {error}"
+                yield f"{entry.task}, unseen samples: change of the output {error}"
             else:
                 strength = f"{entry.strength:.2f}"
                 yield f"{entry.task}, unseen samples: output error {error}, strength {strength}"

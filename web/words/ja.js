@@ -70,7 +70,7 @@ export default {
   strength: "マージに使っていないプロンプトで効果の {percent}%、誤差 {error}",
   change: "マージに使っていないプロンプトでの変化は重ね掛けの {error} 倍",
   residual: "層ごと：中央値 {median}、最大 {worst}（{at}）",
-  leak: "漏れ：中央値 {median}、最大 {worst}（{at}）",
+  leak: "層の変化：中央値 {median}、最大 {worst}（{at}）",
   hover: "棒にポインターを合わせると、層ごとの値が出ます。",
   suffers: "{lora} の損失が最大",
   earlier: "以前の実行のレポートです。直前の実行は完了しませんでした。",

@@ -64,7 +64,7 @@ export default {
   strength: "在合并时没有用过的提示词上：效果的 {percent}%，误差 {error}",
   change: "在合并时没有用过的提示词上：变化为叠加时的 {error} 倍",
   residual: "各层：中位数 {median}，最差 {worst}（{at}）",
-  leak: "泄漏：中位数 {median}，最差 {worst}（{at}）",
+  leak: "各层变化：中位数 {median}，最差 {worst}（{at}）",
   hover: "将指针移到柱上，可查看其中各层。",
   suffers: "{lora} 损失最大",
   earlier: "这是更早一次运行的报告：上一次运行没有完成。",
