@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -152,20 +153,17 @@ def waiting_bytes(width: int) -> int:
     return 8 * TOKENS_PER_PRODUCT * width
 
 
+@dataclass(frozen=True)
 class Changes:
     """Sums over how a teacher's inputs differ from its student's.
 
     Args:
-        zeros: Makes a sum of a shape.
-
-    Attributes:
         cross: X~^T (X - X~), (d_in, d_in).
         gram: (X - X~)^T (X - X~), (d_in, d_in), by half until `Sums` completes it.
     """
 
-    def __init__(self, d_in: int, zeros: Callable[..., Tensor]) -> None:
-        self.cross = zeros(d_in, d_in)
-        self.gram = zeros(d_in, d_in)
+    cross: Tensor
+    gram: Tensor
 
 
 class Sums(InputMoments):
@@ -182,7 +180,9 @@ class Sums(InputMoments):
         super().__init__(d_in, device)
         self._gram = self.large_zeros(d_in, d_in)  # by half until `finish`
         self._cross_gram = self.large_zeros(d_in, d_in) if cross_gram else None
-        self.changes = Changes(d_in, self.large_zeros) if changes else None
+        self.changes = None
+        if changes:
+            self.changes = Changes(self.large_zeros(d_in, d_in), self.large_zeros(d_in, d_in))
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
@@ -258,7 +258,6 @@ class KeptRows(InputMoments):
         # the least precision of products, so that other tasks' rows next to none keep theirs
         self._rows = torch.zeros(0, d_in, dtype=torch.float32, device=device)
         self._added: list[Tensor] = []
-        self._gram: Tensor | None = None
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:
         # a copy: the forward call goes on with the tensor that is added, or lets it wait elsewhere
@@ -271,15 +270,14 @@ class KeptRows(InputMoments):
 
     @property
     def gram(self) -> Tensor:
-        if self._gram is None:
-            total = self.large_zeros(self.d_in, self.d_in)
-            add_square(total, self._rows)
-            self._gram = mirror(total)
-        return self._gram
+        """The Gram matrix, made anew, since it may be many times as large as the rows."""
+        total = self.large_zeros(self.d_in, self.d_in)
+        add_square(total, self._rows)
+        return mirror(total)
 
-    @property
+    @cached_property
     def size(self) -> Tensor:
-        return _norm(product_of_rows(self._rows) if self._gram is None else self._gram)
+        return _norm(product_of_rows(self._rows))
 
     def form(self, down: Tensor) -> Tensor:
         codes = self._rows.to(down.dtype) @ down.T
@@ -290,5 +288,4 @@ class KeptRows(InputMoments):
         add_product(total, *(moved(part, self.device, torch.float64) for part in (student, codes)))
 
     def kept_bytes(self) -> int:
-        made = 0 if self._gram is None else self._gram.nbytes
-        return made + 8 * self.capacity * self.d_in
+        return 8 * self.capacity * self.d_in

@@ -65,4 +65,6 @@ def bytes_at(
         solve = 1.5 * gram + 3.7 * right_side
     else:
         solve = gram + 4.6 * right_side
+    if keeps_rows:  # the system, and beside it the Gram matrix of one task's rows
+        solve = max(solve, (1 + kept) * gram)
     return LayerBytes(moments + gathered + tasks * kept * right_side, solve)

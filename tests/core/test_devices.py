@@ -106,16 +106,25 @@ def _storages(tree):
 
 
 @pytest.mark.parametrize("factorisation", ["float32", "float64"])
-@pytest.mark.parametrize(("d_out", "d_in"), [(64, 512), (512, 64), (256, 256)])
-def test_the_largest_layer_knows_what_its_solve_takes(factorisation, d_out, d_in, monkeypatch):
+@pytest.mark.parametrize(
+    ("d_out", "d_in", "keeps_rows"),
+    [(64, 512, False), (512, 64, False), (256, 256, False), (32, 576, True)],
+)
+def test_the_largest_layer_knows_what_its_solve_takes(
+    factorisation, d_out, d_in, keeps_rows, monkeypatch
+):
     monkeypatch.setattr(coarse, "_ENTRIES_AT_ONCE", 1 << 12)  # as few of all as in a wide layer
-    config = MergeConfig(factorisation=factorisation)
+    config = MergeConfig(factorisation=factorisation, patches=64)
     module = torch.nn.Linear(d_in, d_out, bias=False).bfloat16()
+    shape = (900, d_in)
+    if keeps_rows:
+        module = torch.nn.Conv2d(d_in // 9, d_out, 3, padding=1, bias=False).bfloat16()
+        shape = (d_in // 9, 16, 16)
     adapters = [
         Adapter(name, {"a": LowRankDelta(torch.randn(d_out, 2), torch.randn(2, d_in))})
         for name in "ab"
     ]
-    tasks = [Task(str(g), [Sample(torch.randn(900, d_in))], {g: 1.0}) for g in range(2)]
+    tasks = [Task(str(g), [Sample(torch.randn(shape))], {g: 1.0}) for g in range(2)]
     seen = []
     solve = Measurement.solve
 
