@@ -20,7 +20,6 @@ class LayerSolution:
 
     Args:
         delta: The merged delta, float64.
-        lambdas: lambda per task, (n,).
         spectrum: Spectrum of the uncut answer in the metric of `truncate`, as many values as the
             cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
@@ -30,7 +29,6 @@ class LayerSolution:
     """
 
     delta: LowRankDelta
-    lambdas: Tensor
     spectrum: Spectrum | None = None
     cut: Tensor | None = None
     is_asked: bool = False
@@ -51,7 +49,6 @@ class Cut:
 
     Args:
         system: The metric, S = L L^T.
-        lambdas: lambda per task, (n,), for the solution.
         config: Settings; only ``kept_energy`` and ``size`` are used.
         rank: Requested rank, see `MergeConfig.rank_at`.
         refit: Orthonormal basis (d_in, r) -> the best delta whose inputs ``L^-T basis`` spans;
@@ -59,7 +56,6 @@ class Cut:
     """
 
     system: System
-    lambdas: Tensor
     config: MergeConfig
     rank: int | str
     refit: Callable[[Tensor], LowRankDelta] | None = None
@@ -77,7 +73,7 @@ class Cut:
             delta = delta_of_rank(spectrum, rank, self.system.other_half)
         else:
             delta = self.refit(spectrum.left[:, :rank])
-        return LayerSolution(delta, self.lambdas, spectrum, (lost / total).sqrt(), is_asked)
+        return LayerSolution(delta, spectrum, (lost / total).sqrt(), is_asked)
 
 
 def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
@@ -90,19 +86,19 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
     config = cut.config
     most = min(exact.shape)
     if is_left_whole(exact, config, cut.rank):
-        return LayerSolution(exact, cut.lambdas)
+        return LayerSolution(exact)
     spectrum = factored_spectrum(half, exact.up)
     if exact.rank > most:
         # more factors than the weight has dimensions: the same delta, with as many as it has
         exact = delta_of_rank(spectrum, most, cut.system.other_half)
     if config.size is not None:
-        return LayerSolution(exact, cut.lambdas, spectrum)
+        return LayerSolution(exact, spectrum)
     if config.kept_energy is not None:
         rank = rank_for_energy(spectrum, config.kept_energy)
     else:
         rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
     if rank >= exact.rank:
-        return LayerSolution(exact, cut.lambdas, spectrum)
+        return LayerSolution(exact, spectrum)
     return cut.to(spectrum, rank, is_asked=True)
 
 
@@ -117,7 +113,7 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     """
     most = min(half.shape)
     if cut.rank == "full":
-        return LayerSolution(_as_factors(cut.system.other_half(half).T), cut.lambdas)
+        return LayerSolution(_as_factors(cut.system.other_half(half).T))
     kept_energy = cut.config.kept_energy
     rank = min(most, sum_of_ranks if cut.rank == "sum" else int(cut.rank))
     spectrum = leading_spectrum(half, rank)

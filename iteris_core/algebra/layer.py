@@ -112,12 +112,6 @@ class LayerProblem(LayerTasks):
         return [delta.rank for delta in self.deltas.values()]
 
     @cached_property
-    def up_products(self) -> Tensor:
-        """``up^T up`` of all deltas as one, (R, R)."""
-        up = self.together.delta.up
-        return up.T @ up
-
-    @cached_property
     def wearing(self) -> list[tuple[int, TaskAtLayer, Stacked[int]]]:
         """The tasks that count and whose teacher wears something: number, task, and what."""
         return [
@@ -167,8 +161,8 @@ class LayerProblem(LayerTasks):
         none = torch.zeros((), dtype=torch.float64)
         grams = [p.size if c else none for p, c in zip(inputs, counted, strict=True)]
         crosses = [p.cross_size if c else none for p, c in zip(inputs, counted, strict=True)]
-        down = self.together.delta.down
-        products = self.up_products * (down @ down.T)
+        up, down = self.together.delta.up, self.together.delta.down
+        products = (up.T @ up) * (down @ down.T)
         codes = [task.statistics.codes for _, task, _ in self.wearing]
         apart = torch.block_diag(down.new_empty(0, 0), *codes)  # type: ignore[no-untyped-call]
         taught = (self.worn_up.T @ self.worn_up) * apart
@@ -198,10 +192,11 @@ class LayerProblem(LayerTasks):
         kind = self.config.balance
         return balance_weights(kind, self.tasks, self.sizes.inputs, self.norms, self.taught)
 
-    def normal_matrix(self, lambdas: Tensor) -> Tensor:
+    def normal_matrix(self) -> Tensor:
         """Return ``S = sum_g lam_g (X~_g^T X~_g + mu_g I)``, (d_in, d_in): the objective's own
         metric.
         """
+        lambdas = self.balance.lambdas
         inputs = self.tasks[0].statistics.inputs
         matrix = inputs.zeros(inputs.d_in, inputs.d_in)
         for task, lam in zip(self.tasks, lambdas.tolist(), strict=True):

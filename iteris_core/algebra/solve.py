@@ -43,25 +43,33 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
             definite.
     """
     config = layer.config
-    lambdas = layer.balance.lambdas
-    matrix = layer.normal_matrix(lambdas)
-    sides = right_sides(layer, lambdas)
+    matrix = layer.normal_matrix()
+    sides = right_sides(layer)
     is_cut = sides.drift is not None and layer.rank != "full"
     is_coarse = is_cut and in_float32(config.factorisation, matrix.device, len(matrix))
     if is_coarse:
         with suppress(TooCoarseError):
-            system, is_sound = factorise_coarsely(matrix)
-            uncut = LinearAnswer(layer, sides.under(system.half), check_of(is_sound))
-            exactly = partial(exact_directions, matrix, system)
-            return _answer(lambdas, sides, system, uncut, exactly)
+            return _coarse_answer(layer, matrix, sides)
     inputs = layer.inputs_by_name()
     system, check = factorise_unchecked(matrix, [sides.whole], inputs, config.alpha)
     uncut = LinearAnswer(layer, sides.under(system.half), check)
-    return replace(_answer(lambdas, sides, system, uncut), was_too_coarse=is_coarse)
+    return replace(_answer(sides, system, uncut), was_too_coarse=is_coarse)
+
+
+def _coarse_answer(layer: LayerProblem, matrix: Tensor, sides: RightSides) -> LayerSolution:
+    """Return the answer by a factor in float32.
+
+    Raises:
+        TooCoarseError: The system is too coarse, or the right sides are not finite, whose cause the
+            exact way names.
+    """
+    system, is_sound = factorise_coarsely(matrix)
+    is_usable = is_sound & sides.whole.sum().isfinite()
+    uncut = LinearAnswer(layer, sides.under(system.half), check_of(is_usable))
+    return _answer(sides, system, uncut, partial(exact_directions, matrix, system))
 
 
 def _answer(
-    lambdas: Tensor,
     sides: RightSides,
     system: System,
     uncut: LinearAnswer,
@@ -70,7 +78,6 @@ def _answer(
     """Return the answer of a factorised layer, cut to its rank.
 
     Args:
-        lambdas: lambda per task, (n,).
         uncut: The answer of full rank.
         exactly: Orthonormal basis -> directions of the same span, orthonormal in the exact system,
             see `coarse.exact_directions`; None: the system itself is exact.
@@ -88,7 +95,7 @@ def _answer(
         answer = LinearAnswer(layer, inside, check_of(is_sound))
         return LowRankDelta(answer.half().T, directions.T)
 
-    cut = Cut(system, lambdas, layer.config, layer.rank, refit)
+    cut = Cut(system, layer.config, layer.rank, refit)
     together = layer.together.delta
     if sides.drift is not None:
         return dense_answer(cut, uncut.half(), together.rank)
@@ -96,12 +103,13 @@ def _answer(
     return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
 
 
-def right_sides(layer: LayerProblem, lambdas: Tensor) -> RightSides:
+def right_sides(layer: LayerProblem) -> RightSides:
     """Return the right sides of a layer's system.
 
     Where the two ridges differ, ``(nu_g - mu_g) W0^T`` is a part of the drift.
     """
     config = layer.config
+    lambdas = layer.balance.lambdas
     together = layer.together
     d_out, d_in = together.delta.shape
     outputs = d_out if config.target == "full_output" else 0

@@ -77,12 +77,12 @@ class TaskSums:
             student: X~, (tokens, d_in), in the precision of the products.
             codes: H, (tokens, R).
             drift: Y - Y~, (tokens, d_out), where the target asks for it.
-            target: X dW^T + Y - Y~, (tokens, d_out), with `drift`; None: the same as that.
+            target: X dW^T + Y - Y~, (tokens, d_out), with `drift`.
             outputs: X (W0 + dW)^T, (tokens, d_out), where the balance asks for it.
         """
         self._rows.add(self._use, student, codes, *([] if drift is None else [drift]))
-        if self.target_energy is not None and drift is not None:
-            self.target_energy += energy_of(drift if target is None else target, self.inputs.device)
+        if self.target_energy is not None and target is not None:
+            self.target_energy += energy_of(target, self.inputs.device)
         if self.output_energy is not None and outputs is not None:
             self.output_energy += energy_of(outputs, self.inputs.device)
 

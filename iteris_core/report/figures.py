@@ -38,7 +38,7 @@ def figures_of(
     """
     reports = [_report_of(task, names) for task in layer.counted]
     counted = [task.counts for task in layer.tasks]
-    weights = torch.stack([solution.lambdas, layer.balance.limited], dim=1)[counted]
+    weights = torch.stack([layer.balance.lambdas, layer.balance.limited], dim=1)[counted]
     none = torch.zeros(0)
     kept = none if solution.spectrum is None else solution.spectrum.kept()
     cut = none.sum() if solution.cut is None else solution.cut

@@ -50,17 +50,16 @@ def solve_by_rule(
     """
     _check_inputs(layer)
     merged = rule(Layer(layer.deltas, layer.tasks, path, reads_text, adapters))
-    lambdas = layer.balance.lambdas
 
     def cut_of(answer: Tensor) -> Cut:
-        matrix = layer.normal_matrix(lambdas)
+        matrix = layer.normal_matrix()
         system = factorise(matrix, [answer], layer.inputs_by_name(), layer.config.alpha)
-        return Cut(system, lambdas, layer.config, layer.rank)
+        return Cut(system, layer.config, layer.rank)
 
     if isinstance(merged, LowRankDelta):
         scaled = merged.scaled(scale)
         if is_left_whole(scaled, layer.config, layer.rank):
-            return LayerSolution(scaled, lambdas)
+            return LayerSolution(scaled)
         cut = cut_of(scaled.down)
         return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
     dense = scale * merged

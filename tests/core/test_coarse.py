@@ -35,7 +35,8 @@ def layer_of(config, shape=(70, 90), tokens=400):
         x = random(tokens, n)
         codes = x[:, :0] if worn is None else x @ worn.delta.down.T
         inputs.add(x, x)
-        statistics.add(x, codes, drift=0.1 * random(tokens, m))
+        drift = 0.1 * random(tokens, m)
+        statistics.add(x, codes, drift=drift, target=drift)
         statistics.finish()
         inputs.finish()
         tasks.append(TaskAtLayer(f"task {k}", {} if k is None else {k: 1.0}, 1.0, statistics, worn))
@@ -51,9 +52,8 @@ def both(layer):
 
 def excess(layer, delta):
     """Return a delta's objective above the uncut optimum's, relative to what the optimum does."""
-    lambdas = layer.balance.lambdas
-    matrix = layer.normal_matrix(lambdas)
-    sides = right_sides(layer, lambdas)
+    matrix = layer.normal_matrix()
+    sides = right_sides(layer)
     optimum = torch.linalg.solve(matrix, sides.thin @ layer.together.delta.up.T + sides.drift)
     far = delta.dense().T - optimum
     return ((far * (matrix @ far)).sum() / (optimum * (matrix @ optimum)).sum()).item()
@@ -78,12 +78,12 @@ def test_the_objective_is_that_of_float64(shape, settings):
 def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
     layer = layer_of(MergeConfig(unit_gain=unit_gain, factorisation="float32"))
     delta = solve_layer(layer).delta
-    matrix = layer.normal_matrix(layer.balance.lambdas)
+    matrix = layer.normal_matrix()
     directions = delta.down.T  # which are what they should be: orthonormal in the exact metric
     unit = torch.eye(delta.rank).double()
     torch.testing.assert_close(directions.T @ matrix @ directions, unit, rtol=0, atol=1e-10)
     if unit_gain == 1:
-        sides = right_sides(layer, layer.balance.lambdas)
+        sides = right_sides(layer)
         right = sides.thin @ layer.together.delta.up.T + sides.drift
         torch.testing.assert_close(delta.up, (directions.T @ right).T, rtol=1e-9, atol=1e-12)
 

@@ -245,12 +245,13 @@ def test_an_answer_that_its_precision_cannot_hold_is_an_error_and_never_a_result
         toy.merge_toy(net, adapters, tasks, output_dtype=torch.float16, engine=engine)
 
 
-def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matrix():
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matrix(precision):
     layer = torch.nn.Linear(8, 4).half().requires_grad_(False)
     layer.weight.fill_(6e4)
     net = toy.Toy(torch.nn.Sequential(layer), ("0",), lambda: (torch.rand(30, 8).half(),))
     adapters = [net.adapter()]
     tasks = toy.own_tasks(net, adapters)
     with pytest.raises(SolveError, match="outputs hold NaN or infinite numbers though its inputs"):
-        merge(net.network(), adapters, tasks)
+        merge(net.network(), adapters, tasks, MergeConfig(factorisation=precision))
     merge(net.network(), adapters, tasks, MergeConfig(target="delta"))
