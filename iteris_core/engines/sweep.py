@@ -315,11 +315,12 @@ def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -
         if shape != other_shape:
             continue  # rows are filled up to the longest of their call
         distance = _distance(row, other)
-        if distance > _FARTHEST[row.dtype.itemsize]:
+        if not distance <= _FARTHEST[row.dtype.itemsize]:
             what = place if place == _AT_THE_END else f"layer {place!r}"
+            by = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
             raise CalibrationError(
                 f"the model answers a sample differently when it runs alone: {what} is the first "
-                f"that differs, by {distance:.0%}. It may keep something between its layers that "
+                f"that differs, {by}. It may keep something between its layers that "
                 "other samples' forward calls overwrite (a skip or a buffer), drop numbers at "
                 "random, or let the rows of a batch see each other, so that no row can be "
                 "measured. Remove the patch or hook that does so; for what is kept between layers "
@@ -330,6 +331,9 @@ def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -
 def _distance(alone: Tensor, together: Tensor) -> float:
     """Return ``||a - b|| / ||b||`` of the rows, the larger one."""
     a, b = (rows.cpu().double() for rows in (alone, together))
-    smallest = torch.finfo(together.dtype).tiny
-    differences: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(smallest)
-    return differences.max().item()
+    # what is NaN or infinite in both is no difference; the solver names it
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    differences: Tensor = (a - b).masked_fill(is_same, 0.0).norm(dim=1)
+    sizes = b.nan_to_num(0.0, 0.0, 0.0).norm(dim=1)
+    largest: float = (differences / sizes.clamp_min(torch.finfo(together.dtype).tiny)).max().item()
+    return largest

@@ -186,6 +186,12 @@ class _Normalises(_Three):
         return self.third(self.second((y - y.mean(0)) / (y.std(0) + 0.1)))
 
 
+class _FailsAlone(_Three):
+    def forward(self, x):
+        y = self.first(x)
+        return self.third(self.second(y if len(y) > 2 else y * torch.nan))
+
+
 def _merged(model, **settings):
     torch.manual_seed(3)
     model = model.requires_grad_(False).eval()
@@ -195,7 +201,13 @@ def _merged(model, **settings):
     return merge(net.network(), adapters, toy.own_tasks(net, adapters, 4), config)
 
 
-FIRST = {_KeepsASkip: "third", _ReadsABuffer: "second", _Drops: "third", _Normalises: "second"}
+FIRST = {
+    _KeepsASkip: "third",
+    _ReadsABuffer: "second",
+    _Drops: "third",
+    _Normalises: "second",
+    _FailsAlone: "second",
+}
 
 
 @pytest.mark.parametrize("model", FIRST)
