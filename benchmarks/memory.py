@@ -215,7 +215,11 @@ def count(case: Case) -> Counted:
         parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
         with torch.device("meta"), flash_attention():
             stops = Readers(network).note
-            held = held_bytes(network, tensors, model.paths, parking, stops, sums)
+
+            def taken(path: str, _module: nn.Module, _x: Tensor) -> int:
+                return sums.get(path, 0)
+
+            held = held_bytes(network, tensors, model.paths, parking, stops, taken)
             return held, parking.copied_bytes
 
     def copied(budget: int, sums: Mapping[str, int]) -> int:

@@ -194,7 +194,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
             )
     raise OutOfMemory(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
-        "samples wait in memory while a layer is solved: use fewer of them "
-        f"({called('trajectories')}, {called('timesteps')}), a lower resolution or shorter inputs, "
-        "or another device"
+        "samples wait in memory while a layer is solved. With a diffusion model lower "
+        f"{called('resolution')}, {called('trajectories')} or {called('timesteps')}; with a "
+        "language model use fewer or shorter texts; or use another device"
     )

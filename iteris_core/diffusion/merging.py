@@ -32,7 +32,7 @@ from .model import DenoiserRow
 from .plans import Contexts, Plan, runs_of
 from .polish import polish
 from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
-from .recipe import settings_of
+from .recipe import recipe_of
 from .samples import Context, Reading, Tokenized, written_for
 from .sampling import Latents, Part, Run, Sampler, mix_in, noise
 from .stages import in_stage, numbered, share_of
@@ -74,7 +74,7 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         result.report,
         can_check=not job.check_plans,
         on_transformer=not job.model.family.is_unet,
-        settings=settings_of(job.asked, job.calibration, job.config, job.settings.made_on),
+        settings=recipe_of(job.asked, job.calibration, job.config, job.settings.made_on),
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
@@ -149,8 +149,8 @@ class PartSolver:
 
     def adapters(self, *, text: bool) -> list[Adapter]:
         """Return the text encoders' part of each LoRA, or the diffusion model's."""
-        splits = [adapter.split(self.job.model.is_text_module) for adapter in self.job.adapters]
-        return [of_text if text else of_denoiser for of_text, of_denoiser in splits]
+        is_text = self.job.model.is_text_module
+        return [adapter.select(lambda path: is_text(path) == text) for adapter in self.job.adapters]
 
     def merge(
         self, network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
@@ -355,6 +355,4 @@ def _foreseen(
     sigma = sampler.sigmas[0]
     latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
     row = DenoiserRow(latents, sigma, prompt)
-    layers = job.layer_bytes(sampler.network.modules, latents.device)
-    taken = {path: layer.beside(job.config.call_bytes) for path, layer in layers.items()}
-    return foresee(sampler.network, row, job.cost.samples, room, taken, config=job.config).notes
+    return foresee(sampler.network, row, job, room).notes

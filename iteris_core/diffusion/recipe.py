@@ -45,7 +45,7 @@ def read_recipe(name: str, text: str) -> Recipe:
     """Return a recipe from a file's metadata, which anybody may have edited.
 
     Args:
-        text: JSON of what `settings_of` returns.
+        text: JSON of what `recipe_of` returns.
 
     Raises:
         ConfigError: Says where something is wrong, what was found, and what may be there.
@@ -95,7 +95,7 @@ def read_recipe(name: str, text: str) -> Recipe:
     )
 
 
-def settings_of(
+def recipe_of(
     loras: Sequence[LoraUse],
     calibration: Calibration,
     config: MergeConfig,
@@ -109,15 +109,7 @@ def settings_of(
     return {
         "calibration": asdict(calibration),
         "config": _without_machine(config.to_dict()),
-        "loras": [
-            {
-                **asdict(lora),
-                "prompts": list(lora.prompts),
-                "trigger_words": list(lora.trigger_words),
-                "without": list(lora.without),
-            }
-            for lora in loras
-        ],
+        "loras": [asdict(lora) for lora in loras],
         "iteris_version": __version__,
         "torch_version": str(torch.__version__),
         **(made_on or {}),

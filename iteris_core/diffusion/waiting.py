@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import MergeConfig
+from torch import Tensor, nn
+
+from ..adapters import target_shapes
+from ..devices import statistics_device
+from ..engines.footprint import bytes_at
 from ..engines.shared_inputs import Readers, may_derive
+from ..layers import weight_shape
 from ..network import Network
 from ..report.records import Note
-from ..rows.lockstep import held_bytes, is_any
+from ..rows.lockstep import held_bytes
 from ..rows.parking import Parking
 from ..settings import called
+from .job import Job
 from .model import DenoiserRow
 
 logger = logging.getLogger("iteris")
@@ -70,26 +75,31 @@ def _spoken(seconds: float) -> str:
 def foresee(
     network: Network,
     row: DenoiserRow,
-    samples: int,
+    job: Job,
     room: int,
-    taken: Mapping[str, float],
     parking: Parking | None = None,
-    *,
-    config: MergeConfig,
 ) -> Waiting:
     """Return what the rows of a merge will hold, counted in a forward call of one sample, and tell
     the log.
 
     Args:
-        room: Bytes that they, calls and a layer may take on the device.
-        taken: Path of each layer that LoRAs change -> bytes that it and calls take.
+        room: Bytes that rows, calls and a layer may take on the device.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
     """
+    samples, tasks, config = job.cost.samples, len(job.plans), job.config
+    paths = [path for path in target_shapes(job.adapters) if path in network.modules]
     counting = parking or Parking(network.modules.values(), budget=room // samples)
-    stops = Readers(network).note if may_derive(config) else is_any
-    shares = {path: math.ceil(size / samples) for path, size in taken.items()}
-    held = held_bytes(network, [row, row], list(taken), counting, stops, shares)
+    stops = Readers(network).note if may_derive(config) else None
+    taken: dict[str, float] = {}
+
+    def share(path: str, module: nn.Module, x: Tensor) -> int:
+        device = statistics_device(x.device)
+        layer = bytes_at(module, weight_shape(module), tasks, config, device)
+        taken[path] = layer.beside(config.call_bytes)
+        return math.ceil(taken[path] / samples)
+
+    held = held_bytes(network, [row, row], paths, counting, stops, share)
     widest = max(held, key=held.__getitem__, default="")
     left = max(0, room - taken.get(widest, 0.0))
     copied = samples * counting.copied_bytes

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -106,19 +105,14 @@ def _returned(module: nn.Module) -> None:
         worker.bring_back(module)
 
 
-def is_any(_path: str, _module: nn.Module, _x: Tensor) -> bool:
-    """Whether a layer is any layer."""
-    return True
-
-
 @torch.no_grad()
 def held_bytes(
     network: Network,
     inputs: Sequence[Any],
     paths: Collection[str],
     parking: Parking | None = None,
-    waits_at: Callable[[str, nn.Module, Tensor], bool] = is_any,
-    reserved: Mapping[str, int] = MappingProxyType({}),
+    waits_at: Callable[[str, nn.Module, Tensor], bool] | None = None,
+    takes: Callable[[str, nn.Module, Tensor], int] | None = None,
 ) -> dict[str, int]:
     """Return the bytes that a forward call holds on its device while it waits at each layer.
 
@@ -126,8 +120,8 @@ def held_bytes(
         network: The network; on torch's meta device it needs no memory.
         inputs: What each row reads, which does not count, as in a sweep.
         parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
-        waits_at: (path, module, input) -> whether the call waits at a layer.
-        reserved: Path -> bytes of the parking's budget that the layer takes.
+        waits_at: (path, module, input) -> whether the call waits at a layer; None: at all of them.
+        takes: The same -> bytes of the parking's budget that the layer takes; None: none.
 
     Raises:
         CalibrationError: See `pause` and `wearing.layer_hooks`.
@@ -138,9 +132,9 @@ def held_bytes(
 
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         counting.rows_run_on(x.device)
-        if waits_at(path, module, x):
-            counting.reserve(reserved.get(path, 0))
-            pause_at_layer(path, module, x, y, None if waits_at is is_any else counting)
+        if waits_at is None or waits_at(path, module, x):
+            counting.reserve(takes(path, module, x) if takes else 0)
+            pause_at_layer(path, module, x, y, counting if waits_at else None)
         return y
 
     def waits(path: str) -> None:
@@ -191,6 +185,8 @@ class _Worker(greenlet):
             self.parking.bring_back(self.parked, module, is_over=is_over)
 
 
+_AUTOCAST_KINDS = [k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k)]
+
 # Whether gradients are on, and of each kind of device whether autocast is, and to what.
 _Modes = tuple[bool, list[tuple[str, bool, torch.dtype]]]
 
@@ -198,7 +194,7 @@ _Modes = tuple[bool, list[tuple[str, bool, torch.dtype]]]
 def _torch_modes() -> _Modes:
     autocast = [
         (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-        for kind in ("cpu", "cuda")
+        for kind in _AUTOCAST_KINDS
     ]
     return torch.is_grad_enabled(), autocast
 

@@ -199,11 +199,11 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
 def foreseen(host, monkeypatch):
     """Return a function that merges with room for so many waiting bytes, and tells what was foreseen."""
 
-    def counted(network, row, samples, room, taken, config):
+    def counted(network, row, job, room):
         before.append(len(host.unet_batches))
-        modules = network.modules.values()
-        parking = Parking(modules, budget=room // samples, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, row, samples, room, taken, parking, config=config))
+        modules, share = network.modules.values(), room // job.cost.samples
+        parking = Parking(modules, budget=share, store=HostMemory(), smallest=1)
+        waiting.append(foresee(network, row, job, room, parking))
         return waiting[-1]
 
     def merge(room):
@@ -234,7 +234,9 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, m
     errors = map(RuntimeError, (on_the_cpu, of_a_handle, "CUBLAS_STATUS_ALLOC_FAILED"))
     for error in (torch.OutOfMemoryError("full"), *errors, MemoryError()):
         monkeypatch.setattr(host, "denoiser", Mock(side_effect=error))
-        with pytest.raises(CalibrationError, match=r"ran out of memory .* use fewer of them"):
+        with pytest.raises(
+            CalibrationError, match=r"ran out of memory .* lower resolution, trajectories"
+        ):
             merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 
 

@@ -57,17 +57,29 @@ def in_a_thread(function):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_torch_mode_that_a_worker_enters_is_its_own(fails):
+@pytest.mark.parametrize("kind", ["cpu", "xpu", "mps"])
+def test_a_torch_mode_that_a_worker_enters_is_its_own(fails, kind):
     def state():
         return (
-            torch.is_autocast_enabled("cpu"),
-            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_enabled(kind),
+            torch.get_autocast_dtype(kind),
             torch.is_grad_enabled(),
         )
 
+    @contextlib.contextmanager
+    def autocast(kind):  # torch's own refuses kinds of devices that are not there
+        before = torch.get_autocast_dtype(kind)
+        torch.set_autocast_enabled(kind, True)
+        torch.set_autocast_dtype(kind, torch.float16)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled(kind, False)
+            torch.set_autocast_dtype(kind, before)
+
     def work():
         before = state()
-        with torch.autocast("cpu", torch.float16), torch.no_grad():
+        with autocast(kind), torch.no_grad():
             pause("x")
             inside = state()
         return before, inside, state()

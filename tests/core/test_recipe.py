@@ -15,7 +15,7 @@ from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN, BaselineOptions
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.recipe import read_recipe, settings_of
+from iteris_core.diffusion.recipe import read_recipe, recipe_of
 from iteris_core.files.tensors import read_header
 
 _RIVAL = BaselineOptions(scale="search", density=1, projection=None)
@@ -28,7 +28,7 @@ LORAS = [
     use("a", ("a sks dog", "sks dog"), file="a.safetensors", sha256="1f", strength_clip=0.5),
     use("b", ("ink",), sha256="2e", **_STYLE, without=("*attn2*",)),
 ]
-WRITTEN = settings_of(LORAS, CALIBRATION, CONFIG, made_on={"base": "sd15"})
+WRITTEN = recipe_of(LORAS, CALIBRATION, CONFIG, made_on={"base": "sd15"})
 RECIPE = json.loads(json.dumps(WRITTEN))
 
 
@@ -117,7 +117,7 @@ def test_what_a_released_version_has_written_means_the_same(path):
     """What there was not yet may be anything."""
     text = read_header(path)[1]["iteris.recipe"]
     found = read_recipe("released", text)
-    now = json.loads(json.dumps(settings_of(found.loras, found.calibration, found.config)))
+    now = json.loads(json.dumps(recipe_of(found.loras, found.calibration, found.config)))
     then = json.loads(text)
     assert now["loras"] == then["loras"]
     for part in ("calibration", "config"):

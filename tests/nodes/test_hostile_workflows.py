@@ -37,7 +37,7 @@ from iteris_core import Adapter, ConfigError, IterisError, MergeConfig, MergeRep
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import MOST_LORAS, LoadedLora
 from iteris_core.diffusion.presets import Changes
-from iteris_core.diffusion.recipe import Recipe, settings_of
+from iteris_core.diffusion.recipe import Recipe, recipe_of
 from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.progress import nobody
 
@@ -291,7 +291,7 @@ def test_any_stack_is_read_or_named(host, stack, prompts):
 
 def recipe(**more):
     used = [use("cat", ("a sks cat",), file=LORA, sha256="1f")]
-    return json.loads(json.dumps(settings_of(used, Calibration(), MergeConfig()))) | more
+    return json.loads(json.dumps(recipe_of(used, Calibration(), MergeConfig()))) | more
 
 
 def load(host, text):

@@ -10,7 +10,7 @@ from iteris_pack.nodes.recipe import as_text, source_of
 
 from iteris_core import IterisError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.recipe import read_recipe, settings_of
+from iteris_core.diffusion.recipe import read_recipe, recipe_of
 
 
 def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_path):
@@ -28,7 +28,7 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_p
 
 def test_a_recipe_is_shown_as_rows_and_settings():
     lora = use("a", ("a | b",), file="a.safetensors", kind="style", trigger="in a")
-    text = json.dumps(settings_of([lora], Calibration(), MergeConfig(method="sum")))
+    text = json.dumps(recipe_of([lora], Calibration(), MergeConfig(method="sum")))
     shown = as_text(read_recipe("file", text)).splitlines()
     row = '<lora:a.safetensors:1> style called="in a" | a \\| b'
     assert shown[:3] == [row, "", "method: sum"]

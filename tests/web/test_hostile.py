@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.recipe import settings_of
+from iteris_core.diffusion.recipe import recipe_of
 from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.files.tensors import sha256
 
@@ -51,7 +51,7 @@ def hostile(server):
         strength_clip=1.0,
         prompts=(RECIPE,),
     )
-    settings = json.dumps(settings_of([use], Calibration(), MergeConfig()))
+    settings = json.dumps(recipe_of([use], Calibration(), MergeConfig()))
     save_file(tensors, folder / "recipe.safetensors", {RECIPE_KEY: settings})
     yield
     for name in (*files, "recipe.safetensors"):
