@@ -33,7 +33,7 @@ def inspect_command(
     path: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a PEFT adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    with one_line_errors("iteris inspect", "language"):
+    with one_line_errors("iteris inspect", "standalone"):
         facts = inspect_adapter(path)
         typer.echo(json.dumps(asdict(facts), indent=2) if as_json else _as_text(facts))
 

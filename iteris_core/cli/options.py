@@ -40,10 +40,6 @@ from .torchrun import started_processes
 Body = Callable[..., None]
 # What the user typed, name of a parameter -> settings; returns the settings to start from.
 Start = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-_FLAGS = {
-    "scene_pictures": "--pictures/--no-pictures",
-    "with_base": "--with-base/--no-base",
-}
 _LETTERS_OF_CHOICES = 12  # more are listed in the description, which else has no room beside them
 # Settings that `--help` lists; `--help-all` lists all.
 _FIRST = ("scene_weight", "rank", "device")
@@ -121,8 +117,8 @@ class Option:
     @property
     def spelling(self) -> str:
         """What the user types: the word that the nodes have for the setting."""
-        word = self.item.title or self.name
-        return _FLAGS.get(self.name, "--" + word.replace("_", "-"))
+        word = (self.item.title or self.name).replace("_", "-")
+        return f"--{word}/--no-{word}" if self.item.annotation is bool else f"--{word}"
 
     @property
     def help(self) -> str:

@@ -27,7 +27,9 @@ class Every:
     ] = None
     word: Annotated[Literal["one", "two"], Field(description="A word.")] = "one"
     is_new: Annotated[bool, Field(description="A switch.")] = False
-    scene_pictures: Annotated[bool, Field(description="A switch with two names.")] = True
+    scene_pictures: Annotated[
+        bool, Field(title="pictures", description="A switch that is on by itself.")
+    ] = True
     some_texts: Annotated[Texts, Field(description="Some texts.")] = ("a", "b")
     precision: Annotated[Precision, Field(description="A precision.")] = torch.float32
     baseline: Annotated[
