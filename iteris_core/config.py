@@ -39,6 +39,8 @@ Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
 Factorisation = Literal["auto", "float64", "float32"]
+Sign = Literal["total", "frequency"]
+Thinning = Literal["magnitude", "random"]
 # Upper bounds, far above what is useful, so that no recipe can ask for endless work.
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
@@ -70,14 +72,14 @@ class BaselineOptions:
         Field(gt=0, le=1, description="Share of the entries that TIES keeps."),
     ] = 0.5
     sign: Annotated[
-        Literal["total", "frequency"],
+        Sign,
         Field(
             description="How TIES elects a sign: the sign of the sum of the values, or the one "
             "that more of them have."
         ),
     ] = "total"
     thinning: Annotated[
-        Literal["magnitude", "random"],
+        Thinning,
         Field(description="Which entries TIES keeps: the largest, or random ones (DARE)."),
     ] = "magnitude"
     seed: Annotated[

@@ -59,7 +59,8 @@ def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 def _orthogonal(matrix: Tensor) -> Tensor:
     """Return a random orthogonal (m, m) matrix, the same one at every call."""
     size = len(matrix)
-    turn: Tensor = torch.linalg.qr(random_columns(size, size, matrix.dtype, matrix.device)).Q
+    numbers = random_columns.__wrapped__  # which keeps nothing so large
+    turn: Tensor = torch.linalg.qr(numbers(size, size, matrix.dtype, matrix.device)).Q
     return turn
 
 

@@ -14,11 +14,9 @@ from .adapters import Adapter
 from .errors import CalibrationError
 
 PRESERVE_TASK = "base model (preserve)"  # its name, where its teacher is the base model
-# One weight per token, or what gives them for a layer's number of tokens: layers see a picture at
+# A number per token, or what gives them for a layer's number of tokens: layers see a picture at
 # several resolutions.
-TokenWeights = Tensor | Callable[[int], Tensor]
-# One token number per token, or what gives them for a layer's number of tokens.
-TokenNumbers = Tensor | Callable[[int], Tensor]
+PerToken = Tensor | Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Sample:
 
     teacher: Any
     student: Any = None
-    token_weights: Mapping[str, TokenWeights] = field(default_factory=dict)
-    teacher_tokens: Mapping[str, TokenNumbers] = field(default_factory=dict)
+    token_weights: Mapping[str, PerToken] = field(default_factory=dict)
+    teacher_tokens: Mapping[str, PerToken] = field(default_factory=dict)
 
     @property
     def student_reads(self) -> Any:
@@ -48,18 +46,14 @@ class Sample:
 
     def weights_of(self, stream: str, tokens: int) -> Tensor:
         """Return the weights that a layer with this many tokens needs, (tokens,) if they fit."""
-        weights = self.token_weights.get(stream)
-        if weights is None:
-            return torch.ones(tokens)
+        weights = self.token_weights.get(stream, torch.ones)
         return weights(tokens) if callable(weights) else weights
 
     def teacher_tokens_of(self, stream: str, tokens: int) -> Tensor:
         """Return the teacher's token for each of the student's in a layer with this many, (tokens,)
         if they fit.
         """
-        numbers = self.teacher_tokens.get(stream)
-        if numbers is None:
-            return torch.arange(tokens)
+        numbers = self.teacher_tokens.get(stream, torch.arange)
         return numbers(tokens) if callable(numbers) else numbers
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from iteris_core import Adapter, Sample
-from iteris_core.language.samples import Encoded
+from iteris_core.language.samples import EncodedSample
 from iteris_core.language.t5 import network_of, write
 from iteris_core.language.teachers import Teachers
 from iteris_core.language.text_samples import token_samples
@@ -201,23 +201,23 @@ class TextWorld(World):
                 "labels": encoded([right for _, right in examples], IGNORED),
             }
 
-    def written(self, task: str, adapter: Adapter, seed: int) -> list[Encoded]:
+    def written(self, task: str, adapter: Adapter, seed: int) -> list[EncodedSample]:
         (known,) = (known for known in LORA_TASKS if known.name == task)
         examples = known.examples(100 + seed, self.size.samples)
-        asked = [Encoded(encode(read), None) for read, _ in examples]
+        asked = [EncodedSample(encode(read), None) for read, _ in examples]
         teachers = Teachers(self.model, [adapter], [{0: 1.0}], samples_per_call=64)
         (answered,) = teachers.answered(
             [asked], partial(write, self.model, max_new_tokens=MOST_WORDS)
         )
         return answered
 
-    def ordinary(self, seed: int) -> list[Encoded]:
+    def ordinary(self, seed: int) -> list[EncodedSample]:
         """Return inputs of the base model's own tasks, in turn."""
         drawn = [
             BASE_TASKS[i % len(BASE_TASKS)].examples(10_000 + 1000 * seed + i, 1)[0]
             for i in range(self.size.samples)
         ]
-        return [Encoded(encode(read), encode(right)) for read, right in drawn]
+        return [EncodedSample(encode(read), encode(right)) for read, right in drawn]
 
     def samples(
         self, written: Sequence[Sequence[Any]], *, count_padding: bool

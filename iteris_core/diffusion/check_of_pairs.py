@@ -23,6 +23,7 @@ from .plans import Contexts, TaskPlan
 from .regions import region_masks
 from .samples import Reading
 from .sampling import Latents, Part, Run
+from .scenes import by_kind
 
 # The part of a run, from pure noise on, at whose levels a check compares outputs: they say more
 # about what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
@@ -115,7 +116,7 @@ def make_together_plans(
         calibration: The calibration of the check, with its own seed.
         number: The number of the plans, which no other plan of the check has.
     """
-    subjects = [k for k, lora in enumerate(loras) if lora.kind == "subject"]
+    subjects, _ = by_kind(loras)
     forms = [  # that place two subjects apart
         form
         for form in calibration.scene_forms

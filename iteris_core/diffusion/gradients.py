@@ -17,16 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import CalibrationError
 
 
-def with_usable_tensors(values: Any) -> Any:
-    """Return values whose tensors autograd can keep; see `_mapped`."""
-    return _mapped(values, _normal)
-
-
-def _normal(tensor: Tensor) -> Tensor:
+def usable(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can keep."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return values with every tensor changed that is in them, in lists, dicts and dataclasses. An
     object that stands in several places is changed once.
     """
@@ -89,7 +85,7 @@ def frozen(modules: Mapping[str, nn.Module]) -> Iterator[Addresses]:
 
 def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     with torch.no_grad():
-        same = _normal_at(tensor) if tensor.is_inference() else tensor.detach()
+        same = usable_at(tensor) if tensor.is_inference() else tensor.detach()
     if is_parameter and not isinstance(same, nn.Parameter):
         same = nn.Parameter(same, requires_grad=False)
     noted = vars(same)  # by a host, too
@@ -97,12 +93,12 @@ def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     return same
 
 
-def _normal_at(tensor: Tensor) -> Tensor:
+def usable_at(tensor: Tensor) -> Tensor:
     """Return a tensor that is none of inference mode, in the same memory."""
     if hasattr(tensor, "__tensor_flatten__"):  # without memory of its own, such as quantised ones
         kind: Any = type(tensor)
         names, context = tensor.__tensor_flatten__()
-        parts = {name: _normal_at(getattr(tensor, name)) for name in names}
+        parts = {name: usable_at(getattr(tensor, name)) for name in names}
         whole: Tensor = kind.__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
         return whole
     with torch._C.DisableTorchFunctionSubclass():
@@ -164,19 +160,19 @@ def recomputed(blocks: Sequence[nn.Module], weights: Addresses) -> Iterator[None
             tensors: list[Tensor] = []
 
             def read(tensor: Tensor) -> Tensor:
-                tensors.append(_normal(tensor))
+                tensors.append(usable(tensor))
                 return tensor
 
             def on_copies(zero: Tensor, *given: Tensor) -> Any:
                 following = iter(given)
                 # blocks may write into what they read
-                copied, called = _mapped((args, named), lambda _: next(following).clone())
+                copied, called = mapped((args, named), lambda _: next(following).clone())
                 with kept_as_copies(weights):
                     answer = forward(*copied, **called)
-                return _mapped(answer, lambda tensor: _with_gradient(tensor, zero))
+                return mapped(answer, lambda tensor: _with_gradient(tensor, zero))
 
             # also those in objects of the model's own: a gradient flows through each
-            _mapped((args, named), read)
+            mapped((args, named), read)
             # not the newer kind of checkpoint, which does not see what was overwritten
             return checkpoint(
                 on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False

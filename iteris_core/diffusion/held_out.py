@@ -13,7 +13,7 @@ from ..adapters import Adapter
 from ..memory import with_smaller_calls
 from ..network import Network
 from ..progress import Progress, in_parts, nobody
-from ..report.fidelity import Comparison, fidelity
+from ..report.fidelity import Compared, fidelity
 from ..report.runs import FidelityKind, TaskFidelity
 from ..rows.wearing import Mix
 from ..settings import MOST_SEEDS
@@ -104,27 +104,27 @@ class HeldOutCheck:
         """Return the fidelity in pictures of two, and to the base model."""
         own, base = readers
         plans = [plan for plan in self.plans if not isinstance(plan, DrawnPlan)]
-        *_, drawn, comparison = self._parts()
+        *_, drawn, comparing = self._parts()
         sampler = Sampler.of(self.model, network, self.calibration)
         runs = runs_of(plans, own)
         latents = sampler.sample(adapters[:-1], runs, size, drawn)
-        base_rows = [
-            [sample.student_reads for sample in plan.samples(base, latents)] for plan in plans
+        compared = [
+            Compared(
+                Task(plan.name, plan.samples(own, latents), plan.mix),
+                [sample.student_reads for sample in plan.samples(base, latents)],
+                plan.samples_of_runs(),
+                plan.masks(latents) if isinstance(plan, TogetherPlan) else None,
+            )
+            for plan in plans
         ]
-        masks = [plan.masks(latents) if isinstance(plan, TogetherPlan) else None for plan in plans]
         measured = fidelity(
             network,
             adapters[:-1],
-            [Task(plan.name, plan.samples(own, latents), plan.mix) for plan in plans],
+            compared,
             adapters[-1],
-            Comparison(
-                base_rows,
-                masks,
-                [plan.samples_of_runs() for plan in plans],
-                DenoiserRow.digest,
-            ),
+            row_key=DenoiserRow.digest,
             samples_per_chunk=size,
-            progress=comparison,
+            progress=comparing,
         )
         kinds: list[FidelityKind] = ["together" if plan.mix else "base" for plan in plans]
         return [replace(entry, kind=kind) for entry, kind in zip(measured, kinds, strict=True)]

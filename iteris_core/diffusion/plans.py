@@ -15,7 +15,7 @@ import torch
 
 from ..errors import CalibrationError
 from ..network import IMAGE_STREAM, TEXT_STREAM
-from ..tasks import PRESERVE_TASK, Sample, TokenWeights
+from ..tasks import PRESERVE_TASK, PerToken, Sample
 from .calibration import Calibration
 from .choices import base_captions, is_chosen, kept_levels, own_captions, path_to, staggered
 from .lora_use import LoraUse
@@ -234,7 +234,7 @@ class ScenePlan(TaskPlan):
                 continue
             mask = part.scene.mask_of(part.member, latents.shape)
             frames = math.prod(latents.shape[1:-2])
-            weights: dict[str, TokenWeights] = {
+            weights: dict[str, PerToken] = {
                 IMAGE_STREAM: Region(mask, latents.sampler.picture, frames)
             }
             if part.member.pairing.is_empty:

@@ -34,8 +34,9 @@ from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
 from ..rows.outputs import Rows, outputs_of
 from ..rows.wearing import Closet, layer_hooks, wearing
+from ..svd import svd
 from ..tasks import Sample, Task
-from .gradients import blocks_called, frozen, kept_as_copies, recomputed, with_usable_tensors
+from .gradients import blocks_called, frozen, kept_as_copies, mapped, recomputed, usable
 from .regions import Region
 
 POLISH_BATCH = 16  # samples of a step
@@ -98,7 +99,7 @@ def polish(
     """
     targets = _targets(network, adapters, tasks, rows_per_call)
     with torch.inference_mode(False), ExitStack() as stack:
-        targets = with_usable_tensors(targets)
+        targets = mapped(targets, usable)
         with blocks_called(network.modules, merged.deltas) as blocks:
             whitenings = _whitenings(network, merged, targets, rows_per_call)
         layers = {path: _Layer.of(merged.deltas[path], root) for path, root in whitenings.items()}
@@ -318,7 +319,7 @@ class _Whitening:
         products += shift * probes.double()
         core = torch.linalg.cholesky(probes.double().T @ products)
         half = torch.linalg.solve_triangular(core, products.T, upper=False).T
-        basis, sizes, _ = torch.linalg.svd(half, full_matrices=False)
+        basis, sizes, _ = svd(half)
         known = (sizes.square() - shift).clamp_min(0)
         rest = max(0.0, width - float(known.sum())) / max(1, width - count)
         return cls(basis.float(), (known + _DAMPING).sqrt().float(), math.sqrt(rest + _DAMPING))

@@ -17,7 +17,7 @@ from .model import PictureTokens
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A part of the picture as weights of a layer's tokens; see `tasks.TokenWeights`.
+    """A part of the picture as weights of a layer's tokens; see `tasks.PerToken`.
 
     Args:
         mask: The part in the latents, (height, width).

@@ -16,7 +16,7 @@ from ..errors import CalibrationError
 from ..network import TEXT_STREAM, Network
 from ..rows.wearing import Closet, Mix, answers_of
 from ..settings import setting_to
-from ..tasks import Sample, TokenWeights
+from ..tasks import PerToken, Sample
 from .model import DenoiserRow, DiffusionHost, Encoded
 
 _MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
@@ -162,7 +162,7 @@ class Context:
         self,
         latents: Tensor,
         sigma: Tensor,
-        other_weights: Mapping[str, TokenWeights] | None = None,
+        other_weights: Mapping[str, PerToken] | None = None,
         *,
         is_negative: bool = False,
     ) -> Sample:

@@ -27,7 +27,7 @@ from .caption_samples import (
 )
 from .job import Family, merge_peft
 from .loading import load_processor
-from .samples import Encoded, until_end
+from .samples import EncodedSample, until_end
 from .teachers import Teachers
 
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
@@ -73,7 +73,7 @@ def network_of(model: Any, *, head: bool = False) -> Network:
     return Network(dict(model.named_modules()), forward, stream_of)
 
 
-def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> list[Tensor]:
+def write(model: Any, samples: Sequence[EncodedSample], max_new_tokens: int = 32) -> list[Tensor]:
     """Return the token ids (length,) that the model writes about each picture, greedily.
 
     Args:

@@ -17,7 +17,7 @@ from ..settings import MOST_TOKENS, settings
 from ..tasks import Sample
 from .pictures import SUFFIXES, open_picture, pictures_in
 from .samples import (
-    Encoded,
+    EncodedSample,
     Padding,
     ReadingOptions,
     check_ids,
@@ -120,7 +120,7 @@ def encode_captions(
     processor: Any,
     model: Any,
     options: CaptionOptions,
-) -> list[list[Encoded]]:
+) -> list[list[EncodedSample]]:
     """Return all tasks' samples as pixels and token ids.
 
     Args:
@@ -162,7 +162,7 @@ def check_length(model: Any, length: int, what: str) -> None:
         )
 
 
-def _encoded(sample: CaptionSample, processor: Any, model: Any, max_length: int) -> Encoded:
+def _encoded(sample: CaptionSample, processor: Any, model: Any, max_length: int) -> EncodedSample:
     settings = model.config.text_config
 
     def tokens(text: str) -> Tensor:
@@ -185,7 +185,7 @@ def _encoded(sample: CaptionSample, processor: Any, model: Any, max_length: int)
     if ids is not None:
         check_ids("a caption", ids, settings.vocab_size)
         check_length(model, len(ids), "a caption (max_length cuts those that are texts)")
-    return Encoded(_pixels(sample.image, processor, model), ids, tokens(prompt))
+    return EncodedSample(_pixels(sample.image, processor, model), ids, tokens(prompt))
 
 
 def _pixels(image: Path | Tensor, processor: Any, model: Any) -> Tensor:
@@ -204,7 +204,7 @@ def _pixels(image: Path | Tensor, processor: Any, model: Any) -> Tensor:
 
 
 def caption_rows(
-    tasks: Sequence[Sequence[Encoded]], options: CaptionOptions, *, fill: bool = False
+    tasks: Sequence[Sequence[EncodedSample]], options: CaptionOptions, *, fill: bool = False
 ) -> list[list[Sample]]:
     """Return all tasks' samples as rows of one length.
 

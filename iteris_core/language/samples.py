@@ -36,7 +36,7 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """A sample as tensors.
 
     Args:
@@ -177,7 +177,7 @@ def token_weights(masks: Mapping[str, Tensor], padding: Padding) -> dict[str, Te
     return {stream: mask.float() for stream, mask in masks.items() if not mask.all()}
 
 
-def targets_of(tasks: Sequence[Sequence[Encoded]]) -> list[list[Tensor]]:
+def targets_of(tasks: Sequence[Sequence[EncodedSample]]) -> list[list[Tensor]]:
     """Return the targets of samples that all have one."""
     return [[sample.target for sample in task if sample.target is not None] for task in tasks]
 

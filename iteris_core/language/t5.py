@@ -22,7 +22,7 @@ from ..network import Network
 from ..tasks import Sample
 from .job import Family, merge_peft
 from .loading import generation_settings, load_tokenizer
-from .samples import Encoded, check_fits, mask_of, padded, until_end
+from .samples import EncodedSample, check_fits, mask_of, padded, until_end
 from .teachers import Teachers
 from .text_samples import (
     DECODER_STREAM,
@@ -79,7 +79,7 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
     return Network(dict(model.named_modules()), forward, stream_of)
 
 
-def write(model: Any, samples: Sequence[Encoded], max_new_tokens: int = 32) -> list[Tensor]:
+def write(model: Any, samples: Sequence[EncodedSample], max_new_tokens: int = 32) -> list[Tensor]:
     """Return the token ids (length,) that the model answers to each sample, greedily."""
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     settings = generation_settings(model, max_new_tokens=max_new_tokens, **greedy)
@@ -132,7 +132,7 @@ def prepare(
     return network_of(model, decoder=runs_decoder, head="lm_head" in paths), rows
 
 
-def _check_lengths(model: Any, samples: Sequence[Encoded], fill_to: int | None) -> None:
+def _check_lengths(model: Any, samples: Sequence[EncodedSample], fill_to: int | None) -> None:
     """Refuse samples that are too long, before teachers answer them."""
     if fill_to is not None:
         check_fits([sample.read for sample in samples], fill_to)

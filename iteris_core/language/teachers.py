@@ -14,11 +14,11 @@ from ..adapters import Adapter
 from ..memory import with_smaller_calls
 from ..progress import Stage, StageProgress, nobody
 from ..rows.wearing import wearing
-from .samples import Encoded
+from .samples import EncodedSample
 
 STAGE = Stage("Teachers' answers")
 # Samples whose answers begin alike -> the token ids of each answer.
-Write = Callable[[Sequence[Encoded]], list[Tensor]]
+Write = Callable[[Sequence[EncodedSample]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Teachers:
     samples_per_call: int = 8
     progress: StageProgress = nobody
 
-    def answered(self, tasks: Sequence[Sequence[Encoded]], write: Write) -> list[list[Encoded]]:
+    def answered(
+        self, tasks: Sequence[Sequence[EncodedSample]], write: Write
+    ) -> list[list[EncodedSample]]:
         """Fill in the targets that are missing.
 
         Raises:
@@ -51,8 +53,8 @@ class Teachers:
         return answered
 
     def _answered(
-        self, task: Sequence[Encoded], mix: Mapping[int, float], write: Write, size: int
-    ) -> list[Encoded]:
+        self, task: Sequence[EncodedSample], mix: Mapping[int, float], write: Write, size: int
+    ) -> list[EncodedSample]:
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, sample in enumerate(task):
             if sample.target is None:

@@ -17,7 +17,7 @@ from ..files.tensors import read_tensors
 from ..settings import settings
 from ..tasks import Sample
 from .samples import (
-    Encoded,
+    EncodedSample,
     Padding,
     ReadingOptions,
     check_ids,
@@ -140,7 +140,7 @@ def read_token_ids(path: Path) -> list[list[TextSample]]:
 
 def encode(
     samples: Sequence[TextSample], tokenizer: Any, max_length: int, vocabulary: int
-) -> list[Encoded]:
+) -> list[EncodedSample]:
     """Return samples as token ids.
 
     Args:
@@ -163,12 +163,12 @@ def encode(
         for part in (ids, target):
             if part is not None:
                 check_ids(f"sample {number}", part, vocabulary)
-        encoded.append(Encoded(ids, target))
+        encoded.append(EncodedSample(ids, target))
     return encoded
 
 
 def token_samples(
-    tasks: Sequence[Sequence[Encoded]],
+    tasks: Sequence[Sequence[EncodedSample]],
     pad_id: int,
     shift_right: Callable[[Tensor], Tensor],
     *,

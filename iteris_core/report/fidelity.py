@@ -24,31 +24,31 @@ from .runs import RunFidelity, TaskFidelity
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is compared with teachers and students, where, and run by run.
+class Compared:
+    """A task, and what is compared with its teachers and students, where, and run by run.
 
     Args:
-        base_reads: Each task's inputs of the base model's rows, one a sample.
-        masks: Each task's masks, by which the outputs of its samples are multiplied, one a sample;
-            None: all of its outputs counts.
-        runs: Each task's number of samples in each of its sampling runs, in the order of the
-            samples; within a run they are alike.
-        row_key: See `Rows`.
+        task: A task with samples that the merge did not see, for an honest figure.
+        base_reads: Inputs of the base model's rows, one a sample.
+        runs: Number of samples in each sampling run, in the order of the samples; within a run they
+            are alike.
+        masks: What the outputs of its samples are multiplied by, one a sample; None: all of them
+            counts.
     """
 
-    base_reads: Sequence[Sequence[Any]]
-    masks: Sequence[Sequence[Tensor] | None]
-    runs: Sequence[Sequence[int]]
-    row_key: Callable[[Any], Hashable]
+    task: Task
+    base_reads: Sequence[Any]
+    runs: Sequence[int]
+    masks: Sequence[Tensor] | None = None
 
 
 def fidelity(
     network: Network,
     adapters: Sequence[Adapter],
-    tasks: Sequence[Task],
+    compared: Sequence[Compared],
     merged: Adapter,
-    comparison: Comparison,
     *,
+    row_key: Callable[[Any], Hashable],
     samples_per_chunk: int = 8,
     progress: Progress = nobody,
 ) -> tuple[TaskFidelity, ...]:
@@ -58,8 +58,8 @@ def fidelity(
 
     Args:
         network: The base model; its forward returns a tensor. Untouched afterwards.
-        tasks: Tasks with samples that the merge did not see, for an honest figure.
         merged: The adapter that the student rows wear.
+        row_key: See `Rows`.
         samples_per_chunk: Samples of one forward call, two rows each.
 
     Raises:
@@ -68,13 +68,14 @@ def fidelity(
     """
     worn = [*adapters, merged]
     everything = {k: 1.0 for k in range(len(adapters))}
-    rows = Rows(comparison.row_key)
+    rows = Rows(row_key)
     numbers = []  # of the rows of each task and mix
-    for task, of_base in zip(tasks, comparison.base_reads, strict=True):
+    for each in compared:
+        task = each.task
         mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
         reads = [
             (sample.teacher, sample.student_reads, base_reads)
-            for sample, base_reads in zip(task.samples, of_base, strict=True)
+            for sample, base_reads in zip(task.samples, each.base_reads, strict=True)
         ]
         numbers.append(
             [
@@ -84,19 +85,20 @@ def fidelity(
         )
     outputs = outputs_of(network, worn, rows, 2 * samples_per_chunk, progress)
     fidelities = []
-    compared = zip(tasks, numbers, comparison.masks, comparison.runs, strict=True)
-    for task, of_task, masks, runs in compared:
+    for each, of_task in zip(compared, numbers, strict=True):
         answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
-        if masks is not None:
+        if each.masks is not None:
             answers = tuple(
-                torch.stack([row * mask.to(row) for row, mask in zip(rows_of, masks, strict=True)])
+                torch.stack(
+                    [row * mask.to(row) for row, mask in zip(rows_of, each.masks, strict=True)]
+                )
                 for rows_of in answers
             )
-        sizes = torch.tensor(runs)
+        sizes = torch.tensor(each.runs)
         run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
         sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
-        sums.index_add_(0, run_of, _squares(task, *answers))
-        fidelities.append(_task_fidelity(task, any(task.mix.values()), sums))
+        sums.index_add_(0, run_of, _squares(each.task, *answers))
+        fidelities.append(_task_fidelity(each.task, any(each.task.mix.values()), sums))
     return tuple(fidelities)
 
 

@@ -20,19 +20,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta, stack
+from ..config import Sign, Thinning
 from ..errors import ConfigError
 from ..svd import svd
 from ..tasks import Task
 from .layer import Layer, singular_triplets
-
-Sign = Literal["total", "frequency"]
-Thinning = Literal["magnitude", "random"]
 
 STYLE = 0  # NP-LoRA's style is the first adapter
 

@@ -12,7 +12,7 @@ def test_outputs_that_are_not_finite_are_refused():
     network = net.network(lambda rows: toy.run(net.model, rows) * float("nan"))
     tasks = [Task("a", net.samples(1), {0: 1.0})]
     with pytest.raises(CalibrationError, match=r"task 'a'.*not finite"):
-        fidelity(network, [net.adapter()], tasks, net.adapter(), toy.comparison(tasks))
+        fidelity(network, [net.adapter()], toy.compared(tasks), net.adapter(), row_key=id)
 
 
 def test_a_model_that_writes_all_its_outputs_into_one_tensor_is_compared_with_itself_no_more():
@@ -24,9 +24,11 @@ def test_a_model_that_writes_all_its_outputs_into_one_tensor_is_compared_with_it
     def into_one(rows):
         return buffer[: len(rows)].copy_(toy.run(net.model, rows))
 
-    whole = toy.comparison(tasks)
+    whole = toy.compared(tasks)
     found, expected = (
-        fidelity(net.network(forward), adapters, tasks, adapters[1], whole, samples_per_chunk=1)
+        fidelity(
+            net.network(forward), adapters, whole, adapters[1], row_key=id, samples_per_chunk=1
+        )
         for forward in (into_one, None)
     )
     assert found == expected

@@ -73,7 +73,7 @@ def case_of(net):
 
 
 def error(net, adapters, tasks, merged):
-    found = fidelity(net.network(), adapters, tasks, merged, toy.comparison(tasks))
+    found = fidelity(net.network(), adapters, toy.compared(tasks), merged, row_key=id)
     return sum(entry.output_error for entry in found) / len(found)
 
 

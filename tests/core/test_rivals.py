@@ -457,8 +457,8 @@ def error_of(model, adapters, tasks, chunk=8, **options):
 def output_error(net, adapter):
     """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
     model, adapters, tasks = net
-    as_one = toy.comparison(tasks, [[len(task.samples)] for task in tasks])
-    found = fidelity(model.network(), adapters, tasks, adapter, as_one)
+    as_one = toy.compared(tasks, as_one=True)
+    found = fidelity(model.network(), adapters, as_one, adapter, row_key=id)
     squares = [
         task.weight * entry.output_error**2 for task, entry in zip(tasks, found, strict=True)
     ]

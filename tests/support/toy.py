@@ -20,7 +20,7 @@ from iteris_core import (
 from iteris_core.algebra import reference
 from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
-from iteris_core.report.fidelity import Comparison
+from iteris_core.report.fidelity import Compared
 
 TOKENS = 4
 CONTEXT_TOKENS = 3
@@ -170,16 +170,18 @@ def build(name: str, seed: int = 0) -> Toy:
     )
 
 
-def comparison(tasks: Sequence[Task], runs: Sequence[Sequence[int]] | None = None) -> Comparison:
-    """Compare whole outputs, with the base model on the teachers' inputs; without runs, each sample
-    is a run of its own.
+def compared(tasks: Sequence[Task], *, as_one: bool = False) -> list[Compared]:
+    """Compare whole outputs, with the base model on the teachers' inputs; each sample is a run of
+    its own, unless all of a task's are one.
     """
-    return Comparison(
-        [[sample.teacher for sample in task.samples] for task in tasks],
-        [None] * len(tasks),
-        runs or [[1] * len(task.samples) for task in tasks],
-        id,
-    )
+    return [
+        Compared(
+            task,
+            [sample.teacher for sample in task.samples],
+            [len(task.samples)] if as_one else [1] * len(task.samples),
+        )
+        for task in tasks
+    ]
 
 
 def own_tasks(toy: Toy, adapters: Sequence[Adapter], samples: int = 3) -> list[Task]:
