@@ -17,7 +17,7 @@ import { addReport, mergeButton } from "./merge.js";
 import { renew } from "./older.js";
 import { oneAtATime } from "./pace.js";
 import { html } from "./parts.js";
-import { COMPARE_WIDTH } from "./places.js";
+import { COMPARE_WIDTH, showLetters } from "./places.js";
 import { addSize, addTimes } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
@@ -370,8 +370,10 @@ app.registerExtension({
     forgetAll();
     learnFiles();
   },
-  // not waited for: it waits for the frontend, which would wait for it
-  afterConfigureGraph: () => void recall(),
+  afterConfigureGraph() {
+    if (app.graph.nodes.some(isOurs)) showLetters(app.graph, app.canvas);
+    recall(); // not waited for: it waits for the frontend, which would wait for it
+  },
   onNodeOutputsUpdated(outputs) {
     const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);
     for (const [id, output] of told) {

@@ -19,6 +19,18 @@ const EDGE = 10; // of the screen, round what is brought into sight
 const READABLE = 0.575; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 
+/**
+ * Show a workflow that was opened as its file says, where the page has fitted it so far away that the canvas writes no
+ * letters: newer frontends fit each template.
+ */
+export function showLetters({ extra }, canvas) {
+  const { scale, offset } = extra?.ds ?? {};
+  if (!(scale >= READABLE) || canvas.ds.scale >= READABLE) return;
+  canvas.ds.scale = scale;
+  [canvas.ds.offset[0], canvas.ds.offset[1]] = offset;
+  canvas.setDirty(true, true);
+}
+
 /** Return by how much a merge of the LoRAs of a text grows in a run. */
 export const roomFor = (text) => REPORT + OF_LORA * Math.max(2, text?.match(/<lora:/g)?.length ?? 0);
 

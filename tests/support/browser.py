@@ -152,17 +152,18 @@ class Frontend:
         return self.page.evaluate(wait)
 
     def load_template(self, number: int) -> None:
-        """Load one of the pack's templates."""
+        """Load one of the pack's templates, as the template browser does."""
         (file,) = WORKFLOWS.glob(f"{number} *.json")
-        self.load(json.loads(file.read_text(encoding="utf-8")), file.stem)
+        self.load(json.loads(file.read_text(encoding="utf-8")), file.stem, source="template")
 
-    def load(self, workflow: Json, name: str) -> None:
+    def load(self, workflow: Json, name: str, source: str | None = None) -> None:
         """Load a workflow of either format, when no run is left that shows results on its numbers."""
         # a function that is waited for may not be async: what it promises is true
         self.page.evaluate(QUEUE_EMPTY, WAIT_MS)
         if "nodes" in workflow:
             self.page.evaluate(
-                "([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name]
+                "([graph, name, openSource]) => app.loadGraphData(graph, true, true, name, { openSource })",
+                [workflow, name, source],
             )
         else:
             # out of a subgraph first, which the page does by itself for its own format alone

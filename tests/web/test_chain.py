@@ -159,6 +159,22 @@ def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture)
     assert frontend.errors == []
 
 
+def test_a_template_opens_so_that_its_letters_are_drawn(in_renderer, picture):
+    frontend = in_renderer
+    size = frontend.page.viewport_size
+    frontend.page.set_viewport_size({"width": 1280, "height": 800})
+    frontend.load_template(1)
+    unseen, scale = frontend.page.evaluate(UNSEEN), frontend.page.evaluate("app.canvas.ds.scale")
+    picture(frontend, "template_opens")
+    frontend.page.evaluate("app.canvas.ds.scale = 0.3")
+    frontend.load(frontend.workflow(), "far_away")
+    far = frontend.page.evaluate("app.canvas.ds.scale")
+    frontend.page.set_viewport_size(size)
+    assert scale >= 0.575 and unseen == []
+    assert far == 0.3, "what a user has set stays"
+    assert frontend.errors == []
+
+
 def test_without_a_lora_no_merge_is_made_and_the_page_says_why(in_renderer, picture):
     frontend = in_renderer
     load_plain(frontend)
