@@ -201,7 +201,7 @@ export const ownName = (file) => file.split(/[\\/]/).at(-1);
 /**
  * Return the names of files that have every word of a text: in their own names, then with their folders, then with what
  * else is known of them. Of each of these, first the names that begin with its first word, then those with a word that
- * begins with it.
+ * begins with it; of those alike, the ones in fewer folders.
  *
  * @param {string[]} names
  * @param {string} text
@@ -220,7 +220,8 @@ export function matching(names, text, knownOf = () => "") {
     return base + (own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2);
   };
   const ranks = new Map(found.map((name) => [name, rank(name)]));
-  return found.sort((one, other) => ranks.get(one) - ranks.get(other));
+  const depth = (name) => name.split(/[\\/]/).length; // old versions lie in folders of folders
+  return found.sort((one, other) => ranks.get(one) - ranks.get(other) || depth(one) - depth(other));
 }
 
 function rowsOf(line) {

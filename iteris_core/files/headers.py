@@ -22,6 +22,7 @@ from .tensors import read_header, version
 from .trigger_words import TriggerWords, trigger_words
 
 Facts = TypeVar("Facts")
+_OF_EMBEDDINGS = {"emb_params", "clip_l", "clip_g"}  # the names of all tensors of such files
 _FILES = 5000  # whose facts are remembered, some 2 kB each: people have thousands
 _LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
 
@@ -80,10 +81,15 @@ def lora_header(path: Path) -> LoraHeader:
     """Return the facts in a LoRA file's header, and the trigger words next to the file.
 
     Raises:
-        AdapterError: See `read_header`.
+        AdapterError: A textual inversion; see `read_header`.
     """
     with budget(path):
         tensors, metadata = read_header(path)
+        if tensors and _OF_EMBEDDINGS.issuperset(tensors):
+            raise AdapterError(
+                f"{path.name} is a textual inversion (an embedding), not a LoRA. Move it to "
+                f"models/embeddings, and write embedding:{path.stem} in a prompt"
+            )
         groups, _ = grouped(tensors)
         downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
         ranks = [down.shape[0] for down in downs if down.ndim > 1]

@@ -99,12 +99,12 @@ class TaskFidelity:
         holds in 0.87 of the checks or more where one prompt in five fails (2, 3, 4 or 8 runs).
         """
         runs = len(self.runs)
-        if runs < 2:
+        if not runs:
             return None
         found = [run.kept for run in self.runs]
         mean = statistics.fmean(found)
         freedom = runs - 1 + _USUAL_RUNS
-        squares = (runs - 1) * statistics.variance(found) + _USUAL_RUNS * _USUAL_SPREAD**2
+        squares = runs * statistics.pvariance(found) + _USUAL_RUNS * _USUAL_SPREAD**2
         student = _STUDENT[min(runs - 1, len(_STUDENT) - 1)]
         reach = student * (squares / freedom / runs) ** 0.5
         # three runs without a loss are 0.68, GOOD_FROM, and not a rounding error below it

@@ -61,7 +61,7 @@ def line_of(kept: Kept) -> str:
     advice = "" if kept.advice is None else f": {_sentence(kept.advice)}"
     between = "" if kept.between is None else f" ({_range(*kept.between)})"
     if kept.is_uncertain:
-        between = ", the check's pictures disagree"
+        between = ", the check's pictures leave it open"
     unread = f"; {_percent(kept.unread)} of its file not read" if kept.unread else ""
     return f"{kept.lora}: {kept.words}, kept {_percent(kept.kept)}{between}{unread}{advice}"
 

@@ -85,6 +85,7 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
         ([0.2] * 4, (0.6, 0.979), None),  # two more runs may hardly show it
         ([0.1, 0.3], (0.469, 1.0), None),  # two runs alone say little about their spread
         ([0.0, -0.4], (0.6, 1.0), None),  # more than all of it is not a doubt
+        ([0.0], (0.467, 1.0), ("good", "weak", "lost")),  # one run is no surer than two
         ([0.0] * 2, (0.6, 1.0), ("good", "weak", "lost")),
         ([0.0] * 3, (0.68, 1.0), ("good",)),
         ([9.0, 0.1, 0.1, 0.1], (0.343, 1.0), ("good", "weak", "lost")),
@@ -99,8 +100,8 @@ def test_the_range_is_that_of_the_runs_and_of_two_more_in_which_it_fails():
 
 def test_where_pictures_disagree_nothing_is_told_but_the_level_stays():
     for strengths, told, level in (
-        ((0.0, 1.06), "cat: uncertain, kept 53 %, the check's pictures disagree", "lost"),
-        ((0.1, 1.5), "cat: uncertain, kept 80 %, the check's pictures disagree", "good"),
+        ((0.0, 1.06), "cat: uncertain, kept 53 %, the check's pictures leave it open", "lost"),
+        ((0.1, 1.5), "cat: uncertain, kept 80 %, the check's pictures leave it open", "good"),
         ((0.4, 0.66), "cat: likely lost, kept 53 % (19 to 87)", "lost"),
     ):
         made = report(of_runs("cat", *((abs(1 - share), share) for share in strengths)))

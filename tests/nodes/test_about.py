@@ -38,3 +38,11 @@ def test_only_files_of_the_lists_are_looked_at(replace_host, tmp_path):
     assert thumbnail_of("secret.safetensors") is None
     refused = about_lora("secret.safetensors")
     assert "is not in ComfyUI's list" in refused["error"] and not refused["thumbnail"]
+
+
+def test_a_textual_inversion_is_told_from_a_lora(replace_host, tmp_path):
+    path = tmp_path / "ink.safetensors"
+    save_file({"emb_params": torch.ones(2, 768)}, path)
+    replace_host(lora_names=lambda: [path.name], lora_path=lambda _: path)
+    said = "write embedding:ink in a prompt"
+    assert about_lora(path.name)["error"].endswith(said)

@@ -172,7 +172,7 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(["a", "b"], " "), ["a", "b"]);
   const names = ["a/bright", "ghost/b", "a/x_ghibli", "knights", "b\\\\Ghibli_2", "ghibli"];
   assert.deepEqual(matching(["x/owl_2", "my owl", "x/Owl"], "owl"), ["x/Owl", "x/owl_2", "my owl"]);
-  assert.deepEqual(matching(names, "gh"), ["b\\\\Ghibli_2", "ghibli", "a/x_ghibli", "a/bright", "knights", "ghost/b"]);
+  assert.deepEqual(matching(names, "gh"), ["ghibli", "b\\\\Ghibli_2", "a/x_ghibli", "knights", "a/bright", "ghost/b"]);
   const epochs = ["archive/2025/robot_epoch-10", "robot_epoch-10", "robot_epoch-20"];
   assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
 });
