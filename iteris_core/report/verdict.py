@@ -55,7 +55,7 @@ TOGETHER_UP_TO = 0.55
 APART_FROM = 0.85
 # From this many LoRAs on, fewer are easier to merge.
 _MANY = 3
-# A range that says nothing: pictures disagree, or are too few. The page has the same bound (web/report.js).
+# A range that says nothing: pictures disagree, or are too few (web/report.js has the same bound).
 _SAYS_NOTHING = 0.8
 
 
