@@ -305,4 +305,5 @@ def _advice(found: TaskFidelity, levels: Sequence[Level], made: Made) -> AdviceK
         return "fewer"
     if "good" in levels:
         return "priority"
-    return "alone" if made.effort == "polished" else "polish"
+    # on UNets a polish was no gain: docs/method.md
+    return "polish" if made.on_transformer and made.effort != "polished" else "alone"

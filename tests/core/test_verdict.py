@@ -160,9 +160,10 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
     [
         ((0.1, 0.1), {"method": "ties", "layers": [layer(cut=0.9)]}, Advice("method", ("ties",))),
         ((), {"layers": [layer(cut=0.46)]}, Advice("rank")),
-        ((), {"layers": [layer(cut=0.44)]}, Advice("polish")),
-        ((), {"layers": [layer(cut=0.5, asked=False)]}, Advice("polish")),  # was not asked for
-        ((), {"calibration": {"polish": 100}}, Advice("alone")),
+        ((), {"layers": [layer(cut=0.44)], "on_transformer": True}, Advice("polish")),
+        ((), {"layers": [layer(cut=0.44)]}, Advice("alone")),
+        ((), {"layers": [layer(cut=0.5, asked=False)]}, Advice("alone")),  # was not asked for
+        ((), {"calibration": {"polish": 100}, "on_transformer": True}, Advice("alone")),
         ((0.1,), {}, Advice("priority")),
         ((0.1, 0.1), {}, Advice("fewer")),
     ],
@@ -172,7 +173,7 @@ def test_a_lora_that_is_lost_gets_the_advice_that_helps_most(others, more, expec
     assert advice(made) == expected
     assert made.alerts[0].startswith("cat: lost, kept 10 %")
     both = report(own("cat", 0.9), own("dog", 0.9)).verdict
-    assert both.advice == Advice("polish") and not any(kept.advice for kept in both.loras)
+    assert both.advice == Advice("alone") and not any(kept.advice for kept in both.loras)
     assert all(kept.advice is None for kept in made.verdict.loras if kept.lora != "cat")
 
 
