@@ -236,8 +236,9 @@ class Rows {
   drag({ currentTarget: grip, pointerId, button: pressed }, place) {
     if (pressed !== 0) return;
     const row = grip.closest(".iteris-row");
+    const rows = () => [...this.list.querySelectorAll(".iteris-row")]; // below them may be a word on those left out
     const follow = ({ clientY }) => {
-      const others = [...this.list.children].filter((other) => other !== row);
+      const others = rows().filter((other) => other !== row);
       const next = others.find((other) => {
         const { top, height } = other.getBoundingClientRect();
         return clientY < top + height / 2;
@@ -247,7 +248,7 @@ class Rows {
     const end = ({ type }) => {
       stop.abort();
       row.classList.remove("iteris-dragged");
-      const to = this.drawn()[[...this.list.children].indexOf(row)];
+      const to = this.parts[rows().indexOf(row)].place; // a line that was emptied is still among them
       if (type === "pointerup" && to !== place) {
         this.put(moved(this.entries, place, to));
         this.finish();

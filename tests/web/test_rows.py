@@ -909,6 +909,34 @@ def test_rows_are_added_taken_out_and_moved(rows, picture):
     assert text_of(rows) == FIRST
 
 
+def drag_down(rows, place, to_y):
+    start = at(rows, place, "grip").bounding_box()
+    rows.page.mouse.move(start["x"] + 5, start["y"] + 8)
+    rows.page.mouse.down()
+    rows.page.mouse.move(start["x"] + 5, to_y, steps=4)
+    rows.page.mouse.up()
+    rows.settle()
+
+
+def test_a_row_is_moved_past_a_line_that_was_emptied(rows):
+    rows.set_widgets(MERGE, loras=f"{FIRST}\n# a remark\n{THIRD}")
+    remark = rows.page.locator(".iteris-remark input")
+    remark.fill("")
+    remark.blur()
+    drag_down(rows, 0, at(rows, 2, "out").bounding_box()["y"] + 60)
+    assert text_of(rows) == f"\n{THIRD}\n{FIRST}"
+
+
+def test_the_last_row_that_is_shown_is_not_moved_past_those_left_out(rows):
+    text = "\n".join(f"<lora:first:{number / 100}>" for number in range(201))
+    rows.set_widgets(MERGE, loras=text)
+    rows.settle()
+    top = at(rows, 199, "grip").bounding_box()["y"]
+    rows.show(MERGE, left=600, top=150 + 500 - int(top))
+    drag_down(rows, 199, at(rows, 199, "grip").bounding_box()["y"] + 90)
+    assert text_of(rows) == text
+
+
 def test_what_is_written_elsewhere_is_seen_in_the_rows(rows, picture):
     odd = "<lora:first:1> sytle | x\n\n# a remark\n<lora:gone:1>"
     rows.page.locator(".iteris-other").click()
