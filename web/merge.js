@@ -132,6 +132,12 @@ export function addReport(node, say) {
     draw(element, node.properties[PROPERTY], say, how);
     fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
+  /** Show a report that was read; undefined: it cannot be drawn. */
+  const showRead = (report) => {
+    node.properties[PROPERTY] = report;
+    show();
+    if (!report) element.firstChild.textContent = say("unreadable");
+  };
   const loadNow = async (event, name, words) => {
     event.stopPropagation();
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
@@ -221,15 +227,14 @@ export function addReport(node, say) {
     const found = readSaved(figures(output.iteris_report[0]));
     // what is told again, as from the server's cache, is still in the file
     const isAgain = file && JSON.stringify(before) === JSON.stringify(found);
-    const report = isAgain ? { ...found, file } : { ...found, ...early };
+    const report = found && { ...found, ...(isAgain ? { file } : early) };
     early = undefined;
-    node.properties[PROPERTY] = report;
     delete node.properties[MADE_AS];
     told = true;
     forgetEnd();
     isEarlier = isChanged = false;
     removeProgress();
-    show();
+    showRead(report);
     shown = report;
     const name = await nameAsRun(node, output);
     if (shown !== report) return; // another one has come
@@ -274,9 +279,8 @@ export function addReport(node, say) {
   also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];
-    if (saved !== undefined) node.properties[PROPERTY] = readSaved(saved); // all of it would be copied at every change
-    show();
-    if (saved !== undefined && !node.properties[PROPERTY]) element.firstChild.textContent = say("unreadable");
+    if (saved === undefined) show();
+    else showRead(readSaved(saved)); // all of it would be copied at every change
     node.compareIterisRun();
   });
   show();

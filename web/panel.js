@@ -327,7 +327,7 @@ function detailOf(model, block, say) {
     const line = html("div", "iteris-layer");
     line.append(html("span", "iteris-name", name));
     residuals.forEach((value, task) => {
-      if (value === null) return;
+      if (value === null && task !== suffers) return;
       const shown = html("span", task === suffers ? "iteris-value iteris-suffers" : "iteris-value", figure(value));
       paint(shown, task);
       shown.title = model.tasks[task];

@@ -77,8 +77,9 @@ export function median(values) {
   return last < 0 ? undefined : (sorted[Math.floor(last / 2)] + sorted[Math.ceil(last / 2)]) / 2;
 }
 
-// JSON has null for a figure that is not finite
-const rounded = (value) => (value === null ? null : Number(value.toPrecision(DIGITS)));
+// JSON has null for a figure that is not finite: it is worse than any other
+const weighed = (value) => value ?? Infinity;
+const rounded = (value) => (Number.isFinite(value) ? Number(value.toPrecision(DIGITS)) : null);
 
 /**
  * Return the figures that the panel needs, small enough to be kept in a saved workflow.
@@ -150,7 +151,7 @@ function unseen({ fidelity = [] }) {
   return fidelity.map(({ task, output_error: error, strength }) => ({
     name: task,
     error: rounded(error),
-    strength: strength === null ? null : rounded(strength),
+    strength: rounded(strength),
   }));
 }
 
@@ -161,7 +162,7 @@ function overall(report, tasks) {
       const found = report.layers.flatMap(({ path, tasks: entries }) =>
         entries
           .filter((entry) => entry.task === task && entry.wears === wears)
-          .map(({ residual }) => ({ residual, path })),
+          .map(({ residual }) => ({ residual: weighed(residual), path })),
       );
       if (!found.length) return;
       const worst = found.reduce((a, b) => (b.residual > a.residual ? b : a));
@@ -208,7 +209,8 @@ export function bars(model) {
   return model.blocks.map(({ name, layers }) => ({
     name,
     bars: loras(model).flatMap((task) => {
-      const found = layers.filter(([, , , wears]) => wears[task] === "1").map(([, , residuals]) => residuals[task]);
+      const residuals = layers.filter(([, , , wears]) => wears[task] === "1").map(([, , each]) => each[task]);
+      const found = residuals.filter((value) => value !== null); // the others have no bar
       return found.length ? [{ task, median: median(found), worst: Math.max(...found) }] : [];
     }),
   }));
@@ -230,7 +232,7 @@ export function layersOf(model, block) {
   const rows = found.flatMap(([name, rank, residuals, wears]) => {
     const wearing = loras(model).filter((task) => wears[task] === "1");
     if (!wearing.length) return [];
-    const suffers = wearing.reduce((a, b) => (residuals[b] > residuals[a] ? b : a));
+    const suffers = wearing.reduce((a, b) => (weighed(residuals[b]) > weighed(residuals[a]) ? b : a));
     return [
       {
         name,
@@ -241,5 +243,5 @@ export function layersOf(model, block) {
       },
     ];
   });
-  return rows.sort((a, b) => b.worst - a.worst);
+  return rows.sort((a, b) => weighed(b.worst) - weighed(a.worst));
 }

@@ -20,7 +20,7 @@ const isText = (value) => typeof value === "string" && value.length <= MOST.char
 const isNumber = (value) => Number.isFinite(value);
 const isNumberOrNone = (value) => value === null || isNumber(value);
 
-const isUnseen = (line) => isObject(line) && isText(line.name) && isNumber(line.error) && isNumberOrNone(line.strength);
+const isUnseen = (line) => isObject(line) && isText(line.name) && [line.error, line.strength].every(isNumberOrNone);
 
 const isAdvice = (advice) =>
   isObject(advice) &&
@@ -97,15 +97,16 @@ export function readFile(file) {
 
 function isLine(line, tasks) {
   const isTask = isObject(line) && Number.isInteger(line.task) && line.task >= 0 && line.task < tasks;
-  return isTask && typeof line.wears === "boolean" && isNumber(line.median) && isNumber(line.worst) && isText(line.at);
+  return (
+    isTask && typeof line.wears === "boolean" && [line.median, line.worst].every(isNumberOrNone) && isText(line.at)
+  );
 }
 
 function isLayer(layer, tasks) {
   if (!Array.isArray(layer) || layer.length !== 4) return false;
   const [name, rank, residuals, wears] = layer;
   if (!isText(name) || !isNumber(rank) || !isText(wears) || !Array.isArray(residuals)) return false;
-  if (residuals.length !== tasks || wears.length !== tasks) return false;
-  return residuals.every((value, task) => (wears[task] === "1" ? isNumber(value) : isNumberOrNone(value)));
+  return residuals.length === tasks && wears.length === tasks && residuals.every(isNumberOrNone);
 }
 
 /** Return the blocks that can be drawn, or undefined if one has another shape. */

@@ -15,6 +15,7 @@ import {
   place,
   scaleTop,
 } from "../../web/report.js";
+import { readSaved } from "../../web/saved.js";
 import { languages } from "../../web/words.js";
 
 const UNET = "diffusion_model.";
@@ -245,10 +246,22 @@ test("what a merge fails comes before all other warnings", () => {
 
 test("a figure that is not finite is null, and drawn as none", () => {
   const fidelity = [{ task: "cat", output_error: null, strength: null }];
-  const layers = [layer(`${UNET}input_blocks.1.1.proj_in`, 4, ["cat", null, true])];
-  const model = figures({ layers, fidelity });
+  const named = (name, residual) => layer(`${UNET}input_blocks.1.1.${name}`, 4, ["cat", residual]);
+  const layers = [named("proj_in", 0.5), named("proj_out", null), named("proj_up", 0.25)];
+  const model = readSaved(figures({ layers, fidelity }));
   assert.deepEqual(model.unseen, [{ name: "cat", error: null, strength: null }]);
-  assert.equal(model.overall[0].worst, null);
+  assert.deepEqual(model.overall, [{ task: 0, wears: true, median: 0.5, worst: null, at: "IN01 proj_out" }]);
+  assert.deepEqual(bars(model), [{ name: "IN01", bars: [{ task: 0, median: 0.375, worst: 0.5 }] }]);
+  assert.deepEqual(
+    layersOf(model, "IN01").map(({ name, worst }) => [name, worst]),
+    [
+      ["proj_out", null],
+      ["proj_in", 0.5],
+      ["proj_up", 0.25],
+    ],
+  );
+  const none = readSaved(figures({ layers: [layers[1]] }));
+  assert.deepEqual([none.overall[0].median, bars(none)], [null, [{ name: "IN01", bars: [] }]]);
 });
 
 test("a report without layers is an empty picture", () => {

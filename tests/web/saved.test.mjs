@@ -85,8 +85,8 @@ function use(report) {
   assert.ok(top > 0);
   for (const { name } of report.blocks) layersOf(report, name);
   for (const { median, worst, at, task } of report.overall)
-    [median.toFixed(2), worst.toFixed(2), at.trim(), report.tasks[task].trim()];
-  for (const { error, name } of report.unseen) [error.toFixed(2), name.trim()];
+    [median?.toFixed(2), worst?.toFixed(2), at.trim(), report.tasks[task].trim()];
+  for (const { error, name } of report.unseen) [error?.toFixed(2), name.trim()];
   if (report.verdict) {
     const { loras, together, unjudged, against, advice, bounds } = report.verdict;
     for (const names of Object.values(unjudged ?? {})) for (const name of names) name.trim();

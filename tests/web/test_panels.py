@@ -11,6 +11,7 @@ FIRST = 2
 SECOND = 3
 SETTINGS = 4
 SAVE = 6
+DASH = "\N{EN DASH}"
 AMBER = "rgb(224, 161, 0)"
 
 
@@ -344,6 +345,23 @@ def test_a_merge_that_nothing_saves_offers_what_does(in_renderer, small, picture
         ]
 
     assert saves() == [[str(MERGE), 3]]
+    assert frontend.errors == []
+
+
+def test_a_figure_that_is_not_finite_is_a_dash_beside_the_verdict(frontend, small):
+    small(frontend, seed=64)
+    frontend.show(MERGE, top=100)
+    output = report_with_verdict(kept("first", 0, "lost"))
+    (report,) = output["iteris_report"]
+    report["layers"][0]["tasks"][0]["residual"] = None  # what JSON has for it
+    report["fidelity"] = [{"task": "base", "output_error": None, "strength": None}]
+    frontend.executed(MERGE, output)
+    panel = frontend.page.locator(".iteris-report")
+    expect(panel.locator(".iteris-kept")).to_contain_text("lost")
+    panel.locator("summary").click()
+    expect(panel.locator(".iteris-line")).to_contain_text([DASH, DASH])
+    panel.locator(".iteris-block").hover()
+    expect(panel.locator(".iteris-suffers")).to_have_text(DASH)
     assert frontend.errors == []
 
 
@@ -1074,6 +1092,8 @@ def test_a_saved_report_of_any_shape_and_size_is_opened(frontend, picture, small
         "id => app.graph.getNodeById(id).properties.iteris_report.blocks.length", MERGE
     )
     assert kept == 400
+    frontend.executed(MERGE, report_of(0.5, "x" * 3000))
+    assert "cannot be read" in panel.inner_text(), "also of a run"
     assert frontend.errors == []
 
 

@@ -72,7 +72,7 @@ export default {
   suffers: "{lora} suffers most",
   earlier: "Report of an earlier run: the last one did not finish.",
   changed: "Result of a run with other settings.",
-  unreadable: "The report that this workflow saved cannot be read; a run makes a new one.",
+  unreadable: "The report cannot be read; a run makes a new one.",
   cut: "This report has more than can be shown; the rest is left out.",
   add: "+ Add another LoRA",
   add_title: "Add another LoRA after this one",

@@ -69,7 +69,7 @@ export default {
   suffers: "{lora} 损失最大",
   earlier: "这是更早一次运行的报告：上一次运行没有完成。",
   changed: "这是以其他设置运行的结果。",
-  unreadable: "此工作流中保存的报告无法读取；运行后会生成新的报告。",
+  unreadable: "无法读取报告；运行后会生成新的报告。",
   cut: "报告内容超出可显示的范围，其余部分已略去。",
   add: "+ 再加一个 LoRA",
   add_title: "在此之后再加一个 LoRA",
