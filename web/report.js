@@ -33,6 +33,7 @@ const BLOCKS = [
   [/^diffusion_model\.single_(?:blocks|layers)\.(\d+)\.(.+)$/, "S"],
   [/^diffusion_model\.noise_refiner\.(\d+)\.(.+)$/, "NR"],
   [/^diffusion_model\.context_refiner\.(\d+)\.(.+)$/, "CR"],
+  [/^diffusion_model\.low_noise\.blocks\.(\d+)\.(.+)$/, "L"],
   [/^diffusion_model\.(?:joint_blocks|transformer_blocks|blocks|layers)\.(\d+)\.(.+)$/, "B"],
 ];
 

@@ -51,7 +51,7 @@ const areNames = (names) => Array.isArray(names) && names.length <= MOST.lines &
 const isUnjudgedOrNone = (found) =>
   found === null || (isObject(found) && areNames(found.subjects) && areNames(found.styles));
 
-const areOfTransformer = (blocks) => blocks.some(({ name }) => /^(?:D|S|B|NR|CR)\d/.test(name));
+const areOfTransformer = (blocks) => blocks.some(({ name }) => /^(?:D|S|B|L|NR|CR)\d/.test(name));
 
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
 function verdictOf(verdict, blocks) {

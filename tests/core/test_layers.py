@@ -1,5 +1,8 @@
 """Linear and Conv2d seen as one: a matrix that multiplies tokens."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -72,24 +75,7 @@ def test_other_modules_are_refused():
             weight_shape(module)
 
 
-BLOCKS = dict(
-    [
-        ("clip_l.transformer.text_model.encoder.layers.2.mlp.fc1", "TE02"),
-        ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_q", "IN01"),
-        ("diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_q", "MID"),
-        ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc1", "TG31"),
-        ("diffusion_model.double_blocks.5.img_attn.qkv", "D05"),
-        ("diffusion_model.joint_blocks.2.x_block.attn.qkv", "B02"),
-        ("diffusion_model.noise_refiner.1.attention.qkv", "NR01"),
-        ("diffusion_model.distilled_guidance_layer.layers.0.in_layer", "other"),
-        ("unet.down_blocks.2.attentions.0.proj_in", "DOWN2"),
-        ("encoder.block.7.layer.0.SelfAttention.q", "ENC07"),
-        ("text_decoder.bert.encoder.layer.3.attention", "DEC03"),
-        ("decoder.block.1.layer.0.q", "DEC01"),
-        ("lm_head", "other"),
-    ]
-)
-
-
 def test_layers_are_named_by_their_block():
-    assert {path: block_of(path) for path in BLOCKS} == BLOCKS
+    table = json.loads((Path(__file__).parents[1] / "data" / "blocks.json").read_text("utf-8"))
+    blocks = {path: block for path, (block, _) in table["comfyui"].items()} | table["others"]
+    assert {path: block_of(path) for path in blocks} == blocks

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import {
@@ -54,30 +55,9 @@ const REPORT = {
 };
 
 test("a layer's place is said in the words of block weights", () => {
-  const said = {
-    "clip_l.transformer.text_model.encoder.layers.11.mlp.fc1": ["TE11", "mlp.fc1"],
-    "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_out.0": ["IN04", "attn2.to_out.0"],
-    "diffusion_model.input_blocks.11.0.in_layers.2": ["IN11", "0.in_layers.2"],
-    "diffusion_model.middle_block.2.in_layers.2": ["MID", "2.in_layers.2"],
-    "diffusion_model.middle_block.1.proj_in": ["MID", "proj_in"],
-    "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_k": ["OUT03", "attn1.to_k"],
-    "diffusion_model.time_embed.0": ["other", "time_embed.0"],
-    "diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k": ["IN08", "1.transformer_blocks.9.attn2.to_k"],
-    "clip_g.transformer.text_model.encoder.layers.31.mlp.fc1": ["TG31", "mlp.fc1"],
-    "diffusion_model.double_blocks.5.img_attn.qkv": ["D05", "img_attn.qkv"],
-    "diffusion_model.single_blocks.37.linear1": ["S37", "linear1"],
-    "diffusion_model.joint_blocks.2.x_block.attn.qkv": ["B02", "x_block.attn.qkv"],
-    "diffusion_model.transformer_blocks.59.attn.to_q": ["B59", "attn.to_q"],
-    "diffusion_model.layers.0.attention.qkv": ["B00", "attention.qkv"],
-    "diffusion_model.noise_refiner.1.attention.qkv": ["NR01", "attention.qkv"],
-    "diffusion_model.context_refiner.0.attention.out": ["CR00", "attention.out"],
-    "diffusion_model.distilled_guidance_layer.layers.0.in_layer": [
-      "other",
-      "distilled_guidance_layer.layers.0.in_layer",
-    ],
-    "encoder.block.0.layer.0.SelfAttention.q": ["other", "encoder.block.0.layer.0.SelfAttention.q"],
-  };
-  for (const [path, [block, name]] of Object.entries(said)) assert.deepEqual(place(path), { block, layer: name });
+  const { comfyui, others } = JSON.parse(readFileSync(new URL("../data/blocks.json", import.meta.url)));
+  for (const [path, [block, name]] of Object.entries(comfyui)) assert.deepEqual(place(path), { block, layer: name });
+  for (const path of Object.keys(others)) assert.deepEqual(place(path), { block: "other", layer: path });
 });
 
 test("the median is the one of Python's statistics", () => {

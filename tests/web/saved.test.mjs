@@ -149,7 +149,7 @@ test("of a transformer, a verdict that version 0.1.0 has kept is told as today's
     const blocks = [{ name, layers: REPORT.blocks[0].layers }];
     return readSaved({ ...REPORT, verdict, blocks }).verdict.loras.map(({ isTold, advice }) => [isTold, advice?.kind]);
   };
-  for (const block of ["D05", "B11"])
+  for (const block of ["D05", "B11", "L07"])
     assert.deepEqual(
       told(block),
       [false, false, true].map((isTold) => [isTold, isTold ? "method" : undefined]),
