@@ -91,12 +91,14 @@ function heldBy({ type, widgets = [] }) {
  * Return the widget that an input's value is written in: the node's own, or where a link leads to it, a subgraph's or
  * that of a node that holds a value; undefined: there is none, or the value is worked out in a run.
  */
-export function widgetOf(node, name) {
+export function widgetOf(node, name, seen = new Set()) {
   const input = node?.inputs?.find(({ widget }) => widget?.name === name);
   if (input?.link == null) return node?.widgets?.find((widget) => widget.name === name);
+  if (seen.has(input)) return undefined; // links may go round
+  seen.add(input);
   const { node: source, widget } = sourceOf(node.graph, input.link);
   const held = source && (widget ?? heldBy(source));
-  return held && widgetOf(source, held);
+  return held && widgetOf(source, held, seen);
 }
 
 /** Return what an input is, see `widgetOf`. */

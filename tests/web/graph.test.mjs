@@ -71,6 +71,14 @@ test("a value is that of the node that holds it, and hands it on", () => {
     assert.equal(seen(other), undefined, other?.type);
 });
 
+test("two nodes that hand a value on to one another hold none", () => {
+  const [to, from] = [{ value: {} }, { value: {} }];
+  const [one, other] = [node("PrimitiveInt", { value: 1 }, to), node("PrimitiveInt", { value: 2 }, from)];
+  to.value.outputNode = other;
+  from.value.outputNode = one;
+  assert.equal(widgetOf(one, "value"), undefined);
+});
+
 test("a seed is one that stays so", () => {
   const seen = (seed) => seedBy(node("KSampler", { seed }), "seed");
   assert.deepEqual([0, 7, -1, undefined].map(seen), [0, 7, undefined, undefined]);
