@@ -65,6 +65,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     return merge?.iterisLoaderOf?.(file);
   };
   const buttonsOf = (file) => loadButton(loaderOf(file), say);
+  let shown; // the output, or how a run ended
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
   let failedAs; // or why that run failed
@@ -76,6 +77,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     remember(output);
   };
   const showParts = (output) => {
+    shown = output;
     isOld = false;
     const parts = [
       ...linesOf(output.text, output.iteris_saved ?? [], buttonsOf),
@@ -112,12 +114,14 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   );
   /** Show what the last run ended with, until the next one begins or the node is another one. */
   const showEnd = async (line, nameOfIt = nameAsRun) => {
+    shown = line;
     isOld = true;
     failedAs = undefined;
     mark(false);
     element.replaceChildren(line);
     show(width);
-    failedAs = await nameOfIt(node);
+    const name = await nameOfIt(node);
+    if (shown === line) failedAs = name;
   };
   node.showIterisFailure = (message, isRefused = false) =>
     showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
@@ -162,7 +166,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   async function remember(output) {
     madeAs = undefined;
     const ran = await ranAs(node, output, (output.iteris_saved ?? []).map(readFile));
-    if (!ran.name || !node.graph) return;
+    if (shown !== output || !ran.name || !node.graph) return; // or another one has come
     madeAs = ran.name;
     node.compareIterisRun();
     if (output.iteris_tiles?.length) keepComparison(ran.name, output);

@@ -1167,6 +1167,32 @@ def test_a_run_that_makes_the_same_again_does_not_change_the_workflow(frontend, 
     assert frontend.errors == []
 
 
+def test_what_a_run_has_made_is_not_taken_for_an_earlier_runs(frontend, small):
+    """Of that, the page may still ask the server whether it knows the run that made the same."""
+    page = frontend.page
+    small(frontend, seed=65)
+    saved = {"iteris_saved": [SAVED], "text": ["saved"]}
+    ran = f"app.graph.getNodeById({SAVE}).properties.iteris_ran"
+    frontend.begin("first_65")
+    frontend.executed(SAVE, saved, run="first_65")
+    page.wait_for_function(f"{ran}?.run === 'first_65'")
+    page.evaluate(f"{ran}.run = 'kept_65'")
+    held = {}
+    page.route("**/history/kept_65", lambda route: held.update(route=route))
+    frontend.begin("second_65")
+    frontend.executed(SAVE, saved, run="second_65")
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    frontend.begin("third_65")
+    frontend.executed(SAVE, saved, run="third_65")
+    page.wait_for_function(f"{ran}.run === 'third_65'")
+    held["route"].fulfill(json={})
+    frontend.settle(60)
+    assert page.evaluate(f"{ran}.run") == "third_65"
+    expect(page.locator(".iteris-text .iteris-earlier")).to_have_count(0)
+    page.unroute("**/history/kept_65")
+    assert frontend.errors == []
+
+
 def test_a_server_that_was_stopped_is_not_blamed_on_a_script(frontend, small):
     small(frontend, seed=51)
     frontend.page.route("**/prompt", lambda route: route.abort())
