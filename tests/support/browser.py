@@ -217,22 +217,45 @@ class Frontend:
         )
         self.settle()
 
+    def into_subgraph(self, *ids: int | str, show: bool = False) -> int:
+        """Put nodes into a subgraph, as the menu does, show the last one there, and return its node's id."""
+        return self.page.evaluate(
+            """([ids, show]) => {
+                const { node } = app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id))));
+                if (show) {
+                    app.canvas.setGraph(node.subgraph);
+                    app.canvas.centerOnNode(node.subgraph.getNodeById(ids.at(-1)));
+                }
+                return node.id;
+            }""",
+            [ids, show],
+        )
+
     def complaints(self) -> Any:
         """Return the page's messages, but for the one that the installed templates are old."""
         return self.page.locator(".p-toast-message").filter(
             has_not_text="Version Compatibility Warning"
         )
 
-    def queued(self, run: str, alone: Sequence[str] | None = None) -> None:
-        """Let the page believe that it has queued the workflow that is shown, or nodes of it, as this run."""
+    @contextlib.contextmanager
+    def queueing(self, run: str) -> Iterator[Any]:
+        """Let the page believe that what it queues meanwhile is this run; its `value` is that request."""
         answer = {"prompt_id": run, "number": 1, "node_errors": {}}
         self.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-        self.page.evaluate(
-            """async (partialExecutionTargets) =>
-                comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt(), { partialExecutionTargets })""",
-            alone,
-        )
+        with self.page.expect_request_finished(
+            lambda request: request.url.endswith("/prompt")
+        ) as request:
+            yield request
         self.page.unroute("**/prompt")
+
+    def queued(self, run: str, alone: Sequence[str] | None = None) -> None:
+        """Let the page believe that it has queued the workflow that is shown, or nodes of it, as this run."""
+        with self.queueing(run):
+            self.page.evaluate(
+                """async (partialExecutionTargets) =>
+                    comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt(), { partialExecutionTargets })""",
+                alone,
+            )
 
     def send(self, event: str, **detail: Any) -> None:
         """Let the page believe that the server has sent it something."""

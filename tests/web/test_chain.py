@@ -52,6 +52,7 @@ UNSEEN = """() => {
         return start[0] < left || start[1] < top || end[0] > right || end[1] > bottom;
     }).map(({ type }) => type);
 }"""
+REPORTED = {"iteris_report": [{"layers": [], "fidelity": [], "unmatched": {}, "notes": []}]}
 OF_MERGES = ("IterISCompare", "IterISSave")
 ONE = "name => app.graph.nodes.find(({ type }) => type === name)"
 
@@ -218,22 +219,22 @@ def test_a_pinned_node_stays_where_it_is(frontend):
 def test_a_save_at_a_click_is_one_step_with_the_seeds_of_its_run(in_renderer):
     frontend = in_renderer
     load_plain(frontend, "IterISMerge")
-    verdict = {"layers": [], "fidelity": [], "unmatched": {}, "notes": []}
-    frontend.executed(int(LOADER), {"iteris_report": [verdict]})
+    frontend.executed(int(LOADER), REPORTED)
     frontend.settle(40)
     frontend.keep()
     seed = "app.graph.getNodeById('6').widgets.find(({ name }) => name === 'seed').value"
     before = kinds(frontend), frontend.page.evaluate(seed)
-    answer = {"prompt_id": "saves", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as queued:
-        frontend.page.locator(".iteris-file").get_by_role("button", name="Save").click()
+    unsaved = frontend.page.locator(".iteris-file", has_text="Not saved as a file.")
+    expect(unsaved).to_have_count(1)
+    with frontend.queueing("saves") as queued:
+        unsaved.get_by_role("button", name="Save").click()
     assert run_alone(queued) == "IterISSave"
-    frontend.page.unroute("**/prompt")
+    expect(unsaved).to_have_count(0)
     frontend.settle(40)
     frontend.keep()
     after = kinds(frontend), frontend.page.evaluate(seed)
-    assert "IterISSave" in after[0]
+    (save,) = (node for node in frontend.prompt().values() if node["class_type"] == "IterISSave")
+    assert save["inputs"]["merged"] == [LOADER, 3]
     # Nodes 2.0 of 0.3.75 moves the merge
     if not frontend.settings["Comfy.VueNodes.Enabled"]:
         assert "IterISSave merged" not in frontend.page.evaluate(HIDDEN)
@@ -244,7 +245,6 @@ def test_a_save_at_a_click_is_one_step_with_the_seeds_of_its_run(in_renderer):
     assert frontend.errors == []
 
 
-REPORTED = {"iteris_report": [{"layers": [], "fidelity": [], "unmatched": {}, "notes": []}]}
 PICTURES_SEEN = """() => {
     const pictures = document.querySelector(".iteris-slider").getBoundingClientRect();
     const free = document.querySelector(".graph-canvas-panel").getBoundingClientRect();
@@ -265,11 +265,8 @@ def see(frontend):
 
 def seen_queued(frontend):
     """Press the button for pictures, and return what it queues, without a run."""
-    answer = {"prompt_id": "draws", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as queued:
+    with frontend.queueing("draws") as queued:
         see(frontend)
-    frontend.page.unroute("**/prompt")
     return queued
 
 
@@ -328,21 +325,10 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     assert frontend.errors == []
 
 
-def into_subgraph(frontend, *ids):
-    """Put nodes into a subgraph, show the last one there, and return the id of the subgraph's node."""
-    convert = """ids => {
-        const { node } = app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id))));
-        app.canvas.setGraph(node.subgraph);
-        app.canvas.centerOnNode(node.subgraph.getNodeById(ids.at(-1)));
-        return node.id;
-    }"""
-    return frontend.page.evaluate(convert, ids)
-
-
 def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, picture):
     frontend = in_renderer
     load_plain(frontend)
-    into_subgraph(frontend, LOADER)
+    frontend.into_subgraph(LOADER, show=True)
     frontend.page.locator(".iteris-merge-these").press("Enter")
     frontend.page.get_by_text("It needs exactly one VAE").wait_for()
     picture(frontend, "no_compare")
@@ -355,7 +341,7 @@ def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, 
 def test_a_vae_that_comes_into_a_subgraph_is_compares(in_renderer, picture):
     frontend = in_renderer
     load_plain(frontend)
-    outer = into_subgraph(frontend, "7", LOADER)
+    outer = frontend.into_subgraph("7", LOADER, show=True)
     frontend.page.locator(".iteris-merge-these").press("Enter")
     frontend.page.wait_for_function(
         "app.canvas.graph.nodes.some(({ type }) => type === 'IterISSave')"
@@ -372,7 +358,7 @@ def test_a_vae_that_comes_into_a_subgraph_is_compares(in_renderer, picture):
 
 def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
     load_plain(frontend, "IterISMerge")
-    outer = into_subgraph(frontend, "1", LOADER)
+    outer = frontend.into_subgraph("1", LOADER, show=True)
     frontend.executed(f"{outer}:{LOADER}", REPORTED)
     frontend.settle(40)
     queued = seen_queued(frontend)
@@ -435,13 +421,13 @@ def test_compare_draws_what_a_prompt_says_that_has_a_guidance_of_its_own(in_rend
 
 def test_a_merge_measures_with_guidance_where_only_its_sampler_shows_that_there_is_some(frontend):
     """Of Z-Image, nothing tells base from Turbo."""
-    asked = "**/iteris/model?name=checkpoint.safetensors"
+    asked = "**/iteris/model?name=z_image.safetensors"
     known = {"family": "Z-Image", "fits": [], "guidance": 1, "resolution": 1024}
     frontend.page.route(asked, lambda route: route.fulfill(json=known))
     cfgs = {}
     for cfg in (4, 1):
-        frontend.open()  # what is known of files is remembered
         load_plain(frontend, cfg=cfg)
+        frontend.set_widgets(1, ckpt_name="z_image.safetensors")
         merge_these(frontend)
         nodes = frontend.prompt().values()
         cfgs[cfg] = {
@@ -450,7 +436,6 @@ def test_a_merge_measures_with_guidance_where_only_its_sampler_shows_that_there_
             if node["class_type"] in ("IterISSettings", "IterISCompare")
         }
     frontend.page.unroute(asked)
-    frontend.open()
     assert cfgs == {4: {"IterISSettings": 4, "IterISCompare": 0}, 1: {"IterISCompare": 0}}
     assert frontend.errors == []
 
@@ -538,7 +523,7 @@ def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
     """A subgraph's own widgets say the prompt and the steps, and nodes of one value the rest."""
     load_plain(frontend)
     within = [ENCODER, SAMPLER]
-    subgraph = into_subgraph(frontend, *within)
+    subgraph = frontend.into_subgraph(*within, show=True)
     frontend.page.evaluate(
         """([id, encoder, sampler, latent]) => {
             const outer = app.graph.getNodeById(id);
@@ -620,11 +605,10 @@ def saved(frontend, *, is_cached=False):
     file = {"merge": str(merge), "name": "first.safetensors", "listed_as": "first.safetensors"}
     file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"]}
     file["hash"] = frontend.page.evaluate(told, file["name"])["hash"]
-    verdict = {"layers": [], "fidelity": [], "unmatched": {}, "notes": []}
     load = frontend.page.locator(".iteris-report .iteris-load")
     lines = [f"/loras/{file['name']}", "read back", "3 MB"]
     events = [
-        (merge, {"iteris_report": [verdict]}),
+        (merge, REPORTED),
         (save, {"text": lines, "iteris_saved": [file]}),
     ]
     for node, output in reversed(events) if is_cached else events:

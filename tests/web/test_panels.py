@@ -97,12 +97,9 @@ def send_stage(frontend, run, node, name, done, total, seconds_left=0):
 
 def press_run(frontend, run):
     """Let the page queue the workflow that is shown, and a server that does nothing answer."""
-    answer = {"prompt_id": run, "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_response("**/prompt"):
+    with frontend.queueing(run):
         frontend.run()
     frontend.settle()
-    frontend.page.unroute("**/prompt")
 
 
 THREE = report_with_verdict(
@@ -319,35 +316,6 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert frontend.errors == []
 
 
-def test_a_merge_that_nothing_saves_offers_what_does(in_renderer, small, picture):
-    frontend = in_renderer
-    small(frontend, seed=56)
-    frontend.page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", SAVE)
-    frontend.keep()
-    frontend.show(MERGE, top=100)
-    frontend.executed(MERGE, THREE)
-    line = frontend.page.locator(".iteris-file", has_text="Not saved as a file.")
-    expect(line).to_have_count(1)
-    picture(frontend, "not_saved")
-    answer = {"prompt_id": "saves 56", "number": 1, "node_errors": {}}
-    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-    with frontend.page.expect_request("**/prompt") as run:
-        line.get_by_role("button", name="Save").click()
-    frontend.page.unroute("**/prompt")
-    kinds = [node["class_type"] for node in run.value.post_data_json["prompt"].values()]
-    assert "IterISSave" in kinds
-    expect(line).to_have_count(0)
-
-    def saves():
-        nodes = frontend.prompt().values()
-        return [
-            node["inputs"].get("merged") for node in nodes if node["class_type"] == "IterISSave"
-        ]
-
-    assert saves() == [[str(MERGE), 3]]
-    assert frontend.errors == []
-
-
 def test_a_figure_that_is_not_finite_is_a_dash_beside_the_verdict(frontend, small):
     small(frontend, seed=64)
     frontend.show(MERGE, top=100)
@@ -422,15 +390,6 @@ def blocks_of(frontend, selector=".iteris-report"):
     )
 
 
-def into_subgraph(frontend, *ids):
-    """Put nodes into a subgraph, as the menu does, and return its node's id."""
-    return frontend.page.evaluate(
-        "ids => app.graph.convertToSubgraph(new Set(ids.map((id) => "
-        "app.graph.getNodeById(id)))).node.id",
-        ids,
-    )
-
-
 def residual_of(frontend):
     """Return median and worst of the first line that the panel shows."""
     line = frontend.page.locator('.iteris-line[data-kind="residual"]').first
@@ -462,7 +421,7 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
     small(frontend, seed=5)
     press(frontend, FIRST, "add")
     (added,) = set(chain_of(frontend)) - {"2", "3"}
-    outer = into_subgraph(frontend, int(added), SECOND)
+    outer = frontend.into_subgraph(int(added), SECOND)
     inside = f"{outer}:{SECOND}"
     assert chain_of(frontend) == {
         "2": None,
@@ -1005,7 +964,7 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
 def test_undo_in_a_subgraph_leaves_a_node_its_height(frontend):
     frontend.load_template(1)
     merge = frontend.page.evaluate("app.graph.nodes.find(({ type }) => type === 'IterISMerge').id")
-    outer = into_subgraph(frontend, merge)
+    outer = frontend.into_subgraph(merge)
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
     frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", merge)
     frontend.settle(40)
@@ -1028,7 +987,7 @@ def test_undo_in_a_subgraph_leaves_a_node_its_height(frontend):
 
 def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, small):
     small(frontend, seed=8)
-    outer = into_subgraph(frontend, MERGE)
+    outer = frontend.into_subgraph(MERGE)
     inside = f"{outer}:{MERGE}"
     assert inside in frontend.prompt()
     frontend.page.evaluate("id => app.canvas.setGraph(app.graph.getNodeById(id).subgraph)", outer)
@@ -1234,6 +1193,6 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     assert name.inner_text().replace("\n", "") == SAVED["name"]
     assert text.inner_text().splitlines()[-3:] == ["/models/loras", "3.4 MB", lines[1]]
 
-    fail("outer_52", f"{into_subgraph(frontend, MERGE)}:{MERGE}")
+    fail("outer_52", f"{frontend.into_subgraph(MERGE)}:{MERGE}")
     expect(failures).to_have_text(["file_name: no"])
     assert frontend.errors == []

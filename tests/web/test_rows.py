@@ -821,12 +821,9 @@ def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
     assert focused() == "iteris-opener", "Tab goes on from the number"
     press("Shift+Tab", "Enter", "Shift+Tab")
     assert focused() == "iteris-kind", "and back"
-    run = {"prompt_id": "keys", "number": 1, "node_errors": {}}
-    page.route("**/prompt", lambda route: route.fulfill(json=run))
-    with page.expect_request("**/prompt") as queued:
+    with page_of_rows.queueing("keys") as queued:
         press("Control+Enter")
     assert queued.value.post_data_json["prompt"][str(MERGE)]["inputs"]["loras"]
-    page.unroute("**/prompt")
     page.unroute("**/iteris/model?*")
 
 
