@@ -107,7 +107,7 @@ export function figures(report) {
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
   const notes = report.notes ?? [];
-  const texts = (isAsked) => notes.filter(({ kind }) => isAsked(kind)).map(({ text }) => text);
+  const texts = (isAsked) => notes.filter(isAsked).map(({ text }) => text);
   return {
     version: 1,
     verdict: verdict(report),
@@ -116,8 +116,8 @@ export function figures(report) {
     overall: overall(report, tasks),
     blocks: [...blocks.values()],
     warnings: warnings(report),
-    prompts: texts((kind) => SEEN.includes(kind)),
-    notes: texts((kind) => !["twice", "untested", "unpolished", ...SEEN].includes(kind)),
+    prompts: texts(({ kind }) => SEEN.includes(kind)),
+    notes: texts(({ kind, text }) => !SEEN.includes(kind) && !report.warnings?.includes(text)),
   };
 }
 

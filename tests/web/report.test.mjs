@@ -45,6 +45,7 @@ const REPORT = {
     layer(`${UNET}middle_block.1.transformer_blocks.0.ff.net.2`, 8, ["ink", 1.5], ["base", 0.0, false]),
   ],
   unmatched: { cat: ["a", "b"], ink: [] },
+  warnings: ["among the warnings", "among the warnings, too"],
   notes: [
     { kind: "method", text: "a note" },
     { kind: "twice", text: "among the warnings" },
@@ -181,7 +182,7 @@ test("blocks keep the network's order, and a saved model is its own JSON", () =>
   assert.deepEqual(model.blocks[1].layers[1], ["proj_in", 4, [0.1235, 0.1, 0.25], "110"]);
   assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
   assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
-  assert.deepEqual(model.warnings, ["cat: 2 keys belong to no module of this model, such as a"]);
+  assert.deepEqual(model.warnings, [...REPORT.warnings, "cat: 2 keys belong to no module of this model, such as a"]);
   assert.deepEqual([model.prompts, model.notes], [["taken out", "left out at strength 0: a"], ["a note"]]);
 });
 
