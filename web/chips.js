@@ -21,8 +21,7 @@ const MOST = 12; // until all are asked for
 export function draw(element, lora, prompts, say, kind, resized, isMeasured = true) {
   element.replaceChildren();
   let made;
-  const empty = document.createElement("div");
-  empty.className = "iteris-filled"; // one line whatever it says, so that a run does not move what is below
+  const empty = html("div", "iteris-filled"); // one line whatever it says, so that a run does not move what is below
   const mark = () => {
     for (const [chip, offered] of chips) {
       const isUsed = holds(prompts.value, offered);
@@ -45,11 +44,7 @@ export function draw(element, lora, prompts, say, kind, resized, isMeasured = tr
   };
   const offers = suggestions(lora ?? {}, kind).filter(({ kind }) => isMeasured || kind === "word");
   const chips = offers.map((offered) => {
-    const chip = document.createElement("button");
-    chip.type = "button";
-    chip.className = `iteris-chip iteris-${offered.kind}`;
-    chip.textContent = offered.text;
-    chip.addEventListener("click", () => {
+    const chip = button(`iteris-chip iteris-${offered.kind}`, offered.text, "", () => {
       if (chip.ariaDisabled === "true") return;
       const { value } = prompts;
       prompts.value = (holds(value, offered) ? takenOut : add)(value, offered);

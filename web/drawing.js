@@ -15,7 +15,7 @@ const LATENTS = {
 export const latentOf = (family) => Object.keys(LATENTS).find((type) => LATENTS[type].includes(family));
 
 /** Return the nodes: column, type, from which of them its inputs come, and what it says; see `drawnBy`. */
-const nodesOf = (latent, { prompt, negative_prompt, width, height, seed, steps, cfg, sampler, scheduler }) => ({
+const nodesToDraw = (latent, { prompt, negative_prompt, width, height, seed, steps, cfg, sampler, scheduler }) => ({
   positive: [1, "CLIPTextEncode", { clip: "loader" }, { text: prompt }],
   negative: [1, "CLIPTextEncode", { clip: "loader" }, { text: negative_prompt }],
   size: [1, latent, {}, { width, height }],
@@ -75,7 +75,7 @@ function lay(graph, columns, { pos, size }) {
  * @param {object} canvas of the frontend
  * @param {object} known
  * @param {string} known.title of the group of all of them
- * @param {Record<string, string>} known.titles of nodes, by their names in `nodesOf`
+ * @param {Record<string, string>} known.titles of nodes, by their names in `nodesToDraw`
  * @param {string} known.words to draw, where Compare has no prompt
  * @param {string} [known.family] of the model
  * @param {number} [known.guidance] that suits it
@@ -97,7 +97,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   const vae = compare ? originOf(compare, "vae") : vaeOf(graph, model);
   const latent = vae && clip && latentOf(known.family);
   const how = drawnBy(merge, compare ?? create("IterISCompare"), known);
-  const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesOf(latent, how)) };
+  const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesToDraw(latent, how)) };
   const nodes = Object.fromEntries(Object.entries(table).map(([name, [, type]]) => [name, create(type)]));
   for (const [name, title] of Object.entries(known.titles)) if (nodes[name]) nodes[name].title = title;
   asOneChange(canvas, () => {

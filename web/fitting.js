@@ -1,7 +1,5 @@
 // Which LoRAs fit a merge. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { sourceOf } from "./graph.js";
-
 /**
  * Say of each LoRA whether it fits the others, and the model.
  *
@@ -65,28 +63,4 @@ export function within(loras) {
     );
     return found[0];
   });
-}
-
-const isFile = ({ name }) => name === "ckpt_name" || name === "unet_name";
-
-/**
- * Return the name of the file that a node's model is loaded from, as far as links lead to it, into and out of
- * subgraphs.
- *
- * @param {object} node
- * @returns {string|undefined}
- */
-export function modelFileOf(node) {
-  const seen = new Set();
-  for (let at = node; at && !seen.has(at); ) {
-    seen.add(at);
-    const file = at.widgets?.find(isFile);
-    if (file) return typeof file.value === "string" ? file.value : undefined;
-    const plain = at.inputs?.filter(({ widget }) => !widget) ?? [];
-    // a reroute takes anything
-    const input = plain.length === 1 ? plain[0] : plain.find(({ type }) => type === "MODEL");
-    const { node: before, widget } = sourceOf(at.graph, input?.link, (each) => each.widgets?.some(isFile));
-    at = widget ? undefined : before;
-  }
-  return undefined;
 }

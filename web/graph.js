@@ -81,8 +81,32 @@ export function sourceOf(graph, id, isEnd = () => false) {
   return from(graph, id);
 }
 
+const isFile = ({ name }) => name === "ckpt_name" || name === "unet_name";
+
+/**
+ * Return the name of the file that a node's model is loaded from, as far as links lead to it, into and out of
+ * subgraphs.
+ *
+ * @param {object} node
+ * @returns {string|undefined}
+ */
+export function modelFileOf(node) {
+  const seen = new Set();
+  for (let at = node; at && !seen.has(at); ) {
+    seen.add(at);
+    const file = at.widgets?.find(isFile);
+    if (file) return typeof file.value === "string" ? file.value : undefined;
+    const plain = at.inputs?.filter(({ widget }) => !widget) ?? [];
+    // a reroute takes anything
+    const input = plain.length === 1 ? plain[0] : plain.find(({ type }) => type === "MODEL");
+    const { node: before, widget } = sourceOf(at.graph, input?.link, (each) => each.widgets?.some(isFile));
+    at = widget ? undefined : before;
+  }
+  return undefined;
+}
+
 /** Return the name of the one value that a node holds and hands on; undefined: it may work something out. */
-function heldBy({ type, widgets = [] }) {
+function heldName({ type, widgets = [] }) {
   const values = widgets.filter((widget) => widget.type !== "button" && widget.options?.serialize !== false);
   return /^Primitive|seed/i.test(type) && values.length === 1 ? values[0].name : undefined;
 }
@@ -97,7 +121,7 @@ export function widgetOf(node, name, seen = new Set()) {
   if (seen.has(input)) return undefined; // links may go round
   seen.add(input);
   const { node: source, widget } = sourceOf(node.graph, input.link);
-  const held = source && (widget ?? heldBy(source));
+  const held = source && (widget ?? heldName(source));
   return held && widgetOf(source, held, seen);
 }
 

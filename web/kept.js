@@ -70,7 +70,7 @@ const makeRoom = (bytes) =>
  * Keep what a run has made of a Compare. A browser that keeps nothing, as in private windows, or has no room, goes
  * without.
  *
- * @param {string} name the node's, see `nameOf`
+ * @param {string} name the node's, see `workOf`
  * @param {object} output with the server's pictures
  */
 export async function keepComparison(name, output) {

@@ -7,7 +7,7 @@ export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
 export function ends(graph, ids) {
   return ids
-    .map((id) => graph.getLink(id))
+    .map((id) => graph?.getLink(id)) // a node that is about to be put into a graph has none
     .filter(Boolean)
     .map((link) => link.resolve(graph));
 }

@@ -1,6 +1,7 @@
 // What the server knows about files of LoRAs and models.
 
 import { api } from "../../scripts/api.js";
+import { modelFileOf } from "./graph.js";
 import { nameOf } from "./rows_text.js";
 
 const answers = new Map(); // route -> its answer, or that on its way
@@ -42,8 +43,11 @@ export async function aboutLora(name) {
 /** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
 export const lastAboutLora = (name) => last.get(name);
 
-/** Return the answer of `/iteris/model` about a checkpoint or a diffusion model; null: there is none. */
-export const aboutModel = (name) => askOnce(called("/iteris/model", name));
+/** Return the answer of `/iteris/model` about the model that a node gets, as far as links tell which one that is. */
+export async function aboutModelOf(node) {
+  const name = modelFileOf(node);
+  return (name && (await askOnce(called("/iteris/model", name)))) || {};
+}
 
 /** Return the address of a LoRA's picture; undefined: it has none, by what is known of it. */
 export const pictureOf = (name, lora) => (lora?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);

@@ -3,14 +3,14 @@
 import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { addElement } from "./elements.js";
-import { modelFileOf } from "./fitting.js";
 import { also, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
-import { aboutModel, isGone } from "./loras.js";
+import { aboutModelOf, isGone } from "./loras.js";
 import { draw, drawLive } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
+import { PREVIEW } from "./presets.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
@@ -19,18 +19,11 @@ import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
-const MADE_AS = "iteris_made_as"; // the node's name, see `nameOf`, in the run that made the report
-const PREVIEW = "Preview"; // the preset that measures nothing
+const MADE_AS = "iteris_made_as"; // the node's name, see `workOf`, in the run that made the report
 const PANEL_WIDTH = 400;
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 const create = (type) => LiteGraph.createNode(type);
-
-/** Return what is known of the model that a node gets. */
-async function aboutModelOf(node) {
-  const model = modelFileOf(node);
-  return (model && (await aboutModel(model))) || {};
-}
 
 /** Return whether a loader has a LoRA to merge: a row that is switched on, or what comes through a link. */
 function hasLoras({ inputs, widgets }) {
@@ -55,22 +48,23 @@ export function mergeButton(node, say) {
 }
 
 /** Return what takes the merged LoRA; undefined: something outside of a subgraph. */
-function takersOf({ graph, outputs }) {
-  const links = outputs.filter(({ type }) => KEPT.includes(type)).flatMap((output) => output.links ?? []);
-  return links.map((id) => graph?.getNodeById(graph.getLink(id)?.target_id));
-}
+const mergedTakers = ({ graph, outputs }) =>
+  takers(
+    graph,
+    outputs.filter(({ type }) => KEPT.includes(type)),
+  );
 
 const isCompare = (node) => node?.comfyClass === "IterISCompare";
 
-const compareOf = (node) => takersOf(node).find(isCompare);
+const compareOf = (node) => mergedTakers(node).find(isCompare);
 
 /** Return whether something takes the merged LoRA that may save it. */
-const isKept = (node) => takersOf(node).some((taker) => !isCompare(taker));
+const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
 
 /** Return whether the first row of a Compare shows all LoRAs in one picture: where it makes its own prompts. */
 function isFirstRow(node) {
   const hasOwn = (compare) => compare.mode === LiteGraph.ALWAYS && saidBy(compare, "prompt")?.trim() === "";
-  return takersOf(node).some((taker) => isCompare(taker) && hasOwn(taker));
+  return mergedTakers(node).some((taker) => isCompare(taker) && hasOwn(taker));
 }
 
 /** Return the height of a report's details where they are open, without their title. */
@@ -105,7 +99,7 @@ export function addReport(node, say) {
   let wasLinked = ""; // what `linked` told last
   let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
-  const canCompare = () => !!node.graph && takersOf(node).every(Boolean) && !!comparedBy(node);
+  const canCompare = () => !!node.graph && mergedTakers(node).every(Boolean) && !!comparedBy(node);
   const linked = () => [isKept(node), !!compareOf(node), canCompare()].join();
   const show = () => {
     layers = undefined;

@@ -1,10 +1,9 @@
 // The field of a number in a row: a strength, or a priority.
 
 import { backToCanvas, html } from "./parts.js";
-import { numberIn } from "./rows_text.js";
+import { MOST, numberIn } from "./rows_text.js";
 
 const STEP = 0.05;
-export const MOST = 100; // of a strength, and of a priority
 const UNUSUAL = 3; // a strength above it
 const DRAGGED = 4; // pixels to the side, for a step
 const TURNED = 100; // pixels of a wheel, for a step

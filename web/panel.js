@@ -4,6 +4,7 @@
 import { paintOf } from "./paint.js";
 import { button, copied, fileName, html } from "./parts.js";
 import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
+import { ownName } from "./rows_text.js";
 
 const WIDTH = 360;
 const HEIGHT = 96;
@@ -15,7 +16,6 @@ const NAME = 15; // letters of a name that has its figures beside it
 const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
 const COPIED = 2000; // milliseconds that a button says so
 
-const withoutFolder = (name) => name.split(/[\\/]/).pop();
 const percent = (share) => Math.round(100 * share);
 const figure = (value) => (value === null ? "–" : value.toFixed(value < 0.0995 ? 3 : 2));
 
@@ -127,7 +127,7 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
   if (unjudged) {
-    const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(withoutFolder).join(", "));
+    const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(ownName).join(", "));
     const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
     line.append(html("div", "iteris-advice", say(isFirstRow ? "look_first" : "look_drawn")));
     found.append(line);

@@ -8,7 +8,7 @@ import { html } from "./parts.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 const NUMBERED = ["rank", "MB"];
-const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
+export const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
 
 /** Show the number of the size only where there is one. */
 export function addSize(node) {

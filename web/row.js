@@ -3,11 +3,11 @@
 import { readGroups, writtenGroups } from "./blocks.js";
 import { draw as drawChips } from "./chips.js";
 import { fit } from "./heights.js";
-import { MOST, numberField } from "./number_field.js";
+import { numberField } from "./number_field.js";
 import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
-import { calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";
+import { MOST, calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };

@@ -3,10 +3,10 @@
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { addElement, showAbove } from "./elements.js";
-import { modelFileOf, repeated, strangers, within } from "./fitting.js";
+import { repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
-import { aboutLora, aboutModel, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -291,13 +291,13 @@ class Rows {
   /** Return what can be chosen for a row, or for a new one, see `choose`. */
   async offered(place) {
     forget();
-    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
     for (const node of nodesOf(app.graph)) node.learnIterisFiles?.(); // files may have come and gone
     const chosen = this.entries.map(({ row }) => row && fileOf(row.name, names ?? []));
     const now = chosen[place];
     const lost = now ? "" : this.entries[place]?.row.name;
     const taken = new Set(chosen.filter((file, at) => file && at !== place));
-    return { names: names ?? [], fits: about?.fits ?? [], now, lost, taken };
+    return { names: names ?? [], fits: about.fits ?? [], now, lost, taken };
   }
 
   /** Return the first row, after another one, whose file is still to be chosen; undefined: there is none. */
@@ -414,12 +414,6 @@ class Rows {
     return line;
   }
 
-  /** Return what is known of the model that is connected, as far as links tell it. */
-  async aboutModel() {
-    const model = modelFileOf(this.node);
-    return model ? aboutModel(model) : null;
-  }
-
   /** Return the height of what is open, which is closed once the workflow is opened again. */
   heightOpen() {
     const bodies = this.asText ? [] : this.list.querySelectorAll(".iteris-row-body");
@@ -430,7 +424,7 @@ class Rows {
   async learn() {
     const parts = this.parts;
     if (!parts.length) return;
-    const [names, about] = await Promise.all([loraNames(), this.aboutModel()]);
+    const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
     const alike = namesakes(names ?? []);
     const found = await Promise.all(
       parts.map(async ({ place }) => {
@@ -447,7 +441,7 @@ class Rows {
     if (parts !== this.parts) return; // drawn anew meanwhile
     const fitting = strangers(
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
-      about?.fits ?? [],
+      about.fits ?? [],
     );
     const again = repeated(found.map(({ key }) => key));
     const inside = within(

@@ -14,7 +14,7 @@ const CALLED = { subject: "a {trigger}", style: "in {trigger} style" };
 const NAMED = ["priority", "called", "blocks", "without"];
 const TAGS = /<lora:[^<>\n]*>/gi;
 const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
-const MOST = 100; // of a strength, and of a priority
+export const MOST = 100; // of a strength, and of a priority
 const LIKE = 0.5; // of the pairs of letters in two similar names, or more, are in both
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };

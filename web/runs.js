@@ -6,9 +6,9 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
 import { nodeAt, nodesOf } from "./graph.js";
-import { isSame, nameOf, neededFor } from "./prompts.js";
+import { isSame, workOf, neededFor } from "./work.js";
 
-export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `nameOf`, and the files that it has saved
+export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
@@ -185,15 +185,15 @@ async function isOf(node, run) {
   return name !== undefined && name === (await nameAsShown(node));
 }
 
-/** Return the name of a node, see `nameOf`, in a workflow as the server gets it. */
+/** Return the name of a node, see `workOf`, in a workflow as the server gets it. */
 function nameIn(prompt, node) {
   const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
-  return nameOf(prompt, id);
+  return workOf(prompt, id);
 }
 
 const runOf = (output) => output?.[RUN] ?? running;
 
-/** Return the name of a node, see `nameOf`, in the run that has made an output; undefined: the server does not know it. */
+/** Return the name of a node, see `workOf`, in the run that has made an output; undefined: the server does not know it. */
 export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
 
 /** Return whether the run that began last, if that is known, does nothing for a node. */
@@ -223,7 +223,7 @@ export async function ranAs(node, output, files) {
   return isAgain && (await promptOf(before.run)) ? before : ran;
 }
 
-/** Return the name of a node, see `nameOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
+/** Return the name of a node, see `workOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 
 /**
@@ -423,7 +423,7 @@ export async function recalled(isWanted) {
   const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
   for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
     const { prompt, outputs } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
-    const isKept = ({ properties: { [RAN]: ran } }, id) => ran?.run === run && ran.name === nameOf(prompt[2], id);
+    const isKept = ({ properties: { [RAN]: ran } }, id) => ran?.run === run && ran.name === workOf(prompt[2], id);
     take(run, outputs, isKept);
   }
   return app.graph === graph ? [...found] : [];

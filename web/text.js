@@ -7,13 +7,14 @@ import { addressOf, keepComparison, keptComparison } from "./kept.js";
 import { isGone } from "./loras.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
+import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
 /** Return lines of text; of saved files the name comes first, and that it was read back last, and small. */
 function linesOf(text, saved, buttonsOf) {
-  const fileAt = (line) => saved.find(({ name }) => line.split(/[\\/]/).pop() === name);
+  const fileAt = (line) => saved.find(({ name }) => ownName(line) === name);
   if (!fileAt(text[0])) return [html("div", "", text.join("\n"))];
   const files = [];
   for (const line of text) {
@@ -67,7 +68,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const buttonsOf = (file) => loadButton(loaderOf(file), say);
   let shown; // the output, or how a run ended
   let isOld = false; // what is shown goes once a run begins
-  let madeAs; // the node's name, see `nameOf`, in the run that made what is shown
+  let madeAs; // the node's name, see `workOf`, in the run that made what is shown
   let failedAs; // or why that run failed
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
@@ -191,7 +192,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
 
   /** Return a picture of the server as wide as the node, which grows for it. */
   function pictureOf(file) {
-    const picture = document.createElement("img");
+    const picture = html("img");
     picture.addEventListener("load", () => fit(node, width));
     picture.addEventListener("error", () => picture.replaceWith(forgotten()));
     picture.src = addressOf(file);

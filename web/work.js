@@ -23,7 +23,7 @@ export function neededFor(prompt, ids) {
  * @param {string} id
  * @returns {string|undefined} undefined: the workflow has no such node
  */
-export function nameOf(prompt, id, known = new Map()) {
+export function workOf(prompt, id, known = new Map()) {
   if (!prompt?.[id]) return undefined;
   if (!known.has(id)) {
     known.set(id, ""); // a loop, which the server would refuse
@@ -33,17 +33,17 @@ export function nameOf(prompt, id, known = new Map()) {
       .sort()
       .map((name) => {
         const value = inputs[name];
-        return [name, isLink(prompt, value) ? { link: [nameOf(prompt, value[0], known), value[1]] } : value];
+        return [name, isLink(prompt, value) ? { link: [workOf(prompt, value[0], known), value[1]] } : value];
       });
     known.set(id, digest(JSON.stringify([type, values])));
   }
   return known.get(id);
 }
 
-/** Return whether a node of the same id works out the same in two workflows, see `nameOf`. */
+/** Return whether a node of the same id works out the same in two workflows, see `workOf`. */
 export function isSame(first, second, id) {
-  const name = nameOf(first, id);
-  return name !== undefined && name === nameOf(second, id);
+  const name = workOf(first, id);
+  return name !== undefined && name === workOf(second, id);
 }
 
 /** Return 64 bits that tell texts apart, as digits; browsers have a better digest for pages with a certificate alone. */

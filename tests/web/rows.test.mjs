@@ -3,7 +3,8 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
-import { modelFileOf, offer, repeated, strangers, within } from "../../web/fitting.js";
+import { offer, repeated, strangers, within } from "../../web/fitting.js";
+import { modelFileOf } from "../../web/graph.js";
 import {
   canName,
   changed,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { isSame, neededFor } from "../../web/prompts.js";
+import { isSame, neededFor } from "../../web/work.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
   [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },
