@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
-import struct
 import time
 import urllib.error
 import urllib.parse
@@ -19,7 +17,6 @@ from iteris_core.errors import IterisError
 Json = dict[str, Any]
 OnEvent = Callable[[str, Json], None]
 
-TEXT_FRAME = 3  # type of a binary frame that carries a node's progress text
 HTTP_SECONDS = 60.0
 HISTORY_SECONDS = 10.0
 
@@ -82,8 +79,7 @@ class ComfyClient:
 
         Args:
             prompt: The workflow in API format.
-            on_event: Listener for (type, data) of every message about this workflow, and for
-                ("text", {"node", "text"}) of a node's progress text.
+            on_event: Listener for (type, data) of every message about this workflow.
             timeout: Seconds until the workflow is given up and interrupted.
 
         Raises:
@@ -115,9 +111,12 @@ class ComfyClient:
                 except (websocket.WebSocketException, OSError) as error:
                     lost = WorkflowError(f"the connection to ComfyUI was lost: {error}")
                     raise failure or lost from error
-                event, data = _decode(message)
-                # Text frames name no workflow, so they are taken as they come.
-                if event is None or (event != "text" and data.get("prompt_id") != prompt_id):
+                if isinstance(message, bytes):
+                    continue  # a preview
+                # An empty one: the server has closed the connection.
+                told = json.loads(message) if message else {}
+                event, data = told.get("type"), told.get("data") or {}
+                if data.get("prompt_id") != prompt_id:
                     continue
                 if on_event is not None:
                     on_event(event, data)
@@ -140,10 +139,6 @@ class ComfyClient:
     def interrupt(self) -> None:
         """Stop the workflow that is running."""
         self._request("/interrupt", {})
-
-    def free(self) -> None:
-        """Make the server drop its models and its cache of node outputs."""
-        self._request("/free", {"unload_models": True, "free_memory": True})
 
     def object_info(self, node: str | None = None) -> Json:
         """Return the schema of one node type ({} if there is none of that name), or of all by
@@ -168,29 +163,6 @@ class ComfyClient:
         )
         with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as response:
             return response.read()
-
-
-def _decode(message: str | bytes) -> tuple[str | None, Json]:
-    """Return event and data of a websocket message; (None, {}) for previews and other binary
-    frames.
-
-    A text frame is: type and length of the node id, both uint32 big endian, with the id after
-    them, then the text, which the server's own page reads as HTML.
-    """
-    if isinstance(message, str):
-        parsed = (
-            json.loads(message) if message else {}
-        )  # empty: the server has closed the connection
-        return parsed.get("type"), parsed.get("data") or {}
-    if len(message) < 8 or struct.unpack_from(">I", message)[0] != TEXT_FRAME:
-        return None, {}
-    end = 8 + struct.unpack_from(">I", message, 4)[0]
-    node = message[8:end]
-    text = message[end:]
-    return "text", {
-        "node": node.decode("utf-8", "replace"),
-        "text": html.unescape(text.decode("utf-8", "replace")),
-    }
 
 
 def _failure(event: str, data: Json) -> WorkflowFailed | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from iteris_core.cli.terminal import progress_bars
+from iteris_core.diffusion.lora_rows import Row, written
 from iteris_core.errors import IterisError
 from iteris_core.files.families import FAMILIES, Family
 from iteris_core.files.writing import whole_file, write_text
@@ -178,7 +179,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
             client = ComfyClient(server.address)
             with progress_bars() as show:
                 history = client.run(workflow, Follower(workflow, show).on_event)
-            _collect(client, workflow, history, base, output)
+            _collect(client, workflow, history, output)
             columns = _columns(client, workflow, history) if request.is_own else []
         except IterisError as error:
             raise ServerError(f"{error}\nThe server's log is '{log}'.") from error
@@ -266,7 +267,10 @@ def make_workflow(template: Json, request: DemoRequest, checkpoint: str, loras: 
     workflow = copy.deepcopy(template)
     by_type = {node["class_type"]: node["inputs"] for node in workflow.values()}
     by_type["CheckpointLoaderSimple"]["ckpt_name"] = checkpoint
-    by_type["IterISMerge"]["loras"] = "\n".join(map(_row, loras, request.prompts))
+    by_type["IterISMerge"]["loras"] = written(
+        Row(lora, prompts=tuple(filter(str.strip, prompts.splitlines())))
+        for lora, prompts in zip(loras, request.prompts, strict=True)
+    )
     side = FAMILY_OF[request.family].resolution
     by_type["IterISCompare"] |= {
         "width": request.width or side,
@@ -336,12 +340,6 @@ def _lora_loader(lora: str, model: list[object], clip: list[object]) -> Json:
     }
 
 
-def _row(lora: str, prompts: str) -> str:
-    """Return the row of a LoRA in the merge node's text."""
-    lines = [line.strip().replace("|", "\\|") for line in prompts.splitlines() if line.strip()]
-    return " | ".join([f"<lora:{lora}>", *lines])
-
-
 class Follower:
     """Shows a workflow's events as steps: of a node that has a title, or of a `Stage` of its work,
     which it announces by an event.
@@ -372,7 +370,7 @@ class Follower:
             self._show(stage, done, total)
 
 
-def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, output: Path) -> None:
+def _collect(client: ComfyClient, workflow: Json, history: Json, output: Path) -> None:
     """Copy the merged LoRA, the comparison and the report into the output folder."""
     outputs = {
         workflow[node_id]["class_type"]: ui
@@ -385,17 +383,11 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, base: Path, out
     if missing:
         raise IterisError(f"the workflow ended without an output of {', '.join(missing)}.")
     named = Path(outputs["IterISSave"]["text"][0])
-    candidates = (
-        [named]
-        if named.is_absolute()
-        else [base / folder / named for folder in ("output", "models", ".")]
-    )
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
+    if not named.is_file():
         raise IterisError(
             f"the node that saves the merged LoRA named '{named}', which does not exist."
         )
-    with found.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
+    with named.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
         shutil.copyfileobj(saved, file)
     image = outputs["IterISCompare"]["iteris_pictures"][0]
     with whole_file(output / "comparison.png") as file:
