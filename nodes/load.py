@@ -10,7 +10,6 @@ from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import placed, read_rows
 from ..iteris_core.diffusion.lora_use import check_count
 from . import host
-from .loras.about import families_upstream
 from .loras.names import fingerprints
 from .loras.prompts import triggers_of, use_without_prompts
 from .loras.stack_formats import read_stack
@@ -75,16 +74,12 @@ class LoadLoras(io.ComfyNode):
         """Return a fingerprint of the files that the rows name; constant if the text comes through
         a link.
         """
-        return fingerprints(files_in(loras, "loras"), host.find_lora)
+        return fingerprints(files_in(loras, "loras"))
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
         """Refuse rows that cannot be put on the model before that is loaded."""
-        return refused(
-            loras,
-            use_without_prompts,
-            lambda: families_upstream(host.prompt_sent(), cls.hidden.unique_id),
-        )
+        return refused(loras, use_without_prompts, cls.hidden.unique_id)
 
     @classmethod
     @checked

@@ -18,7 +18,6 @@ from .asked import Asked
 from .compare import is_drawn_with_itself
 from .cost import cost_shown, work_by_preset
 from .expert_files import LOW_INPUT, partner_of
-from .loras.about import families_upstream
 from .loras.names import fingerprints
 from .loras.prompts import ready_row
 from .save import check_names
@@ -178,7 +177,7 @@ class Merge(io.ComfyNode):
         names = files_in(loras, "loras")
         known = host.lora_names()
         others = (partner_of(name, known) for name in names)
-        return fingerprints([*names, *filter(None, others)], host.find_lora)
+        return fingerprints([*names, *filter(None, others)])
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
@@ -191,11 +190,7 @@ class Merge(io.ComfyNode):
             return f"{NOT_BEGUN}Save merged LoRA cannot save it: its own error says why"
         if is_drawn_with_itself(host.prompt_sent(), cls.hidden.unique_id):
             return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
-        return refused(
-            loras,
-            ready_row,
-            lambda: families_upstream(host.prompt_sent(), cls.hidden.unique_id),
-        )
+        return refused(loras, ready_row, cls.hidden.unique_id)
 
     @classmethod
     @checked

@@ -73,7 +73,7 @@ class LoadRecipe(io.ComfyNode):
             lora_name,
             *(name for lora in recipe_of(lora_name).loras for name in files_of(lora)),
         ]
-        return fingerprints(names, host.find_lora)
+        return fingerprints(names)
 
     @classmethod
     @checked

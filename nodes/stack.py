@@ -14,6 +14,7 @@ from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
 from . import host
 from .lora import show
+from .loras.about import families_upstream
 from .loras.names import adapter_name, files_named, fingerprint, fingerprints
 from .loras.prompts import (
     check_family,
@@ -96,7 +97,7 @@ class LoraStack(io.ComfyNode):
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
         ]
-        return fingerprints(meant, host.find_lora)
+        return fingerprints(meant)
 
     @classmethod
     def validate_inputs(cls, text: str | None = None) -> bool | str:
@@ -143,7 +144,7 @@ def files_in(text: object, field: str) -> list[str]:
 def refused(
     text: object,
     use: Callable[[Row], object],
-    families: Callable[[], Sequence[Family]] = lambda: (),
+    node_id: str | None = None,
 ) -> bool | str:
     """Return why rows cannot run, by their places among those that the page shows, for a node's
     `validate_inputs`; True if they can, or if they come through a link and are not known yet.
@@ -151,10 +152,13 @@ def refused(
     Args:
         text: The rows.
         use: Reads a row as its node does, and raises what is wrong with it.
-        families: Tells those of the node's model, as far as they are known; see `check_family`.
+        node_id: The node, whose model they have to fit; None: it has none.
     """
     if not isinstance(text, str):
         return True
+
+    def families() -> Sequence[Family]:
+        return () if node_id is None else families_upstream(host.prompt_sent(), node_id)
 
     def use_all(line: str) -> None:
         for row in rows_in(line):

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG
 from ...iteris_core.diffusion.lora_use import MOST_LORAS
 from ...iteris_core.settings import shown
+from .. import host
 
 _SHOWN = 20  # names in an error
 _MOST_CHARACTERS = 200  # of a name that is compared with others
@@ -107,13 +108,9 @@ def fingerprint(path: Path | None) -> str:
     return " ".join(f"{status.st_mtime_ns}-{status.st_size}" for status in statuses)
 
 
-def fingerprints(names: Iterable[str], find: Callable[[str], Path | None]) -> str:
-    """Return a string that changes when one of these files or its name changes.
-
-    Args:
-        find: Name -> path; None: there is no such file.
-    """
-    return " ".join(f"{name} {fingerprint(find(name))}" for name in dict.fromkeys(names))
+def fingerprints(names: Iterable[str]) -> str:
+    """Return a string that changes when one of these files, or its name, changes."""
+    return " ".join(f"{name} {fingerprint(host.find_lora(name))}" for name in dict.fromkeys(names))
 
 
 def dated(name: str, now: time.struct_time) -> str:
