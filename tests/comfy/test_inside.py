@@ -26,6 +26,6 @@ def test_spellings(family):
     check_inside("spellings", checked=family)
 
 
-@pytest.mark.parametrize("every", checked(("4", "1"), ("4",)))
+@pytest.mark.parametrize("every", checked(("8", "1"), ("8",)))
 def test_faults(every):
     check_inside("faults", checked=every)

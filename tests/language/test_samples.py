@@ -106,7 +106,7 @@ def test_a_table_is_not_read_as_lines_of_text(tmp_path):
         read_texts(tmp_path / "a.CSV")
 
 
-@pytest.mark.parametrize(("name", "read"), zip(["a.jsonl", "a.JSONL"], READERS, strict=True))
+@pytest.mark.parametrize(("name", "read"), list(zip(["a.jsonl", "a.JSONL"], READERS, strict=True)))
 def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, read, tmp_path):
     text = "one\u2028two\x85three"
     first, second = READERS[read]

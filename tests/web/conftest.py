@@ -20,12 +20,10 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of the page are slow; those in the frontend's other renderer are nightly."""
+    """Tests of the page are slow."""
     for item in items:
         if item.path.is_relative_to(HERE) and "server" in item.fixturenames:
             item.add_marker("slow")
-            if "vue" in item.name:
-                item.add_marker("nightly")
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +71,7 @@ def open_frontend(chromium, server):
         frontend.page.close()
 
 
-@pytest.fixture(params=["canvas", "vue"])
+@pytest.fixture(params=["canvas", pytest.param("vue", marks=pytest.mark.nightly)])
 def in_renderer(request, server):
     """A page in each renderer of the frontend."""
     if request.param == "canvas":

@@ -260,6 +260,7 @@ def test_another_page_shows_the_run_of_the_same_nodes_and_of_no_others(merge_run
     assert later.errors == []
 
 
+@pytest.mark.nightly
 def test_in_vue_nodes_the_report_and_the_chips_are_there(merge_run, open_frontend, picture):
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
     vue.load(merge_run.frontend.workflow(), "vue")
@@ -289,7 +290,9 @@ def test_what_a_saved_workflow_keeps_is_the_nodes_own_inputs(merge_run):
         assert len(saved[node_id]["widgets_values"]) == len(widgets)
 
 
-@pytest.mark.parametrize("in_vue", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize(
+    "in_vue", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["canvas", "vue"]
+)
 def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
     merge_run, open_frontend, server, in_vue
 ):

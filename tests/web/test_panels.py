@@ -566,6 +566,7 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     assert frontend.errors == []
 
 
+@pytest.mark.nightly
 def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     """Older frontends draw nothing there that is added to a node after a value was changed."""
     vue = open_frontend(Comfy_VueNodes_Enabled=True)
@@ -1008,6 +1009,7 @@ def test_in_a_subgraph_layers_and_reports_find_their_node(frontend, picture, sma
         assert residual_of(frontend) == (residual, residual)
 
 
+@pytest.mark.nightly
 def test_numbers_in_vue_nodes_are_not_rounded_away(open_frontend, picture, small):
     vue = open_frontend(Comfy_VueNodes_Enabled=True, Comfy_Node_AlwaysShowAdvancedWidgets=True)
     small(vue, seed=9)

@@ -52,7 +52,11 @@ def answer(route):
     route.fulfill(json={**facts, **words, **made, "thumbnail": name == "first"})
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+@pytest.fixture(
+    scope="module",
+    params=[False, pytest.param(True, marks=pytest.mark.nightly)],
+    ids=["canvas", "vue"],
+)
 def page_of_rows(request, chromium, server):
     frontend = browser.Frontend(chromium, server.address, Comfy_VueNodes_Enabled=request.param)
     frontend.page.route("**/iteris/lora?*", answer)

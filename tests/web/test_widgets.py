@@ -60,6 +60,7 @@ def test_a_number_that_leaves_a_choice_to_others_is_a_word(in_renderer, picture)
     assert frontend.errors == []
 
 
+@pytest.mark.nightly
 def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     frontend = open_frontend(Comfy_VueNodes_Enabled=True)
     alone(frontend, "IterISCompare", **COMPARE)
@@ -76,6 +77,7 @@ ADVANCED = {  # what is set, and what is not
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ADVANCED)
 def test_in_vue_nodes_an_advanced_input_is_shown_once_it_is_set(open_frontend, picture, kind):
     """ComfyUI 0.3.75 shows all."""
