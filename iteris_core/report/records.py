@@ -89,7 +89,7 @@ class MergeReport:
         """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
         has no NaN and no infinity: they are None.
         """
-        made: dict[str, Any] = _finite(
+        made: dict[str, Any] = finite(
             {
                 **asdict(self),
                 "verdict": asdict(self.verdict),
@@ -232,11 +232,12 @@ class MergeReport:
             yield f"device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return JSON values with None for each number that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -32,6 +32,8 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
     """Return a listener that sends each solved layer to the web extension."""
     from server import PromptServer
 
+    from ...iteris_core.report.records import finite
+
     server = PromptServer.instance
     numbers = itertools.count()
 
@@ -40,7 +42,7 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
             "prompt_id": server.last_prompt_id,
             "node": node_id,
             "first": next(numbers) == 0,
-            "layer": asdict(layer),
+            "layer": finite(asdict(layer)),
         }
         server.send_sync("iteris.layer", event, server.client_id)
 
