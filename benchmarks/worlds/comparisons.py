@@ -260,6 +260,7 @@ COMPARISONS = {
     "paper-mixed": Comparison(tuple(_paper()), lora_set="mixed"),
     "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
     "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
+    "polished-mixed": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}, "mixed"),
     "ties": Comparison(tuple(_ties())),
     "cuts": Comparison((BALANCED, BEFORE_CUTS, STACKED)),
     "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
