@@ -12,7 +12,8 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
-const BESIDE = 3; // pictures in a line of the strip that is beside the slider
+const SIDES = { most: 180, least: 40, step: 2 }; // of a small picture, the shorter ones
+const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
 const TOLD = 2000; // milliseconds that a button says what it has done
 
@@ -76,12 +77,23 @@ export function addSlider(node, say, above) {
   video.hidden = !canRecord();
   head.append(left, video, right);
   pair.append(under, over, divider);
-  strip.style.setProperty("--iteris-beside", BESIDE);
   whole.append(head, pair, strip);
   element.append(whole);
   let rows = [];
   let chosen = 0; // the row
 
+  /** Make the small pictures as large as all rows have room for; only the page knows what fits, as prompts have lines. */
+  const arrange = () => {
+    if (!strip.offsetHeight) return;
+    const set = (side) => strip.style.setProperty("--iteris-thumb", `${side}px`);
+    for (let side = SIDES.most; side >= SIDES.least; side -= SIDES.step) {
+      set(side);
+      if (strip.scrollHeight <= strip.clientHeight) return;
+    }
+    set(SCROLLED);
+  };
+  // as wide as the node and as high as the pictures, whatever is in the strip
+  new ResizeObserver(arrange).observe(pair);
   const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);
   const show = () => {
     const { pictures } = rows[chosen];
@@ -124,10 +136,13 @@ export function addSlider(node, say, above) {
   };
   const rowOf = ({ prompt, names, pictures }, row) => {
     const line = html("div", "iteris-drawn");
-    const text = html("span", "iteris-drawn-by", prompt);
+    const text = html("div", "iteris-drawn-by");
     text.title = prompt;
+    text.append(html("span", "", prompt));
     const short = toldApart(names, IN_PICTURE);
-    line.append(text, ...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
+    const thumbs = html("div", "iteris-thumbs");
+    thumbs.append(...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
+    line.append(text, thumbs);
     return line;
   };
   // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged
@@ -149,15 +164,9 @@ export function addSlider(node, say, above) {
     if (!output?.iteris_tiles?.length) return;
     const before = rows[chosen]?.prompt;
     rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
-    const counts = rows.map(({ names }) => names.length);
-    strip.style.setProperty("--iteris-columns", Math.max(...counts));
-    const lines = counts.map((count) => Math.ceil(count / BESIDE));
-    strip.style.setProperty(
-      "--iteris-lines",
-      lines.reduce((sum, each) => sum + each),
-    );
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
+    arrange();
     const spoilt = rows.map((row) => row.spoilt ?? 0);
     const again = rows.findIndex(({ prompt }) => prompt === before);
     showRow(again < 0 ? spoilt.indexOf(Math.max(...spoilt)) : again);

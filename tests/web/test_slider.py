@@ -178,7 +178,7 @@ def make_tall(output, server):
 
 
 def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, server):
-    """As a new node is: four rows of them are as high as the slider, and more scroll."""
+    """As a new node is: as high as the slider, which few rows fill in the pictures' own shape; many scroll."""
     frontend = in_renderer
     page = frontend.page
     make_tall(output, server)
@@ -188,7 +188,7 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
     frontend.show(1, left=500, top=60, scale=0.7)
     before = page.evaluate(height)
     strip, pair = page.locator(".iteris-strip"), page.locator(".iteris-pair")
-    for run, tiles, scrolls in (("four", rows * 4, False), ("six", rows * 6, True)):
+    for run, tiles, scrolls in (("five", rows * 5, False), ("thirty", rows * 30, True)):
         frontend.begin(run)
         frontend.executed(1, output | {"iteris_tiles": tiles}, run=run)
         expect(page.locator(".iteris-drawn")).to_have_count(len(tiles))
@@ -201,6 +201,39 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
         assert ends[0] == pytest.approx(ends[1], abs=1)
         assert strip.evaluate("all => all.scrollHeight > all.clientHeight") == scrolls
         assert strip.evaluate("all => all.scrollWidth <= all.clientWidth")
+        if scrolls:
+            break
+        thumbs = [each.bounding_box() for each in strip.get_by_role("button").all()]
+        assert all(box["height"] == pytest.approx(1.5 * box["width"], rel=0.05) for box in thumbs)
+        assert thumbs[0]["width"] > 0.14 * beside["width"]
+        end = max(box["x"] + box["width"] for box in thumbs)
+        assert end == pytest.approx(beside["x"] + beside["width"], abs=2), "no room is left"
+    assert frontend.errors == []
+
+
+def test_small_pictures_are_as_large_as_their_node_lets_them_be(in_renderer, output):
+    """Three in a line over the strip's whole width, then with their prompts beside them."""
+    frontend = in_renderer
+    strip = frontend.page.locator(".iteris-strip")
+    frontend.load(compare_of(), "as large")
+    frontend.show(1, left=200, top=60, scale=0.7)
+    for count, beside in ((2, False), (4, True)):
+        tiles = output["iteris_tiles"][1:] * count
+        frontend.begin(str(count))
+        frontend.executed(1, output | {"iteris_tiles": tiles}, run=str(count))
+        expect(frontend.page.locator(".iteris-drawn")).to_have_count(count)
+        frontend.pictures_shown()
+        text, first = (
+            strip.locator(part).first.bounding_box() for part in (".iteris-drawn-by", "button")
+        )
+        assert (text["x"] + text["width"] <= first["x"]) == beside
+        assert strip.evaluate("all => all.scrollHeight <= all.clientHeight")
+        *_, last = strip.get_by_role("button").all()
+        box, around = last.bounding_box(), strip.bounding_box()
+        assert box["x"] + box["width"] == pytest.approx(around["x"] + around["width"], abs=1)
+    narrow = first["width"]
+    draw_corner(frontend, 200, 1)
+    assert strip.get_by_role("button").first.bounding_box()["width"] > 1.2 * narrow
     assert frontend.errors == []
 
 
@@ -293,9 +326,9 @@ def test_pictures_are_below_the_settings_and_as_wide_as_the_node(in_renderer, ou
         frontend.settle()
         assert details.get_by_text("a dog", exact=True).is_visible() == isOpen
     assert page.evaluate(height) == pytest.approx(closed, abs=1)
-    output["iteris_tiles"] += others
+    output["iteris_tiles"] += 13 * others
     frontend.executed(1, output, run="c")
-    expect(page.locator(".iteris-drawn")).to_have_count(6)
+    expect(page.locator(".iteris-drawn")).to_have_count(30)
     frontend.pictures_shown()
     assert page.evaluate(height) < before + MOST_DRAWN_NARROW, "they scroll"
     page.locator(".iteris-drawn").last.locator("button").last.evaluate(
