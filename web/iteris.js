@@ -49,7 +49,7 @@ const LOOK = 1000; // milliseconds between two looks at the server's queue, whic
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const PATIENCE = 3000; // milliseconds that a workflow waits for its texts in the page's language
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
-const SETTINGS_WIDTH = 300;
+const WIDTHS = { IterISSettings: 300, IterISSave: 340 }; // as wide as the room that templates leave for them
 const NOT_BEGUN = "not begun, since "; // what a merge says where a node after it is refused, which says why
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
@@ -357,10 +357,9 @@ app.registerExtension({
       addPictures(node, say, progress);
       node.setSize([COMPARE_WIDTH, node.size[1]]);
     } else {
-      if (node.comfyClass === "IterISSettings") {
-        node.setSize([SETTINGS_WIDTH, node.size[1]]); // as wide as the room that templates leave for it
-        foldAdvanced(node, advanced, say);
-      }
+      const width = WIDTHS[node.comfyClass];
+      if (width) node.setSize([width, node.size[1]]);
+      if (node.comfyClass === "IterISSettings") foldAdvanced(node, advanced, say);
       addText(node, say, { width: node.comfyClass === "IterISReport" ? REPORT_WIDTH : 0 });
     }
     if (node.comfyClass === "IterISSave") also(node, "onExecuted", showFile);

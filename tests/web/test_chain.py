@@ -656,6 +656,23 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture)
     assert frontend.errors == []
 
 
+def test_the_whole_name_of_a_saved_file_is_read(in_renderer):
+    frontend = in_renderer
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "a long name")
+    frontend.show(1)
+    name = "iteris_merged_of_a_robot_and_an_owl_in_a_blueprint_style_04"
+    saved = {"merge": "2", "name": f"{name}.safetensors", "words": []}
+    text = [f"/loras/{name}.safetensors", "read back", "3 MB"]
+    frontend.executed(1, {"text": text, "iteris_saved": [saved]})
+    line = frontend.page.locator(".iteris-saved-as")
+    assert name in line.inner_text().replace("\n", "")
+    isWhole = "all => all.every((part) => part.scrollWidth <= part.clientWidth + 1)"
+    assert line.locator(".iteris-called, .iteris-called > *").evaluate_all(isWhole)
+    width = frontend.page.evaluate("app.graph.getNodeById(1).size[0]")
+    assert width == pytest.approx(340, abs=1), "as wide as in the templates"
+    assert frontend.errors == []
+
+
 def test_what_saves_a_merge_loads_it_as_long_as_that_is_linked(in_renderer):
     """Also through a reroute."""
     frontend = in_renderer
