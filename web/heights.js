@@ -1,10 +1,11 @@
 // How high a node is: by what it holds now, and by what a workflow keeps of that.
 
 import { app } from "../../scripts/app.js";
-import { also } from "./graph.js";
+import { also, nodesOf } from "./graph.js";
 
 const MARGIN = 10; // the frontend's, above and below a widget
 const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
+const LAID_OUT = 10; // frames until the other renderer has nodes laid out
 const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
 const seen = new WeakMap(); // element -> the height of its content
 let held; // where a pointer went down that is still down
@@ -117,6 +118,12 @@ export function fit(node, width = 0, laidOut = undefined) {
       state.laidOut = undefined;
     }),
   );
+}
+
+/** Fit all nodes once the other renderer has laid them out: they keep the heights that they had before or meanwhile. */
+export function fitAnew(frames = LAID_OUT) {
+  if (frames) return void requestAnimationFrame(() => fitAnew(frames - 1));
+  for (const node of nodesOf(app.canvas.graph.rootGraph)) if (heights.has(node)) fit(node);
 }
 
 /** Let no user make a node so narrow that its parts cannot be read. */

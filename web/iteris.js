@@ -8,7 +8,7 @@ import { addPictures } from "./compare.js";
 import { keepApart } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { holdAll } from "./groups.js";
-import { keepHeight } from "./heights.js";
+import { fitAnew, keepHeight } from "./heights.js";
 import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forget, forgetAll } from "./loras.js";
@@ -316,6 +316,7 @@ app.registerExtension({
     rememberRuns(showRefusal);
     rememberOpened();
     followRuns();
+    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => fitAnew());
     new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette
     document.head.append(html("style", "", meaningsStyle(say)));
   },

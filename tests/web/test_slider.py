@@ -423,6 +423,25 @@ def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_
     assert frontend.errors == []
 
 
+def test_nodes_have_no_hole_once_the_other_renderer_draws_them(open_frontend, output):
+    frontend = open_frontend(Comfy_VueNodes_Enabled=True)
+    nodes = compare_of() | {
+        str(number): {"class_type": f"IterIS{name}", "inputs": {}}
+        for number, name in enumerate(("Settings", "Save"), start=2)
+    }
+    frontend.load(nodes, "the other renderer")
+    frontend.show(1, left=100, top=60, scale=0.6)
+    frontend.begin("run")
+    frontend.executed(1, output, run="run")
+    frontend.pictures_shown()
+    frontend.page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    frontend.page.wait_for_function("!LiteGraph.vueNodesMode")
+    frontend.settle(40)
+    holes = "app.graph.nodes.map((node) => node.size[1] - node.computeSize()[1])"
+    assert max(frontend.page.evaluate(holes)) < 5
+    assert frontend.errors == []
+
+
 def test_a_second_run_out_of_sight_leaves_the_node_as_high_as_it_was(in_renderer, output):
     """Or what is below it, and its group, would jump then, and once more when it is seen again."""
     frontend = in_renderer
