@@ -1,6 +1,6 @@
 // The links of a graph: where they begin and end, how they are joined anew, and the ways that they go by.
 
-import { ABOVE, edgesOf, LANE } from "./places.js";
+import { ABOVE, grownEdges, LANE, thingsOf } from "./places.js";
 
 export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 
@@ -49,7 +49,8 @@ export const takers = (graph, outputs) =>
 export const slotHeight = (node, slot) => node.getOutputPos(node.outputs.indexOf(slot))[1];
 
 /**
- * Return the first lane from a place on that a link can go by: no other link has it, and no node but one covers it.
+ * Return the first lane from a place on that a link can go by: no other link has it, and nothing but one node covers
+ * it, also once that has grown.
  *
  * @param {object} graph
  * @param {number} axis 0: it goes down or up, 1: to a side
@@ -70,7 +71,7 @@ export function freeLane(graph, axis, at, step, way, but) {
     edges[axis] < lane && lane < edges[axis + 2] && edges[1 - axis] < to && from < edges[3 - axis];
   const isTaken = (lane) =>
     beside.flat().some((end) => Math.abs(end[axis] - lane) < LANE / 2) ||
-    graph.nodes.some((node) => node !== but && isCovered(edgesOf(node), lane));
+    thingsOf(graph).some((node) => node !== but && isCovered(grownEdges(node), lane));
   let lane = at;
   while (isTaken(lane)) lane += step;
   return lane;
@@ -123,11 +124,13 @@ export function linkRound(origin, merge, below, target, name, place) {
   const into = target.getInputPos(target.findInputSlot(name))[1];
   const isPast = node && node !== merge && node.pos[0] > pos[0] + size[0];
   const goesAbove = isPast || below === undefined;
-  const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : below + LANE / 2;
   const step = goesAbove ? -LANE / 2 : LANE / 2;
   const exit = isPast ? from : from + 2 * step;
   const [at, aside] =
     isPast || node === merge ? [node.pos[0] + node.size[0] + LANE, LANE / 2] : [pos[0] - 8, -LANE / 2];
+  // from the merge's right side it only has to pass what is between
+  const under = node === merge ? freeLane(graph, 1, exit, step, [at, target.pos[0]]) : below;
+  const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : under + LANE / 2;
   const start = freeLane(graph, 0, at, aside, [exit, level], node);
   const along = freeLane(graph, 1, level, step, [start, target.pos[0]]);
   const end = freeLane(graph, 0, target.pos[0] - (LANE / 2) * (3 - place), -LANE / 2, [along, into]);

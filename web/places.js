@@ -50,6 +50,12 @@ const growthOf = (node) =>
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
 
+/** Return where a node will begin and end once it has grown. */
+export const grownEdges = (node) => edgesOf({ pos: node.pos, size: [node.size[0], node.size[1] + growthOf(node)] });
+
+/** Return the nodes of a graph, and a subgraph's brackets. */
+export const thingsOf = ({ nodes, inputNode, outputNode }) => [...nodes, inputNode, outputNode].filter(Boolean);
+
 const bordersOf = (group) => edgesOf(group).with(1, group.pos[1]);
 const overlap = (one, other) => [0, 1].every((axis) => one[axis] < other[axis + 2] && other[axis] < one[axis + 2]);
 const holds = (one, other) => [0, 1].every((axis) => one[axis] <= other[axis] && other[axis + 2] <= one[axis + 2]);
@@ -71,10 +77,7 @@ export function freeBelow(graph, left, right, but = undefined, things = graph.no
  * @returns {number[]}
  */
 export function freePlace(graph, [left, top], [width, height], growth = 0) {
-  const { inputNode, outputNode } = graph; // of a subgraph
-  const nodes = [...graph.nodes, ...[inputNode, outputNode].filter(Boolean)].map((node) =>
-    edgesOf({ pos: node.pos, size: [node.size[0], node.size[1] + growthOf(node)] }),
-  );
+  const nodes = thingsOf(graph).map(grownEdges);
   const groups = (graph.groups ?? []).map(bordersOf);
   const isFree = ([x, y]) => {
     const wanted = [x - 2 * LANE, y - ABOVE, x + width, y + height];

@@ -334,6 +334,12 @@ def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, 
     picture(frontend, "no_compare")
     made = frontend.page.evaluate("app.canvas.graph.nodes.map(({ type }) => type).sort()")
     assert made == ["IterISMerge", "IterISSave"]
+    depth = """(() => {
+        const { outputNode, reroutes } = app.canvas.graph;
+        const ends = [...reroutes.values()].map(({ pos }) => pos[1]);
+        return Math.max(...ends) - outputNode.pos[1] - outputNode.size[1];
+    })()"""
+    assert 0 < frontend.page.evaluate(depth) < 60, "right below the bracket that is between them"
     frontend.page.evaluate("app.canvas.setGraph(app.graph)")
     assert frontend.errors == []
 
