@@ -44,7 +44,10 @@ export function holdAll(graph) {
   for (const group of groups) {
     const [width, kept] = keptSize(group);
     const lowest = Math.max(...groups.filter((other) => areAlike(other, group)).map((other) => ends.get(other)));
-    const isFree = !group.pinned && isFreeDownTo(lowest, group, keptEnd(group), graph, heldBy(group, nodes));
+    const border = { pos: group.pos, size: [width, kept] };
+    // what lies across its border as it is does not stand in its way
+    const within = nodes.filter((node) => meets(node, border));
+    const isFree = !group.pinned && isFreeDownTo(lowest, group, keptEnd(group), graph, within);
     const height = (isFree ? lowest : ends.get(group)) - group.pos[1];
     if (height === group.size[1]) continue;
     if (!given.has(group)) savesKept(group);

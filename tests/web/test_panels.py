@@ -544,13 +544,19 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     frontend.settle(40)
     # Nodes 2.0 draws some nodes higher than a workflow has them
     assert frontend.page.evaluate(heights) == pytest.approx(saved, abs=20)
-    below = """() => {
+    put = """(below) => {
         const { pos, size } = app.graph.groups[0];
-        const note = LiteGraph.createNode("Note");
-        note.pos = [pos[0] + 20, pos[1] + size[1] + 50];
-        app.graph.add(note);
+        const note = app.graph.nodes.find(({ title }) => title === "put here") ?? LiteGraph.createNode("Note");
+        note.title = "put here";
+        note.pos = [pos[0] + 20, pos[1] + size[1] + below];
+        if (!note.graph) app.graph.add(note);
     }"""
-    frontend.page.evaluate(below)
+    frontend.page.evaluate(put, -20)
+    run("across")
+    assert frontend.page.evaluate(heights) == grown, "a node across its border is no hindrance"
+    frontend.send("execution_interrupted", prompt_id="across")
+    frontend.settle(40)
+    frontend.page.evaluate(put, 50)
     run("c")
     beside = [saved[0], grown[1], grown[1]]  # there is the note
     assert frontend.page.evaluate(heights) == pytest.approx(beside, abs=20)
