@@ -134,7 +134,7 @@ class Measurement:
         return json.loads(path.read_text())
 
     def cell(self, way: Way, triggers: Sequence[str], lora_set: str) -> Adapter:
-        adapter = Cell(self.bench, way.recipe, tuple(triggers), lora_set, self.seed).adapter()[0]
+        adapter = Cell(self.bench, way.recipe, tuple(triggers), lora_set, self.seed).adapter()
         assert adapter is not None  # every way merges
         return adapter.scaled(way.scale) if way.scale != 1 else adapter
 
