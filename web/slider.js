@@ -75,7 +75,11 @@ export function addSlider(node, say, above) {
     }
   });
   video.hidden = !canRecord();
-  head.append(left, video, right);
+  const large = button("iteris-full", "", say("full_screen"), () => pair.requestFullscreen());
+  large.hidden = !document.fullscreenEnabled;
+  // it had no place in the node meanwhile
+  pair.addEventListener("fullscreenchange", () => document.fullscreenElement ?? fit(node));
+  head.append(left, large, video, right);
   pair.append(under, over, divider);
   whole.append(head, pair, strip);
   element.append(whole);

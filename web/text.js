@@ -85,17 +85,18 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
       ...(output.iteris_pictures ?? []).map(pictureOf),
     ];
     element.replaceChildren(...(folded ? [fold(parts)] : parts));
-    mark(false);
+    mark();
     show(width);
   };
-  /** Say of what is shown that it was made by a run with other settings. */
-  const mark = (isMarked) => {
-    const top = node.iterisPictures?.() ?? element;
-    for (const each of new Set([element, top])) {
+  /** Say of what is shown, or of the pictures alone, of which run it is; without a word: of the last one. */
+  const mark = (word, isAll = true) => {
+    const pictures = node.iterisPictures?.();
+    const marked = word ? [pictures, isAll && element].filter(Boolean) : [];
+    for (const each of [pictures, element].filter(Boolean)) {
       each.querySelector(":scope > .iteris-earlier")?.remove();
-      each.classList.toggle("iteris-old", isMarked);
+      each.classList.toggle("iteris-old", marked.includes(each));
     }
-    if (isMarked) top.prepend(html("div", "iteris-earlier", say("changed")));
+    marked[0]?.prepend(html("div", "iteris-earlier", say(word)));
   };
   compareWithRun(
     node,
@@ -107,7 +108,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
       }
       const isChanged = now !== madeAs;
       if (isChanged !== element.classList.contains("iteris-old")) {
-        mark(isChanged);
+        mark(isChanged ? "changed" : undefined);
         fit(node, width);
       }
       return isChanged;
@@ -118,8 +119,8 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     shown = line;
     isOld = true;
     failedAs = undefined;
-    mark(false);
     element.replaceChildren(line);
+    mark("earlier", false);
     show(width);
     const name = await nameOfIt(node);
     if (shown === line) failedAs = name;

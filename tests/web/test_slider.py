@@ -150,6 +150,18 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert near(first.getpixel((4, 8)), COLOURS["<b>dog</b>"]), "the left one, then the right one"
     assert near(middle.getpixel((SIZE[0] - 4, 8)), COLOURS["merged"])
 
+    size = page.evaluate("[...app.graph.getNodeById(1).size]")
+    slider.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("document.fullscreenElement?.className === 'iteris-pair'")
+    frontend.settle()
+    large = pair.bounding_box()
+    picture(frontend, "slider_full_screen")
+    assert [large[side] for side in ("width", "height")] == [*page.viewport_size.values()]
+    page.evaluate("document.exitFullscreen()")
+    page.wait_for_function("!document.fullscreenElement")
+    frontend.settle()
+    assert page.evaluate("[...app.graph.getNodeById(1).size]") == pytest.approx(size, abs=1)
+
     workflow = frontend.workflow()
     assert len(workflow["nodes"][0]["widgets_values"]) == 10
     del workflow["nodes"][0]["widgets_values"][9]  # of a version without captions
@@ -368,6 +380,11 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     assert heights[:2] == pytest.approx(heights[2:], abs=1)
     change(frontend, cfg=3)
     expect(earlier).to_have_count(1)
+    frontend.begin("stopped_11")
+    frontend.send("execution_interrupted", prompt_id="stopped_11", node_id="1")
+    expect(page.locator(".iteris-text")).to_have_text("Stopped.")
+    expect(earlier).to_have_text(["Result of an earlier run: the last one did not finish."])
+    expect(page.locator(".iteris-slider.iteris-old")).to_have_count(1)
     workflow = frontend.workflow()
     for kept in ({"run": "of_11", "name": "of another node"}, {"run": 7}, {}, None):
         workflow["nodes"][0]["properties"]["iteris_ran"] = kept
