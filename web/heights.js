@@ -2,10 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { also, nodesOf } from "./graph.js";
+import { LAID_OUT } from "./places.js";
 
 const MARGIN = 10; // the frontend's, above and below a widget
 const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
-const LAID_OUT = 10; // frames until the other renderer has nodes laid out
 const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
 const seen = new WeakMap(); // element -> the height of its content
 let held; // where a pointer went down that is still down

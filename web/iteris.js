@@ -316,7 +316,7 @@ app.registerExtension({
     rememberRuns(showRefusal);
     rememberOpened();
     followRuns();
-    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => fitAnew());
+    app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => fitAnew());
     new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette
     document.head.append(html("style", "", meaningsStyle(say)));
   },

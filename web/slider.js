@@ -12,7 +12,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
-const SIDES = { most: 180, least: 40, step: 2 }; // of a small picture, the shorter ones
+const SIDES = { most: 180, least: 40 }; // of a small picture, the shorter ones
 const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
 const TOLD = 2000; // milliseconds that a button says what it has done
@@ -90,11 +90,14 @@ export function addSlider(node, say, above) {
   const arrange = () => {
     if (!strip.offsetHeight) return;
     const set = (side) => strip.style.setProperty("--iteris-thumb", `${side}px`);
-    for (let side = SIDES.most; side >= SIDES.least; side -= SIDES.step) {
+    let [found, most] = [SIDES.least - 1, SIDES.most]; // by halves: each try lays the strip out
+    while (found < most) {
+      const side = Math.ceil((found + most) / 2);
       set(side);
-      if (strip.scrollHeight <= strip.clientHeight) return;
+      if (strip.scrollHeight <= strip.clientHeight) found = side;
+      else most = side - 1;
     }
-    set(SCROLLED);
+    set(found < SIDES.least ? SCROLLED : found);
   };
   // as wide as the node and as high as the pictures, whatever is in the strip
   new ResizeObserver(arrange).observe(pair);
