@@ -1512,6 +1512,7 @@ def test_a_copy_has_rows_of_its_own(rows, kind):
     if kind != "IterISMerge":
         rows.load({str(MERGE): {"class_type": kind, "inputs": {"loras": TEXT}}}, "copied")
         rows.page.wait_for_selector(".iteris-row")
+    rows.page.mouse.move(800, 200)  # where the copy comes: in sight, where it has a height
     rows.page.evaluate(
         """() => {
             const node = app.graph.getNodeById(1);
