@@ -85,7 +85,7 @@ def frozen(modules: Mapping[str, nn.Module]) -> Iterator[Addresses]:
 
 def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     with torch.no_grad():
-        same = usable_at(tensor) if tensor.is_inference() else tensor.detach()
+        same = _usable_at(tensor) if tensor.is_inference() else tensor.detach()
     if is_parameter and not isinstance(same, nn.Parameter):
         same = nn.Parameter(same, requires_grad=False)
     noted = vars(same)  # by a host, too
@@ -93,12 +93,12 @@ def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     return same
 
 
-def usable_at(tensor: Tensor) -> Tensor:
+def _usable_at(tensor: Tensor) -> Tensor:
     """Return a tensor that is none of inference mode, in the same memory."""
     if hasattr(tensor, "__tensor_flatten__"):  # without memory of its own, such as quantised ones
         kind: Any = type(tensor)
         names, context = tensor.__tensor_flatten__()
-        parts = {name: usable_at(getattr(tensor, name)) for name in names}
+        parts = {name: _usable_at(getattr(tensor, name)) for name in names}
         whole: Tensor = kind.__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
         return whole
     with torch._C.DisableTorchFunctionSubclass():

@@ -77,8 +77,8 @@ class Kept:
 
     Args:
         kept: 1 is all of it; 0 is nothing, or worse than nothing.
-        between: The lowest and the highest that it may be, as far as the check's runs tell; None if
-            they are too few to tell.
+        between: The lowest and the highest that it may be, as far as the check's runs tell; None
+            where these are not known one by one.
         levels: The levels of this range, the best first.
         advice: What to do about it; None where it is good or not told, or the verdict's advice is
             for all.
