@@ -23,9 +23,15 @@ def pages() -> dict[Path, str]:
 PAGES = pages()
 
 
-def anchors_of(text: str) -> set[str]:
+def anchors_of(text: str) -> list[str]:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_no_page_has_two_headings_with_one_anchor():
+    for page, text in PAGES.items():
+        anchors = anchors_of(text)
+        assert len(set(anchors)) == len(anchors), page
 
 
 def test_every_relative_link_leads_to_a_file_and_a_heading():

@@ -142,7 +142,7 @@ def _merge(
         typer.Option(
             metavar="<name>",
             show_default=False,
-            help=f"How thorough: {', '.join(PRESETS)}. Other options go before it. "
+            help=f"How thorough: {', '.join(PRESETS)}. Other options override it. "
             f"Default: {DEFAULT_PRESET}.",
         ),
     ] = DEFAULT_PRESET,
