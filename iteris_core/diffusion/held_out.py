@@ -27,7 +27,7 @@ from .lora_use import LoraUse
 from .model import DenoiserRow, DiffusionHost
 from .plans import CaptionPlan, Contexts, Plan, runs_of
 from .samples import Context, Reading, Tokenized, written_for
-from .sampling import Sampler
+from .sampling import Sampler, mix_in
 
 CheckPlan = DrawnPlan | CaptionPlan | TogetherPlan
 # What teachers and the merged model read of each plan's captions; and what reference rows read.
@@ -198,7 +198,7 @@ def _contexts(
     worn: dict[tuple[CheckPlan, Reading], list[Mix]] = {}
     for plan in plans:
         of_plan = plan.mix, {last: 1.0}, {} if plan.mix else stacked  # teacher, merge, reference
-        mixes: list[Mix] = [tuple(mix.items()) for mix in of_plan]
+        mixes: list[Mix] = [tuple(mix_in(adapters, mix).items()) for mix in of_plan]
         worn |= {(plan, reading): mixes for reading in plan.readings()}
     asked = {(reading.teacher, mix) for (_, reading), mixes in worn.items() for mix in mixes}
     texts = sorted(asked)

@@ -250,6 +250,16 @@ def test_every_prompt_is_drawn_alone_in_turn(host):
     assert captions[1] not in lora.prompts
 
 
+def test_text_that_no_lora_changes_is_read_once(host):
+    loras = [host.lora(name, ("unet",), [f"<{name}> cat"]) for name in "xy"]
+    result = host.merge(loras, CALIBRATION)[0]
+    read = []
+    with host.te.register_forward_pre_hook(lambda _, inputs: read.extend(inputs[0])):
+        check_of(host, loras).measure(result.adapter)
+    captions = {reading.teacher for plan in plans_of(loras) for reading in plan.readings()}
+    assert len(read) == sum(len(host.tokenize(caption)) for caption in captions)
+
+
 def test_a_check_is_told_in_the_rows_of_all_its_parts(host, merged):
     loras, result = merged
     steps = []
