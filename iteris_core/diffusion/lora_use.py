@@ -310,7 +310,8 @@ def counted_twice(loras: Sequence[LoadedLora]) -> list[Note]:
         own = lora.use.sha256
         origin = origin_of(lora.adapter.metadata)
         places.setdefault(own, {})[own] = "by itself"
-        for digest, name in zip(origin.digests, origin.names, strict=True):
+        # another tool's merge has names alone
+        for digest, name in zip(origin.digests, origin.names, strict=False):
             names.setdefault(digest, name.removesuffix(".safetensors"))
             places.setdefault(digest, {})[own] = f"in {lora.use.name}"
     return [

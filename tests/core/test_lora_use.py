@@ -42,6 +42,16 @@ def test_loras_of_one_name_are_numbered_and_so_are_their_adapters():
     assert notes == []
 
 
+def test_a_lora_that_another_tool_merged_has_the_names_of_its_own_alone():
+    delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
+    metadata = {"modelspec.merged_from": "cat, dog"}
+    loras, notes = load_each_once(
+        [use("x", sha256="1"), use("cat", sha256="2")],
+        lambda lora: Adapter("x", {"x": delta}, metadata=metadata),
+    )
+    assert len(loras) == 2 and notes == []
+
+
 def test_a_lora_beside_a_merge_of_it_is_told():
     """Also one of which two merges are made; not one that is off, nor another one of its name."""
     delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
