@@ -50,8 +50,8 @@ def cost_shown(
     work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
 ) -> dict[str, Any]:
     """Return what a merge took and what another one takes with each preset, for the page; nothing
-    if that is not known. Runs of an earlier merge took no time in this one, nor did a polish that
-    could not be made, so that what is told is then what the last one without either took.
+    if that is not known. Runs of an earlier merge took no time in this one, nor did a polish or a
+    check that could not be made, so that what is told is then what the last one without took.
 
     Args:
         seconds: How long the merge took.
@@ -59,7 +59,8 @@ def cost_shown(
     """
     if preset not in work:
         return {}
-    if not any(note.kind in ("reused", "unpolished") for note in report.notes):
+    shorter = ("reused", "unpolished", "unchecked")
+    if not any(note.kind in shorter for note in report.notes):
         _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
     elif what not in _TIMED:
         return {}

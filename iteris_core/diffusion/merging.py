@@ -16,7 +16,7 @@ from typing import Any
 
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
-from ..errors import CalibrationError, OutOfMemory, plain
+from ..errors import CalibrationError, IterisError, OutOfMemory, plain
 from ..memory import with_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
@@ -65,9 +65,7 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(told, stages.PROOF))
     result = merge_diffusion(job, told, watch)
     if job.check_plans:
-        fidelity = check_of(job, told).measure(result.adapter)
-        kinds = {lora.use.name: lora.use.kind for lora in job.loras}
-        result = replace(result, report=replace(result.report, fidelity=fidelity, kinds=kinds))
+        result = _checked(result, job, told)
     if job.runs_model:
         rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     report = replace(
@@ -78,6 +76,25 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
+
+
+def _checked(result: MergeResult, job: Job, progress: StageProgress) -> MergeResult:
+    """Return a merge with its figures on unseen samples. Where memory runs out, return it without:
+    it took long to make.
+    """
+    report = result.report
+    try:
+        fidelity = check_of(job, progress).measure(result.adapter)
+    except OutOfMemory:
+        text = (
+            "The merge was not checked: memory ran out. To check it, lower resolution, or use "
+            "fewer or smaller LoRAs"
+        )
+        return replace(
+            result, report=replace(report, notes=(*report.notes, Note("unchecked", text)))
+        )
+    kinds = {lora.use.name: lora.use.kind for lora in job.loras}
+    return replace(result, report=replace(report, fidelity=fidelity, kinds=kinds))
 
 
 def _log(job: Job) -> None:
@@ -322,7 +339,9 @@ def _polished(
             job.config.samples_per_chunk,
             "the polish",
         )
-    except CalibrationError as error:
+    except (IterisError, RuntimeError) as error:  # a model's own gradient may fail in any way
+        if not isinstance(error, IterisError):
+            logger.warning("the polish failed", exc_info=error)
         what = str(error)
         if isinstance(error, OutOfMemory):
             what = "memory ran out. Lower resolution, or choose a smaller size"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter, LowRankDelta
+from ..devices import exact_products
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of, input_tokens
 from ..memory import calls_that_fit
@@ -376,7 +377,8 @@ def _whitenings(
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         tokens = input_tokens(module, x).flatten(0, -2).float()
-        sketch = tokens.T @ (tokens @ probes[path].to(tokens))
+        with exact_products(x.device):
+            sketch = tokens.T @ (tokens @ probes[path].to(tokens))
         products[path] = products.get(path, 0) + sketch.cpu()
         traces[path] = traces.get(path, 0.0) + float(tokens.square().sum())
         devices[path] = x.device
@@ -403,8 +405,9 @@ def _worn(modules: Mapping[str, nn.Module], layers: Mapping[str, _Layer]) -> Ite
     """Let every row wear the factors of layers, through which gradients flow."""
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        up, down = (factor.to(x.device) for factor in layers[path].factors)
-        add_to_output(module, y, codes_of(module, x, down), up)
+        with exact_products(x.device):
+            up, down = (factor.to(x.device) for factor in layers[path].factors)
+            add_to_output(module, y, codes_of(module, x, down), up)
         return y
 
     with layer_hooks({path: modules[path] for path in layers}, hook):

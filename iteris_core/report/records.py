@@ -18,9 +18,9 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
 # left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
 # count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
-# merge; what the host's model carries; a device that is too small for all of it. Three are
+# merge; what the host's model carries; a device that is too small for all of it. Four are
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
-# on which merging was never tested; and a polish that could not be made.
+# on which merging was never tested; and a polish or a check that could not be made.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -35,9 +35,10 @@ NoteKind = Literal[
     "twice",
     "untested",
     "unpolished",
+    "unchecked",
     "memory",
 ]
-_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished")
+_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished", "unchecked")
 
 
 @dataclass(frozen=True)

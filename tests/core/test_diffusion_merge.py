@@ -20,6 +20,7 @@ from iteris_core import (
 )
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choices import own_captions
+from iteris_core.diffusion.held_out import HeldOutCheck
 from iteris_core.diffusion.job import Job, MergeSettings, changed
 from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.presets import PRESETS
@@ -54,6 +55,26 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     said = r"none of the LoRAs changes anything: every strength is 0, or .* cancel out"
     with pytest.raises(AdapterError, match=said):
         host.merge([idle], PRESERVE)
+
+
+def test_a_merge_stays_where_memory_runs_out_in_its_check(host, monkeypatch):
+    loras = [host.lora("a"), host.lora("b")]
+    checked = Job.of(host, loras, replace(PRESERVE, held_out=1))
+    expected = merge_and_check(checked)
+    full = Mock(side_effect=torch.OutOfMemoryError("full"))
+    monkeypatch.setattr(HeldOutCheck, "_drawn", full)
+    result = merge_and_check(checked)
+    assert full.call_count > 1, "with smaller calls, too"
+    assert host.largest_error(result.adapter, expected.adapter) == 0
+    assert expected.report.fidelity and not result.report.fidelity
+    assert any("was not checked: memory ran out" in line for line in result.report.warnings)
+
+
+def test_a_pair_of_models_is_not_polished(host):
+    pair = replace(host.family, experts=2)
+    with pytest.raises(ConfigError, match=r"pair of models cannot be polished.*another preset"):
+        replace(PRESERVE, polish=1).for_family(pair)
+    assert PRESERVE.for_family(pair).polish == 0
 
 
 def test_a_preview_runs_no_model_and_says_so(host):

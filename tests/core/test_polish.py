@@ -12,13 +12,21 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from iteris_core import Adapter, CalibrationError, MergeConfig
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    LowRankDelta,
+    MergeConfig,
+    Network,
+    SolveError,
+)
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import _Whitening, polish
 from iteris_core.report.fidelity import fidelity
+from iteris_core.tasks import Sample, Task
 
 WIDTH = 6
 
@@ -323,6 +331,23 @@ def test_gradients_in_half_precision_neither_vanish_nor_overflow(net, size):
         )
 
 
+def test_a_layer_that_reads_few_inputs_is_polished_where_products_are_rounded():
+    """As a time embedding is, with another node's autocast."""
+    torch.manual_seed(0)
+    width = 320  # many more than inputs
+    layer = nn.Linear(width, width).requires_grad_(False)
+    network = Network({"layer": layer}, lambda rows: layer(torch.stack(rows))[:, None].float())
+    first, second, start = (
+        Adapter(name, {"layer": LowRankDelta(torch.randn(width, 2), torch.randn(2, width))})
+        for name in ("a", "b", "merged")
+    )
+    reads = torch.randn(3, 4, width)
+    tasks = [Task(f"{k}", [Sample(read) for read in reads], {k: 1.0}) for k in (0, 1)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        merged = polish(network, [first, second], tasks, start, 2)
+    assert torch.isfinite(merged.deltas["layer"].dense()).all()
+
+
 def test_layers_that_no_gradient_reaches_are_named(net):
     """As behind SageAttention, past which the residual goes on."""
     adapters, tasks, start = case_of(net)
@@ -339,6 +364,8 @@ def test_layers_that_no_gradient_reaches_are_named(net):
     [
         (torch.OutOfMemoryError("full"), 2, "memory ran out"),  # with three rows, and with one
         (CalibrationError("the output has no gradient"), 1, "the output has no gradient"),
+        (SolveError("a matrix is singular"), 1, "a matrix is singular"),
+        (RuntimeError("derivative not implemented"), 1, "derivative not implemented"),
     ],
 )
 def test_a_merge_stays_where_it_cannot_be_polished(monkeypatch, error, calls, said):
