@@ -54,18 +54,25 @@ def expert_of(file: str, files: Iterable[str]) -> Noise | None:
     other = partner_of(file, files)
     if other is None:
         return None
-    differs = next(place for place, (a, b) in enumerate(zip(file, other, strict=False)) if a != b)
-    return "high" if file[differs].lower() == "h" else "low"
+    return "high" if file[_difference(file, other)].lower() == "h" else "low"
 
 
-def without_mark(name: str) -> str:
-    """Return what the two files of a LoRA have in common in their names.
+def _difference(name: str, other: str) -> int:
+    """Return where two names begin to differ."""
+    pairs = zip(name.lower(), other.lower(), strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), -1)
 
-    >>> without_mark("styles/ink_high_noise")
-    'styles/ink'
+
+def without_mark(name: str, other: str) -> str:
+    """Return what the names of the two files of a LoRA have in common.
+
+    >>> without_mark("styles/low_poly_dog_H", "styles/low_poly_dog_L")
+    'styles/low_poly_dog'
     """
-    bare = _SURE.sub("", name, count=1)
-    bare = bare if bare != name else _LIKELY.sub("", name, count=1)
+    differs = _difference(name, other)
+    marks = [*_SURE.finditer(name), *_LIKELY.finditer(name)]
+    mark = next((found for found in marks if found.start() <= differs < found.end()), None)
+    bare = name if mark is None else name[: mark.start()] + name[mark.end() :]
     return re.sub(r"[-_ ]{2,}", "_", bare).strip("-_ ") or name
 
 

@@ -13,7 +13,8 @@ from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
 from ..iteris_core.settings import bounds
 from . import host
-from .loras.names import fingerprint
+from .expert_files import partner_of
+from .loras.names import fingerprints
 from .loras.prompts import lines, shown_on_node, use_of_file
 from .sockets import LORA_MODEL, LORAS, ChosenLora, advanced
 from .validation import checked
@@ -93,10 +94,13 @@ class LoraToMerge(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
-        """Return a fingerprint of the file; constant if the name comes through a link."""
+        """Return a fingerprint of the file, and of the other one of a pair; constant if the name
+        comes through a link.
+        """
         if not isinstance(lora_name, str) or not lora_name:
             return "linked"
-        return fingerprint(host.find_lora(lora_name))
+        other = partner_of(lora_name, host.lora_names())
+        return fingerprints([lora_name, *([] if other is None else [other])])
 
     @classmethod
     @checked

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
-    from ..iteris_core.diffusion.lora_use import LoraUse
+    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
     from ..iteris_core.files.families import Family
     from ..iteris_core.memory import Room
     from .asked import Asked
@@ -141,11 +141,11 @@ def prepared(
     untested = check_untested(base.family, job.calibration)
     on_models = (
         note
-        for model in connected.models
+        for number, model in enumerate(connected.models)
         for note in notes_on_model(
             host.patches_of(model, connected.clip),
             host.base_changes(model, connected.clip),
-            loras,
+            _halves(base, loras, number),
             files_named(connected.upstream, files),
             is_guided=job.calibration.is_guided,
         )
@@ -165,6 +165,12 @@ def prepared(
         job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
+
+
+def _halves(base: host.ComfyModel, loras: Sequence[LoadedLora], number: int) -> list[LoadedLora]:
+    """Return what LoRAs change of MODEL, or of the second one of a pair, under its own paths."""
+    halves = ((lora, base.halves(lora.adapter)[number]) for lora in loras)
+    return [replace(lora, adapter=half) for lora, half in halves if half is not None]
 
 
 def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:

@@ -128,7 +128,8 @@ class ComfyPair(ComfyModel):
         one for each; see `ComfyModel.adapter`.
         """
         of_high, of_low = self._parts(use, tensors)
-        parts = [super().adapter(use, of_high, metadata)] if of_high else []
+        # a file without tensors is refused there
+        parts = [super().adapter(use, of_high, metadata)] if of_high or not of_low else []
         if of_low:
             parts.append(_renamed(self.low.adapter(use, of_low, metadata), low_path))
         if len(parts) == 1:

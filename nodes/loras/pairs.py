@@ -68,7 +68,8 @@ def _pair(high: LoadedLora, low: LoadedLora) -> LoadedLora:
     uses = (high.use, low.use)
     prompts = tuple(dict.fromkeys(prompt for use in uses for prompt in use.prompts))
     words = tuple(dict.fromkeys(word for use in uses for word in use.trigger_words))
-    use = replace(high.use, name=without_mark(high.use.name), prompts=prompts, trigger_words=words)
+    name = without_mark(high.use.name, low.use.name)
+    use = replace(high.use, name=name, prompts=prompts, trigger_words=words)
     adapter = replace(
         high.adapter.joined_with(low.adapter),
         name=use.name,

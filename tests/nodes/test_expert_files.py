@@ -18,14 +18,16 @@ from iteris_core.diffusion.lora_use import LoadedLora
         ("wan/Dog-HighNoise.safetensors", "wan/Dog-LowNoise.safetensors", "wan/dog"),
         ("dog_HIGH_v2.safetensors", "dog_LOW_v2.safetensors", "dog_v2"),
         ("wan22-H-dog.safetensors", "wan22-L-dog.safetensors", "wan22_dog"),
+        ("Dog_high.safetensors", "dog_low.safetensors", "dog"),
+        ("low_poly_dog_H.safetensors", "low_poly_dog_L.safetensors", "low_poly_dog"),
     ],
 )
 def test_two_files_are_a_pair_by_their_names(high, low, both):
     files = [high, low, "low_poly.safetensors"]
     assert (partner_of(high, files), partner_of(low, files)) == (low, high)
     assert (expert_of(high, files), expert_of(low, files)) == ("high", "low")
-    names = [without_mark(file.removesuffix(".safetensors")).lower() for file in (high, low)]
-    assert names == [both, both]
+    names = [file.removesuffix(".safetensors") for file in (high, low)]
+    assert without_mark(*names).lower() == without_mark(*reversed(names)).lower() == both
 
 
 def test_a_word_in_a_name_alone_says_nothing():

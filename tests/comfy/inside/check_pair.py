@@ -38,6 +38,8 @@ def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
     host = ComfyPair(high, ComfyModel(low, high.clip))
     with pytest.raises(AdapterError, match="holds a LoRA for each of two models"):
         loaded(high, "first", combined_file(host, 1), "a photo of first")
+    with pytest.raises(AdapterError, match="empty"):
+        loaded(host, "empty", {}, "a photo of nothing")
     loras = []
     for name, seed in (("first", 1), ("second", 2)):
         file = combined_file(host, seed)
