@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io
 
-from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core import AdapterError, CalibrationError, IterisError
 from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
@@ -86,13 +86,15 @@ class LoraStack(io.ComfyNode):
     def fingerprint_inputs(cls, text: object = "", **inputs: object) -> str:
         """Return a fingerprint of every LoRA file that the stack may name.
 
-        The names in a connected stack are unknown at this time, so every file counts. A file in the
-        output folder is an exception, since otherwise each saved merge would be a change. It counts
-        only if `text` names it, or if any stack since the host's start has named it and it has
-        changed since.
+        The names in a connected stack are unknown at this time, so every file counts; without one,
+        only those of `text`. A file in the output folder is an exception, since otherwise each
+        saved merge would be a change. It counts only if `text` names it, or if any stack since the
+        host's start has named it and it has changed since.
         """
-        names = host.lora_names()
         meant = files_in(text, "text")
+        if isinstance(text, str) and "lora_stack" not in inputs:
+            return fingerprints(meant)
+        names = host.lora_names()
         meant += [name for name in names if not host.is_output(host.find_lora(name))]
         meant += [
             name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
@@ -297,14 +299,20 @@ def file_of(
         path = host.find_lora(name)
         if path is None or path.suffix != ".safetensors":
             continue
+        try:
+            tensors = read_tensors(path)[0]
+        except AdapterError:  # a file that has nothing to do with it
+            continue
         own: dict[str, torch.Tensor] = {}
-        for key, tensor in read_tensors(path)[0].items():
+        for key, tensor in tensors.items():
             base, role = split_key(key) or ("", "")
             same = own_base(base)
             if same is not None:
                 own |= tensors_by_key(same, {role: tensor})
-        if all(
-            key in own and torch.equal(own[key], tensor.cpu()) for key, tensor in matrices.items()
-        ):
+        if all(key in own and _equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
             return name
     return None
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)  # torch compares no two kinds of float8

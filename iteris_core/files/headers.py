@@ -52,6 +52,12 @@ def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
     return looked
 
 
+@once_per_file
+def listed_words(path: Path) -> tuple[str, ...]:
+    """Return the trigger words that a file next to a LoRA's lists; see `words_beside`."""
+    return words_beside(path)[1]
+
+
 def _version(path: Path) -> tuple[int, int] | None:
     try:
         return version(os.stat(path))

@@ -96,16 +96,15 @@ def _near(plain: str, paths: Iterable[str]) -> str:
 
 
 def fingerprint(path: Path | None) -> str:
-    """Return a string that changes when a LoRA's file changes, or a file next to it with its
-    trigger words.
+    """Return a string that changes when a LoRA's file changes, or the trigger words next to it:
+    other programs often write there what is no concern of a merge.
     """
-    from ...iteris_core.files.beside import sidecars
+    from ...iteris_core.files.headers import listed_words
 
     if path is None or not path.is_file():
         return "missing"
-    there = [path, *(file for file in sidecars(path) if file.is_file())]
-    statuses = [file.stat() for file in there]
-    return " ".join(f"{status.st_mtime_ns}-{status.st_size}" for status in statuses)
+    status = path.stat()
+    return " ".join((f"{status.st_mtime_ns}-{status.st_size}", *listed_words(path)))
 
 
 def fingerprints(names: Iterable[str]) -> str:

@@ -20,15 +20,18 @@ def test_a_name_that_comes_through_a_link_does_not_break_the_cache(node):
     assert node.fingerprint_inputs(lora_name=None) == "linked"
 
 
-def test_words_beside_a_file_change_its_fingerprint(tmp_path):
+def test_words_beside_a_file_change_its_fingerprint_and_nothing_else_there_does(tmp_path):
     path = tmp_path / "cat.safetensors"
     path.write_bytes(b"x")
     before = fingerprint(path)
     sidecar = tmp_path / "cat.metadata.json"
-    sidecar.write_text("{}")
-    there = fingerprint(path)
-    sidecar.write_text('{"civitai": {}}')
-    assert len({before, there, fingerprint(path)}) == 3
+    found = []
+    for favourite, words in ((True, ["cat"]), (False, ["cat"]), (False, ["cat", "sks"])):
+        card = {"favorite": favourite, "civitai": {"trainedWords": words}}
+        sidecar.write_text(json.dumps(card))
+        found.append(fingerprint(path))
+    assert found[0] == found[1]
+    assert len({before, *found}) == 3
     sidecar.unlink()
     assert fingerprint(path) == before
 
@@ -56,13 +59,32 @@ def test_saving_a_merge_changes_nothing_for_a_stack(replace_host, tmp_path):
         is_output=lambda path: path.parent.name == "output",
     )
     texts = ("", None, "<lora:dog>")
-    before = [LoraStack.fingerprint_inputs(text=text) for text in texts]
+    before = [LoraStack.fingerprint_inputs(text=text, lora_stack=None) for text in texts]
     files["dog.safetensors"].write_bytes(b"1")
     files["new.safetensors"] = tmp_path / "output" / "new"
-    after = [LoraStack.fingerprint_inputs(text=text) for text in texts]
+    after = [LoraStack.fingerprint_inputs(text=text, lora_stack=None) for text in texts]
     assert before[:2] == after[:2] and before[2] != after[2]
     files["cat.safetensors"].write_bytes(b"1")
-    assert LoraStack.fingerprint_inputs(text="") != after[0]
+    assert LoraStack.fingerprint_inputs(text="", lora_stack=None) != after[0]
+
+
+def test_without_a_stack_only_files_that_the_text_names_count(replace_host, tmp_path):
+    names = ["cat.safetensors"]
+    replace_host(lora_names=lambda: names, find_lora=lambda name: tmp_path / name)
+    before = LoraStack.fingerprint_inputs(text="<lora:cat>")
+    names.append("dog.safetensors")
+    (tmp_path / names[-1]).touch()
+    assert LoraStack.fingerprint_inputs(text="<lora:cat>") == before
+    (tmp_path / names[0]).touch()
+    assert LoraStack.fingerprint_inputs(text="<lora:cat>") != before
+
+
+def test_the_other_file_of_a_pair_counts(replace_host, tmp_path):
+    names = ["dog-H.safetensors", "dog-L.safetensors"]
+    replace_host(lora_names=lambda: names, find_lora=lambda name: tmp_path / name)
+    before = LoraToMerge.fingerprint_inputs(lora_name=names[0])
+    (tmp_path / names[1]).touch()
+    assert LoraToMerge.fingerprint_inputs(lora_name=names[0]) != before
 
 
 def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(
@@ -73,14 +95,16 @@ def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(
     replace_host(lora_names=lambda: list(files), find_lora=files.get, is_output=lambda path: True)
     monkeypatch.setattr(stack, "_FIRST_SEEN", {})
     files["used"].write_bytes(b"1")
-    before = LoraStack.fingerprint_inputs(text="")
+    before = LoraStack.fingerprint_inputs(text="", lora_stack=None)
     stack.remember(["used"])
     files["other"].write_bytes(b"1")
-    assert LoraStack.fingerprint_inputs(text="") == before  # a second run is taken from the cache
+    assert (
+        LoraStack.fingerprint_inputs(text="", lora_stack=None) == before
+    )  # a second run is taken from the cache
     files["used"].write_bytes(b"22")
-    changed = LoraStack.fingerprint_inputs(text="")
+    changed = LoraStack.fingerprint_inputs(text="", lora_stack=None)
     stack.remember(["used"])  # it runs again, and after that it is taken from the cache
-    assert changed != before and LoraStack.fingerprint_inputs(text="") == changed
+    assert changed != before and LoraStack.fingerprint_inputs(text="", lora_stack=None) == changed
 
 
 def test_a_recipe_changes_with_the_files_that_it_names(replace_host, tmp_path):
