@@ -205,7 +205,8 @@ def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
     if not bases or not host.saves_metadata():
         return b""
     card = gallery_card(path, bases, words, f"Merged by IterIS from {', '.join(names)}")
-    return json.dumps(card, indent=2, ensure_ascii=False).encode()
+    # tags of strangers may hold half a character
+    return json.dumps(card, indent=2, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:

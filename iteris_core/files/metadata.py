@@ -27,6 +27,7 @@ from .limits import (
 )
 from .tensors import serialized, sha256
 
+_MOST_OF_A_TAG = 10**9  # pictures; of many more, sums have too many digits to be written
 RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
@@ -119,7 +120,9 @@ def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
         with contextlib.suppress(ValueError, AttributeError, TypeError, OverflowError):
             of_file = {
                 folder: {
-                    tag: int(count) for tag, count in tags.items() if len(tag) <= WORD_CHARACTERS
+                    tag: min(int(count), _MOST_OF_A_TAG)
+                    for tag, count in tags.items()
+                    if len(tag) <= WORD_CHARACTERS
                 }
                 for folder, tags in json_value(text or "{}").items()
             }

@@ -70,6 +70,8 @@ def test_what_is_not_known_is_left_out():
     assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {
         "f": {"t": 2}
     }
+    large = json.dumps({"f": {"t": int("9" * 4300)}})  # more digits cannot be written
+    assert merged_tags([large, large])["f"]["t"] > 10**8
 
 
 def test_the_user_calls_what_the_file_does_not_name():

@@ -271,11 +271,11 @@ def test_a_card_for_lora_manager_lies_beside_the_file_where_it_keeps_such(
         return path, path.with_suffix(".metadata.json")
 
     assert not save("a")[1].exists()
-    card = {"base_model": "Illustrious", "civitai": {"trainedWords": ["x"]}}
+    card = {"base_model": "half \ud800", "civitai": {"trainedWords": ["x"]}}
     (tmp_path / "cat.metadata.json").write_text(json.dumps(card))
     path, beside = save("b")
     card = json.loads(beside.read_text(encoding="utf-8"))
-    assert (card["base_model"], card["from_civitai"]) == ("Illustrious", False)
+    assert (card["base_model"], card["from_civitai"]) == ("half ?", False)
     assert (card["file_name"], card["sha256"]) == ("b", sha256(path))
     found = lora_header(path).triggers
     assert (found.source, found.triggers) == ("b.metadata.json", ("a cat",))
