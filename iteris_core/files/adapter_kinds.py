@@ -85,8 +85,6 @@ def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
 
     def made(part: WeightPart, tensors: Tensors) -> Tensor:
         kind = kind_of(tensors)
-        if kind is LOKR:
-            return lokr(tensors)
         if kind is PEFT_DORA:
             return peft_dora(tensors, weight_at(part.path)[part.rows])
         raise AdapterError(
@@ -137,40 +135,6 @@ def low_rank(weight: Tensor, shape: Shape, what: str) -> LowRankDelta:
     delta = LowRankDelta.from_dense(weight)
     check_finite(delta.up, delta.down)
     return delta
-
-
-def lokr(tensors: Tensors) -> Tensor:
-    """Return the delta of a LoKr, ``kron(w1, w2) alpha / rank``: each of the two matrices is there
-    whole or as two factors, as LyCORIS writes them.
-
-    Raises:
-        AdapterError: Factors are missing or do not fit together.
-    """
-    first = _lokr_matrix(tensors, "lokr_w1")
-    second = _lokr_matrix(tensors, "lokr_w2")
-    if first.ndim != 2 or second.ndim not in (2, 4):
-        raise damaged("LoKr matrices", first, second, why="cannot be multiplied")
-    if second.ndim == 4:
-        first = first[:, :, None, None]
-    factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
-    scale = _scale(tensors, len(tensors[f"{factored[0]}_b"])) if factored else 1.0
-    return torch.kron(first, second.contiguous()).flatten(1) * scale
-
-
-def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
-    if name in tensors:
-        return tensors[name].float()
-    check_complete(tensors, (f"{name}_a", f"{name}_b"))
-    up = tensors[f"{name}_a"].float()
-    down = tensors[f"{name}_b"].float()
-    if up.ndim < 2 or down.ndim < 2 or not down.numel():
-        raise damaged("LoKr factors", up, down, why="are not matrices")
-    try:
-        if name == "lokr_w2" and "lokr_t2" in tensors:
-            return torch.einsum("ijkl,jr,ip->prkl", tensors["lokr_t2"].float(), down, up)
-        return up @ down.flatten(1)
-    except RuntimeError as error:
-        raise damaged("LoKr factors", up, down, why="do not fit together") from error
 
 
 def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
@@ -235,6 +199,41 @@ def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
     for up, down in (factors[:2], factors[2:]):
         check_factors(up, down, shape or own, what)
     return factors
+
+
+def _lokr(tensors: Tensors, shape: Shape) -> LowRankDelta:
+    """Return ``kron(w1, w2) alpha / rank``: each of the two matrices is there whole or as two
+    factors, as LyCORIS writes them. Factors of the product are products of their factors.
+    """
+    check_products(tensors, shape)
+    first = _lokr_matrix(tensors, "lokr_w1")
+    second = _lokr_matrix(tensors, "lokr_w2")
+    if first.ndim != 2 or second.ndim not in (2, 4):
+        raise damaged("LoKr matrices", first, second, why="cannot be multiplied")
+    factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
+    scale = _scale(tensors, len(tensors[f"{factored[0]}_b"])) if factored else 1.0
+    second = second.flatten(1)
+    found = (len(first) * len(second), first.shape[1] * second.shape[1])
+    check_shape(found, shape, f"a LoKr of {found}")
+    a = low_rank(first, (len(first), first.shape[1]), "a LoKr matrix")
+    b = low_rank(second, (len(second), second.shape[1]), "a LoKr matrix")
+    return LowRankDelta(torch.kron(a.up, b.up) * scale, torch.kron(a.down, b.down))
+
+
+def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
+    if name in tensors:
+        return tensors[name].float()
+    check_complete(tensors, (f"{name}_a", f"{name}_b"))
+    up = tensors[f"{name}_a"].float()
+    down = tensors[f"{name}_b"].float()
+    if up.ndim < 2 or down.ndim < 2 or not down.numel():
+        raise damaged("LoKr factors", up, down, why="are not matrices")
+    try:
+        if name == "lokr_w2" and "lokr_t2" in tensors:
+            return torch.einsum("ijkl,jr,ip->prkl", tensors["lokr_t2"].float(), down, up)
+        return up @ down.flatten(1)
+    except RuntimeError as error:
+        raise damaged("LoKr factors", up, down, why="do not fit together") from error
 
 
 def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
@@ -330,7 +329,7 @@ RESHAPING = AdapterKind(
 )
 OFT = AdapterKind("OFT", "an OFT", (*_OFT, ALPHA), _OFT)
 GLORA = AdapterKind("GLoRA", "a GLoRA", (*_GLORA, ALPHA), _GLORA)
-LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS))
+LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS), _lokr)
 LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha, _measured_loha)
 LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora, _measured_lora)
 LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora, _measured_lora)

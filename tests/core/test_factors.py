@@ -6,7 +6,7 @@ import toy
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya
-from iteris_core.files.adapter_kinds import own_dense_delta, peft_dora
+from iteris_core.files.adapter_kinds import delta_of, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.model_keys import ModelKeys
 from iteris_core.files.tensor_checks import WrongShape
@@ -129,10 +129,8 @@ def test_a_dora_with_too_few_magnitudes_is_refused():
 
 def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
     """Whoever makes it raises the predicate alone; the reader of the file puts the place before it."""
-    tensors = {
-        "lora_unet_linear.lokr_w1": torch.ones(2, 1),
-        "lora_unet_linear.alpha": torch.ones(1),
-    }
+    tensors = {"lora_unet_linear.oft_blocks": torch.ones(1, 2, 2)}
+    part = {"lora_unet_linear.lokr_w1": torch.ones(2, 1)}
 
     def fail(part, tensors):
         raise AdapterError("cannot be applied")
@@ -141,14 +139,28 @@ def test_what_makes_a_dense_delta_says_where_it_went_wrong_once():
         (fail, "cannot be applied"),
         (
             lambda part, tensors: torch.ones(5, 6),
-            r"has a LoKr of \(5, 6\), but .* use a LoRA for SD1.5",
+            r"has an OFT of \(5, 6\), but .* use a LoRA for SD1.5",
         ),
-        (own_dense_delta({}.__getitem__), "has no lokr_w2_a and no lokr_w2_b factor"),
+        (own_dense_delta(fail), "is an OFT, which only ComfyUI's own code applies"),
     ):
         with pytest.raises(AdapterError, match=f"^file: 'lora_unet_linear' {message}"):
             parse(tensors, dense_delta=make)
-    with pytest.raises(AdapterError, match=r"is an OFT, which only ComfyUI's own code applies"):
-        parse({"lora_unet_linear.oft_blocks": torch.ones(1)}, dense_delta=own_dense_delta(fail))
+    with pytest.raises(AdapterError, match="' has no lokr_w2_a and no lokr_w2_b factor"):
+        parse(part)
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_a_lokr_has_the_factors_of_its_matrices(core):
+    """Which are small, where the delta is large."""
+    w1, a, b = torch.randn(3, 5), torch.randn(4, 2), torch.randn(2, 6)
+    tensors = {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(4.0)}
+    w2 = a @ b
+    if core:
+        tensors |= {"lokr_t2": torch.randn(2, 2, 3, 3), "lokr_w2_a": a.T}
+        w2 = torch.einsum("ijkl,jr,pi->prkl", tensors["lokr_t2"], b, a).flatten(1).contiguous()
+    delta = delta_of(tensors, (12, 30 * (9 if core else 1)))
+    torch.testing.assert_close(delta.dense(), 2 * torch.kron(w1, w2), rtol=1e-4, atol=1e-4)
+    assert delta.rank == 3 * 2
 
 
 def test_biases_are_merged_by_their_mean_where_an_adapter_without_one_counts_as_zero():

@@ -17,7 +17,7 @@ from torch import nn
 from iteris_core import AdapterError
 from iteris_core.files import kohya as kohya_files
 from iteris_core.files import limits, peft, peft_settings, tensors
-from iteris_core.files.adapter_kinds import delta_of, lokr, own_dense_delta
+from iteris_core.files.adapter_kinds import delta_of, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
 from iteris_core.files.headers import lora_header, model_header
@@ -447,7 +447,9 @@ def test_settings_of_peft_that_are_no_settings(tmp_path):
 
 def test_a_lokr_of_both_forms_takes_its_scale_from_the_form_that_is_used():
     whole = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3)}
-    assert torch.equal(lokr({**whole, "lokr_w2_b": ONE[0], "alpha": ONE}), torch.ones(6, 6))
+    delta = delta_of({**whole, "lokr_w2_b": ONE[0], "alpha": ONE}, (6, 6))
+    torch.testing.assert_close(delta.dense(), torch.ones(6, 6))
+    assert delta.rank == 1
 
 
 def test_an_ia3_is_called_one(file):
