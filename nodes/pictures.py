@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import io
 import unicodedata
@@ -202,7 +201,11 @@ def _drawable(text: str, size: int) -> tuple[str, FreeTypeFont]:
     """Return a text as one line, and a font that has its letters."""
     label = plain_line(text)
     font = _font_for(label, size)
-    return (without_accents(label), _font("", size)) if font is None else (label, font)
+    if font is not None:
+        return label, font
+    own = _font("", size)
+    assert own is not None, "Pillow has it with it"
+    return without_accents(label), own
 
 
 def without_accents(text: str) -> str:
@@ -255,21 +258,21 @@ def with_room(name: str, words: str, room: float, length: Callable[[str], float]
 
 def _font_for(text: str, size: int) -> FreeTypeFont | None:
     """Return Pillow's own font, or one of the computer's, that has all letters; None: no such."""
-    for name in ("", *_MORE_FONTS):
-        with contextlib.suppress(OSError):  # not on this computer
-            font = _font(name, size)
-            if _has_letters(font, text):
-                return font
-    return None
+    fonts = (_font(name, size) for name in ("", *_MORE_FONTS))
+    return next((font for font in fonts if font is not None and _has_letters(font, text)), None)
 
 
-@functools.lru_cache(maxsize=32)
-def _font(name: str, size: int) -> FreeTypeFont:
+@functools.lru_cache(maxsize=64)
+def _font(name: str, size: int) -> FreeTypeFont | None:
+    """Return a font; None: it is not on this computer, where a look for it takes long."""
     from PIL import ImageFont
 
-    if name:
+    if not name:
+        return ImageFont.load_default(size)  # type: ignore[return-value]
+    try:
         return ImageFont.truetype(name, size)
-    return ImageFont.load_default(size)  # type: ignore[return-value]
+    except OSError:
+        return None
 
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:

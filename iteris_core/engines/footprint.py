@@ -67,4 +67,6 @@ def bytes_at(
         solve = gram + 4.6 * right_side
     if keeps_rows:  # the system, and beside it the Gram matrix of one task's rows
         solve = max(solve, (1 + kept) * gram)
+    if config.method == "ties":  # dense deltas, what is kept of them, its places and its signs
+        solve = max(solve, 5 * 8 * tasks * d_in * d_out)
     return LayerBytes(moments + gathered + tasks * kept * right_side, solve)

@@ -148,6 +148,7 @@ class ComfyModel:
         with sampling_options(model, self.clip, self.memory_required) as options:
 
             def forward(rows: Sequence[DenoiserRow]) -> Tensor:
+                heed_cancel()
                 x = torch.stack([row.latents for row in rows]).to(device)
                 sigma = torch.stack([row.sigma for row in rows]).to(device)
                 with trial(self.family):

@@ -187,9 +187,11 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
         ]
         comfy.model_management.load_models_gpu(models, memory_required=memory_required)
         shared = options["transformer_options"] | {"wrappers": wrappers_of(model)[0]}
+        comfy.samplers.cast_to_load_options(options, model.load_device, model.model_dtype())
         model.pre_run()
         with _gradients() as before_call:
             yield SamplingOptions(model, shared, hooks, before_call)
     finally:
+        comfy.samplers.cast_to_load_options(options, model.offload_device)
         model.cleanup()
         model.restore_hook_patches()

@@ -17,6 +17,7 @@ from ...iteris_core.diffusion.model import Encoded
 from ...iteris_core.files.groups import split_key
 from ...iteris_core.network import TEXT_STREAM
 from ..keys import HostKeys, is_text
+from .server import heed_cancel
 
 # Bases of keys for a T5, and for a text encoder that is a language model.
 _OF_LANGUAGE_MODEL = re.compile(
@@ -127,6 +128,7 @@ class TextEncoders:
         )
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Written]]:
+        heed_cancel()
         device = comfy.model_management.intermediate_device()
         written: list[dict[str, Written]] = [{} for _ in rows]
         for name in self.swept:
@@ -145,6 +147,7 @@ class TextEncoders:
         """
         if caption in self._encoded:
             return self._encoded[caption]
+        heed_cancel()
         with ExitStack() as answering:
             for name, encoder in self.encoders.items():
                 if name in self.swept:

@@ -1,6 +1,7 @@
 """Covers, and tables of pictures whose labels may be any text."""
 
 import base64
+import functools
 import io
 import itertools
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from iteris_pack.nodes import pictures
 from iteris_pack.nodes.pictures import (
     Labelled,
     broken,
@@ -17,7 +19,7 @@ from iteris_pack.nodes.pictures import (
     with_room,
     without_accents,
 )
-from PIL import Image
+from PIL import Image, ImageFont
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,26 @@ def test_letters_with_accents_are_read_without_them_where_no_font_has_them(monke
     monkeypatch.setattr("iteris_pack.nodes.pictures._MORE_FONTS", ())
     plain, accents = (table([Labelled("x", [name], colours(0.5))]) for name in ("Zoe", "Zo\u00eb"))
     assert torch.equal(plain, accents)
+
+
+def test_a_font_that_is_missing_is_looked_for_once(monkeypatch):
+    looked = []
+
+    own = ImageFont.truetype
+
+    def missing(name, size, **more):
+        if not isinstance(name, str):  # Pillow's own
+            return own(name, size, **more)
+        looked.append(name)
+        raise OSError
+
+    find = functools.lru_cache(pictures._font.__wrapped__)
+    monkeypatch.setattr(pictures, "_font", find)  # which knows none yet
+    monkeypatch.setattr(ImageFont, "truetype", missing)
+    rows = [Labelled("\u6c34", [letter], colours(0.5)) for letter in "\u732b\u72ac"]
+    table(rows)
+    table(rows)
+    assert looked and len(looked) == len(set(looked))
 
 
 def test_a_name_gives_way_to_its_verdict():
