@@ -40,8 +40,8 @@ function remember(name) {
 }
 
 /**
- * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused. The
- * field is there at once, or what is typed until the names come would go to the page's hotkeys.
+ * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused, and a
+ * file that cannot be read: it stays in the list, which says why. The field is there at once, or what is typed until the names come would go to the page's hotkeys.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
  * @param {object} to
@@ -93,6 +93,10 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
   field.ariaExpanded = "true";
   field.setAttribute("aria-controls", list.id);
   const take = (name, isMore) => {
+    if (!isWhole(name)) {
+      mark(name);
+      return field.focus(); // a click has taken the focus
+    }
     if (!canName(name)) {
       rest.textContent = say("no_row_name", { name });
       return;
@@ -170,6 +174,7 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
       option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
     sayMade(option.lastChild, [madeOf(lora ?? {}, say), wordsFound(name, lora)].filter(Boolean).join("\n"));
     option.classList.toggle("iteris-broken", !isWhole(name));
+    option.ariaDisabled = String(!isWhole(name));
     option.classList.toggle("iteris-stranger", !!isOther(lora));
     option.dataset.family = isOther(lora) ? lora.family : "";
     option.classList.toggle("iteris-taken", taken.has(name));

@@ -540,6 +540,28 @@ def test_the_choice_marks_files_of_other_rows(rows, picture):
 
 
 @IN_ONE
+def test_a_file_that_is_not_a_lora_is_not_chosen_and_the_choice_says_why(rows, picture):
+    why = "first.safetensors is a textual inversion"
+    refuse = lambda route: route.fulfill(json={"name": "first", "error": why})  # noqa: E731
+    rows.page.route("**/iteris/lora?name=first.*", refuse)
+    at(rows, 2, "lora").click()
+    rows.page.keyboard.type("first")
+    option = rows.page.locator(".iteris-option")
+    expect(option).to_have_attribute("aria-disabled", "true")
+    for choose in (lambda: rows.page.keyboard.press("Enter"), lambda: option.click(force=True)):
+        choose()
+        expect(rows.page.locator(".iteris-seen")).to_contain_text(why)
+        assert text_of(rows) == TEXT
+    picture(rows, "rows_choose_broken")
+    rows.page.unroute("**/iteris/lora?name=first.*", refuse)
+    rows.page.keyboard.press("ControlOrMeta+A")
+    rows.page.keyboard.type("second")
+    expect(option).to_have_attribute("aria-disabled", "false")
+    rows.page.keyboard.press("Enter")
+    assert text_of(rows).endswith("\n<lora:second:1>")
+
+
+@IN_ONE
 def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
     name = f"{'long_' * 20}epoch_07"
     files = [f"people/of/my/{folder}/{name}" for folder in ("one", "two", "two/other")]
