@@ -7,7 +7,7 @@ import { also, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
 import { aboutModelOf, isGone } from "./loras.js";
-import { draw, drawLive } from "./panel.js";
+import { draw, drawOn } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { PREVIEW } from "./presets.js";
@@ -103,7 +103,10 @@ export function addReport(node, say) {
   const linked = () => [isKept(node), !!compareOf(node), canCompare()].join();
   const show = () => {
     layers = undefined;
-    const earlier = isEarlier ? "earlier" : isChanged ? "changed" : undefined;
+    drawAll(isEarlier ? "earlier" : isChanged ? "changed" : undefined);
+    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
+  };
+  const drawAll = (earlier, live) => {
     const isPreview = preset.value === PREVIEW;
     const save = isKept(node) || earlier ? undefined : saveNow;
     const load = node.iterisLoaderOf(node.properties[PROPERTY]?.file);
@@ -116,6 +119,7 @@ export function addReport(node, say) {
       isGone: isFileGone,
       isOpen,
       isPreview,
+      live,
       load,
       save,
       see,
@@ -124,7 +128,6 @@ export function addReport(node, say) {
     wasLinked = linked();
     wasFirstRow = ofCompare;
     draw(element, node.properties[PROPERTY], say, how);
-    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
   /** Show a report that was read; undefined: it cannot be drawn. */
   const showRead = (report) => {
@@ -189,8 +192,8 @@ export function addReport(node, say) {
   const showLive = () => {
     waiting = false;
     if (!layers) return;
-    const how = { isOpen, isPreview: preset.value === PREVIEW, toggled };
-    drawLive(element, readSaved(figures({ layers: [...layers.values()] })), say, how);
+    const live = readSaved(figures({ layers: [...layers.values()] }));
+    if (!drawOn(element, live, say)) drawAll("before", live);
     fit(node, PANEL_WIDTH);
   };
   node.startIterisRun = () => {

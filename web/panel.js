@@ -51,20 +51,31 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
+ * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {() => void} [how.see] shows the pictures of its Compare, or adds one
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isFirstRow, isGone, isOpen, isPreview, load, save, see, stopped, toggled } = how;
+  const { earlier, failure, isOpen, isPreview, live, stopped, toggled } = how;
   element.replaceChildren();
-  element.classList.toggle("iteris-empty", !model && !failure && !stopped);
+  element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
   if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
   if (stopped) element.append(html("div", "iteris-quiet iteris-note", stopped));
   if (!model && (failure || stopped)) return;
-  if (!model) return void element.append(soon(isPreview, say));
+  if (model) append(element, model, say, how);
+  else element.append(soon(isPreview, say));
+  const told = live ?? model;
+  if (!told) return;
+  const details = foldOf(told, say, isOpen ?? !(live || model.verdict), toggled);
+  details.classList.toggle("iteris-live", !!live);
+  element.append(details);
+}
+
+/** Append what of a report is not in its details. */
+function append(element, model, say, { earlier, isFirstRow, isGone, load, save, see }) {
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
   if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
@@ -73,29 +84,14 @@ export function draw(element, model, say, how = {}) {
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
-  element.append(foldOf(model, say, isOpen ?? !model.verdict, toggled));
 }
 
-/**
- * Draw what a run has told so far, which only its details show: their bars are no verdict.
- *
- * @param {HTMLElement} element
- * @param {object} model
- * @param {(word: string, values?: object) => string} say
- * @param {object} how as for `draw`
- */
-export function drawLive(element, model, say, { isOpen = false, isPreview, toggled }) {
-  const shown = element.querySelector(":scope > .iteris-live");
-  if (shown) {
-    const [summary, ...before] = shown.children; // which stays, or a click on it would be lost
-    for (const each of before) each.remove();
-    summary.after(...detailsOf(model, say));
-    return;
-  }
-  const details = foldOf(model, say, isOpen, toggled);
-  details.classList.add("iteris-live");
-  element.classList.remove("iteris-empty", "iteris-old");
-  element.replaceChildren(soon(isPreview, say), details);
+/** Draw what a run has told since, and return whether its details were there already. */
+export function drawOn(element, live, say) {
+  const [summary, ...before] = element.querySelector(":scope > .iteris-live")?.children ?? [];
+  for (const each of before) each.remove();
+  summary?.after(...detailsOf(live, say)); // which stays, or a click on it would be lost
+  return !!summary;
 }
 
 /** Return the details of a report. */

@@ -177,9 +177,10 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     fit(node, width, () => keepResult(node)); // with the height that it has then
   }
 
-  /** Return details that are closed at first. */
+  /** Return details that are closed at first, and then as they were. */
   function fold(parts) {
     const details = html("details", "iteris-details");
+    details.open = !!element.querySelector("details[open]");
     const summary = html("summary", "", folded);
     details.append(summary, ...parts);
     summary.addEventListener("click", () => fit(node));

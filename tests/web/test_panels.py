@@ -736,6 +736,29 @@ def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     expect(earlier).to_have_count(0)
 
 
+def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, small):
+    """Marked as that of the run before, while the details show what this one has told."""
+    frontend = in_renderer
+    small(frontend, seed=60)
+    frontend.show(MERGE, top=100)
+    earlier = frontend.page.locator(".iteris-earlier")
+    verdicts = frontend.page.locator(".iteris-kept")
+    frontend.begin("a")
+    frontend.executed(MERGE, THREE, run="a")
+    expect(verdicts).to_have_count(3)
+    frontend.begin("b")
+    for number in (1, 3):
+        send_layer(frontend, "b", str(MERGE), number)
+        expect(verdicts).to_have_count(3)
+        expect(earlier).to_have_text("Result of the run before this one.")
+    assert blocks_of(frontend) == ["IN01", "IN03"], "of this run"
+    picture(frontend, "report_while_another_is_made")
+    frontend.executed(MERGE, report_with_verdict(kept("first", 0.9, "good")), run="b")
+    expect(verdicts).to_have_count(1)
+    expect(earlier).to_have_count(0)
+    assert frontend.errors == []
+
+
 def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, small):
     """As is an error of rows that are not there any more."""
     frontend = in_renderer

@@ -223,6 +223,21 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
     assert frontend.errors == []
 
 
+def test_what_is_open_below_the_pictures_is_open_after_the_next_run(frontend, output):
+    frontend.load(compare_of(), "open")
+    frontend.show(1, left=500, top=60, scale=0.7)
+    details = frontend.page.locator(".iteris-text details")
+    for run in ("first", "next"):
+        frontend.begin(run)
+        frontend.executed(1, output, run=run)
+        expect(frontend.page.locator(".iteris-drawn")).to_have_count(2)
+        frontend.settle()
+        if run == "first":
+            assert details.get_attribute("open") is None
+            details.locator("summary").press("Enter")
+    assert details.get_attribute("open") is not None
+
+
 def test_small_pictures_are_as_large_as_their_node_lets_them_be(in_renderer, output):
     """Three in a line over the strip's whole width, then with their prompts beside them."""
     frontend = in_renderer

@@ -71,6 +71,7 @@ export default {
   hover: "Point at a bar for its layers.",
   suffers: "{lora} suffers most",
   earlier: "Result of an earlier run: the last one did not finish.",
+  before: "Result of the run before this one.",
   changed: "Result of a run with other settings.",
   unreadable: "The report cannot be read; a run makes a new one.",
   cut: "This report has more than can be shown; the rest is left out.",
