@@ -203,14 +203,16 @@ export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say, l
     return line;
   }
   const rank = least === most ? least : `${least}–${most}`;
-  line.append(html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
+  line.append(
+    ...loadButton(load, say),
+    html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })),
+  );
   if (words.length)
     line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
-  line.append(...loadButton(load, say));
   return line;
 }
 
-/** Return the button that loads a file; none, where nothing can. */
+/** Return the button that loads a file, which floats at the right of what comes after it; none, where nothing can. */
 export const loadButton = (load, say) =>
   load ? [button("iteris-load", say("load_this"), say("load_this_title"), load)] : [];
 

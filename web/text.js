@@ -33,7 +33,7 @@ function pathOf(path, buttons) {
   const [, folder, name, ending] = path.match(/^(?:(.*)[\\/])?(.*?)(\.[^.]*)?$/s);
   const line = html("div", "iteris-saved-as");
   line.title = path;
-  line.append(...fileName("iteris-called", name), html("span", "iteris-end", ending), ...buttons);
+  line.append(...buttons, ...fileName("iteris-called", name), html("span", "iteris-end", ending));
   const place = html("div", "iteris-quiet iteris-small");
   for (const part of folder?.split(/(?<=[\\/])/) ?? []) place.append(part, html("wbr"));
   return [line, place];

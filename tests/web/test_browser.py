@@ -174,7 +174,7 @@ def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
         assert float(row["kept"]) == pytest.approx(kept["kept"], rel=1e-3)
     file = page.locator(".iteris-file").inner_text()
     assert re.fullmatch(
-        r"Saved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2CopyLoad this",
+        r"Load this\nSaved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2Copy",
         file,
     )
 
@@ -305,7 +305,7 @@ def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
     told = [".iteris-report .iteris-file", ".iteris-text .iteris-file"]
     for place in told:
         page.wait_for_selector(place, state="attached")
-        saved = page.locator(place).text_content()
+        saved = page.locator(f"{place} > span").first.text_content()
         assert re.match(r"Saved: (iteris_merged\S*\.safetensors), [\d.]+ MB, rank", saved), place
     file = server.base / "output" / "loras" / saved.split(",")[0].removeprefix("Saved: ")
     content = file.read_bytes()
