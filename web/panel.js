@@ -173,15 +173,14 @@ function keptOf(lora, told, say) {
   called.append(fileName("iteris-called", name)[0]);
   called.title = name;
   head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
-  if (between && !isOpen) {
-    const [low, high] = between.map(percent);
-    head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
-  }
+  const [low, high] = (isOpen ? null : between)?.map(percent) ?? [percent(kept), percent(kept)];
+  if (between && !isOpen) head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   const likely = levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level);
   const word = isTold ? likely : say(isOpen ? "uncertain_level" : "uncertain");
   head.append(html("span", "iteris-badge", word));
   const share = html("div", "iteris-share");
-  share.style.setProperty("--iteris-kept", `${percent(kept)}%`);
+  for (const [name, value] of Object.entries({ low, kept: percent(kept), high }))
+    share.style.setProperty(`--iteris-${name}`, `${value}%`);
   line.append(head, share);
   if (unread)
     line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));

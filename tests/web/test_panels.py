@@ -148,6 +148,14 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert lost[1:3] == ["kept 4 %", "lost"]
     assert {"Allow a higher rank, or a larger file.", "46 % of its file was not read"} < set(lost)
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
+    ends = ["low", "kept", "high"]
+    bars = page.locator(".iteris-share").evaluate_all(
+        "(all, ends) => all.map(({ style }) => ends.map((end) => style.getPropertyValue(`--iteris-${end}`)))",
+        ends,
+    )
+    assert bars == [["83%"] * 3, ["24%", "52%", "80%"], ["4%"] * 3], "as long as its range"
+    likely = rows.nth(1).locator(".iteris-badge")
+    assert likely.evaluate("badge => getComputedStyle(badge).backgroundColor") == "rgba(0, 0, 0, 0)"
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
     )

@@ -24,7 +24,7 @@ export default {
   both_together: "Both together in one picture",
   together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
   levels:
-    "Kept: how much of the LoRA shows in pictures of the merge, as the LoRA itself judges them; 100 % is as much as with the LoRA alone, 0 % what the base model draws. Good from {good} % on, lost below {lost} %. The range after it is what the check pictures leave open, meant to be right nine times in ten; more check runs make it narrower. Where it would span 80 points or more, the pictures disagree or are too few, and the verdict is open. The bounds were chosen in a small world in which a recogniser judged the pictures; your own pictures decide.",
+    "Kept: how much of the LoRA shows in pictures of the merge, as the LoRA itself judges them; 100 % is as much as with the LoRA alone, 0 % what the base model draws. Good from {good} % on, lost below {lost} %. The range after it is what the check pictures leave open, meant to be right nine times in ten; more check runs make it narrower. The bar is full up to its lowest and pale up to its highest. Where it would span 80 points or more, the pictures disagree or are too few, and the verdict is open. The bounds were chosen in a small world in which a recogniser judged the pictures; your own pictures decide.",
   to_measure:
     "A preview: nothing was measured, and figures are estimates from the files. Balanced measures and checks, in the time of about 4 pictures a LoRA.",
   to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
