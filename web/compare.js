@@ -27,7 +27,7 @@ export function addPictures(node, say, above) {
     if (!drawn || isLinked) return;
     const { count, seconds } = toDraw(drawn, ...widgets.map(({ value }) => value));
     const text = seconds ? say("pictures_time", { count, time: duration(seconds, say) }) : say("pictures", { count });
-    element.replaceChildren(html("span", "", text));
+    element.replaceChildren(html("span", "", `${say("by_last_run")} ${text}`));
     element.title = say("pictures_title");
     fit(node);
   };

@@ -223,6 +223,18 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
     assert frontend.errors == []
 
 
+def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output):
+    drawn = {"pictures": 9, "seconds": 90, "steps": 20, "size": [0, 0], "own": 9, "line": 5}
+    frontend.load(compare_of(), "count")
+    frontend.set_widgets(1, prompt="", steps=20, width=0, height=0)
+    frontend.begin("count")
+    frontend.executed(1, output | {"iteris_drawn": [drawn]}, run="count")
+    told = frontend.page.locator(".iteris-times")
+    expect(told).to_have_text("By the last run: 9 pictures, about 1.5 min")
+    frontend.set_widgets(1, prompt="a dog")
+    expect(told).to_have_text("By the last run: 5 pictures, about 50 s")
+
+
 def test_what_is_open_below_the_pictures_is_open_after_the_next_run(frontend, output):
     frontend.load(compare_of(), "open")
     frontend.show(1, left=500, top=60, scale=0.7)
