@@ -10,6 +10,7 @@ from workflow_notes import TEMPLATES
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 TITLE = 30  # of a node, above its place
+WRITTEN = 120  # by a run, below what saves a LoRA
 FILES = {
     f"{number} {template.title}": template for number, template in enumerate(TEMPLATES, start=1)
 }
@@ -72,12 +73,14 @@ def test_a_template_opens_with_letters():
         assert read(FOLDER / f"{name}.json")["extra"]["ds"]["scale"] >= 0.58, name
 
 
-def test_a_cover_comes_from_the_left():
+def test_compare_can_be_made_wider():
+    """What saves its picture is at its right, but above it, also once a run has written there."""
     for name in FILES:
-        workflow = read(FOLDER / f"{name}.json")
-        nodes = {node["id"]: node for node in workflow["nodes"]}
-        for _, origin, _, target, _, kind in workflow["links"]:
-            first, second = nodes[origin], nodes[target]
-            if (first["type"], second["type"], kind) == ("IterISCompare", "IterISSave", "IMAGE"):
-                assert first["pos"][0] + first["size"][0] < second["pos"][0], name
-                assert first["pos"][1] == second["pos"][1], name
+        nodes = read(FOLDER / f"{name}.json")["nodes"]
+        saves = any("cover" in (item["name"] for item in node["inputs"]) for node in nodes)
+        for compare in (node for node in nodes if node["type"] == "IterISCompare"):
+            right = compare["pos"][0] + compare["size"][0]
+            beside = [node for node in nodes if node["pos"][0] > right]
+            assert bool(beside) == saves, name
+            for node in beside:
+                assert node["pos"][1] + node["size"][1] + WRITTEN <= compare["pos"][1] - TITLE, name

@@ -49,6 +49,8 @@ HEIGHTS = {"CLIPTextEncode": 104}
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_LINE = 14
+NOTE_HEAD_LINE = 25  # in larger letters
+NOTE_HEAD_CHARACTERS = 76
 NOTE_WIDTH = 736  # over what is chosen, and the merge
 NOTE_CHARACTERS = 105
 NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
@@ -77,10 +79,12 @@ GROUP_COLOURS = ("#3f789e", "#8a6d3b", "#4f7a52")
 # the first of these that a template has: its column is the second group
 SECOND_GROUP = ("IterISMerge", "CLIPTextEncode")
 GROUP_ROOM = 12
+GROUP_HEAD = 42  # from the group's top, below its title, to a node's title
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 LOW_LANES = (0, -9, 4, 10)  # beside it, for a node's place in its column
 BADGE = 12
+SLOT = 20  # of a node, below one another
 FRAME = 50  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
 FILM = (1120, 640)  # pixels of a film's picture
@@ -148,7 +152,15 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else NARROWEST)
         for key, node in prompt.items()
     }
-    lines = sum(1 + len(line) // NOTE_CHARACTERS for line in template.note.splitlines())
+    head, *rest = template.note.splitlines()
+    note_height = NOTE_LINE + sum(
+        height * (1 + len(line) // characters)
+        for lines, height, characters in (
+            (head.split("<br>"), NOTE_HEAD_LINE, NOTE_HEAD_CHARACTERS),
+            (rest, NOTE_LINE, NOTE_CHARACTERS),
+        )
+        for line in lines
+    )
     heights = {key: HEIGHTS.get(node["class_type"], 0) for key, node in prompt.items()}
     sizes = frontend.page.evaluate(
         """([widths, heights, text, size]) => {
@@ -165,7 +177,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
                 return [node === note ? 'note' : node.id, [...node.size]];
             }));
         }""",
-        [widths, heights, template.note, [NOTE_WIDTH, NOTE_LINE * (lines + 1)]],
+        [widths, heights, template.note, [NOTE_WIDTH, note_height]],
     )
     places = {}
     x = 0.0
@@ -188,6 +200,12 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     passing = lanes(prompt, column_of, places)
     top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
     places["note"] = [0.0, top - NOTE_GAP - sizes["note"][1]]
+    raised = raised_save(prompt)
+    if raised:
+        lowest = top - sizes[raised][1] - room_below(prompt, raised)
+        places["note"][1] = min(places["note"][1], lowest - GROUP_HEAD)
+        places[raised][1] = places["note"][1] + GROUP_HEAD
+        passing += ways_up(prompt, raised, column_of, places)
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUP_COLOURS))
     ]
@@ -196,8 +214,9 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     for title, colour, inside in zip(template.groups, GROUP_COLOURS, insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
+        start = places["note"][1] - TITLE if raised in inside else top
         boxes.append(
-            [f"{len(boxes) + 1}. {title}", colour, [left, top], [right - left, bottom - top]]
+            [f"{len(boxes) + 1}. {title}", colour, [left, start], [right - left, bottom - start]]
         )
     # the corner is where the canvas begins: it stays there where frontends enlarge all for Nodes 2.0
     corner = [boxes[0][2][0], places["note"][1] - TITLE]
@@ -223,7 +242,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
                 const place = node.inputs.findIndex(({ name }) => name === input);
                 const link = app.graph.links[node.inputs[place].link];
                 const from = app.graph.getNodeById(link.origin_id).getOutputPos(link.origin_slot)[1];
-                const points = [[left, top], [right, top]];
+                const points = left < right ? [[left, top], [right, top]] : [[left, top]];
                 if (begins_low) points.unshift([left, from]);
                 if (ends_low) points.push([right, node.getInputPos(place)[1]]);
                 points.reduceRight((next, point) => app.graph.createReroute(point, next), link);
@@ -232,6 +251,13 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         [way.seen_from(corner)._asdict() for way in passing],
     )
     frontend.settle()
+
+
+def raised_save(prompt: dict) -> str | None:
+    """Return the node that stands beside the note, above what is at its left: there a Compare whose
+    picture it takes can be made wider.
+    """
+    return next((key for key, node in prompt.items() if "cover" in node["inputs"]), None)
 
 
 class Way(NamedTuple):
@@ -259,6 +285,7 @@ def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]
         for key, node in prompt.items()
         for name, value in node["inputs"].items()
         if isinstance(value, list) and column_of[key] > column_of[value[0]] + 1
+        if key != raised_save(prompt)
     ]
 
     def above(node: str) -> int:
@@ -289,6 +316,18 @@ def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]
         )
         for n, (source, key, name) in enumerate(reversed(long))
     ]
+
+
+def ways_up(prompt: dict, raised: str, column_of: dict[str, int], places: dict) -> list[Way]:
+    """Return the ways of links to a raised node: up beside where they come from, then straight."""
+    found = []
+    for slot, name in enumerate(("merged", "cover")):
+        after = column_of[prompt[raised]["inputs"][name][0]] + 1
+        left = min(places[key][0] for key, value in column_of.items() if value == after)
+        x = left - GAP_X / 2 + LOW_LANES[1]
+        y = places[raised][1] + SLOT * (slot + 0.7)
+        found.append(Way(raised, name, x, x, y, begins_low=True, ends_low=False))
+    return found
 
 
 def room_below(prompt: dict, key: str) -> float:

@@ -63,8 +63,10 @@ class Template:
 
     @property
     def note(self) -> str:
+        """First what a newcomer needs, in large letters: a template opens at 0.6 of its size."""
         steps = enumerate((*self.steps, "Press **Run**"), start=1)
-        return "\n".join([self.does, "", *(f"{k}. {step}." for k, step in steps), "", *self.then])
+        first = "<br>".join([self.does, *(f"{k}. {step}." for k, step in steps)])
+        return "\n".join([f"# {first}", "", *self.then])
 
 
 TEMPLATES = (

@@ -4,7 +4,7 @@ import { ownHeight } from "./heights.js";
 import { edgesOf, isFreeDownTo, meets, PADDING, sizeToHold } from "./places.js";
 
 const SLACK = 30; // by which Nodes 2.0 draws a node higher than a workflow says
-const ALIKE = 1; // pixels between groups that begin and end at the same heights
+const ALIKE = 1; // pixels between the ends of groups that end at the same height
 const given = new WeakMap(); // group -> the height that it has got here, and the one that a workflow keeps
 
 /** Return the size of a group that a workflow keeps. */
@@ -30,13 +30,12 @@ function endOf(group, nodes) {
   return Math.max(keptEnd(group), ...held.map(({ pos, size }) => pos[1] + size[1] + PADDING));
 }
 
-/** Return whether two groups begin and end at the same heights in a workflow. */
-const areAlike = (one, other) =>
-  [one.pos[1] - other.pos[1], keptEnd(one) - keptEnd(other)].every((by) => Math.abs(by) <= ALIKE);
+/** Return whether two groups end at the same height in a workflow. */
+const areAlike = (one, other) => Math.abs(keptEnd(one) - keptEnd(other)) <= ALIKE;
 
 /**
- * Let each group of a graph reach as far down as our nodes do that it holds at their own heights; and groups that begin
- * and end at the same heights in a workflow, as far down as one of them does, where there is room.
+ * Let each group of a graph reach as far down as our nodes do that it holds at their own heights; and groups that end at
+ * the same height in a workflow, as far down as one of them does, where there is room.
  */
 export function holdAll(graph) {
   const { nodes, groups = [] } = graph;

@@ -1,7 +1,8 @@
 // The templates: their order, and their titles, groups and notes in the page's language. No DOM and no ComfyUI here, so
 // that `node --test` runs it.
 
-const NUMBER = /^\d+\. /; // of a step
+const NUMBER = /^(?:# )?(?:\d+\. )?/; // of a step; before the first line, a heading's sign
+const BREAK = /(\n|<br>)/;
 
 /** Return whether a workflow that ComfyUI is about to open has a node of ours. */
 export const hasOurs = (workflow) => list(workflow?.nodes).some((node) => String(node?.type).startsWith("IterIS"));
@@ -15,10 +16,10 @@ export const hasOurs = (workflow) => list(workflow?.nodes).some((node) => String
 export function translate(workflow, texts) {
   const said = (text) => (Object.hasOwn(texts, text) ? texts[text] : text);
   const line = (text) => {
-    const [number = ""] = text.match(NUMBER) ?? [];
+    const [number] = text.match(NUMBER);
     return number + said(text.slice(number.length));
   };
-  const note = (text) => text.split("\n").map(line).join("\n");
+  const note = (text) => text.split(BREAK).map(line).join("");
   if (!hasOurs(workflow)) return;
   for (const group of list(workflow.groups)) if (group?.title) group.title = said(group.title);
   for (const node of list(workflow.nodes)) {

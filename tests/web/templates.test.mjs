@@ -15,15 +15,16 @@ for (const language of ["zh", "ja"])
     test(`${name} has titles, groups and a note in ${language}`, () => {
       const workflow = read(new URL(encodeURIComponent(name), FOLDER));
       const note = workflow.nodes.find(({ type }) => type === "MarkdownNote");
-      const lines = note.widgets_values[0].split("\n").length;
+      const linesOf = () => note.widgets_values[0].split(/\n|<br>/);
+      const lines = linesOf().length;
       translate(workflow, texts(language));
       const titles = workflow.nodes.map(({ title }) => title).filter(Boolean);
-      const said = [...titles, ...workflow.groups.map(({ title }) => title), ...note.widgets_values[0].split("\n")];
+      const said = [...titles, ...workflow.groups.map(({ title }) => title), ...linesOf()];
       assert.deepEqual(
         said.filter((text) => text && isEnglish(text)),
         [],
       );
-      assert.equal(note.widgets_values[0].split("\n").length, lines);
+      assert.equal(linesOf().length, lines);
     });
 
 test("a pack's templates come by their numbers, and others as they are", async () => {

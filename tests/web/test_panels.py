@@ -544,7 +544,8 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     assert frontend.page.evaluate(room, merge) > 0
     grown = frontend.page.evaluate(heights)
     assert grown[1] > before[1] + 100
-    assert grown == [grown[1]] * 3, "they go on ending at the same height"
+    by = [now - then for now, then in zip(grown, before, strict=True)]
+    assert by == pytest.approx([by[1]] * 3, abs=1), "they go on ending at the same height"
     saved = [group["bounding"][3] for group in frontend.workflow()["groups"]]
     assert saved == before, "a workflow does not keep the bars' room"
 
@@ -561,12 +562,13 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     }"""
     frontend.page.evaluate(put, -20)
     run("across")
-    assert frontend.page.evaluate(heights) == grown, "a node across its border is no hindrance"
+    across = frontend.page.evaluate(heights)
+    assert across == pytest.approx(grown, abs=1), "a node across its border is no hindrance"
     frontend.send("execution_interrupted", prompt_id="across")
     frontend.settle(40)
     frontend.page.evaluate(put, 50)
     run("c")
-    beside = [saved[0], grown[1], grown[1]]  # there is the note
+    beside = [saved[0], *grown[1:]]  # there is the note
     assert frontend.page.evaluate(heights) == pytest.approx(beside, abs=20)
     frontend.send("execution_interrupted", prompt_id="c")
     frontend.settle(40)
