@@ -43,14 +43,14 @@ function drawnBy(merge, compare, { words, guidance, resolution }) {
   };
 }
 
-/** Put columns of nodes into a free place at the right of a merge, level with it, or lower; return how high they begin. */
-function lay(graph, columns, { pos, size }) {
+/** Put columns of nodes into a free place at the right of a merge, level with it, or below it; return how high they begin. */
+function lay(graph, columns, { pos }) {
   const widths = columns.map((column) => Math.max(NARROWEST, ...column.map((node) => node.size[0])));
   // the MODEL goes above texts
   const begins = columns.map((_, i) => HEAD + (i === 1 ? 2 * TITLE : 0));
   const heights = columns.map((column, i) => column.reduce((sum, node) => sum + node.size[1] + GAP, begins[i]));
   const whole = [widths.reduce((sum, width) => sum + width + GAP, 0), Math.max(...heights)];
-  const [left, top] = freePlace(graph, [pos[0] + size[0] + GAP, pos[1] - HEAD], whole);
+  const [left, top] = freePlace(graph, [pos[0] + 2 * LANE, pos[1] - HEAD], whole);
   let x = left;
   for (const [i, column] of columns.entries()) {
     let y = top + begins[i];
