@@ -5,7 +5,7 @@ import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, canPopUp, EDGE, html, imageAt, putBeside, sayMade, tell, withFolder } from "./parts.js";
 import { endPeek, face } from "./peek.js";
-import { canName, matching, nameOf, namesakes, similar, versions } from "./rows_text.js";
+import { canName, matching, nameOf, namesakes, ownName, similar, versions } from "./rows_text.js";
 import { foundBy, madeOf, wordsOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
@@ -75,6 +75,7 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
   let isOffered = false; // the names are there
   let [names, fits, now, taken] = [[], [], undefined, new Set()];
   let alike = new Set(); // see `namesakes`
+  let own = []; // what the files are called, without folders
   let ahead = []; // names that come first
   let found = []; // names that can be chosen, of which the first are listed
   let marked; // a name
@@ -143,7 +144,7 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
   const optionOf = (name) => {
     if (options.has(name)) return options.get(name);
     const option = html("div", "iteris-option");
-    option.append(html("span", "iteris-picture"), withFolder(nameOf(name)));
+    option.append(html("span", "iteris-picture"), withFolder(nameOf(name), own));
     option.classList.toggle("iteris-namesake", alike.has(name));
     option.role = "option";
     option.id = `${list.id}-${options.size}`;
@@ -309,6 +310,7 @@ export function choose(anchor, { row, several }, offering, say, chosen) {
     isOffered = true;
     ({ names, fits, now, taken } = told);
     alike = namesakes(names);
+    own = names.map((name) => ownName(nameOf(name)));
     const likest = now ? [now] : similar(told.lost ?? "", names);
     const isFree = (name) => names.includes(name) && !taken.has(name);
     const likely = [...(now ? versions(now, names) : likest), ...remembered().filter(isFree)];

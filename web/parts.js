@@ -1,8 +1,8 @@
 // Pieces of HTML that our parts are made of.
 
 import { app } from "../../scripts/app.js";
+import { pieces } from "./names.js";
 
-const END = /^(.{12,}?)([-_. ].{2,8}|.{8})$/su; // of a file's name, which does not give way: from a word on
 export const EDGE = 4; // pixels from the page's ends
 const INNERMOST = /^(.*[\\/])(.*)$/s; // of folders
 
@@ -14,28 +14,28 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
-/** Return a text in one line, of which the start gives way where there is little room. */
-function cut(className, text, parts) {
-  const [, start, end] = text.match(parts) ?? [text, text, ""];
+/** Return a text in one line, in pieces as those of `pieces`. */
+function cut(className, parts) {
   const element = html("span", className);
-  element.append(html("span", "iteris-start", start), html("span", "iteris-end", end));
+  const shown = parts.map((part, at) => part && html("span", at % 2 ? "iteris-end" : "iteris-start", part));
+  element.append(...shown.filter(Boolean));
   return element;
 }
 
 /**
  * Return what a file is called, and after it its folder, which gives way first where there is little room, see
- * `withFolder`. Then the name gives way in its middle: versions and epochs are at its end.
+ * `withFolder`. Then the name gives way, but for what tells it from `others`.
  */
-export function fileName(className, name) {
+export function fileName(className, name, others) {
   const [, folder, own] = name.match(/^(?:(.*)[\\/])?(.*)$/s);
-  const element = cut(className, own, END);
-  return folder ? [element, cut("iteris-folder", folder, INNERMOST)] : [element];
+  const element = cut(className, pieces(own, others));
+  return folder ? [element, cut("iteris-folder", folder.match(INNERMOST)?.slice(1) ?? [folder])] : [element];
 }
 
 /** Return a file's name in one line, with its folder where at least its beginning has room. */
-export function withFolder(name) {
+export function withFolder(name, others) {
   const line = html("span", "iteris-with-folder");
-  line.append(...fileName("iteris-called", name));
+  line.append(...fileName("iteris-called", name, others));
   return line;
 }
 

@@ -54,7 +54,7 @@ export function drawRow(view, place) {
   peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }, say));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
-  const line = withFolder(said);
+  const line = withFolder(said, view.ownNames());
   name.append(picture, line, badge);
   let likely = ""; // the file's kind, if something tells
   const kind = button("iteris-kind", "", say("kind"), () => {

@@ -16,6 +16,7 @@ import {
   nameOf,
   namesakes,
   newRow,
+  ownName,
   partsOf,
   picked,
   readRows,
@@ -176,6 +177,11 @@ class Rows {
 
   openNames() {
     return this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name);
+  }
+
+  /** Return what the rows' files are called, without folders. */
+  ownNames() {
+    return this.entries.flatMap(({ row }) => (row ? [ownName(row.name)] : []));
   }
 
   open(place, isOpen) {

@@ -591,6 +591,30 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
     rows.page.unroute("**/models/loras")
 
 
+@IN_ONE
+def test_names_that_differ_in_the_middle_are_told_apart(rows, picture):
+    names = [f"my_character_v1_{steps}_{'long_' * 12}bf16" for steps in ("000500", "001000")]
+    files = [f"{name}.safetensors" for name in names]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    rows.set_widgets(MERGE, loras="\n".join(f"<lora:{name}:1> subject" for name in names))
+    rows.page.evaluate("app.graph.getNodeById(1).setSize([330, 400])")
+    at(rows, 1, "lora").click()
+    rows.page.locator(".iteris-option").nth(1).wait_for()
+    rows.settle()
+    seen = """(all) => all.map((part) => {
+        const line = part.parentElement.getBoundingClientRect();
+        const { left, right } = part.getBoundingClientRect();
+        const isWhole = part.scrollWidth <= part.clientWidth && line.left < left && right <= line.right;
+        return isWhole ? part.textContent : "cut";
+    })"""
+    for where in (".iteris-row", ".iteris-option"):
+        shown = rows.page.locator(f"{where} .iteris-called > .iteris-end")
+        assert shown.evaluate_all(seen) == ["000500", "001000"], where
+    picture(rows, "rows_told_apart")
+    rows.page.keyboard.press("Escape")
+    rows.page.unroute("**/models/loras")
+
+
 BOX = "document.querySelector('.iteris-choice').getBoundingClientRect()"
 
 
