@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
-import { addElement } from "./elements.js";
+import { addElement, isShown, showElement } from "./elements.js";
 import { also, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
@@ -81,8 +81,19 @@ function roomOpen(element) {
  */
 export function addReport(node, say) {
   const height = (shown) => panelHeight(node, shown) || (node.properties[PROPERTY] ? 250 : 44);
-  const removeProgress = addProgress(node, say);
+  let isAtWork = false; // and says how far it is
+  const removeProgress = addProgress(node, say, undefined, (isTold) => {
+    isAtWork = isTold;
+    showPanel();
+  });
   const element = addElement(node, "report", height);
+  /** Show the panel, but what it says before a run only where none goes on. */
+  const showPanel = () => {
+    const isWanted = !(isAtWork && element.classList.contains("iteris-empty"));
+    if (isShown(element) === isWanted) return;
+    showElement(node, element, isWanted);
+    fit(node);
+  };
   savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again
   const preset = node.widgets.find(({ name }) => name === "preset");
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
@@ -128,6 +139,7 @@ export function addReport(node, say) {
     wasLinked = linked();
     wasFirstRow = ofCompare;
     draw(element, node.properties[PROPERTY], say, how);
+    showPanel();
   };
   /** Show a report that was read; undefined: it cannot be drawn. */
   const showRead = (report) => {

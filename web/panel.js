@@ -66,7 +66,7 @@ export function draw(element, model, say, how = {}) {
   if (stopped) element.append(html("div", "iteris-quiet iteris-note", stopped));
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
-  else element.append(soon(isPreview, say));
+  else if (!live) element.append(soon(isPreview, say));
   const told = live ?? model;
   if (!told) return;
   const details = foldOf(told, say, isOpen ?? !(live || model.verdict), toggled);

@@ -19,9 +19,10 @@ const nowInSeconds = () => performance.now() / 1000;
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
  * @param {object} [above] the widget above it; none: at the node's end
+ * @param {(isShown: boolean) => void} [changed] called before it is shown, also where it is already, and hidden
  * @returns {() => void} what takes the line away
  */
-export function addProgress(node, say, above) {
+export function addProgress(node, say, above, changed = () => {}) {
   const element = addElement(node, "progress", (shown) => heightOf(shown, 0) || 34, above, true);
   const { show, hide } = passing(node, element, (shown) => heightOf(shown, 0));
   let told; // by the server
@@ -59,11 +60,13 @@ export function addProgress(node, say, above) {
     end = followed(end, detail, nowInSeconds());
     told = detail;
     draw();
+    changed(true);
     show();
     if (!isCounting) count();
   };
   const remove = () => {
     end = told = undefined;
+    changed(false);
     hide();
   };
   node.showIterisWaiting = (before) => {
