@@ -10,7 +10,7 @@ from . import host
 from .compare import Compare
 from .load import LoadLoras
 from .lora import LoraToMerge, TrainedLora
-from .loras.about import about_lora, about_model, thumbnail_of
+from .loras.about import about_lora, about_model, about_row, thumbnail_of
 from .merge import Merge
 from .recipe import LoadRecipe
 from .report import ShowReport
@@ -25,6 +25,7 @@ class IterisExtension(ComfyExtension):
         host.note_prompts()
         host.answer_at("/iteris/lora", "name", about_lora)
         host.answer_at("/iteris/model", "name", about_model)
+        host.answer_at("/iteris/row", "text", about_row)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             Merge,

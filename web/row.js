@@ -10,6 +10,7 @@ import { promptAfter } from "./prompt_field.js";
 import { MOST, calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
+const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink style" }; // where a file names no words
 
@@ -21,7 +22,7 @@ const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink styl
  * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
  *   its file:
  *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
- *   `strangers`), `isAgain` (see `repeated`), `within` (see there) and `picture` (an address)
+ *   `strangers`), `isAgain` (see `repeated`), `within` (see there), `picture` (an address) and `refusal` (see `refusalOf`)
  */
 export function drawRow(view, place) {
   const { say } = view;
@@ -139,13 +140,14 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
-  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address }) => {
+  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refusal }) => {
     known = lora;
     ask();
     likely = lora?.kind ?? "";
     showKind();
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
+    element.classList.toggle("iteris-refused", !!refusal);
     element.classList.toggle("iteris-again", isAgain || !!within);
     element.classList.toggle("iteris-namesake", isNamesake);
     badge.textContent = fitting ? lora.family : isAgain || within ? "×2" : "";
@@ -154,13 +156,14 @@ export function drawRow(view, place) {
       fitting ? say(fitting, { family: lora.family }) : "",
       isAgain ? say("again") : within ? say("within", called) : "",
     ];
-    const told = isMissing ? [say(row.name ? "missing" : "to_choose")] : lora?.error ? [lora.error] : doubts;
+    const wrong = isMissing ? say(row.name ? "missing" : "to_choose") : (lora?.error ?? refusal);
+    const told = wrong ? [wrong] : doubts;
     const isUsable = told === doubts && fitting !== "unfit";
     file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
     sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say, true));
-    body?.mark(lora, address, doubts.filter(Boolean).join("\n"));
+    body?.mark(lora, address, doubts.filter(Boolean).join("\n"), refusal);
   };
   return { element, mark };
 }
@@ -224,13 +227,15 @@ function drawBody(view, place, changed) {
     labelled(say("clip"), say("clip_title"), clip),
     blocks.element,
     labelled(say("more"), say(isMeasured(view) ? "more_title" : "more_title_loader"), more.field),
+    more.why,
   );
   const prompts = isMeasured(view) ? promptsField(view, place) : undefined;
   element.append(warning, top, ...(prompts ? [prompts.field] : []), fields);
   let shown;
   chips.addEventListener("pointerenter", () => shown?.mark()); // the text may be another one by now
   prompts?.field.addEventListener("input", () => shown?.mark());
-  const mark = (lora, address, told) => {
+  const mark = (lora, address, told, refusal) => {
+    more.mark(refusal);
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
@@ -321,24 +326,47 @@ function blocksFields(view, place, changed) {
   return { element, show };
 }
 
-/** Return a field for what a row says in words: its name among others, its blocks, and layers left out. */
+/** Return a field for what a row says in words: its name among others, its blocks, and layers left out; below it, why it cannot. */
 function moreField(view, place, changed) {
   const { say } = view;
   const field = html("input", "iteris-more");
+  const why = html("div", "iteris-why");
+  let [unread, refusal] = ["", ""];
+  let waiting;
+  const mark = () => {
+    why.textContent = unread || refusal;
+    field.classList.toggle("iteris-wrong", !!why.textContent);
+  };
   const show = () => {
     field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
+    unread = "";
   };
   show();
   field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");
   field.spellcheck = false;
   field.addEventListener("input", () => {
-    const [{ row: found }] = readRows(`<lora:x> ${field.value}`);
+    const [{ row: found, error }] = readRows(`<lora:x> ${field.value}`);
     const fits = found && !found.kind && found.priority === 1 && !found.prompts.length;
+    unread = fits ? "" : say(error?.kind ?? "unread", { part: error?.part ?? field.value });
     field.classList.toggle("iteris-wrong", !fits);
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      mark();
+      fit(view.node);
+      view.learn();
+    }, REST);
     if (!fits) return;
     view.write(place, { called: found.called, blocks: found.blocks, without: found.without });
     changed();
   });
   field.addEventListener("change", view.keep);
-  return { field, show };
+  return {
+    field,
+    why,
+    show,
+    mark(told) {
+      refusal = told;
+      mark();
+    },
+  };
 }

@@ -6,7 +6,7 @@ import { addElement, showAbove } from "./elements.js";
 import { repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
-import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -430,6 +430,8 @@ class Rows {
   async learn() {
     const parts = this.parts;
     if (!parts.length) return;
+    const mine = {};
+    this.learning = mine;
     const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
     const alike = namesakes(names ?? []);
     const found = await Promise.all(
@@ -441,10 +443,13 @@ class Rows {
         const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
         const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
         const isMissing = !!row && !!names && !file;
-        return { file, isOff, isMissing, isNamesake: alike.has(file), lora, picture, key };
+        const says = row?.name && !isOff && (row.blocks || row.without.length);
+        const { blocks, without } = row ?? {};
+        const refusal = says ? await refusalOf(changed(newRow(row.name), { blocks, without }).text) : "";
+        return { file, isOff, isMissing, isNamesake: alike.has(file), lora, picture, key, refusal };
       }),
     );
-    if (parts !== this.parts) return; // drawn anew meanwhile
+    if (mine !== this.learning) return; // drawn or written anew meanwhile
     const fitting = strangers(
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
       about.fits ?? [],

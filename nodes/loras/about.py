@@ -71,6 +71,21 @@ def about_lora(name: str) -> dict[str, Any]:
     }
 
 
+def about_row(text: str) -> dict[str, Any]:
+    """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
+    model: ``error``, None where it can.
+    """
+    from ...iteris_core.diffusion.lora_rows import rows_in
+    from ...iteris_core.files.block_weights import check_spelling
+
+    try:
+        for row in rows_in(text):
+            check_spelling(row.name, row.blocks, row.without)
+    except IterisError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
 def thumbnail_of(name: str) -> tuple[bytes, str] | None:
     """Return the picture next to a LoRA of ComfyUI's list, and its media type; None where there is
     none.

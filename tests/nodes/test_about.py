@@ -1,7 +1,7 @@
 """What ComfyUI's page is told about files of models and LoRAs."""
 
 import torch
-from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
+from iteris_pack.nodes.loras.about import about_lora, about_model, about_row, thumbnail_of
 from safetensors.torch import save_file
 
 
@@ -46,3 +46,11 @@ def test_a_textual_inversion_is_told_from_a_lora(replace_host, tmp_path):
     replace_host(lora_names=lambda: [path.name], lora_path=lambda _: path)
     said = "write embedding:ink in a prompt"
     assert about_lora(path.name)["error"].endswith(said)
+
+
+def test_a_row_learns_before_a_run_that_no_model_has_its_blocks():
+    for said in ("blocks=OUTALL", 'blocks="IN01:0.5, MID:0" without=*attn2*', "subject | a dog"):
+        assert about_row(f"<lora:ink:1> {said}") == {"error": None}, said
+    assert "'ink': its block weights have 'FOO'" in about_row("<lora:ink:1> blocks=FOO")["error"]
+    assert "a block weight is '1000'" in about_row("<lora:ink:1> blocks=IN:1000")["error"]
+    assert about_row("nothing")["error"]

@@ -1498,6 +1498,40 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     assert page_of_rows.errors[before:] == []
 
 
+def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, picture):
+    before = len(page_of_rows.errors)
+    loader = {
+        "class_type": "IterISLoad",
+        "inputs": {"loras": "<lora:first:1> blocks=FOO\n<lora:second:1>"},
+    }
+    page_of_rows.load({LOADER: loader}, "no_such_block")
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    page = page_of_rows.page
+    refused = page.locator(".iteris-row.iteris-refused")
+    expect(refused).to_have_count(1)
+    sentence = re.compile("its block weights have 'FOO'; write BLOCK:WEIGHT")
+    expect(at(page_of_rows, 0, "lora")).to_have_attribute("aria-description", sentence)
+    at(page_of_rows, 0, "opener").click()
+    why, more = at(page_of_rows, 0, "why"), at(page_of_rows, 0, "more")
+    expect(why).to_have_text(sentence)
+    expect(more).to_have_class(re.compile("iteris-wrong"))
+    page_of_rows.settle()
+    picture(page_of_rows, "rows_refused")
+    low, node = why.bounding_box(), page.locator(".iteris-rows").bounding_box()
+    assert low["y"] + low["height"] < node["y"] + node["height"], "the node has grown for it"
+    more.fill("blocks=IN01:0.5")
+    for gone in (refused, page.locator(".iteris-why:visible"), page.locator(".iteris-wrong")):
+        expect(gone).to_have_count(0)
+    more.fill("block")
+    expect(why).to_have_text("Not understood: block")
+    at(page_of_rows, 1, "opener").click()
+    at(page_of_rows, 1, "more").fill("blocks=FOO")
+    expect(refused).to_have_attribute("data-place", "1")
+    at(page_of_rows, 1, "toggle").click()
+    expect(refused).to_have_count(0)
+    assert page_of_rows.errors[before:] == []
+
+
 @IN_ONE
 def test_trigger_words_go_into_a_subgraphs_own_prompt(page_of_rows):
     before = len(page_of_rows.errors)
