@@ -238,12 +238,26 @@ class Rows {
     this.focus(to, "iteris-grip");
   }
 
+  /** Close all rows that are open while one is dragged, which stays where it is: past them, it would be far from the pointer. */
+  fold(grip) {
+    const scale = this.list.getBoundingClientRect().width / this.list.offsetWidth;
+    const { top } = grip.getBoundingClientRect();
+    this.list.classList.add("iteris-folded");
+    this.list.style.paddingTop = `${(top - grip.getBoundingClientRect().top) / scale}px`;
+  }
+
+  unfold() {
+    this.list.classList.remove("iteris-folded");
+    this.list.style.paddingTop = "";
+  }
+
   /** Let a row follow the pointer among the others, until it is let go. */
   drag({ currentTarget: grip, pointerId, button: pressed }, place) {
     if (pressed !== 0) return;
     const row = grip.closest(".iteris-row");
     const rows = () => [...this.list.querySelectorAll(".iteris-row")]; // below them may be a word on those left out
     const follow = ({ clientY }) => {
+      if (!this.list.classList.contains("iteris-folded")) this.fold(grip);
       const others = rows().filter((other) => other !== row);
       const next = others.find((other) => {
         const { top, height } = other.getBoundingClientRect();
@@ -254,6 +268,7 @@ class Rows {
     const end = ({ type }) => {
       stop.abort();
       row.classList.remove("iteris-dragged");
+      this.unfold();
       const to = this.parts[rows().indexOf(row)].place; // a line that was emptied is still among them
       if (type === "pointerup" && to !== place) {
         this.put(moved(this.entries, place, to));

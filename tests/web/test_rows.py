@@ -974,6 +974,32 @@ def test_a_row_is_moved_past_a_line_that_was_emptied(rows):
     assert text_of(rows) == f"\n{THIRD}\n{FIRST}"
 
 
+def test_a_dragged_row_is_below_the_pointer_also_past_an_open_one(rows, picture):
+    """Where it will land, since open rows are as low as the others meanwhile."""
+    at(rows, 0, "opener").click()
+    at(rows, 1, "opener").click()
+    rows.settle()
+    height = rows.page.evaluate("app.graph.getNodeById(1).size[1]")
+    grip = at(rows, 2, "grip")
+    start = grip.bounding_box()
+    x, y = start["x"] + 5, start["y"] + 8
+    rows.page.mouse.move(x, y)
+    rows.page.mouse.down()
+    for up in (3, 30, 56):
+        rows.page.mouse.move(x, y - up, steps=4)
+        assert abs(grip.bounding_box()["y"] + 8 - (y - up)) < 24, up
+    rows.settle()
+    picture(rows, "rows_dragged")
+    assert called(rows) == ["third", "first", "second"]
+    rows.page.mouse.up()
+    rows.settle()
+    assert text_of(rows) == "\n".join([THIRD, FIRST, SECOND])
+    assert rows.page.locator(".iteris-row-body:visible").count() == 2
+    assert abs(rows.page.evaluate("app.graph.getNodeById(1).size[1]") - height) < 1
+    top = rows.page.locator(".iteris-rows").bounding_box()["y"]
+    assert abs(at(rows, 0, "grip").bounding_box()["y"] - top) < 20, "no empty room is left"
+
+
 def test_the_last_row_that_is_shown_is_not_moved_past_those_left_out(rows):
     text = "\n".join(f"<lora:first:{number / 100}>" for number in range(201))
     rows.set_widgets(MERGE, loras=text)
