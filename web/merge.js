@@ -11,6 +11,7 @@ import { draw, drawOn } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { PREVIEW } from "./presets.js";
+import { reached } from "./prompt_field.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
@@ -56,7 +57,11 @@ const mergedTakers = ({ graph, outputs }) =>
 
 const isCompare = (node) => node?.comfyClass === "IterISCompare";
 
-const compareOf = (node) => mergedTakers(node).find(isCompare);
+/** Return the Compares that the merged LoRA leads to, into and out of subgraphs. */
+const comparesOf = (node) =>
+  KEPT.flatMap((type) => [...reached(node, type)].map(({ inputNode }) => inputNode)).filter(isCompare);
+
+const compareOf = (node) => comparesOf(node)[0];
 
 /** Return whether something takes the merged LoRA that may save it. */
 const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
@@ -64,7 +69,7 @@ const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
 /** Return whether the first row of a Compare shows all LoRAs in one picture: where it makes its own prompts. */
 function isFirstRow(node) {
   const hasOwn = (compare) => compare.mode === LiteGraph.ALWAYS && saidBy(compare, "prompt")?.trim() === "";
-  return mergedTakers(node).some((taker) => isCompare(taker) && hasOwn(taker));
+  return comparesOf(node).some(hasOwn);
 }
 
 /** Return the height of a report's details where they are open, without their title. */
@@ -193,7 +198,8 @@ export function addReport(node, say) {
       const wasChanged = isChanged;
       isChanged = !!madeAs() && madeAs() !== now;
       if (isOld) forgetEnd();
-      if (!layers && (isOld || isChanged !== wasChanged || isFirstRow(node) !== wasFirstRow)) show();
+      const isOther = isFirstRow(node) !== wasFirstRow || linked() !== wasLinked;
+      if (!layers && (isOld || isChanged !== wasChanged || isOther)) show();
       return isChanged && !layers;
     },
   );

@@ -253,6 +253,13 @@ PICTURES_SEEN = """() => {
 }"""
 
 
+COMPARE_SEEN = """() => {
+    const { pos, size } = app.canvas.graph.nodes.find((node) => node.comfyClass === "IterISCompare");
+    const [left, top, width, height] = app.canvas.visible_area;
+    return left <= pos[0] && pos[0] + size[0] <= left + width && top <= pos[1] && pos[1] + size[1] <= top + height;
+}"""
+
+
 def run_alone(queued):
     """Return the type of the one node that is to be run."""
     (alone,) = queued.value.post_data_json["partial_execution_targets"]
@@ -292,6 +299,30 @@ def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, ser
     picture(frontend, "seen_in_pictures")
     assert frontend.page.evaluate("app.canvas.ds.scale") <= 1, "no larger than they are"
     assert kinds(frontend) == before
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("inside", ["IterISMerge", "IterISCompare"])
+def test_a_report_leads_to_its_compare_in_another_graph(in_renderer, picture, inside):
+    """Out of a subgraph, and into one."""
+    frontend = in_renderer
+    load_plain(frontend)
+    merge_these(frontend)
+    moved = frontend.page.evaluate(f"({ONE})('{inside}').id")
+    is_merge = inside == "IterISMerge"
+    outer = frontend.into_subgraph(moved, show=is_merge)
+    merge = f"{outer}:{moved}" if is_merge else frontend.page.evaluate(f"({ONE})('IterISMerge').id")
+    frontend.executed(merge, REPORTED)
+    see(frontend)
+    graph = "app.canvas.graph.nodes.map(({ comfyClass }) => comfyClass)"
+    frontend.page.wait_for_function(f"{graph}.includes('IterISCompare')")
+    frontend.settle(40)
+    picture(frontend, f"seen_in_another_graph_{inside}")
+    frontend.page.wait_for_function(COMPARE_SEEN)
+    types = [node["class_type"] for node in frontend.prompt().values()]
+    assert types.count("IterISCompare") == 1, "no other one is added"
+    unsaved = frontend.page.locator(".iteris-file", has_text="Not saved as a file.")
+    expect(unsaved).to_have_count(0)
     assert frontend.errors == []
 
 
