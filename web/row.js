@@ -220,7 +220,12 @@ function drawBody(view, place, changed) {
   );
   const priority = () =>
     numberField(row.priority, 0, say, say("priority"), (priority) => view.write(place, { priority }), view.keep);
-  const blocks = blocksFields(view, place, () => more.show());
+  const blocks = blocksFields(
+    view,
+    place,
+    () => more.show(),
+    () => document.activeElement === more.field,
+  );
   const more = moreField(view, place, () => blocks.show());
   fields.append(
     ...(isMeasured(view) ? [labelled(say("priority"), say("priority_title"), priority())] : []),
@@ -301,15 +306,16 @@ function labelled(text, title, field) {
 
 /**
  * Return a strength for each group of the file's blocks, once it is known which there are: `show` draws them, where the
- * row's block weights say no more than that.
+ * row's block weights say no more than that; what `isWriting` is for would jump if they went meanwhile.
  */
-function blocksFields(view, place, changed) {
+function blocksFields(view, place, changed, isWriting) {
   const element = html("span", "iteris-blocks");
   let groups = [];
   const show = (known = groups) => {
     groups = known;
     if (element.contains(document.activeElement)) return; // one of them is being written
     const strengths = readGroups(view.entries[place].row.blocks, groups);
+    if (!strengths && isWriting()) return;
     element.replaceChildren(
       ...(strengths ?? []).map((strength, at) => {
         const name = groups[at];
@@ -360,6 +366,7 @@ function moreField(view, place, changed) {
     changed();
   });
   field.addEventListener("change", view.keep);
+  field.addEventListener("blur", () => changed());
   return {
     field,
     why,

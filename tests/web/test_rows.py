@@ -1518,6 +1518,8 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     more.fill("blocks=OUT:0.3")
     assert [field.input_value() for field in fields.all()] == ["1", "1", "0.3"]
     more.fill("blocks=OUTALL")
+    assert fields.count() == 3, "where one writes, nothing jumps"
+    more.blur()
     expect(fields).to_have_count(0)
     more.fill("")
     expect(fields).to_have_count(3)
