@@ -613,6 +613,8 @@ def test_names_that_differ_in_the_middle_are_told_apart(rows, picture):
     picture(rows, "rows_told_apart")
     rows.page.keyboard.press("Escape")
     rows.page.unroute("**/models/loras")
+    # or the next test would have these files
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
 
 
 BOX = "document.querySelector('.iteris-choice').getBoundingClientRect()"
