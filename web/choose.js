@@ -41,7 +41,8 @@ function remember(name) {
 
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused, and a
- * file that cannot be read: it stays in the list, which says why. The field is there at once, or what is typed until the names come would go to the page's hotkeys.
+ * file that cannot be read: it stays in the list, which says why. The field is there at once, or what is typed until the
+ * names come would go to the page's hotkeys.
  *
  * @param {HTMLElement} anchor below which the choice opens, and which gets the focus back
  * @param {object} to

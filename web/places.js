@@ -213,7 +213,10 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   canvas.setDirty(true, true);
 }
 
-/** Bring a Compare into sight, in whatever graph it is: its pictures, once it has some, as large as fits, at most in their own size. */
+/**
+ * Bring a Compare into sight, in whatever graph it is: its pictures, once it has some, as large as fits, at most in their
+ * own size.
+ */
 export function showCompare(compare, canvas, frames = SHOWN) {
   if (compare.graph !== canvas.graph) canvas.setGraph(compare.graph);
   const pictures = compare.iterisPictures?.();

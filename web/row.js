@@ -332,7 +332,10 @@ function blocksFields(view, place, changed, isWriting) {
   return { element, show };
 }
 
-/** Return a field for what a row says in words: its name among others, its blocks, and layers left out; below it, why it cannot. */
+/**
+ * Return a field for what a row says in words: its name among others, its blocks, and layers left out; and what stands
+ * below it: why that cannot be read, or run.
+ */
 function moreField(view, place, changed) {
   const { say } = view;
   const field = html("input", "iteris-more");
