@@ -118,6 +118,7 @@ class Bench:
         self.client = ComfyClient(server.address)
         self.process = psutil.Process(server.process.pid)
         self.options = options
+        self.model = pictures_models.MODELS[options.family]
         self.seeds: Iterator[int] = count(1)  # another for each workflow: the server keeps results
 
     def measure(self, loras: int) -> Measured:
@@ -132,14 +133,15 @@ class Bench:
     def picture(self) -> Times:
         """Return what the sampler of a picture takes."""
         resolution = self.options.resolution
-        self._run(pictures_models.picture(resolution, next(self.seeds), steps=1))
-        watch = self._run(pictures_models.picture(resolution, next(self.seeds), STEPS))
+        self._run(pictures_models.picture(self.model, resolution, next(self.seeds), steps=1))
+        watch = self._run(pictures_models.picture(self.model, resolution, next(self.seeds), STEPS))
         tell("picture", watch.spent[SAMPLER])
         return watch.spent[SAMPLER]
 
     def merge(self, loras: int) -> Merge:
         """Return what a merge takes."""
-        workflow = pictures_models.merge(loras, self.options.resolution, next(self.seeds))
+        resolution = self.options.resolution
+        workflow = pictures_models.merge(self.model, loras, resolution, next(self.seeds))
         with PeakMemory(self.options.device, self.process) as meter:
             watch = self._run(workflow)
         tell(f"merge of {loras}", watch.whole)
@@ -179,22 +181,25 @@ def rows_of(measured: Measured) -> list[list[str]]:
     return rows
 
 
-def table_of(measured: Sequence[Measured]) -> Table:
+def table_of(measured: Sequence[Measured], family: str) -> Table:
     """Return the table of all that was measured."""
     heads = ["LoRAs, seconds of", "picture", *STAGES, "rest", "whole merge", "pictures"]
     rows = [row for part in measured for row in rows_of(part)]
-    return Table("a merge in pictures", [*heads, "peak memory, MiB"], rows)
+    return Table(f"a merge of {family} in pictures", [*heads, "peak memory, MiB"], rows)
 
 
 def measure_all(options: argparse.Namespace, comfyui: Path) -> list[Measured]:
     """Return what was measured in a ComfyUI of its own; an error has the end of its log."""
+    model = pictures_models.MODELS[options.family]
     with tempfile.TemporaryDirectory(prefix="iteris-pictures-") as name:
         base = Path(name)
         console.print("writing the models")
-        pictures_models.write_models(base / "models", max(options.loras))
+        model.write(base / "models", max(options.loras))
         console.print("starting ComfyUI")
         device = "cpu" if options.device == "cpu" else "auto"
-        with ComfyServer(comfyui, base, base / "server.log", device=device) as server:
+        flags = ["--bf16-unet"] if options.bf16 else []
+        log = base / "server.log"
+        with ComfyServer(comfyui, base, log, device=device, arguments=flags) as server:
             bench = Bench(server, options)
             try:
                 return [bench.measure(loras) for loras in options.loras]
@@ -206,6 +211,10 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--loras", type=int, action="append", help="of a merge (default 2); may be repeated"
+    )
+    parser.add_argument("--family", choices=pictures_models.MODELS, default="sd15")
+    parser.add_argument(
+        "--bf16", action="store_true", help="keep the weights in bfloat16: SDXL in 24 GB"
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument(
@@ -231,7 +240,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
     # ComfyUI leaves the number of threads to torch, which reads it when the server starts
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    table = table_of(measure_all(options, find_comfyui(cache_folder())))
+    table = table_of(measure_all(options, find_comfyui(cache_folder())), options.family)
     print(table)
     command = command_of("pictures", arguments)
     write([table], RESULTS / "pictures.json", command, machine(options.device))

@@ -20,7 +20,7 @@ from .parts import (
     CLIP_L_LAYERS,
     TIME,
     Shapes,
-    clip_l,
+    clip,
     hole,
     layer,
     resnet,
@@ -61,7 +61,7 @@ def text_encoder(seed: int = 0) -> dict[str, Tensor]:
     """
     chance = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in clip_l():
+    for name, shape in clip(CLIP_L, CLIP_L_LAYERS):
         if len(shape) == 1:
             weights[name] = (torch.zeros if name.endswith("bias") else torch.ones)(shape).half()
         elif name.startswith("encoder") and int(name.split(".")[2]) not in ACTIVE_LAYERS:

@@ -64,16 +64,16 @@ def transformer(name: str) -> Shapes:
     yield from layer(f"{name}.proj_out", CHANNELS, CHANNELS, 1, 1)
 
 
-def clip_l() -> Shapes:
-    """Yield the weights of CLIP-L."""
-    yield from layer("embeddings.token_embedding", VOCABULARY, CLIP_L, bias=False)
-    yield from layer("embeddings.position_embedding", MAX_TOKENS, CLIP_L, bias=False)
-    yield from clip_layers(CLIP_L, CLIP_L_LAYERS)
-    yield from layer("final_layer_norm", CLIP_L)
+def clip(width: int, layers: int) -> Shapes:
+    """Yield the weights of a CLIP, by their names in transformers."""
+    yield from layer("embeddings.token_embedding", VOCABULARY, width, bias=False)
+    yield from layer("embeddings.position_embedding", MAX_TOKENS, width, bias=False)
+    yield from clip_layers(width, layers)
+    yield from layer("final_layer_norm", width)
 
 
 def clip_layers(width: int, layers: int) -> Shapes:
-    """Yield the weights of the layers of a CLIP, by their names in transformers."""
+    """Yield the weights of its layers."""
     for index in range(layers):
         name = f"encoder.layers.{index}"
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):

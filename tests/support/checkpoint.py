@@ -19,7 +19,7 @@ from demo.parts import (
     CLIP_L_LAYERS,
     TIME,
     Shapes,
-    clip_l,
+    clip,
     clip_layers,
     finish_vae,
     initial,
@@ -70,7 +70,7 @@ def checkpoint_shapes() -> Shapes:
     return prefixed(
         {
             "model.diffusion_model.": _unet(),
-            "cond_stage_model.transformer.text_model.": clip_l(),
+            "cond_stage_model.transformer.text_model.": clip(CLIP_L, CLIP_L_LAYERS),
             "first_stage_model.": taesd(4),
         }
     )
