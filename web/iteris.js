@@ -146,8 +146,10 @@ const stages = new Map(); // the last one
 
 /** Show on its node what a run tells, if that is one of the run. */
 function showTold(method, detail) {
-  const node = nodeAt(app.graph, detail.node);
-  if (node?.[method] && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node[method](detail));
+  onceOpen(() => {
+    const node = nodeAt(app.graph, detail.node);
+    if (node?.[method] && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node[method](detail));
+  });
 }
 
 const showLayer = (detail) => showTold("showIterisLayer", detail);

@@ -417,7 +417,10 @@ async function recalledAsShown(isWanted) {
 export async function recalled(isWanted) {
   const { graph } = app;
   const { found, history, take } = await recalledAsShown(isWanted);
-  await new Promise(onceOpen);
+  const workflow = await new Promise(onceOpen);
+  // of the run that goes on, of which the history has nothing yet
+  for (const [id, output] of app.graph === graph ? keptOutputs(workflow) : [])
+    if (output[RUN] === running && !found.has(id) && isWanted(nodeAt(graph, id))) found.set(id, output);
   for (const [run, { prompt, outputs }] of history.filter(([run]) => isQueuedHere(run)))
     take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);
   const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);

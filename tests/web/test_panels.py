@@ -666,6 +666,64 @@ def test_a_run_is_shown_in_the_tab_of_its_workflow_alone(frontend, small):
     assert frontend.errors == []
 
 
+def test_what_a_run_that_goes_on_has_made_is_not_hidden_by_the_run_before_it(frontend, small):
+    """The history has nothing of it yet, when its tab is shown again."""
+    page = frontend.page
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "left_in_59")
+    frontend.keep()
+    small(frontend, seed=59)
+    frontend.keep()
+    frontend.show(MERGE)
+    frontend.begin("before 59")
+    frontend.executed(MERGE, report_of(0.25), run="before 59")
+    ran = frontend.prompt()
+    frontend.set_widgets(MERGE, together=True)
+    frontend.begin("now 59")
+    frontend.go_to("left_in_59")
+    frontend.executed(MERGE, report_of(0.75), run="now 59")
+    made = {str(MERGE): report_of(0.25)}
+    history = {"before 59": {"prompt": [1, "before 59", ran, {}, [str(MERGE)]], "outputs": made}}
+    page.route("**/history?**", lambda route: route.fulfill(json=history))
+    with page.expect_response("**/history?**"):
+        frontend.go_to("merge_59")
+    frontend.settle(60)
+    kept = f"app.graph.getNodeById({MERGE}).properties.iteris_report"
+    assert page.evaluate(f"{kept}.overall[0].median") == 0.75
+    assert page.get_by_text("Result of a run with other settings").count() == 0
+    page.unroute("**/history?**")
+    assert frontend.errors == []
+
+
+def test_a_stage_told_while_another_workflow_is_opened_is_not_on_its_nodes(frontend, small):
+    page = frontend.page
+    for seed in (60, 61):
+        small(frontend, seed=seed)
+        frontend.keep()
+    frontend.go_to("merge_60")
+    frontend.begin("of 60")
+    stage = {"name": "Sampling", "number": 2, "count": 4, "starts": 0.25, "share": 0.5}
+    stage |= {"is_alike": True, "told_by": 1}
+    told = {"prompt_id": "of 60", "node": str(MERGE), "stage": stage, "done": 2, "total": 4}
+    page.evaluate(
+        """detail => {
+            const event = () => new CustomEvent("iteris.stage", { detail });
+            const told = () => window.tellLate && comfyAPI.api.api.dispatchEvent(event());
+            window.tellLate = true;
+            comfyAPI.app.app.registerExtension({ name: "Test.late", afterConfigureGraph: told });
+        }""",
+        told | {"seconds_left": 0},
+    )
+    frontend.go_to("merge_61")
+    frontend.settle(40)
+    page.evaluate("window.tellLate = false")
+    stage = page.locator(".iteris-stage > .iteris-steps")
+    assert stage.count() == 0
+    frontend.go_to("merge_60")
+    expect(stage).to_have_text("Sampling 2/4")
+    frontend.send("execution_interrupted", prompt_id="of 60")
+    assert frontend.errors == []
+
+
 def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
     page = frontend.page
     small(frontend, seed=55)
