@@ -112,7 +112,8 @@ TEMPLATES = (
             "",
             f"{_WORDS} {_CALLED}",
             "",
-            "*together* is on. For two subjects, take the third row out.",
+            "*together* is on. For two subjects, take the third row out; for a style there, click "
+            "its *subject*.",
         ),
     ),
     Template(

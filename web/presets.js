@@ -53,7 +53,7 @@ export function addTimes(node, say) {
       preset.value === PREVIEW ? "iteris-chosen" : "",
       say("time_preview", { name: PREVIEW }),
     );
-    element.replaceChildren(html("span", "", say("by_last_run")), ...times, preview);
+    element.replaceChildren(html("span", "", say("anew")), ...times, preview);
     fit(node);
   };
   const take = (output) => {

@@ -59,6 +59,7 @@ export function addSlider(node, say, above) {
   const divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });
   const head = html("div", "iteris-sides");
   const pair = html("div", "iteris-pair");
+  const frame = html("div", "iteris-frame");
   const strip = html("div", "iteris-strip");
   const whole = html("div", "iteris-pictures");
   const video = button("iteris-video", say("video"), say("video_title"), async () => {
@@ -75,13 +76,15 @@ export function addSlider(node, say, above) {
     }
   });
   video.hidden = !canRecord();
-  const large = button("iteris-full", "", say("full_screen"), () => pair.requestFullscreen());
+  const large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
   large.hidden = !document.fullscreenEnabled;
+  frame.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
   // it had no place in the node meanwhile
-  pair.addEventListener("fullscreenchange", () => document.fullscreenElement ?? fit(node));
+  frame.addEventListener("fullscreenchange", () => document.fullscreenElement ?? fit(node));
   head.append(left, large, video, right);
   pair.append(under, over, divider);
-  whole.append(head, pair, strip);
+  frame.append(pair);
+  whole.append(head, frame, strip);
   element.append(whole);
   let rows = [];
   let chosen = 0; // the row
@@ -111,6 +114,7 @@ export function addSlider(node, say, above) {
       image.alt = select.selectedOptions[0].textContent;
       image.src = addressOf(pictures[select.selectedIndex]);
     }
+    Object.assign(frame.dataset, { left: over.alt, right: under.alt });
     for (const each of strip.querySelectorAll("button")) {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
@@ -159,6 +163,7 @@ export function addSlider(node, say, above) {
   });
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   divider.addEventListener("input", cut);
+  divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
   for (const select of [left, right]) select.addEventListener("change", show);
   // the server has begun anew, without them
   const miss = (src) => {

@@ -1327,7 +1327,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
     cost = {"rows": 100, "seconds": 50, "presets": {"Fast": [40, 10, 0], "Balanced": [600, 20, 5]}}
     rows.executed(1, {"iteris_cost": [cost]})
-    last = "By the last run:"
+    last = "Anew, by the last run:"
     shown = [last, "Fast: about 20 s", "Balanced: about 5 min", "Preview: seconds"]
     assert times.inner_text().split("\n") == shown
     picture(rows, "rows_times")

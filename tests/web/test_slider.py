@@ -152,12 +152,15 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
 
     size = page.evaluate("[...app.graph.getNodeById(1).size]")
     slider.get_by_role("button", name="Full screen").click()
-    page.wait_for_function("document.fullscreenElement?.className === 'iteris-pair'")
+    page.wait_for_function("document.fullscreenElement?.className === 'iteris-frame'")
     frontend.settle()
-    large = pair.bounding_box()
+    large, screen = pair.bounding_box(), page.viewport_size
     picture(frontend, "slider_full_screen")
-    assert [large[side] for side in ("width", "height")] == [*page.viewport_size.values()]
-    page.evaluate("document.exitFullscreen()")
+    assert max(large[side] / screen[side] for side in screen) == pytest.approx(1, abs=0.01)
+    assert large["width"] / large["height"] == pytest.approx(SIZE[0] / SIZE[1], rel=0.02)
+    names = "[document.fullscreenElement.dataset.left, document.fullscreenElement.dataset.right]"
+    assert page.evaluate(names) == ["<b>dog</b>", "merged"]
+    pair.dblclick()
     page.wait_for_function("!document.fullscreenElement")
     frontend.settle()
     assert page.evaluate("[...app.graph.getNodeById(1).size]") == pytest.approx(size, abs=1)

@@ -173,6 +173,7 @@ export default {
   again: "This LoRA is in several rows: its strengths add up.",
   within: "{lora} is in {merge}, too: it counts twice.",
   by_last_run: "By the last run:",
+  anew: "Anew, by the last run:",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",
   time_preview: "{name}: seconds",

@@ -168,6 +168,7 @@ export default {
   again: "此 LoRA 出现在多行中：其强度会相加。",
   within: "{lora} 也包含在 {merge} 中：会生效两次。",
   by_last_run: "按上一次运行：",
+  anew: "从头重做（按上一次运行估计）：",
   time: "{name}：约 {time}",
   time_of_settings: "{name}：约 {time}（次数由“合并设置”决定）",
   time_preview: "{name}：几秒",
