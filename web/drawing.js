@@ -3,7 +3,9 @@
 import { asOneChange, saidBy, seedBy, set } from "./graph.js";
 import { link, linkRound, originOf, takers, vaeOf } from "./links.js";
 import { bringIntoSight, freePlace, GAP, groupRound, HEAD, LANE, TITLE } from "./places.js";
+import { readRows } from "./rows_text.js";
 
+const LOADS = "iteris_loads"; // in a loader's properties: the merge whose file it has, and the title of its group
 const NARROWEST = 270; // of a node; Nodes 2.0 draws some wider than the canvas
 const LATENTS = {
   EmptyLatentImage: ["SD1.5", "SDXL", "AuraFlow"],
@@ -65,9 +67,18 @@ function lay(graph, columns, { pos }) {
   return top;
 }
 
+/** Let a loader of a merge's file have another one, and its group the title of that. */
+function replace(loader, text, title) {
+  set(loader, "loras", text);
+  const { properties, graph } = loader;
+  const group = graph.groups.find((each) => each.title === properties[LOADS].title);
+  if (group) group.title = title;
+  properties[LOADS] = { ...properties[LOADS], title };
+}
+
 /**
  * Put a Load LoRAs near a merge, and where it is known how, what draws with it as the merge's Compare does; or show the
- * one that is there already.
+ * one that is there already, with this file in the place of the merge's earlier one.
  *
  * @param {object} merge
  * @param {string} text the loader's rows
@@ -85,8 +96,12 @@ export function loadBeside(merge, text, create, canvas, known) {
   const { graph, pos, size } = merge;
   const row = text.slice(0, text.lastIndexOf(":"));
   const isIt = (node) => node.comfyClass === "IterISLoad" && saidBy(node, "loras")?.includes(row);
-  const found = graph.nodes.find(isIt);
+  const ofEarlier = ({ properties: { [LOADS]: loads } }) => loads?.merge === String(merge.id);
+  const hasIt = (node) =>
+    node.comfyClass === "IterISLoad" && ofEarlier(node) && readRows(saidBy(node, "loras")).length === 1;
+  const found = graph.nodes.find(isIt) ?? graph.nodes.find(hasIt);
   if (found) {
+    if (!isIt(found)) asOneChange(canvas, () => replace(found, text, known.title));
     canvas.deselectAll();
     canvas.select(found);
     bringIntoSight([found], canvas);
@@ -123,6 +138,7 @@ export function loadBeside(merge, text, create, canvas, known) {
       linkRound(origin, merge, top > bottom ? bottom : undefined, target, name, i);
     });
     if (latent) groupRound(graph, Object.values(nodes), known.title);
+    nodes.loader.properties[LOADS] = { merge: String(merge.id), title: known.title };
     graph.updateExecutionOrder(); // after the links, or that would be another step of Undo
   });
   bringIntoSight(Object.values(nodes), canvas);
