@@ -10,6 +10,8 @@ import { promptAfter } from "./prompt_field.js";
 import { MOST, calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
+// strengths of blocks by themselves, as tables of them have them
+const BLOCKS = /^(?:blocks=)?([A-Z]+\d*(?::-?[\d.]*)?(?:\s*,\s*[A-Z]+\d*(?::-?[\d.]*)?)*)$/;
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink style" }; // where a file names no words
@@ -354,7 +356,8 @@ function moreField(view, place, changed) {
   field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");
   field.spellcheck = false;
   field.addEventListener("input", () => {
-    const [{ row: found, error }] = readRows(`<lora:x> ${field.value}`);
+    const written = field.value.trim().replace(BLOCKS, 'blocks="$1"');
+    const [{ row: found, error }] = readRows(`<lora:x> ${written}`);
     const fits = found && !found.kind && found.priority === 1 && !found.prompts.length;
     unread = fits ? "" : say(error?.kind ?? "unread", { part: error?.part ?? field.value });
     field.classList.toggle("iteris-wrong", !fits);

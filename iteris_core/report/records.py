@@ -18,9 +18,10 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
 # left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
 # count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
-# merge; what the host's model carries; a device that is too small for all of it. Four are
+# merge; what the host's model carries; a device that is too small for all of it. Five are
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
-# on which merging was never tested; and a polish or a check that could not be made.
+# on which merging was never tested; a polish or a check that could not be made; and what did not
+# count in a preview.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -36,9 +37,10 @@ NoteKind = Literal[
     "untested",
     "unpolished",
     "unchecked",
+    "uncounted",
     "memory",
 ]
-_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished", "unchecked")
+_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished", "unchecked", "uncounted")
 
 
 @dataclass(frozen=True)

@@ -1552,6 +1552,10 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
     more.fill("blocks=IN01:0.5")
     for gone in (refused, page.locator(".iteris-why:visible"), page.locator(".iteris-wrong")):
         expect(gone).to_have_count(0)
+    for typed in ("IN01:0.5, MID:0", "blocks=IN01:0.5, MID:0", 'blocks="IN01:0.5, MID:0"'):
+        more.fill(typed)
+        expect(page.locator(".iteris-wrong")).to_have_count(0)
+        assert 'blocks="IN01:0.5, MID:0"' in page_of_rows.prompt()[LOADER]["inputs"]["loras"]
     more.fill("block")
     expect(why).to_have_text("Not understood: block")
     at(page_of_rows, 1, "opener").click()

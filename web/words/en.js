@@ -63,7 +63,8 @@ export default {
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",
   details: "Layers, bars and notes",
-  scale: "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it.",
+  scale:
+    "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it. High figures are usual, also where the pictures are right: the verdict comes from pictures.",
   strength: "{percent} % of its effect, error {error} on unseen prompts",
   change: "changes {error} of what a stack changes, on unseen prompts",
   residual: "layers: median {median}, worst {worst} at {at}",
