@@ -217,7 +217,13 @@ def _lokr(tensors: Tensors, shape: Shape) -> LowRankDelta:
     check_shape(found, shape, f"a LoKr of {found}")
     a = low_rank(first, (len(first), first.shape[1]), "a LoKr matrix")
     b = low_rank(second, (len(second), second.shape[1]), "a LoKr matrix")
-    return LowRankDelta(torch.kron(a.up, b.up) * scale, torch.kron(a.down, b.down))
+    return LowRankDelta(_kron(a.up, b.up) * scale, _kron(a.down, b.down))
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """Return the Kronecker product of matrices; torch's takes none without columns."""
+    sides = (len(a) * len(b), a.shape[1] * b.shape[1])
+    return (a[:, None, :, None] * b[None, :, None, :]).reshape(sides)
 
 
 def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:

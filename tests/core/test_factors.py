@@ -163,6 +163,13 @@ def test_a_lokr_has_the_factors_of_its_matrices(core):
     assert delta.rank == 3 * 2
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_a_lokr_of_whole_matrices_is_read(size):
+    w1, w2 = torch.randn(4, 4), size * torch.randn(80, 80)
+    delta = delta_of({"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(1.0)}, (320, 320))
+    torch.testing.assert_close(delta.dense(), torch.kron(w1, w2), rtol=1e-3, atol=1e-3)
+
+
 def test_biases_are_merged_by_their_mean_where_an_adapter_without_one_counts_as_zero():
     net = toy.build("one layer")
     adapters = [net.adapter("a"), net.adapter("b")]
