@@ -35,7 +35,7 @@ class ScenePrompts(io.ComfyNode):
             description="Adds captions where the LoRAs' concepts appear together, so that the "
             "merged LoRA can draw them in one picture. Put this node between the last "
             "LoRA and Merge LoRAs, whose switch 'together' has the defaults of this node. On "
-            "transformers, several subjects also need polish_steps of Merge settings.",
+            "transformers, several subjects also need the preset Polished.",
             inputs=[
                 LORAS.Input(
                     "loras", tooltip="The LoRAs to merge: connect the last node of the chain."

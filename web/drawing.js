@@ -95,11 +95,11 @@ function replace(loader, text, title) {
 export function loadBeside(merge, text, create, canvas, known) {
   const { graph, pos, size } = merge;
   const row = text.slice(0, text.lastIndexOf(":"));
-  const isIt = (node) => node.comfyClass === "IterISLoad" && saidBy(node, "loras")?.includes(row);
-  const ofEarlier = ({ properties: { [LOADS]: loads } }) => loads?.merge === String(merge.id);
-  const hasIt = (node) =>
-    node.comfyClass === "IterISLoad" && ofEarlier(node) && readRows(saidBy(node, "loras")).length === 1;
-  const found = graph.nodes.find(isIt) ?? graph.nodes.find(hasIt);
+  const loaders = graph.nodes.filter(({ comfyClass }) => comfyClass === "IterISLoad");
+  const isIt = (node) => saidBy(node, "loras")?.includes(row);
+  const ofEarlier = (node) =>
+    node.properties[LOADS]?.merge === String(merge.id) && readRows(saidBy(node, "loras")).length === 1;
+  const found = loaders.find(isIt) ?? loaders.find(ofEarlier);
   if (found) {
     if (!isIt(found)) asOneChange(canvas, () => replace(found, text, known.title));
     canvas.deselectAll();
