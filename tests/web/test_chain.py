@@ -653,7 +653,8 @@ def saved(frontend, *, is_cached=False, file="first", is_again=False):
         assert is_again or load.count() == 0
         frontend.executed(node, output)
     frontend.show(merge, left=300, top=150, scale=0.5)
-    frontend.keep()
+    if not is_again:  # Nodes 2.0 of 0.3.75 gives nodes that are new other heights
+        frontend.keep()
     return load
 
 
