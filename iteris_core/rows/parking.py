@@ -40,7 +40,7 @@ logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 # Devices whose storages torch can empty and fill again. On a Mac it cannot, and would win nothing:
 # GPU and computer have one memory.
-_EMPTIED = frozenset({"cpu", "cuda", "xpu", "meta"})
+_EMPTIED = frozenset({"cpu", "cuda", "xpu", "npu", "meta"})
 _LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)

@@ -26,6 +26,19 @@ def test_spellings(family):
     check_inside("spellings", checked=family)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("device", ["", "--novram"])
+def test_a_device_of_its_own(device):
+    """With its own memory, which ComfyUI moves weights to, or copies them for each call."""
+    check_inside("families", "options", checked="SD1.5", device=device)
+    check_inside("faults", checked="8", device=device)
+
+
+@pytest.mark.nightly
+def test_a_device_that_is_full():
+    check_inside("memory", checked="SD1.5", device="")
+
+
 @pytest.mark.parametrize("every", checked(("8", "1"), ("8",)))
 def test_faults(every):
     check_inside("faults", checked=every)

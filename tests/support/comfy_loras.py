@@ -240,7 +240,9 @@ def seen(host: ComfyModel, adapter: Adapter | None = None) -> Tensor:
 
 
 def same_tensors(a: Tensors, b: Tensors) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+    return a.keys() == b.keys() and all(
+        torch.equal(tensor.cpu(), b[name].cpu()) for name, tensor in a.items()
+    )
 
 
 def largest_difference(a: Adapter, b: Adapter) -> float:

@@ -19,12 +19,18 @@ def has_newer_classes():
     )
 
 
-def check_inside(*names, checked=""):
-    """Run `check_NAME.py` in one process; they ask the environment for what is CHECKED."""
+def check_inside(*names, checked="", device="--cpu"):
+    """Run `check_NAME.py` in one process; they ask the environment for what is CHECKED.
+
+    Args:
+        device: ComfyUI's options; without --cpu it runs on the device of `second_device`.
+    """
+    support = [SUPPORT] if device == "--cpu" else [SUPPORT, SUPPORT / "second_device"]
     environment = {
         "COMFYUI": str(find_comfyui(cache_folder())),
         "CHECKED": checked,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
+        "DEVICE": device,
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *support])),
     }
     options = ["-p", "in_comfy", "-p", "no:cacheprovider", "-o", "python_files=check_*.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *options, "-o", "pythonpath="]

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 sys.path.insert(0, os.environ["COMFYUI"])
-sys.argv[1:] = ["--cpu"]
+sys.argv[1:] = os.environ.get("DEVICE", "--cpu").split()
 
 import comfy.options  # noqa: E402
 

@@ -219,7 +219,8 @@ def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> A
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
     _fill(model.diffusion_model, seed)
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
 
 
 def clip_of(tiny: Tiny) -> Any:

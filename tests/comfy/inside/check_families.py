@@ -176,18 +176,22 @@ def room_on_a_card(host, adapter, free, to_load):
 
 
 @pytest.mark.skipif(NAME != "SD1.5", reason="one family will do")
-def test_rows_that_wait_in_a_file_make_the_same_merge_bit_for_bit(host, first, second):
+def test_rows_that_wait_elsewhere_make_the_same_merge_bit_for_bit(host, first, second):
     def merge(config):
         job = Job.of(host, [first, second], SMALL, MergeSettings(config))
         return merge_diffusion(job).adapter.deltas
 
     expected = merge(EXACT)
     written = []
-    write = PagedFile.write
-    noted = lambda file, storage: written.append(1) or write(file, storage)  # noqa: E731
+
+    def noted(store):
+        write = store.write
+        return lambda own, storage: written.append(1) or write(own, storage)
+
     everything = functools.partial(Parking, smallest=1)
     with (
-        mock.patch.object(PagedFile, "write", noted),
+        mock.patch.object(PagedFile, "write", noted(PagedFile)),  # of what runs on a CPU
+        mock.patch.object(HostMemory, "write", noted(HostMemory)),
         mock.patch.object(sweep, "Parking", everything),
     ):
         found = merge(replace(EXACT, waiting_bytes=0))
@@ -233,7 +237,7 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
         "normal",
         *([[prompt.tokens[None], {**prompt.others, **start}]] for prompt in (positive, negative)),
         torch.zeros_like(unit),
-        callback=lambda step, x0, x, steps: theirs.append(x[0].clone()),
+        callback=lambda step, x0, x, steps: theirs.append(x[0].clone().cpu()),
         disable_pbar=True,
         seed=5,
     )

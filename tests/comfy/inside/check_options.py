@@ -78,7 +78,7 @@ def measured(model, clip, seen):
 
 
 def distance(answers, seen):
-    theirs = [answer for *_, answer in seen]
+    theirs = [answer.cpu() for *_, answer in seen]
     pairs = zip(answers, theirs, strict=True)
     return max((a - b).norm() for a, b in pairs) / max(answer.norm() for answer in theirs)
 
@@ -95,7 +95,7 @@ def attention(model, clip):
         each = len(q) // len(extra["cond_or_uncond"])
         of_row = [1.0 - kind for kind in extra["cond_or_uncond"] for _ in range(each)]
         level = extra["sigmas"][0] / extra["sample_sigmas"][0]
-        return q, k, v * (1 + level * torch.tensor(of_row)[:, None, None])
+        return q, k, v * (1 + level * torch.tensor(of_row).to(v)[:, None, None])
 
     model = model.clone()
     model.set_model_attn2_patch(patch)
