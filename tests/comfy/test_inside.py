@@ -1,5 +1,7 @@
 """Checks with ComfyUI's own classes, each file of `inside` in a process of its own."""
 
+from shutil import which
+
 import pytest
 from comfy_families import LAYERS, TRAINED
 from comfy_process import check_inside
@@ -26,7 +28,13 @@ def test_spellings(family):
     check_inside("spellings", checked=family)
 
 
+compiled = pytest.mark.skipif(
+    not (which("c++") and which("ninja")), reason="a C++ compiler and ninja make the device"
+)
+
+
 @pytest.mark.nightly
+@compiled
 @pytest.mark.parametrize("device", ["", "--novram"])
 def test_a_device_of_its_own(device):
     """With its own memory, which ComfyUI moves weights to, or copies them for each call."""
@@ -35,6 +43,7 @@ def test_a_device_of_its_own(device):
 
 
 @pytest.mark.nightly
+@compiled
 def test_a_device_that_is_full():
     check_inside("memory", checked="SD1.5", device="")
 
