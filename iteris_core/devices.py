@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -107,11 +107,30 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
     Under autocast, which a model may switch on in its forward and a user around a merge, products
     of float32 are rounded to half precision; and to TF32, or bfloat16 on a CPU, where anything in
-    the process has allowed that; and sums to float16, which ComfyUI's ``--fast`` allows. All are as
-    before afterwards.
+    the process has allowed that, as torch has for convolutions; and sums to float16, which
+    ComfyUI's ``--fast`` allows. All are as before afterwards.
     """
-    off = torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
-    with off, _exact_float32(), _exact_sums():
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with (
+        torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext(),
+        _switched(
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+            "highest",
+            (cuda, getattr(torch.backends.mkldnn, "matmul", None)),
+        ),
+        _switched(
+            lambda: cudnn.allow_tf32,
+            lambda allowed: setattr(cudnn, "allow_tf32", allowed),
+            False,
+            (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)),
+        ),
+        _switched(
+            lambda: getattr(cuda, "allow_fp16_accumulation", False),  # torch 2.7 has it
+            lambda allowed: setattr(cuda, "allow_fp16_accumulation", allowed),
+            False,
+        ),
+    ):
         yield
 
 
@@ -122,41 +141,33 @@ def is_autocast(device: torch.device) -> bool:
 
 
 @contextmanager
-def _exact_float32() -> Iterator[None]:
-    # torch's newer switches, one per backend, which the older one sets, too
-    backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    newer: list[Any] = [each for each in backends if hasattr(each, "fp32_precision")]
+def _switched(
+    read: Callable[[], Any], write: Callable[[Any], None], to: Any, backends: Sequence[Any] = ()
+) -> Iterator[None]:
+    """Have one of torch's older switches at the value that rounds nothing.
+
+    Args:
+        backends: Those whose newer switches it sets, too, where this torch has them.
+    """
+    newer = [each for each in backends if hasattr(each, "fp32_precision")]
     before = [each.fp32_precision for each in newer]
-    allowed: str | None
     try:
-        allowed = torch.get_float32_matmul_precision()
+        was = read()
     except RuntimeError:
-        allowed = None  # the newer ones were set, which this question does not cover
-    if allowed == "highest":
+        was = None  # the newer ones were set, which this question does not cover
+    if was == to:
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    write(to)
+    for backend in newer:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if allowed is not None:
-            torch.set_float32_matmul_precision(allowed)
+        if was is not None:
+            write(was)
         for backend, precision in zip(newer, before, strict=True):
             backend.fp32_precision = precision
-
-
-@contextmanager
-def _exact_sums() -> Iterator[None]:
-    switches = torch.backends.cuda.matmul
-    allowed = getattr(switches, "allow_fp16_accumulation", False)  # torch 2.7 has it
-    if not allowed:
-        yield
-        return
-    switches.allow_fp16_accumulation = False
-    try:
-        yield
-    finally:
-        switches.allow_fp16_accumulation = True
 
 
 # Compute capabilities of NVIDIA's cards whose float64 is half as fast as their float32; on all

@@ -18,6 +18,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.algebra.moments import Sums
+from iteris_core.devices import exact_products
 from iteris_core.rows.lockstep import pause_at_layer
 
 # its answer needs no cut, and can be solved for on fewer tokens than the layer is wide
@@ -290,6 +291,32 @@ def test_rounded_products_that_are_allowed_are_not_for_ours(rounded_products):
         merge(Network({"0": layer}, forward), adapters, tasks, MergeConfig())
     assert products.allowed and set(products.allowed) == {"highest"}
     assert {*seen, _allowed()} == {rounded_products} != {"highest"}
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_convolutions_are_not_rounded_as_torch_rounds_them_by_default(newer):
+    cudnn = torch.backends.cudnn
+    if newer and not hasattr(cudnn, "conv"):
+        pytest.skip("this torch has no newer switches")
+
+    def allowed():
+        return cudnn.conv.fp32_precision if newer else cudnn.allow_tf32
+
+    if newer:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = (
+            "tf32",
+            "ieee",
+        )  # no older one says that
+    rounds = "tf32" if newer else True
+    try:
+        assert allowed() == rounds
+        with exact_products(torch.device("cpu")):
+            assert allowed() == ("ieee" if newer else False)
+            assert cudnn.allow_tf32 is False
+        assert allowed() == rounds
+        assert not newer or cudnn.rnn.fp32_precision == "ieee"
+    finally:
+        cudnn.allow_tf32 = True
 
 
 def two_layers(first, second):
