@@ -63,6 +63,11 @@ class Room:
     missing: float = 0.0
     call_bytes: int = 0
 
+    @property
+    def worn_bytes(self) -> float:
+        """Bytes for what rows wear while they are sampled or checked, and no layer is measured."""
+        return max(0.0, max(self.waiting_bytes, self.required) - self.call_bytes)
+
 
 def share_out(
     takes: Callable[[int], float],

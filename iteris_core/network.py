@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class Network:
         experts: Each row runs through one of these, which all rows of a call have in common.
         evictable: Bytes of the device that the host gives up when they are needed, such as those of
             weights that it can load again.
+        worn_bytes: Bytes of the device for deltas that rows wear in one call after another, while
+            nothing waits. What has no room is brought there for each call.
     """
 
     modules: Mapping[str, nn.Module]
@@ -58,6 +61,7 @@ class Network:
     folds_rows: Callable[[str], bool] = lambda path: False
     experts: Sequence[Expert] = (Expert(),)
     evictable: Callable[[], int] = lambda: 0
+    worn_bytes: float = math.inf
 
 
 def in_calls(keys: Sequence[Hashable], most: int) -> list[list[int]]:

@@ -385,7 +385,7 @@ def _whitenings(
         return y
 
     modules = {path: network.modules[path] for path in merged.deltas}
-    closet: Closet = {}
+    closet = Closet(network.worn_bytes)
     for of_call in _calls(network, targets, rows_per_call):
         mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(of_call)
         with (

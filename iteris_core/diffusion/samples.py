@@ -111,7 +111,7 @@ def written_for(
     Many rows go through one call: some hosts convert all weights again in each.
     """
     written: list[Any] = []
-    closet: Closet = {}
+    closet = Closet(network.worn_bytes)
     for start in range(0, len(pieces), rows_per_call):
         part = pieces[start : start + rows_per_call]
         mixes = [dict(mix) for _, mix in part]

@@ -277,7 +277,10 @@ class _Batch:
     runs: Mapping[Run, Sequence[Part]]
     adapters: Sequence[Adapter]
     first: FirstEstimates
-    closet: Closet = field(default_factory=dict)
+
+    @cached_property
+    def closet(self) -> Closet:
+        return Closet(self.sampler.network.worn_bytes)
 
     @cached_property
     def parts(self) -> list[_PartOfRun]:

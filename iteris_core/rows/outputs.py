@@ -57,7 +57,7 @@ def outputs_of(
         total = sum(map(len, own))
         answers = []
         done = 0
-        closet: Closet = {}
+        closet = Closet(network.worn_bytes)
         for numbers in own:
             mixes = [rows.mixes[number] for number in numbers]
             reads = [rows.reads[number] for number in numbers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,34 @@ from .chunks import Chunk
 
 LayerHook = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
 Mix = tuple[tuple[int, float], ...]
-# (path, mix) -> what it is as one delta, on its device; None: nothing.
-Closet = dict[tuple[str, Mix], LowRankDelta | None]
+
+
+class Closet:
+    """Keeps the deltas that rows wear on their device, as many as there is room for; the others
+    are made ready again in every call. So what a call takes does not grow with the LoRAs' ranks.
+
+    Args:
+        room: Bytes of the device.
+    """
+
+    def __init__(self, room: float = math.inf) -> None:
+        self._room = room
+        self._kept: dict[tuple[str, Mix], LowRankDelta | None] = {}
+
+    def delta(
+        self, path: str, adapters: Sequence[Adapter], mix: Mix, place: Workplace
+    ) -> LowRankDelta | None:
+        """Return a mix of adapters at a layer as one delta on its device; None: it changes nothing
+        there.
+        """
+        if (path, mix) in self._kept:
+            return self._kept[path, mix]
+        delta = _near(worn_delta(path, adapters, dict(mix)), place)
+        size = 0 if delta is None else delta.up.nbytes + delta.down.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._kept[path, mix] = delta
+        return delta
 
 
 @contextmanager
@@ -95,14 +122,13 @@ def wearing(
     Args:
         adapters: Adapters that the mixes name by their number.
         mixes: Mix of each row of the batches that will run.
-        closet: Deltas of these adapters that are on their device already; others are added. None:
-            they are made ready for these batches alone.
+        closet: Keeps the deltas of these adapters for other batches; None: one for these alone.
         folds_rows: See `network.Network`.
 
     Raises:
         CalibrationError: A layer gets another number of rows than there are mixes.
     """
-    ready: Closet = {} if closet is None else closet
+    closet = Closet() if closet is None else closet
     numbers: dict[Mix, list[int]] = {}
     for row, mix in enumerate(mixes):
         numbers.setdefault(tuple(sorted(mix.items())), []).append(row)
@@ -114,9 +140,7 @@ def wearing(
             x, y = unfolded(len(mixes), x, y)
         check_rows(path, x, len(mixes))
         for mix, rows in rows_by_mix.items():
-            if (path, mix) not in ready:
-                ready[path, mix] = _near(worn_delta(path, adapters, dict(mix)), Workplace.of(x))
-            delta = ready[path, mix]
+            delta = closet.delta(path, adapters, mix, Workplace.of(x))
             if delta is not None:
                 with exact_products(x.device):
                     for part in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -91,7 +92,7 @@ class ComfyModel:
         self.start_picture = start or {}
         check_start(self.start_picture, self.row)
         self.keeps_runs = keeps_runs and not start
-        self.memory_required = 0.0
+        self.room: Room | None = None
         self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
 
@@ -145,7 +146,8 @@ class ComfyModel:
     def denoiser(self) -> Iterator[Network]:
         model = self.model
         device = model.load_device
-        with sampling_options(model, self.clip, self.memory_required) as options:
+        room = self.room
+        with sampling_options(model, self.clip, room.required if room else 0.0) as options:
 
             def forward(rows: Sequence[DenoiserRow]) -> Tensor:
                 heed_cancel()
@@ -171,6 +173,7 @@ class ComfyModel:
                 call_key,
                 lambda path: any(part in path for part in self.row.folded),
                 evictable=lambda: _evictable_bytes(device),
+                worn_bytes=room.worn_bytes if room else math.inf,
             )
 
     def _conds(self, row: DenoiserRow, x: Tensor) -> dict[str, Any]:
@@ -227,11 +230,14 @@ class ComfyModel:
         Args:
             shape: (channels, ..., height, width) of the latents.
             samples: Samples of the merge.
-            takes: Modules of the diffusion model, device -> what each layer takes.
+            takes: Modules, device -> what each layer takes.
         """
         device = self.model.load_device
         to_load = self.model.model_size() - self.model.loaded_size()
-        room = share_out(
+        texts = self.clip.patcher
+        of_texts = takes(dict(texts.model.named_modules()), texts.load_device)
+        self.texts.memory_required = LayerBytes.most(of_texts.values()).beside(0)
+        self.room = share_out(
             # the MODEL's own question adds a large reserve where ComfyUI loads weights on demand
             lambda count: self.model.model.memory_required(
                 input_shape=[2 * count * (1 + self.references), *shape]
@@ -241,8 +247,7 @@ class ComfyModel:
             _bytes_to_have(self.model) - to_load,
             LayerBytes.most(takes(dict(self.model.model.named_modules()), device).values()),
         )
-        self.memory_required = room.required
-        return room
+        return self.room
 
     @cached_property
     def keys(self) -> HostKeys:
@@ -377,7 +382,7 @@ class ComfyModel:
         model, clip = self.patched(replace(adapter, vectors={}))
         made = ComfyModel(model, clip, keeps_runs=False, start=self.start_picture)
         self._let_inherit(made.model, made.clip)
-        made.memory_required = self.memory_required
+        made.room = self.room
         if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
             made.texts = self.texts  # with what they have read
         return made

@@ -104,6 +104,7 @@ class ComfyPair(ComfyModel):
                     Expert("low noise model", is_low, lambda row: not self._is_high(row)),
                 ),
                 of_high.evictable,
+                of_high.worn_bytes,
             )
 
     def _is_high(self, row: DenoiserRow) -> bool:
@@ -118,7 +119,7 @@ class ComfyPair(ComfyModel):
 
     def make_room(self, shape: Sequence[int], samples: int, takes: TakenByLayers) -> Room:
         room = super().make_room(shape, samples, takes)
-        self.low.memory_required = room.required
+        self.low.room = room
         return room
 
     def adapter(

@@ -36,10 +36,14 @@ class TextEncoders:
     Args:
         clip: CLIP; never changed.
         swept: Names, among its tokens, of the text encoders that can be merged.
+
+    Attributes:
+        memory_required: Bytes that the merge of the text encoders takes beside them.
     """
 
     def __init__(self, clip: Any, swept: Sequence[str]) -> None:
         self.clip = clip
+        self.memory_required = 0.0
         of_tokens = {name: _part(clip.cond_stage_model, name) for name in clip.tokenize("")}
         self.encoders = {
             name: encoder for name, encoder in of_tokens.items() if encoder is not None
@@ -121,7 +125,7 @@ class TextEncoders:
         clip.cond_stage_model.reset_clip_options()
         if clip.layer_idx is not None:
             clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
-        clip.load_model()
+        comfy.model_management.load_models_gpu([clip.patcher], memory_required=self.memory_required)
         clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
         yield Network(
             dict(clip.cond_stage_model.named_modules()), self._write, lambda path: TEXT_STREAM

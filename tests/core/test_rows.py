@@ -1,6 +1,7 @@
 """Rows of one batch that run through different adapters, without patching anything."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import toy
 from torch import nn
 
 from iteris_core import Adapter, CalibrationError, LowRankDelta, Network, Sample, Task
+from iteris_core.rows import wearing as wearing_of
 from iteris_core.rows.chunks import split_into_chunks
-from iteris_core.rows.wearing import layer_hooks, wearing
+from iteris_core.rows.wearing import Closet, as_worn, layer_hooks, wearing
 
 ANY = Network({}, lambda rows: None)  # all rows may share a call
 
@@ -38,6 +40,34 @@ def test_wearing_is_patching_row_by_row(name):
     assert toy.hook_count(net.model) == 0
     assert all(torch.equal(before[key], tensor) for key, tensor in net.model.state_dict().items())
     torch.testing.assert_close(toy.run(net.model, rows)[0], found[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_rows_wear_what_has_no_room_to_stay_on_the_device(kept):
+    net = toy.build("stack")
+    adapters = [net.adapter("a"), net.adapter("b", rank=5)]
+    mixes = [{0: 1.0}, {1: 0.5}]
+    rows = [net.make_row() for _ in mixes]
+    made = []
+
+    def seen(closet):
+        with (
+            mock.patch.object(
+                wearing_of, "as_worn", lambda *a: made.append(as_worn(*a)) or made[-1]
+            ),
+            wearing(net.network().modules, adapters, mixes, closet),
+        ):
+            return toy.run(net.model, rows)
+
+    expected = seen(Closet())
+    of_call = len(made)
+    room = sum(delta.up.nbytes + delta.down.nbytes for delta in made[:kept])
+    made.clear()
+    closet = Closet(room)
+    for _ in range(2):
+        assert torch.equal(seen(closet), expected)
+    assert len(made) == 2 * of_call - kept
+    assert sum(d.up.nbytes + d.down.nbytes for d in closet._kept.values()) <= room
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

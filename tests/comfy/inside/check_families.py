@@ -66,9 +66,7 @@ def relative(found, expected, base):
 
 @pytest.fixture(scope="module")
 def host():
-    host = tiny_hosts.host_of(NAME)
-    host.memory_required = 0.0
-    return host
+    return tiny_hosts.host_of(NAME)
 
 
 @pytest.fixture(scope="module")
