@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -178,7 +179,7 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
         try:
             client = ComfyClient(server.address)
             with progress_bars() as show:
-                history = client.run(workflow, Follower(workflow, show).on_event)
+                history = client.run(workflow, Follower(workflow, show).on_event, timeout=math.inf)
             _collect(client, workflow, history, output)
             columns = _columns(client, workflow, history) if request.is_own else []
         except IterisError as error:

@@ -163,6 +163,7 @@ def _merge(
     how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
     uses = uses_of(rows)
+    placement.tell()
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
 

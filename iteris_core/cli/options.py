@@ -100,6 +100,11 @@ class Spread(Placement):
                 "devices itself; give one of them"
             )
 
+    def tell(self) -> None:
+        """Say where a faster device is not used."""
+        if self.device == "cpu" and self.device_map == "none" and torch.cuda.is_available():
+            typer.echo("note: this runs on the CPU; --device cuda is many times as fast", err=True)
+
 
 @dataclass(frozen=True)
 class Option:

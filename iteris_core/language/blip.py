@@ -27,7 +27,7 @@ from .caption_samples import (
 )
 from .job import Family, merge_peft
 from .loading import load_processor
-from .samples import EncodedSample, until_end
+from .samples import EncodedSample, masked, until_end
 from .teachers import Teachers
 
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
@@ -68,7 +68,7 @@ def network_of(model: Any, *, head: bool = False) -> Network:
             use_cache=False,
         )
         outputs: Tensor = answers.logits if head else answers.last_hidden_state
-        return outputs * mask[..., None]
+        return masked(outputs, mask)
 
     return Network(dict(model.named_modules()), forward, stream_of)
 

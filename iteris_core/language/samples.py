@@ -129,6 +129,13 @@ def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
         )
 
 
+def masked(outputs: Tensor, mask: Tensor) -> Tensor:
+    """Return outputs (rows, length, d) with 0 where a mask (rows, length) has it. They may be on
+    the last of several devices, and the mask on the first.
+    """
+    return outputs * mask[..., None].to(outputs.device)
+
+
 def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
     """Return rows of token ids as one tensor (rows, length), filled up at their ends.
 

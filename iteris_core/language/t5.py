@@ -22,7 +22,7 @@ from ..network import Network
 from ..tasks import Sample
 from .job import Family, merge_peft
 from .loading import generation_settings, load_tokenizer
-from .samples import EncodedSample, check_fits, mask_of, padded, until_end
+from .samples import EncodedSample, check_fits, mask_of, masked, padded, until_end
 from .teachers import Teachers
 from .text_samples import (
     DECODER_STREAM,
@@ -61,7 +61,7 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
         outputs: Tensor
         if not decoder:
             outputs = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-            return outputs * mask[..., None]
+            return masked(outputs, mask)
         decoder_ids = stacked([row.decoder_ids for row in rows])
         if head:
             whole = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
@@ -71,7 +71,7 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
             read = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
             answers = model.get_decoder()(input_ids=decoder_ids, **read, use_cache=False)
             outputs = answers.last_hidden_state
-        return outputs * stacked([row.decoder_mask for row in rows])[..., None]
+        return masked(outputs, stacked([row.decoder_mask for row in rows]))
 
     def stacked(rows: Sequence[Any]) -> Tensor:
         return torch.stack(list(rows)).to(device_of(model))
