@@ -20,7 +20,13 @@ from torch import Tensor
 
 from .devices import moved
 from .errors import AdapterError, ConfigError, SolveError
-from .svd import numerical_rank, svd
+from .svd import has_nearly_full_rank, numerical_rank, svd
+
+
+@lru_cache(maxsize=16)
+def _unit(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a unit matrix that many deltas share; not to be modified."""
+    return torch.eye(size, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,13 @@ class LowRankDelta:
 
     @classmethod
     def from_dense(cls, weight: Tensor) -> LowRankDelta:
-        """Return a (d_out, d_in) matrix as factors of its numerical rank."""
+        """Return a (d_out, d_in) matrix as factors of its numerical rank, or where that is nearly
+        full as the matrix itself, without the minutes that its singular values take.
+        """
+        if has_nearly_full_rank(weight):
+            if weight.shape[0] <= weight.shape[1]:
+                return cls(_unit(weight.shape[0], weight.dtype, weight.device), weight)
+            return cls(weight, _unit(weight.shape[1], weight.dtype, weight.device))
         u, values, vh = svd(weight)
         rank = numerical_rank(values)
         root = values[:rank].sqrt()

@@ -46,6 +46,24 @@ def numerical_rank(values: Tensor) -> int:
     return max(1, int((values > _ROUNDING * values[0]).sum()))
 
 
+# Width from which the look costs less than what it saves, and the share of ranks that it counts.
+_WIDE = 256
+_NEARLY_FULL = 0.8
+
+
+def has_nearly_full_rank(matrix: Tensor) -> bool:
+    """Whether a wide (m, n) matrix has about 0.8 of the rank that it can have or more: its products
+    with so many random vectors then do not depend on each other.
+    """
+    smaller = min(matrix.shape)
+    if smaller < _WIDE:
+        return False
+    rows = matrix if matrix.shape[0] == smaller else matrix.T
+    vectors = random_columns(rows.shape[1], int(_NEARLY_FULL * smaller), rows.dtype, rows.device)
+    left = torch.linalg.qr(rows @ vectors, mode="r").R.diagonal().abs()
+    return bool(left.min() > _ROUNDING * left.max())
+
+
 def _tried(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return the decomposition; None where the library fails, with an error or without."""
     try:

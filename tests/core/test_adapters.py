@@ -34,6 +34,18 @@ def test_balanced_factors_have_equal_norms_and_the_same_product_and_no_nan_for_a
     torch.testing.assert_close(balanced.up.norm(dim=0)[2:], balanced.down.norm(dim=1)[2:])
 
 
+@pytest.mark.parametrize("shape", [(300, 300), (260, 700), (700, 260)])
+def test_a_dense_delta_of_full_rank_is_kept_as_it_is_and_one_of_low_rank_as_factors(shape):
+    torch.manual_seed(0)
+    full = torch.randn(shape)
+    found = LowRankDelta.from_dense(full)
+    assert found.rank == min(shape) and torch.equal(found.dense(), full)
+    low = torch.randn(shape[0], 20) @ torch.randn(20, shape[1])
+    found = LowRankDelta.from_dense(low)
+    assert found.rank == 20
+    torch.testing.assert_close(found.dense(), low, rtol=1e-4, atol=1e-4)
+
+
 def test_strength_0_leaves_no_deltas():
     adapter = Adapter("a", {"layer": random_delta(2)}, ("key",), {"ss_tag": "x"})
     assert adapter.scaled(0.0).deltas == {}
