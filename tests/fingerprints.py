@@ -68,15 +68,15 @@ PLAIN = ("one>", "two>")
 CALLED = ('one> called="a cat"', 'two> called="a hat"')
 COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
     "default": (PLAIN, ()),
-    "checked": (PLAIN, ("--held-out", 2, "--preserve-weight", 0.3)),
-    "scenes": (CALLED, ("--scene-weight", 1, "--target", "full_output")),
+    "checked": (PLAIN, ("--check-runs", 2, "--protect-base", 0.3)),
+    "scenes": (CALLED, ("--together", 1, "--reproduce", "full_output")),
     "styled": (
         ('one> subject called="a cat"', 'two> style called="in ink"'),
-        ("--scene-weight", 1),
+        ("--together", 1),
     ),
-    "text scenes": (CALLED, ("--scene-weight", 1, "--scene-text")),
+    "text scenes": (CALLED, ("--together", 1, "--no-pictures")),
     "diffusers": (("one:1:0.5>", "two:0.5:1> priority=2"), ("--style", "diffusers")),
-    "float64": (PLAIN, ("--dtype", "float64", "--target", "delta", "--rank", 2)),
+    "float64": (PLAIN, ("--dtype", "float64", "--reproduce", "delta", "--rank", 2)),
     "paper": (
         PLAIN,
         ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
@@ -172,7 +172,18 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
         adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
         save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
-    quick = ("--trajectories", 3, "--timesteps", 2, "--steps", 3, "--resolution", 64, "--cfg", 2)
+    quick = (
+        "--sample-runs",
+        3,
+        "--latents-per-run",
+        2,
+        "--sampling-steps",
+        3,
+        "--resolution",
+        64,
+        "--cfg",
+        2,
+    )
     output = scratch / "merged.safetensors"
     where = ("--base", scratch / "base", "--output", output, "--overwrite")
     for name, ((one, two), options) in COMMANDS.items():

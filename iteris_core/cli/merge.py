@@ -4,13 +4,11 @@ import typer
 
 from .merge_diffusion import COMMANDS, help_of, merge_command
 from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_command
-from .options import now_spelled
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Merge adapters into one.",
-    context_settings={"token_normalize_func": now_spelled},
 )
 for name in COMMANDS:
     app.command(name, help=help_of(name))(merge_command(name))

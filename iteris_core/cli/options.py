@@ -18,8 +18,6 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperOption
 
 from ..base_models import DeviceMap
-from ..config import MergeConfig
-from ..diffusion.calibration import Calibration
 from ..errors import ConfigError, plain
 from ..files.writing import check_free, write_text
 from ..report.records import MergeReport
@@ -221,24 +219,6 @@ class Option:
             return f"{len(self.default)} of our own"
         is_shown = self.default is not None and not self._inner
         return str(self.default).removeprefix("torch.") if is_shown else ""
-
-
-def now_spelled(word: str) -> str:
-    """Return an option as it is spelled now, both without the dashes before it."""
-    return _SPELLED_BEFORE.get(word, word)
-
-
-_SPELLED_BEFORE = {
-    name.replace("_", "-"): item.title.replace("_", "-")
-    for kind in (Calibration, MergeConfig)
-    for name, item in declared(kind).items()
-    if item.title
-} | {
-    "steps": "sampling-steps",
-    "save-dtype": "precision",
-    "scene-pictures": "pictures",
-    "scene-text": "no-pictures",
-}
 
 
 def as_they_are(_given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:

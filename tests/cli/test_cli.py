@@ -37,8 +37,8 @@ def golden_arguments(output, *more):
     arguments += ["--token-ids", FOLDER / "golden.safetensors", "--modules", "encoder"]
     for number in range(settings["ntask"]):
         arguments += ["--adapter", FOLDER / f"lora{number}"]
-    arguments += ["--ridge", "paper", "--balance", "full", "--target", "delta"]
-    arguments += ["--alpha", settings["reg"], "--input-mix", settings["reg_ceof"]]
+    arguments += ["--ridge", "paper", "--balance", "full", "--reproduce", "delta"]
+    arguments += ["--smoothing", settings["reg"], "--input-mix", settings["reg_ceof"]]
     return [*arguments, "--weights", ",".join(map(str, settings["manual_ceof"])), *more]
 
 
@@ -80,7 +80,7 @@ def arguments_on_texts(t5_folder, texts, output):
 
 
 def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
-    more = ["--target", "delta", "--rank", "5", "--save-dtype", "bfloat16"]
+    more = ["--reproduce", "delta", "--rank", "5", "--precision", "bfloat16"]
     arguments = [*arguments_on_texts(t5_folder, texts, tmp_path / "out"), *more]
     done = in_process(*arguments)
     assert (done.exit_code, done.stderr) == (0, "")
@@ -106,7 +106,7 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
 
 
 def test_a_merge_that_fails_is_saved_and_says_so_on_stderr(t5_folder, texts, tmp_path):
-    ridge = ["--alpha", "10", "--alpha-cross", "0", "--target", "delta"]
+    ridge = ["--smoothing", "10", "--alpha-cross", "0", "--reproduce", "delta"]
     report = tmp_path / "report.json"
     done = in_process(
         *arguments_on_texts(t5_folder, texts, tmp_path / "out"), *ridge, "--json", report
@@ -172,7 +172,7 @@ WRONG = [  # options, what the message names
     ("--method-option density=0.2", "--method-option density is not an option of iteris"),
     ("--method ties --engine iterate", "--engine is for the method iteris; ties does not use it"),
     ("--weights 1,x", "--weights is '1,x'; write one number per adapter, such as 1,0.5"),
-    ("--preserve-weight 0.5", "--protect-base needs --preserve"),
+    ("--protect-base 0.5", "--protect-base needs --preserve"),
     ("--json {output}", "--json is {output}, as is --output"),
     ("--json {texts}/one.txt", "which would take the place of --samples {texts}/one.txt"),
     ("--json /proc/iteris/report.json", "nothing can be written into /proc"),

@@ -30,15 +30,15 @@ STRENGTHS = ((1.0, 1.0), (0.8, 0.5), (0.5, 0.25), (0.0, 0.0))
 WEIGHTS = (1.0, 2.0, 1.0, 1.0)
 # Widget of Merge settings -> option of the command line, and the value of both.
 SETTINGS = {
-    "sample_runs": ("--trajectories", 2),
-    "latents_per_run": ("--timesteps", 1),
-    "sampling_steps": ("--steps", 3),
+    "sample_runs": ("--sample-runs", 2),
+    "latents_per_run": ("--latents-per-run", 1),
+    "sampling_steps": ("--sampling-steps", 3),
     "resolution": ("--resolution", 64),
     "cfg": ("--cfg", 2.0),
-    "check_runs": ("--held-out", 1),
+    "check_runs": ("--check-runs", 1),
     "seed": ("--seed", 5),
-    "smoothing": ("--alpha", 1e-3),
-    "quality_kept": ("--kept-energy", 0.9),
+    "smoothing": ("--smoothing", 1e-3),
+    "quality_kept": ("--quality-kept", 0.9),
     "engine": ("--engine", "sweep"),
     "ridge": ("--ridge", "paper"),
     "balance": ("--balance", "full"),
@@ -154,7 +154,7 @@ def node(world, replace_host, monkeypatch, widgets):
 
 
 def command(world, output):
-    options = {"--save-dtype": "float16", "--json": output / "report.json"}
+    options = {"--precision": "float16", "--json": output / "report.json"}
     options |= {"--output": output / "merged.safetensors", "--base": world / "base"}
     options |= dict(SETTINGS.values())
     flags = [name for name, value in options.items() if value is True]
