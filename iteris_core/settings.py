@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from numbers import Real
@@ -50,6 +50,7 @@ MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
 _MOST_SHOWN = 60  # characters of a value in an error
+_MOST_NAMES = 12
 _STRICT = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, str_max_length=MOST_CHARACTERS
 )
@@ -289,3 +290,10 @@ def shown(value: Any) -> str:
     except (RecursionError, ValueError):  # lists in lists, numbers of more than 4300 digits
         text = f"a value of type {type(value).__name__}, too large to show"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return a list of names for a sentence, shortened."""
+    every = list(dict.fromkeys(names))
+    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
+    return f"{', '.join(every[:_MOST_NAMES])}{more}"

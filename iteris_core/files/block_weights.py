@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from ..adapters import Adapter
 from ..blocks import block_of
 from ..errors import ConfigError
-from ..settings import shown
+from ..settings import shown, some_of
 from .families import Family
 from .limits import KEY_CHARACTERS
 
@@ -41,7 +41,6 @@ _WORDS = {
     "BLOCKS": "B",
 }
 _ENTRY = re.compile(r"([A-Za-z]+)[ _]*(?:(\d{1,4})(?:\s*-\s*[A-Za-z]*(\d{1,4}))?)?\s*[:=]\s*(\S+)")
-_SHOWN = 12  # blocks in an error
 _LONGEST = 60  # characters of an entry
 
 # Family -> the blocks of each list of numbers.
@@ -165,7 +164,7 @@ class LayerWeights:
         if unused and self.is_named:
             raise ConfigError(
                 f"LoRA {shown(self.name)}: its block weights have {shown(unused[0].text)}, and it "
-                f"changes no such block. It has {_some(map(_block, paths))}"
+                f"changes no such block. It has {some_of(map(_block, paths)) or 'none at all'}"
             )
         for pattern in self.without:
             if not any(fnmatchcase(path, pattern) for path in paths):
@@ -297,9 +296,3 @@ def _place(path: str) -> _Place:
 
 def _block(path: str) -> str:
     return block_of(path) if _place(path)[0] in (*_KINDS, *_OF_TEXT) else _BASE
-
-
-def _some(blocks: Iterable[str]) -> str:
-    names = list(dict.fromkeys(blocks))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}" if names else "none at all"

@@ -13,10 +13,9 @@ from pathlib import Path
 from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG
 from ...iteris_core.diffusion.lora_use import MOST_LORAS
-from ...iteris_core.settings import shown
+from ...iteris_core.settings import shown, some_of
 from .. import host
 
-_SHOWN = 20  # names in an error
 _MOST_CHARACTERS = 200  # of a name that is compared with others
 # What ComfyUI replaces in the names of its own files: its page the first, its server the others.
 _DATE = re.compile(r"%date:([^%]+)%")
@@ -61,7 +60,7 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         return found[0]
     if found:
         raise IterisError(
-            f"{shown(wanted)} is the name of {len(found)} files: {', '.join(found[:_SHOWN])}. "
+            f"{shown(wanted)} is the name of {len(found)} files: {some_of(found)}. "
             "Write the folder with it"
         )
     raise IterisError(

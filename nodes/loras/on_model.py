@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...iteris_core.settings import some_of
 from .harvest import count_loras, lora_factors
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from ...iteris_core.report.records import Note
     from ..host import BaseChanges
 
-_SHOWN = 6  # names in a note
 # What files are called whose LoRAs let a model draw in few steps.
 _QUICK = re.compile(
     r"(?<![a-z])(lcm|tcd|turbo|lightning|hyper|dmd2?|light[-_]?x2v|causvid)(?![a-z])"
@@ -40,7 +40,7 @@ def notes_on_model(
 
     count = count_loras(patches)
     if count:
-        files = f" (from {_some(named)})" if named else ""
+        files = f" (from {some_of(named)})" if named else ""
         yield Note(
             "host",
             f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already{files}, which count as "
@@ -56,7 +56,7 @@ def notes_on_model(
             )
     quick = [name for name in named if _QUICK.search(name.lower())] if count else []
     if is_guided and (quick or changes.has_few_steps):
-        what = _some(quick) if quick else "its sampling"
+        what = some_of(quick) if quick else "its sampling"
         yield Note(
             "host",
             f"MODEL seems to be one that draws in few steps ({what}), and such models are used "
@@ -71,7 +71,7 @@ def notes_on_model(
     if changes.in_model:
         yield Note(
             "host",
-            f"MODEL carries changes of other nodes: {_some(changes.in_model)}. The LoRAs were "
+            f"MODEL carries changes of other nodes: {some_of(changes.in_model)}. The LoRAs were "
             "measured with them; use the merged LoRA with the same, or connect MODEL from before",
         )
     if changes.hooks:
@@ -84,8 +84,8 @@ def notes_on_model(
     if changes.in_samplers:
         yield Note(
             "host",
-            f"MODEL carries changes of sampling by other nodes: {_some(changes.in_samplers)}. The "
-            "LoRAs were measured without them",
+            f"MODEL carries changes of sampling by other nodes: {some_of(changes.in_samplers)}. "
+            "The LoRAs were measured without them",
         )
 
 
@@ -102,8 +102,3 @@ def is_carried(patches: Mapping[str, Sequence[Any]], lora: LoadedLora) -> bool:
             is_same = theirs.shape == delta.down.shape and torch.equal(theirs, delta.down)
             same[mark] = same.get(mark, True) and is_same
     return any(same.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

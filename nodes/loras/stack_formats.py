@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG, Row, tagged
-from ...iteris_core.settings import shown
+from ...iteris_core.settings import shown, some_of
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
@@ -25,8 +25,6 @@ _OFF = ("off", "false", "no", "0")
 _STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
 _BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
 _NOTHING = ("", "none", "[none]")
-_SHOWN = 20  # names in an error
-_MOST_SHOWN = 60  # characters of a name in an error
 _DEEPEST = 16  # lists in a stack; known ones have three
 _MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
@@ -152,14 +150,10 @@ def _entry(
     for strength in (strength_model, strength_clip):
         if not math.isfinite(strength):
             raise IterisError(
-                f"{where}: {_short(name.strip())} has the strength {strength}; write a number "
+                f"{where}: {shown(name.strip())} has the strength {strength}; write a number "
                 "such as 1.0"
             )
     return Row(name.strip(), strength_model, strength_clip, blocks=blocks, where=where)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _block_weights(value: Any, where: str) -> str:
@@ -245,6 +239,6 @@ def prompts_by_name(
             raise IterisError(
                 f"{field}, line {number}: which LoRA is it for? {which}. Write '{names[0]}: "
                 f"{line.strip()[:40]}', or put {{trigger}} into a line that is for all; the LoRAs "
-                f"are {', '.join(names[:_SHOWN])}"
+                f"are {some_of(names)}"
             )
     return {name: tuple(prompts) for name, prompts in found.items()}
