@@ -14,9 +14,8 @@ from .plans import Plan
 from .polish import POLISH_BATCH
 
 STEPS_OF_A_PICTURE = 20
-# Samples that a sweep runs once more, alone, to see that they are answered as among others.
-ALONE = 1
-# Rows that a sweep runs first, to see which layers share an input.
+# Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
+# answered in the same way among others.
 _FIRST = 1
 # Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
 # solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
@@ -103,7 +102,7 @@ def cost_of(
     samples = _samples(plans)
     return Cost(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
-        sweep=sweeps * (_FIRST + 2 * (samples + ALONE)) if changes_denoiser else 0,
+        sweep=sweeps * (_FIRST + 2 * samples) if changes_denoiser else 0,
         polish=_polish(polish_steps, samples) if changes_denoiser else 0,
         check=sum(check_parts(check_plans, guided=guided)),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,

@@ -21,8 +21,8 @@ from ..network import Network
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A tensor that was measured.
+class Seen:
+    """A tensor as it was when it was measured.
 
     Args:
         version: Count of its in-place changes.
@@ -32,7 +32,7 @@ class _Seen:
     version: int
 
     @classmethod
-    def of(cls, x: Tensor) -> _Seen:
+    def of(cls, x: Tensor) -> Seen:
         return cls(weakref.ref(x), _version(x))
 
     def is_still(self, x: Tensor) -> bool:
@@ -75,7 +75,7 @@ class SharedInput:
     reading: Reading
     moments: Sequence[InputMoments]
     derives: bool = False
-    seen: list[_Seen] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
 
     @property
     def is_alive(self) -> bool:
@@ -140,7 +140,7 @@ class Readers:
         found = self._inputs.find(reading, x)
         shared = found or self._inputs.add(reading)
         if found is None:
-            shared.seen.append(_Seen.of(x))
+            shared.seen.append(Seen.of(x))
         _, readers = self._readers.setdefault(id(shared), (shared, {}))
         readers[path] = weight_shape(module)[0]
         return found is None
@@ -162,7 +162,7 @@ class Arrivals:
     """
 
     path: str
-    seen: list[_Seen]
+    seen: list[Seen]
     is_first: bool
     _arrived: int = field(default=0, init=False)
 
@@ -174,7 +174,7 @@ class Arrivals:
                 measured.
         """
         if self.is_first:
-            self.seen.append(_Seen.of(x))
+            self.seen.append(Seen.of(x))
             return
         seen = self.seen[self._arrived]
         self._arrived += 1

@@ -8,11 +8,10 @@ and the student rows go on wearing the answer. That is the fixed point of the pa
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,10 +24,10 @@ from ..devices import statistics_device
 from ..errors import CalibrationError
 from ..layers import weight_shape
 from ..memory import memory_in_use, with_smaller_calls
-from ..rows.chunks import Block, Chunk, split_into_chunks
+from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
-from ..rows.wearing import Worn, as_worn, dress, layer_hooks, worn_at
+from ..rows.wearing import Closet, Worn, as_worn, dress, layer_hooks, unfolded, wearing, worn_at
 from ..settings import called, called_value
 from .common import (
     check_all_reached,
@@ -41,11 +40,11 @@ from .common import (
 from .footprint import bytes_at
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
-from .shared_inputs import Arrivals, Readers, Reading, SharedInputs
+from .shared_inputs import Arrivals, Readers, Reading, Seen, SharedInputs
 
 logger = logging.getLogger("iteris")
-# Numbers of a sample's two rows, and the shape of one of these.
-Excerpt = tuple[Tensor, torch.Size]
+# Some numbers of a row, and its shape; None of what is not a tensor of numbers.
+Excerpt = tuple[Tensor, torch.Size] | None
 # Numbers of a row, evenly spread, that are compared with the same row run alone.
 _COMPARED = 1024
 # How far they may be apart: calls of other sizes are rounded in other ways, layer upon layer. What
@@ -121,7 +120,7 @@ class _Sweep:
     """One pass over all chunks.
 
     Lifecycle:
-        1. `run` lets one row run, to see which layers share an input, and then all chunks go.
+        1. `run` lets one row run alone, see `_run_alone`, and then all chunks go.
         2. `at_layer` measures each chunk's rows at a layer, and lets the chunk wait there.
         3. `solve` solves the layer once all chunks wait; they go on to the next layer. Where an
            earlier layer has measured the same input, the first chunk solves it, and none waits.
@@ -130,9 +129,6 @@ class _Sweep:
         solved: Layers that are solved already, by a pass that ran out of memory; this one adds to
             them.
         counts: Whether the rows count. A process without rows of its own repeats the first's.
-
-    Attributes:
-        rows: Path -> excerpt of the outputs of the watched chunk's first sample, see `_note`.
     """
 
     problem: Problem
@@ -141,8 +137,8 @@ class _Sweep:
     parking: Parking | None
     solved: dict[str, SolvedLayer]
     counts: bool = True
-    rows: dict[str, Excerpt] = field(default_factory=dict, init=False)
-    _watched: Chunk | None = field(default=None, init=False)
+    _chunks: Sequence[Chunk] = field(default=(), init=False)
+    _alone: Mapping[str, Excerpt] = field(default_factory=dict, init=False)
     _solved_before: frozenset[str] = field(init=False)
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
     _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
@@ -162,15 +158,15 @@ class _Sweep:
         paths = self.problem.paths
         modules = {path: network.modules[path] for path in paths}
         mine = own or chunks[:1]
-        self._inputs.widths = _widths_of_inputs(self.problem, mine[0], modules)
-        self._watched = mine[0]
+        self._chunks = mine
+        self._inputs.widths, self._alone = _run_alone(self.problem, mine[0], modules)
+        check_all_reached(paths, self._alone)
         workers = [partial(run_chunk, network, chunk) for chunk in mine]
         with torch.no_grad(), layer_hooks(modules, self.at_layer):
             answers = run_in_lockstep(workers, self.arrived, self.parking)
-        check_all_reached(paths, self.solved)
-        self._check_all_went_the_same_way(mine)
-        _note(self.rows, _AT_THE_END, mine[0], answers[0])
-        _check_same(self.rows, self._alone(mine[0], modules))
+        self._check_all_went_the_same_way(paths)
+        if isinstance(answers[0], Tensor | list):
+            self._check_as_alone(_AT_THE_END, answers[0])
         answers = self.problem.processes.gather(answers if own else [])
         outputs = outputs_by_task(self.problem.tasks, chunks, answers)
         return EngineResult(self.solved, outputs, memory_bytes=self._memory_bytes)
@@ -199,28 +195,24 @@ class _Sweep:
             else:
                 codes = stop.measurement.add(chunk, x, y)
                 again = self.parking if stop.measurement.is_derived else None
+                measured = Seen.of(x)
                 pause_at_layer(path, module, *raw, again)
+                if not measured.is_still(x):
+                    raise _differs(f"layer {path!r}", "whose input another forward call overwrites")
             worn = stop.worn
         y = dress(module, chunk, x, y, worn, codes)
-        if chunk is self._watched:
-            _note(self.rows, path, chunk, y)
+        if chunk is self._chunks[0]:
+            self._check_as_alone(path, y)
         return y.reshape(raw[1].shape)
 
-    def _alone(self, chunk: Chunk, modules: Mapping[str, nn.Module]) -> dict[str, Excerpt]:
-        """Return the excerpts of a chunk's first sample that runs alone, in the solved deltas.
+    def _check_as_alone(self, place: str, outputs: Tensor | list[Any]) -> None:
+        """Refuse a network that answers the last teacher of the first chunk otherwise than alone.
 
         Whether a forward call keeps something between layers that another one overwrites, draws
         lots, or lets rows see each other, shows in nothing else.
         """
-        first = chunk.blocks[0]
-        block = Block(first.task, slice(0, 1), slice(1, 2), first.samples[:1], first.numbers[:1])
-        alone = _Sweep(self.problem, self.solver_at, self.listener, None, self.solved)
-        alone._watched = Chunk((block,))
-        run = partial(run_chunk, self.problem.network, alone._watched)
-        with torch.no_grad(), layer_hooks(modules, alone.at_layer):
-            answer = contextvars.copy_context().run(run)
-        _note(alone.rows, _AT_THE_END, alone._watched, answer)
-        return alone.rows
+        row = outputs[self._chunks[0].blocks[-1].teacher.stop - 1]
+        _check_same(place, self._alone[place], _excerpt(row))
 
     def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer that the first chunk has reached."""
@@ -240,13 +232,14 @@ class _Sweep:
 
     def arrived(self, path: str) -> None:
         """Solve the layer where all chunks have arrived; they have passed all others."""
+        self._check_all_went_the_same_way(self._stops)
         self._stops = {path: self._stops[path]}
         self.solve(path)
 
-    def _check_all_went_the_same_way(self, chunks: Sequence[Chunk]) -> None:
+    def _check_all_went_the_same_way(self, paths: Iterable[str]) -> None:
         """Refuse chunks that have left out layers where no chunk waits."""
-        for path in self.problem.paths:
-            for number, chunk in enumerate(chunks):
+        for path in paths:
+            for number, chunk in enumerate(self._chunks):
                 if (id(chunk), path) not in self._reached:
                     what = f"chunk {number} did not reach {path!r}, which others did"
                     raise CalibrationError(different_ways(what))
@@ -279,61 +272,73 @@ class _Sweep:
             self.parking.keep(*shared)
 
 
-def _widths_of_inputs(
+def _run_alone(
     problem: Problem, chunk: Chunk, modules: Mapping[str, nn.Module]
-) -> dict[str, int]:
-    """Return what `Readers` find in a forward call of one row."""
-    readers = Readers(problem.network)
+) -> tuple[dict[str, int], dict[str, Excerpt]]:
+    """Run the last teacher of a chunk by itself.
+
+    Returns:
+        What `Readers` find, and the place of each answer -> its excerpt, layers and the network.
+    """
+    network = problem.network
+    readers = Readers(network)
+    found: dict[str, Excerpt] = {}
 
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if path in found:
+            raise reached_twice(path)
         readers.note(path, module, x)
+        [row] = unfolded(1, y)[0] if network.folds_rows(path) else y
+        found[path] = _excerpt(row)
         return y
 
-    with torch.no_grad(), layer_hooks(modules, at_layer):
-        problem.network.forward([chunk.samples[0].teacher])
-    return readers.widths()
+    block = chunk.blocks[-1]
+    mixes = [problem.tasks[block.task].mix]
+    nothing_kept = Closet(0)  # each layer is called once
+    worn = wearing(network.modules, problem.adapters, mixes, nothing_kept, network.folds_rows)
+    # the hooks of what is worn come first
+    with torch.no_grad(), layer_hooks(modules, at_layer), worn:
+        answer = network.forward([block.samples[-1].teacher])
+    if isinstance(answer, Tensor | list):
+        found[_AT_THE_END] = _excerpt(answer[0])
+    return readers.widths(), found
 
 
-def _note(rows: dict[str, Excerpt], place: str, chunk: Chunk, output: Any) -> None:
-    """Keep an excerpt of the outputs of a chunk's first sample, (teacher and student, numbers), if
-    they are tensors.
-    """
-    if not isinstance(output, Tensor | list):
-        return
-    first = chunk.blocks[0]
-    pair = [output[row] for row in (first.teacher.start, first.student.start)]
-    if all(isinstance(row, Tensor) and row.is_floating_point() for row in pair):
-        flat = torch.stack([row.flatten() for row in pair])
-        excerpt = flat[:, :: max(1, flat.shape[1] // _COMPARED)].clone()
-        rows[place] = excerpt, pair[0].shape
+def _excerpt(row: Any) -> Excerpt:
+    if not isinstance(row, Tensor) or not row.is_floating_point():
+        return None
+    flat = row.flatten()
+    return flat[:: max(1, len(flat) // _COMPARED)].clone(), row.shape
 
 
-def _check_same(together: Mapping[str, Excerpt], alone: Mapping[str, Excerpt]) -> None:
+def _check_same(place: str, alone: Excerpt, together: Excerpt) -> None:
     """Refuse a network that answers a row otherwise when it runs alone."""
-    for place, (row, shape) in alone.items():
-        other, other_shape = together.get(place, (row, None))
-        if shape != other_shape:
-            continue  # rows are filled up to the longest of their call
-        distance = _distance(row, other)
-        if not distance <= _FARTHEST[row.dtype.itemsize]:
-            what = place if place == _AT_THE_END else f"layer {place!r}"
-            by = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
-            raise CalibrationError(
-                f"the model answers a sample differently when it runs alone: {what} is the first "
-                f"that differs, {by}. It may keep something between its layers that "
-                "other samples' forward calls overwrite (a skip or a buffer), drop numbers at "
-                "random, or let the rows of a batch see each other, so that no row can be "
-                "measured. Remove the patch or hook that does so; for what is kept between layers "
-                f"alone, set {called('engine')} to {called_value('engine', 'iterate')!r}"
-            )
+    if alone is None or together is None or alone[1] != together[1]:
+        return  # rows are filled up to the longest of their call
+    row = alone[0]
+    distance = _distance(row, together[0])
+    if not distance <= _FARTHEST[row.dtype.itemsize]:
+        what = place if place == _AT_THE_END else f"layer {place!r}"
+        by = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
+        raise _differs(what, by)
+
+
+def _differs(what: str, how: str) -> CalibrationError:
+    return CalibrationError(
+        f"the model answers a sample differently when it runs alone: {what} is the first that "
+        f"differs, {how}. It may keep something between its layers that other samples' forward "
+        "calls overwrite (a skip or a buffer), drop numbers at random, or let the rows of a batch "
+        "see each other, so that no row can be measured. Remove the patch or hook that does so; "
+        f"for what is kept between layers alone, set {called('engine')} to "
+        f"{called_value('engine', 'iterate')!r}"
+    )
 
 
 def _distance(alone: Tensor, together: Tensor) -> float:
-    """Return ``||a - b|| / ||b||`` of the rows, the larger one."""
-    a, b = (rows.cpu().double() for rows in (alone, together))
+    """Return ``||a - b|| / ||b||``."""
+    a, b = (row.cpu().double() for row in (alone, together))
     # what is NaN or infinite in both is no difference; the solver names it
     is_same = (a == b) | (a.isnan() & b.isnan())
-    differences: Tensor = (a - b).masked_fill(is_same, 0.0).norm(dim=1)
-    sizes = b.nan_to_num(0.0, 0.0, 0.0).norm(dim=1)
-    largest: float = (differences / sizes.clamp_min(torch.finfo(together.dtype).tiny)).max().item()
-    return largest
+    difference = (a - b).masked_fill(is_same, 0.0).norm()
+    size = b.nan_to_num(0.0, 0.0, 0.0).norm().clamp_min(torch.finfo(together.dtype).tiny)
+    return float(difference / size)

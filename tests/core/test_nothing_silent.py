@@ -16,6 +16,7 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.progress import nobody
 
 WIDTH = 12
 
@@ -192,13 +193,14 @@ class _FailsAlone(_Three):
         return self.third(self.second(y if len(y) > 2 else y * torch.nan))
 
 
-def _merged(model, **settings):
+def _merged(model, progress=nobody, tokens=5, **settings):
     torch.manual_seed(3)
     model = model.requires_grad_(False).eval()
-    net = toy.Toy(model, ("first", "second", "third"), lambda: (torch.randn(5, WIDTH),))
+    net = toy.Toy(model, ("first", "second", "third"), lambda: (torch.randn(tokens, WIDTH),))
     adapters = [net.adapter("a"), net.adapter("b")]
     config = MergeConfig(samples_per_chunk=2, **settings)
-    return merge(net.network(), adapters, toy.own_tasks(net, adapters, 4), config)
+    tasks = toy.own_tasks(net, adapters, 4)
+    return merge(net.network(), adapters, tasks, config, progress=progress)
 
 
 FIRST = {
@@ -211,10 +213,28 @@ FIRST = {
 
 
 @pytest.mark.parametrize("model", FIRST)
-def test_a_model_that_answers_a_sample_otherwise_alone_is_refused(model):
+def test_a_model_that_answers_a_sample_otherwise_alone_is_refused_at_the_layer(model):
     said = f"runs alone: layer '{FIRST[model]}' is the first that differs"
+    solved = []
     with pytest.raises(CalibrationError, match=said):
-        _merged(model())
+        _merged(model(), lambda *step: solved.append(step))
+    assert len(solved) == ("first", "second", "third").index(FIRST[model]) + 1
+
+
+class _LeavesALayerOut(_Three):
+    calls = 0
+
+    def forward(self, x):
+        self.calls = call = self.calls + 1
+        y = self.second(x)
+        return self.first(y if call == 5 else y + self.third(x))
+
+
+def test_a_chunk_that_leaves_out_a_layer_where_none_waits_is_refused_at_the_next():
+    solved = []
+    with pytest.raises(CalibrationError, match="chunk 3 did not reach 'third', which others did"):
+        _merged(_LeavesALayerOut(), lambda *step: solved.append(step), tokens=24)
+    assert len(solved) == 2
 
 
 def test_what_is_kept_between_layers_may_be_iterated():

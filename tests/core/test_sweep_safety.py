@@ -123,9 +123,10 @@ def test_a_network_that_cannot_be_swept_is_refused(forward, paths, message):
         calls.append(rows)
         return forward(net, rows, len(calls))
 
-    config = toy.exact(samples_per_chunk=1)
+    config, tasks, solved = toy.exact(samples_per_chunk=1), toy.own_tasks(net, adapters), []
     with pytest.raises(CalibrationError, match=message):
-        merge(net.network(run), adapters, toy.own_tasks(net, adapters), config)
+        merge(net.network(run), adapters, tasks, config, progress=lambda *step: solved.append(step))
+    assert len(solved) == (forward is another_way)
     assert toy.hook_count(net.model) == 0
 
 

@@ -223,9 +223,9 @@ class FakeHost:
         return context.repeat(length // len(context), 1)
 
     def merge_rows(self):
-        """Return the (teacher, student) rows of the UNet's sweep, but for its look and its sample alone."""
+        """Return the (teacher, student) rows of the UNet's sweep, but for the row that runs alone."""
         pairs = []
-        for batch in self.unet_batches[1 - self.sweep_batches : -1]:
+        for batch in self.unet_batches[1 - self.sweep_batches :]:
             half = len(batch) // 2
             pairs += zip(batch[:half], batch[half:], strict=True)
         return pairs
