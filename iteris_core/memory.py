@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from .errors import OutOfMemory
-from .settings import called
+from .settings import called, called_value
 
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
@@ -202,4 +203,26 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
         "samples wait in memory while a layer is solved. With a diffusion model lower "
         f"{called('resolution')}, {called('trajectories')} or {called('timesteps')}; with a "
         "language model use fewer or shorter texts; or use another device"
+    )
+
+
+@contextmanager
+def solving(path: str) -> Iterator[None]:
+    """Name the layer where memory runs out in its solve, beside which no forward call runs, so that
+    smaller ones would not help.
+
+    Raises:
+        OutOfMemory: It does.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise OutOfMemory(
+        f"layer {path!r} ran out of memory while it was solved. Its equations take as much with "
+        "any number of samples, and at any resolution. Close what else uses this device, merge "
+        f"fewer LoRAs at once, set {called('target')} to {called_value('target', 'delta')!r}, "
+        "which takes less, or use another device"
     )

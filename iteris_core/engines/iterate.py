@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapters import LowRankDelta, stack
 from ..errors import ConfigError
-from ..memory import with_smaller_calls
+from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, dress, layer_hooks, worn_at
 from .common import (
@@ -119,8 +119,9 @@ def _solve_all(
         for path in list(measurements):
             measurement = measurements.pop(path)  # its sums go as soon as it is solved
             inputs += measurement.arrivals.is_first
-            measurement.finish()
-            solved[path] = measurement.solve(solver_at(path))
+            with solving(path):
+                measurement.finish()
+                solved[path] = measurement.solve(solver_at(path))
             listener.layer_solved(solved[path], solves * len(paths) + len(solved), total)
     return {path: solved[path] for path in order}, inputs
 

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from ..adapters import LowRankDelta
 from ..devices import statistics_device
 from ..errors import CalibrationError
 from ..layers import weight_shape
-from ..memory import memory_in_use, with_smaller_calls
+from ..memory import memory_in_use, solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
@@ -62,8 +63,8 @@ def sweep(
 ) -> EngineResult:
     """Solve all target layers in one forward pass.
 
-    If the device runs out of memory, the sweep goes on from the layer that it has reached, with
-    half as many samples in a call.
+    If the device runs out of memory in a forward call, the sweep goes on from the layer that it has
+    reached, with half as many samples in a call.
 
     Args:
         problem: Network, adapters, tasks and settings of the merge. The network is untouched
@@ -254,7 +255,10 @@ class _Sweep:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measurement.finish(counts=self.counts)
-        with self.problem.processes.together():  # so that a layer is solved in all, or in none
+        # a complete one is solved inside of the first chunk's call, which may be smaller
+        alone = nullcontext() if stop.measurement.is_complete else solving(path)
+        # so that a layer is solved in all, or in none
+        with self.problem.processes.together(), alone:
             solved = stop.measurement.solve(self.solver_at(path))
             merged = as_worn(solved.saved, place)
         self._keep(merged)

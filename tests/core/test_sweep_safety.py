@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.engines.measure import Measurement
+from iteris_core.errors import OutOfMemory
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,18 @@ def test_out_of_memory_it_goes_on_with_smaller_chunks_from_the_layer_it_had_reac
     halved = [record.args for record in caplog.records if "out of memory" in record.message]
     assert halved == [("the sweep", size) for size in (4, 2, 1) if 2 * size > fits]
     assert toy.hook_count(net.model) == 0
+
+
+@pytest.mark.parametrize("engine", ["sweep", "iterate"])
+def test_out_of_memory_in_a_solve_the_layer_is_named_at_once(engine, monkeypatch):
+    net, adapters, tasks = toy.pair("stack")
+    full = Mock(side_effect=torch.OutOfMemoryError("no room"))
+    monkeypatch.setattr(Measurement, "solve", full)
+    config = toy.exact(samples_per_chunk=4, engine=engine)
+    said = "layer 'down1' ran out of memory while it was solved.* fewer LoRAs"
+    with pytest.raises(OutOfMemory, match=said):
+        merge(net.network(), adapters, tasks, config)
+    assert full.call_count == 1
 
 
 def early(net, rows, calls):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import fake_host
 import torch
@@ -23,6 +24,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.engines.measure import Measurement
+from iteris_core.errors import OutOfMemory
 from iteris_core.processes import PeerError, Processes
 
 SMALL = Calibration(
@@ -99,19 +101,24 @@ def check_failures(processes: Processes) -> None:
     found = merge(memory, adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
     solve = Measurement.solve
-    solved = []
 
-    def once(self, solver):
-        solved.append(self.path)
-        if processes.number == processes.size - 1 and len(solved) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return solve(self, solver)
+    def full_at(number):
+        solved = []
 
-    Measurement.solve = once
-    try:
+        def once(self, solver):
+            solved.append(self.path)
+            if processes.number == processes.size - 1 and len(solved) == number:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return solve(self, solver)
+
+        return mock.patch.object(Measurement, "solve", once)
+
+    expected = OutOfMemory if processes.number == processes.size - 1 else PeerError
+    with full_at(1):
+        failed = raised(net.network(), adapters, tasks, EXACT)
+    assert type(failed) is expected, failed
+    with full_at(2):  # it is solved inside of a call, which may be smaller
         found = merge(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
-    finally:
-        Measurement.solve = solve
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
     for name, (given, config) in {
         "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + processes.number))),
