@@ -17,7 +17,7 @@ from typing import Any
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
 from ..errors import CalibrationError, IterisError, OutOfMemory, plain
-from ..memory import with_smaller_calls
+from ..memory import is_out_of_memory, with_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
 from ..progress import StageProgress, nobody
@@ -41,17 +41,20 @@ from .waiting import foresee
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
 _OF_PARTS = ("method", "memory", "reused", "unpolished")
+# What may go wrong after a merge, and does not end it, since it took long to make: errors of ours,
+# of the model and of other nodes' patches. Cancelling is none of them.
+_PASSED_OVER = (IterisError, RuntimeError, MemoryError)
 
 
 def merge_and_check(
     job: Job, progress: StageProgress = nobody, watch: Watch = nobody
 ) -> MergeResult:
     """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
-    it, and write its recipe into the report.
+    it, and write its recipe into the report. A check or a proof of a result that fails is a note.
 
     Raises:
         IterisError: Memory that runs out even with the smallest calls, or an error of
-            `merge_diffusion`, of the check or of `proof`.
+            `prove_loras` or `merge_diffusion`.
     """
     # most of it makes smaller calls by itself; what does not, ends in a sentence
     return with_smaller_calls(lambda _: _merge_and_check(job, progress, watch), 1, "the merge")
@@ -67,7 +70,8 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
     if job.check_plans:
         result = _checked(result, job, told)
     if job.runs_model:
-        rounded |= prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
+        result, of_merged = _proved(result, job)
+        rounded |= of_merged
     report = replace(
         result.report,
         can_check=not job.check_plans,
@@ -79,22 +83,41 @@ def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeRe
 
 
 def _checked(result: MergeResult, job: Job, progress: StageProgress) -> MergeResult:
-    """Return a merge with its figures on unseen samples. Where memory runs out, return it without:
-    it took long to make.
-    """
-    report = result.report
+    """Return a merge with its figures on unseen samples."""
     try:
         fidelity = check_of(job, progress).measure(result.adapter)
-    except OutOfMemory:
-        text = (
-            "The merge was not checked: memory ran out. To check it, lower resolution, or use "
-            "fewer or smaller LoRAs"
-        )
-        return replace(
-            result, report=replace(report, notes=(*report.notes, Note("unchecked", text)))
-        )
+    except _PASSED_OVER as error:
+        why = _why(error, ". To check it, lower resolution, or use fewer or smaller LoRAs")
+        return _noted(result, Note("unchecked", f"The merge was not checked: {why}"))
     kinds = {lora.use.name: lora.use.kind for lora in job.loras}
-    return replace(result, report=replace(report, fidelity=fidelity, kinds=kinds))
+    return replace(result, report=replace(result.report, fidelity=fidelity, kinds=kinds))
+
+
+def _proved(result: MergeResult, job: Job) -> tuple[MergeResult, Rounded]:
+    """Return a merge after the proof of what the host makes of it, and how the host rounds."""
+    try:
+        return result, prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
+    except _PASSED_OVER as error:
+        text = f"What ComfyUI draws with this merge is not proved: {_why(error)}"
+        return _noted(result, Note("unproved", text)), {}
+
+
+def _why(error: Exception, where_full: str = "") -> str:
+    """Return why something after a merge failed, for a note.
+
+    Args:
+        where_full: What follows where memory ran out.
+    """
+    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
+        return f"memory ran out{where_full}"
+    if not isinstance(error, IterisError):
+        logger.warning("a part of the merge failed", exc_info=error)
+    return str(error)
+
+
+def _noted(result: MergeResult, *notes: Note) -> MergeResult:
+    report = result.report
+    return replace(result, report=replace(report, notes=(*report.notes, *notes)))
 
 
 def _log(job: Job) -> None:
@@ -276,9 +299,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
             notes += (note,)
-    report = result.report
-    notes += _remembered(latents)
-    return replace(result, report=replace(report, notes=(*report.notes, *notes)))
+    return _noted(result, *notes, *_remembered(latents))
 
 
 def _by_experts(
@@ -339,13 +360,9 @@ def _polished(
             job.config.samples_per_chunk,
             "the polish",
         )
-    except (IterisError, RuntimeError) as error:  # a model's own gradient may fail in any way
-        if not isinstance(error, IterisError):
-            logger.warning("the polish failed", exc_info=error)
-        what = str(error)
-        if isinstance(error, OutOfMemory):
-            what = "memory ran out. Lower resolution, or choose a smaller size"
-        return result, Note("unpolished", f"The merge was not polished: {what}")
+    except _PASSED_OVER as error:
+        why = _why(error, ". Lower resolution, or choose a smaller size")
+        return result, Note("unpolished", f"The merge was not polished: {why}")
     note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
     return replace(result, adapter=adapter), note
 

@@ -163,8 +163,8 @@ def prove_merged(
     wrong = _differences(merged, loader.weights_with(merged))
     if wrong:
         raise SolveError(
-            "the MODEL that would be handed out does not carry the merged LoRA that was solved: "
-            f"they differ at {_worst(wrong)}. {_CHANGED}"
+            "the patched MODEL does not carry the merged LoRA that was solved: they differ at "
+            f"{_worst(wrong)}. {_CHANGED}"
         )
     view = View(_caption_of(lora), replace(merged, name="the merged LoRA"))
     pictures = pictures_of(model, [view], calibration)
@@ -172,9 +172,9 @@ def prove_merged(
     share = pictures.difference
     if worn.missed or (pictures.is_exact and not share <= TOLERANCE):
         raise SolveError(
-            "the MODEL that would be handed out does not draw with the merged LoRA what was "
-            f"solved: the difference is {share:.0%} of what it does to {view.caption!r}, and no "
-            f"rounding. {_of_missed(worn.missed) or _CHANGED}"
+            "the patched MODEL does not draw with the merged LoRA what was solved: the difference "
+            f"is {share:.0%} of what it does to {view.caption!r}, and no rounding. "
+            f"{_of_missed(worn.missed) or _CHANGED}"
         )
     return {view.adapter.name: share}
 

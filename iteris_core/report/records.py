@@ -18,10 +18,10 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
 # left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
 # count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
-# merge; what the host's model carries; a device that is too small for all of it. Five are
+# merge; what the host's model carries; a device that is too small for all of it. Six are
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
-# on which merging was never tested; a polish or a check that could not be made; and what did not
-# count in a preview.
+# on which merging was never tested; a polish or a check that could not be made; a host that may
+# draw otherwise than was measured; and what did not count in a preview.
 NoteKind = Literal[
     "method",
     "left_out",
@@ -37,10 +37,18 @@ NoteKind = Literal[
     "untested",
     "unpolished",
     "unchecked",
+    "unproved",
     "uncounted",
     "memory",
 ]
-_WARNINGS: tuple[NoteKind, ...] = ("twice", "untested", "unpolished", "unchecked", "uncounted")
+_WARNINGS: tuple[NoteKind, ...] = (
+    "twice",
+    "untested",
+    "unpolished",
+    "unchecked",
+    "unproved",
+    "uncounted",
+)
 
 
 @dataclass(frozen=True)

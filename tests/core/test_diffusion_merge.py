@@ -57,6 +57,21 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
         host.merge([idle], PRESERVE)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CalibrationError("the check's pictures are not finite"), "the check's pictures are not"),
+        (RuntimeError("a patch of another node"), "a patch of another node"),
+    ],
+)
+def test_a_merge_stays_where_its_check_fails(host, monkeypatch, error, said):
+    checked = Job.of(host, [host.lora("a"), host.lora("b")], replace(PRESERVE, held_out=1))
+    monkeypatch.setattr(HeldOutCheck, "_drawn", Mock(side_effect=error))
+    result = merge_and_check(checked)
+    assert result.adapter.deltas and not result.report.fidelity
+    assert any(f"was not checked: {said}" in line for line in result.report.warnings)
+
+
 def test_a_merge_stays_where_memory_runs_out_in_its_check(host, monkeypatch):
     loras = [host.lora("a"), host.lora("b")]
     checked = Job.of(host, loras, replace(PRESERVE, held_out=1))

@@ -53,6 +53,10 @@ PARTS = {
 }
 
 
+# What follows a merge, which stays where memory runs out there.
+AFTER = ("check", "proof of the merge")
+
+
 class Broken(Exception):
     """What no code knows."""
 
@@ -281,7 +285,8 @@ def test_a_fault_leaves_the_model_as_it_was_and_the_next_merge_the_same():
         reused_runs._MEMORIES.clear()  # so that all moments come again
         with comfy_loras.messages() as texts:
             ended_in = end_of(merge, Moments(merge.layers, (number, KINDS[name])))
-            assert issubclass(ended_in, KINDS[name].ends_in), called
+            stays = KINDS[name].ends_in is IterisError and watched.all[number][0] in AFTER
+            assert issubclass(ended_in, type(None) if stays else KINDS[name].ends_in), called
             assert before.changes(State.of(merge)) == [], called
             assert left_in_host(texts) == [], called
         if turn % 8 == 0:
