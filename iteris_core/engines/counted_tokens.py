@@ -5,6 +5,7 @@ teacher's tokens answers to which of its student's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .problem import Problem
 
 # Tokens of rows that are read whole: texts have few, which are not alike, and some are padding.
 _READ_WHOLE = 512
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,15 @@ def counted_tokens(
     Raises:
         CalibrationError: Token weights, or tokens of teachers, that do not fit.
     """
-    order = None
-    if most < count:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     weights = block.token_weights(stream, count, path)
     answering = block.teacher_tokens(stream, count, path)
     if weights is None:
-        read = slice(None) if order is None else order[:most].sort().values
         if answering is not None:
-            answering = answering[:, read].to(place.device)
-        return CountedTokens(
-            read if isinstance(read, slice) else read.to(place.device), answering=answering
-        )
+            answering = answering[:, _read(count, most, _CPU)].to(place.device)
+        return CountedTokens(_read(count, most, place.device), answering=answering)
     weights = weights.reshape(len(block.samples), count)
-    if order is not None:
-        weights = _thinned(weights, order, most)
+    if most < count:
+        weights = _thinned(weights, _order(count), most)
     counted = weights.nonzero(as_tuple=True)
     if not len(counted[0]):
         return None
@@ -116,6 +112,19 @@ def counted_tokens(
     if answering is not None:
         answering = answering[counted].to(place.device)
     return CountedTokens(slice(None), (rows, numbers), roots, answering)
+
+
+# every chunk asks for both at every layer
+@lru_cache(maxsize=64)
+def _order(count: int) -> Tensor:
+    """Return the numbers of a row's tokens in a random order, the same for all rows of a length."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(count))
+
+
+@lru_cache(maxsize=64)
+def _read(count: int, most: int, device: torch.device) -> Tensor | slice:
+    """Return which of a row's tokens are read, rising; all of them where that many may be."""
+    return slice(None) if most >= count else _order(count)[:most].sort().values.to(device)
 
 
 def _thinned(weights: Tensor, order: Tensor, most: int) -> Tensor:
