@@ -139,7 +139,7 @@ def _report(
     problem: Problem, adapters: Sequence[Adapter], result: EngineResult, notes: Sequence[Note]
 ) -> MergeReport:
     config = problem.config
-    layers = tuple(layer.report() for layer in result.layers.values())
+    layers = tuple(layer.report for layer in result.layers.values())
     idle = [adapter.name for adapter in adapters if adapter.is_idle]
     if idle:
         text = f"left out, since they change nothing here: {', '.join(idle)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from ..layers import (
     is_patchwise,
     output_tokens,
 )
-from ..report.figures import figures_of
+from ..report.figures import figures_of, report_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
@@ -321,21 +320,15 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         exact = solution.delta.balanced().to(dtype=config.output_dtype).to(dtype=torch.float64)
-        names = names_of(self.problem.adapters)
-        figures, report_of = figures_of(
-            self.path,
-            {k: names[k] for k in self.deltas},
-            layer,
-            solution,
-            exact,
-        )
-        up, down, *figures = read(exact.up, exact.down, *figures)
+        up, down, *figures = read(exact.up, exact.down, *figures_of(layer, solution, exact))
         saved = LowRankDelta(up, down).to(dtype=config.output_dtype)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
-        report = functools.cache(lambda: report_of(figures))
+        names = names_of(self.problem.adapters)
+        changing = {k: names[k] for k in self.deltas}
+        report = report_of(self.path, changing, layer, solution, figures)
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:

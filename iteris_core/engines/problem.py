@@ -58,7 +58,6 @@ class SolvedLayer:
 
     Args:
         saved: The merged delta, on the CPU.
-        report: Function that reads the layer's figures from the device.
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.
         drift_is_rounded: Whether the drift is the difference of outputs that half precision has
@@ -66,7 +65,7 @@ class SolvedLayer:
     """
 
     saved: LowRankDelta
-    report: Callable[[], LayerReport]
+    report: LayerReport
     values: Tensor | None = None
     was_too_coarse: bool = False
     drift_is_rounded: bool = False
@@ -97,8 +96,7 @@ class Listener:
 
     Args:
         progress: Listener for (layers solved, layers in all).
-        watch: Listener for the report of each solved layer, also of one that is solved again. A
-            report waits for the device, so none is made for `nobody`.
+        watch: Listener for the report of each solved layer, also of one that is solved again.
     """
 
     progress: Progress = nobody
@@ -107,8 +105,7 @@ class Listener:
     def layer_solved(self, layer: SolvedLayer, done: int, total: int) -> None:
         """Pass on that a layer is solved, as the one of number `done`."""
         self.progress(done, total)
-        if self.watch is not nobody:
-            self.watch(layer.report())
+        self.watch(layer.report)
 
 
 NOBODY = Listener()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,78 +19,70 @@ from .layers import Interference, LayerReport, TaskAtLayerReport
 _DIGITS = 6  # of shares
 
 
-def figures_of(
+def figures_of(layer: LayerProblem, solution: LayerSolution, merged: LowRankDelta) -> list[Tensor]:
+    """Return what the report of a solved layer follows from. It is read with the layer's answer,
+    since each reading waits for the device.
+
+    Args:
+        layer: Layer that was solved, with its statistics.
+        merged: The delta as it will be saved, float64.
+    """
+    none = torch.zeros(0)
+    kept = none if solution.spectrum is None else solution.spectrum.kept()
+    cut = none.sum() if solution.cut is None else solution.cut
+    return [*_Energies.of(layer, merged), cut, kept]
+
+
+def report_of(
     path: str,
     names: Mapping[int, str],
     layer: LayerProblem,
     solution: LayerSolution,
-    merged: LowRankDelta,
-) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], LayerReport]]:
-    """Measure a solved layer, and return what its figures follow from, and what makes a report of
-    that on the CPU.
-
-    It is read with the layer's answer, since each reading waits for the device.
+    figures: Sequence[Tensor],
+) -> LayerReport:
+    """Return the report of a solved layer.
 
     Args:
         names: Adapter index -> name, of the adapters that change the layer.
-        layer: Layer that was solved, with its statistics.
-        merged: The delta as it will be saved, float64.
+        figures: See `figures_of`; on the CPU.
     """
-    reports = [_report_of(task, names) for task in layer.counted]
+    *energies, cut, kept = figures
     counted = [task.counts for task in layer.tasks]
     weights = torch.stack([layer.balance.lambdas, layer.balance.limited], dim=1)[counted]
-    none = torch.zeros(0)
-    kept = none if solution.spectrum is None else solution.spectrum.kept()
-    cut = none.sum() if solution.cut is None else solution.cut
-    rank = merged.rank
-    is_asked = solution.is_asked
-
-    def report_of(found: Sequence[Tensor]) -> LayerReport:
-        *energies, cut, kept = found
-        figures = torch.cat([_Energies(*energies).figures(), weights], dim=1).tolist()
-        return LayerReport(
-            path,
-            rank,
-            tuple(report(row) for report, row in zip(reports, figures, strict=True)),
-            cut=cut.item(),
-            is_asked=is_asked,
-            kept=tuple(round(share, _DIGITS) for share in kept.tolist()),
-        )
-
-    return [*_Energies.of(layer, merged), cut, kept], report_of
+    rows = torch.cat([_Energies(*energies).figures(), weights], dim=1).tolist()
+    return LayerReport(
+        path,
+        solution.delta.rank,
+        tuple(_of_task(*pair, names) for pair in zip(layer.counted, rows, strict=True)),
+        cut=cut.item(),
+        is_asked=solution.is_asked,
+        kept=tuple(round(share, _DIGITS) for share in kept.tolist()),
+    )
 
 
-def _report_of(
-    task: TaskAtLayer, names: Mapping[int, str]
-) -> Callable[[Sequence[float]], TaskAtLayerReport]:
-    """Return a function from a task's figures, see `_Energies.figures`, then lambda and whether it
-    was limited, to its report. It does not keep the task's sums, which are large.
+def _of_task(
+    task: TaskAtLayer, figures: Sequence[float], names: Mapping[int, str]
+) -> TaskAtLayerReport:
+    """Return the report of a task from its figures, see `_Energies.figures`, then lambda and
+    whether it was limited.
     """
-    name = task.name
-    wears = task.worn is not None
-    tokens = task.statistics.inputs.tokens
-    strangers = [None if k in task.mix else other for k, other in names.items()]
-
-    def report(figures: Sequence[float]) -> TaskAtLayerReport:
-        residual, stacked, averaged, energy, gain, *pairs, weight, limited = figures
-        of_adapters = zip(strangers, pairs[::2], pairs[1::2], strict=True)
-        return TaskAtLayerReport(
-            name,
-            residual,
-            weight,
-            tokens,
-            wears=wears,
-            interference=tuple(
-                Interference(other, *pair) for other, *pair in of_adapters if other is not None
-            ),
-            stacked=stacked,
-            averaged=averaged,
-            energy=energy,
-            gain=gain if energy > 0 else None,
-            limited=bool(limited),
-        )
-
-    return report
+    residual, stacked, averaged, energy, gain, *pairs, weight, limited = figures
+    of_adapters = zip(names.items(), pairs[::2], pairs[1::2], strict=True)
+    return TaskAtLayerReport(
+        task.name,
+        residual,
+        weight,
+        task.statistics.inputs.tokens,
+        wears=task.worn is not None,
+        interference=tuple(
+            Interference(other, *pair) for (k, other), *pair in of_adapters if k not in task.mix
+        ),
+        stacked=stacked,
+        averaged=averaged,
+        energy=energy,
+        gain=gain if energy > 0 else None,
+        limited=bool(limited),
+    )
 
 
 class _Energies(NamedTuple):
