@@ -20,7 +20,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -30,9 +31,10 @@ from ..adapters import Adapter, LowRankDelta
 from ..devices import exact_products
 from ..errors import CalibrationError
 from ..layers import add_to_output, codes_of, input_tokens
-from ..memory import calls_that_fit
+from ..memory import calls_that_fit, with_smaller_calls
 from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
+from ..rows.frames import held_by, tensors_in
 from ..rows.outputs import Rows, outputs_of
 from ..rows.wearing import Closet, layer_hooks, wearing
 from ..svd import svd
@@ -93,10 +95,11 @@ def polish(
         tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
         rows_per_call: Most rows of a forward call; the steps' batches are larger. Those with
-            gradients are fewer where that is all that fits.
+            gradients are fewer where that is all that fits, or from where memory runs out.
 
     Raises:
         CalibrationError: An output without a gradient, or an error that is not finite.
+        OutOfMemory: Even gradients of a single row do not fit.
     """
     targets = _targets(network, adapters, tasks, rows_per_call)
     with torch.inference_mode(False), ExitStack() as stack:
@@ -109,10 +112,10 @@ def polish(
         stack.enter_context(recomputed(blocks, weights))
         with torch.enable_grad(), kept_as_copies(weights):
             device = next(iter(layers.values())).up.device
-            gradients_of_one = partial(_add_gradients, network, 1, targets[:1])
+            largest = max(targets, key=_size)
+            gradients_of_one = partial(_add_gradients, network, [largest], _SCALE, 1)
             rows = calls_that_fit(gradients_of_one, device, rows_per_call, network.evictable)
-            add_gradients = partial(_add_gradients, network, rows)
-            _descend(add_gradients, targets, layers, steps, progress)
+            _descend(partial(_add_gradients, network), targets, layers, steps, rows, progress)
     deltas = dict(merged.deltas)
     for path, layer in layers.items():
         up, down = (factor.detach() for factor in layer.factors)
@@ -120,15 +123,23 @@ def polish(
     return replace(merged, deltas=deltas)
 
 
+# (targets, scale, rows of a forward call): see `_add_gradients`.
+_AddGradients = Callable[[Sequence[_Target], float, int], None]
+
+
 def _descend(
-    add_gradients: Callable[[Sequence[_Target], float], None],
+    add_gradients: _AddGradients,
     targets: Sequence[_Target],
     layers: Mapping[str, _Layer],
     steps: int,
+    rows: int,
     progress: Progress,
 ) -> None:
     """Change the factors of layers by steps of Adam whose size rises over the first, and falls as
     half a cosine to a twentieth.
+
+    Args:
+        rows: Most rows of a forward call.
     """
     factors = [factor for layer in layers.values() for factor in (layer.up, layer.down)]
     rates = [_RATE * float(factor.detach().square().mean().sqrt()) for factor in factors]
@@ -144,7 +155,8 @@ def _descend(
             group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
         # drawn by their shares, so that all that are drawn count alike
         numbers = torch.multinomial(shares, count, generator=chance).tolist()
-        scale = _take_gradients([targets[i] for i in numbers], factors, add_gradients, scale)
+        batch = [targets[i] for i in numbers]
+        scale, rows = _take_gradients(batch, factors, add_gradients, scale, rows)
         if not step:
             _check_reached(layers)
         optimiser.step()
@@ -154,26 +166,38 @@ def _descend(
 def _take_gradients(
     targets: Sequence[_Target],
     factors: Sequence[Tensor],
-    add_gradients: Callable[[Sequence[_Target], float], None],
+    add_gradients: _AddGradients,
     scale: float,
-) -> float:
+    rows: int,
+) -> tuple[float, int]:
     """Give factors the gradients of a step, and return the scale of the error at which none of
-    them overflowed.
+    them overflowed, and the rows of a call at which memory was enough.
     """
-    while scale >= 1:
+
+    def attempt(rows_per_call: int) -> int:
         for factor in factors:
             factor.grad = None
-        add_gradients(targets, scale)
+        add_gradients(targets, scale, rows_per_call)
+        return rows_per_call
+
+    while scale >= 1:
+        rows = with_smaller_calls(attempt, rows, "the polish")
         found = [factor.grad for factor in factors if factor.grad is not None]
-        if all(bool(gradient.isfinite().all()) for gradient in found):
+        if _are_finite(found):
             for gradient in found:
                 gradient.div_(scale)
-            return scale
+            return scale, rows
         scale *= _SMALLER
     raise CalibrationError(
         "a gradient of the polished LoRA is not finite: a precision that overflows. Load the model "
         "in a wider precision, or switch the polish off"
     )
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all numbers are, with one wait for their device."""
+    found = [tensor.isfinite().all().to(tensors[0].device) for tensor in tensors]
+    return not found or bool(torch.stack(found).all())
 
 
 def _check_reached(layers: Mapping[str, _Layer]) -> None:
@@ -192,7 +216,7 @@ def _check_reached(layers: Mapping[str, _Layer]) -> None:
 
 
 def _add_gradients(
-    network: Network, rows_per_call: int, targets: Sequence[_Target], scale: float = _SCALE
+    network: Network, targets: Sequence[_Target], scale: float, rows_per_call: int
 ) -> None:
     """Add up the gradients of the targets' mean error, times a scale; the layers wear the factors
     already.
@@ -247,6 +271,11 @@ def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[
     """Yield targets that share a forward call, at most so many at once."""
     for numbers in in_calls([network.call_key(target.reads) for target in targets], most):
         yield [targets[i] for i in numbers]
+
+
+def _size(target: _Target) -> int:
+    """Return how many numbers the model reads of a target: texts differ in length."""
+    return sum(tensor.numel() for tensor in tensors_in(target.reads, held_by))
 
 
 @torch.no_grad()
@@ -368,8 +397,7 @@ def _whitenings(
     chance = torch.Generator().manual_seed(0)
     probes = {}
     products: dict[str, Tensor] = {}
-    traces: dict[str, float] = {}
-    devices: dict[str, torch.device] = {}
+    squares: dict[str, list[Tensor]] = {}  # of each call, since nothing is read before the last
     for path, delta in merged.deltas.items():
         width = delta.shape[1]
         shape = (width, min(_DIRECTIONS, width))
@@ -377,11 +405,11 @@ def _whitenings(
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         tokens = input_tokens(module, x).flatten(0, -2).float()
+        probes[path] = probes[path].to(x.device)
         with exact_products(x.device):
-            sketch = tokens.T @ (tokens @ probes[path].to(tokens))
-        products[path] = products.get(path, 0) + sketch.cpu()
-        traces[path] = traces.get(path, 0.0) + float(tokens.square().sum())
-        devices[path] = x.device
+            sketch = tokens.T @ (tokens @ probes[path])
+        products[path] = products.get(path, 0) + sketch
+        squares.setdefault(path, []).append(tokens.square().sum())
         return y
 
     modules = {path: network.modules[path] for path in merged.deltas}
@@ -393,8 +421,13 @@ def _whitenings(
             layer_hooks(modules, hook),
         ):
             network.forward([target.reads for target in of_call])
+    traces = {
+        path: reduce(add, torch.stack(found).cpu().tolist()) for path, found in squares.items()
+    }
     return {
-        path: _Whitening.of(probes[path], products[path], traces[path]).to(devices[path])
+        path: _Whitening.of(probes[path].cpu(), products[path].cpu(), traces[path]).to(
+            products[path].device
+        )
         for path in merged.deltas
         if traces.get(path)
     }

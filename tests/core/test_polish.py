@@ -133,6 +133,53 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
         )
 
 
+def test_where_memory_runs_out_it_goes_on_from_the_step_with_smaller_calls(net):
+    adapters, tasks, start = case_of(net)
+    whole = polish(net.network(), adapters, tasks, start, 6)
+    drawn, steps = [], []
+
+    def forward(rows):
+        if torch.is_grad_enabled():
+            drawn.append(len(rows))
+            if len(drawn) == 8:  # the second call of the fourth step
+                raise torch.OutOfMemoryError("full")
+        return net.network().forward(rows)
+
+    def listen(done, total):
+        steps.append(done)
+
+    full = replace(net.network(), forward=forward)
+    polished = polish(full, adapters, tasks, start, 6, progress=listen)
+    assert steps == list(range(7))
+    assert drawn == [*[8] * 8, *[4, 4, 4, 4] * 3]
+    for path in PATHS:  # what the failed call's batch had left is in no step
+        torch.testing.assert_close(
+            polished.deltas[path].dense(), whole.deltas[path].dense(), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_the_longest_row_says_how_many_fit(net, monkeypatch):
+    adapters, tasks, start = case_of(net)
+    longer = Sample((torch.randn(1, 7, WIDTH),))
+    tasks[1] = replace(tasks[1], samples=[tasks[1].samples[0], longer])
+    seen = []
+
+    def forward(rows):
+        seen.append(rows[0][0].shape[1])
+        return net.network().forward(rows)
+
+    def fit(run, *_):
+        seen.clear()
+        run()
+        assert set(seen) == {7}
+        return 8
+
+    monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
+    network = replace(net.network(), forward=forward, call_key=lambda row: row[0].shape)
+    polish(network, adapters, tasks, start, 1)
+    assert len(set(seen)) == 2
+
+
 def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
     with torch.inference_mode():
         net = toy_of(Model())
