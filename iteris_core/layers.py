@@ -278,7 +278,8 @@ def stored_weight(path: str, module: nn.Module) -> Tensor:
     return weight
 
 
-_PROBES = 1024  # that go through a layer at once
+# That go through a layer at once: a host may copy the weight to the device for each call.
+_PROBES = 4096
 
 
 def base_weight_and_bias(

@@ -50,9 +50,11 @@ def test_the_weight_times_the_input_tokens_is_the_output(layer):
     torch.testing.assert_close(output_tokens(module, y), tokens @ weight.T + bias)
 
 
-def test_the_base_weight_is_measured_without_reading_it(layer):
+@pytest.mark.parametrize("at_once", [2, 4096])
+def test_the_base_weight_is_measured_without_reading_it(layer, at_once, monkeypatch):
     module, x = layer
     calls = []
+    monkeypatch.setattr("iteris_core.layers._PROBES", at_once)
     handle = module.register_forward_hook(lambda *_: calls.append(1))
     measured, bias = base_weight_and_bias(module, x.device, x.dtype)
     handle.remove()
