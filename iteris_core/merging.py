@@ -140,34 +140,17 @@ def _report(
 ) -> MergeReport:
     config = problem.config
     layers = tuple(layer.report for layer in result.layers.values())
-    idle = [adapter.name for adapter in adapters if adapter.is_idle]
-    if idle:
-        text = f"left out, since they change nothing here: {', '.join(idle)}"
-        notes = [*notes, Note("left_out", text)]
-    coarse = [path for path, layer in result.layers.items() if layer.was_too_coarse]
-    if coarse:
-        text = (
-            f"{len(coarse)} of {len(result.layers)} layers were solved in float64, since float32 "
-            f"is too coarse for their inputs, such as {coarse[0]!r}"
-        )
-        notes = [*notes, Note("method", text)]
-    rounded = [path for path, layer in result.layers.items() if layer.drift_is_rounded]
-    if rounded:
-        text = (
-            f"{len(rounded)} of {len(result.layers)} layers have no weight that can be read, such "
-            f"as {rounded[0]!r}: how far their inputs have drifted was measured as the difference "
-            "of outputs in half precision, whose rounding may outweigh it. Merge on the model in "
-            f"float32, or set {called('target')} to {called_value('target', 'delta')!r}"
-        )
-        notes = [*notes, Note("method", text)]
-    notes = [
-        *notes,
-        *(notes_about_tasks(problem.tasks, layers) if config.method == "iteris" else []),
-        *notes_about_vectors(adapters),
-    ]
+    idle = ", ".join(adapter.name for adapter in adapters if adapter.is_idle)
+    left_out = f"left out, since they change nothing here: {idle}"
     return MergeReport(
         layers=layers,
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            *([Note("left_out", left_out)] if idle else []),
+            *notes_about_precision(result),
+            *(notes_about_tasks(problem.tasks, layers) if config.method == "iteris" else []),
+            *notes_about_vectors(adapters),
+        ),
         changes=result.changes,
         memory_bytes=result.memory_bytes,
         method=config.method,
@@ -200,6 +183,28 @@ def unread_by(adapters: Sequence[Adapter]) -> dict[str, Any]:
         "unmatched": {each.name: each.unmatched for each in adapters if each.unmatched},
         "unread": {each.name: each.unread for each in adapters if each.unread > _MUCH_UNREAD},
     }
+
+
+def notes_about_precision(result: EngineResult) -> list[Note]:
+    """Return notes about layers that need more precision than usual, or have less."""
+    layers = result.layers
+    coarse = [path for path, layer in layers.items() if layer.was_too_coarse]
+    rounded = [path for path, layer in layers.items() if layer.drift_is_rounded]
+    said = (
+        (coarse, "were solved in float64, since float32 is too coarse for their inputs", ""),
+        (
+            rounded,
+            "have no weight that can be read",
+            ": how far their inputs have drifted was measured as the difference of outputs in half "
+            "precision, whose rounding may outweigh it. Merge on the model in float32, or set "
+            f"{called('target')} to {called_value('target', 'delta')!r}",
+        ),
+    )
+    return [
+        Note("method", f"{len(paths)} of {len(layers)} layers {what}, such as {paths[0]!r}{more}")
+        for paths, what, more in said
+        if paths
+    ]
 
 
 def notes_about_tasks(tasks: Sequence[Task], layers: Sequence[LayerReport]) -> list[Note]:

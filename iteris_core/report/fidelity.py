@@ -66,40 +66,55 @@ def fidelity(
         CalibrationError: The network returns rows that are not finite.
         PeerError: Another process failed.
     """
-    worn = [*adapters, merged]
-    everything = {k: 1.0 for k in range(len(adapters))}
     rows = Rows(row_key)
-    numbers = []  # of the rows of each task and mix
-    for each in compared:
-        task = each.task
-        mixes = [task.mix, {len(adapters): 1.0}, {} if any(task.mix.values()) else everything]
-        reads = [
-            (sample.teacher, sample.student_reads, base_reads)
-            for sample, base_reads in zip(task.samples, each.base_reads, strict=True)
-        ]
-        numbers.append(
-            [
-                [rows.add(of_sample[place], mix) for of_sample in reads]
-                for place, mix in enumerate(mixes)
-            ]
-        )
+    numbers = [_add_rows(rows, each, len(adapters)) for each in compared]
+    worn = [*adapters, merged]
     outputs = outputs_of(network, worn, rows, 2 * samples_per_chunk, progress)
-    fidelities = []
-    for each, of_task in zip(compared, numbers, strict=True):
-        answers = tuple(torch.stack([outputs[number] for number in of_mix]) for of_mix in of_task)
-        if each.masks is not None:
-            answers = tuple(
-                torch.stack(
-                    [row * mask.to(row) for row, mask in zip(rows_of, each.masks, strict=True)]
-                )
-                for rows_of in answers
-            )
-        sizes = torch.tensor(each.runs)
-        run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
-        sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
-        sums.index_add_(0, run_of, _squares(each.task, *answers))
-        fidelities.append(_task_fidelity(each.task, any(each.task.mix.values()), sums))
-    return tuple(fidelities)
+    return tuple(
+        _task_fidelity(each.task, _sums(each, [[outputs[i] for i in mix] for mix in of_task]))
+        for each, of_task in zip(compared, numbers, strict=True)
+    )
+
+
+def _add_rows(rows: Rows, compared: Compared, merged: int) -> list[list[int]]:
+    """Add a task's rows, and return the numbers of its teachers, students and references.
+
+    Args:
+        merged: Number of the merged adapter, which follows all others.
+    """
+    task = compared.task
+    reference = {} if _wears(task) else {k: 1.0 for k in range(merged)}
+    return [
+        [rows.add(sample.teacher, task.mix) for sample in task.samples],
+        [rows.add(sample.student_reads, {merged: 1.0}) for sample in task.samples],
+        [
+            rows.add(reads, reference)
+            for _, reads in zip(task.samples, compared.base_reads, strict=True)
+        ],
+    ]
+
+
+def _wears(task: Task) -> bool:
+    """Whether a task's teacher wears anything."""
+    return any(task.mix.values())
+
+
+def _sums(compared: Compared, outputs: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the sums of `_squares` over each of a task's sampling runs, (runs, 3).
+
+    Args:
+        outputs: Those of teachers, students and references, one a sample.
+    """
+    if compared.masks is not None:
+        outputs = [
+            [row * mask.to(row) for row, mask in zip(rows, compared.masks, strict=True)]
+            for rows in outputs
+        ]
+    squares = _squares(compared.task, *(torch.stack(list(rows)) for rows in outputs))
+    sizes = torch.tensor(compared.runs)
+    run_of = torch.arange(len(sizes)).repeat_interleave(sizes)
+    sums = torch.zeros(len(sizes), 3, dtype=torch.float64)
+    return sums.index_add_(0, run_of, squares)
 
 
 def _squares(task: Task, *outputs: Tensor) -> Tensor:
@@ -131,14 +146,14 @@ def not_finite(task: Task) -> CalibrationError:
     )
 
 
-def _task_fidelity(task: Task, wears: bool, sums: Tensor) -> TaskFidelity:
+def _task_fidelity(task: Task, sums: Tensor) -> TaskFidelity:
     """Return the figures of a task. Every run counts alike: what a picture will show is decided at
     noise levels where the squares are small.
 
     Args:
-        wears: Whether its teacher wears anything.
-        sums: The sums of `_squares` over each of its sampling runs, (runs, 3).
+        sums: See `_sums`.
     """
+    wears = _wears(task)
     runs = tuple(
         RunFidelity(_relative(difference, effect), along / effect if wears and effect else None)
         for difference, along, effect in sums.tolist()

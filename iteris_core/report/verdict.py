@@ -205,19 +205,10 @@ def verdict_of(
     if not own:
         kind: AdviceKind = "measure" if made.effort == "estimated" else "check"
         return Verdict(against=against, advice=Advice(kind) if can_check else None)
+    levels = [level_of(found.kept) for found in own]
+    loras = [_kept(found, levels, made, unread.get(found.task, 0.0)) for found in own]
     # what explains a loss of any LoRA
     for_all = None if made.method == "iteris" else Advice("method", (made.method,))
-    levels_of_all = [level_of(found.kept) for found in own]
-    loras = []
-    for found, level in zip(own, levels_of_all, strict=True):
-        is_told = level == "lost" or not made.on_transformer
-        advice = None
-        if level != "good" and is_told and for_all is None:
-            advice = Advice(_advice(found, levels_of_all, made))
-        between = found.between
-        levels = _levels(*between) if between else (level,)
-        share = unread.get(found.task, 0.0)
-        loras.append(Kept(found.task, found.kept, level, between, levels, advice, share, is_told))
     shared = {kept.advice for kept in loras}
     if for_all is None and len(loras) > 1 and len(shared) == 1:  # said once
         (for_all,) = shared
@@ -235,6 +226,22 @@ def verdict_of(
         together_advice=of_two,
         unjudged=_in_style([found.task for found in own], kinds),
     )
+
+
+def _kept(found: TaskFidelity, levels: Sequence[Level], made: Made, unread: float) -> Kept:
+    """Return what was kept of one LoRA, with advice where the method does not explain a loss.
+
+    Args:
+        levels: Those of all LoRAs.
+    """
+    level = level_of(found.kept)
+    between = found.between
+    is_told = level == "lost" or not made.on_transformer
+    advice = None
+    if level != "good" and is_told and made.method == "iteris":
+        advice = Advice(_advice(found, levels, made))
+    of_range = _levels(*between) if between else (level,)
+    return Kept(found.task, found.kept, level, between, of_range, advice, unread, is_told)
 
 
 def _in_style(names: Sequence[str], kinds: Mapping[str, str]) -> InStyle | None:
