@@ -1,4 +1,4 @@
-"""Precisions of devices: of the products and sums that they compute exactly enough, and fast."""
+"""How devices compute products and sums: exactly enough, and fast."""
 
 from __future__ import annotations
 

@@ -300,7 +300,9 @@ def load_each_once(
 
 
 def counted_twice(loras: Sequence[LoadedLora]) -> list[Note]:
-    """Return a note about each LoRA that several others are merges of, or one that is beside it."""
+    """Return a note about each LoRA that counts more than once: by itself and in a merge that is
+    merged with it, or in several such merges.
+    """
     from ..files.metadata import origin_of
     from ..report.records import Note
 

@@ -93,13 +93,13 @@ def foresee(
     stops = Readers(network).note if may_derive(config) else None
     taken: dict[str, float] = {}
 
-    def share(path: str, module: nn.Module, x: Tensor) -> int:
+    def bytes_each(path: str, module: nn.Module, x: Tensor) -> int:
         device = statistics_device(x.device)
         layer = bytes_at(module, weight_shape(module), tasks, config, device)
         taken[path] = layer.beside(config.call_bytes)
         return math.ceil(taken[path] / samples)
 
-    held = held_bytes(network, [row, row], paths, counting, stops, share)
+    held = held_bytes(network, [row, row], paths, counting, stops, bytes_each)
     widest = max(held, key=held.__getitem__, default="")
     left = max(0, room - taken.get(widest, 0.0))
     copied = samples * counting.copied_bytes

@@ -99,7 +99,7 @@ def run_in_lockstep(
 
 
 def _returned(module: nn.Module) -> None:
-    """Bring back what the frames need that go on, since a module's call returns to them."""
+    """Bring back what the frames need to which a module's call returns."""
     worker = getcurrent()
     if isinstance(worker, _Worker):
         worker.bring_back(module)
