@@ -74,7 +74,7 @@ class LoadLoras(io.ComfyNode):
         """Return a fingerprint of the files that the rows name; constant if the text comes through
         a link.
         """
-        return fingerprints(files_in(loras, "loras"))
+        return fingerprints(files_in(loras))
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
@@ -92,7 +92,7 @@ class LoadLoras(io.ComfyNode):
         lora_stack: Any = None,
     ) -> io.NodeOutput:
         stacked = read_stack(lora_stack)
-        rows = read_rows(loras, "loras")
+        rows = read_rows(loras)
         check_count(len(stacked) + len(more_loras) + len(rows))  # before files are read
         chosen: list[tuple[str, ChosenLora]] = [
             *((row.where, ChosenLora(use_without_prompts(row))) for row in stacked),

@@ -174,7 +174,7 @@ class Merge(io.ComfyNode):
         """Return a fingerprint of the files that the rows name; constant if the text comes through
         a link.
         """
-        names = files_in(loras, "loras")
+        names = files_in(loras)
         known = host.lora_names()
         others = (partner_of(name, known) for name in names)
         return fingerprints([*names, *filter(None, others)])
@@ -214,7 +214,7 @@ class Merge(io.ComfyNode):
 
         check_names(cls.hidden.prompt or {}, cls.hidden.unique_id)
         wanted = Size(way=size, value=size_value)  # before files are read
-        rows = read_rows(loras, "loras")
+        rows = read_rows(loras)
         asked = Asked(preset, together, wanted, settings)
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)

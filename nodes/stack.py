@@ -91,7 +91,7 @@ class LoraStack(io.ComfyNode):
         saved merge would be a change. It counts only if `text` names it, or if any stack since the
         host's start has named it and it has changed since.
         """
-        meant = files_in(text, "text")
+        meant = files_in(text)
         if isinstance(text, str) and "lora_stack" not in inputs:
             return fingerprints(meant)
         names = host.lora_names()
@@ -111,7 +111,7 @@ class LoraStack(io.ComfyNode):
     def execute(
         cls, text: str, prompts: str, lora_stack: Any = None, previous: tuple[ChosenLora, ...] = ()
     ) -> io.NodeOutput:
-        stacked = [*read_stack(lora_stack), *read_rows(text, "text")]
+        stacked = [*read_stack(lora_stack), *read_rows(text)]
         check_count(len(stacked))  # before files are read
         if not stacked:
             raise IterisError(
@@ -131,7 +131,7 @@ def remember(names: Sequence[str]) -> None:
             _FIRST_SEEN.setdefault(name, fingerprint(path))
 
 
-def files_in(text: object, field: str) -> list[str]:
+def files_in(text: object) -> list[str]:
     """Return the files that a text of rows names; none if it comes through a link.
 
     Raises:
@@ -140,7 +140,7 @@ def files_in(text: object, field: str) -> list[str]:
     if not isinstance(text, str):
         return []
     names = host.lora_names()
-    return [file_of_row(row, names) for row in read_rows(text, field)]
+    return [file_of_row(row, names) for row in read_rows(text)]
 
 
 def refused(

@@ -68,18 +68,21 @@ class Row:
     where: str = ""
 
 
-def read_rows(text: str, field: str) -> list[Row]:
+def read_rows(text: str, source: str = "") -> list[Row]:
     """Return the rows of a text that are switched on.
 
     Args:
-        field: The input that holds it, for errors.
+        source: The option or the file that has the text, of which errors name the line; without one
+            they name the row as the page counts it, which shows no empty lines.
 
     Raises:
-        ConfigError: Names the line, what it has, and what it may have; or there are too many.
+        ConfigError: Names the place, what it has, and what it may have; or there are too many.
     """
+    place = f"{source}, line" if source else "Row"
+    lines = text.split("\n")
     rows: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        rows += rows_in(line, f"{field}, line {number}")
+    for number, line in enumerate(lines if source else filter(str.strip, lines), 1):
+        rows += rows_in(line, f"{place} {number}")
         check_count(len(rows))
     return rows
 

@@ -20,13 +20,13 @@ def row(entry):
     strengths = model, entry.get("clip", model)
     said = entry.get("kind"), entry.get("priority", 1), entry.get("called", "")
     lists = (tuple(entry.get(name, ())) for name in ("without", "prompts"))
-    where = f"loras, line {entry.get('line', 1)}"
+    where = f"Row {entry.get('row', 1)}"
     return Row(entry["name"], *strengths, *said, entry.get("blocks", ""), *lists, where)
 
 
 @pytest.mark.parametrize("example", TABLE["good"], ids=lambda example: example["text"][:40])
 def test_a_text_is_read(example):
-    assert read_rows(example["text"], "loras") == [
+    assert read_rows(example["text"]) == [
         row(entry) for entry in example["rows"] if entry.get("on", True)
     ]
 
@@ -41,24 +41,24 @@ def test_rows_are_written(example):
 @pytest.mark.parametrize("example", TABLE["bad"], ids=lambda example: example["text"][:40])
 def test_what_is_no_row_is_named(example):
     meant = f".*; did you mean {re.escape(example['meant'])}\\? After" if "meant" in example else ""
-    place = rf"^loras, line {example['line']}\b"
+    place = rf"^Row {example['row']}\b"
     with pytest.raises(ConfigError, match=rf"{place}.*{re.escape(example['found'])}{meant}"):
-        read_rows(example["text"], "loras")
+        read_rows(example["text"])
 
 
 def test_a_name_that_looks_like_a_row_is_told_to_be_renamed():
-    said = r"line 1: '<lora:<lora:x:1>:1>' has a <.*rename the file"
+    said = r"Row 1: '<lora:<lora:x:1>:1>' has a <.*rename the file"
     with pytest.raises(ConfigError, match=said):
-        read_rows("<lora:<lora:x:1>:1>", "loras")
+        read_rows("<lora:<lora:x:1>:1>")
 
 
 @pytest.mark.parametrize("example", TABLE["unchosen"], ids=lambda example: example["text"][:40])
 def test_a_row_without_a_file_is_told_to_choose_one(example):
-    place = f"^loras, line {example['line']}: no file yet. Choose one"
+    place = f"^Row {example['row']}: no file yet. Choose one"
     with pytest.raises(ConfigError, match=place) as error:
-        read_rows(example["text"], "loras")
+        read_rows(example["text"])
     assert "spelling" not in str(error.value)
-    assert read_rows("\n".join(f"# {line}" for line in example["text"].split("\n")), "loras") == []
+    assert read_rows("\n".join(f"# {line}" for line in example["text"].split("\n"))) == []
 
 
 NAMES = st.text(
@@ -78,23 +78,23 @@ ROWS = st.builds(
     blocks=st.just("") | VALUES,
     without=st.lists(VALUES, max_size=3).map(tuple),
     prompts=st.lists(VALUES, max_size=3).map(tuple),
-    where=st.just("loras, line 1"),
+    where=st.just("Row 1"),
 )
 
 
 @given(st.text(st.sampled_from('<lora:a1> |#"\\{}=,sutyle\n')))
 def test_any_text_is_read_or_named(text):
     try:
-        again = written(read_rows(text, "loras"))
+        again = written(read_rows(text))
     except ConfigError as error:
-        assert str(error).startswith("loras, line ")
+        assert str(error).startswith("Row ")
     else:
-        assert "{" in text or written(read_rows(again, "loras")) == again
+        assert "{" in text or written(read_rows(again)) == again
 
 
 @given(ROWS)
 def test_what_is_written_is_read_again(row):
-    assert read_rows(written([row]), "loras") == [row]
+    assert read_rows(written([row])) == [row]
 
 
 def test_a_lora_to_merge_becomes_a_row():
@@ -106,9 +106,9 @@ def test_a_lora_to_merge_becomes_a_row():
 
 def test_too_many_rows_are_refused():
     with pytest.raises(ConfigError, match="there are 101 LoRAs"):
-        read_rows("<lora:a>\n" * 101, "loras")
+        read_rows("<lora:a>\n" * 101)
 
 
 def test_a_long_line_of_hardly_anything_is_read_at_once():
     with pytest.raises(ConfigError, match="strength"):
-        read_rows(f"<lora:a:{'1' * 400_000}x>", "loras")
+        read_rows(f"<lora:a:{'1' * 400_000}x>")

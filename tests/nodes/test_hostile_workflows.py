@@ -169,6 +169,7 @@ GOOD = {
 
 # in errors
 CALLED = {"protected_prompts": "preserve_captions", "lora_stack": "the stack"}
+CALLED |= dict.fromkeys(("loras", "text"), "Row ")
 
 
 def good_inputs(node):

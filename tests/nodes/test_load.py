@@ -76,9 +76,9 @@ def test_no_lora_and_no_clip_are_nothing(load):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("<lora:cat>\n<lora:dag>", r"^loras, line 2: 'dag' is in none of .*did you mean 'sub/dog'"),
-        ("\n<lora:ink:-1>", "^loras, line 2: ink: it does not fit"),
-        ("<lora:cat> blocks=MID", "^loras, line 1: LoRA 'cat': its block weights have 'MID'"),
+        ("<lora:cat>\n<lora:dag>", r"^Row 2: 'dag' is in none of .*did you mean 'sub/dog'"),
+        ("\n<lora:ink:-1>", "^Row 1: ink: it does not fit"),
+        ("<lora:cat> blocks=MID", "^Row 1: LoRA 'cat': its block weights have 'MID'"),
     ],
 )
 def test_an_error_names_its_row(load, text, told):
@@ -87,7 +87,7 @@ def test_an_error_names_its_row(load, text, told):
 
 
 def test_what_is_wrong_with_each_row_is_told_at_once(load):
-    told = r"^loras, line 1: ink: it does not fit\. loras, line 3: ink: it does not fit$"
+    told = r"^Row 1: ink: it does not fit\. Row 3: ink: it does not fit$"
     with pytest.raises(IterisError, match=told):
         load("<lora:ink:-1>\n<lora:cat>\n<lora:ink:-2>")
 
@@ -95,9 +95,7 @@ def test_what_is_wrong_with_each_row_is_told_at_once(load):
 def test_a_stack_tells_all_its_wrong_loras(load):
     """Those that another pack's node adds are known only as it runs."""
     text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink>"
-    told = (
-        r"^text, line 1: ink.* has \{trigger\} in a prompt.*\. text, line 3: ink.* has no prompts"
-    )
+    told = r"^Row 1: ink.* has \{trigger\} in a prompt.*\. Row 3: ink.* has no prompts"
     with pytest.raises(IterisError, match=told):
         LoraStack.execute(text=text, prompts="")
     others = [("cat", 1.0), ("dag", 1.0), ("gone", 1.0)]

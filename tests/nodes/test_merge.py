@@ -70,12 +70,12 @@ def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replac
         lora_path=lambda name: tmp_path / name,
     )
     text = "\n".join(f"<lora:{name}>" for name in words)
-    rows = read_rows(f"{text}\n<lora:ink> style\n<lora:ink> subject", "loras")
+    rows = read_rows(f"{text}\n<lora:ink> style\n<lora:ink> subject")
     uses = [use_of_row(row, ["a"]) for row in rows]
     kinds = ["style", "subject", "subject", "style", "style", "subject"]
     assert [use.kind for use in uses] == kinds
     notes = [note.text for note in guessed_styles(rows, uses)]
-    places = ["loras, line 1: ink.safetensors", "loras, line 4: art_styles.safetensors"]
+    places = ["Row 1: ink.safetensors", "Row 4: art_styles.safetensors"]
     assert [note.partition(" was")[0] for note in notes] == places
     assert "taken for a style, by its name or its trigger words; write style or" in notes[0]
 

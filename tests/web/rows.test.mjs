@@ -28,12 +28,12 @@ import { sayer } from "../../web/words.js";
 
 const { good, bad, unchosen } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
 
-/** Return the rows of a text as the table has them; lines are counted in Python only. */
+/** Return the rows of a text as the table has them; they are counted in Python only. */
 function rowsOf(text) {
   return readRows(text).flatMap(({ row, isOff }) => (row ? [{ ...row, kind: row.kind || null, on: !isOff }] : []));
 }
 
-function whole({ line, ...row }) {
+function whole({ row: place, ...row }) {
   return {
     model: 1,
     clip: row.model ?? 1,
@@ -59,12 +59,12 @@ for (const { text, rows, written = text } of [...good, ...unchosen])
     assert.equal(lines.join("\n"), written);
   });
 
-for (const { text, line, unread, twice } of bad)
+for (const { text, row, unread, twice } of bad)
   test(`not understood: ${JSON.stringify(text)}`, () => {
     const faults = readRows(text).flatMap(({ error }, place) => (error === undefined ? [] : [[place + 1, error]]));
     assert.deepEqual(
       faults.map(([place]) => place),
-      [line],
+      [row],
     );
     const [[, { kind, part }]] = faults;
     assert.ok(part && text.includes(part));

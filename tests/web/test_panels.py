@@ -856,7 +856,7 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
 
     failure = frontend.page.locator(".iteris-failure")
     frontend.begin("b")
-    why = "loras, line 1: first has no prompts"
+    why = "Row 1: first has no prompts"
     told = {"exception_message": why, "exception_type": "ConfigError", "traceback": []}
     frontend.send("execution_error", prompt_id="b", node_id=str(MERGE), node_type="", **told)
     expect(failure).to_have_text(why)

@@ -60,7 +60,7 @@ def largest_difference(found, expected):
 def test_block_weights_are_those_of_a_merge(host, folder):
     text = f"<lora:a:0.7:0> {BLOCKS[NAME]}"
     adapter = host.adapter(
-        use_without_prompts(read_rows(text, "loras")[0]), load_file(folder / "a.safetensors"), {}
+        use_without_prompts(read_rows(text)[0]), load_file(folder / "a.safetensors"), {}
     )
     merged = ComfyModel(host.model, host.clip).patched(adapter)[0]
     blocks = load(host, text)[0]
