@@ -273,7 +273,7 @@ async function shownPrompt() {
     const mine = together;
     mine.count++;
     try {
-      const { output } = await app.graphToPrompt();
+      const { output } = await builtPrompt();
       return app.ue_modified_prompt ? withSent(output, app.graph) : output;
     } finally {
       mine.count--;
@@ -282,6 +282,17 @@ async function shownPrompt() {
   } catch {
     return undefined; // nodes of other packs may refuse
   }
+}
+
+/**
+ * Build what the server would get. The frontend numbers the nodes anew for it, as they were not since some of them went
+ * into a subgraph, and takes other numbers for a change of the user's, which Undo would take back.
+ */
+function builtPrompt() {
+  const numbers = [...nodesOf(app.graph)].map((node) => [node, node.order]);
+  const building = app.graphToPrompt(); // it has numbered them by now
+  for (const [node, number] of numbers) node.order = number;
+  return building;
 }
 
 /**

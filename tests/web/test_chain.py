@@ -404,6 +404,24 @@ def test_in_a_subgraph_a_new_compare_is_run_alone(frontend):
     assert frontend.errors == []
 
 
+def test_a_result_in_a_subgraph_is_no_step_of_undo(frontend):
+    """To compare it with its run, the frontend is asked for what would run, and numbers nodes anew."""
+    load_plain(frontend, "IterISMerge")
+    frontend.executed(int(LOADER), REPORTED)
+    frontend.settle(40)
+    frontend.into_subgraph(LOADER)
+    frontend.keep()
+    steps = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+    before = frontend.page.evaluate(steps)
+    frontend.page.evaluate(
+        "app.graph.nodes.find(({ subgraph }) => subgraph).subgraph.nodes[0].compareIterisRun()"
+    )
+    frontend.settle(60)
+    frontend.keep()
+    assert frontend.page.evaluate(steps) == before
+    assert frontend.errors == []
+
+
 def test_a_new_compare_gives_a_file_its_cover_again(frontend):
     frontend.load_template(1)
     merge, compare = (
