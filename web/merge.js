@@ -15,7 +15,7 @@ import { reached } from "./prompt_field.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
-import { asOneStep, compareWithRun, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
+import { asOneStep, compareWithRun, isAwaited, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -173,8 +173,10 @@ export function addReport(node, say) {
     const { guidance } = compareOf(node) ? {} : await aboutModelOf(node);
     if (!node.graph) return;
     const compare = compareOf(node); // or it was pressed twice
-    if (compare) showCompare(compare, app.canvas);
-    else if (canCompare()) asOneStep(() => runNew(addCompare(node, create, app.canvas, guidance)));
+    if (compare) {
+      showCompare(compare, app.canvas);
+      if (await isAwaited(compare)) tell(say("drawing"), say("drawing_rest"));
+    } else if (canCompare()) asOneStep(() => runNew(addCompare(node, create, app.canvas, guidance)));
   };
   /** Run a new Compare, and what saves its picture. */
   const runNew = (compare) => runAlone(compare, ...takers(node.graph, compare.outputs));

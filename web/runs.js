@@ -103,8 +103,8 @@ export async function isOver() {
 }
 
 /**
- * Return what is run next of the workflow that is shown, id -> {class_type, inputs}, and how many runs are before it; 0:
- * it goes on. undefined: the server has nothing of it.
+ * Return the run that is next of the workflow that is shown, what is run in it, id -> {class_type, inputs}, and how many
+ * runs are before it; 0: it goes on. undefined: the server has nothing of it.
  */
 export async function waitingRun() {
   await Promise.allSettled([asking]);
@@ -112,7 +112,14 @@ export async function waitingRun() {
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
   if (before < 0) return undefined;
-  return { prompt: ranOf(runs[before]), before };
+  return { run: runs[before][1], prompt: ranOf(runs[before]), before };
+}
+
+/** Return whether the server is about to make anew what a node shows. */
+export async function isAwaited(node) {
+  const { run, prompt } = (await waitingRun()) ?? {};
+  const isMade = ([id, output]) => output[RUN] === run && nodeAt(app.graph, id) === node;
+  return nameIn(prompt, node) !== undefined && !keptOutputs(store()?.activeWorkflow).some(isMade);
 }
 
 /** Return what is run of a prompt as the server has it in its queue and its history. */

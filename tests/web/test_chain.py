@@ -348,9 +348,15 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     added = int(frontend.page.evaluate(f"({ONE})('IterISCompare').id"))
     assert [pair for pair in frontend.overlaps() if added in map(int, pair)] == []
     after = kinds(frontend)
+    running = [[0, "draws", queued.value.post_data_json["prompt"], {}, [str(added)]]]
+    busy = {"queue_running": running, "queue_pending": []}
+    frontend.page.route("**/queue", lambda route: route.fulfill(json=busy))
+    drawing = frontend.page.get_by_text("The pictures are being drawn")
     see(frontend)
-    frontend.settle(40)
+    expect(drawing).to_have_count(1)
     assert kinds(frontend) == after, "it is there now"
+    expect(drawing).to_have_count(0)
+    frontend.page.unroute("**/queue")
     frontend.undo()
     assert kinds(frontend) == then, "in one step"
     assert frontend.errors == []

@@ -45,6 +45,8 @@ export default {
   base_more: "Pictures of other things change {percent} % more than stacked.",
   see: "See it in pictures",
   see_title: "Show the pictures of Compare; where there is none, add one, and run it",
+  drawing: "The pictures are being drawn",
+  drawing_rest: "They appear in Compare.",
   unsaved: "Not saved as a file.",
   save: "Save",
   save_title: "Add a Save merged LoRA, and run it",

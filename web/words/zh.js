@@ -43,6 +43,8 @@ export default {
   base_more: "无关图片的变化比叠加时多 {percent}%。",
   see: "看图片",
   see_title: "显示“比较”的图片；没有“比较”时添加一个并运行",
+  drawing: "正在生成图片",
+  drawing_rest: "图片会显示在“比较”中。",
   unsaved: "尚未保存为文件。",
   save: "保存",
   save_title: "添加“保存合并后的 LoRA”并运行",
