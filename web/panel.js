@@ -194,20 +194,25 @@ function adviceOf({ kind, names }, say) {
   return line;
 }
 
-/** Return a line about the file of a merge. */
-export function fileOf({ name, mb, ranks: [least, most], words, isGone }, say, load = undefined) {
+/** Return a line about the file of a merge, which is called as in ComfyUI's list of LoRAs if it is there. */
+export function fileOf({ name: own, listed_as: listed, mb, ranks, words, isGone }, say, load = undefined) {
   const line = html("div", "iteris-file");
+  const name = listed ?? own;
   if (isGone) {
     line.append(html("span", "iteris-quiet", say("file_gone", { name })));
     return line;
   }
+  const [least, most] = ranks;
   const rank = least === most ? least : `${least}–${most}`;
   line.append(
     ...loadButton(load, say),
     html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })),
   );
-  if (words.length)
-    line.append(" ", html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
+  if (words.length) {
+    const told = html("div", "iteris-beside");
+    told.append(html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
+    line.append(told);
+  }
   return line;
 }
 
@@ -225,7 +230,7 @@ function copyOf(words, say) {
 }
 
 function unsaved(save, say) {
-  const line = html("div", "iteris-file");
+  const line = html("div", "iteris-file iteris-beside");
   const add = button("iteris-copy", say("save"), say("save_title"), save);
   line.append(html("span", "iteris-quiet", say("unsaved")), add);
   return line;

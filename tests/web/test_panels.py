@@ -306,7 +306,11 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert file.count() == 0, "it is another node's"
     frontend.executed(SAVE, {"iteris_saved": [SAVED]})
     said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4\N{EN DASH}16."
-    assert file.inner_text() == f"{said} Trigger words: sks dog, ink wash styleCopy"
+    assert file.inner_text().split("\n") == [
+        said,
+        "Trigger words: sks dog, ink wash style",
+        "Copy",
+    ]
     copy = file.locator(".iteris-copy")
     copy.click()
     expect(copy).to_have_text("Copied")
@@ -319,6 +323,12 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert file.inner_text().startswith(said), "the workflow has kept it"
     frontend.executed(MERGE, THREE)
     assert file.inner_text().startswith(said), "the same report, from the server's cache"
+    known = "**/iteris/lora?name=merges*"
+    frontend.page.route(known, lambda route: route.fulfill(json={"hash": "h"}))
+    listed = {"listed_as": "merges/iteris_merged.safetensors", "hash": "h"}
+    frontend.executed(SAVE, {"iteris_saved": [SAVED | listed]})
+    expect(file).to_contain_text("Saved: merges/iteris_merged.safetensors, 3.4 MB")
+    frontend.page.unroute(known)
     frontend.executed(MERGE, report_of(0.25))
     assert file.count() == 0
     assert frontend.errors == []
@@ -381,6 +391,11 @@ def test_the_verdict_can_be_read_in_a_narrow_node(frontend, picture, small):
         return inner.left >= outer.left && inner.right <= outer.right && inner.bottom <= outer.bottom;
     })"""
     assert frontend.page.locator(".iteris-report").evaluate(inside)
+    words, copy = (
+        frontend.page.locator(f".iteris-file .iteris-{part}").bounding_box()
+        for part in ("words", "copy")
+    )
+    assert words["y"] < copy["y"] + copy["height"] / 2 < words["y"] + words["height"], "beside them"
     picture(frontend, "verdict_310")
     frontend.page.locator(".iteris-details summary").press("Enter")
     frontend.settle()
