@@ -79,11 +79,17 @@ export function addSlider(node, say, above) {
   const large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
   large.hidden = !document.fullscreenEnabled;
   frame.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
-  // it had no place in the node meanwhile
-  frame.addEventListener("fullscreenchange", () => document.fullscreenElement ?? fit(node));
+  frame.addEventListener("fullscreenchange", () => {
+    if (document.fullscreenElement) return divider.focus(); // for the arrow keys, and Tab goes on to the way out
+    large.focus();
+    fit(node); // it had no place in the node meanwhile
+  });
   head.append(left, large, video, right);
   pair.append(under, over, divider);
-  frame.append(pair);
+  frame.append(
+    pair,
+    button("iteris-close", "×", say("close_full_screen"), () => document.exitFullscreen()),
+  );
   whole.append(head, frame, strip);
   element.append(whole);
   let rows = [];

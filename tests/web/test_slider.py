@@ -151,7 +151,8 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert near(middle.getpixel((SIZE[0] - 4, 8)), COLOURS["merged"])
 
     size = page.evaluate("[...app.graph.getNodeById(1).size]")
-    slider.get_by_role("button", name="Full screen").click()
+    full = slider.get_by_role("button", name="Full screen", exact=True)
+    full.click()
     page.wait_for_function("document.fullscreenElement?.className === 'iteris-frame'")
     frontend.settle()
     large, screen = pair.bounding_box(), page.viewport_size
@@ -162,6 +163,14 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     assert page.evaluate(names) == ["<b>dog</b>", "merged"]
     pair.dblclick()
     page.wait_for_function("!document.fullscreenElement")
+    full.press("Enter")
+    close = page.get_by_role("button", name="Close full screen")
+    expect(close).to_be_visible()
+    for key in ("Tab", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_function("!document.fullscreenElement")
+    expect(full).to_be_focused()
+    expect(close).to_be_hidden()
     frontend.settle()
     assert page.evaluate("[...app.graph.getNodeById(1).size]") == pytest.approx(size, abs=1)
 

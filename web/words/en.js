@@ -194,6 +194,7 @@ export default {
   whole_picture: "The whole picture, and how it was drawn",
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   full_screen: "Full screen",
+  close_full_screen: "Close full screen (Esc)",
   video: "Save as video",
   video_title: "A video of four seconds, to post: the divider moves across the pictures",
   video_making: "Recording…",

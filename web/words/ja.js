@@ -197,6 +197,7 @@ export default {
   whole_picture: "画像全体と生成条件",
   divider: "2 枚の画像の境界：ドラッグまたは矢印キーで移動",
   full_screen: "全画面で表示",
+  close_full_screen: "全画面表示を閉じる（Esc）",
   video: "動画で保存",
   video_title: "境界が 2 枚の画像の上を動く、投稿用の 4 秒の動画",
   video_making: "録画中…",

@@ -189,6 +189,7 @@ export default {
   whole_picture: "整张图片与生成参数",
   divider: "两张图片之间的分界：拖动，或按方向键",
   full_screen: "全屏显示",
+  close_full_screen: "退出全屏（Esc）",
   video: "保存为视频",
   video_title: "四秒的视频，分界线扫过两张图片，便于发布",
   video_making: "录制中…",
