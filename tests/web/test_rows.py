@@ -458,13 +458,15 @@ def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows, picture):
         picture(rows, f"rows_found_{name}")
         rows.page.keyboard.press("Enter")
         assert text_of(rows).endswith(f"\n<lora:{name}:1>")
-    many = [f"many_{number}.safetensors" for number in range(100, 330)]
+    many = [f"mine/many_{number}.safetensors" for number in range(100, 330)]
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=many))
     rows.page.locator(".iteris-add").click()
     rows.page.wait_for_selector(".iteris-option")
     # beyond those that are listed, and so read, without a word
     rows.page.keyboard.type("of many_329")
-    expect(option).to_have_text(["many_329word of many_329"])
+    expect(option).to_have_text(["many_329mineword of mine%2Fmany_329"])
+    picture(rows, "rows_found_many")
+    assert option.bounding_box()["height"] < 30, "one line has room for all of it"
     rows.page.keyboard.press("Escape")
     rows.page.unroute("**/models/loras")
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
