@@ -89,7 +89,7 @@ class Frontend:
         )
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.route("**/*", self._local_only)
+        self.stay_local()
         self.open()
 
     def _configure(self) -> None:
@@ -100,6 +100,10 @@ class Frontend:
             urllib.request.Request(f"http://{self.address}/api/settings", data, kind)
         ):
             pass
+
+    def stay_local(self) -> None:
+        """Let the page reach nothing but its server."""
+        self.page.route("**/*", self._local_only)
 
     def _local_only(self, route: Any) -> None:
         url = route.request.url

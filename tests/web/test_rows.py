@@ -52,6 +52,11 @@ def answer(route):
     route.fulfill(json={**facts, **words, **made, "thumbnail": name == "first"})
 
 
+def answer_all(frontend):
+    frontend.page.route("**/iteris/lora?*", answer)
+    frontend.page.route("**/iteris/thumbnail?*", lambda route: route.fulfill(path=PICTURE))
+
+
 @pytest.fixture(
     scope="module",
     params=[False, pytest.param(True, marks=pytest.mark.nightly)],
@@ -59,8 +64,7 @@ def answer(route):
 )
 def page_of_rows(request, chromium, server):
     frontend = browser.Frontend(chromium, server.address, Comfy_VueNodes_Enabled=request.param)
-    frontend.page.route("**/iteris/lora?*", answer)
-    frontend.page.route("**/iteris/thumbnail?*", lambda route: route.fulfill(path=PICTURE))
+    answer_all(frontend)
     yield frontend
     frontend.page.close()
 
@@ -69,13 +73,21 @@ def page_of_rows(request, chromium, server):
 IN_ONE = pytest.mark.parametrize("page_of_rows", [False], ids=["canvas"], indirect=True)
 
 
+FORGET = """() => {
+    for (const open of document.querySelectorAll(":popover-open")) open.hidePopover();
+    localStorage.removeItem("iteris_recent");
+    app.extensions.find(({ name }) => name === "IterIS.LoraMerge").refreshComboInNodes();
+}"""
+
+
 @pytest.fixture(autouse=True)
-def what_a_test_leaves_open_is_closed(page_of_rows):
-    """Without it, a list that a failed test left open would fail every test after it."""
+def what_a_test_leaves_is_forgotten(page_of_rows):
+    """A list that it left open, what it let the server answer, and what the page knows of that."""
     yield
-    page_of_rows.page.evaluate(
-        "document.querySelectorAll(':popover-open').forEach(open => open.hidePopover())"
-    )
+    page_of_rows.page.unroute_all()
+    page_of_rows.stay_local()
+    answer_all(page_of_rows)
+    page_of_rows.page.evaluate(FORGET)
 
 
 @pytest.fixture
@@ -418,10 +430,6 @@ def test_what_is_typed_before_the_names_come_is_searched_and_enter_waits_for_it(
     come()
     expect(option.nth(2)).to_have_attribute("aria-selected", "true")  # what the row has
     page.keyboard.press("Escape")
-    for route in ("**/models/loras", "**/iteris/model?*"):
-        page.unroute(route)
-    # what the page knows of files is not for the next test
-    page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
 
 
 @IN_ONE
@@ -468,8 +476,6 @@ def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows, picture):
     picture(rows, "rows_found_many")
     assert option.bounding_box()["height"] < 30, "one line has room for all of it"
     rows.page.keyboard.press("Escape")
-    rows.page.unroute("**/models/loras")
-    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
 
 
 def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(rows, picture):
@@ -590,7 +596,6 @@ def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
         assert folder.inner_text() == end
         assert folder.evaluate("end => end.scrollWidth <= end.clientWidth && end.clientWidth > 0")
     picture(rows, "rows_namesakes")
-    rows.page.unroute("**/models/loras")
 
 
 @IN_ONE
@@ -614,9 +619,6 @@ def test_names_that_differ_in_the_middle_are_told_apart(rows, picture):
         assert shown.evaluate_all(seen) == ["000500", "001000"], where
     picture(rows, "rows_told_apart")
     rows.page.keyboard.press("Escape")
-    rows.page.unroute("**/models/loras")
-    # or the next test would have these files
-    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
 
 
 BOX = "document.querySelector('.iteris-choice').getBoundingClientRect()"
@@ -773,8 +775,6 @@ def test_the_choice_leaves_out_files_for_other_models_and_shows_names_before_fol
     assert folder > own + 10, "the folder gives way"
     end_is_seen(at(rows, 3, "lora"))
     picture(rows, "rows_again")
-    for route in ("**/models/loras", "**/iteris/model?*"):
-        rows.page.unroute(route)
 
 
 @IN_ONE
@@ -809,9 +809,6 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
     rows.page.keyboard.press("Escape")
     for route in slow[3:]:
         answer(route)
-    rows.page.unroute("**/iteris/lora?*", wait)
-    for route in ("**/models/loras", "**/iteris/model?*"):
-        rows.page.unroute(route)
 
 
 @IN_ONE
@@ -828,8 +825,6 @@ def test_a_list_above_its_row_ends_there_also_where_few_of_many_files_fit(rows, 
     picture(rows, "rows_choose_above")
     box = rows.page.locator(".iteris-choice").bounding_box()
     assert 0 <= add.bounding_box()["y"] - box["y"] - box["height"] <= 4
-    for route in ("**/models/loras", "**/iteris/model?*"):
-        rows.page.unroute(route)
 
 
 def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
@@ -878,7 +873,6 @@ def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
     with page_of_rows.queueing("keys") as queued:
         press("Control+Enter")
     assert queued.value.post_data_json["prompt"][str(MERGE)]["inputs"]["loras"]
-    page.unroute("**/iteris/model?*")
 
 
 def test_undo_closes_no_row(rows):
@@ -1099,9 +1093,6 @@ def test_files_that_state_the_same_tensors_are_the_same_lora(rows):
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     again = rows.page.locator(".iteris-again .iteris-family")
     expect(again).to_have_count(2)
-    rows.page.unroute("**/iteris/lora?*", copy)
-    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
-    expect(again).to_have_count(0)  # which other tests would see
 
 
 @pytest.mark.parametrize("kind", ["IterISMerge", "IterISLoad"])
@@ -1132,9 +1123,6 @@ def test_a_lora_beside_a_merge_of_it_says_so(rows, picture, kind):
     picture(rows, f"rows_in_a_merge_{kind}")
     at(rows, 0, "toggle").click()
     expect(again).to_have_count(0)
-    rows.page.unroute("**/iteris/lora?*", made)
-    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
-    expect(at(rows, 0, "made")).to_have_count(0)  # which other tests would see
 
 
 @IN_ONE
@@ -1150,7 +1138,6 @@ def test_a_list_that_is_asked_for_anew_tells_rows_of_files_that_have_come(rows):
     rows.page.locator(".iteris-add").click()
     expect(missing).to_have_count(0)
     rows.page.keyboard.press("Escape")
-    rows.page.unroute("**/models/loras")
 
 
 @IN_ONE
@@ -1174,8 +1161,6 @@ def test_the_likest_name_is_marked_for_a_row_without_its_file_and_no_misfit(rows
     expect(marked).to_have_text("first")
     rows.page.get_by_text("Also LoRAs for other models").click()
     rows.page.keyboard.press("Escape")
-    rows.page.unroute("**/iteris/model?*")
-    rows.page.unroute("**/models/loras")
 
 
 @IN_ONE
@@ -1192,13 +1177,11 @@ def test_a_lora_for_another_model_is_marked_inside_a_subgraph(rows, picture):
     rows.page.locator(".iteris-rows").dispatch_event("pointerenter")  # which looks again
     expect(rows.page.locator(".iteris-unfit .iteris-family")).to_have_text("SDXL")
     picture(rows, "rows_in_subgraph")
-    rows.page.unroute("**/iteris/model?*")
     rows.page.evaluate("app.canvas.setGraph(app.graph)")
 
 
 def test_rows_that_cannot_run_stop_before_the_model_and_the_node_says_why(rows):
     load_merge_on_a_model(rows, "<lora:first:1>\n<lora::1>\n<lora::1>")
-    rows.page.unroute("**/iteris/model?*")
     height = "app.graph.getNodeById(1).size[1]"
     before = rows.page.evaluate(height)
     with rows.page.expect_response("**/prompt") as answer:
@@ -1261,8 +1244,6 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     needs.wait_for()
     assert needs.evaluate("tag => tag.scrollWidth <= tag.clientWidth"), "the name gives way"
     picture(rows, "rows_ask_long")
-    rows.page.unroute("**/models/loras")
-    rows.page.unroute("**/iteris/lora?*second*", wordless)
 
 
 def test_words_beyond_the_first_are_counted_and_a_click_shows_them(rows, picture):
@@ -1289,7 +1270,6 @@ def test_words_beyond_the_first_are_counted_and_a_click_shows_them(rows, picture
     chip.last.click()
     assert text_of(rows) == "<lora:second:1> | outfit 29"
     picture(rows, "rows_all_words")
-    rows.page.unroute("**/iteris/lora?*second*", wordy)
 
 
 def test_a_merge_whose_loras_come_from_elsewhere_does_not_ask_for_rows(page_of_rows):
