@@ -139,7 +139,6 @@ export function loadBeside(merge, text, create, canvas, known) {
     });
     if (latent) groupRound(graph, Object.values(nodes), known.title);
     nodes.loader.properties[LOADS] = { merge: String(merge.id), title: known.title };
-    graph.updateExecutionOrder(); // after the links, or that would be another step of Undo
   });
   bringIntoSight(Object.values(nodes), canvas);
 }

@@ -139,6 +139,7 @@ export function asOneChange(canvas, change) {
   canvas.emitBeforeChange();
   try {
     change();
+    canvas.graph.updateExecutionOrder(); // after the links, or the next run would do it, as another step of Undo
   } finally {
     canvas.emitAfterChange();
   }

@@ -427,6 +427,10 @@ def test_another_lora_joins_the_chain(frontend, picture, small):
     chain = chain_of(frontend)
     (added,) = set(chain) - {"2", "3"}
     assert chain == {"2": None, added: ["2", 0], "3": [added, 0]}
+    numbers = "app.graph.nodes.map(({ order }) => order)"
+    now = frontend.page.evaluate(numbers)
+    frontend.page.evaluate("app.graphToPrompt()")
+    assert frontend.page.evaluate(numbers) == now, "a run would make other ones a step of Undo"
 
     frontend.show(FIRST, scale=0.6)
     press(frontend, int(added), "remove")
