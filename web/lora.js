@@ -7,7 +7,7 @@ import { addElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf } from "./heights.js";
 import { aboutLora } from "./loras.js";
-import { button } from "./parts.js";
+import { button, keep } from "./parts.js";
 import { addProgress } from "./stage.js";
 
 const USUAL_HEIGHT = 76;
@@ -22,14 +22,28 @@ export function addTriggers(node, say) {
   const height = (chips) => heightOf(chips, 0) || (chips.childElementCount ? USUAL_HEIGHT : 4);
   const element = addElement(node, "triggers", height);
   const removeProgress = addProgress(node, say);
+  const written = {
+    get value() {
+      return prompts.value;
+    },
+    set value(text) {
+      prompts.value = text;
+      keep();
+    },
+  };
   let chips;
+  let drawn; // what they are of
   const show = async () => {
     const wanted = name.value;
     const lora = wanted ? await aboutLora(wanted) : null;
     if (name.value !== wanted) return;
-    chips = draw(element, lora, prompts, say, lora?.kind || "subject", () => fit(node));
+    const now = JSON.stringify([wanted, lora]);
+    if (now === drawn) return chips.mark(); // and they go on to tell of the last run
+    drawn = now;
+    chips = draw(element, lora, written, say, lora?.kind || "subject", () => fit(node));
     fit(node);
   };
+  node.learnIterisFiles = show; // one may be there by now
   also(name, "callback", show);
   also(prompts, "callback", () => chips?.mark());
   also(node, "onConfigure", show);

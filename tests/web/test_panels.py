@@ -443,6 +443,27 @@ def test_another_lora_joins_the_chain(frontend, picture, small):
     assert frontend.errors == []
 
 
+def test_a_chip_is_a_step_of_undo_and_a_list_that_is_renewed_brings_chips(frontend):
+    page, files = frontend.page, {"error": "there is no such file"}
+    known = "**/iteris/lora?name=gone*"
+    page.route(known, lambda route: route.fulfill(json=files))
+    lora = {"lora_name": "gone.safetensors", "prompts": "a photo"}
+    frontend.load({"1": {"class_type": "IterISLora", "inputs": lora}}, "a chip")
+    frontend.show(1)
+    expect(page.locator(".iteris-triggers")).to_have_text("there is no such file")
+    files.update(error=None, trigger_words=["sks dog"])
+    page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    frontend.set_widgets(1, prompts="a photo, outside")
+    frontend.keep()
+    prompts = "app.graph.getNodeById(1).widgets.find(({ name }) => name === 'prompts').value"
+    page.locator(".iteris-chip", has_text="sks dog").click()
+    assert page.evaluate(prompts) == "a photo, outside, sks dog"
+    frontend.undo()
+    assert page.evaluate(prompts) == "a photo, outside"
+    page.unroute(known)
+    assert frontend.errors == []
+
+
 def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
     """There, the first LoRA may hang on the subgraph's input, and the last one on its output."""
     small(frontend, seed=5)
