@@ -231,9 +231,11 @@ function colourSockets() {
 
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
 function followRuns() {
-  const all = (method) => {
+  let over; // the run that was told last to have failed, or to be stopped
+  const all = (method, run) => {
     for (const node of nodesOf(app.graph)) {
-      const call = async () => (await isLeftOut(node)) || node[method]();
+      // of a run that fails at once, its end may be shown while this is not known yet
+      const call = async () => (await isLeftOut(node)) || (run && run === over) || node[method]();
       if (node[method]) ifOwn(node, undefined, call);
     }
   };
@@ -244,7 +246,7 @@ function followRuns() {
     forgetTold();
     begin(detail.prompt_id);
     showWaiting();
-    all("startIterisRun");
+    all("startIterisRun", detail.prompt_id);
   });
   api.addEventListener("iteris.layer", ({ detail }) => {
     if (detail.first) layers.set(detail.node, []);
@@ -269,6 +271,7 @@ function followRuns() {
   for (const end of ["execution_error", "execution_interrupted"]) {
     api.addEventListener(end, ({ detail }) => {
       if (!isRunning(detail.prompt_id)) return;
+      over = detail.prompt_id;
       forgetTold();
       const node = nodeAt(app.graph, detail.node_id);
       const isStop = end === "execution_interrupted";

@@ -820,6 +820,30 @@ def test_after_f5_a_merge_says_that_it_runs_before_the_server_tells_how_far(in_r
     assert frontend.errors == []
 
 
+def test_a_run_that_fails_before_its_request_is_answered_says_why(frontend, small):
+    page, held = frontend.page, []
+    small(frontend, seed=67)
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/prompt", hold)
+    page.evaluate(
+        "void app.graphToPrompt().then((built) => comfyAPI.api.api.queuePrompt(-1, built))"
+    )
+    while not held:
+        frontend.settle()
+    frontend.send("execution_start", prompt_id="early", timestamp=0)
+    told = {"exception_message": "it fails", "exception_type": "ConfigError", "traceback": []}
+    frontend.send("execution_error", prompt_id="early", node_id=str(MERGE), node_type="", **told)
+    held[0].fulfill(json={"prompt_id": "early", "number": 1, "node_errors": {}})
+    page.unroute("**/prompt")
+    frontend.settle(40)
+    page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
+    expect(page.locator(".iteris-failure")).to_have_text("it fails", timeout=5000)
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
