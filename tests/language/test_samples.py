@@ -189,7 +189,7 @@ def iteris(blip, pictures, tmp_path):
 
 
 def test_pictures_are_merged_and_kept(blip, iteris, pictures, tmp_path):
-    kept = ("--preserve", pictures / "captions.jsonl", "--preserve-weight", "0.5")
+    kept = ("--preserve", pictures / "captions.jsonl", "--protect-base", "0.5")
     done = iteris(*kept)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "layers merged" in done.stdout
