@@ -161,7 +161,7 @@ function saidOf(name, text, word) {
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
 function keptOf(lora, told, say) {
-  const { name, kept, between, level, levels, advice, unread } = lora;
+  const { name, strength = 1, kept, between, level, levels, advice, unread } = lora;
   const isOpen = isUncertain(lora);
   const isTold = lora.isTold && !isOpen;
   const line = html("div", `iteris-said iteris-kept iteris-${isTold ? level : "open"}`);
@@ -170,7 +170,9 @@ function keptOf(lora, told, say) {
   line.title = told;
   const head = html("div", "iteris-head");
   const called = html("b");
-  called.append(fileName("iteris-called", name)[0]);
+  const [own] = fileName("iteris-called", name);
+  if (strength !== 1) own.append(html("span", "iteris-quiet", ` ${say("at", { strength })}`));
+  called.append(own);
   called.title = name;
   head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
   const [low, high] = (isOpen ? null : between)?.map(percent) ?? [percent(kept), percent(kept)];

@@ -121,13 +121,15 @@ export function figures(report) {
   };
 }
 
-function verdict({ verdict: found }) {
+function verdict({ verdict: found, settings }) {
   if (!found) return null;
+  const strengths = new Map(settings?.loras?.map(({ name, strength_model: strength }) => [name, strength]));
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
   const loras = found.loras.map(({ lora, kept, between, unread = 0, is_told: isTold = true, ...words }) => {
     const { level, levels, advice } = words;
     return {
       name: lora,
+      strength: rounded(strengths.get(lora) ?? 1),
       kept: rounded(kept),
       between: between?.map(rounded) ?? null,
       level,

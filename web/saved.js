@@ -45,6 +45,7 @@ const isKept = (lora) =>
   isNumber(lora.kept) &&
   isLevelled(lora) &&
   isNumber(lora.unread ?? 0) && // version 0.1.0 had none
+  isNumber(lora.strength ?? 1) &&
   isAdviceOrNone(lora.advice);
 
 const areNames = (names) => Array.isArray(names) && names.length <= MOST.lines && names.every(isText);

@@ -123,10 +123,12 @@ test("the verdict is taken over, and a report of an older version has none", () 
     good_from: 0.75,
     lost_below: 0.3,
   };
-  assert.deepEqual(figures({ ...REPORT, verdict }).verdict, {
+  const settings = { loras: [{ name: "cat", strength_model: 0.8 }] };
+  assert.deepEqual(figures({ ...REPORT, settings, verdict }).verdict, {
     loras: [
       {
         name: "cat",
+        strength: 0.8,
         kept: 0.8346,
         between: [0.7123, 0.91],
         level: "good",
@@ -137,6 +139,7 @@ test("the verdict is taken over, and a report of an older version has none", () 
       },
       {
         name: "ink",
+        strength: 1,
         kept: 0,
         between: null,
         level: "lost",

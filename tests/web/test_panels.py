@@ -115,6 +115,7 @@ THREE = report_with_verdict(
     ),
     kept("ink", 0.04, "lost", "rank") | {"unread": 0.46},
 )
+THREE["iteris_report"][0]["settings"] = {"loras": [{"name": "ink", "strength_model": 0.6}]}
 SAVED = {"merge": str(MERGE), "name": "iteris_merged.safetensors", "mb": 3.4321}
 SAVED |= {"ranks": [4, 16], "words": ["sks dog", "ink wash style"]}
 
@@ -145,7 +146,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert weak[-4:-1] == ["kept 52 %", "(24 to 80)", "likely weak"]
     assert weak[-1] == "Merge with iteris instead of ties."
     assert rows.nth(1).locator("b").text_content() == "a style of a rather long name"
-    assert lost[1:3] == ["kept 4 %", "lost"]
+    assert lost[:3] == ["ink at 0.6", "kept 4 %", "lost"]
     assert {"Allow a higher rank, or a larger file.", "46 % of its file was not read"} < set(lost)
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     ends = ["low", "kept", "high"]

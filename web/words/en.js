@@ -11,6 +11,7 @@ export default {
   likely: "likely",
   uncertain: "uncertain",
   unlikely: "unlikely",
+  at: "at {strength}",
   between: "({low} to {high})",
   kept: "kept {percent} %",
   unread_share: "{percent} % of its file was not read",

@@ -11,6 +11,7 @@ export default {
   likely: "できそう",
   uncertain: "不確実",
   unlikely: "難しそう",
+  at: "強度 {strength}",
   between: "（{low}～{high}）",
   kept: "{percent}% を保持",
   unread_share: "ファイルの {percent}% は読み込まれていません",

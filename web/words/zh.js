@@ -11,6 +11,7 @@ export default {
   likely: "很可能",
   uncertain: "不确定",
   unlikely: "不太可能",
+  at: "强度 {strength}",
   between: "（{low} 至 {high}）",
   kept: "保留 {percent}%",
   unread_share: "该文件有 {percent}% 未被读取",
