@@ -23,9 +23,9 @@ from .errors import AdapterError, ConfigError, SolveError
 from .svd import has_nearly_full_rank, numerical_rank, svd
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _unit(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a unit matrix that many deltas share; not to be modified."""
+    """Return a unit matrix, which deltas share; not to be modified."""
     return torch.eye(size, dtype=dtype, device=device)
 
 
@@ -62,7 +62,7 @@ class LowRankDelta:
         full as the matrix itself, without the minutes that its singular values take.
         """
         if has_nearly_full_rank(weight):
-            if weight.shape[0] <= weight.shape[1]:
+            if weight.shape[0] < weight.shape[1]:
                 return cls(_unit(weight.shape[0], weight.dtype, weight.device), weight)
             return cls(weight, _unit(weight.shape[1], weight.dtype, weight.device))
         u, values, vh = svd(weight)
@@ -83,7 +83,7 @@ class LowRankDelta:
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
     def scaled(self, factor: float) -> LowRankDelta:
-        return replace(self, up=self.up * factor)
+        return self if factor == 1 else replace(self, up=self.up * factor)
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

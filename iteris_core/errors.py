@@ -22,6 +22,19 @@ def _plain(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+# What a model, or a function of another node in it, may raise that finds other inputs or options
+# than it expects. Cancelling is none of them.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 class IterisError(ValueError):
     """Base of all errors that a user's input or model can cause."""
 

@@ -8,7 +8,8 @@ For a k x k convolution a token is a patch, and d_in = channels * k * k, in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -278,8 +279,10 @@ def stored_weight(path: str, module: nn.Module) -> Tensor:
     return weight
 
 
-# That go through a layer at once: a host may copy the weight to the device for each call.
+# That go through a layer at once: a host may copy the weight to the device for each call. A
+# convolution's are pictures, several times as large.
 _PROBES = 4096
+_PICTURES = 1024
 
 
 def base_weight_and_bias(
@@ -300,15 +303,16 @@ def base_weight_and_bias(
     precision = torch.promote_types(dtype, torch.float32)
     columns = []
     bias = torch.empty(0)
-    for start in range(0, d_in, _PROBES):
-        count = min(_PROBES, d_in - start)
+    run: Callable[[Tensor], Tensor]
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        run, most = partial(_convolve_patches, module), _PICTURES
+    else:
+        run, most = module.forward, _PROBES
+    for start in range(0, d_in, most):
+        count = min(most, d_in - start)
         probes = torch.zeros(count + 1, d_in, device=device, dtype=dtype)  # the last for the bias
         probes[:count, start : start + count].fill_diagonal_(size)
-        answers = (
-            _convolve_patches(module, probes)
-            if isinstance(module, (nn.Conv2d, nn.Conv3d))
-            else module.forward(probes)
-        ).to(precision)
+        answers = run(probes).to(precision)
         bias = answers[-1]
         columns.append((answers[:-1] - bias) / size)
     return torch.cat(columns).T, bias

@@ -67,7 +67,7 @@ class Room:
     @property
     def worn_bytes(self) -> float:
         """Bytes for what rows wear while they are sampled or checked, and no layer is measured."""
-        return max(0.0, max(self.waiting_bytes, self.required) - self.call_bytes)
+        return max(0.0, self.required - self.call_bytes)
 
 
 def share_out(

@@ -50,7 +50,8 @@ class Network:
         evictable: Bytes of the device that the host gives up when they are needed, such as those of
             weights that it can load again.
         worn_bytes: Bytes of the device for deltas that rows wear in one call after another, while
-            nothing waits. What has no room is brought there for each call.
+            nothing waits. What has no room is brought there for each call. ComfyUI's models have
+            a bound; others keep all.
     """
 
     modules: Mapping[str, nn.Module]

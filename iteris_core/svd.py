@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .devices import exact_products
 from .errors import SolveError
 
 _ROUNDING = 1e-6  # of the first singular value; less is rounding, and its directions mean nothing
@@ -46,21 +47,24 @@ def numerical_rank(values: Tensor) -> int:
     return max(1, int((values > _ROUNDING * values[0]).sum()))
 
 
-# Width from which the look costs less than what it saves, and the share of ranks that it counts.
+# The width from which this first test costs less than it saves, and the share of the rank that it
+# looks for.
 _WIDE = 256
 _NEARLY_FULL = 0.8
 
 
 def has_nearly_full_rank(matrix: Tensor) -> bool:
-    """Whether a wide (m, n) matrix has about 0.8 of the rank that it can have or more: its products
-    with so many random vectors then do not depend on each other.
+    """Whether a large (m, n) matrix has about 0.8 of the rank that it can have, or more: its
+    products with so many random vectors then do not depend on each other.
     """
     smaller = min(matrix.shape)
     if smaller < _WIDE:
         return False
     rows = matrix if matrix.shape[0] == smaller else matrix.T
-    vectors = random_columns(rows.shape[1], int(_NEARLY_FULL * smaller), rows.dtype, rows.device)
-    left = torch.linalg.qr(rows @ vectors, mode="r").R.diagonal().abs()
+    numbers = random_columns.__wrapped__  # which keeps nothing so large
+    vectors = numbers(rows.shape[1], int(_NEARLY_FULL * smaller), rows.dtype, rows.device)
+    with exact_products(rows.device):
+        left = torch.linalg.qr(rows @ vectors, mode="r").R.diagonal().abs()
     return bool(left.min() > _ROUNDING * left.max())
 
 

@@ -59,7 +59,7 @@ def cost_shown(
     """
     if preset not in work:
         return {}
-    shorter = ("reused", "unpolished", "unchecked")
+    shorter = ("reused", "unpolished", "unchecked", "unproved")
     if not any(note.kind in shorter for note in report.notes):
         _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
     elif what not in _TIMED:

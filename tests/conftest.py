@@ -1,9 +1,12 @@
 """What all tests share: one torch thread, one seed, and models that many of them merge."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of the CPU, where none is named
 torch.set_num_threads(1)  # small matrices on many threads wait more than they work
 settings.register_profile("iteris", deadline=None, max_examples=8, derandomize=True)
 settings.load_profile("iteris")

@@ -190,6 +190,7 @@ class _Command:
         placement: Spread,
     ) -> None:
         quiet_libraries()
+        placement.tell()
         base = Base(
             self.base,
             dtype=placement.dtype,

@@ -20,6 +20,7 @@ from typer.core import TyperOption
 from ..base_models import DeviceMap
 from ..errors import ConfigError, plain
 from ..files.writing import check_free, write_text
+from ..processes import Processes
 from ..report.records import MergeReport
 from ..settings import (
     Precision,
@@ -100,8 +101,9 @@ class Spread(Placement):
 
     def tell(self) -> None:
         """Say where a faster device is not used."""
-        if self.device == "cpu" and self.device_map == "none" and torch.cuda.is_available():
-            typer.echo("note: this runs on the CPU; --device cuda is many times as fast", err=True)
+        is_on_cpu = self.device == "cpu" and self.device_map == "none"
+        if is_on_cpu and torch.cuda.is_available() and Processes.current().is_first:
+            typer.echo("note: this runs on the CPU; add --device cuda to use the GPU", err=True)
 
 
 @dataclass(frozen=True)

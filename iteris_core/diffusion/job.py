@@ -196,7 +196,7 @@ class Job:
     def layer_bytes(
         self, modules: Mapping[str, nn.Module], device: torch.device
     ) -> Mapping[str, LayerBytes]:
-        """Return about what each layer of the diffusion model takes."""
+        """Return about what each of these layers takes."""
         return layer_bytes(modules, self.adapters, len(self.plans), self.config, device)
 
     def within(self, room: Room) -> Job:

@@ -73,7 +73,7 @@ def read_rows(text: str, source: str = "") -> list[Row]:
 
     Args:
         source: The option or the file that has the text, of which errors name the line; without one
-            they name the row as the page counts it, which shows no empty lines.
+            they name the row: a line each, but for empty ones.
 
     Raises:
         ConfigError: Names the place, what it has, and what it may have; or there are too many.

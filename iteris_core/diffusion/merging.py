@@ -16,7 +16,7 @@ from typing import Any
 
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
-from ..errors import CalibrationError, IterisError, OutOfMemory, plain
+from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemory, plain
 from ..memory import is_out_of_memory, with_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
@@ -41,9 +41,8 @@ from .waiting import foresee
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
 _OF_PARTS = ("method", "memory", "reused", "unpolished")
-# What may go wrong after a merge, and does not end it, since it took long to make: errors of ours,
-# of the model and of other nodes' patches. Cancelling is none of them.
-_PASSED_OVER = (IterisError, RuntimeError, MemoryError)
+# What may go wrong after a merge, and does not end it, since it took long to make.
+_PASSED_OVER = (*FAILURES, MemoryError)
 
 
 def merge_and_check(
@@ -87,7 +86,8 @@ def _checked(result: MergeResult, job: Job, progress: StageProgress) -> MergeRes
     try:
         fidelity = check_of(job, progress).measure(result.adapter)
     except _PASSED_OVER as error:
-        why = _why(error, ". To check it, lower resolution, or use fewer or smaller LoRAs")
+        advice = ". To check it, lower resolution, or use fewer or smaller LoRAs"
+        why = _why("the check", error, advice)
         return _noted(result, Note("unchecked", f"The merge was not checked: {why}"))
     kinds = {lora.use.name: lora.use.kind for lora in job.loras}
     return replace(result, report=replace(result.report, fidelity=fidelity, kinds=kinds))
@@ -98,11 +98,12 @@ def _proved(result: MergeResult, job: Job) -> tuple[MergeResult, Rounded]:
     try:
         return result, prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
     except _PASSED_OVER as error:
-        text = f"What ComfyUI draws with this merge is not proved: {_why(error)}"
+        why = _why("the proof of the merge", error)
+        text = f"What ComfyUI draws with this merge is not proved: {why}"
         return _noted(result, Note("unproved", text)), {}
 
 
-def _why(error: Exception, where_full: str = "") -> str:
+def _why(what: str, error: Exception, where_full: str = "") -> str:
     """Return why something after a merge failed, for a note.
 
     Args:
@@ -110,9 +111,9 @@ def _why(error: Exception, where_full: str = "") -> str:
     """
     if isinstance(error, OutOfMemory) or is_out_of_memory(error):
         return f"memory ran out{where_full}"
-    if not isinstance(error, IterisError):
-        logger.warning("a part of the merge failed", exc_info=error)
-    return str(error)
+    if not isinstance(error, IterisError) or error.__cause__ is not None:
+        logger.warning("%s failed", what, exc_info=error)
+    return plain(str(error)) or type(error).__name__
 
 
 def _noted(result: MergeResult, *notes: Note) -> MergeResult:
@@ -361,7 +362,7 @@ def _polished(
             "the polish",
         )
     except _PASSED_OVER as error:
-        why = _why(error, ". Lower resolution, or choose a smaller size")
+        why = _why("the polish", error, ". Lower resolution, or choose a smaller size")
         return result, Note("unpolished", f"The merge was not polished: {why}")
     note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
     return replace(result, adapter=adapter), note

@@ -199,7 +199,10 @@ class _Sweep:
                 measured = Seen.of(x)
                 pause_at_layer(path, module, *raw, again)
                 if not measured.is_still(x):
-                    raise _differs(f"layer {path!r}", "whose input another forward call overwrites")
+                    raise CalibrationError(
+                        f"the input of layer {path!r} is overwritten by the forward call of other "
+                        f"samples before the layer has read it. {_what_helps()}"
+                    )
             worn = stop.worn
         y = dress(module, chunk, x, y, worn, codes)
         if chunk is self._chunks[0]:
@@ -255,8 +258,10 @@ class _Sweep:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measurement.finish(counts=self.counts)
-        # a complete one is solved inside of the first chunk's call, which may be smaller
-        alone = nullcontext() if stop.measurement.is_complete else solving(path)
+        # smaller calls may help: a complete one is solved inside of the first chunk's call, and
+        # rows of a single chunk can wait elsewhere once they are two
+        helps = stop.measurement.is_complete or len(self._chunks) == 1
+        alone = nullcontext() if helps else solving(path)
         # so that a layer is solved in all, or in none
         with self.problem.processes.together(), alone:
             solved = stop.measurement.solve(self.solver_at(path))
@@ -332,9 +337,14 @@ def _differs(what: str, how: str) -> CalibrationError:
         f"the model answers a sample differently when it runs alone: {what} is the first that "
         f"differs, {how}. It may keep something between its layers that other samples' forward "
         "calls overwrite (a skip or a buffer), drop numbers at random, or let the rows of a batch "
-        "see each other, so that no row can be measured. Remove the patch or hook that does so; "
-        f"for what is kept between layers alone, set {called('engine')} to "
-        f"{called_value('engine', 'iterate')!r}"
+        f"see each other, so that no row can be measured. {_what_helps()}"
+    )
+
+
+def _what_helps() -> str:
+    return (
+        "Remove the patch or hook that does so; for what is kept between layers alone, set "
+        f"{called('engine')} to {called_value('engine', 'iterate')!r}"
     )
 
 

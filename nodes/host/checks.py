@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...iteris_core import CalibrationError, IterisError
+from ...iteris_core.errors import FAILURES
 from ...iteris_core.files.families import Family
 from ...iteris_core.memory import is_out_of_memory
 from .families import HOST_FAMILIES, REFUSED, HostFamily
@@ -15,16 +16,6 @@ _OF_PICTURES, _OF_VIDEOS = 2, 3  # sides of latents; those of sound have one
 _USUAL_GUIDANCE = 4.0
 _USUAL_FRAMES = 4  # a latent one
 _DIRECTML = "privateuseone"  # torch's name of its devices
-# What a model or a function in it may raise that finds other inputs or options than it expects.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def row_of(model: Any) -> HostFamily:

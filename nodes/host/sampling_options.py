@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ...iteris_core import CalibrationError, IterisError
 from ...iteris_core.diffusion.model import DenoiserRow, Encoded
+from ...iteris_core.errors import FAILURES
 from ...iteris_core.memory import is_out_of_memory
-from .checks import FAILURES
 from .other_nodes import functions_in, wrappers_of
 
 _CHANGES_WEIGHTS = comfy.hooks.EnumHookType.Weight

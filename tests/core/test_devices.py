@@ -53,6 +53,7 @@ def test_a_call_the_sums_and_the_waiting_samples_fit_on_any_device(free, sums, s
     assert room.required <= working + min(room.waiting_bytes, takes(90)) + 1
     least = layer.sums + max(layer.solve, takes(2))
     assert room.required <= max(0.8 * free * GB, least) + 1
+    assert 0 <= room.worn_bytes <= room.required
     assert room.missing == max(0, layer.sums + max(layer.solve, takes(1)) - free * GB)
     if free > 45:  # room for all samples, and large calls; none is copied
         assert room.samples_per_chunk == 8 and room.waiting_bytes >= layer.sums + takes(90)

@@ -28,8 +28,10 @@ from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.diffusion.waiting import foresee
 from iteris_core.merging import config_of_part
 from iteris_core.report.verdict import Advice
+from iteris_core.rows import wearing
 from iteris_core.rows.parking import Parking
 from iteris_core.rows.stores import HostMemory
+from iteris_core.rows.wearing import as_worn
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 PRESERVE = Calibration(
@@ -61,7 +63,9 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     ("error", "said"),
     [
         (CalibrationError("the check's pictures are not finite"), "the check's pictures are not"),
-        (RuntimeError("a patch of another node"), "a patch of another node"),
+        (RuntimeError("a patch of\nanother node"), "a patch of another node"),
+        (KeyError("of_another_node"), "'of_another_node'"),
+        (AssertionError(), "AssertionError"),
     ],
 )
 def test_a_merge_stays_where_its_check_fails(host, monkeypatch, error, said):
@@ -83,6 +87,21 @@ def test_a_merge_stays_where_memory_runs_out_in_its_check(host, monkeypatch):
     assert host.largest_error(result.adapter, expected.adapter) == 0
     assert expected.report.fidelity and not result.report.fidelity
     assert any("was not checked: memory ran out" in line for line in result.report.warnings)
+
+
+def test_a_merge_is_the_same_where_what_rows_wear_has_no_room_to_stay(host, monkeypatch):
+    checked = Job.of(
+        host, [host.lora("a"), host.lora("b")], replace(PRESERVE, held_out=1, polish=1)
+    )
+    made = Mock(side_effect=as_worn)
+    monkeypatch.setattr(wearing, "as_worn", made)
+    expected = merge_and_check(checked)
+    once = made.call_count
+    host.worn_bytes = 0
+    found = merge_and_check(checked)
+    assert made.call_count - once > 2 * once
+    assert host.largest_error(found.adapter, expected.adapter) == 0
+    assert found.report.fidelity == expected.report.fidelity
 
 
 def test_a_pair_of_models_is_not_polished(host):

@@ -829,11 +829,10 @@ def test_a_run_that_fails_before_its_request_is_answered_says_why(frontend, smal
         held.append(route)
 
     page.route("**/prompt", hold)
-    page.evaluate(
-        "void app.graphToPrompt().then((built) => comfyAPI.api.api.queuePrompt(-1, built))"
-    )
-    while not held:
-        frontend.settle()
+    with page.expect_request("**/prompt"):
+        page.evaluate(
+            "void app.graphToPrompt().then((built) => comfyAPI.api.api.queuePrompt(-1, built))"
+        )
     frontend.send("execution_start", prompt_id="early", timestamp=0)
     told = {"exception_message": "it fails", "exception_type": "ConfigError", "traceback": []}
     frontend.send("execution_error", prompt_id="early", node_id=str(MERGE), node_type="", **told)

@@ -46,7 +46,7 @@ export default {
   base_more: "Pictures of other things change {percent} % more than stacked.",
   see: "See it in pictures",
   see_title: "Show the pictures of Compare; where there is none, add one, and run it",
-  drawing: "The pictures are being drawn",
+  drawing: "The pictures are still to come",
   drawing_rest: "They appear in Compare.",
   unsaved: "Not saved as a file.",
   save: "Save",

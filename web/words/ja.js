@@ -50,7 +50,7 @@ export default {
   base_more: "LoRA と関係のない画像の変化は、重ね掛けより {percent}% 多くなっています。",
   see: "画像で見る",
   see_title: "「比較」の画像を表示します。「比較」がなければ、追加して実行します",
-  drawing: "画像を生成しています",
+  drawing: "画像はこれから生成されます",
   drawing_rest: "「比較」に表示されます。",
   unsaved: "ファイルには保存されていません。",
   save: "保存",
