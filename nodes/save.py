@@ -147,6 +147,7 @@ class SaveMergedLora(io.ComfyNode):
             "ranks": [min(ranks, default=0), max(ranks, default=0)],
             "words": triggers_of(merged.loras),
             "hash": lora_header(path).digest,
+            "report": merged.report and merged.report.to_dict()["digest"],
         }
 
 

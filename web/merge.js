@@ -72,6 +72,12 @@ function isFirstRow(node) {
   return comparesOf(node).some(hasOwn);
 }
 
+/** Return whether a file is of the merge that a report is of, as far as they say it. */
+function isFileOf(file, report) {
+  if (!file || !report) return false;
+  return !file.report || !report.digest || file.report === report.digest;
+}
+
 /** Return the height of a report's details where they are open, without their title. */
 function roomOpen(element) {
   const details = element.querySelector(".iteris-details[open]");
@@ -111,7 +117,7 @@ export function addReport(node, say) {
   let isEarlier = false; // the report is of a run before the last one
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
-  let early; // a file that is told before the first report, as where the server's cache has the merge of a new node
+  let early; // a file that is told before its report, as where the server's cache has the merge of a new node
   let wasLinked = ""; // what `linked` told last
   let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
@@ -244,7 +250,8 @@ export function addReport(node, say) {
     const found = readSaved(figures(output.iteris_report[0]));
     // what is told again, as from the server's cache, is still in the file
     const isAgain = file && JSON.stringify(before) === JSON.stringify(found);
-    const report = found && { ...found, ...(isAgain ? { file } : early) };
+    const saved = isAgain ? file : early;
+    const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
     early = undefined;
     delete node.properties[MADE_AS];
     told = true;
@@ -262,8 +269,8 @@ export function addReport(node, say) {
   node.showIterisFile = (file) => {
     const found = readFile(file);
     if (!found) return;
-    if (!node.properties[PROPERTY]) {
-      early = { file: found };
+    if (!isFileOf(found, node.properties[PROPERTY])) {
+      early = found;
       return;
     }
     node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: found };

@@ -89,11 +89,12 @@ function verdictOf(verdict, blocks) {
  */
 export function readFile(file) {
   if (!isObject(file) || !isText(file.name) || !isNumber(file.mb)) return undefined;
-  const { name, mb, ranks, words, listed_as: listed, hash } = file;
+  const { name, mb, ranks, words, listed_as: listed, hash, report } = file;
   if (!Array.isArray(ranks) || ranks.length !== 2 || !ranks.every(isNumber)) return undefined;
   if (!Array.isArray(words) || !words.every(isText)) return undefined;
   const place = isText(listed) && isText(hash) ? { listed_as: listed, hash } : {}; // version 0.1.0 kept none
-  return { name, mb, ranks, words: words.slice(0, MOST.texts), ...place };
+  const whose = isText(report) ? { report } : {}; // the digest of the merge's report
+  return { name, mb, ranks, words: words.slice(0, MOST.texts), ...place, ...whose };
 }
 
 function isLine(line, tasks) {
@@ -144,6 +145,7 @@ export function readSaved(saved) {
   if (!ofBlocks) return undefined;
   const kept = {
     version: 1,
+    ...(isText(saved.digest) ? { digest: saved.digest } : {}),
     verdict: verdictOf(saved.verdict, ofBlocks),
     tasks,
     unseen: unseen.slice(0, MOST.lines),

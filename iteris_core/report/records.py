@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -97,8 +99,8 @@ class MergeReport:
     on_transformer: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, with its verdict, its alarms and what they say. JSON
-        has no NaN and no infinity: they are None.
+        """Return the report as JSON values, with its verdict, its alarms and what they say, and a
+        digest that tells it from other reports. JSON has no NaN and no infinity: they are None.
         """
         made: dict[str, Any] = finite(
             {
@@ -108,7 +110,8 @@ class MergeReport:
                 "warnings": self.warnings,
             }
         )
-        return made
+        text = json.dumps(made, sort_keys=True, default=str)
+        return {**made, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     @property
     def verdict(self) -> Verdict:

@@ -190,6 +190,7 @@ def test_a_merge_gets_a_name_under_which_it_is_loaded(host, quick, name):
     for _ in range(2):  # the second time it is there already
         outputs = host.run(quick)["outputs"]
         saved = outputs["6"]["iteris_saved"][0]
+        assert saved["report"] == outputs["5"]["iteris_report"][0]["digest"]
         assert saved["listed_as"] == f"{name}_02.safetensors"
         assert outputs["6"]["text"][0] == str(host.output / "loras" / f"{name}_02.safetensors")
         assert outputs["9"]["text"] == ["demo1, demo2"], "not the trigger word of the other file"

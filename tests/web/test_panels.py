@@ -335,6 +335,36 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert frontend.errors == []
 
 
+def test_no_report_has_the_file_of_another_merge(frontend, small):
+    """Once a tab is shown again while Compare draws, the page is told the new report and the old file."""
+    small(frontend, seed=71)
+    frontend.show(MERGE, top=100)
+    file = frontend.page.locator(".iteris-file")
+
+    def report(digest):
+        output = report_of(0.25)
+        output["iteris_report"][0]["digest"] = digest
+        frontend.executed(MERGE, output)
+
+    def saved(digest):
+        one = {**SAVED, "name": f"of_{digest}.safetensors", "report": digest}
+        frontend.executed(SAVE, {"iteris_saved": [one]})
+
+    report("first")
+    saved("first")
+    assert "of_first" in file.inner_text()
+    report("second")
+    saved("first")
+    assert file.count() == 0
+    saved("second")
+    assert "of_second" in file.inner_text()
+    saved("third")
+    assert "of_second" in file.inner_text(), "its report is still to come"
+    report("third")
+    assert "of_third" in file.inner_text()
+    assert frontend.errors == []
+
+
 def test_a_figure_that_is_not_finite_is_a_dash_beside_the_verdict(frontend, small):
     small(frontend, seed=64)
     frontend.show(MERGE, top=100)
