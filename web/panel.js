@@ -129,7 +129,8 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
     found.append(line);
   }
   found.append(...lines);
-  if (!loras.every(({ isTold }) => isTold)) found.append(html("div", "iteris-advice", say("not_told")));
+  const areTold = loras.every(({ isTold }) => isTold);
+  if (loras.length) found.append(html("div", "iteris-advice iteris-hint", say(areTold ? "hint" : "not_told")));
   if (together) {
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
     line.title = say("together_title");

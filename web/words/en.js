@@ -15,6 +15,7 @@ export default {
   between: "({low} to {high})",
   kept: "kept {percent} %",
   unread_share: "{percent} % of its file was not read",
+  hint: "A hint: what counts is what Compare shows.",
   not_told: "On models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at Compare.",
   not_judged: "not judged",
   in_style: "{subjects} in the style of {styles}",

@@ -15,6 +15,7 @@ export default {
   between: "（{low}～{high}）",
   kept: "{percent}% を保持",
   unread_share: "ファイルの {percent}% は読み込まれていません",
+  hint: "これは目安です。決めるのは「比較」の画像を見てからにしてください。",
   not_told:
     "SDXL と SD1.5 以外のモデルでは、この数値から LoRA が良好かどうかは判断できません。「比較」で確認してください。",
   not_judged: "判定なし",

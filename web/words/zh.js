@@ -15,6 +15,7 @@ export default {
   between: "（{low} 至 {high}）",
   kept: "保留 {percent}%",
   unread_share: "该文件有 {percent}% 未被读取",
+  hint: "这只是参考：以“比较”中的图片为准。",
   not_told: "在 SDXL 和 SD1.5 以外的模型上，无法凭这个数字判断 LoRA 是否良好：请看“比较”。",
   not_judged: "未判定",
   in_style: "{styles} 风格的 {subjects}",
