@@ -7,11 +7,9 @@ import { numberField } from "./number_field.js";
 import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
-import { MOST, calledAs, furtherWords, nameOf, ownName, readRows } from "./rows_text.js";
+import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
 import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
 
-// strengths of blocks by themselves, as tables of them have them
-const BLOCKS = /^(?:blocks=)?([A-Z]+\d*(?::-?[\d.]*)?(?:\s*,\s*[A-Z]+\d*(?::-?[\d.]*)?)*)$/;
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink style" }; // where a file names no words
@@ -336,7 +334,7 @@ function blocksFields(view, place, changed, isWriting) {
 
 /**
  * Return a field for what a row says in words: its name among others, its blocks, and layers left out; and what stands
- * below it: why that cannot be read, or run.
+ * below it: why the server would not run that; it is written in any case, so that the row is what is seen.
  */
 function moreField(view, place, changed) {
   const { say } = view;
@@ -345,8 +343,8 @@ function moreField(view, place, changed) {
   let [unread, refusal] = ["", ""];
   let waiting;
   const mark = () => {
-    why.textContent = unread || refusal;
-    field.classList.toggle("iteris-wrong", !!why.textContent);
+    why.textContent = refusal && (unread || refusal);
+    field.classList.toggle("iteris-wrong", !!refusal);
   };
   const show = () => {
     field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
@@ -356,19 +354,15 @@ function moreField(view, place, changed) {
   field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");
   field.spellcheck = false;
   field.addEventListener("input", () => {
-    const written = field.value.trim().replace(BLOCKS, 'blocks="$1"');
-    const [{ row: found, error }] = readRows(`<lora:x> ${written}`);
-    const fits = found && !found.kind && found.priority === 1 && !found.prompts.length;
-    unread = fits ? "" : say(error?.kind ?? "unread", { part: error?.part ?? field.value });
-    field.classList.toggle("iteris-wrong", !fits);
+    const { error, ...found } = furtherIn(field.value);
+    unread = error ? say("unread_more", { what: say(error.kind, { part: error.part }) }) : "";
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       mark();
       fit(view.node);
       view.learn();
     }, REST);
-    if (!fits) return;
-    view.write(place, { called: found.called, blocks: found.blocks, without: found.without });
+    view.write(place, found);
     changed();
   });
   field.addEventListener("change", view.keep);

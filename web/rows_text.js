@@ -2,6 +2,7 @@
 // grammar, and has it in words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const TAG = /<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
+const AS_BLOCKS = /^(?:lbw|w|blocks)=/i;
 const IN_TAG = { lbw: "blocks", w: "blocks", unet: "model", te: "clip" }; // what other programs write into a tag
 const WORD = /((?:"(?:\\.|[^"\\])*"|[^\s|"])+)\s*/y;
 const QUOTED = /"((?:\\.|[^"\\])*)"/g;
@@ -82,6 +83,28 @@ export function furtherWords({ priority, called, blocks, without }) {
     ...(priority === plain.priority ? [] : [`priority=${priority}`]),
     ...values.filter(([, value]) => value).map(([word, value]) => `${word}=${quoted(value)}`),
   ].join(" ");
+}
+
+/**
+ * Read what `furtherWords` writes, as a user writes it. Any other text is block weights as it stands, such as
+ * `lbw=1,0,1` or `IN01:0.5, MID:0`: the server reads it, or refuses the row for it, so that nothing is dropped unsaid.
+ *
+ * @param {string} text
+ * @returns {{called: string, blocks: string, without: string[], error?: {kind: string, part: string}}} `error`: why the
+ *   text is not such words, should it not be block weights either; see `readRows`
+ */
+export function furtherIn(text) {
+  const written = text.trim();
+  const [{ row, error }, another] = readRows(`<lora:x> ${written.replace(AS_BLOCKS, "blocks=")}`);
+  const isFurther = row && !another && !row.kind && row.priority === plain.priority && !row.prompts.length;
+  if (isFurther) return { called: row.called, blocks: row.blocks, without: row.without };
+  const blocks = written.replace(AS_BLOCKS, "");
+  return {
+    called: "",
+    blocks,
+    without: [],
+    error: error?.kind === "twice" ? error : { kind: "unread", part: written },
+  };
 }
 
 /** Return what a LoRA of another kind is called, where a template said so of the kind that it was. */

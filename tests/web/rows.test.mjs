@@ -10,6 +10,7 @@ import {
   changed,
   fileOf,
   calledAs,
+  furtherIn,
   furtherWords,
   matching,
   namesakes,
@@ -336,4 +337,37 @@ test("a duration is as precise as an estimate is", () => {
   const say = sayer("en");
   const told = [0.2, 7, 52, 88, 95, 200, 700, 3700, 6000].map((seconds) => duration(seconds, say));
   assert.deepEqual(told, ["1 s", "7 s", "50 s", "90 s", "1.5 min", "3.5 min", "12 min", "62 min", "1.7 h"]);
+});
+
+test("what a row says in words is read, and any other text is its block weights", () => {
+  const blocks = (text) => ({ called: "", blocks: text, without: [] });
+  const read = [
+    ["", blocks("")],
+    [
+      'called="a sks dog" blocks="IN01:0.5, MID:0" without=*a* without=*b*',
+      "IN01:0.5, MID:0",
+      "a sks dog",
+      ["*a*", "*b*"],
+    ],
+    ["lbw=OUTALL", blocks("OUTALL")],
+  ].map(([text, found, called, without]) => [text, called ? { called, blocks: found, without } : found]);
+  for (const [text, found] of read) assert.deepEqual(furtherIn(text), found, text);
+  const others = [
+    "IN01:0.5, MID:0",
+    "1,0,1",
+    "IN01=0.2",
+    "block",
+    "style",
+    "priority=2",
+    "IN01:1 | a dog",
+    "<lora:y:1>",
+  ];
+  for (const text of others) {
+    const { error, ...found } = furtherIn(text);
+    assert.deepEqual(found, blocks(text));
+    assert.equal(error.kind, "unread");
+    assert.equal(furtherIn(furtherWords({ ...found, priority: 1 })).blocks, text, "as it is written");
+  }
+  assert.equal(furtherIn("lbw=IN01:0.5, MID:0").blocks, "IN01:0.5, MID:0");
+  assert.equal(furtherIn("called=a called=b").error.kind, "twice");
 });

@@ -1510,6 +1510,11 @@ def test_a_loaders_rows_write_trigger_words_into_the_prompt(page_of_rows, pictur
     assert page_of_rows.errors[before:] == []
 
 
+def row_sent(rows):
+    """Return the first row of the loader as the server gets it."""
+    return rows.prompt()[LOADER]["inputs"]["loras"].split("\n")[0]
+
+
 def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, picture):
     before = len(page_of_rows.errors)
     loader = {
@@ -1538,9 +1543,23 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
         more.fill(typed)
         expect(page.locator(".iteris-wrong")).to_have_count(0)
         assert 'blocks="IN01:0.5, MID:0"' in page_of_rows.prompt()[LOADER]["inputs"]["loras"]
+    more.fill("IN01=0.2")  # as the server reads it
+    expect(page.locator(".iteris-wrong")).to_have_count(0)
+    assert row_sent(page_of_rows) == "<lora:first:1> blocks=IN01=0.2"
     more.fill("block")
-    expect(why).to_have_text("Not understood: block")
+    expect(why).to_have_text("Not understood: block. Write, for example: IN01:0.5, MID:0")
+    expect(refused).to_have_attribute("data-place", "0")
+    assert row_sent(page_of_rows) == "<lora:first:1> blocks=block", (
+        "a run is refused, and has no old value"
+    )
+    numbers = ",".join("1" * 17)
+    for typed in (numbers, f"lbw={numbers}"):
+        more.fill(typed)
+        expect(page.locator(".iteris-wrong")).to_have_count(0)
+        assert row_sent(page_of_rows) == f"<lora:first:1> blocks={numbers}"
+    more.fill("block")
     at(page_of_rows, 1, "opener").click()
+    more.fill("")
     at(page_of_rows, 1, "more").fill("blocks=FOO")
     expect(refused).to_have_attribute("data-place", "1")
     at(page_of_rows, 1, "toggle").click()

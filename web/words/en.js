@@ -162,6 +162,7 @@ export default {
     'called="a sks dog": its name in captions with other LoRAs. blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
   more_title_loader: 'blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
   unread: "Not understood: {part}",
+  unread_more: "{what}. Write, for example: IN01:0.5, MID:0",
   twice: "Said twice: {part}",
   picked: "The LoRA tags are taken over",
   picked_rest: "The rest of the pasted prompt is left out.",

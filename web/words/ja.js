@@ -165,6 +165,7 @@ export default {
     'called="a sks dog"：ほかの LoRA と一緒のキャプションでの呼び名。blocks="IN01:0.5, MID:0"：ブロックごとの強度。without=*attn2*：除外する層。',
   more_title_loader: 'blocks="IN01:0.5, MID:0"：ブロックごとの強度。without=*attn2*：除外する層。',
   unread: "読み取れません：{part}",
+  unread_more: "{what}。例：IN01:0.5, MID:0",
   twice: "2 回書かれています：{part}",
   picked: "LoRA のタグを取り込みました",
   picked_rest: "貼り付けたプロンプトの残りは取り込みません。",

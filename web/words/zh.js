@@ -157,6 +157,7 @@ export default {
     'called="a sks dog"：与其他 LoRA 一起出现在描述中时的叫法。blocks="IN01:0.5, MID:0"：各块强度。without=*attn2*：排除的层。',
   more_title_loader: 'blocks="IN01:0.5, MID:0"：各块强度。without=*attn2*：排除的层。',
   unread: "无法理解：{part}",
+  unread_more: "{what}。例如：IN01:0.5, MID:0",
   twice: "重复：{part}",
   picked: "已导入 LoRA 标签",
   picked_rest: "所粘贴提示词的其余部分已略去。",
