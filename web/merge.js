@@ -289,12 +289,6 @@ export function addReport(node, say) {
     isSampled = hasSampled(detail);
   });
   also(node, "onExecuted", node.showIterisReport);
-  for (const name of ["loras", "preset", "together", "size", "size_value"])
-    also(
-      node.widgets.find((widget) => widget.name === name),
-      "callback",
-      node.compareIterisRun,
-    );
   also(node, "onConnectionsChange", () => {
     node.compareIterisRun();
     // once a workflow that is being opened is there, and its report was read

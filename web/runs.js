@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
-import { nodeAt, nodesOf } from "./graph.js";
+import { also, nodeAt, nodesOf } from "./graph.js";
 import { isSame, workOf, neededFor } from "./work.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
@@ -260,6 +260,8 @@ export function compareWithRun(node, hasResult, told) {
     if (!isWaiting) setTimeout(compare, REST);
     isWaiting = true;
   };
+  // the frontend tells a change of the graph only once a field is left
+  for (const widget of node.widgets ?? []) also(widget, "callback", () => node.compareIterisRun());
 }
 
 /** Run nodes with what they need, and no others; all of the workflow where they are muted, and in older frontends. */

@@ -435,6 +435,26 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     assert frontend.errors == []
 
 
+def test_pictures_are_marked_while_another_prompt_is_typed(in_renderer, output):
+    """Before the field is left, which is when the frontend takes note of a change."""
+    frontend = in_renderer
+    frontend.load(compare_of(31), "typed")
+    frontend.set_widgets(1, prompt="a dog")
+    frontend.keep()
+    frontend.show(1, left=500, top=60)
+    frontend.begin("typed")
+    frontend.executed(1, output, run="typed")
+    frontend.page.wait_for_function("app.graph.getNodeById(1).properties.iteris_ran?.run")
+    earlier = frontend.page.locator(".iteris-earlier")
+    frontend.page.get_by_role("textbox").and_(frontend.page.locator("textarea")).first.focus()
+    frontend.page.keyboard.press("End")
+    frontend.page.keyboard.type("s")
+    expect(earlier).to_have_text(["Result of a run with other settings."])
+    frontend.page.keyboard.press("Backspace")
+    expect(earlier).to_have_count(0)
+    assert frontend.errors == []
+
+
 def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, output):
     frontend = in_renderer
     page = frontend.page
