@@ -7,6 +7,7 @@ import { readRows } from "./rows_text.js";
 
 const LOADS = "iteris_loads"; // in a loader's properties: the merge whose file it has, and the title of its group
 const NARROWEST = 270; // of a node; Nodes 2.0 draws some wider than the canvas
+const FILLED = 270; // height of a Save Image with a picture; to grow to that would be another step of Undo
 const LATENTS = {
   EmptyLatentImage: ["SD1.5", "SDXL", "AuraFlow"],
   EmptySD3LatentImage: ["SD3.5", "Flux.1", "Chroma", "Qwen-Image", "Z-Image", "Lumina 2"],
@@ -25,7 +26,8 @@ const nodesToDraw = (latent, { prompt, negative_prompt, width, height, seed, ste
     2,
     "KSampler",
     { model: "loader", positive: "positive", negative: "negative", latent_image: "size" },
-    { seed, steps, cfg, sampler_name: sampler, scheduler },
+    // a seed that is another one after a run would be another step of Undo
+    { seed, control_after_generate: "fixed", steps, cfg, sampler_name: sampler, scheduler },
   ],
   picture: [3, "VAEDecode", { samples: "noise" }, {}],
   file: [4, "SaveImage", { images: "picture" }, {}],
@@ -115,6 +117,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   const table = { loader: [0, "IterISLoad", {}, { loras: text }], ...(latent && nodesToDraw(latent, how)) };
   const nodes = Object.fromEntries(Object.entries(table).map(([name, [, type]]) => [name, create(type)]));
   for (const [name, title] of Object.entries(known.titles)) if (nodes[name]) nodes[name].title = title;
+  nodes.file?.setSize([nodes.file.size[0], FILLED]);
   asOneChange(canvas, () => {
     const inColumn = (at) => Object.keys(table).filter((name) => table[name][0] === at);
     const columns = [0, 1, 2, 3, 4].map((at) => inColumn(at).map((name) => nodes[name])).filter(({ length }) => length);

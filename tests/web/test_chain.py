@@ -826,6 +826,12 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     assert new["EmptyLatentImage"] == {"width": 448, "height": 448, "batch_size": 1}
     assert new["VAEDecode"] == {"samples": [keys["KSampler"], 0], "vae": ["1", 2]}
     assert new["SaveImage"]["images"] == [keys["VAEDecode"], 0]
+    control = "id => app.graph.getNodeById(id).widgets.find(({ name }) => name.startsWith('control_')).value"
+    seeds = frontend.page.evaluate(control, int(keys["KSampler"]))
+    assert seeds == "fixed", "another one after a run would be another step of Undo"
+    if not frontend.settings["Comfy.VueNodes.Enabled"]:  # which gives nodes heights of its own
+        size = frontend.page.evaluate(f"[...({ONE})('SaveImage').size]")
+        assert min(size) >= 270, "to grow for a picture would be another step of Undo"
     titles = "app.graph.groups.map(({ title }) => title)"
     assert frontend.page.evaluate(titles)[-1] == "Draw with first"
 
