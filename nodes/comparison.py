@@ -98,6 +98,16 @@ def meeting_of(uses: Sequence[LoraUse]) -> str:
     return ", ".join(part for part in [meet, *styles] if part)
 
 
+def words_for(uses: Sequence[LoraUse], *, together: bool) -> str:
+    """Return what to draw with a merge of several subjects: the prompt where they meet, or the
+    first prompt of a LoRA where they were not measured together; empty: there are not several.
+    """
+    if len({use.called for use in uses if use.kind == "subject" and use.called}) < 2:
+        return ""
+    own = (prompt for use in uses for prompt in use.prompts)
+    return meeting_of(uses) if together else next(own, "")
+
+
 def names_of(uses: Sequence[LoraUse]) -> list[str]:
     """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
     return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]

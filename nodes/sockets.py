@@ -130,6 +130,11 @@ class MergedLora:
         return side
 
     @property
+    def is_together(self) -> bool:
+        """Whether its LoRAs were measured together."""
+        return bool(self._calibration.get("scene_weight"))
+
+    @property
     def _calibration(self) -> dict[str, Any]:
         calibration: dict[str, Any] = json.loads(self.recipe).get("calibration", {})
         return calibration

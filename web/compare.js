@@ -1,12 +1,11 @@
 // What Compare shows below its inputs: how many pictures a run draws, and how long that takes once one was timed.
 
-import { duration, readDrawn, toDraw } from "./cost.js";
+import { DRAWN, duration, readDrawn, toDraw } from "./cost.js";
 import { addElement, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf } from "./heights.js";
 import { html } from "./parts.js";
 
-const PROPERTY = "iteris_drawn"; // in the node's properties, so that a saved workflow keeps it
 const COUNTS = ["prompt", "steps", "width", "height"];
 
 /**
@@ -21,7 +20,7 @@ export function addPictures(node, say, above) {
   if (!widgets.every(Boolean)) return;
   const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, above);
   const show = () => {
-    const drawn = readDrawn(node.properties[PROPERTY]);
+    const drawn = readDrawn(node.properties[DRAWN]);
     const isLinked = node.inputs?.some(({ widget, link }) => COUNTS.includes(widget?.name) && link != null);
     showElement(node, element, !!drawn && !isLinked);
     if (!drawn || isLinked) return;
@@ -37,7 +36,7 @@ export function addPictures(node, say, above) {
   node.showIterisDrawn = (output) => {
     const drawn = readDrawn(output?.iteris_drawn?.[0]);
     if (!drawn) return;
-    node.properties[PROPERTY] = drawn;
+    node.properties[DRAWN] = drawn;
     show();
   };
   also(node, "onExecuted", node.showIterisDrawn);

@@ -1,7 +1,8 @@
 // How long a merge takes by each preset, and a comparison, told from one that was timed. No DOM and no ComfyUI here, so
 // that `node --test` runs it.
 
-const MOST = { presets: 10, characters: 40 };
+export const DRAWN = "iteris_drawn"; // in a Compare's properties, so that a saved workflow keeps it
+const MOST = { presets: 10, characters: 40, words: 2000 };
 
 const isAmount = (value) => Number.isFinite(value) && value > 0;
 
@@ -34,14 +35,15 @@ export function expected({ rows, seconds, presets }) {
  * Read what a run, or a workflow, says about the pictures of a comparison.
  *
  * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width,
- *   height] that was
- *   asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many
+ *   height] that was asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many;
+ *   `words`: what to draw with a merge of several subjects, else ""; older workflows have none
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readDrawn(drawn) {
-  const { pictures, seconds, steps, size, own, line } = drawn ?? {};
+  const { pictures, seconds, steps, size, own, line, words } = drawn ?? {};
   if (![pictures, seconds, steps, own, line].every(isAmount) || !Array.isArray(size)) return undefined;
-  return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line };
+  const isText = typeof words === "string" && words.length <= MOST.words;
+  return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line, words: isText ? words : "" };
 }
 
 /**

@@ -55,6 +55,18 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     assert comparison.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
 
 
+def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
+    assert comparison.words_for([DOG, CAT], together=True) == "a sks dog and a cat"
+    assert comparison.words_for([DOG, CAT], together=False) == "a photo of a sks dog"
+    assert (
+        comparison.words_for([DOG, CAT, INK], together=True) == "a sks dog and a cat, in ink style"
+    )
+    for together in (True, False):
+        assert comparison.words_for([DOG, INK], together=together) == "", (
+            "its trigger words will do"
+        )
+
+
 def test_a_merge_beside_a_lora_of_it_repeats_neither_a_subject_nor_a_prompt():
     pair = use("pair", ("a photo of a sks dog", "a cat"), trigger="a sks dog")
     rows, _ = named("", [pair, DOG, CAT])
@@ -158,6 +170,18 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
 def test_pictures_are_of_the_size_that_the_merge_was_set_to_be_measured_at(merged, recipe, side):
     merged = dataclasses.replace(merged, recipe=recipe)
     assert compare.side_of(merged, FAMILIES["SDXL"]) == side
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_together"),
+    [
+        ('{"calibration": {"scene_weight": 0.3}}', True),
+        ('{"calibration": {}}', False),
+        ("{}", False),
+    ],
+)
+def test_a_merge_tells_whether_its_loras_were_measured_together(merged, recipe, is_together):
+    assert dataclasses.replace(merged, recipe=recipe).is_together == is_together
 
 
 @pytest.fixture

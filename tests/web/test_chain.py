@@ -854,6 +854,13 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     frontend.undo()
     assert frontend.prompt() == before, "each in one step"
     assert frontend.page.evaluate("app.graph.groups.length") == 3
+    drawn = {"pictures": 9, "seconds": 90, "steps": 3, "size": [0, 0], "own": 9, "line": 5}
+    frontend.executed(compare, {"iteris_drawn": [drawn | {"words": "a sks dog and a cat"}]})
+    press_load(frontend, load, keep=False)
+    texts = "app.graph.nodes.filter((node) => node.title === 'Prompt').map(({ widgets }) => widgets[0].value)"
+    assert frontend.page.evaluate(texts) == ["a sks dog and a cat"], "of several subjects"
+    frontend.undo()
+    assert frontend.prompt() == before
     frontend.page.evaluate(
         f"""() => {{
             for (const kind of ['IterISCompare', 'IterISSave']) app.graph.remove(({ONE})(kind));
