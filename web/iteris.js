@@ -18,7 +18,7 @@ import { renew } from "./older.js";
 import { oneAtATime } from "./pace.js";
 import { html } from "./parts.js";
 import { COMPARE_WIDTH, showLetters } from "./places.js";
-import { addSize, addTimes } from "./presets.js";
+import { addSize, addTimes, dimByRecipe } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
   begin,
@@ -347,6 +347,7 @@ app.registerExtension({
       addTimes(node, say);
       addSize(node);
       addReport(node, say);
+      dimByRecipe(node);
     } else if (node.comfyClass === "IterISLoad") {
       addRows(node, say, [mergeButton(node, say)]);
       addText(node, say);

@@ -2,11 +2,12 @@
 
 import { duration, expected, readCost } from "./cost.js";
 import { addElement, showAbove, showElement } from "./elements.js";
-import { also } from "./graph.js";
+import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
 import { html } from "./parts.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
+const OWN = ["preset", "together", "size", "size_value"]; // settings of the merge's own
 const NUMBERED = ["rank", "MB"];
 export const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
 
@@ -24,6 +25,19 @@ export function addSize(node) {
   also(size, "callback", show);
   also(node, "onConfigure", show);
   show();
+}
+
+/** Dim what does not count while all settings of a merge come from a recipe. */
+export function dimByRecipe(node) {
+  const show = () => {
+    const { node: source } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "settings")?.link);
+    const isIdle = source?.comfyClass === "IterISRecipe";
+    for (const widget of node.widgets) {
+      if (OWN.includes(widget.name)) widget.disabled = isIdle;
+      widget.element?.classList.toggle("iteris-uncounted", isIdle); // Vue nodes are dimmed by their style sheet
+    }
+  };
+  for (const event of ["onConnectionsChange", "onConfigure", "compareIterisRun"]) also(node, event, show);
 }
 
 /**

@@ -1339,6 +1339,34 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
 
 
+def test_what_does_not_count_beside_a_recipe_is_dimmed(page_of_rows, picture):
+    before = len(page_of_rows.errors)
+    merge = {"class_type": "IterISMerge", "inputs": {"loras": TEXT, "settings": ["2", 1]}}
+    recipe = {"class_type": "IterISRecipe", "inputs": {}}
+    page_of_rows.load({"1": merge, "2": recipe}, "recipe")
+    page_of_rows.show(1, left=600, top=150)
+    dimmed = """(disconnected) => {
+        const node = app.graph.getNodeById(1);
+        if (disconnected) node.disconnectInput(node.inputs.findIndex(({ name }) => name === "settings"));
+        return node.widgets.filter(({ disabled }) => disabled).map(({ name }) => name);
+    }"""
+    page_of_rows.settle()
+    picture(page_of_rows, "rows_recipe")
+    names = ["preset", "together", "size", "size_value"]
+    pale = """() => [...document.querySelectorAll(".lg-node-widget")]
+        .filter((each) => each.offsetHeight && getComputedStyle(each).opacity < 1)
+        .map((each) => each.textContent)"""
+    is_vue = page_of_rows.settings["Comfy.VueNodes.Enabled"]  # where it does not dim by itself
+    assert page_of_rows.page.evaluate(dimmed, False) == names
+    seen = page_of_rows.page.evaluate(pale)
+    assert len(seen) == (3 if is_vue else 0), "the size has no number"
+    assert all(text.strip().startswith(name) for text, name in zip(seen, names, strict=False))
+    assert page_of_rows.page.evaluate(dimmed, True) == []
+    page_of_rows.settle()
+    assert page_of_rows.page.evaluate(pale) == []
+    assert page_of_rows.errors[before:] == []
+
+
 STACKED, LOADER, CHAIN, SAVED = "2", "3", "4", "5"
 
 
