@@ -162,9 +162,12 @@ def test_each_part_of_a_row_writes_the_text(rows, picture):
     expect(at(rows, 0, "word")).to_have_attribute("aria-pressed", "true")
     picture(rows, "rows_chip_used")
     rows.page.get_by_label("Priority").last.fill("3")
-    at(rows, 0, "more").fill('called="a dog" blocks=1,0')
     at(rows, 0, "more").fill('called="a dog" block')
-    assert 'priority=3 called="a dog" blocks=1,0 |' in text_of(rows), "what is half written is not"
+    assert 'priority=3 blocks="called=\\"a dog\\" block" |' in text_of(rows), (
+        "no older value is left"
+    )
+    at(rows, 0, "more").fill('called="a dog" blocks=1,0')
+    assert 'priority=3 called="a dog" blocks=1,0 |' in text_of(rows)
     rows.page.wait_for_selector(".iteris-large img", state="attached")
     picture(rows, "rows_open")
     at(rows, 0, "opener").press("Enter")
