@@ -174,7 +174,7 @@ def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
         assert float(row["kept"]) == pytest.approx(kept["kept"], rel=1e-3)
     file = page.locator(".iteris-file").inner_text()
     assert re.fullmatch(
-        r"Load this\nSaved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\. Trigger words: demo1, demo2Copy",
+        r"Load this\nSaved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\.\nTrigger words: demo1, demo2\n*Copy",
         file,
     )
 

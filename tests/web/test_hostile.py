@@ -163,6 +163,7 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
     file = {"merge": str(MERGE), "name": f"file {NAME}", "mb": 1, "ranks": [1, 1], "words": [TAG]}
     frontend.executed(6, {"iteris_saved": [file]}, run="a")
     frontend.page.locator(".iteris-details summary").click()
+    frontend.show(MERGE, top=-150)  # the details make it higher than the page
     frontend.page.locator(".iteris-block").first.hover()
     assert ran(frontend) == []
     panel = frontend.page.locator(".iteris-report").inner_text()
