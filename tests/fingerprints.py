@@ -172,18 +172,8 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
         adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
         save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
-    quick = (
-        "--sample-runs",
-        3,
-        "--latents-per-run",
-        2,
-        "--sampling-steps",
-        3,
-        "--resolution",
-        64,
-        "--cfg",
-        2,
-    )
+    quick = ["--sample-runs", 3, "--latents-per-run", 2, "--sampling-steps", 3]
+    quick += ["--resolution", 64, "--cfg", 2]
     output = scratch / "merged.safetensors"
     where = ("--base", scratch / "base", "--output", output, "--overwrite")
     for name, ((one, two), options) in COMMANDS.items():

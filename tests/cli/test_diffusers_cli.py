@@ -27,19 +27,8 @@ from iteris_core.diffusion.merging import merge_diffusion
 
 pytestmark = pytest.mark.slow
 
-QUICK = [
-    "--sample-runs",
-    2,
-    "--latents-per-run",
-    1,
-    "--sampling-steps",
-    3,
-    "--resolution",
-    64,
-    "--cfg",
-    2,
-]
-QUICK += ["--precision", "float32", "--check-runs", 0]
+QUICK = ["--sample-runs", 2, "--latents-per-run", 1, "--sampling-steps", 3]
+QUICK += ["--resolution", 64, "--cfg", 2, "--precision", "float32", "--check-runs", 0]
 CALIBRATION = Calibration(
     trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0, held_out=0
 )
