@@ -130,7 +130,7 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   }
   found.append(...lines);
   const areTold = loras.every(({ isTold }) => isTold);
-  if (loras.length) found.append(html("div", "iteris-advice iteris-hint", say(areTold ? "hint" : "not_told")));
+  if (loras.length) found.append(html("div", "iteris-advice", say(areTold ? "hint" : "not_told")));
   if (together) {
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
     line.title = say("together_title");

@@ -258,12 +258,12 @@ class _Sweep:
             self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measurement.finish(counts=self.counts)
-        # smaller calls may help: a complete one is solved inside of the first chunk's call, and
-        # rows of a single chunk can wait elsewhere once they are two
-        helps = stop.measurement.is_complete or len(self._chunks) == 1
-        alone = nullcontext() if helps else solving(path)
+        # A complete one is solved inside of the first chunk's call, and rows of a single chunk can
+        # wait elsewhere once it is two.
+        smaller_calls_help = stop.measurement.is_complete or len(self._chunks) == 1
+        named = nullcontext() if smaller_calls_help else solving(path)
         # so that a layer is solved in all, or in none
-        with self.problem.processes.together(), alone:
+        with self.problem.processes.together(), named:
             solved = stop.measurement.solve(self.solver_at(path))
             merged = as_worn(solved.saved, place)
         self._keep(merged)

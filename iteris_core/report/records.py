@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import plain
 from .layers import Alarm, Interference, LayerReport, alarms_of, warnings_of
@@ -24,7 +24,9 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
 # on which merging was never tested; a polish or a check that could not be made; a host that may
 # draw otherwise than was measured; and what did not count in a preview.
+_WarningKind = Literal["twice", "untested", "unpolished", "unchecked", "unproved", "uncounted"]
 NoteKind = Literal[
+    _WarningKind,
     "method",
     "left_out",
     "idle",
@@ -35,22 +37,9 @@ NoteKind = Literal[
     "repeated",
     "reused",
     "host",
-    "twice",
-    "untested",
-    "unpolished",
-    "unchecked",
-    "unproved",
-    "uncounted",
     "memory",
 ]
-_WARNINGS: tuple[NoteKind, ...] = (
-    "twice",
-    "untested",
-    "unpolished",
-    "unchecked",
-    "unproved",
-    "uncounted",
-)
+_WARNINGS: tuple[NoteKind, ...] = get_args(_WarningKind)
 
 
 @dataclass(frozen=True)
@@ -110,7 +99,7 @@ class MergeReport:
                 "warnings": self.warnings,
             }
         )
-        text = json.dumps(made, sort_keys=True, default=str)
+        text = json.dumps(made, sort_keys=True)
         return {**made, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     @property
