@@ -166,6 +166,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     full.press("Enter")
     close = page.get_by_role("button", name="Close full screen")
     expect(close).to_be_visible()
+    expect(divider).to_be_focused()  # some time after the picture is large
     for key in ("Tab", "Enter"):
         page.keyboard.press(key)
     page.wait_for_function("!document.fullscreenElement")
