@@ -37,12 +37,20 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
 
     Raises:
         CalibrationError: A prompt has several readings, see `plain_prompts`.
-        ConfigError: A prompt is empty without its tags, or there is none at all.
+        ConfigError: A prompt is empty without its tags, or there is none at all, or none of one of
+            the LoRAs.
     """
     from ..iteris_core.diffusion.prompts import plain_prompts
 
     every = tuple(range(len(names_of(uses))))
     asked, taken = plain_prompts("the", lines(text))
+    bare = [short(use.name) for use in uses if not (asked or use.prompts)]
+    if bare:
+        raise ConfigError(
+            "prompt is empty, and the merge has no prompts to draw of: "
+            f"{', '.join(bare)}. Write into prompt what the pictures should show, one row of "
+            "pictures per line"
+        )
     rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
     if not rows or not all(row.prompt for row in rows):
         raise ConfigError(

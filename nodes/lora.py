@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..iteris_core import CalibrationError, IterisError
+from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import Row
 from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
@@ -179,11 +179,6 @@ class TrainedLora(io.ComfyNode):
         if not lora:
             raise IterisError(
                 f"{name}: the LORA_MODEL is empty; connect the 'lora' output of Train LoRA"
-            )
-        if strength_model and not lines(prompts):
-            raise CalibrationError(
-                f"{name} has no prompts, and a LoRA that is in no file has no metadata to take "
-                "them from. Write the captions that it was trained on, one per line"
             )
         strengths = strength_model, strength_model
         row = Row(name, *strengths, priority=priority, prompts=lines(prompts))

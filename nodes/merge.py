@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import read_rows
-from ..iteris_core.diffusion.presets import DEFAULT_PRESET, Preset
+from ..iteris_core.diffusion.presets import DEFAULT_PRESET, PREVIEW, Preset
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
@@ -19,7 +19,7 @@ from .compare import is_drawn_with_itself
 from .cost import cost_shown, work_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.names import fingerprints
-from .loras.prompts import ready_row
+from .loras.prompts import ready_row, use_of_row
 from .save import check_names
 from .size import Size, Way
 from .sockets import (
@@ -33,9 +33,11 @@ from .sockets import (
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 from .validation import checked
-from .workflow import texts_upstream
+from .workflow import inputs_of, text_at, texts_upstream, upstream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..iteris_core.diffusion.presets import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
@@ -78,7 +80,7 @@ class Merge(io.ComfyNode):
                     "transformers such as Flux.1, not for SDXL and SD1.5: 40 runs, then 100 "
                     "gradient steps, for more of each LoRA and two subjects in one picture; it "
                     "takes 25 to 30 times as long with two LoRAs. Preview: the files alone, in "
-                    "seconds; nothing is measured.",
+                    "seconds; nothing is measured, so that no prompts are needed.",
                 ),
                 io.Boolean.Input(
                     "together",
@@ -190,7 +192,8 @@ class Merge(io.ComfyNode):
             return f"{NOT_BEGUN}Save merged LoRA cannot save it: its own error says why"
         if is_drawn_with_itself(host.prompt_sent(), cls.hidden.unique_id):
             return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
-        return refused(loras, ready_row, cls.hidden.unique_id)
+        is_measured = measures(host.prompt_sent(), cls.hidden.unique_id)
+        return refused(loras, ready_row if is_measured else use_of_row, cls.hidden.unique_id)
 
     @classmethod
     @checked
@@ -245,3 +248,17 @@ class Merge(io.ComfyNode):
                 **cost_shown(work_by_preset(work.job, asked), preset, seconds, report, what),
             },
         )
+
+
+def measures(prompt: Mapping[str, Any], node_id: str) -> bool:
+    """Return whether a merge is known to measure its LoRAs before it runs: neither is its preset
+    Preview, nor may that of a recipe have been.
+
+    Args:
+        prompt: See `workflow.upstream`.
+        node_id: The node that merges.
+    """
+    preset = text_at(prompt, inputs_of(prompt, node_id).get("preset", DEFAULT_PRESET))
+    before = upstream(prompt, node_id, ("settings",))
+    has_recipe = any(prompt[node].get("class_type") == "IterISRecipe" for node in before)
+    return preset not in (None, PREVIEW) and not has_recipe

@@ -165,8 +165,8 @@ def _with_trigger(use: LoraUse, lines_of: Mapping[Kind, Mapping[str, tuple[str, 
 def example_captions(uses: Sequence[LoraUse], forms: Sequence[str]) -> list[str]:
     """Return a few example captions. The merge uses all forms that fit."""
     used = [use for use in uses if not use.is_idle]
-    called_subjects = [use.called for use in used if use.kind == "subject"]
-    called_styles = [use.called for use in used if use.kind == "style"]
+    called_subjects = [use.called for use in used if use.kind == "subject" and use.called]
+    called_styles = [use.called for use in used if use.kind == "style" and use.called]
     examples = []
     for form in forms:
         places = placeholders(form)

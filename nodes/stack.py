@@ -272,11 +272,11 @@ def carried_lora(
     row = Row(name, strength_model, strength_clip, prompts=prompts)
     if file:
         return ChosenLora(use_of_file(file, row))
-    if not prompts or any("{trigger}" in prompt for prompt in prompts):
+    if any("{trigger}" in prompt for prompt in prompts):
         raise CalibrationError(
-            f"{name} has no prompts, and no file of this workflow is known to be it, so its "
-            f"trigger words are unknown. Write them as '{name}: a photo of <trigger word>' into "
-            "prompts"
+            f"{name} has {{trigger}} in a prompt, and no file of this workflow is known to be it, "
+            f"so its trigger words are unknown. Write them as '{name}: a photo of <trigger word>' "
+            "into prompts"
         )
     return ChosenLora(use_as_written(row, name, None), lora.tensors)
 

@@ -133,7 +133,7 @@ export function drawRow(view, place) {
     const { row: now } = view.entries[place];
     const own = isOpen ? [] : [furtherWords(now), isMeasured(view) ? now.prompts.join(" | ") : ""].filter(Boolean);
     lacking = isMeasured(view) && !isOff && lacksWords(now, known) ? [say("lacking")] : [];
-    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(now, known));
+    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(now, known, view.isPreview()));
     element.classList.toggle("iteris-lacking", lacking.length > 0);
     opener.classList.toggle("iteris-further", own.length > 0);
     opener.title = [...lacking, ...own, opens].join("\n");

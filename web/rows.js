@@ -8,6 +8,7 @@ import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
 import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
+import { PREVIEW } from "./presets.js";
 import { drawLine, drawRow } from "./row.js";
 import {
   changed,
@@ -49,6 +50,7 @@ export function addRows(node, say, more = []) {
     if (isRestored() && asked?.id === String(node.id)) view.focusAgain(asked);
   });
   also(node, "onConnectionsChange", () => view.draw());
+  if (presetOf(node)) also(presetOf(node), "callback", () => view.draw()); // a preview needs no prompts
   also(node, "getExtraMenuOptions", (_, options) => {
     if (view.list.contains(pressed)) options.unshift(...view.menu(Number(pressed.dataset.place)), null);
   });
@@ -83,6 +85,9 @@ export function addRows(node, say, more = []) {
   node.learnIterisFiles = () => view.learn();
   view.read(true);
 }
+
+/** Return the preset of a merge; undefined: of a plain loader. */
+const presetOf = (node) => node.widgets.find(({ name }) => name === "preset");
 
 let pressed; // the row on which a pointer went down last
 addEventListener("pointerdown", ({ target }) => (pressed = target.closest?.(".iteris-row") ?? undefined), true);
@@ -372,6 +377,10 @@ class Rows {
     const grown = before ? heightOf(this.element, 0) - before : 0;
     shrink(this.node, Math.max(0, -grown));
     this.learn();
+  }
+
+  isPreview() {
+    return presetOf(this.node)?.value === PREVIEW;
   }
 
   isLinked(input) {

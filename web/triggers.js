@@ -114,10 +114,11 @@ export function filled(prompts, lora, made, say) {
  *
  * @param {{prompts: string[], called: string}} row
  * @param {object|null} lora answer of `/iteris/lora`
+ * @param {boolean} [isPreview] whether a run measures nothing, and needs none
  */
-export function needsPrompts({ prompts, called }, lora) {
+export function needsPrompts({ prompts, called }, lora, isPreview = false) {
   if (!lora || lora.error || lora.trigger_words?.length) return false;
-  return !prompts.length || [called, ...prompts].some((text) => text?.includes("{trigger}"));
+  return !(prompts.length || isPreview) || [called, ...prompts].some((text) => text?.includes("{trigger}"));
 }
 
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular

@@ -163,6 +163,7 @@ def _merge(
     how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
     uses = uses_of(rows)
+    how.check_prompts(uses, calibration)
     placement.tell()
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
@@ -230,8 +231,7 @@ def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
     """Return the LoRAs of rows as they are to be used, with the trigger words of their files.
 
     Raises:
-        IterisError: Names the row. A file that cannot be read, or a LoRA without prompts whose file
-            names no trigger words.
+        IterisError: Names the row. A file that cannot be read, or see `row_uses.use_of`.
     """
     uses = []
     for row in rows:

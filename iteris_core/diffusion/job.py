@@ -25,7 +25,7 @@ from . import stages
 from .calibration import Calibration
 from .cost import Cost, cost_of
 from .held_out import CheckPlan, make_check_plans
-from .lora_use import LoadedLora, LoraUse, loras_in_use
+from .lora_use import LoadedLora, LoraUse, check_prompts, loras_in_use
 from .model import DiffusionHost
 from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .presets import Changes
@@ -62,6 +62,15 @@ class MergeSettings:
                 f"{called('measured')} is off, so {called(unused[0])} would not count; set "
                 f"{setting_to(unused[0], 0)}, or switch {called('measured')} on"
             )
+
+    def check_prompts(self, uses: Sequence[LoraUse], calibration: Calibration) -> None:
+        """Refuse LoRAs without prompts where a model runs on these.
+
+        Raises:
+            CalibrationError: Names the LoRAs.
+        """
+        if self.config.measured or calibration.held_out:
+            check_prompts(uses)
 
 
 def changed(
@@ -121,6 +130,7 @@ class Job:
         check_adapters(adapters)
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
+        settings.check_prompts(uses, calibration)
         plans: Sequence[TaskPlan] = ()
         if settings.config.measured:
             tokens = model.picture_tokens

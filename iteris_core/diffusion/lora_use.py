@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError, CalibrationError, ConfigError
 from ..settings import Texts, settings, shown
 from .prompts import plain_prompts, says, subject_in
 
@@ -186,8 +186,8 @@ class LoadedLora:
 
 
 def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
-    """Return the LoRA with its trigger words, filled into its prompts; default prompts if it has
-    none.
+    """Return the LoRA with its trigger words, filled into its prompts; if it has none, with default
+    prompts as far as its file names trigger words, see `check_prompts`.
 
     A LoRA that changes nothing is returned as it is, since the merge omits it.
 
@@ -195,7 +195,7 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
         use: The LoRA, with the prompts that the user wrote, if any.
 
     Raises:
-        CalibrationError: Trigger words are needed, and the file names none.
+        CalibrationError: See `fill_in`.
     """
     from ..files.trigger_words import fill_in
 
@@ -204,6 +204,23 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
     prompts = fill_in(use.file or use.name, use.prompts, triggers, use.kind)
     source = "" if prompts == use.prompts else triggers.source
     return replace(use, prompts=prompts, prompts_from=source, trigger_words=triggers.triggers)
+
+
+def check_prompts(uses: Iterable[LoraUse]) -> None:
+    """Refuse LoRAs that there are no prompts to measure on.
+
+    Raises:
+        CalibrationError: Names them.
+    """
+    bare = [use.file or use.name for use in uses if not (use.prompts or use.is_idle)]
+    if bare:
+        has = "has" if len(bare) == 1 else "have"
+        raise CalibrationError(
+            f"{' and '.join(bare)} {has} no prompts, and no trigger words in a file to make them "
+            "of. Write what you would type to use the LoRA, one prompt per line, such as 'a photo "
+            "of sks dog'; the page that you downloaded it from names its trigger words. Or choose "
+            "the preset Preview, which measures nothing"
+        )
 
 
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:

@@ -140,15 +140,15 @@ def default_prompts(found: TriggerWords, kind: str) -> tuple[str, ...]:
 
 
 def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -> tuple[str, ...]:
-    """Return the user's prompts of a LoRA, which may be none, with its trigger words in place of
-    ``{trigger}``; default prompts if there are none.
+    """Return the user's prompts of a LoRA with its trigger words in place of ``{trigger}``; without
+    any, default prompts, or none if its file names no trigger words either.
 
     Args:
         kind: One of `TEMPLATES`.
 
     Raises:
-        CalibrationError: A prompt without words; or trigger words are needed, and the file names
-            none.
+        CalibrationError: A prompt without words; or one with ``{trigger}``, and the file names no
+            trigger words.
     """
     if empty := next((prompt for prompt in prompts if not has_words(prompt)), None):
         raise CalibrationError(
@@ -157,16 +157,14 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
         )
     if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
         return tuple(prompts)
-    if not prompts and (own := default_prompts(found, kind)):
-        return own
+    if not prompts:
+        return default_prompts(found, kind)
     if not found.triggers:
-        why = f"has {_PLACEHOLDER} in a prompt" if prompts else "has no prompts"
         raise CalibrationError(
-            f"{name} {why}, and the file's metadata names no trigger words (no "
-            "modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be read, and no "
-            ".metadata.json or .civitai.info with trainedWords next to it). Write "
-            "what you would type to use this LoRA, one prompt per line, such as 'a photo of sks "
-            "dog'; the page that you downloaded it from names its trigger words"
+            f"{name} has {_PLACEHOLDER} in a prompt, and the file's metadata names no trigger "
+            "words (no modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be "
+            "read, and no .metadata.json or .civitai.info with trainedWords next to it). Write "
+            "them in its place; the page that you downloaded it from names them"
         )
     return prompts_from(found, prompts)
 

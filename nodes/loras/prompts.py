@@ -36,7 +36,7 @@ def use_of_file(file: str, row: Row, more: Sequence[str] = ()) -> LoraUse:
 
     Raises:
         AdapterError: The file cannot be read.
-        CalibrationError: No prompts, and the file names no trigger words.
+        IterisError: See `row_uses.use_of`.
     """
     from ...iteris_core.files.headers import lora_header
 
@@ -155,17 +155,15 @@ def ready_row(row: Row) -> None:
         IterisError: Names the row; see `use_of_row`. Rows without prompts whose files name no
             trigger words are told what to click.
     """
-    try:
-        use_of_row(row)
-    except CalibrationError:
-        if row.prompts or TRIGGER in row.called:
-            raise
+    use = use_of_row(row)
+    if not (use.prompts or use.is_idle):
         with placed(row.where):
             raise CalibrationError(
                 "no prompts, and no trigger words in the file. Click 'write prompts' on the row, "
                 "and write what you would type to use the LoRA, such as 'a photo of sks dog'. The "
-                "page that you downloaded it from names its trigger words"
-            ) from None
+                "page that you downloaded it from names its trigger words. Or choose the preset "
+                "Preview, which measures nothing"
+            )
 
 
 def use_without_prompts(row: Row) -> LoraUse:

@@ -182,6 +182,15 @@ def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_pat
     )
 
 
+def test_a_preview_needs_no_prompts(world, tmp_path):
+    rows = ("<lora:{}/one.safetensors>", TWO)
+    done = iteris(world, "--output", tmp_path / "a.safetensors", "--preset", "Preview", rows=rows)
+    assert (done.exit_code, complaints(done)) == (0, [])
+    more = ("--preset", "Preview", "--check-runs", 1)
+    done = iteris(world, "--output", tmp_path / "b.safetensors", *more, rows=rows)
+    assert "one.safetensors has no prompts, and" in done.stderr, "the check draws them"
+
+
 WRONG = [  # options, what the message names
     (["--lora", "<lora:x:y>"], "--lora 3, line 1: a strength in '<lora:x:y>' is 'y'"),
     (["--lora", "<lora:/no>"], "--lora 3, line 1: /no: there is no such file; give"),
@@ -193,6 +202,7 @@ WRONG = [  # options, what the message names
         "LoRA 'two': its block weights have 'IN99:0', and it changes no such block",
     ),
     (["--config", "/nowhere"], "has its own settings. Leave it out"),
+    (["--lora", "{}/one.safetensors", "--base", "/nowhere"], "one.safetensors has no prompts, and"),
     (["--base", "/nowhere"], "/nowhere: there is no such folder"),
     (["--output", "merged.ckpt"], "--output is merged.ckpt; its name must end in .safetensors"),
 ]

@@ -8,7 +8,7 @@ import torch
 from fake_host import use
 
 from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta
-from iteris_core.diffusion.lora_use import each_once, load_each_once, with_prompts
+from iteris_core.diffusion.lora_use import check_prompts, each_once, load_each_once, with_prompts
 from iteris_core.diffusion.prompts import subject_in
 from iteris_core.diffusion.row_uses import likely_kind
 from iteris_core.files.trigger_words import TriggerWords
@@ -106,8 +106,10 @@ def test_trigger_words_are_filled_in_and_it_is_remembered_where_they_come_from()
 def test_a_lora_without_strength_needs_no_prompts():
     idle = use("cat", (), strength_model=0.0, strength_clip=0.0)
     assert with_prompts(idle, TriggerWords()) is idle
-    with pytest.raises(CalibrationError, match="has no prompts"):
-        with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())
+    check_prompts([idle, use("dog", ("a dog",))])
+    bare = with_prompts(use("cat", (), strength_model=0.0, strength_clip=0.1), TriggerWords())
+    with pytest.raises(CalibrationError, match=r"^cat has no prompts"):
+        check_prompts([idle, bare])
 
 
 @pytest.mark.parametrize("trigger", [", ,", "...", " "])

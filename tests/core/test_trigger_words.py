@@ -112,9 +112,9 @@ def test_the_users_templates_are_filled_and_the_users_prompts_are_kept():
 
 
 def test_a_file_that_names_no_trigger_words_says_what_to_type():
-    for prompts, why in (([], "has no prompts"), (["a {trigger}"], r"has \{trigger\} in a prompt")):
-        said = rf"cat\.safetensors {why}, and .*such as 'a photo of sks dog'"
-        with pytest.raises(CalibrationError, match=said):
-            fill_in("cat.safetensors", prompts, TriggerWords(), "subject")
+    said = r"cat\.safetensors has \{trigger\} in a prompt, and .*Write them in its place"
+    with pytest.raises(CalibrationError, match=said):
+        fill_in("cat.safetensors", ["a {trigger}"], TriggerWords(), "subject")
+    assert fill_in("cat", [], TriggerWords(), "subject") == ()
     with pytest.raises(CalibrationError, match=r"cat: the prompt ', \.' has no words in it"):
         fill_in("cat", ["a cat", ", ."], TriggerWords(), "subject")

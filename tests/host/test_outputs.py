@@ -49,7 +49,7 @@ def test_scene_captions_are_shown_and_measured(scene):
     assert report["settings"]["calibration"]["scene_forms"] == ["{first} and {second}"]
 
 
-def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
+def test_a_trained_lora_is_merged_on_the_captions_it_was_trained_on(host, scene):
     """The scene's merge is in the server's cache, as long as nothing else has run."""
     inputs = {"lora": ["5", 2], "name": "mine", "strength_model": 0.5, "priority": 1.0}
     trained = node("IterISTrainedLora", **inputs, prompts="a caption")
@@ -59,10 +59,6 @@ def test_a_trained_lora_needs_the_captions_it_was_trained_on(host, scene):
     assert found == [
         {"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}
     ]
-    trained["inputs"]["prompts"] = ""
-    said = "mine has no prompts, and a LoRA that is in no file has no metadata"
-    with pytest.raises(WorkflowFailed, match=said):
-        host.run(nodes)
 
 
 def test_the_merge_is_checked_on_what_it_has_not_seen(scene):
@@ -176,6 +172,35 @@ def quick(host):
     nodes = host.merge("middle_1.safetensors", "middle_2.safetensors")
     nodes["5"]["inputs"]["preset"] = "Preview"
     return nodes
+
+
+def test_a_preview_and_its_recipe_need_no_prompts(host, quick):
+    """Compare does, where the user writes none either; what is saved before it stays saved."""
+    save_file(load_file(host.loras / "middle_2.safetensors"), host.loras / "bare.safetensors")
+    merge = quick["5"]["inputs"]
+    merge |= {"loras": "<lora:middle_1>\n<lora:bare>"}
+    del merge["more_loras"]
+    quick |= host.save("of_bare")
+    host.run(quick)
+    inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "", "seed": 0, "steps": 1, "cfg": 1.0}
+    quick["7"] = node("IterISCompare", **inputs, width=64, height=64)
+    with pytest.raises(WorkflowFailed, match="no prompts to draw of: bare"):
+        host.run(quick)
+    quick["7"]["inputs"]["prompt"] = "a thing"
+    host.run(quick)
+    recipe = node("IterISRecipe", lora_name="of_bare.safetensors", check_files=True)
+    again = {"1": quick["1"], "8": recipe, "5": quick["5"]} | host.save("bare_again")
+    again["5"]["inputs"] |= {"loras": "", "more_loras": ["8", 0], "settings": ["8", 1]}
+    host.run(again)
+    first, second = (
+        load_file(host.output / "loras" / f"{name}.safetensors")
+        for name in ("of_bare", "bare_again")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    del again["5"]["inputs"]["settings"]
+    again["5"]["inputs"]["preset"] = "Fast"
+    with pytest.raises(WorkflowFailed, match=r"bare\.safetensors has no prompts, and"):
+        host.run(again)
 
 
 @pytest.mark.parametrize("name", ["middle_3", "styles/mine"])

@@ -38,7 +38,7 @@ def test_only_a_loras_own_row_is_told_as_spoilt_by_the_stack():
 
 
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
-    """One LoRA meets nobody and is not stacked, and one without prompts has no row."""
+    """One LoRA meets nobody and is not stacked."""
     rows, taken = named("", [DOG, CAT, INK])
     assert rows == [
         ("a sks dog and a cat, in ink style", ["base model", "stacked", "merged"]),
@@ -49,10 +49,17 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     assert taken == []
     alone = [("a photo of a sks dog", ["base model", "dog", "merged"])]
     assert named("\n \n", [DOG]) == (alone, [])
-    rows, _ = named("", [use("silent", ()), CAT])
-    assert rows == [("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])]
     bird = use("bird", ("a bird",))
     assert comparison.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
+
+
+def test_a_lora_without_prompts_is_drawn_on_those_of_the_user_alone():
+    """As after a preview, which needs none."""
+    bare = [use("people/silent", ()), CAT]
+    with pytest.raises(ConfigError, match=r"no prompts to draw of: silent\. Write into prompt"):
+        named("", bare)
+    every = ["base model", "silent", "cat 0.8/1", "stacked", "merged"]
+    assert named("a dog", bare) == ([("a dog", every)], [])
 
 
 def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
@@ -102,7 +109,7 @@ def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
     ("text", "uses", "said"),
     [
         ("<lora:dog:1>", [DOG], "prompt has nothing to draw in it"),
-        ("", [use("x", ())], "prompt has nothing to draw in it"),
+        ("", [use("x", ())], "no prompts to draw of: x"),
         ("", [], "prompt has nothing to draw in it"),
         ("a {red|blue} dog", [DOG], r"the prompt 'a {red\|blue} dog' has '{red\|blue}'"),
     ],

@@ -94,8 +94,8 @@ def test_what_is_wrong_with_each_row_is_told_at_once(load):
 
 def test_a_stack_tells_all_its_wrong_loras(load):
     """Those that another pack's node adds are known only as it runs."""
-    text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink>"
-    told = r"^Row 1: ink.* has \{trigger\} in a prompt.*\. Row 3: ink.* has no prompts"
+    text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink> called={trigger}"
+    told = r"^Row 1: ink.* has \{trigger\} in a prompt.*\. Row 3: called: ink"
     with pytest.raises(IterisError, match=told):
         LoraStack.execute(text=text, prompts="")
     others = [("cat", 1.0), ("dag", 1.0), ("gone", 1.0)]
@@ -128,6 +128,24 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
         assert all(said in told[rows] for rows, said in expected.items())
         for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", "", None):
             assert node.validate_inputs(**{field: runs}) is True
+
+
+def test_a_preview_needs_no_prompts_but_words_that_a_row_asks_for(load, replace_host, monkeypatch):
+    """A preset or a recipe that nobody knows before a run may be of one, too."""
+    monkeypatch.setattr(Merge, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
+
+    def told(loras="<lora:ink>", **inputs):
+        merge = {"class_type": "IterISMerge", "inputs": inputs}
+        others = {name: {"class_type": name, "inputs": {}} for name in ("IterISRecipe", "Other")}
+        replace_host(prompt_sent=lambda: {"5": merge, **others})
+        return Merge.validate_inputs(loras=loras)
+
+    unknown = ({"preset": ["Other", 0]}, {"preset": "Fast", "settings": ["IterISRecipe", 1]})
+    for inputs in ({"preset": "Preview"}, *unknown):
+        assert told(**inputs) is True
+        assert "has {trigger} in a prompt" in told("<lora:ink> | {trigger}", **inputs)
+    for inputs in ({}, {"preset": "Fast"}, {"preset": "Fast", "settings": ["Other", 0]}):
+        assert told(**inputs).startswith("Row 1: no prompts")
 
 
 CLUES = {  # what a file holds -> a module that shows its family, d_out, d_in

@@ -1220,6 +1220,9 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     rows.page.wait_for_selector('.iteris-asks[data-place="1"]')
     assert at(rows, 1, "needs").is_visible() and not at(rows, 0, "needs").is_visible()
     picture(rows, "rows_ask")
+    for preset, asking in (("Preview", 0), ("Balanced", 1)):
+        rows.set_widgets(MERGE, preset=preset)
+        expect(rows.page.locator(".iteris-asks")).to_have_count(asking)
     at(rows, 1, "needs").click()
     expect(rows.page.get_by_placeholder("such as: a landscape in ink style")).to_be_focused()
     said = rows.page.locator(".iteris-filled")

@@ -85,6 +85,8 @@ test("prompts are asked for where neither the row nor its file has any", () => {
   assert.equal(needsPrompts({ prompts: ["a photo"], called: "a {trigger}" }, { trigger_words: [] }), true);
   assert.equal(needsPrompts(row, { trigger_words: [], error: "no such file" }), false);
   assert.equal(needsPrompts(row, null), false);
+  assert.equal(needsPrompts(row, { trigger_words: [] }, true), false);
+  assert.equal(needsPrompts({ ...row, prompts: ["a {trigger}"] }, { trigger_words: [] }, true), true);
 });
 
 test("the line about a file", () => {
