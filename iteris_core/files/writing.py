@@ -27,6 +27,7 @@ _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.part")
 _DAY = 24 * 3600.0
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
+_NUMBER = re.compile(r"(?<=.)_(\d\d)$")  # of a file beside others of its name
 _SHOWN = 60  # characters of a long name in an error
 _DEVICES = r"(?i:con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?"
 # What a name holds -> what is wrong with it. What only Windows refuses is refused everywhere, since
@@ -239,11 +240,19 @@ def free_names(
 
 
 def numbered(wanted: Path, ends: Sequence[str], first: int = 1) -> Iterator[list[Path]]:
-    """Yield the paths of each number, without an end of numbers; see `free_names`."""
+    """Yield the paths of each number, without an end of numbers; see `free_names`. A name that has
+    a number already is the first of them.
+
+    >>> [path.name for [path] in itertools.islice(numbered(Path("a_02"), ("",)), 2)]
+    ['a_02', 'a_03']
+    """
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
-    stem = os.fsencode(wanted.name.removesuffix(ending))
+    name = wanted.name.removesuffix(ending)
+    own = _NUMBER.search(name)
+    stem = os.fsencode(name[: own.start()] if own else name)
+    before = int(own.group(1)) - 1 if own else 0
     for number in itertools.count(first):
-        counted = f"_{number:02}" if number > 1 else ""
+        counted = f"_{before + number:02}" if own or number > 1 else ""
         tails = [f"{counted}{end}{ending}" for end in ends]
         start = stem[: _LONGEST_NAME - max(map(len, tails))].decode("utf-8", "ignore")
         yield [wanted.with_name(start + tail) for tail in tails]

@@ -159,15 +159,20 @@ def test_a_disk_that_sends_no_names_of_folders_will_do(folder, monkeypatch, code
 
 
 @pytest.mark.parametrize(
-    ("name", "free"),
+    ("name", "free", "following"),
     [
-        ("a.safetensors", "a_02.safetensors"),
-        ("t5-v1.1", "t5-v1.1_02"),
-        ("a" * 243 + ".safetensors", "a" * 240 + "_02.safetensors"),
-        ("é" * 127, "é" * 126 + "_02"),
+        ("a.safetensors", "a_02.safetensors", "a_03.safetensors"),
+        ("a_02.safetensors", "a_03.safetensors", "a_04.safetensors"),
+        ("a_98", "a_99", "a_100"),
+        ("_02", "_02_02", "_02_03"),
+        ("t5-v1.1", "t5-v1.1_02", "t5-v1.1_03"),
+        ("a" * 243 + ".safetensors", "a" * 240 + "_02.safetensors", "a" * 240 + "_03.safetensors"),
+        ("é" * 127, "é" * 126 + "_02", "é" * 126 + "_03"),
     ],
 )
-def test_a_name_that_is_taken_meanwhile_gets_a_number_and_keeps_its_ending(folder, name, free):
+def test_a_name_that_is_taken_meanwhile_gets_a_number_and_keeps_its_ending(
+    folder, name, free, following
+):
     def save(path, overwrite):
         with whole_file(path, overwrite=overwrite) as file:
             if path.name == name:
@@ -176,7 +181,7 @@ def test_a_name_that_is_taken_meanwhile_gets_a_number_and_keeps_its_ending(folde
 
     assert under_free_name(folder / name, save, overwrite=False) == folder / free
     assert content(folder) == {name: b"other's", free: b"mine"}
-    assert free_name(folder / name).name == free.replace("02", "03")
+    assert free_name(folder / name).name == following
 
 
 LONG = ("a" * 300, "é" * 200)
