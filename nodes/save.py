@@ -118,12 +118,13 @@ class SaveMergedLora(io.ComfyNode):
         found = before or save(parts, wanted, how, overwrite=overwrite)
         shown: list[str] = []
         told: list[dict[str, Any]] = []
-        why = why_numbered(wanted, found, list(parts))
+        why = [] if before else why_numbered(wanted, found, list(parts))  # it was told then
         for (path, read), part in zip(found.items(), parts.values(), strict=True):
             facts = cls.about(path, part)
             beside = beside_it(path, part, facts["words"], cover)
             shown += [str(path), read, in_words(facts), *(why if not told else [])]
-            shown += [save_beside(path, *each, overwrite=overwrite) for each in beside.items()]
+            lines = (save_beside(path, *each, overwrite=overwrite) for each in beside.items())
+            shown += filter(None, lines)
             shown += [] if facts["listed_as"] else [_UNLISTED]
             told.append(facts)
         name = told[0]["listed_as"]

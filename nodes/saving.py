@@ -19,7 +19,7 @@ from .sockets import MergedLora
 _LARGEST_DIFFERENCE = (
     0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
 )
-_ALREADY = "already saved: this merge is in the file, so no copy was written"
+_ALREADY = "already saved, so no copy was written"
 _TRIES = 100  # at names that others take at the same time
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
@@ -210,8 +210,8 @@ def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
 
 
 def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:
-    """Save a file next to a LoRA's, where programs look for it, and return a line about it. The
-    LoRA is saved already, so what keeps the file from being saved is not an error.
+    """Save a file next to a LoRA's, where programs look for it, and return a line about it; empty:
+    it is there already. The LoRA is saved, so what keeps the file from being saved is not an error.
 
     Args:
         ending: Ending of the name of the other file, which is the LoRA's otherwise.
@@ -225,8 +225,8 @@ def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> 
             file.write(content)
     except NameTakenError:
         if beside.is_file() and beside.read_bytes() == content:
-            return f"beside it: {beside.name}"
-        return f"{beside.name} existed already and was kept; remove it, or switch overwrite on"
+            return ""
+        return f"{beside.name} was there and was kept; remove it, or switch overwrite on"
     except SaveError as error:
         return f"no {beside.name}: {error}"
     return f"beside it: {beside.name}"

@@ -114,8 +114,12 @@ def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, repl
     of_names = {"a": {}, "a_02": {"recipe": "[1]", **grey}}
     for name, more in of_names.items():
         assert saving(**more).stem == name
-        assert saving.shown[-1][1].startswith("already saved")
-    assert saving.shown[-1][-1] == "beside it: a_02.preview.png"
+        path, told, facts = saving.shown[-1]  # and not what was told as it was saved
+        assert (path, told) == (
+            str(tmp_path / "loras" / f"{name}.safetensors"),
+            "already saved, so no copy was written",
+        )
+        assert "trigger words" in facts
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert len(list((tmp_path / "loras").iterdir())) == 3
     broken = tmp_path / "loras" / "a.safetensors"
@@ -293,7 +297,7 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     dark = torch.zeros(1, 8, 8, 3)
     saving("a", cover=dark)
     assert preview.read_bytes() == b"mine"
-    assert "a.preview.png existed already and was kept" in "\n".join(saving.shown[-1])
+    assert "a.preview.png was there and was kept" in "\n".join(saving.shown[-1])
     assert saving("a", recipe="[1]", cover=dark).name == "a_02.safetensors"
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
