@@ -231,7 +231,8 @@ class Compare(io.ComfyNode):
         drawn_by = base_name(tuple(texts), base.family.name, carried)
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
-        text = "\n".join([*(row.prompt for row in rows), *taken, ", ".join(facts)])
+        prompts = [row.prompt for row in rows]
+        text = "\n".join([*prompts, *taken, ", ".join(facts)])
         cost = {
             "pictures": len(wanted),
             "seconds": round(seconds, 1),
@@ -246,6 +247,8 @@ class Compare(io.ComfyNode):
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": [text],
             "iteris_drawn": [cost],
+            # and what it has in common with another merge's that it can be compared with
+            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts])}],
             "iteris_tiles": tiles_of(rows, table_rows),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])

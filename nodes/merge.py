@@ -232,6 +232,7 @@ class Merge(io.ComfyNode):
         with alone(), host.naming_changes(connected.models, clip):
             result = merge_and_check(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
+        merged = work.merged(result, "" if asked.changes(preset) is None else preset)
         report = result.report
         what = f"{work.base.family.name} {work.job.latent_shape}"
         for alert in report.alerts:
@@ -239,11 +240,11 @@ class Merge(io.ComfyNode):
         return io.NodeOutput(
             *work.base.patched(result.adapter),
             work.base.lora_model_tensors(result.adapter),
-            work.merged(result),
+            merged,
             report,
             work.base.patched_low(result.adapter),
             ui={
-                "iteris_report": [report.to_dict()],
+                "iteris_report": [{**report.to_dict(), "made": merged.made}],
                 "text": [str(report)],
                 **cost_shown(work_by_preset(work.job, asked), preset, seconds, report, what),
             },

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,14 @@ class Prepared:
     job: Job
     loose: Loose
 
-    def merged(self, result: MergeResult) -> MergedLora:
+    def merged(self, result: MergeResult, preset: str) -> MergedLora:
         """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
+
+        Args:
+            preset: That it was made with; empty: presets did not count.
         """
+        strengths = [lora.use.strength_model for lora in self.job.loras]
         adapter, low = self.base.halves(result.adapter)
         return MergedLora(
             adapter,
@@ -61,6 +66,7 @@ class Prepared:
             self.loose,
             result.report,
             low,
+            {"preset": preset, "strengths": strengths, "at": time.time()},
         )
 
 

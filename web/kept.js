@@ -30,7 +30,8 @@ function withPictures(output, pictures) {
   return { ...output, iteris_tiles: tiles, iteris_pictures: next(output.iteris_pictures) };
 }
 
-async function fetched(picture) {
+/** Return a picture's bytes. */
+export async function fetched(picture) {
   const blob = await (await fetch(addressOf(picture))).blob();
   if (!blob.type.startsWith("image/")) throw new TypeError(`no picture: ${blob.type}`);
   return blob;

@@ -4,7 +4,8 @@ import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
-import { addressOf } from "./kept.js";
+import { addressOf, fetched } from "./kept.js";
+import { drawnBefore, ofMerge } from "./made.js";
 import { toldApart, translated } from "./names.js";
 import { askAgain, button, html, tell } from "./parts.js";
 import { canRecord, saveVideo } from "./wipe.js";
@@ -12,6 +13,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
+const BEFORE = "\n"; // the value of another merge's picture, which is called otherwise after each run
 const SIDES = { most: 180, least: 40 }; // of a small picture, the shorter ones
 const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
@@ -24,11 +26,14 @@ function choice(title) {
   return select;
 }
 
-/** Let a choice offer texts; what was chosen stays so, if it is still there. */
-function offer(select, texts, otherwise) {
-  const found = texts.lastIndexOf(select.selectedOptions[0]?.textContent);
-  const labels = toldApart(texts, IN_CHOICE);
-  select.replaceChildren(...texts.map((text, i) => Object.assign(html("option", "", text), { label: labels[i] })));
+/** Let a choice offer names, and maybe another merge's; what was chosen stays so, if it is still there. */
+function offer(select, names, another, otherwise) {
+  const values = [...names, ...(another ? [BEFORE] : [])];
+  const texts = [...names, another];
+  const found = values.lastIndexOf(select.value);
+  const labels = toldApart(names, IN_CHOICE);
+  const option = (value, i) => Object.assign(html("option", "", texts[i]), { label: labels[i] ?? another, value });
+  select.replaceChildren(...values.map(option));
   select.selectedIndex = found < 0 ? otherwise : found;
 }
 
@@ -94,6 +99,8 @@ export function addSlider(node, say, above) {
   element.append(whole);
   let rows = [];
   let chosen = 0; // the row
+  let shown; // the run's output
+  let before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
 
   /** Make the small pictures as large as all rows have room for; only the page knows what fits, as prompts have lines. */
   const arrange = () => {
@@ -112,7 +119,7 @@ export function addSlider(node, say, above) {
   new ResizeObserver(arrange).observe(pair);
   const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);
   const show = () => {
-    const { pictures } = rows[chosen];
+    const pictures = [...rows[chosen].pictures, before?.pictures[chosen]];
     for (const [image, select] of [
       [under, right],
       [over, left],
@@ -129,8 +136,9 @@ export function addSlider(node, say, above) {
   const showRow = (row) => {
     chosen = row;
     const { names } = rows[chosen];
-    offer(left, names, names.length - 2);
-    offer(right, names, names.length - 1);
+    const another = before && say("merged") + ofMerge(before.made, say);
+    offer(left, names, another, names.length - 2);
+    offer(right, names, another, names.length - 1);
   };
   /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */
   const pick = (row, place) => {
@@ -180,16 +188,27 @@ export function addSlider(node, say, above) {
   node.iterisPictures = () => (isShown(element) ? element : undefined);
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
-    const before = rows[chosen]?.prompt;
+    const { prompt: last } = rows[chosen] ?? {};
+    output.iteris_before ??= drawnBefore(shown, output);
+    shown = output;
+    before = output.iteris_before;
     rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
     arrange();
     const spoilt = rows.map((row) => row.spoilt ?? 0);
-    const again = rows.findIndex(({ prompt }) => prompt === before);
+    const again = rows.findIndex(({ prompt }) => prompt === last);
     showRow(again < 0 ? spoilt.indexOf(Math.max(...spoilt)) : again);
     show();
     fit(node);
+    // the server may have begun anew since
+    if (before)
+      fetched(before.pictures[0]).catch(() => {
+        if (shown !== output) return;
+        before = output.iteris_before = undefined;
+        showRow(chosen);
+        show();
+      });
   };
   also(node, "onExecuted", node.showIterisTiles);
   showElement(node, element, false);

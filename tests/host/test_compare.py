@@ -132,6 +132,29 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     ]
 
 
+def test_a_comparison_says_of_which_merge_it_is_and_what_others_have_in_common_with_it(
+    host, workflow, compared
+):
+    def made(**inputs):
+        nodes = copy.deepcopy(workflow)
+        for name, value in inputs.items():
+            nodes["40" if name in nodes["40"]["inputs"] else "5"]["inputs"][name] = value
+        outputs = host.run(nodes)["outputs"]
+        [of_pictures], [report] = outputs["40"]["iteris_made"], outputs["5"]["iteris_report"]
+        drawn = of_pictures.pop("drawn")
+        assert report["made"] == of_pictures
+        return of_pictures, drawn
+
+    (of_fast, drawn), (of_preview, again) = made(), made(preset="Preview")
+    assert of_fast | {"at": 0} == {"preset": "Fast", "strengths": [0.8, 1.0], "at": 0}
+    assert of_preview["preset"] == "Preview"
+    assert of_fast["at"] < of_preview["at"]
+    assert drawn == again
+    for other in ({"negative_prompt": "dark"}, {"seed": 8}, {"prompt": "a thing"}):
+        told, otherwise = made(preset="Preview", **other)
+        assert (told, otherwise == drawn) == (of_preview, False), other
+
+
 def test_a_comparison_names_the_loras_that_the_base_model_has(host, workflow, compared):
     nodes = copy.deepcopy(workflow)
     nodes["40"]["inputs"].update(model=["30", 0], clip=["30", 1], prompt="a thing")

@@ -307,6 +307,71 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
 
 
+def made(at, preset="Balanced", drawn="from seed 0"):
+    return [{"preset": preset, "strengths": [1, 0.8], "at": at, "drawn": drawn}]
+
+
+def test_two_merges_are_compared(in_renderer, picture, output, server):
+    """Of the run that was shown before, as long as the server has its pictures."""
+    frontend = in_renderer
+    page = frontend.page
+    folder = server.base / "temp"
+    slider = page.locator(".iteris-slider")
+    left, right = (slider.locator("select").nth(number) for number in range(2))
+    before = left.locator("option").filter(has_text="merged (")
+
+    def run(name, merge):
+        own = f"merged {name}.png"
+        Image.new("RGB", SIZE, COLOURS["merged"]).save(folder / own)
+        tiles = [
+            {**row, "pictures": [*row["pictures"][:-1], {"filename": own, "type": "temp"}]}
+            for row in output["iteris_tiles"]
+        ]
+        frontend.begin(name)
+        frontend.executed(1, output | {"iteris_tiles": tiles, "iteris_made": merge}, run=name)
+        frontend.pictures_shown()
+
+    def shown():
+        sides = [each.locator("option:checked").text_content() for each in (left, right)]
+        files = page.locator(".iteris-pair img").evaluate_all(
+            "all => all.map(({ src }) => new URL(src).searchParams.get('filename'))"
+        )
+        return list(zip(sides, reversed(files), strict=True))
+
+    frontend.load(compare_of(), "two merges")
+    frontend.show(1, left=500, top=60)
+    run("first", made(1e9))
+    expect(before).to_have_count(0)
+    run("second", made(1e9 + 60, "Polished"))
+    stacked = ("stacked", f"tile {COLOURS['stacked']}.png")
+    assert shown() == [stacked, ("merged", "merged second.png")], "what was chosen stays"
+    expect(before).to_have_count(1)
+    name = before.text_content()
+    assert name.startswith("merged (Balanced, at 1/0.8, 9/9/01")
+    left.select_option(index=3)
+    assert shown() == [(name, "merged first.png"), ("merged", "merged second.png")]
+    picture(frontend, "slider_two_merges")
+    slider.locator(".iteris-drawn").nth(1).get_by_role("button", name="merged").click()
+    assert shown()[0] == (name, "merged first.png"), "in another row, too"
+    frontend.load(compare_of(1), "another tab")
+    frontend.go_to("two merges")
+    expect(before).to_have_text([name])
+    left.select_option(index=3)
+    run("third", made(1e9 + 120, "Fast"))
+    assert shown()[0][0].startswith("merged (Polished, "), "of the run before this one"
+    run("third again", made(1e9 + 120, "Fast"))
+    assert shown()[0][0].startswith("merged (Polished, "), "the same merge is no other one"
+    run("of another seed", made(1e9 + 180, drawn="from seed 1"))
+    assert shown() == [stacked, ("merged", "merged of another seed.png")]
+    expect(before).to_have_count(0)
+    (folder / "merged of another seed.png").unlink()
+    with page.expect_response(lambda response: response.status == 404):
+        run("after a restart", made(1e9 + 240, drawn="from seed 1"))
+    expect(before).to_have_count(0)
+    assert shown() == [stacked, ("merged", "merged after a restart.png")]
+    assert [error for error in frontend.errors if "404" not in error] == []
+
+
 def test_a_finger_drags_the_divider(open_frontend, output):
     frontend = open_frontend()  # touch would stay on for others
     page = frontend.page

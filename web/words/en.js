@@ -194,6 +194,7 @@ export default {
   base_model: "base model",
   stacked: "stacked",
   merged: "merged",
+  of_merge: " ({what})",
   whole_picture: "The whole picture, and how it was drawn",
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   full_screen: "Full screen",

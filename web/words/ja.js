@@ -197,6 +197,7 @@ export default {
   base_model: "ベースモデル",
   stacked: "重ね掛け",
   merged: "マージ後",
+  of_merge: "（{what}）",
   whole_picture: "画像全体と生成条件",
   divider: "2 枚の画像の境界：ドラッグまたは矢印キーで移動",
   full_screen: "全画面で表示",

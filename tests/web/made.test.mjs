@@ -1,0 +1,41 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { drawnBefore, ofMerge, readMade } from "../../web/made.js";
+import { sayer } from "../../web/words.js";
+
+const say = sayer("en");
+const made = (preset, strengths, at) => ({ preset, strengths, at: at / 1000 });
+const today = new Date().setHours(14, 32);
+const clock = (time, more = {}) => new Date(time).toLocaleString([], { timeStyle: "short", ...more });
+
+test("a merge is told by its preset, strengths that are not 1, and its time", () => {
+  assert.equal(ofMerge(made("Balanced", [1, 1], today), say), ` (Balanced, ${clock(today)})`);
+  assert.equal(ofMerge(made("Balanced", [0.8, 0.8], today), say), ` (Balanced, at 0.8, ${clock(today)})`);
+  assert.equal(ofMerge(made("", [0.8, 1], today), say), ` (at 0.8/1, ${clock(today)})`, "by a recipe");
+  const long = new Date(2020, 1, 3, 4, 5).getTime();
+  assert.equal(ofMerge(made("Fast", [], long), say), ` (Fast, ${clock(long, { dateStyle: "short" })})`);
+});
+
+test("nothing is told of a merge that nobody knows", () => {
+  const odd = [{ preset: 7 }, { at: "now" }, { strengths: "1" }, { strengths: [null] }, { preset: "p".repeat(99) }];
+  const wrong = odd.map((each) => ({ ...made("Fast", [1], today), ...each }));
+  for (const each of [undefined, null, 7, {}, ...wrong]) {
+    assert.equal(readMade(each), undefined);
+    assert.equal(ofMerge(each, say), "");
+  }
+});
+
+test("what another merge has drawn is offered where all else was the same", () => {
+  const output = (at, drawn = "a dog, seed 7") => ({
+    iteris_made: [{ ...made("Fast", [1], at), drawn }],
+    iteris_tiles: [{ pictures: ["stacked", `merged at ${at}`] }],
+  });
+  const first = output(1000);
+  const second = output(2000);
+  second.iteris_before = drawnBefore(first, second);
+  assert.deepEqual(second.iteris_before, { made: first.iteris_made[0], pictures: ["merged at 1000"] });
+  assert.equal(drawnBefore(second, output(2000)), second.iteris_before, "told again, as from the server's cache");
+  assert.equal(drawnBefore(first, output(2000, "a dog, seed 8")), undefined);
+  assert.equal(drawnBefore(undefined, first), undefined);
+  assert.equal(drawnBefore({ iteris_tiles: [] }, { iteris_tiles: [] }), undefined, "of an older version");
+});
