@@ -389,7 +389,6 @@ def _foreseen(
     room = job.config.waiting_bytes
     if room is None or prompt is None:
         return ()
-    sigma = sampler.sigmas[0]
-    latents = sampler.start(noise(sampler.shape, seed=0)[None], sigma)[0]
-    row = DenoiserRow(latents, sigma, prompt)
-    return foresee(sampler.network, row, job, room).notes
+    latents = sampler.start(noise(sampler.shape, seed=0)[None], sampler.sigmas[0])[0]
+    rows = [DenoiserRow(latents, sigma, prompt) for sigma in sampler.sigmas]
+    return foresee(sampler.network, rows, job, room).notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -74,20 +75,22 @@ def _spoken(seconds: float) -> str:
 
 def foresee(
     network: Network,
-    row: DenoiserRow,
+    rows: Sequence[DenoiserRow],
     job: Job,
     room: int,
     parking: Parking | None = None,
 ) -> Waiting:
-    """Return what the rows of a merge will hold, counted in a forward call of one sample, and tell
-    the log.
+    """Return what the rows of a merge will hold, counted in a forward call of one sample through
+    each expert that is changed, and tell the log.
 
     Args:
+        rows: At least one that runs through each expert; their samples are shared among these.
         room: Bytes that rows, calls and a layer may take on the device.
         parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
             the model's device.
     """
-    samples, tasks, config = job.cost.samples, len(job.plans), job.config
+    samples = math.ceil(job.cost.samples / len(network.experts))
+    tasks, config = len(job.plans), job.config
     paths = [path for path in target_shapes(job.adapters) if path in network.modules]
     counting = parking or Parking(network.modules.values(), budget=room // samples)
     stops = Readers(network).note if may_derive(config) else None
@@ -99,7 +102,11 @@ def foresee(
         taken[path] = layer.beside(config.call_bytes)
         return math.ceil(taken[path] / samples)
 
-    held = held_bytes(network, [row, row], paths, counting, stops, bytes_each)
+    held: dict[str, int] = {}
+    for expert in network.experts:
+        if any(map(expert.has, paths)):
+            row = next(filter(expert.runs, rows))
+            held |= held_bytes(network, [row, row], paths, counting, stops, bytes_each)
     widest = max(held, key=held.__getitem__, default="")
     left = max(0, room - taken.get(widest, 0.0))
     copied = samples * counting.copied_bytes

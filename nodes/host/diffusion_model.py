@@ -142,6 +142,11 @@ class ComfyModel:
     def encoded(self, caption: str, outputs: Sequence[Any]) -> Encoded:
         return self.texts.encoded(caption, outputs)
 
+    @property
+    def modules(self) -> Modules:
+        """The modules of the diffusion model, by the paths that LoRAs change."""
+        return dict(self.model.model.named_modules())
+
     @contextmanager
     def denoiser(self) -> Iterator[Network]:
         model = self.model
@@ -166,7 +171,7 @@ class ComfyModel:
                 return row.sigma.item() if has_one_level else None, self._call_key(row)
 
             yield Network(
-                dict(model.model.named_modules()),
+                self.modules,
                 forward,
                 self._stream,
                 memory_of(model) if self.keeps_runs and not options.are_read else None,
@@ -245,7 +250,7 @@ class ComfyModel:
             samples,
             _ON_CPU if device.type == "cpu" else _MOST_SAMPLES_PER_CALL,
             _bytes_to_have(self.model) - to_load,
-            LayerBytes.most(takes(dict(self.model.model.named_modules()), device).values()),
+            LayerBytes.most(takes(self.modules, device).values()),
         )
         return self.room
 

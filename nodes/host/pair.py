@@ -19,7 +19,7 @@ from ...iteris_core.memory import Room
 from ...iteris_core.network import Expert
 from ..expert_files import LOW_INPUT, expert_of, split_by_expert
 from ..keys import UNET_PREFIX
-from .diffusion_model import ComfyModel, TakenByLayers
+from .diffusion_model import ComfyModel, Modules, TakenByLayers
 from .folders import lora_names
 
 _LOW = f"{UNET_PREFIX}low_noise."
@@ -77,12 +77,16 @@ class ComfyPair(ComfyModel):
     def family(self) -> Family:
         return replace(self.row.family, experts=2)
 
+    @property
+    def modules(self) -> Modules:
+        of_low = {low_path(path): module for path, module in self.low.modules.items()}
+        return {**super().modules, **of_low}
+
     @contextmanager
     def denoiser(self) -> Iterator[Network]:
         with ExitStack() as stack:
             at_once = _OneAtATime([super().denoiser, self.low.denoiser], stack)
             of_high = at_once.opened(0)
-            modules = dict(self.low.model.model.named_modules())
 
             def forward(rows: Sequence[DenoiserRow]) -> Tensor:
                 answer: Tensor = at_once.opened(self._number(rows[0])).forward(rows)
@@ -93,7 +97,7 @@ class ComfyPair(ComfyModel):
                 return number, at_once.known(number).call_key(row)
 
             yield Network(
-                {**of_high.modules, **{low_path(path): m for path, m in modules.items()}},
+                self.modules,
                 forward,
                 lambda path: of_high.stream(own_path(path)),
                 None,

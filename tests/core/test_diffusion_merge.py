@@ -254,11 +254,11 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
 def foreseen(host, monkeypatch):
     """Return a function that merges with room for so many waiting bytes, and tells what was foreseen."""
 
-    def counted(network, row, job, room):
+    def counted(network, rows, job, room):
         before.append(len(host.unet_batches))
         modules, share = network.modules.values(), room // job.cost.samples
         parking = Parking(modules, budget=share, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, row, job, room, parking))
+        waiting.append(foresee(network, rows, job, room, parking))
         return waiting[-1]
 
     def merge(room):

@@ -1,15 +1,20 @@
 """A pair of models that share the noise levels, as Wan 2.2's."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import tiny_hosts
 from comfy_loras import EXACT, SMALL, largest_difference, loaded, lora_of
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
-from iteris_pack.nodes.host.pair import ComfyPair
+from iteris_pack.nodes.host.pair import ComfyPair, is_low
 
 from iteris_core import AdapterError
+from iteris_core.diffusion import waiting
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.rows.parking import Parking
 
 
 def combined_file(host, seed):
@@ -58,3 +63,21 @@ def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
     alone = Calibration(**{**vars(calibration), "preserve_weight": 0.0, "held_out": 0})
     single = merge_and_check(Job.of(host, loras[:1], alone, MergeSettings(EXACT)))
     assert largest_difference(single.adapter, loras[0].adapter) < 2e-3
+
+
+def test_memory_is_planned_for_loras_of_one_model_alone(monkeypatch):
+    high = tiny_hosts.host_of("Wan")
+    host = ComfyPair(
+        high, ComfyModel(tiny_hosts.model_of(tiny_hosts.TINY["Wan"], seed=1), high.clip)
+    )
+    lora = loaded(host, "first", combined_file(host, 1), "a photo of first")
+    monkeypatch.setattr(waiting, "Parking", partial(Parking, smallest=1))
+    planned = []
+    for part in lora.adapter.split(is_low):
+        halves = [replace(lora, adapter=part)]
+        job = Job.of(host, halves, replace(SMALL, held_out=0), MergeSettings(EXACT))
+        room = host.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
+        job = job.within(replace(room, waiting_bytes=1))
+        [told] = [n.text for n in merge_and_check(job).report.notes if n.kind == "memory"]
+        planned.append((room.required, told))
+    assert planned[0] == planned[1]
