@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .memory import is_out_of_memory
+
 logger = logging.getLogger("iteris")
 
 
@@ -90,6 +92,8 @@ def multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         found = half_product(rows, rows[1:].T)
     except (RuntimeError, TypeError) as error:  # not made for this device, or this torch
+        if is_out_of_memory(error):
+            raise  # which says nothing about the device, and is not to be remembered
         why = str(error).partition("\n")[0]
     else:
         exact = moved(rows, "cpu", torch.float64) @ moved(rows[1:].T, "cpu", torch.float64)

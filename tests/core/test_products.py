@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -165,6 +166,15 @@ def test_a_device_without_them_goes_the_old_way_and_the_log_says_so_once(monkeyp
         assert not devices.multiplies_halves(cuda, torch.float32)
         assert len(caplog.messages) == 1, name
     devices.multiplies_halves.cache_clear()
+
+
+def test_a_full_device_is_asked_again(calls, monkeypatch):
+    full = torch.OutOfMemoryError("full"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+    for error in full:
+        with monkeypatch.context() as while_full, pytest.raises(type(error)):
+            while_full.setattr(devices, "half_product", Mock(side_effect=error))
+            devices.multiplies_halves(CPU, torch.bfloat16)
+    assert devices.multiplies_halves(CPU, torch.bfloat16)
 
 
 def on_cpu(to):
