@@ -243,8 +243,9 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
     """Refuse adapters that cannot be merged with each other, or at all, whatever the model is.
 
     Raises:
-        AdapterError: A change that holds NaN or infinity, or no numbers at all; or changes of one
-            bias or norm in two shapes. Names the adapter and the layer.
+        AdapterError: A change that holds NaN or infinity, or no numbers at all; changes of one
+            bias or norm in two shapes; or no change of any layer's weight. Names the adapter and
+            the layer.
     """
     shapes: dict[str, tuple[Adapter, torch.Size]] = {}
     for adapter in adapters:
@@ -263,6 +264,11 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
                     f"{tuple(vector.shape)}, and adapter {other.name!r} by {tuple(shape)}; they "
                     "were made for two models. Leave one of them out"
                 )
+    if not target_layers(adapters):
+        raise AdapterError(
+            "none of the adapters changes the weight of a layer: every strength is 0, or they "
+            "change biases and norms alone, which no merge measures. Stack those instead"
+        )
 
 
 def merged_adapter(adapters: Sequence[Adapter], deltas: Mapping[str, LowRankDelta]) -> Adapter:

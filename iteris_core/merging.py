@@ -19,7 +19,7 @@ from .config import BaselineOptions, MergeConfig
 from .engines import engine_of
 from .engines.common import within_size
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
-from .errors import AdapterError, ConfigError
+from .errors import ConfigError
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
@@ -69,18 +69,14 @@ def merge(
             again.
 
     Raises:
-        AdapterError: Adapters that change nothing, hold NaN or infinity, or do not fit the model.
+        AdapterError: Adapters that change no layer's weight, hold NaN or infinity, or do not fit
+            the model.
         CalibrationError: Tasks or a network that cannot be measured.
         ConfigError: Settings that do not fit the adapters or the method.
         SolveError: A layer without a usable solution; with its path.
         PeerError: Another process failed.
     """
     config = config or MergeConfig()
-    if not target_layers(adapters):
-        raise AdapterError(
-            "none of the adapters changes anything: every strength is 0, or the files hold no "
-            "deltas"
-        )
     check_adapters(adapters)
     check_tasks(adapters, tasks)
     if config.method != "iteris" or config.baseline != BaselineOptions():

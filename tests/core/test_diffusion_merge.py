@@ -22,6 +22,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.held_out import HeldOutCheck
 from iteris_core.diffusion.job import Job, MergeSettings, changed
+from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
@@ -57,6 +58,14 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
     said = r"none of the LoRAs changes anything: every strength is 0, or .* cancel out"
     with pytest.raises(AdapterError, match=said):
         host.merge([idle], PRESERVE)
+
+
+@pytest.mark.parametrize("config", [EXACT, replace(EXACT, method="tsv_m")])
+def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, config):
+    of_bias = Adapter("norms", {}, vectors={"unet.inlet.bias": torch.ones(6)})
+    loras = [LoadedLora.of(of_bias, ("<x> cat",)), host.lora("idle", strength=0.0)]
+    with pytest.raises(AdapterError, match="they change biases and norms alone, which no merge"):
+        host.merge(loras, PRESERVE, config)
 
 
 @pytest.mark.parametrize(
