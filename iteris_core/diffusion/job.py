@@ -234,15 +234,17 @@ class Job:
         if free is None or self.config.waiting_bytes is not None or not self.config.measured:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
-        with self.model.denoiser() as network:
-            layers = self.layer_bytes(network.modules, device)
+        layers: list[LayerBytes] = []
+        for opened in (self.model.text_encoder, self.model.denoiser):
+            with opened() as network:
+                layers += self.layer_bytes(network.modules, device).values()
         return self.within(
             share_out(
                 lambda count: 2 * count * of_row,
                 self.cost.samples,
                 self.config.samples_per_chunk,
                 min(Processes.current().gather([free])),
-                LayerBytes.most(layers.values()),
+                LayerBytes.most(layers),
             )
         )
 

@@ -156,14 +156,16 @@ def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
     seen = []
 
     def layer_bytes(modules, adapters, tasks, config, device):
-        seen.append((len(adapters), tasks, config))
+        part = next(iter(modules)).partition(".")[0]
+        seen.append((part, len(adapters), tasks, config))
         found = footprint.layer_bytes(modules, adapters, tasks, config, device)
         assert all(layer.solve > 0 for layer in found.values())
         return dict.fromkeys(found, LayerBytes(0.9 * GB, 0.1 * GB))
 
     monkeypatch.setattr("iteris_core.diffusion.job.layer_bytes", layer_bytes)
     large, small, least = (chosen(free * GB) for free in (40, 2, 0.9))
-    assert seen == [(2, 3, CONFIG)] * 3  # with the base model's task
+    # with the base model's task
+    assert seen == [("te", 2, 3, CONFIG), ("unet", 2, 3, CONFIG)] * 3
     assert large.samples_per_chunk == 4  # as asked for, never more
     assert large.waiting_bytes == int(0.8 * 40 * GB)
     assert 0 < large.call_bytes < 0.02 * GB
