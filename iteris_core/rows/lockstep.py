@@ -121,6 +121,7 @@ def held_bytes(
         inputs: What each row reads, which does not count, as in a sweep.
         parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
         waits_at: (path, module, input) -> whether the call waits at a layer; None: at all of them.
+            Asked once at each layer, as the call comes to it, so that it may note what it is asked.
         takes: The same -> bytes of the parking's budget that the layer takes; None: none.
 
     Raises:
