@@ -16,9 +16,10 @@ from .adapters import (
     target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
-from .engines import engine_of
 from .engines.common import within_size
+from .engines.iterate import iterate
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
+from .engines.sweep import sweep
 from .errors import ConfigError
 from .network import Network
 from .processes import Processes
@@ -29,6 +30,7 @@ from .settings import called, called_value
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
+ENGINES = {"sweep": sweep, "iterate": iterate}
 _MUCH_UNREAD = 0.05  # of a file's keys: no longer a stray one or two
 
 
@@ -93,7 +95,7 @@ def merge(
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":
-        result = within_size(engine_of(config.engine), problem, iteris_at, listener)
+        result = within_size(ENGINES[config.engine], problem, iteris_at, listener)
     else:
         from .rivals.engine import merge_by_rival
 

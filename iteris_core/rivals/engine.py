@@ -14,9 +14,10 @@ from ..adapters import Adapter, LowRankDelta
 from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, thin_answer
 from ..algebra.layer import LayerProblem, LayerSolver
 from ..algebra.system import factorise
-from ..engines import engine_of
 from ..engines.common import check_problem, within_size
+from ..engines.iterate import iterate
 from ..engines.problem import EngineResult, Listener, Problem
+from ..engines.sweep import sweep
 from ..errors import SolveError
 from ..layers import layer_shapes
 from ..network import TEXT_STREAM, Network
@@ -100,7 +101,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
     text = layers_that_read_text(problem.network)
     options = rule_options(problem.config)
     notes: list[Note] = []
-    engine = engine_of("iterate" if method.inputs == "teacher" else "sweep")
+    engine = iterate if method.inputs == "teacher" else sweep
     once = problem.with_settings(ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
     check_problem(once)
 
