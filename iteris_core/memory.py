@@ -122,13 +122,6 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def memory_in_use(device: torch.device) -> int | None:
-    """Return the bytes that tensors take on a device now; None if it does not report them."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return torch.mps.current_allocated_memory() if device.type == "mps" else None
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that a merge may still take on a device, torch's own reserve included; None
     if it does not report them.

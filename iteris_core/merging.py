@@ -150,7 +150,6 @@ def _report(
             *notes_about_vectors(adapters),
         ),
         changes=result.changes,
-        memory_bytes=result.memory_bytes,
         method=config.method,
         max_iter=config.max_iter if result.changes else None,
         **unread_by(adapters),

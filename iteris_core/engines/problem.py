@@ -80,14 +80,11 @@ class EngineResult:
         outputs: Output row of every teacher and student, by task and sample; None if the network
             returns none.
         changes: Largest relative change of a layer in each iteration; only of the paper's engine.
-        memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
-            device does not report it.
     """
 
     layers: dict[str, SolvedLayer]
     outputs: Outputs | None
     changes: tuple[float, ...] = ()
-    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..adapters import LowRankDelta
 from ..devices import statistics_device
 from ..errors import CalibrationError
 from ..layers import weight_shape
-from ..memory import memory_in_use, solving, with_smaller_calls
+from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
@@ -144,7 +144,6 @@ class _Sweep:
     _reached: set[tuple[int, str]] = field(default_factory=set, init=False)
     _inputs: SharedInputs = field(default_factory=SharedInputs, init=False)
     _stops: dict[str, _Stop] = field(default_factory=dict, init=False)
-    _memory_bytes: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._solved_before = frozenset(self.solved)
@@ -170,7 +169,7 @@ class _Sweep:
             self._check_as_alone(_AT_THE_END, answers[0])
         answers = self.problem.processes.gather(answers if own else [])
         outputs = outputs_by_task(self.problem.tasks, chunks, answers)
-        return EngineResult(self.solved, outputs, memory_bytes=self._memory_bytes)
+        return EngineResult(self.solved, outputs)
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Measure one chunk's rows at one layer, wait until the layer is solved, dress the rows."""
@@ -253,9 +252,6 @@ class _Sweep:
         stop = self._stops[path]
         assert stop.measurement is not None, f"{path} is solved already"
         place = stop.measurement.place
-        in_use = memory_in_use(place.device)
-        if in_use is not None:
-            self._memory_bytes = max(in_use, self._memory_bytes or 0)
         start = time.perf_counter()
         stop.measurement.finish(counts=self.counts)
         # A complete one is solved inside of the first chunk's call, and rows of a single chunk can

@@ -58,8 +58,6 @@ class MergeReport:
         layers: Layers in the order that the network reached them.
         unmatched: Adapter name -> keys of its file that belong to no module of the model.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
-        memory_bytes: Largest memory in use on the device at the solve of a layer; None if the
-            device does not report it.
         settings: Settings to repeat the merge with, as JSON values for its file.
         fidelity: Fidelity of each task on samples that the solve did not see; empty if not
             measured.
@@ -76,7 +74,6 @@ class MergeReport:
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     changes: tuple[float, ...] = ()
-    memory_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     fidelity: tuple[TaskFidelity, ...] = ()
     method: str = "iteris"
@@ -231,8 +228,6 @@ class MergeReport:
                 f"{'settled' if is_settled else 'stopped'} after {solves} "
                 f"solve{'s' * (solves > 1)}{allowed}, last change {self.changes[-1]:.1e}"
             )
-        if self.memory_bytes is not None:
-            yield f"device memory in use: up to {self.memory_bytes / 2**30:.1f} GiB"
 
 
 def finite(value: Any) -> Any:
@@ -248,12 +243,10 @@ def joined(*reports: MergeReport) -> MergeReport:
     """Return one report of the parts of a model that were merged one after the other by the same
     settings, and not checked yet.
     """
-    used = [report.memory_bytes for report in reports if report.memory_bytes is not None]
     changes = zip_longest(*(report.changes for report in reports), fillvalue=0.0)
     return replace(
         reports[0] if reports else MergeReport(()),
         layers=tuple(layer for report in reports for layer in report.layers),
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        memory_bytes=max(used, default=None),
         changes=tuple(map(max, changes)),
     )
