@@ -80,7 +80,8 @@ def pictures_of(model: DiffusionHost, views: Sequence[View], calibration: Calibr
     prompts = _encoded(model, [*plain, *views])
     of_patched = _encoded(patched, plain)
     base, *worn = _draw(model, [*plain, *views], prompts, calibration)
-    [loaded] = _draw(patched, plain, of_patched, calibration)
+    # twice: a host that loads weights when they are called rounds those that stay, after their use
+    *_, loaded = _draw(patched, plain * 2, of_patched * 2, calibration)
     if not base.picture.isfinite().all():
         raise CalibrationError(
             "the base model's own picture is not finite before any LoRA is on it. Load the model "

@@ -4,7 +4,7 @@ from shutil import which
 
 import pytest
 from comfy_families import LAYERS, TRAINED
-from comfy_process import check_inside
+from comfy_process import check_inside, has_newer_classes
 
 FAMILIES = ("SD1.5", "Flux.1")  # a UNet, and one with fused weights; of the others nightly
 
@@ -40,6 +40,18 @@ def test_a_device_of_its_own(device):
     """With its own memory, which ComfyUI moves weights to, or copies them for each call."""
     check_inside("families", "options", checked="SD1.5", device=device)
     check_inside("faults", checked="8", device=device)
+
+
+@pytest.mark.nightly
+@compiled
+@pytest.mark.skipif(not has_newer_classes(), reason="ComfyUI 0.3.75 loads no weights on demand")
+@pytest.mark.parametrize("family", ["SD1.5", "Flux.1"])
+def test_weights_that_are_loaded_on_demand(family):
+    """As newer versions of ComfyUI do on GPUs of NVIDIA and AMD."""
+    options = "--enable-dynamic-vram --disable-pinned-memory --async-offload 2"
+    check_inside(
+        "families", *["proof", "pair"] * (family == "SD1.5"), checked=family, device=options
+    )
 
 
 @pytest.mark.nightly

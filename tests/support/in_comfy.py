@@ -22,6 +22,16 @@ import torch  # noqa: E402
 
 sys.path.pop(0)  # the stub of ComfyUI that it brings
 
+if "--enable-dynamic-vram" in sys.argv:
+    import comfy.memory_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    # as ComfyUI's `main` does on a GPU of NVIDIA or AMD
+    comfy_aimdo.control.init_devices([0])
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
+from unittest import mock
 
 import comfy.model_patcher
 import comfy.sd
@@ -16,6 +19,7 @@ import comfy.supported_models_base
 import comfy.text_encoders.aura_t5
 import comfy.text_encoders.z_image
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 WIDTH = 48  # of the texts of transformers
@@ -217,21 +221,45 @@ def model_of(tiny: Tiny, dtype: torch.dtype = torch.float32, seed: int = 0) -> A
     """Return a MODEL with a seed's weights, kept in a number format; it computes in float32."""
     config = tiny.model_config()
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
+    with in_memory():
+        model = config.get_model(dict(tiny.state), "", device=torch.device("cpu"))
     _fill(model.diffusion_model, seed)
     device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = kind(model, device, torch.device("cpu"))
+    as_loaded(patcher)
+    return patcher
 
 
 def clip_of(tiny: Tiny) -> Any:
     """Return a CLIP with random weights, the same every time."""
     target = tiny.clip_target()
     sizes = {f"{name}_model_config": dict(size) for name, size in tiny.sizes.items()}
-    clip = comfy.sd.CLIP(
-        target, tokenizer_data=tiny.words, model_options={**sizes, "dtype": torch.float32}
-    )
+    with in_memory():
+        clip = comfy.sd.CLIP(
+            target, tokenizer_data=tiny.words, model_options={**sizes, "dtype": torch.float32}
+        )
     _fill(clip.cond_stage_model)
+    as_loaded(clip.patcher)
     return clip
+
+
+def in_memory() -> AbstractContextManager[Any]:
+    """Let newer hosts make layers with weights, also where they would take those of a file."""
+    if not hasattr(comfy, "memory_management"):
+        return nullcontext()
+    return mock.patch.object(comfy.memory_management, "aimdo_enabled", False)
+
+
+def as_loaded(patcher: Any) -> None:
+    """Let a model whose weights are loaded on demand take them from a file, as from a checkpoint."""
+    if not getattr(patcher, "is_dynamic", bool)():
+        return
+    with NamedTemporaryFile(suffix=".safetensors") as file:
+        weights = patcher.model.state_dict()
+        save_file({name: w.clone().contiguous() for name, w in weights.items()}, file.name)
+        weights = comfy.utils.load_torch_file(file.name)
+    patcher.model.load_state_dict(weights, strict=False, assign=True)
 
 
 def host_of(name: str, dtype: torch.dtype = torch.float32) -> Any:
