@@ -48,11 +48,9 @@ WIDTHS = {
 HEIGHTS = {"CLIPTextEncode": 104}
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
-NOTE_LINE = 14
-NOTE_HEAD_LINE = 25  # in larger letters
-NOTE_HEAD_CHARACTERS = 76
+NOTE_ROOM = 52  # round its two parts
+NOTE_LINES = ((26, 60), (22, 80))  # of each: the height of its lines, and their letters
 NOTE_WIDTH = 736  # over what is chosen, and the merge
-NOTE_CHARACTERS = 105
 NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = GROWTH | {
@@ -84,6 +82,7 @@ GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 LOW_LANES = (0, -9, 4, 10)  # beside it, for a node's place in its column
 BADGE = 12
+RAISED_HEAD = GROUP_HEAD + BADGE + LANE  # where a link passes above the node, too
 SLOT = 20  # of a node, below one another
 FRAME = 50  # milliseconds of a film's picture, while the pointer moves
 MOST_MS = 1_200_000  # of a merge, on a busy machine
@@ -152,14 +151,10 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else NARROWEST)
         for key, node in prompt.items()
     }
-    head, *rest = template.note.splitlines()
-    note_height = NOTE_LINE + sum(
+    note_height = NOTE_ROOM + sum(
         height * (1 + len(line) // characters)
-        for lines, height, characters in (
-            (head.split("<br>"), NOTE_HEAD_LINE, NOTE_HEAD_CHARACTERS),
-            (rest, NOTE_LINE, NOTE_CHARACTERS),
-        )
-        for line in lines
+        for part, (height, characters) in zip(template.note.split("\n\n"), NOTE_LINES, strict=True)
+        for line in part.split("<br>")
     )
     heights = {key: HEIGHTS.get(node["class_type"], 0) for key, node in prompt.items()}
     sizes = frontend.page.evaluate(
@@ -200,11 +195,11 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     passing = lanes(prompt, column_of, places)
     top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
     places["note"] = [0.0, top - NOTE_GAP - sizes["note"][1]]
-    raised = raised_save(prompt)
+    raised = raised_nodes(prompt)
+    for key in raised:
+        places[key][1] = places["note"][1] + RAISED_HEAD
     if raised:
-        lowest = top - sizes[raised][1] - room_below(prompt, raised)
-        places["note"][1] = min(places["note"][1], lowest - GROUP_HEAD)
-        places[raised][1] = places["note"][1] + GROUP_HEAD
+        passing = [way._replace(ends_low=way.ends_low or way.node in raised) for way in passing]
         passing += ways_up(prompt, raised, column_of, places)
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUP_COLOURS))
@@ -214,7 +209,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     for title, colour, inside in zip(template.groups, GROUP_COLOURS, insides, strict=True):
         left = min(places[key][0] for key in inside) - GROUP_ROOM
         right = max(places[key][0] + sizes[key][0] for key in inside) + GROUP_ROOM
-        start = places["note"][1] - TITLE if raised in inside else top
+        start = places["note"][1] - TITLE if set(raised) & set(inside) else top
         boxes.append(
             [f"{len(boxes) + 1}. {title}", colour, [left, start], [right - left, bottom - start]]
         )
@@ -253,11 +248,12 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     frontend.settle()
 
 
-def raised_save(prompt: dict) -> str | None:
-    """Return the node that stands beside the note, above what is at its left: there a Compare whose
-    picture it takes can be made wider.
+def raised_nodes(prompt: dict) -> list[str]:
+    """Return the nodes that stand beside the note, above what is at its left: a Compare, so that
+    its pictures are in sight after a run, and what saves one of them.
     """
-    return next((key for key, node in prompt.items() if "cover" in node["inputs"]), None)
+    save = next((key for key, node in prompt.items() if "cover" in node["inputs"]), None)
+    return [] if save is None else [prompt[save]["inputs"]["cover"][0], save]
 
 
 class Way(NamedTuple):
@@ -285,7 +281,7 @@ def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]
         for key, node in prompt.items()
         for name, value in node["inputs"].items()
         if isinstance(value, list) and column_of[key] > column_of[value[0]] + 1
-        if key != raised_save(prompt)
+        if key not in raised_nodes(prompt)[1:]
     ]
 
     def above(node: str) -> int:
@@ -318,16 +314,19 @@ def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]
     ]
 
 
-def ways_up(prompt: dict, raised: str, column_of: dict[str, int], places: dict) -> list[Way]:
-    """Return the ways of links to a raised node: up beside where they come from, then straight."""
-    found = []
-    for slot, name in enumerate(("merged", "cover")):
-        after = column_of[prompt[raised]["inputs"][name][0]] + 1
-        left = min(places[key][0] for key, value in column_of.items() if value == after)
-        x = left - GAP_X / 2 + LOW_LANES[1]
-        y = places[raised][1] + SLOT * (slot + 0.7)
-        found.append(Way(raised, name, x, x, y, begins_low=True, ends_low=False))
-    return found
+def ways_up(prompt: dict, raised: list[str], column_of: dict[str, int], places: dict) -> list[Way]:
+    """Return the ways of a merge's links to raised nodes: up beside it, to the first one straight,
+    to what saves it above that one.
+    """
+    compare, save = raised
+    x, right = (places[key][0] - GAP_X / 2 + LOW_LANES[2] for key in raised)
+    slot = list(prompt[compare]["inputs"]).index("merged")
+    y = places[compare][1] + SLOT * (slot + 0.7)
+    above = places[compare][1] - TITLE - BADGE - LANE
+    return [
+        Way(compare, "merged", x, x, y, begins_low=True, ends_low=False),
+        Way(save, "merged", x, right, above, begins_low=True, ends_low=True),
+    ]
 
 
 def room_below(prompt: dict, key: str) -> float:
@@ -458,6 +457,19 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
     (folder / f"{template.title}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def lower(frontend: browser.Frontend, merge: int) -> None:
+    """Put what stands beside the note beside the merge, for close-ups of both."""
+    frontend.page.evaluate(
+        """(id) => {
+            const { pos: [x, y], size: [width] } = app.graph.getNodeById(id);
+            for (const node of app.graph.nodes) if (node.pos[0] > x + width) node.pos = [node.pos[0], y];
+            for (const [reroute, { pos }] of [...app.graph.reroutes])
+                if (pos[1] < y - 100) app.graph.removeReroute(reroute);
+        }""",
+        merge,
+    )
+
+
 def add_settings(frontend: browser.Frontend, merge: int) -> int:
     """Connect Merge settings to a merge, out of sight, and return its node."""
     return frontend.page.evaluate(
@@ -533,7 +545,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(merge, **MERGE_FIRST)
     page.wait_for_timeout(NOTICE_MS)
     shoot("5_report")
-    frontend.show(merge, left=-30, top=130, scale=0.82)
+    frontend.show(compare, left=400, top=130, scale=0.82)
     shoot("6_compare")
     page.set_viewport_size(TALL)
     page.locator(".iteris-details summary", has_text="Layers").click()
@@ -732,6 +744,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
     frontend.load(workflow, title)
     small_model(frontend, merge, compare)
+    lower(frontend, merge)
     frontend.show(merge, **MERGE_FILMED)
 
     def node(kind: str) -> Any:

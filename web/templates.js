@@ -1,7 +1,7 @@
 // The templates: their order, and their titles, groups and notes in the page's language. No DOM and no ComfyUI here, so
 // that `node --test` runs it.
 
-const NUMBER = /^(?:# )?(?:\d+\. )?/; // of a step; before the first line, a heading's sign
+const NUMBER = /^(?:##? )?(?:\d+\. )?/; // of a step; before the first line of a part, a heading's sign
 const BREAK = /(\n|<br>)/;
 
 /** Return whether a workflow that ComfyUI is about to open has a node of ours. */
