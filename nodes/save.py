@@ -130,7 +130,9 @@ class SaveMergedLora(io.ComfyNode):
         name = told[0]["listed_as"]
         stack = [(name, 1.0, 1.0)] if name else []
         path = next(iter(found))
-        return io.NodeOutput(str(path), stack, ui={"text": shown, "iteris_saved": told})
+        return io.NodeOutput(
+            str(path), stack, ui={"text": shown, "iteris_saved": told, "iteris_made": [merged.made]}
+        )
 
     @classmethod
     def about(cls, path: Path, merged: MergedLora) -> dict[str, Any]:

@@ -164,12 +164,12 @@ const showWaiting = oneAtATime(async () => {
   const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
   if (!merges.length) return;
   const last = begun;
-  const { prompt = {}, before } = (await waitingRun()) ?? {};
+  const { run, prompt = {}, before } = (await waitingRun()) ?? {};
   if (last !== begun) return; // one of them may wait no more; another look follows
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
   const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
   for (const node of merges)
-    node.showIterisWaiting(waiting.includes(node) && (before || mayRun(node)) ? before : undefined);
+    node.showIterisWaiting(waiting.includes(node) && (before || mayRun(node)) ? before : undefined, run);
 }, LOOK);
 
 /**

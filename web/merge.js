@@ -248,8 +248,9 @@ export function addReport(node, say) {
     if (!output?.iteris_report?.[0]) return;
     const { file, ...before } = node.properties[PROPERTY] ?? {};
     const found = readSaved(figures(output.iteris_report[0]));
-    // what is told again, as from the server's cache, is still in the file
-    const isAgain = file && JSON.stringify(before) === JSON.stringify(found);
+    const [was, is] = [before, found].map((each) => JSON.stringify({ ...each, made: undefined }));
+    // what is told again, as from the server's cache or after a restart, is still in the file
+    const isAgain = file && was === is;
     const saved = isAgain ? file : early;
     const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
     early = undefined;

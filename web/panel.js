@@ -1,6 +1,7 @@
 // The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; in its
 // details a line per LoRA, bars per block, and the layers of the block under the pointer.
 
+import { ofMerge } from "./made.js";
 import { paintOf } from "./paint.js";
 import { button, copied, fileName, html } from "./parts.js";
 import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
@@ -76,7 +77,7 @@ export function draw(element, model, say, how = {}) {
 
 /** Append what of a report is not in its details. */
 function append(element, model, say, { earlier, isFirstRow, isGone, load, save, see }) {
-  if (earlier) element.append(html("div", "iteris-earlier", say(earlier)));
+  if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of: ofMerge(model.made, say) })));
   if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));

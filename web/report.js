@@ -89,6 +89,7 @@ const rounded = (value) => (Number.isFinite(value) ? Number(value.toPrecision(DI
  * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[],
  *   warnings: string[], prompts: string[], notes: string[]}}
  *   `digest`: tells it from other reports; undefined in those of version 0.1.0.
+ *   `made`: see `readMade`; undefined while a merge runs, and in reports of version 0.1.0.
  *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
@@ -112,6 +113,7 @@ export function figures(report) {
   return {
     version: 1,
     ...(report.digest ? { digest: report.digest } : {}),
+    ...(report.made ? { made: report.made } : {}),
     verdict: verdict(report),
     tasks,
     unseen: unseen(report),

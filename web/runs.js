@@ -200,8 +200,11 @@ function nameIn(prompt, node) {
 
 const runOf = (output) => output?.[RUN] ?? running;
 
-/** Return the name of a node, see `workOf`, in the run that has made an output; undefined: the server does not know it. */
-export const nameAsRun = async (node, output) => nameIn(await promptOf(runOf(output)), node);
+/**
+ * Return the name of a node, see `workOf`, in the run that has made an output, or in another one; undefined: the server
+ * does not know it.
+ */
+export const nameAsRun = async (node, output, run = runOf(output)) => nameIn(await promptOf(run), node);
 
 /** Return whether the run that began last, if that is known, does nothing for a node. */
 export async function isLeftOut(node) {
@@ -247,12 +250,13 @@ export function compareWithRun(node, hasResult, told) {
   let sought; // the name of which an earlier run was asked for last
   const compare = async () => {
     isWaiting = false;
-    if (!node.graph || !hasResult()) return;
+    if (!node.graph || !(hasResult() || node.compareIterisProgress)) return;
     comparing = {};
     const mine = comparing;
     const now = await nameAsShown(node);
     if (now === undefined || mine !== comparing) return; // or it has changed again
-    const wanted = told(now) ? now : undefined;
+    node.compareIterisProgress?.(now);
+    const wanted = hasResult() && told(now) ? now : undefined;
     if (wanted && wanted !== sought) node.seekIterisRun?.();
     sought = wanted;
   };

@@ -1,6 +1,7 @@
 // The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node
 // --test` runs it.
 
+import { readMade } from "./made.js";
 import { ADVICE, CHANCES, LEVELS } from "./report.js";
 
 // More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.
@@ -141,11 +142,13 @@ export function readSaved(saved) {
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
   const file = readFile(saved.file);
+  const made = readMade(saved.made);
   const ofBlocks = blocksOf(blocks, count);
   if (!ofBlocks) return undefined;
   const kept = {
     version: 1,
     ...(isText(saved.digest) ? { digest: saved.digest } : {}),
+    ...(made ? { made } : {}),
     verdict: verdictOf(saved.verdict, ofBlocks),
     tasks,
     unseen: unseen.slice(0, MOST.lines),

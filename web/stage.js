@@ -6,6 +6,7 @@ import { addElement, isShown, passing } from "./elements.js";
 import { heightOf } from "./heights.js";
 import { html } from "./parts.js";
 import { followed, shareOf, stepsOf, timeLeft, waiting } from "./progress.js";
+import { nameAsRun } from "./runs.js";
 
 const FAR = 0.5; // at a smaller scale of the canvas the line cannot be read
 const FARTHEST = 0.2;
@@ -29,16 +30,17 @@ export function addProgress(node, say, above, changed = () => {}) {
   let end; // see `followed`
   let drawn; // what is on the page
   let isCounting = false;
+  let isOther = false; // the node is not what it was in the run that is told
 
   const lineOf = ({ stage }, left) => {
     const place = stage.count > 1 ? say("stage", stage) : "";
-    const words = { place, steps: stepsOf(told), left };
+    const words = { "of-other": isOther ? say("other_settings") : "", place, steps: stepsOf(told), left };
     return Object.entries(words).map(([name, text]) => text && html("span", `iteris-${name}`, text));
   };
   const draw = () => {
     const left = timeLeft(end, nowInSeconds(), say);
     const { scale } = app.canvas.ds;
-    const now = [told, left, scale];
+    const now = [told, left, scale, isOther];
     if (now.every((each, i) => each === drawn?.[i])) return;
     drawn = now;
     const line = html("div", "iteris-stage");
@@ -56,21 +58,34 @@ export function addProgress(node, say, above, changed = () => {}) {
     draw();
     requestAnimationFrame(count);
   };
+  /** Take note of the node's name as it is shown, see `workOf`. */
+  const compare = async (name) => {
+    const run = told.prompt_id;
+    const ran = await nameAsRun(node, undefined, run);
+    if (told?.prompt_id !== run) return;
+    isOther = ran !== undefined && ran !== name;
+    draw();
+  };
   node.showIterisProgress = (detail) => {
+    const isNew = detail.prompt_id !== told?.prompt_id;
     end = followed(end, detail, nowInSeconds());
     told = detail;
+    if (isNew) isOther = false;
+    node.compareIterisProgress = compare;
+    if (isNew) node.compareIterisRun?.();
     draw();
     changed(true);
     show();
     if (!isCounting) count();
   };
   const remove = () => {
-    end = told = undefined;
+    end = told = node.compareIterisProgress = undefined;
     changed(false);
     hide();
   };
-  node.showIterisWaiting = (before) => {
-    if (before !== undefined) node.showIterisProgress(waiting(before ? say("queued", { before }) : say("running")));
+  node.showIterisWaiting = (before, run) => {
+    const words = before ? say("queued", { before }) : say("running");
+    if (before !== undefined) node.showIterisProgress({ ...waiting(words), prompt_id: run });
     else if (told?.isWaiting) remove();
   };
   return remove;

@@ -5,6 +5,7 @@ import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepComparison, keptComparison } from "./kept.js";
 import { isGone } from "./loras.js";
+import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
@@ -69,6 +70,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   let shown; // the output, or how a run ended
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `workOf`, in the run that made what is shown
+  let made; // what is known of the merge that it is of, see `readMade`
   let failedAs; // or why that run failed
   node.startIterisRun = () => isOld && hide();
   node.showIterisText = (output) => {
@@ -79,6 +81,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   };
   const showParts = (output) => {
     shown = output;
+    [made] = output.iteris_made ?? [];
     isOld = false;
     const parts = [
       ...linesOf(output.text, output.iteris_saved ?? [], buttonsOf),
@@ -96,7 +99,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
       each.querySelector(":scope > .iteris-earlier")?.remove();
       each.classList.toggle("iteris-old", marked.includes(each));
     }
-    marked[0]?.prepend(html("div", "iteris-earlier", say(word)));
+    marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of: ofMerge(made, say) })));
   };
   compareWithRun(
     node,

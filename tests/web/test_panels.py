@@ -1,6 +1,7 @@
 """The pack's parts of nodes: buttons, the report panel and what a run tells it, in subgraphs, too."""
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import expect
@@ -922,6 +923,57 @@ def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, sm
     frontend.executed(MERGE, report_with_verdict(kept("first", 0.9, "good")), run="b")
     expect(verdicts).to_have_count(1)
     expect(earlier).to_have_count(0)
+    assert frontend.errors == []
+
+
+def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
+    """Also once its workflow is opened again; and a file stays that of the same report."""
+    small(frontend, seed=619)
+    frontend.set_widgets(MERGE, preset="Balanced")  # newer frontends put back what its id had
+    earlier = frontend.page.locator(".iteris-earlier")
+    output = report_with_verdict(kept("first", 0.83, "good"))
+    (report,) = output["iteris_report"]
+    report["digest"] = "19"
+    for at in (1e9, 1e9 + 60):
+        report["made"] = {"preset": "Balanced", "strengths": [0.8, 0.8], "at": at}
+        frontend.begin(str(at))
+        frontend.executed(MERGE, output, run=str(at))
+        if at == 1e9:
+            frontend.executed(SAVE, {"iteris_saved": [SAVED | {"report": "19"}]}, run=str(at))
+        expect(frontend.page.locator(".iteris-file")).to_contain_text("Saved: iteris_merged")
+    frontend.settle()
+    frontend.set_widgets(MERGE, preset="Fast")
+    said = re.compile(r"^Result of a run with other settings \(Balanced, at 0\.8, 9/9/01, .*\)\.$")
+    expect(earlier).to_have_text(said)
+    frontend.load(frontend.workflow(), "again")
+    expect(earlier).to_have_text(said)
+    assert frontend.errors == []
+
+
+def test_a_run_of_other_settings_says_so_while_it_goes_on(in_renderer, picture, small):
+    frontend = in_renderer
+    small(frontend, seed=620)
+    frontend.set_widgets(MERGE, preset="Balanced")
+    frontend.show(MERGE, top=300)
+    other = frontend.page.locator(".iteris-stage > .iteris-of-other")
+    stage = frontend.page.locator(".iteris-stage > .iteris-steps")
+    frontend.begin("of 20")
+    send_stage(frontend, "of 20", MERGE, "Sampling", 2, 4)
+    expect(stage).to_have_text("Sampling 2/4")
+    for preset, marked in (("Fast", 1), ("Balanced", 0), ("Fast", 1)):
+        frontend.set_widgets(MERGE, preset=preset)
+        expect(other).to_have_count(marked)
+    expect(other).to_have_text("With other settings")
+    picture(frontend, "of_other_settings")
+    send_stage(frontend, "of 20", MERGE, "Sampling", 3, 4)
+    expect(stage).to_have_text("Sampling 3/4")
+    expect(other).to_have_count(1)
+    frontend.executed(MERGE, report_of(0.25), run="of 20")
+    frontend.begin("of 20 and fast")
+    send_stage(frontend, "of 20 and fast", MERGE, "Sampling", 2, 4)
+    expect(stage).to_have_text("Sampling 2/4")
+    expect(other).to_have_count(0)
+    frontend.send("execution_interrupted", prompt_id="of 20 and fast")
     assert frontend.errors == []
 
 
