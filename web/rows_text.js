@@ -12,6 +12,7 @@ const NUMBER = /^\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*$/i;
 const KINDS = ["subject", "style"];
 // what templates call the LoRAs of their rows
 const CALLED = { subject: "a {trigger}", style: "in {trigger} style" };
+const BEFORE_WORDS = /^(.*?)\s+((?:called|without)=.*)$/s;
 const NAMED = ["priority", "called", "blocks", "without"];
 const TAGS = /<lora:[^<>\n]*>/gi;
 const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
@@ -87,7 +88,8 @@ export function furtherWords({ priority, called, blocks, without }) {
 
 /**
  * Read what `furtherWords` writes, as a user writes it. Any other text is block weights as it stands, such as
- * `lbw=1,0,1` or `IN01:0.5, MID:0`: the server reads it, or refuses the row for it, so that nothing is dropped unsaid.
+ * `lbw=1,0,1` or `IN01:0.5, MID:0 without=*attn2*`: the server reads it, or refuses the row for it, so that nothing is
+ * dropped unsaid.
  *
  * @param {string} text
  * @returns {{called: string, blocks: string, without: string[], error?: {kind: string, part: string}}} `error`: why the
@@ -95,16 +97,22 @@ export function furtherWords({ priority, called, blocks, without }) {
  */
 export function furtherIn(text) {
   const written = text.trim();
-  const [{ row, error }, another] = readRows(`<lora:x> ${written.replace(AS_BLOCKS, "blocks=")}`);
+  const { error, ...found } = wordsIn(written.replace(AS_BLOCKS, "blocks="));
+  if (!error) return found;
+  const own = written.replace(AS_BLOCKS, "");
+  if (error.kind === "twice") return { ...found, blocks: own, error };
+  const [, blocks, words] = own.match(BEFORE_WORDS) ?? [];
+  const after = words ? wordsIn(words) : { error };
+  if (after.error) return { ...found, blocks: own, error: { kind: "unread", part: written } };
+  return { ...after, blocks, error: { kind: "unread", part: blocks } };
+}
+
+/** Read words as `furtherWords` writes them; with an `error` and empty where there are others. */
+function wordsIn(text) {
+  const [{ row, error }, another] = readRows(`<lora:x> ${text}`);
   const isFurther = row && !another && !row.kind && row.priority === plain.priority && !row.prompts.length;
-  if (isFurther) return { called: row.called, blocks: row.blocks, without: row.without };
-  const blocks = written.replace(AS_BLOCKS, "");
-  return {
-    called: "",
-    blocks,
-    without: [],
-    error: error?.kind === "twice" ? error : { kind: "unread", part: written },
-  };
+  const { called, blocks, without } = isFurther ? row : plain;
+  return { called, blocks, without, ...(isFurther ? {} : { error: error ?? { kind: "unread", part: text } }) };
 }
 
 /** Return what a LoRA of another kind is called, where a template said so of the kind that it was. */

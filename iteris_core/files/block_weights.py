@@ -31,6 +31,7 @@ _BASE = "BASE"
 _ALL = "ALL"
 # Kinds of blocks in a diffusion model. All others are text encoders' and the like.
 _KINDS = ("IN", "MID", "OUT", "D", "S", "B", "NR", "CR")
+_GROUPS = frozenset(("IN", "MID", "OUT", "D", "S", "B"))  # which a family has, see `Family.blocks`
 _OF_TEXT = ("TE", "TG")  # which may also be named
 _WORDS = {
     "M": "MID",
@@ -186,12 +187,24 @@ def layer_weights(
     """Return the weights of a LoRA's layers; for the arguments see `LayerWeights` and `LoraUse`.
 
     Raises:
-        ConfigError: See `check_spelling`; or a list that is not for this family.
+        ConfigError: See `check_spelling`; or a list or a block that is not for this family.
     """
     check_spelling(name, blocks, without)
     text, is_list, is_whole = _in_names(name, blocks, family)
     entries = _entries(name, text)
+    _check_kinds(name, entries if not is_list else (), family)
     return LayerWeights(name, entries, not is_list, is_whole, tuple(without), own_path)
+
+
+def _check_kinds(name: str, entries: Iterable[_Entry], family: Family) -> None:
+    """Refuse blocks that no model of a family has, where it is known which these have."""
+    own = {_WORDS.get(group.upper(), group.upper()) for group in family.blocks}
+    foreign = [entry for entry in entries if own and entry.kind in _GROUPS.difference(own)]
+    if foreign:
+        raise ConfigError(
+            f"LoRA {shown(name)}: its block weights have {shown(foreign[0].text)}, and "
+            f"{family.name} has no such block. It has {some_of(family.blocks)}"
+        )
 
 
 def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
@@ -275,8 +288,8 @@ def _entry(name: str, text: str) -> _Entry:
         weight = math.nan
     if not abs(weight) <= MOST_WEIGHT:
         raise ConfigError(
-            f"LoRA {shown(name)}: a block weight is {shown(found[4])}; it must be a number from "
-            f"{-MOST_WEIGHT} to {MOST_WEIGHT}"
+            f"LoRA {shown(name)}: its block weights have {shown(text)}; a weight must be a number "
+            f"from {-MOST_WEIGHT} to {MOST_WEIGHT}"
         )
     if found[2] is None or kind in (_ALL, _BASE, "MID"):
         return _Entry(text, kind, 0, None, weight)

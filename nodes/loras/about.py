@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...iteris_core.errors import IterisError
 from .. import host
 from ..workflow import texts_upstream
-from .names import adapter_name
+from .names import adapter_name, find_name
 
 if TYPE_CHECKING:
     from ...iteris_core.files.families import Family
@@ -73,17 +73,34 @@ def about_lora(name: str) -> dict[str, Any]:
 
 def about_row(text: str) -> dict[str, Any]:
     """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
-    model: ``error``, None where it can.
+    model of its file's family, or for none at all where nothing tells that: ``error``, None where
+    it can.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
-    from ...iteris_core.files.block_weights import check_spelling
+    from ...iteris_core.files.block_weights import check_spelling, layer_weights
 
     try:
         for row in rows_in(text):
-            check_spelling(row.name, row.blocks, row.without)
+            says = (row.name, row.blocks, row.without)
+            family = _family_of(row.name)
+            if family:
+                layer_weights(*says, family)
+            else:
+                check_spelling(*says)
     except IterisError as error:
         return {"error": str(error)}
     return {"error": None}
+
+
+def _family_of(row: str) -> Family | None:
+    """Return the family of the file that a row names; None: nothing tells."""
+    from ...iteris_core.files.families import FAMILIES
+    from ...iteris_core.files.headers import lora_header
+
+    with suppress(IterisError):
+        file = find_name(row, host.lora_names())
+        return FAMILIES.get(lora_header(host.lora_path(file)).family)
+    return None
 
 
 def thumbnail_of(name: str) -> tuple[bytes, str] | None:

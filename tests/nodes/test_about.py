@@ -48,9 +48,21 @@ def test_a_textual_inversion_is_told_from_a_lora(replace_host, tmp_path):
     assert about_lora(path.name)["error"].endswith(said)
 
 
-def test_a_row_learns_before_a_run_that_no_model_has_its_blocks():
+def test_a_row_learns_before_a_run_that_no_model_has_its_blocks(replace_host):
+    replace_host(lora_names=list)
     for said in ("blocks=OUTALL", 'blocks="IN01:0.5, MID:0" without=*attn2*', "subject | a dog"):
         assert about_row(f"<lora:ink:1> {said}") == {"error": None}, said
     assert "'ink': its block weights have 'FOO'" in about_row("<lora:ink:1> blocks=FOO")["error"]
-    assert "a block weight is '1000'" in about_row("<lora:ink:1> blocks=IN:1000")["error"]
+    assert "have 'IN:1000'; a weight must be" in about_row("<lora:ink:1> blocks=IN:1000")["error"]
     assert about_row("nothing")["error"]
+
+
+def test_a_row_learns_before_a_run_that_its_file_s_model_has_no_such_blocks(replace_host, tmp_path):
+    path = tmp_path / "ink.safetensors"
+    stated = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+    save_file({"a.lora_down.weight": torch.ones(2, 2)}, path, stated)
+    replace_host(lora_names=lambda: [path.name], lora_path=lambda _: path)
+    for said, found in (("double:0", "'double:0', and SDXL"), (",".join("1" * 17), "for SDXL")):
+        assert found in about_row(f'<lora:ink:1> blocks="{said}"')["error"]
+        assert about_row(f'<lora:gone:1> blocks="{said}"') == {"error": None}
+    assert about_row("<lora:ink:1> blocks=IN:0") == {"error": None}

@@ -374,4 +374,8 @@ test("what a row says in words is read, and any other text is its block weights"
   }
   assert.equal(furtherIn("lbw=IN01:0.5, MID:0").blocks, "IN01:0.5, MID:0");
   assert.equal(furtherIn("called=a called=b").error.kind, "twice");
+  const both = { blocks: "IN01:0.5, MID:0", without: ["*a*"], called: "an ink" };
+  for (const text of ["", "lbw="].map((start) => `${start}IN01:0.5, MID:0 without=*a* called="an ink"`))
+    assert.deepEqual(furtherIn(text), { ...both, error: { kind: "unread", part: both.blocks } }, text);
+  assert.equal(furtherIn("IN01:0.5 without=").blocks, "IN01:0.5 without=");
 });

@@ -1582,6 +1582,15 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
     assert row_sent(page_of_rows) == "<lora:first:1> blocks=IN01=0.2"
     more.fill("block")
     expect(why).to_have_text("Not understood: block. Write, for example: IN01:0.5, MID:0")
+    more.fill("XX99:0 without=*a*")
+    expect(why).to_have_text("Not understood: XX99:0. Write, for example: IN01:0.5, MID:0")
+    more.fill("IN01:0.5 without=*a*")
+    expect(page.locator(".iteris-wrong")).to_have_count(0)
+    assert row_sent(page_of_rows) == "<lora:first:1> blocks=IN01:0.5 without=*a*"
+    more.fill("blocks=double:0")
+    expect(why).to_have_text(re.compile("have 'double:0', and SD1.5 has no such block"))
+    more.fill("block")
+    expect(why).to_have_text("Not understood: block. Write, for example: IN01:0.5, MID:0")
     expect(refused).to_have_attribute("data-place", "0")
     assert row_sent(page_of_rows) == "<lora:first:1> blocks=block", (
         "a run is refused, and has no old value"
