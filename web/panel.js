@@ -110,7 +110,9 @@ function detailsOf(model, say) {
   const hints = ["hover", "scale"].map((word) => html("div", "iteris-quiet", say(word)));
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : hints));
   show();
-  return [overallOf(model, say), chart(model, show), detail, ...model.notes.map((note) => noteOf(note, model.tasks))];
+  const notes = model.notes.map((note) => noteOf(note, model.tasks));
+  if (model.side) notes.unshift(html("div", "iteris-quiet iteris-note", say("measured_at", { side: model.side })));
+  return [overallOf(model, say), chart(model, show), detail, ...notes];
 }
 
 const noteOf = (note, tasks) => html("div", "iteris-quiet iteris-note", noteLine(note, tasks));

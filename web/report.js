@@ -90,6 +90,7 @@ const rounded = (value) => (Number.isFinite(value) ? Number(value.toPrecision(DI
  *   warnings: string[], prompts: string[], notes: string[]}}
  *   `digest`: tells it from other reports; undefined in those of version 0.1.0.
  *   `made`: see `readMade`; undefined while a merge runs, and in reports of version 0.1.0.
+ *   `side`: of the pictures that were measured, in pixels; undefined while a merge runs, and where none was measured.
  *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
@@ -109,11 +110,13 @@ export function figures(report) {
     blocks.get(block).layers.push([layer, rank, residuals, wears]);
   }
   const notes = report.notes ?? [];
+  const side = report.is_measured && report.settings?.calibration?.resolution;
   const texts = (isAsked) => notes.filter(isAsked).map(({ text }) => text);
   return {
     version: 1,
     ...(report.digest ? { digest: report.digest } : {}),
     ...(report.made ? { made: report.made } : {}),
+    ...(side ? { side } : {}),
     verdict: verdict(report),
     tasks,
     unseen: unseen(report),

@@ -149,6 +149,7 @@ export function readSaved(saved) {
     version: 1,
     ...(isText(saved.digest) ? { digest: saved.digest } : {}),
     ...(made ? { made } : {}),
+    ...(isNumber(saved.side) ? { side: saved.side } : {}),
     verdict: verdictOf(saved.verdict, ofBlocks),
     tasks,
     unseen: unseen.slice(0, MOST.lines),

@@ -14,6 +14,9 @@ const REPORT = figures({
   ],
   fidelity: [{ task: "cat", output_error: 0.1, strength: null }],
   unmatched: { cat: ["key"] },
+  made: { preset: "Balanced", strengths: [1, 0.8], at: 1e9 },
+  settings: { calibration: { resolution: 768 } },
+  is_measured: true,
   notes: [
     { kind: "host", text: "a note" },
     { kind: "prompts", text: "taken out" },
@@ -112,6 +115,7 @@ test("a report of a version that kept nothing about prompts is read", () => {
 
 test("a report is read as it was kept", () => {
   assert.deepEqual(readSaved(JSON.parse(JSON.stringify(REPORT))), REPORT);
+  assert.deepEqual([REPORT.side, REPORT.made.preset], [768, "Balanced"]);
 });
 
 test("a report of an older version, which had no verdict, is read", () => {

@@ -933,7 +933,8 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
     earlier = frontend.page.locator(".iteris-earlier")
     output = report_with_verdict(kept("first", 0.83, "good"))
     (report,) = output["iteris_report"]
-    report["digest"] = "19"
+    report |= {"digest": "19", "is_measured": True}
+    report["settings"] = {"calibration": {"resolution": 768}}
     for at in (1e9, 1e9 + 60):
         report["made"] = {"preset": "Balanced", "strengths": [0.8, 0.8], "at": at}
         frontend.begin(str(at))
@@ -947,6 +948,8 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
     expect(earlier).to_have_text(said)
     frontend.load(frontend.workflow(), "again")
     expect(earlier).to_have_text(said)
+    size = frontend.page.locator(".iteris-details .iteris-note").first
+    expect(size).to_have_text("Measured at 768 \N{MULTIPLICATION SIGN} 768 pixels.")
     assert frontend.errors == []
 
 

@@ -74,6 +74,7 @@ export default {
   residual: "layers: median {median}, worst {worst} at {at}",
   leak: "layers change: median {median}, worst {worst} at {at}",
   hover: "Point at a bar for its layers.",
+  measured_at: "Measured at {side} × {side} pixels.",
   suffers: "{lora} suffers most",
   earlier: "Result of an earlier run{of}: the last one did not finish.",
   before: "Result of the run before this one{of}.",

@@ -77,6 +77,7 @@ export default {
   residual: "層ごと：中央値 {median}、最大 {worst}（{at}）",
   leak: "層の変化：中央値 {median}、最大 {worst}（{at}）",
   hover: "棒にポインターを合わせると、層ごとの値が出ます。",
+  measured_at: "測定時のサイズは {side} × {side} ピクセルです。",
   suffers: "{lora} の損失が最大",
   earlier: "以前の実行の結果です{of}。直前の実行は完了しませんでした。",
   before: "1つ前の実行の結果です{of}。",

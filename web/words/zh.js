@@ -71,6 +71,7 @@ export default {
   residual: "各层：中位数 {median}，最差 {worst}（{at}）",
   leak: "各层变化：中位数 {median}，最差 {worst}（{at}）",
   hover: "将指针移到柱上，可查看其中各层。",
+  measured_at: "测量时的尺寸为 {side} × {side} 像素。",
   suffers: "{lora} 损失最大",
   earlier: "这是更早一次运行的结果{of}：上一次运行没有完成。",
   before: "这是前一次运行的结果{of}。",
