@@ -108,11 +108,12 @@ def meeting_of(uses: Sequence[LoraUse]) -> str:
 
 def words_for(uses: Sequence[LoraUse], *, together: bool) -> str:
     """Return what to draw with a merge of several subjects: the prompt where they meet, or the
-    first prompt of a LoRA where they were not measured together; empty: there are not several.
+    first prompt of a subject where they were not measured together; empty: there are not several.
     """
-    if len({use.called for use in uses if use.kind == "subject" and use.called}) < 2:
+    subjects = [use for use in uses if use.kind == "subject"]
+    if len({use.called for use in subjects if use.called}) < 2:
         return ""
-    own = (prompt for use in uses for prompt in use.prompts)
+    own = (prompt for use in subjects for prompt in use.prompts)
     return meeting_of(uses) if together else next(own, "")
 
 

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
+from .comparison import words_for
 from .expert_files import LOW_INPUT
 from .loras.names import path_to_save
 from .pictures import jpeg_uri
@@ -149,6 +150,7 @@ class SaveMergedLora(io.ComfyNode):
             "mb": path.stat().st_size / 1e6,
             "ranks": [min(ranks, default=0), max(ranks, default=0)],
             "words": triggers_of(merged.loras),
+            "prompt": words_for([lora.use for lora in merged.loras], together=merged.is_together),
             "hash": lora_header(path).digest,
             "report": merged.report and merged.report.to_dict()["digest"],
         }

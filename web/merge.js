@@ -162,15 +162,15 @@ export function addReport(node, say) {
     event.stopPropagation();
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
     const titles = { positive: say("prompt"), negative: say("negative_prompt") };
-    const known = { ...(await aboutModelOf(node)), words: words.join(", "), title, titles };
+    const known = { ...(await aboutModelOf(node)), words, title, titles };
     if (!node.graph) return;
     turnBack(node, newRow(name).text, create, app.canvas, known);
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));
   };
   /** Return what loads a file of the merge; undefined: that is one of a pair, or a row cannot name it. */
-  node.iterisLoaderOf = ({ listed_as: name, words } = {}) => {
+  node.iterisLoaderOf = ({ listed_as: name, words, prompt } = {}) => {
     const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
-    return name && canName(name) && !isOfPair ? (event) => loadNow(event, name, words) : undefined;
+    return name && canName(name) && !isOfPair ? (event) => loadNow(event, name, prompt ?? words.join(", ")) : undefined;
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () => asOneStep(() => runAlone(addSave(node, create, app.canvas))); // which changes seeds in older frontends

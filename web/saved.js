@@ -90,12 +90,13 @@ function verdictOf(verdict, blocks) {
  */
 export function readFile(file) {
   if (!isObject(file) || !isText(file.name) || !isNumber(file.mb)) return undefined;
-  const { name, mb, ranks, words, listed_as: listed, hash, report } = file;
+  const { name, mb, ranks, words, prompt, listed_as: listed, hash, report } = file;
   if (!Array.isArray(ranks) || ranks.length !== 2 || !ranks.every(isNumber)) return undefined;
   if (!Array.isArray(words) || !words.every(isText)) return undefined;
   const place = isText(listed) && isText(hash) ? { listed_as: listed, hash } : {}; // version 0.1.0 kept none
   const whose = isText(report) ? { report } : {}; // the digest of the merge's report
-  return { name, mb, ranks, words: words.slice(0, MOST.texts), ...place, ...whose };
+  const drawn = prompt && isText(prompt) ? { prompt } : {}; // what to draw with a merge of several subjects
+  return { name, mb, ranks, words: words.slice(0, MOST.texts), ...drawn, ...place, ...whose };
 }
 
 function isLine(line, tasks) {

@@ -64,7 +64,7 @@ def test_a_lora_without_prompts_is_drawn_on_those_of_the_user_alone():
 
 def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
     assert comparison.words_for([DOG, CAT], together=True) == "a sks dog and a cat"
-    assert comparison.words_for([DOG, CAT], together=False) == "a photo of a sks dog"
+    assert comparison.words_for([INK, DOG, CAT], together=False) == "a photo of a sks dog"
     assert (
         comparison.words_for([DOG, CAT, INK], together=True) == "a sks dog and a cat, in ink style"
     )

@@ -20,6 +20,9 @@ from iteris_core.errors import NameTakenError
 from iteris_core.files.headers import lora_header
 from iteris_core.files.tensors import read_tensors, sha256
 
+# recipes
+ANOTHER, A_THIRD = ('{"seed": 1}', '{"seed": 2}')
+
 
 @pytest.fixture
 def merged(keys):
@@ -97,7 +100,7 @@ def titles(folder):
 
 def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
     names = ["a.safetensors", "a_02.safetensors", "a_03.safetensors"]
-    assert [saving(recipe=recipe).name for recipe in ("{}", "[1]", "[2]")] == names
+    assert [saving(recipe=recipe).name for recipe in ("{}", ANOTHER, A_THIRD)] == names
     why = "a.safetensors exists: switch overwrite on to replace it"
     assert [why in text for text in saving.shown] == [False, True, True]
     assert titles(tmp_path) == {f"{title}.safetensors": title for title in ("a", "a_02", "a_03")}
@@ -107,11 +110,11 @@ def test_a_name_that_is_taken_gets_a_number(saving, tmp_path):
 
 def test_a_merge_that_is_saved_already_is_not_saved_again(saving, tmp_path, replace_host):
     grey = {"cover": torch.full((1, 8, 8, 3), 0.5)}
-    for more in ({}, {"recipe": "[1]"}, {"recipe": "[1]", **grey}):
+    for more in ({}, {"recipe": ANOTHER}, {"recipe": ANOTHER, **grey}):
         saving(**more)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
     assert len(files) == 3, "two files, and a preview: another cover is no other merge"
-    of_names = {"a": {}, "a_02": {"recipe": "[1]", **grey}}
+    of_names = {"a": {}, "a_02": {"recipe": ANOTHER, **grey}}
     for name, more in of_names.items():
         assert saving(**more).stem == name
         path, told, facts = saving.shown[-1]  # and not what was told as it was saved
@@ -135,7 +138,7 @@ def test_a_name_that_is_another_file_in_the_lists_is_not_free(saving, tmp_path):
     other = tmp_path / "models" / "a.safetensors"
     saving.elsewhere.update({"a.safetensors": other, "a_02.safetensors": other})
     assert [saving("a").stem for _ in range(2)] == ["a_03", "a_03"], "not a, which is this merge"
-    assert saving("a", recipe="[1]").stem == "a_04"
+    assert saving("a", recipe=ANOTHER).stem == "a_04"
     assert "a.safetensors is another LoRA" in "".join(saving.shown[-1])
     kept = mine.read_bytes()
     with pytest.raises(
@@ -210,7 +213,7 @@ def test_a_bad_file_does_not_replace_a_good_one(saving, tmp_path, replace_host, 
     good = saving().read_bytes()
     replace_host(stock_loader=loader_of(merged, lambda parameter, value: None))
     with pytest.raises(IterisError, match="weights are missing or differ"):
-        saving(overwrite=overwrite, recipe="[1]")
+        saving(overwrite=overwrite, recipe=ANOTHER)
     assert [path.read_bytes() for path in (tmp_path / "loras").iterdir()] == [good]
 
 
@@ -236,10 +239,10 @@ def test_of_a_pair_both_files_are_saved_or_none(saving, tmp_path, replace_host, 
 
     replace_host(stock_loader=next_loader)
     with pytest.raises(IterisError, match=r"a(_02)?_low_noise.*weights are missing or differ"):
-        save(recipe="[1]")
+        save(recipe=ANOTHER)
     assert files() == good
     replace_host(stock_loader=loader_of(merged))
-    save(recipe="[1]")
+    save(recipe=ANOTHER)
     found = files()
     more = {} if overwrite else {name.replace("a_", "a_02_", 1) for name in names}
     assert set(found) == {*names, *more}
@@ -298,7 +301,7 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     saving("a", cover=dark)
     assert preview.read_bytes() == b"mine"
     assert "a.preview.png was there and was kept" in "\n".join(saving.shown[-1])
-    assert saving("a", recipe="[1]", cover=dark).name == "a_02.safetensors"
+    assert saving("a", recipe=ANOTHER, cover=dark).name == "a_02.safetensors"
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
     assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)

@@ -48,7 +48,7 @@ const REPORT = figures({
     lost_below: 0.3,
   },
 });
-const FILE = { name: "a.safetensors", mb: 3.5, ranks: [4, 16], words: ["sks dog"] };
+const FILE = { name: "a.safetensors", mb: 3.5, ranks: [4, 16], words: ["sks dog"], prompt: "a sks dog and a cat" };
 const JUNK = [
   null,
   undefined,

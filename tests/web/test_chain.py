@@ -653,7 +653,7 @@ def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, 
     assert frontend.errors == []
 
 
-def saved(frontend, *, is_cached=False, file="first", is_again=False):
+def saved(frontend, *, is_cached=False, file="first", is_again=False, prompt=""):
     """Let the page believe that a merge was saved, as a file that is there; return the button that loads it.
 
     A merge that the server's cache has is told after what was saved of it.
@@ -664,7 +664,7 @@ def saved(frontend, *, is_cached=False, file="first", is_again=False):
     told = "name => fetch(`/iteris/lora?name=${name}`).then((answer) => answer.json())"
     name = f"{file}.safetensors"
     file = {"merge": str(merge), "name": name, "listed_as": name}
-    file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"]}
+    file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"]} | ({"prompt": prompt} if prompt else {})
     file["hash"] = frontend.page.evaluate(told, file["name"])["hash"]
     load = frontend.page.locator(".iteris-report .iteris-load")
     lines = [f"/loras/{file['name']}", "read back", "3 MB"]
@@ -871,6 +871,16 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     tops = f"['IterISMerge', 'IterISLoad'].map((kind) => ({ONE})(kind).pos[1])"
     merge, loader = frontend.page.evaluate(tops)
     assert loader == pytest.approx(merge, abs=1), "level with it, where there is room"
+    assert frontend.errors == []
+
+
+def test_what_draws_a_file_gets_the_words_that_compare_would_draw(frontend):
+    """Also before that has run; of several subjects, whose trigger words alone are no prompt."""
+    frontend.load_template(1)
+    load = saved(frontend, prompt="a sks dog and a cat")
+    press_load(frontend, load)
+    texts = "app.graph.nodes.filter((node) => node.title === 'Prompt').map(({ widgets }) => widgets[0].value)"
+    assert frontend.page.evaluate(texts) == ["a sks dog and a cat"]
     assert frontend.errors == []
 
 
