@@ -24,6 +24,7 @@ import {
   begin,
   beginOpening,
   ifOwn,
+  isIn,
   isLeftOut,
   isLoaded,
   isNew,
@@ -158,18 +159,25 @@ const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
 let atWork; // the node that the server has told last to be at work
 let begun = 0; // runs
+let elsewhere; // the run that goes on, where this page has not queued it
 
 /** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
 const showWaiting = oneAtATime(async () => {
   const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
   if (!merges.length) return;
   const last = begun;
-  const { run, prompt = {}, before } = (await waitingRun()) ?? {};
+  const { run, prompt = {}, before, isElsewhere } = (await waitingRun()) ?? {};
+  const areIts = isElsewhere ? await Promise.all(merges.map((node) => isIn(prompt, node))) : [];
   if (last !== begun) return; // one of them may wait no more; another look follows
+  const hasEnded = elsewhere && run !== elsewhere;
+  elsewhere = isElsewhere ? run : undefined;
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
   const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
-  for (const node of merges)
-    node.showIterisWaiting(waiting.includes(node) && (before || mayRun(node)) ? before : undefined, run);
+  for (const [at, node] of merges.entries()) {
+    const isShown = isElsewhere ? areIts[at] : waiting.includes(node) && (before || mayRun(node));
+    node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
+  }
+  if (hasEnded) recall(); // nothing else tells this page what it has made
 }, LOOK);
 
 /**

@@ -104,22 +104,24 @@ export async function isOver() {
 
 /**
  * Return the run that is next of the workflow that is shown, what is run in it, id -> {class_type, inputs}, and how many
- * runs are before it; 0: it goes on. undefined: the server has nothing of it.
+ * runs are before it; 0: it goes on. Without one, the run that goes on where another window or a program has queued it,
+ * with `isElsewhere`. undefined: the server has nothing of it.
  */
 export async function waitingRun() {
   await Promise.allSettled([asking]);
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
-  if (before < 0) return undefined;
-  return { run: runs[before][1], prompt: ranOf(runs[before]), before };
+  if (before >= 0) return { run: runs[before][1], prompt: ranOf(runs[before]), before };
+  const isOther = now.length > 0 && ![workflows, places].some((known) => known.has(now[0][1]));
+  return isOther ? { run: now[0][1], prompt: ranOf(now[0]), before: 0, isElsewhere: true } : undefined;
 }
 
 /** Return whether the server is about to make anew what a node shows. */
 export async function isAwaited(node) {
-  const { run, prompt } = (await waitingRun()) ?? {};
+  const { run, prompt, isElsewhere } = (await waitingRun()) ?? {};
   const isMade = ([id, output]) => output[RUN] === run && nodeAt(app.graph, id) === node;
-  return nameIn(prompt, node) !== undefined && !keptOutputs(store()?.activeWorkflow).some(isMade);
+  return !isElsewhere && nameIn(prompt, node) !== undefined && !keptOutputs(store()?.activeWorkflow).some(isMade);
 }
 
 /** Return what is run of a prompt as the server has it in its queue and its history. */
@@ -187,8 +189,12 @@ function workflowOf(run) {
 async function isOf(node, run) {
   await Promise.allSettled([asking]);
   const own = isQueuedHere(run);
-  if (own !== undefined) return own;
-  const name = nameIn(await promptOf(run), node);
+  return own ?? isIn(await promptOf(run), node);
+}
+
+/** Return whether a node has the same id and works out the same in a workflow as the server gets it. */
+export async function isIn(prompt, node) {
+  const name = nameIn(prompt, node);
   return name !== undefined && name === (await nameAsShown(node));
 }
 

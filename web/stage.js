@@ -83,8 +83,8 @@ export function addProgress(node, say, above, changed = () => {}) {
     changed(false);
     hide();
   };
-  node.showIterisWaiting = (before, run) => {
-    const words = before ? say("queued", { before }) : say("running");
+  node.showIterisWaiting = (before, run, isElsewhere) => {
+    const words = before ? say("queued", { before }) : say(isElsewhere ? "running_elsewhere" : "running");
     if (before !== undefined) node.showIterisProgress({ ...waiting(words), prompt_id: run });
     else if (told?.isWaiting) remove();
   };

@@ -824,6 +824,41 @@ def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
     assert frontend.errors == []
 
 
+def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=621)
+    frontend.set_widgets(MERGE, preset="Balanced")
+    frontend.keep()
+    frontend.show(MERGE, top=200)
+    own = frontend.prompt()
+    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+
+    def queue(*now):
+        page.unroute("**/queue")
+        page.route("**/queue", lambda route: route.fulfill(json=busy))
+        busy = {"queue_running": now, "queue_pending": []}
+        with page.expect_response("**/queue"):
+            frontend.send("status", exec_info={"queue_remaining": len(now)})
+
+    queue([0, "of another", own, {}, [str(MERGE)]])
+    expect(line).to_contain_text("Running in another window")
+    frontend.know("of another", own, {str(MERGE): report_of(0.25)})
+    queue()
+    expect(line).to_have_count(0)
+    page.wait_for_function(f"app.graph.getNodeById({MERGE}).properties.iteris_report")
+    assert residual_of(frontend) == (0.25, 0.25)
+    frontend.forget("of another")
+    frontend.set_widgets(MERGE, preset="Fast")
+    frontend.keep()
+    queue([0, "of other settings", own, {}, [str(MERGE)]])
+    frontend.settle(60)
+    expect(line).to_have_count(0)
+    queue()
+    page.unroute("**/queue")
+    assert frontend.errors == []
+
+
 def test_after_f5_a_merge_says_that_it_runs_before_the_server_tells_how_far(in_renderer, small):
     frontend = in_renderer
     page = frontend.page

@@ -211,6 +211,7 @@ export default {
   hide_advanced: "Hide advanced inputs",
   queued: "In the queue, {before} before it",
   running: "Running",
+  running_elsewhere: "Running in another window",
   other_settings: "With other settings",
   stage: "Stage {number} of {count}: ",
   left: "about {time} left",

@@ -214,6 +214,7 @@ export default {
   hide_advanced: "詳細入力を非表示",
   queued: "キューで待機中（前に {before} 件）",
   running: "実行中",
+  running_elsewhere: "別のウィンドウで実行中",
   other_settings: "別の設定での実行",
   stage: "ステージ {number}/{count}：",
   left: "残り約 {time}",

@@ -206,6 +206,7 @@ export default {
   hide_advanced: "隐藏高级输入",
   queued: "排队中，前面还有 {before} 个任务",
   running: "运行中",
+  running_elsewhere: "正在另一个窗口中运行",
   other_settings: "以其他设置运行",
   stage: "第 {number} 阶段（共 {count} 个）：",
   left: "还需约 {time}",
