@@ -457,17 +457,16 @@ def make_blueprint(chromium: object, address: str, names: list[str]) -> None:
     (folder / f"{template.title}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def lower(frontend: browser.Frontend, merge: int) -> None:
-    """Put what stands beside the note beside the merge, for close-ups of both."""
-    frontend.page.evaluate(
-        """(id) => {
-            const { pos: [x, y], size: [width] } = app.graph.getNodeById(id);
-            for (const node of app.graph.nodes) if (node.pos[0] > x + width) node.pos = [node.pos[0], y];
-            for (const [reroute, { pos }] of [...app.graph.reroutes])
-                if (pos[1] < y - 100) app.graph.removeReroute(reroute);
-        }""",
-        merge,
-    )
+def lowered(workflow: dict) -> dict:
+    """Return a template with what stands beside its note beside its merge, for close-ups of both."""
+    (merge,) = (node for node in workflow["nodes"] if node["type"] == "IterISMerge")
+    right = merge["pos"][0] + merge["size"][0]
+    for node in workflow["nodes"]:
+        if node["pos"][0] > right:
+            node["pos"][1] = merge["pos"][1]
+    for way in ("reroutes", "linkExtensions"):
+        del workflow["extra"][way]
+    return workflow
 
 
 def add_settings(frontend: browser.Frontend, merge: int) -> int:
@@ -742,9 +741,8 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     close_news(page)
     title = f"1 {TEMPLATES[0].title}"
     workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
-    frontend.load(workflow, title)
+    frontend.load(lowered(workflow), title)
     small_model(frontend, merge, compare)
-    lower(frontend, merge)
     frontend.show(merge, **MERGE_FILMED)
 
     def node(kind: str) -> Any:
