@@ -65,13 +65,20 @@ function wayDown(merge, { pos }) {
   ];
 }
 
+/** Return whether a new node is right beside a merge, at whatever height. */
+const isBeside = (merge, { pos }) => pos[0] === merge.pos[0] + merge.size[0] + GAP;
+
+/** Link a VAE to a new Compare: above the merge, which grows in a run, where the way down leads straight to it. */
+const linkVae = (vae, merge, below, compare) =>
+  linkRound(vae, merge, isBeside(merge, compare) ? undefined : below, compare, "vae", 0);
+
 /** Link a merge to new nodes that lie side by side, at its right or not far from there. */
 function linkMerged(merge, [first, second], below) {
   const merged = mergedOf(merge);
   const above = first.pos[1] - TITLE - BADGE - LANE / 2;
-  const isBeside = first.pos[0] === merge.pos[0] + merge.size[0] + GAP;
-  const isLower = isBeside && first.pos[1] > merge.pos[1];
-  if (isBeside) link(merged, first, "merged", ...(isLower ? wayDown(merge, first) : []));
+  const isNear = isBeside(merge, first);
+  const isLower = isNear && first.pos[1] > merge.pos[1];
+  if (isNear) link(merged, first, "merged", ...(isLower ? wayDown(merge, first) : []));
   else linkRound(merged, merge, below, first, "merged", -1);
   if (!second) return;
   const { link: branch } = originOf(first, "merged");
@@ -190,6 +197,7 @@ export function turnInto(node, create, canvas, title, guidance) {
     // rows have no height yet
     const height = Math.max(merge.size[1], node.size[1]);
     merge.pos = [...node.pos];
+    merge.setSize([Math.max(merge.size[0], node.size[0]), merge.size[1]]); // else lanes beside it would be behind the loader
     const sizes = sizesOf(graph);
     const { value: loras } = node.widgets.find(({ name }) => name === "loras");
     const grown = height + roomFor(loras);
@@ -244,7 +252,7 @@ export function turnInto(node, create, canvas, title, guidance) {
     }
     linkMerged(merge, compare ? [compare, save] : [save], below);
     if (compare) {
-      linkRound(vae, merge, below, compare, "vae", 0);
+      linkVae(vae, merge, below, compare);
       linkCover(compare, save);
     }
     shown.push(save);
@@ -334,7 +342,7 @@ export function addCompare(merge, create, canvas, guidance) {
     putCompare(graph, compare, place, sampledBy(merge), measured);
     const below = pos[1] + size[1] + LANE;
     linkMerged(merge, [compare], below);
-    linkRound(vae, merge, below, compare, "vae", 0);
+    linkVae(vae, merge, below, compare);
     for (const taker of takers(graph, merge.outputs))
       if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);

@@ -111,7 +111,7 @@ export function takeOutputs(taker, taken) {
  *
  * @param {object} origin
  * @param {object} merge
- * @param {number} [below] how far the merge may grow; without it, the way goes above it
+ * @param {number} [below] how far the merge may grow; without it, the way goes above it, and down right beside it
  * @param {object} target at its right
  * @param {string} name of the input
  * @param {number} place of the link among those that come so
@@ -120,9 +120,10 @@ export function linkRound(origin, merge, below, target, name, place) {
   if (!origin) return;
   const { graph, pos, size } = merge;
   const { outputNode: node } = origin;
+  const right = pos[0] + size[0];
   const from = node ? slotHeight(node, origin.output) : pos[1] + place * LANE;
   const into = target.getInputPos(target.findInputSlot(name))[1];
-  const isPast = node && node !== merge && node.pos[0] > pos[0] + size[0];
+  const isPast = node && node !== merge && node.pos[0] > right;
   const goesAbove = isPast || below === undefined;
   const step = goesAbove ? -LANE / 2 : LANE / 2;
   const exit = isPast ? from : from + 2 * step;
@@ -133,7 +134,8 @@ export function linkRound(origin, merge, below, target, name, place) {
   const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : under + LANE / 2;
   const start = freeLane(graph, 0, at, aside, [exit, level], node);
   const along = freeLane(graph, 1, level, step, [start, target.pos[0]]);
-  const end = freeLane(graph, 0, target.pos[0] - (LANE / 2) * (3 - place), -LANE / 2, [along, into]);
+  const [last, back] = isPast || !goesAbove ? [target.pos[0] - (LANE / 2) * (3 - place), -1] : [right + LANE / 2, 1];
+  const end = freeLane(graph, 0, last, (back * LANE) / 2, [along, into]);
   // a way of its own, not on from that of another link
   link({ ...origin, link: undefined }, target, name, [start, exit], [start, along], [end, along], [end, into]);
 }

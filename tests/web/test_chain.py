@@ -87,6 +87,20 @@ def load_plain(frontend, loader="IterISLoad", cfg=7):
     load_placed(frontend, plain(loader, cfg), "plain", places)
 
 
+# how far a link goes below its end at Compare
+LOWEST_OF_VAE = """(() => {
+    const compare = app.graph.nodes.find(({ type }) => type === 'IterISCompare');
+    const place = compare.findInputSlot('vae');
+    let lowest = -Infinity;
+    for (let { parentId } = app.graph.getLink(compare.inputs[place].link); parentId; ) {
+        const point = app.graph.getReroute(parentId);
+        lowest = Math.max(lowest, point.pos[1]);
+        ({ parentId } = point);
+    }
+    return Math.round(lowest - compare.getInputPos(place)[1]);
+})()"""
+
+
 def kinds(frontend):
     return sorted(node["class_type"] for node in frontend.prompt().values())
 
@@ -132,6 +146,9 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     assert frontend.page.evaluate("app.canvas.ds.scale") == scale
     assert frontend.page.evaluate(UNSEEN) == []
     assert new_in(frontend, then) == [set()] * 3
+    if where != "plain":
+        # Nodes 2.0 places sockets a little later
+        assert frontend.page.evaluate(LOWEST_OF_VAE) < 5, "not below the merge, which grows"
     points = "app.graph.reroutes.size"
     merged = kinds(frontend), frontend.page.evaluate(points)
     assert "IterISMerge" in merged[0]
