@@ -127,7 +127,9 @@ export function addSlider(node, say, above) {
       image.alt = select.selectedOptions[0].textContent;
       image.src = addressOf(pictures[select.selectedIndex]);
     }
-    Object.assign(frame.dataset, { left: over.alt, right: under.alt });
+    const { prompt } = rows[chosen];
+    const told = rows.length > 1 ? `↑↓ ${prompt}` : prompt;
+    Object.assign(frame.dataset, { left: over.alt, right: under.alt, prompt: told });
     for (const each of strip.querySelectorAll("button")) {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
@@ -176,6 +178,13 @@ export function addSlider(node, say, above) {
     if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event);
   });
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+  frame.addEventListener("keydown", (event) => {
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!by || !document.fullscreenElement) return;
+    event.preventDefault(); // they would move the divider, as those to the sides do
+    showRow((chosen + by + rows.length) % rows.length);
+    show();
+  });
   divider.addEventListener("input", cut);
   divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
   for (const select of [left, right]) select.addEventListener("change", show);

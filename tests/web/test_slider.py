@@ -167,6 +167,14 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     close = page.get_by_role("button", name="Close full screen")
     expect(close).to_be_visible()
     expect(divider).to_be_focused()  # some time after the picture is large
+    prompt = "document.fullscreenElement.dataset.prompt"
+    moved = divider.input_value()
+    for key in ("ArrowDown", "ArrowUp"):
+        had = page.evaluate(prompt)
+        page.keyboard.press(key)
+        assert page.evaluate(prompt) != had, "another prompt's pictures"
+        assert divider.input_value() == moved
+    assert page.evaluate(f"[...{names}, {prompt}]") == ["stacked", "merged", f"↑↓ {PROMPTS[1]}"]
     for key in ("Tab", "Enter"):
         page.keyboard.press(key)
     page.wait_for_function("!document.fullscreenElement")
