@@ -547,7 +547,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     frontend.show(compare, left=400, top=130, scale=0.82)
     shoot("6_compare")
     page.set_viewport_size(TALL)
-    page.locator(".iteris-details summary", has_text="Layers").click()
+    page.locator(".iteris-details summary", has_text="layers").click()
     frontend.show(merge, left=300, top=-70, scale=0.9)
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("7_details")

@@ -112,7 +112,7 @@ function detailsOf(model, say) {
   show();
   const notes = model.notes.map((note) => noteOf(note, model.tasks));
   if (model.side) notes.unshift(html("div", "iteris-quiet iteris-note", say("measured_at", { side: model.side })));
-  return [overallOf(model, say), chart(model, show), detail, ...notes];
+  return [...notes, overallOf(model, say), chart(model, show), detail]; // first what can be understood without the method
 }
 
 const noteOf = (note, tasks) => html("div", "iteris-quiet iteris-note", noteLine(note, tasks));

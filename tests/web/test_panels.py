@@ -168,7 +168,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture\nunlikely"
     to_do = "To get them into one picture, switch on “together”."
-    parts = ("lost", together, to_do, against, taken, "WARNING", "Layers, bars and notes")
+    parts = ("lost", together, to_do, against, taken, "WARNING", "Notes, bars and layers")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
 
@@ -179,6 +179,9 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     page.locator(".iteris-details summary").click()
     frontend.settle()
     assert chart.is_visible() and "A note" in panel.inner_text()
+    parts = (".iteris-details .iteris-note", ".iteris-overall", ".iteris-chart")
+    order = [page.locator(part).first.bounding_box()["y"] for part in parts]
+    assert order == sorted(order), "first what can be understood without the method"
     assert len(edges(page, ".iteris-figures", "left")) == 1, "figures are below one another"
     letters = "all => all.map((each) => parseFloat(getComputedStyle(each).fontSize) * each.getScreenCTM().a)"
     assert min(page.eval_on_selector_all(".iteris-label", letters)) > 9.9

@@ -66,7 +66,7 @@ export default {
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",
-  details: "Layers, bars and notes",
+  details: "Notes, bars and layers",
   scale:
     "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it. High figures are usual, also where the pictures are right: the verdict comes from pictures.",
   strength: "{percent} % of its effect, error {error} on unseen prompts",

@@ -63,7 +63,7 @@ export default {
   replaced_rest: "按 Ctrl+Z 可恢复合并节点及与其相连的节点。",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。再次运行会重新生成，合并也会重新进行。",
   words: "触发词：{words}",
-  details: "各层、柱状图与说明",
+  details: "说明、柱状图与各层",
   scale:
     "0：该层的输出与单独使用该 LoRA 时相同。1：偏差与该 LoRA 造成的变化一样大。即使图片正确，数值通常也偏高；判定来自图片。",
   strength: "在合并时没有用过的提示词上：效果的 {percent}%，误差 {error}",
