@@ -244,7 +244,8 @@ class Merge(io.ComfyNode):
             report,
             work.base.patched_low(result.adapter),
             ui={
-                "iteris_report": [{**report.to_dict(), "made": merged.made}],
+                "iteris_report": [report.to_dict()],
+                "iteris_made": [merged.made],
                 "text": [str(report)],
                 **cost_shown(work_by_preset(work.job, asked), preset, seconds, report, what),
             },

@@ -247,7 +247,7 @@ export function addReport(node, say) {
   node.showIterisReport = async (output) => {
     if (!output?.iteris_report?.[0]) return;
     const { file, ...before } = node.properties[PROPERTY] ?? {};
-    const found = readSaved(figures(output.iteris_report[0]));
+    const found = readSaved(figures({ ...output.iteris_report[0], made: output.iteris_made?.[0] }));
     const [was, is] = [before, found].map((each) => JSON.stringify({ ...each, made: undefined }));
     // what is told again, as from the server's cache or after a restart, is still in the file
     const isAgain = file && was === is;

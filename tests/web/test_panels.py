@@ -974,7 +974,7 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
     report |= {"digest": "19", "is_measured": True}
     report["settings"] = {"calibration": {"resolution": 768}}
     for at in (1e9, 1e9 + 60):
-        report["made"] = {"preset": "Balanced", "strengths": [0.8, 0.8], "at": at}
+        output["iteris_made"] = [{"preset": "Balanced", "strengths": [0.8, 0.8], "at": at}]
         frontend.begin(str(at))
         frontend.executed(MERGE, output, run=str(at))
         if at == 1e9:
