@@ -79,7 +79,7 @@ def check_steady(network: Network) -> None:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module in training mode has a share of numbers that it drops."""
+    """Whether a module in training mode drops some numbers at random."""
     if isinstance(module, (_DropoutNd, nn.RReLU)):
         return getattr(module, "p", 1.0) > 0
     shares = (value for name, value in vars(module).items() if "drop" in name.lower())
@@ -141,8 +141,8 @@ def run_chunk(network: Network, chunk: Chunk) -> Any:
 def seen_by_hook(
     network: Network, path: str, x: Tensor, y: Tensor
 ) -> tuple[Chunk, Tensor, Tensor] | None:
-    """Return the chunk of a forward call, and a layer's input and output with one entry per row;
-    None in a call of other code.
+    """Return the current chunk, and a layer's input and output with one entry per row; None if
+    other code calls the layer.
 
     Raises:
         CalibrationError: The layer's rows are not the chunk's.

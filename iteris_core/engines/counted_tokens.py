@@ -1,5 +1,5 @@
-"""The tokens of a layer's rows that count in the statistics, their weights, and which of a
-teacher's tokens answers to which of its student's.
+"""Which tokens of a layer's rows count in the statistics, with what weight, and how the tokens of
+teacher and student are paired.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..layers import is_patchwise, weight_shape
 from ..rows.chunks import Block
 from .problem import Problem
 
-# Tokens of rows that are read whole: texts have few, which are not alike, and some are padding.
+# Rows of up to so many tokens are read whole: texts are short, with distinct tokens and padding.
 _READ_WHOLE = 512
 _CPU = torch.device("cpu")
 
@@ -25,8 +25,8 @@ class CountedTokens:
     """The tokens of some rows that count.
 
     Args:
-        picked: Tokens that are read, the same of every row: a slice, or their numbers. With
-            `counted` it is not looked at.
+        picked: Tokens that are read, the same in every row: a slice, or their numbers. Ignored if
+            `counted` is given.
         counted: Row and number of each token that counts, (n,) both; None: all that are picked.
         roots: Roots of their weights, (n, 1); None: all are 1.
         answering: Number of the teacher's token that answers to each token of its student, (rows,
@@ -81,8 +81,8 @@ def tokens_read(module: nn.Module, count: int, problem: Problem) -> int:
 def counted_tokens(
     block: Block, most: int, count: int, place: Workplace, stream: str, path: str
 ) -> CountedTokens | None:
-    """Return the tokens of a block that count, at random places where not all are read; None where
-    none does.
+    """Return the tokens of a block that count, a random choice if not all are read; None if there
+    are none.
 
     Args:
         most: Number of tokens of a row that are read, see `tokens_read`.
@@ -105,10 +105,10 @@ def counted_tokens(
     if not len(counted[0]):
         return None
     rows, numbers = (part.to(place.device) for part in counted)
-    found = weights[counted]
+    nonzero = weights[counted]
     roots = None
-    if (found != 1).any():
-        roots = found.to(place.device, place.dtype).sqrt()[:, None]
+    if (nonzero != 1).any():
+        roots = nonzero.to(place.device, place.dtype).sqrt()[:, None]
     if answering is not None:
         answering = answering[counted].to(place.device)
     return CountedTokens(slice(None), (rows, numbers), roots, answering)
@@ -123,20 +123,19 @@ def _order(count: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _read(count: int, most: int, device: torch.device) -> Tensor | slice:
-    """Return which of a row's tokens are read, rising; all of them where that many may be."""
+    """Return the tokens of a row that are read, rising; all if there are at most `most`."""
     return slice(None) if most >= count else _order(count)[:most].sort().values.to(device)
 
 
 def _thinned(weights: Tensor, order: Tensor, most: int) -> Tensor:
-    """Return token weights with some of each row's nonzero ones kept, the first in an order.
+    """Return token weights with at most `most` nonzero ones per row, the first in an order.
 
-    A row's sums stay in proportion to the sums over all its tokens: what is kept of a row of few
-    tokens is worth less.
+    All rows' sums shrink by the same factor on average, so that the tokens of a row with few of
+    them are worth less.
 
     Args:
         weights: (rows, tokens).
         order: Numbers of the tokens, (tokens,).
-        most: Number of tokens to keep of a row; fewer may count.
     """
     tokens = weights.shape[1]
     counts = weights[:, order] != 0

@@ -22,14 +22,14 @@ _PROBE = 64.0  # see `base_weight_and_bias`; far from an overflow of half precis
 class Drifting:
     """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
 
-    In half precision the difference of two outputs holds their rounding, which is many times the
-    drift where inputs are small compared with the bias, or hardly differ. There it is computed from
-    the inputs' difference.
+    In half precision, the difference of two outputs contains their rounding. Where the inputs are
+    small compared with the bias, or hardly differ, that is many times the drift. So the drift is
+    then computed from the difference of the inputs.
 
     Args:
         weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
             outputs is taken.
-        is_rounded: Whether that is rounded, and the weight could not be read.
+        is_rounded: Whether that difference is rounded, since the weight could not be read.
     """
 
     weight: Tensor | None
@@ -45,11 +45,11 @@ class Drifting:
         *,
         by_weight: bool = False,
     ) -> Drifting:
-        """Choose the way for a layer, by an input and its output; the same in all processes, whose
-        sums are added up.
+        """Choose how to compute a layer's drift, by an input and its output. All processes choose
+        alike, since their sums are added up.
 
         Args:
-            by_weight: Whether the weight is wanted, in any precision.
+            by_weight: Whether to use the weight in full precision, too.
         """
         dtype = product_dtype(x)
         is_half = y.dtype.itemsize < dtype.itemsize

@@ -60,13 +60,13 @@ def bytes_at(
         moments += 2 * tasks * kept * gram
     # rows that are gathered for the products: for the Gram matrix, and for the others
     gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
-    # the factor, and beside one in float32 the system; the right sides on the way through it
+    # the factor (and the system, if the factor is in float32), and copies of the right sides
     if in_float32(config.factorisation, device, d_in):
         solve = 1.5 * gram + 3.7 * right_side
     else:
         solve = gram + 4.6 * right_side
-    if keeps_rows:  # the system, and beside it the Gram matrix of one task's rows
+    if keeps_rows:  # the system and the Gram matrix of one task's rows
         solve = max(solve, (1 + kept) * gram)
-    if config.method == "ties":  # dense deltas, what is kept of them, its places and its signs
+    if config.method == "ties":  # dense deltas, their trimmed copies, masks and signs
         solve = max(solve, 5 * 8 * tasks * d_in * d_out)
     return LayerBytes(moments + gathered + tasks * kept * right_side, solve)

@@ -1,5 +1,5 @@
-"""Which sums a layer is measured by: those of its own rows, or those that follow from its input's;
-and whether these are sums themselves, or rows that are kept.
+"""How a layer is measured: by sums over its own rows or by sums that are derived from its input's,
+and whether the input's moments are sums or kept rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .drift import Drifting
 from .problem import Problem
 from .shared_inputs import SharedInput, SharedInputs, may_derive
 
-# What sums that follow from an input cost more than those of its layers: work on each token, in
-# squares of the width, and a product with the weight, its square and, where a probe reads it, its
-# reading.
+# Extra work of deriving sums from an input: on each token, in squares of the width; and on the
+# layers' weights, in products with such a square: one product, the weights' own square and, where
+# a probe reads them, the reading.
 _MORE_PER_TOKEN = 1.5
 _PRODUCTS = 2
 
@@ -29,8 +29,8 @@ _PRODUCTS = 2
 def can_derive(
     problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
 ) -> bool:
-    """Whether the sums of the layers that read an input are to follow from its moments: where that
-    is less work, and the settings ask for nothing else.
+    """Whether to derive the sums of all layers that read an input from its moments: if that is less
+    work, and the settings allow it.
     """
     width = inputs.widths.get(path)
     if width is None or not may_derive(problem.config) or _keeps_rows(problem, module, x):
@@ -41,8 +41,8 @@ def can_derive(
 
 
 def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:
-    """Whether inputs are kept as rows: where all tokens are fewer than the layer is wide. Processes
-    that share the samples have sums.
+    """Whether to keep inputs as rows: if there are fewer tokens than the layer is wide. Processes
+    that share the samples need sums, which can be added up.
     """
     count = tokens_read(module, token_count(module, x), problem)
     is_few = count * problem.samples < weight_shape(module)[1]
@@ -75,7 +75,7 @@ def new_statistics(
     worn: Sequence[Stacked[int] | None],
     drifting: Drifting | None,
 ) -> list[TaskStatistics]:
-    """Return the sums of each task at a layer, of its own rows or of its input's."""
+    """Return the sums of each task at a layer, over its own rows or derived from its input's."""
     if shared.derives and drifting is not None and drifting.weight is not None:
         base = BaseWeight(moved(drifting.weight, place.sums))
         exact = [exact_worn(mix, place) for mix in worn]

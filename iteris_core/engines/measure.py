@@ -71,7 +71,7 @@ class Measurement:
         deltas: Adapter index -> delta at this layer, float64 where sums are kept.
         worn: Mix of each task as one delta, as the rows wear it; None where it changes nothing.
         base: The layer without any adapter; only where the settings need it.
-        drifting: How the drift of the inputs is measured; only for the full-output target.
+        drifting: How the drift of the outputs is measured; only for the full-output target.
     """
 
     problem: Problem
@@ -155,15 +155,15 @@ class Measurement:
         return [None if mix is None else as_worn(mix.delta, self.place) for mix in self.worn]
 
     def sum_bytes(self) -> int:
-        """Return the memory that this layer's sums take, without those that it shares."""
+        """Return the memory that this layer's sums take, without those of an earlier layer."""
         own = sum(part.bytes() for part in self.statistics if isinstance(part, TaskSums))
         if not self.arrivals.is_first:
             return own
         return own + sum(moments.bytes() for moments in self.shared.moments)
 
     def add(self, chunk: Chunk, x: Tensor, y: Tensor) -> list[Tensor | None]:
-        """Add a chunk's rows to the sums, and return the teachers' codes per block, where rows wear
-        deltas in the precision of the sums' products.
+        """Add a chunk's rows to the sums, and return the teachers' codes per block; None if rows
+        wear deltas in another precision than that of the sums' products.
 
         Args:
             y: Output of the layer without any adapter.
@@ -239,7 +239,7 @@ class Measurement:
         )
 
     def _taught(self, block: Block, codes: Tensor, outputs: Tensor) -> Tensor:
-        """Return outputs, (n, d_out), with what the teacher adds: ``X dW^T`` more."""
+        """Return outputs, (n, d_out), plus what the teacher adds to them, ``X dW^T``."""
         mix = self.worn[block.task]
         return outputs if mix is None else torch.addmm(outputs, codes, mix.delta.up.T)
 
@@ -261,11 +261,11 @@ class Measurement:
         return tokens.weighed(outputs.to(self.place.dtype) - self.base.bias.to(self.place.dtype))
 
     def finish(self, *, counts: bool = True) -> None:
-        """Complete the sums, when all rows have been added, over all processes.
+        """Complete the sums, over all processes, when all rows have been added.
 
         Args:
-            counts: Whether the rows of this process count: they do not where it only repeats
-                another's, to go through the same layers.
+            counts: Whether the rows of this process count; False if it only repeats another's, to
+                go through the same layers.
         """
         moments = self.shared.moments if self.arrivals.is_first else []
         own = [statistics for statistics in self.statistics if isinstance(statistics, TaskSums)]

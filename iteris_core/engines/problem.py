@@ -18,7 +18,7 @@ from ..progress import Progress, nobody
 from ..report.layers import LayerReport
 from ..tasks import Task
 
-# Told each layer's report the moment the layer is solved.
+# Called with each layer's report as soon as the layer is solved.
 Watch = Callable[[LayerReport], None]
 # outputs[g][s]: (teacher's, student's) output row of sample s of task g.
 Outputs = tuple[tuple[tuple[Any, Any], ...], ...]
@@ -54,14 +54,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class SolvedLayer:
-    """A layer that was solved.
+    """A solved layer.
 
     Args:
         saved: The merged delta, on the CPU.
         values: Singular values of the answer in the metric of `truncate`, as many as the cut
             needed; None: no cut was considered.
-        drift_is_rounded: Whether the drift is the difference of outputs that half precision has
-            rounded, since the layer's weight could not be read.
+        drift_is_rounded: Whether the drift was taken from outputs in half precision, since the
+            layer's weight could not be read.
     """
 
     saved: LowRankDelta
@@ -93,14 +93,14 @@ class Listener:
 
     Args:
         progress: Listener for (layers solved, layers in all).
-        watch: Listener for the report of each solved layer, also of one that is solved again.
+        watch: Listener for the report of each solved layer, even if it is solved again.
     """
 
     progress: Progress = nobody
     watch: Watch = nobody
 
     def layer_solved(self, layer: SolvedLayer, done: int, total: int) -> None:
-        """Pass on that a layer is solved, as the one of number `done`."""
+        """Report a solved layer, number `done` of `total`."""
         self.progress(done, total)
         self.watch(layer.report)
 

@@ -87,16 +87,16 @@ class SharedInputs:
     """All inputs that later layers may read again.
 
     Args:
-        widths: Path of a layer -> d_out of all layers together that read its input, see `Readers`;
-            empty: it is not known.
+        widths: Path of a layer -> total d_out of the layers that read its input, see `Readers`;
+            empty: not known.
     """
 
     widths: Mapping[str, int] = field(default_factory=dict)
     entries: list[SharedInput] = field(default_factory=list)
 
     def find(self, reading: Reading, x: Tensor) -> SharedInput | None:
-        """Return the input whose first chunk is this tensor, read in this way, if there is one, and
-        forget those whose tensors are gone.
+        """Return the known input whose first chunk is this tensor, read this way, or None; forget
+        inputs whose tensors are gone.
         """
         self.entries = [entry for entry in self.entries if entry.is_alive]
         for entry in self.entries:
@@ -105,7 +105,7 @@ class SharedInputs:
         return None
 
     def bytes_besides(self, reading: Reading, x: Tensor) -> int:
-        """Return the memory that moments take which were measured, but for this tensor's."""
+        """Return the memory of all inputs' moments but this tensor's."""
         own = self.find(reading, x)
         others = (entry for entry in self.entries if entry is not own)
         return sum(moments.kept_bytes() for entry in others for moments in entry.moments)
@@ -120,7 +120,7 @@ class SharedInputs:
 
 
 def may_derive(config: MergeConfig) -> bool:
-    """Whether the sums that settings ask for may follow from a layer's input, see
+    """Whether the settings allow sums that are derived from a layer's input, see
     `statistics.DerivedSums`.
     """
     return config.target == "full_output" and config.balance != "full" and config.ridge != "paper"
@@ -135,7 +135,7 @@ class Readers:
         self._readers: dict[int, tuple[SharedInput, dict[str, int]]] = {}
 
     def note(self, path: str, module: nn.Module, x: Tensor) -> bool:
-        """Take note of a layer that is reached, and return whether it is the first of its input."""
+        """Note a layer that is reached, and return whether it is the first to read its input."""
         reading = Reading.of(self._network, path, module)
         found = self._inputs.find(reading, x)
         shared = found or self._inputs.add(reading)
@@ -146,7 +146,7 @@ class Readers:
         return found is None
 
     def widths(self) -> dict[str, int]:
-        """Return the path of each layer -> d_out of all layers together that read its input."""
+        """Return the path of each layer -> total d_out of the layers that read its input."""
         return {
             path: sum(readers.values()) for _, readers in self._readers.values() for path in readers
         }
@@ -154,11 +154,11 @@ class Readers:
 
 @dataclass
 class Arrivals:
-    """The tensors of one layer's input, chunk by chunk: noted here, or noted at an earlier layer,
-    and checked to be the same here.
+    """The tensors of one layer's input, chunk by chunk: noted by the first layer that reads it, and
+    checked to be the same by the others.
 
     Args:
-        is_first: Whether this layer is the first that reads the input.
+        is_first: Whether this layer is the first.
     """
 
     path: str
@@ -170,8 +170,7 @@ class Arrivals:
         """Take note of the next chunk's tensor.
 
         Raises:
-            CalibrationError: The tensor is another one than the chunk's when the input was
-                measured.
+            CalibrationError: It is not the tensor that was measured for this chunk.
         """
         if self.is_first:
             self.seen.append(Seen.of(x))

@@ -44,12 +44,12 @@ from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, Solve
 from .shared_inputs import Arrivals, Readers, Reading, Seen, SharedInputs
 
 logger = logging.getLogger("iteris")
-# Some numbers of a row, and its shape; None of what is not a tensor of numbers.
+# Some numbers of a row, and its shape; None if it is not a tensor of numbers.
 Excerpt = tuple[Tensor, torch.Size] | None
 # Numbers of a row, evenly spread, that are compared with the same row run alone.
 _COMPARED = 1024
-# How far they may be apart: calls of other sizes are rounded in other ways, layer upon layer. What
-# the comparison is for is at 0.3 and more.
+# How far apart they may be: calls of different sizes round differently, layer upon layer. Real
+# faults are at 0.3 and more.
 _FARTHEST = {8: 1e-4, 4: 0.05, 2: 0.2}  # by bytes of a number
 _AT_THE_END = "the network's output"
 
@@ -75,7 +75,7 @@ def sweep(
         AdapterError: A delta that does not fit its module.
         ConfigError: A setting that reads the weight of a quantised layer.
         CalibrationError: A target layer that is reached twice, never, or not by every row; or a row
-            that is answered otherwise alone.
+            that gets another answer when it runs alone.
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
     check_problem(problem)
@@ -92,7 +92,7 @@ def sweep(
         state = _Sweep(
             problem, solver_at, listener, parking if len(own) > 1 else None, solved, bool(own)
         )
-        # there torch keeps no count of changes in place, which tell layers that share an input
+        # inference mode has no count of in-place changes, by which shared inputs are recognised
         with problem.processes.together(), torch.inference_mode(False):
             return state.run(chunks, own)
 
@@ -209,10 +209,10 @@ class _Sweep:
         return y.reshape(raw[1].shape)
 
     def _check_as_alone(self, place: str, outputs: Tensor | list[Any]) -> None:
-        """Refuse a network that answers the last teacher of the first chunk otherwise than alone.
+        """Refuse a network that answers the first chunk's last teacher differently than alone.
 
-        Whether a forward call keeps something between layers that another one overwrites, draws
-        lots, or lets rows see each other, shows in nothing else.
+        Nothing else shows whether forward calls overwrite what others keep between layers, draw
+        random numbers, or let rows see each other.
         """
         row = outputs[self._chunks[0].blocks[-1].teacher.stop - 1]
         _check_same(place, self._alone[place], _excerpt(row))
@@ -234,13 +234,13 @@ class _Sweep:
         return stop
 
     def arrived(self, path: str) -> None:
-        """Solve the layer where all chunks have arrived; they have passed all others."""
+        """Solve the layer where all chunks have arrived; all earlier layers are behind them."""
         self._check_all_went_the_same_way(self._stops)
         self._stops = {path: self._stops[path]}
         self.solve(path)
 
     def _check_all_went_the_same_way(self, paths: Iterable[str]) -> None:
-        """Refuse chunks that have left out layers where no chunk waits."""
+        """Refuse chunks that skipped one of these layers."""
         for path in paths:
             for number, chunk in enumerate(self._chunks):
                 if (id(chunk), path) not in self._reached:
@@ -254,11 +254,11 @@ class _Sweep:
         place = stop.measurement.place
         start = time.perf_counter()
         stop.measurement.finish(counts=self.counts)
-        # A complete one is solved inside of the first chunk's call, and rows of a single chunk can
-        # wait elsewhere once it is two.
+        # a complete measurement is solved inside the first chunk's call; and the rows of a single
+        # chunk can wait elsewhere once it is cut in two
         smaller_calls_help = stop.measurement.is_complete or len(self._chunks) == 1
         named = nullcontext() if smaller_calls_help else solving(path)
-        # so that a layer is solved in all, or in none
+        # so that a layer is solved in all processes or in none
         with self.problem.processes.together(), named:
             solved = stop.measurement.solve(self.solver_at(path))
             merged = as_worn(solved.saved, place)
@@ -272,7 +272,7 @@ class _Sweep:
         self.listener.layer_solved(solved, len(self.solved), total)
 
     def _keep(self, *shared: LowRankDelta | None) -> None:
-        """Let deltas stay on the device while chunks are parked: all of them wear the same."""
+        """Keep deltas on the device while chunks are parked, since all chunks share them."""
         if self.parking is not None:
             self.parking.keep(*shared)
 
@@ -283,18 +283,18 @@ def _run_alone(
     """Run the last teacher of a chunk by itself.
 
     Returns:
-        What `Readers` find, and the place of each answer -> its excerpt, layers and the network.
+        `Readers.widths`, and the excerpt of each layer's output and of the network's, by place.
     """
     network = problem.network
     readers = Readers(network)
-    found: dict[str, Excerpt] = {}
+    excerpts: dict[str, Excerpt] = {}
 
     def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if path in found:
+        if path in excerpts:
             raise reached_twice(path)
         readers.note(path, module, x)
         [row] = unfolded(1, y)[0] if network.folds_rows(path) else y
-        found[path] = _excerpt(row)
+        excerpts[path] = _excerpt(row)
         return y
 
     block = chunk.blocks[-1]
@@ -305,8 +305,8 @@ def _run_alone(
     with torch.no_grad(), layer_hooks(modules, at_layer), worn:
         answer = network.forward([block.samples[-1].teacher])
     if isinstance(answer, Tensor | list):
-        found[_AT_THE_END] = _excerpt(answer[0])
-    return readers.widths(), found
+        excerpts[_AT_THE_END] = _excerpt(answer[0])
+    return readers.widths(), excerpts
 
 
 def _excerpt(row: Any) -> Excerpt:
@@ -317,15 +317,15 @@ def _excerpt(row: Any) -> Excerpt:
 
 
 def _check_same(place: str, alone: Excerpt, together: Excerpt) -> None:
-    """Refuse a network that answers a row otherwise when it runs alone."""
+    """Refuse a network that answers a row differently when it runs alone."""
     if alone is None or together is None or alone[1] != together[1]:
         return  # rows are filled up to the longest of their call
     row = alone[0]
     distance = _distance(row, together[0])
     if not distance <= _FARTHEST[row.dtype.itemsize]:
         what = place if place == _AT_THE_END else f"layer {place!r}"
-        by = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
-        raise _differs(what, by)
+        how = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
+        raise _differs(what, how)
 
 
 def _differs(what: str, how: str) -> CalibrationError:
