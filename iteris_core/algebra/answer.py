@@ -24,7 +24,7 @@ class LayerSolution:
             cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
-        is_asked: Whether a rank was requested that is lower than the sum of the ranks.
+        is_asked: Whether a rank below the sum of the ranks was requested.
         was_too_coarse: Whether float32 was tried, and was too coarse, see `coarse`.
     """
 
@@ -60,7 +60,7 @@ class Cut:
     rank: int | str
     refit: Callable[[Tensor], LowRankDelta] | None = None
 
-    def to(self, spectrum: Spectrum, rank: int, *, is_asked: bool) -> LayerSolution:
+    def at_rank(self, spectrum: Spectrum, rank: int, *, is_asked: bool) -> LayerSolution:
         """Return the answer of a rank, and the cost of the cut.
 
         Args:
@@ -99,15 +99,15 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
         rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
     if rank >= exact.rank:
         return LayerSolution(exact, spectrum)
-    return cut.to(spectrum, rank, is_asked=True)
+    return cut.at_rank(spectrum, rank, is_asked=True)
 
 
 def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     """Cut an answer of full rank.
 
     Args:
-        cut: How it is cut. With ``kept_energy``, as with the delta target, it never takes more than
-            the sum of the ranks.
+        cut: How it is cut. With ``kept_energy``, as with the delta target, the rank is at most the
+            sum of the ranks.
         half: ``L^T dW^T``, (d_in, d_out).
         sum_of_ranks: Rank that ``sum`` means here.
     """
@@ -119,7 +119,7 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     spectrum = leading_spectrum(half, rank)
     if kept_energy is not None:
         rank = rank_for_energy(spectrum, kept_energy)
-    return cut.to(spectrum, rank, is_asked=cut.rank != "sum" or kept_energy is not None)
+    return cut.at_rank(spectrum, rank, is_asked=cut.rank != "sum" or kept_energy is not None)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:

@@ -14,8 +14,8 @@ from ..adapters import Stacked
 from ..devices import read
 from .statistics import TaskStatistics, TaskSums
 
-# How far a LoRA's lambda may be above what is usual at the layer, with both relative to the
-# isotropic one: without a limit, a LoRA that hardly acts on its own inputs silences all others.
+# Largest lambda of a LoRA over the median of the layer, both relative to the isotropic one: without
+# a limit, a LoRA that hardly acts on its own inputs silences all others.
 _MOST_ABOVE = 10
 
 
@@ -64,11 +64,11 @@ def balance_weights(
 
     ``delta``: ``w_g ||dW_g||^2 / ||X_g dW_g^T||^2`` (paper, equation 8). A task whose teacher does
     nothing here has no such figure. The isotropic one, ``w_g d_in / ||X_g||^2``, is several times
-    too large, since LoRAs do more on their own inputs than on random ones. So it is scaled by what
-    the other tasks' lambdas are over their isotropic ones on average, and a weight means the same
-    for all tasks. Where one of these is more than 10 times the median of the layer, its LoRA hardly
-    acts on its own inputs, and it is limited to that. ``full``: paper's formula with the base
-    weight in it (official ``ceof_list``). ``uniform``: w_g.
+    too large, since LoRAs do more on their own inputs than on random ones. So it is multiplied by
+    the other tasks' mean ratio of lambda to isotropic lambda, and a weight means the same for all
+    tasks. A ratio of more than 10 times the layer's median, whose LoRA hardly acts on its own
+    inputs, is limited to that. ``full``: the paper's formula with the base weight in it (official
+    ``ceof_list``). ``uniform``: w_g.
 
     Args:
         inputs: ``||X_g||_F^2`` of every task, (n,).
@@ -85,16 +85,16 @@ def balance_weights(
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, inputs, 1.0)
     acts = (norms > 0) & (counted > 0)
     teaches = acts & (taught > 0)
-    own = torch.where(teaches, counted * norms / taught, 0.0)
-    over_isotropic = torch.where(teaches, own / isotropic, 0.0)
+    lambdas = torch.where(teaches, counted * norms / taught, 0.0)
+    over_isotropic = torch.where(teaches, lambdas / isotropic, 0.0)
     most = _MOST_ABOVE * torch.where(teaches, over_isotropic, torch.nan).nanmedian()
     is_above = over_isotropic > most
-    own = torch.where(is_above, most * isotropic, own)
+    lambdas = torch.where(is_above, most * isotropic, lambdas)
     over_isotropic = torch.where(is_above, most, over_isotropic)
     factor = over_isotropic.sum() / teaches.sum().clamp_min(1)
     factor = torch.where(teaches.any(), factor, 1.0)
     limited = is_above | (acts & ~teaches)
-    return Balance(torch.where(teaches, own, factor * isotropic), limited)
+    return Balance(torch.where(teaches, lambdas, factor * isotropic), limited)
 
 
 def _full_weight(task: TaskAtLayer) -> Tensor:

@@ -26,10 +26,10 @@ from .system import Check, System, cholesky
 # Random vectors that L is tested on, and how far L^-1 S L^-T may be from 1 on them.
 _PROBES = 8
 _FARTHEST = 0.01
+# The same for each direction that is kept: these are made exact, if L is about right.
+_FARTHEST_KEPT = 0.1
 # Numbers of a matrix that are scaled at once.
 _ENTRIES_AT_ONCE = 1 << 22
-# The same on the directions that are kept, per direction: they are made exact, if L is about right.
-_FARTHEST_KEPT = 0.1
 
 
 class TooCoarseError(Exception):
@@ -48,7 +48,7 @@ def check_of(is_sound: Tensor) -> Check:
 
 def factorise_coarsely(matrix: Tensor) -> tuple[System, Tensor]:
     """Return the float32 Cholesky factor of a matrix scaled to a unit diagonal, and whether it is
-    good enough, 0-dim: to read that waits for the device.
+    good enough, 0-dim, since reading it would wait for the device.
 
     Args:
         matrix: Symmetric, (n, n), float64.

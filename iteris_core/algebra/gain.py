@@ -38,7 +38,7 @@ _CHECKED = Check((), lambda _: None)
 
 @dataclass(frozen=True)
 class RightSides:
-    """The right sides of a layer's system, side by side, or what a linear map makes of them.
+    """The right sides of a layer's system, side by side, or their image under a linear map.
 
     Args:
         whole: ``[thin | drift | seen]``, (d_in, columns).
@@ -67,9 +67,9 @@ class RightSides:
         """C_k of all `LayerProblem.own_tasks`, side by side, (d_in, n)."""
         return self.whole[:, self.ranks + self.outputs :]
 
-    def under(self, map_of: Callable[[Tensor], Tensor]) -> RightSides:
-        """Return what a linear map makes of all of them."""
-        return replace(self, whole=map_of(self.whole))
+    def under(self, linear: Callable[[Tensor], Tensor]) -> RightSides:
+        """Return their image under a linear map."""
+        return replace(self, whole=linear(self.whole))
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class LinearAnswer:
 
     Args:
         layer: The layer; its setting `MergeConfig.unit_gain` bounds c.
-        sides: ``L^-1`` of the right sides, with S = L L^T; or their coordinates ``V^T`` of them,
-            with ``V^T S V = 1``, for the best answer that V spans.
-        check: Check of their factor, which is read with c, so that a device is waited for once.
+        sides: The right sides under ``L^-1``, with S = L L^T; or under ``V^T``, with ``V^T S V =
+            1``, for the best answer in the span of V.
+        check: Check of the factor, read together with c, to wait for the device only once.
     """
 
     layer: LayerProblem
@@ -88,7 +88,7 @@ class LinearAnswer:
     check: Check = _CHECKED
 
     def within(self, basis: Tensor) -> LinearAnswer:
-        """Return the answer that is cut to orthonormal columns (d_in, r), in their coordinates."""
+        """Return the answer in the span of orthonormal columns (d_in, r), in their coordinates."""
         return LinearAnswer(self.layer, self.sides.under(lambda side: basis.T @ side))
 
     def scales(self) -> Tensor:
@@ -107,16 +107,15 @@ class LinearAnswer:
             return columns.to(self.sides.whole)
         parts, rest = self._effects()
         energy = layer.taught[list(tasks.values())]
-        acts = energy > 0
+        is_active = energy > 0  # an adapter that does nothing here is left as it is
         places = {k: place for place, k in enumerate(layer.deltas)}
         own = parts[:, [places[k] for k in tasks]]
-        others = parts.sum(1) - own[:, acts].sum(1) + rest
-        # an adapter that does nothing here is left as it is
-        matrix = torch.where(acts[:, None] & acts, own / energy[:, None], 0.0)
-        right = torch.where(acts, (energy - others) / energy, 0.0)
+        unscaled = parts.sum(1) - own[:, is_active].sum(1) + rest
+        matrix = torch.where(is_active[:, None] & is_active, own / energy[:, None], 0.0)
+        right = torch.where(is_active, (energy - unscaled) / energy, 0.0)
         if math.isfinite((matrix.sum() + right.sum()).item()):  # else the solver names the cause
-            found = bounded_solution(matrix.tolist(), right.tolist(), most)
-            for k, scale in zip(tasks, found, strict=True):
+            scales = bounded_solution(matrix.tolist(), right.tolist(), most)
+            for k, scale in zip(tasks, scales, strict=True):
                 columns[layer.together.slices[k]] = scale
         return columns.to(self.sides.whole)
 
@@ -158,7 +157,7 @@ def bounded_solution(
     """Return the c between 1 and `most` that minimises ``||M c - b||``, by an active set (Stark and
     Parker 1995, BVLS).
 
-    Of several, it is one that is as near to 1 as it can be; an unknown without influence stays 1.
+    If there are several, it is one as near to 1 as possible; an unknown without influence stays 1.
 
     Args:
         matrix: M, n rows of n numbers.

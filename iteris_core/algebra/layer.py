@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
         energies: ``||X_g dW_g^T||_F^2 = tr(up^T up H^T H)`` of every task, what its teacher adds,
             (n,), also where that is rounding.
         products: ``<dW_i, dW_j>`` of all deltas, (K, K).
-        lengths: Most that ``||dW_k||`` can be, whatever the scales of its factors are, (K,).
+        lengths: Upper bound of ``||dW_k||``, the sum of the norms of its ranks, (K,).
     """
 
     inputs: Tensor
@@ -67,8 +67,8 @@ class LayerTasks:
 
 @dataclass(frozen=True)
 class LayerProblem(LayerTasks):
-    """The problem that is solved at one layer. Numbers of tasks and of deltas are on the CPU: a
-    device would take longer to start with them than a CPU to be done.
+    """The problem that is solved at one layer. Numbers per task or delta are on the CPU, which is
+    done with them before another device would have started.
 
     Args:
         rank: Rank of the answer, see `MergeConfig.rank_at`.
@@ -87,9 +87,7 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def own_tasks(self) -> dict[int, int]:
-        """Adapter index -> number of the first task whose teacher wears this adapter alone, of the
-        tasks that count.
-        """
+        """Adapter index -> number of the first counting task whose teacher wears it alone."""
         tasks: dict[int, int] = {}
         for g, task, _ in self.wearing:
             if len(task.mix) == 1:
@@ -98,7 +96,7 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def own_up(self) -> Tensor:
-        """The ``up`` of all these adapters, each with its full share, side by side."""
+        """The ``up`` of the adapters in `own_tasks`, each with its full share, side by side."""
         return torch.cat([self.deltas[k].up for k in self.own_tasks], dim=1)
 
     @cached_property
@@ -113,7 +111,7 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def wearing(self) -> list[tuple[int, TaskAtLayer, Stacked[int]]]:
-        """The tasks that count and whose teacher wears something: number, task, and what."""
+        """The counting tasks whose teacher wears something: number, task, and what it wears."""
         return [
             (g, task, task.worn)
             for g, task in enumerate(self.tasks)
@@ -122,20 +120,20 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def worn_up(self) -> Tensor:
-        """The ``up`` of what all those tasks wear, side by side, (d_out, R'), float64."""
+        """The ``up`` of all that is worn in `wearing`, side by side, (d_out, R'), float64."""
         none = self.together.delta.up[:, :0]
         ups = [worn.delta.up.to(none.device) for _, _, worn in self.wearing]
         return torch.cat(ups, dim=1).to(none) if ups else none
 
     @cached_property
     def worn_cross(self) -> Tensor:
-        """Their ``X~_g^T H_g``, side by side, (d_in, R')."""
+        """``X~_g^T H_g`` of the tasks in `wearing`, side by side, (d_in, R')."""
         none = self.together.delta.down[:0].T
         return torch.cat([none, *(task.statistics.cross for _, task, _ in self.wearing)], 1)
 
     @cached_property
     def worn_ranks(self) -> list[int]:
-        """The rank of what the teacher wears, of every task that counts."""
+        """The rank of what each counting task's teacher wears."""
         return [0 if task.worn is None else task.worn.delta.rank for task in self.counted]
 
     @cached_property
@@ -145,8 +143,8 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def taught(self) -> Tensor:
-        """``||X_g dW_g^T||_F^2`` of every task, 0 where the adapters of a mix cancel, or they are
-        blind to their inputs, which leaves nothing but rounding.
+        """``||X_g dW_g^T||_F^2`` of every task; 0 where it is only rounding, since the adapters of
+        its mix cancel, or are blind to its inputs.
         """
         most = (self.shares.abs() @ self.sizes.lengths).square()
         least = ROUNDING * self.norms * self.sizes.inputs
@@ -155,7 +153,7 @@ class LayerProblem(LayerTasks):
 
     @cached_property
     def sizes(self) -> Sizes:
-        """All sizes, for which the device is waited for once."""
+        """All sizes, read together to wait for the device only once."""
         inputs = [task.statistics.inputs for task in self.tasks]
         counted = [task.counts for task in self.tasks]
         none = torch.zeros((), dtype=torch.float64)

@@ -23,8 +23,8 @@ UseRows = Callable[..., None]
 
 
 class Gathered:
-    """Rows that wait for others, until there are so many that a product is worth a pass over its
-    float64 sum: that is as large as a weight, and a chunk often has few rows.
+    """Collects rows until there are enough to be worth a pass over the float64 sum of products,
+    which is as large as a weight; a chunk often has few rows.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Gathered:
         self._tokens += tokens
 
     def finish(self, use: UseRows) -> None:
-        """Use the rows that still wait, and let their room go."""
+        """Use the rows that still wait, and free their memory."""
         self._use_waiting(use)
         self._waiting = []
 
@@ -159,7 +159,7 @@ class Changes:
 
     Args:
         cross: X~^T (X - X~), (d_in, d_in).
-        gram: (X - X~)^T (X - X~), (d_in, d_in), by half until `Sums` completes it.
+        gram: (X - X~)^T (X - X~), (d_in, d_in); half of it until `Sums` completes it.
     """
 
     cross: Tensor
@@ -178,7 +178,7 @@ class Sums(InputMoments):
         self, d_in: int, device: torch.device, *, cross_gram: bool = False, changes: bool = False
     ) -> None:
         super().__init__(d_in, device)
-        self._gram = self.large_zeros(d_in, d_in)  # by half until `finish`
+        self._gram = self.large_zeros(d_in, d_in)  # half of it until `finish`
         self._cross_gram = self.large_zeros(d_in, d_in) if cross_gram else None
         self.changes = None
         if changes:
@@ -245,17 +245,16 @@ class Sums(InputMoments):
 
 
 class KeptRows(InputMoments):
-    """Moments as the rows themselves, in the precision of their products; sums are made when they
-    are asked for.
+    """Moments as the rows themselves, in the precision of their products; sums are made on demand.
 
     Args:
-        capacity: Number of rows that will come at most.
+        capacity: Largest number of rows that may come.
     """
 
     def __init__(self, d_in: int, device: torch.device, *, capacity: int) -> None:
         super().__init__(d_in, device)
         self.capacity = capacity
-        # the least precision of products, so that other tasks' rows next to none keep theirs
+        # the lowest precision of products: an empty tensor must not raise that of other tasks' rows
         self._rows = torch.zeros(0, d_in, dtype=torch.float32, device=device)
         self._added: list[Tensor] = []
 

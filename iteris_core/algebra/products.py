@@ -3,8 +3,8 @@
 Products of numbers in half precision are exact in float32. So rows that a model in half precision
 has made stay as they are where a device multiplies them with float32 sums, see
 `devices.multiplies_halves`: that is two to fifteen times as fast as the same product of float32. A
-factor in float32 next to them follows from such rows, whose numbers are no more exact than a half,
-so it is rounded to their precision; the weight of a model in half precision stays what it is.
+float32 factor next to them was computed from such rows, and is no more exact, so it is rounded to
+their precision; for the weight of a model in half precision, that changes nothing.
 """
 
 from __future__ import annotations
@@ -98,9 +98,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _in_half(matrix: Tensor, half: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a matrix over a unit in half precision, and the unit: of numbers far above what
-    float16 can hold least, and below what it can most. The unit is a power of two, so that numbers
-    in half precision stay exact.
+    """Return a matrix divided by a unit, in half precision, and the unit, which keeps the numbers
+    well within float16's range. It is a power of two, so that numbers in half precision stay exact.
     """
     most = torch.linalg.vector_norm(matrix, torch.inf).float().clamp_min(_TINY)
     unit = (most.view(torch.int32) & _EXPONENT).view(torch.float32) * _UNIT

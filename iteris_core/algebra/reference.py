@@ -7,10 +7,10 @@
 X_g are the inputs of a layer in a model that wears adapter g, X~_g its inputs in a model that wears
 what has been merged so far; both (tokens, d_in). A weight is (d_out, d_in).
 
-Copies of the model with deltas in their weights, all inputs stored, dense matrices, and the whole
-again until it settles. Nothing of the package is used here. The package does the same with factors,
-streamed sums and a single sweep, for mixes of adapters and weighted tokens too, and cuts the answer
-to a rank. Its tests compare it with this page.
+It copies the model with deltas in its weights, stores all inputs, uses dense matrices, and repeats
+until the answer settles. Nothing of the package is used here. The package does the same with
+factors, streamed sums and a single sweep, for mixes of adapters and weighted tokens too, and cuts
+the answer to a rank. Its tests compare it with this page.
 """
 
 from __future__ import annotations

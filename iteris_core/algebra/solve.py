@@ -60,8 +60,8 @@ def _coarse_answer(layer: LayerProblem, matrix: Tensor, sides: RightSides) -> La
     """Return the answer by a factor in float32.
 
     Raises:
-        TooCoarseError: The system is too coarse, or the right sides are not finite, whose cause the
-            exact way names.
+        TooCoarseError: The system is too coarse, or the right sides are not finite; the exact way
+            names the cause of that.
     """
     system, is_sound = factorise_coarsely(matrix)
     is_usable = is_sound & sides.whole.sum().isfinite()
@@ -119,17 +119,7 @@ def right_sides(layer: LayerProblem) -> RightSides:
     torch.cat([sides.seen[:, :0], *seen], dim=1, out=sides.seen)
     alpha_cross = config.alpha if config.alpha_cross is None else config.alpha_cross
     nu = alpha_cross * layer.sizes.crosses
-    shares = lambdas[:, None] * layer.shares
-    ridges = (nu @ shares).repeat_interleave(torch.tensor(layer.ranks))
-    places = {k: place for place, k in enumerate(layer.deltas)}
-    # D is a sum of columns of all crosses, each of one or several tasks
-    mixing = torch.zeros(layer.worn_cross.shape[1], together.delta.rank, dtype=torch.float64)
-    of_tasks = torch.split(mixing, [worn.delta.rank for _, _, worn in layer.wearing])
-    for of_task, (g, task, worn) in zip(of_tasks, layer.wearing, strict=True):
-        for k in task.mix:
-            part = of_task[worn.slices[k], together.slices[k]]
-            part.fill_diagonal_(shares[g, places[k]].item())
-    mixing = torch.cat([mixing, ridges[None]]).to(sides.whole)
+    mixing = _mixing(layer, nu).to(sides.whole)
     torch.addmm(together.delta.down.T * mixing[-1], layer.worn_cross, mixing[:-1], out=sides.thin)
     drift = sides.drift
     if drift is not None:
@@ -139,3 +129,20 @@ def right_sides(layer: LayerProblem) -> RightSides:
             mu = config.alpha * layer.sizes.grams
             drift.add_(layer.base_weight.T, alpha=(lambdas @ (nu - mu)).item())
     return sides
+
+
+def _mixing(layer: LayerProblem, nu: Tensor) -> Tensor:
+    """Return the factors of ``worn_cross``'s columns in each column of D, and in the last row the
+    ridge on it, (R' + 1, R).
+    """
+    together = layer.together
+    shares = layer.balance.lambdas[:, None] * layer.shares
+    ridges = (nu @ shares).repeat_interleave(torch.tensor(layer.ranks))
+    places = {k: place for place, k in enumerate(layer.deltas)}
+    factors = torch.zeros(layer.worn_cross.shape[1], together.delta.rank, dtype=torch.float64)
+    of_tasks = torch.split(factors, [worn.delta.rank for _, _, worn in layer.wearing])
+    for of_task, (g, task, worn) in zip(of_tasks, layer.wearing, strict=True):
+        for k in task.mix:
+            part = of_task[worn.slices[k], together.slices[k]]
+            part.fill_diagonal_(shares[g, places[k]].item())
+    return torch.cat([factors, ridges[None]])

@@ -1,7 +1,7 @@
-"""What one layer's solve needs to know: sums over a task's rows at the layer, in float64; those as
-large as the layer have the precision that `devices.sums_dtype` says.
+"""What one layer's solve needs to know: sums over each task's rows, in float64; sums as large as
+the layer are in the precision of `devices.sums_dtype`.
 
-Of one task: teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
+A task has teacher inputs X and student inputs X~, (tokens, d_in); teacher codes H = X down^T,
 (tokens, R); and, for the full-output target, the drift Y - Y~ of the base layer's outputs, (tokens,
 d_out).
 
@@ -28,7 +28,7 @@ from .products import add_product, add_square, mirror
 class TaskSums:
     """Sums over one task's rows at a layer.
 
-    Lifecycle: as of `InputMoments`.
+    Lifecycle: see `InputMoments`.
 
     Args:
         inputs: Moments of its inputs.
@@ -137,7 +137,7 @@ class BaseWeight:
 
 @dataclass(frozen=True)
 class DerivedSums:
-    """Sums as `TaskSums`, of the full-output target, that follow from the inputs of a layer.
+    """The sums of `TaskSums` for the full-output target, derived from the inputs of a layer.
 
     Args:
         inputs: Moments with their `Changes`.
@@ -216,8 +216,8 @@ def add_drifts(total: Tensor, parts: Sequence[tuple[float, TaskStatistics]]) -> 
 
 
 def along_drifts(parts: Sequence[TaskStatistics], delta: LowRankDelta) -> Tensor:
-    """Return the parts of ``<X~ dW^T, Y - Y~>`` of each rank of a delta, (tasks, r), of a layer's
-    tasks, whose drift was measured: of all in the same way, in the delta's precision.
+    """Return the part of each rank of a delta in ``<X~ dW^T, Y - Y~>``, (tasks, r), in the delta's
+    precision. The tasks are those of one layer, whose drift was measured in the same way.
     """
     base = next((part.base for part in parts if isinstance(part, DerivedSums)), None)
     up = delta.up.T if base is None else base.under(delta.up)

@@ -15,7 +15,7 @@ from ..errors import SolveError
 from ..settings import called, called_value
 from .moments import InputMoments
 
-# Columns of a large factor that are found together on the CPU. LAPACK's own blocks are narrow, and
+# Columns of a large factor that the CPU computes together. LAPACK's own blocks are narrow, and
 # one thread takes about twice as long with them.
 _COLUMNS = 384
 
@@ -50,11 +50,11 @@ class System:
 
 
 class Check(NamedTuple):
-    """What says whether a factor is usable; it may be read with other numbers, since each reading
-    waits for the device.
+    """Tells whether a factor is usable. Its numbers can be read together with others, since each
+    reading waits for the device.
 
     Args:
-        judge: Takes the numbers on the CPU, and raises where it is not.
+        judge: Function of the numbers, on the CPU, that raises if the factor is not usable.
     """
 
     numbers: Sequence[Tensor]
@@ -73,15 +73,14 @@ def factorise(
 def factorise_unchecked(
     matrix: Tensor, right_sides: Sequence[Tensor], inputs: Mapping[str, InputMoments], alpha: float
 ) -> tuple[System, Check]:
-    """Return the Cholesky factor of a matrix scaled to a unit diagonal, and its check.
+    """Return the Cholesky factor of a matrix scaled to a unit diagonal, and its check, which raises
+    a SolveError with the cause if the factor is not usable.
 
     Args:
         matrix: Symmetric, (n, n), float64; overwritten, since a wide one is large.
         right_sides: Right sides of the system, checked to be finite.
         inputs: Task name -> the inputs that the matrix was made of, to explain a failure.
         alpha: Ridge, to explain a failure.
-
-    The check raises a SolveError where the matrix has no usable factor, which says the cause.
     """
     diagonal = matrix.diagonal().clone()
     scale = diagonal.rsqrt()
@@ -143,7 +142,7 @@ def _why_unsolvable(
             )
         if not moments.energy > 0:
             return f"all inputs of task {name!r} are zero here; use other samples for it"
-    # of a matrix without negative eigenvalues no number is larger than the largest of these
+    # a positive semidefinite matrix has its largest number on the diagonal
     if not (torch.isfinite(diagonal).all() and diagonal.any()):
         return (
             "the tasks' weights cannot be held as numbers, since the adapters' changes are far too "

@@ -21,7 +21,7 @@ from ..svd import random_columns, svd
 _OVERSAMPLING = 16
 _POWER_STEPS = 4
 _SHIFT = 1e-14  # of products of columns, relative to their squared norms
-_TINY = 1e-290  # of squared norms, so that the shift of nothing is not nothing
+_TINY = 1e-290  # of squared norms, so that even a zero matrix has a shift
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def factored_spectrum(half: Tensor, up: Tensor) -> Spectrum:
 
 
 def leading_spectrum(half: Tensor, count: int) -> Spectrum:
-    """Return the first singular triplets of a dense (d_in, d_out) matrix, float64 of any precision.
+    """Return the first singular triplets of a dense (d_in, d_out) matrix of any precision, float64.
 
     By a randomised SVD (Halko, Martinsson, Tropp 2011, algorithm 4.4) where that is cheaper than a
-    whole one. Its core is small: the squares of its values are those of a symmetric matrix, which
-    the CPU decomposes. That costs digits of values below 1e-8 of the first alone.
+    whole one. Its core is small: the CPU decomposes the symmetric matrix whose eigenvalues are the
+    squared singular values. That costs digits only of values below 1e-8 of the first.
     """
     norm = torch.linalg.vector_norm(half, dtype=torch.float64)
     smaller = min(half.shape)
@@ -94,8 +94,8 @@ def _orthonormal(columns: Tensor, shift: Tensor, times: int = 1) -> Tensor:
     al. 2020, arXiv:1809.11085).
 
     Args:
-        shift: About what the columns' squared norms are together at most, on a diagonal; to be
-            taken some times.
+        shift: About the largest sum of the columns' squared norms, on a diagonal.
+        times: Multiple of the shift.
     """
     exact = columns.double()
     products = torch.addmm(shift, exact.T, exact, beta=times * _SHIFT)
