@@ -36,7 +36,7 @@ from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
 from ..rows.frames import held_by, tensors_in
 from ..rows.outputs import Rows, outputs_of
-from ..rows.wearing import Closet, layer_hooks, wearing
+from ..rows.wearing import DeltaCache, layer_hooks, wearing
 from ..svd import svd
 from ..tasks import Sample, Task
 from .gradients import blocks_called, frozen, kept_as_copies, mapped, recomputed, usable
@@ -413,11 +413,11 @@ def _whitenings(
         return y
 
     modules = {path: network.modules[path] for path in merged.deltas}
-    closet = Closet(network.worn_bytes)
+    cache = DeltaCache(network.worn_bytes)
     for of_call in _calls(network, targets, rows_per_call):
         mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(of_call)
         with (
-            wearing(network.modules, [merged], mixes, closet, network.folds_rows),
+            wearing(network.modules, [merged], mixes, cache, network.folds_rows),
             layer_hooks(modules, hook),
         ):
             network.forward([target.reads for target in of_call])

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..network import TEXT_STREAM, Network
-from ..rows.wearing import Closet, Mix, answers_of
+from ..rows.wearing import DeltaCache, Mix, answers_of
 from ..settings import setting_to
 from ..tasks import PerToken, Sample
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -111,11 +111,11 @@ def written_for(
     Many rows go through one call: some hosts convert all weights again in each.
     """
     written: list[Any] = []
-    closet = Closet(network.worn_bytes)
+    cache = DeltaCache(network.worn_bytes)
     for start in range(0, len(pieces), rows_per_call):
         part = pieces[start : start + rows_per_call]
         mixes = [dict(mix) for _, mix in part]
-        written += answers_of(network, adapters, mixes, [piece for piece, _ in part], closet)
+        written += answers_of(network, adapters, mixes, [piece for piece, _ in part], cache)
     return written
 
 

@@ -14,7 +14,7 @@ from ..adapters import Adapter, sha256_of_tensors
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody
-from ..rows.wearing import Closet, answers_of
+from ..rows.wearing import DeltaCache, answers_of
 from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
 
@@ -279,8 +279,8 @@ class _Batch:
     first: FirstEstimates
 
     @cached_property
-    def closet(self) -> Closet:
-        return Closet(self.sampler.network.worn_bytes)
+    def cache(self) -> DeltaCache:
+        return DeltaCache(self.sampler.network.worn_bytes)
 
     @cached_property
     def parts(self) -> list[_PartOfRun]:
@@ -344,7 +344,7 @@ class _Batch:
         for numbers in in_calls([network.call_key(row) for row in rows], len(rows)):
             worn = [mixes[number] for number in numbers]
             reads = [rows[number] for number in numbers]
-            answer = answers_of(network, self.adapters, worn, reads, self.closet)
+            answer = answers_of(network, self.adapters, worn, reads, self.cache)
             answers |= dict(zip(numbers, answer.float().cpu(), strict=True))
         return torch.stack([answers[number] for number in range(len(rows))])
 

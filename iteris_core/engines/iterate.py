@@ -19,7 +19,7 @@ from ..adapters import LowRankDelta, stack
 from ..errors import ConfigError
 from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
-from ..rows.wearing import Worn, dress, layer_hooks, worn_at
+from ..rows.wearing import Worn, add_deltas, layer_hooks, worn_at
 from .common import (
     check_all_reached,
     check_problem,
@@ -181,7 +181,7 @@ class _Pass:
         return answers
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Measure a chunk's rows if it is this layer's turn, and dress them in the last answer."""
+        """Measure a chunk's rows if it is this layer's turn, and add the last answer to them."""
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
@@ -199,7 +199,7 @@ class _Pass:
         if path not in self._worn:
             merged = None if self.merged is None else self.merged[path]
             self._worn[path] = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
-        return dress(module, chunk, x, y, self._worn[path], codes).reshape(shape)
+        return add_deltas(module, chunk, x, y, self._worn[path], codes).reshape(shape)
 
     def _has_room(self) -> bool:
         taken = sum(measurement.sum_bytes() for measurement in self.measurements.values())

@@ -28,7 +28,16 @@ from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
 from ..rows.parking import Parking
-from ..rows.wearing import Closet, Worn, as_worn, dress, layer_hooks, unfolded, wearing, worn_at
+from ..rows.wearing import (
+    DeltaCache,
+    Worn,
+    add_deltas,
+    as_worn,
+    layer_hooks,
+    unfolded,
+    wearing,
+    worn_at,
+)
 from ..settings import called, called_value
 from .common import (
     check_all_reached,
@@ -172,7 +181,7 @@ class _Sweep:
         return EngineResult(self.solved, outputs)
 
     def at_layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Measure one chunk's rows at one layer, wait until the layer is solved, dress the rows."""
+        """Measure a chunk's rows at a layer, wait until it is solved, add what the rows wear."""
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
@@ -203,7 +212,7 @@ class _Sweep:
                         f"samples before the layer has read it. {_what_helps()}"
                     )
             worn = stop.worn
-        y = dress(module, chunk, x, y, worn, codes)
+        y = add_deltas(module, chunk, x, y, worn, codes)
         if chunk is self._chunks[0]:
             self._check_as_alone(path, y)
         return y.reshape(raw[1].shape)
@@ -299,7 +308,7 @@ def _run_alone(
 
     block = chunk.blocks[-1]
     mixes = [problem.tasks[block.task].mix]
-    nothing_kept = Closet(0)  # each layer is called once
+    nothing_kept = DeltaCache(0)  # each layer is called once
     worn = wearing(network.modules, problem.adapters, mixes, nothing_kept, network.folds_rows)
     # the hooks of what is worn come first
     with torch.no_grad(), layer_hooks(modules, at_layer), worn:

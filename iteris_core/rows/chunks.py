@@ -35,7 +35,7 @@ class Block:
         count once.
 
         Raises:
-            CalibrationError: Another number of weights, or a weight below 0 or not finite.
+            CalibrationError: Not one weight per token, or a weight below 0 or not finite.
         """
         if not any(stream in sample.token_weights for sample in self.samples):
             return None
@@ -57,13 +57,13 @@ class Block:
         return torch.cat(rows)
 
     def teacher_tokens(self, stream: str, tokens: int, path: str) -> Tensor | None:
-        """Return which of its teacher's tokens answers to each token of a student, (samples,
-        tokens), on the CPU; None where those with the same number do.
+        """Return the number of the teacher's token that answers to each token of its student,
+        (samples, tokens), on the CPU; None where that is the same number.
 
         Args: See `token_weights`.
 
         Raises:
-            CalibrationError: Another number of tokens, or a token that the teacher does not have.
+            CalibrationError: Not one number per token, or a token that the teacher does not have.
         """
         if not any(stream in sample.teacher_tokens for sample in self.samples):
             return None
@@ -108,7 +108,7 @@ def split_into_chunks(
         CalibrationError: Teacher and student of a sample may not share one.
     """
     flat = [(g, i, sample) for g, task in enumerate(tasks) for i, sample in enumerate(task.samples)]
-    keys = [_key_of(sample, tasks[g], network) for g, _, sample in flat]
+    keys = [_call_key(sample, tasks[g], network) for g, _, sample in flat]
     chunks = []
     for numbers in in_calls(keys, samples_per_chunk):
         part = [flat[number] for number in numbers]
@@ -123,7 +123,7 @@ def split_into_chunks(
     return chunks
 
 
-def _key_of(sample: Sample, task: Task, network: Network) -> Hashable:
+def _call_key(sample: Sample, task: Task, network: Network) -> Hashable:
     key = network.call_key(sample.teacher)
     if sample.student is not None and network.call_key(sample.student) != key:
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""Tensors that paused frames hold, and that values hold."""
+"""Finds the tensors that paused frames and other values hold."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NESTING = 3
 
 
 def variables_of(frame: FrameType) -> dict[str, Any]:
-    """Return the variables of a frame, which does not keep them alive: up to Python 3.12 the frame
-    of a function remembers what it was asked for, though it goes on and lets a tensor go.
+    """Return the variables of a frame without letting it keep them alive: up to Python 3.12, a
+    function's frame remembers the `f_locals` it was asked for, even after it lets a tensor go.
     """
     remembered = frame.f_locals
     variables = dict(remembered)

@@ -35,8 +35,8 @@ except ModuleNotFoundError as error:
 def pause_at_layer(
     path: str, module: nn.Module, x: Tensor, y: Tensor, parking: Parking | None
 ) -> None:
-    """Wait as `pause` does, at a layer whose output y = ``module.forward(x)`` nobody reads
-    meanwhile: where it has no room and is larger than x, the layer makes it again.
+    """Pause at a layer whose output y = ``module.forward(x)`` nobody reads meanwhile. If it has no
+    room, and is larger than x, the layer computes it again.
     """
     if parking is None or y.nbytes <= x.nbytes or is_autocast(y.device):
         pause(path)
@@ -78,28 +78,28 @@ def run_in_lockstep(
     Raises:
         CalibrationError: Two workers paused at different places, or one ended while another paused.
     """
-    lets = [_Worker(worker, parking) for worker in workers]
+    running = [_Worker(worker, parking) for worker in workers]
     modes = _torch_modes()
     with nullcontext() if parking is None else parking.told_of_returns(_returned):
         try:
             while True:
                 if parking is not None:
-                    parking.new_round(len(lets))
-                places = [let.go_on(modes) for let in lets]
-                ended = [let.dead for let in lets]
+                    parking.new_round(len(running))
+                places = [worker.go_on(modes) for worker in running]
+                ended = [worker.dead for worker in running]
                 if all(ended):
                     return places
                 if any(ended) or any(place != places[0] for place in places):
                     raise CalibrationError(_disagreement(places, ended))
                 on_arrival(places[0])
         finally:
-            for let in lets:
-                let.unwind()
+            for worker in running:
+                worker.unwind()
             _set_torch_modes(modes)
 
 
 def _returned(module: nn.Module) -> None:
-    """Bring back what the frames need to which a module's call returns."""
+    """Bring back what a module's callers need when its call returns."""
     worker = getcurrent()
     if isinstance(worker, _Worker):
         worker.bring_back(module)
@@ -118,11 +118,11 @@ def held_bytes(
 
     Args:
         network: The network; on torch's meta device it needs no memory.
-        inputs: What each row reads, which does not count, as in a sweep.
-        parking: What counts, with room for all of it; None: what would wait elsewhere in a sweep.
+        inputs: What each row reads; it does not count, as in a sweep.
+        parking: Counts what is held; None: one with room for all that a sweep could move elsewhere.
         waits_at: (path, module, input) -> whether the call waits at a layer; None: at all of them.
-            Asked once at each layer, as the call comes to it, so that it may note what it is asked.
-        takes: The same -> bytes of the parking's budget that the layer takes; None: none.
+            Called once for each layer, in the order of the call, so that it may take notes.
+        takes: (path, module, input) -> bytes of the parking's budget that the layer takes; None: 0.
 
     Raises:
         CalibrationError: See `pause` and `wearing.layer_hooks`.
@@ -181,14 +181,14 @@ class _Worker(greenlet):
             self.throw(GreenletExit)
 
     def bring_back(self, module: nn.Module | None, *, is_over: bool = False) -> None:
-        """Bring back what is needed when a module's call returns; None: when this goes on."""
+        """Bring back what is needed when a module's call returns; None: when the worker goes on."""
         if self.parking is not None:
             self.parking.bring_back(self.parked, module, is_over=is_over)
 
 
 _AUTOCAST_KINDS = [k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k)]
 
-# Whether gradients are on, and of each kind of device whether autocast is, and to what.
+# Whether gradients are on; and for each kind of device whether autocast is on, and its dtype.
 _Modes = tuple[bool, list[tuple[str, bool, torch.dtype]]]
 
 

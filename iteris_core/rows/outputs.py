@@ -12,14 +12,14 @@ from ..adapters import Adapter
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress
-from .wearing import Closet, answers_of
+from .wearing import DeltaCache, answers_of
 
 
 class Rows:
-    """Rows that wear mixes of adapters, each of them once.
+    """Distinct rows that wear mixes of adapters.
 
     Args:
-        key: Input of a row -> a key that is the same for the same input.
+        key: Input of a row -> a key that equal inputs share.
     """
 
     def __init__(self, key: Callable[[Any], Hashable]) -> None:
@@ -29,7 +29,7 @@ class Rows:
         self._numbers: dict[Hashable, int] = {}
 
     def add(self, reads: Any, mix: Mapping[int, float]) -> int:
-        """Return the number of a row, which is a new one if there is none like it."""
+        """Return the number of a row, after adding it if there is none like it."""
         key = self.key(reads), tuple(sorted(mix.items()))
         if key not in self._numbers:
             self._numbers[key] = len(self.reads)
@@ -57,12 +57,12 @@ def outputs_of(
         total = sum(map(len, own))
         answers = []
         done = 0
-        closet = Closet(network.worn_bytes)
+        cache = DeltaCache(network.worn_bytes)
         for numbers in own:
             mixes = [rows.mixes[number] for number in numbers]
             reads = [rows.reads[number] for number in numbers]
             with torch.no_grad():
-                answer = answers_of(network, adapters, mixes, reads, closet)
+                answer = answers_of(network, adapters, mixes, reads, cache)
             # a copy: a compiled model may write its next output into the same tensor
             answers.append(answer.detach().to("cpu", copy=True))
             done += len(numbers)

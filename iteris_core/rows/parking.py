@@ -5,17 +5,17 @@ they do not fit. Then what is needed last waits in the host's memory or, where t
 host itself, in a file. The forward call does not notice: each tensor keeps its identity, only its
 storage is emptied and filled again.
 
-What a chunk holds is in the local variables of its paused frames, and is counted there, not
-estimated. What the frames of an outer module hold, a skip connection or a residual, is not needed
-before the module that they have called returns: it goes first, and stays out until then. What the
-innermost frames hold goes where the budget has no room for it, and is back when the chunk goes on.
-Of that, a layer's output that is wider than its input is not copied: the layer makes it again.
-At most layers the first chunk shows that all have room, so that the others are not looked at.
+A chunk's tensors are found in the local variables of its paused frames, and counted, not estimated.
+What outer frames hold, such as a skip connection or a residual, is not needed until the module that
+they have called returns: it goes first, and stays out until then. What the innermost frames hold
+goes only if the budget has no room for it, and is back when the chunk goes on; a layer's output
+that is wider than its input is not copied, since the layer can compute it again. At most layers the
+first chunk shows that there is room for all, and the others are not searched.
 
-So a tensor that anybody else uses meanwhile must stay. Those of the network's modules do;
-everything else that chunks share is named to `Parking.keep`. To look at every tensor of the network
-for every chunk would take long. So parameters are looked up once a round, and for every chunk only
-what a forward call may have left in a module.
+A tensor that anybody else uses meanwhile must stay: those of the network's modules, and whatever
+else chunks share, which `Parking.keep` is told. To search every module for every chunk would take
+long. So parameters are looked up once a round, and for every chunk only what a forward call may
+have left in a module.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SMALLEST = 1 << 16  # bytes; less is not worth a copy
 # Devices whose storages torch can empty and fill again. On a Mac it cannot, and would win nothing:
 # GPU and computer have one memory.
 _EMPTIED = frozenset({"cpu", "cuda", "xpu", "npu", "meta"})
-_LARGER = 2  # how much more than the first chunk another may hold, of longer texts, say
+_LARGER = 2  # how many times as much as the first chunk others may hold, with longer texts, say
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
@@ -112,9 +112,9 @@ class Parking:
         self._device: str | None = None  # None: any
         self._staying_bytes = 0
         self._chunks = 1  # of this round
-        self._looked_at = 0  # of them, so far
-        self._left_bytes = 0  # that those leave on the device
-        self._each: int | None = None  # bytes of each chunk of this round, where all have room
+        self._searched = 0  # chunks of this round, so far
+        self._searched_bytes = 0  # that those keep on the device
+        self._each: int | None = None  # bytes of each chunk of this round, if all have room
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
         self._made_by: dict[int, Callable[[], object]] = {}
@@ -166,8 +166,8 @@ class Parking:
         self._lasting = None
         self._each = None
         self._chunks = chunks
-        self._looked_at = 0
-        self._left_bytes = 0
+        self._searched = 0
+        self._searched_bytes = 0
 
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
@@ -180,8 +180,8 @@ class Parking:
         self._lasting = None
 
     def reserve(self, size: int) -> None:
-        """Take bytes of the budget for the layer that chunks come to, in place of the one before;
-        those that still wait there make room.
+        """Reserve bytes of the budget for the layer that chunks come to, instead of the one before;
+        chunks that still wait there make room.
         """
         self._reserved = size
         left = self.budget - size
@@ -189,7 +189,7 @@ class Parking:
             return
         self._each = None
         for waiting, (frame, parked) in enumerate(self._paused.values()):
-            self._leave(parked, -parked.staying)
+            self._count_here(parked, -parked.staying)
             share = left // (len(self._paused) - waiting)
             self._fit(self._storages_in(frame, parked), parked, share)
             left -= parked.staying
@@ -204,22 +204,22 @@ class Parking:
         """
         self._paused[id(parked)] = frame, parked
         if self._each is not None:
-            self._leave(parked, self._each)
+            self._count_here(parked, self._each)
             return
         found = self._storages_in(frame, parked)
         total = sum(storage.nbytes() for storage, _ in found)
-        is_all_here = self._looked_at == 0 and self.held_bytes == self._staying_bytes
+        is_all_here = self._searched == 0 and self.held_bytes == self._staying_bytes
         budget = self.budget - self._reserved
         if is_all_here and _LARGER * total * self._chunks <= budget:
             self._each = total
-            self._leave(parked, total)
+            self._count_here(parked, total)
             return
         # its share of what the chunks before it have left, and never more than there is
-        share = (budget - self._left_bytes) // max(1, self._chunks - self._looked_at)
+        share = (budget - self._searched_bytes) // max(1, self._chunks - self._searched)
         room = min(share, budget - self._staying_bytes)
-        self._looked_at += 1
+        self._searched += 1
         self._fit(found, parked, room)
-        self._left_bytes += parked.staying
+        self._searched_bytes += parked.staying
 
     def bring_back(
         self, parked: Parked, module: nn.Module | None = None, *, is_over: bool = False
@@ -235,9 +235,9 @@ class Parking:
         """
         if module is None:
             self._paused.pop(id(parked), None)
-            self._leave(parked, -parked.staying)
+            self._count_here(parked, -parked.staying)
         contents = parked.waiting.get(module, [])
-        # from the last one on; what is made again follows from what is back
+        # taken from the end: what is made again needs what was copied, so that comes first
         contents.sort(key=lambda waits: not isinstance(waits[1], _MadeAgain))
         while contents:
             storage, content = contents[-1]
@@ -250,14 +250,14 @@ class Parking:
                 self.store.read(content, storage)
                 self.copied_bytes += storage.nbytes()
             contents.pop()  # only now: where there is no room for it, it still waits
-            self._send(parked, -storage.nbytes())
+            self._count_away(parked, -storage.nbytes())
         parked.waiting.pop(module, None)
 
     def let_go(self, parked: Parked) -> None:
         """Forget a chunk that will not go on, and what still waits of it."""
         self._paused.pop(id(parked), None)
-        self._leave(parked, -parked.staying)
-        self._send(parked, -parked.away)
+        self._count_here(parked, -parked.staying)
+        self._count_away(parked, -parked.away)
         parked.waiting.clear()
 
     def _fit(
@@ -271,18 +271,20 @@ class Parking:
         for storage, module in found:
             size = storage.nbytes()
             if parked.staying + size <= room:
-                self._leave(parked, size)
+                self._count_here(parked, size)
             else:
                 self._write(storage, parked, module)
         if self.copied_bytes > before:
             logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
 
-    def _leave(self, parked: Parked, size: int) -> None:
+    def _count_here(self, parked: Parked, size: int) -> None:
+        """Count bytes of a chunk that stay on the device; below 0: that no longer do."""
         parked.staying += size
         self._staying_bytes += size
         self.held_bytes += size
 
-    def _send(self, parked: Parked, size: int) -> None:
+    def _count_away(self, parked: Parked, size: int) -> None:
+        """Count bytes of a chunk that wait elsewhere; below 0: that no longer do."""
         parked.away += size
         self.held_bytes += size
 
@@ -299,19 +301,19 @@ class Parking:
             self.copied_bytes += size
         else:
             waiting.append((storage, _MadeAgain(size, make)))
-        self._send(parked, size)
+        self._count_away(parked, size)
         storage.resize_(0)
 
     def _storages_in(
         self, frame: FrameType | None, parked: Parked
     ) -> list[tuple[torch.UntypedStorage, nn.Module | None]]:
-        """Return the storages that nothing else uses, of a paused frame and those that called it,
-        and the module whose return lets the frames go on that hold them; innermost first.
+        """Return the storages that only a paused frame and its callers use, innermost first, each
+        with the module for whose return its frames wait.
         """
         staying = self._staying()
         elsewhere = {s._cdata for part in parked.waiting.values() for s, _ in part}
         callers: list[nn.Module | None] = [None]
-        needed: dict[int, int] = {}  # when: number of a caller
+        needed: dict[int, int] = {}  # storage -> number of the caller whose return needs it
         found: dict[int, torch.UntypedStorage] = {}
         while frame is not None:
             variables = variables_of(frame)
@@ -366,6 +368,6 @@ class Parking:
         for module in self.modules:
             attributes = vars(module)
             values += attributes["_buffers"].values()
-            if not _PLAIN.issuperset(map(type, attributes.values())):  # passes most modules by
+            if not _PLAIN.issuperset(map(type, attributes.values())):  # skips most modules
                 values += [value for value in attributes.values() if isinstance(value, _HOLDERS)]
         return values

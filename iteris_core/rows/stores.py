@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..memory import free_bytes
 
 _HOST = torch.device("cpu")
-_UNLOCKED = 2 << 30  # bytes of the host's memory that are left to it
+_UNLOCKED = 2 << 30  # bytes of the host's memory that are never locked
 _PAGE = 1 << 20  # bytes of a file
 
 
@@ -22,7 +22,7 @@ class Store(Protocol):
     """Where the contents of storages wait."""
 
     def write(self, storage: torch.UntypedStorage) -> Any:
-        """Return what `read` needs to fill the storage again, which may be emptied then."""
+        """Return what `read` needs to fill the storage again; then it may be emptied."""
         ...
 
     def read(self, content: Any, storage: torch.UntypedStorage) -> None:
@@ -35,9 +35,9 @@ class Store(Protocol):
 
 
 class HostMemory:
-    """Contents wait in the host's memory; a GPU's in pages that are locked, which it copies by
-    itself, in the order of its other work, while Python goes on. Where the host has little left,
-    pages are not locked, so that it can swap them.
+    """Contents wait in the host's memory. A GPU's wait in locked pages, which the GPU copies by
+    itself, in the order of its other work, while Python goes on. If the host has little memory
+    left, pages are not locked, so that it can swap them.
     """
 
     def __init__(self) -> None:

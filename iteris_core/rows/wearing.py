@@ -23,9 +23,9 @@ LayerHook = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
 Mix = tuple[tuple[int, float], ...]
 
 
-class Closet:
-    """Keeps the deltas that rows wear on their device, as many as there is room for; the others
-    are made ready again in every call. So what a call takes does not grow with the LoRAs' ranks.
+class DeltaCache:
+    """Caches the deltas that rows wear on their device, as many as there is room for; the others
+    are prepared again in every call. So a call's memory does not grow with the LoRAs' ranks.
 
     Args:
         room: Bytes of the device.
@@ -43,7 +43,7 @@ class Closet:
         """
         if (path, mix) in self._kept:
             return self._kept[path, mix]
-        delta = _near(worn_delta(path, adapters, dict(mix)), place)
+        delta = _mix_as_worn(worn_delta(path, adapters, dict(mix)), place)
         size = 0 if delta is None else delta.up.nbytes + delta.down.nbytes
         if size <= self._room:
             self._room -= size
@@ -54,8 +54,8 @@ class Closet:
 @contextmanager
 def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
     """Call ``hook(path, module, input, output)`` after each module's forward; what it returns
-    replaces the output, which it may change in place. It comes before the hooks of others, which
-    may scale what a merged LoRA would add, too.
+    replaces the output, which it may change in place. It runs before the hooks of others, since
+    these may also scale what a merged LoRA would add.
 
     Raises:
         CalibrationError: A module that is called without a tensor.
@@ -88,10 +88,8 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
 
 def _changeable(x: Tensor, y: Tensor) -> Tensor:
     """Return a layer's output as a tensor that may be changed in place: itself, since the layer has
-    just made it. A copy is made of the layer's input, of a part of another tensor, and of what
-    torch does not let be changed.
-
-    To copy every output would take as long as all that the rows wear.
+    just made it; or a copy if it is the layer's input, a part of another tensor, or a tensor that
+    torch lets nobody change. To copy every output would take as long as all that the rows wear.
     """
     storage = y.untyped_storage()
     is_part = storage._cdata == x.untyped_storage()._cdata or storage.nbytes() != y.nbytes
@@ -114,7 +112,7 @@ def wearing(
     modules: Mapping[str, nn.Module],
     adapters: Sequence[Adapter],
     mixes: Sequence[Mapping[int, float]],
-    closet: Closet | None = None,
+    cache: DeltaCache | None = None,
     folds_rows: Callable[[str], bool] = lambda path: False,
 ) -> Iterator[None]:
     """Let row i of every batch run through base + ``mixes[i]``, without patching anything.
@@ -122,13 +120,13 @@ def wearing(
     Args:
         adapters: Adapters that the mixes name by their number.
         mixes: Mix of each row of the batches that will run.
-        closet: Keeps the deltas of these adapters for other batches; None: one for these alone.
+        cache: Keeps the deltas of these adapters for other batches; None: one for these alone.
         folds_rows: See `network.Network`.
 
     Raises:
         CalibrationError: A layer gets another number of rows than there are mixes.
     """
-    closet = Closet() if closet is None else closet
+    cache = DeltaCache() if cache is None else cache
     numbers: dict[Mix, list[int]] = {}
     for row, mix in enumerate(mixes):
         numbers.setdefault(tuple(sorted(mix.items())), []).append(row)
@@ -140,13 +138,13 @@ def wearing(
             x, y = unfolded(len(mixes), x, y)
         check_rows(path, x, len(mixes))
         for mix, rows in rows_by_mix.items():
-            delta = closet.delta(path, adapters, mix, Workplace.of(x))
-            if delta is not None:
-                with exact_products(x.device):
-                    for part in rows:
-                        add_to_output(
-                            module, y[part], codes_of(module, x[part], delta.down), delta.up
-                        )
+            delta = cache.delta(path, adapters, mix, Workplace.of(x))
+            if delta is None:
+                continue
+            with exact_products(x.device):
+                for part in rows:
+                    codes = codes_of(module, x[part], delta.down)
+                    add_to_output(module, y[part], codes, delta.up)
         return y.reshape(shape)
 
     with layer_hooks({path: modules[path] for path in target_layers(adapters)}, hook):
@@ -158,12 +156,12 @@ def answers_of(
     adapters: Sequence[Adapter],
     mixes: Sequence[Mapping[int, float]],
     reads: Sequence[Any],
-    closet: Closet | None = None,
+    cache: DeltaCache | None = None,
 ) -> Any:
     """Return what a network answers in one call to rows that read these and wear these mixes; see
     `wearing`.
     """
-    with wearing(network.modules, adapters, mixes, closet, network.folds_rows):
+    with wearing(network.modules, adapters, mixes, cache, network.folds_rows):
         return network.forward(reads)
 
 
@@ -181,7 +179,7 @@ def side_by_side(rows: Sequence[int]) -> list[slice]:
 def unfolded(rows: int, *tensors: Tensor) -> list[Tensor]:
     """Return tensors of a layer that folds rows, (rows * n, tokens, d), as (rows, n * tokens, d).
 
-    They stay as they are where that is not a number of rows, which `check_rows` refuses.
+    A tensor that cannot be cut into so many rows stays as it is, and `check_rows` refuses it.
     """
     return [t if t.shape[0] % rows else t.reshape(rows, -1, t.shape[-1]) for t in tensors]
 
@@ -218,12 +216,12 @@ def worn_at(
 ) -> Worn:
     """Return the deltas that the rows of all tasks wear at a layer whose input is x."""
     place = Workplace.of(x)
-    teachers = [_near(worn_delta(path, adapters, task.mix), place) for task in tasks]
+    teachers = [_mix_as_worn(worn_delta(path, adapters, task.mix), place) for task in tasks]
     return Worn(teachers, None if merged is None else as_worn(merged, place))
 
 
-def _near(worn: Stacked[int] | None, place: Workplace) -> LowRankDelta | None:
-    return None if worn is None else as_worn(worn.delta, place)
+def _mix_as_worn(mix: Stacked[int] | None, place: Workplace) -> LowRankDelta | None:
+    return None if mix is None else as_worn(mix.delta, place)
 
 
 def as_worn(delta: LowRankDelta, place: Workplace) -> LowRankDelta:
@@ -233,7 +231,7 @@ def as_worn(delta: LowRankDelta, place: Workplace) -> LowRankDelta:
     return delta.to(device=place.device, dtype=place.worn)
 
 
-def dress(
+def add_deltas(
     module: nn.Module,
     chunk: Chunk,
     x: Tensor,
@@ -241,8 +239,8 @@ def dress(
     worn: Worn,
     codes: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """Return a layer's output where each task's teacher rows wear its mix, and student rows the
-    merged delta.
+    """Return a layer's output with each task's mix added to its teacher rows, and the merged delta
+    to student rows.
 
     Args:
         y: Output of the layer, which may be changed.

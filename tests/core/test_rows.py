@@ -11,7 +11,7 @@ from torch import nn
 from iteris_core import Adapter, CalibrationError, LowRankDelta, Network, Sample, Task
 from iteris_core.rows import wearing as wearing_of
 from iteris_core.rows.chunks import split_into_chunks
-from iteris_core.rows.wearing import Closet, as_worn, layer_hooks, wearing
+from iteris_core.rows.wearing import DeltaCache, as_worn, layer_hooks, wearing
 
 ANY = Network({}, lambda rows: None)  # all rows may share a call
 
@@ -50,24 +50,24 @@ def test_rows_wear_what_has_no_room_to_stay_on_the_device(kept):
     rows = [net.make_row() for _ in mixes]
     made = []
 
-    def seen(closet):
+    def seen(cache):
         with (
             mock.patch.object(
                 wearing_of, "as_worn", lambda *a: made.append(as_worn(*a)) or made[-1]
             ),
-            wearing(net.network().modules, adapters, mixes, closet),
+            wearing(net.network().modules, adapters, mixes, cache),
         ):
             return toy.run(net.model, rows)
 
-    expected = seen(Closet())
+    expected = seen(DeltaCache())
     of_call = len(made)
     room = sum(delta.up.nbytes + delta.down.nbytes for delta in made[:kept])
     made.clear()
-    closet = Closet(room)
+    cache = DeltaCache(room)
     for _ in range(2):
-        assert torch.equal(seen(closet), expected)
+        assert torch.equal(seen(cache), expected)
     assert len(made) == 2 * of_call - kept
-    assert sum(d.up.nbytes + d.down.nbytes for d in closet._kept.values()) <= room
+    assert sum(d.up.nbytes + d.down.nbytes for d in cache._kept.values()) <= room
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
