@@ -270,14 +270,14 @@ class Calibration:
 
     @property
     def levels(self) -> int:
-        """Number of noise levels of which those of the kept latents are chosen, which is at least
-        that of a run as users sample: the levels that the merged model will see.
+        """Number of noise levels that those of kept latents are chosen from: at least as many as in
+        a usual run, since these are the levels that the merged model will see.
         """
         return max(_USUAL_LEVELS, self.sampling_steps)
 
     @property
     def is_guided(self) -> bool:
-        """Whether a model reads the negative prompt: guidance of 1 is none."""
+        """Whether a model reads the negative prompt: a guidance of 1 means no guidance."""
         return self.cfg != 1
 
     def _check_captions(self) -> None:

@@ -173,8 +173,8 @@ def check_placeholders(form: str, expected: set[str]) -> None:
 
 
 def check_scene_form(form: str) -> None:
-    """Refuse a scene form that no scene could use: two or more LoRAs, each once, subjects numbered
-    from the first on.
+    """Refuse a scene form that no scene could use. It must have two or more LoRAs, each once, with
+    subjects numbered from the first on.
 
     Raises:
         ConfigError: Shows the form.
@@ -194,7 +194,7 @@ def check_scene_form(form: str) -> None:
 
 
 def is_styled(form: str) -> bool:
-    """Whether a scene form is one of a single subject in a style."""
+    """Whether a scene form has a single subject in a style."""
     return sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))
 
 
@@ -215,8 +215,8 @@ def layout_of(form: str) -> Layout | None:
 
 
 def regions_of(form: str) -> dict[str, int]:
-    """Return the number of the region of each place: in order of appearance, from the left or from
-    above, unless the form says otherwise.
+    """Return place -> number of its region, from the left or from the top: in order of appearance,
+    unless the form says otherwise.
     """
     names = placeholders(form)
     backwards = re.search(

@@ -1,15 +1,16 @@
 """Pictures of two LoRAs each, to check a merge.
 
-There is no LoRA that can draw both. So the picture is made by both, each in its half. There each
-reads the caption with an ordinary thing in the place of the other, and that is what the merged LoRA
-is compared with when it reads the caption with both triggers.
+No LoRA can draw both. So both make the picture, each in its half, where it reads the caption with
+an ordinary thing in the place of the other. The merged LoRA reads the caption with both triggers,
+and is compared with them.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,8 +26,8 @@ from .samples import Reading
 from .sampling import Latents, Part, Run
 from .scenes import by_kind
 
-# The part of a run, from pure noise on, at whose levels a check compares outputs: they say more
-# about what is drawn than later ones, and the runs are 40 % shorter (docs/why.md).
+# The first part of a run, where a check compares outputs: its noise levels say more about what is
+# drawn than later ones, and the runs are 40 % shorter (docs/why.md).
 LOOKED_AT = 0.6
 # Half of the captions begin in a way that no caption of a merge does.
 _OPENINGS = ("", "a view of ")
@@ -59,7 +60,7 @@ class HalfPicture:
 
 @dataclass(frozen=True, eq=False)
 class TogetherPlan(TaskPlan):
-    """The plan of one LoRA's halves; all pictures of two share the number."""
+    """The plan of one LoRA's halves; all such plans have the same `number`."""
 
     halves: tuple[HalfPicture, ...]
 
@@ -114,7 +115,7 @@ def make_together_plans(
 
     Args:
         calibration: The calibration of the check, with its own seed.
-        number: The number of the plans, which no other plan of the check has.
+        number: Number of all these plans, and of no other plan of the check.
     """
     subjects, _ = by_kind(loras)
     forms = [  # that place two subjects apart
@@ -124,25 +125,18 @@ def make_together_plans(
     ]
     if len(subjects) < 2 or not (forms and calibration.companions):
         return []
-    chance = random.Random(calibration.seed)
+    rng = random.Random(calibration.seed)
     pairs = list(itertools.permutations(subjects, 2))
-    chance.shuffle(pairs)
+    rng.shuffle(pairs)
     count = -(-calibration.held_out * len(subjects) // 2)
     halves: dict[int, list[HalfPicture]] = {}
-    met = dict.fromkeys(subjects, 0)
-    turns = dict.fromkeys(pairs, 0)
-    for picture in range(count):
-        # the LoRAs that have met least, then the order that came up least
-        pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
-        for k in pair:
-            met[k] += 1
-        turns[pair] += 1
+    for picture, pair in enumerate(itertools.islice(_meeting(pairs), count)):
         opening = _OPENINGS[(picture + picture // len(pairs)) % len(_OPENINGS)]
-        form = opening + chance.choice(forms)
+        form = opening + rng.choice(forms)
         words = {place: loras[k].called for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True)}
         both = form.format(**words)
         for place, k in zip(SUBJECT_PLACES[:2], pair, strict=True):
-            thing = chance.choice(calibration.companions)
+            thing = rng.choice(calibration.companions)
             alone = {other: word if other == place else thing for other, word in words.items()}
             half = HalfPicture(picture, form, place, both, form.format(**alone))
             halves.setdefault(k, []).append(half)
@@ -158,3 +152,16 @@ def make_together_plans(
         )
         for k, of_lora in sorted(halves.items())
     ]
+
+
+def _meeting(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of LoRAs, without end: those that have met least, in the order that came up least
+    so far.
+    """
+    met: Counter[int] = Counter()
+    turns: Counter[tuple[int, int]] = Counter()
+    while True:
+        pair = min(pairs, key=lambda pair: (sum(met[k] for k in pair), turns[pair]))
+        met.update(pair)
+        turns[pair] += 1
+        yield pair

@@ -12,15 +12,15 @@ from .calibration import Calibration
 from .lora_use import LoraUse
 
 _LEFT = 4  # ordinary captions that a merge leaves to its check, at least
-# The multiples of these, modulo 1, cover an interval evenly, however many there are; and together
-# they cover a square, of the two choices that they make.
+# The multiples of each, modulo 1, cover an interval evenly, however many there are. Together they
+# cover a square evenly, so that the choices made by one do not depend on those made by the other.
 _GOLDEN_RATIO = 0.6180339887
 _SQUARE_ROOT_OF_11 = 3.3166247904
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
-    """Return one caption per trajectory: a LoRA's prompts in turn, or the subjects of some of them
-    in company of ordinary things.
+    """Return one caption per trajectory: a LoRA's prompts in turn, some of them replaced by their
+    subject next to an ordinary thing.
 
     Raises:
         CalibrationError: No prompt, or one without words.
@@ -31,16 +31,16 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
             "a prompt is empty, or of punctuation only; write at least one that contains "
             "the LoRA's trigger words"
         )
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     starts = staggered(len(prompts))
     captions = []
     for i in range(calibration.trajectories):
         turn, which = divmod(i, len(prompts))
         caption = prompts[which]
         if is_chosen(turn, calibration.composition_share, starts[which]):
-            form = chance.choice(calibration.compositions)
+            form = rng.choice(calibration.compositions)
             subject = lora.subject_of(caption)
-            caption = form.format(prompt=subject, thing=chance.choice(calibration.companions))
+            caption = form.format(prompt=subject, thing=rng.choice(calibration.companions))
         captions.append(caption)
     return captions
 
@@ -53,8 +53,8 @@ def is_chosen(index: int, share: float, start: float = 0.0) -> bool:
 
 
 def staggered(rows: int) -> list[float]:
-    """Return starts of rows for `is_chosen`, with which the share is right over all rows together,
-    and what is chosen does not go along with the steps that `kept_levels` keeps.
+    """Return a start for each row, for `is_chosen`, so that the share is right over all rows
+    together, and does not correlate with the levels that `kept_levels` keeps.
     """
     starts = [0.0] * rows
     for rank, row in enumerate(sorted(range(rows), key=lambda row: row * _SQUARE_ROOT_OF_11 % 1)):
@@ -76,8 +76,8 @@ def base_captions(calibration: Calibration) -> list[str]:
 
 
 def kept_levels(calibration: Calibration, run: int, part: float = 1.0) -> list[int]:
-    """Return the noise levels of a sampling run that are kept, evenly spread over this part of it,
-    from pure noise at 0 on, and staggered from one run to the next.
+    """Return the noise levels that a sampling run keeps: evenly spread over its first `part`, from
+    pure noise at 0 on, and staggered from one run to the next.
     """
     stride = math.ceil(part * calibration.levels) / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
@@ -85,10 +85,10 @@ def kept_levels(calibration: Calibration, run: int, part: float = 1.0) -> list[i
 
 
 def path_to(calibration: Calibration, kept: Sequence[int]) -> list[int]:
-    """Return the noise levels at which a run stands, from pure noise to the last that it keeps.
+    """Return the noise levels that a run steps through, from pure noise to the last that it keeps.
 
-    Its steps are as long as those of a whole run of ``calibration.sampling_steps``, or nearly so,
-    since it stands at each level that it keeps.
+    Its steps are only about as long as those of a whole run of ``calibration.sampling_steps``,
+    since it stops at each level that it keeps.
     """
     path = [0]
     for level in kept:

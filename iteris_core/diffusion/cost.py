@@ -17,8 +17,8 @@ STEPS_OF_A_PICTURE = 20
 # Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
 # answered in the same way among others.
 _FIRST = 1
-# Work of one row of the sweep, in rows that are only drawn: it is measured, and its layers are
-# solved (benchmarks/results/pictures.json: seconds a row, against a row of sampling).
+# Work of a row of the sweep, which is measured and solved, relative to a row of sampling
+# (benchmarks/results/pictures.json: seconds a row).
 _SWEPT = 1.5
 # Work on the text encoders, per row of the sweep: they are much smaller (the same table).
 _TEXT = 0.1
@@ -56,12 +56,12 @@ class Cost:
 
     @property
     def pictures(self) -> int:
-        """All of them, in pictures."""
+        """All rows, as a number of pictures."""
         return round(self.rows * self.frames / self.rows_of_a_picture)
 
     def rows_with(self, share: float, polish_steps: int) -> int:
-        """Return about how many rows there are with this share of the LoRAs' sampling runs, and so
-        many steps of a polish.
+        """Return about how many rows there would be with this share of the LoRAs' sampling runs and
+        this many steps of a polish.
         """
         rows = round(share * (self.sampling + self.sweep)) + self.check
         return rows + (_polish(polish_steps, round(share * self.samples)) if self.sampling else 0)
@@ -112,8 +112,8 @@ def cost_of(
 
 
 def check_parts(check_plans: Sequence[Plan], *, guided: bool) -> tuple[int, int, int, int]:
-    """Return the rows of a check's parts, in their order: pictures that are drawn, looks at them,
-    pictures that are compared, and their comparison.
+    """Return the rows of a check's parts, in order: drawing pictures, judging them, drawing
+    pictures to compare, and comparing them.
     """
     judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
     compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]

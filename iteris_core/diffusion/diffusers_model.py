@@ -357,7 +357,7 @@ def _check_unet(unet: Any, family: Family) -> None:
 
 
 def _check_conditions(config: Any, family: Family) -> None:
-    """Refuse a UNet that reads something else besides latents and text than its family's."""
+    """Refuse a UNet whose inputs besides latents and text differ from its family's."""
     own = {"addition_embed_type": "text_time"} if family.name == "SDXL" else {}
     for setting, inputs in _OTHER_INPUTS.items():
         found = getattr(config, setting, None)

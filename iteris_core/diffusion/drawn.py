@@ -1,15 +1,16 @@
 """What a merge draws for each of its LoRAs, judged by that LoRA itself.
 
-A diffusion model also tells where a picture comes from. Of a noisy picture, a LoRA's estimate and
-the base model's differ by what the LoRA does there; s is how far along this the clean picture x is:
+A diffusion model also tells where a picture comes from. For a noisy picture, a LoRA's estimate and
+the base model's differ by what the LoRA does there. s tells how far the clean picture x lies along
+this difference:
 
     s(x) = <x - base(x_t), lora(x_t) - base(x_t)> / ||lora(x_t) - base(x_t)||^2
 
 An estimate is the mean of all clean pictures that the noise may hide, so s is 1 on average over
 pictures that the LoRA would draw, and 0 over pictures of the base model. (The difference of two
 such errors classifies pictures in Li et al. 2023, arXiv:2303.16203.) With guidance both become
-larger. So what a merge keeps is s of its pictures over s of the LoRA's own from the same noise: 1
-where they show the LoRA as much, 0 where they could be the base model's.
+larger. So what a merge keeps of a LoRA is s of the merge's pictures divided by s of the LoRA's own
+from the same noise: 1 if they show the LoRA as much, 0 if they could be the base model's.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from .sampling import Latents, Part, Run, noise
 STEPS = 6
 LEVELS = (2, 3)
 PATH = (0, *LEVELS, STEPS)
-# A LoRA that shows less in its own pictures can hardly be told from the base model; what a merge
-# lacks of it is relative to this much.
+# A LoRA whose own pictures show less of it can hardly be told from the base model; what a merge
+# lacks of it is then relative to this.
 _LEAST = 0.2
 
 
@@ -77,7 +78,7 @@ class DrawnPlan(Plan):
         ]
 
     def sample_count(self) -> int:
-        """Return at how many noisy pictures the LoRA and the base model look."""
+        """Return how many noisy pictures the LoRA and the base model look at."""
         return 2 * len(LEVELS) * len(self.captions)
 
     def runs(self, contexts: Contexts) -> dict[Run, Part]:
@@ -107,7 +108,7 @@ def judged(
     Args:
         latents: The pictures of their runs.
         adapters: Adapters that the mixes of the plans number.
-        readers: What the LoRAs read of each plan's captions, as teachers; and the base model.
+        readers: Contexts of the plans' captions for the LoRAs, as teachers, and for the base model.
         noised: (clean latents, unit noise, sigma) -> noisy latents.
 
     Raises:
@@ -177,7 +178,7 @@ def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> flo
 
 
 def _kept(plan: DrawnPlan, shares: Sequence[tuple[float | None, float | None]]) -> TaskFidelity:
-    """Return what was kept of a LoRA in each picture, relative to its own pictures together.
+    """Return what each picture kept of a LoRA, relative to the mean of the LoRA's own pictures.
 
     Args:
         shares: ``s`` of each picture, the LoRA's own and the merge's.

@@ -1,5 +1,5 @@
-"""Gradients through a model that its host made to draw: with weights and rows of inference mode,
-blocks that write into what they read, and activations that are too large to be kept.
+"""Gradients through a model that its host made only to draw: its weights and rows are of inference
+mode, its blocks overwrite what they read, and its activations are too large to be kept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def usable(tensor: Tensor) -> Tensor:
 
 
 def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return values with every tensor changed that is in them, in lists, dicts and dataclasses. An
-    object that stands in several places is changed once.
+    """Return values after changing every tensor in them, also in lists, dicts and dataclasses. An
+    object that occurs several times is changed once.
     """
     changed: dict[int, Any] = {}
 
@@ -54,33 +54,38 @@ Addresses = frozenset[int]
 
 @contextmanager
 def frozen(modules: Mapping[str, nn.Module]) -> Iterator[Addresses]:
-    """Let autograd read the network's weights, and give them no gradients: those that a host made
-    in inference mode cannot be kept for a backward pass, though their memory can. A host may also
-    have them beside a module's own, such as copies on the device.
+    """Let autograd read the network's weights, without gradients for them. It cannot keep tensors
+    that a host made in inference mode for a backward pass, but it can keep others in their memory.
+    A host may also have weights besides a module's own, such as copies on the device.
 
     Yields:
-        Where the modules' own weights are, which stay there.
+        Addresses of the modules' own weights, which stay there.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     kept: set[int] = set()
     try:
         for module in modules.values():
-            kinds: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
-            for own in kinds:
-                for name, tensor in list(own.items()):
-                    if not isinstance(tensor, Tensor):
-                        continue
-                    if own is not vars(module):
-                        kept.update(_addresses(tensor))
-                    if tensor.is_inference() or tensor.requires_grad:
-                        same = _same_memory(tensor, is_parameter=own is module._parameters)
-                        replaced.append((own, name, tensor, same))
-                        own[name] = same
+            for own, name, tensor in _tensors_of(module):
+                if own is not vars(module):
+                    kept.update(_addresses(tensor))
+                if tensor.is_inference() or tensor.requires_grad:
+                    same = _same_memory(tensor, is_parameter=own is module._parameters)
+                    replaced.append((own, name, tensor, same))
+                    own[name] = same
         yield frozenset(kept - {0})
     finally:
         for own, name, tensor, same in replaced:
             if own.get(name) is same:  # a host may have made a new one
                 own[name] = tensor
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield a module's own tensors, each with the dict that has it, and its name there."""
+    owners: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
+    for own in owners:
+        for name, tensor in list(own.items()):
+            if isinstance(tensor, Tensor):
+                yield own, name, tensor
 
 
 def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
@@ -94,7 +99,7 @@ def _same_memory(tensor: Tensor, *, is_parameter: bool) -> Tensor:
 
 
 def _usable_at(tensor: Tensor) -> Tensor:
-    """Return a tensor that is none of inference mode, in the same memory."""
+    """Return a tensor in the same memory that is not of inference mode."""
     if hasattr(tensor, "__tensor_flatten__"):  # without memory of its own, such as quantised ones
         kind: Any = type(tensor)
         names, context = tensor.__tensor_flatten__()
@@ -120,8 +125,8 @@ def _addresses(tensor: Tensor) -> Iterator[int]:
 def blocks_called(
     modules: Mapping[str, nn.Module], paths: Collection[str]
 ) -> Iterator[list[nn.Module]]:
-    """Find the blocks that hold layers, the outermost items of lists of modules that are called
-    meanwhile; known when it ends.
+    """Find the blocks that hold layers: the outermost items of lists of modules that are called
+    inside the context. The list that it yields is filled when it ends.
     """
     lists = {path for path, m in modules.items() if isinstance(m, (nn.ModuleList, nn.Sequential))}
     items = {}
@@ -200,12 +205,11 @@ def _with_gradient(tensor: Tensor, zero: Tensor) -> Tensor:
 
 
 def kept_as_copies(weights: Addresses) -> AbstractContextManager[Any]:
-    """Let autograd keep copies of activations, into which models write what comes next; and of
-    weights that the host has brought to the device for this call, into whose memory it brings the
-    next layer's.
+    """Let autograd keep copies of activations, since models overwrite them; and of weights that the
+    host has loaded for this call, since it loads the next layer's into the same memory.
 
     Args:
-        weights: Where weights are that stay as they are, of which no copies are needed.
+        weights: Addresses of weights that stay as they are, so that no copies are needed.
     """
 
     def keep(tensor: Tensor) -> tuple[Tensor, int]:

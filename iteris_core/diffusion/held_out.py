@@ -47,9 +47,8 @@ class HeldOutCheck:
     seen, by the merge and by the LoRA alone, and judged by the LoRA, see `drawn`. Their captions
     are the LoRA's prompts, in turn alone and in company that the merge has not read.
 
-    What the merge does to the base model, and two subjects in pictures of both (see
-    `check_of_pairs`), is compared on noisy latents of such pictures: the merged model's output with
-    the teacher's.
+    Two subjects in one picture (see `check_of_pairs`), and pictures of the base model, are checked
+    on noisy latents of such pictures: the merged model's output is compared with the teacher's.
 
     Args:
         plans: The plans of the check, see `make_check_plans`.
@@ -146,8 +145,8 @@ def make_check_plans(loras: Sequence[LoraUse], calibration: Calibration) -> list
         alone = itertools.cycle(lora.prompts)
         captions = [next(alone) if i % 2 == 0 else other for i, other in enumerate(company)]
         plans.append(DrawnPlan(lora.name, {k: 1.0}, 1.0, k, unseen, tuple(captions), len(loras)))
-    # the last of the ordinary captions, since the preserve task takes them from the first on; what
-    # it has read comes only where there is nothing else
+    # ordinary captions from the last on, since the preserve task takes them from the first on; what
+    # it has read only if there is nothing else
     read = set(base_captions(calibration))
     known = calibration.preserve_captions[::-1] or ("",)
     ordinary = [caption for caption in known if caption not in read] or known
@@ -175,8 +174,8 @@ def unseen_captions(
     ]
     known = {*seen, *lora.prompts}
     unseen = [caption for caption in dict.fromkeys(possible) if caption not in known]
-    chance = random.Random(seed)
-    return [chance.choice(unseen or list(lora.prompts)) for _ in range(calibration.held_out)]
+    rng = random.Random(seed)
+    return [rng.choice(unseen or list(lora.prompts)) for _ in range(calibration.held_out)]
 
 
 def _contexts(

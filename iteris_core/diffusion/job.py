@@ -31,8 +31,8 @@ from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .presets import Changes
 from .samples import Tokenized
 
-# Bytes of a forward call for each byte of its rows' latents, one channel alone: ComfyUI's estimate
-# for SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
+# Bytes of a forward call for each byte in one channel of its rows' latents: ComfyUI's estimate for
+# SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
 _BYTES_PER_BYTE = 0.01 * 2**20
 
 
@@ -52,8 +52,7 @@ class MergeSettings:
         """Refuse what cannot be done, before any work.
 
         Raises:
-            ConfigError: A setting that the method, or a merge of the files alone, would not look
-                at.
+            ConfigError: A setting that the method, or a merge of the files alone, would ignore.
         """
         check_used(self.config)
         unused = [name for name in ("scene_weight", "polish") if getattr(calibration, name)]
@@ -64,7 +63,7 @@ class MergeSettings:
             )
 
     def check_prompts(self, uses: Sequence[LoraUse], calibration: Calibration) -> None:
-        """Refuse LoRAs without prompts where a model runs on these.
+        """Refuse LoRAs without prompts if a model would run on prompts.
 
         Raises:
             CalibrationError: Names the LoRAs.
@@ -257,8 +256,8 @@ class Job:
 def _notes(
     loras: Sequence[LoadedLora], used: Sequence[LoadedLora], calibration: Calibration
 ) -> Iterator[Note]:
-    """Yield what can be told of a merge before it begins: what is left out of it, and of what its
-    prompts are made.
+    """Yield what can be told of a merge before it begins: what is left out of it, and what its
+    prompts are made of.
 
     Args:
         used: Those that change something.
@@ -266,9 +265,9 @@ def _notes(
     idle = [lora.adapter.name for lora in loras if lora.adapter.is_idle]
     if idle:
         yield Note("idle", f"left out at strength 0: {', '.join(idle)}")
-    unheeded = [lora.use.name for lora in used if not lora.use.weight]
-    if unheeded:
-        text = f"not kept, since their {called('weight')} is 0: {', '.join(unheeded)}"
+    weightless = [lora.use.name for lora in used if not lora.use.weight]
+    if weightless:
+        text = f"not kept, since their {called('weight')} is 0: {', '.join(weightless)}"
         yield Note("idle", text)
     yield from notes_about_vectors([lora.adapter for lora in used])
     if calibration.scene_weight and len(used) == 1:

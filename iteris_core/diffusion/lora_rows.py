@@ -26,7 +26,7 @@ from .lora_use import Kind, LoraUse, Strength, Weight, check_count
 
 # A name may begin with a drive of Windows.
 TAG = re.compile(r"<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>", re.IGNORECASE)
-_NAME_OF_SIGNS = re.compile(r"<lora:[^:>\n]*<", re.IGNORECASE)
+_ANGLE_IN_NAME = re.compile(r"<lora:[^:>\n]*<", re.IGNORECASE)
 # One word after the tag; a value may be in quotes. Each place is looked at once.
 _WORD = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s|"])+')
 _QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"')
@@ -72,8 +72,8 @@ def read_rows(text: str, source: str = "") -> list[Row]:
     """Return the rows of a text that are switched on.
 
     Args:
-        source: The option or the file that has the text, of which errors name the line; without one
-            they name the row: a line each, but for empty ones.
+        source: The option or the file that has the text; errors then name its line. Without one
+            they name the row, counted without empty lines.
 
     Raises:
         ConfigError: Names the place, what it has, and what it may have; or there are too many.
@@ -125,7 +125,7 @@ def row_of(use: LoraUse) -> Row:
 
 @contextlib.contextmanager
 def placed(where: str) -> Iterator[None]:
-    """Let errors name the row's place that they are about; empty: it has none."""
+    """Put the place of a row before errors about it; empty: it has none."""
     try:
         yield
     except IterisError as error:
@@ -188,7 +188,7 @@ def _rows_in(line: str) -> Iterator[Row]:
     while tag := TAG.match(line, end):
         tags.append(tag)
         end = _after_spaces(line, tag.end())
-    if _NAME_OF_SIGNS.match(line):
+    if _ANGLE_IN_NAME.match(line):
         raise ConfigError(
             f"{_first_word(line)} has a < in the name of a LoRA. Rows cannot name a file with <, > "
             f"or : in its name; rename the file. A row is written as in {_EXAMPLE}"
@@ -299,7 +299,7 @@ def _line(row: Row) -> str:
 
 
 def _digits(number: float) -> str:
-    """Return a number in as few digits as tell it."""
+    """Return the shortest text of a number."""
     return repr(float(number)).removesuffix(".0")
 
 

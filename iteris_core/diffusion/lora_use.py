@@ -207,7 +207,7 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
 
 
 def check_prompts(uses: Iterable[LoraUse]) -> None:
-    """Refuse LoRAs that there are no prompts to measure on.
+    """Refuse LoRAs without prompts to measure them on.
 
     Raises:
         CalibrationError: Names them.
@@ -252,7 +252,7 @@ def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
 
 def _as_one(group: Sequence[LoraUse]) -> LoraUse:
     group = [use for use in group if not use.is_idle] or group
-    called = next((use for use in group if use.trigger), group[0])
+    named = next((use for use in group if use.trigger), group[0])
     return replace(
         group[0],
         strength_model=sum(use.strength_model for use in group),
@@ -261,8 +261,8 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
         weight=max(use.weight for use in group),
         prompts_from=group[0].prompts_from if all(use.prompts_from for use in group) else "",
         trigger_words=tuple(dict.fromkeys(word for use in group for word in use.trigger_words)),
-        trigger=called.trigger,
-        kind=called.kind,
+        trigger=named.trigger,
+        kind=named.kind,
     )
 
 

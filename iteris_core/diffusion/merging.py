@@ -41,7 +41,7 @@ from .waiting import foresee
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
 _OF_PARTS = ("method", "memory", "reused", "unpolished")
-# What may go wrong after a merge, and does not end it, since it took long to make.
+# Errors after a merge that do not end it, since it took long to make.
 _PASSED_OVER = (*FAILURES, MemoryError)
 
 
@@ -55,7 +55,7 @@ def merge_and_check(
         IterisError: Memory that runs out even with the smallest calls, or an error of
             `prove_loras` or `merge_diffusion`.
     """
-    # most of it makes smaller calls by itself; what does not, ends in a sentence
+    # most parts make smaller calls by themselves; for the others this makes a readable error
     return with_smaller_calls(lambda _: _merge_and_check(job, progress, watch), 1, "the merge")
 
 
@@ -213,7 +213,7 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     plans: Sequence[Plan] = solver.job.plans
     readings = {plan: plan.readings() for plan in plans}
     tokenized = Tokenized.of(solver.job.model, readings.values())
-    outputs, result = _read(solver, readings, tokenized)
+    outputs, result = _text_outputs(solver, readings, tokenized)
     contexts: dict[tuple[Plan, Reading], Context] = {}
     for plan, rows in zip(plans, outputs, strict=True):
         following = iter(rows)
@@ -225,11 +225,11 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     return contexts, result
 
 
-def _read(
+def _text_outputs(
     solver: PartSolver, readings: Mapping[Plan, Sequence[Reading]], tokenized: Tokenized
 ) -> tuple[Sequence[Sequence[tuple[Any, Any]]], MergeResult | None]:
-    """Return what the rows of teacher and student read, by plan and sample, and the merge of the
-    text encoders; None if no LoRA changes them.
+    """Return the text encoders' outputs for teacher and student, by plan and sample, and the merge
+    of the text encoders; None if no LoRA changes them.
     """
     adapters = solver.adapters(text=True)
     tasks = [
@@ -249,17 +249,17 @@ def _read(
             assert result.outputs is not None, "a text encoder returns one output per row"
             return result.outputs, result
         outputs = with_smaller_calls(
-            lambda size: [_read_by_base(network, task.samples, size) for task in tasks],
+            lambda size: [_outputs_of_base(network, task.samples, size) for task in tasks],
             max(len(task.samples) for task in tasks),
             "reading the prompts",
         )
         return outputs, None
 
 
-def _read_by_base(
+def _outputs_of_base(
     network: Network, samples: Sequence[Sample], rows_per_call: int
 ) -> list[tuple[Any, Any]]:
-    """Return the encoded rows of teacher and student where no LoRA changes the encoder."""
+    """Return a text encoder's outputs for teacher and student where no LoRA changes it."""
     rows = written_for(network, [(sample.teacher, ()) for sample in samples], rows_per_call)
     others = [(i, sample.student) for i, sample in enumerate(samples) if sample.student is not None]
     of_others = written_for(network, [(student, ()) for _, student in others], rows_per_call)

@@ -81,8 +81,8 @@ class PatchedWeight:
     """A weight with a LoRA that the host has put on it.
 
     Args:
-        before: The base model's weight, float32, (d_out, d_in); zeros where only the layer's own
-            code reads what it keeps.
+        before: The base model's weight, float32, (d_out, d_in); zeros if only the layer's own code
+            can read it.
         after: The weight with the LoRA, likewise, before it is rounded to the model's own numbers.
     """
 
@@ -112,11 +112,10 @@ class PictureTokens:
 
     Args:
         patch: Side of the square of latents that is one token.
-        length: What the model's captions have in common that can share a forward call, by their
-            number of tokens.
-        multiple: What the number of the picture's tokens is a multiple of, by padding behind them,
-            where they stand with the text.
-        come_first: Whether they stand before the text there; else after it.
+        length: Caption -> a key of its number of tokens; captions with one key can share a call.
+        multiple: Where a layer also reads the text, the picture's tokens are padded at their end to
+            a multiple of this number.
+        come_first: Whether they come before the text there, and not after it.
     """
 
     patch: int
@@ -140,16 +139,16 @@ class DiffusionHost(Protocol):
 
     @property
     def has_text_layers(self) -> bool:
-        """Whether some layers of the diffusion model read alone what the text encoders that can be
-        merged have written, without positions. Tokens may come several times there, so that rows
-        of different texts can share a call.
+        """Whether some layers of the diffusion model read nothing but the outputs of text encoders
+        that can be merged, without positions. There, tokens may be repeated, so that rows of texts
+        of different lengths can share a call.
         """
         ...
 
     @property
     def picture_tokens(self) -> PictureTokens | None:
         """How scenes tell the picture from the text; None where they pair words in the text, and
-        the picture stands alone in its layers, in halvings of its latents.
+        all other layers read only the picture, at the size of its latents or a halving of it.
         """
         ...
 
@@ -193,7 +192,7 @@ class DiffusionHost(Protocol):
 
     def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, ...]:
         """Return (channels, ..., height, width) of the latents of a picture with this side in
-        pixels, or of a video of so many frames, which are a time in between.
+        pixels, or of a video of so many frames, with the time in between.
         """
         ...
 

@@ -28,12 +28,12 @@ from .scenes import (
     Member,
     Scene,
     TokenPositions,
-    behind,
     by_kind,
     make_scenes,
     prefixes,
     shuffled,
     styled_forms,
+    with_prefix,
 )
 
 # How much a subject in a style counts for each 1 of `scene_weight`: its own captions show the
@@ -54,7 +54,7 @@ class Plan(ABC):
     Args:
         mix: Mix that its teacher wears: number of a LoRA -> share.
         number: Decides the noise; plans share one only where they share their runs.
-        looked_at: Part of a run, from pure noise on, of which latents are kept.
+        looked_at: First part of a run, from pure noise on, that latents are kept from.
     """
 
     name: str
@@ -168,7 +168,7 @@ class CaptionPlan(TaskPlan):
         return samples
 
     def _captioned_runs(self) -> list[tuple[Run, str]]:
-        """Return each run with its caption; those with the same one share their first step."""
+        """Return each run with its caption; runs of one caption share their first step."""
         runs = []
         first: dict[str, int] = {}  # seed of the caption's first run that makes a step
         for i, caption in enumerate(self.captions):
@@ -327,15 +327,15 @@ def _styled_plans(
     if not (calibration.scene_weight and forms and subjects):
         return []
     count = math.ceil(calibration.trajectories / len(subjects))
-    chance = random.Random(calibration.seed)
+    rng = random.Random(calibration.seed)
     plans = []
     for number, (i, j) in enumerate(itertools.product(subjects, styles), first):
         subject = loras[i]
         style = loras[j]
         captions = tuple(
-            behind(prefix, form).format(first=subject.called, style=style.called)
+            with_prefix(prefix, form).format(first=subject.called, style=style.called)
             for form, prefix, _ in zip(
-                shuffled(forms, chance), prefixes(calibration, chance), range(count), strict=False
+                shuffled(forms, rng), prefixes(calibration, rng), range(count), strict=False
             )
         )
         of_both = _STYLED_WEIGHT * calibration.scene_weight * (subject.weight + style.weight)

@@ -1,8 +1,8 @@
 """A polish of the merged LoRA at the model's output.
 
-The sweep solves layer by layer. What a picture shows is decided by the output of the whole model,
-and where text and picture share a stream, layers that are each near their optimum still leave half
-of it. Gradient steps from the closed form lower the error there:
+The sweep solves layer by layer, but the output of the whole model decides what a picture shows.
+Where text and picture share a stream, that is still off by half of what the LoRAs do, though each
+layer is near its optimum. Gradient steps from the closed form lower this error:
 
     min over B_l, A_l of  sum over tasks of  weight * mean over samples of
                           ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
@@ -49,8 +49,8 @@ POLISH_BATCH = 16  # samples of a step
 _RATE = 0.05
 _BETAS = (0.9, 0.99)
 _WARMUP = 10  # steps
-# What the error is multiplied by, since its gradients would vanish in float16; and what of that is
-# left when they overflow. Powers of two change no digit.
+# Factor of the error, since its gradients would vanish in float16; and what this factor is
+# multiplied by when they overflow. Powers of two change no digit.
 _SCALE = 2.0**12
 _SMALLER = 2.0**-4
 # The share of layers that may get no gradient: some of the last block do nothing for the output.
@@ -94,8 +94,8 @@ def polish(
         adapters: Adapters that the mixes of the tasks number.
         tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
-        rows_per_call: Most rows of a forward call; the steps' batches are larger. Those with
-            gradients are fewer where that is all that fits, or from where memory runs out.
+        rows_per_call: Most rows of a forward call; a step may need several calls. Calls with
+            gradients have fewer rows if only these fit, or once memory has run out.
 
     Raises:
         CalibrationError: An output without a gradient, or an error that is not finite.
@@ -135,8 +135,8 @@ def _descend(
     rows: int,
     progress: Progress,
 ) -> None:
-    """Change the factors of layers by steps of Adam whose size rises over the first, and falls as
-    half a cosine to a twentieth.
+    """Change the factors of layers by steps of Adam, whose size rises over the first steps, and
+    falls along half a cosine to a twentieth.
 
     Args:
         rows: Most rows of a forward call.
@@ -145,7 +145,7 @@ def _descend(
     rates = [_RATE * float(factor.detach().square().mean().sqrt()) for factor in factors]
     optimiser = torch.optim.Adam([{"params": [factor]} for factor in factors], betas=_BETAS)
     shares = torch.tensor([target.share for target in targets], dtype=torch.float64)
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     count = min(POLISH_BATCH, len(targets))
     scale = _SCALE
     for step in range(steps):
@@ -154,7 +154,7 @@ def _descend(
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
         # drawn by their shares, so that all that are drawn count alike
-        numbers = torch.multinomial(shares, count, generator=chance).tolist()
+        numbers = torch.multinomial(shares, count, generator=generator).tolist()
         batch = [targets[i] for i in numbers]
         scale, rows = _take_gradients(batch, factors, add_gradients, scale, rows)
         if not step:
@@ -394,14 +394,14 @@ def _whitenings(
     network: Network, merged: Adapter, targets: Sequence[_Target], rows_per_call: int
 ) -> dict[str, _Whitening]:
     """Return the root of the Gram matrix of what each layer reads in the merged model."""
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     probes = {}
     products: dict[str, Tensor] = {}
     squares: dict[str, list[Tensor]] = {}  # of each call, since nothing is read before the last
     for path, delta in merged.deltas.items():
         width = delta.shape[1]
         shape = (width, min(_DIRECTIONS, width))
-        probes[path] = torch.linalg.qr(torch.randn(shape, generator=chance)).Q
+        probes[path] = torch.linalg.qr(torch.randn(shape, generator=generator)).Q
 
     def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         tokens = input_tokens(module, x).flatten(0, -2).float()

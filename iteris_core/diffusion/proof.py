@@ -30,13 +30,13 @@ from .small_pictures import View, pictures_of
 # Share of a change. Float32 makes 1e-5 of it, a weight in the wrong order or with the wrong factor
 # 0.1 to 1.
 TOLERANCE = 0.01
-# A change that is smaller than this share of the weight counts as one of this size: of less,
-# float32 keeps too few digits in the sum with the weight.
+# A change that is smaller than this share of the weight counts as one of this size: float32 keeps
+# too few digits of a smaller one in its sum with the weight.
 _SMALLEST = 1e-4
 _COLUMNS = 4
-# From this share on, the host's rounding is told.
+# From this share on, the report tells that the host rounds.
 _NOTED = 0.05
-# What a model that nobody has tested may round: float8 makes up to 0.6, and then nothing is shown.
+# How much an untested model may round: float8 makes up to 0.6, and a picture then shows nothing.
 _MOST_ROUNDED = 0.3
 _CHANGED = (
     "Another node probably patches the model, or the model bypasses some layers. Connect MODEL and "
@@ -180,8 +180,8 @@ def prove_merged(
 
 
 def _differences(adapter: Adapter, weights: Iterable[PatchedWeight]) -> dict[str, float]:
-    """Return path -> share of the change, of the layers that an adapter and the host change in two
-    ways; a layer that only one of them changes is among them.
+    """Return the layers that an adapter and the host change differently, such as those that only
+    one of them changes: path -> share of the change by which they differ.
     """
     shares = {path: float(delta.squared_norm() > 0) for path, delta in adapter.deltas.items()}
     with exact_products(torch.device("cpu")):

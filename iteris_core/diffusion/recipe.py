@@ -18,8 +18,8 @@ from ..version import __version__
 from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
-# Settings that depend on the memory of the machine, and not on what is merged. Recipes of before
-# have them.
+# Settings that depend on the memory of the machine, and not on what is merged. Old recipes have
+# them.
 _OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "park_on_host")
 
 
@@ -75,7 +75,7 @@ def read_recipe(name: str, text: str) -> Recipe:
         )
     check_count(len(loras))
     if isinstance(config, dict):
-        # what they were before there was a choice
+        # their values before they could be chosen
         config = {"target": "delta", "unit_gain": 1.0, **_without_machine(config)}
     calibration = recipe["calibration"]
     if isinstance(calibration, dict):

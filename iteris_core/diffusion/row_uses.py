@@ -32,7 +32,7 @@ _LIKE_SUBJECT = re.compile(
 
 
 def use_as_written(row: Row, name: str, file: str | None, more: Sequence[str] = ()) -> LoraUse:
-    """Return the LoRA of a row without words from its file, which it may not have.
+    """Return the LoRA of a row as written, without words from a file, which it may not have.
 
     Raises:
         ConfigError: Weights of blocks or patterns of layers that cannot be read.

@@ -184,13 +184,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Captions in pieces as long as the text encoder reads.
+    """Captions, cut into the pieces that the text encoder reads.
 
     Args:
         pieces: Caption -> its pieces, one row of the text encoder each; none where no text encoder
             can be merged.
-        common_length: The number of pieces that every caption's context is repeated to, a whole
-            number of times; None: they keep their lengths.
+        common_length: Number of pieces that every caption's context is filled up to, by whole
+            repeats; None: they keep their lengths.
     """
 
     model: DiffusionHost

@@ -31,9 +31,9 @@ class Run:
         owner: Name of the task that the run is for, or "scenes".
         number: Number of the run among its owner's.
         kept: Numbers of the noise levels at which its latents are kept.
-        path: Those at which it stands, from 0 on to the last that is kept.
-        first: Seed of the noise of which its first step takes the estimate: its own, or that of
-            another run of the same teacher and caption, since at pure noise they hardly differ.
+        path: Numbers of the noise levels that it steps through, from 0 to the last that is kept.
+        first: Seed of the run whose estimate its first step takes: its own, or another one of the
+            same teacher and caption, since estimates at pure noise hardly differ.
     """
 
     owner: str
@@ -108,7 +108,7 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """Samples with guidance, but for a run's first step.
+    """Samples with guidance, except in a run's first step.
 
     That begins with pure noise, where guidance does more harm than good (Kynkäänniemi et al. 2024,
     arXiv:2404.07724), and where runs with the same caption share an estimate.
@@ -168,7 +168,7 @@ class Sampler:
         if memory is None:
             return Latents(self._sample(adapters, runs, parts_per_call, progress), self)
         digests = [adapter.digest() for adapter in adapters]
-        keys = {run: self._key(run, parts, adapters, digests) for run, parts in runs.items()}
+        keys = {run: self._memory_key(run, parts, adapters, digests) for run, parts in runs.items()}
         known = {key: memory[key] for key in keys.values() if key in memory}
         # two runs of one key keep the same
         missing = {key: run for run, key in keys.items() if key not in known}
@@ -179,7 +179,7 @@ class Sampler:
         memory.update(known)
         return Latents({run: known[key] for run, key in keys.items()}, self, remembered)
 
-    def _key(
+    def _memory_key(
         self,
         run: Run,
         parts: Sequence[Part],
@@ -208,7 +208,7 @@ class Sampler:
     ) -> dict[Run, Kept]:
         # runs of one length share a batch, so that a batch ends with its runs
         ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
-        batches = _batches(ordered, parts_per_call, self._key_of)
+        batches = _batches(ordered, parts_per_call, self._call_key)
         with self.processes.together():
             own = self._sample_batches(adapters, runs, self.processes.share(batches), progress)
             gathered = self.processes.gather(own)
@@ -251,7 +251,7 @@ class Sampler:
             )
         return kept
 
-    def _key_of(self, parts: Sequence[Part]) -> Hashable:
+    def _call_key(self, parts: Sequence[Part]) -> Hashable:
         """Return a key of runs whose rows can share calls."""
         nothing = torch.zeros(self.shape), self.sigmas[0]
         return tuple(
@@ -270,7 +270,7 @@ class _Batch:
     """Runs that are sampled side by side, and what estimates their clean latents.
 
     Args:
-        first: The estimates of first steps that are there already; gets those that are made.
+        first: The estimates of first steps so far; new ones are added.
     """
 
     sampler: Sampler
@@ -297,7 +297,7 @@ class _Batch:
         return {part: mix_in(self.adapters, part.mix) for _, part in self.parts}
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return estimates of the clean latents, with guidance but for the first step. Latents of
+        """Return estimates of the clean latents, with guidance except in the first step. Latents of
         runs that have ended stay as they are.
         """
         levels = self.sampler.sigmas

@@ -40,9 +40,9 @@ from .regions import region_masks
 from .samples import Pairing
 
 T = TypeVar("T")
-# Text -> where, in its context, the tokens of its words stand; without start, end and padding.
+# Text -> positions of its words' tokens in its context, without start, end and padding.
 TokenPositions = Callable[[str], Sequence[int]]
-# Text -> what texts of one length have in common.
+# Text -> a key that texts of one length share.
 Length = Callable[[str], Hashable]
 _MOST_PREFIXES = 4  # of one caption
 _MOST_THINGS = 4  # that together stand in for one subject
@@ -100,12 +100,12 @@ def make_scenes(
     token_positions: TokenPositions | None,
     length: Length | None = None,
 ) -> list[Scene]:
-    """Return enough scenes with each LoRA.
+    """Return scenes in which each LoRA takes part ``trajectories`` times on average; without
+    pictures, as many times as it keeps latents.
 
-    Each takes part ``trajectories`` times on average; without pictures, as many times as it keeps
-    latents. The kinds of forms (two subjects, three, two and a style) come in turn, in random forms
-    with and without a prefix. Those LoRAs meet that have met least often so far, and in the long
-    run in all orders. Forms of one subject in a style are left to `styled_forms`.
+    The kinds of forms (two subjects, three, two and a style) take turns, in random forms with and
+    without a prefix. The LoRAs that have met least often so far meet next; in the long run, in all
+    orders. Forms of one subject in a style are left to `styled_forms`.
 
     Args:
         token_positions: See `TokenPositions`; None: words cannot be paired, and only forms are used
@@ -122,13 +122,13 @@ def make_scenes(
         for form in calibration.scene_forms
         if not is_styled(form) and (token_positions is not None or layout_of(form))
     ]
-    chance = random.Random(calibration.seed)
+    rng = random.Random(calibration.seed)
     met: Counter[tuple[int, int]] = Counter()
     draws = [
         zip(
-            shuffled(forms, chance),
-            _casts(groups, met, chance),
-            prefixes(calibration, chance),
+            shuffled(forms, rng),
+            _casts(groups, met, rng),
+            prefixes(calibration, rng),
             strict=False,
         )
         for forms, groups in _forms_and_groups(possible, subjects, styles)
@@ -141,7 +141,7 @@ def make_scenes(
             f"{called('scene_forms')} that do, say which LoRAs are subjects, or set "
             f"{setting_to('scene_weight', 0)}"
         )
-    writer = _SceneWriter(loras, calibration, token_positions, length, chance)
+    writer = _SceneWriter(loras, calibration, token_positions, length, rng)
     often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)
     scenes: list[Scene] = []
     members = 0
@@ -196,36 +196,36 @@ def _forms_and_groups(
 
 
 def _casts(
-    groups: Sequence[_Group], met: Counter[tuple[int, int]], chance: random.Random
+    groups: Sequence[_Group], met: Counter[tuple[int, int]], rng: random.Random
 ) -> Iterator[tuple[int, ...]]:
     """Yield LoRAs for the places of one kind of forms, subjects first: always a group whose LoRAs
-    have met least often, in one of its orders after the other.
+    have met least often. The orders of a group take turns.
 
     Args:
         met: How often each two LoRAs have met so far, in scenes of all kinds; is kept up to date.
     """
-    orders = {group: shuffled(group.orders, chance) for group in groups}
+    orders = {group: shuffled(group.orders, rng) for group in groups}
     while True:
         group = min(
-            groups, key=lambda group: (sum(met[pair] for pair in group.pairs), chance.random())
+            groups, key=lambda group: (sum(met[pair] for pair in group.pairs), rng.random())
         )
         met.update(group.pairs)
         yield next(orders[group])
 
 
-def prefixes(calibration: Calibration, chance: random.Random) -> Iterator[str]:
-    """Yield what stands before one scene form after the other: nothing, or random words."""
+def prefixes(calibration: Calibration, rng: random.Random) -> Iterator[str]:
+    """Yield a prefix for one scene form after the other: nothing, or random words."""
     known = calibration.scene_prefixes
     for i in itertools.count():
         if known and is_chosen(i, calibration.scene_prefix_share):
-            count = min(chance.randint(1, _MOST_PREFIXES), len(known))
-            yield " ".join(chance.sample(known, count)) + " "
+            count = min(rng.randint(1, _MOST_PREFIXES), len(known))
+            yield " ".join(rng.sample(known, count)) + " "
         else:
             yield ""
 
 
-def behind(prefix: str, form: str) -> str:
-    """Return a scene form after a prefix, whose braces are just text."""
+def with_prefix(prefix: str, form: str) -> str:
+    """Return a scene form after a prefix; braces of the prefix are just text."""
     return prefix.replace("{", "{{").replace("}", "}}") + form
 
 
@@ -242,14 +242,14 @@ def by_kind(loras: Sequence[LoraUse]) -> tuple[list[int], list[int]]:
     return of("subject"), of("style")
 
 
-def shuffled(items: Sequence[T], chance: random.Random) -> Iterator[T]:
+def shuffled(items: Sequence[T], rng: random.Random) -> Iterator[T]:
     """Yield all items in random order, again and again."""
     while True:
-        yield from chance.sample(items, len(items))
+        yield from rng.sample(items, len(items))
 
 
 class _Place(NamedTuple):
-    """Where words stand among a caption's tokens, and where the end stands, behind all words."""
+    """Positions of some words' tokens in a caption, and of its end, after all words."""
 
     words: tuple[int, ...]
     end: int
@@ -263,18 +263,20 @@ class _SceneWriter:
     calibration: Calibration
     token_positions: TokenPositions | None
     length: Length | None
-    chance: random.Random
+    rng: random.Random
 
     def scene(self, form: str, cast: Sequence[int], prefix: str) -> Scene:
-        """Return the scene of a form behind a prefix, and the LoRAs for its places, subjects
-        first.
+        """Return the scene of a form after a prefix.
+
+        Args:
+            cast: The LoRAs for its places, subjects first.
         """
         names = placeholders(form)
         layout = layout_of(form)
         numbered = sorted(names, key=[*SUBJECT_PLACES, STYLE_PLACE].index)
         words = {name: self.loras[k].called for name, k in zip(numbered, cast, strict=True)}
         regions = regions_of(form) if layout else {}
-        form = behind(prefix, form)
+        form = with_prefix(prefix, form)
         members = []
         for name, k in zip(numbered, cast, strict=True):
             alone = self.alone(form, words, name)
@@ -283,13 +285,13 @@ class _SceneWriter:
         return Scene(form.format(**words), tuple(members), layout)
 
     def alone(self, form: str, words: Mapping[str, str], own: str) -> dict[str, str]:
-        """Return the words of a teacher for the places of a form: its own, and something ordinary
-        for all others, with as many tokens in all as the student reads.
+        """Return a teacher's words for the places of a form: its own LoRA's, and something ordinary
+        in all others, with as many tokens in all as the student reads.
         """
         others = [name for name in placeholders(form) if name != own]
         if self.length is None:
-            things = shuffled(self.calibration.companions, self.chance)
-            styles = shuffled(self.calibration.ordinary_styles, self.chance)
+            things = shuffled(self.calibration.companions, self.rng)
+            styles = shuffled(self.calibration.ordinary_styles, self.rng)
             stand_ins = {name: next(styles if name == STYLE_PLACE else things) for name in others}
             return {**words, **stand_ins}
         wanted = self.length(form.format(**words))
@@ -307,13 +309,13 @@ class _SceneWriter:
         )
 
     def things(self) -> Iterator[str]:
-        """Yield ordinary things in random order, several of them as one, and with commas: texts of
-        many lengths.
+        """Yield texts of many lengths: ordinary things in random order, first alone, then several
+        joined, then with commas.
         """
         companions = ("it", *self.calibration.companions)
         for count in range(1, min(_MOST_THINGS, len(companions)) + 1):
             for _ in range(len(companions) * count):
-                yield " and ".join(self.chance.sample(companions, count))
+                yield " and ".join(self.rng.sample(companions, count))
         for text, commas in itertools.product(companions, range(_MOST_COMMAS)):
             yield text + " ," * commas
 

@@ -1,5 +1,5 @@
-"""One small picture for each LoRA, drawn by rows that wear it, and the first also by the model that
-the host patches with it.
+"""One small picture for each LoRA, drawn by a row that wears it. The first LoRA's is also drawn by
+the model that the host patches with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXACT = {torch.float32, torch.float64}
 
 
 class View(NamedTuple):
-    """What one row looks at, and what it wears."""
+    """The caption that one row reads, and the adapter that it wears."""
 
     caption: str
     adapter: Adapter = Adapter("nothing", {})
@@ -46,8 +46,8 @@ class Drawn(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What the base model draws, what rows draw that wear an adapter each, and what the model draws
-    that the host has patched with the first of them.
+    """The picture of the base model, those of rows that each wear an adapter, and the picture of
+    the model that the host has patched with the first adapter.
     """
 
     base: Tensor
@@ -69,8 +69,8 @@ class Pictures(NamedTuple):
 
 
 def pictures_of(model: DiffusionHost, views: Sequence[View], calibration: Calibration) -> Pictures:
-    """Draw what several views see, and what the host's model sees that is patched with the first
-    one's adapter.
+    """Draw a picture of each view, and one by the model that the host patches with the first view's
+    adapter.
     """
     first = views[0]
     assert model.loader is not None
@@ -121,9 +121,9 @@ def _draw(
     prompts: Sequence[tuple[Encoded, list[str], bool]],
     calibration: Calibration,
 ) -> list[Drawn]:
-    """Return what rows of a model draw of prompts, each in a call of its own, so that all have the
-    same rounding. All see one small noisy picture, at the middle of a sampling run; of each expert
-    one, at the middle of its part of the run.
+    """Return a model's pictures of prompts, each drawn in a call of its own, so that all are
+    rounded alike. All are drawn from one small noisy picture for each expert, at the middle of its
+    part of a sampling run.
     """
     found = []
     small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
@@ -160,8 +160,8 @@ def _noisy(sampler: Sampler, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass
 class _Seen:
-    """Of an adapter's layers, those that have not run so far, and whether the host keeps the sums
-    of weights and changes in float32 or better in all that have.
+    """The layers of an adapter that have not run so far; and whether, in all that have, the host
+    keeps the sum of weight and change in float32 or better.
     """
 
     missed: set[str]

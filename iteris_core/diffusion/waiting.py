@@ -84,10 +84,9 @@ def foresee(
     each expert that is changed, and tell the log.
 
     Args:
-        rows: At least one that runs through each expert; their samples are shared among these.
+        rows: At least one that runs through each expert; the samples are divided among experts.
         room: Bytes that rows, calls and a layer may take on the device.
-        parking: Counts what rows hold, with a sample's share of the room; None: all that counts on
-            the model's device.
+        parking: Counts what rows hold, with a sample's share of the room; None: a new one.
     """
     samples = math.ceil(job.cost.samples / len(network.experts))
     tasks, config = len(job.plans), job.config
