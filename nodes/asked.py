@@ -28,7 +28,7 @@ class Asked:
 
     Args:
         together: Whether the LoRAs are measured together.
-        given: Settings that are connected. A recipe's are all there are, and a note says so.
+        given: Settings that are connected. A recipe has all settings, so that no others count.
     """
 
     preset: Preset
@@ -37,9 +37,8 @@ class Asked:
     given: Changes | Recipe | None = None
 
     def changes(self, preset: Preset) -> Changes | None:
-        """Return what a preset, the node and connected settings change of a merge; later ones win
-        over earlier ones, but that a preview measures nothing. None: a recipe is connected, which
-        has all settings.
+        """Return what a preset, the node and connected settings change of a merge; later ones win,
+        except that a preview never measures. None: a recipe is connected, which has all settings.
         """
         if self.given is not None and not isinstance(self.given, Changes):
             return None
@@ -51,8 +50,8 @@ class Asked:
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None
     ) -> tuple[Calibration, MergeSettings]:
-        """Return the settings of a merge: the preset's, replaced by the node's own, and these by
-        the connected ones.
+        """Return the settings of a merge: the preset's, overridden by the node's own, and these by
+        connected ones.
 
         Args:
             loras: The LoRAs of the merge, whose layers a size in MB is shared out over.

@@ -21,6 +21,7 @@ from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.files.families import Family
+    from ..iteris_core.progress import StageProgress
     from .comparison import Row
 
 _MOST_SIDE = 4096
@@ -183,7 +184,6 @@ class Compare(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.progress import Stage
         from .loras.chosen import read_again
         from .loras.harvest import count_loras
 
@@ -212,18 +212,13 @@ class Compare(io.ComfyNode):
             negative=negative_prompt.strip(),
         )
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
-        listen = host.stage_progress(cls.hidden.unique_id)
-        stage = Stage("Pictures", told_by=steps)
-        wanted = [(way, row.prompt) for row in rows for way in row.ways]
         begin = time.monotonic()
-        drawn = iter(
-            host.draw(base, vae, ways, wanted, how, lambda done, total: listen(stage, done, total))
-        )
+        pictures = draw_rows(base, vae, ways, rows, how, host.stage_progress(node_id))
         seconds = time.monotonic() - begin
         names = names_of(uses)
         table_rows = [
-            Labelled(row.prompt, [names[way] for way in row.ways], [next(drawn) for _ in row.ways])
-            for row in rows
+            Labelled(row.prompt, [names[way] for way in row.ways], of_row)
+            for row, of_row in zip(rows, pictures, strict=True)
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
         texts = texts_upstream(sent, of_model, ["model"])
@@ -234,7 +229,7 @@ class Compare(io.ComfyNode):
         prompts = [row.prompt for row in rows]
         text = "\n".join([*prompts, *taken, ", ".join(facts)])
         cost = {
-            "pictures": len(wanted),
+            "pictures": sum(map(len, pictures)),
             "seconds": round(seconds, 1),
             "steps": steps,
             "size": [width, height],
@@ -247,12 +242,31 @@ class Compare(io.ComfyNode):
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": [text],
             "iteris_drawn": [cost],
-            # and what it has in common with another merge's that it can be compared with
+            # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts])}],
             "iteris_tiles": tiles_of(rows, table_rows),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
+
+
+def draw_rows(
+    base: host.ComfyModel,
+    vae: Any,
+    ways: Sequence[tuple[Any, Any]],
+    rows: Sequence[Row],
+    how: host.Drawing,
+    progress: StageProgress,
+) -> list[list[torch.Tensor]]:
+    """Return the pictures of each row, in the order of its ways; see `host.draw`."""
+    from ..iteris_core.progress import Stage
+
+    stage = Stage("Pictures", told_by=how.steps)
+    wanted = [(way, row.prompt) for row in rows for way in row.ways]
+    drawn = iter(
+        host.draw(base, vae, ways, wanted, how, lambda done, total: progress(stage, done, total))
+    )
+    return [[next(drawn) for _ in row.ways] for row in rows]
 
 
 def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
@@ -262,13 +276,13 @@ def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
 
 
 def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
-    """Return the model to draw with: that of the merge, but for what is connected.
+    """Return the model to draw with: the merge's, except for what is connected.
 
     Args:
         given: The values of the inputs model and clip that are connected.
 
     Raises:
-        IterisError: They are nothing that can be drawn with.
+        IterisError: They cannot be drawn with.
     """
     own = merged.base
     if not given:
@@ -277,12 +291,12 @@ def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
 
 
 def base_name(texts: Collection[str], family: str, carried: int) -> str:
-    """Return what the base model is called, and the LoRAs on it; how many these are, where the
+    """Return the names of the base model and of the LoRAs on it; only the number of LoRAs if the
     nodes before it name others, too, such as one that is switched off.
 
     Args:
-        texts: Those of the nodes before it.
-        family: What it is called where they name none of its files.
+        texts: Texts of the nodes before it.
+        family: Name of the base model if they name none of its files.
         carried: How many LoRAs it carries.
     """
     files = sorted({text for text in texts if host.find_model(text) is not None})
@@ -294,15 +308,15 @@ def base_name(texts: Collection[str], family: str, carried: int) -> str:
 
 
 def side_of(merged: MergedLora, family: Family) -> int:
-    """Return the side of pictures where the user names none: what suits the model, or that of the
-    measured pictures where that is another one than suits the model, and so was set.
+    """Return the side of pictures where the user names none: what suits the model, or the side of
+    the measured pictures if the user has set that.
     """
     side = merged.measured_side
     return family.resolution if side in (0, family.measured_at) else side
 
 
 def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
-    """Return what says how pictures were drawn, and the merge's guidance if that is another one."""
+    """Return in words how pictures were drawn, and the merge's guidance if that is another one."""
     other = f" (merge: {measured_cfg:g})" if measured_cfg not in (0, how.cfg) else ""
     return [
         f"{how.width} x {how.height}",
@@ -314,13 +328,13 @@ def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
 
 
 def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
-    """Return how far the stack is from a LoRA alone, from 0 to 1; 0: it is not the row of one."""
+    """Return how far the stack is from a LoRA alone, from 0 to 1; 0 if the row is not a LoRA's."""
     return 0.0 if BASE in row.ways else float((pictures[-2] - pictures[0]).abs().mean())
 
 
 def tiles_of(rows: Sequence[Row], drawn: Sequence[Labelled]) -> list[dict[str, Any]]:
-    """Return the pictures one by one, as files for the page, without the workflow in each; and how
-    far the stack is from a LoRA alone, in the rows of one: the page shows first where most.
+    """Return each row's pictures as files for the page, without the workflow in them, and how far
+    its stack is from the LoRA alone: the page begins with the row where that is most.
     """
     every = [picture for row in drawn for picture in row.pictures]
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])

@@ -37,8 +37,8 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
 
     Raises:
         CalibrationError: A prompt has several readings, see `plain_prompts`.
-        ConfigError: A prompt is empty without its tags, or there is none at all, or none of one of
-            the LoRAs.
+        ConfigError: A prompt is empty without its tags; or there is none, or none for one of the
+            LoRAs.
     """
     from ..iteris_core.diffusion.prompts import plain_prompts
 

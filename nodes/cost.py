@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Work(NamedTuple):
-    """What a merge takes: rows through the model, about; for that, sampling runs of each LoRA, and
+    """What a merge takes: about how many rows through the model, sampling runs of each LoRA, and
     steps of a polish.
     """
 
@@ -25,8 +25,8 @@ class Work(NamedTuple):
 
 
 def work_by_preset(job: Job, asked: Asked) -> dict[Preset, Work]:
-    """Return what a merge takes with each preset that goes with the other settings; none of a
-    preview, and with a recipe, where presets do not count.
+    """Return what a merge would take with each preset but a preview; nothing if it measures
+    nothing, or has a recipe, with which presets do not count.
 
     Args:
         asked: What was asked for; its preset does not count.
@@ -49,9 +49,9 @@ _TIMED: dict[str, dict[str, float]] = {}
 def cost_shown(
     work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
 ) -> dict[str, Any]:
-    """Return what a merge took and what another one takes with each preset, for the page; nothing
-    if that is not known. Runs of an earlier merge took no time in this one, nor did a polish or a
-    check that could not be made, so that what is told is then what the last one without took.
+    """Return what a merge took, and would take with each preset, for the page; nothing if that is
+    not known. A merge that reused sampling runs, or whose polish or check failed, took less than it
+    would otherwise; the figures are then those of the last one that was complete.
 
     Args:
         seconds: How long the merge took.

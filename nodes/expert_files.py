@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Noise = Literal["high", "low"]
 OTHER: Mapping[Noise, Noise] = {"high": "low", "low": "high"}
 LOW_INPUT = "model_low_noise"  # of Merge LoRAs
-# What marks the file of an expert alone, and what marks it if the other one's is there, too.
+# What marks the file of an expert by itself, and what marks it only if the other one's is there.
 _SURE = re.compile(r"(?<![a-z])(high|low)[-_ ]?noise(?![a-z])", re.IGNORECASE)
 _LIKELY = re.compile(r"(?<![a-z])(high|low|h|l)(?![a-z])|(high|low)(?=noise)", re.IGNORECASE)
 _SWAPPED = {"high": "low", "low": "high", "h": "l", "l": "h"}
@@ -91,6 +91,6 @@ def split_by_expert(
 
 
 def named_expert(texts: Iterable[str]) -> Noise | None:
-    """Return the one expert that names of files say; None: none, or both."""
+    """Return the one expert that names of files mention; None: none, or both."""
     found = {match[1].lower() for text in texts if (match := _SURE.search(text))}
     return None if len(found) != 1 else "high" if found == {"high"} else "low"

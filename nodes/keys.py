@@ -170,14 +170,7 @@ def model_keys(
         if name.endswith(".weight")
     }
     shapes = layer_shapes(modules)
-    spelled = dict(entries)
-    if of_diffusers:
-        for name, weight in of_diffusers.items():
-            for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
-                spelled[prefix + name] = weight
-    else:
-        for base, weight in _of_transformer(entries, family, shapes):
-            spelled.setdefault(base, weight)
+    spelled = _spelled(entries, of_diffusers, family, shapes)
     of_text, ambiguous = _of_text(modules)
     for base, path in of_text.items():
         spelled.setdefault(base, HostWeight(f"{path}.weight"))
@@ -202,6 +195,23 @@ def model_keys(
         prediction_type=prediction_type,
         host_keys=host_keys,
     )
+
+
+def _spelled(
+    entries: Mapping[str, HostWeight],
+    of_diffusers: Mapping[str, HostWeight],
+    family: Family,
+    shapes: Mapping[str, tuple[int, int]],
+) -> dict[str, HostWeight]:
+    """Return base -> weight of the diffusion model, in the host's spellings and all others."""
+    spelled = dict(entries)
+    for name, weight in of_diffusers.items():
+        for prefix in ("", "unet.", "base_model.model.", "base_model.model.unet."):
+            spelled[prefix + name] = weight
+    if not of_diffusers:
+        for base, weight in _of_transformer(entries, family, shapes):
+            spelled.setdefault(base, weight)
+    return spelled
 
 
 def _of_transformer(

@@ -123,7 +123,7 @@ class Merge(io.ComfyNode):
                     "from Load recipe, so that a file is made again as it was: then preset, "
                     "together and size do not count.",
                 ),
-                # names that tell whom these two are not for
+                # the labels of these two tell most people that they are not for them
                 io.Conditioning.Input(
                     "start",
                     display_name="start (video, editing)",
@@ -134,7 +134,7 @@ class Merge(io.ComfyNode):
                     "Qwen-Image-Edit: a text with a ReferenceLatent. Without it, LoRAs are "
                     "measured without a picture to edit.",
                 ),
-                # in the place of its output, so that a bypassed node hands on this one
+                # at the position of its output, so that a bypassed node passes it on
                 io.Model.Input(
                     LOW_INPUT,
                     display_name=f"{LOW_INPUT} (Wan 2.2)",
@@ -167,7 +167,7 @@ class Merge(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
-            # a merge may end in its report; and only an output node's is sent again from the cache
+            # a workflow may end here; and only output nodes send their report again from the cache
             is_output_node=True,
         )
 
@@ -253,8 +253,8 @@ class Merge(io.ComfyNode):
 
 
 def measures(prompt: Mapping[str, Any], node_id: str) -> bool:
-    """Return whether a merge is known to measure its LoRAs before it runs: neither is its preset
-    Preview, nor may that of a recipe have been.
+    """Return whether it is certain, before a merge runs, that it measures its LoRAs: its preset is
+    not Preview, and no recipe is connected, whose preset may have been.
 
     Args:
         prompt: See `workflow.upstream`.

@@ -132,14 +132,7 @@ def table(
     for number, row in enumerate(rows):
         top = title_height + number * (2 * strip + tall + _GAP)
         _write(pen, row.name, (2 * _GAP, top + strip / 2), room, letters, anchor="lm", fill=_QUIET)
-        for column, (name, picture) in enumerate(zip(row.names, row.pictures, strict=True)):
-            left = _GAP + column * (cell + _GAP)
-            middle = (left + cell / 2, top + 1.5 * strip)
-            _write(pen, name, middle, cell, letters, anchor="mm", fill=_INK)
-            image = image_of(picture, max(width, height)).resize(
-                (cell, tall), Image.Resampling.LANCZOS
-            )
-            whole.paste(image, (left, top + 2 * strip))
+        _paste_row(whole, pen, row, top, (cell, tall), letters)
     for number, line in enumerate(below):
         place = (across - _GAP - cell / 2, end + (number + 0.5) * strip)
         _write(pen, line, place, cell, letters, anchor="mm", fill=_INK)
@@ -148,6 +141,26 @@ def table(
         _write(pen, line, place, room, letters, anchor="lm", fill=_QUIET)
     pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
     return (pixels.float() / 255).reshape(1, size[1], size[0], 3)
+
+
+def _paste_row(
+    whole: Image, pen: Any, row: Labelled, top: int, size: tuple[int, int], letters: int
+) -> None:
+    """Paste a row's pictures side by side, each below its name.
+
+    Args:
+        size: Width and height of each picture.
+    """
+    from PIL import Image
+
+    width, _ = size
+    strip = 2 * letters
+    for column, (name, picture) in enumerate(zip(row.names, row.pictures, strict=True)):
+        left = _GAP + column * (width + _GAP)
+        middle = (left + width / 2, top + 1.5 * strip)
+        _write(pen, name, middle, width, letters, anchor="mm", fill=_INK)
+        image = image_of(picture, max(picture.shape[:2]))
+        whole.paste(image.resize(size, Image.Resampling.LANCZOS), (left, top + 2 * strip))
 
 
 def fitting(width: int, height: int, most_width: int, most_height: int) -> tuple[int, int]:
@@ -204,7 +217,7 @@ def _drawable(text: str, size: int) -> tuple[str, FreeTypeFont]:
     if font is not None:
         return label, font
     own = _font("", size)
-    assert own is not None, "Pillow has it with it"
+    assert own is not None, "Pillow brings it along"
     return without_accents(label), own
 
 
@@ -248,7 +261,7 @@ def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
 
 
 def with_room(name: str, words: str, room: float, length: Callable[[str], float]) -> str:
-    """Return a name and what is said of it, of which the name gives way.
+    """Return a name and what is said of it, with the name shortened to fit.
 
     >>> with_room("char_anna_03", "likely good", 20, len)
     'char…_03 likely good'
@@ -276,7 +289,7 @@ def _font(name: str, size: int) -> FreeTypeFont | None:
 
 
 def _has_letters(font: FreeTypeFont, text: str) -> bool:
-    """Whether a font has every letter of a text: it draws all that it has not as one sign."""
+    """Whether a font has every letter of a text: it draws all others as the same sign."""
     unknown = _drawn(font, "\U0010ffff")
     return not any(_drawn(font, letter) == unknown for letter in set(text) if not letter.isascii())
 

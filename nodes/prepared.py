@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -145,17 +145,7 @@ def prepared(
         joined += alone
     job = Job.of(base, loras, *asked.settings(loras, scenes))
     untested = check_untested(base.family, job.calibration)
-    on_models = (
-        note
-        for number, model in enumerate(connected.models)
-        for note in notes_on_model(
-            host.patches_of(model, connected.clip),
-            host.base_changes(model, connected.clip),
-            _halves(base, loras, number),
-            files_named(connected.upstream, files),
-            is_guided=job.calibration.is_guided,
-        )
-    )
+    on_models = _notes_on_models(connected, base, loras, files, job.calibration)
     notes = (
         *job.settings.notes,
         *untested,
@@ -171,6 +161,28 @@ def prepared(
         job = job.within(room)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
+
+
+def _notes_on_models(
+    connected: Connected,
+    base: host.ComfyModel,
+    loras: Sequence[LoadedLora],
+    files: Sequence[str],
+    calibration: Calibration,
+) -> Iterator[Note]:
+    """Yield notes about what each MODEL, with the CLIP, carries besides the LoRAs of the merge.
+
+    Args:
+        files: The host's list of LoRAs.
+    """
+    for number, model in enumerate(connected.models):
+        yield from notes_on_model(
+            host.patches_of(model, connected.clip),
+            host.base_changes(model, connected.clip),
+            _halves(base, loras, number),
+            files_named(connected.upstream, files),
+            is_guided=calibration.is_guided,
+        )
 
 
 def _halves(base: host.ComfyModel, loras: Sequence[LoadedLora], number: int) -> list[LoadedLora]:
@@ -257,8 +269,8 @@ def _made_on(upstream: Set[str]) -> dict[str, str]:
 
 
 def too_small(room: Room) -> list[Note]:
-    """Return a note about a device that is too small for the whole model and the least of work,
-    which the log tells at once.
+    """Return a note if a device is too small for the whole model and the smallest call, and log it
+    at once.
     """
     if not room.missing:
         return []

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class WorkClock:
-    """Clock that estimates the remaining time of all stages, from the pace of the stage that runs,
-    or of the one before as long as it has made no step; of a stage that is not like the others, the
-    time of this stage.
+    """Estimates the remaining time of all stages, from the pace of the current stage, or until its
+    first step of the one before. For a stage that is unlike the others, it is the time of this
+    stage alone.
 
     A stage may be silent for long before its first step, and then solve many layers at once. So its
-    pace is between those with and without the time before that step, as near as it can be to the
-    pace of the stages before.
+    pace lies between those with and without this silence, as near as possible to the pace of the
+    stages before.
 
     A stage is measured again when the number of its steps changes or the steps done fall, as in a
     second sweep.

@@ -157,8 +157,8 @@ class SaveMergedLora(io.ComfyNode):
 
 
 def check_names(prompt: Mapping[str, Any], merge: str) -> None:
-    """Refuse a merge whose file could not be saved, before its work. That the node that saves it
-    refuses its name is not enough: the host would leave out that node, and merge all the same.
+    """Refuse a merge whose file could not be saved, before its work. It is not enough that the
+    saving node refuses the name: the host would leave out that node, and merge all the same.
 
     Args:
         prompt: See `workflow.upstream`.

@@ -16,9 +16,8 @@ from . import host
 from .pictures import png_of
 from .sockets import MergedLora
 
-_LARGEST_DIFFERENCE = (
-    0.01  # relative to the module; rounding a full difference to bfloat16 makes 0.004
-)
+# relative to the module; rounding a full difference to bfloat16 makes 0.004
+_LARGEST_DIFFERENCE = 0.01
 _ALREADY = "already saved, so no copy was written"
 _TRIES = 100  # at names that others take at the same time
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
@@ -61,9 +60,9 @@ class How:
 def save(
     parts: Mapping[str, MergedLora], wanted: Path, how: How, *, overwrite: bool
 ) -> dict[Path, str]:
-    """Save a merge's files, all of them or none, and return their paths and what reading each back
-    found. They get one number where one of their names is taken and may not be replaced, so that
-    those of a pair are found by each other's name.
+    """Save a merge's files, all of them or none, and return path -> what reading it back found. If
+    one name is taken and may not be replaced, all get the same number, so that the files of a pair
+    are found by each other's name.
 
     Args:
         parts: End of a name -> what its file holds.
@@ -160,8 +159,8 @@ def why_numbered(wanted: Path, found: Container[Path], ends: Sequence[str]) -> l
 
 
 def is_saved(path: Path, merged: MergedLora, how: How) -> bool:
-    """Whether a file is, byte by byte, what `save` would write under its name, but for its cover:
-    nobody wants all of a merge again for another picture of it.
+    """Whether a file is, byte by byte, what `save` would write under its name, except for its
+    cover: nobody wants a second copy of a merge for another picture of it.
     """
     from ..iteris_core.errors import AdapterError
     from ..iteris_core.files.tensors import read_header
@@ -211,7 +210,7 @@ def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
 
 def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:
     """Save a file next to a LoRA's, where programs look for it, and return a line about it; empty:
-    it is there already. The LoRA is saved, so what keeps the file from being saved is not an error.
+    it is there already. The LoRA itself is saved, so that a failure here is not an error.
 
     Args:
         ending: Ending of the name of the other file, which is the LoRA's otherwise.

@@ -80,7 +80,7 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "polish": (" -1: as the preset says.", {"default": -1, "min": -1}),
     "frames": ("", {}),
 }
-# What people change, of `_WIDGETS`; frontends that know how show the rest once it is asked for.
+# The widgets that people change; frontends that can do so show the others only on demand.
 _FIRST = (
     "trajectories",
     "held_out",

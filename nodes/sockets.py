@@ -97,8 +97,8 @@ class MergedLora:
         base: The model that the merge got, of a pair the high noise one.
         recipe: Recipe of the merge, as JSON.
         loras: The LoRAs that are in it, without their weights.
-        loose: Weights of those that are in no file. They are the tensors of the node that a LoRA
-            came from, and no copies: what ComfyUI keeps of that node they do not keep again.
+        loose: Weights of those that are in no file: the tensors of the nodes that they came from,
+            not copies, so that they take no memory besides what ComfyUI keeps of these nodes.
         report: Report of the merge; None: there is none.
         low: The part for the low noise model of a pair, with the same keys, where `adapter` is the
             part for the high noise model; None: the merge is for one model.

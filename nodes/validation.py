@@ -1,7 +1,7 @@
 """The door of the nodes: what comes through widgets and links is checked before anything is done.
 
-ComfyUI checks the values of widgets. It does not check what comes through a link, and lets numbers
-that are none (NaN) through.
+ComfyUI checks the values of widgets. It does not check what comes through a link, and lets NaN
+through.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or of 
 
 
 def checked(execute: Execute) -> Execute:
-    """Let a node's `execute` see only inputs that are what its schema says, and call the core's
-    settings as the nodes' inputs are called in all that it tells.
+    """Check a node's inputs by its schema before `execute` sees them, and let all messages call the
+    core's settings as the nodes' inputs are called.
 
     The function then raises:
         ConfigError: Names the input, what came in, and what it must be.
@@ -92,7 +92,7 @@ def _checked_choice(item: Any, value: Any) -> Any:
 
 @functools.cache
 def _sockets() -> Mapping[str, tuple[Fits, str]]:
-    """Return type of a socket -> what tells whether a value is of it, and what it must be."""
+    """Return type of a socket -> a test of its values, and what they must be, in words."""
     from ..iteris_core import MergeReport
     from ..iteris_core.diffusion.presets import Changes
     from ..iteris_core.diffusion.recipe import Recipe

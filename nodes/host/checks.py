@@ -19,7 +19,7 @@ _DIRECTML = "privateuseone"  # torch's name of its devices
 
 
 def row_of(model: Any) -> HostFamily:
-    """Return the row of a MODEL. One of a class that no table names gets a row of what the class
+    """Return the row of a MODEL. If no table names its class, the row is made of what the class
     says of itself; the proof of each LoRA then shows whether it can be measured so.
 
     Raises:
@@ -58,8 +58,8 @@ def _untested(kind: str, model: Any) -> HostFamily:
     Raises:
         IterisError: It reads more than text and noise, or draws neither pictures nor videos.
     """
-    format = model.latent_format
-    sides = getattr(format, "latent_dimensions", 2)
+    latents = model.latent_format
+    sides = getattr(latents, "latent_dimensions", 2)
     problem = ""
     if sides not in (_OF_PICTURES, _OF_VIDEOS):
         problem = f"its latents have {sides} side, so that it draws neither pictures nor videos"
@@ -75,7 +75,7 @@ def _untested(kind: str, model: Any) -> HostFamily:
             f"{problem}. It merges LoRAs of {known}. Load a model of one of these, or ask for "
             f"{kind} at the pack's issue tracker"
         )
-    frames = getattr(format, "temporal_downscale_ratio", _USUAL_FRAMES)
+    frames = getattr(latents, "temporal_downscale_ratio", _USUAL_FRAMES)
     is_distilled = bool(model.model_config.unet_config.get("guidance_embed"))
     family = Family(
         kind,
@@ -84,14 +84,14 @@ def _untested(kind: str, model: Any) -> HostFamily:
         saved_as="comfy",
         is_tested=False,
     )
-    # older versions do not say it; it is only about how many latents a picture of so many pixels is
-    downscale = getattr(format, "spacial_downscale_ratio", HostFamily.downscale)
+    # older versions do not say it; it only decides how many latents a picture has
+    downscale = getattr(latents, "spacial_downscale_ratio", HostFamily.downscale)
     return HostFamily(family, None, (), downscale=downscale)
 
 
 @contextmanager
 def trial(family: Family) -> Iterator[None]:
-    """Say of a model that was never tested what it means that it fails.
+    """Explain an error of a model that was never tested.
 
     Raises:
         CalibrationError: It fails; quotes the error.

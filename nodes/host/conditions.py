@@ -29,8 +29,8 @@ def _any_features(latents: Tensor) -> Any:
     return SimpleNamespace(penultimate_hidden_states=drawn.to(latents))
 
 
-# Name in a conditioning -> what stands there where no first picture is connected, for latents
-# (1, channels, frames, height, width): a picture of one grey.
+# Name in a conditioning -> its value if no first picture is connected, for latents (1, channels,
+# frames, height, width): that of a plain grey picture.
 NEUTRAL: Mapping[str, Callable[[Tensor], Any]] = {
     "concat_latent_image": torch.zeros_like,
     "concat_mask": _first_is_known,
@@ -82,7 +82,7 @@ def conditions_for(
 
     Args:
         names: What it reads of a first picture.
-        given: What is connected; of the rest of a first picture the neutral one is made.
+        given: What is connected; what a first picture lacks comes from `NEUTRAL`.
     """
     found = {name: given[name] for name in _OF_REFERENCES if name in given}
     if REFERENCES in found:

@@ -163,7 +163,7 @@ class ComfyModel:
                     conds["transformer_options"] = options.of_call(rows, sigma, self._levels)
                     return options.run(lambda: model.model.apply_model(x, sigma, **conds))
 
-            # some models find their next level by them, and one that was not tested may
+            # some models find the next noise level by the options, and an untested one may
             reads_levels = model.model.model_config.unet_config.get("meanflow", False)
             has_one_level = options.are_read or reads_levels or not self.family.is_tested
 
@@ -224,10 +224,10 @@ class ComfyModel:
 
     def shape_of_picture(self, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
         """Return the shape of the latents of a picture or video whose sides are in pixels."""
-        format = self.model.get_model_object("latent_format")
-        time = (self.family.latent_frames(frames),) * (format.latent_dimensions - 2)
+        latents = self.model.get_model_object("latent_format")
+        length = (self.family.latent_frames(frames),) * (latents.latent_dimensions - 2)
         sides = (height // self.row.downscale, width // self.row.downscale)
-        return format.latent_channels, *time, *sides
+        return latents.latent_channels, *length, *sides
 
     def make_room(self, shape: Sequence[int], samples: int, takes: TakenByLayers) -> Room:
         """Share out the device's memory for a merge, and remember what to keep free.
@@ -315,8 +315,12 @@ class ComfyModel:
     def _strengths(self, use: LoraUse) -> Callable[[str], float]:
         """Return the strength at which a LoRA's change of a module is used."""
         weights = use.layer_weights(self.family)
-        of_part = {True: use.strength_clip, False: use.strength_model}
-        return lambda path: of_part[is_text(path)] * weights.of(path)
+
+        def strength_at(path: str) -> float:
+            of_part = use.strength_clip if is_text(path) else use.strength_model
+            return of_part * weights.of(path)
+
+        return strength_at
 
     def patched(self, *adapters: Adapter) -> tuple[Any, Any]:
         """Return clones of MODEL and CLIP that carry the adapters, as stock LoraLoaders would patch
@@ -407,11 +411,11 @@ class ComfyModel:
         return model, clip
 
     def _let_inherit(self, model: Any, clip: Any) -> None:
-        """Let the user's own MODEL and CLIP take over the places of clones of clones in the host's
-        list of loaded models.
+        """Let clones of clones leave their places in the host's list of loaded models to the user's
+        own MODEL and CLIP.
 
-        A clone's place goes to its parent. Where both go at once, as with the frames of an error,
-        it would stay taken by a model that nobody can unload.
+        The host gives the place of a freed clone to its parent. If both are freed at once, as with
+        the frames of an error, the place would stay taken by a model that nobody can unload.
         """
         model.parent = self.model.parent
         clip.patcher.parent = self.clip.patcher.parent
@@ -465,8 +469,8 @@ def _patch_of(diffusion_model: Any) -> int:
 
 
 def _prediction_type(model: Any) -> str:
-    """Return what a MODEL predicts, also by a node that has said so, as files name it; empty for
-    flow models.
+    """Return what a MODEL predicts, as files name it, also if a node has set it; empty for flow
+    models.
     """
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):

@@ -50,10 +50,8 @@ def lora_path(name: str) -> Path:
 
 def lora_name_of(path: Path) -> str | None:
     """Return the name of a file in ComfyUI's list of LoRAs; None: it is in no loras folder."""
-    for real in (
-        os.path.abspath,
-        os.path.realpath,
-    ):  # a folder in it may be a link to another place
+    # both, since a folder in it may be a link to another place
+    for real in (os.path.abspath, os.path.realpath):
         for folder in folder_paths.get_folder_paths("loras"):
             if Path(real(path)).is_relative_to(real(folder)):
                 return str(Path(real(path)).relative_to(real(folder)))
@@ -61,8 +59,8 @@ def lora_name_of(path: Path) -> str | None:
 
 
 def namesake(path: Path) -> Path | None:
-    """Return the file of another folder that ComfyUI's lists of LoRAs have under the name of a file
-    that is, or would be, at a path; None: there is none.
+    """Return the file of another folder that ComfyUI's lists of LoRAs have under the name that a
+    file at this path has or would have there; None: there is none.
     """
     name = lora_name_of(path)
     found = find_lora(name) if name else None

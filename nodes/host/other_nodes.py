@@ -112,7 +112,7 @@ def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:
     """Return the wrappers of a MODEL that are around each call of it when it is measured, and the
     ones that are left out.
 
-    Left out are wrappers of sampling, and all others of their keys, which need them, such as
+    Left out are wrappers of sampling, and all others under the same keys, which need them, such as
     EasyCache's; and what runs it compiled, since its layers must be called one by one.
     """
     found: dict[str, dict[Any, list[Any]]] = {}

@@ -49,7 +49,7 @@ def _renamed(adapter: Adapter, name: Callable[[str], str]) -> Adapter:
 
 
 class ComfyPair(ComfyModel):
-    """Two experts. What is not said here is the high noise model's.
+    """Two experts. What is not overridden here is the high noise model's.
 
     Args:
         high: The model for the levels from the family's boundary up.
@@ -187,7 +187,7 @@ class ComfyPair(ComfyModel):
 
 @dataclass
 class _OneAtATime:
-    """Networks of which one is open at a time, so that one MODEL at a time needs memory."""
+    """Networks, only one of them open at a time, so that only one MODEL needs memory."""
 
     openers: Sequence[Callable[[], Any]]
     stack: ExitStack

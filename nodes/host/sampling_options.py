@@ -1,5 +1,5 @@
-"""What ComfyUI's samplers tell a MODEL in each call, for the functions of other nodes that it
-carries: their patches read it, and their wrappers are around the call.
+"""What ComfyUI's samplers tell a MODEL in each call. Other nodes' patches on the MODEL read it, and
+their wrappers are around the call.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def conds_of(model: Any, row: DenoiserRow, beside: Mapping[str, Any], x: Tensor)
 
 @contextmanager
 def _gradients() -> Iterator[Callable[[], None]]:
-    """Yield what is called before each call of the model. From the first call with gradients on,
-    the host's layers run as when it trains, since its fast ones have no gradients; older versions
-    have none such.
+    """Yield a function to call before each call of the model. From the first call with gradients
+    on, it lets the host's layers run as in training, since its fast ones have no gradients; older
+    versions have no fast ones.
     """
     management = comfy.model_management
     before = getattr(management, "in_training", None)

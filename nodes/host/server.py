@@ -95,8 +95,8 @@ def note_prompts() -> None:
 
 
 def prompt_sent() -> Mapping[str, Any]:
-    """Return the part of a workflow that is being validated, of which the host tells a node's
-    `validate_inputs` no more than its own inputs; empty elsewhere.
+    """Return the part of a workflow that is being validated, since the host tells a node's
+    `validate_inputs` only its own inputs; empty elsewhere.
     """
     return _SENT.get({})
 

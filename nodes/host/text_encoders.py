@@ -38,7 +38,7 @@ class TextEncoders:
         swept: Names, among its tokens, of the text encoders that can be merged.
 
     Attributes:
-        memory_required: Bytes that the merge of the text encoders takes beside them.
+        memory_required: Bytes that the merge of the text encoders takes besides their weights.
     """
 
     def __init__(self, clip: Any, swept: Sequence[str]) -> None:
@@ -99,8 +99,8 @@ class TextEncoders:
         return tuple((name, *map(len, pieces)) for name, pieces in self._tokens(caption).items())
 
     def unknown_embeddings(self, text: str) -> list[str]:
-        """Return the learned tokens (``embedding:name``) of a text that the host finds for none of
-        its text encoders, or of another width, so that it leaves them out.
+        """Return the learned tokens (``embedding:name``) of a text that the host leaves out, since
+        it finds them for none of its text encoders, or only with another width.
         """
         asked: dict[str, dict[str, bool]] = {}  # name -> text encoder -> whether it is found
         with ExitStack() as listening:
@@ -183,7 +183,7 @@ def _with(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]
 
 
 def _telling(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Callable[[str], Any]:
-    """Return how a tokenizer looks for learned tokens, and notes whether it finds them."""
+    """Return a tokenizer's search for learned tokens, which now notes whether it finds them."""
     find = tokenizer._try_get_embedding
 
     def told(text: str) -> Any:
@@ -208,7 +208,7 @@ def _token_key(token: Any) -> Any:
 
 
 def _remembering(encode: Any, written: dict[Any, Any]) -> Any:
-    """Return a text encoder's function that reads every text once."""
+    """Return a text encoder's `encode`, made to read every text only once."""
 
     device = comfy.model_management.intermediate_device()
 
