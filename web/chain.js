@@ -18,6 +18,7 @@ import {
   vaeOf,
 } from "./links.js";
 import {
+  ABOVE,
   BADGE,
   bringIntoSight,
   freeBelow,
@@ -68,9 +69,15 @@ function wayDown(merge, { pos }) {
 /** Return whether a new node is right beside a merge, at whatever height. */
 const isBeside = (merge, { pos }) => pos[0] === merge.pos[0] + merge.size[0] + GAP;
 
-/** Link a VAE to a new Compare: above the merge, which grows in a run, where the way down leads straight to it. */
-const linkVae = (vae, merge, below, compare) =>
-  linkRound(vae, merge, isBeside(merge, compare) ? undefined : below, compare, "vae", 0);
+/**
+ * Link a VAE to a new Compare: where it can, above the merge, which grows in a run, and from where the way down leads
+ * straight to it.
+ */
+function linkVae(vae, merge, below, compare) {
+  const [level, across] = [merge.pos[1] - ABOVE, [merge.pos[0], merge.pos[0] + merge.size[0] + LANE]];
+  const isFree = freeLane(merge.graph, 1, level, -LANE / 2, across) >= level - LANE;
+  linkRound(vae, merge, isFree && isBeside(merge, compare) ? undefined : below, compare, "vae", 0);
+}
 
 /** Link a merge to new nodes that lie side by side, at its right or not far from there. */
 function linkMerged(merge, [first, second], below) {
