@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from .sockets import Scenes
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.job import MergeSettings
-    from ..iteris_core.diffusion.lora_use import LoadedLora
+    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
     from ..iteris_core.diffusion.recipe import Recipe
 
 
@@ -46,6 +46,21 @@ class Asked:
         together = Changes(calibration={"scene_weight": weight} if self.together else {})
         asked = PRESETS[preset].then(together).then(self.given or Changes())
         return asked.then(PRESETS[PREVIEW]) if preset == PREVIEW else asked
+
+    def check_prompts(self, uses: Iterable[LoraUse]) -> None:
+        """Refuse LoRAs without prompts if a model would run on prompts, before files are read.
+
+        Raises:
+            IterisError: See `MergeSettings.check_prompts`; or settings that do not go together.
+        """
+        from ..iteris_core.diffusion.job import MergeSettings, changed
+
+        if self.given is not None and not isinstance(self.given, Changes):
+            how = MergeSettings(self.given.config)
+            how.check_prompts(uses, self.given.calibration, is_fixed=True)
+        elif (changes := self.changes(self.preset)) is not None:
+            calibration, how = changed(Calibration(), MergeSettings(), changes)
+            how.check_prompts(uses, calibration)
 
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None

@@ -138,6 +138,7 @@ def prepared(
         chosen = with_partners(chosen, files)
     elif base.may_be_expert:
         check_one_expert(chosen, connected.texts["model"])
+    asked.check_prompts(lora.use for lora in chosen)
     uses, loose = identified(chosen)
     loras, joined = load(base, uses, loose)
     if connected.low is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -62,14 +62,22 @@ class MergeSettings:
                 f"{setting_to(unused[0], 0)}, or switch {called('measured')} on"
             )
 
-    def check_prompts(self, uses: Sequence[LoraUse], calibration: Calibration) -> None:
+    def check_prompts(
+        self, uses: Iterable[LoraUse], calibration: Calibration, *, is_fixed: bool = False
+    ) -> None:
         """Refuse LoRAs without prompts if a model would run on prompts.
+
+        Args:
+            is_fixed: Whether the settings are a recipe's, so that no others can be advised.
 
         Raises:
             CalibrationError: Names the LoRAs.
         """
+        otherwise = "choose the preset Preview, which measures nothing"
+        if not self.config.measured:
+            otherwise = f"set {setting_to('held_out', 0)}: only the check draws the LoRAs"
         if self.config.measured or calibration.held_out:
-            check_prompts(uses)
+            check_prompts(uses, "" if is_fixed else otherwise)
 
 
 def changed(

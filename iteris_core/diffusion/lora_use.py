@@ -206,8 +206,11 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
     return replace(use, prompts=prompts, prompts_from=source, trigger_words=triggers.triggers)
 
 
-def check_prompts(uses: Iterable[LoraUse]) -> None:
+def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
     """Refuse LoRAs without prompts to measure them on.
+
+    Args:
+        otherwise: What else the user can do, such as "set x to 0"; empty: nothing.
 
     Raises:
         CalibrationError: Names them.
@@ -218,8 +221,8 @@ def check_prompts(uses: Iterable[LoraUse]) -> None:
         raise CalibrationError(
             f"{' and '.join(bare)} {has} no prompts, and no trigger words in a file to make them "
             "of. Write what you would type to use the LoRA, one prompt per line, such as 'a photo "
-            "of sks dog'; the page that you downloaded it from names its trigger words. Or choose "
-            "the preset Preview, which measures nothing"
+            "of sks dog'; the page that you downloaded it from names its trigger words"
+            f"{otherwise and f'. Or {otherwise}'}"
         )
 
 

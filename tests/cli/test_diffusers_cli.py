@@ -188,7 +188,10 @@ def test_a_preview_needs_no_prompts(world, tmp_path):
     assert (done.exit_code, complaints(done)) == (0, [])
     more = ("--preset", "Preview", "--check-runs", 1)
     done = iteris(world, "--output", tmp_path / "b.safetensors", *more, rows=rows)
-    assert "one.safetensors has no prompts, and" in done.stderr, "the check draws them"
+    assert "one.safetensors has no prompts, and" in done.stderr
+    assert done.stderr.endswith("Or set --check-runs to 0: only the check draws the LoRAs\n")
+    done = iteris(world, "--output", tmp_path / "b.safetensors", rows=rows)
+    assert done.stderr.endswith("Or choose the preset Preview, which measures nothing\n")
 
 
 WRONG = [  # options, what the message names

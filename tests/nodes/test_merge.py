@@ -1,21 +1,26 @@
 """The settings that the merge node comes to, and what it says about the model that it is given."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from fake_host import use
 from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import Work, cost_shown
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.prepared import guessed_styles, too_small
+from iteris_pack.nodes.prepared import guessed_styles, prepared, too_small
 from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
+from iteris_pack.nodes.sockets import ChosenLora
 from safetensors.torch import save_file
 
-from iteris_core import ConfigError, MergeConfig, MergeReport
+from iteris_core import CalibrationError, ConfigError, MergeConfig, MergeReport
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_rows import read_rows
 from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import Recipe
+from iteris_core.files.families import FAMILIES
 from iteris_core.report.records import Note
 
 
@@ -36,6 +41,28 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
     assert note.text == "together and size did not count, since a preview measures nothing"
     _, how = Asked("Preview", False, Size()).settings([], None)
     assert how.notes == ()
+
+
+def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
+    """Unless nothing runs on prompts. Advice is given only where it can be followed."""
+    replace_host(lora_names=list, start_of=lambda start: None)  # and nothing that reads
+    base = SimpleNamespace(family=FAMILIES["SD1.5"], may_be_expert=False)
+    connected = SimpleNamespace(base=lambda: base, low=None, texts={"model": ()})
+    chosen = [ChosenLora(use("cat", ("a cat",))), ChosenLora(use("ink", ()))]
+
+    def told(preset, given=None):
+        asked = Asked(preset, False, Size(), given)
+        with pytest.raises(CalibrationError, match=r"^ink has no prompts, and") as error:
+            prepared(connected, [], chosen, asked)
+        return str(error.value).rpartition("trigger words")[2]
+
+    unmeasured = MergeConfig(method="np_lora", measured=False)
+    assert told("Fast") == ". Or choose the preset Preview, which measures nothing"
+    for config in (MergeConfig(), unmeasured):
+        assert told("Preview", Recipe((), Calibration(held_out=1), config, {})) == ""
+    bare = [lora.use for lora in chosen]
+    for given in (None, Recipe((), Calibration(held_out=0), unmeasured, {})):
+        Asked("Preview", False, Size(), given).check_prompts(bare)
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
