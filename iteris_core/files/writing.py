@@ -27,7 +27,7 @@ _HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.part")
 _DAY = 24 * 3600.0
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
-_NUMBER = re.compile(r"(?<=.)_(\d\d)$")  # of a file beside others of its name
+_NUMBER = re.compile(r"(?<=.)_(0[2-9]|[1-9][0-9])$")  # of a file beside the one of its name
 _SHOWN = 60  # characters of a long name in an error
 _DEVICES = r"(?i:con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?"
 # What a name holds -> what is wrong with it. What only Windows refuses is refused everywhere, since
@@ -240,15 +240,21 @@ def free_names(
 
 
 def numbered(wanted: Path, ends: Sequence[str], first: int = 1) -> Iterator[list[Path]]:
-    """Yield the paths of each number, without an end of numbers; see `free_names`. A name that has
-    a number already is the first of them.
+    """Yield the paths of each number, without an end of numbers; see `free_names`.
 
-    >>> [path.name for [path] in itertools.islice(numbered(Path("a_02"), ("",)), 2)]
-    ['a_02', 'a_03']
+    A name that has a number already is the first of them where the name without it is there, too:
+    a_03 follows a_02 beside a. Other numbers, such as those of a date or of an epoch, are not
+    counted on.
+
+    >>> [path.name for [path] in itertools.islice(numbered(Path("a"), ("",)), 2)]
+    ['a', 'a_02']
     """
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
     name = wanted.name.removesuffix(ending)
     own = _NUMBER.search(name)
+    if own:
+        others = (wanted.parent / f"{name[: own.start()]}{end}{ending}" for end in ends)
+        own = own if any(map(os.path.lexists, others)) else None
     stem = os.fsencode(name[: own.start()] if own else name)
     before = int(own.group(1)) - 1 if own else 0
     for number in itertools.count(first):

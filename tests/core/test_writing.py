@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from iteris_core.files.writing import (
     blocks_of,
     fault_of_name,
     free_name,
+    numbered,
     under_free_name,
     whole_file,
     whole_files,
@@ -162,8 +164,8 @@ def test_a_disk_that_sends_no_names_of_folders_will_do(folder, monkeypatch, code
     ("name", "free", "following"),
     [
         ("a.safetensors", "a_02.safetensors", "a_03.safetensors"),
-        ("a_02.safetensors", "a_03.safetensors", "a_04.safetensors"),
-        ("a_98", "a_99", "a_100"),
+        ("a_02.safetensors", "a_02_02.safetensors", "a_02_03.safetensors"),
+        ("2024_11_30", "2024_11_30_02", "2024_11_30_03"),
         ("_02", "_02_02", "_02_03"),
         ("t5-v1.1", "t5-v1.1_02", "t5-v1.1_03"),
         ("a" * 243 + ".safetensors", "a" * 240 + "_02.safetensors", "a" * 240 + "_03.safetensors"),
@@ -182,6 +184,30 @@ def test_a_name_that_is_taken_meanwhile_gets_a_number_and_keeps_its_ending(
     assert under_free_name(folder / name, save, overwrite=False) == folder / free
     assert content(folder) == {name: b"other's", free: b"mine"}
     assert free_name(folder / name).name == following
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "free"),
+    [
+        ("a.safetensors", "a_02.safetensors", "a_03.safetensors"),
+        ("a", "a_98", "a_99"),
+        ("a", "a_99", "a_100"),
+        ("a", "a_01", "a_01_02"),
+        ("a", "a_\uff10\uff12", "a_\uff10\uff12_02"),  # digits, but not ours
+        ("a.txt", "a_02", "a_02_02"),
+    ],
+)
+def test_a_number_is_counted_on_beside_the_name_without_it(folder, there, name, free):
+    (folder / there).touch()
+    assert free_name(folder / name).name == free
+    first, *_ = next(numbered(folder / name, ("",)))
+    assert first.name == name, "the name that is wanted is tried first"
+
+
+def test_a_pair_counts_on_beside_a_pair(folder):
+    (folder / "a_low.x").touch()
+    [found] = itertools.islice(numbered(folder / "a_02.x", ("_high", "_low")), 1, 2)
+    assert [path.name for path in found] == ["a_03_high.x", "a_03_low.x"]
 
 
 LONG = ("a" * 300, "é" * 200)
