@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters import target_layers
 from ..base_models import DeviceMap, loaded, placed, whole_model
 from ..config import MergeConfig
-from ..errors import CalibrationError, ConfigError
+from ..errors import AdapterError, CalibrationError, ConfigError
 from ..files import peft
 from ..files.model_keys import layer_kernels
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
+from ..settings import called, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
 from .loading import load_adapter
 from .samples import ReadingOptions
@@ -229,6 +231,11 @@ def merge_peft(
         model = family.load(model, base.dtype, base.device, base.device_map)
     whole = [load_adapter(model, Path(task.folder)) for task in adapters]
     worn = [adapter.select(options.is_merged) for adapter in whole]
+    if target_layers(whole) and not target_layers(worn):
+        raise AdapterError(
+            "the adapters change layers of the decoder alone, which "
+            f"{called('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
+        )
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, samples, options, reader)
     names = [adapter.name for adapter in worn] + ([PRESERVE_TASK] if kept else [])

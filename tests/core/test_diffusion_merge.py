@@ -64,7 +64,9 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
 def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, config):
     of_bias = Adapter("norms", {}, vectors={"unet.inlet.bias": torch.ones(6)})
     loras = [LoadedLora.of(of_bias, ("<x> cat",)), host.lora("idle", strength=0.0)]
-    with pytest.raises(AdapterError, match="they change biases and norms alone, which no merge"):
+    with pytest.raises(
+        AdapterError, match="they change biases and norms alone, which a merge does"
+    ):
         host.merge(loras, PRESERVE, config)
 
 

@@ -9,7 +9,7 @@ import tiny_language
 import torch
 from language_families import captions, texts
 
-from iteris_core import MergeConfig, Task, merge
+from iteris_core import AdapterError, MergeConfig, Task, merge
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionOptions, CaptionSample, encode_captions
 from iteris_core.language.job import DEFAULT, AdapterTask, Preserve
@@ -171,6 +171,14 @@ def test_the_encoder_alone_equals_the_encoder_of_the_whole(of_t5):
     assert_close(result.adapter.deltas, expected, 1e-5)
     (note,) = result.report.notes
     assert note.kind == "left_out" and "deltas of the decoder are left out" in note.text
+
+
+def test_adapters_of_the_decoder_alone_are_no_merge_of_the_encoder(of_t5, tmp_path):
+    of_decoder = {"target_modules": r"decoder\..*\.(q|v)"}
+    base = of_t5.folder / "base"
+    folder = tiny_language.adapter(base, tmp_path / "decoder", 7, **of_decoder)
+    with pytest.raises(AdapterError, match=r"the decoder alone.* Set modules to all$"):
+        of_t5.merge(tasks=[AdapterTask(folder, texts(0))], options=TextOptions(modules="encoder"))
 
 
 def test_the_head_can_be_merged_too(of_t5, tmp_path):
