@@ -73,8 +73,8 @@ def about_lora(name: str) -> dict[str, Any]:
 
 def about_row(text: str) -> dict[str, Any]:
     """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
-    model of its file's family, or for none at all where nothing tells that: ``error``, None where
-    it can.
+    model of its file's family, or for none at all where its keys do not show that: ``error``, None
+    where it can.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
     from ...iteris_core.files.block_weights import check_spelling, layer_weights
@@ -93,13 +93,16 @@ def about_row(text: str) -> dict[str, Any]:
 
 
 def _family_of(row: str) -> Family | None:
-    """Return the family of the file that a row names; None: nothing tells."""
+    """Return the family of the file that a row names, by its keys; None: they do not show it, and
+    the file may fit another model than its metadata say.
+    """
     from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.headers import lora_header
 
     with suppress(IterisError):
         file = find_name(row, host.lora_names())
-        return FAMILIES.get(lora_header(host.lora_path(file)).family)
+        header = lora_header(host.lora_path(file))
+        return FAMILIES[header.family] if header.is_by_keys else None
     return None
 
 

@@ -58,11 +58,16 @@ def test_a_row_learns_before_a_run_that_no_model_has_its_blocks(replace_host):
 
 
 def test_a_row_learns_before_a_run_that_its_file_s_model_has_no_such_blocks(replace_host, tmp_path):
+    """By its keys: what its metadata alone say may be wrong, and the file fit another model."""
     path = tmp_path / "ink.safetensors"
+    attention = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    save_file({f"{attention}.lora_down.weight": torch.ones(2, 2048)}, path)
     stated = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
-    save_file({"a.lora_down.weight": torch.ones(2, 2)}, path, stated)
-    replace_host(lora_names=lambda: [path.name], lora_path=lambda _: path)
+    save_file({"a.lora_down.weight": torch.ones(2, 2)}, tmp_path / "stated.safetensors", stated)
+    names = [path.name, "stated.safetensors"]
+    replace_host(lora_names=lambda: names, lora_path=lambda name: tmp_path / name)
     for said, found in (("double:0", "'double:0', and SDXL"), (",".join("1" * 17), "for SDXL")):
         assert found in about_row(f'<lora:ink:1> blocks="{said}"')["error"]
-        assert about_row(f'<lora:gone:1> blocks="{said}"') == {"error": None}
+        for name in ("stated", "gone"):
+            assert about_row(f'<lora:{name}:1> blocks="{said}"') == {"error": None}
     assert about_row("<lora:ink:1> blocks=IN:0") == {"error": None}
