@@ -206,8 +206,8 @@ def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any
 
 def _described(use: LoraUse) -> str:
     source = f", its trigger words from the file ({use.prompts_from})" if use.prompts_from else ""
-    prompts = "".join(f"\n  {prompt}" for prompt in use.prompts)
+    prompts = "\n  ".join([":", *use.prompts]) if use.prompts else ""
     strengths = f"{use.strength_model:g} / {use.strength_clip:g}"
     blocks = f", blocks {use.blocks}" if use.blocks else ""
     without = f", without {' '.join(use.without)}" if use.without else ""
-    return f"{use.file or use.name} at {strengths}{blocks}{without}{source}:{prompts}"
+    return f"{use.file or use.name} at {strengths}{blocks}{without}{source}{prompts}"

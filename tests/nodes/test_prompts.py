@@ -69,3 +69,14 @@ def test_blocks_and_layers_left_out_are_those_of_a_row(node):
         node(blocks="1,2,3")
     with pytest.raises(IterisError, match="LoRA 'cat': 51 patterns of layers to leave out"):
         node(without="x\n" * 51)
+
+
+def test_a_node_shows_its_lora_with_prompts_or_without(files, widgets):
+    def shown(name):
+        given = widgets(LoraToMerge) | {"lora_name": f"{name}.safetensors"}
+        return LoraToMerge.execute(**given).ui["text"]
+
+    assert shown("bare") == ["bare.safetensors at 1 / 1"]
+    [told] = shown("cat")
+    assert told.startswith("cat.safetensors at 1 / 1, its trigger words from the file (")
+    assert "):\n  a photo of sks cat" in told
