@@ -332,6 +332,7 @@ def _styled_plans(
     for number, (i, j) in enumerate(itertools.product(subjects, styles), first):
         subject = loras[i]
         style = loras[j]
+        # zip asks `range` last, and so draws one form and prefix more, on which results depend
         captions = tuple(
             with_prefix(prefix, form).format(first=subject.called, style=style.called)
             for form, prefix, _ in zip(

@@ -4,6 +4,9 @@ NVIDIA or AMD GPU when a layer is called, on the device of `torch_npu`.
 A weight's memory is its own only while it is pinned: half of the weights never get any, and are
 copied for each call into memory that the next such weight takes; the others lose theirs every few
 calls. What is lost is filled with NaN.
+
+By its place it also hides the real package from the runs on this device that load nothing on
+demand, which is harmless.
 """
 
 import ctypes
