@@ -267,7 +267,7 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
     if not target_layers(adapters):
         raise AdapterError(
             "none of the adapters changes the weight of a layer: every strength is 0, or they "
-            "change biases and norms alone, which a merge does not change"
+            "change biases and norms alone, which cannot be merged by themselves. Choose others"
         )
 
 

@@ -65,7 +65,7 @@ def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, co
     of_bias = Adapter("norms", {}, vectors={"unet.inlet.bias": torch.ones(6)})
     loras = [LoadedLora.of(of_bias, ("<x> cat",)), host.lora("idle", strength=0.0)]
     with pytest.raises(
-        AdapterError, match="they change biases and norms alone, which a merge does"
+        AdapterError, match="they change biases and norms alone, which cannot be merged by"
     ):
         host.merge(loras, PRESERVE, config)
 
