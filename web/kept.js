@@ -22,12 +22,12 @@ const picturesOf = ({ iteris_tiles: tiles, iteris_pictures: others = [] }) => [
   ...others,
 ];
 
-/** Return a run's output with other pictures, in the order of `picturesOf`. */
+/** Return a run's output with other pictures, in the order of `picturesOf`, and without those of another merge. */
 function withPictures(output, pictures) {
   const left = [...pictures];
   const next = (row = []) => row.map(() => left.shift());
   const tiles = output.iteris_tiles.map((row) => ({ ...row, pictures: next(row.pictures) }));
-  return { ...output, iteris_tiles: tiles, iteris_pictures: next(output.iteris_pictures) };
+  return { ...output, iteris_before: undefined, iteris_tiles: tiles, iteris_pictures: next(output.iteris_pictures) };
 }
 
 /** Return a picture's bytes. */

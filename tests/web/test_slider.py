@@ -714,7 +714,12 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     loaded = f"({loaded}).length === 2 && ({loaded}).every((image) => image.naturalWidth)"
     frontend.load(compare_of(3), "drawn")
     frontend.begin("kept")
-    frontend.executed(1, output, run="kept")
+    Image.new("RGB", SIZE).save(server.base / "temp" / "tile before.png")
+    pictures = [{"filename": "tile before.png", "subfolder": "", "type": "temp"}] * len(PROMPTS)
+    before = {"iteris_before": {"made": made(1e9)[0], "pictures": pictures}}
+    frontend.executed(1, output | before, run="kept")
+    of_before = page.locator(".iteris-slider option").filter(has_text="merged (")
+    expect(of_before).to_have_count(2)
     page.evaluate(KEPT)
     saved = frontend.workflow()
     for colour in COLOURS.values():
@@ -724,6 +729,7 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     page.wait_for_function(loaded)
     frontend.show(1, left=500, top=60)
     picture(frontend, "slider_kept")
+    assert of_before.count() == 0, "the server has forgotten what that file is"
     assert page.locator(".iteris-forgotten").count() == 0
     assert page.locator(".iteris-earlier").count() == 0
     frontend.set_widgets(1, seed=4)
