@@ -14,11 +14,13 @@ const MOST = 12; // until all are asked for
  * @param {(word: string, values?: object) => string} say
  * @param {string} kind of the LoRA, "subject" or "style"
  * @param {() => void} resized called when they have another height, as by chips that come at a click
- * @param {boolean} [isMeasured] whether a run makes prompts where there are none; if not, words alone are offered
+ * @param {object} [how]
+ * @param {boolean} [how.isMeasured] whether prompts are for measuring; if not, words alone are offered
+ * @param {boolean} [how.isPreview] whether a run measures nothing, and makes no prompts where there are none
  * @returns {{mark: () => void, tell: (made?: string[]) => void}} to call when the prompts have changed, and after a run
  *   with the prompts that it made of the trigger words
  */
-export function draw(element, lora, prompts, say, kind, resized, isMeasured = true) {
+export function draw(element, lora, prompts, say, kind, resized, { isMeasured = true, isPreview = false } = {}) {
   element.replaceChildren();
   let made;
   const empty = html("div", "iteris-filled"); // one line whatever it says, so that a run does not move what is below
@@ -30,7 +32,7 @@ export function draw(element, lora, prompts, say, kind, resized, isMeasured = tr
       chip.ariaDisabled = String(isPart);
       chip.title = say(isPart ? "chip_there" : isUsed ? "chip_out" : isMeasured ? "chip" : "chip_prompt");
     }
-    const text = isMeasured ? filled(prompts.value, lora, made, say) : "";
+    const text = isMeasured && !isPreview ? filled(prompts.value, lora, made, say) : "";
     empty.textContent = empty.title = text;
     empty.classList.toggle("iteris-asking", !chips.length);
     if (!!text === element.contains(empty)) return;

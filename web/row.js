@@ -246,9 +246,11 @@ function drawBody(view, place, changed) {
     const kind = row.kind || lora?.kind || "subject";
     const isAsked = needsPrompts({ prompts: [] }, lora);
     const hint = isAsked ? say("prompts_such_as", { example: WRITTEN[kind] }) : `${say("prompts")}\n${EXAMPLES[kind]}`;
-    if (prompts) prompts.field.placeholder = hint;
+    const isPreview = view.isPreview();
+    if (prompts) prompts.field.placeholder = isPreview ? say("prompts_of") : hint;
     const written = prompts?.written ?? promptOf(view);
-    shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), isMeasured(view));
+    const how = { isMeasured: isMeasured(view), isPreview };
+    shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), how);
     blocks.show(lora?.blocks);
   };
   return { element, mark, clip };

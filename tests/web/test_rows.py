@@ -1224,8 +1224,14 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
         rows.set_widgets(MERGE, preset=preset)
         expect(rows.page.locator(".iteris-asks")).to_have_count(asking)
     at(rows, 1, "needs").click()
-    expect(rows.page.get_by_placeholder("such as: a landscape in ink style")).to_be_focused()
     said = rows.page.locator(".iteris-filled")
+    field = rows.page.get_by_placeholder("such as: a landscape in ink style")
+    expect(field).to_be_focused()
+    for preset, asking in (("Preview", 0), ("Balanced", 1)):
+        rows.set_widgets(MERGE, preset=preset)
+        for each in (said, field):
+            expect(each).to_have_count(asking)
+    expect(field).to_be_focused()
     colours = [
         rows.page.locator(selector).evaluate(f"each => getComputedStyle(each).{name}")
         for selector, name in ((".iteris-filled", "borderLeftColor"), (".iteris-asks", "boxShadow"))
