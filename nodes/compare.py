@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
 from . import host
-from .comparison import BASE, check_pictures, names_of, own_rows, rows_of, short, words_for, worn_of
+from .comparison import BASE, check_pictures, names_of, own_rows, rows_of, short, worn_of
 from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
@@ -235,7 +235,6 @@ class Compare(io.ComfyNode):
             "size": [width, height],
             "own": sum(len(row.ways) for row in own_rows(uses)),
             "line": len(names),
-            "words": words_for(uses, together=merged.is_together),
         }
         shown = {
             # not as images, which the page would show on nodes of the same id in other workflows

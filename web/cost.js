@@ -2,7 +2,7 @@
 // that `node --test` runs it.
 
 export const DRAWN = "iteris_drawn"; // in a Compare's properties, so that a saved workflow keeps it
-const MOST = { presets: 10, characters: 40, words: 2000 };
+const MOST = { presets: 10, characters: 40 };
 
 const isAmount = (value) => Number.isFinite(value) && value > 0;
 
@@ -35,15 +35,13 @@ export function expected({ rows, seconds, presets }) {
  * Read what a run, or a workflow, says about the pictures of a comparison.
  *
  * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width,
- *   height] that was asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many;
- *   `words`: what to draw with a merge of several subjects, else ""; older workflows have none
+ *   height] that was asked for; LoRAs have `own` pictures without a prompt, and a `line` of the prompt has so many
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readDrawn(drawn) {
-  const { pictures, seconds, steps, size, own, line, words } = drawn ?? {};
+  const { pictures, seconds, steps, size, own, line } = drawn ?? {};
   if (![pictures, seconds, steps, own, line].every(isAmount) || !Array.isArray(size)) return undefined;
-  const isText = typeof words === "string" && words.length <= MOST.words;
-  return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line, words: isText ? words : "" };
+  return { pictures, seconds, steps, size: size.slice(0, 2).map(Number), own, line };
 }
 
 /**

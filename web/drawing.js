@@ -1,6 +1,5 @@
 // A loader of a saved merge, with the nodes that draw a picture with it.
 
-import { DRAWN, readDrawn } from "./cost.js";
 import { asOneChange, saidBy, seedBy, set } from "./graph.js";
 import { link, linkRound, originOf, takers, vaeOf } from "./links.js";
 import { bringIntoSight, freePlace, GAP, groupRound, HEAD, LANE, TITLE } from "./places.js";
@@ -42,7 +41,7 @@ function drawnBy(merge, compare, { words, guidance, resolution }) {
   return {
     ...said,
     seed: seedBy(compare, "seed"),
-    prompt: said.prompt?.trim().split(/\s*\n/)[0] || readDrawn(compare.properties[DRAWN])?.words || words,
+    prompt: said.prompt?.trim().split(/\s*\n/)[0] || words,
     cfg: said.cfg || saidBy(settings, "cfg") || guidance,
     ...{ width: said.width || side, height: said.height || side },
   };
@@ -90,7 +89,7 @@ function replace(loader, text, title) {
  * @param {object} known
  * @param {string} known.title of the group of all of them
  * @param {Record<string, string>} known.titles of nodes, by their names in `nodesToDraw`
- * @param {string} known.words to draw, where Compare neither has a prompt nor told in a run what to draw
+ * @param {string} known.words to draw, where Compare has no prompt
  * @param {string} [known.family] of the model
  * @param {number} [known.guidance] that suits it
  * @param {number} [known.resolution] that suits it
