@@ -78,6 +78,13 @@ function isFileOf(file, report) {
   return !file.report || !report.digest || file.report === report.digest;
 }
 
+/** Return whether a report is told again, maybe of a merge that was made again; only the newer ones say it themselves. */
+function isAgain(before, found) {
+  if (before.digest && found?.digest) return before.digest === found.digest;
+  const [was, is] = [before, found].map((each) => JSON.stringify({ ...each, made: undefined }));
+  return was === is;
+}
+
 /** Return the height of a report's details where they are open, without their title. */
 function roomOpen(element) {
   const details = element.querySelector(".iteris-details[open]");
@@ -248,10 +255,8 @@ export function addReport(node, say) {
     if (!output?.iteris_report?.[0]) return;
     const { file, ...before } = node.properties[PROPERTY] ?? {};
     const found = readSaved(figures({ ...output.iteris_report[0], made: output.iteris_made?.[0] }));
-    const [was, is] = [before, found].map((each) => JSON.stringify({ ...each, made: undefined }));
     // what is told again, as from the server's cache or after a restart, is still in the file
-    const isAgain = file && was === is;
-    const saved = isAgain ? file : early;
+    const saved = file && isAgain(before, found) ? file : early;
     const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
     early = undefined;
     delete node.properties[MADE_AS];
