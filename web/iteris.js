@@ -159,25 +159,26 @@ const forgetTold = () => [layers, stages].forEach((each) => each.clear());
 
 let atWork; // the node that the server has told last to be at work
 let begun = 0; // runs
-let elsewhere; // the run that goes on, where this page has not queued it
+let elsewhere; // a run that goes on in another window, with a merge that is shown
 
 /** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
 const showWaiting = oneAtATime(async () => {
   const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
   if (!merges.length) return;
   const last = begun;
-  const { run, prompt = {}, before, isElsewhere } = (await waitingRun()) ?? {};
+  const { now, run, prompt = {}, before, isElsewhere } = await waitingRun();
   const areIts = isElsewhere ? await Promise.all(merges.map((node) => isIn(prompt, node))) : [];
   if (last !== begun) return; // one of them may wait no more; another look follows
-  const hasEnded = elsewhere && run !== elsewhere;
-  elsewhere = isElsewhere ? run : undefined;
+  const hasEnded = elsewhere && !now.includes(elsewhere);
+  if (hasEnded) elsewhere = undefined;
+  if (areIts.some(Boolean)) elsewhere = run;
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
   const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
   for (const [at, node] of merges.entries()) {
     const isShown = isElsewhere ? areIts[at] : waiting.includes(node) && (before || mayRun(node));
     node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
   }
-  if (hasEnded) recall(); // nothing else tells this page what it has made
+  if (hasEnded) showRecalled(await madeBefore(isOurs)); // nothing else tells this page what it has made
 }, LOOK);
 
 /**

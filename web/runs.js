@@ -105,21 +105,25 @@ export async function isOver() {
 /**
  * Return the run that is next of the workflow that is shown, what is run in it, id -> {class_type, inputs}, and how many
  * runs are before it; 0: it goes on. Without one, the run that goes on where another window or a program has queued it,
- * with `isElsewhere`. undefined: the server has nothing of it.
+ * with `isElsewhere`. In any case `now`: the ids of the runs that go on.
  */
 export async function waitingRun() {
   await Promise.allSettled([asking]);
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const runs = [...now, ...later.sort(([first], [second]) => first - second)];
+  const ids = now.map(([, run]) => run);
   const before = runs.findIndex(([, run]) => isQueuedHere(run));
-  if (before >= 0) return { run: runs[before][1], prompt: ranOf(runs[before]), before };
-  const isOther = now.length > 0 && ![workflows, places].some((known) => known.has(now[0][1]));
-  return isOther ? { run: now[0][1], prompt: ranOf(now[0]), before: 0, isElsewhere: true } : undefined;
+  if (before >= 0) return { now: ids, run: runs[before][1], prompt: ranOf(runs[before]), before };
+  if (!now.length || isTold(now[0])) return { now: ids };
+  return { now: ids, run: ids[0], prompt: ranOf(now[0]), before: 0, isElsewhere: true };
 }
+
+/** Return whether the server tells this page of a run: of those that it has queued, in whatever way, or of all. */
+const isTold = ([, run, , asked]) => asked?.client_id === api.clientId || run === running;
 
 /** Return whether the server is about to make anew what a node shows. */
 export async function isAwaited(node) {
-  const { run, prompt, isElsewhere } = (await waitingRun()) ?? {};
+  const { run, prompt, isElsewhere } = await waitingRun();
   const isMade = ([id, output]) => output[RUN] === run && nodeAt(app.graph, id) === node;
   return !isElsewhere && nameIn(prompt, node) !== undefined && !keptOutputs(store()?.activeWorkflow).some(isMade);
 }

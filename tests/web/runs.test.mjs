@@ -16,7 +16,7 @@ Object.assign(api, {
   },
   queuePrompt: async (run) => ({ prompt_id: run }),
 });
-const { begin, madeBefore, nameAsRun, nameAsShown, recalled, rememberRuns, takersOf } = await import(
+const { begin, madeBefore, nameAsRun, nameAsShown, recalled, rememberRuns, takersOf, waitingRun } = await import(
   "../../web/runs.js"
 );
 const HISTORY = "/history?max_items=8";
@@ -155,4 +155,20 @@ test("a result is of the workflow that is shown, though a pack makes links only 
   assert.notEqual(await nameAsShown(open), ran, "the pack is not there");
   app.ue_modified_prompt = () => {};
   assert.equal(await nameAsShown(open), ran);
+});
+
+test("a run goes on elsewhere where the server tells this page nothing of it", async () => {
+  const goesOn = async (id, asked) => {
+    answers["/queue"] = { queue_running: [[0, id, PROMPT, asked, ["1"]]], queue_pending: [] };
+    return waitingRun();
+  };
+  api.clientId = "this";
+  begin("of all");
+  const other = { now: ["r"], run: "r", prompt: PROMPT, before: 0, isElsewhere: true };
+  assert.deepEqual(await goesOn("r", { client_id: "another" }), other);
+  assert.deepEqual(await goesOn("r", {}), other, "a program's");
+  assert.deepEqual(await goesOn("r", { client_id: "this" }), { now: ["r"] }, "past the frontend's own way");
+  assert.deepEqual(await goesOn("of all", {}), { now: ["of all"] });
+  answers["/queue"] = {};
+  assert.deepEqual(await waitingRun(), { now: [] });
 });

@@ -827,6 +827,28 @@ def test_a_merge_in_the_queue_says_how_many_runs_are_before_it(frontend, small):
     assert frontend.errors == []
 
 
+def queue(frontend, now, later=()):
+    """Let the page believe that the server has these runs, and wait until it has shown that."""
+    frontend.page.unroute("**/queue")
+    runs = {"queue_running": now, "queue_pending": later}
+    frontend.page.route("**/queue", lambda route: route.fulfill(json=runs))
+    frontend.page.evaluate(
+        """id => {
+            const node = app.graph.getNodeById(id);
+            const { showIterisWaiting: show } = node;
+            delete window.iterisShown;
+            node.showIterisWaiting = (before, run, isElsewhere) => {
+                show(before, run, isElsewhere);
+                window.iterisShown = run ?? "none";
+            };
+        }""",
+        MERGE,
+    )
+    frontend.send("status", exec_info={"queue_remaining": len(now)})
+    (shown, *_) = [*[run for _, run, *_ in [*later, *now]], "none"]
+    frontend.page.wait_for_function("run => window.iterisShown === run", arg=shown)
+
+
 def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small):
     frontend = in_renderer
     page = frontend.page
@@ -837,28 +859,58 @@ def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small
     own = frontend.prompt()
     line = page.locator(".iteris-progress:not(.iteris-hidden)")
 
-    def queue(*now):
-        page.unroute("**/queue")
-        page.route("**/queue", lambda route: route.fulfill(json=busy))
-        busy = {"queue_running": now, "queue_pending": []}
-        with page.expect_response("**/queue"):
-            frontend.send("status", exec_info={"queue_remaining": len(now)})
-
-    queue([0, "of another", own, {}, [str(MERGE)]])
+    queue(frontend, [[0, "of another", own, {}, [str(MERGE)]]])
     expect(line).to_contain_text("Running in another window")
+    frontend.queued("of 621")
+    later = [1, "of 621", own, {}, [str(MERGE)]]
+    queue(frontend, [[0, "of another", own, {}, [str(MERGE)]]], [later])
+    expect(line).to_contain_text("In the queue, 1 before it")
     frontend.know("of another", own, {str(MERGE): report_of(0.25)})
-    queue()
-    expect(line).to_have_count(0)
+    queue(frontend, [later])
     page.wait_for_function(f"app.graph.getNodeById({MERGE}).properties.iteris_report")
     assert residual_of(frontend) == (0.25, 0.25)
+    queue(frontend, [])
+    expect(line).to_have_count(0)
     frontend.forget("of another")
     frontend.set_widgets(MERGE, preset="Fast")
     frontend.keep()
-    queue([0, "of other settings", own, {}, [str(MERGE)]])
-    frontend.settle(60)
+    queue(frontend, [[0, "of other settings", own, {}, [str(MERGE)]]])
     expect(line).to_have_count(0)
-    queue()
+    queue(frontend, [[0, "of the same", frontend.prompt(), {}, [str(MERGE)]]])
+    expect(line).to_contain_text("Running in another window")
+    queue(frontend, [])
     page.unroute("**/queue")
+    assert frontend.errors == []
+
+
+def test_a_failure_stays_while_another_window_makes_nothing_of_its_node(in_renderer, small):
+    """Also where an earlier run of this workflow had made it, which was another one then."""
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=622)
+    frontend.set_widgets(MERGE, preset="Balanced")
+    frontend.begin("fine")
+    frontend.executed(MERGE, report_of(0.25), run="fine")
+    frontend.know("fine", frontend.prompt(), {str(MERGE): report_of(0.25)})
+    frontend.set_widgets(MERGE, preset="Fast")
+    frontend.keep()
+    own = frontend.prompt()
+    frontend.begin("fails")
+    told = {"exception_message": "Out of memory", "exception_type": "Error", "traceback": []}
+    frontend.send("execution_error", prompt_id="fails", node_id=str(MERGE), node_type="", **told)
+    page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
+    failure = page.locator(".iteris-failure")
+    expect(failure).to_have_text("Out of memory")
+    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+    others = {"1": {"class_type": "EmptyLatentImage", "inputs": {}}}
+    for run, prompt in (("of others", others), ("stopped", own), ("of the same", own)):
+        queue(frontend, [[0, run, prompt, {}, [*prompt]]])
+        expect(line).to_have_count(int(prompt is own))
+        expect(failure).to_have_text("Out of memory")
+        queue(frontend, [])
+        expect(line).to_have_count(0)
+    page.unroute("**/queue")
+    frontend.forget("fine")
     assert frontend.errors == []
 
 
