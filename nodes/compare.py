@@ -217,7 +217,7 @@ class Compare(io.ComfyNode):
         seconds = time.monotonic() - begin
         names = names_of(uses)
         table_rows = [
-            Labelled(row.prompt, [names[way] for way in row.ways], of_row)
+            Labelled(row.label, [names[way] for way in row.ways], of_row)
             for row, of_row in zip(rows, pictures, strict=True)
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
@@ -226,14 +226,14 @@ class Compare(io.ComfyNode):
         drawn_by = base_name(tuple(texts), base.family.name, carried)
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
-        prompts = [row.prompt for row in rows]
+        prompts = [row.label for row in rows]
         text = "\n".join([*prompts, *taken, ", ".join(facts)])
         cost = {
             "pictures": sum(map(len, pictures)),
             "seconds": round(seconds, 1),
             "steps": steps,
             "size": [width, height],
-            "own": sum(len(row.ways) for row in own_rows(uses)),
+            "own": sum(len(row.ways) for row in own_rows(uses)) or len(names),
             "line": len(names),
         }
         shown = {
@@ -339,7 +339,7 @@ def tiles_of(rows: Sequence[Row], drawn: Sequence[Labelled]) -> list[dict[str, A
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
     return [
         {
-            "prompt": row.prompt,
+            "prompt": row.label,
             "names": list(shown.names),
             "pictures": list(itertools.islice(files, len(shown.names))),
             "spoilt": spoilt_by_stack(row, shown.pictures),

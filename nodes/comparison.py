@@ -22,43 +22,46 @@ class Row:
     """A prompt, and the ways to draw it.
 
     Args:
+        prompt: Empty: none of the LoRAs has one.
         ways: Numbers of ways, see `worn_of`; the last one is the merge.
     """
 
     prompt: str
     ways: tuple[int, ...]
 
+    @property
+    def label(self) -> str:
+        return self.prompt or "without a prompt"
+
 
 def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table, and a line about what was taken out of the user's prompts.
+    """Return the rows of the table, and lines about LoRAs without prompts and about what was taken
+    out of the user's.
 
     Args:
         text: The user's prompts, one a line, each drawn in all ways; empty: see `own_rows`.
 
     Raises:
         CalibrationError: A prompt has several readings, see `plain_prompts`.
-        ConfigError: A prompt is empty without its tags; or there is none, or none for one of the
-            LoRAs.
+        ConfigError: A prompt is empty without its tags; or there is nothing to draw.
     """
     from ..iteris_core.diffusion.prompts import plain_prompts
 
     every = tuple(range(len(names_of(uses))))
     asked, taken = plain_prompts("the", lines(text))
-    bare = [short(use.name) for use in uses if not (asked or use.prompts)]
-    if bare:
-        raise ConfigError(
-            "prompt is empty, and the merge has no prompts to draw of: "
-            f"{', '.join(bare)}. Write into prompt what the pictures should show, one row of "
-            "pictures per line"
-        )
     rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
-    if not rows or not all(row.prompt for row in rows):
+    if not (rows and all(row.prompt for row in rows)) and (asked or not uses):
         raise ConfigError(
             "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
             "hold nothing but tags and settings. Write what the pictures should show, one row of "
             "pictures per line"
         )
-    return rows, [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+    bare = [short(use.name) for use in uses if not (asked or use.prompts)]
+    notes = (
+        [f"without a prompt of its own: {', '.join(bare)}. Write one into prompt"] if bare else []
+    )
+    notes += [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+    return rows or [Row("", every)], notes
 
 
 def check_pictures(rows: Sequence[Row]) -> None:

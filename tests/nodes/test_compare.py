@@ -53,13 +53,16 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     assert comparison.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
 
 
-def test_a_lora_without_prompts_is_drawn_on_those_of_the_user_alone():
+def test_loras_without_prompts_take_no_pictures_from_the_others():
     """As after a preview, which needs none."""
-    bare = [use("people/silent", ()), CAT]
-    with pytest.raises(ConfigError, match=r"no prompts to draw of: silent\. Write into prompt"):
-        named("", bare)
+    silent = use("people/silent", ())
+    note = "without a prompt of its own: silent. Write one into prompt"
+    of_cat = ("a photo of a cat on a mat", ["cat 0.8/1", "stacked", "merged"])
+    assert named("", [silent, CAT]) == ([of_cat], [note])
     every = ["base model", "silent", "cat 0.8/1", "stacked", "merged"]
-    assert named("a dog", bare) == ([("a dog", every)], [])
+    assert named("a dog", [silent, CAT]) == ([("a dog", every)], [])
+    assert named("", [silent]) == ([("", ["base model", "silent", "merged"])], [note])
+    assert comparison.Row("", ()).label == "without a prompt"
 
 
 def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
@@ -109,7 +112,6 @@ def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
     ("text", "uses", "said"),
     [
         ("<lora:dog:1>", [DOG], "prompt has nothing to draw in it"),
-        ("", [use("x", ())], "no prompts to draw of: x"),
         ("", [], "prompt has nothing to draw in it"),
         ("a {red|blue} dog", [DOG], r"the prompt 'a {red\|blue} dog' has '{red\|blue}'"),
     ],
