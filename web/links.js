@@ -126,9 +126,9 @@ export function linkRound(origin, merge, below, target, name, place) {
   const isPast = node && node !== merge && node.pos[0] > right;
   const goesAbove = isPast || below === undefined;
   const step = goesAbove ? -LANE / 2 : LANE / 2;
-  const exit = isPast ? from : from + 2 * step;
+  const exit = goesAbove ? from : from + 2 * step;
   const [at, aside] =
-    isPast || node === merge ? [node.pos[0] + node.size[0] + LANE, LANE / 2] : [pos[0] - 8, -LANE / 2];
+    isPast || node === merge ? [node.pos[0] + node.size[0] + LANE, LANE / 2] : [pos[0] - LANE, -LANE / 2];
   // from the merge's right side it only has to pass what is between
   const under = node === merge ? freeLane(graph, 1, exit, step, [at, target.pos[0]]) : below;
   const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : under + LANE / 2;
