@@ -189,7 +189,7 @@ def layer_weights(
     Raises:
         ConfigError: See `check_spelling`; or a list or a block that is not for this family.
     """
-    check_spelling(name, blocks, without)
+    _check_patterns(name, without)
     text, is_list, is_whole = _in_names(name, blocks, family)
     entries = _entries(name, text)
     _check_kinds(name, entries if not is_list else (), family)
@@ -214,6 +214,10 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
         ConfigError: Says what was found, and what may be there.
     """
     _entries(name, _in_names(name, blocks, None)[0])
+    _check_patterns(name, without)
+
+
+def _check_patterns(name: str, without: Sequence[str]) -> None:
     if len(without) > MOST_PATTERNS:
         raise ConfigError(
             f"LoRA {shown(name)}: {len(without)} patterns of layers to leave out; at most "

@@ -129,7 +129,7 @@ def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
 
 
 REFUSED = [  # spelling, layers to leave out, family, what the message names
-    ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; there can be 12 or 17"),
+    ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; for SD1.5 there can be 17 or 26"),
     (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
     (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
     (",".join("1" * 12), (), "SDXL", "12 numbers, and none is for IN01, where it changes"),
