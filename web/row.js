@@ -8,11 +8,12 @@ import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./part
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
-import { lacksWords, lines, madeOf, needsPrompts } from "./triggers.js";
+import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
 const WRITTEN = { subject: "a photo of sks dog", style: "a landscape in ink style" }; // where a file names no words
+const NAMES = { subject: 'called="a sks cat"', style: 'called="in zwx style"' };
 
 /**
  * Draw a row.
@@ -107,7 +108,8 @@ export function drawRow(view, place) {
   opener.ariaExpanded = String(!!isOpen);
   const clip = html("span", "iteris-clip", row.clip === row.model || isOpen ? "" : `/ ${row.clip}`);
   clip.title = `${say("clip")}: ${row.clip}`;
-  const needs = button("iteris-needs", say("needs"), say("needs_title"), () => view.openPrompts(place));
+  let need; // what only the user can write
+  const needs = button("iteris-needs", "", "", () => view.openAt(place, `iteris-${need.part}`));
   head.append(
     grip,
     toggle,
@@ -133,7 +135,9 @@ export function drawRow(view, place) {
     const { row: now } = view.entries[place];
     const own = isOpen ? [] : [furtherWords(now), isMeasured(view) ? now.prompts.join(" | ") : ""].filter(Boolean);
     lacking = isMeasured(view) && !isOff && lacksWords(now, known) ? [say("lacking")] : [];
-    element.classList.toggle("iteris-asks", isMeasured(view) && !isOff && needsPrompts(now, known, view.isPreview()));
+    need = isMeasured(view) && !isOff ? needed(now, known, view.isPreview()) : undefined;
+    element.classList.toggle("iteris-asks", !!need);
+    if (need) [needs.textContent, needs.title] = [say(need.word), say(`${need.word}_title`)];
     element.classList.toggle("iteris-lacking", lacking.length > 0);
     opener.classList.toggle("iteris-further", own.length > 0);
     opener.title = [...lacking, ...own, opens].join("\n");
@@ -240,11 +244,11 @@ function drawBody(view, place, changed) {
   chips.addEventListener("pointerenter", () => shown?.mark()); // the text may be another one by now
   prompts?.field.addEventListener("input", () => shown?.mark());
   const mark = (lora, address, told, refusal) => {
-    more.mark(refusal);
+    more.mark(refusal, lora);
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
-    const isAsked = needsPrompts({ prompts: [] }, lora);
+    const isAsked = needed({ prompts: [], called: "" }, lora);
     const hint = isAsked ? say("prompts_such_as", { example: WRITTEN[kind] }) : `${say("prompts")}\n${EXAMPLES[kind]}`;
     const isPreview = view.isPreview();
     if (prompts) prompts.field.placeholder = isPreview ? say("prompts_of") : hint;
@@ -343,10 +347,16 @@ function moreField(view, place, changed) {
   const field = html("input", "iteris-more");
   const why = html("div", "iteris-why");
   let [unread, refusal] = ["", ""];
+  let lora; // what is known of the file
   let waiting;
+  const unnamed = () => {
+    const { row, isOff } = view.entries[place];
+    if (!isMeasured(view) || isOff || !isUnnamed(row, lora, view.isPreview())) return "";
+    return say("unnamed", { example: NAMES[row.kind || lora.kind || "subject"] });
+  };
   const mark = () => {
-    why.textContent = refusal && (unread || refusal);
-    field.classList.toggle("iteris-wrong", !!refusal);
+    why.textContent = refusal ? unread || refusal : unnamed();
+    field.classList.toggle("iteris-wrong", !!why.textContent);
   };
   const show = () => {
     field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
@@ -373,8 +383,8 @@ function moreField(view, place, changed) {
     field,
     why,
     show,
-    mark(told) {
-      refusal = told;
+    mark(told, known) {
+      [refusal, lora] = [told, known];
       mark();
     },
   };

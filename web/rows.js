@@ -24,6 +24,7 @@ import {
   switched,
   writtenRows,
 } from "./rows_text.js";
+import { TRIGGER } from "./triggers.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
@@ -202,10 +203,13 @@ class Rows {
     this.focus(place, "iteris-opener");
   }
 
-  /** Open a row where its prompts are written. */
-  openPrompts(place) {
+  /** Open a row at a field of it, with the place of the trigger words marked, so that they are typed there. */
+  openAt(place, part) {
     this.open(place, true);
-    this.focus(place, "iteris-prompts");
+    this.focus(place, part);
+    const field = document.activeElement;
+    const start = field.value?.indexOf(TRIGGER) ?? -1;
+    if (start >= 0) field.setSelectionRange(start, start + TRIGGER.length);
   }
 
   /** Take a row out, and focus a part of the one that comes into its place. */

@@ -109,16 +109,29 @@ export function filled(prompts, lora, made, say) {
   return say(lora.trigger_words?.length ? "making" : "no_words");
 }
 
+export const TRIGGER = "{trigger}"; // what a file's trigger words take the place of
+
+const isWordless = (lora) => !!lora && !lora.error && !lora.trigger_words?.length;
+
+/** Return whether what a row is called waits for trigger words that its file does not name; see `needed`. */
+export function isUnnamed({ called }, lora, isPreview = false) {
+  return !isPreview && isWordless(lora) && called.includes(TRIGGER);
+}
+
 /**
- * Return whether a row needs prompts that only the user can write: its file names no trigger words to make them of.
+ * Return what a row needs that only the user can write, since its file names no trigger words to make it of.
  *
  * @param {{prompts: string[], called: string}} row
  * @param {object|null} lora answer of `/iteris/lora`
- * @param {boolean} [isPreview] whether a run measures nothing, and needs none
+ * @param {boolean} [isPreview] whether a run measures nothing, and needs neither prompts nor a name among others
+ * @returns {{word: "needs"|"needs_words", part: "prompts"|"more"}|undefined} a word of the page for it, and the field
+ *   that it is written into; undefined: nothing
  */
-export function needsPrompts({ prompts, called }, lora, isPreview = false) {
-  if (!lora || lora.error || lora.trigger_words?.length) return false;
-  return !(prompts.length || isPreview) || [called, ...prompts].some((text) => text?.includes("{trigger}"));
+export function needed(row, lora, isPreview = false) {
+  if (!isWordless(lora)) return undefined;
+  if (row.prompts.some((text) => text.includes(TRIGGER))) return { word: "needs_words", part: "prompts" };
+  if (!(row.prompts.length || isPreview)) return { word: "needs", part: "prompts" };
+  return isUnnamed(row, lora, isPreview) ? { word: "needs_words", part: "more" } : undefined;
 }
 
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
@@ -134,5 +147,5 @@ export function lacksWords({ prompts }, lora) {
   if (!prompts.length || !words.length) return false;
   const parts = words.flatMap((word) => word.split(/\s+/).filter((part) => !ANY.test(part))); // as in "a sks robot"
   const text = prompts.join("\n");
-  return !["{trigger}", ...words, ...parts].some((part) => holds(text, { kind: "word", text: part }));
+  return ![TRIGGER, ...words, ...parts].some((part) => holds(text, { kind: "word", text: part }));
 }

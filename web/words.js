@@ -23,9 +23,9 @@ export function sayer(locale) {
   return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
-const NAMED = ["needs"]; // buttons that the server names in a message, in quotation marks
+const NAMED = ["needs", "needs_words", "more"]; // buttons and fields that the server names in a message, in quotation marks
 
-/** Return an English message with the buttons that it names as they are called in a language. */
+/** Return an English message with the buttons and fields that it names as they are called in a language. */
 export function withButtons(message, locale) {
   const words = languages[languageOf(locale)];
   return NAMED.reduce((said, word) => said.replaceAll(`'${en[word]}'`, `'${words[word]}'`), message);

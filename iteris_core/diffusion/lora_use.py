@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..report.records import Note
 
 Kind = Literal["subject", "style"]
+TRIGGER = "{trigger}"  # what a file's trigger words take the place of
+NAMES: dict[Kind, str] = {"subject": "a sks cat", "style": "in zwx style"}  # examples
 MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
 _MOST_STRENGTH = 100  # as in ComfyUI's own loaders
 _MOST_WEIGHT = 100  # of a task, relative to the others'; 2 and 0.3 are usual
@@ -107,12 +109,18 @@ class LoraUse:
         return not (self.strength_model or self.strength_clip)
 
     @property
+    def is_unnamed(self) -> bool:
+        """Whether its trigger waits for trigger words, since its file names none."""
+        return TRIGGER in self.trigger
+
+    @property
     def called(self) -> str:
-        """Phrase for the LoRA in captions with other LoRAs: its trigger, or else the subject of its
-        shortest prompt.
+        """Phrase for the LoRA in captions with other LoRAs: its trigger, or else, also where that
+        waits for trigger words, the subject of its shortest prompt.
         """
         shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
-        return self.trigger.strip() or subject_in(shortest, self.trigger_words)
+        trigger = "" if self.is_unnamed else self.trigger.strip()
+        return trigger or subject_in(shortest, self.trigger_words)
 
     def layer_weights(
         self, family: Family, own_path: Callable[[str], str] = lambda path: path
@@ -207,7 +215,8 @@ def with_prompts(use: LoraUse, triggers: TriggerWords) -> LoraUse:
 
 
 def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
-    """Refuse LoRAs without prompts to measure them on.
+    """Refuse LoRAs without prompts to measure them on, or without a phrase for captions with
+    others.
 
     Args:
         otherwise: What else the user can do, such as "set x to 0"; empty: nothing.
@@ -215,7 +224,8 @@ def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
     Raises:
         CalibrationError: Names them.
     """
-    bare = [use.file or use.name for use in uses if not (use.prompts or use.is_idle)]
+    used = [use for use in uses if not use.is_idle]
+    bare = [use.file or use.name for use in used if not use.prompts]
     if bare:
         has = "has" if len(bare) == 1 else "have"
         raise CalibrationError(
@@ -224,6 +234,17 @@ def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
             "of sks dog'; the page that you downloaded it from names its trigger words"
             f"{otherwise and f'. Or {otherwise}'}"
         )
+    if unnamed := next((use for use in used if use.is_unnamed), None):
+        told = unfilled(unnamed, unnamed.trigger)
+        raise CalibrationError(f"{told}{otherwise and f'. Or {otherwise}'}")
+
+
+def unfilled(use: LoraUse, words: str) -> str:
+    """Return why words for a LoRA in captions with others cannot be used."""
+    return (
+        f"{use.file or use.name} is called {words!r}, and its file names no trigger words. Write "
+        f"them instead of {TRIGGER}, such as {NAMES[use.kind]!r}"
+    )
 
 
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:

@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from ..errors import CalibrationError
-from .lora_use import Kind, LoraUse, with_prompts
+from .lora_use import TRIGGER, Kind, LoraUse, unfilled, with_prompts
 
 if TYPE_CHECKING:
     from ..files.trigger_words import TriggerWords
     from .lora_rows import Row
 
-TRIGGER = "{trigger}"
 _SEARCHED = 8  # words of a file: a subject may have many, for its clothes and their styles
 # What tells kinds apart: as words, and between "_" and digits.
 _STYLE = re.compile(r"(?<![a-z])(?:art)?styles?(?![a-z])", re.IGNORECASE)
@@ -54,16 +53,18 @@ def use_as_written(row: Row, name: str, file: str | None, more: Sequence[str] = 
 def use_of(
     row: Row, name: str, file: str, triggers: TriggerWords, more: Sequence[str] = ()
 ) -> LoraUse:
-    """Return the LoRA of a row as it is to be merged, its prompts filled in.
+    """Return the LoRA of a row as it is to be merged, its prompts and what it is called filled in
+    as far as its file names trigger words, see `check_prompts`.
 
     Raises:
-        CalibrationError: Trigger words are needed, and the file names none.
+        CalibrationError: A prompt needs trigger words, and the file names none.
         ConfigError: Weights of blocks or patterns of layers that cannot be read.
     """
     use = use_as_written(row, name, file, more)
     if row.kind is None:
         use = replace(use, kind=likely_kind(file, triggers) or use.kind)
-    words = filled(row.called, use, triggers.triggers, "called")
+    found = triggers.triggers
+    words = filled(row.called, use, found, "called") if found else row.called
     return replace(with_prompts(use, triggers), trigger=words)
 
 
@@ -93,10 +94,7 @@ def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str
     if TRIGGER not in words:
         return words
     if not triggers:
-        raise CalibrationError(
-            f"{field}: {use.file or use.name} is called {words!r}, and its file names no trigger "
-            f"words; write them instead of {TRIGGER}, such as 'a sks cat'"
-        )
+        raise CalibrationError(f"{field}: {unfilled(use, words)}")
     from ..files.trigger_words import with_trigger  # the pack's import reads no files
 
     return with_trigger(words, triggers[0])

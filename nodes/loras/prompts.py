@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...iteris_core import AdapterError, CalibrationError, IterisError
 from ...iteris_core.diffusion import row_uses
 from ...iteris_core.diffusion.lora_rows import placed
-from ...iteris_core.diffusion.row_uses import TRIGGER, use_as_written, use_of
+from ...iteris_core.diffusion.lora_use import NAMES, TRIGGER
+from ...iteris_core.diffusion.row_uses import use_as_written, use_of
 from .. import host
 from .names import adapter_name, find_name
 
@@ -152,17 +153,26 @@ def ready_row(row: Row) -> None:
     """Find out whether a row of a merge can be measured.
 
     Raises:
-        IterisError: Names the row; see `use_of_row`. Rows without prompts whose files name no
-            trigger words are told what to click.
+        IterisError: Names the row; see `use_of_row`. Rows that need what their files do not name
+            are told what to click.
     """
     use = use_of_row(row)
-    if not (use.prompts or use.is_idle):
-        with placed(row.where):
+    if use.is_idle:
+        return
+    with placed(row.where):
+        if not use.prompts:
             raise CalibrationError(
                 "no prompts, and no trigger words in the file. Click 'write prompts' on the row, "
                 "and write what you would type to use the LoRA, such as 'a photo of sks dog'. The "
                 "page that you downloaded it from names its trigger words. Or choose the preset "
                 "Preview, which measures nothing"
+            )
+        if use.is_unnamed:
+            raise CalibrationError(
+                "no trigger words in the file. Click 'write trigger words' on the row, and write "
+                f"them into 'More' in place of {TRIGGER}, such as called=\"{NAMES[use.kind]}\". "
+                "The page that you downloaded it from names them. Or choose the preset Preview, "
+                "which measures nothing"
             )
 
 

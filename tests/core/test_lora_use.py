@@ -112,6 +112,15 @@ def test_a_lora_without_strength_needs_no_prompts():
         check_prompts([idle, bare])
 
 
+def test_a_name_that_waits_for_trigger_words_is_not_measured_with():
+    drawn = use("ink", ("a house, ink",), trigger="in {trigger} style", kind="style")
+    assert drawn.called == "a house, ink", "as if it had no name"
+    said = r"^ink is called 'in \{trigger\} style', .* such as 'in zwx style'\. Or wait$"
+    with pytest.raises(CalibrationError, match=said):
+        check_prompts([drawn], "wait")
+    check_prompts([replace(drawn, strength_model=0.0, strength_clip=0.0)])
+
+
 @pytest.mark.parametrize("trigger", [", ,", "...", " "])
 def test_a_name_without_words_is_refused(trigger):
     with pytest.raises(ConfigError, match=r"cat is called .* which has no words in it"):

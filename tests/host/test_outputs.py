@@ -178,7 +178,7 @@ def test_a_preview_and_its_recipe_need_no_prompts(host, quick):
     """Compare then draws of the LoRAs that have some."""
     save_file(load_file(host.loras / "middle_2.safetensors"), host.loras / "bare.safetensors")
     merge = quick["5"]["inputs"]
-    merge |= {"loras": "<lora:middle_1>\n<lora:bare>"}
+    merge |= {"loras": '<lora:middle_1>\n<lora:bare> style called="in {trigger} style"'}
     del merge["more_loras"]
     quick |= host.save("of_bare")
     host.run(quick)

@@ -94,8 +94,8 @@ def test_what_is_wrong_with_each_row_is_told_at_once(load):
 
 def test_a_stack_tells_all_its_wrong_loras(load):
     """Those that another pack's node adds are known only as it runs."""
-    text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink> called={trigger}"
-    told = r"^Row 1: ink.* has \{trigger\} in a prompt.*\. Row 3: called: ink"
+    text = "<lora:ink> | in {trigger}\n<lora:cat>\n<lora:ink> | {trigger}"
+    told = r"^Row 1: ink.* has \{trigger\} in a prompt.*\. Row 3: ink"
     with pytest.raises(IterisError, match=told):
         LoraStack.execute(text=text, prompts="")
     others = [("cat", 1.0), ("dag", 1.0), ("gone", 1.0)]
@@ -108,7 +108,7 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
     text = (
         "<lora:cat>\n\n# <lora:gone>\n<lora::0.5>\n<lora:dag>\n<lora:ink>\n<lora:ink:0>\n"
         "<lora:ink> | a sketch\n<lora:ink> | in {trigger}\n<lora:cat> sytle\n<lora::1>\n"
-        "<lora:ink:0.5>\n<lora::1>"
+        '<lora:ink:0.5>\n<lora::1>\n<lora:ink> style called="in {trigger} style" | a sketch'
     )
     both = {
         "Rows 3, 10 and 12": "no file yet. Choose one, or remove the row",
@@ -118,6 +118,8 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
     prompts = {
         "Rows 5 and 11": "no prompts, and no trigger words in the file. Click 'write prompts'",
         "Row 8": "ink.safetensors has {trigger} in a prompt",
+        "Row 13": "no trigger words in the file. Click 'write trigger words' on the row, and write "
+        "them into 'More' in place of {trigger}, such as called=\"in zwx style\"",
     }
     for node, expected in ((LoadLoras, both), (Merge, both | prompts), (LoraStack, both)):
         monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
@@ -143,6 +145,7 @@ def test_a_preview_needs_no_prompts_but_words_that_a_row_asks_for(load, replace_
     unknown = ({"preset": ["Other", 0]}, {"preset": "Fast", "settings": ["IterISRecipe", 1]})
     for inputs in ({"preset": "Preview"}, *unknown):
         assert told(**inputs) is True
+        assert told("<lora:ink> called={trigger}", **inputs) is True
         assert "has {trigger} in a prompt" in told("<lora:ink> | {trigger}", **inputs)
     for inputs in ({}, {"preset": "Fast"}, {"preset": "Fast", "settings": ["Other", 0]}):
         assert told(**inputs).startswith("Row 1: no prompts")

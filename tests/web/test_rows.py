@@ -1248,11 +1248,31 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     assert rows.page.evaluate(height) < high - 10
     assert text_of(rows).split("\n")[1].endswith("| a photo")
     assert rows.page.locator(".iteris-asks").count() == 0
+    rows.set_widgets(MERGE, loras='<lora:second:1> style called="in {trigger} style"')
+    needs, more, why = (at(rows, 0, part) for part in ("needs", "more", "why"))
+    expect(needs).to_have_text("write prompts")
+    needs.click()
+    rows.page.keyboard.type("a house in zwx style")
+    expect(needs).to_have_text("write trigger words")
+    told = 'in place of {trigger}, such as called="in zwx style"'
+    expect(why).to_contain_text(told)
+    expect(more).to_have_class(re.compile("iteris-wrong"))
+    for preset, asking in (("Preview", 0), ("Balanced", 1)):
+        rows.set_widgets(MERGE, preset=preset)
+        expect(rows.page.locator(".iteris-asks")).to_have_count(asking)
+        expect(why).to_have_text(re.compile(re.escape(told)) if asking else "")
+    needs.click()
+    expect(more).to_be_focused()
+    picture(rows, "rows_ask_words")
+    rows.page.keyboard.type("zwx")
+    expect(why).to_be_empty()
+    expect(more).not_to_have_class(re.compile("iteris-wrong"))
+    assert rows.page.locator(".iteris-asks").count() == 0
+    assert text_of(rows) == ('<lora:second:1> style called="in zwx style" | a house in zwx style')
     long = f"second_{'long_' * 12}"
     rows.page.route("**/models/loras", lambda route: route.fulfill(json=[f"{long}.safetensors"]))
     rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     rows.set_widgets(MERGE, loras=f"<lora:{long}:1>")
-    needs = at(rows, 0, "needs")
     needs.wait_for()
     assert needs.evaluate("tag => tag.scrollWidth <= tag.clientWidth"), "the name gives way"
     picture(rows, "rows_ask_long")

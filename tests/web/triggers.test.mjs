@@ -6,10 +6,11 @@ import {
   add,
   filled,
   holds,
+  isUnnamed,
   lacksWords,
   lines,
   madeOf,
-  needsPrompts,
+  needed,
   suggestions,
   takenOut,
   wordsOf,
@@ -76,17 +77,27 @@ test("empty prompts are said to be filled in, and with what", () => {
   assert.equal(filled("", null, undefined, say), "");
 });
 
-test("prompts are asked for where neither the row nor its file has any", () => {
-  const row = { prompts: [], called: "" };
-  assert.equal(needsPrompts(row, { trigger_words: [] }), true);
-  assert.equal(needsPrompts(row, { trigger_words: ["sks"] }), false);
-  assert.equal(needsPrompts({ ...row, prompts: ["a photo"] }, { trigger_words: [] }), false);
-  assert.equal(needsPrompts({ ...row, prompts: ["a photo of {trigger}"] }, { trigger_words: [] }), true);
-  assert.equal(needsPrompts({ prompts: ["a photo"], called: "a {trigger}" }, { trigger_words: [] }), true);
-  assert.equal(needsPrompts(row, { trigger_words: [], error: "no such file" }), false);
-  assert.equal(needsPrompts(row, null), false);
-  assert.equal(needsPrompts(row, { trigger_words: [] }, true), false);
-  assert.equal(needsPrompts({ ...row, prompts: ["a {trigger}"] }, { trigger_words: [] }, true), true);
+test("what only the user can write is asked for where the file names no trigger words", () => {
+  const [row, none] = [{ prompts: [], called: "" }, { trigger_words: [] }];
+  const [prompts, words] = [
+    { word: "needs", part: "prompts" },
+    { word: "needs_words", part: "prompts" },
+  ];
+  const name = { word: "needs_words", part: "more" };
+  const named = { prompts: ["a photo"], called: "a {trigger}" };
+  assert.deepEqual(needed(row, none), prompts);
+  assert.equal(needed({ ...row, prompts: ["a photo"] }, none), undefined);
+  assert.deepEqual(needed({ ...named, prompts: ["a photo of {trigger}"] }, none), words);
+  assert.deepEqual(needed({ ...named, prompts: [] }, none), prompts);
+  assert.deepEqual(needed(named, none), name);
+  for (const lora of [{ trigger_words: ["sks"] }, { ...none, error: "no such file" }, null]) {
+    assert.equal(needed(row, lora), undefined);
+    assert.equal(needed(named, lora), undefined);
+    assert.equal(isUnnamed(named, lora), false);
+  }
+  assert.equal(isUnnamed({ ...named, prompts: [] }, none), true);
+  for (const each of [row, named]) assert.equal(needed(each, none, true), undefined, "a preview");
+  assert.deepEqual(needed({ ...row, prompts: ["a {trigger}"] }, none, true), words);
 });
 
 test("the line about a file", () => {
