@@ -3,10 +3,10 @@
 import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { addElement, isShown, showElement } from "./elements.js";
-import { also, saidBy } from "./graph.js";
+import { also, nodesOf, saidBy } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { takers } from "./links.js";
-import { aboutModelOf, isGone } from "./loras.js";
+import { aboutModelOf, forget, isGone } from "./loras.js";
 import { draw, drawOn } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
@@ -165,8 +165,15 @@ export function addReport(node, say) {
     show();
     if (!report) element.firstChild.textContent = say("unreadable");
   };
-  const loadNow = async (event, name, words) => {
+  const loadNow = async (event, file) => {
     event.stopPropagation();
+    forget(); // another tab, window or program may have saved over it
+    if (await isGone(file)) {
+      for (const each of nodesOf(app.graph)) each.checkIterisFile?.();
+      return;
+    }
+    const { listed_as: name } = file;
+    const words = file.prompt ?? file.words.join(", ");
     const title = say("draw_with", { lora: ownName(nameOf(name)) });
     const titles = { positive: say("prompt"), negative: say("negative_prompt") };
     const known = { ...(await aboutModelOf(node)), words, title, titles };
@@ -175,9 +182,10 @@ export function addReport(node, say) {
     if (!node.graph) tell(say("replaced"), say("replaced_rest"));
   };
   /** Return what loads a file of the merge; undefined: that is one of a pair, or a row cannot name it. */
-  node.iterisLoaderOf = ({ listed_as: name, words, prompt } = {}) => {
+  node.iterisLoaderOf = (file) => {
+    const name = file?.listed_as;
     const isOfPair = node.inputs.some((input) => input.name === "model_low_noise" && input.link != null);
-    return name && canName(name) && !isOfPair ? (event) => loadNow(event, name, prompt ?? words.join(", ")) : undefined;
+    return name && canName(name) && !isOfPair ? (event) => loadNow(event, file) : undefined;
   };
   /** Add what saves the merge, and run it: the server has the merge already. */
   const saveNow = () => asOneStep(() => runAlone(addSave(node, create, app.canvas))); // which changes seeds in older frontends

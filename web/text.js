@@ -13,8 +13,11 @@ import { RAN, compareWithRun, keepResult, nameAsRun, nameAsShown, ranAs } from "
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
-/** Return lines of text; of saved files the name comes first, and that it was read back last, and small. */
-function linesOf(text, saved, buttonsOf) {
+/**
+ * Return lines of text; of saved files the name comes first, and that it was read back last, and small. `insteadOf`
+ * returns what is shown instead of a file that is gone.
+ */
+function linesOf(text, saved, buttonsOf, insteadOf) {
   const fileAt = (line) => saved.find(({ name }) => ownName(line) === name);
   if (!fileAt(text[0])) return [html("div", "", text.join("\n"))];
   const files = [];
@@ -22,11 +25,21 @@ function linesOf(text, saved, buttonsOf) {
     if (fileAt(line)) files.push([]);
     files.at(-1).push(line);
   }
-  return files.flatMap(([path, proof, ...facts]) => [
-    ...pathOf(path, buttonsOf(fileAt(path))),
-    ...facts.map((fact) => html("div", "iteris-fact", fact)),
-    html("div", "iteris-quiet iteris-small", proof),
-  ]);
+  return files.flatMap(([path, proof, ...facts]) => {
+    const gone = insteadOf(fileAt(path));
+    if (gone) return [gone];
+    return [
+      ...pathOf(path, buttonsOf(fileAt(path))),
+      ...facts.map((fact) => html("div", "iteris-fact", fact)),
+      html("div", "iteris-quiet iteris-small", proof),
+    ];
+  });
+}
+
+/** Return those of files that were saved that are other ones now, or none at all. */
+async function goneOf(files) {
+  const found = await Promise.all(files.map(isGone));
+  return files.filter((_, i) => found[i]);
 }
 
 /** Return a file's name, with its buttons, and its folder, which is broken between its parts. */
@@ -62,12 +75,12 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     const { node: found } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "merged")?.link);
     return found?.graph === node.graph ? found : undefined;
   };
-  const loaderOf = (file) => {
-    merge = mergeOf();
-    return merge?.iterisLoaderOf?.(file);
-  };
+  const loaderOf = (file) => merge?.iterisLoaderOf?.(file);
   const buttonsOf = (file) => loadButton(loaderOf(file), say);
   let shown; // the output, or how a run ended
+  let files = []; // that it tells of
+  let gone = []; // and those of them that were removed since, or changed
+  let drawParts; // anew
   let isOld = false; // what is shown goes once a run begins
   let madeAs; // the node's name, see `workOf`, in the run that made what is shown
   let made; // what is known of the merge that it is of, see `readMade`
@@ -83,11 +96,17 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     shown = output;
     [made] = output.iteris_made ?? [];
     isOld = false;
-    const parts = [
-      ...linesOf(output.text, output.iteris_saved ?? [], buttonsOf),
-      ...(output.iteris_pictures ?? []).map(pictureOf),
-    ];
-    element.replaceChildren(...(folded ? [fold(parts)] : parts));
+    merge = mergeOf();
+    files = output.iteris_saved ?? [];
+    gone = [];
+    drawParts = () => {
+      const parts = [
+        ...linesOf(output.text, files, buttonsOf, (file) => gone.includes(file) && fileLine(file)),
+        ...(output.iteris_pictures ?? []).map(pictureOf),
+      ];
+      element.replaceChildren(...(folded ? [fold(parts)] : parts));
+    };
+    drawParts();
     mark();
     show(width);
   };
@@ -120,6 +139,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   /** Show what the last run ended with, until the next one begins or the node is another one. */
   const showEnd = async (line, nameOfIt = nameAsRun) => {
     shown = line;
+    files = [];
     isOld = true;
     failedAs = undefined;
     element.replaceChildren(line);
@@ -132,16 +152,32 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
   node.showIterisStop = () => showEnd(html("div", "iteris-quiet iteris-note", say("stopped")));
   node.missIterisRun = async () => {
-    const { name, files } = node.properties[RAN] ?? {};
-    if (!Array.isArray(files) || isShown(element) || (await node.findIterisTiles?.())) return;
+    const { name, files: kept } = node.properties[RAN] ?? {};
+    if (!Array.isArray(kept) || isShown(element) || (await node.findIterisTiles?.())) return;
     const isSame = name === (await nameAsShown(node));
-    const lines = await Promise.all(files.map(readFile).filter(Boolean).map(fileLine));
-    if (isShown(element) || !(isSame || lines.length)) return; // of a run by now, or a run would not make it again
-    isOld = !lines.length;
+    const saved = kept.map(readFile).filter(Boolean);
+    const lost = await goneOf(saved);
+    if (isShown(element) || !(isSame || saved.length)) return; // of a run by now, or a run would not make it again
+    merge = mergeOf();
+    files = saved;
+    gone = lost;
+    isOld = !files.length;
     failedAs = undefined;
     madeAs = name;
-    element.replaceChildren(...(lines.length ? lines : [forgotten()]));
+    drawParts = () => element.replaceChildren(...(files.length ? files.map(fileLine) : [forgotten()]));
+    drawParts();
     show(width);
+    node.compareIterisRun();
+  };
+  node.checkIterisFile = async () => {
+    const asked = files;
+    const found = await goneOf(asked);
+    if (asked !== files || asked.every((file) => gone.includes(file) === found.includes(file))) return;
+    gone = found;
+    const isChanged = element.classList.contains("iteris-old");
+    drawParts();
+    mark(isChanged ? "changed" : undefined);
+    fit(node, width);
     node.compareIterisRun();
   };
   /** Show the comparison that the browser has kept, where the server has lost it; return whether there is one. */
@@ -193,7 +229,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   const forgotten = () => html("div", "iteris-quiet iteris-forgotten", say("forgotten"));
 
   /** Return what is true of a saved file now. */
-  const fileLine = async (file) => fileOf({ ...file, isGone: await isGone(file) }, say, loaderOf(file));
+  const fileLine = (file) => fileOf({ ...file, isGone: gone.includes(file) }, say, loaderOf(file));
 
   /** Return a picture of the server as wide as the node, which grows for it. */
   function pictureOf(file) {

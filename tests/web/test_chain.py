@@ -737,6 +737,34 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture)
     assert frontend.errors == []
 
 
+@pytest.mark.parametrize("panel", ["report", "saved-as"])
+def test_a_file_that_is_another_ones_since_is_not_loaded(panel, in_renderer):
+    """Which no event tells where another window or a program has saved over it."""
+    frontend = in_renderer
+    answer, known = {"hash": "mine"}, "**/iteris/lora?name=mine*"
+    frontend.page.route(known, lambda route: route.fulfill(json=answer))
+    frontend.load_template(1)
+    saved(frontend, file="mine")
+    if panel == "saved-as":
+        frontend.show(frontend.page.evaluate(f"({ONE})('IterISSave').id"), left=500, top=150)
+    loads = frontend.page.locator(".iteris-load")
+    expect(loads).to_have_count(2)
+    before = frontend.prompt()
+    answer.update(hash="another's")
+    frontend.page.locator(f".iteris-{panel} .iteris-load").press("Enter")
+    gone = frontend.page.locator(
+        ".iteris-file", has_text="mine.safetensors was saved here, and has"
+    )
+    expect(gone).to_have_count(2)
+    expect(loads).to_have_count(0)
+    assert frontend.prompt() == before
+    answer.update(hash="mine")
+    frontend.page.evaluate("app.refreshComboInNodes()")
+    expect(loads).to_have_count(2)
+    frontend.page.unroute(known)
+    assert frontend.errors == []
+
+
 def test_the_whole_name_of_a_saved_file_is_read(in_renderer, picture):
     frontend = in_renderer
     frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "a long name")
