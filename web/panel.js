@@ -205,7 +205,10 @@ export function fileOf({ name: own, listed_as: listed, mb, ranks, words, isGone 
   const line = html("div", "iteris-file");
   const name = listed ?? own;
   if (isGone) {
-    line.append(html("span", "iteris-quiet", say("file_gone", { name })));
+    const again = html("span", "iteris-again", say("saves_again")); // not seen in a result of other settings
+    const gone = html("span", "iteris-quiet", say("file_gone", { name }));
+    gone.append(" ", again);
+    line.append(gone);
     return line;
   }
   const [least, most] = ranks;

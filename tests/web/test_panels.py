@@ -1047,6 +1047,31 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
     assert frontend.errors == []
 
 
+def test_no_run_of_other_settings_is_said_to_save_a_file_again(in_renderer, small):
+    """It would save another merge there, or, without overwrite, under another number."""
+    frontend = in_renderer
+    small(frontend, seed=73)
+    frontend.set_widgets(MERGE, preset="Balanced")
+    known = "**/iteris/lora?name=iteris_merged*"
+    frontend.page.route(known, lambda route: route.fulfill(json={"hash": "another's"}))
+    file = SAVED | {"listed_as": SAVED["name"], "hash": "mine"}
+    text = [f"/loras/{SAVED['name']}", "read back", "3 MB"]
+    frontend.begin("mine")
+    frontend.executed(MERGE, report_with_verdict(kept("first", 0.83, "good")), run="mine")
+    frontend.executed(SAVE, {"text": text, "iteris_saved": [file]}, run="mine")
+    frontend.page.evaluate("app.refreshComboInNodes()")
+    gone = frontend.page.locator(".iteris-file", has_text="has been removed or changed since.")
+    again = frontend.page.get_by_text("Run saves it again.").filter(visible=True)
+    expect(gone).to_have_count(2)
+    expect(again).to_have_count(2)
+    frontend.set_widgets(MERGE, preset="Fast")
+    expect(frontend.page.locator(".iteris-old .iteris-file")).to_have_count(2)
+    expect(again).to_have_count(0)
+    expect(gone).to_have_count(2)
+    frontend.page.unroute(known)
+    assert frontend.errors == []
+
+
 def test_a_run_of_other_settings_says_so_while_it_goes_on(in_renderer, picture, small):
     frontend = in_renderer
     small(frontend, seed=620)

@@ -53,7 +53,8 @@ export default {
   save: "Save",
   save_title: "Add a Save merged LoRA, and run it",
   saved: "Saved: {name}, {mb} MB, rank {rank}.",
-  file_gone: "{name} was saved here, and has been removed or changed since. Run saves it again.",
+  file_gone: "{name} was saved here, and has been removed or changed since.",
+  saves_again: "Run saves it again.",
   load_this: "Load this",
   load_this_title:
     "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",

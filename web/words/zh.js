@@ -51,7 +51,8 @@ export default {
   save: "保存",
   save_title: "添加“保存合并后的 LoRA”并运行",
   saved: "已保存：{name}，{mb} MB，秩 {rank}。",
-  file_gone: "曾保存为 {name}，但该文件后来被删除或修改。再次运行会重新保存。",
+  file_gone: "曾保存为 {name}，但该文件后来被删除或修改。",
+  saves_again: "再次运行会重新保存。",
   load_this: "加载此文件",
   load_this_title:
     "用“加载多个 LoRA”加载这个文件。如果有节点正在用这次合并出图，它会取代合并节点以及只与合并相连的节点，变空的分组也一并删除；否则放在旁边，如果知道该模型用哪些节点出图，也会一并加上。",
