@@ -224,6 +224,7 @@ def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
     Raises:
         CalibrationError: Names them.
     """
+    advice = f". Or {otherwise}" if otherwise else ""
     used = [use for use in uses if not use.is_idle]
     bare = [use.file or use.name for use in used if not use.prompts]
     if bare:
@@ -231,12 +232,11 @@ def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
         raise CalibrationError(
             f"{' and '.join(bare)} {has} no prompts, and no trigger words in a file to make them "
             "of. Write what you would type to use the LoRA, one prompt per line, such as 'a photo "
-            "of sks dog'; the page that you downloaded it from names its trigger words"
-            f"{otherwise and f'. Or {otherwise}'}"
+            "of sks dog'; the page that you downloaded it from names its trigger words" + advice
         )
     if unnamed := next((use for use in used if use.is_unnamed), None):
         told = unfilled(unnamed, unnamed.trigger)
-        raise CalibrationError(f"{told}{otherwise and f'. Or {otherwise}'}")
+        raise CalibrationError(told + advice)
 
 
 def unfilled(use: LoraUse, words: str) -> str:
