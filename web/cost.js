@@ -32,6 +32,16 @@ export function expected({ rows, seconds, presets }) {
 }
 
 /**
+ * Return whether the times of presets are of so many sampling `runs` of a LoRA as Merge settings says now; 0: as many as
+ * each preset has. Where nobody knows, they are.
+ */
+export function areOf({ presets }, runs) {
+  const told = Object.values(presets).map(([, each]) => each);
+  if (runs === undefined || told.includes(undefined)) return true; // older workflows say none
+  return runs ? told.every((each) => each === runs) : new Set(told).size > 1;
+}
+
+/**
  * Read what a run, or a workflow, says about the pictures of a comparison.
  *
  * @param {any} drawn so many `pictures` of so many `steps` were drawn in so many `seconds`, of the `size` [width,

@@ -353,9 +353,9 @@ app.registerExtension({
     node.seekIterisRun = () => seekRun(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);
-      addTimes(node, say);
       addSize(node);
       addReport(node, say);
+      addTimes(node, say);
       dimByRecipe(node);
     } else if (node.comfyClass === "IterISLoad") {
       addRows(node, say, [mergeButton(node, say)]);

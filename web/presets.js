@@ -1,8 +1,8 @@
 // What Merge LoRAs shows with its presets and sizes: the time of each preset, and the size's number where it counts.
 
-import { duration, expected, readCost } from "./cost.js";
-import { addElement, showAbove, showElement } from "./elements.js";
-import { also, sourceOf } from "./graph.js";
+import { areOf, duration, expected, readCost } from "./cost.js";
+import { addElement, isShown, showAbove, showElement } from "./elements.js";
+import { also, saidBy, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
 import { html } from "./parts.js";
 
@@ -50,8 +50,17 @@ export function addTimes(node, say) {
   const preset = node.widgets?.find(({ name }) => name === "preset");
   if (!preset) return;
   const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, preset);
-  const show = () => {
+  /** Return what the linked settings say; undefined: nobody knows. */
+  const runsNow = () => {
+    const { link } = node.inputs.find(({ name }) => name === "settings") ?? {};
+    return link == null ? 0 : saidBy(sourceOf(node.graph, link).node, "sample_runs");
+  };
+  const costNow = () => {
     const cost = readCost(node.properties[PROPERTY]);
+    return cost && areOf(cost, runsNow()) ? cost : undefined;
+  };
+  const show = () => {
+    const cost = costNow();
     showElement(node, element, !!cost);
     if (!cost) return;
     const from = say("times_title", { time: duration(cost.seconds, say) });
@@ -75,9 +84,15 @@ export function addTimes(node, say) {
     if (!cost) return;
     node.properties[PROPERTY] = cost;
     show();
+    fit(node);
   };
   node.showIterisCost = take;
   also(preset, "callback", show);
+  also(node, "compareIterisRun", () => {
+    if (!!costNow() === isShown(element)) return;
+    show();
+    fit(node);
+  });
   also(node, "onExecuted", take);
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];

@@ -1354,12 +1354,27 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     rows.queued("b")
     rows.executed(1, {"iteris_cost": [of_settings]}, run="b")
     same = "Fast = Balanced: about 20 s (Merge settings says how many runs)"
+    expect(times).not_to_be_visible()  # no settings say so
+    rows.page.evaluate(
+        """() => {
+            const settings = LiteGraph.createNode("IterISSettings");
+            settings.id = 2;
+            app.graph.add(settings);
+            const merge = app.graph.getNodeById(1);
+            settings.connect(0, merge, merge.findInputSlot("settings"));
+        }"""
+    )
+    for runs, is_shown in ((10, True), (0, False), (10, True)):
+        rows.set_widgets(2, sample_runs=runs)
+        rows.keep()
+        expect(times).to_be_visible(visible=is_shown)
     assert times.inner_text().split("\n") == [
         last,
         same,
         "Polished: about 5 min",
         "Preview: seconds",
     ]
+    rows.page.evaluate("app.graph.remove(app.graph.getNodeById(2))")
     workflow = rows.workflow()
     (node,) = workflow["nodes"]
     assert node["properties"]["iteris_cost"] == of_settings
