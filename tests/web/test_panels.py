@@ -1050,16 +1050,25 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
 def test_no_run_of_other_settings_is_said_to_save_a_file_again(in_renderer, small):
     """It would save another merge there, or, without overwrite, under another number."""
     frontend = in_renderer
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "saves_over")
+    frontend.keep()
     small(frontend, seed=73)
     frontend.set_widgets(MERGE, preset="Balanced")
     known = "**/iteris/lora?name=iteris_merged*"
-    frontend.page.route(known, lambda route: route.fulfill(json={"hash": "another's"}))
+    answer = {"hash": "mine"}
+    frontend.page.route(known, lambda route: route.fulfill(json=answer))
     file = SAVED | {"listed_as": SAVED["name"], "hash": "mine"}
     text = [f"/loras/{SAVED['name']}", "read back", "3 MB"]
     frontend.begin("mine")
     frontend.executed(MERGE, report_with_verdict(kept("first", 0.83, "good")), run="mine")
     frontend.executed(SAVE, {"text": text, "iteris_saved": [file]}, run="mine")
-    frontend.page.evaluate("app.refreshComboInNodes()")
+    expect(frontend.page.locator(".iteris-load")).to_have_count(2)
+    frontend.keep()
+    frontend.go_to("saves_over")
+    answer.update(hash="another's")
+    frontend.executed(1, {"text": text, "iteris_saved": [file | answer]}, run=None)
+    frontend.go_to("merge_73")
+    frontend.show(MERGE, left=100, top=100, scale=0.5)  # and Save
     gone = frontend.page.locator(".iteris-file", has_text="has been removed or changed since.")
     again = frontend.page.get_by_text("Run saves it again.").filter(visible=True)
     expect(gone).to_have_count(2)
