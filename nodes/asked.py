@@ -28,7 +28,7 @@ class Asked:
 
     Args:
         together: Whether the LoRAs are measured together.
-        given: Settings that are connected. A recipe has all settings, so that no others count.
+        given: Settings that are connected.
     """
 
     preset: Preset
@@ -36,15 +36,21 @@ class Asked:
     size: Size
     given: Changes | Recipe | None = None
 
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe that is connected; it has all settings, so that no others count."""
+        return None if isinstance(self.given, Changes) else self.given
+
     def changes(self, preset: Preset) -> Changes | None:
         """Return what a preset, the node and connected settings change of a merge; later ones win,
-        except that a preview never measures. None: a recipe is connected, which has all settings.
+        except that a preview never measures. None: a recipe is connected.
         """
-        if self.given is not None and not isinstance(self.given, Changes):
+        if self.recipe is not None:
             return None
+        given = self.given if isinstance(self.given, Changes) else Changes()
         weight = TOGETHER_POLISHED if PRESETS[preset].calibration.get("polish") else TOGETHER
         together = Changes(calibration={"scene_weight": weight} if self.together else {})
-        asked = PRESETS[preset].then(together).then(self.given or Changes())
+        asked = PRESETS[preset].then(together).then(given)
         return asked.then(PRESETS[PREVIEW]) if preset == PREVIEW else asked
 
     def check_prompts(self, uses: Iterable[LoraUse]) -> None:
@@ -55,9 +61,9 @@ class Asked:
         """
         from ..iteris_core.diffusion.job import MergeSettings, changed
 
-        if self.given is not None and not isinstance(self.given, Changes):
-            how = MergeSettings(self.given.config)
-            how.check_prompts(uses, self.given.calibration, is_fixed=True)
+        if self.recipe is not None:
+            how = MergeSettings(self.recipe.config)
+            how.check_prompts(uses, self.recipe.calibration, is_fixed=True)
         elif (changes := self.changes(self.preset)) is not None:
             calibration, how = changed(Calibration(), MergeSettings(), changes)
             how.check_prompts(uses, calibration)
@@ -93,15 +99,15 @@ class Asked:
                 changes = self.size.changes(loras, dtype).then(changes)
             calibration, settings = changed(Calibration(), start, changes)
         else:
-            assert self.given is not None and not isinstance(self.given, Changes)
+            assert self.recipe is not None
             kept = "preset, together and size"
             if scenes:
                 kept = "the scenes come from Scene prompts; preset, together and size"
             text = f"all settings come from the recipe; {kept} did not count"
-            calibration = self.given.calibration
-            if factor := self.given.made_on.get(CORRECTION):
+            calibration = self.recipe.calibration
+            if factor := self.recipe.made_on.get(CORRECTION):
                 text += f". Its merge was scaled by {factor}, and this one is not"
-            settings = MergeSettings(self.given.config, notes=(Note("method", text),))
+            settings = MergeSettings(self.recipe.config, notes=(Note("method", text),))
         if scenes and settings.config.measured:
             calibration = scenes.applied_to(calibration)
         return calibration, settings

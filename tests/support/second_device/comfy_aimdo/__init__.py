@@ -19,7 +19,7 @@ import types
 from torch import empty, inference_mode, uint8
 from torch.nn import Parameter
 
-EVICT_EVERY = 7  # faults; no divisor of any model's number of layers
+EVICT_EVERY = 7  # faults
 
 
 def _module(name, **content):
