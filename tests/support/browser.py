@@ -43,6 +43,7 @@ QUEUE_EMPTY = """async (most) => {
     }
     throw new Error("the server's queue does not end");
 }"""
+TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
@@ -313,8 +314,17 @@ class Frontend:
         )
 
     def undo(self, word: str = "undo") -> None:
-        tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-        self.page.evaluate(f"{tracker}.{word}()")
+        self.page.evaluate(f"{TRACKER}.{word}()")
+        self.settle(40)
+
+    def press_undo(self, word: str = "undo") -> None:
+        """Press the keys of undo or redo, and wait until ComfyUI has loaded the graph of before."""
+        keys, steps = {"undo": ("Control+z", "redoQueue"), "redo": ("Control+y", "undoQueue")}[word]
+        step = self.page.evaluate(f"{TRACKER}.{steps}.length")
+        self.page.keyboard.press(keys)
+        self.page.wait_for_function(
+            f"step => {TRACKER}.{steps}.length > step && !{TRACKER}._restoringState", arg=step
+        )
         self.settle(40)
 
     def run_button(self) -> Any:

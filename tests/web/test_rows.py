@@ -898,13 +898,11 @@ def test_undo_by_keyboard_leaves_the_focus_in_its_row(rows):
     at(rows, 1, "toggle").press("Space")
     rows.settle()
     assert text_of(rows) != TEXT
-    rows.page.keyboard.press("Control+z")
-    rows.settle(40)
+    rows.press_undo()
     assert text_of(rows) == TEXT
     assert rows.page.evaluate(focused) == ["iteris-toggle", "1"]
     rows.page.evaluate("document.activeElement.blur()")
-    rows.page.keyboard.press("Control+y")
-    rows.settle(40)
+    rows.press_undo("redo")
     assert text_of(rows) != TEXT
     assert rows.page.evaluate("document.activeElement === document.body"), "it was elsewhere"
 
