@@ -41,7 +41,7 @@ _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
 def inspect(context: typer.Context) -> None:
-    """Show what an adapter is."""
+    """Show what a LoRA file or an adapter is."""
     from .inspect import app as inspect_app
 
     inspect_app(context.args, prog_name="iteris inspect")
@@ -49,7 +49,7 @@ def inspect(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
 def merge(context: typer.Context) -> None:
-    """Merge adapters into one."""
+    """Merge LoRAs, or adapters of T5 and BLIP, into one."""
     from .merge import app as merge_app
 
     merge_app(context.args, prog_name="iteris merge")

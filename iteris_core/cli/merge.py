@@ -8,7 +8,7 @@ from .merge_language import BLIP_HELP, T5_HELP, merge_blip_command, merge_t5_com
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Merge adapters into one.",
+    help="Merge LoRAs, or adapters of T5 and BLIP, into one.",
 )
 for name in COMMANDS:
     app.command(name, help=help_of(name))(merge_command(name))

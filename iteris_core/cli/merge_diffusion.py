@@ -45,12 +45,12 @@ from .options import Spread
 from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
-_HELP = """Merge LoRA files of {models} into one LoRA file that does what each of them does.
+_HELP = """Merge LoRA files of {models} into one that comes close to what each of them does.
 
-A LoRA is a row as the node Merge LoRAs takes it: file, strength, text encoder strength, words, \
-and prompts with its trigger words, each after a |. Words: subject, style, priority=2, called="a \
-sks dog", blocks=OUTALL, without=*attn2*. Without prompts they are made of the trigger words in \
-the file's metadata. Strengths are baked into the result: load it at 1.
+A LoRA is a row as in the node Merge LoRAs: file, strength, text encoder strength, words, and \
+prompts with its trigger words, each after a |. Words: subject, style, priority=2, called="a sks \
+dog", blocks=OUTALL, without=*attn2*. Without prompts, some are made of the trigger words in the \
+file's metadata. The result has the strengths in it: load it at 1.
 
     iteris merge {name} --base model/ --output merged.safetensors
       --lora "<lora:dog.safetensors> | a photo of sks dog | sks dog outdoors"
