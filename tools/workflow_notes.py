@@ -17,7 +17,7 @@ _TWO = "**Merge LoRAs**: choose a file in each row"
 _KEPT = "**Merge LoRAs** then says what it kept of each LoRA"
 _SEEN = f"{_KEPT}. **Compare** shows it"
 _SAVED = "The new LoRA is in every LoRA list: load it at strength 1.0"
-_WORDS = "If a row says *write prompts*, click that: write such as *a photo of sks dog*"
+_WORDS = "If a row says *write prompts*, click that. Example: *a photo of sks dog*"
 _CALLED = 'In *More*, write what prompts call a LoRA: *called="a sks dog"*'
 _ROWS = "**Load LoRAs**: choose a file in each row"
 _WHAT = "**Prompt**: write what to draw. Open a row to add its trigger words by a click"
@@ -175,11 +175,11 @@ TEMPLATES = (
     ),
     Template(
         "Picture to video",
-        "Merges two LoRAs of Wan 2.2's image to video for both of its models, and lets a picture move.",
+        "Merges two LoRAs of Wan 2.2's image to video for both of its models, and makes a picture move.",
         (
             "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
             "the files",
-            "**First picture**: choose one as your videos begin with",
+            "**First picture**: choose a typical first frame",
             "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
             "in its name is found by the one with *high_noise*",
             _TRIGGERS,
