@@ -82,7 +82,6 @@ class Asked:
             ConfigError: Settings that do not go together.
         """
         from ..iteris_core.diffusion.job import MergeSettings, changed
-        from ..iteris_core.diffusion.recipe import CORRECTION
         from ..iteris_core.report.records import Note
 
         changes = self.changes(self.preset)
@@ -105,8 +104,6 @@ class Asked:
                 kept = "the scenes come from Scene prompts; preset, together and size"
             text = f"all settings come from the recipe; {kept} did not count"
             calibration = self.recipe.calibration
-            if factor := self.recipe.made_on.get(CORRECTION):
-                text += f". Its merge was scaled by {factor}, and this one is not"
             settings = MergeSettings(self.recipe.config, notes=(Note("method", text),))
         if scenes and settings.config.measured:
             calibration = scenes.applied_to(calibration)

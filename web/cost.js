@@ -5,20 +5,19 @@ export const DRAWN = "iteris_drawn"; // in a Compare's properties, so that a sav
 const MOST = { presets: 10, characters: 40 };
 
 const isAmount = (value) => Number.isFinite(value) && value > 0;
+const isWork = (work) => Array.isArray(work) && work.length === 3 && isAmount(work[0]) && work.every(Number.isFinite);
 
 /**
  * Read what a run, or a workflow, says about the cost of a merge.
  *
  * @param {any} cost `rows` that went through the model in so many `seconds`, and what each of the `presets` takes: its
- *   rows, sampling runs of a LoRA and steps of a polish; older workflows say its rows alone
+ *   rows, sampling runs of a LoRA and steps of a polish
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readCost(cost) {
   const { rows, seconds, presets } = cost ?? {};
   if (!isAmount(rows) || !isAmount(seconds) || typeof presets !== "object" || presets === null) return undefined;
-  const found = Object.entries(presets)
-    .map(([name, needed]) => [name, [needed].flat().slice(0, 3)])
-    .filter(([name, needed]) => name.length <= MOST.characters && isAmount(needed[0]) && needed.every(Number.isFinite));
+  const found = Object.entries(presets).filter(([name, work]) => name.length <= MOST.characters && isWork(work));
   return found.length ? { rows, seconds, presets: Object.fromEntries(found.slice(0, MOST.presets)) } : undefined;
 }
 
@@ -37,7 +36,7 @@ export function expected({ rows, seconds, presets }) {
  */
 export function areOf({ presets }, runs) {
   const told = Object.values(presets).map(([, each]) => each);
-  if (runs === undefined || told.includes(undefined)) return true; // older workflows say none
+  if (runs === undefined) return true;
   return runs ? told.every((each) => each === runs) : new Set(told).size > 1;
 }
 

@@ -14,7 +14,6 @@ import { addButtons, addTriggers } from "./lora.js";
 import { forget, forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
 import { addReport, mergeButton } from "./merge.js";
-import { renew } from "./older.js";
 import { oneAtATime } from "./pace.js";
 import { html } from "./parts.js";
 import { COMPARE_WIDTH, showLetters } from "./places.js";
@@ -336,7 +335,6 @@ app.registerExtension({
   },
   async beforeConfigureGraph(workflow) {
     beginOpening();
-    renew(workflow);
     const language = languageOf(locale());
     if (language !== "en" && hasOurs(workflow)) translate(workflow, await textsOf(language));
   },

@@ -39,7 +39,7 @@ export function ofMerge(made, say) {
  */
 export function drawnBefore(shown, output) {
   const [made, now] = [shown, output].map((each) => each?.iteris_made?.[0]);
-  if (!made || !now || made.drawn !== now.drawn) return undefined;
+  if (!made || made.drawn !== now.drawn) return undefined;
   if (made.at === now.at) return shown.iteris_before;
   return { made, pictures: shown.iteris_tiles.map(({ pictures }) => pictures.at(-1)) };
 }

@@ -75,14 +75,7 @@ function isFirstRow(node) {
 /** Return whether a file is of the merge that a report is of, as far as they say it. */
 function isFileOf(file, report) {
   if (!file || !report) return false;
-  return !file.report || !report.digest || file.report === report.digest;
-}
-
-/** Return whether a report is told again, maybe of a merge that was made again; only the newer ones say it themselves. */
-function isAgain(before, found) {
-  if (before.digest && found?.digest) return before.digest === found.digest;
-  const [was, is] = [before, found].map((each) => JSON.stringify({ ...each, made: undefined }));
-  return was === is;
+  return !file.report || file.report === report.digest;
 }
 
 /** Return the height of a report's details where they are open, without their title. */
@@ -261,10 +254,10 @@ export function addReport(node, say) {
   };
   node.showIterisReport = async (output) => {
     if (!output?.iteris_report?.[0]) return;
-    const { file, ...before } = node.properties[PROPERTY] ?? {};
+    const { file, digest } = node.properties[PROPERTY] ?? {};
     const found = readSaved(figures({ ...output.iteris_report[0], made: output.iteris_made?.[0] }));
     // what is told again, as from the server's cache or after a restart, is still in the file
-    const saved = file && isAgain(before, found) ? file : early;
+    const saved = file && digest === found?.digest ? file : early;
     const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
     early = undefined;
     delete node.properties[MADE_AS];

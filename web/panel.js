@@ -165,7 +165,7 @@ function saidOf(name, text, word) {
 
 /** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
 function keptOf(lora, told, say) {
-  const { name, strength = 1, kept, between, level, levels, advice, unread } = lora;
+  const { name, strength, kept, between, level, levels, advice, unread } = lora;
   const isOpen = isUncertain(lora);
   const isTold = lora.isTold && !isOpen;
   const line = html("div", `iteris-said iteris-kept iteris-${isTold ? level : "open"}`);

@@ -88,10 +88,10 @@ const rounded = (value) => (Number.isFinite(value) ? Number(value.toPrecision(DI
  * @param {object} report `MergeReport.to_dict()`
  * @returns {{version: 1, verdict: object|null, tasks: string[], unseen: object[], overall: object[], blocks: object[],
  *   warnings: string[], prompts: string[], notes: string[]}}
- *   `digest`: tells it from other reports; undefined in those of version 0.1.0.
- *   `made`: see `readMade`; undefined while a merge runs, and in reports of version 0.1.0.
+ *   `digest`: tells it from other reports; undefined while a merge runs.
+ *   `made`: see `readMade`; undefined while a merge runs.
  *   `side`: of the pictures that were measured, in pixels; undefined while a merge runs, and where none was measured.
- *   `verdict`: see `MergeReport.verdict`; null while a merge runs, and in reports of version 0.1.0.
+ *   `verdict`: see `MergeReport.verdict`; null while a merge runs.
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
  *   `prompts`: what does not count: LoRAs of strength 0; of prompts a tag, or a learned token that is not there.
@@ -132,7 +132,7 @@ function verdict({ verdict: found, settings }) {
   if (!found) return null;
   const strengths = new Map(settings?.loras?.map(({ name, strength_model: strength }) => [name, strength]));
   const against = Object.entries(found.against).map(([name, value]) => [name, rounded(value)]);
-  const loras = found.loras.map(({ lora, kept, between, unread = 0, is_told: isTold = true, ...words }) => {
+  const loras = found.loras.map(({ lora, kept, between, unread, is_told: isTold, ...words }) => {
     const { level, levels, advice } = words;
     return {
       name: lora,
@@ -149,8 +149,8 @@ function verdict({ verdict: found, settings }) {
   return {
     loras,
     together: found.together,
-    togetherAdvice: found.together_advice ?? null,
-    unjudged: found.unjudged ?? null,
+    togetherAdvice: found.together_advice,
+    unjudged: found.unjudged,
     against: Object.fromEntries(against),
     advice: found.advice,
     bounds: [found.lost_below, found.good_from],

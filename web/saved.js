@@ -25,12 +25,11 @@ const isUnseen = (line) => isObject(line) && isText(line.name) && [line.error, l
 
 const isAdvice = (advice) =>
   isObject(advice) &&
-  isText(advice.kind) &&
+  ADVICE.includes(advice.kind) &&
   Array.isArray(advice.names) &&
   advice.names.length <= 1 &&
   advice.names.every(isText);
 const isAdviceOrNone = (advice) => advice === null || isAdvice(advice);
-const known = (advice) => (ADVICE.includes(advice?.kind) ? advice : null); // version 0.1.0 gave more
 const isRangeOrNone = (range) =>
   range === null || (Array.isArray(range) && range.length === 2 && range.every(isNumber));
 const areLevels = (levels) =>
@@ -45,22 +44,19 @@ const isKept = (lora) =>
   isText(lora.name) &&
   isNumber(lora.kept) &&
   isLevelled(lora) &&
-  isNumber(lora.unread ?? 0) && // version 0.1.0 had none
-  isNumber(lora.strength ?? 1) &&
+  [lora.unread, lora.strength].every(isNumber) &&
+  typeof lora.isTold === "boolean" &&
   isAdviceOrNone(lora.advice);
 
 const areNames = (names) => Array.isArray(names) && names.length <= MOST.lines && names.every(isText);
 const isUnjudgedOrNone = (found) =>
   found === null || (isObject(found) && areNames(found.subjects) && areNames(found.styles));
 
-const areOfTransformer = (blocks) => blocks.some(({ name }) => /^(?:D|S|B|L|NR|CR)\d/.test(name));
-
 /** Return the verdict that can be drawn; null: there is none, undefined: it has another shape. */
-function verdictOf(verdict, blocks) {
-  // while a merge runs, and of a report that an older version has kept
-  if (verdict === undefined || verdict === null) return null;
+function verdictOf(verdict) {
+  if (verdict === null) return null; // while a merge runs
   if (!isObject(verdict)) return undefined;
-  const { loras, together = null, togetherAdvice = null, unjudged = null, against, advice, bounds } = verdict;
+  const { loras, together, togetherAdvice, unjudged, against, advice, bounds } = verdict;
   if (!Array.isArray(loras) || !loras.every(isKept)) return undefined;
   if (![advice, togetherAdvice].every(isAdviceOrNone)) return undefined;
   if (together !== null && !CHANCES.includes(together)) return undefined;
@@ -68,17 +64,13 @@ function verdictOf(verdict, blocks) {
   const { leak, leak_stacked, base } = isObject(against) ? against : {};
   if (![leak, leak_stacked, base].every(isNumberOrNone)) return undefined;
   if (!Array.isArray(bounds) || bounds.length !== 2 || !bounds.every(isNumber)) return undefined;
-  const kept = loras.slice(0, MOST.lines).map((lora) => {
-    const isTold = (lora.isTold ?? (lora.level === "lost" || !areOfTransformer(blocks))) === true; // version 0.1.0 told all
-    return { ...lora, advice: isTold ? known(lora.advice) : null, isTold };
-  });
   return {
-    loras: kept,
+    loras: loras.slice(0, MOST.lines),
     together,
-    togetherAdvice: known(togetherAdvice),
+    togetherAdvice,
     unjudged,
     against: { leak, leak_stacked, base },
-    advice: known(advice),
+    advice,
     bounds,
   };
 }
@@ -93,7 +85,7 @@ export function readFile(file) {
   const { name, mb, ranks, words, prompt, listed_as: listed, hash, report } = file;
   if (!Array.isArray(ranks) || ranks.length !== 2 || !ranks.every(isNumber)) return undefined;
   if (!Array.isArray(words) || !words.every(isText)) return undefined;
-  const place = isText(listed) && isText(hash) ? { listed_as: listed, hash } : {}; // version 0.1.0 kept none
+  const place = isText(listed) && isText(hash) ? { listed_as: listed, hash } : {}; // of a file that is in a list
   const whose = isText(report) ? { report } : {}; // the digest of the merge's report
   const drawn = prompt && isText(prompt) ? { prompt } : {}; // what to draw with a merge of several subjects
   return { name, mb, ranks, words: words.slice(0, MOST.texts), ...drawn, ...place, ...whose };
@@ -138,7 +130,7 @@ const layersIn = (blocks) => blocks.reduce((count, { layers }) => count + (layer
  */
 export function readSaved(saved) {
   if (!isObject(saved)) return undefined;
-  const { tasks, unseen, overall, blocks, warnings, prompts = [], notes } = saved; // older versions kept no `prompts`
+  const { tasks, unseen, overall, blocks, warnings, prompts, notes } = saved;
   if (![tasks, unseen, overall, blocks, warnings, prompts, notes].every(Array.isArray)) return undefined;
   if (tasks.length > MOST.tasks || !tasks.every(isText)) return undefined;
   const count = tasks.length;
@@ -151,7 +143,7 @@ export function readSaved(saved) {
     ...(isText(saved.digest) ? { digest: saved.digest } : {}),
     ...(made ? { made } : {}),
     ...(isNumber(saved.side) ? { side: saved.side } : {}),
-    verdict: verdictOf(saved.verdict, ofBlocks),
+    verdict: verdictOf(saved.verdict),
     tasks,
     unseen: unseen.slice(0, MOST.lines),
     overall: overall.slice(0, MOST.lines),

@@ -18,12 +18,8 @@ from ..version import __version__
 from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
-# Settings that depend on the memory of the machine, and not on what is merged. Old recipes have
-# them.
-_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "park_on_host")
-
-
-CORRECTION = "strength_correction"  # a factor that no recipe has any more
+# Settings that depend on the memory of the machine, and not on what is merged.
+_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes")
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,7 @@ class Recipe:
     """The inputs and settings of a merge, to make its file again.
 
     Args:
-        made_on: Base model and versions, as far as they are known; of version 0.1.0 also the factor
-            by which its strength was corrected, if it was.
+        made_on: Base model and versions, as far as they are known.
     """
 
     loras: tuple[LoraUse, ...]
@@ -75,22 +70,18 @@ def read_recipe(name: str, text: str) -> Recipe:
         )
     check_count(len(loras))
     if isinstance(config, dict):
-        # their values before they could be chosen
-        config = {"target": "delta", "unit_gain": 1.0, **_without_machine(config)}
-    calibration = recipe["calibration"]
-    if isinstance(calibration, dict):
-        calibration = {"scene_prefix_share": 0.0, "frames": 1, **calibration}
+        config = _without_machine(config)
     return Recipe(
         tuple(
             from_json(f"{place}: LoRA {number}", lora, LoraUse)
             for number, lora in enumerate(loras, 1)
         ),
-        from_json(f"{place}: calibration", calibration, Calibration),
+        from_json(f"{place}: calibration", recipe["calibration"], Calibration),
         from_json(f"{place}: config", config, MergeConfig),
         {
             key: value if isinstance(value, str) else shown(value)
             for key, value in recipe.items()
-            if key in ("base", CORRECTION) or key.endswith("_version")
+            if key == "base" or key.endswith("_version")
         },
     )
 

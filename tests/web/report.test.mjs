@@ -90,7 +90,7 @@ test("what was measured on unseen samples is kept, if it was", () => {
   assert.deepEqual(figures(REPORT).unseen, []);
 });
 
-test("the verdict is taken over, and a report of an older version has none", () => {
+test("the verdict is taken over, and a merge that still runs has none", () => {
   const advice = { kind: "method", names: ["ties"] };
   const loras = [
     {
@@ -100,6 +100,8 @@ test("the verdict is taken over, and a report of an older version has none", () 
       level: "good",
       levels: ["good", "weak"],
       advice: null,
+      unread: 0,
+      is_told: true,
     },
     {
       lora: "ink",

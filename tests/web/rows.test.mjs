@@ -292,12 +292,13 @@ test("the file of the model is that of the loader up the links", () => {
 });
 
 test("a preset's time is that of its rows", () => {
-  const presets = { Fast: 40, Polished: [4000, 40, 100], none: 0, wrong: "x", worse: [1, "x", 0] };
+  const presets = { Fast: [40, 10, 0], Polished: [4000, 40, 100], none: [0, 1, 0], wrong: "x", worse: [1, "x", 0] };
   assert.deepEqual(expected(readCost({ rows: 100, seconds: 50, presets })), [
-    { names: ["Fast"], seconds: 20, runs: undefined, steps: undefined },
+    { names: ["Fast"], seconds: 20, runs: 10, steps: 0 },
     { names: ["Polished"], seconds: 2000, runs: 40, steps: 100 },
   ]);
-  const [both, other] = expected(readCost({ rows: 1, seconds: 1, presets: { Fast: 3, Polished: 9, Balanced: 3 } }));
+  const alike = { Fast: [3, 1, 0], Polished: [9, 1, 9], Balanced: [3, 1, 0] };
+  const [both, other] = expected(readCost({ rows: 1, seconds: 1, presets: alike }));
   assert.deepEqual([both.names, other.names], [["Fast", "Balanced"], ["Polished"]]);
   for (const wrong of [
     undefined,
@@ -305,13 +306,13 @@ test("a preset's time is that of its rows", () => {
     7,
     "x",
     {},
-    { rows: 0, seconds: 1, presets: { a: 1 } },
-    { rows: 1, seconds: NaN, presets: { a: 1 } },
+    { rows: 0, seconds: 1, presets: { a: [1, 1, 0] } },
+    { rows: 1, seconds: NaN, presets: { a: [1, 1, 0] } },
     { rows: 1, seconds: 1, presets: null },
-    { rows: 1, seconds: 1, presets: { a: -1 } },
+    { rows: 1, seconds: 1, presets: { a: [-1, 1, 0] } },
   ])
     assert.equal(readCost(wrong), undefined);
-  const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, 1]));
+  const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, [1, 1, 0]]));
   assert.equal(Object.keys(readCost({ rows: 1, seconds: 1, presets: many }).presets).length, 10);
 });
 

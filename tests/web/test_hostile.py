@@ -150,9 +150,13 @@ def test_a_report_of_strangers_names_does_not_run(frontend, small):
                     "level": "lost",
                     "levels": ["lost"],
                     "advice": {"kind": "method", "names": [RECIPE]},
+                    "unread": 0,
+                    "is_told": True,
                 }
             ],
             "together": None,
+            "together_advice": None,
+            "unjudged": None,
             "against": {"leak": None, "leak_stacked": None, "base": None},
             "advice": None,
             "good_from": 0.75,
