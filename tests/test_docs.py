@@ -57,10 +57,12 @@ def test_every_path_that_is_named_exists():
                 assert named in modules, f"{page} names {named}"
 
 
-def test_the_example_of_the_library_runs(tmp_path):
+def test_the_example_of_the_library_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
-    result = runpy.run_path(str(tmp_path / "example.py"))["result"]
+    names = runpy.run_path(str(tmp_path / "example.py"))
+    result = names["result"]
     assert {task.task for task in result.report.layers[0].tasks} == {"first", "second"}
-    assert result.adapter.deltas["0"].shape == (48, 64)
+    assert result.adapter.deltas["0"].shape == names["merged"].deltas["0"].shape == (48, 64)
