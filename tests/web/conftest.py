@@ -1,5 +1,6 @@
 """The real frontend in a real browser, on a real ComfyUI with the small checkpoint."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -49,26 +50,37 @@ def chromium():
         yield started
 
 
+@pytest.fixture(scope="session")
+def lent(chromium, server):
+    """Lend a page with settings of its own, in which nothing was done: one that was left, or a new one."""
+    free = []
+
+    @contextlib.contextmanager
+    def lend(**settings):
+        if free:
+            frontend = free.pop()
+            frontend.enter(**settings)
+        else:
+            frontend = browser.Frontend(chromium, server.address, **settings)
+        yield frontend
+        frontend.leave()
+        free.append(frontend)
+
+    return lend
+
+
 @pytest.fixture(scope="module")
-def frontend(chromium, server):
+def frontend(lent):
     """A page for all tests of a file, which load workflows of their own."""
-    opened = browser.Frontend(chromium, server.address)
-    yield opened
-    opened.page.close()
+    with lent() as opened:
+        yield opened
 
 
 @pytest.fixture
-def open_frontend(chromium, server):
+def open_frontend(lent):
     """Open another page, with settings of its own."""
-    opened = []
-
-    def open_one(**settings):
-        opened.append(browser.Frontend(chromium, server.address, **settings))
-        return opened[-1]
-
-    yield open_one
-    for frontend in opened:
-        frontend.page.close()
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(lent(**settings))
 
 
 @pytest.fixture(params=["canvas", pytest.param("vue", marks=pytest.mark.nightly)])

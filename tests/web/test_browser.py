@@ -135,16 +135,14 @@ class MergeRun:
 
 
 @pytest.fixture(scope="module")
-def merge_run(chromium, server, small):
-    frontend = browser.Frontend(chromium, server.address)
-    page = frontend.page
-    small(frontend, seed=3)
-    run = frontend.run_to_the_end()
-    page.wait_for_selector(".iteris-kept")
-    outputs = get(frontend, f"/history/{run}")[run]["outputs"]
-    (report,) = outputs[str(MERGE)]["iteris_report"]
-    yield MergeRun(frontend, run, report)
-    page.close()
+def merge_run(lent, small):
+    with lent() as frontend:
+        small(frontend, seed=3)
+        run = frontend.run_to_the_end()
+        frontend.page.wait_for_selector(".iteris-kept")
+        outputs = get(frontend, f"/history/{run}")[run]["outputs"]
+        (report,) = outputs[str(MERGE)]["iteris_report"]
+        yield MergeRun(frontend, run, report)
 
 
 def test_a_merge_runs_and_the_report_is_the_servers(merge_run):

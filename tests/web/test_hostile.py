@@ -2,7 +2,6 @@
 
 import json
 
-import browser
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -59,11 +58,10 @@ def hostile(server):
 
 
 @pytest.fixture(scope="module")
-def frontend(chromium, server, hostile):
+def frontend(lent, hostile):
     """A page that has listed the hostile files."""
-    opened = browser.Frontend(chromium, server.address)
-    yield opened
-    opened.page.close()
+    with lent() as opened:
+        yield opened
 
 
 def lora(name, prompts, **more):

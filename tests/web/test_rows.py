@@ -6,7 +6,6 @@ import re
 import uuid
 from pathlib import Path
 
-import browser
 import pytest
 from playwright.sync_api import expect
 
@@ -62,11 +61,10 @@ def answer_all(frontend):
     params=[False, pytest.param(True, marks=pytest.mark.nightly)],
     ids=["canvas", "vue"],
 )
-def page_of_rows(request, chromium, server):
-    frontend = browser.Frontend(chromium, server.address, Comfy_VueNodes_Enabled=request.param)
-    answer_all(frontend)
-    yield frontend
-    frontend.page.close()
+def page_of_rows(request, lent):
+    with lent(Comfy_VueNodes_Enabled=request.param) as frontend:
+        answer_all(frontend)
+        yield frontend
 
 
 # of what is the same to both renderers, as the list of files is
@@ -85,7 +83,6 @@ def what_a_test_leaves_is_forgotten(page_of_rows):
     """A list that it left open, what it let the server answer, and what the page knows of that."""
     yield
     page_of_rows.page.unroute_all()
-    page_of_rows.stay_local()
     answer_all(page_of_rows)
     page_of_rows.page.evaluate(FORGET)
 

@@ -131,8 +131,8 @@ def test_our_links_keep_their_colours_when_the_palette_changes(open_frontend):
     assert frontend.errors == []
 
 
-@pytest.fixture
-def marked(frontend):
+@pytest.fixture(scope="module")
+def marked(lent):
     """The page of a ComfyUI that tells which inputs are advanced, as it does from 0.10 on."""
 
     def mark(route):
@@ -142,11 +142,10 @@ def marked(frontend):
                 how["advanced"] = name not in first
         route.fulfill(json=found)
 
-    frontend.page.route("**/object_info", mark)
-    frontend.open()
-    yield frontend
-    frontend.page.unroute("**/object_info")
-    frontend.open()
+    with lent() as frontend:
+        frontend.page.route("**/object_info", mark)
+        frontend.open()
+        yield frontend
 
 
 def test_compares_pictures_stand_below_its_few_usual_inputs(marked, picture):
