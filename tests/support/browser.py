@@ -51,6 +51,37 @@ FORGET = """async () => {
     const gone = (name) => new Promise((done) => { indexedDB.deleteDatabase(name).onsuccess = done; });
     await Promise.all((await indexedDB.databases()).map(({ name }) => gone(name)));
 }"""
+# counts the answers and the short timers that a page waits for
+COUNT_WAITING = """(() => {
+    const timers = new Set();
+    const { fetch: ask, setTimeout: later, clearTimeout: never } = window;
+    window.iterisAsked = 0;
+    window.iterisWaiting = () => window.iterisAsked + timers.size;
+    window.fetch = (...given) => {
+        window.iterisAsked += 1;
+        return ask(...given).finally(() => later(() => { window.iterisAsked -= 1; }));
+    };
+    window.setTimeout = (call, wait, ...given) => {
+        const timer = later((...now) => { timers.delete(timer); call(...now); }, wait, ...given);
+        if (wait > 0 && wait < 400) timers.add(timer);
+        return timer;
+    };
+    window.clearTimeout = (timer) => { timers.delete(timer); never(timer); };
+})()"""
+# ten frames in which nothing changes; at most as many as were waited for anyway, unless an answer is to come
+SETTLED = """async () => {
+    let changed;
+    const watched = new MutationObserver(() => { changed = true; });
+    watched.observe(document, { subtree: true, childList: true, characterData: true, attributes: true });
+    let quiet = 0, frames = 0;
+    while (quiet < 10 && frames < (window.iterisAsked ? 60 : 20)) {
+        changed = false;
+        await new Promise(requestAnimationFrame);
+        frames += 1;
+        quiet = changed || window.iterisWaiting() ? 0 : quiet + 1;
+    }
+    watched.disconnect();
+}"""
 WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
@@ -92,6 +123,7 @@ class Frontend:
             permissions=["clipboard-read", "clipboard-write"],
         )
         self.page.set_default_timeout(WAIT_MS)
+        self.page.add_init_script(COUNT_WAITING)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.enter(**settings)
 
@@ -142,8 +174,11 @@ class Frontend:
         self.page.wait_for_function("[...document.images].every((image) => image.complete)")
         self.settle()
 
-    def settle(self, frames: int = 20) -> None:
-        """Wait until the frontend has drawn what it was told."""
+    def settle(self, frames: int = 0) -> None:
+        """Wait until the page has drawn what it was told, or for so many frames."""
+        if not frames:
+            self.page.evaluate(SETTLED)
+            return
         wait = "n => new Promise(done => { const next = () => n-- ? requestAnimationFrame(next) : done(); next(); })"
         self.page.evaluate(wait, frames)
 

@@ -105,7 +105,10 @@ def ran(frontend):
     return frontend.page.evaluate("window.ran ?? []")
 
 
-@pytest.mark.parametrize("extension", [False, True], ids=["host_alone", "with_extension"])
+HOST_ALONE = pytest.param(False, marks=pytest.mark.nightly, id="host_alone")
+
+
+@pytest.mark.parametrize("extension", [HOST_ALONE, pytest.param(True, id="with_extension")])
 def test_texts_of_strangers_are_shown_and_do_not_run(request, hostile, picture, extension):
     """Without the pack's extension, the page shows none of these texts on nodes."""
     if extension:
