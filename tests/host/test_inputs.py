@@ -133,29 +133,3 @@ def test_loras_on_a_model_are_taken_off_it(host, files):
     nodes["12"]["inputs"].update(model=["1", 0], clip=["1", 1])
     with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
         host.run({**nodes, **show("12", 2)})
-
-
-def test_all_that_is_wrong_with_the_rows_is_told_at_once(host, files):
-    """Before the model is loaded, where its file tells its family."""
-    base = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"
-    for number in (1, 2):  # a file that is there twice is one LoRA
-        tensors = {
-            f"{base}.lora_down.weight": torch.full((4, 2048), number),
-            f"{base}.lora_up.weight": torch.ones(640, 4),
-        }
-        save_file(tensors, host.loras / f"xl_{number}.safetensors")
-    nodes = {key: node for key, node in host.merge().items() if key in "145"}
-    del nodes["5"]["inputs"]["more_loras"]
-
-    def told(*rows):
-        nodes["5"]["inputs"]["loras"] = "\n".join(rows)
-        with pytest.raises(WorkflowRejected) as error:
-            host.run(nodes)
-        return str(error.value)
-
-    other = "this file is for SDXL, the model is SD1.5"
-    what = told("<lora:xl_1> | a thing", "<lora:silent>", "<lora:xl_2>", "<lora:first>")
-    for row, why in ((1, f"xl_1: {other}"), (2, "no prompts"), (3, f"xl_2: {other}")):
-        assert f"Row {row}: {why}" in what
-    what = told("<lora:xl_1> | a thing", "<lora:first>", "<lora:xl_2> | a thing")
-    assert f"Row 1: xl_1: {other}" in what and f"Row 3: xl_2: {other}" in what
