@@ -7,6 +7,7 @@ from comfy_families import LAYERS, TRAINED
 from comfy_process import check_inside, has_newer_classes
 
 FAMILIES = ("SD1.5", "Flux.1")  # a UNet, and one with fused weights; of the others nightly
+OF_NO_FAMILY = ("folders", "pair", "options", "proof", "layers")
 
 
 def checked(names, with_every_change):
@@ -16,11 +17,9 @@ def checked(names, with_every_change):
 
 @pytest.mark.parametrize("family", checked(LAYERS, FAMILIES))
 def test_family(family):
-    check_inside("families", *["load"] * (family in FAMILIES), checked=family)
-
-
-def test_what_needs_no_family():
-    check_inside("folders", "pair", "options", "proof", "layers")
+    """The first one's process also checks what needs none: to import ComfyUI takes as long as most checks."""
+    more = [*["load"] * (family in FAMILIES), *OF_NO_FAMILY * (family == FAMILIES[0])]
+    check_inside("families", *more, checked=family)
 
 
 @pytest.mark.parametrize("family", checked(TRAINED, ("SD3.5",)))

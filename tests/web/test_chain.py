@@ -209,10 +209,11 @@ def test_without_a_lora_no_merge_is_made_and_the_page_says_why(in_renderer, pict
     for rows in ("", "# <lora:first:1>"):
         frontend.set_widgets(int(LOADER), loras=rows)
         frontend.page.locator(".iteris-merge-these").press("Enter")
-        told = frontend.page.get_by_text("Add a LoRA, or switch a row on.")
+        told = frontend.page.locator(".p-toast-message", has_text="Add a LoRA, or switch a row on.")
         told.wait_for()
         picture(frontend, "nothing_to_merge")
         assert kinds(frontend) == before
+        told.get_by_role("button").click()  # or it stays for three seconds
         told.wait_for(state="hidden")
     frontend.page.evaluate(
         """id => {
