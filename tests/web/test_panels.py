@@ -453,6 +453,13 @@ def blocks_of(frontend, selector=".iteris-report"):
     )
 
 
+def wait_for_blocks(frontend, *names):
+    shown = (
+        "[...document.querySelectorAll('.iteris-report .iteris-block')].map(b => b.dataset.block)"
+    )
+    frontend.page.wait_for_function(f"names => String({shown}) === names", arg=",".join(names))
+
+
 def residual_of(frontend):
     """Return median and worst of the first line that the panel shows."""
     line = frontend.page.locator('.iteris-line[data-kind="residual"]').first
@@ -964,9 +971,8 @@ def test_a_run_that_fails_before_its_request_is_answered_says_why(frontend, smal
     frontend.send("execution_error", prompt_id="early", node_id=str(MERGE), node_type="", **told)
     held[0].fulfill(json={"prompt_id": "early", "number": 1, "node_errors": {}})
     page.unroute("**/prompt")
-    frontend.settle(40)
+    expect(page.locator(".iteris-failure")).to_have_text("it fails")
     page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
-    expect(page.locator(".iteris-failure")).to_have_text("it fails", timeout=5000)
     assert frontend.errors == []
 
 
@@ -1307,7 +1313,9 @@ def test_a_result_is_no_step_of_undo(frontend, small):
     press_run(frontend, "of 46")
     frontend.executed(MERGE, THREE, run="of 46")
     frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 46")
-    frontend.settle(60)
+    kept = "id => app.graph.getNodeById(id).properties.iteris_ran?.run === 'of 46'"
+    frontend.page.wait_for_function(kept, arg=SAVE)
+    frontend.settle()
     for strength in ("0.5", "1"):
         frontend.undo()
         assert strengths(frontend) == f"<lora:third:{strength}>"
@@ -1349,19 +1357,17 @@ def test_undo_in_a_subgraph_leaves_a_node_its_height(frontend):
     frontend.page.evaluate("id => app.canvas.centerOnNode(app.canvas.graph.getNodeById(id))", merge)
     frontend.settle(40)
     frontend.executed(f"{outer}:{merge}", report_of(0.5))
-    frontend.settle(40)
-    frontend.keep()
     kept = f"app.canvas.graph.serialize().nodes.find(({{ id }}) => id == {merge}).size[1]"
-    before = frontend.page.evaluate(kept)
+    before = frontend.still(kept)
+    frontend.keep()
     strength = frontend.page.locator(".iteris-number").first
     strength.fill("0.9")
     strength.press("Shift+Enter")
     frontend.settle(40)
     frontend.page.evaluate("app.canvas.canvas.focus()")
     frontend.undo()
-    frontend.settle(100)
     expect(frontend.page.locator(".iteris-number").first).to_have_value("1")
-    assert frontend.page.evaluate(kept) == before
+    assert frontend.still(kept) == before
     assert frontend.errors == []
 
 
@@ -1472,18 +1478,16 @@ def test_a_panel_is_as_it_was_after_its_tab_was_left_in_a_run(frontend, small):
     frontend.go_to("left_for")
     send_layer(frontend, "of_48", str(MERGE), 5)
     send_stage(frontend, "of_48", MERGE, "Sampling", 3, 12)
-    frontend.settle(40)
     assert blocks_of(frontend) == []
     frontend.go_to("merge_48")
     frontend.show(MERGE, left=500, top=60)
-    frontend.settle(40)
-    assert blocks_of(frontend) == [*blocks, "IN05"]
+    wait_for_blocks(frontend, *blocks, "IN05")
     stage = frontend.page.locator(".iteris-stage > .iteris-steps")
     expect(stage).to_have_text("Sampling 3/12")
     frontend.send("execution_interrupted", prompt_id="of_48")
-    frontend.settle(40)
     expect(stage).not_to_be_visible()
-    assert blocks_of(frontend) == []
+    wait_for_blocks(frontend)
+    frontend.still(f"app.graph.getNodeById({MERGE}).size[1]")
     assert size_of(frontend) == pytest.approx(before, abs=1)
     assert frontend.errors == []
 

@@ -837,7 +837,7 @@ def test_a_merge_is_queued_by_keyboard_alone(page_of_rows):
     def press(*pressed):
         for key in pressed:
             keys.press(key)
-        page_of_rows.settle(10)
+        page_of_rows.settle()
 
     page.locator(".iteris-add").focus()
     for name in ("first", "second"):
