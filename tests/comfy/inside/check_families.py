@@ -338,13 +338,12 @@ def test_two_subjects_are_polished_in_inference_mode_and_nothing_is_left(host, f
         for lora, word in ((first, "sks"), (second, "zwx"))
     ]
     less = {"trajectories": 1, "timesteps": 1, "held_out": 0, "scene_weight": 0.3}
-    polished, again, plain = (
+    polished, plain = (
         merge_diffusion(
             Job.of(host, named, Calibration(**{**vars(SMALL), **less, "polish": steps}), NEAR)
         ).adapter
-        for steps in (2, 2, 0)
+        for steps in (2, 0)
     )
-    assert largest_difference(polished, again) == 0
     assert largest_difference(polished, plain) > 1e-4
     assert not any(module._forward_hooks for module in host.model.model.modules())
 

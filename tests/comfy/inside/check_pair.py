@@ -53,7 +53,9 @@ def test_each_model_of_a_pair_is_measured_where_it_works_on_runs_through_both():
         assert lora.adapter.unmatched == ()
         loras.append(lora)
     of_high, of_low = levels_seen(host), levels_seen(host.low)
-    calibration = Calibration(**{**vars(SMALL), "trajectories": 4, "timesteps": 1})
+    calibration = Calibration(
+        **{**vars(SMALL), "trajectories": 4, "timesteps": 1, "resolution": 64}
+    )
     job = Job.of(host, loras, calibration, MergeSettings(EXACT))
     assert job.calibration.timesteps == 2  # latents of each run, about one for each expert
     result = merge_and_check(job)
@@ -72,10 +74,11 @@ def test_memory_is_planned_for_loras_of_one_model_alone(monkeypatch):
     )
     lora = loaded(host, "first", combined_file(host, 1), "a photo of first")
     monkeypatch.setattr(waiting, "Parking", partial(Parking, smallest=1))
+    few = replace(SMALL, resolution=64, held_out=0)
     planned = []
     for part in lora.adapter.split(is_low):
         halves = [replace(lora, adapter=part)]
-        job = Job.of(host, halves, replace(SMALL, held_out=0), MergeSettings(EXACT))
+        job = Job.of(host, halves, few, MergeSettings(EXACT))
         room = host.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
         job = job.within(replace(room, waiting_bytes=1))
         [told] = [n.text for n in merge_and_check(job).report.notes if n.kind == "memory"]
