@@ -126,6 +126,14 @@ function showRecalled(found) {
   }
 }
 
+let isOpening = false; // a workflow, whose results `recall` shows
+
+/** Show what is known of the run of a node that went into a subgraph, or out of one: it is made anew for that. */
+function showMoved(node) {
+  if (isOpening) return;
+  setTimeout(() => node.graph && node.missIterisRun?.()); // it gets its links and its graph now
+}
+
 const seekers = new Set(); // nodes whose result is of other settings
 let seeking;
 
@@ -334,6 +342,7 @@ app.registerExtension({
     document.head.append(html("style", "", meaningsStyle(say)));
   },
   async beforeConfigureGraph(workflow) {
+    isOpening = true;
     beginOpening();
     const language = languageOf(locale());
     if (language !== "en" && hasOurs(workflow)) translate(workflow, await textsOf(language));
@@ -348,6 +357,7 @@ app.registerExtension({
     showMeanings(node, say);
     keepHeight(node);
     also(node, "onResize", () => node.graph && holdAll(node.graph));
+    also(node, "onConfigure", () => showMoved(node));
     node.seekIterisRun = () => seekRun(node);
     if (node.comfyClass === "IterISMerge") {
       addRows(node, say);
@@ -384,6 +394,7 @@ app.registerExtension({
     learnFiles();
   },
   afterConfigureGraph() {
+    isOpening = false;
     if (app.graph.nodes.some(isOurs)) showLetters(app.graph, app.canvas);
     recall(); // not waited for: it waits for the frontend, which would wait for it
   },

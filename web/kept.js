@@ -1,4 +1,5 @@
-// Comparisons that the browser keeps, by what they were made of: with its next start the server has lost their pictures.
+// What runs have drawn, which the browser keeps by what it was made of: with its next start the server has lost the
+// pictures.
 
 import { api } from "../../scripts/api.js";
 
@@ -17,17 +18,27 @@ export function addressOf(picture) {
   return addresses.get(picture);
 }
 
-const picturesOf = ({ iteris_tiles: tiles, iteris_pictures: others = [] }) => [
+const picturesOf = ({ iteris_tiles: tiles = [], iteris_pictures: others = [] }) => [
   ...tiles.flatMap(({ pictures }) => pictures),
   ...others,
 ];
 
-/** Return a run's output with other pictures, in the order of `picturesOf`, and without those of another merge. */
+/**
+ * Return a run's output with other pictures, in the order of `picturesOf`, and without those of another merge and what
+ * no page shows.
+ */
 function withPictures(output, pictures) {
   const left = [...pictures];
   const next = (row = []) => row.map(() => left.shift());
-  const tiles = output.iteris_tiles.map((row) => ({ ...row, pictures: next(row.pictures) }));
-  return { ...output, iteris_before: undefined, iteris_tiles: tiles, iteris_pictures: next(output.iteris_pictures) };
+  const tiles = output.iteris_tiles?.map((row) => ({ ...row, pictures: next(row.pictures) }));
+  const others = next(output.iteris_pictures);
+  return {
+    ...output,
+    iteris_before: undefined,
+    iteris_report: undefined,
+    iteris_tiles: tiles,
+    iteris_pictures: others,
+  };
 }
 
 /** Return a picture's bytes. */
@@ -68,14 +79,14 @@ const makeRoom = (bytes) =>
   });
 
 /**
- * Keep what a run has made of a Compare. A browser that keeps nothing, as in private windows, or has no room, goes
- * without.
+ * Keep what a run has drawn. A browser that keeps nothing, as in private windows, or has no room, goes without.
  *
  * @param {string} name the node's, see `workOf`
  * @param {object} output with the server's pictures
  */
-export async function keepComparison(name, output) {
+export async function keepPictures(name, output) {
   const files = picturesOf(output);
+  if (!files.length) return;
   const of = JSON.stringify(files); // another run of the same files may have drawn others
   try {
     if ((await inStore("readonly", (store) => asked(store.get(name))))?.of === of) return;
@@ -90,8 +101,8 @@ export async function keepComparison(name, output) {
   }
 }
 
-/** Return what the browser has kept of a Compare of a name; undefined: nothing. */
-export async function keptComparison(name) {
+/** Return what the browser has kept of a node of a name; undefined: nothing. */
+export async function keptPictures(name) {
   try {
     if (!shown.has(name)) shown.set(name, (await inStore("readonly", (store) => asked(store.get(name))))?.output);
     return shown.get(name);

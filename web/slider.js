@@ -191,7 +191,7 @@ export function addSlider(node, say, above) {
   // the server has begun anew, without them
   const miss = (src) => {
     showElement(node, element, false);
-    if (!src.startsWith("blob:")) node.findIterisTiles?.();
+    if (!src.startsWith("blob:")) node.findIterisPictures();
   };
   for (const image of [under, over]) askAgain(image, AGAIN, () => miss(image.src));
   node.iterisPictures = () => (isShown(element) ? element : undefined);

@@ -3,7 +3,7 @@
 import { addElement, isShown, passing } from "./elements.js";
 import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
-import { addressOf, keepComparison, keptComparison } from "./kept.js";
+import { addressOf, keepPictures, keptPictures } from "./kept.js";
 import { isGone } from "./loras.js";
 import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
@@ -153,7 +153,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   node.showIterisStop = () => showEnd(html("div", "iteris-quiet iteris-note", say("stopped")));
   node.missIterisRun = async () => {
     const { name, files: kept } = node.properties[RAN] ?? {};
-    if (!Array.isArray(kept) || isShown(element) || (await node.findIterisTiles?.())) return;
+    if (!Array.isArray(kept) || isShown(element) || (await node.findIterisPictures())) return;
     const isSame = name === (await nameAsShown(node));
     const saved = kept.map(readFile).filter(Boolean);
     const lost = await goneOf(saved);
@@ -180,13 +180,13 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     fit(node, width);
     node.compareIterisRun();
   };
-  /** Show the comparison that the browser has kept, where the server has lost it; return whether there is one. */
-  node.findIterisTiles = async () => {
+  /** Show the pictures that the browser has kept, where the server has lost them; return whether there are some. */
+  node.findIterisPictures = async () => {
     const { name } = node.properties[RAN] ?? {};
-    const output = node.showIterisTiles && (await keptComparison(name));
-    if (!output || !node.graph || node.iterisPictures()) return !!output; // of a run by now
-    node.showIterisTiles(output);
-    if (isShown(element) && isOld) return true; // why the last run failed
+    const output = await keptPictures(name);
+    if (!output || !node.graph || node.iterisPictures?.()) return !!output; // of a run by now
+    node.showIterisTiles?.(output);
+    if (isShown(element) && (isOld || !node.showIterisTiles)) return true; // of a run, or why the last one failed
     failedAs = undefined;
     madeAs = name;
     showParts(output);
@@ -210,7 +210,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     if (shown !== output || !ran.name || !node.graph) return; // or another one has come
     madeAs = ran.name;
     node.compareIterisRun();
-    if (output.iteris_tiles?.length) keepComparison(ran.name, output);
+    keepPictures(ran.name, output);
     if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
     fit(node, width, () => keepResult(node)); // with the height that it has then

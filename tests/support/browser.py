@@ -82,6 +82,21 @@ SETTLED = """async () => {
     }
     watched.disconnect();
 }"""
+KEPT = """async (id) => {
+    const end = performance.now() + 20_000;
+    const soon = () => performance.now() < end ? new Promise(requestAnimationFrame) : Promise.reject("not kept");
+    const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
+        onsuccess: () => done(asked.result), onerror: () => fail(asked.error),
+    }));
+    const isThere = async () => (await indexedDB.databases()).some(({ name }) => name === "iteris");
+    while (!(await isThere())) await soon(); // to open it would make it
+    const database = await request(indexedDB.open("iteris"));
+    for (let key; !key; await soon()) {
+        const name = app.graph.getNodeById(id).properties.iteris_ran?.name;
+        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey(name));
+    }
+    database.close();
+}"""
 WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
@@ -173,6 +188,10 @@ class Frontend:
         """Wait until all pictures on the page are loaded and drawn."""
         self.page.wait_for_function("[...document.images].every((image) => image.complete)")
         self.settle()
+
+    def pictures_kept(self, node_id: int) -> None:
+        """Wait until the browser has kept what a run has drawn for a node."""
+        self.page.evaluate(KEPT, node_id)
 
     def settle(self, frames: int = 0) -> None:
         """Wait until the page has drawn what it was told, or for so many frames."""

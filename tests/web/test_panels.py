@@ -1584,3 +1584,16 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     fail("outer_52", f"{frontend.into_subgraph(MERGE)}:{MERGE}")
     expect(failures).to_have_text(["file_name: no"])
     assert frontend.errors == []
+
+
+def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
+    """Also where it was saved before its node went there, which the frontend makes anew."""
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=74)
+    frontend.begin("of 74")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 74")
+    page.wait_for_function("id => app.graph.getNodeById(id).properties.iteris_ran", arg=SAVE)
+    frontend.into_subgraph(SAVE, show=True)
+    expect(page.locator(".iteris-text >> visible=true")).to_contain_text(SAVED["name"])
+    assert frontend.errors == []

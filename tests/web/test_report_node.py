@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 WIDTH = 440
 LEAST = 380  # of a picture 960 pixels wide, so that letters of 20 pixels are read
@@ -37,6 +38,32 @@ def test_its_pictures_can_be_read(server, in_renderer, picture):
     assert text.inner_text().startswith("cat: kept 80 %")
     assert frontend.errors == []
     picture(frontend, "report_node")
+
+
+def test_the_browser_keeps_a_report_that_the_server_has_lost(in_renderer, server):
+    """As after a restart, where Merge still shows its own."""
+    frontend = in_renderer
+    page = frontend.page
+    (server.base / "temp").mkdir(exist_ok=True)
+    drawn = server.base / "temp" / "report that is lost.png"
+    Image.new("RGB", (96, 120), "#202020").save(drawn)
+    # newer frontends keep a value by its node's id, for the next test, too
+    frontend.load({"2": {"class_type": "IterISReport", "inputs": {"show": "layers"}}}, "kept")
+    file = {"filename": drawn.name, "subfolder": "", "type": "temp"}
+    frontend.executed(2, {"text": ["cat: kept 80 %"], "iteris_pictures": [file]})
+    frontend.pictures_kept(2)
+    drawn.unlink()
+    saved = frontend.workflow()
+    frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "elsewhere")
+    frontend.load(saved, "opened again")
+    frontend.show(2)
+    page.wait_for_function(
+        "document.querySelector('.iteris-text img')?.src.startsWith('blob:') && "
+        "document.querySelector('.iteris-text img').naturalWidth"
+    )
+    expect(page.locator(".iteris-text >> visible=true")).to_have_text("cat: kept 80 %")
+    assert page.locator(".iteris-forgotten").count() == 0
+    assert frontend.errors == []
 
 
 def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, picture):

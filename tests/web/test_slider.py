@@ -12,22 +12,6 @@ COLOURS = {"base model": (200, 0, 0), "<b>dog</b>": (200, 200, 0), "stacked": (0
 COLOURS |= {"merged": (0, 0, 200)}
 PROMPTS = ["<img src=x onerror=window.ran=1> and a cat", "a  dog"]
 SIZE = (96, 64)
-# until the browser has kept what node 1 has drawn
-KEPT = """async () => {
-    const end = performance.now() + 20_000;
-    const soon = () => performance.now() < end ? new Promise(requestAnimationFrame) : Promise.reject("not kept");
-    const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
-        onsuccess: () => done(asked.result), onerror: () => fail(asked.error),
-    }));
-    const isThere = async () => (await indexedDB.databases()).some(({ name }) => name === "iteris");
-    while (!(await isThere())) await soon(); // to open it would make it
-    const database = await request(indexedDB.open("iteris"));
-    for (let key; !key; await soon()) {
-        const name = app.graph.getNodeById(1).properties.iteris_ran?.name;
-        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey(name));
-    }
-    database.close();
-}"""
 MOST_DRAWN_NARROW = 1200  # by which a narrow node grows
 
 
@@ -720,7 +704,7 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     frontend.executed(1, output | before, run="kept")
     of_before = page.locator(".iteris-slider option").filter(has_text="merged (")
     expect(of_before).to_have_count(2)
-    page.evaluate(KEPT)
+    frontend.pictures_kept(1)
     saved = frontend.workflow()
     for colour in COLOURS.values():
         (server.base / "temp" / f"tile {colour}.png").unlink()
@@ -741,3 +725,38 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     frontend.executed(1, output, run="kept again")
     page.wait_for_function(loaded)
     assert [error for error in frontend.errors if "404" not in error] == []
+
+
+def test_pictures_go_into_a_subgraph_and_out_of_it(in_renderer, output):
+    """The frontend makes their node anew, with another id; so does a page that is opened anew."""
+    frontend = in_renderer
+    page = frontend.page
+    drawn = page.locator(".iteris-drawn >> visible=true")
+    frontend.load(compare_of(41), "into a subgraph")
+    frontend.begin("of_41")
+    frontend.executed(1, output, run="of_41")
+    frontend.pictures_kept(1)
+    outer = frontend.into_subgraph(1, show=True)
+    expect(drawn).to_have_count(2)
+    frontend.keep()
+    frontend.open()
+    page.evaluate(
+        """id => {
+            const { subgraph } = app.graph.getNodeById(id);
+            app.canvas.setGraph(subgraph);
+            app.canvas.centerOnNode(subgraph.nodes[0]);
+        }""",
+        outer,
+    )
+    expect(drawn).to_have_count(2)
+    page.evaluate(
+        """id => {
+            app.canvas.setGraph(app.graph);
+            app.graph.unpackSubgraph(app.graph.getNodeById(id));
+            app.canvas.centerOnNode(app.graph.nodes[0]);
+        }""",
+        outer,
+    )
+    expect(drawn).to_have_count(2)
+    assert page.locator(".iteris-earlier").count() == 0
+    assert frontend.errors == []
