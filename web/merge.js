@@ -15,7 +15,16 @@ import { reached } from "./prompt_field.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
-import { asOneStep, compareWithRun, isAwaited, keepResult, nameAsRun, nameAsShown, runAlone } from "./runs.js";
+import {
+  asOneStep,
+  compareWithRun,
+  copyWithout,
+  isAwaited,
+  keepResult,
+  nameAsRun,
+  nameAsShown,
+  runAlone,
+} from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -206,6 +215,7 @@ export function addReport(node, say) {
     const name = await (isRefused ? nameAsShown : nameAsRun)(node);
     if (ended === how) endedAs = name;
   };
+  copyWithout(node, PROPERTY, MADE_AS);
   compareWithRun(
     node,
     () => !!(madeAs() || endedAs),

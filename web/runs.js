@@ -86,6 +86,16 @@ export function rememberOpened() {
   });
 }
 
+/** Let a copy of a node have no result: it has not run. What the frontend makes anew for a subgraph is no copy. */
+export function copyWithout(node, ...results) {
+  const { clone } = node;
+  node.clone = function () {
+    const copy = clone.call(this);
+    for (const name of results) delete copy?.properties[name];
+    return copy;
+  };
+}
+
 /** Call `show` with the workflow that is shown, once that is known. */
 export function onceOpen(show) {
   const now = () => show(store()?.activeWorkflow);

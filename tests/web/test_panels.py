@@ -1586,6 +1586,33 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
     assert frontend.errors == []
 
 
+def test_a_copy_begins_without_what_its_node_has_made(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=73)
+    frontend.begin("of 73")
+    frontend.executed(MERGE, THREE, run="of 73")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 73")
+    results = "({ properties: { iteris_report: report, iteris_ran: ran } }) => report?.file?.name ?? ran?.files[0].name"
+    of_all = f"[...app.graph.nodes].map({results}).filter(Boolean)"
+    page.wait_for_function(f"{of_all}.length === 2")
+    copied = page.evaluate(
+        """(ids) => {
+            const nodes = ids.map((id) => app.graph.getNodeById(id));
+            app.canvas.copyToClipboard(nodes);
+            app.canvas.pasteFromClipboard();
+            return app.graph.nodes.slice(-2).map(({ type }) => type);
+        }""",
+        [MERGE, SAVE],
+    )
+    frontend.settle()
+    assert copied == ["IterISMerge", "IterISSave"]
+    assert page.evaluate(of_all) == [SAVED["name"]] * 2, "of the nodes that have run"
+    verdicts = "app.graph.nodes.map(({ widgets }) => widgets?.map(({ element }) => element?.querySelector('.iteris-kept')))"
+    assert page.evaluate(f"({verdicts}).flat().filter(Boolean).length") > 0
+    assert frontend.errors == []
+
+
 def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
     """Also where it was saved before its node went there, which the frontend makes anew."""
     frontend = in_renderer
