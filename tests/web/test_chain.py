@@ -831,6 +831,14 @@ def test_a_group_that_grew_for_a_merge_is_as_before_once_a_loader_takes_its_plac
     assert (len(after), after[:-1] == before) == (len(before) + 1, False), "one is new"
     frontend.load(frontend.workflow(), "saved and opened")
     grown = frontend.page.evaluate(sizes)
+    frontend.page.evaluate(
+        """() => {  // what a group that has grown may cover in part
+            const { pos: [left, top], size: [, height] } = app.graph.groups.at(-1);
+            const note = LiteGraph.createNode("Note");
+            Object.assign(note, { pos: [left, top + height], size: [200, 100] });
+            app.graph.add(note);
+        }"""
+    )
     merge = frontend.page.evaluate(f"({ONE})('IterISMerge').id")
     long = {"warnings": ["a word " * 100] * 10}
     frontend.executed(merge, {"iteris_report": [REPORTED["iteris_report"][0] | long]})
