@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,7 @@ from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.presets import PRESETS, PREVIEW, Changes, Preset
 from .scene import TOGETHER, TOGETHER_POLISHED
+from .settings import words_of_changes
 from .size import Size
 from .sockets import Scenes
 
@@ -40,6 +41,20 @@ class Asked:
     def recipe(self) -> Recipe | None:
         """The recipe that is connected; it has all settings, so that no others count."""
         return None if isinstance(self.given, Changes) else self.given
+
+    def told(self) -> dict[str, Any]:
+        """Return for the page what tells this merge from others of its LoRAs: its preset, and what
+        else is set, word -> value; nothing where a recipe is connected.
+        """
+        if self.recipe is not None:
+            return {"preset": "", "settings": {}}
+        own = {"together": "on"} if self.together else {}
+        if self.size.way != Size.way:
+            value = f" {self.size.value:g}" if self.size.way in ("rank", "MB") else ""
+            own["size"] = f"{self.size.way}{value}"
+        given = self.given if isinstance(self.given, Changes) else Changes()
+        set_here = {} if self.preset == PREVIEW else own  # which measures nothing
+        return {"preset": self.preset, "settings": {**set_here, **words_of_changes(given)}}
 
     def changes(self, preset: Preset) -> Changes | None:
         """Return what a preset, the node and connected settings change of a merge; later ones win,

@@ -232,7 +232,7 @@ class Merge(io.ComfyNode):
         with alone(), host.naming_changes(connected.models, clip):
             result = merge_and_check(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
-        merged = work.merged(result, "" if asked.changes(preset) is None else preset)
+        merged = work.merged(result, asked)
         report = result.report
         what = f"{work.base.family.name} {work.job.latent_shape}"
         for alert in report.alerts:

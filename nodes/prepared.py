@@ -49,12 +49,9 @@ class Prepared:
     job: Job
     loose: Loose
 
-    def merged(self, result: MergeResult, preset: str) -> MergedLora:
+    def merged(self, result: MergeResult, asked: Asked) -> MergedLora:
         """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
-
-        Args:
-            preset: That it was made with; empty: presets did not count.
         """
         strengths = [lora.use.strength_model for lora in self.job.loras]
         adapter, low = self.base.halves(result.adapter)
@@ -66,7 +63,7 @@ class Prepared:
             self.loose,
             result.report,
             low,
-            {"preset": preset, "strengths": strengths, "at": time.time()},
+            {**asked.told(), "strengths": strengths, "at": time.time()},
         )
 
 

@@ -129,6 +129,23 @@ class Settings(io.ComfyNode):
         return io.NodeOutput(changes_of(**widgets))
 
 
+def words_of_changes(changes: Changes) -> dict[str, str]:
+    """Return what is set otherwise than this node has it at first: word -> value."""
+    usual = changes_of(**{widget.id: widget.default for widget in Settings.define_schema().inputs})
+    parts = [(changes.calibration, usual.calibration), (changes.config, usual.config)]
+    return {
+        NAMES[name]: _in_words(value)
+        for part, first in parts
+        for name, value in part.items()
+        if name not in first or first[name] != value
+    }
+
+
+def _in_words(value: Any) -> str:
+    """Return a setting's value for the page."""
+    return ", ".join(value) if isinstance(value, tuple) else str(value).removeprefix("torch.")
+
+
 def changes_of(
     *,
     precision: str = FILE_PRECISIONS[0],

@@ -102,8 +102,8 @@ class MergedLora:
         report: Report of the merge; None: there is none.
         low: The part for the low noise model of a pair, with the same keys, where `adapter` is the
             part for the high noise model; None: the merge is for one model.
-        made: What tells it from other merges of its LoRAs, for the page: its preset, the LoRAs'
-            strengths, and when it was made, in seconds since 1970.
+        made: What tells it from other merges of its LoRAs, for the page: see `Asked.told`, the
+            LoRAs' strengths, and when it was made, in seconds since 1970.
     """
 
     adapter: Adapter

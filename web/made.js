@@ -1,18 +1,21 @@
 // Which merge a result is of, in a few words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-const MOST = { characters: 40, loras: 200 };
+const MOST = { characters: 40, loras: 200, settings: 40, told: 3, value: 24 };
+
+const isTexts = (values) => Object.values(values).every((value) => typeof value === "string");
 
 /**
- * Read what a run, or a workflow, says of a merge: its preset, the strengths of its LoRAs, and when it was made, in
- * seconds since 1970.
+ * Read what a run, or a workflow, says of a merge: its preset, the strengths of its LoRAs, the settings that are not as
+ * usual, name -> value, and when it was made, in seconds since 1970.
  *
  * @returns {object|undefined} undefined: nothing that can be told
  */
 export function readMade(made) {
-  const { preset, strengths, at } = made ?? {};
+  const { preset, strengths, settings = {}, at } = made ?? {};
   if (typeof preset !== "string" || preset.length > MOST.characters || !Number.isFinite(at)) return undefined;
   if (!Array.isArray(strengths) || strengths.length > MOST.loras || !strengths.every(Number.isFinite)) return undefined;
-  return { preset, strengths, at };
+  if (!settings || !isTexts(settings) || Object.keys(settings).length > MOST.settings) return undefined;
+  return { preset, strengths, settings, at };
 }
 
 /** Return a time of the clock, with its day unless that is today. */
@@ -22,15 +25,33 @@ function clock(at) {
   return time.toLocaleString([], { timeStyle: "short", ...(isToday ? {} : { dateStyle: "short" }) });
 }
 
-/** Return which merge something is of, such as " (Balanced, at 0.8/1, 14:32)"; "": nobody knows. */
-export function ofMerge(made, say) {
+/** Return the first settings of a merge that are not as usual, or not as in another one, in words. */
+function settingsOf(settings, others, say) {
+  const names = Object.keys({ ...settings, ...others }).filter((name) => settings[name] !== others[name]);
+  const short = (value) => (value.length > MOST.value ? `${value.slice(0, MOST.value)}…` : value);
+  const told = names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : say("usual", { name })));
+  return told.length > MOST.told ? [...told.slice(0, MOST.told), "…"] : told;
+}
+
+/**
+ * Return which merge something is of, such as " (Balanced, at 0.8/1, size rank 16, 14:32)"; beside another merge, only
+ * what differs. "": nobody knows.
+ */
+export function ofMerge(made, say, beside = undefined) {
   const known = readMade(made);
   if (!known) return "";
-  const { preset, strengths, at } = known;
+  const { preset, strengths, settings, at } = known;
+  const other = readMade(beside);
   const alike = [...new Set(strengths)];
-  const strength = alike.some((each) => each !== 1) && (alike.length > 1 ? strengths : alike).join("/");
-  const what = [preset, strength && say("at", { strength }), clock(at)].filter(Boolean).join(", ");
-  return say("of_merge", { what });
+  const isTold = other ? strengths.join() !== other.strengths.join() : alike.some((each) => each !== 1);
+  const strength = isTold && (alike.length > 1 ? strengths : alike).join("/");
+  const what = [
+    preset !== other?.preset && preset,
+    strength && say("at", { strength }),
+    ...settingsOf(settings, other?.settings ?? {}, say),
+    clock(at),
+  ];
+  return say("of_merge", { what: what.filter(Boolean).join(", ") });
 }
 
 /**

@@ -62,7 +62,7 @@ export function addSlider(node, say, above) {
   };
   const [under, over] = [picture(laidOut), picture(laidOut)];
   const divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });
-  const head = html("div", "iteris-sides");
+  const sides = html("div", "iteris-sides");
   const pair = html("div", "iteris-pair");
   const frame = html("div", "iteris-frame");
   const strip = html("div", "iteris-strip");
@@ -81,21 +81,24 @@ export function addSlider(node, say, above) {
     }
   });
   video.hidden = !canRecord();
+  const buttons = html("div", "iteris-on-pair");
   const large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
   large.hidden = !document.fullscreenEnabled;
-  frame.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
+  pair.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
   frame.addEventListener("fullscreenchange", () => {
     if (document.fullscreenElement) return divider.focus(); // for the arrow keys, and Tab goes on to the way out
     large.focus();
     fit(node); // it had no place in the node meanwhile
   });
-  head.append(left, large, video, right);
-  pair.append(under, over, divider);
+  sides.append(left, right);
+  buttons.append(video, large);
+  pair.append(under, over, divider, buttons);
   frame.append(
+    sides,
     pair,
     button("iteris-close", "×", say("close_full_screen"), () => document.exitFullscreen()),
   );
-  whole.append(head, frame, strip);
+  whole.append(frame, strip);
   element.append(whole);
   let rows = [];
   let chosen = 0; // the row
@@ -126,10 +129,10 @@ export function addSlider(node, say, above) {
     ]) {
       image.alt = select.selectedOptions[0].textContent;
       image.src = addressOf(pictures[select.selectedIndex]);
+      select.title = `${select.ariaLabel}: ${image.alt}`;
     }
     const { prompt } = rows[chosen];
-    const told = rows.length > 1 ? `↑↓ ${prompt}` : prompt;
-    Object.assign(frame.dataset, { left: over.alt, right: under.alt, prompt: told });
+    frame.dataset.prompt = rows.length > 1 ? `↑↓ ${prompt}` : prompt;
     for (const each of strip.querySelectorAll("button")) {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
@@ -138,7 +141,7 @@ export function addSlider(node, say, above) {
   const showRow = (row) => {
     chosen = row;
     const { names } = rows[chosen];
-    const another = before && say("merged") + ofMerge(before.made, say);
+    const another = before && say("merged") + ofMerge(before.made, say, shown.iteris_made?.[0]);
     offer(left, names, another, names.length - 2);
     offer(right, names, another, names.length - 1);
   };
@@ -180,14 +183,18 @@ export function addSlider(node, say, above) {
   element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
   frame.addEventListener("keydown", (event) => {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (!by || !document.fullscreenElement) return;
+    if (!by || !document.fullscreenElement || event.target.matches("select")) return;
     event.preventDefault(); // they would move the divider, as those to the sides do
     showRow((chosen + by + rows.length) % rows.length);
     show();
   });
   divider.addEventListener("input", cut);
   divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
-  for (const select of [left, right]) select.addEventListener("change", show);
+  for (const select of [left, right])
+    select.addEventListener("change", () => {
+      show();
+      if (document.fullscreenElement) divider.focus(); // for the arrow keys
+    });
   // the server has begun anew, without them
   const miss = (src) => {
     showElement(node, element, false);

@@ -146,7 +146,9 @@ def test_a_comparison_says_of_which_merge_it_is_and_what_others_have_in_common_w
         return of_pictures, drawn
 
     (of_fast, drawn), (of_preview, again) = made(), made(preset="Preview")
-    assert of_fast | {"at": 0} == {"preset": "Fast", "strengths": [0.8, 1.0], "at": 0}
+    assert of_fast["settings"]["resolution"] == "64"
+    without = {"at": 0, "settings": {}}
+    assert of_fast | without == {"preset": "Fast", "strengths": [0.8, 1.0], **without}
     assert of_preview["preset"] == "Preview"
     assert of_fast["at"] < of_preview["at"]
     assert drawn == again

@@ -10,7 +10,7 @@ from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import Work, cost_shown
 from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.prepared import guessed_styles, prepared, too_small
-from iteris_pack.nodes.settings import Settings
+from iteris_pack.nodes.settings import Settings, changes_of
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.sockets import ChosenLora
 from safetensors.torch import save_file
@@ -75,6 +75,23 @@ def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     assert how.config.rank == 8
     with pytest.raises(ConfigError, match="size is rank and quality_kept"):
         Asked("Fast", False, Size(way="rank", value=8.0), given).settings([], None)
+
+
+def test_what_is_set_of_a_merge_tells_it_from_others(widgets):
+    def told(given=None, preset="Balanced", together=False, **size):
+        return Asked(preset, together, Size(**size), given).told()
+
+    usual = widgets(Settings)
+    as_usual = {"preset": "Balanced", "settings": {}}
+    assert told() == told(changes_of(**usual)) == as_usual, "a settings node alone changes nothing"
+    changed = usual | {"sample_runs": 3, "precision": "bfloat16", "protected_prompts": "a\nb"}
+    others = {"sample_runs": "3", "precision": "bfloat16", "protected_prompts": "a, b"}
+    assert told(changes_of(**changed), "Fast") == {"preset": "Fast", "settings": others}
+    own = told(together=True, way="rank", value=16.0)["settings"]
+    assert own == {"together": "on", "size": "rank 16"}
+    assert told(preset="Preview", together=True)["settings"] == {}, "which does not count"
+    recipe = Recipe((), Calibration(), MergeConfig(), {})
+    assert told(recipe) == {"preset": "", "settings": {}}
 
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():

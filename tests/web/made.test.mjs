@@ -16,8 +16,32 @@ test("a merge is told by its preset, strengths that are not 1, and its time", ()
   assert.equal(ofMerge(made("Fast", [], long), say), ` (Fast, ${clock(long, { dateStyle: "short" })})`);
 });
 
+test("beside another merge, what differs is told: settings, too", () => {
+  const [size, other] = [{ size: "rank 16" }, { size: "rank 8", together: "on" }];
+  const merge = (settings, preset = "Balanced", strengths = [1, 1]) => ({
+    ...made(preset, strengths, today),
+    settings,
+  });
+  assert.equal(ofMerge(merge(size), say), ` (Balanced, size rank 16, ${clock(today)})`);
+  assert.equal(ofMerge(merge(size), say, merge({})), ` (size rank 16, ${clock(today)})`);
+  assert.equal(ofMerge(merge({}), say, merge(size)), ` (size as usual, ${clock(today)})`);
+  assert.equal(ofMerge(merge(other), say, merge(size)), ` (size rank 8, together on, ${clock(today)})`);
+  assert.equal(ofMerge(merge(size), say, merge(size, "Fast", [1, 0.5])), ` (Balanced, at 1, ${clock(today)})`);
+  const many = Object.fromEntries([..."abcd"].map((name) => [name, "x".repeat(99)]));
+  const told = [..."abc"].map((name) => `${name} ${"x".repeat(24)}…`).join(", ");
+  assert.equal(ofMerge(merge(many), say, merge({})), ` (${told}, …, ${clock(today)})`);
+});
+
 test("nothing is told of a merge that nobody knows", () => {
-  const odd = [{ preset: 7 }, { at: "now" }, { strengths: "1" }, { strengths: [null] }, { preset: "p".repeat(99) }];
+  const odd = [
+    { preset: 7 },
+    { at: "now" },
+    { strengths: "1" },
+    { strengths: [null] },
+    { preset: "p".repeat(99) },
+    { settings: null },
+    { settings: { a: 1 } },
+  ];
   const wrong = odd.map((each) => ({ ...made("Fast", [1], today), ...each }));
   for (const each of [undefined, null, 7, {}, ...wrong]) {
     assert.equal(readMade(each), undefined);

@@ -14,7 +14,7 @@ const REPORT = figures({
   ],
   fidelity: [{ task: "cat", output_error: 0.1, strength: null }],
   unmatched: { cat: ["key"] },
-  made: { preset: "Balanced", strengths: [1, 0.8], at: 1e9 },
+  made: { preset: "Balanced", strengths: [1, 0.8], settings: { size: "rank 16" }, at: 1e9 },
   settings: { calibration: { resolution: 768 } },
   is_measured: true,
   notes: [

@@ -1,6 +1,7 @@
 """The slider of Compare: two of its pictures, and a divider that the user drags."""
 
 import io
+import time
 
 import av
 import pytest
@@ -143,8 +144,11 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     picture(frontend, "slider_full_screen")
     assert max(large[side] / screen[side] for side in screen) == pytest.approx(1, abs=0.01)
     assert large["width"] / large["height"] == pytest.approx(SIZE[0] / SIZE[1], rel=0.02)
-    names = "[document.fullscreenElement.dataset.left, document.fullscreenElement.dataset.right]"
-    assert page.evaluate(names) == ["<b>dog</b>", "merged"]
+    assert chosen()[1:] == ["<b>dog</b>", "merged"]
+    left.select_option(label="stacked")
+    assert seen(0.05, 0.95) == ["stacked", "merged"], "the fields are there, too"
+    expect(divider).to_be_focused()
+    left.select_option(label="<b>dog</b>")
     pair.dblclick()
     page.wait_for_function("!document.fullscreenElement")
     full.press("Enter")
@@ -158,9 +162,8 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
         page.keyboard.press(key)
         assert page.evaluate(prompt) != had, "another prompt's pictures"
         assert divider.input_value() == moved
-    assert page.evaluate(f"[...{names}, {prompt}]") == ["stacked", "merged", f"↑↓ {PROMPTS[1]}"]
-    for key in ("Tab", "Enter"):
-        page.keyboard.press(key)
+    assert [*chosen()[1:], page.evaluate(prompt)] == ["stacked", "merged", f"↑↓ {PROMPTS[1]}"]
+    close.press("Enter")
     page.wait_for_function("!document.fullscreenElement")
     expect(full).to_be_focused()
     expect(close).to_be_hidden()
@@ -299,8 +302,9 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
 
 
-def made(at, preset="Balanced", drawn="from seed 0"):
-    return [{"preset": preset, "strengths": [1, 0.8], "at": at, "drawn": drawn}]
+def made(at, preset="Balanced", drawn="from seed 0", **settings):
+    merge = {"preset": preset, "strengths": [1, 0.8], "settings": settings, "at": at}
+    return [merge | {"drawn": drawn}]
 
 
 def test_two_merges_are_compared(in_renderer, picture, output, server):
@@ -332,33 +336,38 @@ def test_two_merges_are_compared(in_renderer, picture, output, server):
 
     frontend.load(compare_of(), "two merges")
     frontend.show(1, left=500, top=60)
-    run("first", made(1e9))
+    now = time.time()  # of another day, its day would be told
+    run("first", made(now, size="rank 16"))
     expect(before).to_have_count(0)
-    run("second", made(1e9 + 60, "Polished"))
+    run("second", made(now + 1))
     stacked = ("stacked", f"tile {COLOURS['stacked']}.png")
     assert shown() == [stacked, ("merged", "merged second.png")], "what was chosen stays"
     expect(before).to_have_count(1)
     name = before.text_content()
-    assert name.startswith("merged (Balanced, at 1/0.8, 9/9/01")
+    assert name.startswith("merged (size rank 16, "), "what differs, and no preset"
     left.select_option(index=3)
-    assert shown() == [(name, "merged first.png"), ("merged", "merged second.png")]
     picture(frontend, "slider_two_merges")
+    width = "each => each.offsetWidth"
+    whole = f"each => {{ each.style.minWidth = 'max-content'; return ({width})(each); }}"
+    assert left.evaluate(width) == left.evaluate(whole), "all of the name is seen"
+    assert left.get_attribute("title") == f"Picture on the left: {name}"
+    assert shown() == [(name, "merged first.png"), ("merged", "merged second.png")]
     slider.locator(".iteris-drawn").nth(1).get_by_role("button", name="merged").click()
     assert shown()[0] == (name, "merged first.png"), "in another row, too"
     frontend.load(compare_of(1), "another tab")
     frontend.go_to("two merges")
     expect(before).to_have_text([name])
     left.select_option(index=3)
-    run("third", made(1e9 + 120, "Fast"))
-    assert shown()[0][0].startswith("merged (Polished, "), "of the run before this one"
-    run("third again", made(1e9 + 120, "Fast"))
-    assert shown()[0][0].startswith("merged (Polished, "), "the same merge is no other one"
-    run("of another seed", made(1e9 + 180, drawn="from seed 1"))
+    run("third", made(now + 2, "Fast"))
+    assert shown()[0][0].startswith("merged (Balanced, "), "of the run before this one"
+    run("third again", made(now + 2, "Fast"))
+    assert shown()[0][0].startswith("merged (Balanced, "), "the same merge is no other one"
+    run("of another seed", made(now + 3, drawn="from seed 1"))
     assert shown() == [stacked, ("merged", "merged of another seed.png")]
     expect(before).to_have_count(0)
     (folder / "merged of another seed.png").unlink()
     with page.expect_response(lambda response: response.status == 404):
-        run("after a restart", made(1e9 + 240, drawn="from seed 1"))
+        run("after a restart", made(now + 4, drawn="from seed 1"))
     expect(before).to_have_count(0)
     assert shown() == [stacked, ("merged", "merged after a restart.png")]
     assert [error for error in frontend.errors if "404" not in error] == []

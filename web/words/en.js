@@ -200,6 +200,7 @@ export default {
   stacked: "stacked",
   merged: "merged",
   of_merge: " ({what})",
+  usual: "{name} as usual",
   whole_picture: "The whole picture, and how it was drawn",
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   full_screen: "Full screen",

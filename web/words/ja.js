@@ -203,6 +203,7 @@ export default {
   stacked: "重ね掛け",
   merged: "マージ後",
   of_merge: "（{what}）",
+  usual: "{name} は既定",
   whole_picture: "画像全体と生成条件",
   divider: "2 枚の画像の境界：ドラッグまたは矢印キーで移動",
   full_screen: "全画面で表示",
