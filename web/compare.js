@@ -1,10 +1,11 @@
 // What Compare shows below its inputs: how many pictures a run draws, and how long that takes once one was timed.
 
-import { DRAWN, duration, readDrawn, toDraw } from "./cost.js";
+import { DRAWN, duration, readDrawn, resolutionOf, toDraw } from "./cost.js";
 import { addElement, showElement } from "./elements.js";
-import { also } from "./graph.js";
+import { also, sourceOf } from "./graph.js";
 import { fit, heightOf } from "./heights.js";
 import { html } from "./parts.js";
+import { settingOf } from "./presets.js";
 
 const COUNTS = ["prompt", "steps", "width", "height"];
 
@@ -24,17 +25,22 @@ export function addPictures(node, say, above) {
     const isLinked = node.inputs?.some(({ widget, link }) => COUNTS.includes(widget?.name) && link != null);
     showElement(node, element, !!drawn && !isLinked);
     if (!drawn || isLinked) return;
-    const { count, seconds } = toDraw(drawn, ...widgets.map(({ value }) => value));
+    const { node: merge } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "merged")?.link);
+    const resolution = settingOf(merge, "resolution");
+    const { count, seconds } = toDraw(drawn, ...widgets.map(({ value }) => value), resolution);
     const text = seconds ? say("pictures_time", { count, time: duration(seconds, say) }) : say("pictures", { count });
-    element.replaceChildren(html("span", "", `${say("by_last_run")} ${text}`));
+    const line = `${say("by_last_run")} ${text}`;
+    if (element.textContent === line) return;
+    element.replaceChildren(html("span", "", line));
     element.title = say("pictures_title");
     fit(node);
   };
   for (const widget of widgets) also(widget, "callback", show);
   also(node, "onConnectionsChange", show);
+  also(node, "compareIterisRun", show); // Merge settings may have changed
   also(node, "onConfigure", show);
   node.showIterisDrawn = (output) => {
-    const drawn = readDrawn(output?.iteris_drawn?.[0]);
+    const drawn = readDrawn(output?.iteris_drawn?.[0], resolutionOf(output));
     if (!drawn) return;
     node.properties[DRAWN] = drawn;
     show();

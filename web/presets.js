@@ -1,6 +1,6 @@
 // What Merge LoRAs shows with its presets and sizes: the time of each preset, and the size's number where it counts.
 
-import { areOf, duration, expected, readCost } from "./cost.js";
+import { areOf, duration, expected, readCost, resolutionOf } from "./cost.js";
 import { addElement, isShown, showAbove, showElement } from "./elements.js";
 import { also, saidBy, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
@@ -10,6 +10,12 @@ const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved wor
 const OWN = ["preset", "together", "size", "size_value"]; // settings of the merge's own
 const NUMBERED = ["rank", "MB"];
 export const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
+
+/** Return what the settings say that a merge is linked to; 0: there are none, undefined: nobody knows. */
+export function settingOf(merge, name) {
+  const { link } = merge?.inputs.find((input) => input.name === "settings") ?? {};
+  return link === null ? 0 : saidBy(sourceOf(merge?.graph, link).node, name);
+}
 
 /** Show the number of the size only where there is one. */
 export function addSize(node) {
@@ -50,14 +56,9 @@ export function addTimes(node, say) {
   const preset = node.widgets?.find(({ name }) => name === "preset");
   if (!preset) return;
   const element = addElement(node, "times", (shown) => heightOf(shown, 0) || 34, preset);
-  /** Return what the linked settings say; undefined: nobody knows. */
-  const runsNow = () => {
-    const { link } = node.inputs.find(({ name }) => name === "settings") ?? {};
-    return link == null ? 0 : saidBy(sourceOf(node.graph, link).node, "sample_runs");
-  };
   const costNow = () => {
     const cost = readCost(node.properties[PROPERTY]);
-    return cost && areOf(cost, runsNow()) ? cost : undefined;
+    return cost && areOf(cost, settingOf(node, "sample_runs"), settingOf(node, "resolution")) ? cost : undefined;
   };
   const show = () => {
     const cost = costNow();
@@ -80,7 +81,7 @@ export function addTimes(node, say) {
     fit(node);
   };
   const take = (output) => {
-    const cost = readCost(output?.iteris_cost?.[0]);
+    const cost = readCost(output?.iteris_cost?.[0], resolutionOf(output));
     if (!cost) return;
     node.properties[PROPERTY] = cost;
     show();

@@ -321,6 +321,17 @@ test("what a comparison draws, and how long that takes", () => {
   assert.deepEqual(toDraw(drawn, " \n", 20, 0, 0), { count: 9, seconds: 90 });
   assert.deepEqual(toDraw(drawn, "a dog\n\n a cat ", 10, 0, 0), { count: 10, seconds: 50 });
   assert.deepEqual(toDraw(drawn, "", 20, 0, 512), { count: 9, seconds: undefined });
+  const timed = readDrawn({ ...drawn, resolution: 512 });
+  assert.deepEqual(readDrawn(timed), timed);
+  for (const [resolution, width, seconds] of [
+    [512, 0, 90],
+    [undefined, 0, 90],
+    [0, 0, undefined],
+    [0, 768, 90],
+  ]) {
+    const sized = { ...timed, size: [width, width] };
+    assert.equal(toDraw(sized, "", 20, width, width, resolution).seconds, seconds);
+  }
   for (const wrong of [
     undefined,
     null,

@@ -1363,6 +1363,12 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
         rows.set_widgets(2, sample_runs=runs)
         rows.keep()
         expect(times).to_be_visible(visible=is_shown)
+    rows.set_widgets(2, resolution=512)
+    rows.keep()
+    expect(times).not_to_be_visible()
+    rows.set_widgets(2, resolution=0)
+    rows.keep()
+    expect(times).to_be_visible()
     assert times.inner_text().split("\n") == [
         last,
         same,
@@ -1372,7 +1378,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     rows.page.evaluate("app.graph.remove(app.graph.getNodeById(2))")
     workflow = rows.workflow()
     (node,) = workflow["nodes"]
-    assert node["properties"]["iteris_cost"] == of_settings
+    assert node["properties"]["iteris_cost"] == of_settings | {"resolution": 0}
     assert node["widgets_values"][:5] == [TEXT, "Balanced", False, "MB", node["widgets_values"][4]]
     node["properties"]["iteris_cost"] = {"rows": "<b>", "presets": 3}
     rows.page.evaluate("text => app.loadGraphData(JSON.parse(text))", json.dumps(workflow))

@@ -237,10 +237,29 @@ def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output)
     frontend.set_widgets(1, prompt="", steps=20, width=0, height=0)
     frontend.begin("count")
     frontend.executed(1, output | {"iteris_drawn": [drawn]}, run="count")
-    told = frontend.page.locator(".iteris-times")
+    told = frontend.page.locator(".iteris-times[data-of=IterISCompare]")
     expect(told).to_have_text("By the last run: 9 pictures, about 1.5 min")
     frontend.set_widgets(1, prompt="a dog")
     expect(told).to_have_text("By the last run: 5 pictures, about 50 s")
+    frontend.page.evaluate(
+        """() => {
+            const [merge, settings] = ["Merge", "Settings"].map((name) => {
+                const node = LiteGraph.createNode(`IterIS${name}`);
+                app.graph.add(node);
+                return node;
+            });
+            const link = (from, type, to, name) => from.connect(from.outputs.findIndex((each) => each.type === type), to, to.findInputSlot(name));
+            link(settings, "ITERIS_SETTINGS", merge, "settings");
+            link(merge, "ITERIS_MERGED", app.graph.getNodeById(1), "merged");
+        }"""
+    )
+    settings = frontend.page.evaluate(
+        "app.graph.nodes.find(({ type }) => type === 'IterISSettings').id"
+    )
+    for resolution, expected in ((512, ""), (0, ", about 50 s")):
+        frontend.set_widgets(settings, resolution=resolution)
+        frontend.keep()
+        expect(told).to_have_text(f"By the last run: 5 pictures{expected}")
 
 
 def test_what_is_open_below_the_pictures_is_open_after_the_next_run(frontend, output):
