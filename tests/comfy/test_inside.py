@@ -59,6 +59,6 @@ def test_a_device_that_is_full():
     check_inside("memory", checked="SD1.5", device="")
 
 
-@pytest.mark.parametrize("every", checked(("8", "1"), ("8",)))
+@pytest.mark.parametrize("every", checked(("11", "1"), ("11",)))
 def test_faults(every):
     check_inside("faults", checked=every)
