@@ -124,7 +124,7 @@ def wait_until_seen(frontend, *kinds_of_nodes):
 def merge_these(frontend):
     frontend.page.locator(".iteris-merge-these").press("Enter")
     frontend.page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'IterISCompare')")
-    frontend.settle(60)
+    frontend.still("JSON.stringify([app.graph.serialize(), app.canvas.ds.state])")
 
 
 @pytest.mark.parametrize("where", [11, "11 of few steps", 12, "plain"])
