@@ -154,35 +154,35 @@ class LayerProblem(LayerTasks):
     @cached_property
     def sizes(self) -> Sizes:
         """All sizes, read together to wait for the device only once."""
-        inputs = [task.statistics.inputs for task in self.tasks]
-        counted = [task.counts for task in self.tasks]
         none = torch.zeros((), dtype=torch.float64)
-        grams = [p.size if c else none for p, c in zip(inputs, counted, strict=True)]
-        crosses = [p.cross_size if c else none for p, c in zip(inputs, counted, strict=True)]
+        of_inputs: list[Tensor] = []  # three of every task
+        for task in self.tasks:
+            inputs = task.statistics.inputs
+            norms = (inputs.size, inputs.cross_size) if task.counts else (none, none)
+            of_inputs += [inputs.energy, *norms]
         up, down = self.together.delta.up, self.together.delta.down
         products = (up.T @ up) * (down @ down.T)
-        codes = [task.statistics.codes for _, task, _ in self.wearing]
-        apart = torch.block_diag(down.new_empty(0, 0), *codes)  # type: ignore[no-untyped-call]
-        taught = (self.worn_up.T @ self.worn_up) * apart
-        *found, taught, squares, products = read(
-            *(part.energy for part in inputs),
-            *grams,
-            *crosses,
-            taught.sum(0),
+        taught, squares, products, *found = read(
+            self._taught_by_rank(),
             products.diagonal(),
             sums_of_parts(sums_of_parts(products, self.ranks, 1), self.ranks, 0),
+            *of_inputs,
         )
-        n = len(inputs)
-        energies = torch.zeros(n, dtype=torch.float64)
-        energies[counted] = sums_of_parts(taught, self.worn_ranks, 0).clamp_min(0)
+        energies = torch.zeros(len(self.tasks), dtype=torch.float64)
+        energies[[task.counts for task in self.tasks]] = sums_of_parts(taught, self.worn_ranks, 0)
         return Sizes(
-            torch.stack(found[:n]),
-            torch.stack(found[n : 2 * n]),
-            torch.stack(found[2 * n :]),
-            energies,
+            *torch.stack(found).reshape(-1, 3).T.contiguous(),
+            energies.clamp_min(0),
             products,
             sums_of_parts(squares.sqrt(), self.ranks, 0),
         )
+
+    def _taught_by_rank(self) -> Tensor:
+        """Return the parts of ``||X_g dW_g^T||_F^2``, one for each rank in `worn_up`, (R',)."""
+        codes = [task.statistics.codes for _, task, _ in self.wearing]
+        none = self.worn_up.new_empty(0, 0)
+        apart = torch.block_diag(none, *codes)  # type: ignore[no-untyped-call]
+        return ((self.worn_up.T @ self.worn_up) * apart).sum(0)
 
     @cached_property
     def balance(self) -> Balance:

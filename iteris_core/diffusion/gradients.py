@@ -135,10 +135,10 @@ def blocks_called(
         for end in range(1, len(names) - 1):
             if ".".join(names[:end]) in lists:
                 items[".".join(names[: end + 1])] = modules[".".join(names[: end + 1])]
-    called: dict[int, nn.Module] = {}
+    reached: dict[int, nn.Module] = {}
 
     def remember(module: nn.Module, _: Any) -> None:
-        called[id(module)] = module
+        reached[id(module)] = module
 
     handles = [item.register_forward_pre_hook(remember) for item in items.values()]
     found: list[nn.Module] = []
@@ -147,8 +147,8 @@ def blocks_called(
     finally:
         for handle in handles:
             handle.remove()
-    inner = {id(m) for item in called.values() for m in item.modules() if m is not item}
-    found += [item for number, item in called.items() if number not in inner]
+    inner = {id(m) for item in reached.values() for m in item.modules() if m is not item}
+    found += [item for number, item in reached.items() if number not in inner]
 
 
 @contextmanager
@@ -158,36 +158,9 @@ def recomputed(blocks: Sequence[nn.Module], weights: Addresses) -> Iterator[None
     Args:
         weights: See `kept_as_copies`.
     """
-    always = torch.zeros((), requires_grad=True)  # so that a block's own factors get a gradient
-
-    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **named: Any) -> Any:
-            tensors: list[Tensor] = []
-
-            def read(tensor: Tensor) -> Tensor:
-                tensors.append(usable(tensor))
-                return tensor
-
-            def on_copies(zero: Tensor, *given: Tensor) -> Any:
-                following = iter(given)
-                # blocks may write into what they read
-                copied, called = mapped((args, named), lambda _: next(following).clone())
-                with kept_as_copies(weights):
-                    answer = forward(*copied, **called)
-                return mapped(answer, lambda tensor: _with_gradient(tensor, zero))
-
-            # also those in objects of the model's own: a gradient flows through each
-            mapped((args, named), read)
-            # not the newer kind of checkpoint, which does not see what was overwritten
-            return checkpoint(
-                on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False
-            )
-
-        return run
-
     before = [(block, vars(block).get("forward")) for block in blocks]
     for block in blocks:
-        block.forward = again(block.forward)
+        block.forward = _recomputing(block.forward, weights)
     try:
         yield
     finally:
@@ -195,6 +168,33 @@ def recomputed(blocks: Sequence[nn.Module], weights: Addresses) -> Iterator[None
             del block.forward
             if own is not None:
                 block.forward = own
+
+
+def _recomputing(forward: Callable[..., Any], weights: Addresses) -> Callable[..., Any]:
+    """Return a block's forward that runs again in the backward pass."""
+    always = torch.zeros((), requires_grad=True)  # so that a block's own factors get a gradient
+
+    def run(*args: Any, **named: Any) -> Any:
+        tensors: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            tensors.append(usable(tensor))
+            return tensor
+
+        def on_copies(zero: Tensor, *given: Tensor) -> Any:
+            following = iter(given)
+            # blocks may write into what they read
+            args_, named_ = mapped((args, named), lambda _: next(following).clone())
+            with kept_as_copies(weights):
+                answer = forward(*args_, **named_)
+            return mapped(answer, lambda tensor: _with_gradient(tensor, zero))
+
+        # also those in objects of the model's own: a gradient flows through each
+        mapped((args, named), note)
+        # not the newer kind of checkpoint, which does not see what was overwritten
+        return checkpoint(on_copies, always, *tensors, use_reentrant=True, preserve_rng_state=False)
+
+    return run
 
 
 def _with_gradient(tensor: Tensor, zero: Tensor) -> Tensor:

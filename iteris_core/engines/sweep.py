@@ -185,37 +185,32 @@ class _Sweep:
         seen = seen_by_hook(self.problem.network, path, x, y)
         if seen is None:
             return y
-        raw = (x, y)
-        chunk, x, y = seen
+        chunk, rows, outputs = seen
         if (id(chunk), path) in self._reached:
             raise reached_twice(path)
         self._reached.add((id(chunk), path))
         codes = None
         if path in self._solved_before:
             merged = self.solved[path].saved
-            worn = worn_at(path, self.problem.adapters, self.problem.tasks, merged, x)
+            worn = worn_at(path, self.problem.adapters, self.problem.tasks, merged, rows)
         else:
-            stop = self._stops.get(path) or self._open(path, module, x, y)
+            stop = self._stops.get(path) or self._open(path, module, rows, outputs)
             if stop.measurement is None:
-                stop.arrivals.add(x)
+                stop.arrivals.add(rows)
             elif stop.measurement.is_complete:
-                stop.arrivals.add(x)
+                stop.arrivals.add(rows)
                 self.solve(path)
             else:
-                codes = stop.measurement.add(chunk, x, y)
+                codes = stop.measurement.add(chunk, rows, outputs)
                 again = self.parking if stop.measurement.is_derived else None
-                measured = Seen.of(x)
-                pause_at_layer(path, module, *raw, again)
-                if not measured.is_still(x):
-                    raise CalibrationError(
-                        f"the input of layer {path!r} is overwritten by the forward call of other "
-                        f"samples before the layer has read it. {_what_helps()}"
-                    )
+                measured = Seen.of(rows)
+                pause_at_layer(path, module, x, y, again)
+                _check_not_overwritten(path, measured, rows)
             worn = stop.worn
-        y = add_deltas(module, chunk, x, y, worn, codes)
+        outputs = add_deltas(module, chunk, rows, outputs, worn, codes)
         if chunk is self._chunks[0]:
-            self._check_as_alone(path, y)
-        return y.reshape(raw[1].shape)
+            self._check_as_alone(path, outputs)
+        return outputs.reshape(y.shape)
 
     def _check_as_alone(self, place: str, outputs: Tensor | list[Any]) -> None:
         """Refuse a network that answers the first chunk's last teacher differently than alone.
@@ -335,6 +330,15 @@ def _check_same(place: str, alone: Excerpt, together: Excerpt) -> None:
         what = place if place == _AT_THE_END else f"layer {place!r}"
         how = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
         raise _differs(what, how)
+
+
+def _check_not_overwritten(path: str, measured: Seen, rows: Tensor) -> None:
+    """Refuse a network in which other chunks write into the input of a layer that waits."""
+    if not measured.is_still(rows):
+        raise CalibrationError(
+            f"the input of layer {path!r} is overwritten by the forward call of other samples "
+            f"before the layer has read it. {_what_helps()}"
+        )
 
 
 def _differs(what: str, how: str) -> CalibrationError:

@@ -310,34 +310,27 @@ class Parking:
         """Return the storages that only a paused frame and its callers use, innermost first, each
         with the module for whose return its frames wait.
         """
-        staying = self._staying()
-        elsewhere = {s._cdata for part in parked.waiting.values() for s, _ in part}
-        callers: list[nn.Module | None] = [None]
-        needed: dict[int, int] = {}  # storage -> number of the caller whose return needs it
+        left = self._staying()
+        left.update(s._cdata for part in parked.waiting.values() for s, _ in part)
+        waits_for: dict[int, nn.Module | None] = {}  # of storages, innermost first
         found: dict[int, torch.UntypedStorage] = {}
+        caller: nn.Module | None = None
         while frame is not None:
             variables = variables_of(frame)
             values = list(variables.values())
             for tensor in tensors_in(values, within_reach):
-                needed.setdefault(storage_key(tensor), len(callers) - 1)
+                waits_for.setdefault(storage_key(tensor), caller)
             for tensor in tensors_in(values, items_in):
                 key = storage_key(tensor)
-                if key in found or key in staying or key in elsewhere or self._stays(tensor):
+                if key in found or key in left or self._stays(tensor):
                     continue
-                storage = tensor.untyped_storage()
-                if tensor.numel() and not storage.nbytes():
-                    raise CalibrationError(
-                        f"{frame.f_code.co_name!r} of the model holds a tensor of shape "
-                        f"{tuple(tensor.shape)} that other samples' forward calls share, so that "
-                        "it cannot wait elsewhere; merge without waiting_bytes"
-                    )
-                if storage.nbytes() >= self.smallest:
-                    found[key] = storage
+                _check_unshared(tensor, frame)
+                if tensor.untyped_storage().nbytes() >= self.smallest:
+                    found[key] = tensor.untyped_storage()
             if frame.f_code is _CALL and variables["self"] in self._calling:
-                callers.append(variables["self"])
+                caller = variables["self"]
             frame = frame.f_back
-        order = sorted(found, key=needed.__getitem__)
-        return [(found[key], callers[needed[key]]) for key in order]
+        return [(found[key], module) for key, module in waits_for.items() if key in found]
 
     def _stays(self, tensor: Tensor) -> bool:
         """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
@@ -371,3 +364,13 @@ class Parking:
             if not _PLAIN.issuperset(map(type, attributes.values())):  # skips most modules
                 values += [value for value in attributes.values() if isinstance(value, _HOLDERS)]
         return values
+
+
+def _check_unshared(tensor: Tensor, frame: FrameType) -> None:
+    """Refuse a tensor that is empty, since it waits already, with another chunk."""
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise CalibrationError(
+            f"{frame.f_code.co_name!r} of the model holds a tensor of shape {tuple(tensor.shape)} "
+            "that other samples' forward calls share, so that it cannot wait elsewhere; merge "
+            "without waiting_bytes"
+        )
