@@ -157,9 +157,9 @@ class LayerProblem(LayerTasks):
         none = torch.zeros((), dtype=torch.float64)
         of_inputs: list[Tensor] = []  # three of every task
         for task in self.tasks:
-            inputs = task.statistics.inputs
-            norms = (inputs.size, inputs.cross_size) if task.counts else (none, none)
-            of_inputs += [inputs.energy, *norms]
+            part = task.statistics.inputs
+            norms = (part.size, part.cross_size) if task.counts else (none, none)
+            of_inputs += [part.energy, *norms]
         up, down = self.together.delta.up, self.together.delta.down
         products = (up.T @ up) * (down @ down.T)
         taught, squares, products, *found = read(
@@ -170,8 +170,11 @@ class LayerProblem(LayerTasks):
         )
         energies = torch.zeros(len(self.tasks), dtype=torch.float64)
         energies[[task.counts for task in self.tasks]] = sums_of_parts(taught, self.worn_ranks, 0)
+        inputs, grams, crosses = torch.stack(found).reshape(-1, 3).T.contiguous()
         return Sizes(
-            *torch.stack(found).reshape(-1, 3).T.contiguous(),
+            inputs,
+            grams,
+            crosses,
             energies.clamp_min(0),
             products,
             sums_of_parts(squares.sqrt(), self.ranks, 0),
@@ -181,7 +184,7 @@ class LayerProblem(LayerTasks):
         """Return the parts of ``||X_g dW_g^T||_F^2``, one for each rank in `worn_up`, (R',)."""
         codes = [task.statistics.codes for _, task, _ in self.wearing]
         none = self.worn_up.new_empty(0, 0)
-        apart = torch.block_diag(none, *codes)  # type: ignore[no-untyped-call]
+        apart: Tensor = torch.block_diag(none, *codes)  # type: ignore[no-untyped-call]
         return ((self.worn_up.T @ self.worn_up) * apart).sum(0)
 
     @cached_property
