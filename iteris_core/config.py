@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from .errors import ConfigError
-from .settings import MOST_AT_ONCE, MOST_SEEDS, Precision, called, settings
+from .settings import MOST_AT_ONCE, MOST_SEEDS, Precision, label, settings
 
 Method = Literal[
     "iteris",
@@ -345,7 +345,7 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if sum([self.rank != "sum", self.kept_energy is not None, self.size is not None]) > 1:
             raise ConfigError(
-                f"{called('rank')}, {called('kept_energy')} and {called('size')} each decide the "
+                f"{label('rank')}, {label('kept_energy')} and {label('size')} each decide the "
                 "ranks; give only one of them"
             )
         if not self.measured:
@@ -354,14 +354,14 @@ class MergeConfig:
     def _check_unmeasured(self) -> None:
         if self.method not in DATA_FREE or self.baseline.scale == "search":
             raise ConfigError(
-                f"{called('measured')} is off, and {called('method')} is {self.method!r}, which "
+                f"{label('measured')} is off, and {label('method')} is {self.method!r}, which "
                 f"measures the model here. Choose one of {', '.join(DATA_FREE)} without a search, "
-                f"or switch {called('measured')} on"
+                f"or switch {label('measured')} on"
             )
         if self.rank != "sum" or self.kept_energy is not None or self.size is not None:
             raise ConfigError(
-                f"{called('measured')} is off, so nothing tells what a cut to a lower rank would "
-                f"cost; leave {called('rank')}, {called('kept_energy')} and {called('size')} out"
+                f"{label('measured')} is off, so nothing tells what a cut to a lower rank would "
+                f"cost; leave {label('rank')}, {label('kept_energy')} and {label('size')} out"
             )
 
     def to_dict(self) -> dict[str, Any]:

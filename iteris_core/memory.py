@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from .errors import OutOfMemory
-from .settings import called, called_value
+from .settings import label, value_label
 
 logger = logging.getLogger("iteris")
 Result = TypeVar("Result")
@@ -194,7 +194,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     raise OutOfMemory(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved. With a diffusion model lower "
-        f"{called('resolution')}, {called('trajectories')} or {called('timesteps')}; with a "
+        f"{label('resolution')}, {label('trajectories')} or {label('timesteps')}; with a "
         "language model use fewer or shorter texts; or use another device"
     )
 
@@ -216,6 +216,6 @@ def solving(path: str) -> Iterator[None]:
     raise OutOfMemory(
         f"layer {path!r} ran out of memory while it was solved. Its equations take as much with "
         "any number of samples, and at any resolution. Close what else uses this device, merge "
-        f"fewer LoRAs at once, set {called('target')} to {called_value('target', 'delta')!r}, "
+        f"fewer LoRAs at once, set {label('target')} to {value_label('target', 'delta')!r}, "
         "which takes less, or use another device"
     )

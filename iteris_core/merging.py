@@ -26,7 +26,7 @@ from .processes import Processes
 from .progress import Progress, nobody
 from .report.layers import LayerReport
 from .report.records import MergeReport, Note
-from .settings import called, called_value
+from .settings import label, value_label
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
@@ -194,7 +194,7 @@ def notes_about_precision(result: EngineResult) -> list[Note]:
             "have no weight that can be read",
             ": how far their inputs have drifted was measured as the difference of outputs in half "
             "precision, whose rounding may outweigh it. Merge on the model in float32, or set "
-            f"{called('target')} to {called_value('target', 'delta')!r}",
+            f"{label('target')} to {value_label('target', 'delta')!r}",
         ),
     )
     return [

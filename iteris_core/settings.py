@@ -49,6 +49,7 @@ MOST_ITEMS = 1000  # of a list; the longest list of our own has 69
 MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
+TRIGGER = "{trigger}"  # what a file's trigger words take the place of
 _MOST_SHOWN = 60  # characters of a value in an error
 _MOST_NAMES = 12
 _STRICT = ConfigDict(
@@ -75,7 +76,7 @@ Precision = Annotated[
 
 
 @contextlib.contextmanager
-def calling(names: Mapping[str, str]) -> Iterator[None]:
+def labelled(names: Mapping[str, str]) -> Iterator[None]:
     """Let all texts that are made meanwhile call settings as a front end does.
 
     Args:
@@ -88,22 +89,22 @@ def calling(names: Mapping[str, str]) -> Iterator[None]:
         _NAMES.reset(before)
 
 
-def called(name: str) -> str:
-    """Return what a setting is called in a text for the user, see `calling`; its own name without a
-    front end that calls it otherwise.
+def label(name: str) -> str:
+    """Return what a setting is called in a text for the user, see `labelled`; without a front end
+    that calls it otherwise, its own name.
     """
     return _NAMES.get({}).get(name, name)
 
 
-def called_value(name: str, value: Any) -> str:
-    """Return what a value of a setting is called in a text for the user; see `called`."""
+def value_label(name: str, value: Any) -> str:
+    """Return what a value of a setting is called in a text for the user; see `label`."""
     text = str(value)
     return _NAMES.get({}).get(f"{name}={text}", text)
 
 
 def setting_to(name: str, value: Any) -> str:
-    """Return a setting and the value that it is to get, as in "scene_weight to 0"; see `called`."""
-    return f"{called(name)} to {called_value(name, value)}"
+    """Return a setting and the value that it is to get, as in "scene_weight to 0"; see `label`."""
+    return f"{label(name)} to {value_label(name, value)}"
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -138,7 +139,7 @@ def declared(kind: type) -> Mapping[str, FieldInfo]:
 
 
 def names_of(*kinds: type) -> dict[str, str]:
-    """Return what front ends call the fields of settings, for `calling`."""
+    """Return what front ends call the fields of settings, for `labelled`."""
     return {name: item.title or name for kind in kinds for name, item in declared(kind).items()}
 
 
@@ -214,7 +215,7 @@ def from_json(place: str, values: Any, kind: type[Settings]) -> Settings:
         for name, value in values.items()
     }
     try:
-        with calling({}):  # a file has the fields' own names
+        with labelled({}):  # a file has the fields' own names
             return kind(**read)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
@@ -232,7 +233,7 @@ def _told(kind: type, given: Mapping[str, Any], error: ValidationError) -> Excep
     noun = getattr(kind, "NOUN", None)
     whose = f"{noun} {shown(given.get('name'))}: " if noun else ""
     expected = described(schema_of(declared(kind)[name]))
-    return ConfigError(f"{whose}{called(name)} is {shown(given[name])}; it must be {expected}")
+    return ConfigError(f"{whose}{label(name)} is {shown(given[name])}; it must be {expected}")
 
 
 def _validated(place: str, value: Any, adapter: TypeAdapter[Any]) -> Any:

@@ -122,7 +122,7 @@ def words_for(uses: Sequence[LoraUse], *, together: bool) -> str:
 
 def names_of(uses: Sequence[LoraUse]) -> list[str]:
     """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
-    return ["base model", *map(called, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
+    return ["base model", *map(name_of, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
 
 
 def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
@@ -132,7 +132,7 @@ def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
     return [[], *([lora] for lora in loras), *([list(loras)] if len(loras) > 1 else [])]
 
 
-def called(use: LoraUse) -> str:
+def name_of(use: LoraUse) -> str:
     """Return the name of a LoRA's pictures: its file's, with strengths that are not 1."""
     strengths = dict.fromkeys(f"{value:g}" for value in (use.strength_model, use.strength_clip))
     name = short(use.name)

@@ -282,13 +282,13 @@ def _of_text(modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
     bases: dict[str, str] = {}
     unclear: set[str] = set()
     for tower in towers:
-        called = _TOWERS[tower] if len(towers) > 1 else "text_encoder."
+        of_tower = _TOWERS[tower] if len(towers) > 1 else "text_encoder."
         for path in paths:
             if not path.startswith(tower):
                 continue
             name = path.removeprefix(tower)
             short = name.removeprefix("text_model.")  # transformers 5 has no such level
-            for prefix in (called, f"base_model.model.{called}"):
+            for prefix in (of_tower, f"base_model.model.{of_tower}"):
                 bases |= {prefix + name: path, prefix + short: path}
             bare = (name, f"base_model.model.{name}", f"base_model.model.{short}")
             if len(towers) > 1:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import row_of, written
-from ..iteris_core.settings import called, called_value
+from ..iteris_core.settings import label, value_label
 from . import host
 from .lora import show
 from .loras.names import adapter_name, fingerprints
@@ -113,7 +113,7 @@ def recipe_of(lora_name: str) -> Recipe:
 def as_text(recipe: Recipe) -> str:
     """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
     facts = {**recipe.config.to_dict(), **recipe.made_on}
-    settings = [f"{called(name)}: {called_value(name, value)}" for name, value in facts.items()]
+    settings = [f"{label(name)}: {value_label(name, value)}" for name, value in facts.items()]
     return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 
 

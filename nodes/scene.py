@@ -154,8 +154,8 @@ def with_triggers(uses: Sequence[LoraUse], subjects: str, styles: str) -> list[L
 def _with_trigger(use: LoraUse, lines_of: Mapping[Kind, Mapping[str, tuple[str, ...]]]) -> LoraUse:
     calls = [(kind, words) for kind, by_name in lines_of.items() for words in by_name[use.name]]
     if len(calls) > 1:
-        called = " and ".join(f"{words!r} in {kind}s" for kind, words in calls)
-        raise IterisError(f"{use.name} is called {called}; give it one name in scenes")
+        both = " and ".join(f"{words!r} in {kind}s" for kind, words in calls)
+        raise IterisError(f"{use.name} is called {both}; give it one name in scenes")
     if not calls:
         return use
     ((kind, words),) = calls

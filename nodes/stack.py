@@ -12,6 +12,7 @@ from ..iteris_core import AdapterError, CalibrationError, IterisError
 from ..iteris_core.diffusion.lora_rows import Row, read_rows, rows_in
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
+from ..iteris_core.settings import TRIGGER
 from . import host
 from .lora import show
 from .loras.about import families_upstream
@@ -190,9 +191,9 @@ def uses_of_stack(stacked: Sequence[Row], prompts: str) -> list[LoraUse]:
         IterisError: What is wrong with each of them; see `prompts_by_name` and `use_of_row`.
     """
     names = host.lora_names()
-    called = each(stacked, lambda row: adapter_name(file_of_row(row, names)))
-    given = prompts_by_name(prompts, called)
-    named = list(zip(stacked, called, strict=True))
+    adapters = each(stacked, lambda row: adapter_name(file_of_row(row, names)))
+    given = prompts_by_name(prompts, adapters)
+    named = list(zip(stacked, adapters, strict=True))
     return each(named, lambda one: use_of_row(one[0], given[one[1]]))
 
 
@@ -272,9 +273,9 @@ def carried_lora(
     row = Row(name, strength_model, strength_clip, prompts=prompts)
     if file:
         return ChosenLora(use_of_file(file, row))
-    if any("{trigger}" in prompt for prompt in prompts):
+    if any(TRIGGER in prompt for prompt in prompts):
         raise CalibrationError(
-            f"{name} has {{trigger}} in a prompt, and no file of this workflow is known to be it, "
+            f"{name} has {TRIGGER} in a prompt, and no file of this workflow is known to be it, "
             f"so its trigger words are unknown. Write them as '{name}: a photo of <trigger word>' "
             "into prompts"
         )

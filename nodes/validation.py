@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 
 from ..iteris_core import ConfigError
-from ..iteris_core.settings import calling, shown
 from ..iteris_core.settings import checked as checked_value
+from ..iteris_core.settings import labelled, shown
 from .sockets import ChosenLora, MergedLora
 from .words import NAMES
 
@@ -42,7 +42,7 @@ def checked(execute: Execute) -> Execute:
     @functools.wraps(execute)
     def run(cls: Any, *values: Any, **inputs: Any) -> Any:
         given = {**dict(zip(list(named.parameters)[1:], values, strict=False)), **inputs}
-        with calling(NAMES):
+        with labelled(NAMES):
             return execute(cls, **fitting(cls.define_schema().inputs, given))
 
     return run  # type: ignore[return-value]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..devices import read
 from ..errors import SolveError
-from ..settings import called, called_value
+from ..settings import label, value_label
 from .moments import InputMoments
 
 # Columns of a large factor that the CPU computes together. LAPACK's own blocks are narrow, and
@@ -152,12 +152,12 @@ def _why_unsolvable(
         return (
             "the layer's outputs hold NaN or infinite numbers though its inputs do not, most "
             "likely an overflow of half precision in the layer itself; run the model in bfloat16 "
-            f"or float32, or set {called('target')} to {called_value('target', 'delta')!r}"
+            f"or float32, or set {label('target')} to {value_label('target', 'delta')!r}"
         )
     tokens = sum(moments.tokens for moments in inputs.values())
     where = f" (Cholesky stopped at row {failed_at})" if failed_at else ""
     return (
         f"the Gram matrix ({len(diagonal)} x {len(diagonal)}) of {tokens} tokens is not positive "
-        f"definite{where} with {called('alpha')} = {alpha:g}; set {called('alpha')} to 1e-6 or "
+        f"definite{where} with {label('alpha')} = {alpha:g}; set {label('alpha')} to 1e-6 or "
         "more, or use more samples"
     )

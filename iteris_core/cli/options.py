@@ -25,9 +25,9 @@ from ..report.records import MergeReport
 from ..settings import (
     Precision,
     alternatives,
-    calling,
     declared,
     from_text,
+    labelled,
     schema_of,
     settings,
     words_of,
@@ -256,7 +256,7 @@ def command(
 
         @functools.wraps(body)
         def run(**given: Any) -> None:
-            with one_line_errors(name, extra), started_processes(), calling(names):
+            with one_line_errors(name, extra), started_processes(), labelled(names):
                 made = {
                     parameter: replace(default, **_read(options[parameter], given))
                     for parameter, default in start(given, settings).items()

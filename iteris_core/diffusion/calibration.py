@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..errors import ConfigError
-from ..settings import MOST_SEEDS, Texts, called, setting_to, settings
+from ..settings import MOST_SEEDS, Texts, label, setting_to, settings
 from .captions import (
     COMPANIONS,
     COMPOSITIONS,
@@ -230,13 +230,13 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.timesteps > self.levels:
             raise ConfigError(
-                f"{called('timesteps')} is {self.timesteps}, and {called('sampling_steps')} is "
+                f"{label('timesteps')} is {self.timesteps}, and {label('sampling_steps')} is "
                 f"{self.sampling_steps}: a run has {self.levels} noise levels, and keeps one of "
-                f"each at most. Lower {called('timesteps')}"
+                f"each at most. Lower {label('timesteps')}"
             )
         if self.timesteps * self.trajectories > _MOST_LATENTS:
             raise ConfigError(
-                f"{called('trajectories')} is {self.trajectories}, and {called('timesteps')} is "
+                f"{label('trajectories')} is {self.trajectories}, and {label('timesteps')} is "
                 f"{self.timesteps}, which are {self.timesteps * self.trajectories} latents per "
                 f"LoRA; at most {_MOST_LATENTS} can be kept. 20 and 1 are usual"
             )
@@ -283,19 +283,19 @@ class Calibration:
     def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError(
-                f"{called('preserve_captions')} is empty; write some, or set "
-                f"{called('preserve_weight')} to 0"
+                f"{label('preserve_captions')} is empty; write some, or set "
+                f"{label('preserve_weight')} to 0"
             )
         if self.composition_share and not (self.companions and self.compositions):
             raise ConfigError(
                 "composition captions need companions and compositions; give both, or set "
-                f"{called('composition_share')} to 0"
+                f"{label('composition_share')} to 0"
             )
         for form in self.compositions:
             check_placeholders(form, {"prompt", "thing"})
         if self.scene_weight and not (self.scene_forms and self.companions):
             raise ConfigError(
-                f"scene tasks need {called('scene_forms')} and companions; give both, or set "
+                f"scene tasks need {label('scene_forms')} and companions; give both, or set "
                 f"{setting_to('scene_weight', 0)}"
             )
         for form in self.scene_forms:

@@ -27,7 +27,7 @@ from ..errors import CalibrationError
 from ..progress import Progress, nobody
 from ..report.runs import RunFidelity, TaskFidelity
 from ..rows.outputs import Rows, outputs_of
-from ..settings import called
+from ..settings import label
 from .model import DenoiserRow
 from .plans import Contexts, Plan
 from .samples import Reading
@@ -170,7 +170,7 @@ def share_of(picture: Tensor, estimates: Sequence[tuple[Tensor, Tensor]]) -> flo
         if not torch.isfinite(along + energy):
             raise CalibrationError(
                 "the check's pictures are not finite: a precision that overflows, or a NaN. Use "
-                f"another precision, or set {called('held_out')} to 0"
+                f"another precision, or set {label('held_out')} to 0"
             )
         if energy:
             shares.append((along / energy).item())

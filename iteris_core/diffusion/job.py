@@ -20,7 +20,7 @@ from ..processes import Processes
 from ..progress import Stage
 from ..report.records import Note
 from ..rivals.registry import check_used
-from ..settings import called, called_value, setting_to
+from ..settings import label, setting_to, value_label
 from . import stages
 from .calibration import Calibration
 from .cost import Cost, cost_of
@@ -58,8 +58,8 @@ class MergeSettings:
         unused = [name for name in ("scene_weight", "polish") if getattr(calibration, name)]
         if unused and not self.config.measured:
             raise ConfigError(
-                f"{called('measured')} is off, so {called(unused[0])} would not count; set "
-                f"{setting_to(unused[0], 0)}, or switch {called('measured')} on"
+                f"{label('measured')} is off, so {label(unused[0])} would not count; set "
+                f"{setting_to(unused[0], 0)}, or switch {label('measured')} on"
             )
 
     def check_prompts(
@@ -275,7 +275,7 @@ def _notes(
         yield Note("idle", f"left out at strength 0: {', '.join(idle)}")
     weightless = [lora.use.name for lora in used if not lora.use.weight]
     if weightless:
-        text = f"not kept, since their {called('weight')} is 0: {', '.join(weightless)}"
+        text = f"not kept, since their {label('weight')} is 0: {', '.join(weightless)}"
         yield Note("idle", text)
     yield from notes_about_vectors([lora.adapter for lora in used])
     if calibration.scene_weight and len(used) == 1:
@@ -298,8 +298,8 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
     if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
         raise ConfigError(
             "scene tasks need whole outputs, since teacher and student read different captions; "
-            f"{called('target')} is {called_value('target', config.target)!r}. Set it to "
-            f"{called_value('target', 'full_output')!r}, or "
+            f"{label('target')} is {value_label('target', config.target)!r}. Set it to "
+            f"{value_label('target', 'full_output')!r}, or "
             f"{setting_to('scene_weight', 0)}"
         )
 
@@ -310,7 +310,7 @@ def _check_pictures(plans: Sequence[Plan], model: DiffusionHost, calibration: Ca
     if model.picture_tokens and in_text:
         raise ConfigError(
             f"{model.family.name} reads text and picture together, so that scenes count in the "
-            f"picture alone, and {called('scene_pictures')} is off. Set "
+            f"picture alone, and {label('scene_pictures')} is off. Set "
             f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..errors import AdapterError, CalibrationError, ConfigError
-from ..settings import Texts, settings, shown
+from ..settings import TRIGGER, Texts, settings, shown
 from .prompts import plain_prompts, says, subject_in
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..report.records import Note
 
 Kind = Literal["subject", "style"]
-TRIGGER = "{trigger}"  # what a file's trigger words take the place of
 NAMES: dict[Kind, str] = {"subject": "a sks cat", "style": "in zwx style"}  # examples
 MOST_LORAS = 100  # of a merge; their ranks add up, and two to five are usual
 _MOST_STRENGTH = 100  # as in ComfyUI's own loaders

@@ -22,7 +22,7 @@ from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, joined
-from ..settings import called
+from ..settings import label
 from ..tasks import Sample, Task
 from . import stages
 from .cost import STEPS_OF_A_PICTURE
@@ -324,7 +324,7 @@ def _by_experts(
         if missing:
             raise CalibrationError(
                 f"no latents of {missing[0]!r} were kept at the noise levels where the "
-                f"{expert.name} works. Raise {called('timesteps')} or {called('trajectories')}"
+                f"{expert.name} works. Raise {label('timesteps')} or {label('trajectories')}"
             )
         progress = share_of(solver.progress, number, len(network.experts))
         results.append(

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from ..errors import CalibrationError
-from .lora_use import TRIGGER, Kind, LoraUse, unfilled, with_prompts
+from ..settings import TRIGGER
+from .lora_use import Kind, LoraUse, unfilled, with_prompts
 
 if TYPE_CHECKING:
     from ..files.trigger_words import TriggerWords

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..settings import called, setting_to
+from ..settings import label, setting_to
 from .calibration import Calibration
 from .captions import (
     STYLE_PLACE,
@@ -138,7 +138,7 @@ def make_scenes(
     if not draws:
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give "
-            f"{called('scene_forms')} that do, say which LoRAs are subjects, or set "
+            f"{label('scene_forms')} that do, say which LoRAs are subjects, or set "
             f"{setting_to('scene_weight', 0)}"
         )
     writer = _SceneWriter(loras, calibration, token_positions, length, rng)

@@ -18,7 +18,7 @@ from ..network import Network
 from ..report.records import Note
 from ..rows.lockstep import held_bytes
 from ..rows.parking import Parking
-from ..settings import called
+from ..settings import label
 from .job import Job
 from .model import DenoiserRow
 
@@ -60,7 +60,7 @@ class Waiting:
                 f"{self.room / 1e9:.1f} GB for them. The rest waits in {where}: "
                 f"{self.copied / 1e9:.0f} GB are copied, about "
                 f"{_spoken(self.copied / speed)}. To save that, lower resolution first, "
-                f"then {called('trajectories')}",
+                f"then {label('trajectories')}",
             ),
         )
 

@@ -17,7 +17,7 @@ from ..layers import class_of, is_quantised, weight_shape
 from ..network import Network
 from ..rows.chunks import Chunk
 from ..rows.wearing import check_rows, unfolded
-from ..settings import called
+from ..settings import label
 from ..tasks import Task
 from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
 
@@ -50,10 +50,10 @@ def check_base_weights(problem: Problem) -> None:
     quantised = [path for path in problem.paths if is_quantised(modules[path])]
     if quantised:
         raise ConfigError(
-            f"{called(setting)} is {getattr(problem.config, setting)!r}, which needs the base "
+            f"{label(setting)} is {getattr(problem.config, setting)!r}, which needs the base "
             f"weight of every layer; {len(quantised)} of {len(problem.paths)} layers are "
             f"quantised, such as {quantised[0]!r}, a {class_of(modules[quantised[0]])}, and may "
-            f"round their weights. Leave {called(setting)} at its default, or load the model "
+            f"round their weights. Leave {label(setting)} at its default, or load the model "
             "in 16 bit"
         )
 

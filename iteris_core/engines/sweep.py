@@ -38,7 +38,7 @@ from ..rows.wearing import (
     wearing,
     worn_at,
 )
-from ..settings import called, called_value
+from ..settings import label, value_label
 from .common import (
     check_all_reached,
     check_problem,
@@ -353,7 +353,7 @@ def _differs(what: str, how: str) -> CalibrationError:
 def _what_helps() -> str:
     return (
         "Remove the patch or hook that does so; for what is kept between layers alone, set "
-        f"{called('engine')} to {called_value('engine', 'iterate')!r}"
+        f"{label('engine')} to {value_label('engine', 'iterate')!r}"
     )
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..errors import ConfigError
-from ..settings import called, setting_to
+from ..settings import label, setting_to
 
 Spelling = Literal["kohya", "comfy"]
 
@@ -114,13 +114,13 @@ class Family:
         step = self.frames_per_latent
         if step and (frames - 1) % step:
             raise ConfigError(
-                f"{called('frames')} is {frames}; {self.name} draws videos of 1, {1 + step}, "
+                f"{label('frames')} is {frames}; {self.name} draws videos of 1, {1 + step}, "
                 f"{1 + 2 * step}, {1 + 3 * step} ... frames. Set one of these, or 0 for "
                 f"{self.measured_frames}"
             )
         if frames > 1 and not step:
             raise ConfigError(
-                f"{called('frames')} is {frames}, and {self.name} draws single pictures. Set "
+                f"{label('frames')} is {frames}, and {self.name} draws single pictures. Set "
                 f"{setting_to('frames', 0)}"
             )
         return frames

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CalibrationError
-from ..settings import shown
+from ..settings import TRIGGER, shown
 from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value, spend
 from .metadata import RECIPE_KEY
 
@@ -19,7 +19,6 @@ TEMPLATES = {
     "subject": ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors"),
     "style": ("a landscape, {trigger}", "{trigger}", "a portrait of a person, {trigger}"),
 }
-_PLACEHOLDER = "{trigger}"
 _ARTICLE = re.compile(r"(an?|the)\s", re.IGNORECASE)
 _ARTICLE_BEFORE = re.compile(r"\b(an?|the)\s+\{trigger\}", re.IGNORECASE)
 _MOST_WORDS = 8  # that tags bring a file to
@@ -113,12 +112,12 @@ def with_trigger(words: str, trigger: str) -> str:
     'in qpr style'
     """
     if _ARTICLE.match(trigger):
-        words = _ARTICLE_BEFORE.sub(_PLACEHOLDER, words)
+        words = _ARTICLE_BEFORE.sub(TRIGGER, words)
     own = [re.escape(word) for word in trigger.split()]
     if own:
         before, after = rf"\b{own[0]}\s+(?=\{{trigger\}})", rf"(?<=\{{trigger\}})\s+{own[-1]}\b"
         words = re.sub(f"{before}|{after}", "", words, flags=re.IGNORECASE)
-    return words.replace(_PLACEHOLDER, trigger)
+    return words.replace(TRIGGER, trigger)
 
 
 def prompts_from(found: TriggerWords, templates: Sequence[str]) -> tuple[str, ...]:
@@ -155,13 +154,13 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
             f"{name}: the prompt {shown(empty)} has no words in it. Write what you would type to "
             "use this LoRA, such as 'a photo of sks dog', or remove the prompt"
         )
-    if prompts and not any(_PLACEHOLDER in prompt for prompt in prompts):
+    if prompts and not any(TRIGGER in prompt for prompt in prompts):
         return tuple(prompts)
     if not prompts:
         return default_prompts(found, kind)
     if not found.triggers:
         raise CalibrationError(
-            f"{name} has {_PLACEHOLDER} in a prompt, and the file's metadata names no trigger "
+            f"{name} has {TRIGGER} in a prompt, and the file's metadata names no trigger "
             "words (no modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be "
             "read, and no .metadata.json or .civitai.info with trainedWords next to it). Write "
             "them in its place; the page that you downloaded it from names them"
@@ -210,12 +209,12 @@ def _tags(text: str) -> tuple[str, ...]:
                     counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
-    called = _called(tuple(filter(_is_phrase, names)), counts)
+    subjects = _subjects_among(tuple(filter(_is_phrase, names)), counts)
     common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    return _once([*called, *filter(_is_phrase, common)])[:_MOST_WORDS]
+    return _once([*subjects, *filter(_is_phrase, common)])[:_MOST_WORDS]
 
 
-def _called(names: Sequence[str], counts: Counter[str]) -> list[str]:
+def _subjects_among(names: Sequence[str], counts: Counter[str]) -> list[str]:
     """Return the training folders' names that name the subject.
 
     A name that equals a tag of the captions does. A name of general words alone does not. Any

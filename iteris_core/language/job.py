@@ -22,7 +22,7 @@ from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
-from ..settings import called, setting_to
+from ..settings import label, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
 from .loading import load_adapter
 from .samples import ReadingOptions
@@ -234,7 +234,7 @@ def merge_peft(
     if target_layers(whole) and not target_layers(worn):
         raise AdapterError(
             "the adapters change layers of the decoder alone, which "
-            f"{called('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
+            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
         )
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, samples, options, reader)

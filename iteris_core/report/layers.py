@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..blocks import OTHER, block_of
-from ..settings import called
+from ..settings import label
 
 # What does better: the base model alone; the LoRAs' average; all LoRAs stacked.
 Simpler = Literal["nothing", "average", "stack"]
@@ -157,7 +157,7 @@ def warnings_of(alarms: Sequence[Alarm]) -> list[str]:
     if not alarms:
         return []
     kinds = {alarm.than for alarm in alarms}
-    names = {name: called(name) for name in ("alpha", "unit_gain", "preserve_weight")}
+    names = {name: label(name) for name in ("alpha", "unit_gain", "preserve_weight")}
     advice = [words.format(**names) for than, words in _ADVICE.items() if than in kinds]
     return [*map(_sentence, alarms), f"Try this: {'; '.join(advice)}."]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import called
+from ..settings import label
 from .verdict import Advice, AdviceKind, Kept, Verdict
 
 
@@ -67,7 +67,7 @@ def line_of(kept: Kept) -> str:
 
 
 def _sentence(advice: Advice) -> str:
-    names = {name: called(name) for name in ("held_out", "scene_weight")}
+    names = {name: label(name) for name in ("held_out", "scene_weight")}
     return _ADVICE[advice.kind].format(*advice.names, **names)
 
 

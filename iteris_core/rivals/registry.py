@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
 from ..errors import ConfigError
-from ..settings import called
+from ..settings import label
 from ..tasks import Task
 from .data_free import ace, average, linear, np_lora, ties, total, tsv_m, user_weights
 from .measured import custom_diffusion, mix_of_show, regmean, ssr
@@ -99,12 +99,12 @@ def check_used(config: MergeConfig) -> None:
     for name in changed:
         if config.method != "iteris" and name in ITERIS_ONLY:
             raise ConfigError(
-                f"{called(name)} is for the method iteris; {config.method} does not use it. Leave "
+                f"{label(name)} is for the method iteris; {config.method} does not use it. Leave "
                 "it out"
             )
         if config.engine == "sweep" and name in ITERATE_ONLY:
             raise ConfigError(
-                f"{called(name)} is for the engine iterate; the sweep solves every layer once. "
+                f"{label(name)} is for the engine iterate; the sweep solves every layer once. "
                 "Leave it out"
             )
 
@@ -121,7 +121,7 @@ def check_options(config: MergeConfig) -> None:
             continue
         takes = f"takes {_listed(taken)}" if taken else "takes none of the rivals' options"
         raise ConfigError(
-            f"{called(item.name)} is not an option of {config.method}; {config.method} {takes}"
+            f"{label(item.name)} is not an option of {config.method}; {config.method} {takes}"
         )
 
 

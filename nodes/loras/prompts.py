@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...iteris_core import AdapterError, CalibrationError, IterisError
 from ...iteris_core.diffusion import row_uses
 from ...iteris_core.diffusion.lora_rows import placed
-from ...iteris_core.diffusion.lora_use import NAMES, TRIGGER
+from ...iteris_core.diffusion.lora_use import NAMES
 from ...iteris_core.diffusion.row_uses import use_as_written, use_of
+from ...iteris_core.settings import TRIGGER
 from .. import host
 from .names import adapter_name, find_name
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG, Row, tagged
-from ...iteris_core.settings import shown, some_of
+from ...iteris_core.settings import TRIGGER, shown, some_of
 
 _NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
 _MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
@@ -227,7 +227,7 @@ def prompts_by_name(
         meant = [start] if start in found else ends.get(start) or numbered.get(start, [])
         if colon and len(meant) == 1:
             found[meant[0]] += [prompt] if prompt else []
-        elif len(names) == 1 or "{trigger}" in line:
+        elif len(names) == 1 or TRIGGER in line:
             for name in found:
                 found[name] += [line.strip()] if line.strip() else []
         elif line.strip():

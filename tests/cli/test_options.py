@@ -14,7 +14,7 @@ from iteris_core import BaselineOptions, ConfigError
 from iteris_core.cli import options
 from iteris_core.cli.main import app
 from iteris_core.cli.merge import app as merge_app
-from iteris_core.settings import Precision, Texts, called, settings
+from iteris_core.settings import Precision, Texts, label, settings
 
 
 @settings
@@ -38,7 +38,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.size == 7:
-            raise ConfigError(f"{called('share')} and {called('size')} do not go together")
+            raise ConfigError(f"{label('share')} and {label('size')} do not go together")
 
 
 def run(*arguments, default=None, start=options.as_they_are, columns=200):

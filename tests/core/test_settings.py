@@ -22,10 +22,10 @@ from iteris_core.settings import (
     Precision,
     Texts,
     alternatives,
-    calling,
     declared,
     from_json,
     from_text,
+    labelled,
     schema_of,
     settings,
     shown,
@@ -147,7 +147,7 @@ def test_settings_that_do_not_go_together_are_refused_as_they_say_it():
 
 
 def test_a_front_end_has_its_own_words_and_a_file_has_the_fields_names():
-    with calling({"count": "runs"}):
+    with labelled({"count": "runs"}):
         with pytest.raises(ConfigError, match=r"^runs is 0; "):
             Every(count=0)
         with pytest.raises(ConfigError, match=r"^here: count is 0; "):

@@ -21,7 +21,7 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.rivals.registry import check_used
-from iteris_core.settings import PRECISIONS, calling, checked, declared
+from iteris_core.settings import PRECISIONS, checked, declared, labelled
 
 CORE = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
 FIELDS = {NAMES[name]: name for name in CORE}
@@ -55,7 +55,7 @@ def widgets_of_settings():
 def test_an_error_of_the_core_has_the_words_of_the_input():
     for widget in widgets_of_settings():
         name = FIELDS[widget.id]
-        with calling(NAMES), pytest.raises(ConfigError, match=f"^{widget.id} is <object") as error:
+        with labelled(NAMES), pytest.raises(ConfigError, match=f"^{widget.id} is <object") as error:
             CORE[name](**{name: object()})
         assert name == widget.id or not re.search(rf"\b{name}\b", str(error.value))
         with pytest.raises(ConfigError, match=f"^{name} is <object"):  # the library has its own
@@ -81,7 +81,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("make", "named"), WRONG)
 def test_what_does_not_go_together_is_told_in_the_words_of_the_inputs(make, named):
-    with calling(NAMES), pytest.raises(ConfigError) as error:
+    with labelled(NAMES), pytest.raises(ConfigError) as error:
         make()
     told = str(error.value)
     assert [name for name in named if name not in told] == []
