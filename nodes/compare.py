@@ -20,6 +20,7 @@ from .validation import checked
 from .workflow import inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
     from ..iteris_core.progress import StageProgress
     from .comparison import Row
@@ -212,10 +213,10 @@ class Compare(io.ComfyNode):
             negative=negative_prompt.strip(),
         )
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
+        names = names_of(uses)
         begin = time.monotonic()
         pictures = draw_rows(base, vae, ways, rows, how, host.stage_progress(node_id))
         seconds = time.monotonic() - begin
-        names = names_of(uses)
         table_rows = [
             Labelled(row.label, [names[way] for way in row.ways], of_row)
             for row, of_row in zip(rows, pictures, strict=True)
@@ -227,20 +228,11 @@ class Compare(io.ComfyNode):
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         prompts = [row.label for row in rows]
-        text = "\n".join([*prompts, *taken, ", ".join(facts)])
-        cost = {
-            "pictures": sum(map(len, pictures)),
-            "seconds": round(seconds, 1),
-            "steps": steps,
-            "size": [width, height],
-            "own": sum(len(row.ways) for row in own_rows(uses)) or len(names),
-            "line": len(names),
-        }
         shown = {
             # not as images, which the page would show on nodes of the same id in other workflows
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
-            "text": [text],
-            "iteris_drawn": [cost],
+            "text": ["\n".join([*prompts, *taken, ", ".join(facts)])],
+            "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts])}],
             "iteris_tiles": tiles_of(rows, table_rows),
@@ -266,6 +258,29 @@ def draw_rows(
         host.draw(base, vae, ways, wanted, how, lambda done, total: progress(stage, done, total))
     )
     return [[next(drawn) for _ in row.ways] for row in rows]
+
+
+def cost_of(
+    pictures: Sequence[Sequence[torch.Tensor]],
+    uses: Sequence[LoraUse],
+    seconds: float,
+    steps: int,
+    size: Sequence[int],
+) -> dict[str, Any]:
+    """Return what the pictures took, and how many others would be drawn, for the page.
+
+    Args:
+        size: The width and height that were asked for.
+    """
+    line = len(names_of(uses))
+    return {
+        "pictures": sum(map(len, pictures)),
+        "seconds": round(seconds, 1),
+        "steps": steps,
+        "size": list(size),
+        "own": sum(len(row.ways) for row in own_rows(uses)) or line,
+        "line": line,
+    }
 
 
 def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:

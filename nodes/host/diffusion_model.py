@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.lora
-import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
@@ -41,6 +40,7 @@ from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .checks import check_callable, check_clip, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
 from .deltas import HostDeltas, patched_weights
+from .memory import bytes_to_have, evictable_bytes
 from .patches import (
     add_adapter,
     converted,
@@ -49,7 +49,7 @@ from .patches import (
     patches_of_file,
 )
 from .reused_runs import memory_of
-from .sampling_options import conds_of, loads_on_demand, sampling_options
+from .sampling_options import conds_of, sampling_options
 from .server import heed_cancel
 from .text_encoders import TextEncoders
 
@@ -177,7 +177,7 @@ class ComfyModel:
                 memory_of(model) if self.keeps_runs and not options.are_read else None,
                 call_key,
                 lambda path: any(part in path for part in self.row.folded),
-                evictable=lambda: _evictable_bytes(device),
+                evictable=lambda: evictable_bytes(device),
                 worn_bytes=room.worn_bytes if room else math.inf,
             )
 
@@ -249,7 +249,7 @@ class ComfyModel:
             ),
             samples,
             _ON_CPU if device.type == "cpu" else _MOST_SAMPLES_PER_CALL,
-            _bytes_to_have(self.model) - to_load,
+            bytes_to_have(self.model) - to_load,
             LayerBytes.most(takes(self.modules, device).values()),
         )
         return self.room
@@ -428,35 +428,6 @@ class ComfyModel:
         return kohya.to_tensors(
             denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )
-
-
-def _bytes_to_have(model: Any) -> float:
-    """Return the bytes that are free on a MODEL's device once the host unloads all others there."""
-    device = model.load_device
-    free: float = comfy.model_management.get_free_memory(device)
-    if device.type in ("cpu", "mps"):  # where unloaded models stay as well
-        return free
-    others: float = sum(
-        loaded.model_loaded_memory()
-        for loaded in _loaded_on(device)
-        if not loaded.model.is_clone(model) and loaded.model.offload_device != device
-    )
-    return free + others
-
-
-def _evictable_bytes(device: torch.device) -> int:
-    """Return the bytes of weights on a device that ComfyUI gives up for anything else."""
-    found: int = sum(
-        loaded.model_loaded_memory()
-        for loaded in _loaded_on(device)
-        if loads_on_demand(loaded.model)
-    )
-    return found
-
-
-def _loaded_on(device: torch.device) -> list[Any]:
-    every = comfy.model_management.current_loaded_models
-    return [loaded for loaded in every if loaded.device == device and loaded.model is not None]
 
 
 def _patch_of(diffusion_model: Any) -> int:
