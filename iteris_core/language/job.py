@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters import target_layers
+from ..adapters import Adapter, target_layers
 from ..base_models import DeviceMap, loaded, placed, whole_model
 from ..config import MergeConfig
 from ..errors import AdapterError, CalibrationError, ConfigError
@@ -231,11 +231,7 @@ def merge_peft(
         model = family.load(model, base.dtype, base.device, base.device_map)
     whole = [load_adapter(model, Path(task.folder)) for task in adapters]
     worn = [adapter.select(options.is_merged) for adapter in whole]
-    if target_layers(whole) and not target_layers(worn):
-        raise AdapterError(
-            "the adapters change layers of the decoder alone, which "
-            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
-        )
+    left_out = _left_out(whole, worn)
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, samples, options, reader)
     names = [adapter.name for adapter in worn] + ([PRESERVE_TASK] if kept else [])
@@ -249,12 +245,7 @@ def merge_peft(
         "options": asdict(options),
         "config": config.to_dict(),
     }
-    left_out = sum(len(adapter.deltas) for adapter in whole)
-    left_out -= sum(len(adapter.deltas) for adapter in worn)
-    notes = result.report.notes
-    if left_out:
-        text = f"{left_out} deltas of the decoder are left out of the merge (modules='encoder')"
-        notes = (*notes, Note("left_out", text))
+    notes = (*result.report.notes, *left_out)
     return PeftMergeResult(
         result.adapter,
         replace(result.report, notes=notes, settings=settings),
@@ -263,3 +254,21 @@ def merge_peft(
         task_type=family.task_type,
         kernels=layer_kernels(network.modules),
     )
+
+
+def _left_out(whole: Sequence[Adapter], worn: Sequence[Adapter]) -> tuple[Note, ...]:
+    """Return a note of what the adapters lose where only the encoder is merged.
+
+    Raises:
+        AdapterError: They lose all of it.
+    """
+    if target_layers(whole) and not target_layers(worn):
+        raise AdapterError(
+            "the adapters change layers of the decoder alone, which "
+            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
+        )
+    before, after = (sum(len(adapter.deltas) for adapter in each) for each in (whole, worn))
+    if before == after:
+        return ()
+    text = f"{before - after} deltas of the decoder are left out of the merge (modules='encoder')"
+    return (Note("left_out", text),)

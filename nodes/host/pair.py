@@ -60,7 +60,7 @@ class ComfyPair(ComfyModel):
     """
 
     def __init__(self, high: ComfyModel, low: ComfyModel) -> None:
-        vars(self).update(vars(high))
+        vars(self).update(vars(high))  # its clones, its room, and the texts that it has read
         self.low = low
         if not self.row.low_noise_below:
             raise IterisError(
