@@ -10,7 +10,6 @@ import { aboutModelOf, forget, isGone } from "./loras.js";
 import { draw, drawOn } from "./panel.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
-import { PREVIEW } from "./presets.js";
 import { reached } from "./prompt_field.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
@@ -27,6 +26,7 @@ import {
 } from "./runs.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
+import { PREVIEW } from "./work.js";
 
 const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
 const MADE_AS = "iteris_made_as"; // the node's name, see `workOf`, in the run that made the report

@@ -5,11 +5,9 @@ import { addElement, isShown, showAbove, showElement } from "./elements.js";
 import { also, saidBy, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
 import { html } from "./parts.js";
+import { OF_MERGE, PREVIEW, isNumbered } from "./work.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
-const OWN = ["preset", "together", "size", "size_value"]; // settings of the merge's own
-const NUMBERED = ["rank", "MB"];
-export const PREVIEW = "Preview"; // which measures nothing, so that no merge times it
 
 /** Return what the settings say that a merge is linked to; 0: there are none, undefined: nobody knows. */
 export function settingOf(merge, name) {
@@ -25,7 +23,7 @@ export function addSize(node) {
   showElement(node, element, false);
   const show = () => {
     const before = node.computeSize()[1];
-    showAbove(node, element, NUMBERED.includes(size.value));
+    showAbove(node, element, isNumbered(size.value));
     shrink(node, Math.max(0, before - node.computeSize()[1]));
   };
   also(size, "callback", show);
@@ -39,7 +37,7 @@ export function dimByRecipe(node) {
     const { node: source } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "settings")?.link);
     const isIdle = source?.comfyClass === "IterISRecipe";
     for (const widget of node.widgets) {
-      if (OWN.includes(widget.name)) widget.disabled = isIdle;
+      if (OF_MERGE.includes(widget.name)) widget.disabled = isIdle;
       widget.element?.classList.toggle("iteris-uncounted", isIdle); // Vue nodes are dimmed by their style sheet
     }
   };

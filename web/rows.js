@@ -8,7 +8,6 @@ import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
 import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
-import { PREVIEW } from "./presets.js";
 import { drawLine, drawRow } from "./row.js";
 import {
   changed,
@@ -25,6 +24,7 @@ import {
   writtenRows,
 } from "./rows_text.js";
 import { TRIGGER } from "./triggers.js";
+import { PREVIEW } from "./work.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name

@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
-import { isSame, workOf, neededFor } from "./work.js";
+import { isSame, neededFor, takeOutUncounted, workOf } from "./work.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
@@ -53,6 +53,7 @@ export function rememberRuns(refused) {
   // server refuses, and of its being stopped
   api.queuePrompt = function (...request) {
     const workflow = store()?.activeWorkflow;
+    takeOutUncounted(request[1]?.output);
     asking = Promise.resolve().then(queuePrompt.bind(this, ...request));
     asking.then(
       (answer) => {

@@ -1,7 +1,28 @@
 // What a node of a workflow works out, to compare one workflow with another. No DOM and no ComfyUI here, so that
 // `node --test` runs it.
 
-const COVERS = { IterISSave: "cover" }; // inputs that change nothing of what a node tells
+export const PREVIEW = "Preview"; // the preset that measures nothing
+export const OF_MERGE = ["preset", "together", "size", "size_value"]; // a merge's own settings: none counts beside a recipe
+const NUMBERED = ["rank", "MB"];
+
+/** Return whether a size has a number; one that comes through a link may have. */
+export const isNumbered = (size) => Array.isArray(size) || NUMBERED.includes(size);
+
+// by the type of a node, which of its inputs change nothing of what it tells
+const UNCOUNTED = {
+  IterISSave: () => ["cover"],
+  IterISMerge: ({ preset, size, settings }, prompt) => {
+    if (prompt[settings?.[0]]?.class_type === "IterISRecipe") return OF_MERGE;
+    if (preset === PREVIEW) return OF_MERGE.slice(1);
+    return isNumbered(size) ? [] : ["size_value"];
+  },
+};
+
+/** Take out of a workflow that is sent the numbers of sizes that have none: the server's cache would count them. */
+export function takeOutUncounted(prompt) {
+  for (const { class_type: type, inputs } of Object.values(prompt ?? {}))
+    if (type === "IterISMerge" && !isNumbered(inputs.size)) delete inputs.size_value;
+}
 
 const isLink = (prompt, value) =>
   Array.isArray(value) && value.length === 2 && typeof value[0] === "string" && value[0] in prompt;
@@ -17,7 +38,7 @@ export function neededFor(prompt, ids) {
 
 /**
  * Return a name that nodes of any workflows have in common which work out the same, because they and all before them are
- * of the same types and have the same inputs.
+ * of the same types and have the same inputs, but for those that do not count.
  *
  * @param {object} prompt a workflow as the server gets it: id -> {class_type, inputs}
  * @param {string} id
@@ -28,8 +49,9 @@ export function workOf(prompt, id, known = new Map()) {
   if (!known.has(id)) {
     known.set(id, ""); // a loop, which the server would refuse
     const { class_type: type, inputs = {} } = prompt[id];
+    const uncounted = UNCOUNTED[type]?.(inputs, prompt) ?? [];
     const values = Object.keys(inputs)
-      .filter((name) => name !== COVERS[type])
+      .filter((name) => !uncounted.includes(name))
       .sort()
       .map((name) => {
         const value = inputs[name];

@@ -137,6 +137,15 @@ test("of many runs, the newest are remembered; the server is asked about the oth
   assert.deepEqual([await isAsked("run 100"), await isAsked("run 1"), await isAsked("run 0")], [false, false, true]);
 });
 
+test("the number of a size is sent where it counts", async () => {
+  rememberRuns(() => {});
+  const sizes = ["as is", "smaller", "rank", "MB", ["9", 0]];
+  const merges = sizes.map((size) => ({ class_type: "IterISMerge", inputs: { size, size_value: 8 } }));
+  await api.queuePrompt("r", { output: { ...merges, 9: { class_type: "Other" } } });
+  const sent = merges.map(({ inputs }) => inputs.size_value);
+  assert.deepEqual(sent, [undefined, undefined, 8, 8, 8]);
+});
+
 test("a result is of the workflow that is shown, though a pack makes links only while it is queued", async (t) => {
   const model = { class_type: "Loader", inputs: {} };
   const sent = { 1: { class_type: "IterISMerge", inputs: { model: ["2", 0] } }, 2: model };

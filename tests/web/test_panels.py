@@ -1127,6 +1127,7 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     frontend.settle()
     for node, changed, before in (
         (MERGE, {"loras": "<lora:first:0.5>"}, {"loras": ""}),
+        (MERGE, {"size": "rank", "size_value": 8}, {"size": "as is"}),
         (SETTINGS, {"sample_runs": 3}, {"sample_runs": 1}),
         (FIRST, {"strength_model": 0.5}, {"strength_model": 1.0}),
     ):

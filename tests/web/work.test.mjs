@@ -39,6 +39,21 @@ test("a saved merge is the same with another cover, and another one with another
   assert.ok(!isSame(save("x", 1), save("y", 1), "4"));
 });
 
+test("a merge is the same whatever it has where that does not count", () => {
+  const merge = (inputs, type = "IterISSettings") => ({
+    1: { class_type: type, inputs: {} },
+    2: { class_type: "IterISMerge", inputs: { preset: "Fast", size: "as is", settings: ["1", 0], ...inputs } },
+  });
+  const isAlike = (first, second, type) => isSame(merge(first, type), merge(second, type), "2");
+  for (const size of ["as is", "smaller"]) assert.ok(isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
+  for (const size of ["rank", "MB", ["1", 1]]) assert.ok(!isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
+  assert.ok(!isAlike({ size: "as is" }, { size: "smaller" }));
+  const preview = { preset: "Preview", together: true, size: "rank", size_value: 8 };
+  assert.ok(isAlike(preview, { preset: "Preview" }));
+  assert.ok(!isAlike(preview, { ...preview, preset: "Fast" }));
+  assert.ok(isAlike(preview, { preset: "Fast", together: false }, "IterISRecipe"));
+});
+
 test("many nodes that share what is before them are compared at once, and a loop ends", () => {
   const deep = { 0: { class_type: "A", inputs: {} } };
   for (let i = 1; i < 200; i++) deep[i] = { class_type: "B", inputs: { a: [`${i - 1}`, 0], b: [`${i - 1}`, 0] } };
