@@ -185,7 +185,7 @@ class Compare(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        from .loras.chosen import read_again
+        from .loras.chosen import read_again, unread
         from .loras.harvest import count_loras
 
         check_side("width", width)
@@ -212,6 +212,8 @@ class Compare(io.ComfyNode):
             scheduler=scheduler,
             negative=negative_prompt.strip(),
         )
+        texts = [*(row.prompt for row in rows), how.negative]
+        taken += [note.text for note in unread(base, "left out of the prompts", texts)]
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
         names = names_of(uses)
         begin = time.monotonic()
@@ -222,9 +224,9 @@ class Compare(io.ComfyNode):
             for row, of_row in zip(rows, pictures, strict=True)
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
-        texts = texts_upstream(sent, of_model, ["model"])
+        names_upstream = texts_upstream(sent, of_model, ["model"])
         carried = count_loras(host.patches_of(base.model, base.clip))
-        drawn_by = base_name(tuple(texts), base.family.name, carried)
+        drawn_by = base_name(tuple(names_upstream), base.family.name, carried)
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         prompts = [row.label for row in rows]

@@ -65,7 +65,7 @@ def load(
     loras, notes = load_each_once(uses, lambda use: _proved(base, use, loose))
     for lora in loras:
         texts = (*lora.use.prompts, lora.use.trigger)
-        notes += _unread(base, f"{lora.use.name}: left out of its prompts", texts)
+        notes += unread(base, f"{lora.use.name}: left out of its prompts", texts)
         notes += _left_out(lora)
     return loras, notes
 
@@ -106,14 +106,17 @@ def unread_in(base: host.ComfyModel, calibration: Calibration) -> list[Note]:
     calibration.
     """
     return [
-        *_unread(base, "left out of the negative prompt", [calibration.negative_prompt]),
-        *_unread(base, "left out of the base model's prompts", calibration.preserve_captions),
+        *unread(base, "left out of the negative prompt", [calibration.negative_prompt]),
+        *unread(base, "left out of the base model's prompts", calibration.preserve_captions),
     ]
 
 
-def _unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note]:
+def unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note]:
     """Return a note about the learned tokens in texts that the host does not have, if there are
     any.
+
+    Args:
+        what: The begin of the note: where they are left out.
     """
     asked = (text for text in texts if "embedding:" in text)
     found = [name for text in asked for name in base.texts.unknown_embeddings(text)]

@@ -16,6 +16,8 @@ from demo.client import WorkflowFailed
 SIDE = 64
 STRIP = 24
 GAP = 4
+UNKNOWN = "embedding:none_of_this_name"
+NEGATIVE = f"blurry, {UNKNOWN}"
 
 
 def defaults_of(host, kind: str):
@@ -39,7 +41,7 @@ def drawn_by_core(model, clip, first: int):
     sampling |= {"model": model, "positive": [text, 0], "negative": [negative, 0]}
     return show, {
         text: node("CLIPTextEncode", text="a (first:1.2) thing", clip=clip),
-        negative: node("CLIPTextEncode", text="blurry", clip=clip),
+        negative: node("CLIPTextEncode", text=NEGATIVE, clip=clip),
         noise: node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
         sampler: node("KSampler", **sampling, latent_image=[noise, 0], seed=7, steps=2),
         decode: node("VAEDecode", samples=[sampler, 0], vae=["1", 2]),
@@ -61,8 +63,12 @@ def workflow(host):
     inputs = {"loras": "<lora:first:0.8:0.6> | a photo of a first thing", "preset": "Fast"}
     inputs |= {"together": False, "size": "as is", "size_value": 0.0}
     nodes["5"] = node("IterISMerge", **base, **inputs, more_loras=["31", 2], settings=["4", 0])
-    inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "a (first:1.2) thing\na thing"}
-    inputs |= {"seed": 7, "steps": 2, "cfg": 0.0, "negative_prompt": "blurry"}
+    inputs = {
+        "vae": ["1", 2],
+        "merged": ["5", 3],
+        "prompt": "a (first:1.2) thing\na thing",
+    }
+    inputs |= {"seed": 7, "steps": 2, "cfg": 0.0, "negative_prompt": NEGATIVE}
     nodes["40"] = node("IterISCompare", **inputs, width=SIDE, height=SIDE)
     nodes["41"] = node("PreviewImage", images=["40", 1])
     return nodes
@@ -128,6 +134,8 @@ def test_the_pictures_of_the_merge_are_an_output_of_their_own(host, compared):
     assert outputs["40"]["text"][0].splitlines() == [
         "a (first:1.2) thing",
         "a thing",
+        f"left out of the prompts: {UNKNOWN}; there is no such file in ComfyUI's embeddings "
+        "folder, or it is for another text encoder",
         "sd15, 64 x 64, 2 steps, cfg 6, euler simple, seed 7",
     ]
 
