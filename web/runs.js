@@ -254,6 +254,16 @@ export async function ranAs(node, output, files) {
   return isAgain && (await promptOf(before.run)) ? before : ran;
 }
 
+/**
+ * Return what a run has made of the node that has a name in it, see `workOf`, as whatever it is numbered now; undefined:
+ * the server does not know it.
+ */
+export async function outputOf({ run, name }) {
+  const { prompt, outputs = {} } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+  const id = Object.keys(outputs).find((each) => workOf(prompt[2], each) === name);
+  return id && { ...outputs[id], [RUN]: run };
+}
+
 /** Return the name of a node, see `workOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);
 

@@ -9,7 +9,7 @@ import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
-import { RAN, compareWithRun, copyWithout, keepResult, nameAsRun, nameAsShown, ranAs } from "./runs.js";
+import { RAN, compareWithRun, copyWithout, keepResult, nameAsRun, nameAsShown, outputOf, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -153,8 +153,15 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
   node.showIterisStop = () => showEnd(html("div", "iteris-quiet iteris-note", say("stopped")));
   node.missIterisRun = async () => {
-    const { name, files: kept } = node.properties[RAN] ?? {};
+    const ran = node.properties[RAN] ?? {};
+    const { name, files: kept } = ran;
     if (!Array.isArray(kept) || isShown(element) || (await node.findIterisPictures())) return;
+    const output = await outputOf(ran);
+    if (output) {
+      showFound(output);
+      node.checkIterisFile();
+      return;
+    }
     const isSame = name === (await nameAsShown(node));
     const saved = kept.map(readFile).filter(Boolean);
     const lost = await goneOf(saved);
@@ -185,14 +192,18 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   node.findIterisPictures = async () => {
     const { name } = node.properties[RAN] ?? {};
     const output = await keptPictures(name);
-    if (!output || !node.graph || node.iterisPictures?.()) return !!output; // of a run by now
+    if (output) showFound(output);
+    return !!output;
+  };
+  /** Show what the run has made that the workflow keeps, unless a run has made something by now. */
+  const showFound = (output) => {
+    if (!node.graph || node.iterisPictures?.()) return;
     node.showIterisTiles?.(output);
-    if (isShown(element) && (isOld || !node.showIterisTiles)) return true; // of a run, or why the last one failed
+    if (isShown(element) && (isOld || !node.showIterisTiles)) return; // of a run, or why the last one failed
     failedAs = undefined;
-    madeAs = name;
+    madeAs = node.properties[RAN].name;
     showParts(output);
     node.compareIterisRun();
-    return true;
   };
   also(node, "onExecuted", node.showIterisText);
   also(node, "compareIterisRun", () => {

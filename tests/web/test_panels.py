@@ -1615,13 +1615,23 @@ def test_a_copy_begins_without_what_its_node_has_made(in_renderer, small):
 
 
 def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
-    """Also where it was saved before its node went there, which the frontend makes anew."""
+    """Also where it was saved before its node went there, which the frontend makes anew: all of it, as long as the
+    server knows the run."""
     frontend = in_renderer
     page = frontend.page
-    small(frontend, seed=74)
-    frontend.begin("of 74")
-    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 74")
-    page.wait_for_function("id => app.graph.getNodeById(id).properties.iteris_ran", arg=SAVE)
-    frontend.into_subgraph(SAVE, show=True)
-    expect(page.locator(".iteris-text >> visible=true")).to_contain_text(SAVED["name"])
+    for knows, said in ((True, "read back: 24 modules"), (False, "Saved: iteris_merged")):
+        small(frontend, seed=74 if knows else 740)
+        run = f"known-{knows}"
+        text = [f"/loras/{SAVED['name']}", "read back: 24 modules", "3.4 MB"]
+        output = {"iteris_saved": [SAVED], "text": text}
+        frontend.begin(run)
+        frontend.executed(SAVE, output, run=run)
+        page.wait_for_function("id => app.graph.getNodeById(id).properties.iteris_ran", arg=SAVE)
+        if knows:
+            frontend.know(run, frontend.prompt(), {str(SAVE): output})
+        frontend.into_subgraph(SAVE, show=True)
+        told = page.locator(".iteris-text >> visible=true")
+        expect(told).to_contain_text(said)
+        expect(told).to_contain_text(SAVED["name"].removesuffix(".safetensors"))
+        frontend.forget(run)
     assert frontend.errors == []
