@@ -11,5 +11,6 @@ TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
     **{f"target={value}": name for name, value in TARGETS.items()},
     "scene_weight=0": "off, without Scene prompts",
+    "scene_weight=0.3": "on",
     "scene_pictures=False": "off",
 }

@@ -212,7 +212,7 @@ export function fileOf({ name: own, listed_as: listed, mb, ranks, words, isGone 
     return line;
   }
   const [least, most] = ranks;
-  const rank = least === most ? least : `${least}–${most}`;
+  const rank = least === most ? least : say("ranks", { least, most });
   line.append(
     ...loadButton(load, say),
     html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import label
+from ..settings import label, setting_to
 from .verdict import Advice, AdviceKind, Kept, Verdict
 
 
@@ -51,7 +51,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "polish": "look at pictures; if a LoRA does not show there, merge with the preset Polished, "
     "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
-    "together": "to get them into one picture, set {scene_weight} above 0",
+    "together": "to get them into one picture, set {together}",
     "compare": "look for both in pictures; only those can tell",
 }
 
@@ -67,7 +67,7 @@ def line_of(kept: Kept) -> str:
 
 
 def _sentence(advice: Advice) -> str:
-    names = {name: label(name) for name in ("held_out", "scene_weight")}
+    names = {"held_out": label("held_out"), "together": setting_to("scene_weight", 0.3)}
     return _ADVICE[advice.kind].format(*advice.names, **names)
 
 

@@ -8,7 +8,7 @@ from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.expert_files import LOW_INPUT
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
-from iteris_pack.nodes.scene import ScenePrompts
+from iteris_pack.nodes.scene import TOGETHER, ScenePrompts
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.words import NAMES, TARGETS
@@ -21,7 +21,7 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.rivals.registry import check_used
-from iteris_core.settings import PRECISIONS, checked, declared, labelled
+from iteris_core.settings import PRECISIONS, checked, declared, labelled, setting_to
 
 CORE = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
 FIELDS = {NAMES[name]: name for name in CORE}
@@ -87,6 +87,11 @@ def test_what_does_not_go_together_is_told_in_the_words_of_the_inputs(make, name
     assert [name for name in named if name not in told] == []
     others = {field.partition("=")[0] for field, name in NAMES.items() if field != name}
     assert not re.findall(rf"\b(?:{'|'.join(others)}|full_output)\b", told)
+
+
+def test_what_gets_two_into_one_picture_is_a_switch_of_the_node():
+    with labelled(NAMES):
+        assert setting_to("scene_weight", TOGETHER) == "together to on"
 
 
 def test_the_core_allows_what_a_widget_offers_and_begins_with(replace_host):

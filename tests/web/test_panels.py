@@ -172,7 +172,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less than stacked."
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture\nunlikely"
-    to_do = "To get them into one picture, switch on “together”."
+    to_do = "To get them into one picture, set “together” to on."
     parts = ("lost", together, to_do, against, taken, "WARNING", "Notes, bars and layers")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
@@ -315,7 +315,7 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     frontend.executed(SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
     assert file.count() == 0, "it is another node's"
     frontend.executed(SAVE, {"iteris_saved": [SAVED]})
-    said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4\N{EN DASH}16."
+    said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4 to 16."
     assert file.inner_text().split("\n") == [
         said,
         "Trigger words: sks dog, ink wash style",

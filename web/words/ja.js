@@ -57,6 +57,7 @@ export default {
   save: "保存",
   save_title: "「マージ後の LoRA を保存」を追加して実行します",
   saved: "保存済み：{name}、{mb} MB、ランク {rank}。",
+  ranks: "{least}～{most}",
   file_gone: "{name} に保存しましたが、その後ファイルが削除または変更されました。",
   saves_again: "実行すると保存し直します。",
   load_this: "これを読み込む",

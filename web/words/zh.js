@@ -51,6 +51,7 @@ export default {
   save: "保存",
   save_title: "添加“保存合并后的 LoRA”并运行",
   saved: "已保存：{name}，{mb} MB，秩 {rank}。",
+  ranks: "{least} 至 {most}",
   file_gone: "曾保存为 {name}，但该文件后来被删除或修改。",
   saves_again: "再次运行会重新保存。",
   load_this: "加载此文件",
