@@ -1,6 +1,7 @@
 // The line on a node that tells how far it is. The frontend's own would be on nodes of the same id in other workflows,
 // too.
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addElement, isShown, passing } from "./elements.js";
 import { heightOf } from "./heights.js";
@@ -11,6 +12,10 @@ import { nameAsRun } from "./runs.js";
 const FAR = 0.5; // at a smaller scale of the canvas the line cannot be read
 const FARTHEST = 0.2;
 const LETTERS = 13; // pixels of the screen
+
+let isAway = false; // the server
+for (const event of ["reconnecting", "reconnected"])
+  api.addEventListener(event, () => (isAway = event === "reconnecting"));
 
 const nowInSeconds = () => performance.now() / 1000;
 
@@ -38,7 +43,7 @@ export function addProgress(node, say, above, changed = () => {}) {
     return Object.entries(words).map(([name, text]) => text && html("span", `iteris-${name}`, text));
   };
   const draw = () => {
-    const left = timeLeft(end, nowInSeconds(), say);
+    const left = isAway ? say("server_away") : timeLeft(end, nowInSeconds(), say);
     const { scale } = app.canvas.ds;
     const now = [told, left, scale, isOther];
     if (now.every((each, i) => each === drawn?.[i])) return;

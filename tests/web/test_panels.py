@@ -1338,12 +1338,15 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
     frontend.begin("a")
     send_stage(frontend, "a", MERGE, "Sampling", 2, 4)
     line.wait_for()
+    frontend.send("reconnecting")
+    expect(line).to_contain_text("waiting for ComfyUI's server")
     busy = {"queue_running": [[0, "a", {}, {}, []]], "queue_pending": []}
     frontend.page.route("**/queue", lambda route: route.fulfill(json=busy))
     with frontend.page.expect_response("**/queue"):
         frontend.send("reconnected")
     frontend.settle()
     assert line.is_visible()
+    expect(line).not_to_contain_text("waiting")
     frontend.page.unroute("**/queue")
     frontend.send("reconnected")
     line.wait_for(state="hidden")

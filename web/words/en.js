@@ -223,6 +223,7 @@ export default {
   left: "about {time} left",
   left_of_stage: "about {time} left of this stage",
   left_few: "a few seconds left",
+  server_away: "waiting for ComfyUI's server",
   stopped: "Stopped.",
   stopped_sampled:
     "Stopped. Sampling is done: the next merge of these LoRAs reuses its runs, as long as ComfyUI keeps the model.",

@@ -226,6 +226,7 @@ export default {
   left: "残り約 {time}",
   left_of_stage: "このステージは残り約 {time}",
   left_few: "残り数秒",
+  server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
   stopped_sampled:
     "停止しました。サンプリング（Sampling）は完了しているため、ComfyUI がモデルを保持している間は、これらの LoRA の次のマージでその結果を再利用します。",
