@@ -1,5 +1,5 @@
-// What runs have drawn, which the browser keeps by what it was made of: with its next start the server has lost the
-// pictures.
+// What runs have drawn, which the browser keeps by what it was made of, and each merge apart: with its next start the
+// server has lost the pictures, and a comparison is shown beside the one before it.
 
 import { api } from "../../scripts/api.js";
 
@@ -8,7 +8,8 @@ const STORE = "comparisons";
 const MOST = { count: 12, bytes: 300e6 }; // the newest ones; one of three rows at 1024 pixels has some 15 MB
 const PATIENCE = 20_000; // milliseconds for the browser to open its store
 
-const shown = new Map(); // by the name: what was read, so that it has one address each
+let known = []; // what was read last, so that each picture has one address
+let keeping = Promise.resolve(); // until what runs have drawn so far is kept
 const addresses = new WeakMap(); // of pictures that the browser keeps
 
 /** Return the address of a picture: a file of the server's, or one that the browser has kept. */
@@ -34,7 +35,6 @@ function withPictures(output, pictures) {
   const others = next(output.iteris_pictures);
   return {
     ...output,
-    iteris_before: undefined,
     iteris_report: undefined,
     iteris_tiles: tiles,
     iteris_pictures: others,
@@ -42,7 +42,7 @@ function withPictures(output, pictures) {
 }
 
 /** Return a picture's bytes. */
-export async function fetched(picture) {
+async function fetched(picture) {
   const blob = await (await fetch(addressOf(picture))).blob();
   if (!blob.type.startsWith("image/")) throw new TypeError(`no picture: ${blob.type}`);
   return blob;
@@ -57,7 +57,8 @@ const asked = (request) =>
 
 async function inStore(mode, use) {
   const opening = indexedDB.open(NAME, 1);
-  opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "name" }).createIndex("at", "at");
+  opening.onupgradeneeded = () =>
+    opening.result.createObjectStore(STORE, { keyPath: ["name", "merge"] }).createIndex("at", "at");
   const late = new Promise((_, reject) => setTimeout(reject, PATIENCE));
   const database = await Promise.race([asked(opening), late]);
   try {
@@ -67,14 +68,15 @@ async function inStore(mode, use) {
   }
 }
 
+const newestOf = async (store) => (await asked(store.index("at").getAll())).reverse();
+
 /** Take the oldest ones out until there is room for one of so many bytes. */
 const makeRoom = (bytes) =>
   inStore("readwrite", async (store) => {
-    const newest = (await asked(store.index("at").getAll())).reverse();
     let whole = bytes;
-    for (const [place, { name, bytes: own }] of newest.entries()) {
+    for (const [place, { name, merge, bytes: own }] of (await newestOf(store)).entries()) {
       whole += own;
-      if (place + 1 >= MOST.count || whole > MOST.bytes) store.delete(name);
+      if (place + 1 >= MOST.count || whole > MOST.bytes) store.delete([name, merge]);
     }
   });
 
@@ -84,29 +86,42 @@ const makeRoom = (bytes) =>
  * @param {string} name the node's, see `workOf`
  * @param {object} output with the server's pictures
  */
-export async function keepPictures(name, output) {
+export function keepPictures(name, output) {
+  keeping = keeping.then(() => keep(name, output)); // the page is told of an output more than once
+}
+
+async function keep(name, output) {
   const files = picturesOf(output);
   if (!files.length) return;
+  const merge = output.iteris_made?.[0]?.at ?? 0; // of other files, a node of the same name makes another one
   const of = JSON.stringify(files); // another run of the same files may have drawn others
   try {
-    if ((await inStore("readonly", (store) => asked(store.get(name))))?.of === of) return;
+    if ((await inStore("readonly", (store) => asked(store.get([name, merge]))))?.of === of) return;
     const pictures = await Promise.all(files.map(fetched));
     const bytes = pictures.reduce((sum, { size }) => sum + size, 0);
     await makeRoom(bytes);
-    const kept = { name, of, bytes, at: Date.now(), output: withPictures(output, pictures) };
+    const kept = { name, merge, of, bytes, at: Date.now(), output: withPictures(output, pictures) };
     await inStore("readwrite", (store) => asked(store.put(kept)));
-    shown.delete(name);
   } catch {
     // the server still has it
   }
 }
 
-/** Return what the browser has kept of a node of a name; undefined: nothing. */
-export async function keptPictures(name) {
+/** Return what the browser has kept, the newest first. */
+async function read() {
+  await keeping;
+  const isIt = (one, other) => one.name === other.name && one.at === other.at;
   try {
-    if (!shown.has(name)) shown.set(name, (await inStore("readonly", (store) => asked(store.get(name))))?.output);
-    return shown.get(name);
+    const found = await inStore("readonly", newestOf);
+    known = found.map((each) => known.find((other) => isIt(each, other)) ?? each);
+    return known;
   } catch {
-    return undefined;
+    return []; // it keeps nothing
   }
 }
+
+/** Return what runs have drawn that the browser has kept, the newest first. */
+export const keptComparisons = async () => (await read()).map(({ output }) => output);
+
+/** Return what the browser has kept of a node of a name; undefined: nothing. */
+export const keptPictures = async (name) => (await read()).find((each) => each.name === name)?.output;

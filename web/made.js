@@ -55,12 +55,12 @@ export function ofMerge(made, say, beside = undefined) {
 }
 
 /**
- * Return what another merge has drawn, by the same prompts and from the same seed, of a comparison that was shown before
- * another one; undefined: there is nothing.
+ * Return what another merge has drawn by the same prompts and from the same seed: the first one of other outputs;
+ * undefined: there is nothing.
  */
-export function drawnBefore(shown, output) {
-  const [made, now] = [shown, output].map((each) => each?.iteris_made?.[0]);
-  if (!made || made.drawn !== now.drawn) return undefined;
-  if (made.at === now.at) return shown.iteris_before;
-  return { made, pictures: shown.iteris_tiles.map(({ pictures }) => pictures.at(-1)) };
+export function drawnBefore(outputs, { iteris_made: [now] = [] }) {
+  const isIt = ({ iteris_made: [made] = [] }) => made?.drawn === now.drawn && made.at !== now.at;
+  const found = now?.drawn && outputs.find(isIt);
+  if (!found) return undefined;
+  return { made: found.iteris_made[0], pictures: found.iteris_tiles.map(({ pictures }) => pictures.at(-1)) };
 }

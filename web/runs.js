@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
+import { keepPictures } from "./kept.js";
 import { isSame, neededFor, takeOutUncounted, workOf } from "./work.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
@@ -417,8 +418,10 @@ export async function keepOutput(id, output, workflow = undefined) {
   const run = output?.[RUN];
   if (!workflow) await Promise.allSettled([asking]);
   const whose = workflow ?? workflowOf(run);
-  const type = whose && (await promptOf(run))?.[id]?.class_type;
+  const prompt = whose && (await promptOf(run));
+  const type = prompt?.[id]?.class_type;
   if (!type) return;
+  keepPictures(workOf(prompt, id), output); // also where the next run ends before its tab is shown
   if (!kept.has(whose)) kept.set(whose, new Map());
   kept.get(whose).set(id, { type, output });
 }

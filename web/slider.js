@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
-import { addressOf, fetched } from "./kept.js";
+import { addressOf, keptComparisons } from "./kept.js";
 import { drawnBefore, ofMerge } from "./made.js";
 import { toldApart, translated } from "./names.js";
 import { askAgain, button, html, tell } from "./parts.js";
@@ -26,13 +26,15 @@ function choice(title) {
   return select;
 }
 
-/** Let a choice offer names, and maybe another merge's; what was chosen stays so, if it is still there. */
-function offer(select, names, another, otherwise) {
-  const values = [...names, ...(another ? [BEFORE] : [])];
-  const texts = [...names, another];
-  const found = values.lastIndexOf(select.value);
+/** Let a choice offer names, and maybe two merges by longer ones; what was chosen is so again, if it is there. */
+function offer(select, names, merges, otherwise) {
+  const values = [...names, ...(merges ? [BEFORE] : [])];
+  const option = (value, i) => {
+    const merge = merges?.[i - names.length + 1];
+    return Object.assign(html("option", "", merge ?? value), { label: merge ?? labels[i], value });
+  };
   const labels = toldApart(names, IN_CHOICE);
-  const option = (value, i) => Object.assign(html("option", "", texts[i]), { label: labels[i] ?? another, value });
+  const found = values.lastIndexOf(select.dataset.chosen);
   select.replaceChildren(...values.map(option));
   select.selectedIndex = found < 0 ? otherwise : found;
 }
@@ -141,14 +143,17 @@ export function addSlider(node, say, above) {
   const showRow = (row) => {
     chosen = row;
     const { names } = rows[chosen];
-    const another = before && say("merged") + ofMerge(before.made, say, shown.iteris_made?.[0]);
-    offer(left, names, another, names.length - 2);
-    offer(right, names, another, names.length - 1);
+    const merges = before && [shown.iteris_made[0], before.made];
+    const told = merges?.map((made, i) => say("merged") + ofMerge(made, say, merges[1 - i]));
+    offer(left, names, told, names.length - 2);
+    offer(right, names, told, names.length - 1);
   };
   /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */
   const pick = (row, place) => {
     if (row !== chosen) showRow(row);
-    (place === rows[row].names.length - 1 ? right : left).selectedIndex = place;
+    const select = place === rows[row].names.length - 1 ? right : left;
+    select.selectedIndex = place;
+    select.dataset.chosen = select.value;
     show();
   };
   const thumb = (file, name, short, row, place) => {
@@ -192,6 +197,7 @@ export function addSlider(node, say, above) {
   divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
   for (const select of [left, right])
     select.addEventListener("change", () => {
+      select.dataset.chosen = select.value;
       show();
       if (document.fullscreenElement) divider.focus(); // for the arrow keys
     });
@@ -202,12 +208,18 @@ export function addSlider(node, say, above) {
   };
   for (const image of [under, over]) askAgain(image, AGAIN, () => miss(image.src));
   node.iterisPictures = () => (isShown(element) ? element : undefined);
+  const findBefore = async (output) => {
+    const found = drawnBefore(await keptComparisons(), output);
+    if (!found || shown !== output) return;
+    before = found;
+    showRow(chosen);
+    show();
+  };
   node.showIterisTiles = (output) => {
     if (!output?.iteris_tiles?.length) return;
     const { prompt: last } = rows[chosen] ?? {};
-    output.iteris_before ??= drawnBefore(shown, output);
     shown = output;
-    before = output.iteris_before;
+    before = undefined;
     rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
@@ -217,14 +229,7 @@ export function addSlider(node, say, above) {
     showRow(again < 0 ? spoilt.indexOf(Math.max(...spoilt)) : again);
     show();
     fit(node);
-    // the server may have begun anew since
-    if (before)
-      fetched(before.pictures[0]).catch(() => {
-        if (shown !== output) return;
-        before = output.iteris_before = undefined;
-        showRow(chosen);
-        show();
-      });
+    findBefore(output);
   };
   also(node, "onExecuted", node.showIterisTiles);
   showElement(node, element, false);

@@ -82,7 +82,7 @@ SETTLED = """async () => {
     }
     watched.disconnect();
 }"""
-KEPT = """async (id) => {
+KEPT = """async ([id, merge]) => {
     const end = performance.now() + 20_000;
     const soon = () => performance.now() < end ? new Promise(requestAnimationFrame) : Promise.reject("not kept");
     const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
@@ -93,7 +93,7 @@ KEPT = """async (id) => {
     const database = await request(indexedDB.open("iteris"));
     for (let key; !key; await soon()) {
         const name = app.graph.getNodeById(id).properties.iteris_ran?.name;
-        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey(name));
+        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey([name, merge]));
     }
     database.close();
 }"""
@@ -189,9 +189,9 @@ class Frontend:
         self.page.wait_for_function("[...document.images].every((image) => image.complete)")
         self.settle()
 
-    def pictures_kept(self, node_id: int) -> None:
-        """Wait until the browser has kept what a run has drawn for a node."""
-        self.page.evaluate(KEPT, node_id)
+    def pictures_kept(self, node_id: int, merge: float = 0) -> None:
+        """Wait until the browser has kept what a run has drawn for a node, of a merge by its time."""
+        self.page.evaluate(KEPT, [node_id, merge])
 
     def settle(self, frames: int = 0) -> None:
         """Wait until the page has drawn what it was told, or for so many frames."""

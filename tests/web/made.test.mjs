@@ -55,10 +55,12 @@ test("what another merge has drawn is offered where all else was the same", () =
     iteris_tiles: [{ pictures: ["stacked", `merged at ${at}`] }],
   });
   const first = output(1000);
-  const second = output(2000);
-  second.iteris_before = drawnBefore(first, second);
-  assert.deepEqual(second.iteris_before, { made: first.iteris_made[0], pictures: ["merged at 1000"] });
-  assert.equal(drawnBefore(second, output(2000)), second.iteris_before, "told again, as from the server's cache");
-  assert.equal(drawnBefore(first, output(2000, "a dog, seed 8")), undefined);
-  assert.equal(drawnBefore(undefined, first), undefined);
+  const before = { made: first.iteris_made[0], pictures: ["merged at 1000"] };
+  const report = { iteris_pictures: ["a report"] };
+  assert.deepEqual(drawnBefore([report, first, output(500)], output(2000)), before, "the newest");
+  assert.deepEqual(drawnBefore([output(2000), first], output(2000)), before, "not itself, which is kept, too");
+  assert.equal(drawnBefore([first], output(2000, "a dog, seed 8")), undefined);
+  assert.equal(drawnBefore([], first), undefined);
+  const unknown = { iteris_tiles: [{ pictures: ["merged"] }] };
+  assert.equal(drawnBefore([first, unknown], unknown), undefined);
 });

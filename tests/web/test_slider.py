@@ -1,6 +1,7 @@
 """The slider of Compare: two of its pictures, and a divider that the user drags."""
 
 import io
+import re
 import time
 
 import av
@@ -162,7 +163,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
         page.keyboard.press(key)
         assert page.evaluate(prompt) != had, "another prompt's pictures"
         assert divider.input_value() == moved
-    assert [*chosen()[1:], page.evaluate(prompt)] == ["stacked", "merged", f"↑↓ {PROMPTS[1]}"]
+    assert [*chosen()[1:], page.evaluate(prompt)] == ["<b>dog</b>", "merged", f"↑↓ {PROMPTS[1]}"]
     close.press("Enter")
     page.wait_for_function("!document.fullscreenElement")
     expect(full).to_be_focused()
@@ -326,70 +327,137 @@ def made(at, preset="Balanced", drawn="from seed 0", **settings):
     return [merge | {"drawn": drawn}]
 
 
-def test_two_merges_are_compared(in_renderer, picture, output, server):
-    """Of the run that was shown before, as long as the server has its pictures."""
+@pytest.fixture
+def run_of(output, server):
+    """Return what a run tells whose merge's picture has a colour of its own."""
+
+    def tell(colour, merge):
+        own = f"merged {colour}.png"
+        Image.new("RGB", SIZE, colour).save(server.base / "temp" / own)
+        file = {"filename": own, "subfolder": "", "type": "temp"}
+        tiles = [
+            {**row, "pictures": [*row["pictures"][:-1], file]} for row in output["iteris_tiles"]
+        ]
+        return output | {"iteris_tiles": tiles, "iteris_made": merge}
+
+    return tell
+
+
+def in_fields(page):
+    """Return the fields of the slider: on the left, and on the right."""
+    return [page.locator(".iteris-slider select").nth(number) for number in range(2)]
+
+
+def of_merges(field):
+    """Return what a field offers by the names of merges."""
+    return field.locator("option").filter(has_text="merged (")
+
+
+def expect_pair(page, *pair):
+    """Wait until a name and a colour are shown on the left, and on the right; of a merge, what its name begins with."""
+    for field, image, (name, colour) in zip(
+        in_fields(page), page.locator(".iteris-pair img").all()[::-1], pair, strict=True
+    ):
+        expect(field.locator("option:checked")).to_have_text(re.compile("^" + re.escape(name)))
+        page.wait_for_function(
+            """([image, colour]) => {
+                if (!image.complete || !image.naturalWidth) return false;
+                const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+                canvas.drawImage(image, 0, 0);
+                return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).join() === colour.join();
+            }""",
+            arg=[image.element_handle(), list(colour)],
+        )
+
+
+STACKED = ("stacked", COLOURS["stacked"])
+
+
+def test_two_merges_are_compared(in_renderer, picture, run_of):
+    """With the run before, by what differs; what was chosen stays."""
     frontend = in_renderer
     page = frontend.page
-    folder = server.base / "temp"
     slider = page.locator(".iteris-slider")
-    left, right = (slider.locator("select").nth(number) for number in range(2))
-    before = left.locator("option").filter(has_text="merged (")
+    left, right = in_fields(page)
+    now = time.time()  # of another day, its day would be told
+    first, second, third = ((0, 0, blue) for blue in (90, 140, 240))
 
-    def run(name, merge):
-        own = f"merged {name}.png"
-        Image.new("RGB", SIZE, COLOURS["merged"]).save(folder / own)
-        tiles = [
-            {**row, "pictures": [*row["pictures"][:-1], {"filename": own, "type": "temp"}]}
-            for row in output["iteris_tiles"]
-        ]
+    def run(name, colour, merge):
         frontend.begin(name)
-        frontend.executed(1, output | {"iteris_tiles": tiles, "iteris_made": merge}, run=name)
+        frontend.executed(1, run_of(colour, merge), run=name)
         frontend.pictures_shown()
-
-    def shown():
-        sides = [each.locator("option:checked").text_content() for each in (left, right)]
-        files = page.locator(".iteris-pair img").evaluate_all(
-            "all => all.map(({ src }) => new URL(src).searchParams.get('filename'))"
-        )
-        return list(zip(sides, reversed(files), strict=True))
+        frontend.pictures_kept(1, merge[0]["at"])
 
     frontend.load(compare_of(), "two merges")
     frontend.show(1, left=500, top=60)
-    now = time.time()  # of another day, its day would be told
-    run("first", made(now, size="rank 16"))
-    expect(before).to_have_count(0)
-    run("second", made(now + 1))
-    stacked = ("stacked", f"tile {COLOURS['stacked']}.png")
-    assert shown() == [stacked, ("merged", "merged second.png")], "what was chosen stays"
-    expect(before).to_have_count(1)
-    name = before.text_content()
+    run("first", first, made(now, size="rank 16"))
+    expect_pair(page, STACKED, ("merged", first))
+    expect(of_merges(left)).to_have_count(0)
+    run("second", second, made(now + 1))
+    expect_pair(page, STACKED, ("merged (size as usual, ", second))
+    name = of_merges(left).last.text_content()
     assert name.startswith("merged (size rank 16, "), "what differs, and no preset"
     left.select_option(index=3)
+    expect_pair(page, (name, first), ("merged (size as usual, ", second))
     picture(frontend, "slider_two_merges")
+    right.select_option(index=0)
     width = "each => each.offsetWidth"
     whole = f"each => {{ each.style.minWidth = 'max-content'; return ({width})(each); }}"
-    assert left.evaluate(width) == left.evaluate(whole), "all of the name is seen"
+    assert left.evaluate(width) == left.evaluate(whole), (
+        "all of the name is seen beside a short one"
+    )
+    right.select_option(index=2)
     assert left.get_attribute("title") == f"Picture on the left: {name}"
-    assert shown() == [(name, "merged first.png"), ("merged", "merged second.png")]
+    expect_pair(page, (name, first), ("merged (size as usual, ", second))
     slider.locator(".iteris-drawn").nth(1).get_by_role("button", name="merged").click()
-    assert shown()[0] == (name, "merged first.png"), "in another row, too"
-    frontend.load(compare_of(1), "another tab")
-    frontend.go_to("two merges")
-    expect(before).to_have_text([name])
-    left.select_option(index=3)
-    run("third", made(now + 2, "Fast"))
-    assert shown()[0][0].startswith("merged (Balanced, "), "of the run before this one"
-    run("third again", made(now + 2, "Fast"))
-    assert shown()[0][0].startswith("merged (Balanced, "), "the same merge is no other one"
-    run("of another seed", made(now + 3, drawn="from seed 1"))
-    assert shown() == [stacked, ("merged", "merged of another seed.png")]
-    expect(before).to_have_count(0)
-    (folder / "merged of another seed.png").unlink()
-    with page.expect_response(lambda response: response.status == 404):
-        run("after a restart", made(now + 4, drawn="from seed 1"))
-    expect(before).to_have_count(0)
-    assert shown() == [stacked, ("merged", "merged after a restart.png")]
-    assert [error for error in frontend.errors if "404" not in error] == []
+    expect_pair(page, (name, first), ("merged (size as usual, ", second))
+    run("third", third, made(now + 2, "Fast"))
+    expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
+    run("third again", third, made(now + 2, "Fast"))
+    expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
+    run("of another seed", first, made(now + 3, drawn="from seed 1"))
+    expect_pair(page, STACKED, ("merged", first))
+    frontend.settle()
+    expect(of_merges(left)).to_have_count(0)
+    assert frontend.errors == []
+
+
+def test_two_merges_are_compared_though_nobody_watched_the_second(in_renderer, run_of):
+    """As merges take minutes: it ends in another tab; the page is opened anew; the node goes into a subgraph."""
+    frontend = in_renderer
+    page = frontend.page
+    left, _ = in_fields(page)
+    now = time.time()
+    first, second, third = ((0, 0, blue) for blue in (90, 140, 240))
+    frontend.load(compare_of(61), "unwatched")
+    prompt = frontend.prompt()
+    frontend.begin("first")
+    frontend.executed(1, run_of(first, made(now, size="rank 4")), run="first")
+    frontend.pictures_kept(1, now)
+    for name in ("second", "third"):
+        frontend.queued(name)
+    frontend.load(compare_of(62), "in front")
+    last = run_of(third, made(now + 2, size="rank 1"))
+    for name, told in (("second", run_of(second, made(now + 1, size="rank 2"))), ("third", last)):
+        frontend.send("execution_start", prompt_id=name, timestamp=0)
+        frontend.executed(1, told, run=name)
+    assert not page.locator(".iteris-slider").is_visible()
+
+    def compared():
+        expect(of_merges(left)).to_have_count(2)
+        left.select_option(index=3)
+        expect_pair(page, ("merged (size rank 2, ", second), ("merged (size rank 1, ", third))
+
+    frontend.go_to("unwatched")
+    compared()
+    frontend.keep()
+    frontend.know("third", prompt, {"1": last})
+    frontend.open()
+    compared()
+    frontend.into_subgraph(1, show=True)
+    compared()
+    frontend.forget("third")
+    assert frontend.errors == []
 
 
 def test_a_finger_drags_the_divider(open_frontend, output):
@@ -726,12 +794,7 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     loaded = f"({loaded}).length === 2 && ({loaded}).every((image) => image.naturalWidth)"
     frontend.load(compare_of(3), "drawn")
     frontend.begin("kept")
-    Image.new("RGB", SIZE).save(server.base / "temp" / "tile before.png")
-    pictures = [{"filename": "tile before.png", "subfolder": "", "type": "temp"}] * len(PROMPTS)
-    before = {"iteris_before": {"made": made(1e9)[0], "pictures": pictures}}
-    frontend.executed(1, output | before, run="kept")
-    of_before = page.locator(".iteris-slider option").filter(has_text="merged (")
-    expect(of_before).to_have_count(2)
+    frontend.executed(1, output, run="kept")
     frontend.pictures_kept(1)
     saved = frontend.workflow()
     for colour in COLOURS.values():
@@ -741,7 +804,6 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     page.wait_for_function(loaded)
     frontend.show(1, left=500, top=60)
     picture(frontend, "slider_kept")
-    assert of_before.count() == 0, "the server has forgotten what that file is"
     assert page.locator(".iteris-forgotten").count() == 0
     assert page.locator(".iteris-earlier").count() == 0
     frontend.set_widgets(1, seed=4)
