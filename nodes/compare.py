@@ -230,13 +230,14 @@ class Compare(io.ComfyNode):
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
         prompts = [row.label for row in rows]
+        of_loras = [use.name for use in uses]
         shown = {
             # not as images, which the page would show on nodes of the same id in other workflows
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": ["\n".join([*prompts, *taken, ", ".join(facts)])],
             "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
-            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts])}],
+            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
             "iteris_tiles": tiles_of(rows, table_rows),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])

@@ -154,7 +154,8 @@ export function drawRow(view, place) {
     element.classList.toggle("iteris-refused", !!refusal);
     element.classList.toggle("iteris-again", isAgain || !!within);
     element.classList.toggle("iteris-namesake", isNamesake);
-    badge.textContent = fitting ? lora.family : isAgain || within ? "×2" : "";
+    badge.textContent =
+      isMissing && row.name ? say("not_found") : fitting ? lora.family : isAgain || within ? "×2" : "";
     const called = within && { lora: calledOf(within.lora), merge: calledOf(within.other) };
     const doubts = [
       fitting ? say(fitting, { family: lora.family }) : "",

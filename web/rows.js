@@ -307,9 +307,12 @@ class Rows {
       if (wanting === undefined)
         this.put([...this.entries.filter(({ text }, i) => text || i < this.entries.length - 1), newRow(file)]);
       else {
-        const isMerge = lastAboutLora(file)?.merged_from?.length; // whose strengths are in it
-        const isFirst = !this.entries[wanting].row.name;
-        this.write(wanting, { name: nameOf(file), ...(isMerge && isFirst && { model: 1, clip: 1 }) });
+        const { merged_from: merged, kind } = lastAboutLora(file) ?? {};
+        const { row } = this.entries[wanting];
+        const change = { name: nameOf(file) };
+        if (merged?.length && !row.name) Object.assign(change, { model: 1, clip: 1 }); // its strengths are in it
+        if (kind && kind !== row.kind && !row.called) change.kind = ""; // what was said, as in a template, is of no file
+        this.write(wanting, change);
       }
       this.finish();
       if (isOpen) return;

@@ -70,6 +70,7 @@ class HeldOutCheck:
         """
         parts = [adapter.split(self.model.is_text_module) for adapter in (*self.adapters, merged)]
         texts = [text for text, _ in parts]
+        self._parts()[0](0, 1)  # it is this stage by now, though the captions are read first
         readers = _contexts(self.model, self.plans, texts, self.samples_per_chunk)
         of_denoiser = [part for _, part in parts]
         with self.model.denoiser() as network:

@@ -1066,6 +1066,30 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     assert rows.page.locator(".iteris-choice").count() == 0
 
 
+@pytest.mark.parametrize("named", ["", 'called="a second thing"'])
+def test_what_a_row_is_said_to_be_is_not_kept_of_a_file_whose_words_say_another(rows, named):
+    """As of a row of a template; a user who has named it too knows."""
+
+    def told(route):
+        file = {"name": "second", "trigger_words": ["in ink style"], "kind": "style"}
+        route.fulfill(json={"base": "", "blocks": [], "prompts": {}, "error": None, **file})
+
+    rows.page.route("**/iteris/lora?*second*", told)
+    rows.page.evaluate(FORGET)
+    rows.set_widgets(MERGE, loras=f"<lora::1> subject {named}".rstrip())
+    at(rows, 0, "lora").click()
+    option = rows.page.locator(".iteris-option", has_text="second")
+    option.hover()
+    rows.page.wait_for_selector(
+        ".iteris-choice:has-text('in ink style')"
+    )  # by now the file is known
+    option.click()
+    rows.settle()
+    expected = f"<lora:second:1> subject {named}" if named else "<lora:second:1>"
+    assert text_of(rows) == expected
+    expect(at(rows, 0, "kind")).to_have_text("subject" if named else "style")
+
+
 @IN_ONE
 def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")
@@ -1132,6 +1156,7 @@ def test_a_list_that_is_asked_for_anew_tells_rows_of_files_that_have_come(rows):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>")
     missing = rows.page.locator(".iteris-missing")
     expect(missing).to_have_attribute("data-place", "1")
+    expect(missing.locator(".iteris-family")).to_have_text("not found")
     files.append("second.safetensors")
     rows.page.locator(".iteris-add").click()
     expect(missing).to_have_count(0)
@@ -1336,7 +1361,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
     cost = {"rows": 100, "seconds": 50, "presets": {"Fast": [40, 10, 0], "Balanced": [600, 20, 5]}}
     rows.executed(1, {"iteris_cost": [cost]})
-    last = "Anew, by the last run:"
+    last = "To merge again, by the last run:"
     shown = [last, "Fast: about 20 s", "Balanced: about 5 min", "Preview: seconds"]
     assert times.inner_text().split("\n") == shown
     picture(rows, "rows_times")

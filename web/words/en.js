@@ -28,7 +28,7 @@ export default {
   levels:
     "Kept: how much of the LoRA shows in pictures of the merge, as the LoRA itself judges them; 100 % is as much as with the LoRA alone, 0 % what the base model draws. Good from {good} % on, lost below {lost} %. The range after it is what the check pictures leave open, meant to be right nine times in ten; more check runs make it narrower. The bar is full up to its lowest and pale up to its highest. Where it would span 80 points or more, the pictures disagree or are too few, and the verdict is open. The bounds were chosen in a small world in which a recogniser judged the pictures; your own pictures decide.",
   to_measure:
-    "A preview: nothing was measured, and figures are estimates from the files. Balanced measures and checks, in the time of about 4 pictures a LoRA.",
+    "A preview: nothing was measured, and figures are estimates from the files. Balanced measures and checks: with two LoRAs that takes as long as 6 to 11 pictures.",
   to_check: "Not checked: connect Merge settings, and set check_runs to 1 or more.",
   to_method: "Merge with iteris instead of {name}.",
   to_rank: "Allow a higher rank, or a larger file.",
@@ -64,7 +64,7 @@ export default {
   prompt: "Prompt",
   negative_prompt: "Negative prompt",
   replaced: "Load LoRAs is in the place of the merge",
-  replaced_rest: "Ctrl+Z brings the merge back, with all that hung on it.",
+  replaced_rest: "Ctrl+Z brings the merge back, with everything that was connected to it.",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",
@@ -179,13 +179,14 @@ export default {
   no_style: "choose a style",
   to_choose: "This row has no file yet. Click to choose one.",
   remark: "A remark; it does not count",
+  not_found: "not found",
   missing: "No LoRA of ComfyUI's list has this name, or several have. Click to choose another one.",
   odd: "This LoRA is for {family}, and others here are for another model.",
   unfit: "This LoRA is for {family}, not for this model.",
   again: "This LoRA is in several rows: its strengths add up.",
   within: "{lora} is in {merge}, too: it counts twice.",
   by_last_run: "By the last run:",
-  anew: "Anew, by the last run:",
+  anew: "To merge again, by the last run:",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",
   time_preview: "{name}: seconds",
