@@ -377,13 +377,21 @@ class Frontend:
         self.settle(40)
 
     def press_undo(self, word: str = "undo") -> None:
-        """Press the keys of undo or redo, and wait until ComfyUI has loaded the graph of before."""
-        keys, steps = {"undo": ("Control+z", "redoQueue"), "redo": ("Control+y", "undoQueue")}[word]
+        """Press the keys of undo or redo, and wait until ComfyUI has loaded the graph of before.
+
+        They are held as long: on a busy machine they are up again before its next frame, in which it
+        heeds them, and it takes a step of its own at a modifier that is let go.
+        """
+        key, steps = {"undo": ("z", "redoQueue"), "redo": ("y", "undoQueue")}[word]
         step = self.page.evaluate(f"{TRACKER}.{steps}.length")
-        self.page.keyboard.press(keys)
+        keyboard = self.page.keyboard
+        for each in ("Control", key):
+            keyboard.down(each)
         self.page.wait_for_function(
             f"step => {TRACKER}.{steps}.length > step && !{TRACKER}._restoringState", arg=step
         )
+        for each in (key, "Control"):
+            keyboard.up(each)
         self.settle(40)
 
     def run_button(self) -> Any:

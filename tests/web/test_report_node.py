@@ -70,14 +70,17 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
     """As after a restart of the server, which keeps no run and no picture."""
     frontend = in_renderer
     page = frontend.page
-    frontend.load({"1": {"class_type": "IterISReport", "inputs": {}}}, "forgotten")
+    # of no other test, of which the page keeps the picture
+    frontend.load(
+        {"3": {"class_type": "IterISReport", "inputs": {"show": "everything"}}}, "forgotten"
+    )
     file = {"filename": "gone.png", "subfolder": "", "type": "temp"}
     output = {"text": ["cat: kept 80 %"], "iteris_pictures": [file]}
-    frontend.executed(1, output)
+    frontend.executed(3, output)
     text = page.locator(".iteris-text:not(.iteris-hidden)")
     text.get_by_text("The server no longer has the result").wait_for()
     assert text.inner_text().startswith("cat: kept 80 %")
-    ran = "app.graph.getNodeById(1).properties.iteris_ran?.files"
+    ran = "app.graph.getNodeById(3).properties.iteris_ran?.files"
     page.wait_for_function(ran)
     saved = frontend.workflow()
     frontend.load({"1": {"class_type": "IterISSave", "inputs": {}}}, "elsewhere")
@@ -85,7 +88,7 @@ def test_what_the_server_has_forgotten_is_told_until_the_next_run(in_renderer, p
         saved["nodes"][0]["properties"]["iteris_ran"]["files"] = files
         frontend.load(saved, name)
         page.wait_for_selector(".iteris-forgotten")
-        frontend.show(1)
+        frontend.show(3)
         assert text.inner_text().startswith("The server no longer has the result")
     picture(frontend, "report_forgotten")
     frontend.begin("b")
