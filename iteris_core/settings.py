@@ -50,6 +50,7 @@ MOST_SEEDS = 1 << 32
 MOST_TOKENS = 1 << 20  # of a text; language models read a thousandth to all of it
 MOST_AT_ONCE = 1 << 12  # samples of a call; GPUs hold a few dozen
 TRIGGER = "{trigger}"  # what a file's trigger words take the place of
+TOGETHER = 0.3  # the usual scene_weight
 _MOST_SHOWN = 60  # characters of a value in an error
 _MOST_NAMES = 12
 _STRICT = ConfigDict(

@@ -12,7 +12,8 @@ from ..iteris_core import MergeConfig
 from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.presets import PRESETS, PREVIEW, Changes, Preset
-from .scene import TOGETHER, TOGETHER_POLISHED
+from ..iteris_core.settings import TOGETHER
+from .scene import TOGETHER_POLISHED
 from .settings import words_of_changes
 from .size import Size
 from .sockets import Scenes

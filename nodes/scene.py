@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..iteris_core import IterisError
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.captions import SCENE_FORMS, STYLE_PLACE, SUBJECT_PLACES, placeholders
-from ..iteris_core.settings import bounds
+from ..iteris_core.settings import TOGETHER, bounds
 from .loras.prompts import filled, lines
 from .loras.stack_formats import prompts_by_name
 from .sockets import LORAS, ChosenLora, Scenes
@@ -20,8 +20,7 @@ from .validation import checked
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import Kind, LoraUse
 
-TOGETHER = 0.3  # of each LoRA's captions with others, besides its own
-TOGETHER_POLISHED = 1.0  # the same, where gradients see what both draw
+TOGETHER_POLISHED = 1.0  # the weight where gradients see what both draw
 _SHOWN = 4
 
 

@@ -134,7 +134,7 @@ def words_of_changes(changes: Changes) -> dict[str, str]:
     usual = changes_of(**{widget.id: widget.default for widget in Settings.define_schema().inputs})
     parts = [(changes.calibration, usual.calibration), (changes.config, usual.config)]
     return {
-        NAMES[name]: _in_words(value)
+        NAMES[name]: NAMES.get(f"{name}={value}", _in_words(value))
         for part, first in parts
         for name, value in part.items()
         if name not in first or first[name] != value

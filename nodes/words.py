@@ -5,12 +5,12 @@ from __future__ import annotations
 from ..iteris_core.config import MergeConfig
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.lora_use import LoraUse
-from ..iteris_core.settings import names_of
+from ..iteris_core.settings import TOGETHER, names_of
 
 TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
     **{f"target={value}": name for name, value in TARGETS.items()},
     "scene_weight=0": "off, without Scene prompts",
-    "scene_weight=0.3": "on",
+    f"scene_weight={TOGETHER}": "on",
     "scene_pictures=False": "off",
 }

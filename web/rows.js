@@ -311,7 +311,7 @@ class Rows {
         const { row } = this.entries[wanting];
         const change = { name: nameOf(file) };
         if (merged?.length && !row.name) Object.assign(change, { model: 1, clip: 1 }); // its strengths are in it
-        if (kind && kind !== row.kind && !row.called) change.kind = ""; // what was said, as in a template, is of no file
+        if (kind && kind !== row.kind && !row.called) change.kind = ""; // it was said of another file, or of none
         this.write(wanting, change);
       }
       this.finish();

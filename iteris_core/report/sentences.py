@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import label, setting_to
+from ..settings import TOGETHER, label, setting_to
 from .verdict import Advice, AdviceKind, Kept, Verdict
 
 
@@ -67,7 +67,7 @@ def line_of(kept: Kept) -> str:
 
 
 def _sentence(advice: Advice) -> str:
-    names = {"held_out": label("held_out"), "together": setting_to("scene_weight", 0.3)}
+    names = {"held_out": label("held_out"), "together": setting_to("scene_weight", TOGETHER)}
     return _ADVICE[advice.kind].format(*advice.names, **names)
 
 

@@ -116,7 +116,7 @@ def unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note]
     any.
 
     Args:
-        what: The begin of the note: where they are left out.
+        what: How the note begins: where they are left out.
     """
     asked = (text for text in texts if "embedding:" in text)
     found = [name for text in asked for name in base.texts.unknown_embeddings(text)]

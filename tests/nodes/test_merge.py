@@ -87,6 +87,8 @@ def test_what_is_set_of_a_merge_tells_it_from_others(widgets):
     changed = usual | {"sample_runs": 3, "precision": "bfloat16", "protected_prompts": "a\nb"}
     others = {"sample_runs": "3", "precision": "bfloat16", "protected_prompts": "a, b"}
     assert told(changes_of(**changed), "Fast") == {"preset": "Fast", "settings": others}
+    chosen = {"reproduce": "what the LoRA adds"}
+    assert told(changes_of(**usual | chosen))["settings"] == chosen, "in the words of the node"
     own = told(together=True, way="rank", value=16.0)["settings"]
     assert own == {"together": "on", "size": "rank 16"}
     assert told(preset="Preview", together=True)["settings"] == {}, "which does not count"

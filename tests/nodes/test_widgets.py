@@ -8,7 +8,7 @@ from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.expert_files import LOW_INPUT
 from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
 from iteris_pack.nodes.merge import Merge
-from iteris_pack.nodes.scene import TOGETHER, ScenePrompts
+from iteris_pack.nodes.scene import ScenePrompts
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.words import NAMES, TARGETS
@@ -21,7 +21,7 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import ScenePlan
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.rivals.registry import check_used
-from iteris_core.settings import PRECISIONS, checked, declared, labelled, setting_to
+from iteris_core.settings import PRECISIONS, TOGETHER, checked, declared, labelled, setting_to
 
 CORE = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
 FIELDS = {NAMES[name]: name for name in CORE}

@@ -379,8 +379,8 @@ class Frontend:
     def press_undo(self, word: str = "undo") -> None:
         """Press the keys of undo or redo, and wait until ComfyUI has loaded the graph of before.
 
-        They are held as long: on a busy machine they are up again before its next frame, in which it
-        heeds them, and it takes a step of its own at a modifier that is let go.
+        They are held until then: ComfyUI acts on a key in its next frame, and takes a step of its
+        own when a modifier is let go before that, as on a busy machine.
         """
         key, steps = {"undo": ("z", "redoQueue"), "redo": ("y", "undoQueue")}[word]
         step = self.page.evaluate(f"{TRACKER}.{steps}.length")
