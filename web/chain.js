@@ -181,6 +181,71 @@ export function takeOut(node, canvas) {
   });
 }
 
+/** Put a new merge in a loader's place, with its text and room to grow; return where what is below may begin. */
+function putMerge(merge, node) {
+  const { graph } = node;
+  const { value: loras } = node.widgets.find(({ name }) => name === "loras");
+  const height = Math.max(merge.size[1], node.size[1]); // rows have no height yet
+  const grown = height + roomFor(loras);
+  merge.pos = [...node.pos];
+  merge.setSize([Math.max(merge.size[0], node.size[0]), merge.size[1]]); // else lanes beside it would be behind the loader
+  makeRoom(graph, merge, grown + 2 * LANE, node);
+  graph.add(merge);
+  set(merge, "loras", loras);
+  if (node.pinned) merge.pin(true);
+  return merge.pos[1] + grown;
+}
+
+/** Link a merge to what led to the loader in its place, and to Merge settings if it is to measure at a cfg of its own. */
+function linkBefore(merge, node, create, cfg) {
+  const atLeft = (type) => {
+    const each = create(type);
+    putAtLeft(node.graph, each, merge.pos, node);
+    return { outputNode: each, output: each.outputs[0] };
+  };
+  let more = originOf(node, "more_loras");
+  const stacked = originOf(node, "lora_stack");
+  if (stacked) {
+    const stack = atLeft("IterISStack");
+    link(stacked, stack.outputNode, "lora_stack");
+    link(more, stack.outputNode, "previous");
+    more = stack;
+  }
+  for (const name of ["model", "clip", "loras"]) link(originOf(node, name), merge, name);
+  link(more, merge, "more_loras");
+  if (cfg === undefined) return;
+  const settings = atLeft("IterISSettings");
+  link(settings, merge, "settings");
+  set(settings.outputNode, "cfg", cfg);
+}
+
+/** Put a Save near a new merge, and before it a Compare where a VAE is found; return them. */
+function putBehind(merge, below, create, title, drawn, measured) {
+  const { graph } = merge;
+  const vae = comparedBy(merge);
+  const save = create("IterISSave");
+  const compare = vae && create("IterISCompare");
+  const width = compare ? compare.size[0] + GAP : 0;
+  const head = compare && graph.groups?.length ? GROUP_TITLE : 0;
+  const [right, bottom] = head ? [PADDING, GAP] : [0, 0]; // of the group
+  const wanted = [width + save.size[0] + right, head + Math.max(save.size[1], compare?.size[1] ?? 0) + bottom];
+  const beside = [merge.pos[0] + merge.size[0] + GAP, merge.pos[1]];
+  const [left, start] = freePlace(graph, beside, wanted, compare ? PICTURES : 0);
+  const top = start + head;
+  // where they stay: Nodes 2.0 of older frontends draws a node where it was added
+  putSave(graph, save, [left + width, top]);
+  if (!compare) {
+    linkMerged(merge, [save], below);
+    return [save];
+  }
+  putCompare(graph, compare, [left, top], drawn, measured);
+  linkMerged(merge, [compare, save], below);
+  linkVae(vae, merge, below, compare);
+  linkCover(compare, save);
+  if (head) groupRound(graph, [compare, save], title, head).color = GROUP_COLOUR;
+  return [compare, save];
+}
+
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
@@ -199,71 +264,17 @@ export function turnInto(node, create, canvas, title, guidance) {
   const { graph } = node;
   const shown = [];
   asOneChange(canvas, () => {
-    const merge = create("IterISMerge");
-    shown.push(merge);
-    // rows have no height yet
-    const height = Math.max(merge.size[1], node.size[1]);
-    merge.pos = [...node.pos];
-    merge.setSize([Math.max(merge.size[0], node.size[0]), merge.size[1]]); // else lanes beside it would be behind the loader
-    const sizes = sizesOf(graph);
-    const { value: loras } = node.widgets.find(({ name }) => name === "loras");
-    const grown = height + roomFor(loras);
-    makeRoom(graph, merge, grown + 2 * LANE, node);
-    graph.add(merge);
-    set(merge, "loras", loras);
-    if (node.pinned) merge.pin(true);
-    const [edge, top] = merge.pos;
-    const end = edge + merge.size[0];
-    const atLeft = (each) => {
-      putAtLeft(graph, each, [edge, top], node);
-      return { outputNode: each, output: each.outputs[0] };
-    };
-    let more = originOf(node, "more_loras");
-    const stacked = originOf(node, "lora_stack");
-    if (stacked) {
-      const stack = create("IterISStack");
-      const all = atLeft(stack);
-      link(stacked, stack, "lora_stack");
-      link(more, stack, "previous");
-      more = all;
-    }
-    for (const name of ["model", "clip", "loras"]) link(originOf(node, name), merge, name);
-    link(more, merge, "more_loras");
     const drawn = sampledBy(node);
     const { cfg } = drawn;
     // elsewhere what suits the model is near enough
     const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
-    if (isOwn) {
-      const settings = create("IterISSettings");
-      link(atLeft(settings), merge, "settings");
-      set(settings, "cfg", cfg);
-    }
+    const sizes = sizesOf(graph);
+    const merge = create("IterISMerge");
+    const below = putMerge(merge, node);
+    linkBefore(merge, node, create, isOwn ? cfg : undefined);
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
-    const vae = comparedBy(merge);
-    const compare = vae && create("IterISCompare");
-    const save = create("IterISSave");
-    const width = compare ? compare.size[0] + GAP : 0;
-    const head = compare && graph.groups?.length ? GROUP_TITLE : 0;
-    const size = [width + save.size[0], Math.max(save.size[1], compare ? compare.size[1] : 0)];
-    const [right, bottom] = head ? [PADDING, GAP] : [0, 0]; // of the group
-    const wanted = [size[0] + right, head + size[1] + bottom];
-    const [left, start] = freePlace(graph, [end + GAP, top], wanted, compare ? PICTURES : 0);
-    const upper = start + head;
-    // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-    putSave(graph, save, [left + width, upper]);
-    const below = top + grown;
-    if (compare) {
-      putCompare(graph, compare, [left, upper], drawn, isOwn ? cfg : guidance);
-      shown.push(compare);
-    }
-    linkMerged(merge, compare ? [compare, save] : [save], below);
-    if (compare) {
-      linkVae(vae, merge, below, compare);
-      linkCover(compare, save);
-    }
-    shown.push(save);
-    if (head) groupRound(graph, [compare, save], title, head).color = GROUP_COLOUR;
+    shown.push(merge, ...putBehind(merge, below, create, title, drawn, isOwn ? cfg : guidance));
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);
