@@ -8,14 +8,14 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iteris_core import ConfigError
 from ..iteris_core.diffusion.job import Job
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
-from ..iteris_core.settings import setting_to
+from ..iteris_core.settings import label, setting_to, shown, some_of, value_label
 from . import host
 from .expert_files import LOW_INPUT
 from .loras.chosen import identified, load, scenes_of, unread_in
@@ -23,6 +23,7 @@ from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import uses_of_rows
+from .size import Size
 from .sockets import ChosenLora, Loose, MergedLora
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from ..iteris_core.diffusion.recipe import Recipe
     from ..iteris_core.files.families import Family
     from ..iteris_core.memory import Room
     from .asked import Asked
 
 logger = logging.getLogger("iteris")
+_SIZES = ("rank", "kept_energy", "size")  # the settings that a merge node's size decides
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def prepared(
     on_models = _notes_on_models(connected, base, loras, files, job.calibration)
     notes = (
         *job.settings.notes,
+        *made_otherwise(chosen, asked, job),
         *untested,
         *of_editing(base, connected.texts["model"], job.calibration),
         *joined,
@@ -200,6 +204,36 @@ def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:
         for row, use in zip(rows, uses, strict=True)
         if row.kind is None and use.kind == "style"
     ]
+
+
+def made_otherwise(loras: Iterable[ChosenLora], asked: Asked, job: Job) -> list[Note]:
+    """Return a warning about each recipe whose LoRAs are merged without its settings, where these
+    are others; not about a size that the node says, nor about a preview, which is chosen.
+    """
+    if asked.recipe is not None or not job.config.measured:
+        return []
+    sizes = _SIZES if asked.size.way != Size.way else ()
+    here = _settings_of(job)
+    told: dict[str, None] = {}
+    for recipe in filter(None, (lora.recipe for lora in loras)):
+        others = [
+            f"{label(name)} {_in_short(name, value)} (here {_in_short(name, here[name])})"
+            for name, value in _settings_of(recipe).items()
+            if value != here[name] and name not in sizes
+        ]
+        told |= dict.fromkeys([some_of(others)] if others else [])
+    said = "the settings of Load recipe are not connected, so they did not count:"
+    return [Note("uncounted", f"{said} {text}") for text in told]
+
+
+def _settings_of(made: Job | Recipe) -> dict[str, Any]:
+    return {**asdict(made.calibration), **made.config.to_dict()}
+
+
+def _in_short(name: str, value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return shown(value)
+    return value_label(name, f"{value:g}" if isinstance(value, float) else value)
 
 
 def check_untested(family: Family, calibration: Calibration) -> list[Note]:

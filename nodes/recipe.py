@@ -86,7 +86,7 @@ class LoadRecipe(io.ComfyNode):
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch "
                 "check_files off to merge the present one"
             )
-        chosen = [ChosenLora(use) for use, _ in loras]
+        chosen = [ChosenLora(use, recipe=recipe) for use, _ in loras]
         tasks = show(chosen, (), "\n".join(changed))
         return io.NodeOutput(*tasks.args, recipe, as_text(recipe), ui=tasks.ui)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..iteris_core import Adapter, MergeReport
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from ..iteris_core.diffusion.recipe import Recipe
     from . import host
     from .keys import HostKeys
 
@@ -81,11 +82,13 @@ class ChosenLora:
         tensors: Weights of a LoRA that is in no file, since it was trained in this workflow or
             taken off a model.
         scenes: Settings of scenes with other LoRAs; None: no scenes.
+        recipe: The recipe that it comes from; None: from none.
     """
 
     use: LoraUse
     tensors: Mapping[str, Tensor] | None = None
     scenes: Scenes | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .verdict import Effort, Made, Verdict, verdict_of
 # merge; what the host's model carries; a device that is too small for all of it. Six are
 # warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
 # on which merging was never tested; a polish or a check that could not be made; a host that may
-# draw otherwise than was measured; and what did not count in a preview.
+# draw otherwise than was measured; and settings that did not count.
 _WarningKind = Literal["twice", "untested", "unpolished", "unchecked", "unproved", "uncounted"]
 NoteKind = Literal[
     _WarningKind,

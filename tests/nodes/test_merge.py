@@ -9,10 +9,11 @@ from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import Work, cost_shown
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.prepared import guessed_styles, prepared, too_small
+from iteris_pack.nodes.prepared import guessed_styles, made_otherwise, prepared, too_small
 from iteris_pack.nodes.settings import Settings, changes_of
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.sockets import ChosenLora
+from iteris_pack.nodes.words import NAMES
 from safetensors.torch import save_file
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig, MergeReport
@@ -22,6 +23,7 @@ from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import Recipe
 from iteris_core.files.families import FAMILIES
 from iteris_core.report.records import Note
+from iteris_core.settings import labelled
 
 
 def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
@@ -102,6 +104,29 @@ def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
     [note] = how.notes
     assert "preset, together and size did not count" in note.text
+
+
+def test_a_recipe_whose_settings_are_not_connected_is_told_where_it_sets_others():
+    made = Calibration(trajectories=40, scene_weight=0.3, preserve_captions=("a", "b"))
+    recipe = Recipe((), made, MergeConfig(rank=4), {})
+    loras = [ChosenLora(use(name), recipe=recipe) for name in "ab"]
+
+    def told(given=None, config=MergeConfig(), loras=loras, **size):  # noqa: B008
+        asked = Asked("Balanced", False, Size(**size), given)
+        job = SimpleNamespace(calibration=Calibration(scene_weight=0.0), config=config)
+        with labelled(NAMES):
+            return [note.text for note in made_otherwise(loras, asked, job)]
+
+    [all_of_it] = told()
+    start = "the settings of Load recipe are not connected, so they did not count: sample_runs 40"
+    assert all_of_it.startswith(f"{start} (here 20), ")
+    assert "together on (here off" in all_of_it and "protected_prompts ('a', 'b')" in all_of_it
+    assert all_of_it.endswith(", rank 4 (here sum)")
+    [chosen] = told(way="rank", value=8.0)
+    assert chosen == all_of_it.removesuffix(", rank 4 (here sum)"), "the size was meant so"
+    same = ChosenLora(use("a"), recipe=Recipe((), Calibration(scene_weight=0.0), MergeConfig(), {}))
+    assert told(loras=[same, ChosenLora(use("b"))]) == told(recipe) == []
+    assert told(config=MergeConfig(method="sum", measured=False)) == []
 
 
 def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replace_host, tmp_path):
