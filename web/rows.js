@@ -119,6 +119,8 @@ class Rows {
     this.keep = keep;
     this.list = html("div", "iteris-list");
     this.list.role = "list";
+    this.plain = html("div", "iteris-warning", say("plain_stack"));
+    this.plain.hidden = true;
     // the same one at all times: a list that was opened by it gives the focus back
     this.add = button("iteris-add", say("add_row"), say("add_row_title"), () => this.chooseFile(this.add));
   }
@@ -138,6 +140,17 @@ class Rows {
     this.entries = entries;
     this.written = writtenRows(entries);
     this.text.value = this.written;
+    this.showPlain();
+  }
+
+  /** Show that what takes the rows as a stack gets them without what only this node knows, where that is so. */
+  showPlain() {
+    const isTaken = this.node.outputs?.some(({ type, links }) => type === "LORA_STACK" && links?.length);
+    const isMore = ({ row, isOff }) => row && !isOff && (row.blocks || row.without.length);
+    const isShown = !!isTaken && this.entries.some(isMore);
+    if (this.plain.hidden !== isShown) return;
+    this.plain.hidden = !isShown;
+    fit(this.node);
   }
 
   /** Change a row's line, and leave what is drawn as it is. */
@@ -150,6 +163,7 @@ class Rows {
     this.entries = readRows(value);
     this.written = value;
     this.text.value = value;
+    this.showPlain();
   }
 
   writeLine(place, line) {
@@ -377,8 +391,9 @@ class Rows {
     const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
     const [place, part] = [focused?.closest(".iteris-row")?.dataset.place, focused?.classList[0]];
     this.parts = [];
+    this.showPlain();
     if (isLinked) this.element.replaceChildren(html("div", "iteris-quiet", this.say("linked")));
-    else this.element.replaceChildren(this.asText ? this.textField() : this.rows(), this.buttons());
+    else this.element.replaceChildren(this.asText ? this.textField() : this.rows(), this.plain, this.buttons());
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
     const grown = before ? heightOf(this.element, 0) - before : 0;
@@ -451,10 +466,10 @@ class Rows {
     return line;
   }
 
-  /** Return the height of what is open, which is closed once the workflow is opened again. */
+  /** Return the height of what is seen now and then: of what is open, which is closed once the workflow is opened again. */
   heightOpen() {
     const bodies = this.asText ? [] : this.list.querySelectorAll(".iteris-row-body");
-    return [...bodies].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
+    return [...bodies, this.plain].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
   }
 
   /** Ask what is known of the files, and mark the rows with it. */

@@ -1677,6 +1677,34 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
     assert page_of_rows.errors[before:] == []
 
 
+def test_a_loader_says_what_its_stack_is_without(page_of_rows, picture):
+    page, before = page_of_rows.page, len(page_of_rows.errors)
+    rows = "<lora:first:1> without=*a*\n<lora:second:1>"
+    workflow = {
+        LOADER: {"class_type": "IterISLoad", "inputs": {"loras": rows}},
+        CHAIN: {"class_type": "IterISStack", "inputs": {"lora_stack": [LOADER, 2]}},
+    }
+    page_of_rows.load(workflow, "plain_stack")
+    page_of_rows.show(int(LOADER), left=600, top=150)
+    said = page.locator(".iteris-rows > .iteris-warning:visible")
+    expect(said).to_have_text(re.compile("^LORA_STACK has no strengths of blocks and no layers"))
+    page_of_rows.settle()
+    picture(page_of_rows, "rows_plain_stack")
+    low, buttons = (
+        said.bounding_box(),
+        page.locator(".iteris-rows > .iteris-buttons").bounding_box(),
+    )
+    assert low["y"] + low["height"] <= buttons["y"] + 1
+    at(page_of_rows, 0, "toggle").click()
+    expect(said).to_have_count(0)
+    at(page_of_rows, 1, "opener").click()
+    at(page_of_rows, 1, "more").fill("blocks=OUT:0.5")
+    expect(said).to_have_count(1)
+    page.evaluate("id => app.graph.getNodeById(id).disconnectInput('lora_stack')", CHAIN)
+    expect(said).to_have_count(0)
+    assert page_of_rows.errors[before:] == []
+
+
 @IN_ONE
 def test_trigger_words_go_into_a_subgraphs_own_prompt(page_of_rows):
     before = len(page_of_rows.errors)

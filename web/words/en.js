@@ -111,6 +111,8 @@ export default {
   lacking: "These prompts have none of this file's trigger words.",
   cut_rows: "These are more rows than can be shown; the text has all of them.",
   linked: "The LoRAs come as a text through the input.",
+  plain_stack:
+    "LORA_STACK has no strengths of blocks and no layers to leave out: what is connected there gets the LoRAs whole.",
   add_row: "+ Add LoRA",
   add_row_title: "Choose a file from ComfyUI's list of LoRAs",
   as_text: "Text",

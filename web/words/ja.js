@@ -114,6 +114,7 @@ export default {
   lacking: "これらのプロンプトには、このファイルのトリガーワードが入っていません。",
   cut_rows: "表示できる行数を超えています。テキスト表示にはすべての行があります。",
   linked: "LoRA は入力からテキストで渡されます。",
+  plain_stack: "LORA_STACK にはブロックごとの強度も除外する層もありません。接続先には LoRA 全体が渡ります。",
   add_row: "+ LoRA を追加",
   add_row_title: "ComfyUI の LoRA 一覧からファイルを選びます",
   as_text: "テキスト",

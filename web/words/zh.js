@@ -108,6 +108,7 @@ export default {
   lacking: "这些提示词中没有此文件的触发词。",
   cut_rows: "行数超出可显示的范围；文本中包含全部行。",
   linked: "LoRA 以文本形式从输入端传入。",
+  plain_stack: "LORA_STACK 里没有各块强度，也没有排除的层：接在那里的节点得到完整的 LoRA。",
   add_row: "+ 添加 LoRA",
   add_row_title: "从 ComfyUI 的 LoRA 列表中选择文件",
   as_text: "文本",
