@@ -238,8 +238,8 @@ class MergeConfig:
     rank: Annotated[
         Rank | Literal["sum", "full"] | Mapping[str, Rank],
         Field(
-            description="Rank of the merged adapter: a number for all layers, the sum of the "
-            "adapters' ranks, or full, which cuts nothing."
+            description="Rank of the result: a number for all layers, the sum of the ranks, or "
+            "full, which cuts nothing."
         ),
     ] = "sum"
     kept_energy: Annotated[

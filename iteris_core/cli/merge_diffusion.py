@@ -122,7 +122,7 @@ def _merge(
     *,
     base: Annotated[
         str,
-        typer.Option(help="A diffusers folder, a .safetensors or a name on the hub."),
+        typer.Option(help="A diffusers folder, a .safetensors or a name on the Hugging Face hub."),
     ],
     output: Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")],
     lora: Annotated[

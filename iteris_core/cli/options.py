@@ -43,7 +43,9 @@ _LETTERS_OF_CHOICES = 12  # more are listed in the description, which else has n
 # Settings that `--help` lists; `--help-all` lists all.
 _FIRST = ("scene_weight", "rank", "device")
 
-BaseSetting = Annotated[str, typer.Option(help="The base model: a folder, or a name on the hub.")]
+BaseSetting = Annotated[
+    str, typer.Option(help="The base model: a folder, or a name on the Hugging Face hub.")
+]
 
 
 def _show_all(context: typer.Context, is_asked: bool) -> None:
