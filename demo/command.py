@@ -55,8 +55,7 @@ def demo(
 ) -> None:
     """Merge LoRAs inside a real, headless ComfyUI and compare the result in pictures.
 
-    Exit code 0: done; 2: an input or option cannot be used (one line says which), or the server
-    failed (its log is named).
+    Exit code 0: done; 2: one line says what cannot be used, or names the log of a failed server.
     """
     request = DemoRequest(
         output=output,

@@ -72,8 +72,8 @@ Example:
 Samples are a folder of pictures, or JSON lines {"image": ..., "caption": ...}. Without captions \
 the decoder reads what each adapter's own model writes about a picture. --prompt is the text with \
 which an adapter's captions began in its training, such as "a photo in a happy and pleasant mood \
-of"; captions in a file are to be without it. --preserve takes ordinary pictures in the same \
-format, about which the merged model is to write as the base model does.
+of"; captions in a file do not repeat it. --preserve takes ordinary pictures in the same format, \
+about which the merged model should write as the base model does.
 
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
