@@ -12,6 +12,7 @@ const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
 const LINE = 24; // pixels of a name in the list
 const PAGE = 10; // names that the page keys go over
+const STEPS = { ArrowDown: 1, ArrowUp: -1, PageDown: PAGE, PageUp: -PAGE, Home: -Infinity, End: Infinity };
 const GAP = 2; // pixels from its row
 const LEAST = 240; // pixels of the box, which rather covers its row
 const REST = 300; // milliseconds on a name, before the server is asked about it
@@ -39,6 +40,8 @@ function remember(name) {
   }
 }
 
+const isWhole = (name) => !lastAboutLora(name)?.error;
+
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused, and a
  * file that cannot be read: it stays in the list, which says why. The field is there at once, or what is typed until the
@@ -59,273 +62,335 @@ function remember(name) {
  */
 export function choose(anchor, { row, several }, offering, say, chosen) {
   if (!canPopUp()) return tell(say("no_list"), say("no_list_rest"));
-  const box = html("div", "iteris-choice");
-  const field = html("input", "iteris-search");
-  const list = html("div", "iteris-names");
-  const picture = html("div", "iteris-seen");
-  const rest = html("div", "iteris-quiet");
-  const options = new Map(); // name -> its element
-  const asked = new Set(); // names of files that the server was asked about since
-  const families = new Map(); // name -> what its LoRA is for, which stays so while the list is open
-  const familyOf = (name) => {
-    const lora = lastAboutLora(name);
-    if (!families.has(name) && lora !== undefined) families.set(name, lora?.family ?? "");
-    return families.get(name);
-  };
-  const isWhole = (name) => !lastAboutLora(name)?.error;
-  let isOffered = false; // the names are there
-  let [names, fits, now, taken] = [[], [], undefined, new Set()];
-  let alike = new Set(); // see `namesakes`
-  let own = []; // what the files are called, without folders
-  let ahead = []; // names that come first
-  let found = []; // names that can be chosen, of which the first are listed
-  let marked; // a name
-  let wished = []; // the first of these that is listed is to be marked
-  let isSettled = false; // no file that is still to come would be marked instead
-  let entered; // Enter was pressed before that: whether with Shift
-  let isOwn = false; // the mark, the user's
-  let seen; // the name whose picture is shown large
-  let isDone = false; // a name is chosen, and no more are
-  let asking; // the last question, which ends those before it
-  box.popover = "auto";
-  list.role = "listbox";
-  list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
-  field.placeholder = field.ariaLabel = say(row ? "search_row" : "search", { row });
-  field.role = "combobox";
-  field.ariaExpanded = "true";
-  field.setAttribute("aria-controls", list.id);
-  const take = (name, isMore) => {
-    if (!isWhole(name)) {
-      mark(name);
-      return field.focus(); // a click has taken the focus
-    }
-    if (!canName(name)) {
-      rest.textContent = say("no_row_name", { name });
-      return;
-    }
-    remember(name);
-    const isOpen = isMore && several;
-    isDone = !isOpen;
-    if (isDone) box.hidePopover();
-    chosen(name, isOpen);
-    if (isDone) return;
-    taken.add(name);
-    dress(name);
-    field.select();
-  };
-  /** Show what is known of a file, and once it is looked at for a while, what the server says of it now. */
-  const see = async (name) => {
-    if (seen === name) return;
-    seen = name;
-    let told;
-    const draw = (lora) => {
-      const file = { name: nameOf(name), doubts: doubtsOf(lora), lora, picture: pictureOf(name, lora) };
-      if (told !== JSON.stringify(file)) picture.replaceChildren(...face(file, say));
-      told = JSON.stringify(file);
-    };
-    if (!name) return picture.replaceChildren();
-    draw(lastAboutLora(name));
-    await new Promise((go) => setTimeout(go, REST));
-    const lora = seen === name && (await aboutLora(name));
-    if (seen === name) draw(lora);
-  };
-  const isOther = (lora) => fits.length && lora?.family && !fits.includes(lora.family);
-  const doubtsOf = (lora) => [lora?.error, isOther(lora) && say("unfit", { family: lora.family })].filter(Boolean);
-  const light = (name) => {
-    marked = name;
-    for (const option of list.children) option.ariaSelected = String(option === options.get(name));
-    field.setAttribute("aria-activedescendant", options.get(name)?.id ?? "");
-    see(name);
-  };
-  const mark = (name) => {
-    isOwn = name !== undefined;
-    entered = undefined;
-    light(name);
-  };
-  const optionOf = (name) => {
-    if (options.has(name)) return options.get(name);
-    const option = html("div", "iteris-option");
-    option.append(html("span", "iteris-picture"), withFolder(nameOf(name), own));
-    option.classList.toggle("iteris-namesake", alike.has(name));
-    option.role = "option";
-    option.id = `${list.id}-${options.size}`;
-    option.addEventListener("click", ({ shiftKey }) => take(name, shiftKey));
-    option.addEventListener("pointermove", ({ movementX, movementY }) => {
-      // a list that moves below the pointer is not pointed at
-      if (marked !== name && (movementX || movementY)) mark(name);
+  const choice = new Choice(anchor, { row, several }, say, chosen);
+  choice.open();
+  offering.then((offered) => choice.box.isConnected && choice.fill(offered));
+}
+
+class Choice {
+  box = html("div", "iteris-choice");
+  field = html("input", "iteris-search");
+  list = html("div", "iteris-names");
+  picture = html("div", "iteris-seen");
+  both = html("div", "iteris-found"); // the list, and the picture beside it
+  rest = html("div", "iteris-quiet");
+  foot = html("div", "iteris-foot");
+
+  isOffered = false; // the names are there
+  names = [];
+  fits = [];
+  taken = new Set();
+  alike = new Set(); // see `namesakes`
+  own = []; // what the files are called, without folders
+  ahead = []; // names that come first
+  wished = []; // the first of these that is listed is to be marked
+  found = []; // names that can be chosen, of which the first are listed
+  options = new Map(); // name -> its element
+  asked = new Set(); // names of files that the server was asked about since
+  families = new Map(); // name -> what its LoRA is for, which stays so while the list is open
+  isSettled = false; // no file that is still to come would be marked instead
+  isOwn = false; // the mark, the user's
+  isDone = false; // a name is chosen, and no more are
+  now; // the name that is chosen now
+  marked; // a name
+  entered; // Enter was pressed before the list was settled: whether with Shift
+  seen; // the name whose picture is shown large
+  asking; // the last question, which ends those before it
+
+  constructor(anchor, { row, several }, say, chosen) {
+    Object.assign(this, { anchor, several, say, chosen });
+    this.box.popover = "auto";
+    this.list.role = "listbox";
+    this.list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+    this.field.placeholder = this.field.ariaLabel = say(row ? "search_row" : "search", { row });
+    this.field.role = "combobox";
+    this.field.ariaExpanded = "true";
+    this.field.setAttribute("aria-controls", this.list.id);
+    this.others = othersSwitch(say, () => {
+      this.search();
+      this.field.focus();
     });
-    options.set(name, option);
-    dress(name);
-    return option;
-  };
+    this.both.append(this.list, this.picture);
+    if (several) this.foot.append(html("span", "iteris-quiet", say("several")));
+    this.box.append(this.field, this.both, this.rest, this.foot);
+    this.field.addEventListener("input", () => this.search());
+    this.box.addEventListener("keydown", (event) => this.press(event));
+    this.box.addEventListener("wheel", (event) => event.stopPropagation());
+    this.box.addEventListener("toggle", ({ newState }) => newState === "open" || this.close());
+  }
+
+  open() {
+    this.at = this.anchor.getBoundingClientRect();
+    endPeek();
+    document.body.append(this.box);
+    this.box.showPopover();
+    this.show();
+    place(this.box, this.at);
+    this.field.focus();
+  }
+
+  close() {
+    this.box.remove();
+    if (!this.isDone && !document.querySelector(".iteris-choice")) this.anchor.focus(); // a double click opens a second one
+  }
+
+  /** List what is offered, see `choose`. */
+  fill({ names, fits, now, lost, taken }) {
+    Object.assign(this, { isOffered: true, names, fits, now, taken });
+    this.alike = namesakes(names);
+    this.own = names.map((name) => ownName(nameOf(name)));
+    const likest = now ? [now] : similar(lost ?? "", names);
+    const isFree = (name) => names.includes(name) && !taken.has(name);
+    const likely = [...(now ? versions(now, names) : likest), ...remembered().filter(isFree)];
+    if (names.length >= MANY) this.ahead = [...new Set(likely)];
+    if (!this.field.value.trim()) this.wished = likest;
+    if (fits.length) this.foot.prepend(this.others);
+    const wanted = this.show();
+    if (this.isDone) return;
+    const room = Math.max(this.both.offsetHeight, names.length * LINE); // for the names that are still to come
+    if (wanted.length > this.found.length) this.both.style.height = `${room}px`;
+    this.learn(wanted);
+    const isAbove = place(this.box, this.at);
+    if (!isAbove) this.both.style.height = ""; // above its row, it would end far from there
+  }
+
+  familyOf(name) {
+    const lora = lastAboutLora(name);
+    if (!this.families.has(name) && lora !== undefined) this.families.set(name, lora?.family ?? "");
+    return this.families.get(name);
+  }
+
+  /** Return whether a LoRA is for another model. */
+  isOther(lora) {
+    return !!this.fits.length && !!lora?.family && !this.fits.includes(lora.family);
+  }
+
+  doubtsOf(lora) {
+    return [lora?.error, this.isOther(lora) && this.say("unfit", { family: lora.family })].filter(Boolean);
+  }
+
   /** Return the trigger words that a file is found by, where its name does not tell why. */
-  const wordsFound = (name, lora) => {
-    const parts = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-    if (matching([name], field.value).length) return "";
+  wordsFound(name, lora) {
+    const { value } = this.field;
+    const parts = value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (matching([name], value).length) return "";
     const isFound = (word) => parts.some((part) => word.toLowerCase().includes(part));
     return wordsOf(lora ?? {})
       .filter(isFound)
       .join(", ");
-  };
+  }
+
+  optionOf(name) {
+    if (this.options.has(name)) return this.options.get(name);
+    const option = html("div", "iteris-option");
+    option.append(html("span", "iteris-picture"), withFolder(nameOf(name), this.own));
+    option.classList.toggle("iteris-namesake", this.alike.has(name));
+    option.role = "option";
+    option.id = `${this.list.id}-${this.options.size}`;
+    option.addEventListener("click", ({ shiftKey }) => this.take(name, shiftKey));
+    option.addEventListener("pointermove", ({ movementX, movementY }) => {
+      // a list that moves below the pointer is not pointed at
+      if (this.marked !== name && (movementX || movementY)) this.mark(name);
+    });
+    this.options.set(name, option);
+    this.dress(name);
+    return option;
+  }
+
   /** Show on a name what is known of its file. */
-  const dress = (name) => {
-    const option = options.get(name);
+  dress(name) {
+    const option = this.options.get(name);
     const lora = lastAboutLora(name);
     const address = pictureOf(name, lora);
     if (option.firstChild.firstChild?.getAttribute("src") !== address)
       option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
-    sayMade(option.lastChild, [madeOf(lora ?? {}, say), wordsFound(name, lora)].filter(Boolean).join("\n"));
+    sayMade(option.lastChild, [madeOf(lora ?? {}, this.say), this.wordsFound(name, lora)].filter(Boolean).join("\n"));
     option.classList.toggle("iteris-broken", !isWhole(name));
     option.ariaDisabled = String(!isWhole(name));
-    option.classList.toggle("iteris-stranger", !!isOther(lora));
-    option.dataset.family = isOther(lora) ? lora.family : "";
-    option.classList.toggle("iteris-taken", taken.has(name));
-    const described = [...doubtsOf(lora), ...(taken.has(name) ? [say("taken")] : [])];
+    option.classList.toggle("iteris-stranger", this.isOther(lora));
+    option.dataset.family = this.isOther(lora) ? lora.family : "";
+    option.classList.toggle("iteris-taken", this.taken.has(name));
+    const described = [...this.doubtsOf(lora), ...(this.taken.has(name) ? [this.say("taken")] : [])];
     option.setAttribute("aria-description", described.join("\n"));
-  };
+  }
+
+  /** Show what is known of a file, and once it is looked at for a while, what the server says of it now. */
+  async see(name) {
+    if (this.seen === name) return;
+    this.seen = name;
+    let told;
+    const draw = (lora) => {
+      const file = { name: nameOf(name), doubts: this.doubtsOf(lora), lora, picture: pictureOf(name, lora) };
+      if (told !== JSON.stringify(file)) this.picture.replaceChildren(...face(file, this.say));
+      told = JSON.stringify(file);
+    };
+    if (!name) return this.picture.replaceChildren();
+    draw(lastAboutLora(name));
+    await new Promise((go) => setTimeout(go, REST));
+    const lora = this.seen === name && (await aboutLora(name));
+    if (this.seen === name) draw(lora);
+  }
+
+  light(name) {
+    this.marked = name;
+    const marked = this.options.get(name);
+    for (const option of this.list.children) option.ariaSelected = String(option === marked);
+    this.field.setAttribute("aria-activedescendant", marked?.id ?? "");
+    this.see(name);
+  }
+
+  /** Mark a name for the user, who keeps it until the search is another one. */
+  mark(name) {
+    this.isOwn = name !== undefined;
+    this.entered = undefined;
+    this.light(name);
+  }
+
+  take(name, isMore) {
+    if (!isWhole(name)) {
+      this.mark(name);
+      return this.field.focus(); // a click has taken the focus
+    }
+    if (!canName(name)) {
+      this.rest.textContent = this.say("no_row_name", { name });
+      return;
+    }
+    remember(name);
+    const isOpen = isMore && this.several;
+    this.isDone = !isOpen;
+    if (this.isDone) this.box.hidePopover();
+    this.chosen(name, isOpen);
+    if (this.isDone) return;
+    this.taken.add(name);
+    this.dress(name);
+    this.field.select();
+  }
+
   /** List what is found, and return the names of all that may be. */
-  const show = () => {
-    const first = field.value.trim() ? [] : ahead.filter((name) => name === now || !isOther(lastAboutLora(name)));
-    const matches = matching(names, field.value, (name) => foundBy(lastAboutLora(name) ?? {}));
+  show() {
+    const { value } = this.field;
+    const isShown = (name) => name === this.now || !this.isOther(lastAboutLora(name));
+    const first = value.trim() ? [] : this.ahead.filter(isShown);
+    const matches = matching(this.names, value, (name) => foundBy(lastAboutLora(name) ?? {}));
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
-    const { offered, unread } = offer(all, withOthers ? [] : fits, familyOf, isWhole);
+    const { offered, unread } = offer(all, withOthers ? [] : this.fits, (name) => this.familyOf(name), isWhole);
     // to read all files takes long where they are many: only if no name has the words
-    const unknown = matching(matches.slice(0, 1), field.value).length // those found by name come first
+    const unknown = matching(matches.slice(0, 1), value).length // those found by name come first
       ? []
-      : names.filter((name) => lastAboutLora(name) === undefined);
-    const waiting = isOffered ? unread.length + unknown.length : 1;
-    found = offered;
-    const wanted = found.slice(0, MOST).map(optionOf);
+      : this.names.filter((name) => lastAboutLora(name) === undefined);
+    const waiting = this.isOffered ? unread.length + unknown.length : 1;
+    this.found = offered;
+    this.listFound(first);
+    this.sayRest(waiting, unread.length, all.length);
+    this.markBest(waiting, unread);
+    if (this.isSettled && this.entered !== undefined) this.enter(this.entered);
+    return [...[...this.found, ...unread].slice(0, MOST), ...unknown];
+  }
+
+  /** Bring the list up to what is found, of which some come first. */
+  listFound(first) {
+    const { list, options } = this;
+    const wanted = this.found.slice(0, MOST).map((name) => this.optionOf(name));
     for (const option of [...list.children]) if (!wanted.includes(option)) option.remove();
-    for (const name of ahead) options.get(name)?.classList.toggle("iteris-ahead", first.includes(name));
-    wanted.forEach((option, place) => {
-      if (list.children[place] !== option) list.insertBefore(option, list.children[place] ?? null);
+    for (const name of this.ahead) options.get(name)?.classList.toggle("iteris-ahead", first.includes(name));
+    wanted.forEach((option, at) => {
+      if (list.children[at] !== option) list.insertBefore(option, list.children[at] ?? null);
     });
-    box.classList.toggle("iteris-unfound", !found.length); // why is said where one looks, above the names
-    both.hidden = !found.length && !waiting;
-    const more = found.length + unread.length - MOST;
-    if (more > 0 && found.length >= MOST) rest.replaceChildren(say("more_names", { count: more }));
-    else if (waiting) rest.replaceChildren(say("reading"));
-    else if (found.length) rest.replaceChildren();
-    else rest.replaceChildren(all.length ? shownInstead(all.length) : say("no_names"));
-    const isFit = (name) => isWhole(name) && !isOther(lastAboutLora(name));
-    const isNew = (name) => isFit(name) && !taken.has(name);
-    const wish = wished.find((name) => found.includes(name) && (name === now || isFit(name)));
-    const typed = field.value.trim().toLowerCase();
+  }
+
+  /** Say how many files are not listed, and why. */
+  sayRest(waiting, unread, all) {
+    const { found, say } = this;
+    this.box.classList.toggle("iteris-unfound", !found.length); // it is said where one looks, above the names
+    this.both.hidden = !found.length && !waiting;
+    const more = found.length + unread - MOST;
+    const told = [];
+    if (more > 0 && found.length >= MOST) told.push(say("more_names", { count: more }));
+    else if (waiting) told.push(say("reading"));
+    else if (!found.length) told.push(all ? this.shownInstead(all) : say("no_names"));
+    this.rest.replaceChildren(...told);
+  }
+
+  /** Mark the file that is wanted most likely, unless the user has marked one. */
+  markBest(waiting, unread) {
+    const { found } = this;
+    const isFit = (name) => isWhole(name) && !this.isOther(lastAboutLora(name));
+    const isNew = (name) => isFit(name) && !this.taken.has(name);
+    const typed = this.field.value.trim().toLowerCase();
     const isTyped = (name) => nameOf(name).toLowerCase() === typed;
     const exact = found.find(isTyped);
+    const wish = this.wished.find((name) => found.includes(name) && (name === this.now || isFit(name)));
     const best = exact ?? wish ?? found.find(isNew) ?? found.find(isFit) ?? found[0];
-    if (!(isOwn && found.includes(marked)) && marked !== best) {
-      light(best);
-      options.get(best)?.scrollIntoView({ block: "nearest" });
+    if (!(this.isOwn && found.includes(this.marked)) && this.marked !== best) {
+      this.light(best);
+      this.options.get(best)?.scrollIntoView({ block: "nearest" });
     }
-    isSettled = !waiting || !!exact || (found.some(isNew) && !unread.some(isTyped));
-    if (isSettled && entered !== undefined) enter(entered);
-    return [...[...found, ...unread].slice(0, MOST), ...unknown];
-  };
-  const shownInstead = (count) =>
-    button("iteris-show-others", say("only_others", { count }), say("others"), () => {
-      others.firstChild.click();
-      field.focus();
+    this.isSettled = !waiting || !!exact || (found.some(isNew) && !unread.some(isTyped));
+  }
+
+  shownInstead(count) {
+    return button("iteris-show-others", this.say("only_others", { count }), this.say("others"), () => {
+      this.others.firstChild.click();
+      this.field.focus();
     });
+  }
+
   /** Ask what the files that may be listed are for, and whether they have a picture: those first that wait for it. */
-  const learn = async (wanted) => {
+  async learn(wanted) {
     const mine = {};
-    asking = mine;
-    while (mine === asking && box.isConnected) {
-      const waiting = wanted.filter((name) => !asked.has(name));
-      const isKnown = (name) => familyOf(name) !== undefined;
+    this.asking = mine;
+    while (mine === this.asking && this.box.isConnected) {
+      const waiting = wanted.filter((name) => !this.asked.has(name));
+      const isKnown = (name) => this.familyOf(name) !== undefined;
       const next = waiting.sort((one, other) => isKnown(one) - isKnown(other)).slice(0, AT_ONCE);
       if (!next.length) return;
       await Promise.all(next.map(aboutLora));
-      for (const name of next) asked.add(name);
-      if (mine !== asking) return;
-      wanted = show();
-      for (const name of next) if (options.has(name)) dress(name);
+      for (const name of next) this.asked.add(name);
+      if (mine !== this.asking) return;
+      wanted = this.show();
+      for (const name of next) if (this.options.has(name)) this.dress(name);
     }
-  };
-  const enter = (isMore) => {
-    entered = undefined;
-    if (!isSettled && !isOwn && field.value.trim()) entered = isMore;
-    else if (found.length) take(marked, isMore);
-  };
-  const search = () => {
-    isOwn = false;
-    wished = [];
-    entered = undefined;
-    const wanted = show();
-    found.slice(0, MOST).forEach(dress);
-    learn(wanted);
-  };
-  const move = (by) => found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))];
-  const keys = {
-    ArrowDown: () => mark(move(1)),
-    ArrowUp: () => mark(move(-1)),
-    PageDown: () => mark(move(PAGE)),
-    PageUp: () => mark(move(-PAGE)),
-    Home: () => mark(move(-Infinity)),
-    End: () => mark(move(Infinity)),
-    Enter: enter,
-    Tab: (isBack) => {
-      const stops = [...box.querySelectorAll("input, button")];
-      stops.at((stops.indexOf(document.activeElement) + (isBack ? -1 : 1)) % stops.length).focus();
-    },
-  };
-  const others = othersSwitch(say, () => {
-    search();
-    field.focus();
-  });
-  field.addEventListener("input", search);
-  box.addEventListener("keydown", (event) => {
-    event.stopPropagation(); // they are not for the canvas
-    const isButtons = event.key === "Enter" && event.target !== field;
+  }
+
+  enter(isMore) {
+    this.entered = undefined;
+    if (!this.isSettled && !this.isOwn && this.field.value.trim()) this.entered = isMore;
+    else if (this.found.length) this.take(this.marked, isMore);
+  }
+
+  search() {
+    this.isOwn = false;
+    this.wished = [];
+    this.entered = undefined;
+    const wanted = this.show();
+    for (const name of this.found.slice(0, MOST)) this.dress(name);
+    this.learn(wanted);
+  }
+
+  move(by) {
+    const { found, list, marked } = this;
+    this.mark(found[Math.max(0, Math.min(found.indexOf(marked) + by, list.childElementCount - 1))]);
+  }
+
+  /** Focus the next field or button, round in a circle. */
+  step(by) {
+    const stops = [...this.box.querySelectorAll("input, button")];
+    stops.at((stops.indexOf(document.activeElement) + by) % stops.length).focus();
+  }
+
+  press(event) {
+    event.stopPropagation(); // it is not for the canvas
+    const { key, shiftKey } = event;
+    const isButtons = key === "Enter" && event.target !== this.field;
     // Safari's Enter that ends what a method of writing composes has this code alone
     const isComposing = event.isComposing || event.keyCode === 229;
-    if (!keys[event.key] || isComposing || isButtons) return;
+    if (!(key in STEPS || key === "Enter" || key === "Tab") || isComposing || isButtons) return;
     event.preventDefault();
-    if (event.key === "Enter" && event.repeat) return; // held since it has opened the list
-    keys[event.key](event.shiftKey);
-    options.get(marked)?.scrollIntoView({ block: "nearest" });
-  });
-  box.addEventListener("wheel", (event) => event.stopPropagation());
-  box.addEventListener("toggle", ({ newState }) => {
-    if (newState === "open") return;
-    box.remove();
-    if (!isDone && !document.querySelector(".iteris-choice")) anchor.focus(); // a double click opens a second one
-  });
-  const both = html("div", "iteris-found");
-  both.append(list, picture);
-  box.append(field, both, rest);
-  const foot = html("div", "iteris-foot");
-  if (several) foot.append(html("span", "iteris-quiet", say("several")));
-  box.append(foot);
-  const at = anchor.getBoundingClientRect();
-  endPeek();
-  document.body.append(box);
-  box.showPopover();
-  show();
-  place(box, at);
-  field.focus();
-  offering.then((told) => {
-    if (!box.isConnected) return;
-    isOffered = true;
-    ({ names, fits, now, taken } = told);
-    alike = namesakes(names);
-    own = names.map((name) => ownName(nameOf(name)));
-    const likest = now ? [now] : similar(told.lost ?? "", names);
-    const isFree = (name) => names.includes(name) && !taken.has(name);
-    const likely = [...(now ? versions(now, names) : likest), ...remembered().filter(isFree)];
-    if (names.length >= MANY) ahead = [...new Set(likely)];
-    if (!field.value.trim()) wished = likest;
-    if (fits.length) foot.prepend(others);
-    const wanted = show();
-    if (isDone) return;
-    const room = Math.max(both.offsetHeight, names.length * LINE); // for the names that are still to come
-    if (wanted.length > found.length) both.style.height = `${room}px`;
-    learn(wanted);
-    const isAbove = place(box, at);
-    if (!isAbove) both.style.height = ""; // above its row, it would end far from there
-  });
+    if (key in STEPS) this.move(STEPS[key]);
+    else if (key === "Tab") this.step(shiftKey ? -1 : 1);
+    else if (!event.repeat) this.enter(shiftKey); // held since it has opened the list
+    this.options.get(this.marked)?.scrollIntoView({ block: "nearest" });
+  }
 }
 
 /** Return what lists files for other models, too. */
