@@ -115,7 +115,7 @@ export function addReport(node, say) {
     fit(node);
   };
   savesWithout(node, () => roomOpen(element)); // details are closed once the workflow is opened again
-  const preset = node.widgets.find(({ name }) => name === "preset");
+  const [preset, together] = ["preset", "together"].map((wanted) => node.widgets.find(({ name }) => name === wanted));
   let layers; // of a run that has not ended, by path: what is solved again takes its own place
   let told = true; // the report is of the run that began last
   let waiting = false;
@@ -127,11 +127,15 @@ export function addReport(node, say) {
   let isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   let isFileGone = false;
   let early; // a file that is told before its report, as where the server's cache has the merge of a new node
+  let subjects = 0; // of the LoRAs in the rows
   let wasLinked = ""; // what `linked` told last
   let wasFirstRow = false; // and `isFirstRow`
   let shown; // what the run has told that was shown last
   const canCompare = () => !!node.graph && mergedTakers(node).every(Boolean) && !!comparedBy(node);
-  const linked = () => [isKept(node), !!compareOf(node), canCompare()].join();
+  /** Return whether the next run may be thought to draw subjects in one picture, and does not measure them so. */
+  const isApart = () =>
+    subjects > 1 && preset.value !== PREVIEW && !together.disabled && saidBy(node, "together") === false;
+  const linked = () => [isKept(node), !!compareOf(node), canCompare(), isApart(), preset.value === PREVIEW].join();
   const show = () => {
     layers = undefined;
     drawAll(isEarlier ? "earlier" : isChanged ? "changed" : undefined);
@@ -146,6 +150,7 @@ export function addReport(node, say) {
     const how = {
       earlier,
       ...ended,
+      isApart: isApart(),
       isFirstRow: ofCompare,
       isGone: isFileGone,
       isOpen,
@@ -161,6 +166,8 @@ export function addReport(node, say) {
     draw(element, node.properties[PROPERTY], say, how);
     showPanel();
   };
+  /** Show what links, rows and settings tell, if that is another one now. */
+  const showLinked = () => setTimeout(() => layers || linked() === wasLinked || show()); // once a workflow that is being opened is there, and its report was read
   /** Show a report that was read; undefined: it cannot be drawn. */
   const showRead = (report) => {
     node.properties[PROPERTY] = report;
@@ -308,10 +315,13 @@ export function addReport(node, say) {
   also(node, "onExecuted", node.showIterisReport);
   also(node, "onConnectionsChange", () => {
     node.compareIterisRun();
-    // once a workflow that is being opened is there, and its report was read
-    setTimeout(() => node.properties[PROPERTY] && !layers && linked() !== wasLinked && show());
+    showLinked();
   });
-  also(preset, "callback", () => node.properties[PROPERTY] || layers || show());
+  for (const widget of [preset, together]) also(widget, "callback", showLinked);
+  node.showIterisSubjects = (count) => {
+    subjects = count;
+    showLinked();
+  };
   also(node, "onConfigure", () => {
     const saved = node.properties[PROPERTY];
     if (saved === undefined) show();

@@ -49,6 +49,7 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {string} [how.stopped] what is said of the last run, if this node was stopped in it
  * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
+ * @param {boolean} [how.isApart] whether the next run does not measure subjects together, of which there are several
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
@@ -59,7 +60,7 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isOpen, isPreview, live, stopped, toggled } = how;
+  const { earlier, failure, isApart, isOpen, isPreview, live, stopped, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
@@ -68,6 +69,7 @@ export function draw(element, model, say, how = {}) {
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
   else if (!live) element.append(soon(isPreview, say));
+  if (isApart && !live && !model?.verdict?.together) element.append(adviceOf({ kind: "together", names: [] }, say));
   const told = live ?? model;
   if (!told) return;
   const details = foldOf(told, say, isOpen ?? !(live || model.verdict), toggled);

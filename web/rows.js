@@ -475,9 +475,9 @@ class Rows {
   /** Ask what is known of the files, and mark the rows with it. */
   async learn() {
     const parts = this.parts;
-    if (!parts.length) return;
     const mine = {};
     this.learning = mine;
+    if (!parts.length) return void this.node.showIterisSubjects?.(0);
     const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
     const alike = namesakes(names ?? []);
     const found = await Promise.all(
@@ -489,13 +489,16 @@ class Rows {
         const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
         const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
         const isMissing = !!row && !!names && !file;
+        const isSubject = !!key && (row.kind || lora?.kind) === "subject";
         const says = row?.name && !isOff && (row.blocks || row.without.length);
         const { blocks, without } = row ?? {};
         const refusal = says ? await refusalOf(changed(newRow(row.name), { blocks, without }).text) : "";
-        return { file, isOff, isMissing, isNamesake: alike.has(file), lora, picture, key, refusal };
+        return { file, isOff, isMissing, isNamesake: alike.has(file), isSubject, lora, picture, key, refusal };
       }),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
+    const subjects = found.filter(({ isSubject }) => isSubject).map(({ file }) => file);
+    this.node.showIterisSubjects?.(new Set(subjects).size);
     const fitting = strangers(
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
       about.fits ?? [],

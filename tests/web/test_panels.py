@@ -172,7 +172,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less than stacked."
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture\nunlikely"
-    to_do = "To get them into one picture, set “together” to on."
+    to_do = "To get two subjects into one picture, set “together” to on."
     parts = ("lost", together, to_do, against, taken, "WARNING", "Notes, bars and layers")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)

@@ -1090,6 +1090,36 @@ def test_what_a_row_is_said_to_be_is_not_kept_of_a_file_whose_words_say_another(
     expect(at(rows, 0, "kind")).to_have_text("subject" if named else "style")
 
 
+def test_that_two_subjects_in_one_picture_need_a_switch_is_said_before_the_run(rows, picture):
+    """While there are two, and the switch, which a preview does not heed, is off."""
+    advice = rows.page.get_by_text("To get two subjects into one picture, set “together” to on.")
+    of_kind = {"subject": "<lora:second:1> subject", "style": "<lora:second:1> style"}
+    saved = f"app.graph.getNodeById({MERGE}).serialize().size"
+
+    def shown_after(is_shown, **inputs):
+        rows.set_widgets(MERGE, **inputs)
+        expect(advice).to_have_count(int(is_shown))
+
+    shown_after(is_shown=False, loras=FIRST)
+    shown_after(is_shown=True, loras=f"{FIRST}\n{of_kind['subject']}")
+    rows.settle()
+    picture(rows, "rows_two_subjects")
+    before = rows.page.evaluate(saved)
+    shown_after(is_shown=False, together=True)
+    rows.settle()
+    assert rows.page.evaluate(saved) == before, "its room is not kept"
+    shown_after(is_shown=True, together=False)
+    shown_after(is_shown=False, preset="Preview")
+    shown_after(is_shown=True, preset="Balanced")
+    shown_after(is_shown=False, loras=f"{FIRST}\n{of_kind['style']}")
+    at(rows, 1, "kind").click()
+    expect(advice).to_have_count(1)
+    at(rows, 1, "toggle").click()
+    expect(advice).to_have_count(0)
+    shown_after(is_shown=False, loras=f"{FIRST}\n{FIRST}")  # the same one twice
+    shown_after(is_shown=False, loras="")
+
+
 @IN_ONE
 def test_a_lora_of_another_family_is_marked_on_its_row(rows, picture):
     rows.set_widgets(MERGE, loras="<lora:first:1>\n<lora:second:1>\n<lora:third:1>")

@@ -36,7 +36,7 @@ export default {
   to_priority: "Look at its pictures in Compare. If it does not show there, raise its priority in its row.",
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
-  to_together: "To get them into one picture, set “together” to on.",
+  to_together: "To get two subjects into one picture, set “together” to on.",
   to_compare: "Look for both in Compare.",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks_less: "The LoRAs disturb each other {percent} % less than stacked.",

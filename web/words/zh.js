@@ -34,7 +34,7 @@ export default {
   to_fewer: "请减少一次合并的 LoRA 数量。",
   to_priority: "请在“比较”中看它的图片。如果没有体现出来，请提高它那一行的优先级。",
   to_polish: "请看“比较”中的图片。如果某个 LoRA 没有体现出来，请选择预设 Polished；两个 LoRA 时耗时为 25 到 30 倍。",
-  to_together: "要让它们出现在同一张图中，请打开“同框”。",
+  to_together: "要让两个主体出现在同一张图中，请打开“同框”。",
   to_compare: "请在“比较”中查看两者是否都在。",
   to_alone: "请看“比较”中的图片。如果某个 LoRA 没有体现出来，就不要合并它，改用“加载多个 LoRA”。",
   leaks_less: "LoRA 之间的相互干扰比叠加时少 {percent}%。",
