@@ -483,6 +483,7 @@ def test_a_files_picture_and_words_are_beside_the_row_where_the_pointer_rests(ro
     card = rows.page.locator(".iteris-peek")
     pictures = []
     rows.page.wait_for_selector(".iteris-picture > img")
+    rows.settle()  # rows that are drawn once more know nothing for a moment
     rows.page.on("request", lambda request: pictures.append(request.url))
     at(rows, 0, "lora").hover()
     expect(card.locator("img")).to_be_visible()
