@@ -20,8 +20,10 @@ import { COMPARE_WIDTH, showLetters } from "./places.js";
 import { addSize, addTimes, dimByRecipe } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
+  ENDS,
   begin,
   beginOpening,
+  endOf,
   ifOwn,
   isIn,
   isLeftOut,
@@ -177,6 +179,7 @@ const showWaiting = oneAtATime(async () => {
   const areIts = isElsewhere ? await Promise.all(merges.map((node) => isIn(prompt, node))) : [];
   if (last !== begun) return; // one of them may wait no more; another look follows
   const hasEnded = elsewhere && !now.includes(elsewhere);
+  const over = elsewhere;
   if (hasEnded) elsewhere = undefined;
   if (areIts.some(Boolean)) elsewhere = run;
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
@@ -185,8 +188,19 @@ const showWaiting = oneAtATime(async () => {
     const isShown = isElsewhere ? areIts[at] : waiting.includes(node) && (before || mayRun(node));
     node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
   }
-  if (hasEnded) showRecalled(await madeBefore(isOurs)); // nothing else tells this page what it has made
+  if (!hasEnded) return;
+  showRecalled(await madeBefore(isOurs)); // nothing else tells this page what it has made
+  showEndElsewhere(over);
 }, LOOK);
+
+/** Show on a merge what a run in another window has ended with there. */
+async function showEndElsewhere(run) {
+  const { event, detail, prompt } = (await endOf(run)) ?? {};
+  const node = nodeAt(app.graph, detail?.node_id);
+  if (node?.comfyClass !== "IterISMerge" || !(await isIn(prompt, node))) return;
+  if (event === "execution_interrupted") node.showIterisStop(true);
+  else node.showIterisFailure(withButtons(detail.exception_message, locale()), true);
+}
 
 /**
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
@@ -284,7 +298,7 @@ function followRuns() {
     stages.set(detail.node, detail);
     showStage(detail);
   });
-  for (const end of ["execution_error", "execution_interrupted"]) {
+  for (const end of ENDS) {
     api.addEventListener(end, ({ detail }) => {
       if (!isRunning(detail.prompt_id)) return;
       over = detail.prompt_id;

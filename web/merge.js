@@ -215,11 +215,12 @@ export function addReport(node, say) {
     ended = {};
     endedAs = undefined;
   };
-  const showEnd = async (how, isRefused = false) => {
+  /** Show what a run has ended with; `isNotHere`: before its begin, or in another window. */
+  const showEnd = async (how, isNotHere = false) => {
     ended = how;
-    isEarlier ||= !isRefused;
+    isEarlier ||= !isNotHere;
     show();
-    const name = await (isRefused ? nameAsShown : nameAsRun)(node);
+    const name = await (isNotHere ? nameAsShown : nameAsRun)(node);
     if (ended === how) endedAs = name;
   };
   copyWithout(node, PROPERTY, MADE_AS);
@@ -254,8 +255,12 @@ export function addReport(node, say) {
     forgetEnd();
     if (hadEnded) show();
   };
-  node.showIterisFailure = (message, isRefused) => showEnd({ failure: message }, isRefused);
-  node.showIterisStop = () => showEnd({ stopped: say(isSampled ? "stopped_sampled" : "stopped") });
+  node.showIterisFailure = (message, isNotHere) => showEnd({ failure: message }, isNotHere);
+  node.showIterisStop = (isElsewhere) => {
+    if (isElsewhere && ended.failure) return; // which still holds
+    const word = isElsewhere ? "stopped_elsewhere" : isSampled ? "stopped_sampled" : "stopped";
+    showEnd({ stopped: say(word) }, isElsewhere);
+  };
   node.showIterisLayer = ({ first, layer }) => {
     told = false; // of a node that was made anew in the run, too
     if (first) layers = new Map();

@@ -9,6 +9,7 @@ import { also, nodeAt, nodesOf } from "./graph.js";
 import { keepPictures } from "./kept.js";
 import { isSame, neededFor, takeOutUncounted, workOf } from "./work.js";
 
+export const ENDS = ["execution_error", "execution_interrupted"]; // of runs that have not made all
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
 const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
@@ -263,6 +264,16 @@ export async function outputOf({ run, name }) {
   const { prompt, outputs = {} } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
   const id = Object.keys(outputs).find((each) => workOf(prompt[2], each) === name);
   return id && { ...outputs[id], [RUN]: run };
+}
+
+/**
+ * Return what the server tells of the end of a run: the event, its details, and what was run; undefined: it does not know
+ * the run, or that has come to its end.
+ */
+export async function endOf(run) {
+  const { prompt, status } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+  const [event, detail] = status?.messages?.find(([each]) => ENDS.includes(each)) ?? [];
+  return event && { event, detail, prompt: prompt[2] };
 }
 
 /** Return the name of a node, see `workOf`, as it is shown now; undefined: the workflow cannot be run as it is. */

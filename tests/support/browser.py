@@ -342,9 +342,10 @@ class Frontend:
         told = {"node": str(node), "display_node": str(node), "output": output}
         self.send("executed", prompt_id=run, **told)
 
-    def know(self, run: str, prompt: Json, outputs: Json) -> None:
+    def know(self, run: str, prompt: Json, outputs: Json, *messages: Any) -> None:
         """Let the server know of one run that has ended, until `forget`."""
-        history = {run: {"prompt": [1, run, prompt, {}, [*outputs]], "outputs": outputs}}
+        known = {"outputs": outputs, "status": {"messages": messages}}
+        history = {run: {"prompt": [1, run, prompt, {}, [*outputs]], **known}}
         for place in ("**/history?*", f"**/history/{run}"):
             self.page.route(place, lambda route: route.fulfill(json=history))
 

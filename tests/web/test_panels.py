@@ -895,6 +895,40 @@ def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small
     assert frontend.errors == []
 
 
+def test_a_merge_says_why_its_run_in_another_window_has_made_nothing(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=623)
+    frontend.set_widgets(MERGE, preset="Balanced")
+    frontend.keep()
+    frontend.show(MERGE, top=200)
+    own, at_merge = frontend.prompt(), {"node_id": str(MERGE), "node_type": "IterISMerge"}
+    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+    panel = page.locator(".iteris-report:visible")
+    stop = ["execution_interrupted", at_merge]
+    failure = ["execution_error", at_merge | {"exception_message": "Out of memory"}]
+    start = ["execution_start", {}]
+    at_other = ["execution_error", {"node_id": "1", "exception_message": "no such file"}]
+    for end, said in (
+        (at_other, "After a run, a verdict"),
+        (stop, "Stopped in another window."),
+        (failure, "Out of memory"),
+        (stop, "Out of memory"),  # which still holds
+    ):
+        frontend.know("of_another", own, {}, start, end)
+        queue(frontend, [[0, "of_another", own, {}, [str(MERGE)]]])
+        expect(line).to_contain_text("Running in another window")
+        queue(frontend, [])
+        expect(line).to_have_count(0)
+        expect(panel).to_contain_text(said)
+        frontend.forget("of_another")
+    frontend.set_widgets(MERGE, preset="Fast")
+    frontend.keep()
+    expect(panel).to_contain_text("After a run, a verdict")
+    page.unroute("**/queue")
+    assert frontend.errors == []
+
+
 def test_a_failure_stays_while_another_window_makes_nothing_of_its_node(in_renderer, small):
     """Also where an earlier run of this workflow had made it, which was another one then."""
     frontend = in_renderer

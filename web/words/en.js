@@ -228,6 +228,7 @@ export default {
   left_few: "a few seconds left",
   server_away: "waiting for ComfyUI's server",
   stopped: "Stopped.",
+  stopped_elsewhere: "Stopped in another window.",
   stopped_sampled:
     "Stopped. Sampling is done: the next merge of these LoRAs reuses its runs, as long as ComfyUI keeps the model.",
   seconds: "{count} s",

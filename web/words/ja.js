@@ -230,6 +230,7 @@ export default {
   left_few: "残り数秒",
   server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
+  stopped_elsewhere: "別のウィンドウで停止しました。",
   stopped_sampled:
     "停止しました。サンプリング（Sampling）は完了しているため、ComfyUI がモデルを保持している間は、これらの LoRA の次のマージでその結果を再利用します。",
   seconds: "{count} 秒",
