@@ -233,7 +233,7 @@ export function addReport(node, say) {
       isChanged = !!madeAs() && madeAs() !== now;
       if (isOld) forgetEnd();
       const isOther = isFirstRow(node) !== wasFirstRow || linked() !== wasLinked;
-      if (!layers && (isOld || isChanged !== wasChanged || isOther)) show();
+      if (isOld || isChanged !== wasChanged || isOther) layers ? showLive(true) : show();
       return isChanged && !layers;
     },
   );
@@ -241,11 +241,11 @@ export function addReport(node, say) {
     isOpen = open;
     fit(node);
   };
-  const showLive = () => {
+  const showLive = (isAnew) => {
     waiting = false;
     if (!layers) return;
     const live = readSaved(figures({ layers: [...layers.values()] }));
-    if (!drawOn(element, live, say)) drawAll("before", live);
+    if (isAnew || !drawOn(element, live, say)) drawAll(isChanged ? "changed" : "before", live);
     fit(node, PANEL_WIDTH);
   };
   node.startIterisRun = () => {
@@ -265,7 +265,7 @@ export function addReport(node, say) {
     told = false; // of a node that was made anew in the run, too
     if (first) layers = new Map();
     layers?.set(layer.path, layer);
-    if (!waiting) requestAnimationFrame(showLive);
+    if (!waiting) requestAnimationFrame(() => showLive());
     waiting = true;
   };
   node.endIterisRun = () => {

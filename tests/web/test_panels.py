@@ -1042,6 +1042,7 @@ def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, sm
     """Marked as that of the run before, while the details show what this one has told."""
     frontend = in_renderer
     small(frontend, seed=60)
+    frontend.set_widgets(MERGE, preset="Balanced")
     frontend.show(MERGE, top=100)
     earlier = frontend.page.locator(".iteris-earlier")
     verdicts = frontend.page.locator(".iteris-kept")
@@ -1053,6 +1054,10 @@ def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, sm
         send_layer(frontend, "b", str(MERGE), number)
         expect(verdicts).to_have_count(3)
         expect(earlier).to_have_text("Result of the run before this one.")
+    frontend.set_widgets(MERGE, preset="Fast")
+    expect(earlier).to_have_text("Result of a run with other settings.")  # as on other nodes
+    frontend.set_widgets(MERGE, preset="Balanced")
+    expect(earlier).to_have_text("Result of the run before this one.")
     assert blocks_of(frontend) == ["IN01", "IN03"], "of this run"
     picture(frontend, "report_while_another_is_made")
     frontend.executed(MERGE, report_with_verdict(kept("first", 0.9, "good")), run="b")
