@@ -1,11 +1,11 @@
-// What runs have drawn, which the browser keeps by what it was made of, and each merge apart: with its next start the
-// server has lost the pictures, and a comparison is shown beside the one before it.
+// What runs have drawn and saved, which the browser keeps by what it was made of, and each merge apart: with its next
+// start the server has lost the pictures and the sentences, and a comparison is shown beside the one before it.
 
 import { api } from "../../scripts/api.js";
 
 const NAME = "iteris";
 const STORE = "comparisons";
-const MOST = { count: 12, bytes: 300e6 }; // the newest ones; one of three rows at 1024 pixels has some 15 MB
+const MOST = { count: 24, bytes: 300e6 }; // the newest ones; one of three rows at 1024 pixels has some 15 MB
 const PATIENCE = 20_000; // milliseconds for the browser to open its store
 
 let known = []; // what was read last, so that each picture has one address
@@ -81,7 +81,7 @@ const makeRoom = (bytes) =>
   });
 
 /**
- * Keep what a run has drawn. A browser that keeps nothing, as in private windows, or has no room, goes without.
+ * Keep what a run has drawn or saved. A browser that keeps nothing, as in private windows, or has no room, goes without.
  *
  * @param {string} name the node's, see `workOf`
  * @param {object} output with the server's pictures
@@ -92,9 +92,9 @@ export function keepPictures(name, output) {
 
 async function keep(name, output) {
   const files = picturesOf(output);
-  if (!files.length) return;
+  if (!files.length && !output.iteris_saved) return;
   const merge = output.iteris_made?.[0]?.at ?? 0; // of other files, a node of the same name makes another one
-  const of = JSON.stringify(files); // another run of the same files may have drawn others
+  const of = JSON.stringify([files, output.iteris_saved]); // another run of the same files may have made others
   try {
     if ((await inStore("readonly", (store) => asked(store.get([name, merge]))))?.of === of) return;
     const pictures = await Promise.all(files.map(fetched));
@@ -120,7 +120,7 @@ async function read() {
   }
 }
 
-/** Return what runs have drawn that the browser has kept, the newest first. */
+/** Return what runs have made that the browser has kept, the newest first. */
 export const keptComparisons = async () => (await read()).map(({ output }) => output);
 
 /** Return what the browser has kept of a node of a name; undefined: nothing. */

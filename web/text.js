@@ -36,6 +36,9 @@ function linesOf(text, saved, buttonsOf, insteadOf) {
   });
 }
 
+/** Return what a workflow keeps of the files that a run has saved. */
+const savedBy = ({ iteris_saved: files = [] }) => files.map(readFile);
+
 /** Return those of files that were saved that are other ones now, or none at all. */
 async function goneOf(files) {
   const found = await Promise.all(files.map(isGone));
@@ -188,12 +191,15 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     fit(node, width);
     node.compareIterisRun();
   };
-  /** Show the pictures that the browser has kept, where the server has lost them; return whether there are some. */
+  /** Show what the browser has kept of the run, where the server has lost it; return whether there is something. */
   node.findIterisPictures = async () => {
-    const { name } = node.properties[RAN] ?? {};
+    const { name, files: told } = node.properties[RAN] ?? {};
     const output = await keptPictures(name);
-    if (output) showFound(output);
-    return !!output;
+    // another workflow's run of the same may have saved another file
+    if (!output || JSON.stringify(savedBy(output)) !== JSON.stringify(told)) return false;
+    showFound(output);
+    node.checkIterisFile();
+    return true;
   };
   /** Show what the run has made that the workflow keeps, unless a run has made something by now. */
   const showFound = (output) => {
@@ -218,7 +224,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
   /** Let the workflow keep that there was a run, and what it has saved. */
   async function remember(output) {
     madeAs = undefined;
-    const ran = await ranAs(node, output, (output.iteris_saved ?? []).map(readFile));
+    const ran = await ranAs(node, output, savedBy(output));
     if (shown !== output || !ran.name || !node.graph) return; // or another one has come
     madeAs = ran.name;
     node.compareIterisRun();

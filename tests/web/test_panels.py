@@ -1656,12 +1656,36 @@ def test_a_copy_begins_without_what_its_node_has_made(in_renderer, small):
     assert frontend.errors == []
 
 
-def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
-    """Also where it was saved before its node went there, which the frontend makes anew: all of it, as long as the
-    server knows the run."""
+def test_the_browser_keeps_what_the_server_has_told_of_a_saved_file(in_renderer, small):
+    """As after its restart; but nothing that another workflow's run of the same has saved."""
     frontend = in_renderer
     page = frontend.page
-    for knows, said in ((True, "read back: 24 modules"), (False, "Saved: iteris_merged")):
+    small(frontend, seed=76)
+    text = [f"/loras/{SAVED['name']}", "read back: 24 modules", "3.4 MB", "beside it: a preview"]
+    frontend.begin("saves")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": text}, run="saves")
+    frontend.pictures_kept(SAVE)
+    workflow = frontend.workflow()
+    frontend.load({"1": {"class_type": "IterISReport", "inputs": {}}}, "elsewhere")
+    frontend.load(workflow, "after a restart")
+    told = page.locator(".iteris-text >> visible=true")
+    for line in ("/loras", *text[1:]):
+        expect(told).to_contain_text(line)
+    (save,) = [node for node in workflow["nodes"] if node["id"] == SAVE]
+    assert "/loras" not in json.dumps(save)
+    (file,) = save["properties"]["iteris_ran"]["files"]
+    file["mb"] = 9
+    frontend.load(workflow, "another workflow")
+    expect(told).to_have_text(re.compile("^Saved: iteris_merged.safetensors, 9.0 MB"))
+    assert frontend.errors == []
+
+
+def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
+    """Also where it was saved before its node went there, which the frontend makes anew, and the server knows the run no
+    more."""
+    frontend = in_renderer
+    page = frontend.page
+    for knows in (True, False):
         small(frontend, seed=74 if knows else 740)
         run = f"known-{knows}"
         text = [f"/loras/{SAVED['name']}", "read back: 24 modules", "3.4 MB"]
@@ -1673,7 +1697,7 @@ def test_what_was_saved_is_told_inside_a_subgraph(in_renderer, small, server):
             frontend.know(run, frontend.prompt(), {str(SAVE): output})
         frontend.into_subgraph(SAVE, show=True)
         told = page.locator(".iteris-text >> visible=true")
-        expect(told).to_contain_text(said)
+        expect(told).to_contain_text("read back: 24 modules")
         expect(told).to_contain_text(SAVED["name"].removesuffix(".safetensors"))
         frontend.forget(run)
     assert frontend.errors == []
