@@ -11,7 +11,7 @@ from .compare import Compare
 from .load import LoadLoras
 from .lora import LoraToMerge, TrainedLora
 from .loras.about import about_lora, about_model, about_row, thumbnail_of
-from .merge import Merge
+from .merge import Merge, MergeVideo
 from .recipe import LoadRecipe
 from .report import ShowReport
 from .save import SaveMergedLora
@@ -29,6 +29,7 @@ class IterisExtension(ComfyExtension):
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             Merge,
+            MergeVideo,
             LoadLoras,
             Settings,
             LoraToMerge,

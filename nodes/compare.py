@@ -17,7 +17,7 @@ from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
-from .workflow import inputs_of, texts_upstream, upstream
+from .workflow import MERGES, inputs_of, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
@@ -398,7 +398,7 @@ def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
     on; empty: none.
     """
     before = upstream(prompt, compare, ("merged",))
-    return next((node for node in before if prompt[node].get("class_type") == "IterISMerge"), "")
+    return next((node for node in before if prompt[node].get("class_type") in MERGES), "")
 
 
 def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
@@ -412,8 +412,8 @@ def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
     for name in ("model", "clip"):
         if merge_of(prompt, compare) in upstream(prompt, compare, (name,)):
             return (
-                f"{name} comes from Merge LoRAs, so there would be nothing to compare the merge "
-                "with. Leave it empty: then it is the one that Merge LoRAs gets"
+                f"{name} comes from the merge, so there would be nothing to compare it with. Leave "
+                "it empty: then it is the one that the merge gets"
             )
     return ""
 
@@ -428,12 +428,12 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
         raise IterisError(
             f"the MODEL is {base.family.name}, and the merged LoRA is for "
             f"{merged.keys.family.name}. Connect one of this family, or leave model and clip "
-            "empty: then they are the ones that Merge LoRAs gets"
+            "empty: then they are the ones that the merge got"
         )
     if merged.low is not None:
         raise IterisError(
             "the merged LoRA is for a pair of models, and Compare draws with one. Connect both "
-            "MODEL outputs of Merge LoRAs to samplers, as the template for videos does"
+            "MODEL outputs of the merge to samplers, as the template for videos does"
         )
     if base.carries(merged.adapter):
         raise IterisError(

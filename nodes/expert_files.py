@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
+from .words import VIDEO_MERGE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Noise = Literal["high", "low"]
 OTHER: Mapping[Noise, Noise] = {"high": "low", "low": "high"}
-LOW_INPUT = "model_low_noise"  # of Merge LoRAs
+LOW_INPUT = "model_low_noise"
+LOW_SOCKET = f"{LOW_INPUT} of {VIDEO_MERGE}"
 # What marks the file of an expert by itself, and what marks it only if the other one's is there.
 _SURE = re.compile(r"(?<![a-z])(high|low)[-_ ]?noise(?![a-z])", re.IGNORECASE)
 _LIKELY = re.compile(r"(?<![a-z])(high|low|h|l)(?![a-z])|(high|low)(?=noise)", re.IGNORECASE)

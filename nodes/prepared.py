@@ -25,6 +25,7 @@ from .loras.pairs import check_one_expert, check_two_experts, paired, with_partn
 from .loras.prompts import uses_of_rows
 from .size import Size
 from .sockets import ChosenLora, Loose, MergedLora
+from .words import VIDEO_MERGE
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
@@ -285,7 +286,7 @@ def of_editing(base: host.ComfyModel, texts: Iterable[str], calibration: Calibra
         text = (
             f"this {base.family.name} edits pictures, by its file's name or its settings, and the "
             "LoRAs were measured without one. To measure them with one, connect a conditioning "
-            "with a ReferenceLatent to start"
+            f"with a ReferenceLatent to start of {VIDEO_MERGE}"
         )
     else:
         return []

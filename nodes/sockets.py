@@ -43,7 +43,7 @@ def found_by(*words: str, essential: str | None = None) -> dict[str, Any]:
     """
     known = {item.name for item in fields(io.Schema)}
     given = {"search_aliases": list(words), "essentials_category": essential}
-    return {name: value for name, value in given.items() if value and name in known}
+    return {name: value for name, value in given.items() if name in known}
 
 
 @dataclass(frozen=True)

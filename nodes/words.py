@@ -7,6 +7,7 @@ from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.lora_use import LoraUse
 from ..iteris_core.settings import TOGETHER, names_of
 
+VIDEO_MERGE = "Merge LoRAs for video or editing"  # a node's title
 TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
     **{f"target={value}": name for name, value in TARGETS.items()},

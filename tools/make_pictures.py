@@ -39,6 +39,7 @@ GAP_Y = 30
 TITLE = 30
 WIDTHS = {
     "IterISMerge": 400,
+    "IterISMergeVideo": 400,
     "IterISLoad": 400,
     "IterISCompare": 720,  # its pictures are beside its slider
     "IterISSave": 340,
@@ -75,7 +76,7 @@ NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "LoadImage"}
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
 GROUP_COLOURS = ("#3f789e", "#8a6d3b", "#4f7a52")
 # the first of these that a template has: its column is the second group
-SECOND_GROUP = ("IterISMerge", "CLIPTextEncode")
+SECOND_GROUP = ("IterISMerge", "IterISMergeVideo", "CLIPTextEncode")
 GROUP_ROOM = 12
 GROUP_HEAD = 42  # from the group's top, below its title, to a node's title
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher

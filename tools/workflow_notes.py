@@ -15,6 +15,11 @@ _PARTS = (
 )
 _TWO = "**Merge LoRAs**: choose a file in each row"
 _KEPT = "**Merge LoRAs** then says what it kept of each LoRA"
+_KEPT_OF_VIDEOS = "**Merge LoRAs for video or editing** then says what it kept of each LoRA"
+_PAIRS = (
+    "**Merge LoRAs for video or editing**: choose a file in each row. A row is a pair: the file with "
+    "*low_noise* in its name is found by the one with *high_noise*"
+)
 _SEEN = f"{_KEPT}. **Compare** shows it"
 _SAVED = "The new LoRA is in every LoRA list: load it at strength 1.0"
 _WORDS = "If a row says *write prompts*, click that. Example: *a photo of sks dog*"
@@ -163,12 +168,11 @@ TEMPLATES = (
         (
             "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
             "the files",
-            "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
-            "in its name is found by the one with *high_noise*",
+            _PAIRS,
             _TRIGGERS,
         ),
         (
-            _KEPT,
+            _KEPT_OF_VIDEOS,
             "Two files are saved, *iteris_wan_high_noise* and *iteris_wan_low_noise*",
             *_OF_VIDEOS,
         ),
@@ -180,12 +184,11 @@ TEMPLATES = (
             "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
             "the files",
             "**First picture**: choose a typical first frame",
-            "**Merge LoRAs**: choose a file in each row. A row is a pair: the file with *low_noise* "
-            "in its name is found by the one with *high_noise*",
+            _PAIRS,
             _TRIGGERS,
         ),
         (
-            f"{_KEPT}, measured on this picture, too",
+            f"{_KEPT_OF_VIDEOS}, measured on this picture, too",
             "Two files are saved, *iteris_wan_i2v_high_noise* and *iteris_wan_i2v_low_noise*",
             *_OF_VIDEOS,
         ),

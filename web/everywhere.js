@@ -3,7 +3,7 @@
 
 // inputs that mean something if they are linked, and that most workflows leave free
 const APART = {
-  IterISMerge: ["start", "model_low_noise"],
+  IterISMergeVideo: ["start", "model_low_noise"],
   IterISCompare: ["model", "clip"],
   IterISSave: ["cover"],
 };

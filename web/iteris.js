@@ -46,6 +46,7 @@ import { addSlider } from "./slider.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { languageOf, sayer, withButtons } from "./words.js";
+import { isMerge } from "./work.js";
 
 const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
@@ -172,7 +173,7 @@ let elsewhere; // a run that goes on in another window, with a merge that is sho
 
 /** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
 const showWaiting = oneAtATime(async () => {
-  const merges = [...nodesOf(app.graph)].filter(({ comfyClass }) => comfyClass === "IterISMerge");
+  const merges = [...nodesOf(app.graph)].filter(isMerge);
   if (!merges.length) return;
   const last = begun;
   const { now, run, prompt = {}, before, isElsewhere } = await waitingRun();
@@ -197,7 +198,7 @@ const showWaiting = oneAtATime(async () => {
 async function showEndElsewhere(run) {
   const { event, detail, prompt } = (await endOf(run)) ?? {};
   const node = nodeAt(app.graph, detail?.node_id);
-  if (node?.comfyClass !== "IterISMerge" || !(await isIn(prompt, node))) return;
+  if (!isMerge(node) || !(await isIn(prompt, node))) return;
   if (event === "execution_interrupted") node.showIterisStop(true);
   else node.showIterisFailure(withButtons(detail.exception_message, locale()), true);
 }
@@ -373,7 +374,7 @@ app.registerExtension({
     also(node, "onResize", () => node.graph && holdAll(node.graph));
     also(node, "onConfigure", () => showMoved(node));
     node.seekIterisRun = () => seekRun(node);
-    if (node.comfyClass === "IterISMerge") {
+    if (isMerge(node)) {
       addRows(node, say);
       addSize(node);
       addReport(node, say);

@@ -1,6 +1,7 @@
 // Where nodes have room, and what moves to make some; all that is new is brought into sight.
 
 import { saidBy } from "./graph.js";
+import { isMerge } from "./work.js";
 
 export const GAP = 60;
 const REPORT = 180; // of a merge, with its times and what is said of all LoRAs
@@ -43,9 +44,10 @@ export const PICTURES = picturesIn(COMPARE_WIDTH);
 const picturesOf = ({ iterisRoom, size }) => Math.max(0, picturesIn(size[0]) - (iterisRoom?.() ?? 0));
 
 /** Return by how much a node grows in a run. */
-const growthOf = (node) =>
-  ({ IterISMerge: () => roomFor(saidBy(node, "loras")), IterISCompare: () => picturesOf(node) })[node.comfyClass]?.() ??
-  0;
+function growthOf(node) {
+  if (isMerge(node)) return roomFor(saidBy(node, "loras"));
+  return node.comfyClass === "IterISCompare" ? picturesOf(node) : 0;
+}
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];

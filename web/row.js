@@ -9,6 +9,7 @@ import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
 import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
+import { isMerge } from "./work.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
@@ -199,7 +200,7 @@ export function drawLine(view, place) {
 const calledOf = (file) => ownName(nameOf(file));
 
 /** Return whether prompts are for the measuring of a merge; a plain loader has no use for them. */
-const isMeasured = (view) => view.node.comfyClass === "IterISMerge";
+const isMeasured = (view) => isMerge(view.node);
 
 /** Draw what is below the line of an open row; `changed` is called when its strength on the text encoder is another one. */
 function drawBody(view, place, changed) {

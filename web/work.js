@@ -1,6 +1,7 @@
 // What a node of a workflow works out, to compare one workflow with another. No DOM and no ComfyUI here, so that
 // `node --test` runs it.
 
+const MERGES = ["IterISMerge", "IterISMergeVideo"]; // the types of nodes that merge
 export const PREVIEW = "Preview"; // the preset that measures nothing
 export const OF_MERGE = ["preset", "together", "size", "size_value"]; // a merge's own settings: none counts beside a recipe
 const NUMBERED = ["rank", "MB"];
@@ -8,20 +9,22 @@ const NUMBERED = ["rank", "MB"];
 /** Return whether a size has a number; one that comes through a link may have. */
 export const isNumbered = (size) => Array.isArray(size) || NUMBERED.includes(size);
 
-// by the type of a node, which of its inputs change nothing of what it tells
-const UNCOUNTED = {
-  IterISSave: () => ["cover"],
-  IterISMerge: ({ preset, size, settings }, prompt) => {
-    if (prompt[settings?.[0]]?.class_type === "IterISRecipe") return OF_MERGE;
-    if (preset === PREVIEW) return OF_MERGE.slice(1);
-    return isNumbered(size) ? [] : ["size_value"];
-  },
-};
+/** Return whether a node merges. */
+export const isMerge = (node) => MERGES.includes(node?.comfyClass);
+
+/** Return which inputs of a node change nothing of what it tells. */
+function uncountedIn({ class_type: type, inputs: { preset, size, settings } }, prompt) {
+  if (type === "IterISSave") return ["cover"];
+  if (!MERGES.includes(type)) return [];
+  if (prompt[settings?.[0]]?.class_type === "IterISRecipe") return OF_MERGE;
+  if (preset === PREVIEW) return OF_MERGE.slice(1);
+  return isNumbered(size) ? [] : ["size_value"];
+}
 
 /** Take out of a workflow that is sent the numbers of sizes that have none: the server's cache would count them. */
 export function takeOutUncounted(prompt) {
   for (const { class_type: type, inputs } of Object.values(prompt ?? {}))
-    if (type === "IterISMerge" && !isNumbered(inputs.size)) delete inputs.size_value;
+    if (MERGES.includes(type) && !isNumbered(inputs.size)) delete inputs.size_value;
 }
 
 const isLink = (prompt, value) =>
@@ -49,7 +52,7 @@ export function workOf(prompt, id, known = new Map()) {
   if (!known.has(id)) {
     known.set(id, ""); // a loop, which the server would refuse
     const { class_type: type, inputs = {} } = prompt[id];
-    const uncounted = UNCOUNTED[type]?.(inputs, prompt) ?? [];
+    const uncounted = uncountedIn({ class_type: type, inputs }, prompt);
     const values = Object.keys(inputs)
       .filter((name) => !uncounted.includes(name))
       .sort()

@@ -35,7 +35,7 @@ from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
-from ..expert_files import LOW_INPUT, split_by_expert
+from ..expert_files import LOW_SOCKET, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .checks import check_callable, check_clip, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
@@ -285,7 +285,7 @@ class ComfyModel:
         if split_by_expert(tensors) is not None:
             raise AdapterError(
                 f"{use.name}: its file holds a LoRA for each of two models, Wan 2.2's for high and "
-                f"for low noise. Connect the low noise model to {LOW_INPUT} of Merge LoRAs"
+                f"for low noise. Connect the low noise model to {LOW_SOCKET}"
             )
         tensors = converted(tensors)
         merged = {

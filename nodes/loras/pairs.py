@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...iteris_core import ConfigError
-from ..expert_files import LOW_INPUT, OTHER, expert_of, named_expert, partner_of, without_mark
+from ..expert_files import (
+    LOW_INPUT,
+    LOW_SOCKET,
+    OTHER,
+    expert_of,
+    named_expert,
+    partner_of,
+    without_mark,
+)
 from .names import adapter_name
 
 if TYPE_CHECKING:
@@ -94,7 +102,7 @@ def check_one_expert(chosen: Sequence[ChosenLora], upstream: Iterable[str]) -> N
         if other is not None:
             raise ConfigError(
                 f"{file} and {other} are the two files of one LoRA, for the high and the low noise "
-                f"model. Connect the low noise model to {LOW_INPUT}, and write one row for both; "
+                f"model. Connect the low noise model to {LOW_SOCKET}, and write one row for both; "
                 "or merge only the files of this model"
             )
     of_model = named_expert(upstream)
@@ -104,7 +112,7 @@ def check_one_expert(chosen: Sequence[ChosenLora], upstream: Iterable[str]) -> N
             raise ConfigError(
                 f"{file} is for the {of_file} noise model, and MODEL is the {of_model} noise one, "
                 f"by the names of their files. Connect both models (the low noise one to "
-                f"{LOW_INPUT}), or choose the file of this model"
+                f"{LOW_SOCKET}), or choose the file of this model"
             )
 
 

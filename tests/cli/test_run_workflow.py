@@ -53,8 +53,9 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
-def test_rows_are_a_loaders_too(start):
-    loader = {"class_type": "IterISLoad", "inputs": {"loras": "<lora:old>"}}
+@pytest.mark.parametrize("kind", ["IterISLoad", "IterISMergeVideo"])
+def test_rows_are_another_nodes_too(start, kind):
+    loader = {"class_type": kind, "inputs": {"loras": "<lora:old>"}}
     sent = start("--lora", "ink:0.7", workflow=without("2", **{"2": loader}))
     assert sent["2"]["inputs"]["loras"] == "<lora:ink:0.7>"
 
@@ -64,7 +65,7 @@ def test_what_is_missing_is_named(start):
     for options, workflow, told in (
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
         (("--lora", "b"), without("2", **{"2": from_others}), "come from other nodes"),
-        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge or IterISLoad"),
+        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge or .* or IterISLoad"),
         ((), {"nodes": []}, "is not a workflow in the API's format"),
     ):
         with pytest.raises(SystemExit, match=told):

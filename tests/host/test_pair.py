@@ -33,7 +33,7 @@ def merge(rows, **models_of):
     settings = {**SMALL, "sample_runs": 2, "frames": 5, "cfg": 1.0, "protect_base": 0.0}
     settings["check_runs"] = 1
     inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": rows, "settings": ["4", 0]}
-    merged = node("IterISMerge", **inputs, model_low_noise=["2", 0])
+    merged = node("IterISMergeVideo", **inputs, model_low_noise=["2", 0])
     return {**models(**models_of), "4": node("IterISSettings", **settings), "5": merged}
 
 
@@ -100,15 +100,16 @@ def test_a_pair_is_merged_saved_and_loaded_by_stock_nodes_as_it_was_drawn(files)
 
 
 def test_image_to_video_is_measured_with_the_picture_that_is_connected(files):
-    """By ComfyUI's own WanImageToVideo; without one, on videos that begin grey."""
+    """By ComfyUI's own WanImageToVideo; without one, as by the plain node, on videos that begin grey."""
     host = files
     write_lora(host.loras / "walk.safetensors", 5)
     workflow = merge("<lora:walk> | a sks dog", high="wan2.2_i2v_tiny")
     del workflow["5"]["inputs"]["model_low_noise"], workflow["2"]
+    workflow["5"]["class_type"] = "IterISMerge"
     square = {"width": 64, "height": 64, "batch_size": 1}
     texts = {"positive": ["30", 0], "negative": ["30", 0], "vae": ["31", 0]}
     workflow |= {
-        "7": node("IterISMerge", **workflow["5"]["inputs"], start=["33", 0]),
+        "7": node("IterISMergeVideo", **workflow["5"]["inputs"], start=["33", 0]),
         "30": node("CLIPTextEncode", text="", clip=["1", 1]),
         "31": node("TinyVAE"),
         "32": node("EmptyImage", **square, color=0xFF8000),

@@ -8,6 +8,7 @@ import torch
 from fake_host import fake_base, use
 from iteris_pack.nodes import compare, comparison
 from iteris_pack.nodes.sockets import MergedLora
+from iteris_pack.nodes.workflow import MERGES
 
 from iteris_core import (
     Adapter,
@@ -139,20 +140,21 @@ def test_the_users_prompts_are_refused_before_the_merge(refused):
         assert refused(prompt) is True
 
 
+@pytest.mark.parametrize("kind", MERGES)
 @pytest.mark.parametrize(
     ("model", "clip", "said"),
     [
         (None, None, ""),
         (["1", 0], ["1", 1], ""),
-        (["2", 0], ["1", 1], "model comes from Merge LoRAs"),
-        (["1", 0], ["4", 1], "clip comes from Merge LoRAs"),
+        (["2", 0], ["1", 1], "model comes from the merge"),
+        (["1", 0], ["4", 1], "clip comes from the merge"),
     ],
 )
-def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, said):
+def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, said, kind):
     refused, prompt = refused
     prompt |= {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
-        "2": {"class_type": "IterISMerge", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "2": {"class_type": kind, "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
         "3": {
             "class_type": "IterISCompare",
             "inputs": {"merged": ["2", 3], **({"model": model, "clip": clip} if model else {})},

@@ -83,7 +83,7 @@ def test_a_pair_is_one_lora_and_what_has_no_other_file_is_told():
 
 def test_what_is_of_another_expert_than_the_models_is_refused():
     check_one_expert([lora(FILES[0]), lora(FILES[2])], {"wan_high_noise.safetensors", "default"})
-    said = r"dog_high_noise.* and dog_low_noise.* are the two files"
+    said = r"dog_high_noise.* and dog_low_noise.* are the two files.*to model_low_noise of Merge LoRAs for video"
     with pytest.raises(ConfigError, match=said):
         check_one_expert([lora(file) for file in FILES], set())
     with pytest.raises(ConfigError, match="is for the high noise model, and MODEL is the low"):

@@ -200,7 +200,7 @@ def test_of_a_pair_each_name_is_looked_for_before_the_merge(saving, monkeypatch,
     inputs = {"merged": ["2", 3], "file_name": "a", "overwrite": True}
     prompt = {
         "1": {"class_type": "IterISSave", "inputs": inputs},
-        "2": {"class_type": "IterISMerge", "inputs": {"model_low_noise": ["9", 0]}},
+        "2": {"class_type": "IterISMergeVideo", "inputs": {"model_low_noise": ["9", 0]}},
     }
     replace_host(prompt_sent=lambda: prompt)
     assert "a_low_noise.safetensors is already the name of" in SaveMergedLora.validate_inputs()

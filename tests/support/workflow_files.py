@@ -4,7 +4,9 @@ from pathlib import Path
 
 # room in the templates for what a run shows on a node
 GROWTH = {
-    "IterISMerge": 660,  # a report of four LoRAs and their verdicts
+    # a report of four LoRAs and their verdicts
+    "IterISMerge": 660,
+    "IterISMergeVideo": 660,
     "IterISCompare": 520,  # square pictures beside its slider, and a line that says they are old
 }
 _WAN = [

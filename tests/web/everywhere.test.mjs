@@ -28,7 +28,7 @@ test("nothing is sent to inputs that most workflows leave free", () => {
     keepApart(node);
     return node.reject_ue_connection({ name });
   };
-  assert.ok(refused("IterISMerge", "model_low_noise"));
-  assert.ok(!refused("IterISMerge", "model"));
+  assert.ok(refused("IterISMergeVideo", "model_low_noise"));
+  assert.ok(!refused("IterISMergeVideo", "model"));
   assert.ok(!refused("IterISLoad", "model"));
 });

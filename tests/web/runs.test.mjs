@@ -140,10 +140,12 @@ test("of many runs, the newest are remembered; the server is asked about the oth
 test("the number of a size is sent where it counts", async () => {
   rememberRuns(() => {});
   const sizes = ["as is", "smaller", "rank", "MB", ["9", 0]];
-  const merges = sizes.map((size) => ({ class_type: "IterISMerge", inputs: { size, size_value: 8 } }));
-  await api.queuePrompt("r", { output: { ...merges, 9: { class_type: "Other" } } });
-  const sent = merges.map(({ inputs }) => inputs.size_value);
-  assert.deepEqual(sent, [undefined, undefined, 8, 8, 8]);
+  for (const kind of ["IterISMerge", "IterISMergeVideo"]) {
+    const merges = sizes.map((size) => ({ class_type: kind, inputs: { size, size_value: 8 } }));
+    await api.queuePrompt("r", { output: { ...merges, 9: { class_type: "Other" } } });
+    const sent = merges.map(({ inputs }) => inputs.size_value);
+    assert.deepEqual(sent, [undefined, undefined, 8, 8, 8]);
+  }
 });
 
 test("a result is of the workflow that is shown, though a pack makes links only while it is queued", async (t) => {

@@ -680,14 +680,12 @@ def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, 
     assert frontend.errors == []
 
 
-def saved(frontend, *, is_cached=False, file="first", is_again=False, prompt=""):
+def saved(frontend, *, of="Merge", is_cached=False, file="first", is_again=False, prompt=""):
     """Let the page believe that a merge was saved, as a file that is there; return the button that loads it.
 
     A merge that the server's cache has is told after what was saved of it.
     """
-    merge, save = (
-        frontend.page.evaluate(f"({ONE})('IterIS{each}').id") for each in ("Merge", "Save")
-    )
+    merge, save = (frontend.page.evaluate(f"({ONE})('IterIS{each}').id") for each in (of, "Save"))
     told = "name => fetch(`/iteris/lora?name=${name}`).then((answer) => answer.json())"
     name = f"{file}.safetensors"
     file = {"merge": str(merge), "name": name, "listed_as": name}
@@ -744,6 +742,28 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture)
     assert frontend.page.evaluate("app.graph.reroutes.size") == 0
     frontend.undo()
     assert kinds(frontend) == merged, "in one step"
+    assert frontend.errors == []
+
+
+def test_a_merge_for_video_is_seen_and_loaded_like_any_but_not_that_of_a_pair(in_renderer, picture):
+    frontend = in_renderer
+    inputs = {"merged": [LOADER, 3], "file_name": "x", "overwrite": False}
+    graph = plain("IterISMergeVideo") | {"9": {"class_type": "IterISSave", "inputs": inputs}}
+    load_placed(frontend, graph, "video", PLACES | {LATENT: [340, 1200], "9": [1590, 300]})
+    load, seen = saved(frontend, of="MergeVideo"), frontend.page.locator(".iteris-see")
+    change = "id => { const merge = app.graph.getNodeById(id); (%s); }"
+    both = change % "app.graph.getNodeById(1).connect(0, merge, 'model_low_noise')"
+    one = change % "merge.disconnectInput(merge.findInputSlot('model_low_noise'))"
+    for way, count in ((both, 0), (one, 1)):
+        frontend.page.evaluate(way, LOADER)
+        expect(load).to_have_count(count)
+        expect(seen).to_have_count(count)
+    picture(frontend, "merge_for_video")
+    frontend.keep()
+    seen_queued(frontend)
+    assert {"IterISMergeVideo", "IterISCompare"} <= set(kinds(frontend))
+    press_load(frontend, load)
+    assert not {"IterISMergeVideo", "IterISCompare"} & set(kinds(frontend))
     assert frontend.errors == []
 
 

@@ -40,18 +40,21 @@ test("a saved merge is the same with another cover, and another one with another
 });
 
 test("a merge is the same whatever it has where that does not count", () => {
+  let kind;
   const merge = (inputs, type = "IterISSettings") => ({
     1: { class_type: type, inputs: {} },
-    2: { class_type: "IterISMerge", inputs: { preset: "Fast", size: "as is", settings: ["1", 0], ...inputs } },
+    2: { class_type: kind, inputs: { preset: "Fast", size: "as is", settings: ["1", 0], ...inputs } },
   });
   const isAlike = (first, second, type) => isSame(merge(first, type), merge(second, type), "2");
-  for (const size of ["as is", "smaller"]) assert.ok(isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
-  for (const size of ["rank", "MB", ["1", 1]]) assert.ok(!isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
-  assert.ok(!isAlike({ size: "as is" }, { size: "smaller" }));
-  const preview = { preset: "Preview", together: true, size: "rank", size_value: 8 };
-  assert.ok(isAlike(preview, { preset: "Preview" }));
-  assert.ok(!isAlike(preview, { ...preview, preset: "Fast" }));
-  assert.ok(isAlike(preview, { preset: "Fast", together: false }, "IterISRecipe"));
+  for (kind of ["IterISMerge", "IterISMergeVideo"]) {
+    for (const size of ["as is", "smaller"]) assert.ok(isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
+    for (const size of ["rank", "MB", ["1", 1]]) assert.ok(!isAlike({ size, size_value: 32 }, { size, size_value: 8 }));
+    assert.ok(!isAlike({ size: "as is" }, { size: "smaller" }));
+    const preview = { preset: "Preview", together: true, size: "rank", size_value: 8 };
+    assert.ok(isAlike(preview, { preset: "Preview" }));
+    assert.ok(!isAlike(preview, { ...preview, preset: "Fast" }));
+    assert.ok(isAlike(preview, { preset: "Fast", together: false }, "IterISRecipe"));
+  }
 });
 
 test("many nodes that share what is before them are compared at once, and a loop ends", () => {

@@ -77,7 +77,7 @@ def set_checkpoint(nodes: Nodes, name: str) -> None:
 def set_loras(nodes: Nodes, rows: Sequence[str]) -> None:
     """Replace the rows of the merge or loader. What else is connected to it stays."""
     text = "\n".join(row if row.lstrip().startswith("<") else f"<lora:{row}>" for row in rows)
-    for node in wanted(nodes, ("IterISMerge", "IterISLoad"), "--lora"):
+    for node in wanted(nodes, ("IterISMerge", "IterISMergeVideo", "IterISLoad"), "--lora"):
         if not isinstance(node["inputs"].get("loras"), str):
             sys.exit(
                 f"--lora: {node['class_type']} of this workflow has no text in loras, so there is "
