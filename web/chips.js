@@ -49,7 +49,7 @@ export function draw(element, lora, prompts, say, kind, resized, { isMeasured = 
     const chip = button(`iteris-chip iteris-${offered.kind}`, offered.text, "", () => {
       if (chip.ariaDisabled === "true") return;
       const { value } = prompts;
-      prompts.value = (holds(value, offered) ? takenOut : add)(value, offered);
+      prompts.value = holds(value, offered) ? takenOut(value, offered) : add(value, offered, !isMeasured);
       mark();
     });
     return [chip, offered];

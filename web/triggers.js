@@ -19,35 +19,43 @@ export function holds(prompts, { kind, text }) {
   return new RegExp(`(?<![\\p{L}\\p{N}_])${escaped}(?![\\p{L}\\p{N}_])`, "iu").test(prompts);
 }
 
+const PARTS = /(?=,)|(?= and (?:an?|the) )/iu; // of a line, each with what is before it
+const bare = (part) => part.replace(/^(?:,| and )/iu, "").trim();
+const isThing = (text) => /^(?:an?|the) /iu.test(text);
+
 /**
  * Add a suggestion to the prompts: a prompt as a new line, a word to the line that is being written.
  *
  * @param {string} prompts the field's text
  * @param {{kind: "prompt"|"word", text: string}} suggestion
+ * @param {boolean} [ofSeveral] whether the prompts are for several LoRAs: two things are "a sks robot and a zwx owl", as
+ *   merges measure them
  * @returns {string} the same text if it is in there already
  */
-export function add(prompts, suggestion) {
+export function add(prompts, suggestion, ofSeveral = false) {
   if (holds(prompts, suggestion)) return prompts;
   const { kind, text } = suggestion;
   const written = prompts.replace(/[ \t]+$/, "");
   if (!written.trim()) return text;
   if (written.endsWith("\n")) return written + text;
   if (kind === "prompt") return `${written}\n${text}`;
+  const last = bare(written.split("\n").at(-1).split(PARTS).at(-1));
+  if (ofSeveral && isThing(last) && isThing(text)) return `${written} and ${text}`;
   return `${written}${written.endsWith(",") ? "" : ","} ${text}`;
 }
 
 /**
- * Take a suggestion out of the prompts again, where it is a line of its own, or between commas.
+ * Take a suggestion out of the prompts again, where it is a line of its own, or `add` has put it beside others.
  *
  * @returns {string} the same text if it is not there so, but part of what the user has written
  */
 export function takenOut(prompts, { kind, text }) {
-  const isIt = (part) => part.trim().toLowerCase() === text.toLowerCase();
+  const isIt = (part) => bare(part).toLowerCase() === text.toLowerCase();
   const left = prompts.split("\n").flatMap((line) => {
-    const parts = kind === "prompt" ? [line] : line.split(",");
+    const parts = kind === "prompt" ? [line] : line.split(PARTS);
     const rest = parts.filter((part) => !isIt(part));
     if (rest.length === parts.length) return [line];
-    return rest.length ? [rest.join(",").trim()] : [];
+    return rest.length ? [bare(rest.join(""))] : [];
   });
   return left.join("\n");
 }

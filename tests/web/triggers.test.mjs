@@ -48,6 +48,18 @@ for (const [name, before, suggestion, after] of [
 ])
   test(`add: ${name}`, () => assert.equal(add(before, suggestion), after));
 
+test("two things of several LoRAs are put as merges measure them, and taken out again", () => {
+  const [robot, owl, ink] = ["a sks robot", "a zwx owl", "in ink style"].map(word);
+  const both = add("a photo of a sks robot", owl, true);
+  assert.equal(both, "a photo of a sks robot and a zwx owl");
+  assert.equal(takenOut(both, owl), "a photo of a sks robot");
+  assert.equal(add("a lake\na sks robot, in ink style", owl, true), "a lake\na sks robot, in ink style, a zwx owl");
+  assert.equal(add(both, ink, true), `${both}, in ink style`);
+  assert.equal(takenOut("a sks robot and a zwx owl, in ink style", robot), "a zwx owl, in ink style");
+  assert.equal(takenOut("sand and sea", word("sea")), "sand and sea", "which the user has written");
+  assert.equal(add("a sks robot", word("a robot")), "a sks robot, a robot", "of one LoRA");
+});
+
 test("prompts come first, and nothing twice", () => {
   const prompts = { subject: ["a photo of sks", " ", "sks", "a photo of sks"], style: ["a landscape, sks"] };
   const lora = { prompts, trigger_words: ["sks", " sks ", "dog"] };
