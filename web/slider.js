@@ -104,6 +104,7 @@ export function addSlider(node, say, above) {
   element.append(whole);
   let rows = [];
   let chosen = 0; // the row
+  let spoilt; // the row that the stack spoils most
   let shown; // the run's output
   let before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
 
@@ -172,8 +173,8 @@ export function addSlider(node, say, above) {
   const rowOf = ({ prompt, names, pictures }, row) => {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
-    text.title = prompt;
-    text.append(html("span", "", prompt));
+    text.title = row === spoilt ? say("most_spoilt", { prompt }) : prompt;
+    text.append(html("span", "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
     thumbs.append(...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
@@ -221,12 +222,13 @@ export function addSlider(node, say, above) {
     shown = output;
     before = undefined;
     rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
+    const changes = rows.map((row) => row.spoilt ?? 0);
+    spoilt = changes.some(Boolean) ? changes.indexOf(Math.max(...changes)) : undefined;
     strip.replaceChildren(...rows.map(rowOf));
     showElement(node, element, true);
     arrange();
-    const spoilt = rows.map((row) => row.spoilt ?? 0);
     const again = rows.findIndex(({ prompt }) => prompt === last);
-    showRow(again < 0 ? spoilt.indexOf(Math.max(...spoilt)) : again);
+    showRow(again < 0 ? (spoilt ?? 0) : again);
     show();
     fit(node);
     findBefore(output);

@@ -317,6 +317,9 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     frontend.load(compare_of(), "telling")
     run("first", 0.1, 0.3)
     expect(chosen).to_have_attribute("data-row", "1")
+    why = frontend.page.locator(".iteris-drawn", has_text="(stacking changes it most)")
+    expect(why).to_have_count(1)
+    expect(why.locator(".iteris-thumb[aria-pressed=true]").first).to_be_visible()
     frontend.page.locator(".iteris-thumb[data-row='0']").first.click()
     run("second", 0.1, 0.3)
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays

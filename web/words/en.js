@@ -205,6 +205,7 @@ export default {
   merged: "merged",
   of_merge: " ({what})",
   usual: "{name} as usual",
+  most_spoilt: "{prompt} (stacking changes it most)",
   whole_picture: "The whole picture, and how it was drawn",
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   full_screen: "Full screen",

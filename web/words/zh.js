@@ -199,6 +199,7 @@ export default {
   merged: "合并后",
   of_merge: "（{what}）",
   usual: "{name} 为默认",
+  most_spoilt: "{prompt}（叠加时变化最大）",
   whole_picture: "整张图片与生成参数",
   divider: "两张图片之间的分界：拖动，或按方向键",
   full_screen: "全屏显示",
