@@ -36,6 +36,7 @@ import {
   madeBefore,
   mark,
   onceOpen,
+  pasteWithoutResults,
   recalled,
   rememberOpened,
   rememberRuns,
@@ -351,6 +352,7 @@ app.registerExtension({
   setup() {
     rememberRuns(showRefusal);
     rememberOpened();
+    pasteWithoutResults();
     followRuns();
     app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => fitAnew());
     new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette

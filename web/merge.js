@@ -15,9 +15,11 @@ import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import {
+  MADE_AS,
+  REPORT,
   asOneStep,
   compareWithRun,
-  copyWithout,
+  copyWithoutResult,
   isAwaited,
   keepResult,
   nameAsRun,
@@ -28,8 +30,6 @@ import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
 import { PREVIEW } from "./work.js";
 
-const PROPERTY = "iteris_report"; // in the node's properties, so that a saved workflow keeps its report
-const MADE_AS = "iteris_made_as"; // the node's name, see `workOf`, in the run that made the report
 const PANEL_WIDTH = 400;
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
@@ -100,7 +100,7 @@ function roomOpen(element) {
  * @param {(word: string, values?: object) => string} say
  */
 export function addReport(node, say) {
-  const height = (shown) => panelHeight(node, shown) || (node.properties[PROPERTY] ? 250 : 44);
+  const height = (shown) => panelHeight(node, shown) || (node.properties[REPORT] ? 250 : 44);
   let isAtWork = false; // and says how far it is
   const removeProgress = addProgress(node, say, undefined, (isTold) => {
     isAtWork = isTold;
@@ -139,12 +139,12 @@ export function addReport(node, say) {
   const show = () => {
     layers = undefined;
     drawAll(isEarlier ? "earlier" : isChanged ? "changed" : undefined);
-    fit(node, node.properties[PROPERTY] ? PANEL_WIDTH : 0, () => keepResult(node));
+    fit(node, node.properties[REPORT] ? PANEL_WIDTH : 0, () => keepResult(node));
   };
   const drawAll = (earlier, live) => {
     const isPreview = preset.value === PREVIEW;
     const save = isKept(node) || earlier ? undefined : saveNow;
-    const load = node.iterisLoaderOf(node.properties[PROPERTY]?.file);
+    const load = node.iterisLoaderOf(node.properties[REPORT]?.file);
     const ofCompare = isFirstRow(node);
     const see = compareOf(node) || (!earlier && canCompare()) ? seeNow : undefined;
     const how = {
@@ -163,14 +163,14 @@ export function addReport(node, say) {
     };
     wasLinked = linked();
     wasFirstRow = ofCompare;
-    draw(element, node.properties[PROPERTY], say, how);
+    draw(element, node.properties[REPORT], say, how);
     showPanel();
   };
   /** Show what links, rows and settings tell, if that is another one now. */
   const showLinked = () => setTimeout(() => layers || linked() === wasLinked || show()); // once a workflow that is being opened is there, and its report was read
   /** Show a report that was read; undefined: it cannot be drawn. */
   const showRead = (report) => {
-    node.properties[PROPERTY] = report;
+    node.properties[REPORT] = report;
     show();
     if (!report) element.firstChild.textContent = say("unreadable");
   };
@@ -210,7 +210,7 @@ export function addReport(node, say) {
   };
   /** Run a new Compare, and what saves its picture. */
   const runNew = (compare) => runAlone(compare, ...takers(node.graph, compare.outputs));
-  const madeAs = () => node.properties[PROPERTY] && node.properties[MADE_AS];
+  const madeAs = () => node.properties[REPORT] && node.properties[MADE_AS];
   const forgetEnd = () => {
     ended = {};
     endedAs = undefined;
@@ -223,7 +223,7 @@ export function addReport(node, say) {
     const name = await (isNotHere ? nameAsShown : nameAsRun)(node);
     if (ended === how) endedAs = name;
   };
-  copyWithout(node, PROPERTY, MADE_AS);
+  copyWithoutResult(node);
   compareWithRun(
     node,
     () => !!(madeAs() || endedAs),
@@ -276,7 +276,7 @@ export function addReport(node, say) {
   };
   node.showIterisReport = async (output) => {
     if (!output?.iteris_report?.[0]) return;
-    const { file, digest } = node.properties[PROPERTY] ?? {};
+    const { file, digest } = node.properties[REPORT] ?? {};
     const found = readSaved(figures({ ...output.iteris_report[0], made: output.iteris_made?.[0] }));
     // what is told again, as from the server's cache or after a restart, is still in the file
     const saved = file && digest === found?.digest ? file : early;
@@ -298,19 +298,19 @@ export function addReport(node, say) {
   node.showIterisFile = (file) => {
     const found = readFile(file);
     if (!found) return;
-    if (!isFileOf(found, node.properties[PROPERTY])) {
+    if (!isFileOf(found, node.properties[REPORT])) {
       early = found;
       return;
     }
-    node.properties[PROPERTY] = { ...node.properties[PROPERTY], file: found };
+    node.properties[REPORT] = { ...node.properties[REPORT], file: found };
     isFileGone = false;
     show();
     keepResult(node);
   };
   node.checkIterisFile = async () => {
-    const file = node.properties[PROPERTY]?.file;
+    const file = node.properties[REPORT]?.file;
     const found = !!file && (await isGone(file));
-    if (found === isFileGone || file !== node.properties[PROPERTY]?.file) return;
+    if (found === isFileGone || file !== node.properties[REPORT]?.file) return;
     isFileGone = found;
     if (!layers) show();
   };
@@ -328,7 +328,7 @@ export function addReport(node, say) {
     showLinked();
   };
   also(node, "onConfigure", () => {
-    const saved = node.properties[PROPERTY];
+    const saved = node.properties[REPORT];
     if (saved === undefined) show();
     else showRead(readSaved(saved)); // all of it would be copied at every change
     node.compareIterisRun();

@@ -11,6 +11,8 @@ import { isSame, neededFor, takeOutUncounted, workOf } from "./work.js";
 
 export const ENDS = ["execution_error", "execution_interrupted"]; // of runs that have not made all
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
+export const REPORT = "iteris_report"; // there, too: a merge's report
+export const MADE_AS = "iteris_made_as"; // and the merge's name, see `workOf`, in the run that made it
 const RUN = "iteris_run"; // in an output: the run that has made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
 const RECALLED = 8; // runs of the server's history that are looked at
@@ -89,13 +91,26 @@ export function rememberOpened() {
   });
 }
 
+function takeOutResult(node) {
+  for (const name of [RAN, REPORT, MADE_AS]) delete node?.properties?.[name];
+}
+
 /** Let a copy of a node have no result: it has not run. What the frontend makes anew for a subgraph is no copy. */
-export function copyWithout(node, ...results) {
+export function copyWithoutResult(node) {
   const { clone } = node;
   node.clone = function () {
     const copy = clone.call(this);
-    for (const name of results) delete copy?.properties[name];
+    takeOutResult(copy);
     return copy;
+  };
+}
+
+/** Let no node in the copy of a subgraph have a result, either: the frontend copies them as they are saved. */
+export function pasteWithoutResults() {
+  const { _deserializeItems: paste } = LGraphCanvas.prototype;
+  LGraphCanvas.prototype._deserializeItems = function (items, ...how) {
+    for (const { nodes } of items?.subgraphs ?? []) nodes?.forEach(takeOutResult);
+    return paste.call(this, items, ...how);
   };
 }
 

@@ -9,7 +9,7 @@ import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
-import { RAN, compareWithRun, copyWithout, keepResult, nameAsRun, nameAsShown, outputOf, ranAs } from "./runs.js";
+import { RAN, compareWithRun, copyWithoutResult, keepResult, nameAsRun, nameAsShown, outputOf, ranAs } from "./runs.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 
@@ -123,7 +123,7 @@ export function addText(node, say, { width = 0, above, folded } = {}) {
     }
     marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of: ofMerge(made, say) })));
   };
-  copyWithout(node, RAN);
+  copyWithoutResult(node);
   compareWithRun(
     node,
     () => isShown(element) && !!(isOld ? failedAs : madeAs),

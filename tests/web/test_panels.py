@@ -1653,6 +1653,17 @@ def test_a_copy_begins_without_what_its_node_has_made(in_renderer, small):
     assert page.evaluate(of_all) == [SAVED["name"]] * 2, "of the nodes that have run"
     verdicts = "app.graph.nodes.map(({ widgets }) => widgets?.map(({ element }) => element?.querySelector('.iteris-kept')))"
     assert page.evaluate(f"({verdicts}).flat().filter(Boolean).length") > 0
+    both = page.evaluate(
+        f"""(ids) => {{
+            const {{ node }} = app.graph.convertToSubgraph(new Set(ids.map((id) => app.graph.getNodeById(id))));
+            app.canvas.copyToClipboard([node]);
+            app.canvas.pasteFromClipboard();
+            const copy = app.graph.nodes.at(-1);
+            return [node, copy].map(({{ subgraph }}) => subgraph.nodes.map({results}).filter(Boolean));
+        }}""",
+        [MERGE, SAVE],
+    )
+    assert both == [[SAVED["name"]] * 2, []], "nor has a subgraph's copy"
     assert frontend.errors == []
 
 
