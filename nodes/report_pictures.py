@@ -234,7 +234,7 @@ def _fidelity(figure: Any, report: MergeReport) -> None:
     errors: list[float | None] = [entry.output_error for entry in report.fidelity]
     strengths = [entry.strength for entry in report.fidelity]
     for axes, values, label, best in (
-        (sides[0], errors, "error: 0 is best", 0.0),
+        (sides[0], errors, "error: 0 is best, 1 as without it", 0.0),
         (sides[1], strengths, "strength: 1 is as asked for", 1.0),
     ):
         known = [value or 0.0 for value in values]

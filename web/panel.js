@@ -109,15 +109,24 @@ function foldOf(model, say, isOpen, toggled) {
 
 function detailsOf(model, say) {
   const detail = html("div", "iteris-detail");
-  const hints = ["hover", "scale"].map((word) => html("div", "iteris-quiet", say(word)));
-  const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : hints));
+  const hint = html("div", "iteris-quiet", say("hover"));
+  const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [hint]));
   show();
   const notes = model.notes.map((note) => noteOf(note, model.tasks));
   if (model.side) notes.unshift(html("div", "iteris-quiet iteris-note", say("measured_at", { side: model.side })));
-  return [...notes, overallOf(model, say), chart(model, show), detail]; // first what can be understood without the method
+  const errors = html("div", "iteris-errors");
+  errors.append(html("b", "", say("errors")), html("div", "iteris-quiet", say("scale")));
+  return [...notes, errors, overallOf(model, say), chart(model, show, say), detail]; // first what can be understood without the method
 }
 
-const noteOf = (note, tasks) => html("div", "iteris-quiet iteris-note", noteLine(note, tasks));
+/** Return a note, with the name of the LoRA that it is of, if it begins with one, as a heading. */
+function noteOf(note, tasks) {
+  const line = html("div", "iteris-quiet iteris-note");
+  const text = noteLine(note, tasks);
+  const name = tasks.find((task) => text.startsWith(`${task}: `));
+  line.append(...(name ? [html("b", "", name), text.slice(name.length)] : [text]));
+  return line;
+}
 
 function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, isFirstRow) {
   const found = html("div", "iteris-verdict");
@@ -289,10 +298,10 @@ function lineOf(name, place, text, data) {
   return line;
 }
 
-function chart(model, show) {
+function chart(model, show, say) {
   const columns = bars(model);
   const top = scaleTop(columns);
-  const left = 28;
+  const left = 42;
   const column = (WIDTH - left) / columns.length;
   const y = (value) => HEIGHT - (HEIGHT - 8) * (value / top);
   const picture = svg("svg", { class: "iteris-chart", viewBox: `0 0 ${WIDTH} ${HEIGHT + LABELS}` });
@@ -300,6 +309,8 @@ function chart(model, show) {
     picture.append(svg("line", { class: "iteris-grid", x1: left, x2: WIDTH, y1: y(value), y2: y(value) }));
     picture.append(svg("text", { class: "iteris-label", x: left - 3, y: y(value) + 3, "text-anchor": "end" }, value));
   }
+  const axis = { class: "iteris-axis", x: -HEIGHT / 2, y: 9, transform: "rotate(-90)", "text-anchor": "middle" };
+  picture.append(svg("text", axis, say("error")));
   let labelled = -Infinity;
   columns.forEach(({ name, bars: found }, index) => {
     const x = left + index * column;

@@ -52,6 +52,7 @@ const REPORT = {
     { kind: "unpolished", text: "among the warnings, too" },
     { kind: "prompts", text: "taken out" },
     { kind: "idle", text: "left out at strength 0: a" },
+    { kind: "made", text: "made of its words" },
   ],
 };
 
@@ -188,7 +189,13 @@ test("blocks keep the network's order, and a saved model is its own JSON", () =>
   assert.deepEqual(model.blocks[2].layers[0], ["ff.net.2", 8, [null, 1.5, 0], "010"]);
   assert.deepEqual(JSON.parse(JSON.stringify(model)), model);
   assert.deepEqual(model.warnings, [...REPORT.warnings, "cat: 2 keys belong to no module of this model, such as a"]);
-  assert.deepEqual([model.prompts, model.notes], [["taken out", "left out at strength 0: a"], ["a note"]]);
+  assert.deepEqual(
+    [model.prompts, model.notes],
+    [
+      ["taken out", "left out at strength 0: a"],
+      ["made of its words", "a note"],
+    ],
+  );
 });
 
 test("bars are the LoRAs', where they wear something", () => {

@@ -184,7 +184,9 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     page.locator(".iteris-details summary").click()
     frontend.settle()
     assert chart.is_visible() and "A note" in panel.inner_text()
-    parts = (".iteris-details .iteris-note", ".iteris-overall", ".iteris-chart")
+    assert page.locator(".iteris-note > b").first.inner_text() == "first"
+    assert page.locator(".iteris-axis").inner_html() == "error"
+    parts = (".iteris-details .iteris-note", ".iteris-errors", ".iteris-overall", ".iteris-chart")
     order = [page.locator(part).first.bounding_box()["y"] for part in parts]
     assert order == sorted(order), "first what can be understood without the method"
     assert len(edges(page, ".iteris-figures", "left")) == 1, "figures are below one another"

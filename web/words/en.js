@@ -69,8 +69,10 @@ export default {
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
   words: "Trigger words: {words}",
   details: "Notes, bars and layers",
+  errors: "Errors",
+  error: "error",
   scale:
-    "0: the layer gives the same as with the LoRA alone. 1: it is off by as much as the LoRA changes it. High figures are usual, also where the pictures are right: the verdict comes from pictures.",
+    "0: the same as with the LoRA alone. 1: off by as much as the LoRA changes. Layers often have high figures where the pictures are right: the verdict comes from pictures.",
   strength: "{percent} % of its effect, error {error} on unseen prompts",
   change: "changes {error} of what a stack changes, on unseen prompts",
   residual: "layers: median {median}, worst {worst} at {at}",
