@@ -753,7 +753,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film = Film(frontend)
     film.cut(64, 82, 830)
     film.say("Merge three LoRAs into one", 1200)
-    film.look(66, 190, 690)
+    film.look(66, 172, 690)
     film.line = "Choose the LoRAs"
     film.click(page.locator(".iteris-row .iteris-lora").first)
     for name in FILMED[:2]:  # the second row's list opens by itself
@@ -773,7 +773,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     film.look(720, 0, 560)
     film.click(frontend.run_button())
     film.line = "Each LoRA is measured on its own prompts (shortened)"
-    film.look(62, 408, 530)
+    film.look(62, 390, 530)
     begin = len(film.pictures)
     while not page.locator(".iteris-kept").count():
         if page.get_by_text("Diffusion model").count():
@@ -784,7 +784,7 @@ def make_film(chromium: object, address: str, names: list[str]) -> None:
     page.wait_for_selector(".iteris-pair:visible")
     page.wait_for_selector(".iteris-report .iteris-load")
     frontend.pictures_shown()
-    film.cut(62, 440, 545)
+    film.cut(62, 422, 545)
     film.say("The verdict, a hint: Compare is the proof", 3600)
     film.click(page.locator(".iteris-see"), FRAME)
     box = page.locator(".iteris-pair").bounding_box()
