@@ -549,7 +549,7 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     shoot("6_compare")
     page.set_viewport_size(TALL)
     page.locator(".iteris-details summary", has_text="layers").click()
-    frontend.show(merge, left=300, top=-70, scale=0.9)
+    frontend.show(merge, left=300, top=-160, scale=0.9)
     page.locator('.iteris-block[data-block="MID"]').hover()
     shoot("7_details")
     canvas = browser.Frontend(chromium, address, **size)
