@@ -1,0 +1,313 @@
+// The panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
+
+import { addElement, isShown, showElement } from "./elements.js";
+import { also, saidBy } from "./graph.js";
+import { fit, panelHeight, savesWithout } from "./heights.js";
+import { isGone } from "./loras.js";
+import { canCompare, compareOf, isFirstRow, isKept, loadNow, saveNow, seeNow } from "./merge.js";
+import { draw, drawOn } from "./panel.js";
+import { hasSampled } from "./progress.js";
+import { figures } from "./report.js";
+import { canName } from "./rows_text.js";
+import { MADE_AS, REPORT, compareWithRun, copyWithoutResult, keepResult, nameAsRun, nameAsShown } from "./runs.js";
+import { readFile, readSaved } from "./saved.js";
+import { addProgress } from "./stage.js";
+import { PREVIEW } from "./work.js";
+
+const WIDTH = 400;
+
+/** Return whether a file is of the merge that a report is of, as far as they say it. */
+function isFileOf(file, report) {
+  if (!file || !report) return false;
+  return !file.report || file.report === report.digest;
+}
+
+/** Return the height of a report's details where they are open, without their title. */
+function roomOpen(element) {
+  const details = element.querySelector(".iteris-details[open]");
+  return details ? details.offsetHeight - details.firstElementChild.offsetHeight : 0;
+}
+
+/**
+ * Add the panel; the node gets what a run's events call.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ */
+export function addReport(node, say) {
+  const panel = new MergePanel(node, say);
+  savesWithout(node, () => roomOpen(panel.element)); // details are closed once the workflow is opened again
+  copyWithoutResult(node);
+  compareWithRun(
+    node,
+    () => panel.isOfRun(),
+    (now) => panel.compare(now),
+  );
+  node.iterisLoaderOf = (file) => panel.loaderOf(file);
+  node.startIterisRun = () => panel.begin();
+  node.endIterisRun = () => panel.end();
+  node.showIterisFailure = (message, isNotHere) => panel.showEnd({ failure: message }, isNotHere);
+  node.showIterisStop = (isElsewhere) => panel.showStop(isElsewhere);
+  node.showIterisLayer = ({ first, layer }) => panel.addLayer(layer, first);
+  node.showIterisReport = (output) => panel.showReport(output);
+  node.showIterisFile = (file) => panel.showFile(file);
+  node.checkIterisFile = () => panel.checkFile();
+  node.showIterisSubjects = (count) => panel.countSubjects(count);
+  also(node, "showIterisProgress", (detail) => panel.noteStage(detail));
+  also(node, "onExecuted", node.showIterisReport);
+  also(node, "onConnectionsChange", () => {
+    node.compareIterisRun();
+    panel.showLinked();
+  });
+  for (const widget of [panel.preset, panel.together]) also(widget, "callback", () => panel.showLinked());
+  also(node, "onConfigure", () => {
+    panel.showKept();
+    node.compareIterisRun();
+  });
+  panel.show();
+}
+
+class MergePanel {
+  layers; // of a run that has not ended, by path: what is solved again takes its own place
+  isWaiting = false; // for a frame, to show them
+  isAtWork = false; // and says how far it is
+  isSampled = false; // the sampling of the run that began last is over
+  isTold = true; // the report is of that run
+  ended = {}; // what that run ended with: `failure` or `stopped`, see `draw`
+  endedAs; // the node's name in it
+  isEarlier = false; // the report is of a run before it
+  isChanged = false; // the node, or one before it, is not what it was in the run that made the report
+  isFileGone = false;
+  early; // a file that is told before its report, as where the server's cache has the merge of a new node
+  subjects = 0; // of the LoRAs in the rows
+  wasLinked = ""; // what `linked` told last
+  wasFirstRow = false; // and `isFirstRow`
+  shown; // what the run has told that was shown last
+  isOpen; // the details, once somebody has opened or closed them
+
+  constructor(node, say) {
+    Object.assign(this, { node, say });
+    this.removeProgress = addProgress(node, say, undefined, (isTold) => {
+      this.isAtWork = isTold;
+      this.place();
+    });
+    const height = (shown) => panelHeight(node, shown) || (this.report ? 250 : 44);
+    this.element = addElement(node, "report", height);
+    const named = (wanted) => node.widgets.find(({ name }) => name === wanted);
+    [this.preset, this.together] = ["preset", "together"].map(named);
+  }
+
+  get report() {
+    return this.node.properties[REPORT];
+  }
+
+  set report(report) {
+    this.node.properties[REPORT] = report;
+  }
+
+  /** The node's name in the run that made its report. */
+  get madeAs() {
+    return this.report && this.node.properties[MADE_AS];
+  }
+
+  /** Show the panel, but what it says before a run only where none goes on. */
+  place() {
+    const { element, node } = this;
+    const isWanted = !(this.isAtWork && element.classList.contains("iteris-empty"));
+    if (isShown(element) === isWanted) return;
+    showElement(node, element, isWanted);
+    fit(node);
+  }
+
+  /** Return whether the next run may be thought to draw subjects in one picture, and does not measure them so. */
+  isApart() {
+    const { node, preset, subjects, together } = this;
+    return subjects > 1 && preset.value !== PREVIEW && !together.disabled && saidBy(node, "together") === false;
+  }
+
+  /** Return what links, rows and settings tell. */
+  linked() {
+    const { node, preset } = this;
+    return [isKept(node), !!compareOf(node), canCompare(node), this.isApart(), preset.value === PREVIEW].join();
+  }
+
+  show() {
+    this.layers = undefined;
+    this.draw(this.isEarlier ? "earlier" : this.isChanged ? "changed" : undefined);
+    fit(this.node, this.report ? WIDTH : 0, () => keepResult(this.node));
+  }
+
+  draw(earlier, live) {
+    const { node, say } = this;
+    this.wasLinked = this.linked();
+    this.wasFirstRow = isFirstRow(node);
+    draw(this.element, this.report, say, {
+      earlier,
+      ...this.ended,
+      isApart: this.isApart(),
+      isFirstRow: this.wasFirstRow,
+      isGone: this.isFileGone,
+      isOpen: this.isOpen,
+      isPreview: this.preset.value === PREVIEW,
+      live,
+      load: this.loaderOf(this.report?.file),
+      save: isKept(node) || earlier ? undefined : () => saveNow(node),
+      see: compareOf(node) || (!earlier && canCompare(node)) ? () => seeNow(node, say) : undefined,
+      toggled: (isOpen) => {
+        this.isOpen = isOpen;
+        fit(node);
+      },
+    });
+    this.place();
+  }
+
+  showLive(isAnew) {
+    this.isWaiting = false;
+    if (!this.layers) return;
+    const live = readSaved(figures({ layers: [...this.layers.values()] }));
+    if (isAnew || !drawOn(this.element, live, this.say)) this.draw(this.isChanged ? "changed" : "before", live);
+    fit(this.node, WIDTH);
+  }
+
+  /** Show what links, rows and settings tell, if that is another one now. */
+  showLinked() {
+    // once a workflow that is being opened is there, and its report was read
+    setTimeout(() => this.layers || this.linked() === this.wasLinked || this.show());
+  }
+
+  countSubjects(count) {
+    this.subjects = count;
+    this.showLinked();
+  }
+
+  /** Show a report that was read; undefined: it cannot be drawn. */
+  showRead(report) {
+    this.report = report;
+    this.show();
+    if (!report) this.element.firstChild.textContent = this.say("unreadable");
+  }
+
+  /** Show the report that the workflow has kept. */
+  showKept() {
+    if (this.report === undefined) this.show();
+    else this.showRead(readSaved(this.report)); // all of it would be copied at every change
+  }
+
+  /** Return what loads a file of the merge; undefined: that is one of a pair, or a row cannot name it. */
+  loaderOf(file) {
+    const { node, say } = this;
+    const isOfPair = node.inputs.some(({ name, link }) => name === "model_low_noise" && link != null);
+    if (!file?.listed_as || !canName(file.listed_as) || isOfPair) return undefined;
+    return (event) => {
+      event.stopPropagation();
+      loadNow(node, file, say);
+    };
+  }
+
+  /** Return whether something is shown that a run has told. */
+  isOfRun() {
+    return !!(this.madeAs || this.endedAs);
+  }
+
+  /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
+  compare(now) {
+    const isOver = !!this.endedAs && this.endedAs !== now; // what failed is no news of a node that is another one now
+    const wasChanged = this.isChanged;
+    this.isChanged = !!this.madeAs && this.madeAs !== now;
+    if (isOver) this.forgetEnd();
+    const isOther = isFirstRow(this.node) !== this.wasFirstRow || this.linked() !== this.wasLinked;
+    if (isOver || this.isChanged !== wasChanged || isOther) this.layers ? this.showLive(true) : this.show();
+    return this.isChanged && !this.layers;
+  }
+
+  forgetEnd() {
+    this.ended = {};
+    this.endedAs = undefined;
+  }
+
+  begin() {
+    this.isTold = this.isSampled = false;
+    const hadEnded = Object.keys(this.ended).length > 0;
+    this.forgetEnd();
+    if (hadEnded) this.show();
+  }
+
+  noteStage(detail) {
+    this.isSampled = hasSampled(detail);
+  }
+
+  addLayer(layer, isFirst) {
+    this.isTold = false; // of a node that was made anew in the run, too
+    if (isFirst) this.layers = new Map();
+    this.layers?.set(layer.path, layer);
+    if (!this.isWaiting) requestAnimationFrame(() => this.showLive());
+    this.isWaiting = true;
+  }
+
+  end() {
+    this.removeProgress(); // of a run that was cancelled or failed; a later one makes its own
+    if (this.isTold) return;
+    this.isEarlier = true;
+    this.show();
+  }
+
+  /** Show what a run has ended with; `isNotHere`: before its begin, or in another window. */
+  async showEnd(how, isNotHere = false) {
+    this.ended = how;
+    this.isEarlier ||= !isNotHere;
+    this.show();
+    const name = await (isNotHere ? nameAsShown : nameAsRun)(this.node);
+    if (this.ended === how) this.endedAs = name;
+  }
+
+  showStop(isElsewhere) {
+    if (isElsewhere && this.ended.failure) return; // which still holds
+    const word = isElsewhere ? "stopped_elsewhere" : this.isSampled ? "stopped_sampled" : "stopped";
+    this.showEnd({ stopped: this.say(word) }, isElsewhere);
+  }
+
+  async showReport(output) {
+    if (!output?.iteris_report?.[0]) return;
+    const { node } = this;
+    const { file, digest } = this.report ?? {};
+    const found = readSaved(figures({ ...output.iteris_report[0], made: output.iteris_made?.[0] }));
+    // what is told again, as from the server's cache or after a restart, is still in the file
+    const saved = file && digest === found?.digest ? file : this.early;
+    const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
+    this.early = undefined;
+    delete node.properties[MADE_AS];
+    this.isTold = true;
+    this.forgetEnd();
+    this.isEarlier = this.isChanged = false;
+    this.removeProgress();
+    this.showRead(report);
+    this.shown = report;
+    const name = await nameAsRun(node, output);
+    if (this.shown !== report) return; // another one has come
+    if (name) node.properties[MADE_AS] = name;
+    keepResult(node);
+    node.compareIterisRun();
+  }
+
+  showFile(told) {
+    const file = readFile(told);
+    if (!file) return;
+    if (!isFileOf(file, this.report)) {
+      this.early = file;
+      return;
+    }
+    this.report = { ...this.report, file };
+    this.isFileGone = false;
+    this.show();
+    keepResult(this.node);
+  }
+
+  /** Ask whether the file is still there. */
+  async checkFile() {
+    const file = this.report?.file;
+    const isFileGone = !!file && (await isGone(file));
+    if (isFileGone === this.isFileGone || file !== this.report?.file) return;
+    this.isFileGone = isFileGone;
+    if (!this.layers) this.show();
+  }
+}
