@@ -46,29 +46,8 @@ function picture(loaded) {
   return image;
 }
 
-/**
- * Add the slider, and beside or below it all pictures, small, to choose from. They are seen once a run has drawn them; at
- * first the slider has the two last ones, stacked and merged, of the LoRA that the stack spoils most.
- *
- * @param {object} node
- * @param {(word: string, values?: object) => string} say
- * @param {object} above the widget above it
- */
-export function addSlider(node, say, above) {
-  const element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, above);
-  const [left, right] = ["on_left", "on_right"].map((word) => choice(say(word)));
-  const laidOut = () => {
-    const { naturalWidth: width, naturalHeight: height } = under;
-    if (height) element.style.setProperty("--iteris-ratio", width / height);
-    fit(node);
-  };
-  const [under, over] = [picture(laidOut), picture(laidOut)];
-  const divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });
-  const sides = html("div", "iteris-sides");
-  const pair = html("div", "iteris-pair");
-  const frame = html("div", "iteris-frame");
-  const strip = html("div", "iteris-strip");
-  const whole = html("div", "iteris-pictures");
+/** Return the button that saves a wipe from one image to another. */
+function videoButton(say, over, under) {
   const video = button("iteris-video", say("video"), say("video_title"), async () => {
     video.disabled = true;
     video.textContent = say("video_making");
@@ -83,33 +62,110 @@ export function addSlider(node, say, above) {
     }
   });
   video.hidden = !canRecord();
-  const buttons = html("div", "iteris-on-pair");
-  const large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
-  large.hidden = !document.fullscreenEnabled;
-  pair.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
-  frame.addEventListener("fullscreenchange", () => {
-    if (document.fullscreenElement) return divider.focus(); // for the arrow keys, and Tab goes on to the way out
-    large.focus();
-    fit(node); // it had no place in the node meanwhile
-  });
-  sides.append(left, right);
-  buttons.append(video, large);
-  pair.append(under, over, divider, buttons);
-  frame.append(
-    sides,
-    pair,
-    button("iteris-close", "×", say("close_full_screen"), () => document.exitFullscreen()),
-  );
-  whole.append(frame, strip);
-  element.append(whole);
-  let rows = [];
-  let chosen = 0; // the row
-  let spoilt; // the row that the stack spoils most
-  let shown; // the run's output
-  let before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
+  return video;
+}
+
+/**
+ * Add the slider, and beside or below it all pictures, small, to choose from. They are seen once a run has drawn them; at
+ * first the slider has the two last ones, stacked and merged, of the LoRA that the stack spoils most.
+ *
+ * @param {object} node
+ * @param {(word: string, values?: object) => string} say
+ * @param {object} above the widget above it
+ */
+export function addSlider(node, say, above) {
+  const slider = new Slider(node, say, above);
+  node.iterisPictures = () => (isShown(slider.element) ? slider.element : undefined);
+  node.showIterisTiles = (output) => slider.showTiles(output);
+  node.iterisRoom = () => roomOf(slider.element, 0);
+  savesWithout(node, node.iterisRoom);
+  also(node, "onExecuted", node.showIterisTiles);
+}
+
+class Slider {
+  sides = html("div", "iteris-sides");
+  pair = html("div", "iteris-pair");
+  frame = html("div", "iteris-frame");
+  strip = html("div", "iteris-strip");
+  rows = [];
+  chosen = 0; // the row
+  spoilt; // the row that the stack spoils most
+  shown; // the run's output
+  before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
+
+  constructor(node, say, above) {
+    Object.assign(this, { node, say });
+    this.element = addElement(node, "slider", (shown) => heightOf(shown, 0) || 34, above);
+    [this.left, this.right] = ["on_left", "on_right"].map((word) => choice(say(word)));
+    [this.under, this.over] = [0, 1].map(() => picture(() => this.layOut()));
+    this.divider = Object.assign(html("input"), { type: "range", step: "any", ariaLabel: say("divider") });
+    this.build();
+    this.listen();
+    this.cut();
+    showElement(node, this.element, false);
+  }
+
+  build() {
+    const { divider, element, frame, left, over, pair, right, say, sides, strip, under } = this;
+    const buttons = html("div", "iteris-on-pair");
+    this.large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
+    this.large.hidden = !document.fullscreenEnabled;
+    sides.append(left, right);
+    buttons.append(videoButton(say, over, under), this.large);
+    pair.append(under, over, divider, buttons);
+    frame.append(
+      sides,
+      pair,
+      button("iteris-close", "×", say("close_full_screen"), () => document.exitFullscreen()),
+    );
+    const whole = html("div", "iteris-pictures");
+    whole.append(frame, strip);
+    element.append(whole);
+  }
+
+  listen() {
+    const { divider, element, frame, node, pair, strip } = this;
+    pair.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
+    frame.addEventListener("fullscreenchange", () => {
+      if (document.fullscreenElement) return divider.focus(); // for the arrow keys, and Tab goes on to the way out
+      this.large.focus();
+      fit(node); // it had no place in the node meanwhile
+    });
+    frame.addEventListener("keydown", (event) => this.press(event));
+    // as wide as the node and as high as the pictures, whatever is in the strip
+    new ResizeObserver(() => this.arrange()).observe(pair);
+    // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged
+    element.addEventListener("wheel", (event) => {
+      if (strip.contains(event.target) && strip.scrollHeight > strip.clientHeight) return event.stopPropagation();
+      if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event);
+    });
+    element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
+    divider.addEventListener("input", () => this.cut());
+    divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
+    for (const select of [this.left, this.right])
+      select.addEventListener("change", () => {
+        select.dataset.chosen = select.value;
+        this.show();
+        if (document.fullscreenElement) divider.focus(); // for the arrow keys
+      });
+    for (const image of [this.under, this.over]) askAgain(image, AGAIN, () => this.miss(image.src));
+  }
+
+  /** Show no pictures, as the server has begun anew, without them. */
+  miss(src) {
+    showElement(this.node, this.element, false);
+    if (!src.startsWith("blob:")) this.node.findIterisPictures();
+  }
+
+  layOut() {
+    const { naturalWidth: width, naturalHeight: height } = this.under;
+    if (height) this.element.style.setProperty("--iteris-ratio", width / height);
+    fit(this.node);
+  }
 
   /** Make the small pictures as large as all rows have room for; only the page knows what fits, as prompts have lines. */
-  const arrange = () => {
+  arrange() {
+    const { strip } = this;
     if (!strip.offsetHeight) return;
     const set = (side) => strip.style.setProperty("--iteris-thumb", `${side}px`);
     let [found, most] = [SIDES.least - 1, SIDES.most]; // by halves: each try lays the strip out
@@ -120,11 +176,22 @@ export function addSlider(node, say, above) {
       else most = side - 1;
     }
     set(found < SIDES.least ? SCROLLED : found);
-  };
-  // as wide as the node and as high as the pictures, whatever is in the strip
-  new ResizeObserver(arrange).observe(pair);
-  const cut = () => pair.style.setProperty("--iteris-cut", `${divider.value}%`);
-  const show = () => {
+  }
+
+  cut() {
+    this.pair.style.setProperty("--iteris-cut", `${this.divider.value}%`);
+  }
+
+  press(event) {
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!by || !document.fullscreenElement || event.target.matches("select")) return;
+    event.preventDefault(); // they would move the divider, as those to the sides do
+    this.showRow((this.chosen + by + this.rows.length) % this.rows.length);
+    this.show();
+  }
+
+  show() {
+    const { before, chosen, frame, left, over, right, rows, strip, under } = this;
     const pictures = [...rows[chosen].pictures, before?.pictures[chosen]];
     for (const [image, select] of [
       [under, right],
@@ -140,28 +207,32 @@ export function addSlider(node, say, above) {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
     }
-  };
-  const showRow = (row) => {
-    chosen = row;
-    const { names } = rows[chosen];
+  }
+
+  showRow(row) {
+    this.chosen = row;
+    const { before, left, right, rows, say, shown } = this;
+    const { names } = rows[row];
     const merges = before && [shown.iteris_made[0], before.made];
     const told = merges?.map((made, i) => say("merged") + ofMerge(made, say, merges[1 - i]));
     offer(left, names, told, names.length - 2);
     offer(right, names, told, names.length - 1);
-  };
+  }
+
   /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */
-  const pick = (row, place) => {
-    if (row !== chosen) showRow(row);
-    const select = place === rows[row].names.length - 1 ? right : left;
+  pick(row, place) {
+    if (row !== this.chosen) this.showRow(row);
+    const select = place === this.rows[row].names.length - 1 ? this.right : this.left;
     select.selectedIndex = place;
     select.dataset.chosen = select.value;
-    show();
-  };
-  const thumb = (file, name, short, row, place) => {
-    const found = button("iteris-thumb", "", name, () => pick(row, place));
+    this.show();
+  }
+
+  thumb(file, name, short, row, place) {
+    const found = button("iteris-thumb", "", name, () => this.pick(row, place));
     Object.assign(found.dataset, { row, place });
     const image = Object.assign(
-      picture(() => fit(node)),
+      picture(() => fit(this.node)),
       { alt: "", src: addressOf(file) },
     );
     const caption = html("span");
@@ -169,73 +240,44 @@ export function addSlider(node, say, above) {
     caption.append(...short.split(/(?<=[-_.])/).flatMap((part) => [part, html("wbr")]));
     found.append(image, caption);
     return found;
-  };
-  const rowOf = ({ prompt, names, pictures }, row) => {
+  }
+
+  rowOf({ prompt, names, pictures }, row) {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
-    text.title = row === spoilt ? say("most_spoilt", { prompt }) : prompt;
+    text.title = row === this.spoilt ? this.say("most_spoilt", { prompt }) : prompt;
     text.append(html("span", "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
-    thumbs.append(...pictures.map((file, place) => thumb(file, names[place], short[place], row, place)));
+    thumbs.append(...pictures.map((file, place) => this.thumb(file, names[place], short[place], row, place)));
     line.append(text, thumbs);
     return line;
-  };
-  // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged
-  element.addEventListener("wheel", (event) => {
-    if (strip.contains(event.target) && strip.scrollHeight > strip.clientHeight) return event.stopPropagation();
-    if (!LiteGraph.vueNodesMode) app.canvas.processMouseWheel(event);
-  });
-  element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
-  frame.addEventListener("keydown", (event) => {
-    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (!by || !document.fullscreenElement || event.target.matches("select")) return;
-    event.preventDefault(); // they would move the divider, as those to the sides do
-    showRow((chosen + by + rows.length) % rows.length);
-    show();
-  });
-  divider.addEventListener("input", cut);
-  divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
-  for (const select of [left, right])
-    select.addEventListener("change", () => {
-      select.dataset.chosen = select.value;
-      show();
-      if (document.fullscreenElement) divider.focus(); // for the arrow keys
-    });
-  // the server has begun anew, without them
-  const miss = (src) => {
-    showElement(node, element, false);
-    if (!src.startsWith("blob:")) node.findIterisPictures();
-  };
-  for (const image of [under, over]) askAgain(image, AGAIN, () => miss(image.src));
-  node.iterisPictures = () => (isShown(element) ? element : undefined);
-  const findBefore = async (output) => {
-    const found = drawnBefore(await keptComparisons(), output);
-    if (!found || shown !== output) return;
-    before = found;
-    showRow(chosen);
-    show();
-  };
-  node.showIterisTiles = (output) => {
+  }
+
+  showTiles(output) {
     if (!output?.iteris_tiles?.length) return;
-    const { prompt: last } = rows[chosen] ?? {};
-    shown = output;
-    before = undefined;
-    rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
-    const changes = rows.map((row) => row.spoilt ?? 0);
-    spoilt = changes.some(Boolean) ? changes.indexOf(Math.max(...changes)) : undefined;
-    strip.replaceChildren(...rows.map(rowOf));
-    showElement(node, element, true);
-    arrange();
-    const again = rows.findIndex(({ prompt }) => prompt === last);
-    showRow(again < 0 ? (spoilt ?? 0) : again);
-    show();
+    const { node, rows, say, strip } = this;
+    const { prompt: last } = rows[this.chosen] ?? {};
+    this.shown = output;
+    this.before = undefined;
+    this.rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
+    const changes = this.rows.map((row) => row.spoilt ?? 0);
+    this.spoilt = changes.some(Boolean) ? changes.indexOf(Math.max(...changes)) : undefined;
+    strip.replaceChildren(...this.rows.map((row, at) => this.rowOf(row, at)));
+    showElement(node, this.element, true);
+    this.arrange();
+    const again = this.rows.findIndex(({ prompt }) => prompt === last);
+    this.showRow(again < 0 ? (this.spoilt ?? 0) : again);
+    this.show();
     fit(node);
-    findBefore(output);
-  };
-  also(node, "onExecuted", node.showIterisTiles);
-  showElement(node, element, false);
-  node.iterisRoom = () => roomOf(element, 0);
-  savesWithout(node, node.iterisRoom);
-  cut();
+    this.findBefore(output);
+  }
+
+  async findBefore(output) {
+    const found = drawnBefore(await keptComparisons(), output);
+    if (!found || this.shown !== output) return;
+    this.before = found;
+    this.showRow(this.chosen);
+    this.show();
+  }
 }

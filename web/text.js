@@ -66,194 +66,255 @@ function pathOf(path, buttons) {
  * @param {object} [how.above] the widget above it; none: at the node's end
  * @param {string} [how.folded] what the text and the pictures are called, where they are in details
  */
-export function addText(node, say, { width = 0, above, folded } = {}) {
-  const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text));
-  const element = addElement(node, "text", (text) => height(text) || 44, above);
-  const removeProgress = addProgress(node, say, above);
-  node.endIterisRun = removeProgress; // of a run that was cancelled or failed
-  const { show, hide } = passing(node, element, height);
-  let merge; // whose files are shown
+export function addText(node, say, how = {}) {
+  const panel = new TextPanel(node, say, how);
+  node.startIterisRun = () => panel.begin();
+  node.endIterisRun = () => panel.removeProgress(); // of a run that was cancelled or failed
+  node.showIterisText = (output) => panel.showText(output);
+  node.showIterisFailure = (message, isRefused) => panel.showFailure(message, isRefused);
+  node.showIterisStop = () => panel.showStop();
+  node.missIterisRun = () => panel.miss();
+  node.checkIterisFile = () => panel.checkFile();
+  node.findIterisPictures = () => panel.find();
+  copyWithoutResult(node);
+  compareWithRun(
+    node,
+    () => panel.isOfRun(),
+    (now) => panel.compare(now),
+  );
+  also(node, "onExecuted", node.showIterisText);
+  also(node, "compareIterisRun", () => panel.hideLoading());
+  if (!how.width) return;
+  keepWidth(node, how.width);
+  node.setSize([Math.max(node.size[0], how.width), node.size[1]]);
+}
+
+class TextPanel {
+  shown; // the output, or how a run ended
+  files = []; // that it tells of
+  gone = []; // and those of them that were removed since, or changed
+  merge; // whose files are shown
+  made; // what is known of the merge that it is of, see `readMade`
+  madeAs; // the node's name, see `workOf`, in the run that made what is shown
+  failedAs; // or why that run failed
+  isOld = false; // what is shown goes once a run begins
+  drawParts; // anew
+
+  constructor(node, say, { width = 0, above, folded }) {
+    Object.assign(this, { node, say, width, folded });
+    const height = (text) => (above ? heightOf(text, 12) : panelHeight(node, text));
+    this.element = addElement(node, "text", (text) => height(text) || 44, above);
+    this.removeProgress = addProgress(node, say, above);
+    Object.assign(this, passing(node, this.element, height)); // `show` and `hide`
+  }
+
+  get ran() {
+    return this.node.properties[RAN] ?? {};
+  }
+
   /** Return the merge that is linked, through reroutes, too; undefined: it is in another graph, or there is none. */
-  const mergeOf = () => {
-    const { node: found } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "merged")?.link);
-    return found?.graph === node.graph ? found : undefined;
-  };
-  const loaderOf = (file) => merge?.iterisLoaderOf?.(file);
-  const buttonsOf = (file) => loadButton(loaderOf(file), say);
-  let shown; // the output, or how a run ended
-  let files = []; // that it tells of
-  let gone = []; // and those of them that were removed since, or changed
-  let drawParts; // anew
-  let isOld = false; // what is shown goes once a run begins
-  let madeAs; // the node's name, see `workOf`, in the run that made what is shown
-  let made; // what is known of the merge that it is of, see `readMade`
-  let failedAs; // or why that run failed
-  node.startIterisRun = () => isOld && hide();
-  node.showIterisText = (output) => {
+  mergeOf() {
+    const { graph, inputs } = this.node;
+    const { node: found } = sourceOf(graph, inputs.find(({ name }) => name === "merged")?.link);
+    return found?.graph === graph ? found : undefined;
+  }
+
+  loaderOf(file) {
+    return this.merge?.iterisLoaderOf?.(file);
+  }
+
+  /** Hide what loads a file of a merge that is not linked any more. */
+  hideLoading() {
+    const isOther = this.mergeOf() !== this.merge;
+    for (const load of this.element.querySelectorAll(".iteris-load")) load.hidden = isOther;
+  }
+
+  begin() {
+    if (this.isOld) this.hide();
+  }
+
+  showText(output) {
     if (!output?.text?.length) return;
-    showParts(output);
-    removeProgress();
-    remember(output);
-  };
-  const showParts = (output) => {
-    shown = output;
-    [made] = output.iteris_made ?? [];
-    isOld = false;
-    merge = mergeOf();
-    files = output.iteris_saved ?? [];
-    gone = [];
-    drawParts = () => {
+    this.showParts(output);
+    this.removeProgress();
+    this.remember(output);
+  }
+
+  showParts(output) {
+    this.shown = output;
+    [this.made] = output.iteris_made ?? [];
+    this.isOld = false;
+    this.merge = this.mergeOf();
+    this.files = output.iteris_saved ?? [];
+    this.gone = [];
+    const buttonsOf = (file) => loadButton(this.loaderOf(file), this.say);
+    const insteadOf = (file) => this.gone.includes(file) && this.fileLine(file);
+    this.drawParts = () => {
       const parts = [
-        ...linesOf(output.text, files, buttonsOf, (file) => gone.includes(file) && fileLine(file)),
-        ...(output.iteris_pictures ?? []).map(pictureOf),
+        ...linesOf(output.text, this.files, buttonsOf, insteadOf),
+        ...(output.iteris_pictures ?? []).map((file) => this.pictureOf(file)),
       ];
-      element.replaceChildren(...(folded ? [fold(parts)] : parts));
+      this.element.replaceChildren(...(this.folded ? [this.fold(parts)] : parts));
     };
-    drawParts();
-    mark();
-    show(width);
-  };
+    this.drawParts();
+    this.mark();
+    this.show(this.width);
+  }
+
   /** Say of what is shown, or of the pictures alone, of which run it is; without a word: of the last one. */
-  const mark = (word, isAll = true) => {
-    const pictures = node.iterisPictures?.();
+  mark(word, isAll = true) {
+    const { element, made, say } = this;
+    const pictures = this.node.iterisPictures?.();
     const marked = word ? [pictures, isAll && element].filter(Boolean) : [];
     for (const each of [pictures, element].filter(Boolean)) {
       each.querySelector(":scope > .iteris-earlier")?.remove();
       each.classList.toggle("iteris-old", marked.includes(each));
     }
     marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of: ofMerge(made, say) })));
-  };
-  copyWithoutResult(node);
-  compareWithRun(
-    node,
-    () => isShown(element) && !!(isOld ? failedAs : madeAs),
-    (now) => {
-      if (isOld) {
-        if (now !== failedAs) hide(); // no news of a node that is another one now
-        return false;
-      }
-      const isChanged = now !== madeAs;
-      if (isChanged !== element.classList.contains("iteris-old")) {
-        mark(isChanged ? "changed" : undefined);
-        fit(node, width);
-      }
-      return isChanged;
-    },
-  );
+  }
+
+  /** Return whether something is shown that a run has told. */
+  isOfRun() {
+    return isShown(this.element) && !!(this.isOld ? this.failedAs : this.madeAs);
+  }
+
+  /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
+  compare(now) {
+    if (this.isOld) {
+      if (now !== this.failedAs) this.hide(); // no news of a node that is another one now
+      return false;
+    }
+    const isChanged = now !== this.madeAs;
+    if (isChanged !== this.isMarked()) {
+      this.mark(isChanged ? "changed" : undefined);
+      fit(this.node, this.width);
+    }
+    return isChanged;
+  }
+
+  isMarked() {
+    return this.element.classList.contains("iteris-old");
+  }
+
   /** Show what the last run ended with, until the next one begins or the node is another one. */
-  const showEnd = async (line, nameOfIt = nameAsRun) => {
-    shown = line;
-    files = [];
-    isOld = true;
-    failedAs = undefined;
-    element.replaceChildren(line);
-    mark("earlier", false);
-    show(width);
-    const name = await nameOfIt(node);
-    if (shown === line) failedAs = name;
-  };
-  node.showIterisFailure = (message, isRefused = false) =>
-    showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
-  node.showIterisStop = () => showEnd(html("div", "iteris-quiet iteris-note", say("stopped")));
-  node.missIterisRun = async () => {
-    const ran = node.properties[RAN] ?? {};
+  async showEnd(line, nameOfIt = nameAsRun) {
+    this.shown = line;
+    this.files = [];
+    this.isOld = true;
+    this.failedAs = undefined;
+    this.element.replaceChildren(line);
+    this.mark("earlier", false);
+    this.show(this.width);
+    const name = await nameOfIt(this.node);
+    if (this.shown === line) this.failedAs = name;
+  }
+
+  showFailure(message, isRefused) {
+    this.showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
+  }
+
+  showStop() {
+    this.showEnd(html("div", "iteris-quiet iteris-note", this.say("stopped")));
+  }
+
+  /** Show what is still true of the run that the workflow keeps, where the server knows no run. */
+  async miss() {
+    const { element, node, ran } = this;
     const { name, files: kept } = ran;
     if (!Array.isArray(kept) || isShown(element) || (await node.findIterisPictures())) return;
     const output = await outputOf(ran);
     if (output) {
-      showFound(output);
+      this.showFound(output);
       node.checkIterisFile();
       return;
     }
     const isSame = name === (await nameAsShown(node));
     const saved = kept.map(readFile).filter(Boolean);
-    const lost = await goneOf(saved);
+    const gone = await goneOf(saved);
     if (isShown(element) || !(isSame || saved.length)) return; // of a run by now, or a run would not make it again
-    merge = mergeOf();
-    files = saved;
-    gone = lost;
-    isOld = !files.length;
-    failedAs = undefined;
-    madeAs = name;
-    drawParts = () => element.replaceChildren(...(files.length ? files.map(fileLine) : [forgotten()]));
-    drawParts();
-    show(width);
+    Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: this.mergeOf() });
+    this.isOld = !saved.length;
+    this.drawParts = () =>
+      element.replaceChildren(...(saved.length ? saved.map((file) => this.fileLine(file)) : [this.forgotten()]));
+    this.drawParts();
+    this.show(this.width);
     node.compareIterisRun();
-  };
-  node.checkIterisFile = async () => {
-    const asked = files;
-    const found = await goneOf(asked);
-    if (asked !== files || asked.every((file) => gone.includes(file) === found.includes(file))) return;
-    gone = found;
-    const isChanged = element.classList.contains("iteris-old");
-    drawParts();
-    mark(isChanged ? "changed" : undefined);
-    fit(node, width);
-    node.compareIterisRun();
-  };
+  }
+
+  /** Ask whether the files are still there. */
+  async checkFile() {
+    const asked = this.files;
+    const gone = await goneOf(asked);
+    if (asked !== this.files || asked.every((file) => this.gone.includes(file) === gone.includes(file))) return;
+    this.gone = gone;
+    const isChanged = this.isMarked();
+    this.drawParts();
+    this.mark(isChanged ? "changed" : undefined);
+    fit(this.node, this.width);
+    this.node.compareIterisRun();
+  }
+
   /** Show what the browser has kept of the run, where the server has lost it; return whether there is something. */
-  node.findIterisPictures = async () => {
-    const { name, files: told } = node.properties[RAN] ?? {};
+  async find() {
+    const { name, files } = this.ran;
     const output = await keptPictures(name);
     // another workflow's run of the same may have saved another file
-    if (!output || JSON.stringify(savedBy(output)) !== JSON.stringify(told)) return false;
-    showFound(output);
-    node.checkIterisFile();
+    if (!output || JSON.stringify(savedBy(output)) !== JSON.stringify(files)) return false;
+    this.showFound(output);
+    this.node.checkIterisFile();
     return true;
-  };
+  }
+
   /** Show what the run has made that the workflow keeps, unless a run has made something by now. */
-  const showFound = (output) => {
+  showFound(output) {
+    const { node } = this;
     if (!node.graph || node.iterisPictures?.()) return;
     node.showIterisTiles?.(output);
-    if (isShown(element) && (isOld || !node.showIterisTiles)) return; // of a run, or why the last one failed
-    failedAs = undefined;
-    madeAs = node.properties[RAN].name;
-    showParts(output);
+    if (isShown(this.element) && (this.isOld || !node.showIterisTiles)) return; // of a run, or why the last one failed
+    this.failedAs = undefined;
+    this.madeAs = this.ran.name;
+    this.showParts(output);
     node.compareIterisRun();
-  };
-  also(node, "onExecuted", node.showIterisText);
-  also(node, "compareIterisRun", () => {
-    const isOther = mergeOf() !== merge;
-    for (const load of element.querySelectorAll(".iteris-load")) load.hidden = isOther;
-  });
-  if (width) {
-    keepWidth(node, width);
-    node.setSize([Math.max(node.size[0], width), node.size[1]]);
   }
 
   /** Let the workflow keep that there was a run, and what it has saved. */
-  async function remember(output) {
-    madeAs = undefined;
+  async remember(output) {
+    const { node } = this;
+    this.madeAs = undefined;
     const ran = await ranAs(node, output, savedBy(output));
-    if (shown !== output || !ran.name || !node.graph) return; // or another one has come
-    madeAs = ran.name;
+    if (this.shown !== output || !ran.name || !node.graph) return; // or another one has come
+    this.madeAs = ran.name;
     node.compareIterisRun();
     keepPictures(ran.name, output);
-    if (JSON.stringify(node.properties[RAN]) === JSON.stringify(ran)) return;
+    if (JSON.stringify(this.ran) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
-    fit(node, width, () => keepResult(node)); // with the height that it has then
+    fit(node, this.width, () => keepResult(node)); // with the height that it has then
   }
 
   /** Return details that are closed at first, and then as they were. */
-  function fold(parts) {
+  fold(parts) {
     const details = html("details", "iteris-details");
-    details.open = !!element.querySelector("details[open]");
-    const summary = html("summary", "", folded);
+    details.open = !!this.element.querySelector("details[open]");
+    const summary = html("summary", "", this.folded);
     details.append(summary, ...parts);
-    summary.addEventListener("click", () => fit(node));
+    summary.addEventListener("click", () => fit(this.node));
     return details;
   }
 
-  const forgotten = () => html("div", "iteris-quiet iteris-forgotten", say("forgotten"));
+  forgotten() {
+    return html("div", "iteris-quiet iteris-forgotten", this.say("forgotten"));
+  }
 
   /** Return what is true of a saved file now. */
-  const fileLine = (file) => fileOf({ ...file, isGone: gone.includes(file) }, say, loaderOf(file));
+  fileLine(file) {
+    return fileOf({ ...file, isGone: this.gone.includes(file) }, this.say, this.loaderOf(file));
+  }
 
   /** Return a picture of the server as wide as the node, which grows for it. */
-  function pictureOf(file) {
+  pictureOf(file) {
     const picture = html("img");
-    picture.addEventListener("load", () => fit(node, width));
-    picture.addEventListener("error", () => picture.replaceWith(forgotten()));
+    picture.addEventListener("load", () => fit(this.node, this.width));
+    picture.addEventListener("error", () => picture.replaceWith(this.forgotten()));
     picture.src = addressOf(file);
     return picture;
   }
