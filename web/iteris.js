@@ -18,7 +18,7 @@ import { addReport } from "./merge_panel.js";
 import { oneAtATime } from "./pace.js";
 import { html } from "./parts.js";
 import { COMPARE_WIDTH, showLetters } from "./places.js";
-import { addSize, addTimes, dimByRecipe } from "./presets.js";
+import { addSize, addTimes, dimIdle } from "./presets.js";
 import { addRows } from "./rows.js";
 import {
   ENDS,
@@ -382,7 +382,7 @@ app.registerExtension({
       addSize(node);
       addReport(node, say);
       addTimes(node, say);
-      dimByRecipe(node);
+      dimIdle(node);
     } else if (node.comfyClass === "IterISLoad") {
       addRows(node, say, [mergeButton(node, say)]);
       addText(node, say);

@@ -5,7 +5,7 @@ import { addElement, isShown, showAbove, showElement } from "./elements.js";
 import { also, saidBy, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
 import { html } from "./parts.js";
-import { OF_MERGE, PREVIEW, isNumbered } from "./work.js";
+import { OF_MERGE, PREVIEW, idleOf, isNumbered } from "./work.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 
@@ -31,16 +31,19 @@ export function addSize(node) {
   show();
 }
 
-/** Dim what does not count while all settings of a merge come from a recipe. */
-export function dimByRecipe(node) {
+/** Dim what does not count: of a preview, and while all settings of a merge come from a recipe. */
+export function dimIdle(node) {
   const show = () => {
     const { node: source } = sourceOf(node.graph, node.inputs.find(({ name }) => name === "settings")?.link);
-    const isIdle = source?.comfyClass === "IterISRecipe";
-    for (const widget of node.widgets) {
-      if (OF_MERGE.includes(widget.name)) widget.disabled = isIdle;
-      widget.element?.classList.toggle("iteris-uncounted", isIdle); // Vue nodes are dimmed by their style sheet
+    const idle = idleOf(source?.comfyClass === "IterISRecipe", saidBy(node, "preset"));
+    for (const [at, widget] of node.widgets.entries()) {
+      if (OF_MERGE.includes(widget.name)) widget.disabled = idle.includes(widget.name);
+      // Vue nodes are dimmed by their style sheet, from an element of ours on
+      widget.element?.classList.toggle("iteris-uncounted", idle.includes(node.widgets[at + 1]?.name));
     }
   };
+  const preset = node.widgets.find(({ name }) => name === "preset");
+  also(preset, "callback", show);
   for (const event of ["onConnectionsChange", "onConfigure", "compareIterisRun"]) also(node, event, show);
 }
 

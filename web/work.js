@@ -3,7 +3,7 @@
 
 const MERGES = ["IterISMerge", "IterISMergeVideo"]; // the types of nodes that merge
 export const PREVIEW = "Preview"; // the preset that measures nothing
-export const OF_MERGE = ["preset", "together", "size", "size_value"]; // a merge's own settings: none counts beside a recipe
+export const OF_MERGE = ["preset", "together", "size", "size_value"]; // a merge's own settings
 const NUMBERED = ["rank", "MB"];
 
 /** Return whether a size has a number; one that comes through a link may have. */
@@ -12,13 +12,18 @@ export const isNumbered = (size) => Array.isArray(size) || NUMBERED.includes(siz
 /** Return whether a node merges. */
 export const isMerge = (node) => MERGES.includes(node?.comfyClass);
 
+/** Return which of a merge's own settings do not count. */
+export function idleOf(isOfRecipe, preset) {
+  if (isOfRecipe) return OF_MERGE;
+  return preset === PREVIEW ? OF_MERGE.slice(1) : [];
+}
+
 /** Return which inputs of a node change nothing of what it tells. */
 function uncountedIn({ class_type: type, inputs: { preset, size, settings } }, prompt) {
   if (type === "IterISSave") return ["cover"];
   if (!MERGES.includes(type)) return [];
-  if (prompt[settings?.[0]]?.class_type === "IterISRecipe") return OF_MERGE;
-  if (preset === PREVIEW) return OF_MERGE.slice(1);
-  return isNumbered(size) ? [] : ["size_value"];
+  const idle = idleOf(prompt[settings?.[0]]?.class_type === "IterISRecipe", preset);
+  return idle.length || isNumbered(size) ? idle : ["size_value"];
 }
 
 /** Take out of a workflow that is sent the numbers of sizes that have none: the server's cache would count them. */

@@ -1443,7 +1443,7 @@ def test_the_number_of_a_size_and_the_times_of_presets_show_where_they_count(row
     assert not times.is_visible()
 
 
-def test_what_does_not_count_beside_a_recipe_is_dimmed(page_of_rows, picture):
+def test_what_does_not_count_of_a_preview_or_beside_a_recipe_is_dimmed(page_of_rows, picture):
     before = len(page_of_rows.errors)
     merge = {"class_type": "IterISMerge", "inputs": {"loras": TEXT, "settings": ["2", 1]}}
     recipe = {"class_type": "IterISRecipe", "inputs": {}}
@@ -1465,9 +1465,14 @@ def test_what_does_not_count_beside_a_recipe_is_dimmed(page_of_rows, picture):
     seen = page_of_rows.page.evaluate(pale)
     assert len(seen) == (3 if is_vue else 0), "the size has no number"
     assert all(text.strip().startswith(name) for text, name in zip(seen, names, strict=False))
-    assert page_of_rows.page.evaluate(dimmed, True) == []
-    page_of_rows.settle()
-    assert page_of_rows.page.evaluate(pale) == []
+    for preset, idle in (("Preview", names[1:]), ("Balanced", [])):
+        page_of_rows.set_widgets(1, preset=preset)
+        assert page_of_rows.page.evaluate(dimmed, True) == idle
+        page_of_rows.settle()
+        seen = page_of_rows.page.evaluate(pale)
+        assert len(seen) == (len(idle[:2]) if is_vue else 0)
+        assert all(text.strip().startswith(name) for text, name in zip(seen, idle, strict=False))
+        picture(page_of_rows, f"rows_{preset}")
     assert page_of_rows.errors[before:] == []
 
 
