@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
-import { nodesOf, saidBy } from "./graph.js";
+import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { takers } from "./links.js";
 import { aboutModelOf, forget, isGone } from "./loras.js";
 import { button, tell } from "./parts.js";
@@ -67,6 +67,9 @@ export const canCompare = (node) => !!node.graph && mergedTakers(node).every(Boo
 
 /** Add what saves a merge, and run it: the server has the merge already. */
 export const saveNow = (node) => asOneStep(() => runAlone(addSave(node, create, app.canvas))); // which changes seeds in older frontends
+
+/** Let a merge measure its subjects together. */
+export const switchOn = (node) => asOneChange(app.canvas, () => set(node, "together", true));
 
 /** Show a merge's Compare, or add one, and run it and what saves its picture. */
 export async function seeNow(node, say) {

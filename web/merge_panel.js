@@ -1,10 +1,10 @@
 // The panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
 import { addElement, isShown, showElement } from "./elements.js";
-import { also, saidBy } from "./graph.js";
+import { also, saidBy, widgetOf } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { isGone } from "./loras.js";
-import { canCompare, compareOf, isFirstRow, isKept, loadNow, saveNow, seeNow } from "./merge.js";
+import { canCompare, compareOf, isFirstRow, isKept, loadNow, saveNow, seeNow, switchOn } from "./merge.js";
 import { draw, drawOn } from "./panel.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
@@ -125,10 +125,21 @@ class MergePanel {
     return subjects > 1 && preset.value !== PREVIEW && !together.disabled && saidBy(node, "together") === false;
   }
 
+  isTogether() {
+    return saidBy(this.node, "together") === true;
+  }
+
+  /** Return whether the node's own switch would let the next run measure subjects together. */
+  canSwitchOn() {
+    const { node, together } = this;
+    return widgetOf(node, "together") === together && together.value === false && !together.disabled;
+  }
+
   /** Return what links, rows and settings tell. */
   linked() {
     const { node, preset } = this;
-    return [isKept(node), !!compareOf(node), canCompare(node), this.isApart(), preset.value === PREVIEW].join();
+    const settings = [preset.value === PREVIEW, this.isApart(), this.isTogether(), this.canSwitchOn()];
+    return [isKept(node), !!compareOf(node), canCompare(node), ...settings].join();
   }
 
   show() {
@@ -149,10 +160,12 @@ class MergePanel {
       isGone: this.isFileGone,
       isOpen: this.isOpen,
       isPreview: this.preset.value === PREVIEW,
+      isTogether: this.isTogether(),
       live,
       load: this.loaderOf(this.report?.file),
       save: isKept(node) || earlier ? undefined : () => saveNow(node),
       see: compareOf(node) || (!earlier && canCompare(node)) ? () => seeNow(node, say) : undefined,
+      switchOn: this.canSwitchOn() ? () => switchOn(node) : undefined,
       toggled: (isOpen) => {
         this.isOpen = isOpen;
         fit(node);

@@ -51,16 +51,18 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
  * @param {boolean} [how.isApart] whether the next run does not measure subjects together, of which there are several
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
+ * @param {boolean} [how.isTogether] whether the next run measures them together
  * @param {boolean} [how.isPreview] whether the next run measures nothing
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {() => void} [how.see] shows the pictures of its Compare, or adds one
+ * @param {() => void} [how.switchOn] lets the next run measure them together
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isApart, isOpen, isPreview, live, stopped, toggled } = how;
+  const { earlier, failure, isApart, isOpen, isPreview, live, stopped, switchOn, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
@@ -69,7 +71,8 @@ export function draw(element, model, say, how = {}) {
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
   else if (!live) element.append(soon(isPreview, say));
-  if (isApart && !live && !model?.verdict?.together) element.append(adviceOf({ kind: "together", names: [] }, say));
+  if (isApart && !live && !model?.verdict?.together)
+    element.append(adviceOf({ kind: "together", names: [] }, say, switchOn));
   const told = live ?? model;
   if (!told) return;
   const details = foldOf(told, say, isOpen ?? !(live || model.verdict), toggled);
@@ -78,9 +81,10 @@ export function draw(element, model, say, how = {}) {
 }
 
 /** Append what of a report is not in its details. */
-function append(element, model, say, { earlier, isFirstRow, isGone, load, save, see }) {
+function append(element, model, say, how) {
+  const { earlier, isGone, load, save, see } = how;
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of: ofMerge(model.made, say) })));
-  if (model.verdict) element.append(verdictOf(model.verdict, say, isFirstRow));
+  if (model.verdict) element.append(verdictOf(model.verdict, say, how));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
@@ -128,7 +132,8 @@ function noteOf(note, tasks) {
   return line;
 }
 
-function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, isFirstRow) {
+function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, how) {
+  const { isFirstRow, isTogether, switchOn } = how;
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
@@ -149,7 +154,8 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
     line.title = say("together_title");
     line.dataset.chance = together;
-    if (togetherAdvice) line.append(adviceOf(togetherAdvice, say));
+    const isDone = togetherAdvice?.kind === "together" && isTogether;
+    if (togetherAdvice && !isDone) line.append(adviceOf(togetherAdvice, say, switchOn));
     found.append(line);
   }
   if (advice) found.append(adviceOf(advice, say));
@@ -205,8 +211,13 @@ function keptOf(lora, told, say) {
   return line;
 }
 
-function adviceOf({ kind, names }, say) {
-  const line = html("div", "iteris-advice", say(`to_${kind}`, { name: names[0] }));
+function adviceOf({ kind, names }, say, switchOn = undefined) {
+  const line = html("div", "iteris-advice");
+  line.append(html("span", "", say(`to_${kind}`, { name: names[0] })));
+  if (kind === "together" && switchOn) {
+    line.classList.add("iteris-beside");
+    line.append(button("iteris-copy", say("switch_on"), say("switch_on_title"), switchOn));
+  }
   line.dataset.advice = kind;
   return line;
 }

@@ -52,7 +52,7 @@ _ADVICE: dict[AdviceKind, str] = {
     "which takes 25 to 30 times as long with two LoRAs",
     "alone": "look at pictures; if a LoRA does not show there, use it unmerged",
     "together": "to get two subjects into one picture, set {together}",
-    "compare": "look for both in pictures; only those can tell",
+    "compare": "measured together; look for both in pictures",
 }
 
 

@@ -153,6 +153,7 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
         met = replace(made, settings={"calibration": {"scene_weight": 0.3}})
         to_do = met.verdict.together_advice
         assert to_do == (None if expected in (None, "likely") else Advice("compare"))
+        assert ("measured together; look for both" in str(met)) == (to_do is not None)
 
 
 @pytest.mark.parametrize(

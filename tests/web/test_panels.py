@@ -303,6 +303,56 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     assert frontend.errors == []
 
 
+def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, small):
+    """Where it is said that they are not: before a run, and in its verdict; as a step of Undo."""
+    frontend = in_renderer
+    small(frontend, seed=63)
+    frontend.set_widgets(MERGE, loras="<lora:first:1> subject\n<lora:second:1> subject")
+    frontend.keep()
+    frontend.show(MERGE, top=100)
+    switch = frontend.page.locator("[data-advice=together] button", has_text="Switch on")
+    advice = frontend.page.locator("[data-advice]")
+    value = f"""app.graph.getNodeById({MERGE}).widgets.find(({{ name }}) => name === "together").value"""
+    picture(frontend, "switch_on")
+    switch.click()
+    expect(advice).to_have_count(0)
+    assert frontend.page.evaluate(value) is True
+    if frontend.settings["Comfy.VueNodes.Enabled"]:
+        expect(frontend.page.get_by_role("switch", name="together")).to_be_checked()
+    frontend.undo()
+    assert frontend.page.evaluate(value) is False
+    expect(switch).to_be_visible()
+
+    output = report_with_verdict(kept("first", 0.9, "good"), kept("second", 0.8, "good"))
+    frontend.executed(MERGE, output)
+    expect(frontend.page.locator(".iteris-verdict [data-advice=together] button")).to_be_visible()
+    picture(frontend, "switch_on_verdict")
+    switch.click()
+    expect(advice).to_have_count(0)
+    expect(frontend.page.locator(".iteris-together")).to_contain_text("unlikely")
+    verdict = output["iteris_report"][0]["verdict"]
+    verdict["together_advice"] = {"kind": "compare", "names": []}
+    frontend.executed(MERGE, output)
+    expect(advice).to_have_text("Measured together. Look for both in Compare.")
+
+    verdict["together_advice"] = {"kind": "together", "names": []}
+    frontend.executed(MERGE, output)
+    expect(advice).to_have_count(0)
+    frontend.page.evaluate(
+        """(id) => {
+            const held = LiteGraph.createNode("PrimitiveBoolean");
+            app.graph.add(held);
+            held.widgets[0].value = false;
+            held.connect(0, app.graph.getNodeById(id), "together");
+        }""",
+        MERGE,
+    )
+    frontend.keep()
+    expect(advice).to_be_visible()
+    expect(switch).to_have_count(0)  # it is another node's value
+    assert frontend.errors == []
+
+
 def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(frontend, small):
     small(frontend, seed=14)
     frontend.show(MERGE, top=100)

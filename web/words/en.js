@@ -37,7 +37,9 @@ export default {
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "To get two subjects into one picture, set “together” to on.",
-  to_compare: "Look for both in Compare.",
+  to_compare: "Measured together. Look for both in Compare.",
+  switch_on: "Switch on",
+  switch_on_title: "Set “together” to on",
   to_alone: "Look at the pictures in Compare. If a LoRA does not show there, use it unmerged, with Load LoRAs.",
   leaks_less: "The LoRAs disturb each other {percent} % less than stacked.",
   leaks_more: "The LoRAs disturb each other {percent} % more than stacked.",
