@@ -49,7 +49,7 @@ export async function aboutModelOf(node) {
   return (name && (await askOnce(called("/iteris/model", name)))) || {};
 }
 
-/** Return why the server would not run a row for its blocks or layers; "": it would, as far as is known. */
+/** Return why the server would not run a row for its blocks, layers or prompts; "": it would, as far as is known. */
 export const refusalOf = async (row) => (await askOnce(`/iteris/row?text=${encodeURIComponent(row)}`))?.error ?? "";
 
 /** Return the address of a LoRA's picture; undefined: it has none, by what is known of it. */

@@ -24,7 +24,7 @@ const NAMES = { subject: 'called="a sks cat"', style: 'called="in zwx style"' };
  * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
  *   its file:
  *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
- *   `strangers`), `isAgain` (see `repeated`), `within` (see there), `picture` (an address) and `refusal` (see `refusalOf`)
+ *   `strangers`), `isAgain` (see `repeated`), `within` (see there), `picture` (an address) and `refused` (see `refusedOf`)
  */
 export function drawRow(view, place) {
   const { say } = view;
@@ -145,7 +145,8 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
-  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refusal }) => {
+  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refused }) => {
+    const refusal = refused.more || refused.prompts;
     known = lora;
     ask();
     likely = lora?.kind ?? "";
@@ -169,7 +170,7 @@ export function drawRow(view, place) {
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
     sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say, true));
-    body?.mark(lora, address, doubts.filter(Boolean).join("\n"), refusal);
+    body?.mark(lora, address, doubts.filter(Boolean).join("\n"), refused);
   };
   return { element, mark };
 }
@@ -241,12 +242,13 @@ function drawBody(view, place, changed) {
     more.why,
   );
   const prompts = isMeasured(view) ? promptsField(view, place) : undefined;
-  element.append(warning, top, ...(prompts ? [prompts.field] : []), fields);
+  element.append(warning, top, ...(prompts ? [prompts.field, prompts.why] : []), fields);
   let shown;
   chips.addEventListener("pointerenter", () => shown?.mark()); // the text may be another one by now
   prompts?.field.addEventListener("input", () => shown?.mark());
-  const mark = (lora, address, told, refusal) => {
-    more.mark(refusal, lora);
+  const mark = (lora, address, told, refused) => {
+    more.mark(refused.more, lora);
+    prompts?.mark(refused.prompts);
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
@@ -262,7 +264,7 @@ function drawBody(view, place, changed) {
   return { element, mark, clip };
 }
 
-/** Return the field of a row's prompts, and what writes into it as a user does. */
+/** Return the field of a row's prompts, what writes into it as a user does, and why the server would not run them. */
 function promptsField(view, place) {
   const { say } = view;
   const { row } = view.entries[place];
@@ -282,8 +284,16 @@ function promptsField(view, place) {
     },
   };
   field.addEventListener("input", () => view.write(place, { prompts: lines(field.value) }));
-  field.addEventListener("change", view.keep);
-  return { field, written };
+  field.addEventListener("change", () => {
+    view.keep();
+    view.learn();
+  });
+  const why = html("div", "iteris-why");
+  const mark = (refusal = "") => {
+    why.textContent = refusal;
+    field.classList.toggle("iteris-wrong", !!refusal);
+  };
+  return { field, written, why, mark };
 }
 
 /** Return what writes into the prompt that a loader's CLIP leads to, or copies where there is none. */

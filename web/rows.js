@@ -24,12 +24,13 @@ import {
   writtenRows,
 } from "./rows_text.js";
 import { TRIGGER } from "./triggers.js";
-import { PREVIEW } from "./work.js";
+import { PREVIEW, isMerge } from "./work.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
 const MOST_HEIGHT = 400; // of the text field
 const MOST_DRAWN = 200; // rows; a merge takes 100
+const DOUBTFUL = /[|]|__/; // no other prompt has several readings
 
 /**
  * Add the rows to a node, in the place of its text.
@@ -472,6 +473,16 @@ class Rows {
     return [...bodies, this.plain].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
   }
 
+  /** Return why the server would not run a row: for its blocks and layers, and for its prompts. */
+  async refusedOf({ name, blocks, without, prompts }) {
+    const ask = (change) => refusalOf(changed(newRow(name), change).text);
+    const doubtful = isMerge(this.node) ? prompts.filter((prompt) => DOUBTFUL.test(prompt)) : [];
+    return {
+      more: blocks || without.length ? await ask({ blocks, without }) : "",
+      prompts: doubtful.length ? await ask({ prompts: doubtful }) : "",
+    };
+  }
+
   /** Ask what is known of the files, and mark the rows with it. */
   async learn() {
     const parts = this.parts;
@@ -490,10 +501,8 @@ class Rows {
         const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
         const isMissing = !!row && !!names && !file;
         const isSubject = !!key && (row.kind || lora?.kind) === "subject";
-        const says = row?.name && !isOff && (row.blocks || row.without.length);
-        const { blocks, without } = row ?? {};
-        const refusal = says ? await refusalOf(changed(newRow(row.name), { blocks, without }).text) : "";
-        return { file, isOff, isMissing, isNamesake: alike.has(file), isSubject, lora, picture, key, refusal };
+        const refused = row?.name && !isOff ? await this.refusedOf(row) : {};
+        return { file, isOff, isMissing, isNamesake: alike.has(file), isSubject, lora, picture, key, refused };
       }),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile

@@ -73,11 +73,13 @@ def about_lora(name: str) -> dict[str, Any]:
 
 def about_row(text: str) -> dict[str, Any]:
     """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
-    model of its file's family, or for none at all where its keys do not show that: ``error``, None
-    where it can.
+    model of its file's family, or for none at all where its keys do not show that, or why no model
+    reads one of its prompts: ``error``, None where all is well.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
+    from ...iteris_core.diffusion.prompts import plain_prompts
     from ...iteris_core.files.block_weights import check_spelling, layer_weights
+    from ...iteris_core.settings import shown
 
     try:
         for row in rows_in(text):
@@ -87,6 +89,7 @@ def about_row(text: str) -> dict[str, Any]:
                 layer_weights(*says, family)
             else:
                 check_spelling(*says)
+            plain_prompts(f"LoRA {shown(row.name)}: its", row.prompts)
     except IterisError as error:
         return {"error": str(error)}
     return {"error": None}

@@ -57,6 +57,14 @@ def test_a_row_learns_before_a_run_that_no_model_has_its_blocks(replace_host):
     assert about_row("nothing")["error"]
 
 
+def test_a_row_learns_before_a_run_that_a_prompt_has_several_readings(replace_host):
+    replace_host(lora_names=list)
+    for said in ("a {red|blue} dog", "a __colour__ dog"):
+        error = about_row(f"<lora:ink:1> subject | a dog | {said}")["error"]
+        assert error.startswith(f"LoRA 'ink': its prompt '{said}' has ")
+    assert about_row("<lora:ink:1> | {trigger}, BREAK <lora:x:1> a dog") == {"error": None}
+
+
 def test_a_row_learns_before_a_run_that_its_file_s_model_has_no_such_blocks(replace_host, tmp_path):
     """By its keys: what its metadata alone say may be wrong, and the file fit another model."""
     path = tmp_path / "ink.safetensors"

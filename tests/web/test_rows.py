@@ -1713,6 +1713,31 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
     assert page_of_rows.errors[before:] == []
 
 
+def test_a_prompt_with_several_readings_is_marked_once_its_field_is_left(rows, picture):
+    page, field = rows.page, at(rows, 0, "prompts")
+    refused, why = page.locator(".iteris-refused"), page.locator(".iteris-prompts + .iteris-why")
+    at(rows, 0, "opener").click()
+    field.fill("a dog\na {red|blue} dog")
+    field.press("Tab")
+    sentence = re.compile(
+        "^LoRA 'first': its prompt 'a {red|blue} dog' has '{red|blue}'".replace("|", r"\|")
+    )
+    expect(why).to_have_text(sentence)
+    expect(field).to_have_class(re.compile("iteris-wrong"))
+    expect(page.locator(".iteris-wrong")).to_have_count(1)
+    rows.settle()
+    picture(rows, "rows_several_readings")
+    at(rows, 0, "opener").click()
+    expect(refused).to_have_attribute("data-place", "0")
+    expect(at(rows, 0, "lora")).to_have_attribute("aria-description", sentence)
+    at(rows, 0, "opener").click()
+    for said, count in (("a red dog\na blue dog", 0), ("a __colour__ dog", 1), ("{trigger}", 0)):
+        field.fill(said)
+        field.press("Tab")
+        expect(refused).to_have_count(count)
+        expect(why).to_be_visible(visible=count > 0)
+
+
 def test_a_loader_says_what_its_stack_is_without(page_of_rows, picture):
     page, before = page_of_rows.page, len(page_of_rows.errors)
     rows = "<lora:first:1> without=*a*\n<lora:second:1>"
