@@ -70,6 +70,17 @@ def test_groups_hold_their_nodes_and_end_together():
         assert 12 <= min(rooms) < 60, f"{name}: a run makes them higher, and nothing else"
 
 
+def test_a_link_to_the_node_below_goes_round_both():
+    for name in FILES:
+        workflow = read(FOLDER / f"{name}.json")
+        left = {node["id"]: node["pos"][0] for node in workflow["nodes"]}
+        round_it = {link["id"] for link in workflow["extra"].get("linkExtensions", ())}
+        ends = [(one, other) for _, one, _, other, *_ in workflow["links"]]
+        for link, one, _, other, *_ in workflow["links"]:
+            is_below = left[one] == left[other] and ends.count((one, other)) == 1
+            assert link in round_it or not is_below, f"{name}: {one} to {other}"
+
+
 def test_a_template_opens_with_letters():
     for name in FILES:
         assert read(FOLDER / f"{name}.json")["extra"]["ds"]["scale"] >= 0.58, name

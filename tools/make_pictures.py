@@ -83,6 +83,8 @@ GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 LOW_LANES = (0, -9, 4, 10)  # beside it, for a node's place in its column
 BADGE = 12
+ROUND = 8  # beside a node, of a link that goes round it to the one below
+CLEAR = 26  # of that link, above the title below
 RAISED_HEAD = GROUP_HEAD + BADGE + LANE  # where a link passes above the node, too
 SLOT = 20  # of a node, below one another
 FRAME = 50  # milliseconds of a film's picture, while the pointer moves
@@ -202,6 +204,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     if raised:
         passing = [way._replace(ends_low=way.ends_low or way.node in raised) for way in passing]
         passing += ways_up(prompt, raised, column_of, places)
+    passing += ways_down(prompt, places, sizes)
     insides = [
         [key for key in group_of if group_of[key] == number] for number in range(len(GROUP_COLOURS))
     ]
@@ -233,14 +236,14 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     )
     frontend.page.evaluate(
         """passing => {
-            for (const { node: id, input, left, right, top, begins_low, ends_low } of passing) {
+            for (const { node: id, input, start, end, top, begins_low, ends_low } of passing) {
                 const node = app.graph.getNodeById(Number(id));
                 const place = node.inputs.findIndex(({ name }) => name === input);
                 const link = app.graph.links[node.inputs[place].link];
                 const from = app.graph.getNodeById(link.origin_id).getOutputPos(link.origin_slot)[1];
-                const points = left < right ? [[left, top], [right, top]] : [[left, top]];
-                if (begins_low) points.unshift([left, from]);
-                if (ends_low) points.push([right, node.getInputPos(place)[1]]);
+                const points = start === end ? [[start, top]] : [[start, top], [end, top]];
+                if (begins_low) points.unshift([start, from]);
+                if (ends_low) points.push([end, node.getInputPos(place)[1]]);
                 points.reduceRight((next, point) => app.graph.createReroute(point, next), link);
             }
         }""",
@@ -258,21 +261,21 @@ def raised_nodes(prompt: dict) -> list[str]:
 
 
 class Way(NamedTuple):
-    """The way of a link above nodes, to an input of a node; it may come from below another node,
-    and go there.
+    """The way of a link above a node, to an input of a node, from one place to another of the
+    page's width; it may come from below, and go there.
     """
 
     node: str
     input: str
-    left: float
-    right: float
+    start: float
+    end: float
     top: float
     begins_low: bool
     ends_low: bool
 
     def seen_from(self, corner: list[float]) -> Way:
         left, top = corner
-        return self._replace(left=self.left - left, right=self.right - left, top=self.top - top)
+        return self._replace(start=self.start - left, end=self.end - left, top=self.top - top)
 
 
 def lanes(prompt: dict, column_of: dict[str, int], places: dict[str, list[float]]) -> list[Way]:
@@ -328,6 +331,28 @@ def ways_up(prompt: dict, raised: list[str], column_of: dict[str, int], places: 
         Way(compare, "merged", x, x, y, begins_low=True, ends_low=False),
         Way(save, "merged", x, right, above, begins_low=True, ends_low=True),
     ]
+
+
+def ways_down(prompt: dict, places: dict, sizes: dict) -> list[Way]:
+    """Return ways round both nodes for the links to what stands below; not where there are more
+    than one, as from loader to loader.
+    """
+    ways = []
+    for key, node in prompt.items():
+        down = [
+            (name, value[0])
+            for name, value in node["inputs"].items()
+            if isinstance(value, list)
+            and (prompt[value[0]]["class_type"], node["class_type"]) in BELOW
+        ]
+        if len(down) == 1:
+            ((name, source),) = down
+            right = places[source][0] + sizes[source][0]
+            left, top = places[key]
+            ways.append(
+                Way(key, name, right + ROUND, left - ROUND, top - TITLE - CLEAR, True, True)
+            )
+    return ways
 
 
 def room_below(prompt: dict, key: str) -> float:
