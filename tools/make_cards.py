@@ -61,11 +61,9 @@ class Drawing:
 DRAWN = {
     "robot": Drawing((ROBOT,), "a sks robot"),
     "owl": Drawing((OWL,), "a zwx owl"),
-    "cat": Drawing((), "a black cat"),
     "style": Drawing((STYLE,), "a glass of water in qpr blueprint style", seed=3),
     "merged": Drawing((MERGED,), drawn.PROMPT, pictures=PICTURES),
     "merged, robot": Drawing((MERGED,), "a sks robot"),
-    "merged, owl and cat": Drawing((MERGED,), "a zwx owl and a black cat"),
     "merged, style": Drawing(
         (MERGED,), "a wooden table and a bicycle in qpr blueprint style", seed=2
     ),
@@ -130,16 +128,14 @@ IN_PARTS = (
     Plate("in parts", words=("model", "CLIP", "VAE"), width=112),
 )
 ONE = Plate("one LoRA", ("merged 1",))
+TOGETHER = Plate("together", ("merged 1", "merged 2"), width=276)
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
         (Plate("character", ("robot",)), Plate("style", ("style",))),
         (Plate("one LoRA", ("merged, robot", "merged, style"), width=266),),
     ),
-    "three_subjects_in_one_picture": Card(
-        tuple(Plate(name, (name,), width=116) for name in ("robot", "owl", "cat")),
-        (Plate("together", ("merged 1", "merged, owl and cat"), width=276),),
-    ),
+    "two_subjects_in_one_picture": Card(TWO, (TOGETHER,)),
     "flux_and_other_models_in_parts": Card(
         IN_PARTS, (Plate("one LoRA for Flux, Qwen-Image …", ("merged 1",)),)
     ),
@@ -175,9 +171,7 @@ CARDS = {
     ),
     "draw_with_several_loras": Card(TWO, (Plate("a picture", ("two stacked",)),)),
     "draw_with_several_flux_loras": Card(IN_PARTS, (Plate("a picture", ("two stacked",)),)),
-    "two_flux_subjects_in_one_picture": Card(
-        IN_PARTS, (Plate("together", ("merged 1", "merged 2"), width=276),)
-    ),
+    "two_flux_subjects_in_one_picture": Card(IN_PARTS, (TOGETHER,)),
 }
 
 

@@ -103,17 +103,16 @@ TEMPLATES = (
         ),
     ),
     Template(
-        "Three subjects in one picture",
-        "Merges three subjects so that one picture can show them together. On transformers such as "
-        "Flux.1, choose the preset *Polished*.",
-        (_CHOOSE, "**Merge LoRAs**: choose a file in each row"),
+        "Two subjects in one picture",
+        "Merges two subjects, such as characters, so that one picture can show both.",
+        (_CHOOSE, _TWO),
         (
             _SEEN,
             _SAVED,
             _WORDS,
             _CALLED,
-            "*together* is on. For two subjects, take the third row out; for a style there, click its "
-            "*subject*",
+            "*together* is on. For a third subject, or a style, press *+ Add LoRA*",
+            "On transformers, such as Flux.1 and SD3.5, choose the preset *Polished*",
         ),
     ),
     Template(
