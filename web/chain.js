@@ -34,6 +34,7 @@ import {
   TITLE,
 } from "./places.js";
 import { reached } from "./prompt_field.js";
+import { lacksWords } from "./triggers.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
@@ -103,8 +104,11 @@ function textBefore(sampler, name) {
   return text?.comfyClass === "CLIPTextEncode" ? saidBy(text, "text") : "";
 }
 
-/** Return how the sampler draws that a loader's MODEL leads to, in Compare's words. */
-function sampledBy(loader) {
+/**
+ * Return how the sampler draws that a loader's MODEL leads to, in Compare's words; `loras` is what is known of the
+ * loader's files.
+ */
+function sampledBy(loader, loras = []) {
   const models = [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode);
   const sampler = models.find((node) => SAMPLERS.includes(node.comfyClass));
   if (!sampler) return {};
@@ -112,9 +116,11 @@ function sampledBy(loader) {
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
   const [prompt, negative] = ["positive", "negative"].map((name) => textBefore(sampler, name));
+  // a prompt a line is drawn
+  const line = prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "";
   return {
-    // a prompt a line is drawn
-    prompt: prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "",
+    // an empty one draws each LoRA, and all in one picture
+    prompt: loras.some((lora) => lacksWords({ prompts: [line] }, lora)) ? "" : line,
     seed: seedBy(sampler, "seed") ?? seedBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
@@ -257,14 +263,16 @@ function putBehind(merge, below, create, title, drawn, measured) {
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
  * @param {string} title of such a group
- * @param {number} [guidance] that a merge measures at by itself, if that is known
+ * @param {object} known
+ * @param {number} [known.guidance] that a merge measures at by itself, if that is known
+ * @param {object[]} known.loras answers of `/iteris/lora` about its files
  * @returns {object[]} the merge, and what comes with it
  */
-export function turnInto(node, create, canvas, title, guidance) {
+export function turnInto(node, create, canvas, title, { guidance, loras }) {
   const { graph } = node;
   const shown = [];
   asOneChange(canvas, () => {
-    const drawn = sampledBy(node);
+    const drawn = sampledBy(node, loras);
     const { cfg } = drawn;
     // elsewhere what suits the model is near enough
     const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
@@ -347,17 +355,17 @@ export function addSave(merge, create, canvas) {
  * @param {object} merge
  * @param {(type: string) => object} create makes a node of a type
  * @param {object} canvas of the frontend
- * @param {number} [guidance] that a merge measures at by itself, if that is known
+ * @param {object} known see `turnInto`
  * @returns {object} it
  */
-export function addCompare(merge, create, canvas, guidance) {
+export function addCompare(merge, create, canvas, { guidance, loras }) {
   const { graph, pos, size } = merge;
   const vae = comparedBy(merge);
   const compare = create("IterISCompare");
   asOneChange(canvas, () => {
     const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
     const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || guidance;
-    putCompare(graph, compare, place, sampledBy(merge), measured);
+    putCompare(graph, compare, place, sampledBy(merge, loras), measured);
     const below = pos[1] + size[1] + LANE;
     linkMerged(merge, [compare], below);
     linkVae(vae, merge, below, compare);

@@ -5,11 +5,11 @@ import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { takers } from "./links.js";
-import { aboutModelOf, forget, isGone } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, isGone, loraNames } from "./loras.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { reached } from "./prompt_field.js";
-import { nameOf, newRow, ownName, readRows } from "./rows_text.js";
+import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { asOneStep, isAwaited, runAlone } from "./runs.js";
 
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
@@ -26,14 +26,23 @@ function hasLoras({ inputs, widgets }) {
   );
 }
 
+/** Return what is known of a node's model, and of the files in the rows that are switched on. */
+async function knownOf(node) {
+  const [{ guidance }, names] = await Promise.all([aboutModelOf(node), loraNames()]);
+  const rows = readRows(saidBy(node, "loras") ?? "").filter(({ row, isOff }) => row && !isOff);
+  const files = rows.map(({ row }) => fileOf(row.name, names ?? [])).filter(Boolean);
+  return { guidance, loras: await Promise.all(files.map(aboutLora)) };
+}
+
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
   return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
     if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
-    const { guidance } = await aboutModelOf(node);
+    const known = await knownOf(node);
     if (!node.graph) return; // or it was pressed twice
-    const made = turnInto(node, create, app.canvas, say("see_and_save"), guidance);
+    const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
+    if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
     if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   });
 }
@@ -73,7 +82,7 @@ export const switchOn = (node) => asOneChange(app.canvas, () => set(node, "toget
 
 /** Show a merge's Compare, or add one, and run it and what saves its picture. */
 export async function seeNow(node, say) {
-  const { guidance } = compareOf(node) ? {} : await aboutModelOf(node);
+  const known = compareOf(node) ? undefined : await knownOf(node);
   if (!node.graph) return;
   const compare = compareOf(node); // or it was pressed twice
   if (compare) {
@@ -81,7 +90,7 @@ export async function seeNow(node, say) {
     if (await isAwaited(compare)) tell(say("drawing"), say("drawing_rest"));
   } else if (canCompare(node))
     asOneStep(() => {
-      const added = addCompare(node, create, app.canvas, guidance);
+      const added = addCompare(node, create, app.canvas, known);
       return runAlone(added, ...takers(node.graph, added.outputs));
     });
 }

@@ -85,6 +85,7 @@ export function addRows(node, say, more = []) {
   });
   savesWithout(node, () => view.heightOpen());
   node.learnIterisFiles = () => view.learn();
+  node.focusIterisRow = () => view.focusAgain({ place: view.drawn()[0], part: "iteris-lora" });
   view.read(true);
 }
 
@@ -370,7 +371,7 @@ class Rows {
     this.list.querySelector(`[data-place="${place}"] .${part}`)?.focus();
   }
 
-  /** Focus what had the focus before Undo made the node anew, once that is drawn, unless the user is elsewhere by then. */
+  /** Focus what had the focus before the node was made anew, once that is drawn, unless the user is elsewhere by then. */
   focusAgain({ place, part }, frames = 30) {
     if (!frames || document.activeElement !== document.body) return;
     if (this.element.offsetHeight) {

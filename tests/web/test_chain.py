@@ -606,6 +606,48 @@ def test_compare_draws_the_graphs_prompt_where_that_is_one_text(frontend, writte
     assert frontend.errors == []
 
 
+@pytest.mark.parametrize("how", ["Merge these", "See it in pictures"])
+def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(frontend, how):
+    def told(route):
+        words = ["sks robot"] if "first" in route.request.url else ["zwx owl"]
+        lora = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
+        route.fulfill(json=lora | {"trigger_words": words})
+
+    frontend.page.route("**/iteris/lora?*", told)
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    drawn = {}
+    for written in ("a sks robot", "a sks robot and a zwx owl"):
+        load_plain(frontend, "IterISLoad" if how == "Merge these" else "IterISMerge")
+        frontend.set_widgets(int(ENCODER), text=written)
+        if how == "Merge these":
+            merge_these(frontend)
+            nodes = frontend.prompt()
+        else:
+            frontend.executed(int(LOADER), REPORTED)
+            nodes = seen_queued(frontend).value.post_data_json["prompt"]
+        inputs = [n["inputs"] for n in nodes.values() if n["class_type"] == "IterISCompare"]
+        (drawn[written],) = (each["prompt"] for each in inputs)
+    frontend.page.unroute("**/iteris/lora?*")
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    assert drawn == {"a sks robot": "", "a sks robot and a zwx owl": "a sks robot and a zwx owl"}
+    assert frontend.errors == []
+
+
+def test_the_keyboard_goes_on_in_the_merge_that_a_loader_becomes(in_renderer):
+    """After a click, the focus would let Delete take a row out instead of the node."""
+    frontend = in_renderer
+    load_plain(frontend)
+    merge_these(frontend)
+    name = frontend.page.locator(".iteris-lora").first
+    expect(name).to_be_focused()
+    load_plain(frontend)
+    frontend.page.locator(".iteris-merge-these").click()
+    frontend.page.wait_for_function(f"({ONE})('IterISMerge')")
+    frontend.settle(60)
+    expect(name).not_to_be_focused()
+    assert frontend.errors == []
+
+
 def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
     """A subgraph's own widgets say the prompt and the steps, and nodes of one value the rest."""
     load_plain(frontend)
