@@ -17,7 +17,7 @@ from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
-from .workflow import MERGES, inputs_of, texts_upstream, upstream
+from .workflow import MERGES, inputs_of, text_at, texts_upstream, upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
@@ -157,14 +157,9 @@ class Compare(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompt: str | None = None) -> bool | str:
         """Refuse prompts that cannot be drawn, and a model that is no base to compare with, before
-        the merge; prompts that come from another node are None here.
+        the merge. The host calls it only if it takes an input.
         """
-        try:
-            if prompt and prompt.strip():
-                rows_of(prompt, [])
-        except IterisError as error:
-            return str(error)
-        return drawn_with_merge(host.prompt_sent(), cls.hidden.unique_id) or True
+        return refusal_of(host.prompt_sent(), cls.hidden.unique_id) or True
 
     @classmethod
     @checked
@@ -378,8 +373,8 @@ def check_side(name: str, side: int) -> None:
         )
 
 
-def is_drawn_with_itself(prompt: Mapping[str, Any], merge: str) -> bool:
-    """Return whether a Compare of a merge is refused; see `drawn_with_merge`.
+def has_refused(prompt: Mapping[str, Any], merge: str) -> bool:
+    """Return whether a Compare of a merge is refused; see `refusal_of`.
 
     Args:
         prompt: See `workflow.upstream`.
@@ -388,9 +383,20 @@ def is_drawn_with_itself(prompt: Mapping[str, Any], merge: str) -> bool:
     return any(
         given.get("class_type") == "IterISCompare"
         and merge_of(prompt, node) == str(merge)
-        and drawn_with_merge(prompt, node)
+        and refusal_of(prompt, node)
         for node, given in prompt.items()
     )
+
+
+def refusal_of(prompt: Mapping[str, Any], compare: str) -> str:
+    """Return what is known to be wrong with a Compare before the merge; empty: nothing."""
+    text = text_at(prompt, inputs_of(prompt, compare).get("prompt"))
+    try:
+        if text and text.strip():
+            rows_of(text, [])
+    except IterisError as error:
+        return str(error)
+    return drawn_with_merge(prompt, compare)
 
 
 def merge_of(prompt: Mapping[str, Any], compare: str) -> str:

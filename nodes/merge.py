@@ -16,7 +16,7 @@ from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
-from .compare import is_drawn_with_itself
+from .compare import has_refused
 from .cost import cost_shown, work_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.names import fingerprints
@@ -71,7 +71,7 @@ class _Merging(io.ComfyNode):
             check_names(host.prompt_sent(), cls.hidden.unique_id)
         except IterisError:
             return f"{NOT_BEGUN}Save merged LoRA cannot save it: its own error says why"
-        if is_drawn_with_itself(host.prompt_sent(), cls.hidden.unique_id):
+        if has_refused(host.prompt_sent(), cls.hidden.unique_id):
             return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
         is_measured = measures(host.prompt_sent(), cls.hidden.unique_id)
         return refused(loras, ready_row if is_measured else use_of_row, cls.hidden.unique_id)

@@ -7,7 +7,7 @@ import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { keepPictures } from "./kept.js";
-import { isSame, neededFor, takeOutUncounted, workOf } from "./work.js";
+import { isSame, neededFor, takeOutUncounted, withoutRefused, workOf } from "./work.js";
 
 export const ENDS = ["execution_error", "execution_interrupted"]; // of runs that have not made all
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
@@ -63,7 +63,8 @@ export function rememberRuns(refused) {
       (answer) => {
         if (answer?.prompt_id) {
           remember(workflows, answer.prompt_id, workflow);
-          remember(prompts, answer.prompt_id, neededFor(request[1]?.output, request[2]?.partialExecutionTargets));
+          const asked = neededFor(request[1]?.output, request[2]?.partialExecutionTargets);
+          remember(prompts, answer.prompt_id, withoutRefused(asked, answer.node_errors));
         }
         tell(answer?.node_errors);
       },

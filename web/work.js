@@ -44,6 +44,12 @@ export function neededFor(prompt, ids) {
   return Object.fromEntries([...found].map((id) => [id, prompt[id]]));
 }
 
+/** Return what of a workflow is run where the server has refused nodes of it, and outputs for them. */
+export function withoutRefused(prompt, errors) {
+  const out = Object.entries(errors ?? {}).flatMap(([id, { dependent_outputs: outputs = [] }]) => [id, ...outputs]);
+  return prompt && Object.fromEntries(Object.entries(prompt).filter(([id]) => !out.includes(id)));
+}
+
 /**
  * Return a name that nodes of any workflows have in common which work out the same, because they and all before them are
  * of the same types and have the same inputs, but for those that do not count.

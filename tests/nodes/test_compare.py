@@ -124,20 +124,36 @@ def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, sa
 
 @pytest.fixture
 def refused(monkeypatch, replace_host):
-    """Return what refuses a Compare, node 3 of a workflow, which is empty at first."""
-    prompt = {}
+    """Return what refuses a Compare, node 3 of a workflow, which it is alone in at first."""
+    prompt = {"3": {"class_type": "IterISCompare", "inputs": {"merged": ["2", 3]}}}
     replace_host(prompt_sent=lambda: prompt)
     hidden = types.SimpleNamespace(unique_id="3")
     monkeypatch.setattr(compare.Compare, "hidden", hidden, raising=False)
     return compare.Compare.validate_inputs, prompt
 
 
-def test_the_users_prompts_are_refused_before_the_merge(refused):
-    refused, _ = refused
-    assert "pick one of several texts" in refused("a {red|blue} dog")
-    assert "nothing to draw" in refused("<lora:dog:1>")
-    for prompt in ("a dog", "", None):  # empty: the LoRAs' own; None: from another node
-        assert refused(prompt) is True
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a {red|blue} dog", "pick one of several texts"),
+        (["4", 0], "pick one of several texts"),
+        ("<lora:dog:1>", "nothing to draw"),
+        ("a dog", ""),
+        ("", ""),  # the LoRAs' own
+        (["5", 0], ""),  # nobody knows it yet
+    ],
+)
+@pytest.mark.parametrize("kind", MERGES)
+def test_the_users_prompts_are_refused_before_the_merge(refused, text, said, kind):
+    refused, prompt = refused
+    prompt["2"] = {"class_type": kind, "inputs": {}}
+    prompt["3"]["inputs"]["prompt"] = text
+    prompt["4"] = {"class_type": "PrimitiveString", "inputs": {"value": "a {red|blue} dog"}}
+    prompt["5"] = {"class_type": "Wildcards", "inputs": {}}
+    found = refused()
+    assert said in found if said else found is True
+    assert compare.has_refused(prompt, "2") == bool(said)
+    assert not compare.has_refused(prompt, "other")
 
 
 @pytest.mark.parametrize("kind", MERGES)
@@ -163,11 +179,11 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     }
     found = refused()
     assert found.startswith(said) if said else found is True
-    assert compare.is_drawn_with_itself(prompt, "2") == bool(said)
+    assert compare.has_refused(prompt, "2") == bool(said)
     prompt["5"] = {"class_type": "Switch", "inputs": {"any_01": ["2", 3]}}
     prompt["3"]["inputs"]["merged"] = ["5", 0]
     assert compare.merge_of(prompt, "3") == "2", "through a node that hands it on"
-    assert not compare.is_drawn_with_itself(prompt, "other")
+    assert not compare.has_refused(prompt, "other")
 
 
 @pytest.mark.parametrize(

@@ -1062,6 +1062,27 @@ def test_a_run_that_fails_before_its_request_is_answered_says_why(frontend, smal
     assert frontend.errors == []
 
 
+def test_what_the_server_refuses_of_a_run_says_so_while_the_rest_runs(in_renderer, small):
+    frontend = in_renderer
+    small(frontend, seed=68)
+    own = {"type": "custom_validation_failed", "details": "file_name - it goes out of the folder"}
+    refused = {str(SAVE): {"errors": [own], "dependent_outputs": [str(SAVE)], "class_type": ""}}
+    answer = {"prompt_id": "in part", "number": 1, "node_errors": refused}
+    frontend.page.route("**/prompt", lambda route: route.fulfill(json=answer))
+    frontend.page.evaluate(
+        "async () => comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt())"
+    )
+    frontend.page.unroute("**/prompt")
+    failure = frontend.page.locator(".iteris-failure:visible")
+    expect(failure).to_have_text("it goes out of the folder")
+    frontend.send("execution_start", prompt_id="in part", timestamp=0)
+    frontend.executed(MERGE, report_of(0.25), run="in part")
+    expect(failure).to_have_text("it goes out of the folder")
+    frontend.begin("whole")
+    expect(failure).to_have_count(0)
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { isSame, neededFor } from "../../web/work.js";
+import { isSame, neededFor, withoutRefused } from "../../web/work.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
   [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },
@@ -69,4 +69,13 @@ test("for some nodes all is needed that they hang on, and nothing else", () => {
   const whole = { ...prompt("x"), 3: { class_type: "Compare", inputs: { merged: ["2", 0] } }, 4: prompt("y")[1] };
   assert.deepEqual(Object.keys(neededFor(whole, ["3"])), ["1", "2", "3"]);
   assert.equal(neededFor(whole, undefined), whole);
+});
+
+test("what the server has refused is not run, nor outputs behind it", () => {
+  const whole = { ...prompt("x"), 3: { class_type: "Compare", inputs: { merged: ["2", 3] } } };
+  whole[4] = { class_type: "Save", inputs: { merged: ["2", 3], cover: ["3", 1] } };
+  const refused = { 3: { errors: [], dependent_outputs: ["3", "4"] } };
+  assert.deepEqual(Object.keys(withoutRefused(whole, refused)), ["1", "2"]);
+  assert.deepEqual(withoutRefused(whole, undefined), whole);
+  assert.equal(withoutRefused(undefined, refused), undefined);
 });
