@@ -29,7 +29,8 @@ function clock(at) {
 function settingsOf(settings, others, say) {
   const names = Object.keys({ ...settings, ...others }).filter((name) => settings[name] !== others[name]);
   const short = (value) => (value.length > MOST.value ? `${value.slice(0, MOST.value)}…` : value);
-  const told = names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : say("usual", { name })));
+  const usual = (name) => (others[name] === "on" ? `${name} off` : say("usual", { name }));
+  const told = names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : usual(name)));
   return told.length > MOST.told ? [...told.slice(0, MOST.told), "…"] : told;
 }
 

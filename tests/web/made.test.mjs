@@ -26,6 +26,7 @@ test("beside another merge, what differs is told: settings, too", () => {
   assert.equal(ofMerge(merge(size), say, merge({})), ` (size rank 16, ${clock(today)})`);
   assert.equal(ofMerge(merge({}), say, merge(size)), ` (size as usual, ${clock(today)})`);
   assert.equal(ofMerge(merge(other), say, merge(size)), ` (size rank 8, together on, ${clock(today)})`);
+  assert.equal(ofMerge(merge(size), say, merge({ ...size, together: "on" })), ` (together off, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge(size, "Fast", [1, 0.5])), ` (Balanced, at 1, ${clock(today)})`);
   const many = Object.fromEntries([..."abcd"].map((name) => [name, "x".repeat(99)]));
   const told = [..."abc"].map((name) => `${name} ${"x".repeat(24)}…`).join(", ");
