@@ -222,15 +222,15 @@ def notes_about_tasks(tasks: Sequence[Task], layers: Sequence[LayerReport]) -> l
         for task in tasks
     }
     said = (
-        (unheard, "no token of these tasks has a weight, so that they have no say there"),
-        (blind, "these hardly do anything on their own inputs, and count for less there"),
+        (unheard, "these have no say, since none of their words or regions count"),
+        (blind, "these change almost nothing on their own prompts, and count for less"),
     )
     return [
         Note(
             "method",
-            f"{what}: "
+            f"at some layers {what}: "
             + ", ".join(
-                f"{name} at {len(paths)} of {len(layers)} layers, such as {paths[0]!r}"
+                f"{name} at {len(paths)} of {len(layers)} layers"
                 for name, paths in found.items()
                 if paths
             ),

@@ -69,7 +69,7 @@ def test_a_task_without_a_say_is_said():
     inputs = [torch.randn(2, 9, WIDTH) for _ in range(2)]
     downs = [torch.randn(2, WIDTH), torch.randn(2, WIDTH)]
     _, report, _ = one_layer(inputs, downs, [{"tokens": torch.zeros(9)}, {}])
-    assert "no say there: task0 at 1 of 1 layers, such as '0'" in notes(report)
+    assert "regions count: task0 at 1 of 1 layers" in notes(report)
     _, report, _ = one_layer(inputs, downs)
     assert not report.notes
 
@@ -91,8 +91,8 @@ def test_a_lora_that_is_blind_to_its_inputs_silences_no_other(noise):
     assert blind.weight <= 50 * other.weight
     assert noise or blind.energy == 0  # and not what rounding leaves of it
     assert done(found, deltas[1], inputs[1].flatten(0, 1)) > 0.08
-    assert "hardly do anything on their own inputs" in notes(report)
-    assert "task0 at 1 of 1" in notes(report) and "task1" not in notes(report)
+    assert "almost nothing on their own prompts" in notes(report)
+    assert notes(report).endswith("count for less: task0 at 1 of 1 layers"), "and no layer's name"
 
 
 class _Biased(nn.Module):

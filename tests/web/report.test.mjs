@@ -272,7 +272,7 @@ test("the report of a whole SD1.5 stays small in a saved workflow", () => {
 });
 
 test("a note is a sentence that names layers as the bars do", () => {
-  const said = "these hardly do anything: ink at 2 of 60 layers, such as ";
+  const said = "these were measured in half precision: ink at 2 of 60 layers, such as ";
   const path = `${UNET}input_blocks.5.1.transformer_blocks.0.attn2.to_k`;
   for (const [note, line] of [
     [`${said}'${path}'`, `T${said.slice(1)}IN05 attn2.to_k.`],
