@@ -248,11 +248,11 @@ class LorasOnModel(io.ComfyNode):
         files = [file_of(lora, named, base.keys.own_base) for lora in loras]
         names = [
             adapter_name(file) if file else f"LoRA {i} on this model"
-            for i, file in enumerate(files, 1)
+            for i, (file, _) in enumerate(files, 1)
         ]
         given = prompts_by_name(prompts, names)
         chosen = [
-            carried_lora(lora, file, name, given[name])
+            carried_lora(lora, *file, name, given[name])
             for lora, file, name in zip(loras, files, names, strict=True)
         ]
         note = (
@@ -266,11 +266,17 @@ class LorasOnModel(io.ComfyNode):
 
 
 def carried_lora(
-    lora: CarriedLora, file: str | None, name: str, prompts: tuple[str, ...]
+    lora: CarriedLora, file: str | None, is_whole: bool, name: str, prompts: tuple[str, ...]
 ) -> ChosenLora:
-    """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified."""
-    strength_model, strength_clip = (lora.strengths.get(is_text, 0.0) for is_text in (False, True))
-    row = Row(name, strength_model, strength_clip, prompts=prompts)
+    """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified.
+
+    Args:
+        is_whole: Whether it has all that there is of it, see `file_of`. A part that is nowhere is
+            told at the other's strength, as loaders have it.
+    """
+    nowhere = next(iter(lora.strengths.values())) if is_whole else 0.0
+    strengths = (lora.strengths.get(is_text, nowhere) for is_text in (False, True))
+    row = Row(name, *strengths, prompts=prompts)
     if file:
         return ChosenLora(use_of_file(file, row))
     if any(TRIGGER in prompt for prompt in prompts):
@@ -284,8 +290,9 @@ def carried_lora(
 
 def file_of(
     lora: CarriedLora, candidates: Sequence[str], own_base: Callable[[str], str | None]
-) -> str | None:
-    """Return the file that holds the matrices of a LoRA on a model, bit by bit.
+) -> tuple[str | None, bool]:
+    """Return the file that holds the matrices of a LoRA on a model, bit by bit, and whether it
+    holds no other matrices for that model; none is known: None and True.
 
     Args:
         lora: The LoRA on the model.
@@ -311,8 +318,8 @@ def file_of(
             if same is not None:
                 own |= tensors_by_key(same, {role: tensor})
         if all(key in own and _equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
-            return name
-    return None
+            return name, all(key in matrices for key, tensor in own.items() if tensor.ndim > 1)
+    return None, True
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
