@@ -275,8 +275,8 @@ def carried_lora(
             told at the other's strength, as loaders have it.
     """
     nowhere = next(iter(lora.strengths.values())) if is_whole else 0.0
-    strengths = (lora.strengths.get(is_text, nowhere) for is_text in (False, True))
-    row = Row(name, *strengths, prompts=prompts)
+    of_model, of_text = (lora.strengths.get(is_text, nowhere) for is_text in (False, True))
+    row = Row(name, of_model, of_text, prompts=prompts)
     if file:
         return ChosenLora(use_of_file(file, row))
     if any(TRIGGER in prompt for prompt in prompts):
