@@ -29,6 +29,7 @@ import {
   isIn,
   isLeftOut,
   isLoaded,
+  isLost,
   isNew,
   isOver,
   isRunning,
@@ -201,7 +202,7 @@ async function showEndElsewhere(run) {
   const { event, detail, prompt } = (await endOf(run)) ?? {};
   const node = nodeAt(app.graph, detail?.node_id);
   if (!isMerge(node) || !(await isIn(prompt, node))) return;
-  if (event === "execution_interrupted") node.showIterisStop(true);
+  if (event === "execution_interrupted") node.showIterisStop("elsewhere");
   else node.showIterisFailure(withButtons(detail.exception_message, locale()), true);
 }
 
@@ -323,9 +324,13 @@ function followRuns() {
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
     if (!(await isOver())) return;
+    const last = begun;
+    const isAtWork = ({ compareIterisProgress: isTold }) => !!isTold;
+    const lost = (await isLost()) ? [...nodesOf(app.graph)].filter(isAtWork) : [];
     forgetTold();
     all("endIterisRun");
-    recall();
+    await recall();
+    for (const node of lost) if (node.graph && last === begun) node.showIterisStop?.("lost");
   });
   api.addEventListener("graphChanged", () => {
     for (const node of nodesOf(app.graph)) node.compareIterisRun?.();

@@ -47,7 +47,7 @@ export function addReport(node, say) {
   node.startIterisRun = () => panel.begin();
   node.endIterisRun = () => panel.end();
   node.showIterisFailure = (message, isNotHere) => panel.showEnd({ failure: message }, isNotHere);
-  node.showIterisStop = (isElsewhere) => panel.showStop(isElsewhere);
+  node.showIterisStop = (how) => panel.showStop(how);
   node.showIterisLayer = ({ first, layer }) => panel.addLayer(layer, first);
   node.showIterisReport = (output) => panel.showReport(output);
   node.showIterisFile = (file) => panel.showFile(file);
@@ -273,10 +273,11 @@ class MergePanel {
     if (this.ended === how) this.endedAs = name;
   }
 
-  showStop(isElsewhere) {
-    if (isElsewhere && this.ended.failure) return; // which still holds
-    const word = isElsewhere ? "stopped_elsewhere" : this.isSampled ? "stopped_sampled" : "stopped";
-    this.showEnd({ stopped: this.say(word) }, isElsewhere);
+  /** Show that a run was stopped; `how`, where it did not end here: "elsewhere", or "lost". */
+  showStop(how) {
+    if (how && this.ended.failure) return; // which still holds
+    const word = how ? `stopped_${how}` : this.isSampled ? "stopped_sampled" : "stopped";
+    this.showEnd({ stopped: this.say(word) }, !!how);
   }
 
   async showReport(output) {

@@ -131,6 +131,9 @@ export async function isOver() {
   return !!running && Array.isArray(now) && ![...now, ...later].some(([, id]) => id === running);
 }
 
+/** Return whether the server has nothing of the run that began last, if that is over, as after a restart. */
+export const isLost = async () => !(await answerOf(`/history/${running}`))[running];
+
 /**
  * Return the run that is next of the workflow that is shown, what is run in it, id -> {class_type, inputs}, and how many
  * runs are before it; 0: it goes on. Without one, the run that goes on where another window or a program has queued it,

@@ -72,7 +72,7 @@ export function addText(node, say, how = {}) {
   node.endIterisRun = () => panel.removeProgress(); // of a run that was cancelled or failed
   node.showIterisText = (output) => panel.showText(output);
   node.showIterisFailure = (message, isRefused) => panel.showFailure(message, isRefused);
-  node.showIterisStop = () => panel.showStop();
+  node.showIterisStop = (how) => panel.showStop(how);
   node.missIterisRun = () => panel.miss();
   node.checkIterisFile = () => panel.checkFile();
   node.findIterisPictures = () => panel.find();
@@ -213,8 +213,9 @@ class TextPanel {
     this.showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
   }
 
-  showStop() {
-    this.showEnd(html("div", "iteris-quiet iteris-note", this.say("stopped")));
+  showStop(how) {
+    const word = how ? `stopped_${how}` : "stopped";
+    this.showEnd(html("div", "iteris-quiet iteris-note", this.say(word)), how ? nameAsShown : nameAsRun);
   }
 
   /** Show what is still true of the run that the workflow keeps, where the server knows no run. */

@@ -1441,7 +1441,7 @@ def test_a_result_is_no_step_of_undo(frontend, small):
     assert frontend.errors == []
 
 
-def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, small):
+def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, small, picture):
     """As after its restart, while the page stays open."""
     frontend = in_renderer
     small(frontend, seed=20)
@@ -1462,6 +1462,20 @@ def test_a_run_that_the_server_does_not_know_any_more_has_ended(in_renderer, sma
     frontend.page.unroute("**/queue")
     frontend.send("reconnected")
     line.wait_for(state="hidden")
+    lost = frontend.page.get_by_text("This run was lost with ComfyUI's server.")
+    expect(lost).to_have_count(1)  # and not at what was not at work
+    picture(frontend, "lost")
+    frontend.begin("b")
+    expect(lost).to_have_count(0)
+    send_stage(frontend, "b", MERGE, "Sampling", 2, 4)
+    line.wait_for()
+    frontend.know("b", frontend.prompt(), {})  # it has ended while the page was away
+    with frontend.page.expect_response("**/history?*"):
+        frontend.send("reconnected")
+    line.wait_for(state="hidden")
+    frontend.settle()
+    expect(lost).to_have_count(0)
+    frontend.forget("b")
     assert frontend.errors == []
 
 

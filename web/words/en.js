@@ -234,6 +234,7 @@ export default {
   server_away: "waiting for ComfyUI's server",
   stopped: "Stopped.",
   stopped_elsewhere: "Stopped in another window.",
+  stopped_lost: "This run was lost with ComfyUI's server.",
   stopped_sampled:
     "Stopped. Sampling is done: the next merge of these LoRAs reuses its runs, as long as ComfyUI keeps the model.",
   seconds: "{count} s",

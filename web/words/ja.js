@@ -236,6 +236,7 @@ export default {
   server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
   stopped_elsewhere: "別のウィンドウで停止しました。",
+  stopped_lost: "ComfyUI のサーバーが止まったため、この実行は失われました。",
   stopped_sampled:
     "停止しました。サンプリング（Sampling）は完了しているため、ComfyUI がモデルを保持している間は、これらの LoRA の次のマージでその結果を再利用します。",
   seconds: "{count} 秒",

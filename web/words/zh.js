@@ -228,6 +228,7 @@ export default {
   server_away: "正在等待 ComfyUI 的服务器",
   stopped: "已停止。",
   stopped_elsewhere: "已在另一个窗口中停止。",
+  stopped_lost: "ComfyUI 的服务器中断，这次运行已丢失。",
   stopped_sampled: "已停止。采样（Sampling）已完成：只要 ComfyUI 还保留着模型，下次合并这些 LoRA 时会沿用其结果。",
   seconds: "{count} 秒",
   minutes: "{count} 分钟",
