@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { also } from "./graph.js";
-import { fit, heightOf, savesWithout } from "./heights.js";
+import { fit, heightOf, marginOf, savesWithout } from "./heights.js";
 import { html } from "./parts.js";
 
 /**
@@ -23,6 +23,7 @@ export function addElement(node, name, height, above, isFixed = !!above) {
     serialize: false,
     hideOnZoom: false,
     hideInPanel: true,
+    margin: marginOf(element),
     ...heights,
   });
   widget.serialize = false;

@@ -4,7 +4,8 @@ import { app } from "../../scripts/app.js";
 import { also, nodesOf } from "./graph.js";
 import { LAID_OUT } from "./places.js";
 
-const MARGIN = 10; // the frontend's, above and below a widget
+const MARGIN = 10; // the frontend's, round an element of a node
+const NARROW = 4; // round one without a frame of its own; iteris.css has the rest at its sides
 const SLACK = 40; // that a node may have which nobody has made higher: what holds it differs by so much
 const heights = new WeakMap(); // node -> its height without what is not saved, the rooms of that, and how many fits go on
 const seen = new WeakMap(); // element -> the height of its content
@@ -144,6 +145,9 @@ const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) =>
 /** Return the least height of a panel, which is its node's last widget and has all room that is left. */
 export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
 
+/** Return the room round an element of a node on the canvas. */
+export const marginOf = ({ className }) => (/iteris-(slider|times)/.test(className) ? NARROW : MARGIN);
+
 /**
  * Return the height of an element's content, however high the element itself is: the one that was seen last, while it is
  * out of sight, though it may have other content by then; 0 before it was seen.
@@ -152,5 +156,5 @@ export function heightOf(element, padding) {
   const { firstElementChild: first, lastElementChild: last } = element;
   if (!last) return 0;
   if (last.offsetHeight) seen.set(element, last.offsetTop + last.offsetHeight - first.offsetTop);
-  return seen.has(element) ? seen.get(element) + padding + 2 * MARGIN : 0;
+  return seen.has(element) ? seen.get(element) + padding + 2 * marginOf(element) : 0;
 }

@@ -263,6 +263,22 @@ def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output)
         expect(told).to_have_text(f"By the last run: 5 pictures{expected}")
 
 
+def test_the_time_and_the_pictures_stand_close_together(in_renderer, output, picture):
+    frontend = in_renderer
+    drawn = {"pictures": 9, "seconds": 90, "steps": 20, "size": [0, 0], "own": 9, "line": 5}
+    frontend.load(compare_of(), "close")
+    frontend.show(1, left=200, top=60, scale=1)
+    frontend.begin("close")
+    frontend.executed(1, output | {"iteris_drawn": [drawn]}, run="close")
+    frontend.pictures_shown()
+    picture(frontend, "close")
+    parts = (".iteris-times > span", ".iteris-pair", ".iteris-sides", ".iteris-text")
+    told, pair, sides, text = (frontend.page.locator(part).bounding_box() for part in parts)
+    for above, below in ((told, sides), (pair, text)):
+        assert 0 < below["y"] - above["y"] - above["height"] < 16
+    assert told["x"] == sides["x"]
+
+
 def test_what_is_open_below_the_pictures_is_open_after_the_next_run(frontend, output):
     frontend.load(compare_of(), "open")
     frontend.show(1, left=500, top=60, scale=0.7)
