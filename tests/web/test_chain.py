@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 LOADER, LATENT, ENCODER, SAMPLER = "2", "5", "3", "6"
 MODEL = {"model": ["1", 0], "clip": ["1", 1]}
 ROWS = "<lora:first:1>\n<lora:second:1>"
+WORDS = "demo1, demo2"  # their trigger words
 SAMPLING = {"seed": 1, "steps": 2, "denoise": 1}
 SAMPLING |= {"sampler_name": "euler", "scheduler": "normal"}
 PLACES = {"1": [0, 100], LOADER: [340, 0], ENCODER: [800, 0], "4": [800, 260], LATENT: [340, 300]}
@@ -65,7 +66,7 @@ def plain(loader, cfg=7):
     nodes = {
         "1": ("CheckpointLoaderSimple", {"ckpt_name": "checkpoint.safetensors"}),
         LOADER: (loader, MODEL | {"loras": ROWS}),
-        ENCODER: ("CLIPTextEncode", {"text": "a", **clip}),
+        ENCODER: ("CLIPTextEncode", {"text": WORDS, **clip}),
         "4": ("CLIPTextEncode", {"text": "rain", **clip}),
         LATENT: ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
         SAMPLER: ("KSampler", {"model": [LOADER, 0], **sampled, **SAMPLING, "cfg": cfg}),
@@ -368,7 +369,7 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     nodes = queued.value.post_data_json["prompt"].values()
     (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
     expected = {"vae": ["1", 2], "merged": [LOADER, 3]}
-    expected |= {"prompt": "a", "steps": 2, "width": 64, "cfg": 0}
+    expected |= {"prompt": WORDS, "steps": 2, "width": 64, "cfg": 0}
     assert not {"model", "clip"} & compare.keys(), "they come with the merge"
     assert {name: compare[name] for name in expected} == expected
     wait_until_seen(frontend, "IterISCompare")
@@ -485,7 +486,7 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
         for kind in ("IterISCompare", "IterISMerge")
     )
     drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 64, "height": 64}
-    drawn |= {"prompt": "a", "negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0, "seed": 1}
+    drawn |= {"prompt": WORDS, "negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0, "seed": 1}
     assert {name: compare[name] for name in drawn} == drawn
     settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
     assert (settings, "settings" in merge) == (([1], True) if cfg == 1 else ([], False))
@@ -580,7 +581,7 @@ def test_a_vae_at_the_right_of_a_merge_is_not_led_round_it(in_renderer, picture)
     assert frontend.errors == []
 
 
-PROMPTS = {"a cat,\n\n  in rain\n": "a cat, in rain", "a {red|blue} cat": "", "a cat // why": ""}
+PROMPTS = {"demo1,\n\n  demo2\n": "demo1, demo2", "a {red|blue} cat": "", "a cat // why": ""}
 
 
 @pytest.mark.parametrize("written", PROMPTS)
@@ -662,7 +663,7 @@ def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
                 outer.subgraph.addInput(name, input.type).connect(input, node);
                 if (value !== undefined) outer.widgets.find((widget) => widget.name === name).value = value;
             };
-            promote(encoder, "text", "b, outside");
+            promote(encoder, "text", "demo2, demo1");
             promote(sampler, "steps", 5);
             promote(sampler, "seed");
             const primitive = (type, name, target, values) => {
@@ -682,7 +683,7 @@ def test_compare_draws_with_what_comes_into_the_samplers_subgraph(frontend):
     merge_these(frontend)
     nodes = frontend.prompt().values()
     (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
-    drawn = {"prompt": "b, outside", "steps": 5, "seed": 42, "width": 128, "height": 192}
+    drawn = {"prompt": "demo2, demo1", "steps": 5, "seed": 42, "width": 128, "height": 192}
     drawn["negative_prompt"] = "rain"
     assert {name: compare[name] for name in drawn} == drawn
     assert frontend.errors == []
