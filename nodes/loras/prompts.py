@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...iteris_core import AdapterError, CalibrationError, IterisError
 from ...iteris_core.diffusion import row_uses
 from ...iteris_core.diffusion.lora_rows import placed
-from ...iteris_core.diffusion.lora_use import NAMES
+from ...iteris_core.diffusion.lora_use import NAMES, with_plain_prompts
 from ...iteris_core.diffusion.row_uses import use_as_written, use_of
 from ...iteris_core.settings import TRIGGER
 from .. import host
@@ -154,8 +154,8 @@ def ready_row(row: Row) -> None:
     """Find out whether a row of a merge can be measured.
 
     Raises:
-        IterisError: Names the row; see `use_of_row`. Rows that need what their files do not name
-            are told what to click.
+        IterisError: Names the row; see `use_of_row` and `with_plain_prompts`. Rows that need what
+            their files do not name are told what to click.
     """
     use = use_of_row(row)
     if use.is_idle:
@@ -175,6 +175,7 @@ def ready_row(row: Row) -> None:
                 "The page that you downloaded it from names them. Or choose the preset Preview, "
                 "which measures nothing"
             )
+        with_plain_prompts([use])
 
 
 def use_without_prompts(row: Row) -> LoraUse:

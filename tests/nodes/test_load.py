@@ -108,7 +108,8 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
     text = (
         "<lora:cat>\n\n# <lora:gone>\n<lora::0.5>\n<lora:dag>\n<lora:ink>\n<lora:ink:0>\n"
         "<lora:ink> | a sketch\n<lora:ink> | in {trigger}\n<lora:cat> sytle\n<lora::1>\n"
-        '<lora:ink:0.5>\n<lora::1>\n<lora:ink> style called="in {trigger} style" | a sketch'
+        '<lora:ink:0.5>\n<lora::1>\n<lora:ink> style called="in {trigger} style" | a sketch\n'
+        "<lora:cat> | a {red|blue} cat"
     )
     both = {
         "Rows 3, 10 and 12": "no file yet. Choose one, or remove the row",
@@ -120,6 +121,7 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
         "Row 8": "ink.safetensors has {trigger} in a prompt",
         "Row 13": "no trigger words in the file. Click 'write trigger words' on the row, and write "
         "them into 'More' in place of {trigger}, such as called=\"in zwx style\"",
+        "Row 14": "'a {red|blue} cat' has '{red|blue}'",
     }
     for node, expected in ((LoadLoras, both), (Merge, both | prompts), (LoraStack, both)):
         monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)

@@ -1300,7 +1300,7 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     assert text_of(rows).split("\n")[1].endswith("| a photo")
     assert rows.page.locator(".iteris-asks").count() == 0
     rows.set_widgets(MERGE, loras='<lora:second:1> style called="in {trigger} style"')
-    needs, more, why = (at(rows, 0, part) for part in ("needs", "more", "why"))
+    needs, more, why = (at(rows, 0, part) for part in ("needs", "more", "fields .iteris-why"))
     expect(needs).to_have_text("write prompts")
     needs.click()
     rows.page.keyboard.type("a house in zwx style")
@@ -1666,7 +1666,7 @@ def test_blocks_that_no_model_has_are_marked_before_the_run(page_of_rows, pictur
     sentence = re.compile("its block weights have 'FOO'; write BLOCK:WEIGHT")
     expect(at(page_of_rows, 0, "lora")).to_have_attribute("aria-description", sentence)
     at(page_of_rows, 0, "opener").click()
-    why, more = at(page_of_rows, 0, "why"), at(page_of_rows, 0, "more")
+    why, more = at(page_of_rows, 0, "fields .iteris-why"), at(page_of_rows, 0, "more")
     expect(why).to_have_text(sentence)
     expect(more).to_have_class(re.compile("iteris-wrong"))
     page_of_rows.settle()
