@@ -888,6 +888,29 @@ def test_undo_closes_no_row(rows):
     assert at(rows, 1, "prompts").count() == 0
 
 
+def test_undo_on_the_canvas_goes_back_strength_by_strength(rows):
+    """The browser's own Undo, in the field that was written in last, is no change."""
+    before = text_of(rows)
+    told = [before]
+    for place, strength in ((0, "0.6"), (1, "0.8")):
+        at(rows, place, "number").first.click()
+        rows.page.keyboard.press("Control+a")
+        rows.page.keyboard.type(strength)
+        rows.page.keyboard.press("Enter")
+        rows.settle(30)
+        told.append(text_of(rows))
+    assert len({*told}) == 3
+    rows.page.mouse.click(1100, 650)
+    for expected in (told[1], told[0]):
+        rows.page.keyboard.press("Control+z")
+        rows.settle(60)
+        assert text_of(rows) == expected
+    rows.page.keyboard.press("Control+y")
+    rows.settle(60)
+    assert text_of(rows) == told[1]
+    assert rows.errors == []
+
+
 def test_undo_by_keyboard_leaves_the_focus_in_its_row(rows):
     focused = """(() => {
         const { classList } = document.activeElement;
