@@ -86,7 +86,7 @@ const makeRoom = (bytes) =>
  * @param {string} name the node's, see `workOf`
  * @param {object} output with the server's pictures
  */
-export function keepPictures(name, output) {
+export function keepMade(name, output) {
   keeping = keeping.then(() => keep(name, output)); // the page is told of an output more than once
 }
 
@@ -121,7 +121,7 @@ async function read() {
 }
 
 /** Return what runs have made that the browser has kept, the newest first. */
-export const keptComparisons = async () => (await read()).map(({ output }) => output);
+export const allKept = async () => (await read()).map(({ output }) => output);
 
 /** Return what the browser has kept of a node of a name; undefined: nothing. */
-export const keptPictures = async (name) => (await read()).find((each) => each.name === name)?.output;
+export const keptMade = async (name) => (await read()).find((each) => each.name === name)?.output;

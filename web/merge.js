@@ -16,21 +16,20 @@ const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 const create = (type) => LiteGraph.createNode(type);
 
+/** Return the rows of a node that are switched on. */
+const rowsOf = (node) => readRows(saidBy(node, "loras") ?? "").filter(({ row, isOff }) => row && !isOff);
+
 /** Return whether a loader has a LoRA to merge: a row that is switched on, or what comes through a link. */
-function hasLoras({ inputs, widgets }) {
-  const isLinked = inputs.some(
-    ({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null,
-  );
-  return (
-    isLinked || readRows(widgets.find(({ name }) => name === "loras").value).some(({ row, isOff }) => row && !isOff)
-  );
-}
+const hasLoras = (node) =>
+  node.inputs.some(({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null) ||
+  rowsOf(node).length > 0;
 
 /** Return what is known of a node's model, and of the files in the rows that are switched on. */
 async function knownOf(node) {
   const [{ guidance }, names] = await Promise.all([aboutModelOf(node), loraNames()]);
-  const rows = readRows(saidBy(node, "loras") ?? "").filter(({ row, isOff }) => row && !isOff);
-  const files = rows.map(({ row }) => fileOf(row.name, names ?? [])).filter(Boolean);
+  const files = rowsOf(node)
+    .map(({ row }) => fileOf(row.name, names ?? []))
+    .filter(Boolean);
   return { guidance, loras: await Promise.all(files.map(aboutLora)) };
 }
 

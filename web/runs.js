@@ -6,7 +6,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { withSent } from "./everywhere.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
-import { keepPictures } from "./kept.js";
+import { keepMade } from "./kept.js";
 import { isSame, neededFor, takeOutUncounted, withoutRefused, workOf } from "./work.js";
 
 export const ENDS = ["execution_error", "execution_interrupted"]; // of runs that have not made all
@@ -132,7 +132,7 @@ export async function isOver() {
 }
 
 /** Return whether the server has nothing of the run that began last, if that is over, as after a restart. */
-export const isLost = async () => !(await answerOf(`/history/${running}`))[running];
+export const isLost = async () => !(await historyOf(running));
 
 /**
  * Return the run that is next of the workflow that is shown, what is run in it, id -> {class_type, inputs}, and how many
@@ -280,7 +280,7 @@ export async function ranAs(node, output, files) {
  * the server does not know it.
  */
 export async function outputOf({ run, name }) {
-  const { prompt, outputs = {} } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+  const { prompt, outputs = {} } = (await historyOf(run)) ?? {};
   const id = Object.keys(outputs).find((each) => workOf(prompt[2], each) === name);
   return id && { ...outputs[id], [RUN]: run };
 }
@@ -290,7 +290,7 @@ export async function outputOf({ run, name }) {
  * the run, or that has come to its end.
  */
 export async function endOf(run) {
-  const { prompt, status } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+  const { prompt, status } = (await historyOf(run)) ?? {};
   const [event, detail] = status?.messages?.find(([each]) => ENDS.includes(each)) ?? [];
   return event && { event, detail, prompt: prompt[2] };
 }
@@ -400,7 +400,7 @@ async function promptOf(run) {
 async function askedOf(run) {
   const { queue_running: now = [], queue_pending: later = [] } = await answerOf("/queue");
   const queued = [...now, ...later].find(([, id]) => id === run);
-  const known = queued ?? (await answerOf(`/history/${run}`))[run]?.prompt;
+  const known = queued ?? (await historyOf(run))?.prompt;
   return known && ranOf(known);
 }
 
@@ -451,7 +451,7 @@ export async function keepOutput(id, output, workflow = undefined) {
   const prompt = whose && (await promptOf(run));
   const type = prompt?.[id]?.class_type;
   if (!type) return;
-  keepPictures(workOf(prompt, id), output); // also where the next run ends before its tab is shown
+  keepMade(workOf(prompt, id), output); // also where the next run ends before its tab is shown
   if (!kept.has(whose)) kept.set(whose, new Map());
   kept.get(whose).set(id, { type, output });
 }
@@ -461,6 +461,9 @@ export const keptOutputs = (workflow) =>
   [...(kept.get(workflow) ?? [])]
     .filter(([id, { type }]) => nodeAt(app.graph, id)?.comfyClass === type)
     .map(([id, { output }]) => [id, output]);
+
+/** Return what the server's history has of a run; undefined: nothing. */
+const historyOf = async (run) => (await answerOf(`/history/${encodeURIComponent(run)}`))[run];
 
 /** Return the server's answer; an empty one if there is none, as on servers that keep no history. */
 async function answerOf(address) {
@@ -513,7 +516,7 @@ export async function recalled(isWanted) {
     take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);
   const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
   for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
-    const { prompt, outputs } = (await answerOf(`/history/${encodeURIComponent(run)}`))[run] ?? {};
+    const { prompt, outputs } = (await historyOf(run)) ?? {};
     const isKept = ({ properties: { [RAN]: ran } }, id) => ran?.run === run && ran.name === workOf(prompt[2], id);
     take(run, outputs, isKept);
   }

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
-import { addressOf, keptComparisons } from "./kept.js";
+import { addressOf, allKept } from "./kept.js";
 import { drawnBefore, ofMerge } from "./made.js";
 import { toldApart, translated } from "./names.js";
 import { askAgain, button, html, tell } from "./parts.js";
@@ -274,7 +274,7 @@ class Slider {
   }
 
   async findBefore(output) {
-    const found = drawnBefore(await keptComparisons(), output);
+    const found = drawnBefore(await allKept(), output);
     if (!found || this.shown !== output) return;
     this.before = found;
     this.showRow(this.chosen);

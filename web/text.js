@@ -3,7 +3,7 @@
 import { addElement, isShown, passing } from "./elements.js";
 import { also, sourceOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
-import { addressOf, keepPictures, keptPictures } from "./kept.js";
+import { addressOf, keepMade, keptMade } from "./kept.js";
 import { isGone } from "./loras.js";
 import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
@@ -258,7 +258,7 @@ class TextPanel {
   /** Show what the browser has kept of the run, where the server has lost it; return whether there is something. */
   async find() {
     const { name, files } = this.ran;
-    const output = await keptPictures(name);
+    const output = await keptMade(name);
     // another workflow's run of the same may have saved another file
     if (!output || JSON.stringify(savedBy(output)) !== JSON.stringify(files)) return false;
     this.showFound(output);
@@ -286,7 +286,7 @@ class TextPanel {
     if (this.shown !== output || !ran.name || !node.graph) return; // or another one has come
     this.madeAs = ran.name;
     node.compareIterisRun();
-    keepPictures(ran.name, output);
+    keepMade(ran.name, output);
     if (JSON.stringify(this.ran) === JSON.stringify(ran)) return;
     node.properties[RAN] = ran;
     fit(node, this.width, () => keepResult(node)); // with the height that it has then

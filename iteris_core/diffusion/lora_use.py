@@ -289,6 +289,15 @@ def _as_one(group: Sequence[LoraUse]) -> LoraUse:
     )
 
 
+def plain_prompts_of(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a LoRA's prompts as a model reads them, and what was taken out; see `plain_prompts`.
+
+    Raises:
+        CalibrationError: A prompt has several readings; shows it.
+    """
+    return plain_prompts(f"LoRA {shown(name)}: its", prompts)
+
+
 def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     """Return LoRAs with prompts as a model reads them, and a note for each LoRA from whose prompts
     something was taken out.
@@ -301,7 +310,7 @@ def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Not
     found = []
     notes = []
     for use in uses:
-        prompts, taken = plain_prompts(f"LoRA {shown(use.name)}: its", use.prompts)
+        prompts, taken = plain_prompts_of(use.name, use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
             text = f"{use.name}: taken out of its prompts: {', '.join(taken)}"

@@ -77,9 +77,8 @@ def about_row(text: str) -> dict[str, Any]:
     reads one of its prompts: ``error``, None where all is well.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
-    from ...iteris_core.diffusion.prompts import plain_prompts
+    from ...iteris_core.diffusion.lora_use import plain_prompts_of
     from ...iteris_core.files.block_weights import check_spelling, layer_weights
-    from ...iteris_core.settings import shown
 
     try:
         for row in rows_in(text):
@@ -89,7 +88,7 @@ def about_row(text: str) -> dict[str, Any]:
                 layer_weights(*says, family)
             else:
                 check_spelling(*says)
-            plain_prompts(f"LoRA {shown(row.name)}: its", row.prompts)
+            plain_prompts_of(row.name, row.prompts)
     except IterisError as error:
         return {"error": str(error)}
     return {"error": None}

@@ -913,16 +913,25 @@ def queue(frontend, now, later=()):
     frontend.page.wait_for_function("run => window.iterisShown === run", arg=shown)
 
 
-def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small):
+@pytest.fixture
+def shown_merge(in_renderer, small):
+    """Return what shows a merge in sight: the workflow as the server would get it, and the line of its progress."""
+
+    def show(seed):
+        small(in_renderer, seed=seed)
+        in_renderer.set_widgets(MERGE, preset="Balanced")
+        in_renderer.keep()
+        in_renderer.show(MERGE, top=200)
+        line = in_renderer.page.locator(".iteris-progress:not(.iteris-hidden)")
+        return in_renderer.prompt(), line
+
+    return show
+
+
+def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, shown_merge):
     frontend = in_renderer
     page = frontend.page
-    small(frontend, seed=621)
-    frontend.set_widgets(MERGE, preset="Balanced")
-    frontend.keep()
-    frontend.show(MERGE, top=200)
-    own = frontend.prompt()
-    line = page.locator(".iteris-progress:not(.iteris-hidden)")
-
+    own, line = shown_merge(621)
     queue(frontend, [[0, "of another", own, {}, [str(MERGE)]]])
     expect(line).to_contain_text("Running in another window")
     frontend.queued("of 621")
@@ -947,15 +956,11 @@ def test_a_run_of_another_window_is_told_and_what_it_has_made(in_renderer, small
     assert frontend.errors == []
 
 
-def test_a_merge_says_why_its_run_in_another_window_has_made_nothing(in_renderer, small):
+def test_a_merge_says_why_its_run_in_another_window_has_made_nothing(in_renderer, shown_merge):
     frontend = in_renderer
     page = frontend.page
-    small(frontend, seed=623)
-    frontend.set_widgets(MERGE, preset="Balanced")
-    frontend.keep()
-    frontend.show(MERGE, top=200)
-    own, at_merge = frontend.prompt(), {"node_id": str(MERGE), "node_type": "IterISMerge"}
-    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+    own, line = shown_merge(623)
+    at_merge = {"node_id": str(MERGE), "node_type": "IterISMerge"}
     panel = page.locator(".iteris-report:visible")
     stop = ["execution_interrupted", at_merge]
     failure = ["execution_error", at_merge | {"exception_message": "Out of memory"}]
