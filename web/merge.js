@@ -10,7 +10,9 @@ import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { reached } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
-import { asOneStep, isAwaited, runAlone } from "./runs.js";
+import { isAwaited } from "./results.js";
+import { runAlone } from "./shown.js";
+import { asOneStep } from "./undo.js";
 
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 

@@ -9,7 +9,10 @@ import { ofMerge } from "./made.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
-import { RAN, compareWithRun, copyWithoutResult, keepResult, nameAsRun, nameAsShown, outputOf, ranAs } from "./runs.js";
+import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
+import { nameAsRun } from "./runs.js";
+import { nameAsShown } from "./shown.js";
+import { keepResult } from "./undo.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
 

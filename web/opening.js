@@ -1,0 +1,39 @@
+// Which workflow is shown. While the frontend opens one, the graph is another than it says.
+
+import { app } from "../../scripts/app.js";
+
+export const store = () => app.extensionManager?.workflow;
+let first; // the workflow that was shown first
+let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
+const toShow = []; // what is called once it is not
+
+/** Take note that the frontend opens a workflow; it tells which one that is once all of it is there. */
+export function beginOpening() {
+  isOpening = !!store()?.$onAction && !store().activeWorkflow?.changeTracker?._restoringState;
+}
+
+/** Take note of when a workflow is open. */
+export function rememberOpened() {
+  store()?.$onAction?.(({ name, after }) => {
+    if (name === "openWorkflow") {
+      after(() => {
+        isOpening = false;
+        first ??= store().activeWorkflow;
+        for (const show of toShow.splice(0)) show();
+      });
+    }
+  });
+}
+
+/** Return whether a workflow is the one that was shown first. */
+export const isFirst = (workflow) => workflow === first;
+
+/** Return whether the frontend is opening a workflow. */
+export const isBeingOpened = () => isOpening;
+
+/** Call `show` with the workflow that is shown, once that is known. */
+export function onceOpen(show) {
+  const now = () => show(store()?.activeWorkflow);
+  if (isOpening) toShow.push(now);
+  else now();
+}

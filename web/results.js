@@ -1,0 +1,187 @@
+// What runs have made of nodes: kept with the workflow, in the page, and in the server's history.
+
+import { app } from "../../scripts/app.js";
+import { also, nodeAt, nodesOf } from "./graph.js";
+import { keepMade } from "./kept.js";
+import { onceOpen, store } from "./opening.js";
+import {
+  RUN,
+  answerOf,
+  historyOf,
+  isQueuedHere,
+  isLast,
+  promptOf,
+  queued,
+  runOf,
+  waitingRun,
+  workflowOf,
+} from "./runs.js";
+import { nameAsShown, nameIn, shownPrompt } from "./shown.js";
+import { isSame, workOf } from "./work.js";
+
+export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
+export const REPORT = "iteris_report"; // there, too: a merge's report
+export const MADE_AS = "iteris_made_as"; // and the merge's name, see `workOf`, in the run that made it
+const REST = 150; // milliseconds after a change, before the node is compared with what was run
+const RECALLED = 8; // runs of the server's history that are looked at
+
+function takeOutResult(node) {
+  for (const name of [RAN, REPORT, MADE_AS]) delete node?.properties?.[name];
+}
+
+/** Let a copy of a node have no result: it has not run. What the frontend makes anew for a subgraph is no copy. */
+export function copyWithoutResult(node) {
+  const { clone } = node;
+  node.clone = function () {
+    const copy = clone.call(this);
+    takeOutResult(copy);
+    return copy;
+  };
+}
+
+/** Let no node in the copy of a subgraph have a result, either: the frontend copies them as they are saved. */
+export function pasteWithoutResults() {
+  const { _deserializeItems: paste } = LGraphCanvas.prototype;
+  LGraphCanvas.prototype._deserializeItems = function (items, ...how) {
+    for (const { nodes } of items?.subgraphs ?? []) nodes?.forEach(takeOutResult);
+    return paste.call(this, items, ...how);
+  };
+}
+
+/** Return whether the server is about to make anew what a node shows. */
+export async function isAwaited(node) {
+  const { run, prompt, isElsewhere } = await waitingRun();
+  const isMade = ([id, output]) => output[RUN] === run && nodeAt(app.graph, id) === node;
+  return !isElsewhere && nameIn(prompt, node) !== undefined && !keptOutputs(store()?.activeWorkflow).some(isMade);
+}
+
+/**
+ * Return what a workflow keeps of the run that has made an output: what it has kept of an earlier one, if that has made
+ * the same and the server still knows it.
+ */
+export async function ranAs(node, output, files) {
+  const run = runOf(output);
+  const ran = { run, name: nameIn(await promptOf(run), node), files };
+  const before = node.properties[RAN];
+  const isAgain = JSON.stringify({ ...before, run }) === JSON.stringify(ran);
+  return isAgain && (await promptOf(before.run)) ? before : ran;
+}
+
+/**
+ * Return what a run has made of the node that has a name in it, see `workOf`, as whatever it is numbered now; undefined:
+ * the server does not know it.
+ */
+export async function outputOf({ run, name }) {
+  const { prompt, outputs = {} } = (await historyOf(run)) ?? {};
+  const id = Object.keys(outputs).find((each) => workOf(prompt[2], each) === name);
+  return id && { ...outputs[id], [RUN]: run };
+}
+
+/**
+ * Compare a node with what was run, a moment after each change that the page tells of.
+ *
+ * @param {object} node gets `compareIterisRun`
+ * @param {() => boolean} hasResult whether there is something to compare
+ * @param {(now: string) => boolean} told called with the name of the node as it is shown, returns whether the result is of
+ *   another node
+ */
+export function compareWithRun(node, hasResult, told) {
+  let isWaiting = false;
+  let comparing; // the last question, which ends those before it
+  let sought; // the name of which an earlier run was asked for last
+  const compare = async () => {
+    isWaiting = false;
+    if (!node.graph || !(hasResult() || node.compareIterisProgress)) return;
+    comparing = {};
+    const mine = comparing;
+    const now = await nameAsShown(node);
+    if (now === undefined || mine !== comparing) return; // or it has changed again
+    node.compareIterisProgress?.(now);
+    const wanted = hasResult() && told(now) ? now : undefined;
+    if (wanted && wanted !== sought) node.seekIterisRun?.();
+    sought = wanted;
+  };
+  node.compareIterisRun = () => {
+    if (!isWaiting) setTimeout(compare, REST);
+    isWaiting = true;
+  };
+  // the frontend tells a change of the graph only once a field is left
+  for (const widget of node.widgets ?? []) also(widget, "callback", () => node.compareIterisRun());
+}
+
+const kept = new WeakMap(); // by the workflow: what runs have made of nodes that it has had
+
+/**
+ * Let a workflow find what a run has made of a node once its nodes are made anew: by Undo, or because its tab is shown
+ * again.
+ *
+ * @param {string} id the node's
+ * @param {object} output marked with its run
+ * @param {object} [workflow] none: the one that this page has queued the run from, if it has
+ */
+export async function keepOutput(id, output, workflow = undefined) {
+  const run = output?.[RUN];
+  if (!workflow) await queued();
+  const whose = workflow ?? workflowOf(run);
+  const prompt = whose && (await promptOf(run));
+  const type = prompt?.[id]?.class_type;
+  if (!type) return;
+  keepMade(workOf(prompt, id), output); // also where the next run ends before its tab is shown
+  if (!kept.has(whose)) kept.set(whose, new Map());
+  kept.get(whose).set(id, { type, output });
+}
+
+/** Return what runs have made of nodes of a workflow that is shown, as far as this page knows: ids, and outputs. */
+export const keptOutputs = (workflow) =>
+  [...(kept.get(workflow) ?? [])]
+    .filter(([id, { type }]) => nodeAt(app.graph, id)?.comfyClass === type)
+    .map(([id, { output }]) => [id, output]);
+
+/** Return of each node what the newest run has made in which it was what it is now. */
+export async function madeBefore(isWanted) {
+  const { graph } = app;
+  const { found } = await recalledAsShown(isWanted);
+  return app.graph === graph ? [...found] : [];
+}
+
+/** Begin `recalled` with the runs in which nodes were what they are now; `take` goes on with others of the history. */
+async function recalledAsShown(isWanted) {
+  const { graph } = app;
+  const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
+  const history = isAny ? Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse() : [];
+  const shown = history.length ? await shownPrompt() : {};
+  const found = new Map();
+  const take = (run, outputs, isIts) => {
+    for (const [id, output] of Object.entries(outputs ?? {})) {
+      const node = nodeAt(graph, id);
+      if (!found.has(id) && node && isWanted(node) && isIts(node, id)) found.set(id, { ...output, [RUN]: run });
+    }
+  };
+  for (const [run, { prompt, outputs }] of history) take(run, outputs, (_, id) => isSame(prompt[2], shown, id));
+  return { found, history, take };
+}
+
+/**
+ * Return what runs have made of the nodes that are shown: of each node what the newest run has made in which it was what
+ * it is now; otherwise what its workflow's newest run has made, or the one that the workflow has kept.
+ *
+ * @param {(node: object) => boolean} isWanted
+ * @returns {Promise<[string, object][]>} the node's id, and its output
+ */
+export async function recalled(isWanted) {
+  const { graph } = app;
+  const { found, history, take } = await recalledAsShown(isWanted);
+  const workflow = await new Promise(onceOpen);
+  // of the run that goes on, of which the history has nothing yet
+  for (const [id, output] of app.graph === graph ? keptOutputs(workflow) : [])
+    if (isLast(output[RUN]) && !found.has(id) && isWanted(nodeAt(graph, id))) found.set(id, output);
+  for (const [run, { prompt, outputs }] of history.filter(([run]) => isQueuedHere(run)))
+    take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);
+  const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
+  for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
+    const { prompt, outputs } = (await historyOf(run)) ?? {};
+    const isKept = ({ properties: { [RAN]: ran } }, id) => ran?.run === run && ran.name === workOf(prompt[2], id);
+    take(run, outputs, isKept);
+  }
+  return app.graph === graph ? [...found] : [];
+}

@@ -1,0 +1,242 @@
+/** Let what was saved be chosen as a LoRA at once. */
+function listSaved(output) {
+  const [file] = output?.iteris_saved ?? [];
+  if (!file) return;
+  const types = Object.values(LiteGraph.registered_node_types).map(({ nodeData }) => nodeData ?? {});
+  const [, known] = LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name;
+  if (file.listed_as) enlist(file.listed_as, types, [...nodesOf(app.graph)], [...known.options]);
+  learnFiles();
+}
+
+/** Let rows look at their files again. */
+function learnFiles() {
+  forget();
+  for (const node of nodesOf(app.graph)) {
+    node.learnIterisFiles?.();
+    node.checkIterisFile?.();
+  }
+}
+
+/** Show on a merge what it was saved in. */
+function showFile(output) {
+  const [file] = output?.iteris_saved ?? [];
+  if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
+}
+
+/** Show what a run has made of a node. */
+function showOutput(node, output) {
+  node.showIterisCost?.(output);
+  node.showIterisDrawn?.(output);
+  node.showIterisTiles?.(output);
+  node.showIterisReport?.(output);
+  node.showIterisText?.(output);
+  showFile(output);
+}
+
+/** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
+function showRefusal(id, errors) {
+  const own = errors
+    .filter(({ type }) => type === "custom_validation_failed")
+    .map(({ details }) => details.replace(/^\w+ - /, ""))
+    .filter((text) => !text.startsWith(NOT_BEGUN));
+  const node = nodeAt(app.graph, id);
+  if (own.length && isOurs(node)) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
+}
+
+/** Show on a node why it failed; on the Save behind it instead, where that is why. */
+async function showFailure(node, { node_id: id, exception_message: told }) {
+  const message = withButtons(told, locale());
+  const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
+  const saves = ofSave ? await takersOf(id, "IterISSave") : [];
+  if (!saves.length) return node.showIterisFailure(message);
+  for (const each of saves) each.showIterisFailure(ofSave.trim());
+}
+
+/** Show what runs have made of nodes, a report first, then what it was saved in. */
+function showRecalled(found) {
+  found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
+  for (const [id, output] of found) {
+    const node = nodeAt(app.graph, id);
+    if (node) showOutput(node, output); // it may be gone since
+  }
+}
+
+let isOpening = false; // a workflow, whose results `recall` shows
+
+/** Show what is known of the run of a node that went into a subgraph, or out of one: it is made anew for that. */
+function showMoved(node) {
+  if (isOpening) return;
+  setTimeout(() => node.graph && node.missIterisRun?.()); // it gets its links and its graph now
+}
+
+const seekers = new Set(); // nodes whose result is of other settings
+let seeking;
+
+/** Show, a moment later, what an earlier run has made of a node as it is now, if there was one. */
+function seekRun(node) {
+  seekers.add(node);
+  clearTimeout(seeking);
+  seeking = setTimeout(async () => {
+    const wanted = new Set(seekers);
+    seekers.clear();
+    showRecalled(await madeBefore((each) => wanted.has(each)));
+  }, SEEK);
+}
+
+// by the node's id, what the run that goes on has told:
+const layers = new Map();
+const stages = new Map(); // the last one
+
+/** Show on its node what a run tells, if that is one of the run. */
+function showTold(method, detail) {
+  onceOpen(() => {
+    const node = nodeAt(app.graph, detail.node);
+    if (node?.[method] && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node[method](detail));
+  });
+}
+
+const showLayer = (detail) => showTold("showIterisLayer", detail);
+const showStage = (detail) => showTold("showIterisProgress", detail);
+const forgetTold = () => [layers, stages].forEach((each) => each.clear());
+
+let atWork; // the node that the server has told last to be at work
+let begun = 0; // runs
+let elsewhere; // a run that goes on in another window, with a merge that is shown
+
+/** Show on a merge that its run waits for others, or goes on, where the page has been told nothing else of it. */
+const showWaiting = oneAtATime(async () => {
+  const merges = [...nodesOf(app.graph)].filter(isMerge);
+  if (!merges.length) return;
+  const last = begun;
+  const { now, run, prompt = {}, before, isElsewhere } = await waitingRun();
+  const areIts = isElsewhere ? await Promise.all(merges.map((node) => isIn(prompt, node))) : [];
+  if (last !== begun) return; // one of them may wait no more; another look follows
+  const hasEnded = elsewhere && !now.includes(elsewhere);
+  const over = elsewhere;
+  if (hasEnded) elsewhere = undefined;
+  if (areIts.some(Boolean)) elsewhere = run;
+  const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
+  const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
+  for (const [at, node] of merges.entries()) {
+    const isShown = isElsewhere ? areIts[at] : waiting.includes(node) && (before || mayRun(node));
+    node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
+  }
+  if (!hasEnded) return;
+  showRecalled(await madeBefore(isOurs)); // nothing else tells this page what it has made
+  showEndElsewhere(over);
+}, LOOK);
+
+/** Show on a merge what a run in another window has ended with there. */
+async function showEndElsewhere(run) {
+  const { event, detail, prompt } = (await endOf(run)) ?? {};
+  const node = nodeAt(app.graph, detail?.node_id);
+  if (!isMerge(node) || !(await isIn(prompt, node))) return;
+  if (event === "execution_interrupted") node.showIterisStop("elsewhere");
+  else node.showIterisFailure(withButtons(detail.exception_message, locale()), true);
+}
+
+/**
+ * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
+ * server knows no run any more, what is still true.
+ */
+async function recall() {
+  const showRunning = () => {
+    for (const details of layers.values()) details.forEach(showLayer);
+    stages.forEach(showStage);
+  };
+  onceOpen((workflow) => {
+    showRecalled(keptOutputs(workflow));
+    showRunning();
+    showWaiting();
+  });
+  const found = await recalled(isOurs);
+  showRecalled(found);
+  showRunning(); // a report of an earlier run has hidden it
+  onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
+  for (const node of nodesOf(app.graph)) {
+    node.missIterisRun?.();
+    node.checkIterisFile?.();
+  }
+}
+
+/** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
+function followRuns() {
+  let over; // the run that was told last to have failed, or to be stopped
+  const all = (method, run) => {
+    for (const node of nodesOf(app.graph)) {
+      // of a run that fails at once, its end may be shown while this is not known yet
+      const call = async () => (await isLeftOut(node)) || (run && run === over) || node[method]();
+      if (node[method]) ifOwn(node, undefined, call);
+    }
+  };
+  let isWhole = false; // this page has heard of the run from its start on
+  api.addEventListener("execution_start", ({ detail }) => {
+    isWhole = true;
+    begun++;
+    forgetTold();
+    begin(detail.prompt_id);
+    showWaiting();
+    all("startIterisRun", detail.prompt_id);
+  });
+  api.addEventListener("iteris.layer", ({ detail }) => {
+    if (detail.first) layers.set(detail.node, []);
+    layers.get(detail.node)?.push(detail);
+    showLayer(detail);
+  });
+  // after the frontend's own, which has called the node
+  api.addEventListener("executed", ({ detail }) => {
+    const missed = isNew();
+    mark(detail);
+    begin(detail.prompt_id);
+    for (const each of [layers, stages]) each.delete(detail.node);
+    keepOutput(detail.display_node ?? detail.node, detail.output);
+    listSaved(detail.output);
+    const node = nodeAt(app.graph, detail.display_node ?? detail.node);
+    if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
+  });
+  api.addEventListener("iteris.stage", ({ detail }) => {
+    stages.set(detail.node, detail);
+    showStage(detail);
+  });
+  for (const end of ENDS) {
+    api.addEventListener(end, ({ detail }) => {
+      if (!isRunning(detail.prompt_id)) return;
+      over = detail.prompt_id;
+      forgetTold();
+      const node = nodeAt(app.graph, detail.node_id);
+      const isStop = end === "execution_interrupted";
+      if (isStop && node?.showIterisStop) ifOwn(node, undefined, node.showIterisStop);
+      if (!isStop && node?.showIterisFailure) ifOwn(node, undefined, () => showFailure(node, detail));
+      all("endIterisRun");
+    });
+  }
+  api.addEventListener("status", showWaiting);
+  api.addEventListener("executing", ({ detail }) => {
+    atWork = detail === null ? undefined : nodeAt(app.graph, detail);
+    if (detail !== null) return void (isNew() && showWaiting());
+    if (!isWhole) recall(); // a run has ended
+    isWhole = false;
+  });
+  // the server may have begun anew, or a run has ended of which this page has heard nothing
+  api.addEventListener("reconnected", async () => {
+    if (!(await isOver())) return;
+    const last = begun;
+    const isAtWork = ({ compareIterisProgress: isTold }) => !!isTold;
+    const lost = (await isLost()) ? [...nodesOf(app.graph)].filter(isAtWork) : [];
+    forgetTold();
+    all("endIterisRun");
+    await recall();
+    for (const node of lost) if (node.graph && last === begun) node.showIterisStop?.("lost");
+  });
+  api.addEventListener("graphChanged", () => {
+    for (const node of nodesOf(app.graph)) node.compareIterisRun?.();
+  });
+}
+
+/** Let a node hear only of runs of its own workflow. */
+function hearOwnRuns(node) {
+  const { onExecuted } = node;
+  node.onExecuted = function (output) {
+    ifOwn(this, output, () => onExecuted?.call(this, output));
+  };
+}
