@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.recipe import Recipe
 
 logger = logging.getLogger("iteris")
-NOT_BEGUN = "not begun, since "  # the page knows these words (web/iteris.js)
+NOT_BEGUN = "not begun, since "  # the page knows these words (web/told.js)
 
 
 class _Merging(io.ComfyNode):

@@ -2,7 +2,7 @@
 // becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
 import { loadBeside } from "./drawing.js";
-import { asOneChange, nodesOf, saidBy, seedBy, set, sourceOf } from "./graph.js";
+import { asOneChange, isOurs, nodesOf, saidBy, seedBy, set, sourceOf } from "./graph.js";
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
@@ -301,7 +301,7 @@ export function turnInto(node, create, canvas, title, { guidance, loras }) {
  */
 export function turnBack(merge, text, create, canvas, known) {
   const { graph } = merge;
-  const isOwn = (node) => node?.comfyClass?.startsWith("IterIS") && !node.pinned;
+  const isOwn = (node) => isOurs(node) && !node.pinned;
   const hanging = new Set(takers(graph, merge.outputs).filter(isOwn));
   const carried = [merge, ...hanging].flatMap(({ outputs }) => outputs.filter(({ type }) => CARRIED.includes(type)));
   if (!takers(graph, carried).some((taker) => !hanging.has(taker))) {

@@ -1,6 +1,9 @@
 // The nodes of a workflow: where they are, in subgraphs, too, and what they say. No DOM and no ComfyUI here, so that `node
 // --test` runs it.
 
+/** Return whether a node is one of this pack. */
+export const isOurs = (node) => !!node?.comfyClass?.startsWith("IterIS");
+
 /**
  * Return the node that the server or the frontend names.
  *

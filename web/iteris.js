@@ -6,57 +6,30 @@ import { app } from "../../scripts/app.js";
 import { foldAdvanced, markAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
 import { keepApart } from "./everywhere.js";
-import { also, nodeAt, nodesOf } from "./graph.js";
+import { also, isOurs } from "./graph.js";
 import { holdAll } from "./groups.js";
 import { fitAnew, keepHeight } from "./heights.js";
-import { enlist } from "./lists.js";
 import { addButtons, addTriggers } from "./lora.js";
-import { forget, forgetAll } from "./loras.js";
+import { forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
 import { mergeButton } from "./merge.js";
 import { addReport } from "./merge_panel.js";
-import { oneAtATime } from "./pace.js";
+import { beginOpening, locale, rememberOpened } from "./page.js";
 import { html } from "./parts.js";
 import { COMPARE_WIDTH, showLetters } from "./places.js";
 import { addSize, addTimes, dimIdle } from "./presets.js";
+import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
-import {
-  ENDS,
-  begin,
-  beginOpening,
-  endOf,
-  ifOwn,
-  isIn,
-  isLeftOut,
-  isLoaded,
-  isLost,
-  isNew,
-  isOver,
-  isRunning,
-  keepOutput,
-  keptOutputs,
-  madeBefore,
-  mark,
-  onceOpen,
-  pasteWithoutResults,
-  recalled,
-  rememberOpened,
-  rememberRuns,
-  takersOf,
-  waitingRun,
-} from "./runs.js";
 import { addSlider } from "./slider.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
-import { languageOf, sayer, withButtons } from "./words.js";
+import { followRuns, hearOwnRuns, learnFiles, recall, seekRun, showFile, showMoved, showOutputs } from "./told.js";
+import { languageOf, sayer } from "./words.js";
 import { isMerge } from "./work.js";
 
-const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
-const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
 const PATIENCE = 3000; // milliseconds that a workflow waits for its texts in the page's language
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width
 const WIDTHS = { IterISSettings: 300, IterISSave: 340 }; // as wide as the room that templates leave for them
-const NOT_BEGUN = "not begun, since "; // what a merge says where a node after it is refused, which says why
 const SOCKETS = {
   ITERIS_LORAS: "#6aa84f",
   LORA_STACK: "#6aa84f",
@@ -65,8 +38,7 @@ const SOCKETS = {
   ITERIS_REPORT: "#9b8bd8",
   ITERIS_SETTINGS: "#5aa9c7",
 };
-const isOurs = (node) => node?.comfyClass?.startsWith("IterIS");
-const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
+let isOpening = false; // a workflow, whose results `recall` shows
 const say = (word, values) => sayer(locale())(word, values);
 
 /** Let numbers be read in Vue nodes as on the canvas: the older ones round to three digits, and 0.0001 would be 0. */
@@ -113,7 +85,6 @@ app.registerExtension({
     document.head.append(style);
   },
   setup() {
-    rememberRuns(showRefusal);
     rememberOpened();
     pasteWithoutResults();
     followRuns();
@@ -137,7 +108,7 @@ app.registerExtension({
     showMeanings(node, say);
     keepHeight(node);
     also(node, "onResize", () => node.graph && holdAll(node.graph));
-    also(node, "onConfigure", () => showMoved(node));
+    also(node, "onConfigure", () => isOpening || showMoved(node));
     node.seekIterisRun = () => seekRun(node);
     if (isMerge(node)) {
       addRows(node, say);
@@ -178,13 +149,5 @@ app.registerExtension({
     if (app.graph.nodes.some(isOurs)) showLetters(app.graph, app.canvas);
     recall(); // not waited for: it waits for the frontend, which would wait for it
   },
-  onNodeOutputsUpdated(outputs) {
-    const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);
-    for (const [id, output] of told) {
-      const node = nodeAt(app.graph, id);
-      if (!isOurs(node)) continue;
-      if (isLoaded(output)) showOutput(node, output);
-      else ifOwn(node, output, () => showOutput(node, output));
-    }
-  },
+  onNodeOutputsUpdated: showOutputs,
 });

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { keepMade } from "./kept.js";
-import { onceOpen, store } from "./opening.js";
+import { onceOpen, store } from "./page.js";
 import {
   RUN,
   answerOf,

@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt } from "./graph.js";
-import { isFirst, store } from "./opening.js";
+import { isFirst, store } from "./page.js";
 import { isIn, nameIn } from "./shown.js";
 import { neededFor, takeOutUncounted, withoutRefused } from "./work.js";
 

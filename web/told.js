@@ -1,3 +1,37 @@
+// Shows on nodes what the server tells of their runs, and what it has told before.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { isOurs, nodeAt, nodesOf } from "./graph.js";
+import { enlist } from "./lists.js";
+import { forget } from "./loras.js";
+import { oneAtATime } from "./pace.js";
+import { locale, onceOpen } from "./page.js";
+import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
+import {
+  ENDS,
+  begin,
+  endOf,
+  ifOwn,
+  isLeftOut,
+  isLoaded,
+  isLost,
+  isNew,
+  isOver,
+  isRunning,
+  mark,
+  rememberRuns,
+  takersOf,
+  waitingRun,
+} from "./runs.js";
+import { isIn } from "./shown.js";
+import { withButtons } from "./words.js";
+import { isMerge } from "./work.js";
+
+const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
+const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run
+const NOT_BEGUN = "not begun, since "; // what a merge says where a node after it is refused, which says why
+
 /** Let what was saved be chosen as a LoRA at once. */
 function listSaved(output) {
   const [file] = output?.iteris_saved ?? [];
@@ -9,7 +43,7 @@ function listSaved(output) {
 }
 
 /** Let rows look at their files again. */
-function learnFiles() {
+export function learnFiles() {
   forget();
   for (const node of nodesOf(app.graph)) {
     node.learnIterisFiles?.();
@@ -18,7 +52,7 @@ function learnFiles() {
 }
 
 /** Show on a merge what it was saved in. */
-function showFile(output) {
+export function showFile(output) {
   const [file] = output?.iteris_saved ?? [];
   if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
 }
@@ -61,11 +95,8 @@ function showRecalled(found) {
   }
 }
 
-let isOpening = false; // a workflow, whose results `recall` shows
-
 /** Show what is known of the run of a node that went into a subgraph, or out of one: it is made anew for that. */
-function showMoved(node) {
-  if (isOpening) return;
+export function showMoved(node) {
   setTimeout(() => node.graph && node.missIterisRun?.()); // it gets its links and its graph now
 }
 
@@ -73,7 +104,7 @@ const seekers = new Set(); // nodes whose result is of other settings
 let seeking;
 
 /** Show, a moment later, what an earlier run has made of a node as it is now, if there was one. */
-function seekRun(node) {
+export function seekRun(node) {
   seekers.add(node);
   clearTimeout(seeking);
   seeking = setTimeout(async () => {
@@ -139,7 +170,7 @@ async function showEndElsewhere(run) {
  * Show what runs have made that ended while this page was closed, or in another window; and on nodes of which the
  * server knows no run any more, what is still true.
  */
-async function recall() {
+export async function recall() {
   const showRunning = () => {
     for (const details of layers.values()) details.forEach(showLayer);
     stages.forEach(showStage);
@@ -160,7 +191,8 @@ async function recall() {
 }
 
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */
-function followRuns() {
+export function followRuns() {
+  rememberRuns(showRefusal);
   let over; // the run that was told last to have failed, or to be stopped
   const all = (method, run) => {
     for (const node of nodesOf(app.graph)) {
@@ -233,8 +265,19 @@ function followRuns() {
   });
 }
 
+/** Show what the frontend has of nodes: loaded with their workflow, or made by a run. */
+export function showOutputs(outputs) {
+  const told = Object.entries(outputs).sort(([, a], [, b]) => !!a?.iteris_saved - !!b?.iteris_saved);
+  for (const [id, output] of told) {
+    const node = nodeAt(app.graph, id);
+    if (!isOurs(node)) continue;
+    if (isLoaded(output)) showOutput(node, output);
+    else ifOwn(node, output, () => showOutput(node, output));
+  }
+}
+
 /** Let a node hear only of runs of its own workflow. */
-function hearOwnRuns(node) {
+export function hearOwnRuns(node) {
   const { onExecuted } = node;
   node.onExecuted = function (output) {
     ifOwn(this, output, () => onExecuted?.call(this, output));

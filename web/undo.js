@@ -1,7 +1,7 @@
 // What the frontend's Undo takes back in one step.
 
 import { app } from "../../scripts/app.js";
-import { isBeingOpened, store } from "./opening.js";
+import { isBeingOpened, store } from "./page.js";
 
 const WAIT = 150; // milliseconds, while the frontend puts a step back
 

@@ -16,9 +16,9 @@ Object.assign(api, {
   },
   queuePrompt: async (run) => ({ prompt_id: run }),
 });
-const { begin, madeBefore, nameAsRun, nameAsShown, recalled, rememberRuns, takersOf, waitingRun } = await import(
-  "../../web/runs.js"
-);
+const { begin, nameAsRun, rememberRuns, takersOf, waitingRun } = await import("../../web/runs.js");
+const { madeBefore, recalled } = await import("../../web/results.js");
+const { nameAsShown } = await import("../../web/shown.js");
 const HISTORY = "/history?max_items=8";
 const PROMPT = { 1: { class_type: "IterISMerge", inputs: { rows: "x" } } };
 

@@ -1,7 +1,9 @@
-// Which workflow is shown. While the frontend opens one, the graph is another than it says.
+// What the page shows: in which language, and which workflow. While the frontend opens one, the graph is another's than
+// it says.
 
 import { app } from "../../scripts/app.js";
 
+export const locale = () => app.extensionManager?.setting?.get("Comfy.Locale");
 export const store = () => app.extensionManager?.workflow;
 let first; // the workflow that was shown first
 let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
