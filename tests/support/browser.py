@@ -193,6 +193,14 @@ class Frontend:
         """Wait until the browser has kept what a run has drawn for a node, of a merge by its time."""
         self.page.evaluate(KEPT, [node_id, merge])
 
+    def noted(self, *parts: str) -> None:
+        """Wait until the frontend has noted a workflow with such parts for F5, which it does after a while."""
+        self.page.wait_for_function(
+            """parts => [localStorage, sessionStorage].some((kept) => Object.values(kept).some((each) =>
+                parts.every((part) => each.includes(part))))""",
+            arg=parts,
+        )
+
     def settle(self, frames: int = 0) -> None:
         """Wait until the page has drawn what it was told, or for so many frames."""
         if not frames:

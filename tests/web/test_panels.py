@@ -659,6 +659,7 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
     frontend.show(merge, left=400, top=100, scale=0.8)
     heights = "app.graph.groups.map(({ size }) => size[1])"
     before = [group["bounding"][3] for group in frontend.workflow()["groups"]]
+    shown = frontend.still(f"{heights}.join()")  # with a third row
 
     def run(name):
         frontend.begin(name)
@@ -690,8 +691,7 @@ def test_a_group_grows_with_a_run_and_shrinks_back(in_renderer, picture):
 
     frontend.send("execution_interrupted", prompt_id="a")
     frontend.settle(40)
-    # Nodes 2.0 draws some nodes higher than a workflow has them
-    assert frontend.page.evaluate(heights) == pytest.approx(saved, abs=20)
+    assert frontend.page.evaluate(f"{heights}.join()") == shown
     put = """(below) => {
         const { pos, size } = app.graph.groups[0];
         const note = app.graph.nodes.find(({ title }) => title === "put here") ?? LiteGraph.createNode("Note");
@@ -1024,10 +1024,7 @@ def test_after_f5_a_merge_says_that_it_runs_before_the_server_tells_how_far(in_r
     frontend.load(frontend.workflow(), "runs on")
     own = frontend.prompt()
     frontend.begin("of_57")
-    page.wait_for_function(
-        """() => [localStorage, sessionStorage].some((kept) =>
-            Object.values(kept).some((each) => each.includes('"seed":57') || each.includes(",57,")))"""
-    )
+    frontend.noted(",57,")
     busy = {"queue_running": [[0, "of_57", own, {}, [str(MERGE)]]], "queue_pending": []}
     page.route("**/queue", lambda route: route.fulfill(json=busy))
     frontend.open()
@@ -1343,12 +1340,7 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     prompt = frontend.prompt()
     frontend.queued(run)
     type_strength(frontend, strength)
-    # the frontend keeps the workflow for F5 after a while
-    page.wait_for_function(
-        """text => [localStorage, sessionStorage].some((kept) =>
-            Object.values(kept).some((each) => each.includes(text)))""",
-        arg=f"<lora:third:{strength}>",
-    )
+    frontend.noted(f"<lora:third:{strength}>")
     frontend.know(run, prompt, {str(MERGE): THREE})
     if comes == "after":
         page.route("**/history?*", lambda route: route.fulfill(json={}))
@@ -1382,10 +1374,7 @@ def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     frontend.begin("of_54")
     frontend.executed(MERGE, THREE, run="of_54")
     frontend.queued("alone_54", [str(FIRST)])
-    page.wait_for_function(
-        """() => [localStorage, sessionStorage].some((kept) => Object.values(kept).some((each) =>
-            ["iteris_made_as", "<lora:third:0.54>"].every((part) => each.includes(part))))"""
-    )
+    frontend.noted("iteris_made_as", "<lora:third:0.54>")
     frontend.open()
     expect(page.locator(".iteris-kept")).to_have_count(3)
     expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)

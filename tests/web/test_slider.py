@@ -848,6 +848,7 @@ def test_pictures_go_into_a_subgraph_and_out_of_it(in_renderer, output):
     outer = frontend.into_subgraph(1, show=True)
     expect(drawn).to_have_count(2)
     frontend.keep()
+    frontend.noted(page.evaluate("id => app.graph.getNodeById(id).subgraph.id", outer))
     frontend.open()
     page.evaluate(
         """id => {
