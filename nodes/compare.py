@@ -12,7 +12,16 @@ from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
 from . import host
-from .comparison import BASE, check_pictures, names_of, own_rows, rows_of, short, worn_of
+from .comparison import (
+    BASE,
+    check_pictures,
+    names_of,
+    names_several,
+    own_rows,
+    rows_of,
+    short,
+    worn_of,
+)
 from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
@@ -233,7 +242,7 @@ class Compare(io.ComfyNode):
             "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
-            "iteris_tiles": tiles_of(rows, table_rows),
+            "iteris_tiles": tiles_of(rows, table_rows, uses if merged.is_together else []),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
@@ -344,9 +353,14 @@ def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
     return 0.0 if BASE in row.ways else float((pictures[-2] - pictures[0]).abs().mean())
 
 
-def tiles_of(rows: Sequence[Row], drawn: Sequence[Labelled]) -> list[dict[str, Any]]:
-    """Return each row's pictures as files for the page, without the workflow in them, and how far
-    its stack is from the LoRA alone: the page begins with the row where that is most.
+def tiles_of(
+    rows: Sequence[Row], drawn: Sequence[Labelled], together: Sequence[LoraUse]
+) -> list[dict[str, Any]]:
+    """Return each row's pictures as files for the page, without the workflow in them, and what says
+    with which row the page begins: the first that is `together`, or else the most `spoilt` one.
+
+    Args:
+        together: The LoRAs that were measured together.
     """
     every = [picture for row in drawn for picture in row.pictures]
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
@@ -356,6 +370,7 @@ def tiles_of(rows: Sequence[Row], drawn: Sequence[Labelled]) -> list[dict[str, A
             "names": list(shown.names),
             "pictures": list(itertools.islice(files, len(shown.names))),
             "spoilt": spoilt_by_stack(row, shown.pictures),
+            "together": names_several(row.prompt, together),
         }
         for row, shown in zip(rows, drawn, strict=True)
     ]

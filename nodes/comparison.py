@@ -120,6 +120,13 @@ def words_for(uses: Sequence[LoraUse], *, together: bool) -> str:
     return meeting_of(uses) if together else next(own, "")
 
 
+def names_several(prompt: str, uses: Sequence[LoraUse]) -> bool:
+    """Return whether a prompt has what several LoRAs are called in captions with others."""
+    from ..iteris_core.diffusion.prompts import says
+
+    return len({use.called for use in uses if use.called and says(prompt, use.called)}) > 1
+
+
 def names_of(uses: Sequence[LoraUse]) -> list[str]:
     """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
     return ["base model", *map(name_of, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]

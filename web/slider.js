@@ -39,6 +39,15 @@ function offer(select, names, merges, otherwise) {
   select.selectedIndex = found < 0 ? otherwise : found;
 }
 
+/** Return the row to begin with, and the word for why; undefined: there is no such row, or no other one. */
+function firstOf(rows) {
+  if (rows.length < 2) return undefined;
+  const together = rows.findIndex((row) => row.together);
+  if (together >= 0) return { row: together, word: "first_together" };
+  const changes = rows.map((row) => row.spoilt ?? 0);
+  return changes.some(Boolean) ? { row: changes.indexOf(Math.max(...changes)), word: "most_spoilt" } : undefined;
+}
+
 /** Return an image that takes its place anew once it is loaded. */
 function picture(loaded) {
   const image = html("img");
@@ -67,7 +76,7 @@ function videoButton(say, over, under) {
 
 /**
  * Add the slider, and beside or below it all pictures, small, to choose from. They are seen once a run has drawn them; at
- * first the slider has the two last ones, stacked and merged, of the LoRA that the stack spoils most.
+ * first the slider has the two last ones, stacked and merged, of the row that `firstOf` names.
  *
  * @param {object} node
  * @param {(word: string, values?: object) => string} say
@@ -89,7 +98,7 @@ class Slider {
   strip = html("div", "iteris-strip");
   rows = [];
   chosen = 0; // the row
-  spoilt; // the row that the stack spoils most
+  first; // see `firstOf`
   shown; // the run's output
   before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
 
@@ -245,7 +254,7 @@ class Slider {
   rowOf({ prompt, names, pictures }, row) {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
-    text.title = row === this.spoilt ? this.say("most_spoilt", { prompt }) : prompt;
+    text.title = row === this.first?.row ? this.say(this.first.word, { prompt }) : prompt;
     text.append(html("span", "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
@@ -257,17 +266,19 @@ class Slider {
   showTiles(output) {
     if (!output?.iteris_tiles?.length) return;
     const { node, rows, say, strip } = this;
+    const { first: before } = this;
     const { prompt: last } = rows[this.chosen] ?? {};
+    const isLeft = this.chosen !== (before?.row ?? 0);
     this.shown = output;
     this.before = undefined;
     this.rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
-    const changes = this.rows.map((row) => row.spoilt ?? 0);
-    this.spoilt = changes.some(Boolean) ? changes.indexOf(Math.max(...changes)) : undefined;
+    this.first = firstOf(this.rows);
     strip.replaceChildren(...this.rows.map((row, at) => this.rowOf(row, at)));
     showElement(node, this.element, true);
     this.arrange();
     const again = this.rows.findIndex(({ prompt }) => prompt === last);
-    this.showRow(again < 0 ? (this.spoilt ?? 0) : again);
+    const isKept = again >= 0 && (isLeft || before?.word === this.first?.word);
+    this.showRow(isKept ? again : (this.first?.row ?? 0));
     this.show();
     fit(node);
     this.findBefore(output);

@@ -165,6 +165,16 @@ def test_a_comparison_says_of_which_merge_it_is_and_what_others_have_in_common_w
     assert (told, otherwise == drawn) == (of_preview, False)
 
 
+def test_only_a_merge_with_together_marks_the_prompt_that_names_several_loras(host, workflow):
+    for together in (False, True):
+        nodes = copy.deepcopy(workflow)
+        nodes["4"]["inputs"]["reproduce"] = "whole output"
+        nodes["5"]["inputs"]["together"] = together
+        nodes["40"]["inputs"]["prompt"] = "a thing\na first thing and a second thing"
+        rows = host.run(nodes)["outputs"]["40"]["iteris_tiles"]
+        assert [row["together"] for row in rows] == [False, together]
+
+
 def test_a_comparison_names_the_loras_that_the_base_model_has(host, workflow, compared):
     nodes = copy.deepcopy(workflow)
     nodes["40"]["inputs"].update(model=["30", 0], clip=["30", 1], prompt="a thing")

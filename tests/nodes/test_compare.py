@@ -38,6 +38,19 @@ def test_only_a_loras_own_row_is_told_as_spoilt_by_the_stack():
     assert told == pytest.approx([0, 0.5, 0.5]), "the top row has the base model first"
 
 
+def test_a_prompt_names_several_loras_by_what_they_are_called():
+    for prompt, uses, several in (
+        (comparison.meeting_of([DOG, CAT]), [DOG, CAT], True),
+        ("A (SKS dog:1.2) chases the cat", [DOG, CAT], True),
+        ("a sks dog in ink style", [DOG, INK], True),
+        ("a photo of a sks dog", [DOG, CAT, INK], False),
+        ("a sks dog and a caterpillar", [DOG, CAT], False),
+        ("a sks dog", [DOG, use("dog_v2", ("a sks dog",))], False),
+        ("a dog", [use("silent", ()), use("mute", ())], False),
+    ):
+        assert comparison.names_several(prompt, uses) == several, prompt
+
+
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     """One LoRA meets nobody and is not stacked."""
     rows, taken = named("", [DOG, CAT, INK])

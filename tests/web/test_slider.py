@@ -341,6 +341,36 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "0")  # what the user looks at stays
 
 
+def test_a_merge_of_several_in_one_picture_is_shown_by_the_row_that_names_them(in_renderer, output):
+    """Also where the run before, without together, began with another row, and nobody left it."""
+    frontend = in_renderer
+    page = frontend.page
+    chosen = page.locator(".iteris-thumb[aria-pressed=true]").first
+    reasons = page.locator(".iteris-drawn-by", has_text="(several LoRAs in one picture")
+
+    def run(name, rows, *, together):
+        named = [row | {"together": together and row is rows[0]} for row in rows]
+        frontend.begin(name)
+        frontend.executed(1, output | {"iteris_tiles": named}, run=name)
+        frontend.pictures_shown()
+
+    frontend.load(compare_of(), "several")
+    first, second = output["iteris_tiles"]
+    rows = [first, second | {"spoilt": 0.3}]
+    run("apart", rows, together=False)
+    expect(chosen).to_have_attribute("data-row", "1")
+    run("together", rows, together=True)
+    expect(chosen).to_have_attribute("data-row", "0")
+    expect(reasons).to_have_text(f"{first['prompt']} (several LoRAs in one picture, as measured)")
+    expect(page.get_by_text("(stacking changes it most)")).to_have_count(0)
+    page.locator(".iteris-thumb[data-row='1']").first.click()
+    run("again", rows, together=True)
+    expect(chosen).to_have_attribute("data-row", "1")  # what the user looks at stays
+    run("one row", rows[:1], together=True)
+    expect(page.locator(".iteris-drawn-by")).to_have_text(first["prompt"])  # there is no choice
+    assert frontend.errors == []
+
+
 def made(at, preset="Balanced", drawn="from seed 0", **settings):
     merge = {"preset": preset, "strengths": [1, 0.8], "settings": settings, "at": at}
     return [merge | {"drawn": drawn}]

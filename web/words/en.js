@@ -210,6 +210,7 @@ export default {
   of_merge: " ({what})",
   usual: "{name} as usual",
   most_spoilt: "{prompt} (stacking changes it most)",
+  first_together: "{prompt} (several LoRAs in one picture, as measured)",
   whole_picture: "The whole picture, and how it was drawn",
   divider: "Divider between the two pictures: drag it, or press the arrow keys",
   full_screen: "Full screen",

@@ -212,6 +212,7 @@ export default {
   of_merge: "（{what}）",
   usual: "{name} は既定",
   most_spoilt: "{prompt}（重ね掛けで最も変わる）",
+  first_together: "{prompt}（測定したとおり、複数の LoRA を 1 枚に）",
   whole_picture: "画像全体と生成条件",
   divider: "2 枚の画像の境界：ドラッグまたは矢印キーで移動",
   full_screen: "全画面で表示",

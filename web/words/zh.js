@@ -204,6 +204,7 @@ export default {
   of_merge: "（{what}）",
   usual: "{name} 为默认",
   most_spoilt: "{prompt}（叠加时变化最大）",
+  first_together: "{prompt}（多个 LoRA 同框，与测量时一样）",
   whole_picture: "整张图片与生成参数",
   divider: "两张图片之间的分界：拖动，或按方向键",
   full_screen: "全屏显示",
