@@ -108,7 +108,7 @@ class Asked:
                 idle = {"together": self.together, "size": self.size.way != Size.way}
                 words = " and ".join(word for word, is_set in idle.items() if is_set)
                 text = f"{words} did not count, since a preview measures nothing"
-                start = replace(start, notes=(Note("uncounted", text),) if words else ())
+                start = replace(start, notes=(Note("idle", text),) if words else ())
             else:
                 self.size.check_alone(changes)
                 changes = self.size.changes(loras, dtype).then(changes)

@@ -18,12 +18,13 @@ from .sentences import line_of, lines_of
 from .verdict import Effort, Made, Verdict, verdict_of
 
 # What a note is about: what the method chose by itself; what was left out; LoRAs that their user
-# left out, by a strength or priority of 0; biases and norms; scenes; what of the prompts does not
-# count; what prompts were made of; LoRAs that were given several times; sampling runs of an earlier
-# merge; what the host's model carries; a device that is too small for all of it. Six are
-# warnings: a LoRA of the merge that the model carries, too, or a merge beside it; a class of models
-# on which merging was never tested; a polish or a check that could not be made; a host that may
-# draw otherwise than was measured; and settings that did not count.
+# left out, by a strength or priority of 0, and settings that a preview does not need; biases and
+# norms; scenes; what of the prompts does not count; what prompts were made of; LoRAs that were
+# given several times; sampling runs of an earlier merge; what the host's model carries; a device
+# that is too small for all of it. Six are warnings: a LoRA of the merge that the model carries,
+# too, or a merge beside it; a class of models on which merging was never tested; a polish or a
+# check that could not be made; a host that may draw otherwise than was measured; and settings of a
+# recipe that did not count.
 _WarningKind = Literal["twice", "untested", "unpolished", "unchecked", "unproved", "uncounted"]
 NoteKind = Literal[
     _WarningKind,

@@ -41,6 +41,7 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
     assert (how.config.method, how.config.measured, how.config.rank) == ("np_lora", False, "sum")
     [note] = how.notes
     assert note.text == "together and size did not count, since a preview measures nothing"
+    assert MergeReport((), notes=how.notes).warnings == [], "nothing is wrong"
     _, how = Asked("Preview", False, Size()).settings([], None)
     assert how.notes == ()
 
