@@ -1,5 +1,5 @@
-// Numbers of widgets that mean "as something else says", shown as a word: on the canvas by the widget, in Vue nodes,
-// which have no say in it, by a style sheet.
+// Values of widgets that mean "as something else says", shown in words: on the canvas by the widget, in Vue nodes, which
+// have no say in it, by a style sheet.
 
 const MEANINGS = {
   IterISCompare: { cfg: [0, "auto"], width: [0, "auto"], height: [0, "auto"] },
@@ -12,10 +12,14 @@ const MEANINGS = {
     frames: [0, "auto"],
   },
 };
+const EMPTY = { IterISCompare: ["prompt", "own_prompts"] }; // the first text of its node
 const LOOK = "position: absolute; top: 50%; transform: translateY(-50%); pointer-events: none";
 
-/** Let a node's widgets show words for such numbers on the canvas. */
+/** Let a node's widgets show words for such values on the canvas. */
 export function showMeanings(node, say) {
+  const [text, own] = EMPTY[node.comfyClass] ?? [];
+  const field = node.widgets.find((each) => each.name === text)?.element;
+  if (field) field.placeholder = `${text} (${say(own)})`;
   for (const [name, [number, word]] of Object.entries(MEANINGS[node.comfyClass] ?? {})) {
     const widget = node.widgets.find((each) => each.name === name);
     if (!widget) continue;
@@ -26,9 +30,13 @@ export function showMeanings(node, say) {
   }
 }
 
-/** Return a style sheet by which Vue nodes show words for such numbers, unless they are being written, or a link gives them. */
+/** Return a style sheet by which Vue nodes show words for such values, unless they are being written, or a link gives them. */
 export function meaningsStyle(say) {
-  const rules = Object.entries(MEANINGS).flatMap(([type, names]) =>
+  const texts = Object.entries(EMPTY).map(
+    ([type, [, word]]) =>
+      `.lg-node:has([data-of="${type}"]) label:not(:has(textarea) ~ * *)::after { content: " (${say(word)})"; }`,
+  );
+  const numbers = Object.entries(MEANINGS).flatMap(([type, names]) =>
     Object.entries(names).map(([name, [number, word]]) => {
       const field = `input[aria-valuenow="${number}"]:not(:focus, :disabled)`;
       const node = `.lg-node:has([data-of="${type}"])`;
@@ -44,5 +52,5 @@ export function meaningsStyle(say) {
         .join("\n");
     }),
   );
-  return rules.join("\n");
+  return [...texts, ...numbers].join("\n");
 }

@@ -60,6 +60,20 @@ def test_a_number_that_leaves_a_choice_to_others_is_a_word(in_renderer, picture)
     assert frontend.errors == []
 
 
+def test_a_prompt_says_what_it_means_to_leave_it_empty(in_renderer):
+    frontend = in_renderer
+    alone(frontend, "IterISCompare", **COMPARE)
+    if frontend.page.evaluate("LiteGraph.vueNodesMode"):
+        told = frontend.page.locator(".lg-node label").evaluate_all(
+            "labels => labels.map((label) => getComputedStyle(label, '::after').content)"
+        )
+        # the older frontend has no label there
+        assert told in ([], ['" (empty: each LoRA\'s own)"', "none"])
+    else:
+        (field,) = frontend.page.get_by_placeholder("each LoRA's own").all()
+        assert field.get_attribute("placeholder") == "prompt (empty: each LoRA's own)"
+
+
 @pytest.mark.nightly
 def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     frontend = open_frontend(Comfy_VueNodes_Enabled=True)

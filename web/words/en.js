@@ -222,6 +222,7 @@ export default {
   video_failed: "This browser could not record the video",
   auto: "auto",
   by_preset: "by preset",
+  own_prompts: "empty: each LoRA's own",
   show_advanced: "Show advanced inputs",
   hide_advanced: "Hide advanced inputs",
   queued: "In the queue, {before} before it",

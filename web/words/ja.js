@@ -224,6 +224,7 @@ export default {
   video_failed: "このブラウザーでは動画を録画できませんでした",
   auto: "自動",
   by_preset: "プリセット",
+  own_prompts: "空欄：各 LoRA のもの",
   show_advanced: "詳細入力を表示",
   hide_advanced: "詳細入力を非表示",
   queued: "キューで待機中（前に {before} 件）",

@@ -216,6 +216,7 @@ export default {
   video_failed: "此浏览器未能录制视频",
   auto: "自动",
   by_preset: "按预设",
+  own_prompts: "留空：每个 LoRA 自己的",
   show_advanced: "显示高级输入",
   hide_advanced: "隐藏高级输入",
   queued: "排队中，前面还有 {before} 个任务",
