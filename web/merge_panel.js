@@ -18,6 +18,7 @@ import { addProgress } from "./stage.js";
 import { PREVIEW } from "./work.js";
 
 const WIDTH = 400;
+const EMPTY = 44; // height of a panel before the first run
 
 /** Return whether a file is of the merge that a report is of, as far as they say it. */
 function isFileOf(file, report) {
@@ -39,6 +40,7 @@ function roomOpen(element) {
  */
 export function addReport(node, say) {
   const panel = new MergePanel(node, say);
+  node.iterisRoom = () => panel.room();
   savesWithout(node, () => roomOpen(panel.element)); // details are closed once the workflow is opened again
   copyWithoutResult(node);
   compareWithRun(
@@ -94,8 +96,7 @@ class MergePanel {
       this.isAtWork = isTold;
       this.place();
     });
-    const height = (shown) => panelHeight(node, shown) || (this.report ? 250 : 44);
-    this.element = addElement(node, "report", height);
+    this.element = addElement(node, "report", (shown) => this.height(shown));
     const named = (wanted) => node.widgets.find(({ name }) => name === wanted);
     [this.preset, this.together] = ["preset", "together"].map(named);
   }
@@ -106,6 +107,16 @@ class MergePanel {
 
   set report(report) {
     this.node.properties[REPORT] = report;
+  }
+
+  height(element) {
+    return panelHeight(this.node, element) || (this.report ? 250 : EMPTY);
+  }
+
+  /** Return by how much the panel is higher by what runs have told. */
+  room() {
+    const { element } = this;
+    return element.classList.contains("iteris-empty") ? 0 : this.height(element) - EMPTY;
   }
 
   /** The node's name in the run that made its report. */

@@ -40,14 +40,14 @@ const picturesIn = (width) => (width < ONE_COLUMN ? 1260 : 140 + 0.52 * width);
 
 export const PICTURES = picturesIn(COMPARE_WIDTH);
 
-/** Return by how much a Compare grows in a run, beyond the pictures that it has. */
-const picturesOf = ({ iterisRoom, size }) => Math.max(0, picturesIn(size[0]) - (iterisRoom?.() ?? 0));
-
-/** Return by how much a node grows in a run. */
-function growthOf(node) {
+/** Return how much room a node's report or pictures take. */
+function resultsOf(node) {
   if (isMerge(node)) return roomFor(saidBy(node, "loras"));
-  return node.comfyClass === "IterISCompare" ? picturesOf(node) : 0;
+  return node.comfyClass === "IterISCompare" ? picturesIn(node.size[0]) : 0;
 }
+
+/** Return by how much a node grows in a run, beyond what it has of the last one. */
+const growthOf = (node) => Math.max(0, resultsOf(node) - (node.iterisRoom?.() ?? 0));
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];

@@ -42,6 +42,21 @@ test("a Compare grows by no pictures that it has, seen or not, and by none that 
   assert.deepEqual(free(900), [0, 1162]);
 });
 
+test("a merge grows by no report that it has", () => {
+  const free = (room) => {
+    const merge = {
+      ...node([0, 0], [400, 300 + room], "IterISMerge"),
+      iterisRoom: () => room,
+      widgets: [],
+      inputs: [],
+    };
+    return freePlace({ nodes: [merge] }, [0, 600], SIZE);
+  };
+  assert.deepEqual(free(0), [0, 702]);
+  assert.deepEqual(free(200), [0, 702]);
+  assert.deepEqual(free(400), [0, 762]);
+});
+
 test("a merge of more LoRAs says more of them", () => {
   const rows = (count) => Array(count).fill("<lora:name:1>").join("\n");
   assert.equal(roomFor(rows(2)), roomFor(""));

@@ -932,9 +932,12 @@ def test_where_nothing_draws_a_loader_comes_with_what_does(in_renderer, picture)
     press_load(frontend, load, keep=False)  # Nodes 2.0 of 0.3.75 gives new nodes other heights
     picture(frontend, "loaded_beside")
     assert new_in(frontend, then) == [set()] * 3
-    kinds_left = f"['IterISMerge', 'IterISLoad'].map((kind) => ({ONE})(kind).pos[0])"
-    merge, loader = frontend.page.evaluate(kinds_left)
-    assert merge < loader < merge + 100, "its links only go down beside the merge"
+    places = (
+        "(([merge, { pos }]) => [pos[0] - merge.pos[0], pos[1] - merge.pos[1] - merge.size[1]])"
+    )
+    right, down = frontend.page.evaluate(f"{places}(['IterISMerge', 'IterISLoad'].map({ONE}))")
+    assert 0 < right < 100, "its links only go down beside the merge"
+    assert down < 300, "the merge has its report already"
     after = frontend.prompt()
     assert {key: after.pop(key) for key in before} == before
     keys = {node["class_type"]: key for key, node in after.items()}
