@@ -232,8 +232,8 @@ function putBehind(merge, below, create, title, drawn, measured) {
   const save = create("IterISSave");
   const compare = vae && create("IterISCompare");
   const width = compare ? compare.size[0] + GAP : 0;
-  const head = compare && graph.groups?.length ? GROUP_TITLE : 0;
-  const [right, bottom] = head ? [PADDING, GAP] : [0, 0]; // of the group
+  const head = compare && graph.groups?.length ? GROUP_TITLE + PADDING : 0; // PADDING is between groups, too
+  const [right, bottom] = head ? [2 * PADDING, GAP + PADDING] : [0, 0];
   const wanted = [width + save.size[0] + right, head + Math.max(save.size[1], compare?.size[1] ?? 0) + bottom];
   const beside = [merge.pos[0] + merge.size[0] + GAP, merge.pos[1]];
   const [left, start] = freePlace(graph, beside, wanted, compare ? PICTURES : 0);
@@ -248,7 +248,7 @@ function putBehind(merge, below, create, title, drawn, measured) {
   linkMerged(merge, [compare, save], below);
   linkVae(vae, merge, below, compare);
   linkCover(compare, save);
-  if (head) groupRound(graph, [compare, save], title, head).color = GROUP_COLOUR;
+  if (head) groupRound(graph, [compare, save], title, GROUP_TITLE).color = GROUP_COLOUR;
   return [compare, save];
 }
 

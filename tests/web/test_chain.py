@@ -166,6 +166,15 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     assert frontend.errors == []
 
 
+# how far the last group is from all others
+APART = """(() => {
+    const ends = ({ pos, size }) => [0, 1].map((axis) => [pos[axis], pos[axis] + size[axis]]);
+    const [last, ...others] = [...app.graph.groups].reverse().map(ends);
+    const between = ([from, to], axis) => Math.max(last[axis][0] - to, from - last[axis][1]);
+    return Math.min(...others.map((other) => Math.max(...other.map(between))));
+})()"""
+
+
 def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture):
     frontend = in_renderer
     size = frontend.page.viewport_size
@@ -176,10 +185,11 @@ def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture)
     merge_these(frontend)
     picture(frontend, "merge_these_seen")
     wait_until_seen(frontend, "IterISMerge", *OF_MERGES)
-    after, scale = frontend.page.evaluate(f"[{places}, app.canvas.ds.scale]")
+    after, scale, apart = frontend.page.evaluate(f"[{places}, app.canvas.ds.scale, {APART}]")
     frontend.page.set_viewport_size(size)
     assert after == before
     assert scale >= READABLE
+    assert apart >= 10, "as the template's groups"
     assert frontend.errors == []
 
 
