@@ -53,12 +53,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     const number = numberIn(field.value);
     if (!Number.isNaN(number)) set(stepped(number, by));
   };
-  field.addEventListener("input", ({ inputType }) => {
-    if (inputType?.startsWith("history")) {
-      // a key of the canvas, at which the browser goes back in whatever field was written in last, too
-      field.show(last);
-      return field.blur();
-    }
+  field.addEventListener("input", () => {
     isMarked = false;
     take();
   });

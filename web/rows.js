@@ -71,6 +71,10 @@ export function addRows(node, say, more = []) {
     app.canvas.adjustMouseEvent(event);
     app.canvas.processContextMenu(node, event);
   });
+  element.addEventListener("beforeinput", (event) => {
+    // the browser also goes back in the field that was written in last, wherever the focus is: at a key of the canvas, too
+    if (event.inputType.startsWith("history") && event.target !== document.activeElement) event.preventDefault();
+  });
   element.addEventListener("focusout", ({ target }) => {
     // a text that stays marked would be copied instead of nodes; where the window alone has lost the focus, it may
     if (document.activeElement !== target) getSelection().removeAllRanges();
