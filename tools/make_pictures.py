@@ -82,6 +82,7 @@ GROUP_HEAD = 42  # from the group's top, below its title, to a node's title
 GROUP_BOTTOM = 32  # below its nodes, which Nodes 2.0 draws higher
 LANE = 15  # between links that pass above a node, and its badge
 LOW_LANES = (0, -9, 4, 10)  # beside it, for a node's place in its column
+UP_LANE = 6  # from the middle between columns, of links that go up to a raised node, at either side
 BADGE = 12
 ROUND = 8  # beside a node, of a link that goes round it to the one below
 CLEAR = 26  # of that link, above the title below
@@ -202,7 +203,10 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     for key in raised:
         places[key][1] = places["note"][1] + RAISED_HEAD
     if raised:
-        passing = [way._replace(ends_low=way.ends_low or way.node in raised) for way in passing]
+        passing = [
+            way._replace(end=way.end - UP_LANE, ends_low=True) if way.node in raised else way
+            for way in passing
+        ]
         passing += ways_up(prompt, raised, column_of, places)
     passing += ways_down(prompt, places, sizes)
     insides = [
@@ -323,7 +327,7 @@ def ways_up(prompt: dict, raised: list[str], column_of: dict[str, int], places: 
     to what saves it above that one.
     """
     compare, save = raised
-    x, right = (places[key][0] - GAP_X / 2 + LOW_LANES[2] for key in raised)
+    x, right = (places[key][0] - GAP_X / 2 + UP_LANE for key in raised)
     slot = list(prompt[compare]["inputs"]).index("merged")
     y = places[compare][1] + SLOT * (slot + 0.7)
     above = places[compare][1] - TITLE - BADGE - LANE
