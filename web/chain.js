@@ -34,7 +34,7 @@ import {
   TITLE,
 } from "./places.js";
 import { reached } from "./prompt_field.js";
-import { lacksWords } from "./triggers.js";
+import { lacksWords, namedIn } from "./triggers.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
@@ -97,6 +97,10 @@ function linkMerged(merge, [first, second], below) {
 const nodeBefore = ({ graph, inputs }, wanted) =>
   sourceOf(graph, inputs.find(({ name }) => name === wanted)?.link).node;
 
+/** Return the sampler that a loader's MODEL leads to; undefined: none. */
+const samplerAfter = (loader) =>
+  [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode).find((node) => SAMPLERS.includes(node.comfyClass));
+
 /** Return the text of a sampler's prompt; "": there is none, or more is done with it. */
 function textBefore(sampler, name) {
   const source = nodeBefore(sampler, name);
@@ -104,27 +108,30 @@ function textBefore(sampler, name) {
   return text?.comfyClass === "CLIPTextEncode" ? saidBy(text, "text") : "";
 }
 
+/** Return a sampler's prompt as a line of Compare's, which draws a prompt a line; "": it is none, or another one each time. */
+function lineOf(sampler) {
+  const prompt = sampler && textBefore(sampler, "positive");
+  return prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "";
+}
+
 /**
  * Return how the sampler draws that a loader's MODEL leads to, in Compare's words; `loras` is what is known of the
  * loader's files.
  */
 function sampledBy(loader, loras = []) {
-  const models = [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode);
-  const sampler = models.find((node) => SAMPLERS.includes(node.comfyClass));
+  const sampler = samplerAfter(loader);
   if (!sampler) return {};
   const latent = nodeBefore(sampler, "latent_image");
   const sides = latent?.comfyClass?.startsWith("Empty") ? ["width", "height"].map((name) => saidBy(latent, name)) : [];
   const [width, height] = sides.every((side) => side % MULTIPLE === 0) ? sides : [];
-  const [prompt, negative] = ["positive", "negative"].map((name) => textBefore(sampler, name));
-  // a prompt a line is drawn
-  const line = prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "";
+  const line = lineOf(sampler);
   return {
     // an empty one draws each LoRA, and all in one picture
     prompt: loras.some((lora) => lacksWords({ prompts: [line] }, lora)) ? "" : line,
     seed: seedBy(sampler, "seed") ?? seedBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
-    negative_prompt: negative ?? "",
+    negative_prompt: textBefore(sampler, "negative") ?? "",
   };
 }
 
@@ -257,7 +264,8 @@ function putBehind(merge, below, create, title, drawn, measured) {
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
  * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
- * measure at its cfg. A graph that has groups gets one round Compare and Save.
+ * measure at its cfg. Where its prompt names several subjects, the merge measures them together. A graph that has groups
+ * gets one round Compare and Save.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type
@@ -266,9 +274,10 @@ function putBehind(merge, below, create, title, drawn, measured) {
  * @param {object} known
  * @param {number} [known.guidance] that a merge measures at by itself, if that is known
  * @param {object[]} known.loras answers of `/iteris/lora` about its files
+ * @param {object[]} known.subjects those of them that are subjects
  * @returns {object[]} the merge, and what comes with it
  */
-export function turnInto(node, create, canvas, title, { guidance, loras }) {
+export function turnInto(node, create, canvas, title, { guidance, loras, subjects }) {
   const { graph } = node;
   const shown = [];
   asOneChange(canvas, () => {
@@ -280,6 +289,9 @@ export function turnInto(node, create, canvas, title, { guidance, loras }) {
     const merge = create("IterISMerge");
     const below = putMerge(merge, node);
     linkBefore(merge, node, create, isOwn ? cfg : undefined);
+    // on a model that is not known, it may be refused
+    if (guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1)
+      set(merge, "together", true);
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
     shown.push(merge, ...putBehind(merge, below, create, title, drawn, isOwn ? cfg : guidance));

@@ -40,6 +40,9 @@ export async function aboutLora(name) {
   return lora;
 }
 
+/** Return whether a row's LoRA is a thing, as the row says, or else its file. */
+export const isSubject = ({ kind }, lora) => (kind || lora?.kind) === "subject";
+
 /** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
 export const lastAboutLora = (name) => last.get(name);
 

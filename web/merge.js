@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { takers } from "./links.js";
-import { aboutLora, aboutModelOf, forget, isGone, loraNames } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
 import { button, tell } from "./parts.js";
 import { showCompare } from "./places.js";
 import { reached } from "./prompt_field.js";
@@ -26,13 +26,14 @@ const hasLoras = (node) =>
   node.inputs.some(({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null) ||
   rowsOf(node).length > 0;
 
-/** Return what is known of a node's model, and of the files in the rows that are switched on. */
+/** Return what is known of a node's model, and of the files in the rows that are switched on; see `turnInto`. */
 async function knownOf(node) {
   const [{ guidance }, names] = await Promise.all([aboutModelOf(node), loraNames()]);
-  const files = rowsOf(node)
-    .map(({ row }) => fileOf(row.name, names ?? []))
-    .filter(Boolean);
-  return { guidance, loras: await Promise.all(files.map(aboutLora)) };
+  const rows = new Map(rowsOf(node).map(({ row }) => [fileOf(row.name, names ?? []), row]));
+  rows.delete(undefined);
+  const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
+  const subjects = found.filter(({ row, lora }) => lora && isSubject(row, lora));
+  return { guidance, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
 }
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
@@ -43,6 +44,7 @@ export function mergeButton(node, say) {
     const known = await knownOf(node);
     if (!node.graph) return; // or it was pressed twice
     const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
+    made[0].sayIterisTogether();
     if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
     if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   });

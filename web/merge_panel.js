@@ -58,6 +58,7 @@ export function addReport(node, say) {
   node.showIterisFile = (file) => panel.showFile(file);
   node.checkIterisFile = () => panel.checkFile();
   node.showIterisSubjects = (count) => panel.countSubjects(count);
+  node.sayIterisTogether = () => panel.sayTogether();
   also(node, "showIterisProgress", (detail) => panel.noteStage(detail));
   also(node, "onExecuted", node.showIterisReport);
   also(node, "onConnectionsChange", () => {
@@ -85,6 +86,7 @@ class MergePanel {
   isFileGone = false;
   early; // a file that is told before its report, as where the server's cache has the merge of a new node
   subjects = 0; // of the LoRAs in the rows
+  isSet = false; // the switch "together", by what made the node
   wasLinked = ""; // what `linked` told last
   wasFirstRow = false; // and `isFirstRow`
   shown; // what the run has told that was shown last
@@ -174,6 +176,7 @@ class MergePanel {
       isGone: this.isFileGone,
       isOpen: this.isOpen,
       isPreview: this.preset.value === PREVIEW,
+      isSet: this.isSet && this.isTogether(),
       isTogether: this.isTogether(),
       live,
       load: this.loaderOf(this.report?.file),
@@ -205,6 +208,12 @@ class MergePanel {
   countSubjects(count) {
     this.subjects = count;
     this.showLinked();
+  }
+
+  /** Say that the node measures its subjects together, if it does; until it has a report, or is made anew. */
+  sayTogether() {
+    this.isSet = this.isTogether();
+    if (this.isSet) this.show();
   }
 
   /** Show a report that was read; undefined: it cannot be drawn. */

@@ -62,7 +62,7 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isApart, isOpen, isPreview, live, stopped, switchOn, toggled } = how;
+  const { earlier, failure, isApart, isOpen, isPreview, isSet, live, stopped, switchOn, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
@@ -71,6 +71,7 @@ export function draw(element, model, say, how = {}) {
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
   else if (!live) element.append(soon(isPreview, say));
+  if (isSet && !model && !live) element.append(html("div", "iteris-advice", say("together_set")));
   if (isApart && !live && !model?.verdict?.together)
     element.append(adviceOf({ kind: "together", names: [] }, say, switchOn));
   const told = live ?? model;

@@ -6,7 +6,7 @@ import { addElement, showAbove } from "./elements.js";
 import { repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
-import { aboutLora, aboutModelOf, forget, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, isSubject, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -505,13 +505,22 @@ class Rows {
         const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
         const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
         const isMissing = !!row && !!names && !file;
-        const isSubject = !!key && (row.kind || lora?.kind) === "subject";
         const refused = row?.name && !isOff ? await this.refusedOf(row) : {};
-        return { file, isOff, isMissing, isNamesake: alike.has(file), isSubject, lora, picture, key, refused };
+        return {
+          file,
+          isOff,
+          isMissing,
+          isNamesake: alike.has(file),
+          lora,
+          picture,
+          key,
+          refused,
+          isSubject: !!key && isSubject(row, lora),
+        };
       }),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
-    const subjects = found.filter(({ isSubject }) => isSubject).map(({ file }) => file);
+    const subjects = found.filter((each) => each.isSubject).map(({ file }) => file);
     this.node.showIterisSubjects?.(new Set(subjects).size);
     const fitting = strangers(
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),

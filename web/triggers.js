@@ -142,6 +142,19 @@ export function needed(row, lora, isPreview = false) {
   return isUnnamed(row, lora, isPreview) ? { word: "needs_words", part: "more" } : undefined;
 }
 
+/** Return the parts of a file's trigger words that may tell it, as of "a sks robot". */
+const partsOf = ({ trigger_words: words = [] }) =>
+  words.flatMap((word) => word.trim().split(/\s+/)).filter((part) => part && !ANY.test(part));
+
+/** Return which LoRAs a prompt names: by a part of their trigger words that no other one has. */
+export function namedIn(prompt, loras) {
+  const parts = loras.map((lora) => partsOf(lora).map((part) => part.toLowerCase()));
+  const isOwn = (part, place) => parts.every((others, other) => other === place || !others.includes(part));
+  return loras.filter((_, place) =>
+    parts[place].some((part) => isOwn(part, place) && holds(prompt, { kind: "word", text: part })),
+  );
+}
+
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
 
 /**
@@ -153,7 +166,7 @@ const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a wor
 export function lacksWords({ prompts }, lora) {
   const words = (lora?.trigger_words ?? []).map((word) => word.trim()).filter(Boolean);
   if (!prompts.length || !words.length) return false;
-  const parts = words.flatMap((word) => word.split(/\s+/).filter((part) => !ANY.test(part))); // as in "a sks robot"
+  const parts = partsOf(lora);
   const text = prompts.join("\n");
   return ![TRIGGER, ...words, ...parts].some((part) => holds(text, { kind: "word", text: part }));
 }

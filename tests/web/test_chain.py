@@ -644,6 +644,47 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
     assert frontend.errors == []
 
 
+def test_subjects_that_the_graphs_prompt_names_are_measured_together(in_renderer, picture):
+    """The merge says so until it has a report, and Undo takes it back with the merge."""
+    frontend = in_renderer
+
+    def told(route):
+        words = ["sks robot"] if "first" in route.request.url else ["zwx robot"]
+        lora = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
+        route.fulfill(json=lora | {"trigger_words": words, "kind": "subject"})
+
+    known = {"family": "SDXL", "fits": [], "guidance": 7, "resolution": 1024}
+    frontend.page.route("**/iteris/lora?*", told)
+    frontend.page.route("**/iteris/model?*", lambda route: route.fulfill(json=known))
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    line = frontend.page.get_by_text("The prompt names several subjects, so “together” is on")
+
+    def merged(written, rows=ROWS):
+        load_plain(frontend)
+        frontend.set_widgets(int(ENCODER), text=written)
+        frontend.set_widgets(int(LOADER), loras=rows)
+        frontend.keep()
+        merge_these(frontend)
+        nodes = frontend.prompt().values()
+        (merge,) = (n["inputs"] for n in nodes if n["class_type"] == "IterISMerge")
+        expect(line).to_have_count(int(merge["together"]))
+        return merge["together"]
+
+    both = "a sks robot and a zwx robot"
+    assert not merged("a sks robot"), "both have a robot"
+    assert not merged(both, "<lora:first:1>\n<lora:second:1> style")
+    assert merged(both)
+    picture(frontend, "set_together")
+    frontend.executed(frontend.page.evaluate(f"({ONE})('IterISMerge').id"), REPORTED)
+    expect(line).to_have_count(0)
+    frontend.undo()
+    assert "IterISLoad" in kinds(frontend), "in one step"
+    for route in ("lora", "model"):
+        frontend.page.unroute(f"**/iteris/{route}?*")
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    assert frontend.errors == []
+
+
 def test_the_keyboard_goes_on_in_the_merge_that_a_loader_becomes(in_renderer):
     """After a click, the focus would let Delete take a row out instead of the node."""
     frontend = in_renderer

@@ -8,6 +8,7 @@ import {
   holds,
   isUnnamed,
   lacksWords,
+  namedIn,
   lines,
   madeOf,
   needed,
@@ -137,6 +138,18 @@ test("what was added is taken out again, and what the user has written is not", 
   assert.equal(takenOut("a, SKS dog, b\nsks dog\nc", word("sks dog")), "a, b\nc");
   for (const written of ["a photo of sks dog", "sks dog in a park, at night"])
     for (const offered of [word("sks dog"), prompt("sks dog")]) assert.equal(takenOut(written, offered), written);
+});
+
+test("a prompt names a LoRA by a part of its words that no other one has", () => {
+  const named = (prompt, ...words) =>
+    namedIn(
+      prompt,
+      words.map((each) => ({ trigger_words: each })),
+    ).map(({ trigger_words: [first] }) => first);
+  assert.deepEqual(named("a SKS robot and a zwx owl", ["sks robot"], ["zwx owl"]), ["sks robot", "zwx owl"]);
+  assert.deepEqual(named("a sks man", ["sks man"], ["ohwx man"]), ["sks man"]);
+  assert.deepEqual(named("a robot", ["sks robot"], ["zwx robot"]), []);
+  assert.deepEqual(named("a sks robot", ["sks robot"], [], ["the photo"]), ["sks robot"]);
 });
 
 test("prompts with none of their file's words are told", () => {
