@@ -34,7 +34,7 @@ from .sockets import (
 )
 from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
 from .validation import checked
-from .words import VIDEO_MERGE
+from .words import NO_LORA, VIDEO_MERGE
 from .workflow import inputs_of, text_at, texts_upstream, upstream
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ class _Merging(io.ComfyNode):
         if has_refused(host.prompt_sent(), cls.hidden.unique_id):
             return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
         is_measured = measures(host.prompt_sent(), cls.hidden.unique_id)
-        return refused(loras, ready_row if is_measured else use_of_row, cls.hidden.unique_id)
+        use = ready_row if is_measured else use_of_row
+        told = refused(loras, use, cls.hidden.unique_id)
+        is_empty = told is True and isinstance(loras, str) and not read_rows(loras)
+        linked = inputs_of(host.prompt_sent(), cls.hidden.unique_id)
+        return NO_LORA if is_empty and "more_loras" not in linked else told
 
     @classmethod
     @checked

@@ -25,7 +25,7 @@ from .loras.pairs import check_one_expert, check_two_experts, paired, with_partn
 from .loras.prompts import uses_of_rows
 from .size import Size
 from .sockets import ChosenLora, Loose, MergedLora
-from .words import VIDEO_MERGE
+from .words import NO_LORA, VIDEO_MERGE
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
@@ -125,10 +125,7 @@ def prepared(
             prompts or captions do not go together.
     """
     if not rows and not more_loras:
-        raise ConfigError(
-            "there is no LoRA to merge: write a row such as <lora:name:0.8> into loras, or "
-            "connect LoRAs to more_loras"
-        )
+        raise ConfigError(NO_LORA)
     check_count(len(rows) + len(more_loras))
     base = connected.base()
     of_rows = uses_of_rows(rows, base.family)

@@ -19,6 +19,7 @@ import { PREVIEW } from "./work.js";
 
 const WIDTH = 400;
 const EMPTY = 44; // height of a panel before the first run
+const AS_IS = "as is"; // the size of which a merge of one LoRA is that LoRA
 
 /** Return whether a file is of the merge that a report is of, as far as they say it. */
 function isFileOf(file, report) {
@@ -57,7 +58,7 @@ export function addReport(node, say) {
   node.showIterisReport = (output) => panel.showReport(output);
   node.showIterisFile = (file) => panel.showFile(file);
   node.checkIterisFile = () => panel.checkFile();
-  node.showIterisSubjects = (count) => panel.countSubjects(count);
+  node.showIterisLoras = (loras, subjects) => panel.count(loras, subjects);
   node.sayIterisTogether = () => panel.sayTogether();
   also(node, "showIterisProgress", (detail) => panel.noteStage(detail));
   also(node, "onExecuted", node.showIterisReport);
@@ -65,7 +66,7 @@ export function addReport(node, say) {
     node.compareIterisRun();
     panel.showLinked();
   });
-  for (const widget of [panel.preset, panel.together]) also(widget, "callback", () => panel.showLinked());
+  for (const widget of [panel.preset, panel.together, panel.size]) also(widget, "callback", () => panel.showLinked());
   also(node, "onConfigure", () => {
     panel.showKept();
     node.compareIterisRun();
@@ -85,7 +86,8 @@ class MergePanel {
   isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   isFileGone = false;
   early; // a file that is told before its report, as where the server's cache has the merge of a new node
-  subjects = 0; // of the LoRAs in the rows
+  loras = 0; // in the rows; NaN: a row has no file yet
+  subjects = 0; // of them
   isSet = false; // the switch "together", by what made the node
   wasLinked = ""; // what `linked` told last
   wasFirstRow = false; // and `isFirstRow`
@@ -100,7 +102,7 @@ class MergePanel {
     });
     this.element = addElement(node, "report", (shown) => this.height(shown));
     const named = (wanted) => node.widgets.find(({ name }) => name === wanted);
-    [this.preset, this.together] = ["preset", "together"].map(named);
+    [this.preset, this.together, this.size] = ["preset", "together", "size"].map(named);
   }
 
   get report() {
@@ -141,6 +143,13 @@ class MergePanel {
     return subjects > 1 && preset.value !== PREVIEW && !together.disabled && saidBy(node, "together") === false;
   }
 
+  /** Return whether the next run would make of one LoRA the same one. */
+  isAlone() {
+    const { loras, node } = this;
+    const hasMore = node.inputs.some(({ name, link }) => ["more_loras", "settings"].includes(name) && link != null);
+    return loras === 1 && !hasMore && saidBy(node, "size") === AS_IS;
+  }
+
   isTogether() {
     return saidBy(this.node, "together") === true;
   }
@@ -155,7 +164,7 @@ class MergePanel {
   linked() {
     const { node, preset } = this;
     const settings = [preset.value === PREVIEW, this.isApart(), this.isTogether(), this.canSwitchOn()];
-    return [isKept(node), !!compareOf(node), canCompare(node), ...settings].join();
+    return [isKept(node), !!compareOf(node), canCompare(node), this.isAlone(), ...settings].join();
   }
 
   show() {
@@ -178,6 +187,7 @@ class MergePanel {
       isPreview: this.preset.value === PREVIEW,
       isSet: this.isSet && this.isTogether(),
       isTogether: this.isTogether(),
+      isAlone: this.isAlone(),
       live,
       load: this.loaderOf(this.report?.file),
       save: isKept(node) || earlier ? undefined : () => saveNow(node),
@@ -205,8 +215,8 @@ class MergePanel {
     setTimeout(() => this.layers || this.linked() === this.wasLinked || this.show());
   }
 
-  countSubjects(count) {
-    this.subjects = count;
+  count(loras, subjects) {
+    Object.assign(this, { loras, subjects });
     this.showLinked();
   }
 

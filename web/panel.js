@@ -36,7 +36,8 @@ function paint(element, task) {
 }
 
 /** Return what a panel says before there is a report. */
-const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "waiting_preview" : "waiting"));
+const soon = (isAlone, isPreview, say) =>
+  html("div", "iteris-quiet", say(isAlone ? "one_lora" : isPreview ? "waiting_preview" : "waiting"));
 
 /**
  * Draw a report, or what will be there once there is one.
@@ -49,10 +50,12 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {string} [how.stopped] what is said of the last run, if this node was stopped in it
  * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
+ * @param {boolean} [how.isAlone] whether the next run makes of one LoRA the same one
  * @param {boolean} [how.isApart] whether the next run does not measure subjects together, of which there are several
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isTogether] whether the next run measures them together
  * @param {boolean} [how.isPreview] whether the next run measures nothing
+ * @param {boolean} [how.isSet] whether that was switched on for the user
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
@@ -62,7 +65,7 @@ const soon = (isPreview, say) => html("div", "iteris-quiet", say(isPreview ? "wa
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isApart, isOpen, isPreview, isSet, live, stopped, switchOn, toggled } = how;
+  const { earlier, failure, isApart, isOpen, isAlone, isPreview, isSet, live, stopped, switchOn, toggled } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
@@ -70,7 +73,7 @@ export function draw(element, model, say, how = {}) {
   if (stopped) element.append(html("div", "iteris-quiet iteris-note", stopped));
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
-  else if (!live) element.append(soon(isPreview, say));
+  else if (!live) element.append(soon(isAlone, isPreview, say));
   if (isSet && !model && !live) element.append(html("div", "iteris-advice", say("together_set")));
   if (isApart && !live && !model?.verdict?.together)
     element.append(adviceOf({ kind: "together", names: [] }, say, switchOn));

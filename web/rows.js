@@ -493,7 +493,7 @@ class Rows {
     const parts = this.parts;
     const mine = {};
     this.learning = mine;
-    if (!parts.length) return void this.node.showIterisSubjects?.(0);
+    if (!parts.length) return void this.node.showIterisLoras?.(0, 0);
     const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
     const alike = namesakes(names ?? []);
     const found = await Promise.all(
@@ -521,7 +521,11 @@ class Rows {
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
     const subjects = found.filter((each) => each.isSubject).map(({ file }) => file);
-    this.node.showIterisSubjects?.(new Set(subjects).size);
+    const known = found.filter(({ key }) => key);
+    this.node.showIterisLoras?.(
+      found.every(({ key, isOff }) => key || isOff) ? known.length : NaN,
+      new Set(subjects).size,
+    );
     const fitting = strangers(
       found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
       about.fits ?? [],

@@ -25,7 +25,7 @@ import {
   waitingRun,
 } from "./runs.js";
 import { isIn } from "./shown.js";
-import { withButtons } from "./words.js";
+import { sayer, withButtons } from "./words.js";
 import { isMerge } from "./work.js";
 
 const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
@@ -69,10 +69,12 @@ function showOutput(node, output) {
 
 /** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
 function showRefusal(id, errors) {
-  const own = errors
-    .filter(({ type }) => type === "custom_validation_failed")
+  const of = (kind) => errors.filter(({ type }) => type === kind);
+  const own = of("custom_validation_failed")
     .map(({ details }) => details.replace(/^\w+ - /, ""))
     .filter((text) => !text.startsWith(NOT_BEGUN));
+  const bare = of("required_input_missing").map(({ extra_info: { input_name: name } }) => name);
+  if (bare.length) own.unshift(sayer(locale())("not_connected", { inputs: bare.join(", ") }));
   const node = nodeAt(app.graph, id);
   if (own.length && isOurs(node)) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
 }

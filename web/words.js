@@ -23,7 +23,7 @@ export function sayer(locale) {
   return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
-const NAMED = ["needs", "needs_words", "more"]; // buttons and fields that the server names in a message, in quotation marks
+const NAMED = ["needs", "needs_words", "more", "add_row"]; // buttons and fields that the server names in a message, in quotation marks
 
 /** Return an English message with the buttons and fields that it names as they are called in a language. */
 export function withButtons(message, locale) {

@@ -130,8 +130,26 @@ def test_rows_that_cannot_run_are_refused_before_the_model_is_loaded(load, monke
         told = dict(line.split(": ", 1) for line in answer.split("\n"))
         assert told.keys() == expected.keys()
         assert all(said in told[rows] for rows, said in expected.items())
-        for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", "", None):
+        for runs in ("<lora:cat>\n<lora:sub/dog:0.5>", None):
             assert node.validate_inputs(**{field: runs}) is True
+
+
+def test_a_merge_of_nothing_is_refused_before_the_model_is_loaded(load, replace_host, monkeypatch):
+    """What is connected is not known yet; a loader of nothing hands the model on."""
+    told = "there is no LoRA to merge"
+    for node, inputs, start in (
+        (Merge, {}, told),
+        (Merge, {"more_loras": ["7", 0]}, None),
+        (LoadLoras, {}, None),
+        (LoraStack, {}, None),
+    ):
+        monkeypatch.setattr(node, "hidden", types.SimpleNamespace(unique_id="5"), raising=False)
+        prompt = {"5": {"class_type": node.__name__, "inputs": inputs}}
+        replace_host(prompt_sent=lambda prompt=prompt: prompt)
+        field = "text" if node is LoraStack else "loras"
+        for text in ("", "\n# <lora:cat>"):
+            answer = node.validate_inputs(**{field: text})
+            assert answer is True if start is None else answer.startswith(start)
 
 
 def test_a_preview_needs_no_prompts_but_words_that_a_row_asks_for(load, replace_host, monkeypatch):

@@ -1085,6 +1085,41 @@ def test_what_the_server_refuses_of_a_run_says_so_while_the_rest_runs(in_rendere
     assert frontend.errors == []
 
 
+def test_what_is_not_connected_is_said_on_the_node(in_renderer, small):
+    """Until it is connected; ComfyUI's own dialog names its inputs alone."""
+    frontend = in_renderer
+    small(frontend, seed=69)
+    frontend.page.evaluate(f"app.graph.getNodeById({MERGE}).disconnectInput(0)")
+    frontend.keep()
+    frontend.page.evaluate("void app.queuePrompt(0)")
+    failure = frontend.page.locator(".iteris-failure:visible")
+    expect(failure).to_have_text(
+        "Not connected: model. Link each from a node that has it, such as the loader of the model."
+    )
+    frontend.page.keyboard.press("Escape")  # ComfyUI's dialog
+    frontend.undo()
+    expect(failure).to_have_count(0)
+
+
+def test_a_merge_of_one_lora_says_before_a_run_that_it_would_be_the_same(frontend):
+    inputs = {"loras": "", "preset": "Balanced", "together": False, "size": "as is"}
+    frontend.load({str(MERGE): {"class_type": "IterISMerge", "inputs": inputs}}, "alone")
+    frontend.show(MERGE, top=100)
+    panel = frontend.page.locator(".iteris-report:visible")
+    one, two = "<lora:first:1>", "<lora:first:1>\n<lora:second:1>"
+    for alone, change in (
+        (True, {"loras": one}),
+        (False, {"loras": two}),
+        (True, {"loras": f"{one}\n#<lora:second:1>"}),
+        (False, {"size": "rank"}),  # its file is made smaller
+        (True, {"size": "as is"}),
+        (False, {"loras": f"{one}\n<lora::1>"}),  # another one is to be chosen
+    ):
+        frontend.set_widgets(MERGE, **change)
+        expect(panel).to_contain_text("One LoRA alone" if alone else "After a run, a verdict")
+    assert frontend.errors == []
+
+
 def test_a_report_of_an_earlier_run_is_marked_as_such(frontend, picture, small):
     small(frontend, seed=7)
     frontend.show(MERGE, top=200)
