@@ -52,9 +52,9 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
     rows = [Row(prompt, every) for prompt in asked] or list(own_rows(uses))
     if not (rows and all(row.prompt for row in rows)) and (asked or not uses):
         raise ConfigError(
-            "prompt has nothing to draw in it: the merged LoRA brings no prompts, or its lines "
-            "hold nothing but tags and settings. Write what the pictures should show, one row of "
-            "pictures per line"
+            "prompt has nothing to draw in it but tags and settings. Write one prompt a line"
+            if asked
+            else "the merged LoRA brings no prompts. Write one into prompt"
         )
     bare = [short(use.name) for use in uses if not (asked or use.prompts)]
     notes = (

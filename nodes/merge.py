@@ -70,9 +70,9 @@ class _Merging(io.ComfyNode):
         try:
             check_names(host.prompt_sent(), cls.hidden.unique_id)
         except IterisError:
-            return f"{NOT_BEGUN}Save merged LoRA cannot save it: its own error says why"
+            return f"{NOT_BEGUN}Save merged LoRA has an error"
         if has_refused(host.prompt_sent(), cls.hidden.unique_id):
-            return f"{NOT_BEGUN}Compare cannot draw it: its own error says why"
+            return f"{NOT_BEGUN}Compare has an error"
         is_measured = measures(host.prompt_sent(), cls.hidden.unique_id)
         use = ready_row if is_measured else use_of_row
         told = refused(loras, use, cls.hidden.unique_id)

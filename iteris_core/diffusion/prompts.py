@@ -138,7 +138,6 @@ def _check_one_reading(owner: str, prompt: str) -> None:
     several = choice or (wildcard and wildcard.group())
     if several:
         raise CalibrationError(
-            f"{owner} prompt {shown(prompt)} has {shown(several)}. Other programs pick one of "
-            "several texts there, but a model reads the signs themselves. Write each text as a "
-            "prompt of its own"
+            f"{owner} prompt {shown(prompt)} has {shown(several)}, which would be another prompt "
+            "each time. Write one prompt a line"
         )

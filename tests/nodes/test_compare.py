@@ -126,7 +126,7 @@ def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
     ("text", "uses", "said"),
     [
         ("<lora:dog:1>", [DOG], "prompt has nothing to draw in it"),
-        ("", [], "prompt has nothing to draw in it"),
+        ("", [], "the merged LoRA brings no prompts"),
         ("a {red|blue} dog", [DOG], r"the prompt 'a {red\|blue} dog' has '{red\|blue}'"),
     ],
 )
@@ -148,8 +148,8 @@ def refused(monkeypatch, replace_host):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a {red|blue} dog", "pick one of several texts"),
-        (["4", 0], "pick one of several texts"),
+        ("a {red|blue} dog", "would be another prompt each time. Write one prompt a line"),
+        (["4", 0], "would be another prompt each time. Write one prompt a line"),
         ("<lora:dog:1>", "nothing to draw"),
         ("a dog", ""),
         ("", ""),  # the LoRAs' own
