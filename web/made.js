@@ -56,12 +56,13 @@ export function ofMerge(made, say, beside = undefined) {
 }
 
 /**
- * Return what another merge has drawn by the same prompts and from the same seed: the first one of other outputs;
- * undefined: there is nothing.
+ * Return what other merges have drawn by the same prompts and from the same seed, each merge once, in the order of the
+ * outputs.
  */
 export function drawnBefore(outputs, { iteris_made: [now] = [] }) {
-  const isIt = ({ iteris_made: [made] = [] }) => made?.drawn === now.drawn && made.at !== now.at;
-  const found = now?.drawn && outputs.find(isIt);
-  if (!found) return undefined;
-  return { made: found.iteris_made[0], pictures: found.iteris_tiles.map(({ pictures }) => pictures.at(-1)) };
+  const found = new Map();
+  for (const { iteris_made: [made] = [], iteris_tiles: tiles } of now?.drawn ? outputs : [])
+    if (made?.drawn === now.drawn && made.at !== now.at && !found.has(made.at))
+      found.set(made.at, { made, pictures: tiles.map(({ pictures }) => pictures.at(-1)) });
+  return [...found.values()];
 }

@@ -13,7 +13,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
-const BEFORE = "\n"; // the value of another merge's picture, which is called otherwise after each run
+const BEFORE = "\n"; // the value of another merge's picture, which is called otherwise after each run; of one before it, twice that
 const SIDES = { most: 180, least: 40 }; // of a small picture, the shorter ones
 const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
@@ -26,11 +26,11 @@ function choice(title) {
   return select;
 }
 
-/** Let a choice offer names, and maybe two merges by longer ones; what was chosen is so again, if it is there. */
+/** Let a choice offer names, and maybe several merges by longer ones; what was chosen is so again, if it is there. */
 function offer(select, names, merges, otherwise) {
-  const values = [...names, ...(merges ? [BEFORE] : [])];
+  const values = [...names, ...merges.slice(1).map((_, i) => BEFORE.repeat(i + 1))];
   const option = (value, i) => {
-    const merge = merges?.[i - names.length + 1];
+    const merge = merges[i - names.length + 1];
     return Object.assign(html("option", "", merge ?? value), { label: merge ?? labels[i], value });
   };
   const labels = toldApart(names, IN_CHOICE);
@@ -100,7 +100,7 @@ class Slider {
   chosen = 0; // the row
   first; // see `firstOf`
   shown; // the run's output
-  before; // what another merge has drawn, see `drawnBefore`; it can be chosen in the fields alone
+  before = []; // what other merges have drawn, see `drawnBefore`; they can be chosen in the fields alone
 
   constructor(node, say, above) {
     Object.assign(this, { node, say });
@@ -201,7 +201,7 @@ class Slider {
 
   show() {
     const { before, chosen, frame, left, over, right, rows, strip, under } = this;
-    const pictures = [...rows[chosen].pictures, before?.pictures[chosen]];
+    const pictures = [...rows[chosen].pictures, ...before.map((merge) => merge.pictures[chosen])];
     for (const [image, select] of [
       [under, right],
       [over, left],
@@ -222,8 +222,8 @@ class Slider {
     this.chosen = row;
     const { before, left, right, rows, say, shown } = this;
     const { names } = rows[row];
-    const merges = before && [shown.iteris_made[0], before.made];
-    const told = merges?.map((made, i) => say("merged") + ofMerge(made, say, merges[1 - i]));
+    const merges = before.length ? [shown.iteris_made[0], ...before.map(({ made }) => made)] : [];
+    const told = merges.map((made, i) => say("merged") + ofMerge(made, say, merges[i ? 0 : 1]));
     offer(left, names, told, names.length - 2);
     offer(right, names, told, names.length - 1);
   }
@@ -270,7 +270,7 @@ class Slider {
     const { prompt: last } = rows[this.chosen] ?? {};
     const isLeft = this.chosen !== (before?.row ?? 0);
     this.shown = output;
-    this.before = undefined;
+    this.before = [];
     this.rows = output.iteris_tiles.map((row) => ({ ...row, names: translated(row.names, say) }));
     this.first = firstOf(this.rows);
     strip.replaceChildren(...this.rows.map((row, at) => this.rowOf(row, at)));
@@ -286,7 +286,7 @@ class Slider {
 
   async findBefore(output) {
     const found = drawnBefore(await allKept(), output);
-    if (!found || this.shown !== output) return;
+    if (!found.length || this.shown !== output) return;
     this.before = found;
     this.showRow(this.chosen);
     this.show();

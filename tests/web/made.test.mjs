@@ -58,10 +58,11 @@ test("what another merge has drawn is offered where all else was the same", () =
   const first = output(1000);
   const before = { made: first.iteris_made[0], pictures: ["merged at 1000"] };
   const report = { iteris_pictures: ["a report"] };
-  assert.deepEqual(drawnBefore([report, first, output(500)], output(2000)), before, "the newest");
-  assert.deepEqual(drawnBefore([output(2000), first], output(2000)), before, "not itself, which is kept, too");
-  assert.equal(drawnBefore([first], output(2000, "a dog, seed 8")), undefined);
-  assert.equal(drawnBefore([], first), undefined);
+  const others = drawnBefore([report, first, output(500), first], output(2000));
+  assert.deepEqual(others, [before, { made: output(500).iteris_made[0], pictures: ["merged at 500"] }]);
+  assert.deepEqual(drawnBefore([output(2000), first], output(2000)), [before], "not itself, which is kept, too");
+  assert.deepEqual(drawnBefore([first], output(2000, "a dog, seed 8")), []);
+  assert.deepEqual(drawnBefore([], first), []);
   const unknown = { iteris_tiles: [{ pictures: ["merged"] }] };
-  assert.equal(drawnBefore([first, unknown], unknown), undefined);
+  assert.deepEqual(drawnBefore([first, unknown], unknown), []);
 });

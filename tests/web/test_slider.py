@@ -462,6 +462,10 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
     expect_pair(page, (name, first), ("merged (size as usual, ", second))
     run("third", third, made(now + 2, "Fast"))
     expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
+    expect(of_merges(left).nth(2)).to_have_text(re.compile("merged .Balanced, size rank 16, "))
+    left.select_option(index=4)
+    expect_pair(page, ("merged (Balanced, size rank 16, ", first), ("merged (Fast, ", third))
+    left.select_option(index=3)
     run("third again", third, made(now + 2, "Fast"))
     expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
     run("of another seed", first, made(now + 3, drawn="from seed 1"))
@@ -477,23 +481,27 @@ def test_two_merges_are_compared_though_nobody_watched_the_second(in_renderer, r
     page = frontend.page
     left, _ = in_fields(page)
     now = time.time()
+    same = f"from seed 0 at {now}"  # the browser has other tests' merges
     first, second, third = ((0, 0, blue) for blue in (90, 140, 240))
     frontend.load(compare_of(61), "unwatched")
     prompt = frontend.prompt()
     frontend.begin("first")
-    frontend.executed(1, run_of(first, made(now, size="rank 4")), run="first")
+    frontend.executed(1, run_of(first, made(now, size="rank 4", drawn=same)), run="first")
     frontend.pictures_kept(1, now)
     for name in ("second", "third"):
         frontend.queued(name)
     frontend.load(compare_of(62), "in front")
-    last = run_of(third, made(now + 2, size="rank 1"))
-    for name, told in (("second", run_of(second, made(now + 1, size="rank 2"))), ("third", last)):
+    last = run_of(third, made(now + 2, size="rank 1", drawn=same))
+    for name, told in (
+        ("second", run_of(second, made(now + 1, size="rank 2", drawn=same))),
+        ("third", last),
+    ):
         frontend.send("execution_start", prompt_id=name, timestamp=0)
         frontend.executed(1, told, run=name)
     assert not page.locator(".iteris-slider").is_visible()
 
     def compared():
-        expect(of_merges(left)).to_have_count(2)
+        expect(of_merges(left)).to_have_count(3)
         left.select_option(index=3)
         expect_pair(page, ("merged (size rank 2, ", second), ("merged (size rank 1, ", third))
 
