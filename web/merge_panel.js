@@ -6,6 +6,7 @@ import { fit, panelHeight, savesWithout } from "./heights.js";
 import { isGone } from "./loras.js";
 import { canCompare, compareOf, isFirstRow, isKept, loadNow, saveNow, seeNow, switchOn } from "./merge.js";
 import { draw, drawOn } from "./panel.js";
+import { backToCanvas } from "./parts.js";
 import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName } from "./rows_text.js";
@@ -174,10 +175,13 @@ class MergePanel {
   }
 
   draw(earlier, live) {
-    const { node, say } = this;
+    const { element, node, say } = this;
+    const stops = () => [...element.querySelectorAll("button, summary")];
+    const focused = document.activeElement;
+    const place = stops().indexOf(focused);
     this.wasLinked = this.linked();
     this.wasFirstRow = isFirstRow(node);
-    draw(this.element, this.report, say, {
+    draw(element, this.report, say, {
       earlier,
       ...this.ended,
       isApart: this.isApart(),
@@ -198,6 +202,12 @@ class MergePanel {
         fit(node);
       },
     });
+    if (place >= 0) {
+      const isSame = (stop) => stop.className === focused.className && stop.textContent === focused.textContent;
+      const same = stops().find(isSame);
+      if (same) same.focus({ preventScroll: true });
+      else backToCanvas(stops()[place - 1] ?? element); // as after "Switch on", which is done
+    }
     this.place();
   }
 

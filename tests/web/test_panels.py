@@ -314,9 +314,10 @@ def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, sma
     advice = frontend.page.locator("[data-advice]")
     value = f"""app.graph.getNodeById({MERGE}).widgets.find(({{ name }}) => name === "together").value"""
     picture(frontend, "switch_on")
-    switch.click()
+    switch.press("Enter")
     expect(advice).to_have_count(0)
     assert frontend.page.evaluate(value) is True
+    assert frontend.page.evaluate("document.activeElement === app.canvas.canvas"), "for its keys"
     if frontend.settings["Comfy.VueNodes.Enabled"]:
         expect(frontend.page.get_by_role("switch", name="together")).to_be_checked()
     frontend.undo()
@@ -332,7 +333,10 @@ def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, sma
     expect(frontend.page.locator(".iteris-together")).to_contain_text("unlikely")
     verdict = output["iteris_report"][0]["verdict"]
     verdict["together_advice"] = {"kind": "compare", "names": []}
+    details = frontend.page.locator(".iteris-report summary")
+    details.focus()
     frontend.executed(MERGE, output)
+    expect(details).to_be_focused()
     expect(advice).to_have_text("Measured together. Look for both in Compare.")
 
     verdict["together_advice"] = {"kind": "together", "names": []}
