@@ -8,11 +8,12 @@ const UNUSUAL = 3; // a strength above it
 const DRAGGED = 4; // pixels to the side, for a step
 const TURNED = 100; // pixels of a wheel, for a step
 const NOTCH = 50; // pixels that are a step at once: those of a notch on a page that is shown at 200 %
+const PAUSE = 400; // milliseconds after the last step by a key or the wheel, after which the change is done
 const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a page
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel. A comma is read as a point. Escape, Undo and what is not such a number give back what it had before.
+ * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, Undo and what is not such a number give back what it had before.
  *
  * @param {number} value
  * @param {number} least that it may be
@@ -49,9 +50,19 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     field.value = Number(Math.min(MOST, Math.max(least, number)).toFixed(4));
     take();
   };
+  let pause;
+  const end = () => {
+    if (pause === undefined) return;
+    clearTimeout(pause);
+    pause = undefined;
+    after();
+  };
   const step = (by) => {
     const number = numberIn(field.value);
-    if (!Number.isNaN(number)) set(stepped(number, by));
+    if (Number.isNaN(number)) return;
+    set(stepped(number, by));
+    clearTimeout(pause);
+    pause = setTimeout(end, PAUSE);
   };
   field.addEventListener("input", () => {
     isMarked = false;
@@ -73,6 +84,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     isMarked = true;
   });
   field.addEventListener("blur", () => {
+    end();
     delete field.dataset.captureWheel;
     const text = field.value;
     if (read() === undefined) {
@@ -95,15 +107,12 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     event.preventDefault();
     step(by);
     field.select(); // so that what is typed next replaces it, as before
-    after();
   });
   field.addEventListener("wheel", (event) => {
     if (document.activeElement !== field) return;
     event.preventDefault();
     const by = turned(event);
-    if (!by) return;
-    step(by);
-    after();
+    if (by) step(by);
   });
   field.addEventListener("pointerdown", (event) => event.button === 0 && drag(event));
   /** Let the number follow the pointer to the side, until it is let go; a click that does not move is to write. */
@@ -119,7 +128,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
       steps = moved;
       set(stepped(start, steps));
     };
-    const end = ({ type }) => {
+    const release = ({ type }) => {
       stop.abort();
       if (steps) after();
       else if (type === "pointerup") field.focus();
@@ -127,7 +136,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     };
     const stop = new AbortController();
     field.addEventListener("pointermove", follow, { signal: stop.signal });
-    for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, end, { signal: stop.signal });
+    for (const type of ["pointerup", "pointercancel"]) field.addEventListener(type, release, { signal: stop.signal });
   };
   field.show = (number) => {
     field.value = number;

@@ -918,6 +918,30 @@ def test_undo_on_the_canvas_goes_back_edit_by_edit(rows):
         assert text_of(rows) == expected
 
 
+def test_steps_in_a_row_by_wheel_or_key_are_one_step_of_undo(rows):
+    steps = f"{TRACKER}.undoQueue.length"
+    strength = at(rows, 0, "number").first
+    strength.click()
+    for event in (
+        "WheelEvent('wheel', { deltaY: -120 })",
+        "KeyboardEvent('keydown', { key: 'ArrowDown' })",
+    ):
+        before = rows.page.evaluate(steps)
+        # at once, however busy the machine is
+        strength.evaluate(
+            f"field => {{ for (let i = 0; i < 3; i++) field.dispatchEvent(new {event}); }}"
+        )
+        rows.page.wait_for_function(f"before => {steps} > before", arg=before)
+        rows.settle()
+        assert rows.page.evaluate(steps) == before + 1
+    assert text_of(rows) == TEXT
+    rows.page.mouse.click(1100, 650)
+    rows.press_undo()
+    assert "<lora:first:0.95> subject" in text_of(rows)
+    rows.press_undo()
+    assert text_of(rows) == TEXT
+
+
 def test_undo_in_a_field_goes_back_in_it_alone(rows):
     at(rows, 0, "opener").click()
     prompts = at(rows, 0, "prompts")
