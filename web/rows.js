@@ -102,22 +102,22 @@ addEventListener("pointerdown", ({ target }) => (pressed = target.closest?.(".it
 let asked; // what had the focus at a shortcut, which may be Undo, until the next key: the node's id, the row's place, and its part
 addEventListener("keydown", () => (asked = undefined), true);
 
-const opened = new WeakMap(); // workflow -> node's id -> names of the rows that the user has opened
+const views = new WeakMap(); // workflow -> node's id -> how its rows are shown
 
 const shownWorkflow = () => app.extensionManager?.workflow?.activeWorkflow;
 
-/** Remember which rows of a node are open: Undo makes every node anew. */
-function remember(node, names) {
+/** Remember how the rows of a node are shown: Undo makes every node anew. */
+function remember(node, shown) {
   const workflow = shownWorkflow();
   if (!workflow) return;
-  if (!opened.has(workflow)) opened.set(workflow, new Map());
-  opened.get(workflow).set(node.id, names);
+  if (!views.has(workflow)) views.set(workflow, new Map());
+  views.get(workflow).set(node.id, shown);
 }
 
 const isRestored = () => !!shownWorkflow()?.changeTracker?._restoringState;
 
-/** Return the rows that were open on a node that Undo makes anew; undefined: it is another one. */
-const restored = (node) => (isRestored() ? opened.get(shownWorkflow())?.get(node.id) : undefined);
+/** Return how the rows were shown on a node that Undo makes anew; undefined: it is another one. */
+const restored = (node) => (isRestored() ? views.get(shownWorkflow())?.get(node.id) : undefined);
 
 class Rows {
   constructor(node, text, element, say, more) {
@@ -135,7 +135,9 @@ class Rows {
   read(anew = false) {
     const value = String(this.text.value ?? "");
     if (!anew && value === this.written) return;
-    const open = new Set(restored(this.node) ?? this.openNames());
+    const { openNames, asText } = restored(this.node) ?? this.shown();
+    const open = new Set(openNames);
+    this.asText = asText;
     this.written = value;
     this.entries = readRows(value).map((entry) => (open.has(entry.row?.name) ? { ...entry, isOpen: true } : entry));
     this.draw();
@@ -201,8 +203,9 @@ class Rows {
     this.finish();
   }
 
-  openNames() {
-    return this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name);
+  shown() {
+    const openNames = this.entries.filter(({ isOpen }) => isOpen).map(({ row }) => row.name);
+    return { openNames, asText: this.asText };
   }
 
   /** Return what the rows' files are called, without folders. */
@@ -212,7 +215,7 @@ class Rows {
 
   open(place, isOpen) {
     this.entries = this.entries.with(place, { ...this.entries[place], isOpen });
-    remember(this.node, this.openNames());
+    remember(this.node, this.shown());
     this.draw();
   }
 
@@ -463,6 +466,7 @@ class Rows {
     const line = html("div", "iteris-buttons");
     const other = button("iteris-other", this.say(this.asText ? "as_rows" : "as_text"), this.say("other_title"), () => {
       this.asText = !this.asText;
+      remember(this.node, this.shown());
       this.draw();
       const shown = this.element.querySelector(this.asText ? ".iteris-rows-text" : ".iteris-other");
       shown.setSelectionRange?.(0, 0);

@@ -959,6 +959,16 @@ def test_undo_in_a_field_goes_back_in_it_alone(rows):
     assert rows.page.evaluate(f"{TRACKER}.redoQueue.length") == 0
 
 
+def test_undo_leaves_the_rows_as_text(rows):
+    rows.page.locator(".iteris-other").click()
+    field = rows.page.locator(".iteris-rows-text")
+    field.fill(THIRD)
+    rows.page.mouse.click(1080, 720)  # two at one place are a double click
+    for word, written in (("undo", TEXT), ("redo", THIRD)):
+        rows.press_undo(word)
+        expect(field).to_have_value(written)
+
+
 def test_undo_by_keyboard_leaves_the_focus_in_its_row(rows):
     focused = """(() => {
         const { classList } = document.activeElement;
