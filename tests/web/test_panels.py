@@ -13,7 +13,7 @@ SECOND = 3
 SETTINGS = 4
 SAVE = 6
 DASH = "\N{EN DASH}"
-AMBER = "rgb(224, 161, 0)"
+GREY = "rgb(112, 112, 112)"
 
 
 def chain_of(frontend):
@@ -202,7 +202,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert frontend.errors == []
 
 
-def test_a_lora_of_which_pictures_disagree_is_uncertain_in_amber(frontend, picture, small):
+def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, picture, small):
     small(frontend, seed=22)
     frontend.show(MERGE, top=100)
     levels = ["good", "weak", "lost"]
@@ -213,10 +213,10 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_amber(frontend, pictu
     )
     assert first[:3] == ["first", "kept 53 %", "uncertain: look at Compare"]
     assert ink[1:] == ["kept 20 %", "lost"]
-    amber, red = frontend.page.locator(".iteris-kept").evaluate_all(
+    grey, red = frontend.page.locator(".iteris-kept").evaluate_all(
         "all => all.map(line => getComputedStyle(line).borderLeftColor)"
     )
-    assert (amber, red) == (AMBER, "rgb(217, 54, 54)")
+    assert (grey, red) == (GREY, "rgb(217, 54, 54)"), "it is no fault"
     picture(frontend, "verdict_uncertain")
 
     cut = """all => all.filter((part) => part.scrollWidth > part.clientWidth).map((part) => part.textContent)"""
@@ -249,7 +249,7 @@ def test_on_a_transformer_what_is_not_lost_is_uncertain_and_the_panel_says_why_o
     assert said[0][-3:] == ["kept 97 %", "(60 to 100)", "uncertain"]
     assert [line[-1] for line in said[1:]] == ["uncertain", "lost"]
     colours = rows.evaluate_all("all => all.map((each) => getComputedStyle(each).borderLeftColor)")
-    assert colours == [AMBER, AMBER, "rgb(217, 54, 54)"]
+    assert colours == [GREY, GREY, "rgb(217, 54, 54)"]
     why = "On models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at Compare."
     assert frontend.page.locator(".iteris-verdict").inner_text().count(why) == 1
     picture(frontend, "verdict_on_a_transformer")
@@ -274,7 +274,7 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     badges = frontend.page.locator(".iteris-verdict .iteris-badge").evaluate_all(
         "all => all.map((each) => [each.textContent, getComputedStyle(each).backgroundColor])"
     )
-    assert [badges[0], badges[-1]] == [["not judged", AMBER], ["uncertain", AMBER]]
+    assert [badges[0], badges[-1]] == [["not judged", GREY], ["uncertain", GREY]]
     against = "Pictures of other things change 71 % less than stacked."
     assert frontend.page.locator(".iteris-against").inner_text() == against
     stack = "If the stack shows it better, use the stack."
