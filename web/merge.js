@@ -68,10 +68,14 @@ export const compareOf = (node) => comparesOf(node)[0];
 /** Return whether something takes the merged LoRA that may save it. */
 export const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
 
-/** Return whether the first row of a Compare shows all LoRAs in one picture: where it makes its own prompts. */
-export function isFirstRow(node) {
-  const hasOwn = (compare) => compare.mode === LiteGraph.ALWAYS && saidBy(compare, "prompt")?.trim() === "";
-  return comparesOf(node).some(hasOwn);
+/**
+ * Return by which prompts its Compares draw: "own", each LoRA's, and all of them in one picture in the first row;
+ * "given", what is written there alone; undefined: nobody knows, or they do not run.
+ */
+export function promptsOf(node) {
+  const running = comparesOf(node).filter(({ mode }) => mode === LiteGraph.ALWAYS);
+  const prompts = running.map((compare) => saidBy(compare, "prompt")?.trim());
+  return prompts.includes("") ? "own" : prompts.some(Boolean) ? "given" : undefined;
 }
 
 /** Return whether a merge can have a Compare. */

@@ -4,7 +4,7 @@ import { addElement, isShown, showElement } from "./elements.js";
 import { also, saidBy, widgetOf } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
 import { isGone } from "./loras.js";
-import { canCompare, compareOf, isFirstRow, isKept, loadNow, saveNow, seeNow, switchOn } from "./merge.js";
+import { canCompare, compareOf, isKept, loadNow, promptsOf, saveNow, seeNow, switchOn } from "./merge.js";
 import { draw, drawOn } from "./panel.js";
 import { backToCanvas } from "./parts.js";
 import { hasSampled } from "./progress.js";
@@ -91,7 +91,7 @@ class MergePanel {
   subjects = 0; // of them
   isSet = false; // the switch "together", by what made the node
   wasLinked = ""; // what `linked` told last
-  wasFirstRow = false; // and `isFirstRow`
+  prompts; // and `promptsOf`
   shown; // what the run has told that was shown last
   isOpen; // the details, once somebody has opened or closed them
 
@@ -180,12 +180,11 @@ class MergePanel {
     const focused = document.activeElement;
     const place = stops().indexOf(focused);
     this.wasLinked = this.linked();
-    this.wasFirstRow = isFirstRow(node);
+    this.prompts = promptsOf(node);
     draw(element, this.report, say, {
       earlier,
       ...this.ended,
       isApart: this.isApart(),
-      isFirstRow: this.wasFirstRow,
       isGone: this.isFileGone,
       isOpen: this.isOpen,
       isPreview: this.preset.value === PREVIEW,
@@ -193,6 +192,7 @@ class MergePanel {
       isTogether: this.isTogether(),
       isAlone: this.isAlone(),
       live,
+      prompts: this.prompts,
       load: this.loaderOf(this.report?.file),
       save: isKept(node) || earlier ? undefined : () => saveNow(node),
       see: compareOf(node) || (!earlier && canCompare(node)) ? () => seeNow(node, say) : undefined,
@@ -271,7 +271,7 @@ class MergePanel {
     const wasChanged = this.isChanged;
     this.isChanged = !!this.madeAs && this.madeAs !== now;
     if (isOver) this.forgetEnd();
-    const isOther = isFirstRow(this.node) !== this.wasFirstRow || this.linked() !== this.wasLinked;
+    const isOther = promptsOf(this.node) !== this.prompts || this.linked() !== this.wasLinked;
     if (isOver || this.isChanged !== wasChanged || isOther) this.layers ? this.showLive(true) : this.show();
     return this.isChanged && !this.layers;
   }

@@ -49,7 +49,6 @@ const soon = (isAlone, isPreview, say) =>
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {string} [how.stopped] what is said of the last run, if this node was stopped in it
- * @param {boolean} [how.isFirstRow] whether the first row of a Compare shows all LoRAs in one picture
  * @param {boolean} [how.isAlone] whether the next run makes of one LoRA the same one
  * @param {boolean} [how.isApart] whether the next run does not measure subjects together, of which there are several
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
@@ -58,6 +57,7 @@ const soon = (isAlone, isPreview, say) =>
  * @param {boolean} [how.isSet] whether that was switched on for the user
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
+ * @param {"own"|"given"} [how.prompts] by which its Compare draws, see `promptsOf`
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {() => void} [how.see] shows the pictures of its Compare, or adds one
@@ -137,7 +137,7 @@ function noteOf(note, tasks) {
 }
 
 function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, how) {
-  const { isFirstRow, isTogether, switchOn } = how;
+  const { prompts, isTogether, switchOn } = how;
   const found = html("div", "iteris-verdict");
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
@@ -148,12 +148,14 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   if (unjudged) {
     const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(ownName).join(", "));
     const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
-    line.append(html("div", "iteris-advice", say(isFirstRow ? "look_first" : "look_drawn")));
+    line.append(html("div", "iteris-advice", say(prompts === "own" ? "look_first" : "look_drawn")));
     found.append(line);
   }
   found.append(...lines);
   const areTold = loras.every(({ isTold }) => isTold);
   if (loras.length) found.append(html("div", "iteris-advice", say(areTold ? "hint" : "not_told")));
+  const isGood = (lora) => lora.level === "good" && lora.isTold && !isUncertain(lora);
+  if (prompts === "given" && !loras.every(isGood)) found.append(html("div", "iteris-advice", say("look_given")));
   if (together) {
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
     line.title = say("together_title");

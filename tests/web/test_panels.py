@@ -202,6 +202,20 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     assert frontend.errors == []
 
 
+def add_compare(frontend):
+    """Return the number of a Compare of the merge."""
+    return frontend.page.evaluate(
+        """(merge) => {
+            const node = LiteGraph.createNode('IterISCompare');
+            node.pos = [3000, 0];
+            app.graph.add(node);
+            app.graph.getNodeById(merge).connect(3, node, 'merged');
+            return node.id;
+        }""",
+        MERGE,
+    )
+
+
 def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, picture, small):
     small(frontend, seed=22)
     frontend.show(MERGE, top=100)
@@ -229,6 +243,25 @@ def test_a_lora_of_which_pictures_disagree_is_uncertain_in_grey(frontend, pictur
         )
         frontend.show(MERGE, top=100)
         assert names.evaluate_all(cut) == [], "the badge leaves each name its room"
+
+
+def test_a_compare_with_a_prompt_of_its_own_has_the_row_to_look_at(frontend, picture, small):
+    small(frontend, seed=65)
+    frontend.show(MERGE, top=100)
+    weak = report_with_verdict(kept("first", 0.53, "weak", "priority"), kept("ink", 0.9, "good"))
+    frontend.executed(MERGE, weak)
+    verdict = frontend.page.locator(".iteris-verdict")
+    where = "Look at the row of Compare's prompt; empty “prompt” there to see each LoRA by its own."
+    compare = add_compare(frontend)
+    for prompt, count in (("", 0), ("a dog", 1)):
+        frontend.set_widgets(compare, prompt=prompt)
+        frontend.keep()
+        expect(verdict.get_by_text(where)).to_have_count(count)
+    picture(frontend, "look_given")
+    frontend.executed(MERGE, report_with_verdict(kept("first", 0.9, "good")))
+    expect(verdict.get_by_text("kept 90 %")).to_have_count(1)
+    expect(verdict.get_by_text(where)).to_have_count(0)
+    assert frontend.errors == []
 
 
 def test_on_a_transformer_what_is_not_lost_is_uncertain_and_the_panel_says_why_once(
@@ -282,16 +315,7 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     expect(line).to_contain_text(
         f"by a prompt that names both; an empty one draws it, too. {stack}"
     )
-    compare = frontend.page.evaluate(
-        """(merge) => {
-            const node = LiteGraph.createNode('IterISCompare');
-            node.pos = [3000, 0];
-            app.graph.add(node);
-            app.graph.getNodeById(merge).connect(3, node, 'merged');
-            return node.id;
-        }""",
-        MERGE,
-    )
+    compare = add_compare(frontend)
     for prompt, said in (
         ("", f"the first row of Compare. {stack}"),
         ("a dog", "by a prompt that names both"),

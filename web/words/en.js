@@ -22,6 +22,7 @@ export default {
   look_first: "Look for it in the first row of Compare. If the stack shows it better, use the stack.",
   look_drawn:
     "Look for it in Compare, by a prompt that names both; an empty one draws it, too. If the stack shows it better, use the stack.",
+  look_given: "Look at the row of Compare's prompt; empty “prompt” there to see each LoRA by its own.",
   together: "Two of them together in one picture",
   both_together: "Both together in one picture",
   together_title: "From the error in each LoRA's half of pictures of two, on prompts that the merge has not seen.",
@@ -33,7 +34,7 @@ export default {
   to_method: "Merge with iteris instead of {name}.",
   to_rank: "Allow a higher rank, or a larger file.",
   to_fewer: "Merge fewer LoRAs at once.",
-  to_priority: "Look at its pictures in Compare. If it does not show there, raise its priority in its row.",
+  to_priority: "Look for it in Compare. If it does not show there, raise its priority in its row.",
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "To get two subjects into one picture, set “together” to on.",
