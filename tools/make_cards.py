@@ -127,8 +127,9 @@ IN_PARTS = (
     *(replace(plate, width=112) for plate in TWO),
     Plate("in parts", words=("model", "CLIP", "VAE"), width=112),
 )
-ONE = Plate("one LoRA", ("merged 1",))
-TOGETHER = Plate("together", ("merged 1", "merged 2"), width=276)
+EACH = ("merged, a sks robot", "merged, a zwx owl")
+ONE = Plate("one LoRA", EACH, width=276)
+TOGETHER = Plate("both in one picture", ("merged 1", "merged 2"), width=276)
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
@@ -137,7 +138,7 @@ CARDS = {
     ),
     "two_subjects_in_one_picture": Card(TWO, (TOGETHER,)),
     "flux_and_other_models_in_parts": Card(
-        IN_PARTS, (Plate("one LoRA for Flux, Qwen-Image …", ("merged 1",)),)
+        IN_PARTS, (replace(ONE, label="one LoRA for Flux, Qwen-Image …"),)
     ),
     "make_a_lora_smaller": Card(
         (Plate("a large file", ("robot",)),),
