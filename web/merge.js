@@ -87,14 +87,21 @@ export const saveNow = (node) => asOneStep(() => runAlone(addSave(node, create, 
 /** Let a merge measure its subjects together. */
 export const switchOn = (node) => asOneChange(app.canvas, () => set(node, "together", true));
 
-/** Show a merge's Compare, or add one, and run it and what saves its picture. */
-export async function seeNow(node, say) {
+/**
+ * Show a merge's Compare, and run it where it has no pictures of the merge's result; or add one, and run it and what saves
+ * its picture.
+ *
+ * @param {object} [result] the merge's report; undefined: a run would make another one
+ */
+export async function seeNow(node, say, result) {
   const known = compareOf(node) ? undefined : await knownOf(node);
   if (!node.graph) return;
   const compare = compareOf(node); // or it was pressed twice
   if (compare) {
     showCompare(compare, app.canvas);
-    if (await isAwaited(compare)) tell(say("drawing"), say("drawing_rest"));
+    if (await isAwaited(compare)) return void tell(say("drawing"), say("drawing_rest"));
+    const isDrawn = compare.iterisPicturesAt?.() === result?.made?.at;
+    if (result && !isDrawn && compare.mode === LiteGraph.ALWAYS) asOneStep(() => runAlone(compare));
   } else if (canCompare(node))
     asOneStep(() => {
       const added = addCompare(node, create, app.canvas, known);

@@ -195,7 +195,10 @@ class MergePanel {
       prompts: this.prompts,
       load: this.loaderOf(this.report?.file),
       save: isKept(node) || earlier ? undefined : () => saveNow(node),
-      see: compareOf(node) || (!earlier && canCompare(node)) ? () => seeNow(node, say) : undefined,
+      see:
+        compareOf(node) || (!earlier && canCompare(node))
+          ? () => seeNow(node, say, earlier ? undefined : this.report)
+          : undefined,
       switchOn: this.canSwitchOn() ? () => switchOn(node) : undefined,
       toggled: (isOpen) => {
         this.isOpen = isOpen;

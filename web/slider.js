@@ -85,6 +85,7 @@ function videoButton(say, over, under) {
 export function addSlider(node, say, above) {
   const slider = new Slider(node, say, above);
   node.iterisPictures = () => (isShown(slider.element) ? slider.element : undefined);
+  node.iterisPicturesAt = () => (isShown(slider.element) ? slider.shown.iteris_made?.[0]?.at : NaN); // of which merge
   node.showIterisTiles = (output) => slider.showTiles(output);
   node.iterisRoom = () => roomOf(slider.element, 0);
   savesWithout(node, node.iterisRoom);

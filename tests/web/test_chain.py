@@ -332,11 +332,18 @@ def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, ser
     frontend.executed(compare, {"text": ["a"], "iteris_tiles": rows})
     before = kinds(frontend)
     assert not frontend.page.evaluate(PICTURES_SEEN)
+    frontend.page.on("request", lambda request: sent.append(request.url.split("/")[-1]))
+    sent = []
     see(frontend)
     frontend.page.wait_for_function(PICTURES_SEEN)
     picture(frontend, "seen_in_pictures")
     assert frontend.page.evaluate("app.canvas.ds.scale") <= 1, "no larger than they are"
     assert kinds(frontend) == before
+    assert "prompt" not in sent
+    made = {"preset": "Fast", "strengths": [1, 1], "settings": {}, "at": 2}
+    frontend.executed(merge, REPORTED | {"iteris_made": [made]}, run="a")
+    frontend.show(merge, left=300, top=150, scale=1)
+    assert run_alone(seen_queued(frontend)) == "IterISCompare", "these are of another merge"
     assert frontend.errors == []
 
 
@@ -351,12 +358,13 @@ def test_a_report_leads_to_its_compare_in_another_graph(in_renderer, picture, in
     outer = frontend.into_subgraph(moved, show=is_merge)
     merge = f"{outer}:{moved}" if is_merge else frontend.page.evaluate(f"({ONE})('IterISMerge').id")
     frontend.executed(merge, REPORTED)
-    see(frontend)
+    queued = seen_queued(frontend)
     graph = "app.canvas.graph.nodes.map(({ comfyClass }) => comfyClass)"
     frontend.page.wait_for_function(f"{graph}.includes('IterISCompare')")
     frontend.settle(40)
     picture(frontend, f"seen_in_another_graph_{inside}")
     frontend.page.wait_for_function(COMPARE_SEEN)
+    assert run_alone(queued) == "IterISCompare", "it has no pictures yet"
     types = [node["class_type"] for node in frontend.prompt().values()]
     assert types.count("IterISCompare") == 1, "no other one is added"
     unsaved = frontend.page.locator(".iteris-file", has_text="Not saved as a file.")

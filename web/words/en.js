@@ -53,7 +53,8 @@ export default {
   base_less: "Pictures of other things change {percent} % less than stacked.",
   base_more: "Pictures of other things change {percent} % more than stacked.",
   see: "See it in pictures",
-  see_title: "Show the pictures of Compare; where there is none, add one, and run it",
+  see_title:
+    "Show the pictures of Compare; if it has none of this merge, run it; if there is no Compare, add one and run it",
   drawing: "The pictures are still to come",
   drawing_rest: "They appear in Compare.",
   unsaved: "Not saved as a file.",

@@ -50,7 +50,7 @@ export default {
   base_less: "无关图片的变化比叠加时少 {percent}%。",
   base_more: "无关图片的变化比叠加时多 {percent}%。",
   see: "看图片",
-  see_title: "显示“比较”的图片；没有“比较”时添加一个并运行",
+  see_title: "显示“比较”的图片；没有这次合并的图片时运行“比较”，没有“比较”时添加一个并运行",
   drawing: "图片尚未生成",
   drawing_rest: "图片会显示在“比较”中。",
   unsaved: "尚未保存为文件。",
