@@ -36,6 +36,7 @@ def start(tmp_path, monkeypatch):
         return posted[-1]
 
     started.posted = posted
+    started.module = module
     return started
 
 
@@ -53,6 +54,30 @@ def test_the_options_set_what_they_name_and_nothing_else(start):
     assert sent == expected
 
 
+def test_a_side_is_set_at_what_draws_and_not_where_a_link_gives_it(start):
+    drawing = {
+        "7": {"class_type": "EmptyLatentImage", "inputs": {"width": 1024, "height": 1024}},
+        "8": {"class_type": "IterISCompare", "inputs": {"prompt": ""}},
+        "9": {"class_type": "IterISCompare", "inputs": {"width": ["1", 0], "height": ["1", 1]}},
+    }
+    sent = start("--width", "512", "--height", "768", workflow=WORKFLOW | drawing)
+    expected = json.loads(json.dumps(WORKFLOW | drawing))
+    for number in "78":
+        expected[number]["inputs"] |= {"width": 512, "height": 768}
+    assert sent == expected
+
+
+def test_each_row_that_is_refused_has_a_line_of_its_own(start):
+    rows = [f"Row {n}: this file is for SDXL, {'long ' * 30}" for n in (1, 2)]
+    reason = {"message": "Custom validation failed", "details": "loras - " + "\n".join(rows)}
+    told = start.module.refusal(json.dumps({"node_errors": {"2": {"errors": [reason]}}}), WORKFLOW)
+    before = "ComfyUI refuses the workflow: node 2, Merge LoRAs: Custom validation failed: "
+    assert told.splitlines() == [
+        f"{before}loras - {rows[0].strip()}",
+        f"{before}{rows[1].strip()}",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["IterISLoad", "IterISMergeVideo"])
 def test_rows_are_another_nodes_too(start, kind):
     loader = {"class_type": kind, "inputs": {"loras": "<lora:old>"}}
@@ -66,6 +91,7 @@ def test_what_is_missing_is_named(start):
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
         (("--lora", "b"), without("2", **{"2": from_others}), "come from other nodes"),
         (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge or .* or IterISLoad"),
+        (("--width", "512"), WORKFLOW, "--width: no node"),
         ((), {"nodes": []}, "is not a workflow in the API's format"),
     ):
         with pytest.raises(SystemExit, match=told):

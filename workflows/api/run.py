@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 Nodes = dict[str, Any]  # a workflow: id -> class_type and inputs
-MOST_CHARACTERS = 300  # of a server's reason; it may be the list of all files
+SIDES = ("width", "height")  # of pictures
+AUTO = {"IterISCompare": 0}  # a side that a file need not have
+MOST_CHARACTERS = 400  # of a server's reason; it may be the list of all files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_loras(nodes, options.lora)
     if options.prompt is not None:
         set_prompt(nodes, options.prompt)
+    for side in SIDES:
+        if (pixels := getattr(options, side)) is not None:
+            set_side(nodes, side, pixels)
     run(nodes, options.server)
 
 
@@ -48,6 +53,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         'it, such as "<lora:sks_dog:0.8> subject | a photo of sks dog"; once for each LoRA',
     )
     parser.add_argument("--prompt", metavar="TEXT", help="prompt of the pictures")
+    for side in SIDES:
+        parser.add_argument(
+            f"--{side}", metavar="PIXELS", type=int, help=f"{side} of the pictures; SD1.5: 512"
+        )
     parser.add_argument(
         "--server", default="127.0.0.1:8188", help="where ComfyUI runs (default %(default)s)"
     )
@@ -107,6 +116,19 @@ def set_prompt(nodes: Nodes, prompt: str) -> None:
         node["inputs"]["text"] = prompt
 
 
+def set_side(nodes: Nodes, side: str, pixels: int) -> None:
+    """Replace a side of the pictures that a workflow draws; one that a link gives stays."""
+    found = [
+        node["inputs"]
+        for node in nodes.values()
+        if isinstance(node["inputs"].get(side, AUTO.get(node["class_type"])), int)
+    ]
+    if not found:
+        sys.exit(f"--{side}: no node of this workflow has it, so this workflow draws no picture")
+    for inputs in found:
+        inputs[side] = pixels
+
+
 def texts_before(nodes: Nodes, link: Any) -> Iterator[Nodes]:
     """Yield the nodes CLIPTextEncode from which a link comes, through nodes between them."""
     waiting = [link]
@@ -152,9 +174,10 @@ def refusal(answer: str, nodes: Nodes) -> str:
     try:
         told = json.loads(answer)
         lines = [
-            f"{titled(nodes, number)}: {reason['message']}: {reason['details']}"
+            f"{titled(nodes, number)}: {reason['message']}: {line}"
             for number, node in (told.get("node_errors") or {}).items()
             for reason in node["errors"]
+            for line in reason["details"].splitlines() or [""]
         ]
         lines = lines or [f"{told['error']['message']}: {told['error'].get('details') or ''}"]
     except (ValueError, TypeError, KeyError, AttributeError):
