@@ -213,7 +213,7 @@ function putMerge(merge, node) {
 function linkBefore(merge, node, create, cfg) {
   const atLeft = (type) => {
     const each = create(type);
-    putAtLeft(node.graph, each, merge.pos, node);
+    putAtLeft(node.graph, each, merge.pos, { but: node });
     return { outputNode: each, output: each.outputs[0] };
   };
   let more = originOf(node, "more_loras");
@@ -230,6 +230,14 @@ function linkBefore(merge, node, create, cfg) {
   const settings = atLeft("IterISSettings");
   link(settings, merge, "settings");
   set(settings.outputNode, "cfg", cfg);
+}
+
+/** Put Merge settings at the left of a merge, and return it. */
+export function addSettings(merge, create) {
+  const settings = create("IterISSettings");
+  putAtLeft(merge.graph, settings, merge.pos, { before: 3 * GAP });
+  link({ outputNode: settings, output: settings.outputs[0] }, merge, "settings");
+  return settings;
 }
 
 /** Put a Save near a new merge, and before it a Compare where a VAE is found; return them. */

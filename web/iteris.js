@@ -12,7 +12,7 @@ import { fitAnew, keepHeight } from "./heights.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
-import { mergeButton } from "./merge.js";
+import { mergeButton, settingsButton } from "./merge.js";
 import { addReport } from "./merge_panel.js";
 import { beginOpening, locale, rememberOpened } from "./page.js";
 import { html } from "./parts.js";
@@ -111,7 +111,7 @@ app.registerExtension({
     also(node, "onConfigure", () => isOpening || showMoved(node));
     node.seekIterisRun = () => seekRun(node);
     if (isMerge(node)) {
-      addRows(node, say);
+      addRows(node, say, [settingsButton(node, say)]);
       addSize(node);
       addReport(node, say);
       addTimes(node, say);

@@ -2,12 +2,12 @@
 // becomes a loader of its file.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, comparedBy, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, addSettings, comparedBy, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
-import { takers } from "./links.js";
+import { originOf, takers } from "./links.js";
 import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
 import { button, tell } from "./parts.js";
-import { showCompare } from "./places.js";
+import { bringIntoSight, showCompare } from "./places.js";
 import { reached } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { isAwaited } from "./results.js";
@@ -47,6 +47,17 @@ export function mergeButton(node, say) {
     made[0].sayIterisTogether();
     if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
     if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
+  });
+}
+
+/** Return the button that goes to what sets a merge, and adds Merge settings where nothing does. */
+export function settingsButton(node, say) {
+  return button("iteris-settings", say("settings"), say("settings_title"), (event) => {
+    event.stopPropagation();
+    let settings = originOf(node, "settings")?.outputNode;
+    if (!settings) asOneChange(app.canvas, () => (settings = addSettings(node, create)));
+    if (settings.graph !== app.canvas.graph) app.canvas.setGraph(settings.graph);
+    bringIntoSight([settings], app.canvas);
   });
 }
 

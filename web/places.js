@@ -130,17 +130,20 @@ export function isFreeDownTo(end, group, start, { nodes, groups = [] }, but) {
 }
 
 /**
- * Put a new node at the left of a place, below what stands there: where it has room, in the group that the place is in,
- * which grows with it.
+ * Put a new node at the left of a place, below what stands there: where it has room, in the group that is there, which
+ * grows with it.
  *
  * @param {object} graph
  * @param {object} node
  * @param {number[]} place
- * @param {object} but a node that is about to go
+ * @param {object} [how]
+ * @param {object} [how.but] a node that is about to go
+ * @param {number} [how.before] how far at the left of the place the group is, where the place is in the next one
  */
-export function putAtLeft(graph, node, [edge, top], but) {
+export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   const [width] = node.size;
-  const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [edge, top, edge, top]));
+  const at = edge - before;
+  const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [at, top, at, top]));
   const [group] = around.toSorted(({ size: [w, h] }, { size: [v, i] }) => w * h - v * i); // the innermost
   const begin = group && group.pos[0] + PADDING;
   const isInside = group && begin + width + LANE <= edge;

@@ -1100,3 +1100,24 @@ def test_what_else_is_needed_or_pinned_stays_when_a_merge_goes(frontend):
     assert "IterISMerge" not in types
     assert frontend.page.evaluate(f"({ONE})('IterISLoad').pinned"), "as the merge was"
     assert frontend.errors == []
+
+
+@pytest.mark.parametrize("template", [1, 4])
+def test_settings_of_a_merge_are_a_click_away(in_renderer, picture, template):
+    frontend = in_renderer
+    frontend.load_template(template)
+    page = frontend.page
+    then = how_laid_out(frontend)
+    page.locator(".iteris-settings").click()
+    wait_until_seen(frontend, "IterISSettings")
+    frontend.still("JSON.stringify([app.graph.serialize(), app.canvas.ds.state])")
+    picture(frontend, f"settings_{template}")
+    hidden, *others = new_in(frontend, then)
+    assert others == [set()] * 2
+    assert template == 4 or not hidden  # a long link touches the edge of a node
+    added = page.evaluate("app.graph.serialize()")
+    page.locator(".iteris-settings").press("Enter")
+    frontend.settle()
+    assert page.evaluate("app.graph.serialize()") == added, "it is there already"
+    frontend.undo()
+    assert "IterISSettings" not in page.evaluate("app.graph.nodes.map(({ type }) => type)")

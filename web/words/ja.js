@@ -132,6 +132,8 @@ export default {
   as_text: "テキスト",
   as_rows: "行表示",
   other_title: "同じ LoRA を、コピーできるテキストまたは行で表示します",
+  settings: "設定",
+  settings_title: "測定とマージの方法（turbo モデルの cfg など）：「マージの設定」へ移動します。なければ追加します",
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、行と接続はそのままで「LoRA をマージ」に変えます",
   no_compare: "このマージに「比較」はありません",

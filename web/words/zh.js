@@ -122,6 +122,8 @@ export default {
   as_text: "文本",
   as_rows: "列表",
   other_title: "把同样的 LoRA 显示为可复制的文本，或显示为列表",
+  settings: "设置",
+  settings_title: "如何测量与合并（例如 turbo 模型的 cfg）：转到“合并设置”，没有则添加",
   merge_these: "合并这些",
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
   no_compare: "此合并没有“比较”",
