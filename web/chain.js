@@ -2,7 +2,7 @@
 // becomes a merge, what saves it, and a merge that becomes a loader of its file.
 
 import { loadBeside } from "./drawing.js";
-import { asOneChange, isOurs, nodesOf, saidBy, seedBy, set, sourceOf } from "./graph.js";
+import { asOneChange, isOurs, nodesOf, saidBy, seedBy, set, showInstead, sourceOf } from "./graph.js";
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import {
   CARRIED,
@@ -303,6 +303,7 @@ export function turnInto(node, create, canvas, title, { guidance, loras, subject
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
     shown.push(merge, ...putBehind(merge, below, create, title, drawn, isOwn ? cfg : guidance));
+    showInstead(merge, node);
     graph.remove(node);
   });
   bringIntoSight(shown, canvas);
@@ -334,6 +335,12 @@ export function turnBack(merge, text, create, canvas, known) {
     graph.add(loader);
     set(loader, "loras", text);
     for (const name of ["model", "clip"]) link(originOf(merge, name), loader, name);
+    const origin = originOf(merge, "loras");
+    const { node: around, widget } = sourceOf(graph, origin?.link.id);
+    if (around && widget) {
+      link(origin, loader, "loras");
+      set(around, widget, text);
+    }
     if (merge.pinned) loader.pin(true);
     for (const node of [merge, ...hanging]) takeOutputs(loader, node);
     const isNeeded = ({ outputs }) => takers(graph, outputs).some((taker) => !hanging.has(taker));
@@ -346,6 +353,7 @@ export function turnBack(merge, text, create, canvas, known) {
     const isItsOwn = settings?.comfyClass === "IterISSettings" && !settings.pinned;
     const isForIt = isItsOwn && takers(graph, settings.outputs).every((taker) => taker === merge);
     const leaving = [...hanging, merge, ...(isForIt ? [settings] : [])];
+    showInstead(loader, merge, leaving);
     for (const group of emptiedBy(leaving, graph)) graph.remove(group);
     for (const node of leaving) {
       node.inputs.forEach((_, i) => node.disconnectInput(i)); // and the points of its links go, too

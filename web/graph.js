@@ -19,9 +19,11 @@ export function nodeAt(graph, id) {
   return inner?.getNodeById(own) ?? undefined;
 }
 
+const nodesAround = (graph) => [...nodesOf(graph.rootGraph)].filter(({ subgraph }) => subgraph === graph);
+
 /** Return the node whose inside a graph is; undefined: there is none, or several have the same. */
 export function nodeAround(graph) {
-  const [outer, another] = [...nodesOf(graph.rootGraph)].filter(({ subgraph }) => subgraph === graph);
+  const [outer, another] = nodesAround(graph);
   return another ? undefined : outer;
 }
 
@@ -31,6 +33,39 @@ export function* nodesOf(graph) {
     yield node;
     if (node.subgraph) yield* nodesOf(node.subgraph);
   }
+}
+
+/**
+ * Show other widgets where the nodes around a graph show what is in it, as older frontends have it: as pairs of an inner
+ * node's id and a widget's name, in `properties.proxyWidgets`.
+ *
+ * @param {object} graph
+ * @param {(pair: string[]) => string[]|undefined} other what to show instead; the same pair: that stays
+ */
+function showOthers(graph, other) {
+  for (const around of nodesAround(graph)) {
+    const before = around.properties?.proxyWidgets ?? [];
+    const after = before.map(other);
+    if (after.every((pair, i) => pair === before[i])) continue;
+    around.properties.proxyWidgets = after.filter(Boolean);
+    const names = new Map(before.map((pair, i) => [pair.join(": "), after[i]?.join(": ")])); // as those around it call them
+    showOthers(around.graph, (pair) => {
+      const [id, name] = pair;
+      const now = id === String(around.id) && names.has(name) ? names.get(name) : name;
+      return now === name ? pair : now && [id, now];
+    });
+  }
+}
+
+/** Let subgraphs that show widgets of a node show those of what takes its place, and none of what else leaves. */
+export function showInstead(taker, taken, leaving = [taken]) {
+  const gone = new Set(leaving.map(({ id }) => String(id)));
+  showOthers(taker.graph, (pair) => {
+    const [id, name] = pair;
+    if (!gone.has(id)) return pair;
+    const isKept = id === String(taken.id) && taker.widgets.some((widget) => widget.name === name);
+    return isKept ? [String(taker.id), name] : undefined;
+  });
 }
 
 /** Set a widget as a user does, of a node in the graph: before, newer frontends may put back what its id had. */

@@ -46,7 +46,8 @@ export function mergeButton(node, say) {
     const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
     made[0].sayIterisTogether();
     if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
-    if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
+    if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
+    else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   });
 }
 

@@ -197,9 +197,10 @@ export function makeRoom(graph, taker, height, taken) {
 
 /**
  * Move the page by as much as it takes to see new nodes, and make it smaller if they need that; where it could not be
- * read any more, as many of the first ones as have room.
+ * read any more, as many of the first ones as have room. In a subgraph that is closed there is nothing to see.
  */
 export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
+  if (nodes[0].graph !== canvas.graph) return;
   if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
   const { ds } = canvas;
   const page = canvas.canvas.getBoundingClientRect();

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { nodeAt, nodesOf, saidBy, seedBy, sourceOf, widgetOf } from "../../web/graph.js";
+import { nodeAt, nodesOf, saidBy, seedBy, showInstead, sourceOf, widgetOf } from "../../web/graph.js";
 import { paintOf } from "../../web/paint.js";
 
 const graph = (nodes, subgraphs = []) => ({
@@ -102,6 +102,31 @@ test("a value comes into a subgraph, and out of one", () => {
   const inside = node("", {}, { 0: { outputNode: node("PrimitiveInt", { value: 3 }) } }).graph;
   const holder = { type: "b-b", subgraph: Object.assign(inside, { outputs: [{ linkIds: ["0"] }] }) };
   assert.equal(saidBy(node("KSampler", { seed: 1 }, { seed: { outputNode: holder } }), "seed"), 3);
+});
+
+test("what subgraphs around one another show of a node, they show of what takes its place", () => {
+  const merge = { id: 9, widgets: [{ name: "rows" }] };
+  const [loader, save] = [{ id: 2 }, { id: 3 }];
+  const [inner, middle] = [{ nodes: [merge, loader, save] }, { nodes: [] }];
+  const shown = (...proxyWidgets) => ({ properties: { proxyWidgets } });
+  const around = { id: 5, graph: middle, subgraph: inner, ...shown(["2", "rows"], ["3", "name"], ["4", "x"]) };
+  middle.nodes.push(around);
+  const outer = { nodes: [] };
+  const outermost = {
+    ...{ id: 7, graph: outer, subgraph: middle },
+    ...shown(["5", "2: rows"], ["5", "3: name"], ["5", "4: x"], ["-1", "seed"]),
+  };
+  outer.nodes.push(outermost);
+  for (const each of [inner, middle, outer]) each.rootGraph = outer;
+  merge.graph = inner;
+  showInstead(merge, loader, [loader, save]);
+  const rest = [["4", "x"]];
+  assert.deepEqual(around.properties.proxyWidgets, [["9", "rows"], ...rest]);
+  const further = [
+    ["5", "4: x"],
+    ["-1", "seed"],
+  ];
+  assert.deepEqual(outermost.properties.proxyWidgets, [["5", "9: rows"], ...further]);
 });
 
 test("eighteen tasks look different", () => {

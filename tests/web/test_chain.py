@@ -426,6 +426,109 @@ def test_where_there_is_no_vae_a_merge_says_that_it_has_no_compare(in_renderer, 
     assert frontend.errors == []
 
 
+# what runs with the rows, and the rows that a subgraph's node shows
+ROWS_OF = """async id => {
+    const { subgraph, widgets } = app.graph.getNodeById(id);
+    const prompt = (await app.graphToPrompt()).output;
+    const { class_type, inputs } = Object.values(prompt).find(({ class_type }) => /Merge$|Load$/.test(class_type));
+    const inside = ({ nodeId }) => subgraph.getNodeById(nodeId)?.widgets.find(({ name }) => name === "loras");
+    return [class_type, inputs.loras, widgets.map((each) => (each._overlay ? inside(each._overlay) : each)?.value)];
+}"""
+# the merge in a subgraph, what saves it, and the content of a file
+INSIDE = """async id => {
+    const { nodes } = app.graph.getNodeById(id).subgraph;
+    const { hash } = await (await fetch("/iteris/lora?name=first.safetensors")).json();
+    return [...["Merge", "Save"].map((kind) => nodes.find(({ type }) => type === `IterIS${kind}`).id), hash];
+}"""
+
+
+def load_inside(frontend, outer):
+    """Let a merge in a subgraph be saved, press what loads its file, and go out again."""
+    merge, save, found = frontend.page.evaluate(INSIDE, outer)
+    file = {
+        "merge": f"{outer}:{merge}",
+        "name": "first.safetensors",
+        "listed_as": "first.safetensors",
+    }
+    file |= {"mb": 3, "ranks": [8, 8], "words": ["sks"], "hash": found}
+    frontend.executed(f"{outer}:{merge}", REPORTED)
+    frontend.executed(f"{outer}:{save}", {"text": ["read back"], "iteris_saved": [file]})
+    frontend.page.evaluate(
+        """([id, merge]) => {
+            const { subgraph } = app.graph.getNodeById(id);
+            app.canvas.setGraph(subgraph);
+            app.canvas.centerOnNode(subgraph.getNodeById(merge));
+        }""",
+        [outer, merge],
+    )
+    frontend.settle(40)
+    frontend.page.locator(".iteris-report .iteris-load").press("Enter")
+    frontend.page.wait_for_function(
+        "app.canvas.graph.nodes.some(({ type }) => type === 'IterISLoad')"
+    )
+    frontend.page.evaluate("app.canvas.setGraph(app.graph)")
+    frontend.settle(40)
+
+
+def test_rows_that_a_subgraph_shows_are_those_of_what_is_in_it(in_renderer, picture):
+    """When a loader becomes a merge there, and when the merge becomes a loader."""
+    frontend = in_renderer
+    load_plain(frontend)
+    outer = frontend.into_subgraph(LOADER)
+    pairs = "([id, inner]) => { app.graph.getNodeById(id).properties.proxyWidgets = [[inner, 'iteris_rows']]; }"
+    frontend.page.evaluate(pairs, [outer, LOADER])
+    if not frontend.page.evaluate("id => app.graph.getNodeById(id).widgets.length", outer):
+        pytest.skip("newer frontends show nothing but inputs")
+    frontend.show(outer, left=300, top=150)
+    frontend.settle(40)
+    frontend.keep()
+
+    def rows():
+        return frontend.page.evaluate(ROWS_OF, outer)
+
+    first, merged = [[kind, ROWS, [ROWS]] for kind in ("IterISLoad", "IterISMerge")]
+    assert rows() == first
+    offset = frontend.page.evaluate("[...app.canvas.ds.offset]")
+    frontend.page.locator(".iteris-merge-these").press("Enter")
+    frontend.page.get_by_text("Run now merges").wait_for()
+    frontend.settle(40)
+    picture(frontend, "subgraph_of_merge")
+    assert frontend.page.evaluate("[...app.canvas.ds.offset]") == offset
+    assert rows() == merged
+    frontend.undo()
+    assert rows() == first, "in one step"
+    frontend.undo("redo")
+    assert rows() == merged
+    frontend.page.locator(".iteris-toggle").locator("visible=true").first.click()
+    off = f"# {ROWS}"
+    assert rows() == ["IterISMerge", off, [off]]
+    load_inside(frontend, outer)
+    picture(frontend, "subgraph_of_its_file")
+    assert rows() == ["IterISLoad", "<lora:first:1>", ["<lora:first:1>"]]
+    assert frontend.errors == []
+
+
+def test_a_text_that_a_subgraph_shows_is_that_of_a_merges_file(frontend):
+    load_plain(frontend)
+    outer = frontend.into_subgraph(LOADER, show=True)
+    frontend.page.locator(".iteris-merge-these").press("Enter")
+    frontend.page.get_by_text("It needs exactly one VAE").wait_for()
+    frontend.page.evaluate(
+        """([id, merge]) => {
+            const { subgraph } = app.graph.getNodeById(id);
+            const node = subgraph.getNodeById(merge);
+            const slot = node.inputs.find(({ widget }) => widget?.name === "loras");
+            subgraph.addInput("loras", slot.type).connect(slot, node);
+        }""",
+        [outer, frontend.page.evaluate(INSIDE, outer)[0]],
+    )
+    assert frontend.page.evaluate(ROWS_OF, outer) == ["IterISMerge", ROWS, [ROWS]]
+    load_inside(frontend, outer)
+    file = "<lora:first:1>"
+    assert frontend.page.evaluate(ROWS_OF, outer) == ["IterISLoad", file, [file]]
+    assert frontend.errors == []
+
+
 def test_a_vae_that_comes_into_a_subgraph_is_compares(in_renderer, picture):
     frontend = in_renderer
     load_plain(frontend)

@@ -132,6 +132,9 @@ export default {
   settings_title: "How it is measured and merged, as cfg for turbo models: goes to Merge settings, or adds it",
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
+  merged_inside: "Run now merges",
+  merged_inside_rest:
+    "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",
   no_compare: "This merge has no Compare",
   no_compare_rest: "It needs exactly one VAE in the same workflow or subgraph.",
   nothing_to_merge: "There is nothing to merge",

@@ -136,6 +136,9 @@ export default {
   settings_title: "測定とマージの方法（turbo モデルの cfg など）：「マージの設定」へ移動します。なければ追加します",
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、行と接続はそのままで「LoRA をマージ」に変えます",
+  merged_inside: "実行するとマージします",
+  merged_inside_rest:
+    "ここに表示されているのは、サブグラフの中の「LoRA をマージ」の行です。「マージ後の LoRA を保存」も中にあります。マージには数分かかります。",
   no_compare: "このマージに「比較」はありません",
   no_compare_rest: "同じワークフローまたはサブグラフに、VAE がちょうど 1 つ必要です。",
   nothing_to_merge: "マージするものがありません",

@@ -126,6 +126,8 @@ export default {
   settings_title: "如何测量与合并（例如 turbo 模型的 cfg）：转到“合并设置”，没有则添加",
   merge_these: "合并这些",
   merge_these_title: "把此节点换成“合并 LoRA”，各行和连线不变",
+  merged_inside: "运行时将进行合并",
+  merged_inside_rest: "这里显示的是子图中“合并 LoRA”的各行，子图中还有“保存合并后的 LoRA”。合并需要几分钟。",
   no_compare: "此合并没有“比较”",
   no_compare_rest: "同一工作流或子图中必须恰好有一个 VAE。",
   nothing_to_merge: "没有可合并的 LoRA",
