@@ -119,6 +119,12 @@ export function sourceOf(graph, id, isEnd = () => false) {
   return from(graph, id);
 }
 
+/** Return the merge that is linked to a node, through reroutes, too; undefined: it is in another graph, or there is none. */
+export function mergeOf({ graph, inputs }) {
+  const { node } = sourceOf(graph, inputs.find(({ name }) => name === "merged")?.link);
+  return node?.graph === graph ? node : undefined;
+}
+
 const isFile = ({ name }) => name === "ckpt_name" || name === "unet_name";
 
 /**

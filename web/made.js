@@ -37,8 +37,10 @@ function settingsOf(settings, others, say) {
 /**
  * Return which merge something is of, such as " (Balanced, at 0.8/1, size rank 16, 14:32)"; beside another merge, only
  * what differs. "": nobody knows.
+ *
+ * @param {string} [file] that it was saved in
  */
-export function ofMerge(made, say, beside = undefined) {
+export function ofMerge(made, say, beside = undefined, file = "") {
   const known = readMade(made);
   if (!known) return "";
   const { preset, strengths, settings, at } = known;
@@ -51,6 +53,7 @@ export function ofMerge(made, say, beside = undefined) {
     strength && say("at", { strength }),
     ...settingsOf(settings, other?.settings ?? {}, say),
     clock(at),
+    file,
   ];
   return say("of_merge", { what: what.filter(Boolean).join(", ") });
 }

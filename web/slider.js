@@ -2,12 +2,16 @@
 
 import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
-import { also } from "./graph.js";
+import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
 import { addressOf, allKept } from "./kept.js";
+import { isGone } from "./loras.js";
 import { drawnBefore, ofMerge } from "./made.js";
 import { toldApart, translated } from "./names.js";
+import { loadButton } from "./panel.js";
 import { askAgain, button, html, tell } from "./parts.js";
+import { nameOf } from "./rows_text.js";
+import { readFile } from "./saved.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name
@@ -46,6 +50,13 @@ function firstOf(rows) {
   if (together >= 0) return { row: together, word: "first_together" };
   const changes = rows.map((row) => row.spoilt ?? 0);
   return changes.some(Boolean) ? { row: changes.indexOf(Math.max(...changes)), word: "most_spoilt" } : undefined;
+}
+
+/** Return the file that a merge was saved in, as far as is kept and as long as it is there. */
+async function fileOf({ at }, outputs) {
+  const isOf = ({ iteris_saved: saved, iteris_made: [made] = [] }) => saved && made?.at === at;
+  const file = readFile(outputs.find(isOf)?.iteris_saved[0]);
+  return file && !(await isGone(file)) ? file : undefined;
 }
 
 /** Return an image that takes its place anew once it is loaded. */
@@ -89,7 +100,10 @@ export function addSlider(node, say, above) {
   node.showIterisTiles = (output) => slider.showTiles(output);
   node.iterisRoom = () => roomOf(slider.element, 0);
   savesWithout(node, node.iterisRoom);
+  node.nameIterisMerges = () => slider.findBefore();
   also(node, "onExecuted", node.showIterisTiles);
+  also(node, "checkIterisFile", node.nameIterisMerges);
+  also(node, "compareIterisRun", () => slider.showLoading());
 }
 
 class Slider {
@@ -101,7 +115,8 @@ class Slider {
   chosen = 0; // the row
   first; // see `firstOf`
   shown; // the run's output
-  before = []; // what other merges have drawn, see `drawnBefore`; they can be chosen in the fields alone
+  before = []; // what other merges have drawn, see `drawnBefore`, and their files; they can be chosen in the fields alone
+  file; // of the merge that is shown
 
   constructor(node, say, above) {
     Object.assign(this, { node, say });
@@ -217,14 +232,30 @@ class Slider {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
     }
+    this.showLoading();
+  }
+
+  /** Return what loads the file of the earlier merge that is chosen; undefined: there is none, or nothing can. */
+  loaderOf({ selectedIndex }) {
+    const file = this.before[selectedIndex - this.rows[this.chosen]?.names.length]?.file;
+    return file && mergeOf(this.node)?.iterisLoaderOf?.(file);
+  }
+
+  showLoading() {
+    const { left, right, say, sides } = this;
+    for (const load of sides.querySelectorAll(".iteris-load")) load.remove();
+    for (const select of [left, right]) select.after(...loadButton(this.loaderOf(select), say));
   }
 
   showRow(row) {
     this.chosen = row;
-    const { before, left, right, rows, say, shown } = this;
+    const { before, file, left, right, rows, say, shown } = this;
     const { names } = rows[row];
-    const merges = before.length ? [shown.iteris_made[0], ...before.map(({ made }) => made)] : [];
-    const told = merges.map((made, i) => say("merged") + ofMerge(made, say, merges[i ? 0 : 1]));
+    const merges = before.length ? [{ made: shown.iteris_made[0], file }, ...before] : [];
+    const nameIn = (saved) => saved && nameOf(saved.listed_as ?? saved.name);
+    const told = merges.map(
+      ({ made, file: saved }, i) => say("merged") + ofMerge(made, say, merges[i ? 0 : 1].made, nameIn(saved)),
+    );
     offer(left, names, told, names.length - 2);
     offer(right, names, told, names.length - 1);
   }
@@ -282,13 +313,20 @@ class Slider {
     this.showRow(isKept ? again : (this.first?.row ?? 0));
     this.show();
     fit(node);
-    this.findBefore(output);
+    this.findBefore();
   }
 
-  async findBefore(output) {
-    const found = drawnBefore(await allKept(), output);
-    if (!found.length || this.shown !== output) return;
-    this.before = found;
+  async findBefore() {
+    const { shown } = this;
+    if (!shown) return;
+    const kept = await allKept();
+    const found = drawnBefore(kept, shown);
+    if (!found.length) return;
+    const merges = [{ made: shown.iteris_made[0] }, ...found];
+    const files = await Promise.all(merges.map(({ made }) => fileOf(made, kept)));
+    if (this.shown !== shown) return;
+    [this.file] = files;
+    this.before = found.map((each, i) => ({ ...each, file: files[i + 1] }));
     this.showRow(this.chosen);
     this.show();
   }

@@ -1,7 +1,7 @@
 // What a run shows as text and pictures; and once the server has forgotten the run, what is still true of it.
 
 import { addElement, isShown, passing } from "./elements.js";
-import { also, sourceOf } from "./graph.js";
+import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepMade, keptMade } from "./kept.js";
 import { isGone } from "./loras.js";
@@ -115,20 +115,13 @@ class TextPanel {
     return this.node.properties[RAN] ?? {};
   }
 
-  /** Return the merge that is linked, through reroutes, too; undefined: it is in another graph, or there is none. */
-  mergeOf() {
-    const { graph, inputs } = this.node;
-    const { node: found } = sourceOf(graph, inputs.find(({ name }) => name === "merged")?.link);
-    return found?.graph === graph ? found : undefined;
-  }
-
   loaderOf(file) {
     return this.merge?.iterisLoaderOf?.(file);
   }
 
   /** Hide what loads a file of a merge that is not linked any more. */
   hideLoading() {
-    const isOther = this.mergeOf() !== this.merge;
+    const isOther = mergeOf(this.node) !== this.merge;
     for (const load of this.element.querySelectorAll(".iteris-load")) load.hidden = isOther;
   }
 
@@ -147,7 +140,7 @@ class TextPanel {
     this.shown = output;
     [this.made] = output.iteris_made ?? [];
     this.isOld = false;
-    this.merge = this.mergeOf();
+    this.merge = mergeOf(this.node);
     this.files = output.iteris_saved ?? [];
     this.gone = [];
     const buttonsOf = (file) => loadButton(this.loaderOf(file), this.say);
@@ -236,7 +229,7 @@ class TextPanel {
     const saved = kept.map(readFile).filter(Boolean);
     const gone = await goneOf(saved);
     if (isShown(element) || !(isSame || saved.length)) return; // of a run by now, or a run would not make it again
-    Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: this.mergeOf() });
+    Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: mergeOf(this.node) });
     this.isOld = !saved.length;
     this.drawParts = () =>
       element.replaceChildren(...(saved.length ? saved.map((file) => this.fileLine(file)) : [this.forgotten()]));

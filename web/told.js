@@ -42,6 +42,11 @@ function listSaved(output) {
   learnFiles();
 }
 
+/** Let comparisons name the file that a merge was saved in. */
+function nameMerges(output) {
+  if (output?.iteris_saved) for (const node of nodesOf(app.graph)) node.nameIterisMerges?.();
+}
+
 /** Let rows look at their files again. */
 export function learnFiles() {
   forget();
@@ -223,7 +228,7 @@ export function followRuns() {
     mark(detail);
     begin(detail.prompt_id);
     for (const each of [layers, stages]) each.delete(detail.node);
-    keepOutput(detail.display_node ?? detail.node, detail.output);
+    keepOutput(detail.display_node ?? detail.node, detail.output).then(() => nameMerges(detail.output));
     listSaved(detail.output);
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));

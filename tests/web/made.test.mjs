@@ -28,6 +28,7 @@ test("beside another merge, what differs is told: settings, too", () => {
   assert.equal(ofMerge(merge(other), say, merge(size)), ` (size rank 8, together on, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge({ ...size, together: "on" })), ` (together off, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge(size, "Fast", [1, 0.5])), ` (Balanced, at 1, ${clock(today)})`);
+  assert.equal(ofMerge(merge(size), say, merge({}), "ink_02"), ` (size rank 16, ${clock(today)}, ink_02)`);
   const many = Object.fromEntries([..."abcd"].map((name) => [name, "x".repeat(99)]));
   const told = [..."abc"].map((name) => `${name} ${"x".repeat(24)}…`).join(", ");
   assert.equal(ofMerge(merge(many), say, merge({})), ` (${told}, …, ${clock(today)})`);

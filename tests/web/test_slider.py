@@ -517,6 +517,51 @@ def test_two_merges_are_compared_though_nobody_watched_the_second(in_renderer, r
     assert frontend.errors == []
 
 
+def test_an_earlier_merge_names_its_file_and_is_loaded(in_renderer, picture, run_of):
+    frontend = in_renderer
+    page = frontend.page
+    left, right = in_fields(page)
+    load = page.locator(".iteris-sides").get_by_role("button", name="Load this")
+    now = time.time()
+    same = f"from seed 0 at {now}"
+    workflow = {
+        "1": {"class_type": "IterISCompare", "inputs": {"merged": ["2", 3]}},
+        "2": {"class_type": "IterISMerge", "inputs": {"loras": "<lora:second:1>"}},
+        "3": {"class_type": "IterISSave", "inputs": {"merged": ["2", 3]}},
+    }
+    frontend.load(workflow, "a merge with a file")
+    frontend.show(1, left=500, top=60)
+    about = "fetch('/iteris/lora?name=first.safetensors').then((answer) => answer.json())"
+    name = "first.safetensors"
+    file = {"name": name, "listed_as": name, "hash": page.evaluate(about)["hash"], "mb": 3}
+    file |= {"ranks": [8, 8], "words": []}
+    for at, saved in ((now, file), (now + 1, None)):
+        merge = made(at, "Fast" if saved else "Balanced", drawn=same)
+        frontend.begin(str(at))
+        frontend.executed(1, run_of((0, 0, 90), merge), run=str(at))
+        frontend.pictures_kept(1, at)
+        if saved:
+            lines = [f"/loras/{name}", "read back", "3 MB"]
+            told = [{**merge[0], "drawn": None}]
+            output = {"text": lines, "iteris_saved": [saved], "iteris_made": told}
+            frontend.executed(3, output, run=str(at))
+            frontend.pictures_kept(3, at)
+    expect(of_merges(left).last).to_have_text(re.compile(r"^merged \(Fast, .*, first\)$"))
+    expect(load).to_have_count(0)
+    left.select_option(index=3)
+    expect(load).to_have_count(1)
+    picture(frontend, "slider_load")
+    right.select_option(index=3)
+    expect(load).to_have_count(2)
+    gap = "all => all.map((each) => each.getBoundingClientRect().right)"
+    assert load.evaluate_all(gap)[0] < right.bounding_box()["x"]
+    load.first.press("Enter")
+    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'IterISLoad')")
+    loaders = [node for node in frontend.prompt().values() if node["class_type"] == "IterISLoad"]
+    assert [node["inputs"]["loras"] for node in loaders] == ["<lora:first:1>"]
+    assert frontend.errors == []
+
+
 def test_a_finger_drags_the_divider(open_frontend, output):
     frontend = open_frontend()  # touch would stay on for others
     page = frontend.page
