@@ -1,5 +1,9 @@
 // Which merge a result is of, in a few words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
+import { meaningOf } from "./meanings.js";
+import { PREVIEW } from "./work.js";
+
+const USUAL = { together: "off", size: "as is" }; // a merge's own settings
 const MOST = { characters: 40, loras: 200, settings: 40, told: 3, value: 24 };
 
 const isTexts = (values) => Object.values(values).every((value) => typeof value === "string");
@@ -25,11 +29,19 @@ function clock(at) {
   return time.toLocaleString([], { timeStyle: "short", ...(isToday ? {} : { dateStyle: "short" }) });
 }
 
-/** Return the first settings of a merge that are not as usual, or not as in another one, in words. */
-function settingsOf(settings, others, say) {
-  const names = Object.keys({ ...settings, ...others }).filter((name) => settings[name] !== others[name]);
+/**
+ * Return the first settings of a merge that are not as usual, or not as in another one, in words. Of a preview and of a
+ * recipe's merge only those that are told count.
+ */
+function settingsOf({ preset, settings }, others, say) {
+  const counted = ["", PREVIEW].includes(preset) ? settings : { ...settings, ...others };
+  const names = Object.keys(counted).filter((name) => settings[name] !== others[name]);
   const short = (value) => (value.length > MOST.value ? `${value.slice(0, MOST.value)}…` : value);
-  const usual = (name) => (others[name] === "on" ? `${name} off` : say("usual", { name }));
+  const usual = (name) => {
+    const meaning = meaningOf(name);
+    const value = USUAL[name] ?? (meaning && say(meaning));
+    return value ? `${name} ${value}` : say("usual", { name });
+  };
   const told = names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : usual(name)));
   return told.length > MOST.told ? [...told.slice(0, MOST.told), "…"] : told;
 }
@@ -43,7 +55,7 @@ function settingsOf(settings, others, say) {
 export function ofMerge(made, say, beside = undefined, file = "") {
   const known = readMade(made);
   if (!known) return "";
-  const { preset, strengths, settings, at } = known;
+  const { preset, strengths, at } = known;
   const other = readMade(beside);
   const alike = [...new Set(strengths)];
   const isTold = other ? strengths.join() !== other.strengths.join() : alike.some((each) => each !== 1);
@@ -51,7 +63,7 @@ export function ofMerge(made, say, beside = undefined, file = "") {
   const what = [
     preset !== other?.preset && preset,
     strength && say("at", { strength }),
-    ...settingsOf(settings, other?.settings ?? {}, say),
+    ...settingsOf(known, other?.settings ?? {}, say),
     clock(at),
     file,
   ];

@@ -15,6 +15,9 @@ const MEANINGS = {
 const EMPTY = { IterISCompare: ["prompt", "own_prompts"] }; // the first text of its node
 const LOOK = "position: absolute; top: 50%; transform: translateY(-50%); pointer-events: none";
 
+/** Return the word for such a value of Merge settings that it has at first; undefined: it has none. */
+export const meaningOf = (setting) => MEANINGS.IterISSettings[setting]?.[1];
+
 /** Let a node's widgets show words for such values on the canvas. */
 export function showMeanings(node, say) {
   const [text, own] = EMPTY[node.comfyClass] ?? [];

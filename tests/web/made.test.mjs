@@ -24,11 +24,19 @@ test("beside another merge, what differs is told: settings, too", () => {
   });
   assert.equal(ofMerge(merge(size), say), ` (Balanced, size rank 16, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge({})), ` (size rank 16, ${clock(today)})`);
-  assert.equal(ofMerge(merge({}), say, merge(size)), ` (size as usual, ${clock(today)})`);
+  assert.equal(ofMerge(merge({}), say, merge(size)), ` (size as is, ${clock(today)})`);
   assert.equal(ofMerge(merge(other), say, merge(size)), ` (size rank 8, together on, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge({ ...size, together: "on" })), ` (together off, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge(size, "Fast", [1, 0.5])), ` (Balanced, at 1, ${clock(today)})`);
   assert.equal(ofMerge(merge(size), say, merge({}), "ink_02"), ` (size rank 16, ${clock(today)}, ink_02)`);
+  const more = merge({ ...other, resolution: "512", seed: "7" });
+  assert.equal(ofMerge(merge({}), say, more), ` (size as is, together off, resolution auto, …, ${clock(today)})`);
+  assert.equal(ofMerge(merge({}), say, merge({ seed: "7" })), ` (seed as usual, ${clock(today)})`);
+  for (const preset of ["Preview", ""]) {
+    const told = [preset, "precision bfloat16", clock(today)].filter(Boolean).join(", ");
+    const idle = "all that counts is what is told";
+    assert.equal(ofMerge(merge({ precision: "bfloat16" }, preset), say, more), ` (${told})`, idle);
+  }
   const many = Object.fromEntries([..."abcd"].map((name) => [name, "x".repeat(99)]));
   const told = [..."abc"].map((name) => `${name} ${"x".repeat(24)}…`).join(", ");
   assert.equal(ofMerge(merge(many), say, merge({})), ` (${told}, …, ${clock(today)})`);

@@ -443,11 +443,11 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
     expect_pair(page, STACKED, ("merged", first))
     expect(of_merges(left)).to_have_count(0)
     run("second", second, made(now + 1))
-    expect_pair(page, STACKED, ("merged (size as usual, ", second))
+    expect_pair(page, STACKED, ("merged (size as is, ", second))
     name = of_merges(left).last.text_content()
     assert name.startswith("merged (size rank 16, "), "what differs, and no preset"
     left.select_option(index=3)
-    expect_pair(page, (name, first), ("merged (size as usual, ", second))
+    expect_pair(page, (name, first), ("merged (size as is, ", second))
     picture(frontend, "slider_two_merges")
     right.select_option(index=0)
     width = "each => each.offsetWidth"
@@ -457,9 +457,9 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
     )
     right.select_option(index=2)
     assert left.get_attribute("title") == f"Picture on the left: {name}"
-    expect_pair(page, (name, first), ("merged (size as usual, ", second))
+    expect_pair(page, (name, first), ("merged (size as is, ", second))
     slider.locator(".iteris-drawn").nth(1).get_by_role("button", name="merged").click()
-    expect_pair(page, (name, first), ("merged (size as usual, ", second))
+    expect_pair(page, (name, first), ("merged (size as is, ", second))
     run("third", third, made(now + 2, "Fast"))
     expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
     expect(of_merges(left).nth(2)).to_have_text(re.compile("merged .Balanced, size rank 16, "))
