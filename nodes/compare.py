@@ -171,8 +171,14 @@ class Compare(io.ComfyNode):
         return refusal_of(host.prompt_sent(), cls.hidden.unique_id) or True
 
     @classmethod
+    async def execute(cls, **inputs: Any) -> io.NodeOutput:
+        """Draw after Save has written the merge: the host has no order for nodes that are ready."""
+        await host.others_first(cls.hidden.unique_id)
+        return cls.drawn(**inputs)
+
+    @classmethod
     @checked
-    def execute(
+    def drawn(
         cls,
         vae: Any,
         merged: MergedLora,

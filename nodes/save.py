@@ -16,13 +16,18 @@ from .expert_files import LOW_INPUT
 from .loras.names import path_to_save
 from .pictures import jpeg_uri
 from .saving import (
+    Asked,
     How,
     beside_it,
     check_listed,
+    covered,
     save,
     save_beside,
+    save_uncovered,
     saved_before,
+    uncovered,
     why_numbered,
+    written,
 )
 from .sockets import ENDS_OF_PAIR, LORA_STACK, MERGED, MergedLora, advanced
 from .validation import checked
@@ -75,6 +80,7 @@ class SaveMergedLora(io.ComfyNode):
                 io.Image.Input(
                     "cover",
                     optional=True,
+                    lazy=host.keeps_results(),
                     tooltip="A picture of what the LoRA draws, such as one of Compare. It is "
                     "stored in the file and next to it, as name.preview.png, for programs that "
                     "show LoRAs by pictures.",
@@ -103,6 +109,26 @@ class SaveMergedLora(io.ComfyNode):
         return True
 
     @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        """Save the file before its cover is made, which may take long, fail or be stopped."""
+        if inputs.get("cover", ()) is not None:  # it is there, or none is linked
+            return []
+        cls.save_first(**inputs)
+        return ["cover"]
+
+    @classmethod
+    @checked
+    def save_first(
+        cls, merged: MergedLora, file_name: str, overwrite: bool, large_layers: str = LOW_RANK
+    ) -> None:
+        asked = cls.asked(file_name, overwrite, large_layers)
+        save_uncovered(merged, asked, path_to_save(host.output_folder(), file_name))
+
+    @classmethod
+    def asked(cls, file_name: str, overwrite: bool, large_layers: str) -> Asked:
+        return Asked(cls.hidden.unique_id, file_name, overwrite, large_layers == FULL_DIFFERENCE)
+
+    @classmethod
     @checked
     def execute(
         cls,
@@ -113,13 +139,20 @@ class SaveMergedLora(io.ComfyNode):
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         parts = merged.by_file
-        wanted = path_to_save(host.output_folder(), file_name)
-        how = How("" if cover is None else jpeg_uri(cover[0]), large_layers == FULL_DIFFERENCE)
-        before = None if overwrite else saved_before(wanted, parts, how)
-        found = before or save(parts, wanted, how, overwrite=overwrite)
+        asked = cls.asked(file_name, overwrite, large_layers)
+        how = How("" if cover is None else jpeg_uri(cover[0]), asked.whole)
+        if waiting := uncovered(merged, asked):
+            found, why = waiting.found, waiting.why
+            if cover is not None:
+                found = written(list(found), parts, how, overwrite=True)
+        else:
+            wanted = path_to_save(host.output_folder(), file_name)
+            before = None if overwrite else saved_before(wanted, parts, how)
+            found = before or save(parts, wanted, how, overwrite=overwrite)
+            why = [] if before else why_numbered(wanted, found, list(parts))  # it was told then
+        covered(merged, asked)
         shown: list[str] = []
         told: list[dict[str, Any]] = []
-        why = [] if before else why_numbered(wanted, found, list(parts))  # it was told then
         for (path, read), part in zip(found.items(), parts.values(), strict=True):
             facts = cls.about(path, part)
             beside = beside_it(path, part, facts["words"], cover)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -55,6 +57,56 @@ class How:
 
     thumbnail: str
     whole: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which node saves a merge, and what its inputs say."""
+
+    node_id: str
+    file_name: str
+    overwrite: bool
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """A merge's files that wait for their cover.
+
+    Args:
+        found: See `save`.
+        why: See `why_numbered`.
+    """
+
+    found: Mapping[Path, str]
+    why: Sequence[str]
+
+
+# also of a run that was stopped, since ComfyUI gives the next run the same merge
+_UNCOVERED: WeakKeyDictionary[MergedLora, dict[Asked, Uncovered]] = WeakKeyDictionary()
+
+
+def save_uncovered(merged: MergedLora, asked: Asked, wanted: Path) -> None:
+    """Save a merge whose cover is yet to be made, unless it is saved already; see `save`."""
+    parts, how = merged.by_file, How("", asked.whole)
+    if uncovered(merged, asked) or saved_before(wanted, parts, how, overwrite=asked.overwrite):
+        return
+    found = save(parts, wanted, how, overwrite=asked.overwrite)
+    why = why_numbered(wanted, found, list(parts))
+    _UNCOVERED.setdefault(merged, {})[asked] = Uncovered(found, why)
+
+
+def uncovered(merged: MergedLora, asked: Asked) -> Uncovered | None:
+    """Return the files that wait for their cover; None: there are none, or they have changed."""
+    waiting = _UNCOVERED.get(merged, {}).get(asked)
+    how = How("", asked.whole)
+    files = zip(waiting.found if waiting else (), merged.by_file.values(), strict=False)
+    return waiting if all(is_saved(path, part, how) for path, part in files) else None
+
+
+def covered(merged: MergedLora, asked: Asked) -> None:
+    """Forget that files wait for their cover."""
+    _UNCOVERED.get(merged, {}).pop(asked, None)
 
 
 def save(
@@ -123,13 +175,15 @@ def metadata_for(path: Path, merged: MergedLora, thumbnail: str) -> dict[str, st
     return metadata_of_merge(path.stem, merged.loras, merged.recipe, thumbnail)
 
 
-def saved_before(wanted: Path, parts: Mapping[str, MergedLora], how: How) -> dict[Path, str] | None:
-    """Return the files of a merge that is saved already, under the name that is wanted or with a
-    number; None: it is not. See `save`.
+def saved_before(
+    wanted: Path, parts: Mapping[str, MergedLora], how: How, *, overwrite: bool = False
+) -> dict[Path, str] | None:
+    """Return the files of a merge that is saved already, under the name that is wanted or, if that
+    may not be overwritten, with a number; None: it is not. See `save`.
     """
     from ..iteris_core.files.writing import numbered
 
-    for paths in numbered(wanted, list(parts)):
+    for paths in itertools.islice(numbered(wanted, list(parts)), 1 if overwrite else None):
         if any(map(host.namesake, paths)):
             continue
         if not all(map(os.path.lexists, paths)):

@@ -91,7 +91,7 @@ class ChosenLora:
     recipe: Recipe | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone, also as a key
 class MergedLora:
     """A merged LoRA ready to be saved.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .folders import find_lora as find_lora
 from .folders import find_model as find_model
 from .folders import is_output as is_output
+from .folders import keeps_results as keeps_results
 from .folders import lora_name_of as lora_name_of
 from .folders import lora_names as lora_names
 from .folders import lora_path as lora_path
@@ -20,6 +21,7 @@ from .server import answer_at as answer_at
 from .server import heed_cancel as heed_cancel
 from .server import layer_teller as layer_teller
 from .server import note_prompts as note_prompts
+from .server import others_first as others_first
 from .server import picture_at as picture_at
 from .server import prompt_sent as prompt_sent
 from .server import stage_progress as stage_progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio  # noqa: TID251 - reads a file outside the loop of ComfyUI's server
+import asyncio  # noqa: TID251 - waits in ComfyUI's loops, and reads files outside them
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +26,19 @@ _BAR_STEPS = 1000
 def heed_cancel() -> None:
     """Let the user's Cancel end what this thread does."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+async def others_first(node_id: str) -> None:
+    """Let the nodes that are ready to run do so before this one goes on."""
+    from server import PromptServer
+
+    for _ in range(2):  # after the first, a run that has failed ends, and this node with it
+        await asyncio.sleep(0)
+    server = PromptServer.instance
+    if server.client_id is not None:  # the others were told to be at work
+        server.last_node_id = node_id
+        event = {"node": node_id, "display_node": node_id, "prompt_id": server.last_prompt_id}
+        server.send_sync("executing", event, server.client_id)
 
 
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:

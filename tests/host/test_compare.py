@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from comfy_host import node
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from waiting import HANGS
 
 from demo.client import WorkflowFailed
@@ -88,6 +90,11 @@ def compared(host, workflow):
     outputs = host.run(nodes)["outputs"]
     shown = {way: picture(host, outputs[show]["images"][0]) for way, show in by_core.items()}
     return outputs, shown
+
+
+def metadata_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def cell(whole, row: int, column: int):
@@ -203,3 +210,47 @@ def test_cancel_ends_the_drawing(host, workflow, compared):
     before = picture(host, compared[0]["40"]["iteris_pictures"][0])
     for column in range(5):
         assert abs(cell(again, 0, column) - cell(before, 1, column)).max() <= 2
+
+
+def test_a_file_is_saved_before_its_cover_is_drawn(host, workflow):
+    """Five nodes save, since ComfyUI has no order for them and Compare; the last one overwrites."""
+    nodes = copy.deepcopy(workflow)
+    nodes["40"]["inputs"].update(seed=9, steps=50, prompt="a thing")
+    nodes["5"]["inputs"]["size"] = "rank"
+    nodes["5"]["inputs"]["size_value"] = 3.0
+    names = [f"early_{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        inputs = {"merged": ["5", 3], "cover": ["40", 1], "file_name": name}
+        nodes[f"6{number}"] = node("IterISSave", **inputs, overwrite=number == 4)
+    folder = host.output / "loras"
+    there = []
+
+    def cancel(event, data):
+        if event == "iteris.stage" and data["stage"]["name"] == "Pictures":
+            there.append(sorted(path.name for path in folder.glob("early_*")))
+            host.client.interrupt()
+
+    in_the_way = folder / "early_4.safetensors"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(WorkflowFailed, match="is a folder; choose another name"):
+        host.run(nodes, cancel)
+    assert there == [], "drawn, though a file cannot be saved"
+    in_the_way.rmdir()
+    with pytest.raises(WorkflowFailed, match=r"(?i)interrupt"):
+        host.run(nodes, cancel)
+    files = [f"{name}.safetensors" for name in names]
+    assert there[0] == files
+    tensors = [load_file(folder / file) for file in files]
+    assert not any("modelspec.thumbnail" in metadata_of(folder / file) for file in files)
+    nodes["40"]["inputs"]["steps"] = 1
+    told = []
+    outputs = host.run(nodes, lambda event, data: told.append((event, data.get("node"))))["outputs"]
+    assert "5" not in {where for event, where in told if event == "iteris.stage"}, "merged again"
+    previews = [f"{name}.preview.png" for name in names]
+    assert sorted(path.name for path in folder.glob("early_*")) == sorted(files + previews)
+    for number, (file, before) in enumerate(zip(files, tensors, strict=True)):
+        path, read, *_ = outputs[f"6{number}"]["text"]
+        assert path == str(folder / file) and read.startswith("read back: ")
+        assert metadata_of(path)["modelspec.thumbnail"].startswith("data:image/jpeg")
+        after = load_file(path)
+        assert set(after) == set(before) and all((after[key] == before[key]).all() for key in after)

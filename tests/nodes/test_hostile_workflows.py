@@ -226,13 +226,17 @@ def host(replace_host, tmp_path, monkeypatch):
     return tmp_path
 
 
+def work_of(node):
+    return getattr(node, "drawn", node.execute)  # Compare's, which first lets others run
+
+
 def outcome(node, inputs):
     """Return "done" or the error that a node names; a fingerprint is asked for first, as by the host."""
     start = time.thread_time()
     try:
         if hasattr(node, "fingerprint_inputs"):
             node.fingerprint_inputs(**inputs)
-        node.execute(**inputs)
+        work_of(node)(**inputs)
         return "done"
     except WorkBegins:
         return "begins"
@@ -275,7 +279,7 @@ def test_a_missing_input_is_named(host, node):
             inputs = good_inputs(node)
             del inputs[item.id]
             with pytest.raises(ConfigError, match=f"^{item.id} is None"):
-                node.execute(**inputs)
+                work_of(node)(**inputs)
 
 
 def test_only_a_merged_lora_is_saved():

@@ -1,6 +1,8 @@
 """Saving a merged LoRA: it replaces nothing until it is known to be good."""
 
+import itertools
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ import torch
 from fake_host import fake_base, use
 from iteris_pack.nodes.merge import NOT_BEGUN, Merge
 from iteris_pack.nodes.save import SaveMergedLora
-from iteris_pack.nodes.saving import read_back
+from iteris_pack.nodes.saving import _UNCOVERED, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 
@@ -22,6 +24,7 @@ from iteris_core.files.tensors import read_tensors, sha256
 
 # recipes
 ANOTHER, A_THIRD = ('{"seed": 1}', '{"seed": 2}')
+GREY = torch.full((1, 8, 8, 3), 0.5)
 
 
 @pytest.fixture
@@ -305,3 +308,122 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
     assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.fixture
+def early(saving, merged, tmp_path, monkeypatch):
+    """Saves a merge before its cover is there, and then with it, at another second each."""
+    seconds = itertools.count()
+    clock = SimpleNamespace(localtime=lambda: time.gmtime(next(seconds)))
+    monkeypatch.setattr("iteris_pack.nodes.loras.names.time", clock)
+
+    def inputs(more):
+        return {"merged": merged, "file_name": "a", "overwrite": False, "cover": None} | more
+
+    def files():
+        return {
+            path.name: bool(read_tensors(path)[1].get("modelspec.thumbnail"))
+            for path in (tmp_path / "loras").glob("*.safetensors")
+        }
+
+    return SimpleNamespace(
+        save=lambda **more: SaveMergedLora.check_lazy_status(**inputs(more)),
+        finish=lambda **more: SaveMergedLora.execute(**inputs({"cover": GREY} | more)).ui["text"],
+        files=files,  # name -> whether it has a cover
+        folder=tmp_path / "loras",
+    )
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("runs", [1, 2], ids=["one run", "stopped and run again"])
+def test_a_file_is_there_before_its_cover_which_is_added(early, overwrite, runs):
+    how = {"file_name": "a_%second%", "overwrite": overwrite}
+    for _ in range(runs):
+        assert early.save(**how) == ["cover"]
+        assert early.files() == {"a_00.safetensors": False}
+        assert len(list(early.folder.iterdir())) == 1
+    assert early.save(**how, cover=GREY) == []  # the host asks once more
+    path, read, _, beside = early.finish(**how)
+    assert path == str(early.folder / "a_00.safetensors")
+    assert read.startswith("read back: ") and beside == "beside it: a_00.preview.png"
+    assert early.files() == {"a_00.safetensors": True}
+
+
+def test_nothing_is_saved_early_where_no_cover_is_linked(early, merged):
+    inputs = {"merged": merged, "file_name": "a", "overwrite": False}
+    assert SaveMergedLora.check_lazy_status(**inputs) == []
+    assert not early.folder.exists()
+
+
+def test_a_merge_is_not_made_again_for_its_cover(replace_host):
+    """ComfyUI with --cache-none would have dropped it by then."""
+    for keeps in (True, False):
+        replace_host(keeps_results=lambda keeps=keeps: keeps)
+        [cover] = [item for item in SaveMergedLora.define_schema().inputs if item.id == "cover"]
+        assert cover.lazy is keeps
+
+
+def test_a_cover_that_turns_out_to_be_none_leaves_the_file_as_it_is(early):
+    early.save()
+    early.save()
+    assert early.finish(cover=None)[1].startswith("read back: ")
+    assert early.files() == {"a.safetensors": False}
+
+
+def test_why_a_file_has_a_number_is_told_once_it_has_its_cover(early, saving):
+    saving(recipe=ANOTHER)
+    early.save()
+    assert "a.safetensors exists: switch overwrite on to replace it" in early.finish()
+    assert early.files() == {"a.safetensors": False, "a_02.safetensors": True}
+
+
+def test_of_a_pair_both_files_wait_for_the_cover(early, merged):
+    pair = replace(merged, low=merged.adapter)
+    early.save(merged=pair)
+    names = ("a_high_noise.safetensors", "a_low_noise.safetensors")
+    assert early.files() == dict.fromkeys(names, False)
+    early.finish(merged=pair)
+    assert early.files() == dict.fromkeys(names, True)
+
+
+def test_what_was_put_in_place_of_a_file_that_waits_is_not_replaced(early):
+    early.save()
+    mine = early.folder / "a.safetensors"
+    mine.write_bytes(b"mine")
+    early.finish()
+    assert mine.read_bytes() == b"mine"
+    mine.unlink()
+    assert early.files() == {"a_02.safetensors": True}
+
+
+def test_a_cover_that_cannot_be_added_leaves_the_file_and_is_added_later(
+    early, merged, replace_host
+):
+    early.save()
+    replace_host(stock_loader=loader_of(merged, lambda parameter, value: None))
+    with pytest.raises(IterisError, match="weights are missing or differ"):
+        early.finish()
+    assert early.files() == {"a.safetensors": False}
+    replace_host(stock_loader=loader_of(merged))
+    early.save()
+    early.finish()
+    assert early.files() == {"a.safetensors": True}
+
+
+def test_a_cover_is_not_lost_while_another_is_made(early):
+    early.save(overwrite=True)
+    early.finish(overwrite=True)
+    early.save(overwrite=True)
+    assert early.files() == {"a.safetensors": True}
+
+
+def test_a_merge_that_is_gone_is_forgotten(early, merged):
+    before = len(_UNCOVERED)
+    another = replace(merged)
+    early.save(merged=another)
+    assert len(_UNCOVERED) == before + 1
+    del another
+    assert len(_UNCOVERED) == before
+    early.save()
+    early.finish()
+    assert not _UNCOVERED.get(merged)

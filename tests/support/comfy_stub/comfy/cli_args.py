@@ -2,4 +2,4 @@
 
 from types import SimpleNamespace
 
-args = SimpleNamespace(disable_metadata=False)
+args = SimpleNamespace(disable_metadata=False, cache_none=False)
