@@ -108,10 +108,15 @@ function textBefore(sampler, name) {
   return text?.comfyClass === "CLIPTextEncode" ? saidBy(text, "text") : "";
 }
 
+const promptOf = (sampler) => (sampler && textBefore(sampler, "positive")) || "";
+
+/** Return whether the prompt of the sampler that a loader's MODEL leads to may be another one each time. */
+export const isVaried = (loader) => SEVERAL.test(promptOf(samplerAfter(loader)));
+
 /** Return a sampler's prompt as a line of Compare's, which draws a prompt a line; "": it is none, or another one each time. */
 function lineOf(sampler) {
-  const prompt = sampler && textBefore(sampler, "positive");
-  return prompt && !SEVERAL.test(prompt) ? prompt.trim().replace(/\s*\n\s*/g, " ") : "";
+  const prompt = promptOf(sampler);
+  return SEVERAL.test(prompt) ? "" : prompt.trim().replace(/\s*\n\s*/g, " ");
 }
 
 /**

@@ -2,7 +2,7 @@
 // becomes a loader of its file.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, addSettings, comparedBy, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, addSettings, comparedBy, isVaried, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { originOf, takers } from "./links.js";
 import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
@@ -43,11 +43,13 @@ export function mergeButton(node, say) {
     if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
     const known = await knownOf(node);
     if (!node.graph) return; // or it was pressed twice
+    const hadVaried = isVaried(node);
     const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
     made[0].sayIterisTogether();
     if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
     if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
     else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
+    else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
   });
 }
 

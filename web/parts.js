@@ -136,9 +136,9 @@ export async function copied(text) {
   }
 }
 
-/** Tell something in a corner of the page, for a moment. */
+/** Tell something in a corner of the page, for as long as it takes to read it. */
 export function tell(summary, detail) {
-  app.extensionManager?.toast?.add({ severity: "info", summary, detail, life: 3000 });
+  app.extensionManager?.toast?.add({ severity: "info", summary, detail, life: 2000 + 50 * detail.length });
 }
 
 /** Put what has changed without a click on the canvas into the frontend's history. */

@@ -137,6 +137,9 @@ export default {
     "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",
   no_compare: "This merge has no Compare",
   no_compare_rest: "It needs exactly one VAE in the same workflow or subgraph.",
+  prompt_varied: "The prompt was not taken over",
+  prompt_varied_rest:
+    "It has {a|b}, wildcards or remarks, so it may be another one at each run. Without a prompt, Compare draws each LoRA. For two subjects in one picture, switch “together” on.",
   nothing_to_merge: "There is nothing to merge",
   nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",

@@ -130,6 +130,9 @@ export default {
   merged_inside_rest: "这里显示的是子图中“合并 LoRA”的各行，子图中还有“保存合并后的 LoRA”。合并需要几分钟。",
   no_compare: "此合并没有“比较”",
   no_compare_rest: "同一工作流或子图中必须恰好有一个 VAE。",
+  prompt_varied: "提示词没有沿用",
+  prompt_varied_rest:
+    "其中有 {a|b}、通配符或注释，每次运行可能不同。提示词留空时，“比较”会画出每个 LoRA。要让两个主体出现在同一张图中，请打开“同框”。",
   nothing_to_merge: "没有可合并的 LoRA",
   nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
