@@ -150,6 +150,7 @@ def test_a_merge_of_nothing_is_refused_before_the_model_is_loaded(load, replace_
         for text in ("", "\n# <lora:cat>"):
             answer = node.validate_inputs(**{field: text})
             assert answer is True if start is None else answer.startswith(start)
+            assert start is None or "switch a row on" in answer  # which has a LoRA
 
 
 def test_a_preview_needs_no_prompts_but_words_that_a_row_asks_for(load, replace_host, monkeypatch):
