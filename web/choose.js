@@ -41,6 +41,7 @@ function remember(name) {
 }
 
 const isWhole = (name) => !lastAboutLora(name)?.error;
+const isMerge = (name) => lastAboutLora(name)?.merged_from?.length > 0;
 
 /**
  * Let the user choose a name. Escape, and a click elsewhere, choose none. A name that no row can have is refused, and a
@@ -271,7 +272,7 @@ class Choice {
     const { value } = this.field;
     const isShown = (name) => name === this.now || !this.isOther(lastAboutLora(name));
     const first = value.trim() ? [] : this.ahead.filter(isShown);
-    const matches = matching(this.names, value, (name) => foundBy(lastAboutLora(name) ?? {}));
+    const matches = matching(this.names, value, (name) => foundBy(lastAboutLora(name) ?? {}), isMerge);
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : this.fits, (name) => this.familyOf(name), isWhole);
     // to read all files takes long where they are many: only if no name has the words

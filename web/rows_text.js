@@ -232,13 +232,14 @@ export const ownName = (file) => file.split(/[\\/]/).at(-1);
 /**
  * Return the names of files that have every word of a text: in their own names, then with their folders, then with what
  * else is known of them. Of each of these, first the names that begin with its first word, then those with a word that
- * begins with it; of those alike, the ones in fewer folders.
+ * begins with it, then merges with either; of those alike, the ones in fewer folders.
  *
  * @param {string[]} names
  * @param {string} text
  * @param {(name: string) => string} [knownOf] what a file is found by beside its name
+ * @param {(name: string) => boolean} [isMerge] whether a file is a merge, which is called like its LoRAs
  */
-export function matching(names, text, knownOf = () => "") {
+export function matching(names, text, knownOf = () => "", isMerge = () => false) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const isIn = (said) => words.every((word) => said.toLowerCase().includes(word));
   const found = names.filter((name) => isIn(name) || isIn(`${name}\n${knownOf(name)}`));
@@ -247,8 +248,9 @@ export function matching(names, text, knownOf = () => "") {
     const own = ownName(name.toLowerCase());
     const base = isIn(own) ? 0 : isIn(name) ? 3 : 6;
     if (own.replace(/\.safetensors$/, "") === words.join(" ")) return -1;
-    if (own.startsWith(words[0])) return base;
-    return base + (own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0])) ? 1 : 2);
+    const isBegun = own.split(/[^\p{L}\p{N}]+/u).some((word) => word.startsWith(words[0]));
+    if (isMerge(name)) return base + (isBegun ? 1.5 : 2.5);
+    return base + (own.startsWith(words[0]) ? 0 : isBegun ? 1 : 2);
   };
   const ranks = new Map(found.map((name) => [name, rank(name)]));
   const depth = (name) => name.split(/[\\/]/).length; // old versions lie in folders of folders

@@ -179,6 +179,14 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
 });
 
+test("a merge, which is called like its LoRAs, is found after them, unless its whole name is written", () => {
+  const found = (text) => matching(names, text, undefined, (name) => name.includes(" "));
+  const names = ["robot owl", "a sks robot", "sks_robot", "microbot"];
+  assert.deepEqual(found("rob"), ["sks_robot", "robot owl", "a sks robot", "microbot"]);
+  assert.equal(found("robot owl")[0], "robot owl");
+  assert.deepEqual(found("bot"), ["sks_robot", "microbot", "robot owl", "a sks robot"]);
+});
+
 test("a file is found by what is known of it, after those with the words in their names", () => {
   const known = { "x/merge": "a sks robot\nowl", dog: "owl" };
   assert.deepEqual(
