@@ -34,6 +34,7 @@ import {
   TITLE,
 } from "./places.js";
 import { reached } from "./prompt_field.js";
+import { mergedName } from "./rows_text.js";
 import { lacksWords, namedIn } from "./triggers.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
@@ -158,9 +159,9 @@ function linkCover(compare, save) {
   link({ outputNode: compare, output: picture }, save, "cover");
 }
 
-/** Put a new Save at a place, whose file is called like that of no other one. */
-function putSave(graph, save, pos) {
-  const name = saidBy(save, "file_name");
+/** Put a new Save of a merge at a place, whose file is called like the LoRAs, and like that of no other Save. */
+function putSave(graph, save, pos, merge) {
+  const name = mergedName(saidBy(merge, "loras") ?? "") ?? saidBy(save, "file_name");
   const names = [...nodesOf(graph.rootGraph)]
     .filter(({ comfyClass }) => comfyClass === save.comfyClass)
     .map((node) => saidBy(node, "file_name"));
@@ -259,7 +260,7 @@ function putBehind(merge, below, create, title, drawn, measured) {
   const [left, start] = freePlace(graph, beside, wanted, compare ? PICTURES : 0);
   const top = start + head;
   // where they stay: Nodes 2.0 of older frontends draws a node where it was added
-  putSave(graph, save, [left + width, top]);
+  putSave(graph, save, [left + width, top], merge);
   if (!compare) {
     linkMerged(merge, [save], below);
     return [save];
@@ -374,7 +375,7 @@ export function addSave(merge, create, canvas) {
   const { graph, pos, size } = merge;
   const save = create("IterISSave");
   asOneChange(canvas, () => {
-    putSave(graph, save, freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], save.size));
+    putSave(graph, save, freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], save.size), merge);
     linkMerged(merge, [save], pos[1] + size[1] + LANE);
     bringIntoSight([save], canvas);
   });

@@ -17,6 +17,8 @@ const NAMED = ["priority", "called", "blocks", "without"];
 const TAGS = /<lora:[^<>\n]*>/gi;
 const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
 export const MOST = 100; // of a strength, and of a priority
+const UNFIT = /[<>:"|?*%\p{Cc}]/gu; // what the name of a file may not have, or is a date
+const IN_MERGED = { names: 3, letters: 24 }; // of LoRAs in the name of their merge
 const LIKE = 0.5; // of the pairs of letters in two similar names, or more, are in both
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
@@ -165,6 +167,15 @@ export function moved(list, from, to) {
 /** Return what a row calls a file of ComfyUI's list. */
 export function nameOf(file) {
   return file.replace(/\.safetensors$/, "");
+}
+
+/** Return what a file of the merge of a text's rows is called: like their LoRAs; undefined: there are not several. */
+export function mergedName(text) {
+  const shown = (name) => [...ownName(name).replace(UNFIT, "_")].slice(0, IN_MERGED.letters).join("");
+  const used = readRows(text).filter(({ row, isOff }) => row?.name && !isOff);
+  const names = [...new Set(used.map(({ row }) => shown(nameOf(row.name))))];
+  const more = names.slice(IN_MERGED.names).length;
+  return names.length > 1 ? [...names.slice(0, IN_MERGED.names), ...(more ? [more] : [])].join("+") : undefined;
 }
 
 /** Return the files of a list of which another one in another folder has the name. */

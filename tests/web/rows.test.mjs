@@ -13,6 +13,7 @@ import {
   furtherIn,
   furtherWords,
   matching,
+  mergedName,
   namesakes,
   moved,
   newRow,
@@ -177,6 +178,14 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(names, "gh"), ["ghibli", "b\\\\Ghibli_2", "a/x_ghibli", "knights", "a/bright", "ghost/b"]);
   const epochs = ["archive/2025/robot_epoch-10", "robot_epoch-10", "robot_epoch-20"];
   assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
+});
+
+test("the file of a merge is called like its LoRAs", () => {
+  const named = (...names) => mergedName(names.map((name) => `<lora:${name}:1>`).join("\n"));
+  assert.equal(named("x/sks_robot.safetensors", "y\\zwx_owl", "sks_robot"), "sks_robot+zwx_owl");
+  assert.equal(named("a", "b", "c", "d", "e"), "a+b+c+2");
+  assert.equal(named("50% ink?", `${"é".repeat(30)}`), `50_ ink_+${"é".repeat(24)}`);
+  assert.equal(mergedName("<lora:a:1>\n# <lora:b:1>\nno row"), undefined);
 });
 
 test("a merge, which is called like its LoRAs, is found after them, unless its whole name is written", () => {

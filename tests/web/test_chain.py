@@ -868,7 +868,7 @@ def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, 
             app.graph.add(second);
             for (const slot of [0, 1]) app.graph.getNodeById("1").connect(slot, second, second.inputs.findIndex(
                 ({ name }) => name === ["model", "clip"][slot]));
-            second.widgets.find(({ name }) => name === "loras").value = "<lora:third:1>";
+            second.widgets.find(({ name }) => name === "loras").value = "<lora:first:1>\\n<lora:second:1>";
         }"""
     )
     frontend.settle()
@@ -887,7 +887,7 @@ def test_two_loaders_become_merges_whose_links_and_files_are_apart(in_renderer, 
     assert min(frontend.page.evaluate(LANES)) >= 10
     saves = [node for node in frontend.prompt().values() if node["class_type"] == "IterISSave"]
     names = sorted(node["inputs"]["file_name"] for node in saves)
-    assert names == ["iteris_merged", "iteris_merged_02"]
+    assert names == ["first+second", "first+second_02"]
     assert set(map(tuple, frontend.overlaps())) <= before
     assert frontend.errors == []
 
