@@ -319,7 +319,7 @@ class MergePanel {
     if (this.ended === how) this.endedAs = name;
   }
 
-  /** Show that a run was stopped; `how`, where it did not end here: "elsewhere", or "lost". */
+  /** Show that a run was stopped; `how`, where it did not end here: "elsewhere", or "lost"; or in which node: "compare", or "save". */
   showStop(how) {
     if (how && this.ended.failure) return; // which still holds
     const word = how ? `stopped_${how}` : this.isSampled ? "stopped_sampled" : "stopped";

@@ -75,22 +75,24 @@ function showOutput(node, output) {
 /** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
 function showRefusal(id, errors) {
   const of = (kind) => errors.filter(({ type }) => type === kind);
-  const own = of("custom_validation_failed")
-    .map(({ details }) => details.replace(/^\w+ - /, ""))
-    .filter((text) => !text.startsWith(NOT_BEGUN));
+  const told = of("custom_validation_failed").map(({ details }) => details.replace(/^\w+ - /, ""));
+  const own = told.filter((text) => !text.startsWith(NOT_BEGUN));
   const bare = of("required_input_missing").map(({ extra_info: { input_name: name } }) => name);
   if (bare.length) own.unshift(sayer(locale())("not_connected", { inputs: bare.join(", ") }));
   const node = nodeAt(app.graph, id);
-  if (own.length && isOurs(node)) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
+  if (!isOurs(node)) return;
+  if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
+  else if (told.length) node.showIterisStop?.(told[0].startsWith(`${NOT_BEGUN}Compare`) ? "compare" : "save");
 }
 
-/** Show on a node why it failed; on the Save behind it instead, where that is why. */
+/** Show on a node why it failed; on the Save behind it, where that is why. */
 async function showFailure(node, { node_id: id, exception_message: told }) {
   const message = withButtons(told, locale());
   const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
   const saves = ofSave ? await takersOf(id, "IterISSave") : [];
   if (!saves.length) return node.showIterisFailure(message);
   for (const each of saves) each.showIterisFailure(ofSave.trim());
+  node.showIterisStop("save");
 }
 
 /** Show what runs have made of nodes, a report first, then what it was saved in. */

@@ -334,6 +334,8 @@ def test_a_wrong_name_of_the_file_stops_the_run_before_the_merge(frontend, small
     said = "'../x' is outside the folder loras"
     failures = frontend.page.locator(".iteris-failure:visible")
     expect(failures).to_have_text(re.compile(f"^{re.escape(said)}"))  # told once, at Save
+    note = frontend.page.locator(".iteris-report > .iteris-note").first
+    expect(note).to_have_text("The last run merged nothing: Save merged LoRA had an error.")
     expect(frontend.page.locator(".iteris-text .iteris-failure")).to_have_count(1)
     frontend.page.keyboard.press("Escape")
     frontend.page.get_by_role("dialog").wait_for(state="hidden")

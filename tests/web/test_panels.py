@@ -1755,6 +1755,8 @@ def test_an_error_of_a_file_name_is_at_its_save_until_the_next_run(frontend, sma
 
     fail("fails_52", str(MERGE))
     expect(failures).to_have_text(["file_name: no"])
+    note = frontend.page.locator(".iteris-report > .iteris-note").first
+    expect(note).to_have_text("The last run merged nothing: Save merged LoRA had an error.")
     frontend.begin("alone_52", [str(MERGE)])
     frontend.settle()
     expect(failures).to_have_text(["file_name: no"])  # the run did without it

@@ -249,7 +249,9 @@ export default {
   left_few: "a few seconds left",
   server_away: "waiting for ComfyUI's server",
   stopped: "Stopped.",
+  stopped_compare: "The last run merged nothing: Compare had an error.",
   stopped_elsewhere: "Stopped in another window.",
+  stopped_save: "The last run merged nothing: Save merged LoRA had an error.",
   stopped_lost: "This run was lost with ComfyUI's server.",
   stopped_sampled:
     "Stopped. Sampling is done: the next merge of these LoRAs reuses its runs, as long as ComfyUI keeps the model.",

@@ -253,7 +253,9 @@ export default {
   left_few: "残り数秒",
   server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
+  stopped_compare: "前回の実行ではマージしていません：「比較」にエラーがありました。",
   stopped_elsewhere: "別のウィンドウで停止しました。",
+  stopped_save: "前回の実行ではマージしていません：「マージ後の LoRA を保存」にエラーがありました。",
   stopped_lost: "ComfyUI のサーバーが止まったため、この実行は失われました。",
   stopped_sampled:
     "停止しました。サンプリング（Sampling）は完了しているため、ComfyUI がモデルを保持している間は、これらの LoRA の次のマージでその結果を再利用します。",
