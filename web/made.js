@@ -76,7 +76,7 @@ export function ofMerge(made, say, beside = undefined, file = "") {
  */
 export function drawnBefore(outputs, { iteris_made: [now] = [] }) {
   const found = new Map();
-  for (const { iteris_made: [made] = [], iteris_tiles: tiles } of now?.drawn ? outputs : [])
+  for (const { iteris_made: [made] = [], iteris_tiles: tiles = [] } of now?.drawn ? outputs : [])
     if (made?.drawn === now.drawn && made.at !== now.at && !found.has(made.at))
       found.set(made.at, { made, pictures: tiles.map(({ pictures }) => pictures.at(-1)) });
   return [...found.values()];
