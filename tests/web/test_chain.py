@@ -943,7 +943,7 @@ def test_a_saved_merge_becomes_a_loader_of_its_file(panel, in_renderer, picture)
     told = load.locator("..").bounding_box()
     assert load.bounding_box()["y"] < told["y"] + 8, "beside the first words"
     press_load(frontend, load)
-    frontend.page.get_by_text("Ctrl+Z brings the merge back").wait_for()
+    frontend.page.get_by_text("Ctrl+Z brings the merge back").last.wait_for()
     picture(frontend, "loaded")
     after = frontend.prompt()
     (loader,) = (key for key, node in after.items() if node["class_type"] == "IterISLoad")
