@@ -37,7 +37,7 @@ export function showMeanings(node, say) {
 export function meaningsStyle(say) {
   const texts = Object.entries(EMPTY).map(
     ([type, [, word]]) =>
-      `.lg-node:has([data-of="${type}"]) label:not(:has(textarea) ~ * *)::after { content: " (${say(word)})"; }`,
+      `.lg-node:has([data-of="${type}"]) label:not(.lg-node :has(textarea) ~ * *)::after { content: " (${say(word)})"; }`,
   );
   const numbers = Object.entries(MEANINGS).flatMap(([type, names]) =>
     Object.entries(names).map(([name, [number, word]]) => {
