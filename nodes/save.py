@@ -16,8 +16,8 @@ from .expert_files import LOW_INPUT
 from .loras.names import path_to_save
 from .pictures import jpeg_uri
 from .saving import (
-    Asked,
     How,
+    SaveRequest,
     beside_it,
     check_listed,
     covered,
@@ -121,12 +121,14 @@ class SaveMergedLora(io.ComfyNode):
     def save_first(
         cls, merged: MergedLora, file_name: str, overwrite: bool, large_layers: str = LOW_RANK
     ) -> None:
-        asked = cls.asked(file_name, overwrite, large_layers)
-        save_uncovered(merged, asked, path_to_save(host.output_folder(), file_name))
+        request = cls.request(file_name, overwrite, large_layers)
+        save_uncovered(merged, request, path_to_save(host.output_folder(), file_name))
 
     @classmethod
-    def asked(cls, file_name: str, overwrite: bool, large_layers: str) -> Asked:
-        return Asked(cls.hidden.unique_id, file_name, overwrite, large_layers == FULL_DIFFERENCE)
+    def request(cls, file_name: str, overwrite: bool, large_layers: str) -> SaveRequest:
+        return SaveRequest(
+            cls.hidden.unique_id, file_name, overwrite, large_layers == FULL_DIFFERENCE
+        )
 
     @classmethod
     @checked
@@ -139,9 +141,9 @@ class SaveMergedLora(io.ComfyNode):
         cover: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         parts = merged.by_file
-        asked = cls.asked(file_name, overwrite, large_layers)
-        how = How("" if cover is None else jpeg_uri(cover[0]), asked.whole)
-        if waiting := uncovered(merged, asked):
+        request = cls.request(file_name, overwrite, large_layers)
+        how = How("" if cover is None else jpeg_uri(cover[0]), request.whole)
+        if waiting := uncovered(merged, request):
             found, why = waiting.found, waiting.why
             if cover is not None:
                 found = written(list(found), parts, how, overwrite=True)
@@ -150,7 +152,7 @@ class SaveMergedLora(io.ComfyNode):
             before = None if overwrite else saved_before(wanted, parts, how)
             found = before or save(parts, wanted, how, overwrite=overwrite)
             why = [] if before else why_numbered(wanted, found, list(parts))  # it was told then
-        covered(merged, asked)
+        covered(merged, request)
         shown: list[str] = []
         told: list[dict[str, Any]] = []
         for (path, read), part in zip(found.items(), parts.values(), strict=True):

@@ -60,7 +60,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SaveRequest:
     """Which node saves a merge, and what its inputs say."""
 
     node_id: str
@@ -83,30 +83,30 @@ class Uncovered:
 
 
 # also of a run that was stopped, since ComfyUI gives the next run the same merge
-_UNCOVERED: WeakKeyDictionary[MergedLora, dict[Asked, Uncovered]] = WeakKeyDictionary()
+_UNCOVERED: WeakKeyDictionary[MergedLora, dict[SaveRequest, Uncovered]] = WeakKeyDictionary()
 
 
-def save_uncovered(merged: MergedLora, asked: Asked, wanted: Path) -> None:
+def save_uncovered(merged: MergedLora, request: SaveRequest, wanted: Path) -> None:
     """Save a merge whose cover is yet to be made, unless it is saved already; see `save`."""
-    parts, how = merged.by_file, How("", asked.whole)
-    if uncovered(merged, asked) or saved_before(wanted, parts, how, overwrite=asked.overwrite):
+    parts, how = merged.by_file, How("", request.whole)
+    if uncovered(merged, request) or saved_before(wanted, parts, how, overwrite=request.overwrite):
         return
-    found = save(parts, wanted, how, overwrite=asked.overwrite)
+    found = save(parts, wanted, how, overwrite=request.overwrite)
     why = why_numbered(wanted, found, list(parts))
-    _UNCOVERED.setdefault(merged, {})[asked] = Uncovered(found, why)
+    _UNCOVERED.setdefault(merged, {})[request] = Uncovered(found, why)
 
 
-def uncovered(merged: MergedLora, asked: Asked) -> Uncovered | None:
+def uncovered(merged: MergedLora, request: SaveRequest) -> Uncovered | None:
     """Return the files that wait for their cover; None: there are none, or they have changed."""
-    waiting = _UNCOVERED.get(merged, {}).get(asked)
-    how = How("", asked.whole)
+    waiting = _UNCOVERED.get(merged, {}).get(request)
+    how = How("", request.whole)
     files = zip(waiting.found if waiting else (), merged.by_file.values(), strict=False)
     return waiting if all(is_saved(path, part, how) for path, part in files) else None
 
 
-def covered(merged: MergedLora, asked: Asked) -> None:
+def covered(merged: MergedLora, request: SaveRequest) -> None:
     """Forget that files wait for their cover."""
-    _UNCOVERED.get(merged, {}).pop(asked, None)
+    _UNCOVERED.get(merged, {}).pop(request, None)
 
 
 def save(

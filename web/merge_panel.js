@@ -13,9 +13,9 @@ import { canName } from "./rows_text.js";
 import { MADE_AS, REPORT, compareWithRun, copyWithoutResult } from "./results.js";
 import { nameAsRun } from "./runs.js";
 import { nameAsShown } from "./shown.js";
-import { keepResult } from "./undo.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
+import { keepResult } from "./undo.js";
 import { PREVIEW } from "./work.js";
 
 const WIDTH = 400;

@@ -13,7 +13,8 @@ const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a 
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, Undo and what is not such a number give back what it had before.
+ * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, Undo and what is not such a
+ * number give back what it had before.
  *
  * @param {number} value
  * @param {number} least that it may be

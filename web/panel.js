@@ -54,7 +54,7 @@ const soon = (isAlone, isPreview, say) =>
  * @param {boolean} [how.isGone] whether the file was removed since, or changed
  * @param {boolean} [how.isTogether] whether the next run measures them together
  * @param {boolean} [how.isPreview] whether the next run measures nothing
- * @param {boolean} [how.isSet] whether that was switched on for the user
+ * @param {boolean} [how.isSet] whether "together" was switched on for the user
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
  * @param {"own"|"given"} [how.prompts] by which its Compare draws, see `promptsOf`

@@ -95,7 +95,8 @@ const rounded = (value) => (Number.isFinite(value) ? Number(value.toPrecision(DI
  *   `unseen`: each task at the end of the network, on samples that the solve did not see; none if not measured.
  *   `overall`: median and worst residual of each task where it wears something, and its leak where it wears nothing.
  *   `notes`: those on the method come last.
- *   `prompts`: what does not count: LoRAs of strength 0; settings in a preview; of prompts a tag, or a learned token that is not there.
+ *   `prompts`: what does not count: LoRAs of strength 0; settings in a preview; of prompts a tag,
+ *   or a learned token that is not there.
  *   `blocks`: in the network's order; each layer is [name, rank, residual per task, "1" or "0" per task: wears
  * something].
  */

@@ -12,9 +12,9 @@ import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
 import { nameAsRun } from "./runs.js";
 import { nameAsShown } from "./shown.js";
-import { keepResult } from "./undo.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
+import { keepResult } from "./undo.js";
 
 /**
  * Return lines of text; of saved files the name comes first, and that it was read back last, and small. `insteadOf`

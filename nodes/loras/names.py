@@ -65,7 +65,7 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         )
     raise IterisError(
         f"{shown(wanted)} is in none of ComfyUI's loras folders; "
-        f"{_near(plain, paths.values())} put the file there; on ComfyUI's page, press R then"
+        f"{_near(plain, paths.values())} put the file there, then press R on ComfyUI's page"
     )
 
 
