@@ -14,7 +14,7 @@ const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
  * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, Undo and what is not such a
- * number give back what it had before.
+ * number give back what it had before; where that is what it has, Undo is for who has the field.
  *
  * @param {number} value
  * @param {number} least that it may be
@@ -95,11 +95,11 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     } else field.value = last; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
-    const isUndo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
-    if (event.key === "Escape" || isUndo) {
-      event.preventDefault(); // the browser's Undo goes letter by letter, and a number through others
+    const back = event.key === "Escape" ? "Undo" : historyOf(event);
+    if (back) event.preventDefault(); // the browser's goes letter by letter, and a number through others
+    if (event.key === "Escape" || (back && field.value !== String(before))) {
       event.stopPropagation(); // or Escape would close the row
-      giveBack();
+      if (back === "Undo") giveBack();
       field.select();
     }
     if (["Enter", "Escape"].includes(event.key)) backToCanvas(field); // as the frontend's own: Enter changes nothing more
@@ -157,6 +157,12 @@ export function wheelSteps() {
     if (steps) turned = 0; // some notches are longer
     return steps;
   };
+}
+
+/** Return which way a key goes in the history, "Undo" or "Redo"; undefined: neither. */
+export function historyOf({ key, ctrlKey, metaKey, shiftKey }) {
+  if (!ctrlKey && !metaKey) return;
+  return { z: shiftKey ? "Redo" : "Undo", y: "Redo" }[key.toLowerCase()];
 }
 
 /** Return a number so many steps further, on a whole step. */

@@ -7,6 +7,7 @@ import { repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
 import { aboutLora, aboutModelOf, forget, isSubject, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
+import { historyOf } from "./number_field.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -82,7 +83,13 @@ export function addRows(node, say, more = []) {
   element.addEventListener("keydown", (event) => {
     const [part] = event.target.classList;
     const place = Number(event.target.closest(".iteris-row")?.dataset.place);
-    if (event.ctrlKey || event.metaKey) asked = { id: String(node.id), place, part };
+    const { target } = event;
+    if (event.ctrlKey || event.metaKey) asked = { id: String(node.id), place, part, target };
+    const back = part === "iteris-number" && historyOf(event);
+    if (back) {
+      event.preventDefault();
+      app.extensionManager.command.execute(`Comfy.${back}`); // which the frontend does not do from within a field
+    }
     if (!["Delete", "Backspace"].includes(event.key)) return;
     event.stopPropagation(); // not for the canvas, which would delete the node
     if (["iteris-grip", "iteris-toggle", "iteris-lora"].includes(part)) view.remove(place, part);
@@ -379,13 +386,14 @@ class Rows {
   }
 
   /** Focus what had the focus before the node was made anew, once that is drawn, unless the user is elsewhere by then. */
-  focusAgain({ place, part }, frames = 30) {
-    if (!frames || document.activeElement !== document.body) return;
+  focusAgain(had, frames = 30) {
+    const { place, part, target } = had;
+    if (!frames || ![document.body, target].includes(document.activeElement)) return; // a frame or two it is still there
     if (this.element.offsetHeight) {
       this.focus(place, part);
       if (!this.element.contains(document.activeElement)) this.add.focus(); // that row is gone
     }
-    requestAnimationFrame(() => this.focusAgain({ place, part }, frames - 1));
+    requestAnimationFrame(() => this.focusAgain(had, frames - 1));
   }
 
   /** Return the places of the entries that are drawn: all but empty lines, as far as there is an end. */
