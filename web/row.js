@@ -7,6 +7,7 @@ import { numberField } from "./number_field.js";
 import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
+import { drag } from "./row_drag.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
 import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
 import { isMerge } from "./work.js";
@@ -35,7 +36,7 @@ export function drawRow(view, place) {
   element.dataset.place = place;
   const head = html("div", "iteris-row-head");
   const grip = button("iteris-grip", "⠿", say("move"), () => {});
-  grip.addEventListener("pointerdown", (event) => view.drag(event, place));
+  grip.addEventListener("pointerdown", (event) => drag(view, event, place));
   grip.addEventListener("keydown", (event) => {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!by) return;

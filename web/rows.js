@@ -3,10 +3,10 @@
 import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { addElement, showAbove } from "./elements.js";
-import { repeated, strangers, within } from "./fitting.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
-import { aboutLora, aboutModelOf, forget, isSubject, lastAboutLora, loraNames, pictureOf, refusalOf } from "./loras.js";
+import { knownOf } from "./known_rows.js";
+import { aboutModelOf, forget, lastAboutLora, loraNames } from "./loras.js";
 import { historyOf } from "./number_field.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
@@ -15,23 +15,20 @@ import {
   fileOf,
   moved,
   nameOf,
-  namesakes,
   newRow,
   ownName,
-  partsOf,
   picked,
   readRows,
   switched,
   writtenRows,
 } from "./rows_text.js";
 import { TRIGGER } from "./triggers.js";
-import { PREVIEW, isMerge } from "./work.js";
+import { PREVIEW } from "./work.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
 const MOST_HEIGHT = 400; // of the text field
 const MOST_DRAWN = 200; // rows; a merge takes 100
-const DOUBTFUL = /[|]|__/; // no other prompt has several readings
 
 /**
  * Add the rows to a node, in the place of its text.
@@ -271,63 +268,14 @@ class Rows {
   move(place, by) {
     const drawn = this.drawn();
     const to = drawn[drawn.indexOf(place) + by];
-    if (to === undefined) return;
-    this.put(moved(this.entries, place, to));
+    if (to !== undefined) this.moveTo(place, to);
+  }
+
+  /** Move a row, and leave the focus in its grip. */
+  moveTo(place, to) {
+    if (to !== place) this.put(moved(this.entries, place, to));
     this.finish();
     this.focus(to, "iteris-grip");
-  }
-
-  /** Close all rows that are open while one is dragged, which stays where it is: past them, it would be far from the pointer. */
-  fold(grip) {
-    const scale = this.list.getBoundingClientRect().width / this.list.offsetWidth;
-    const { top } = grip.getBoundingClientRect();
-    this.list.classList.add("iteris-folded");
-    this.list.style.paddingTop = `${(top - grip.getBoundingClientRect().top) / scale}px`;
-  }
-
-  unfold() {
-    this.list.classList.remove("iteris-folded");
-    this.list.style.paddingTop = "";
-  }
-
-  /** Let a row follow the pointer among the others, until it is let go. */
-  drag({ currentTarget: grip, pointerId, button: pressed }, place) {
-    if (pressed !== 0) return;
-    const row = grip.closest(".iteris-row");
-    const rows = () => [...this.list.querySelectorAll(".iteris-row")]; // below them may be a word on those left out
-    const follow = ({ clientY }) => {
-      if (!this.list.classList.contains("iteris-folded")) this.fold(grip);
-      const others = rows().filter((other) => other !== row);
-      const next = others.find((other) => {
-        const { top, height } = other.getBoundingClientRect();
-        return clientY < top + height / 2;
-      });
-      if (row.nextElementSibling !== (next ?? null)) this.list.insertBefore(row, next ?? null);
-    };
-    const end = ({ type }) => {
-      stop.abort();
-      row.classList.remove("iteris-dragged");
-      this.unfold();
-      const to = this.parts[rows().indexOf(row)].place; // a line that was emptied is still among them
-      if (type === "pointerup" && to !== place) {
-        this.put(moved(this.entries, place, to));
-        this.finish();
-      } else this.draw();
-      this.focus(type === "pointerup" ? to : place, "iteris-grip");
-    };
-    const stop = new AbortController();
-    row.classList.add("iteris-dragged");
-    // at the window: a row that is put elsewhere in the page loses the pointer
-    window.addEventListener("pointermove", (event) => event.pointerId === pointerId && follow(event), {
-      signal: stop.signal,
-      capture: true,
-    });
-    for (const type of ["pointerup", "pointercancel"]) {
-      window.addEventListener(type, (event) => event.pointerId === pointerId && end(event), {
-        signal: stop.signal,
-        capture: true,
-      });
-    }
   }
 
   chooseFile(anchor, place) {
@@ -490,72 +438,25 @@ class Rows {
     return [...bodies, this.plain].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
   }
 
-  /** Return why the server would not run a row: for its blocks and layers, and for its prompts. */
-  async refusedOf({ name, blocks, without, prompts }) {
-    const ask = (change) => refusalOf(changed(newRow(name), change).text);
-    const doubtful = isMerge(this.node) ? prompts.filter((prompt) => DOUBTFUL.test(prompt)) : [];
-    return {
-      more: blocks || without.length ? await ask({ blocks, without }) : "",
-      prompts: doubtful.length ? await ask({ prompts: doubtful }) : "",
-    };
-  }
-
   /** Ask what is known of the files, and mark the rows with it. */
   async learn() {
     const parts = this.parts;
     const mine = {};
     this.learning = mine;
     if (!parts.length) return void this.node.showIterisLoras?.(0, 0);
-    const [names, about] = await Promise.all([loraNames(), aboutModelOf(this.node)]);
-    const alike = namesakes(names ?? []);
-    const found = await Promise.all(
-      parts.map(async ({ place }) => {
-        const { row, isOff } = this.entries[place] ?? {};
-        const file = row && names ? fileOf(row.name, names) : undefined;
-        const lora = file ? await aboutLora(file) : null;
-        const picture = file && pictureOf(file, lora);
-        const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
-        const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
-        const isMissing = !!row && !!names && !file;
-        const refused = row?.name && !isOff ? await this.refusedOf(row) : {};
-        return {
-          file,
-          isOff,
-          isMissing,
-          isNamesake: alike.has(file),
-          lora,
-          picture,
-          key,
-          refused,
-          isSubject: !!key && isSubject(row, lora),
-        };
-      }),
+    const known = await knownOf(
+      this.node,
+      parts.map(({ place }) => this.entries[place]),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
-    const subjects = found.filter((each) => each.isSubject).map(({ file }) => file);
-    const known = found.filter(({ key }) => key);
-    this.node.showIterisLoras?.(
-      found.every(({ key, isOff }) => key || isOff) ? known.length : NaN,
-      new Set(subjects).size,
-    );
-    const fitting = strangers(
-      found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
-      about.fits ?? [],
-    );
-    const again = repeated(found.map(({ key }) => key));
-    const inside = within(
-      found.map(({ file, isOff, lora }) => ({
-        file: isOff ? undefined : file,
-        parts: partsOf(lora?.merged_from ?? [], names ?? []),
-      })),
-    );
-    const signs = JSON.stringify([found, fitting]);
+    const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
+    const isAll = known.every(({ key, isOff }) => key || isOff);
+    this.node.showIterisLoras?.(isAll ? known.filter(({ key }) => key).length : NaN, subjects.size);
+    const signs = JSON.stringify(known);
     if (signs === this.signs && parts === this.marked) return;
     [this.signs, this.marked] = [signs, parts];
     const before = heightOf(this.element, 0);
-    parts.forEach(({ mark }, place) =>
-      mark({ ...found[place], fitting: fitting[place], isAgain: again[place], within: inside[place] }),
-    );
+    parts.forEach(({ mark }, at) => mark(known[at]));
     if (heightOf(this.element, 0) !== before) fit(this.node);
   }
 }
