@@ -122,7 +122,9 @@ class SaveMergedLora(io.ComfyNode):
         cls, merged: MergedLora, file_name: str, overwrite: bool, large_layers: str = LOW_RANK
     ) -> None:
         request = cls.request(file_name, overwrite, large_layers)
-        save_uncovered(merged, request, path_to_save(host.output_folder(), file_name))
+        paths = save_uncovered(merged, request, path_to_save(host.output_folder(), file_name))
+        files = zip(paths, merged.by_file.values(), strict=True)
+        host.tell_saved(cls.hidden.unique_id, [cls.about(*file) for file in files])
 
     @classmethod
     def request(cls, file_name: str, overwrite: bool, large_layers: str) -> SaveRequest:

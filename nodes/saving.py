@@ -86,14 +86,19 @@ class Uncovered:
 _UNCOVERED: WeakKeyDictionary[MergedLora, dict[SaveRequest, Uncovered]] = WeakKeyDictionary()
 
 
-def save_uncovered(merged: MergedLora, request: SaveRequest, wanted: Path) -> None:
-    """Save a merge whose cover is yet to be made, unless it is saved already; see `save`."""
+def save_uncovered(merged: MergedLora, request: SaveRequest, wanted: Path) -> list[Path]:
+    """Save a merge whose cover is yet to be made, unless it is saved already, and return its files;
+    see `save`.
+    """
     parts, how = merged.by_file, How("", request.whole)
-    if uncovered(merged, request) or saved_before(wanted, parts, how, overwrite=request.overwrite):
-        return
+    if waiting := uncovered(merged, request):
+        return list(waiting.found)
+    if before := saved_before(wanted, parts, how, overwrite=request.overwrite):
+        return list(before)
     found = save(parts, wanted, how, overwrite=request.overwrite)
     why = why_numbered(wanted, found, list(parts))
     _UNCOVERED.setdefault(merged, {})[request] = Uncovered(found, why)
+    return list(found)
 
 
 def uncovered(merged: MergedLora, request: SaveRequest) -> Uncovered | None:

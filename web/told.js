@@ -235,6 +235,11 @@ export function followRuns() {
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
+  api.addEventListener("iteris.saved", ({ detail: { prompt_id: run, node, files } }) => {
+    const output = { iteris_saved: files };
+    listSaved(output);
+    onceOpen(() => isRunning(run) && ifOwn(nodeAt(app.graph, node), undefined, () => showFile(output)));
+  });
   api.addEventListener("iteris.stage", ({ detail }) => {
     stages.set(detail.node, detail);
     showStage(detail);

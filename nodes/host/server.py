@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio  # noqa: TID251 - waits in ComfyUI's loops, and reads files outside them
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,15 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
         server.send_sync("iteris.layer", event, server.client_id)
 
     return tell
+
+
+def tell_saved(node_id: str, files: Sequence[Mapping[str, Any]]) -> None:
+    """Send the web extension what a node has saved before it is done."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    event = {"prompt_id": server.last_prompt_id, "node": node_id, "files": files}
+    server.send_sync("iteris.saved", event, server.client_id)
 
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:

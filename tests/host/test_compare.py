@@ -223,9 +223,11 @@ def test_a_file_is_saved_before_its_cover_is_drawn(host, workflow):
         inputs = {"merged": ["5", 3], "cover": ["40", 1], "file_name": name}
         nodes[f"6{number}"] = node("IterISSave", **inputs, overwrite=number == 4)
     folder = host.output / "loras"
-    there = []
+    there, told_early = [], {}
 
     def cancel(event, data):
+        if event == "iteris.saved":
+            told_early[data["node"]] = [(file["name"], file["merge"]) for file in data["files"]]
         if event == "iteris.stage" and data["stage"]["name"] == "Pictures":
             there.append(sorted(path.name for path in folder.glob("early_*")))
             host.client.interrupt()
@@ -240,6 +242,7 @@ def test_a_file_is_saved_before_its_cover_is_drawn(host, workflow):
         host.run(nodes, cancel)
     files = [f"{name}.safetensors" for name in names]
     assert there[0] == files
+    assert told_early == {f"6{number}": [(file, "5")] for number, file in enumerate(files)}
     tensors = [load_file(folder / file) for file in files]
     assert not any("modelspec.thumbnail" in metadata_of(folder / file) for file in files)
     nodes["40"]["inputs"]["steps"] = 1

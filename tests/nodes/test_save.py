@@ -71,8 +71,9 @@ def test_a_file_that_lost_something_is_an_error(replace_host, merged, lost, chan
 
 @pytest.fixture
 def saving(tmp_path, monkeypatch, replace_host, merged):
-    shown = []
+    shown, early = [], []
     replace_host(
+        tell_saved=lambda _, files: early.append([file["name"] for file in files]),
         output_folder=lambda: tmp_path,
         saves_metadata=lambda: True,
         lora_name_of=lambda path: path.name,
@@ -89,6 +90,7 @@ def saving(tmp_path, monkeypatch, replace_host, merged):
         return Path(output.args[0])
 
     save.shown = shown
+    save.early = early  # names of files that the page was told of, by call
     save.elsewhere = {}  # name -> a file of another loras folder
     return save
 
@@ -331,6 +333,7 @@ def early(saving, merged, tmp_path, monkeypatch):
         finish=lambda **more: SaveMergedLora.execute(**inputs({"cover": GREY} | more)).ui["text"],
         files=files,  # name -> whether it has a cover
         folder=tmp_path / "loras",
+        told=saving.early,
     )
 
 
@@ -342,6 +345,7 @@ def test_a_file_is_there_before_its_cover_which_is_added(early, overwrite, runs)
         assert early.save(**how) == ["cover"]
         assert early.files() == {"a_00.safetensors": False}
         assert len(list(early.folder.iterdir())) == 1
+    assert early.told == runs * [["a_00.safetensors"]]
     assert early.save(**how, cover=GREY) == []  # the host asks once more
     path, read, _, beside = early.finish(**how)
     assert path == str(early.folder / "a_00.safetensors")
