@@ -12,7 +12,7 @@ from .load import LoadLoras
 from .lora import LoraToMerge, TrainedLora
 from .loras.about import about_lora, about_model, about_row, thumbnail_of
 from .merge import Merge, MergeVideo
-from .recipe import LoadRecipe
+from .recipe import LoadRecipe, about_recipe
 from .report import ShowReport
 from .save import SaveMergedLora
 from .scene import ScenePrompts
@@ -26,6 +26,7 @@ class IterisExtension(ComfyExtension):
         host.answer_at("/iteris/lora", "name", about_lora)
         host.answer_at("/iteris/model", "name", about_model)
         host.answer_at("/iteris/row", "text", about_row)
+        host.answer_at("/iteris/recipe", "name", about_recipe)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [
             Merge,

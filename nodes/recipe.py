@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import row_of, written
-from ..iteris_core.settings import label, value_label
+from ..iteris_core.settings import label, shown, value_label
 from . import host
 from .lora import show
 from .loras.names import adapter_name, fingerprints
@@ -110,6 +110,21 @@ def recipe_of(lora_name: str) -> Recipe:
     return read_recipe(lora_name, text)
 
 
+def about_recipe(lora_name: str) -> dict[str, Any]:
+    """Return the LoRAs of a merge's file as rows, as JSON for the browser; ``error`` says why they
+    cannot be.
+    """
+    if lora_name not in host.lora_names():
+        return {"rows": "", "error": f"{shown(lora_name)} is not in ComfyUI's list of LoRAs"}
+    try:
+        loras = recipe_of(lora_name).loras
+        for lora in loras:
+            file_of(lora_name, lora)
+    except IterisError as error:
+        return {"rows": "", "error": str(error)}
+    return {"rows": written(map(row_of, loras)), "error": None}
+
+
 def as_text(recipe: Recipe) -> str:
     """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
     facts = {**recipe.config.to_dict(), **recipe.made_on}
@@ -136,6 +151,20 @@ def namesakes(file: str) -> list[str]:
     return sorted(found, key=len)[:_MOST_NAMESAKES]
 
 
+def file_of(lora_name: str, use: LoraUse) -> str:
+    """Return the file that a recipe's LoRA was in.
+
+    Raises:
+        IterisError: It was in none.
+    """
+    if use.file is None:
+        raise IterisError(
+            f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow, "
+            "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
+        )
+    return use.file
+
+
 def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
     """Return a recipe's LoRA as a LoRA to merge, and a note about changes of its file since then,
     which may be empty.
@@ -145,12 +174,7 @@ def source_of(lora_name: str, use: LoraUse) -> tuple[LoraUse, str]:
     """
     from ..iteris_core.files.tensors import sha256
 
-    name = use.file
-    if name is None:
-        raise IterisError(
-            f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow, "
-            "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
-        )
+    name = file_of(lora_name, use)
 
     def is_same(other: str) -> bool:
         host.heed_cancel()  # a file takes seconds

@@ -55,6 +55,9 @@ export async function aboutModelOf(node) {
 /** Return why the server would not run a row for its blocks, layers or prompts; "": it would, as far as is known. */
 export const refusalOf = async (row) => (await askOnce(`/iteris/row?text=${encodeURIComponent(row)}`))?.error ?? "";
 
+/** Return the answer of `/iteris/recipe` about a merge's file; null: there is none. */
+export const recipeOf = (name) => askOnce(called("/iteris/recipe", name));
+
 /** Return the address of a LoRA's picture; undefined: it has none, by what is known of it. */
 export const pictureOf = (name, lora) => (lora?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);
 

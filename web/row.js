@@ -260,6 +260,10 @@ function drawBody(view, place, changed) {
     const written = prompts?.written ?? promptOf(view);
     const how = { isMeasured: isMeasured(view), isPreview };
     shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), how);
+    if (lora?.merged_from?.length)
+      chips.append(
+        button("iteris-apart iteris-chip", say("apart"), say("apart_title"), () => view.takeApart(place, lora.name)),
+      );
     blocks.show(lora?.blocks);
   };
   return { element, mark, clip };

@@ -6,7 +6,7 @@ import { addElement, showAbove } from "./elements.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
 import { knownOf } from "./known_rows.js";
-import { aboutModelOf, forget, lastAboutLora, loraNames } from "./loras.js";
+import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
@@ -245,6 +245,17 @@ class Rows {
     this.finish();
     const next = this.list.children[Math.min(place, this.list.childElementCount - 1)];
     (next?.querySelector(`.${part}, .iteris-out`) ?? this.element.querySelector(".iteris-add"))?.focus();
+  }
+
+  /** Put the LoRAs that a file is a merge of in the place of its row. */
+  async takeApart(place, file) {
+    const { row, isOff } = this.entries[place];
+    const { rows, error } = (await recipeOf(file)) ?? {};
+    if (this.entries[place]?.row?.name !== row.name) return; // changed meanwhile
+    if (!rows) return void tell(this.say("not_apart"), error ?? "");
+    this.put(this.entries.toSpliced(place, 1, ...switched(readRows(rows), isOff)));
+    this.finish();
+    this.focus(place, "iteris-lora");
   }
 
   /** Return what a row adds to the menu of its node. */

@@ -970,6 +970,28 @@ def test_undo_in_a_strength_that_was_only_come_to_takes_the_last_change_back(row
         expect(strengths[2]).to_be_focused()
 
 
+def test_a_merge_in_a_row_is_taken_apart_into_its_loras(rows):
+    at(rows, 2, "opener").click()
+    answers = [
+        {"rows": "", "error": "it has no recipe"},
+        {"rows": "<lora:first:0.7> | a robot\n<lora:gone:1> style", "error": None},
+    ]
+    rows.page.route("**/iteris/recipe?*", lambda route: route.fulfill(json=answers[0]))
+    apart = at(rows, 2, "apart")
+    apart.click()
+    rows.page.get_by_text("it has no recipe").wait_for()
+    assert text_of(rows) == TEXT
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    rows.settle()
+    del answers[0]
+    apart.click()
+    expect(at(rows, 3, "lora")).to_be_visible()
+    assert text_of(rows) == TEXT.replace(THIRD, answers[0]["rows"])
+    rows.page.unroute("**/iteris/recipe?*")
+    rows.undo()
+    assert text_of(rows) == TEXT
+
+
 def test_undo_leaves_the_rows_as_text(rows):
     rows.page.locator(".iteris-other").click()
     field = rows.page.locator(".iteris-rows-text")

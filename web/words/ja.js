@@ -113,6 +113,10 @@ export default {
   no_words: "ファイルにトリガーワードがありません。プロンプトを書いてください。",
   no_rows: "LoRA がまだありません。追加してください。",
   rows_elsewhere: "LoRA は more_loras から入力されています。ここでさらに追加できます。",
+  apart: "元の LoRA を行にする",
+  apart_title:
+    "このファイルにマージされた LoRA を、強さとプロンプトとともに、この行の代わりに並べます。「一緒に描く」など、マージの設定は引き継ぎません。設定は「レシピを読み込む」にあります。",
+  not_apart: "元の LoRA がわかりません",
   made_of: "{names} のマージ",
   preview_of: "{names} のマージのプレビュー",
   count_of: "{count} 個のマージ",
