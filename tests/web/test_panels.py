@@ -166,7 +166,7 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     badges = page.eval_on_selector_all(
         ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
     )
-    assert len(set(badges)) == 3, "unlikely is no alarm: two may not be wanted in one picture"
+    assert len(set(badges)) == 4, "unlikely is no alarm: two may not be wanted in one picture"
     assert len(edges(page, ".iteris-percent", "right")) == 1, "figures are below one another"
     lines = panel.inner_text()
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less than stacked."
