@@ -21,6 +21,7 @@ import { addSize, addTimes, dimIdle } from "./presets.js";
 import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
 import { addSlider } from "./slider.js";
+import { offerRows } from "./stock.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { followRuns, hearOwnRuns, learnFiles, recall, seekRun, showFile, showMoved, showOutputs } from "./told.js";
@@ -99,6 +100,7 @@ app.registerExtension({
     if (language !== "en" && hasOurs(workflow)) translate(workflow, await textsOf(language));
   },
   nodeCreated(node) {
+    offerRows(node, say);
     if (!isOurs(node)) return;
     node.title = node.title.replace(/ \(IterIS\)$/, ""); // which tells packs apart in the search alone
     colourSockets();

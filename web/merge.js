@@ -18,38 +18,50 @@ const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 const create = (type) => LiteGraph.createNode(type);
 
-/** Return the rows of a node that are switched on. */
-const rowsOf = (node) => readRows(saidBy(node, "loras") ?? "").filter(({ row, isOff }) => row && !isOff);
+/** Return the rows of a text that are switched on. */
+const rowsIn = (text) => readRows(text).filter(({ row, isOff }) => row && !isOff);
 
 /** Return whether a loader has a LoRA to merge: a row that is switched on, or what comes through a link. */
 const hasLoras = (node) =>
   node.inputs.some(({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null) ||
-  rowsOf(node).length > 0;
+  rowsIn(saidBy(node, "loras") ?? "").length > 0;
 
 /** Return what is known of a node's model, and of the files in the rows that are switched on; see `turnInto`. */
-async function knownOf(node) {
+export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
   const [{ guidance }, names] = await Promise.all([aboutModelOf(node), loraNames()]);
-  const rows = new Map(rowsOf(node).map(({ row }) => [fileOf(row.name, names ?? []), row]));
+  const rows = new Map(rowsIn(text).map(({ row }) => [fileOf(row.name, names ?? []), row]));
   rows.delete(undefined);
   const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
   const subjects = found.filter(({ row, lora }) => lora && isSubject(row, lora));
   return { guidance, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
 }
 
+/** Say that there is no LoRA to merge. */
+export const sayNothing = (say) => tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
+
+/**
+ * Put a Merge LoRAs with the same rows and links in the place of a loader, say what is not as it may be expected, and
+ * return it.
+ */
+export function mergeNow(node, known, say) {
+  const hadVaried = isVaried(node);
+  const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
+  made[0].sayIterisTogether();
+  if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
+  else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
+  else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
+  return made[0];
+}
+
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */
 export function mergeButton(node, say) {
   return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
-    if (!hasLoras(node)) return void tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
+    if (!hasLoras(node)) return sayNothing(say);
     const known = await knownOf(node);
     if (!node.graph) return; // or it was pressed twice
-    const hadVaried = isVaried(node);
-    const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
-    made[0].sayIterisTogether();
-    if (!event.detail) made[0].focusIterisRow(); // the button, which had the focus, is gone; a click needs none
-    if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
-    else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
-    else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
+    const merge = mergeNow(node, known, say);
+    if (!event.detail) merge.focusIterisRow(); // the button, which had the focus, is gone; a click needs none
   });
 }
 

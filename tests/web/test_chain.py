@@ -166,6 +166,147 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     assert frontend.errors == []
 
 
+def choose_in_menu(frontend, node_id, entry, picture=None):
+    """Choose an entry of ours in the menu of a node of others."""
+    frontend.settle(20)
+    page = frontend.page
+    if is_vue := page.evaluate("LiteGraph.vueNodesMode"):
+        page.locator(f'[data-node-id="{node_id}"] .lg-node-header').click(button="right")
+    else:
+        at = "id => app.graph.getNodeById(id).pos.map((at, k) => (at + app.canvas.ds.offset[k]) * app.canvas.ds.scale)"
+        x, y = page.evaluate(at, node_id)
+        page.mouse.click(x + 60, y - 8, button="right")
+    page.get_by_text("Remove", exact=True).locator("visible=true").first.wait_for()
+    if picture:
+        picture(frontend, f"loaders_menu_{node_id}")
+    item = page.get_by_text(f"{entry} (IterIS)")
+    if is_vue and not item.count():
+        pytest.skip("the menu of older frontends has no entries of others in Nodes 2.0")
+    item.click()
+
+
+def load_chain(frontend):
+    """Load a picture drawn with loaders of single LoRAs: 11, 12 for the model alone, bypassed, and 13."""
+    graph = plain("IterISLoad")
+    del graph[LOADER]
+    names = {"first": ("11", ["1", 0]), "second": ("12", ["11", 0]), "third": ("13", ["12", 0])}
+    for name, (key, model) in names.items():
+        inputs = {"lora_name": f"{name}.safetensors", "model": model, "strength_model": 0.8}
+        graph[key] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+    for key, source in (("11", ["1", 1]), ("13", ["11", 1])):
+        graph[key]["class_type"] = "LoraLoader"
+        graph[key]["inputs"] |= {"clip": source, "strength_clip": 0.5}
+    graph[ENCODER]["inputs"]["clip"] = graph["4"]["inputs"]["clip"] = ["13", 1]
+    graph[SAMPLER]["inputs"]["model"] = ["13", 0]
+    places = PLACES | {"11": [340, 0], "12": [700, 0], "13": [1060, 0], LATENT: [340, 300]}
+    places |= {
+        key: [x + 660, y]
+        for key, (x, y) in PLACES.items()
+        if key in (ENCODER, "4", SAMPLER, "7", "8")
+    }
+    frontend.load(graph, "loaders")
+    place = "places => Object.entries(places).forEach(([id, at]) => { app.graph.getNodeById(id).pos = at; })"
+    frontend.page.evaluate(place, {key: places[key] for key in graph})
+    frontend.page.evaluate("app.graph.getNodeById(12).mode = 4")
+    frontend.show(11, left=300, top=200, scale=0.7)
+    frontend.keep()
+
+
+IN_ROWS = "<lora:first:0.8:0.5>\n# <lora:second:0.8:0>\n<lora:third:0.8:0.5>"
+
+
+@pytest.mark.parametrize("clicked", ["11", "13"])
+def test_loaders_of_single_loras_become_rows_and_a_merge(in_renderer, picture, clicked):
+    frontend = in_renderer
+    load_chain(frontend)
+    before, then = frontend.prompt(), how_laid_out(frontend)
+    for entry, kind in (("Load LoRAs in rows", "IterISLoad"), ("Merge these LoRAs", "IterISMerge")):
+        choose_in_menu(frontend, clicked, entry, picture)
+        frontend.page.wait_for_function(f"!!({ONE})('{kind}')")
+        frontend.settle(60)
+        picture(frontend, f"loaders_{kind}_{clicked}")
+        sent = frontend.prompt()
+        ((key, made),) = ((k, n["inputs"]) for k, n in sent.items() if n["class_type"] == kind)
+        assert {"loras": IN_ROWS, **MODEL}.items() <= made.items()
+        assert sent[SAMPLER]["inputs"]["model"] == [key, 0]
+        assert [sent[text]["inputs"]["clip"] for text in (ENCODER, "4")] == [[key, 1]] * 2
+        assert not {"11", "12", "13"} & sent.keys()
+        assert new_in(frontend, then)[1:] == [set()] * 2
+        frontend.keep()
+        frontend.undo()
+        assert frontend.prompt() == before, "in one step"
+    assert frontend.errors == []
+
+
+# a node says the strength of 12
+SAID_ELSEWHERE = """() => {
+    const said = LiteGraph.createNode("PrimitiveFloat");
+    app.graph.add(said);
+    const loader = app.graph.getNodeById(12);
+    said.connect(0, loader, loader.inputs.findIndex(({ name }) => name === "strength_model"));
+}"""
+BRANCH = "() => app.graph.getNodeById(11).connect(1, app.graph.getNodeById(4), 0)"
+LEFT = {
+    "said": (SAID_ELSEWHERE, "13", "<lora:third:0.8:0.5>", (["11", 0], ["11", 1])),
+    "branch": (BRANCH, "12", "<lora:first:0.8:0.5>\n# <lora:second:0.8:0>", (["1", 0], ["1", 1])),
+}
+
+
+@pytest.mark.parametrize("why", LEFT)
+def test_loaders_with_something_else_between_them_are_left_and_the_page_says_so(frontend, why):
+    load_chain(frontend)
+    change, clicked, text, before = LEFT[why]
+    frontend.page.evaluate(change)
+    choose_in_menu(frontend, clicked, "Load LoRAs in rows")
+    told = frontend.page.locator(".p-toast-message", has_text="Not all loaders are in the rows")
+    told.get_by_role("button").click()
+    (made,) = (n["inputs"] for n in frontend.prompt().values() if n["class_type"] == "IterISLoad")
+    assert (made["loras"], (made["model"], made["clip"])) == (text, before)
+    told.wait_for(state="hidden")
+    assert frontend.errors == []
+
+
+# a node of rgthree's, which has no CLIP, instead of the three loaders
+POWER = """([sampler, rows]) => {
+    class Power extends LiteGraph.LGraphNode {
+        constructor() {
+            super("Power Lora Loader (rgthree)");
+            this.comfyClass = "Power Lora Loader (rgthree)";
+            for (const [name, type] of [["model", "MODEL"], ["clip", "CLIP"]]) {
+                this.addInput(name, type);
+                this.addOutput(type, type);
+            }
+            rows.forEach((value, i) => this.addCustomWidget({ name: `lora_${i}`, type: "custom", value, options: {} }));
+        }
+    }
+    LiteGraph.registerNodeType("Power Lora Loader (rgthree)", Power);
+    for (const id of [11, 12, 13]) app.graph.remove(app.graph.getNodeById(id));
+    const node = LiteGraph.createNode("Power Lora Loader (rgthree)");
+    node.pos = [340, 0];
+    app.graph.add(node);
+    app.graph.getNodeById(1).connect(0, node, 0);
+    node.connect(0, app.graph.getNodeById(sampler), 0);
+    [3, 4].forEach((id) => app.graph.getNodeById(1).connect(1, app.graph.getNodeById(id), 0));
+    app.extensions.find(({ name }) => name === "IterIS.LoraMerge").nodeCreated(node);
+    return node.id;
+}"""
+
+
+def test_a_loader_of_many_loras_becomes_a_merge_with_the_clip_that_texts_are_encoded_with(frontend):
+    load_chain(frontend)
+    rows = [{"on": True, "lora": "first.safetensors", "strength": 0.7, "strengthTwo": None}]
+    rows += [{"on": False, "lora": "second.safetensors", "strength": 1, "strengthTwo": 0.5}]
+    rows += [{"on": True, "lora": "None", "strength": 1, "strengthTwo": None}]
+    power = frontend.page.evaluate(POWER, [SAMPLER, rows])
+    choose_in_menu(frontend, power, "Merge these LoRAs")
+    frontend.page.wait_for_function(f"!!({ONE})('IterISMerge')")
+    sent = frontend.prompt()
+    (made,) = (n["inputs"] for n in sent.values() if n["class_type"] == "IterISMerge")
+    assert {"loras": "<lora:first:0.7:0>\n# <lora:second:1:0>", **MODEL}.items() <= made.items()
+    assert [sent[text]["inputs"]["clip"] for text in (ENCODER, "4")] == [["1", 1]] * 2
+    assert frontend.errors == []
+
+
 # how far the last group is from all others
 APART = """(() => {
     const ends = ({ pos, size }) => [0, 1].map((axis) => [pos[axis], pos[axis] + size[axis]]);

@@ -136,6 +136,11 @@ export default {
   settings_title: "How it is measured and merged, as cfg for turbo models: goes to Merge settings, or adds it",
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
+  merge_loaders: "Merge these LoRAs (IterIS)",
+  into_rows: "Load LoRAs in rows (IterIS)",
+  not_in_rows: "Nothing was changed",
+  loaders_left: "Not all loaders are in the rows",
+  loaders_left_rest: "Those before or after a branch, or with a linked file or strength, stay as they are.",
   merged_inside: "Run now merges",
   merged_inside_rest:
     "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",

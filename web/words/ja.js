@@ -140,6 +140,11 @@ export default {
   settings_title: "測定とマージの方法（turbo モデルの cfg など）：「マージの設定」へ移動します。なければ追加します",
   merge_these: "これらをマージ",
   merge_these_title: "このノードを、行と接続はそのままで「LoRA をマージ」に変えます",
+  merge_loaders: "これらの LoRA をマージ (IterIS)",
+  into_rows: "LoRA を行にまとめて読み込む (IterIS)",
+  not_in_rows: "何も変更していません",
+  loaders_left: "一部のローダーは行に入っていません",
+  loaders_left_rest: "分岐の前後にあるもの、ファイルや強度に接続があるものは、そのまま残ります。",
   merged_inside: "実行するとマージします",
   merged_inside_rest:
     "ここに表示されているのは、サブグラフの中の「LoRA をマージ」の行です。「マージ後の LoRA を保存」も中にあります。マージには数分かかります。",
