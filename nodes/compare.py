@@ -102,50 +102,47 @@ class Compare(io.ComfyNode):
                     tooltip="Guidance. 0: that of the merge, which is what suits the model unless "
                     "Merge settings says otherwise. 1: none, for turbo and distilled models.",
                 ),
-                io.String.Input(
-                    "negative_prompt",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="What the pictures should not show. Without guidance it is not read.",
-                    **advanced(),
-                ),
-                io.Int.Input(
-                    "width",
-                    **size,
-                    tooltip="Width of each picture. 0: what suits the model, or resolution of "
-                    "Merge settings where that is set.",
-                    **advanced(),
-                ),
-                io.Int.Input(
-                    "height",
-                    **size,
-                    tooltip="Height of each picture. 0: what suits the model, or resolution of "
-                    "Merge settings where that is set.",
-                    **advanced(),
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=host.sampler_names(),
-                    default="euler",
-                    optional=True,
-                    tooltip="Sampler, as in KSampler.",
-                    **advanced(),
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=host.scheduler_names(),
-                    default="simple",
-                    optional=True,
-                    tooltip="Scheduler, as in KSampler. simple suits all models.",
-                    **advanced(),
-                ),
-                io.String.Input(
-                    "caption",
-                    default="",
-                    optional=True,
-                    tooltip="A title, large at the top of the comparison. Empty: none.",
-                    **advanced(),
+                *advanced(
+                    io.String.Input(
+                        "negative_prompt",
+                        multiline=True,
+                        default="",
+                        optional=True,
+                        tooltip="What the pictures should not show. Without guidance it is not "
+                        "read.",
+                    ),
+                    io.Int.Input(
+                        "width",
+                        **size,
+                        tooltip="Width of each picture. 0: what suits the model, or resolution of "
+                        "Merge settings where that is set.",
+                    ),
+                    io.Int.Input(
+                        "height",
+                        **size,
+                        tooltip="Height of each picture. 0: what suits the model, or resolution of "
+                        "Merge settings where that is set.",
+                    ),
+                    io.Combo.Input(
+                        "sampler",
+                        options=host.sampler_names(),
+                        default="euler",
+                        optional=True,
+                        tooltip="Sampler, as in KSampler.",
+                    ),
+                    io.Combo.Input(
+                        "scheduler",
+                        options=host.scheduler_names(),
+                        default="simple",
+                        optional=True,
+                        tooltip="Scheduler, as in KSampler. simple suits all models.",
+                    ),
+                    io.String.Input(
+                        "caption",
+                        default="",
+                        optional=True,
+                        tooltip="A title, large at the top of the comparison. Empty: none.",
+                    ),
                 ),
             ],
             outputs=[

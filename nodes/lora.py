@@ -79,14 +79,11 @@ class LoraToMerge(io.ComfyNode):
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
-                io.String.Input("blocks", default="", optional=True, tooltip=_BLOCKS, **advanced()),
-                io.String.Input(
-                    "without",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip=_WITHOUT,
-                    **advanced(),
+                *advanced(
+                    io.String.Input("blocks", default="", optional=True, tooltip=_BLOCKS),
+                    io.String.Input(
+                        "without", multiline=True, default="", optional=True, tooltip=_WITHOUT
+                    ),
                 ),
             ],
             outputs=[LORAS.Output(display_name="LoRAs")],

@@ -66,16 +66,17 @@ class SaveMergedLora(io.ComfyNode):
                     tooltip="On: replace a file of the same name. Off: add a number to the name, "
                     "unless that file is this merge already.",
                 ),
-                io.Combo.Input(
-                    "large_layers",
-                    options=[LOW_RANK, FULL_DIFFERENCE],
-                    default=LOW_RANK,
-                    optional=True,
-                    tooltip="How to save layers whose rank is so high that two factors take more "
-                    "room than the weight itself. This happens after merging LoKr, OFT, "
-                    "DoRA or full differences. The full difference is smaller. Some "
-                    "programs other than ComfyUI do not read it.",
-                    **advanced(),
+                *advanced(
+                    io.Combo.Input(
+                        "large_layers",
+                        options=[LOW_RANK, FULL_DIFFERENCE],
+                        default=LOW_RANK,
+                        optional=True,
+                        tooltip="How to save layers whose rank is so high that two factors take "
+                        "more room than the weight itself. This happens after merging LoKr, OFT, "
+                        "DoRA or full differences. The full difference is smaller. Some "
+                        "programs other than ComfyUI do not read it.",
+                    ),
                 ),
                 io.Image.Input(
                     "cover",

@@ -102,8 +102,8 @@ def _widget(name: str, more: str, looks: Mapping[str, Any]) -> Any:
     given = {"options": choices} if choices else bounds(_KINDS[name], name)
     tooltip = f"{item.description}{more}"
     looks = {"default": item.default, "tooltip": tooltip, **given, **looks}
-    looks |= {} if name in _FIRST else advanced()
-    return kind.Input(NAMES[name], optional=True, **looks)
+    widget = kind.Input(NAMES[name], optional=True, **looks)
+    return widget if name in _FIRST else advanced(widget)[0]
 
 
 _INPUTS = {"integer": io.Int, "number": io.Float, "string": io.String, "array": io.String}

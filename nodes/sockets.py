@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -31,10 +30,14 @@ ENDS_OF_PAIR = ("_high_noise", "_low_noise")  # of names; loaders of a pair look
 Loose = Mapping[str, Mapping[str, "Tensor"]]
 
 
-def advanced() -> dict[str, Any]:
-    """Return the arguments that mark an input as advanced; none before ComfyUI 0.10."""
-    known = "advanced" in inspect.signature(io.Float.Input.__init__).parameters
-    return {"advanced": True} if known else {}
+def advanced(*inputs: io.Input) -> tuple[io.Input, ...]:
+    """Mark inputs as advanced, which before ComfyUI 0.10 our page alone looks at."""
+    for item in inputs:
+        if hasattr(item, "advanced"):
+            item.advanced = True
+        else:
+            item.extra_dict["advanced"] = True
+    return inputs
 
 
 def found_by(*words: str, essential: str | None = None) -> dict[str, Any]:

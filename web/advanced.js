@@ -1,5 +1,5 @@
 // Inputs that few people change, hidden until a button is pressed: on the canvas as Vue nodes have it, and in both not
-// those that are set. ComfyUI 0.3.75 does not say which inputs those are, and all are shown.
+// those that are set. The Vue nodes of ComfyUI before 0.10 show all.
 
 import { app } from "../../scripts/app.js";
 import { hide } from "./elements.js";

@@ -21,6 +21,7 @@ class Input:
         self.display_name = display_name
         self.optional = optional
         self.tooltip = tooltip
+        self.extra_dict: dict[str, Any] = {}
         self.more = more
 
     def __getattr__(self, name: str) -> Any:
