@@ -5,7 +5,17 @@ import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, canPopUp, EDGE, html, imageAt, putBeside, sayMade, tell, withFolder } from "./parts.js";
 import { endPeek, face } from "./peek.js";
-import { canName, matching, nameOf, namesakes, ownName, similar, versions } from "./rows_text.js";
+import {
+  canName,
+  foldersOf,
+  isInFolder,
+  matching,
+  nameOf,
+  namesakes,
+  ownName,
+  similar,
+  versions,
+} from "./rows_text.js";
 import { foundBy, madeOf, wordsOf } from "./triggers.js";
 
 const MOST = 200; // names in the list at a time
@@ -74,6 +84,7 @@ class Choice {
   list = html("div", "iteris-names");
   picture = html("div", "iteris-seen");
   both = html("div", "iteris-found"); // the list, and the picture beside it
+  folder = html("select", "iteris-where");
   rest = html("div", "iteris-quiet");
   foot = html("div", "iteris-foot");
 
@@ -112,6 +123,11 @@ class Choice {
       this.field.focus();
     });
     this.both.append(this.list, this.picture);
+    this.folder.ariaLabel = say("folder");
+    this.folder.addEventListener("change", () => {
+      this.search();
+      this.field.focus();
+    });
     if (several) this.foot.append(html("span", "iteris-quiet", say("several")));
     this.box.append(this.field, this.both, this.rest, this.foot);
     this.field.addEventListener("input", () => this.search());
@@ -146,6 +162,7 @@ class Choice {
     if (names.length >= MANY) this.ahead = [...new Set(likely)];
     if (!this.field.value.trim()) this.wished = likest;
     if (fits.length) this.foot.prepend(this.others);
+    this.listFolders();
     const wanted = this.show();
     if (this.isDone) return;
     const room = Math.max(this.both.offsetHeight, names.length * LINE); // for the names that are still to come
@@ -153,6 +170,19 @@ class Choice {
     this.learn(wanted);
     const isAbove = place(this.box, this.at);
     if (!isAbove) this.both.style.height = ""; // above its row, it would end far from there
+  }
+
+  /** Offer the folders to look in, where there are many files in several. */
+  listFolders() {
+    const folders = foldersOf(this.names);
+    if (this.names.length < MANY || folders.length < 2) return;
+    const option = (folder, text) => Object.assign(html("option", "", text), { value: folder });
+    const options = folders.map(([folder, count]) => {
+      const parts = folder.split("/").slice(0, -1);
+      return option(folder, `${"\u2003".repeat(parts.length)}${parts.at(-1)} (${count})`);
+    });
+    this.folder.append(option("", this.say("all_folders", { count: this.names.length })), ...options);
+    this.box.insertBefore(this.folder, this.both);
   }
 
   familyOf(name) {
@@ -270,15 +300,17 @@ class Choice {
   /** List what is found, and return the names of all that may be. */
   show() {
     const { value } = this.field;
+    const folder = this.folder.value;
+    const names = this.names.filter((name) => isInFolder(name, folder));
     const isShown = (name) => name === this.now || !this.isOther(lastAboutLora(name));
-    const first = value.trim() ? [] : this.ahead.filter(isShown);
-    const matches = matching(this.names, value, (name) => foundBy(lastAboutLora(name) ?? {}), isMerge);
+    const first = value.trim() || folder ? [] : this.ahead.filter(isShown);
+    const matches = matching(names, value, (name) => foundBy(lastAboutLora(name) ?? {}), isMerge);
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : this.fits, (name) => this.familyOf(name), isWhole);
     // to read all files takes long where they are many: only if no name has the words
     const unknown = matching(matches.slice(0, 1), value).length // those found by name come first
       ? []
-      : this.names.filter((name) => lastAboutLora(name) === undefined);
+      : names.filter((name) => lastAboutLora(name) === undefined);
     const waiting = this.isOffered ? unread.length + unknown.length : 1;
     this.found = offered;
     this.listFound(first);
@@ -375,17 +407,17 @@ class Choice {
 
   /** Focus the next field or button, round in a circle. */
   step(by) {
-    const stops = [...this.box.querySelectorAll("input, button")];
+    const stops = [...this.box.querySelectorAll("input, select, button")];
     stops.at((stops.indexOf(document.activeElement) + by) % stops.length).focus();
   }
 
   press(event) {
     event.stopPropagation(); // it is not for the canvas
     const { key, shiftKey } = event;
-    const isButtons = key === "Enter" && event.target !== this.field;
+    const isOther = event.target === this.folder ? key !== "Tab" : key === "Enter" && event.target !== this.field;
     // Safari's Enter that ends what a method of writing composes has this code alone
     const isComposing = event.isComposing || event.keyCode === 229;
-    if (!(key in STEPS || key === "Enter" || key === "Tab") || isComposing || isButtons) return;
+    if (!(key in STEPS || key === "Enter" || key === "Tab") || isComposing || isOther) return;
     event.preventDefault();
     if (key in STEPS) this.move(STEPS[key]);
     else if (key === "Tab") this.step(shiftKey ? -1 : 1);

@@ -268,6 +268,22 @@ export function matching(names, text, knownOf = () => "", isMerge = () => false)
   return found.sort((one, other) => ranks.get(one) - ranks.get(other) || depth(one) - depth(other));
 }
 
+/** Return the folders that files are in, with those around them, and how many files are in each. */
+export function foldersOf(names) {
+  const counts = new Map();
+  for (const name of names) {
+    const parts = name.split(/[\\/]/).slice(0, -1);
+    parts.forEach((_, at) => {
+      const folder = `${parts.slice(0, at + 1).join("/")}/`;
+      counts.set(folder, (counts.get(folder) ?? 0) + 1);
+    });
+  }
+  return [...counts];
+}
+
+/** Return whether a file is in a folder, or in one within it. */
+export const isInFolder = (name, folder) => name.replaceAll("\\", "/").startsWith(folder);
+
 function rowsOf(line) {
   const rows = [];
   let place = 0;

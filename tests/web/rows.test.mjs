@@ -12,6 +12,8 @@ import {
   calledAs,
   furtherIn,
   furtherWords,
+  foldersOf,
+  isInFolder,
   matching,
   mergedName,
   namesakes,
@@ -178,6 +180,23 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(names, "gh"), ["ghibli", "b\\\\Ghibli_2", "a/x_ghibli", "knights", "a/bright", "ghost/b"]);
   const epochs = ["archive/2025/robot_epoch-10", "robot_epoch-10", "robot_epoch-20"];
   assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
+});
+
+test("folders are those around files, too, as either system writes them", () => {
+  const files = ["a/b/one", "a\\b\\two", "a/three", "four", "ab/five"];
+  assert.deepEqual(foldersOf(files), [
+    ["a/", 3],
+    ["a/b/", 2],
+    ["ab/", 1],
+  ]);
+  assert.deepEqual(
+    files.filter((file) => isInFolder(file, "a/")),
+    files.slice(0, 3),
+  );
+  assert.deepEqual(
+    files.filter((file) => isInFolder(file, "")),
+    files,
+  );
 });
 
 test("the file of a merge is called like its LoRAs", () => {

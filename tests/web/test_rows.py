@@ -675,6 +675,32 @@ def test_files_that_were_chosen_last_come_first_among_many(rows, picture):
     expect(option.filter(has_text="first")).to_have_count(1)
 
 
+def test_many_files_are_looked_for_in_one_of_their_folders(rows, picture):
+    files = [f"people/dog_{number}.safetensors" for number in range(30)]
+    files += [f"people\\old\\cat_{number}.safetensors" for number in range(9)]
+    files += ["ink.safetensors", "styles/oil_dog.safetensors"]
+    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    rows.page.locator(".iteris-add").click()
+    option, folder = rows.page.locator(".iteris-option"), rows.page.locator(".iteris-where")
+    expect(option).to_have_count(len(files))
+    told = ["All folders (41)", "\u2003people (39)", "\u2003\u2003old (9)", "\u2003styles (1)"]
+    assert folder.locator("option").all_text_contents() == told
+    folder.select_option("people/")
+    expect(option).to_have_count(39)
+    expect(rows.page.locator(".iteris-search")).to_be_focused()
+    picture(rows, "rows_choose_folder")
+    rows.page.keyboard.type("dog")
+    expect(option).to_have_count(30)
+    folder.select_option("styles/")
+    expect(option).to_have_count(1)
+    for key in ("Tab", "Tab", "Enter"):  # round in a circle
+        rows.page.keyboard.press(key)
+    expect(at(rows, 3, "lora")).to_contain_text("oil_dog")
+    rows.page.unroute("**/models/loras")
+    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+
+
 def test_a_double_click_opens_one_list_and_a_right_click_the_nodes_menu(rows, picture):
     choice = rows.page.locator(".iteris-choice")
     at(rows, 0, "lora").dblclick()

@@ -108,6 +108,8 @@ export default {
   no_words: "The file names no trigger words: write prompts.",
   no_rows: "No LoRA yet: add some.",
   rows_elsewhere: "The LoRAs come through more_loras. More can be added here.",
+  all_folders: "All folders ({count})",
+  folder: "Folder to look in",
   apart: "Its LoRAs as rows",
   apart_title:
     "Put the LoRAs that this file is a merge of in its place, with their strengths and prompts. Settings of that merge, such as “together”, are not taken over; Load recipe has them.",

@@ -103,6 +103,8 @@ export default {
   no_words: "该文件没有写明触发词：请填写提示词。",
   no_rows: "还没有 LoRA：请添加。",
   rows_elsewhere: "LoRA 由 more_loras 传入。这里还可以继续添加。",
+  all_folders: "所有文件夹（{count}）",
+  folder: "在哪个文件夹里找",
   apart: "拆成各个 LoRA",
   apart_title:
     "用合并成此文件的各个 LoRA 替换这一行，保留它们的强度和提示词。该次合并的设置（如“同框”）不会带过来，可用“加载配方”读取。",
