@@ -1993,6 +1993,18 @@ def test_a_copy_has_rows_of_its_own(rows, kind):
     assert text_of(rows) == TEXT
 
 
+def test_tab_goes_to_no_text_that_is_behind_the_rows(rows):
+    rows.page.mouse.click(760, 135)  # the node's title
+    rows.page.locator(".iteris-grip").first.focus()
+    rows.page.keyboard.press("Shift+Tab")
+    rows.page.keyboard.type("zzz")
+    assert text_of(rows) == TEXT
+    hidden = rows.page.locator("textarea").evaluate_all(
+        "fields => fields.filter((field) => { field.focus(); return field === document.activeElement; }).length"
+    )
+    assert hidden == 0
+
+
 PROMOTED = """([id, way]) => {
     const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
     const [merge] = subgraph.nodes;
