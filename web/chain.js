@@ -111,8 +111,11 @@ function textBefore(sampler, name) {
 
 const promptOf = (sampler) => (sampler && textBefore(sampler, "positive")) || "";
 
-/** Return whether the prompt of the sampler that a loader's MODEL leads to may be another one each time. */
-export const isVaried = (loader) => SEVERAL.test(promptOf(samplerAfter(loader)));
+/** Return the prompt of the sampler that a loader's MODEL leads to; "": there is none, or more is done with it. */
+export const promptDrawn = (loader) => promptOf(samplerAfter(loader));
+
+/** Return whether that prompt may be another one each time. */
+export const isVaried = (loader) => SEVERAL.test(promptDrawn(loader));
 
 /** Return a sampler's prompt as a line of Compare's, which draws a prompt a line; "": it is none, or another one each time. */
 function lineOf(sampler) {

@@ -2,7 +2,7 @@
 // becomes a loader of its file.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, addSettings, comparedBy, isVaried, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, addSettings, comparedBy, isVaried, promptDrawn, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { originOf, takers } from "./links.js";
 import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
@@ -12,9 +12,12 @@ import { reached } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { isAwaited } from "./results.js";
 import { runAlone } from "./shown.js";
+import { unnamedIn, wordsOf } from "./triggers.js";
 import { asOneStep } from "./undo.js";
 
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
+
+const WORDS = 3; // of a LoRA, in a message
 
 const create = (type) => LiteGraph.createNode(type);
 
@@ -33,7 +36,7 @@ export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
   rows.delete(undefined);
   const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
   const subjects = found.filter(({ row, lora }) => lora && isSubject(row, lora));
-  return { guidance, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
+  return { guidance, found, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
 }
 
 /** Say that there is no LoRA to merge. */
@@ -50,7 +53,22 @@ export function mergeNow(node, known, say) {
   if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
+  sayUnnamed(made[0], known.found, say);
   return made[0];
+}
+
+/** Say of which LoRAs the prompt has no trigger words that a node's MODEL is drawn with. */
+function sayUnnamed(node, found, say) {
+  const prompt = promptDrawn(node);
+  const known = found.filter(({ lora }) => lora);
+  const unnamed = unnamedIn(
+    prompt,
+    known.map(({ lora }) => lora),
+  );
+  if (!prompt || !unnamed.length) return;
+  const saying = ({ row, lora }) => `${wordsOf(lora).slice(0, WORDS).join(", ")} (${ownName(row.name)})`;
+  const lacking = known.filter(({ lora }) => unnamed.includes(lora)).map(saying);
+  tell(say("prompt_lacks"), say("prompt_lacks_rest", { words: lacking.join("; ") }));
 }
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */

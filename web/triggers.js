@@ -155,6 +155,17 @@ export function namedIn(prompt, loras) {
   );
 }
 
+/**
+ * Return which LoRAs a prompt does not name, though their files have trigger words; where others have the same words, any
+ * part of them names them all.
+ */
+export function unnamedIn(prompt, loras) {
+  const named = namedIn(prompt, loras);
+  const isAlone = (lora) => namedIn(partsOf(lora).join(" "), loras).includes(lora);
+  const isNamed = (lora) => (isAlone(lora) ? named.includes(lora) : !lacksWords({ prompts: [prompt] }, lora));
+  return loras.filter((lora) => !isNamed(lora));
+}
+
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
 
 /**

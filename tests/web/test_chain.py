@@ -878,12 +878,14 @@ def test_compare_draws_the_graphs_prompt_where_that_is_one_text(frontend, writte
 
 @pytest.mark.parametrize("how", ["Merge these", "See it in pictures"])
 def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(frontend, how):
-    def told(route):
+    """And the page says what the prompt lacks, once a merge is made for it."""
+
+    def answer(route):
         words = ["sks robot"] if "first" in route.request.url else ["zwx owl"]
         lora = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
         route.fulfill(json=lora | {"trigger_words": words})
 
-    frontend.page.route("**/iteris/lora?*", told)
+    frontend.page.route("**/iteris/lora?*", answer)
     frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
     drawn = {}
     for written in ("a sks robot", "a sks robot and a zwx owl"):
@@ -892,6 +894,13 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
         if how == "Merge these":
             merge_these(frontend)
             nodes = frontend.prompt()
+            told = frontend.page.locator(".p-toast-message", has_text="zwx owl (second)")
+            if "owl" in written:
+                expect(told).to_have_count(0)
+            else:
+                expect(told).to_contain_text("names not all LoRAs")
+                told.get_by_role("button").click()
+                told.wait_for(state="hidden")
         else:
             frontend.executed(int(LOADER), REPORTED)
             nodes = seen_queued(frontend).value.post_data_json["prompt"]

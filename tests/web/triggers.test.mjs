@@ -14,6 +14,7 @@ import {
   needed,
   suggestions,
   takenOut,
+  unnamedIn,
   wordsOf,
 } from "../../web/triggers.js";
 import { languages, sayer } from "../../web/words.js";
@@ -150,6 +151,18 @@ test("a prompt names a LoRA by a part of its words that no other one has", () =>
   assert.deepEqual(named("a sks man", ["sks man"], ["ohwx man"]), ["sks man"]);
   assert.deepEqual(named("a robot", ["sks robot"], ["zwx robot"]), []);
   assert.deepEqual(named("a sks robot", ["sks robot"], [], ["the photo"]), ["sks robot"]);
+});
+
+test("a prompt lacks LoRAs that it does not name, unless others have the same words", () => {
+  const unnamed = (prompt, ...words) =>
+    unnamedIn(
+      prompt,
+      words.map((each) => ({ trigger_words: each })),
+    ).map(({ trigger_words: [first] }) => first);
+  assert.deepEqual(unnamed("a castle at night", ["sks robot"], ["zwx owl"]), ["sks robot", "zwx owl"]);
+  assert.deepEqual(unnamed("a sks robot", ["sks robot"], ["zwx robot"], []), ["zwx robot"]);
+  assert.deepEqual(unnamed("a sks robot", ["sks robot"], ["sks robot"]), []);
+  assert.deepEqual(unnamed("a xk castle", ["xk"], ["zq"]), ["zq"]);
 });
 
 test("prompts with none of their file's words are told", () => {

@@ -151,6 +151,9 @@ export default {
   prompt_varied: "The prompt was not taken over",
   prompt_varied_rest:
     "It has {a|b}, wildcards or remarks, so it may be another one at each run. Without a prompt, Compare draws each LoRA. For two subjects in one picture, switch “together” on.",
+  prompt_lacks: "The prompt names not all LoRAs",
+  prompt_lacks_rest:
+    "Merged, a LoRA may show little without its trigger words, also one that shows without them alone. Write into the prompt: {words}",
   nothing_to_merge: "There is nothing to merge",
   nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",

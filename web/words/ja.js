@@ -155,6 +155,9 @@ export default {
   prompt_varied: "プロンプトは引き継がれませんでした",
   prompt_varied_rest:
     "{a|b}、ワイルドカードまたはコメントがあり、実行ごとに変わることがあるためです。プロンプトが空の「比較」は、各 LoRA を生成します。2 つの被写体を 1 枚の画像に描くなら、「一緒に描く」をオンにしてください。",
+  prompt_lacks: "プロンプトに出てこない LoRA があります",
+  prompt_lacks_rest:
+    "単独ではトリガーワードなしで効く LoRA も、マージ後はトリガーワードがないとほとんど効かないことがあります。プロンプトに書いてください：{words}",
   nothing_to_merge: "マージするものがありません",
   nothing_to_merge_rest: "LoRA を追加するか、行をオンにしてください。",
   search: "LoRA を検索",

@@ -144,6 +144,8 @@ export default {
   prompt_varied: "提示词没有沿用",
   prompt_varied_rest:
     "其中有 {a|b}、通配符或注释，每次运行可能不同。提示词留空时，“比较”会画出每个 LoRA。要让两个主体出现在同一张图中，请打开“同框”。",
+  prompt_lacks: "提示词没有提到所有 LoRA",
+  prompt_lacks_rest: "有的 LoRA 单独使用时不写触发词也有效果，合并后却可能几乎看不出来。请写进提示词：{words}",
   nothing_to_merge: "没有可合并的 LoRA",
   nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
