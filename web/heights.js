@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { also, nodesOf } from "./graph.js";
 import { LAID_OUT } from "./places.js";
+import { keepResult } from "./undo.js";
 
 const MARGIN = 10; // the frontend's, round an element of a node
 const NARROW = 4; // round one without a frame of its own; iteris.css has the rest at its sides
@@ -134,6 +135,23 @@ export function keepWidth(node, least) {
     const [width, height] = computeSize.apply(node, values);
     return [Math.max(width, least), height];
   };
+}
+
+const widened = new WeakSet(); // subgraphs' nodes
+
+/** Let a subgraph's node on the canvas be as wide as an element needs that it shows of a node in it. */
+export function widenAround(node, element, least) {
+  const { graph } = app.canvas;
+  if (LiteGraph.vueNodesMode || node.graph === graph || !element.offsetWidth) return;
+  const around = graph.nodes.find(
+    ({ subgraph, widgets }) => subgraph && widgets.some((each) => each.element === element),
+  );
+  if (!around || widened.has(around)) return;
+  widened.add(around);
+  keepWidth(around, least);
+  if (around.size[0] >= least) return;
+  around.setSize([least, around.size[1]]);
+  keepResult(around);
 }
 
 /** Save a node's height without that of what a workflow does not keep, or it would be a hole once it is opened again. */

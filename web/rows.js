@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { choose } from "./choose.js";
 import { addElement, showAbove } from "./elements.js";
 import { also, nodesOf } from "./graph.js";
-import { fit, heightOf, keepWidth, savesWithout, shrink } from "./heights.js";
+import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./heights.js";
 import { knownOf } from "./known_rows.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
@@ -92,6 +92,7 @@ export function addRows(node, say, more = []) {
     if (["iteris-grip", "iteris-toggle", "iteris-lora"].includes(part)) view.remove(place, part);
   });
   savesWithout(node, () => view.heightOpen());
+  new ResizeObserver(() => widenAround(node, element, LEAST_WIDTH)).observe(element);
   node.learnIterisFiles = () => view.learn();
   node.focusIterisRow = () => view.focusAgain({ place: view.drawn()[0], part: "iteris-lora" });
   view.read(true);

@@ -622,6 +622,9 @@ def test_rows_that_a_subgraph_shows_are_those_of_what_is_in_it(in_renderer, pict
         pytest.skip("newer frontends show nothing but inputs")
     frontend.show(outer, left=300, top=150)
     frontend.settle(40)
+    if not frontend.page.evaluate("LiteGraph.vueNodesMode"):
+        size = frontend.page.evaluate("id => app.graph.getNodeById(id).size[0]", outer)
+        assert size >= 330, "as wide as rows need"
     frontend.keep()
 
     def rows():
