@@ -221,7 +221,7 @@ class Rows {
   open(place, isOpen) {
     this.entries = this.entries.with(place, { ...this.entries[place], isOpen });
     remember(this.node, this.shown());
-    this.draw();
+    this.draw(true);
   }
 
   /** Close a row from within it. */
@@ -362,7 +362,8 @@ class Rows {
     return places.slice(0, MOST_DRAWN);
   }
 
-  draw() {
+  /** Draw the entries; `isOther`: they are the same as before, and seen in another way. */
+  draw(isOther = false) {
     const before = heightOf(this.element, 0);
     const isLinked = this.isLinked(this.text.name);
     const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
@@ -374,7 +375,7 @@ class Rows {
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
     const grown = before ? heightOf(this.element, 0) - before : 0;
-    shrink(this.node, Math.max(0, -grown));
+    shrink(this.node, isOther ? 0 : Math.max(0, -grown)); // another height would be a step of Undo
     this.learn();
   }
 
@@ -435,7 +436,7 @@ class Rows {
     const other = button("iteris-other", this.say(this.asText ? "as_rows" : "as_text"), this.say("other_title"), () => {
       this.asText = !this.asText;
       remember(this.node, this.shown());
-      this.draw();
+      this.draw(true);
       const shown = this.element.querySelector(this.asText ? ".iteris-rows-text" : ".iteris-other");
       shown.setSelectionRange?.(0, 0);
       shown.focus();

@@ -913,6 +913,17 @@ def test_undo_closes_no_row(rows):
     assert at(rows, 1, "prompts").count() == 0
 
 
+def test_what_only_shows_rows_in_another_way_is_no_step_of_undo(rows):
+    steps = f"{TRACKER}.undoQueue.length"
+    rows.keep()
+    before = rows.page.evaluate(steps)
+    for part in ("opener", "opener", "other", "other"):
+        rows.page.locator(f".iteris-{part}").first.press("Enter")
+        rows.settle(20)
+    rows.keep()
+    assert rows.page.evaluate(steps) == before
+
+
 EDITS = (
     (0, "number", "0.6"),
     (0, "prompts", "demo1 in the rain"),
