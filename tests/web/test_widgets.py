@@ -76,6 +76,30 @@ def test_a_prompt_says_what_it_means_to_leave_it_empty(in_renderer):
         assert field.get_attribute("placeholder") == "prompt (empty: each LoRA's own)"
 
 
+# names that are cut off at the width of a node
+CUT = """() => app.graph.nodes[0].widgets.map(({ name }) => name).filter((name) => {
+    const labels = [...document.querySelectorAll(".lg-node-widget *")].filter((each) =>
+        !each.childElementCount && each.textContent === name);
+    return labels.some(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth);
+})"""
+
+
+@pytest.mark.nightly
+def test_in_vue_nodes_no_name_of_a_setting_is_cut_off(open_frontend, picture):
+    frontend = open_frontend(Comfy_VueNodes_Enabled=True)
+    frontend.load({"1": {"class_type": "IterISMerge", "inputs": {"loras": ""}}}, "settings")
+    frontend.show(1, left=700, top=60)
+    frontend.page.locator(".iteris-settings").press("Enter")
+    frontend.page.wait_for_function("app.graph.nodes.length === 2")
+    frontend.page.evaluate("app.graph.remove(app.graph.getNodeById(1))")
+    for button in frontend.page.get_by_role("button", name="Show advanced inputs").all():
+        button.click()
+    frontend.settle(20)
+    picture(frontend, "settings_names")
+    assert frontend.page.locator(".lg-node-widget", has_text="latents_per_run").count() == 1
+    assert frontend.page.evaluate(CUT) == []
+
+
 @pytest.mark.nightly
 def test_in_vue_nodes_a_number_is_read_while_it_is_written(open_frontend):
     frontend = open_frontend(Comfy_VueNodes_Enabled=True)
