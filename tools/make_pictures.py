@@ -50,8 +50,8 @@ HEIGHTS = {"CLIPTextEncode": 104}
 NARROWEST = 270  # of others; Nodes 2.0 draws some wider than the canvas
 FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_ROOM = 52  # round its two parts
-NOTE_LINES = ((26, 60), (22, 80))  # of each: the height of its lines, and their letters
-NOTE_WIDTH = 736  # over what is chosen, and the merge
+NOTE_LINES = ((26, 70), (22, 90))  # of each: the height of its lines, and their letters
+NOTE_WIDTH = 736  # for which lines have so many letters
 NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = GROWTH | {
@@ -63,14 +63,13 @@ ROOM_BELOW = GROWTH | {
 }
 # nodes that stand below one another, though data goes from one to the other
 BELOW = {
-    ("CheckpointLoaderSimple", "LoraLoader"),
-    ("LoraLoader", "LoraLoader"),
-    ("LoraLoader", "IterISModelLoras"),
     ("KSamplerAdvanced", "KSamplerAdvanced"),
     ("VAEDecode", "SaveImage"),
     ("VAEDecode", "CreateVideo"),
     ("CreateVideo", "SaveVideo"),
 }
+BACK = ("LoraLoader", "LoraLoader")  # the second one begins another row of a long chain
+NARROW = 232  # of a long chain's nodes
 # without inputs, and right before what needs it
 NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "LoadImage"}
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
@@ -127,9 +126,13 @@ MOST_BYTES = 145_000  # of a picture of the documentation
 
 
 def columns(prompt: dict) -> dict[str, int]:
-    """Return each node's column: right after all that it needs; see also `BELOW` and `NEXT`."""
+    """Return each node's column: right after all that it needs; see also `BELOW`, `BACK`, `NEXT`."""
+
+    def step(*types: str) -> int:
+        return -1 if types == BACK else int(types not in BELOW)
+
     edges = [
-        (source, key, int((prompt[source]["class_type"], node["class_type"]) not in BELOW))
+        (source, key, step(prompt[source]["class_type"], node["class_type"]))
         for key, node in prompt.items()
         for source in (value[0] for value in node["inputs"].values() if isinstance(value, list))
     ]
@@ -151,12 +154,19 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     coloured group around those that belong together.
     """
     column_of = columns(prompt)
+    raised = raised_nodes(prompt)
+    second = column_of[
+        next(key for key, node in prompt.items() if node["class_type"] in SECOND_GROUP)
+    ]
+    least = (NARROW, NARROW) if raised and second > 1 else (FIRST_WIDTH, NARROWEST)
     widths = {
-        key: WIDTHS.get(node["class_type"], FIRST_WIDTH if column_of[key] == 0 else NARROWEST)
+        key: WIDTHS.get(node["class_type"], least[column_of[key] > 0])
         for key, node in prompt.items()
     }
+    # over what is chosen, and the merge
+    note_width = second * (least[0] + GAP_X) + 400 if raised else NOTE_WIDTH
     note_height = NOTE_ROOM + sum(
-        height * (1 + len(line) // characters)
+        height * (1 + len(line) * NOTE_WIDTH // (characters * note_width))
         for part, (height, characters) in zip(template.note.split("\n\n"), NOTE_LINES, strict=True)
         for line in part.split("<br>")
     )
@@ -176,7 +186,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
                 return [node === note ? 'note' : node.id, [...node.size]];
             }));
         }""",
-        [widths, heights, template.note, [NOTE_WIDTH, note_height]],
+        [widths, heights, template.note, [note_width, note_height]],
     )
     places = {}
     x = 0.0
@@ -188,9 +198,7 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
             places[key] = [x, y]
             y += sizes[key][1] + TITLE + GAP_Y + room_below(prompt, key)
         x += max(sizes[key][0] for key in members) + GAP_X
-    second = column_of[
-        next(key for key, node in prompt.items() if node["class_type"] in SECOND_GROUP)
-    ]
+    level_rows(column_of, second, places)
     group_of = {
         key: 0 if column < second else 1 if column == second else 2
         for key, column in column_of.items()
@@ -199,7 +207,6 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
     passing = lanes(prompt, column_of, places)
     top = -2 * TITLE - GROUP_ROOM - (BADGE + LANE * len(passing) if passing else 0)
     places["note"] = [0.0, top - NOTE_GAP - sizes["note"][1]]
-    raised = raised_nodes(prompt)
     for key in raised:
         places[key][1] = places["note"][1] + RAISED_HEAD
     if raised:
@@ -254,6 +261,18 @@ def arrange(frontend: browser.Frontend, prompt: dict, template: Template) -> Non
         [way.seen_from(corner)._asdict() for way in passing],
     )
     frontend.settle()
+
+
+def level_rows(column_of: dict[str, int], second: int, places: dict[str, list[float]]) -> None:
+    """Put what stands in one row before the second group's column at one height."""
+    columns_of = [
+        sorted((key for key in column_of if column_of[key] == column), key=lambda k: places[k][1])
+        for column in range(second)
+    ]
+    for row in zip(*columns_of, strict=False):
+        top = max(places[key][1] for key in row)
+        for key in row:
+            places[key][1] = top
 
 
 def raised_nodes(prompt: dict) -> list[str]:
@@ -338,8 +357,8 @@ def ways_up(prompt: dict, raised: list[str], column_of: dict[str, int], places: 
 
 
 def ways_down(prompt: dict, places: dict, sizes: dict) -> list[Way]:
-    """Return ways round both nodes for the links to what stands below; not where there are more
-    than one, as from loader to loader.
+    """Return ways round both nodes for a link to what stands below, and for those that go back to
+    another row, the first of which is round the next one at its start, and in it at its end.
     """
     ways = []
     for key, node in prompt.items():
@@ -355,6 +374,27 @@ def ways_down(prompt: dict, places: dict, sizes: dict) -> list[Way]:
             left, top = places[key]
             ways.append(
                 Way(key, name, right + ROUND, left - ROUND, top - TITLE - CLEAR, True, True)
+            )
+        back = [
+            (name, value[0])
+            for name, value in node["inputs"].items()
+            if isinstance(value, list)
+            and (prompt[value[0]]["class_type"], node["class_type"]) == BACK
+        ]
+        for place, (name, source) in enumerate(back):
+            right = places[source][0] + sizes[source][0]
+            left, top = places[key]
+            inner = len(back) - place
+            ways.append(
+                Way(
+                    key,
+                    name,
+                    right + ROUND * inner,
+                    left - (ROUND - 3) * (place + 1),
+                    top - TITLE - BADGE - ROUND * inner + ROUND // 2,
+                    begins_low=False,
+                    ends_low=False,
+                )
             )
     return ways
 
@@ -424,7 +464,7 @@ def opening(workflow: dict, template: Template) -> dict:
     """Return a workflow as a template opens: whole in a window of 1280 x 800, with the user's first
     checkpoint chosen.
     """
-    workflow["extra"]["ds"] = view(workflow["groups"])
+    workflow["extra"] |= {"ds": view(workflow["groups"]), "iteris_whole": True}
     for node in workflow["nodes"]:
         if node["type"] == "CheckpointLoaderSimple":
             del node["widgets_values"]

@@ -24,7 +24,7 @@ _SEEN = f"{_KEPT}. **Compare** shows it"
 _SAVED = "The new LoRA is in every LoRA list: load it at strength 1.0"
 _WORDS = "If a row says *write prompts*, click that. Example: *a photo of sks dog*"
 _CALLED = 'If prompts use another name for a LoRA: *called="a sks dog"* in *More*'
-_ROWS = "**Load LoRAs**: choose a file in each row"
+_ROWS = "**LoRAs**: choose a file in each row"
 _WHAT = "**Prompt**: write what to draw. Open a row to add its trigger words by a click"
 _MERGE_THESE = (
     "If they spoil each other, press *Merge these*",

@@ -16,7 +16,7 @@ import { mergeButton, settingsButton } from "./merge.js";
 import { addReport } from "./merge_panel.js";
 import { beginOpening, locale, rememberOpened } from "./page.js";
 import { html } from "./parts.js";
-import { COMPARE_WIDTH, showLetters } from "./places.js";
+import { COMPARE_WIDTH, showWhole } from "./places.js";
 import { addSize, addTimes, dimIdle } from "./presets.js";
 import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
@@ -148,7 +148,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     isOpening = false;
-    if (app.graph.nodes.some(isOurs)) showLetters(app.graph, app.canvas);
+    showWhole(app.graph, app.canvas);
     recall(); // not waited for: it waits for the frontend, which would wait for it
   },
   onNodeOutputsUpdated: showOutputs,

@@ -16,19 +16,34 @@ export const PADDING = 10; // of a group
 export const HEAD = 50; // of a group, down to where its nodes begin
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const CLEAR = 0.7; // of the page, which no bar covers
-const EDGE = 10; // of the screen, round what is brought into sight
-const READABLE = 0.575; // of the page's scale; below 8 / 14 the canvas writes no letters
+const EDGE = 6; // of the screen, round what is brought into sight
+const READABLE = 0.572; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 
+/** Return where on the page what no bar covers begins and ends. */
+function freeArea(canvas) {
+  const page = canvas.canvas.getBoundingClientRect();
+  const free = (document.querySelector(".graph-canvas-panel") ?? canvas.canvas).getBoundingClientRect();
+  return [
+    [free.left - page.left, free.top - page.top].map((at) => at + EDGE),
+    [free.right - page.left, free.bottom - page.top].map((at) => at - EDGE),
+  ];
+}
+
 /**
- * Show a workflow that was opened as its file says, where the page has fitted it so far away that the canvas writes no
- * letters: newer frontends fit each template.
+ * Show one of our templates whole, once the frontend has shown it in its way: as large as the page allows, and so that
+ * it can be read. It says that it is one, and a workflow that is made of it does not.
  */
-export function showLetters({ extra }, canvas) {
-  const { scale, offset } = extra?.ds ?? {};
-  if (!(scale >= READABLE) || canvas.ds.scale >= READABLE) return;
-  canvas.ds.scale = scale;
-  [canvas.ds.offset[0], canvas.ds.offset[1]] = offset;
+export function showWhole(graph, canvas, frames = LAID_OUT) {
+  if (graph.extra.iteris_whole) delete graph.extra.iteris_whole;
+  else if (frames === LAID_OUT) return;
+  if (frames) return void requestAnimationFrame(() => showWhole(graph, canvas, frames - 1));
+  const { ds } = canvas;
+  const [start, end] = freeArea(canvas);
+  const box = boxOf([...graph.nodes.map(edgesOf), ...graph.groups.map(bordersOf)]);
+  const fits = [0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis]));
+  ds.scale = Math.max(READABLE, Math.min(1, ...fits));
+  for (const axis of [0, 1]) ds.offset[axis] = start[axis] / ds.scale - box[axis];
   canvas.setDirty(true, true);
 }
 
@@ -98,11 +113,8 @@ export function freePlace(graph, [left, top], [width, height], growth = 0) {
     .find(isFree);
 }
 
-/** Return what all nodes cover. */
-function boxOf(nodes) {
-  const all = nodes.map(edgesOf);
-  return [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...all.map((edges) => edges[i])));
-}
+/** Return what all things with such edges cover. */
+const boxOf = (all) => [0, 1, 2, 3].map((i) => Math[i < 2 ? "min" : "max"](...all.map((edges) => edges[i])));
 
 /** Return the size of a group that is at least so large, and holds what has such edges. */
 export const sizeToHold = ({ pos }, least, all) =>
@@ -113,7 +125,7 @@ export const meets = (node, group) => overlap(edgesOf(node), bordersOf(group));
 
 /** Put a group with a title round nodes, and round a height above them, and return it. */
 export function groupRound(graph, nodes, title, above = 0) {
-  const [left, top, right, bottom] = boxOf(nodes);
+  const [left, top, right, bottom] = boxOf(nodes.map(edgesOf));
   const group = new LiteGraph.LGraphGroup(title);
   group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - above];
   group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
@@ -203,12 +215,8 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   if (nodes[0].graph !== canvas.graph) return;
   if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
   const { ds } = canvas;
-  const page = canvas.canvas.getBoundingClientRect();
-  // what no bar covers
-  const free = (document.querySelector(".graph-canvas-panel") ?? canvas.canvas).getBoundingClientRect();
-  const start = [free.left - page.left, free.top - page.top].map((at) => at + EDGE);
-  const end = [free.right - page.left, free.bottom - page.top].map((at) => at - EDGE);
-  const box = boxOf(nodes);
+  const [start, end] = freeArea(canvas);
+  const box = boxOf(nodes.map(edgesOf));
   const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
   if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1) return bringIntoSight(nodes.slice(0, -1), canvas, 0);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));

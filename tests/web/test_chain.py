@@ -53,7 +53,7 @@ ARE_SEEN = """kinds => {
         return start[0] >= left && start[1] >= top && end[0] <= right && end[1] <= bottom;
     });
 }"""
-READABLE = 0.575  # the scale from which on Nodes 2.0 and the canvas draw letters
+READABLE = 0.572  # the scale from which on Nodes 2.0 and the canvas draw letters
 REPORTED = {"iteris_report": [{"layers": [], "fidelity": [], "unmatched": {}, "notes": []}]}
 OF_MERGES = ("IterISCompare", "IterISSave")
 ONE = "name => app.graph.nodes.find(({ type }) => type === name)"
@@ -347,7 +347,12 @@ def test_a_template_opens_so_that_its_letters_are_drawn(in_renderer, picture):
     scale = frontend.page.evaluate("app.canvas.ds.scale")
     frontend.page.evaluate("app.canvas.ds.scale = 0.3")
     frontend.load(frontend.workflow(), "far_away")
+    frontend.settle(20)
     far = frontend.page.evaluate("app.canvas.ds.scale")
+    width = frontend.page.viewport_size["width"]
+    frontend.page.set_viewport_size({"width": 2 * width, "height": 1600})
+    frontend.load_template(1)
+    frontend.page.wait_for_function(f"app.canvas.ds.scale > {1.5 * READABLE}")
     frontend.page.set_viewport_size(size)
     assert scale >= READABLE
     assert far == 0.3, "what a user has set stays"
