@@ -4,34 +4,23 @@
 import { loadBeside } from "./drawing.js";
 import { asOneChange, isOurs, nodesOf, saidBy, seedBy, set, showInstead, sourceOf } from "./graph.js";
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
+import { CARRIED, ends, join, link, linkRound, originOf, takeOutputs, takers, vaeOf } from "./links.js";
 import {
-  CARRIED,
-  ends,
-  freeLane,
-  join,
-  link,
-  linkRound,
-  originOf,
-  slotHeight,
-  takeOutputs,
-  takers,
-  vaeOf,
-} from "./links.js";
-import {
-  ABOVE,
-  BADGE,
   bringIntoSight,
   freeBelow,
   freePlace,
   GAP,
+  groupAt,
+  grownEdges,
   groupRound,
+  HEAD,
   LANE,
+  levelWith,
   makeRoom,
   PADDING,
   PICTURES,
   putAtLeft,
   roomFor,
-  TITLE,
 } from "./places.js";
 import { reached } from "./prompt_field.js";
 import { mergedName } from "./rows_text.js";
@@ -41,7 +30,10 @@ const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const GROUP_COLOUR = "#4f7a52"; // as in our templates
-const GROUP_TITLE = 24; // its height; the links above new nodes go below it
+const HIGH = HEAD + 34; // from a group's top down to new nodes: links go below its title
+const BETWEEN = 12; // groups, as in our templates
+const ROWS = 100; // of a new merge, once they are laid out, and of what is said below them
+const PAGE = [16, 9]; // the shape of what is seen at once
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
 const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
@@ -50,50 +42,17 @@ const originsOf = (node) =>
     node.graph,
     node.inputs.filter(({ name }) => name === "previous").map(({ link }) => link),
   );
+const nodesBefore = ({ graph, inputs }) =>
+  ends(
+    graph,
+    inputs.map(({ link }) => link),
+  ).flatMap(({ outputNode }) => outputNode ?? []);
 const targetsOf = (node) => ends(node.graph, node.outputs[0].links ?? []);
 
 const mergedOf = (merge) => ({
   outputNode: merge,
   output: merge.outputs.find(({ type }) => type === "ITERIS_MERGED"),
 });
-
-/** Return the way of a link from a merge to a node that is lower at its right: between the merge and what is beside it. */
-function wayDown(merge, { pos }) {
-  const top = slotHeight(merge, mergedOf(merge).output) + LANE;
-  const bottom = pos[1] - TITLE - BADGE - LANE / 2;
-  const x = freeLane(merge.graph, 0, merge.pos[0] + merge.size[0] + LANE, LANE / 2, [top, bottom]);
-  return [
-    [x, top],
-    [x, bottom],
-  ];
-}
-
-/** Return whether a new node is right beside a merge, at whatever height. */
-const isBeside = (merge, { pos }) => pos[0] === merge.pos[0] + merge.size[0] + GAP;
-
-/**
- * Link a VAE to a new Compare: where it can, above the merge, which grows in a run, and from where the way down leads
- * straight to it.
- */
-function linkVae(vae, merge, below, compare) {
-  const [level, across] = [merge.pos[1] - ABOVE, [merge.pos[0], merge.pos[0] + merge.size[0] + LANE]];
-  const isFree = freeLane(merge.graph, 1, level, -LANE / 2, across) >= level - LANE;
-  linkRound(vae, merge, isFree && isBeside(merge, compare) ? undefined : below, compare, "vae", 0);
-}
-
-/** Link a merge to new nodes that lie side by side, at its right or not far from there. */
-function linkMerged(merge, [first, second], below) {
-  const merged = mergedOf(merge);
-  const above = first.pos[1] - TITLE - BADGE - LANE / 2;
-  const isNear = isBeside(merge, first);
-  const isLower = isNear && first.pos[1] > merge.pos[1];
-  if (isNear) link(merged, first, "merged", ...(isLower ? wayDown(merge, first) : []));
-  else linkRound(merged, merge, below, first, "merged", -1);
-  if (!second) return;
-  const { link: branch } = originOf(first, "merged");
-  const way = isLower ? [] : [[first.pos[0] - LANE / 2, above]];
-  link({ ...merged, link: branch }, second, "merged", ...way, [second.pos[0] - LANE, above]);
-}
 
 const nodeBefore = ({ graph, inputs }, wanted) =>
   sourceOf(graph, inputs.find(({ name }) => name === wanted)?.link).node;
@@ -203,19 +162,18 @@ export function takeOut(node, canvas) {
   });
 }
 
-/** Put a new merge in a loader's place, with its text and room to grow; return where what is below may begin. */
+/** Put a new merge in a loader's place, with its text and room to grow. */
 function putMerge(merge, node) {
   const { graph } = node;
   const { value: loras } = node.widgets.find(({ name }) => name === "loras");
   const height = Math.max(merge.size[1], node.size[1]); // rows have no height yet
-  const grown = height + roomFor(loras);
+  const grown = height + roomFor(loras) + 2 * LANE;
   merge.pos = [...node.pos];
   merge.setSize([Math.max(merge.size[0], node.size[0]), merge.size[1]]); // else lanes beside it would be behind the loader
-  makeRoom(graph, merge, grown + 2 * LANE, node);
+  makeRoom(graph, merge, height + ROWS, node, grown);
   graph.add(merge);
   set(merge, "loras", loras);
   if (node.pinned) merge.pin(true);
-  return merge.pos[1] + grown;
 }
 
 /** Link a merge to what led to the loader in its place, and to Merge settings if it is to measure at a cfg of its own. */
@@ -249,30 +207,51 @@ export function addSettings(merge, create) {
   return settings;
 }
 
+/** Return how far from a merge a Compare at a place is: the larger, the smaller both are seen at once, or the lower it is. */
+const apart =
+  (merge, { size: [width] }, height) =>
+  ([x, y]) => {
+    const [left, , , bottom] = grownEdges(merge);
+    const [, top] = merge.pos;
+    const sides = [x + width - left, Math.max(y + height, bottom) - Math.min(y, top)];
+    return Math.max(...sides.map((side, axis) => side / PAGE[axis])) + Math.max(0, y - top) / PAGE[0];
+  };
+
 /** Put a Save near a new merge, and before it a Compare where a VAE is found; return them. */
-function putBehind(merge, below, create, title, drawn, measured) {
+function putBehind(merge, create, title, drawn, measured) {
   const { graph } = merge;
   const vae = comparedBy(merge);
   const save = create("IterISSave");
-  const compare = vae && create("IterISCompare");
-  const width = compare ? compare.size[0] + GAP : 0;
-  const head = compare && graph.groups?.length ? GROUP_TITLE + PADDING : 0; // PADDING is between groups, too
+  if (!vae) {
+    const place = freePlace(graph, [merge.pos[0] + merge.size[0] + GAP, merge.pos[1]], save.size);
+    putSave(graph, save, place, merge);
+    linkRound(mergedOf(merge), save, "merged");
+    return [save];
+  }
+  const compare = create("IterISCompare");
+  const row = graph.groups?.length ? groupAt(graph, merge.pos) : undefined;
+  const level = row && merge.pos[1] - row.pos[1];
+  const head = !graph.groups?.length ? 0 : HIGH < level && level < 2 * HIGH ? level : HIGH;
+  const width = compare.size[0] + GAP;
   const [right, bottom] = head ? [2 * PADDING, GAP + PADDING] : [0, 0];
-  const wanted = [width + save.size[0] + right, head + Math.max(save.size[1], compare?.size[1] ?? 0) + bottom];
-  const beside = [merge.pos[0] + merge.size[0] + GAP, merge.pos[1]];
-  const [left, start] = freePlace(graph, beside, wanted, compare ? PICTURES : 0);
+  const height = head + Math.max(save.size[1], compare.size[1]);
+  const beside = [merge.pos[0] + merge.size[0] + GAP, row?.pos[1] ?? merge.pos[1] - head];
+  const far = apart(merge, compare, height + PICTURES);
+  const wanted = [width + save.size[0] + right, height + bottom];
+  const [left, start] = freePlace(graph, beside, wanted, PICTURES, far);
   const top = start + head;
   // where they stay: Nodes 2.0 of older frontends draws a node where it was added
   putSave(graph, save, [left + width, top], merge);
-  if (!compare) {
-    linkMerged(merge, [save], below);
-    return [save];
-  }
   putCompare(graph, compare, [left, top], drawn, measured);
-  linkMerged(merge, [compare, save], below);
-  linkVae(vae, merge, below, compare);
+  linkRound(vae, compare, "vae");
+  linkRound(mergedOf(merge), compare, "merged");
+  linkRound(mergedOf(merge), save, "merged");
   linkCover(compare, save);
-  if (head) groupRound(graph, [compare, save], title, GROUP_TITLE).color = GROUP_COLOUR;
+  if (head) {
+    const group = groupRound(graph, [compare, save], title, { left: 2 * LANE - BETWEEN, above: head - HEAD });
+    group.color = GROUP_COLOUR;
+    if (start === row?.pos[1]) levelWith(graph, group, row);
+  }
   return [compare, save];
 }
 
@@ -304,18 +283,18 @@ export function turnInto(node, create, canvas, title, { guidance, loras, subject
     const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
     const sizes = sizesOf(graph);
     const merge = create("IterISMerge");
-    const below = putMerge(merge, node);
+    putMerge(merge, node);
     linkBefore(merge, node, create, isOwn ? cfg : undefined);
     // on a model that is not known, it may be refused
     if (guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1)
       set(merge, "together", true);
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
-    shown.push(merge, ...putBehind(merge, below, create, title, drawn, isOwn ? cfg : guidance));
+    shown.push(merge, ...putBehind(merge, create, title, drawn, isOwn ? cfg : guidance));
     showInstead(merge, node);
     graph.remove(node);
   });
-  bringIntoSight(shown, canvas);
+  bringIntoSight([...shown, ...nodesBefore(shown[0])], canvas);
   return shown;
 }
 
@@ -379,7 +358,7 @@ export function addSave(merge, create, canvas) {
   const save = create("IterISSave");
   asOneChange(canvas, () => {
     putSave(graph, save, freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], save.size), merge);
-    linkMerged(merge, [save], pos[1] + size[1] + LANE);
+    linkRound(mergedOf(merge), save, "merged");
     bringIntoSight([save], canvas);
   });
   return save;
@@ -403,9 +382,8 @@ export function addCompare(merge, create, canvas, { guidance, loras }) {
     const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
     const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || guidance;
     putCompare(graph, compare, place, sampledBy(merge, loras), measured);
-    const below = pos[1] + size[1] + LANE;
-    linkMerged(merge, [compare], below);
-    linkVae(vae, merge, below, compare);
+    linkRound(vae, compare, "vae");
+    linkRound(mergedOf(merge), compare, "merged");
     for (const taker of takers(graph, merge.outputs))
       if (taker?.comfyClass === "IterISSave" && !originOf(taker, "cover")) linkCover(compare, taker);
     bringIntoSight([compare], canvas);

@@ -47,7 +47,7 @@ function drawnBy(merge, compare, { words, guidance, resolution }) {
   };
 }
 
-/** Put columns of nodes into a free place at the right of a merge, level with it, or below it; return how high they begin. */
+/** Put columns of nodes into a free place at the right of a merge, level with it, or below it. */
 function lay(graph, columns, { pos }) {
   const widths = columns.map((column) => Math.max(NARROWEST, ...column.map((node) => node.size[0])));
   // the MODEL goes above texts
@@ -66,7 +66,6 @@ function lay(graph, columns, { pos }) {
     }
     x += widths[i] + GAP;
   }
-  return top;
 }
 
 /** Let a loader of a merge's file have another one, and its group the title of that. */
@@ -95,7 +94,7 @@ function replace(loader, text, title) {
  * @param {number} [known.resolution] that suits it
  */
 export function loadBeside(merge, text, create, canvas, known) {
-  const { graph, pos, size } = merge;
+  const { graph } = merge;
   const row = text.slice(0, text.lastIndexOf(":"));
   const loaders = graph.nodes.filter(({ comfyClass }) => comfyClass === "IterISLoad");
   const isIt = (node) => saidBy(node, "loras")?.includes(row);
@@ -121,7 +120,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   asOneChange(canvas, () => {
     const inColumn = (at) => Object.keys(table).filter((name) => table[name][0] === at);
     const columns = [0, 1, 2, 3, 4].map((at) => inColumn(at).map((name) => nodes[name])).filter(({ length }) => length);
-    const top = lay(graph, columns, merge);
+    lay(graph, columns, merge);
     for (const [name, [, , inputs, values]] of Object.entries(table)) {
       const node = nodes[name];
       for (const [widget, value] of Object.entries(values)) if (value !== undefined) set(node, widget, value);
@@ -131,15 +130,12 @@ export function loadBeside(merge, text, create, canvas, known) {
         link({ outputNode: nodes[from], output }, node, input);
       }
     }
-    const bottom = pos[1] + size[1] + LANE;
     const ways = [
       [model, nodes.loader, "model"],
       [clip, nodes.loader, "clip"],
       ...(latent ? [[vae, nodes.picture, "vae"]] : []),
     ];
-    ways.forEach(([origin, target, name], i) => {
-      linkRound(origin, merge, top > bottom ? bottom : undefined, target, name, i);
-    });
+    for (const way of ways) linkRound(...way);
     if (latent) groupRound(graph, Object.values(nodes), known.title);
     nodes.loader.properties[LOADS] = { merge: String(merge.id), title: known.title };
   });

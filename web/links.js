@@ -1,7 +1,10 @@
 // The links of a graph: where they begin and end, how they are joined anew, and the ways that they go by.
 
-import { ABOVE, grownEdges, LANE, thingsOf } from "./places.js";
+import { BADGE, grownEdges, LANE, thingsOf } from "./places.js";
 
+const SAMPLES = 100; // points of a link at which it is looked for nodes
+const OF_POINT = 2 * LANE; // a point of a link is as bad as so much of its length
+const HIDDEN = 100 * LANE; // and to go behind nodes
 export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
@@ -67,8 +70,9 @@ export function freeLane(graph, axis, at, step, way, but) {
     const places = ends.map((end) => end[1 - axis]);
     return Math.min(...places) < to && from < Math.max(...places);
   });
+  const [before, behind] = axis ? [BADGE, LANE / 2] : [0, 0];
   const isCovered = (edges, lane) =>
-    edges[axis] < lane && lane < edges[axis + 2] && edges[1 - axis] < to && from < edges[3 - axis];
+    edges[axis] - before < lane && lane < edges[axis + 2] + behind && edges[1 - axis] < to && from < edges[3 - axis];
   const isTaken = (lane) =>
     beside.flat().some((end) => Math.abs(end[axis] - lane) < LANE / 2) ||
     thingsOf(graph).some((node) => node !== but && isCovered(grownEdges(node), lane));
@@ -105,37 +109,77 @@ export function takeOutputs(taker, taken) {
   }
 }
 
+/** Return where a link may begin: at an origin, or where another link of that was led to, in sight; with that link. */
+function startsOf(graph, { outputNode: node, output, subgraphInput }) {
+  if (!node) {
+    const { pos, size } = graph.inputNode;
+    return [{ at: [pos[0] + size[0], subgraphInput.pos?.[1] ?? pos[1] + size[1] / 2] }];
+  }
+  const at = [node.pos[0] + node.size[0], slotHeight(node, output)];
+  const others = ends(graph, output.links ?? []).flatMap(({ link }) => {
+    const way = [at, ...pointsOf(graph, link)];
+    const isSeen = way.slice(1).every((point, i) => isClear(graph, way[i], point));
+    return way.length > 1 && isSeen ? [{ at: way.at(-1), link }] : [];
+  });
+  return [{ at, node }, ...others];
+}
+
+/** Return the points that a link goes through. */
+function pointsOf(graph, link) {
+  const points = [];
+  for (let end = graph.getReroute(link.parentId); end; end = graph.getReroute(end.parentId))
+    points.unshift([...end.pos]);
+  return points;
+}
+
+/** Return whether a straight link passes no node. */
+const isClear = (graph, from, into) =>
+  !thingsOf(graph).some((node) => {
+    const edges = grownEdges(node);
+    return Array.from({ length: SAMPLES }, (_, i) => from.map((at, k) => at + ((into[k] - at) * i) / SAMPLES)).some(
+      (at) => at.every((place, axis) => edges[axis] < place && place < edges[axis + 2]),
+    );
+  });
+
+/** Return the points of ways from one place to another at its right: straight, and level at heights that are free. */
+function waysRound(graph, { at: from, node, link }, into) {
+  const across = [from[0], into[0]];
+  const steps = [-LANE / 2, LANE / 2];
+  // a link that is led already goes on level
+  const levels = link
+    ? [from[1]]
+    : [from[1], into[1]].flatMap((level) => steps.map((step) => freeLane(graph, 1, level, step, across)));
+  const led = [...new Set(levels)].map((level) => {
+    const start = freeLane(graph, 0, from[0] + LANE, LANE / 2, [from[1], level], node);
+    const end = freeLane(graph, 0, into[0] - LANE, -LANE / 2, [level, into[1]]);
+    const points = [level !== from[1] && [start, level], level !== into[1] && [end, level]];
+    return points.filter(Boolean);
+  });
+  return [[], ...led];
+}
+
+/** Return how bad a way is: long, of many points, or behind nodes, which it seems to end at. */
+const costOf = (graph, way) =>
+  way.slice(1).reduce((sum, at, i) => {
+    const length = Math.abs(at[0] - way[i][0]) + Math.abs(at[1] - way[i][1]);
+    return sum + length + OF_POINT + (isClear(graph, way[i], at) ? 0 : HIDDEN);
+  }, 0);
+
 /**
- * Link an origin to a node's input by a way round a merge: down or up beside it, to the side, and to the input; or past
- * it, where the origin is at its right.
- *
- * @param {object} origin
- * @param {object} merge
- * @param {number} [below] how far the merge may grow; without it, the way goes above it, and down right beside it
- * @param {object} target at its right
- * @param {string} name of the input
- * @param {number} place of the link among those that come so
+ * Link an origin to the input of a node at its right: straight where that passes no node, else by the shortest way above
+ * or below all that is between, or on from where another link of that origin was led to.
  */
-export function linkRound(origin, merge, below, target, name, place) {
+export function linkRound(origin, target, name) {
   if (!origin) return;
-  const { graph, pos, size } = merge;
-  const { outputNode: node } = origin;
-  const right = pos[0] + size[0];
-  const from = node ? slotHeight(node, origin.output) : pos[1] + place * LANE;
-  const into = target.getInputPos(target.findInputSlot(name))[1];
-  const isPast = node && node !== merge && node.pos[0] > right;
-  const goesAbove = isPast || below === undefined;
-  const step = goesAbove ? -LANE / 2 : LANE / 2;
-  const exit = goesAbove ? from : from + 2 * step;
-  const [at, aside] =
-    isPast || node === merge ? [node.pos[0] + node.size[0] + LANE, LANE / 2] : [pos[0] - LANE, -LANE / 2];
-  // from the merge's right side it only has to pass what is between
-  const under = node === merge ? freeLane(graph, 1, exit, step, [at, target.pos[0]]) : below;
-  const level = goesAbove ? (isPast ? target : merge).pos[1] - ABOVE : under + LANE / 2;
-  const start = freeLane(graph, 0, at, aside, [exit, level], node);
-  const along = freeLane(graph, 1, level, step, [start, target.pos[0]]);
-  const [last, back] = isPast || !goesAbove ? [target.pos[0] - (LANE / 2) * (3 - place), -1] : [right + LANE / 2, 1];
-  const end = freeLane(graph, 0, last, (back * LANE) / 2, [along, into]);
-  // a way of its own, not on from that of another link
-  link({ ...origin, link: undefined }, target, name, [start, exit], [start, along], [end, along], [end, into]);
+  const { graph } = target;
+  const into = [target.pos[0], target.getInputPos(target.findInputSlot(name))[1]];
+  const ways = startsOf(graph, origin).flatMap((start) =>
+    waysRound(graph, start, into).map((points) => ({
+      start,
+      points,
+      cost: costOf(graph, [start.at, ...points, into]),
+    })),
+  );
+  const [{ start, points }] = ways.toSorted((one, other) => one.cost - other.cost);
+  link({ ...origin, link: start.link }, target, name, ...points);
 }

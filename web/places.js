@@ -91,9 +91,10 @@ export function freeBelow(graph, left, right, but = undefined, things = graph.no
  * @param {number[]} start
  * @param {number[]} size of all of them, without titles
  * @param {number} [growth] of their height, which may go over a group's border
+ * @param {(place: number[]) => number} [far] how far a place is
  * @returns {number[]}
  */
-export function freePlace(graph, [left, top], [width, height], growth = 0) {
+export function freePlace(graph, [left, top], [width, height], growth = 0, far = ([x, y]) => x - left + y - top) {
   const nodes = thingsOf(graph).map(grownEdges);
   const groups = (graph.groups ?? []).map(bordersOf);
   const isFree = ([x, y]) => {
@@ -106,7 +107,6 @@ export function freePlace(graph, [left, top], [width, height], growth = 0) {
     const behind = [...nodes, ...groups].map((edges) => edges[axis + 2] + [2 * LANE, ABOVE][axis]);
     return [from, ...new Set(behind.filter((at) => at > from))];
   });
-  const far = ([x, y]) => x - left + y - top;
   return xs
     .flatMap((x) => ys.map((y) => [x, y]))
     .toSorted((one, other) => far(one) - far(other))
@@ -123,14 +123,49 @@ export const sizeToHold = ({ pos }, least, all) =>
 /** Return whether a node and a group have a place in common. */
 export const meets = (node, group) => overlap(edgesOf(node), bordersOf(group));
 
-/** Put a group with a title round nodes, and round a height above them, and return it. */
-export function groupRound(graph, nodes, title, above = 0) {
+/** Put a group with a title round nodes, and round a width before and a height above them, and return it. */
+export function groupRound(graph, nodes, title, { left: before = PADDING, above = PADDING } = {}) {
   const [left, top, right, bottom] = boxOf(nodes.map(edgesOf));
   const group = new LiteGraph.LGraphGroup(title);
-  group.pos = [left - PADDING, top + TITLE - HEAD - PADDING - above];
-  group.size = [right - left + 2 * PADDING, bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
+  group.pos = [left - before, top + TITLE - HEAD - above];
+  group.size = [right + PADDING - group.pos[0], bottom - group.pos[1] + GAP]; // Nodes 2.0 draws some higher
   graph.add(group);
   return group;
+}
+
+const endOf = ({ pos, size }) => pos[1] + size[1];
+const areAlike = (one, other) => Math.abs(one - other) <= 1;
+
+/** Let a change make groups higher, and those with them that ended at the same heights, where there is room. */
+function growTogether(graph, change) {
+  const { groups = [] } = graph;
+  const before = new Map(groups.map((group) => [group, endOf(group)]));
+  change();
+  for (const group of groups) {
+    const alike = groups.filter((other) => areAlike(before.get(other), before.get(group)));
+    reachTo(graph, group, Math.max(...alike.map(endOf)));
+  }
+}
+
+/** Let a group reach down to a height, where there is room. */
+function reachTo(graph, group, end) {
+  const within = graph.nodes.filter((node) => meets(node, group));
+  if (end > endOf(group) && !group.pinned && isFreeDownTo(end, group, endOf(group), graph, within))
+    group.size = [group.size[0], end - group.pos[1]];
+}
+
+/** Let two groups end at the same height, and with the second one those that do so already. */
+export function levelWith(graph, group, row) {
+  const end = Math.max(...[group, row].map(endOf));
+  growTogether(graph, () => {
+    for (const each of [group, row]) reachTo(graph, each, end);
+  });
+}
+
+/** Return the innermost group that is round a place. */
+export function groupAt(graph, [x, y]) {
+  const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [x, y, x, y]));
+  return around.toSorted(({ size: [w, h] }, { size: [v, i] }) => w * h - v * i)[0];
 }
 
 /** Return whether nothing but some nodes lies in a group's columns between two heights. */
@@ -154,9 +189,7 @@ export function isFreeDownTo(end, group, start, { nodes, groups = [] }, but) {
  */
 export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   const [width] = node.size;
-  const at = edge - before;
-  const around = (graph.groups ?? []).filter((each) => holds(bordersOf(each), [at, top, at, top]));
-  const [group] = around.toSorted(({ size: [w, h] }, { size: [v, i] }) => w * h - v * i); // the innermost
+  const group = groupAt(graph, [edge - before, top]);
   const begin = group && group.pos[0] + PADDING;
   const isInside = group && begin + width + LANE <= edge;
   const left = Math.max(edge - GAP - width, isInside ? begin : Number.NEGATIVE_INFINITY);
@@ -165,7 +198,7 @@ export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   if (!isInside) return;
   const size = sizeToHold(group, [...group.size], [edgesOf(node)]);
   const [start, end] = [group.size, size].map(([, height]) => group.pos[1] + height);
-  if (isFreeDownTo(end, group, start, graph, [node])) group.size = size;
+  if (isFreeDownTo(end, group, start, graph, [node])) growTogether(graph, () => (group.size = size));
 }
 
 /**
@@ -176,14 +209,15 @@ export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
  * @param {object} taker the new node
  * @param {number} height that it needs
  * @param {object} taken the old one
+ * @param {number} [grown] the height that it needs after a run
  */
-export function makeRoom(graph, taker, height, taken) {
+export function makeRoom(graph, taker, height, taken, grown = height) {
   const right = taken.pos[0] + taken.size[0];
   const held = (graph.groups ?? []).map((group) => [
     group,
     graph.nodes.filter((node) => holds(bordersOf(group), edgesOf(node))),
   ]);
-  const wide = { pos: taker.pos, size: [taker.size[0], height] };
+  const wide = { pos: taker.pos, size: [taker.size[0], grown] };
   const moving = [wide];
   for (const at of moving) {
     const met = graph.nodes.filter((node) => node !== at && node !== taken && overlap(edgesOf(node), edgesOf(at)));
@@ -201,10 +235,13 @@ export function makeRoom(graph, taker, height, taken) {
     }
   }
   taker.pos = wide.pos;
-  for (const [group, nodes] of held) {
-    const all = nodes.map((node) => edgesOf(node === taken ? wide : node));
-    group.size = sizeToHold(group, [...group.size], all);
-  }
+  const now = { pos: wide.pos, size: [taker.size[0], height] };
+  growTogether(graph, () => {
+    for (const [group, nodes] of held) {
+      const all = nodes.map((node) => edgesOf(node === taken ? now : node));
+      group.size = sizeToHold(group, [...group.size], all);
+    }
+  });
 }
 
 /**
@@ -216,7 +253,7 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
   if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
   const { ds } = canvas;
   const [start, end] = freeArea(canvas);
-  const box = boxOf(nodes.map(edgesOf));
+  const box = boxOf(nodes.map(grownEdges));
   const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
   if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1) return bringIntoSight(nodes.slice(0, -1), canvas, 0);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));
