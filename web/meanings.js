@@ -18,6 +18,12 @@ const LOOK = "position: absolute; top: 50%; transform: translateY(-50%); pointer
 /** Return the word for such a value of Merge settings that it has at first; undefined: it has none. */
 export const meaningOf = (setting) => MEANINGS.IterISSettings[setting]?.[1];
 
+/** Return the word for what a value of a node's input means; undefined: it has none. */
+export function wordOf(type, input, value) {
+  const [number, word] = MEANINGS[type]?.[input] ?? [];
+  return value === number ? word : undefined;
+}
+
 /** Let a node's widgets show words for such values on the canvas. */
 export function showMeanings(node, say) {
   const [text, own] = EMPTY[node.comfyClass] ?? [];

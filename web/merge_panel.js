@@ -11,7 +11,7 @@ import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName } from "./rows_text.js";
 import { MADE_AS, REPORT, compareWithRun, copyWithoutResult } from "./results.js";
-import { nameAsRun } from "./runs.js";
+import { nameAsRun, runOf } from "./runs.js";
 import { nameAsShown } from "./shown.js";
 import { readFile, readSaved } from "./saved.js";
 import { addProgress } from "./stage.js";
@@ -45,11 +45,7 @@ export function addReport(node, say) {
   node.iterisRoom = () => panel.room();
   savesWithout(node, () => roomOpen(panel.element)); // details are closed once the workflow is opened again
   copyWithoutResult(node);
-  compareWithRun(
-    node,
-    () => panel.isOfRun(),
-    (now) => panel.compare(now),
-  );
+  compareWithRun(node, panel);
   node.iterisLoaderOf = (file) => panel.loaderOf(file);
   node.startIterisRun = () => panel.begin();
   node.endIterisRun = () => panel.end();
@@ -85,6 +81,8 @@ class MergePanel {
   endedAs; // the node's name in it
   isEarlier = false; // the report is of a run before it
   isChanged = false; // the node, or one before it, is not what it was in the run that made the report
+  run; // that one, as far as it is known
+  since = ""; // in what the node was another one in it
   isFileGone = false;
   early; // a file that is told before its report, as where the server's cache has the merge of a new node
   loras = 0; // in the rows; NaN: a row has no file yet
@@ -183,6 +181,7 @@ class MergePanel {
     this.prompts = promptsOf(node);
     draw(element, this.report, say, {
       earlier,
+      since: this.since,
       ...this.ended,
       isApart: this.isApart(),
       isGone: this.isFileGone,
@@ -268,13 +267,20 @@ class MergePanel {
     return !!(this.madeAs || this.endedAs);
   }
 
+  /** Return the run of the report, if the node is not what it was in it. */
+  madeIn(now) {
+    return this.madeAs && this.madeAs !== now ? this.run : undefined;
+  }
+
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
-  compare(now) {
+  compare(now, since) {
     const isOver = !!this.endedAs && this.endedAs !== now; // what failed is no news of a node that is another one now
     const wasChanged = this.isChanged;
     this.isChanged = !!this.madeAs && this.madeAs !== now;
     if (isOver) this.forgetEnd();
-    const isOther = promptsOf(this.node) !== this.prompts || this.linked() !== this.wasLinked;
+    const wasSince = this.since;
+    this.since = since;
+    const isOther = since !== wasSince || promptsOf(this.node) !== this.prompts || this.linked() !== this.wasLinked;
     if (isOver || this.isChanged !== wasChanged || isOther) this.layers ? this.showLive(true) : this.show();
     return this.isChanged && !this.layers;
   }
@@ -336,6 +342,8 @@ class MergePanel {
     const report = found && { ...found, ...(isFileOf(saved, found) ? { file: saved } : {}) };
     this.early = undefined;
     delete node.properties[MADE_AS];
+    this.run = runOf(output);
+    this.since = "";
     this.isTold = true;
     this.forgetEnd();
     this.isEarlier = this.isChanged = false;

@@ -47,6 +47,7 @@ const soon = (isAlone, isPreview, say) =>
  * @param {(word: string, values?: object) => string} say
  * @param {object} [how]
  * @param {string} [how.earlier] the word for why this is not the report of the node as it is now
+ * @param {string} [how.since] in what the node was another one in the run of this report; "": nobody knows
  * @param {string} [how.failure] what the last run ended with, if that is an error of this node
  * @param {string} [how.stopped] what is said of the last run, if this node was stopped in it
  * @param {boolean} [how.isAlone] whether the next run makes of one LoRA the same one
@@ -86,8 +87,9 @@ export function draw(element, model, say, how = {}) {
 
 /** Append what of a report is not in its details. */
 function append(element, model, say, how) {
-  const { earlier, isGone, load, save, see } = how;
-  if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of: ofMerge(model.made, say) })));
+  const { earlier, isGone, load, save, see, since } = how;
+  const of = earlier !== "changed" ? ofMerge(model.made, say) : since && say("of_merge", { what: since });
+  if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of })));
   if (model.verdict) element.append(verdictOf(model.verdict, say, how));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
   for (const note of model.prompts) element.append(noteOf(note, model.tasks));

@@ -16,7 +16,8 @@ import {
   waitingRun,
   workflowOf,
 } from "./runs.js";
-import { nameAsShown, nameIn, shownPrompt } from "./shown.js";
+import { idIn, nameIn, shownPrompt } from "./shown.js";
+import { sinceRun } from "./since.js";
 import { isSame, workOf } from "./work.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
@@ -81,23 +82,31 @@ export async function outputOf({ run, name }) {
  * Compare a node with what was run, a moment after each change that the page tells of.
  *
  * @param {object} node gets `compareIterisRun`
- * @param {() => boolean} hasResult whether there is something to compare
- * @param {(now: string) => boolean} told called with the name of the node as it is shown, returns whether the result is of
- *   another node
+ * @param {object} panel what shows the result
+ * @param {() => boolean} panel.isOfRun whether there is something to compare
+ * @param {(now: string) => string|undefined} panel.madeIn called with the name of the node as it is shown, returns the run
+ *   of a result of another node
+ * @param {(now: string, since: string) => boolean} panel.compare called with it, and in what the node was another one in
+ *   that run; returns whether the result is of another node
+ * @param {(word: string, values?: object) => string} panel.say
  */
-export function compareWithRun(node, hasResult, told) {
+export function compareWithRun(node, panel) {
   let isWaiting = false;
   let comparing; // the last question, which ends those before it
   let sought; // the name of which an earlier run was asked for last
   const compare = async () => {
     isWaiting = false;
-    if (!node.graph || !(hasResult() || node.compareIterisProgress)) return;
+    if (!node.graph || !(panel.isOfRun() || node.compareIterisProgress)) return;
     comparing = {};
     const mine = comparing;
-    const now = await nameAsShown(node);
+    const shown = await shownPrompt();
+    const now = nameIn(shown, node);
     if (now === undefined || mine !== comparing) return; // or it has changed again
     node.compareIterisProgress?.(now);
-    const wanted = hasResult() && told(now) ? now : undefined;
+    const ran = panel.isOfRun() && (await promptOf(panel.madeIn(now)));
+    if (mine !== comparing) return;
+    const since = ran ? sinceRun([ran, idIn(ran, node)], [shown, idIn(shown, node)], panel.say) : "";
+    const wanted = panel.isOfRun() && panel.compare(now, since) ? now : undefined;
     if (wanted && wanted !== sought) node.seekIterisRun?.();
     sought = wanted;
   };

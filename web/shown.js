@@ -14,11 +14,11 @@ export async function isIn(prompt, node) {
   return name !== undefined && name === (await nameAsShown(node));
 }
 
+/** Return the id of a node in a workflow as the server gets it; undefined: it has none of this id. */
+export const idIn = (prompt, node) => Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
+
 /** Return the name of a node, see `workOf`, in a workflow as the server gets it. */
-export function nameIn(prompt, node) {
-  const id = Object.keys(prompt ?? {}).find((each) => nodeAt(app.graph, each) === node);
-  return workOf(prompt, id);
-}
+export const nameIn = (prompt, node) => workOf(prompt, idIn(prompt, node));
 
 /** Return the name of a node, see `workOf`, as it is shown now; undefined: the workflow cannot be run as it is. */
 export const nameAsShown = async (node) => nameIn(await shownPrompt(), node);

@@ -10,7 +10,7 @@ import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
-import { nameAsRun } from "./runs.js";
+import { nameAsRun, runOf } from "./runs.js";
 import { nameAsShown } from "./shown.js";
 import { readFile } from "./saved.js";
 import { addProgress } from "./stage.js";
@@ -80,11 +80,7 @@ export function addText(node, say, how = {}) {
   node.checkIterisFile = () => panel.checkFile();
   node.findIterisPictures = () => panel.find();
   copyWithoutResult(node);
-  compareWithRun(
-    node,
-    () => panel.isOfRun(),
-    (now) => panel.compare(now),
-  );
+  compareWithRun(node, panel);
   also(node, "onExecuted", node.showIterisText);
   also(node, "compareIterisRun", () => panel.hideLoading());
   if (!how.width) return;
@@ -99,6 +95,8 @@ class TextPanel {
   merge; // whose files are shown
   made; // what is known of the merge that it is of, see `readMade`
   madeAs; // the node's name, see `workOf`, in the run that made what is shown
+  run; // that one, as far as it is known
+  since = ""; // in what the node was another one in it
   failedAs; // or why that run failed
   isOld = false; // what is shown goes once a run begins
   drawParts; // anew
@@ -138,6 +136,8 @@ class TextPanel {
 
   showParts(output) {
     this.shown = output;
+    this.run = runOf(output);
+    this.since = "";
     [this.made] = output.iteris_made ?? [];
     this.isOld = false;
     this.merge = mergeOf(this.node);
@@ -166,7 +166,8 @@ class TextPanel {
       each.querySelector(":scope > .iteris-earlier")?.remove();
       each.classList.toggle("iteris-old", marked.includes(each));
     }
-    marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of: ofMerge(made, say) })));
+    const of = word !== "changed" ? ofMerge(made, say) : this.since && say("of_merge", { what: this.since });
+    marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of })));
   }
 
   /** Return whether something is shown that a run has told. */
@@ -174,14 +175,21 @@ class TextPanel {
     return isShown(this.element) && !!(this.isOld ? this.failedAs : this.madeAs);
   }
 
+  /** Return the run of what is shown, if the node is not what it was in it. */
+  madeIn(now) {
+    return this.isOld || now === this.madeAs ? undefined : this.run;
+  }
+
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
-  compare(now) {
+  compare(now, since) {
     if (this.isOld) {
       if (now !== this.failedAs) this.hide(); // no news of a node that is another one now
       return false;
     }
     const isChanged = now !== this.madeAs;
-    if (isChanged !== this.isMarked()) {
+    const wasSince = this.since;
+    this.since = since;
+    if (isChanged !== this.isMarked() || since !== wasSince) {
       this.mark(isChanged ? "changed" : undefined);
       fit(this.node, this.width);
     }

@@ -18,12 +18,24 @@ export function idleOf(isOfRecipe, preset) {
   return preset === PREVIEW ? OF_MERGE.slice(1) : [];
 }
 
+const SETTINGS = "IterISSettings";
+
+/** Return what an input of Merge settings is at first; undefined: it has no such input, or nobody knows. */
+const usualOf = (name) =>
+  globalThis.LiteGraph?.registered_node_types[SETTINGS]?.nodeData.input.optional[name]?.[1].default;
+
+/** Return whether a node is Merge settings that sets nothing. */
+const setsNothing = ({ class_type: type, inputs = {} } = {}) =>
+  type === SETTINGS && Object.entries(inputs).every(([name, value]) => value === usualOf(name));
+
 /** Return which inputs of a node change nothing of what it tells. */
 function uncountedIn({ class_type: type, inputs: { preset, size, settings } }, prompt) {
   if (type === "IterISSave") return ["cover"];
   if (!MERGES.includes(type)) return [];
-  const idle = idleOf(prompt[settings?.[0]]?.class_type === "IterISRecipe", preset);
-  return idle.length || isNumbered(size) ? idle : ["size_value"];
+  const given = prompt[settings?.[0]];
+  const idle = idleOf(given?.class_type === "IterISRecipe", preset);
+  const own = idle.length || isNumbered(size) ? idle : ["size_value"];
+  return setsNothing(given) ? [...own, "settings"] : own;
 }
 
 /** Take out of a workflow that is sent the numbers of sizes that have none: the server's cache would count them. */
@@ -80,6 +92,42 @@ export function workOf(prompt, id, known = new Map()) {
 export function isSame(first, second, id) {
   const name = workOf(first, id);
   return name !== undefined && name === workOf(second, id);
+}
+
+/**
+ * Return in which inputs a node, and those before it, are not what they were in a run, the nearest first.
+ *
+ * @param {[object, string]} ran a workflow as the server gets it, and the node's id there
+ * @param {[object, string]} shown the same now
+ * @returns {{type: string, name: string, was: any, is: any}[]|undefined} undefined: other nodes or links, or nobody knows
+ */
+export function changesBetween([ran, first], [shown, second]) {
+  if (!ran?.[first] || !shown?.[second]) return undefined;
+  const found = [];
+  const pairs = new Map([[`${first} ${second}`, [ran[first], shown[second]]]]);
+  for (const [one, other] of pairs.values()) {
+    const type = one.class_type;
+    if (type !== other.class_type) return undefined;
+    const [before, now] = [one.inputs ?? {}, other.inputs ?? {}];
+    const [idle, left] = [
+      uncountedIn({ class_type: type, inputs: before }, ran),
+      uncountedIn({ class_type: type, inputs: now }, shown),
+    ];
+    for (const name of new Set([...Object.keys(before), ...Object.keys(now)])) {
+      const settings = MERGES.includes(type) && name === "settings";
+      if (!settings && idle.includes(name) && left.includes(name)) continue;
+      const links = [isLink(ran, before[name]), isLink(shown, now[name])];
+      const usual = type === SETTINGS ? usualOf(name) : undefined;
+      const [was, is] = [before[name] ?? usual, now[name] ?? usual];
+      if (links[0] !== links[1] && !settings) return undefined;
+      if (links[0] || links[1]) {
+        if (!settings && was[1] !== is[1]) return undefined;
+        const none = { class_type: SETTINGS, inputs: {} };
+        pairs.set(`${was?.[0]} ${is?.[0]}`, [ran[was?.[0]] ?? none, shown[is?.[0]] ?? none]);
+      } else if (JSON.stringify(was) !== JSON.stringify(is)) found.push({ type, name, was, is });
+    }
+  }
+  return found;
 }
 
 /** Return 64 bits that tell texts apart, as digits; browsers have a better digest for pages with a certificate alone. */

@@ -1216,7 +1216,8 @@ def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, sm
         expect(verdicts).to_have_count(3)
         expect(earlier).to_have_text("Result of the run before this one.")
     frontend.set_widgets(MERGE, preset="Fast")
-    expect(earlier).to_have_text("Result of a run with other settings.")  # as on other nodes
+    said = "Result of a run with other settings (preset was Balanced)."
+    expect(earlier).to_have_text(said)  # as on other nodes
     frontend.set_widgets(MERGE, preset="Balanced")
     expect(earlier).to_have_text("Result of the run before this one.")
     assert blocks_of(frontend) == ["IN01", "IN03"], "of this run"
@@ -1227,7 +1228,7 @@ def test_a_verdict_stays_until_the_next_run_has_another(in_renderer, picture, sm
     assert frontend.errors == []
 
 
-def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
+def test_a_report_of_other_settings_says_what_has_changed_since(frontend, small):
     """Also once its workflow is opened again; and a file stays that of the same report."""
     small(frontend, seed=619)
     frontend.set_widgets(MERGE, preset="Balanced")  # newer frontends put back what its id had
@@ -1245,12 +1246,52 @@ def test_a_report_of_other_settings_says_which_merge_it_is_of(frontend, small):
         expect(frontend.page.locator(".iteris-file")).to_contain_text("Saved: iteris_merged")
     frontend.settle()
     frontend.set_widgets(MERGE, preset="Fast")
-    said = re.compile(r"^Result of a run with other settings \(Balanced, at 0\.8, 9/9/01, .*\)\.$")
-    expect(earlier).to_have_text(said)
+    other = "Result of a run with other settings"
+    expect(earlier).to_have_text(f"{other} (preset was Balanced).")
+    frontend.begin("stopped")
+    send_layer(frontend, "stopped", str(MERGE), 1)
+    frontend.send("execution_interrupted", prompt_id="stopped")
+    of = r"\(Balanced, at 0\.8, 9/9/01, .*\)"
+    expect(earlier).to_have_text(re.compile(rf"^Result of an earlier run {of}: the last one "))
     frontend.load(frontend.workflow(), "again")
-    expect(earlier).to_have_text(said)
+    expect(earlier).to_have_text(f"{other}.")
     size = frontend.page.locator(".iteris-details .iteris-note").first
     expect(size).to_have_text("Measured at 768 \N{MULTIPLICATION SIGN} 768 pixels.")
+    assert frontend.errors == []
+
+
+def test_settings_that_set_nothing_leave_a_result_and_a_file_name_does_not(frontend, small):
+    """Also after something else is undone, for which the frontend makes every node anew."""
+    page = frontend.page
+    small(frontend, seed=621)
+    page.evaluate("id => app.graph.remove(app.graph.getNodeById(id))", SETTINGS)
+    frontend.set_widgets(MERGE, loras="<lora:third:1>", preset="Balanced")
+    frontend.set_widgets(SAVE, file_name="pair")
+    frontend.keep()
+    frontend.show(MERGE, left=300, top=100, scale=0.7)
+    earlier = page.locator(".iteris-earlier")
+    frontend.begin("of 621")
+    frontend.executed(MERGE, report_of(0.25), run="of 621")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED], "text": ["saved"]}, run="of 621")
+    page.wait_for_function(f"app.graph.getNodeById({SAVE}).properties.iteris_ran?.name")
+    page.locator(".iteris-settings").click()
+    page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'IterISSettings')")
+    frontend.settle(40)
+    expect(earlier).to_have_count(0)
+    frontend.set_widgets(SAVE, file_name="other")
+    frontend.keep()
+    said = ["Result of a run with other settings (file_name was pair)."]
+    expect(earlier).to_have_text(said)
+    for number in ("0.5", "0.25"):
+        type_strength(frontend, number)
+    expect(earlier).to_have_count(2)
+    expect(earlier.first).to_have_text(
+        "Result of a run with other settings (strength of third was 1)."
+    )
+    for _ in range(2):
+        frontend.undo()
+    assert strengths(frontend) == "<lora:third:1>"
+    expect(earlier).to_have_text(said)
     assert frontend.errors == []
 
 
@@ -1321,23 +1362,23 @@ def test_a_report_of_other_rows_or_of_other_nodes_before_is_marked(in_renderer, 
     small(frontend, seed=18)
     frontend.show(MERGE, top=100)
     earlier = frontend.page.locator(".iteris-earlier")
-    other = "Result of a run with other settings."
+    other = "Result of a run with other settings{}."
     frontend.begin("a")
     frontend.executed(MERGE, report_of(0.25))
     frontend.settle()
-    for node, changed, before in (
-        (MERGE, {"loras": "<lora:first:0.5>"}, {"loras": ""}),
-        (MERGE, {"size": "rank", "size_value": 8}, {"size": "as is"}),
-        (SETTINGS, {"sample_runs": 3}, {"sample_runs": 1}),
-        (FIRST, {"strength_model": 0.5}, {"strength_model": 1.0}),
+    for node, changed, before, was in (
+        (MERGE, {"loras": "<lora:first:0.5>"}, {"loras": ""}, ""),
+        (MERGE, {"size": "rank", "size_value": 8}, {"size": "as is"}, " (size was as is)"),
+        (SETTINGS, {"sample_runs": 3}, {"sample_runs": 1}, " (sample_runs was 1)"),
+        (FIRST, {"strength_model": 0.5}, {"strength_model": 1.0}, " (strength_model was 1)"),
     ):
-        for values, marked in ((changed, [other]), (before, [])):
+        for values, marked in ((changed, [other.format(was)]), (before, [])):
             frontend.set_widgets(node, **values)
             frontend.keep()
             expect(earlier).to_have_text(marked)
     frontend.page.locator(".iteris-other").first.press("Enter")
     frontend.page.locator(".iteris-rows-text").fill("<lora:first:1>")
-    expect(earlier).to_have_text([other])
+    expect(earlier).to_have_text([other.format("")])
 
     failure = frontend.page.locator(".iteris-failure")
     frontend.begin("b")

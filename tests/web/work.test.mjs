@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { sinceRun } from "../../web/since.js";
+import { sayer } from "../../web/words.js";
 import { isSame, neededFor, withoutRefused } from "../../web/work.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
@@ -55,6 +57,58 @@ test("a merge is the same whatever it has where that does not count", () => {
     assert.ok(!isAlike(preview, { ...preview, preset: "Fast" }));
     assert.ok(isAlike(preview, { preset: "Fast", together: false }, "IterISRecipe"));
   }
+});
+
+const KNOWN = { resolution: ["INT", { default: 0 }], cfg: ["FLOAT", { default: 0 }] };
+const settingsKnown = () => {
+  globalThis.LiteGraph = { registered_node_types: { IterISSettings: { nodeData: { input: { optional: KNOWN } } } } };
+};
+
+test("a merge with Merge settings that set nothing is the same as one without", () => {
+  settingsKnown();
+  const merge = (settings) => ({
+    1: { class_type: "IterISSettings", inputs: settings },
+    2: { class_type: "IterISMerge", inputs: { preset: "Fast", size: "as is", settings: ["1", 0] } },
+    3: { class_type: "IterISMerge", inputs: { preset: "Fast", size: "as is" } },
+  });
+  const isNone = (settings) => isSame(merge(settings), { 2: merge({})[3] }, "2");
+  assert.ok(isNone({ resolution: 0, cfg: 0 }));
+  assert.ok(!isNone({ resolution: 512, cfg: 0 }));
+  assert.ok(!isNone({ resolution: ["3", 0], cfg: 0 }));
+  assert.ok(!isNone({ resolution: 0, unheard: 0 }));
+});
+
+test("what was another one in a run is told, the nearest first, where that is all", () => {
+  settingsKnown();
+  const graph = (own = {}, merge = {}, settings = undefined, loader = "a") => ({
+    1: { class_type: "Loader", inputs: { ckpt_name: loader } },
+    2: {
+      class_type: "IterISMerge",
+      inputs: {
+        model: ["1", 0],
+        loras: "<lora:x/ink:0.8>\n<lora:cat:1>",
+        together: false,
+        size: "as is",
+        ...merge,
+        ...(settings && { settings: ["4", 0] }),
+      },
+    },
+    3: { class_type: "IterISCompare", inputs: { merged: ["2", 3], prompt: "a dog", cfg: 0, ...own } },
+    ...(settings && { 4: { class_type: "IterISSettings", inputs: settings } }),
+  });
+  const told = (...now) => sinceRun([graph(), "3"], [graph(...now), "3"], sayer("en"));
+  assert.equal(told(), "");
+  assert.equal(told({ cfg: 3 }), "cfg was auto");
+  assert.equal(told({ prompt: "" }), "prompt was a dog");
+  assert.equal(told({}, { loras: "<lora:x/ink:1>\n<lora:cat:1>" }), "strength of ink was 0.8");
+  assert.equal(told({}, { loras: "<lora:x/ink:0.8>\n# <lora:cat:1>" }), "cat was on");
+  assert.equal(told({}, { loras: "<lora:x/ink:0.8>\n<lora:cat:1> style" }), "the row of cat");
+  assert.equal(told({}, { loras: "<lora:x/ink:0.8>" }), "", "too much to tell");
+  assert.equal(told({ cfg: 3 }, { together: true }, undefined, "b"), "cfg was auto, together was off, …");
+  assert.equal(told({}, {}, { resolution: 512, cfg: 0 }), "resolution was auto");
+  assert.equal(told({}, { size: "rank", size_value: 8 }), "size was as is", "it had no number");
+  assert.equal(told({ model: ["1", 0] }), "", "another link");
+  assert.equal(sinceRun([undefined, undefined], [graph(), "3"], sayer("en")), "");
 });
 
 test("many nodes that share what is before them are compared at once, and a loop ends", () => {
