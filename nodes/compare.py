@@ -15,6 +15,7 @@ from . import host
 from .comparison import (
     BASE,
     check_pictures,
+    meeting_of,
     names_of,
     names_several,
     own_rows,
@@ -245,7 +246,7 @@ class Compare(io.ComfyNode):
             "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
-            "iteris_tiles": tiles_of(rows, table_rows, uses if merged.is_together else []),
+            "iteris_tiles": tiles_of(rows, table_rows, merged),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
@@ -357,13 +358,10 @@ def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
 
 
 def tiles_of(
-    rows: Sequence[Row], drawn: Sequence[Labelled], together: Sequence[LoraUse]
+    rows: Sequence[Row], drawn: Sequence[Labelled], merged: MergedLora
 ) -> list[dict[str, Any]]:
     """Return each row's pictures as files for the page, without the workflow in them, and what says
-    with which row the page begins: the first that is `together`, or else the most `spoilt` one.
-
-    Args:
-        together: The LoRAs that were measured together.
+    with which row the page begins; see `told_of`.
     """
     every = [picture for row in drawn for picture in row.pictures]
     files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
@@ -373,10 +371,27 @@ def tiles_of(
             "names": list(shown.names),
             "pictures": list(itertools.islice(files, len(shown.names))),
             "spoilt": spoilt_by_stack(row, shown.pictures),
-            "together": names_several(row.prompt, together),
+            **told_of(row, merged),
         }
         for row, shown in zip(rows, drawn, strict=True)
     ]
+
+
+def told_of(row: Row, merged: MergedLora) -> dict[str, bool]:
+    """Return whether a row shows LoRAs that were measured `together`, what the verdict leaves
+    `unjudged`, and a LoRA that it has advice on (`advised`): where the user is told to look.
+    """
+    uses = [lora.use for lora in merged.loras]
+    verdict = None if merged.report is None else merged.report.verdict
+    shows_several = names_several(row.prompt, uses)
+    meets = shows_several or row.prompt == meeting_of(uses)
+    advised = [kept.lora for kept in verdict.loras if kept.advice] if verdict else []
+    own = [uses[way - 1].name for way in row.ways if BASE < way <= len(uses)]
+    return {
+        "together": merged.is_together and shows_several,
+        "unjudged": verdict is not None and verdict.unjudged is not None and meets,
+        "advised": len(own) == 1 and own[0] in advised,
+    }
 
 
 def check_side(name: str, side: int) -> None:

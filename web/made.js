@@ -29,45 +29,55 @@ function clock(at) {
   return time.toLocaleString([], { timeStyle: "short", ...(isToday ? {} : { dateStyle: "short" }) });
 }
 
-/**
- * Return the first settings of a merge that are not as usual, or not as in another one, in words. Of a preview and of a
- * recipe's merge only those that are told count.
- */
-function settingsOf({ preset, settings }, others, say) {
-  const counted = ["", PREVIEW].includes(preset) ? settings : { ...settings, ...others };
-  const names = Object.keys(counted).filter((name) => settings[name] !== others[name]);
-  const short = (value) => (value.length > MOST.value ? `${value.slice(0, MOST.value)}…` : value);
-  const usual = (name) => {
-    const meaning = meaningOf(name);
-    const value = USUAL[name] ?? (meaning && say(meaning));
-    return value ? `${name} ${value}` : say("usual", { name });
-  };
-  const told = names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : usual(name)));
-  return told.length > MOST.told ? [...told.slice(0, MOST.told), "…"] : told;
+/** Return what stands for a setting that a merge does not have, as it is then. */
+function usual(name, say) {
+  const meaning = meaningOf(name);
+  const value = USUAL[name] ?? (meaning && say(meaning));
+  return value ? `${name} ${value}` : say("usual", { name });
+}
+
+const short = (value) => (value.length > MOST.value ? `${value.slice(0, MOST.value)}…` : value);
+const cutTo = (told) => (told.length > MOST.told ? [...told.slice(0, MOST.told), "…"] : told);
+const inWords = (strengths) => (new Set(strengths).size > 1 ? strengths : strengths.slice(0, 1)).join("/");
+const toldOf = ({ settings }, names, say) =>
+  names.map((name) => (name in settings ? `${name} ${short(settings[name])}` : usual(name, say)));
+
+/** Return which merge something is of, such as " (Balanced, at 0.8/1, size rank 16, 14:32)"; "": nobody knows. */
+export function ofMerge(made, say) {
+  const known = readMade(made);
+  if (!known) return "";
+  const { preset, strengths, settings, at } = known;
+  const isTold = strengths.some((each) => each !== 1);
+  const strength = isTold && say("at", { strength: inWords(strengths) });
+  const what = [preset, strength, ...cutTo(toldOf(known, Object.keys(settings), say)), clock(at)];
+  return say("of_merge", { what: what.filter(Boolean).join(", ") });
 }
 
 /**
- * Return which merge something is of, such as " (Balanced, at 0.8/1, size rank 16, 14:32)"; beside another merge, only
- * what differs. "": nobody knows.
- *
- * @param {string} [file] that it was saved in
+ * Return a name for each of some merges: in the same order what is not the same in all of them, such as "Fast, together
+ * on" and "Balanced, together off"; the time where that does not tell them apart. Of a preview and of a recipe's merge
+ * only the settings that are told count.
  */
-export function ofMerge(made, say, beside = undefined, file = "") {
-  const known = readMade(made);
-  if (!known) return "";
-  const { preset, strengths, at } = known;
-  const other = readMade(beside);
-  const alike = [...new Set(strengths)];
-  const isTold = other ? strengths.join() !== other.strengths.join() : alike.some((each) => each !== 1);
-  const strength = isTold && (alike.length > 1 ? strengths : alike).join("/");
-  const what = [
-    preset !== other?.preset && preset,
-    strength && say("at", { strength }),
-    ...settingsOf(known, other?.settings ?? {}, say),
-    clock(at),
-    file,
-  ];
-  return say("of_merge", { what: what.filter(Boolean).join(", ") });
+export function namesOfMerges(merges, say) {
+  const known = merges.map(readMade);
+  if (!known.every(Boolean)) return merges.map(() => say("merged"));
+  const differs = (of) => new Set(known.map(of)).size > 1;
+  const isCounted = ({ preset, settings }, name) => !["", PREVIEW].includes(preset) || name in settings;
+  const every = [...new Set(known.flatMap(({ settings }) => Object.keys(settings)))];
+  const names = every.filter((name) => differs(({ settings }) => settings[name]));
+  const ofPreset = differs(({ preset }) => preset);
+  const ofStrengths = differs(({ strengths }) => strengths.join());
+  const told = known.map((each) => {
+    const settings = toldOf(
+      each,
+      names.filter((name) => isCounted(each, name)),
+      say,
+    );
+    const strength = ofStrengths && say("strengths", { strengths: inWords(each.strengths) });
+    return [ofPreset && each.preset, ...cutTo(settings), strength].filter(Boolean).join(", ");
+  });
+  const isEnough = told.every(Boolean) && new Set(told).size === told.length;
+  return isEnough ? told : told.map((each, i) => [each, clock(known[i].at)].filter(Boolean).join(", "));
 }
 
 /**

@@ -142,6 +142,7 @@ export async function seeNow(node, say, result) {
   if (!node.graph) return;
   const compare = compareOf(node); // or it was pressed twice
   if (compare) {
+    compare.showIterisNamed?.();
     showCompare(compare, app.canvas);
     if (await isAwaited(compare)) return void tell(say("drawing"), say("drawing_rest"));
     const isDrawn = compare.iterisPicturesAt?.() === result?.made?.at;

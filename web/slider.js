@@ -6,7 +6,7 @@ import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
 import { addressOf, allKept } from "./kept.js";
 import { isGone } from "./loras.js";
-import { drawnBefore, ofMerge } from "./made.js";
+import { drawnBefore, namesOfMerges, ofMerge } from "./made.js";
 import { toldApart, translated } from "./names.js";
 import { loadButton } from "./panel.js";
 import { askAgain, button, html, tell } from "./parts.js";
@@ -30,24 +30,29 @@ function choice(title) {
   return select;
 }
 
-/** Let a choice offer names, and maybe several merges by longer ones; what was chosen is so again, if it is there. */
+/** Let a choice offer names, and merges, if there are several, by theirs; what was chosen is so again, if it is there. */
 function offer(select, names, merges, otherwise) {
+  const others = merges.length ? names.slice(0, -1) : names;
   const values = [...names, ...merges.slice(1).map((_, i) => BEFORE.repeat(i + 1))];
-  const option = (value, i) => {
-    const merge = merges[i - names.length + 1];
-    return Object.assign(html("option", "", merge ?? value), { label: merge ?? labels[i], value });
-  };
-  const labels = toldApart(names, IN_CHOICE);
+  const option = (text, label, value, title = "") => Object.assign(html("option", "", text), { label, value, title });
+  const labels = toldApart(others, IN_CHOICE);
+  const group = Object.assign(html("optgroup"), { label: names.at(-1) });
+  group.append(...merges.map(({ name, title }, i) => option(name, name, values[others.length + i], title)));
   const found = values.lastIndexOf(select.dataset.chosen);
-  select.replaceChildren(...values.map(option));
+  select.replaceChildren(...others.map((name, i) => option(name, labels[i], name)), ...(merges.length ? [group] : []));
   select.selectedIndex = found < 0 ? otherwise : found;
 }
+
+// where a merge's verdict sends the user to look: what the server tells of rows -> the word for why
+const NAMED = { together: "first_together", unjudged: "first_unjudged", advised: "first_advised" };
 
 /** Return the row to begin with, and the word for why; undefined: there is no such row, or no other one. */
 function firstOf(rows) {
   if (rows.length < 2) return undefined;
-  const together = rows.findIndex((row) => row.together);
-  if (together >= 0) return { row: together, word: "first_together" };
+  for (const [told, word] of Object.entries(NAMED)) {
+    const row = rows.findIndex((each) => each[told]);
+    if (row >= 0) return { row, word, isNamed: true };
+  }
   const changes = rows.map((row) => row.spoilt ?? 0);
   return changes.some(Boolean) ? { row: changes.indexOf(Math.max(...changes)), word: "most_spoilt" } : undefined;
 }
@@ -98,6 +103,7 @@ export function addSlider(node, say, above) {
   node.iterisPictures = () => (isShown(slider.element) ? slider.element : undefined);
   node.iterisPicturesAt = () => (isShown(slider.element) ? slider.shown.iteris_made?.[0]?.at : NaN); // of which merge
   node.showIterisTiles = (output) => slider.showTiles(output);
+  node.showIterisNamed = () => slider.showNamed();
   node.iterisRoom = () => roomOf(slider.element, 0);
   savesWithout(node, node.iterisRoom);
   node.nameIterisMerges = () => slider.findBefore();
@@ -110,6 +116,7 @@ class Slider {
   sides = html("div", "iteris-sides");
   pair = html("div", "iteris-pair");
   frame = html("div", "iteris-frame");
+  prompt = html("span");
   strip = html("div", "iteris-strip");
   rows = [];
   chosen = 0; // the row
@@ -135,12 +142,21 @@ class Slider {
     const buttons = html("div", "iteris-on-pair");
     this.large = button("iteris-full", "", say("full_screen"), () => frame.requestFullscreen());
     this.large.hidden = !document.fullscreenEnabled;
-    sides.append(left, right);
+    for (const select of [left, right]) {
+      const side = html("div", "iteris-side");
+      side.append(select);
+      sides.append(side);
+    }
     buttons.append(videoButton(say, over, under), this.large);
     pair.append(under, over, divider, buttons);
+    const turn = html("div", "iteris-turn");
+    const ways = Object.entries({ "↑": [-1, "row_above"], "↓": [1, "row_below"] });
+    this.turns = ways.map(([sign, [by, word]]) => button("iteris-copy", sign, say(word), () => this.turn(by)));
+    turn.append(...this.turns, this.prompt);
     frame.append(
       sides,
       pair,
+      turn,
       button("iteris-close", "×", say("close_full_screen"), () => document.exitFullscreen()),
     );
     const whole = html("div", "iteris-pictures");
@@ -151,12 +167,16 @@ class Slider {
   listen() {
     const { divider, element, frame, node, pair, strip } = this;
     pair.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
+    const press = (event) => this.press(event);
     frame.addEventListener("fullscreenchange", () => {
-      if (document.fullscreenElement) return divider.focus(); // for the arrow keys, and Tab goes on to the way out
+      document.removeEventListener("keydown", press);
+      if (document.fullscreenElement) {
+        document.addEventListener("keydown", press); // also once something without the focus was clicked
+        return divider.focus(); // for the arrow keys, and Tab goes on to the way out
+      }
       this.large.focus();
       fit(node); // it had no place in the node meanwhile
     });
-    frame.addEventListener("keydown", (event) => this.press(event));
     // as wide as the node and as high as the pictures, whatever is in the strip
     new ResizeObserver(() => this.arrange()).observe(pair);
     // as in the rows: the canvas knows of a wheel that turns above, and a Vue node is not dragged
@@ -166,7 +186,7 @@ class Slider {
     });
     element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
     divider.addEventListener("input", () => this.cut());
-    divider.addEventListener("pointerup", () => divider.blur()); // or it would have the keys, as Ctrl+Z
+    divider.addEventListener("pointerup", () => document.fullscreenElement || divider.blur()); // or it would have the keys, as Ctrl+Z
     for (const select of [this.left, this.right])
       select.addEventListener("change", () => {
         select.dataset.chosen = select.value;
@@ -209,25 +229,31 @@ class Slider {
 
   press(event) {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (!by || !document.fullscreenElement || event.target.matches("select")) return;
+    if (!by || document.fullscreenElement !== this.frame || event.target.matches?.("select")) return;
     event.preventDefault(); // they would move the divider, as those to the sides do
+    this.turn(by);
+  }
+
+  /** Go on to another row. */
+  turn(by) {
     this.showRow((this.chosen + by + this.rows.length) % this.rows.length);
     this.show();
   }
 
   show() {
-    const { before, chosen, frame, left, over, right, rows, strip, under } = this;
+    const { before, chosen, left, over, right, rows, strip, under } = this;
     const pictures = [...rows[chosen].pictures, ...before.map((merge) => merge.pictures[chosen])];
     for (const [image, select] of [
       [under, right],
       [over, left],
     ]) {
-      image.alt = select.selectedOptions[0].textContent;
+      const [option] = select.selectedOptions;
+      image.alt = option.textContent;
       image.src = addressOf(pictures[select.selectedIndex]);
-      select.title = `${select.ariaLabel}: ${image.alt}`;
+      select.title = `${select.ariaLabel}: ${option.title || image.alt}`;
     }
-    const { prompt } = rows[chosen];
-    frame.dataset.prompt = rows.length > 1 ? `↑↓ ${prompt}` : prompt;
+    this.prompt.textContent = rows[chosen].prompt;
+    for (const each of this.turns) each.hidden = rows.length < 2;
     for (const each of strip.querySelectorAll("button")) {
       const [row, place] = [each.dataset.row, each.dataset.place].map(Number);
       each.ariaPressed = row === chosen && [left, right].some(({ selectedIndex }) => selectedIndex === place);
@@ -252,12 +278,24 @@ class Slider {
     const { before, file, left, right, rows, say, shown } = this;
     const { names } = rows[row];
     const merges = before.length ? [{ made: shown.iteris_made[0], file }, ...before] : [];
-    const nameIn = (saved) => saved && nameOf(saved.listed_as ?? saved.name);
-    const told = merges.map(
-      ({ made, file: saved }, i) => say("merged") + ofMerge(made, say, merges[i ? 0 : 1].made, nameIn(saved)),
+    const nameIn = (saved) => (saved ? ` ${nameOf(saved.listed_as ?? saved.name)}` : "");
+    const called = namesOfMerges(
+      merges.map(({ made }) => made),
+      say,
     );
+    const told = merges.map(({ made, file: saved }, i) => ({
+      name: called[i],
+      title: `${say("merged")}${ofMerge(made, say)}${nameIn(saved)}`,
+    }));
     offer(left, names, told, names.length - 2);
     offer(right, names, told, names.length - 1);
+  }
+
+  /** Show the row that the merge's verdict names, if it names one. */
+  showNamed() {
+    if (!this.first?.isNamed) return;
+    this.showRow(this.first.row);
+    this.show();
   }
 
   /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */

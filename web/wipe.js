@@ -36,10 +36,13 @@ export async function saveVideo(left, right) {
   await Promise.all([ended, play((share) => draw(canvas, left, right, share)).then(() => recorder.stop())]);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(parts, { type: typeHere() }));
-  link.download = `${left.name} - ${right.name}.${typeHere().slice(6)}`.replace(/[^\p{L}\p{N} .,_-]/gu, "_");
+  link.download = `${fileName(left)} - ${fileName(right)}.${typeHere().slice(6)}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), KEPT);
 }
+
+/** Return a picture's name as a part of a file's. */
+const fileName = ({ name }) => name.replace(/[^\p{L}\p{N}.,_-]+/gu, " ").trim() || "picture";
 
 /** Call with a share from 0 to 1 for as long as the video takes. */
 function play(show) {

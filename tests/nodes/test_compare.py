@@ -224,6 +224,34 @@ def test_a_merge_tells_whether_its_loras_were_measured_together(merged, recipe, 
     assert dataclasses.replace(merged, recipe=recipe).is_together == is_together
 
 
+def test_the_rows_that_a_verdict_sends_the_user_to_are_told(merged):
+    """A subject in a style is not judged; and a LoRA that is lost has a row of its own."""
+    uses = [DOG, INK]
+    rows, _ = comparison.rows_of("", uses)
+
+    def told(unjudged, *advised):
+        found = [
+            types.SimpleNamespace(lora=use.name, advice=use in advised or None) for use in uses
+        ]
+        verdict = types.SimpleNamespace(loras=found, unjudged=unjudged or None)
+        loras = [types.SimpleNamespace(use=use) for use in uses]
+        of_rows = dataclasses.replace(
+            merged, loras=loras, report=types.SimpleNamespace(verdict=verdict)
+        )
+        return [
+            [name for name, is_so in compare.told_of(row, of_rows).items() if is_so] for row in rows
+        ]
+
+    assert told(True) == [["unjudged"], [], []]
+    assert told(False, INK) == [[], [], ["advised"]]
+    assert told(True, DOG) == [["unjudged"], ["advised"], []]
+    assert compare.told_of(rows[0], merged) == {
+        "together": False,
+        "unjudged": False,
+        "advised": False,
+    }
+
+
 @pytest.fixture
 def merged(keys):
     delta = LowRankDelta(torch.ones(6, 1), torch.ones(1, 4))

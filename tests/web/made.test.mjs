@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { drawnBefore, ofMerge, readMade } from "../../web/made.js";
+import { drawnBefore, namesOfMerges, ofMerge, readMade } from "../../web/made.js";
 import { sayer } from "../../web/words.js";
 
 const say = sayer("en");
@@ -16,30 +16,39 @@ test("a merge is told by its preset, strengths that are not 1, and its time", ()
   assert.equal(ofMerge(made("Fast", [], long), say), ` (Fast, ${clock(long, { dateStyle: "short" })})`);
 });
 
-test("beside another merge, what differs is told: settings, too", () => {
-  const [size, other] = [{ size: "rank 16" }, { size: "rank 8", together: "on" }];
-  const merge = (settings, preset = "Balanced", strengths = [1, 1]) => ({
-    ...made(preset, strengths, today),
+test("merges are told apart by what is not the same in all of them, else by their times", () => {
+  const merge = (settings, preset = "Balanced", strengths = [1, 1], at = today) => ({
+    ...made(preset, strengths, at),
     settings,
   });
+  const named = (merges, ...names) => assert.deepEqual(namesOfMerges(merges, say), names);
+  const [size, other] = [{ size: "rank 16" }, { size: "rank 8", together: "on" }];
   assert.equal(ofMerge(merge(size), say), ` (Balanced, size rank 16, ${clock(today)})`);
-  assert.equal(ofMerge(merge(size), say, merge({})), ` (size rank 16, ${clock(today)})`);
-  assert.equal(ofMerge(merge({}), say, merge(size)), ` (size as is, ${clock(today)})`);
-  assert.equal(ofMerge(merge(other), say, merge(size)), ` (size rank 8, together on, ${clock(today)})`);
-  assert.equal(ofMerge(merge(size), say, merge({ ...size, together: "on" })), ` (together off, ${clock(today)})`);
-  assert.equal(ofMerge(merge(size), say, merge(size, "Fast", [1, 0.5])), ` (Balanced, at 1, ${clock(today)})`);
-  assert.equal(ofMerge(merge(size), say, merge({}), "ink_02"), ` (size rank 16, ${clock(today)}, ink_02)`);
-  const more = merge({ ...other, resolution: "512", seed: "7" });
-  assert.equal(ofMerge(merge({}), say, more), ` (size as is, together off, resolution auto, …, ${clock(today)})`);
-  assert.equal(ofMerge(merge({}), say, merge({ seed: "7" })), ` (seed as usual, ${clock(today)})`);
-  for (const preset of ["Preview", ""]) {
-    const told = [preset, "precision bfloat16", clock(today)].filter(Boolean).join(", ");
-    const idle = "all that counts is what is told";
-    assert.equal(ofMerge(merge({ precision: "bfloat16" }, preset), say, more), ` (${told})`, idle);
-  }
+  named([merge(size), merge({})], "size rank 16", "size as is");
+  named([merge(other), merge(size)], "size rank 8, together on", "size rank 16, together off");
+  named([merge({ together: "on" }), merge({})], "together on", "together off");
+  named(
+    [merge(size, "Fast"), merge(size, "Balanced", [0.7, 0.85])],
+    "Fast, strengths 1",
+    "Balanced, strengths 0.7/0.85",
+  );
+  named([merge({}, "Preview"), merge(size)], "Preview", "Balanced, size rank 16");
+  named([merge({ seed: "7" }), merge({})], "seed 7", "seed as usual");
+  named(
+    [merge({}), merge({}, "Fast"), merge(size, "Fast")],
+    ...["Balanced, size as is", "Fast, size as is", "Fast, size rank 16"],
+  );
+  const times = [today, today + 60_000];
+  named(
+    times.map((at) => merge(size, "Fast", [1], at)),
+    ...times.map((at) => clock(at)),
+  );
+  named([merge({}, ""), merge({})], clock(today), `Balanced, ${clock(today)}`);
+  named([merge({}), { preset: 7 }], "merged", "merged");
   const many = Object.fromEntries([..."abcd"].map((name) => [name, "x".repeat(99)]));
   const told = [..."abc"].map((name) => `${name} ${"x".repeat(24)}…`).join(", ");
-  assert.equal(ofMerge(merge(many), say, merge({})), ` (${told}, …, ${clock(today)})`);
+  assert.equal(ofMerge(merge(many), say), ` (Balanced, ${told}, …, ${clock(today)})`);
+  assert.equal(namesOfMerges([merge(many), merge({})], say)[0], `${told}, …`);
 });
 
 test("nothing is told of a merge that nobody knows", () => {

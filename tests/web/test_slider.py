@@ -131,7 +131,7 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     expect(video).to_have_text("Saved")
     expect(video).to_have_text("Save as video")
     expect(video).to_be_enabled()
-    assert saved.value.suggested_filename.startswith("_b_dog__b_ - merged.")
+    assert saved.value.suggested_filename.startswith("b dog b - merged.")
     first, middle = frames_of(saved.value.path())
     assert near(first.getpixel((4, 8)), COLOURS["<b>dog</b>"]), "the left one, then the right one"
     assert near(middle.getpixel((SIZE[0] - 4, 8)), COLOURS["merged"])
@@ -156,14 +156,23 @@ def test_a_divider_is_dragged_between_two_pictures(in_renderer, picture, output)
     close = page.get_by_role("button", name="Close full screen")
     expect(close).to_be_visible()
     expect(divider).to_be_focused()  # some time after the picture is large
-    prompt = "document.fullscreenElement.dataset.prompt"
+    prompt = page.locator(".iteris-turn > span")
     moved = divider.input_value()
-    for key in ("ArrowDown", "ArrowUp"):
-        had = page.evaluate(prompt)
-        page.keyboard.press(key)
-        assert page.evaluate(prompt) != had, "another prompt's pictures"
+    buttons = [
+        page.get_by_role("button", name=f"Pictures of the row {way}") for way in ("below", "above")
+    ]
+    by_keys = [lambda key=key: page.keyboard.press(key) for key in ("ArrowDown", "ArrowUp")]
+    for turn in (
+        *by_keys,
+        *(each.click for each in buttons),
+        lambda: prompt.click() or by_keys[0](),
+        by_keys[1],
+    ):
+        had = prompt.text_content()
+        turn()
+        assert prompt.text_content() != had, "another prompt's pictures"
         assert divider.input_value() == moved
-    assert [*chosen()[1:], page.evaluate(prompt)] == ["<b>dog</b>", "merged", f"↑↓ {PROMPTS[1]}"]
+    assert [*chosen()[1:], prompt.text_content()] == ["<b>dog</b>", "merged", PROMPTS[1]]
     close.press("Enter")
     page.wait_for_function("!document.fullscreenElement")
     expect(full).to_be_focused()
@@ -371,6 +380,29 @@ def test_a_merge_of_several_in_one_picture_is_shown_by_the_row_that_names_them(i
     assert frontend.errors == []
 
 
+def test_the_row_that_the_verdict_names_is_shown_and_found_again_by_its_button(frontend, output):
+    """Not the one that stacking changes most: a subject in a style is not judged."""
+    page = frontend.page
+    chosen = page.locator(".iteris-thumb[aria-pressed=true]").first
+    first, second = output["iteris_tiles"]
+    frontend.load(compare_of(71), "named")
+    for told, why in (
+        ("unjudged", "(not judged: look here)"),
+        ("advised", "(the verdict doubts it)"),
+    ):
+        tiles = [first | {told: True}, second | {"spoilt": 0.3}]
+        frontend.begin(told)
+        frontend.executed(1, output | {"iteris_tiles": tiles}, run=told)
+        frontend.pictures_shown()
+        expect(chosen).to_have_attribute("data-row", "0")
+        expect(page.locator(".iteris-drawn-by").first).to_have_text(f"{first['prompt']} {why}")
+    page.locator(".iteris-thumb[data-row='1']").first.click()
+    expect(chosen).to_have_attribute("data-row", "1")
+    page.evaluate("app.graph.getNodeById(1).showIterisNamed()")  # as "See it in pictures" does
+    expect(chosen).to_have_attribute("data-row", "0")
+    assert frontend.errors == []
+
+
 def made(at, preset="Balanced", drawn="from seed 0", **settings):
     merge = {"preset": preset, "strengths": [1, 0.8], "settings": settings, "at": at}
     return [merge | {"drawn": drawn}]
@@ -399,7 +431,7 @@ def in_fields(page):
 
 def of_merges(field):
     """Return what a field offers by the names of merges."""
-    return field.locator("option").filter(has_text="merged (")
+    return field.locator("optgroup[label=merged] option")
 
 
 def expect_pair(page, *pair):
@@ -443,11 +475,11 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
     expect_pair(page, STACKED, ("merged", first))
     expect(of_merges(left)).to_have_count(0)
     run("second", second, made(now + 1))
-    expect_pair(page, STACKED, ("merged (size as is, ", second))
+    expect_pair(page, STACKED, ("size as is", second))
     name = of_merges(left).last.text_content()
-    assert name.startswith("merged (size rank 16, "), "what differs, and no preset"
+    assert name == "size rank 16", "what differs, and nothing else"
     left.select_option(index=3)
-    expect_pair(page, (name, first), ("merged (size as is, ", second))
+    expect_pair(page, (name, first), ("size as is", second))
     picture(frontend, "slider_two_merges")
     right.select_option(index=0)
     width = "each => each.offsetWidth"
@@ -456,18 +488,20 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
         "all of the name is seen beside a short one"
     )
     right.select_option(index=2)
-    assert left.get_attribute("title") == f"Picture on the left: {name}"
-    expect_pair(page, (name, first), ("merged (size as is, ", second))
+    title = left.get_attribute("title")
+    assert title.startswith("Picture on the left: merged (Balanced, at 1/0.8, size rank 16, ")
+    expect_pair(page, (name, first), ("size as is", second))
     slider.locator(".iteris-drawn").nth(1).get_by_role("button", name="merged").click()
-    expect_pair(page, (name, first), ("merged (size as is, ", second))
+    expect_pair(page, (name, first), ("size as is", second))
     run("third", third, made(now + 2, "Fast"))
-    expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
-    expect(of_merges(left).nth(2)).to_have_text(re.compile("merged .Balanced, size rank 16, "))
+    expect_pair(page, ("Balanced, ", second), ("Fast, ", third))
+    names = ["Fast, size as is", "Balanced, size as is", "Balanced, size rank 16"]
+    expect(of_merges(left)).to_have_text(names)
     left.select_option(index=4)
-    expect_pair(page, ("merged (Balanced, size rank 16, ", first), ("merged (Fast, ", third))
+    expect_pair(page, ("Balanced, size rank 16", first), ("Fast, ", third))
     left.select_option(index=3)
     run("third again", third, made(now + 2, "Fast"))
-    expect_pair(page, ("merged (Balanced, ", second), ("merged (Fast, ", third))
+    expect_pair(page, ("Balanced, ", second), ("Fast, ", third))
     run("of another seed", first, made(now + 3, drawn="from seed 1"))
     expect_pair(page, STACKED, ("merged", first))
     frontend.settle()
@@ -503,7 +537,7 @@ def test_two_merges_are_compared_though_nobody_watched_the_second(in_renderer, r
     def compared():
         expect(of_merges(left)).to_have_count(3)
         left.select_option(index=3)
-        expect_pair(page, ("merged (size rank 2, ", second), ("merged (size rank 1, ", third))
+        expect_pair(page, ("size rank 2", second), ("size rank 1", third))
 
     frontend.go_to("unwatched")
     compared()
@@ -546,15 +580,20 @@ def test_an_earlier_merge_names_its_file_and_is_loaded(in_renderer, picture, run
             output = {"text": lines, "iteris_saved": [saved], "iteris_made": told}
             frontend.executed(3, output, run=str(at))
             frontend.pictures_kept(3, at)
-    expect(of_merges(left).last).to_have_text(re.compile(r"^merged \(Fast, .*, first\)$"))
+    expect(of_merges(left)).to_have_text(["Balanced", "Fast"])
+    expect(of_merges(left).last).to_have_attribute(
+        "title", re.compile(r"^merged \(Fast, .*\) first$")
+    )
     expect(load).to_have_count(0)
     left.select_option(index=3)
     expect(load).to_have_count(1)
     picture(frontend, "slider_load")
     right.select_option(index=3)
     expect(load).to_have_count(2)
-    gap = "all => all.map((each) => each.getBoundingClientRect().right)"
-    assert load.evaluate_all(gap)[0] < right.bounding_box()["x"]
+    one, other = (each.bounding_box() for each in load.all())
+    assert one["x"] + one["width"] < other["x"]
+    for box in (one, other):
+        assert box["y"] > right.bounding_box()["y"] + right.bounding_box()["height"]
     load.first.press("Enter")
     page.wait_for_function("app.graph.nodes.some(({ type }) => type === 'IterISLoad')")
     loaders = [node for node in frontend.prompt().values() if node["class_type"] == "IterISLoad"]
@@ -665,7 +704,7 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     frontend.open()
     slider, earlier = page.locator(".iteris-slider"), page.locator(".iteris-earlier")
     heights = []
-    for cfg, marked in 2 * ((3, ["Result of a run with other settings."]), (0, [])):
+    for cfg, marked in 2 * ((3, ["Result of a run with other settings (cfg was auto)."]), (0, [])):
         change(frontend, cfg=cfg)
         expect(slider).to_be_visible()
         expect(earlier).to_have_text(marked)
@@ -705,7 +744,7 @@ def test_pictures_are_marked_while_another_prompt_is_typed(in_renderer, output):
     frontend.page.get_by_role("textbox").and_(frontend.page.locator("textarea")).first.focus()
     frontend.page.keyboard.press("End")
     frontend.page.keyboard.type("s")
-    expect(earlier).to_have_text(["Result of a run with other settings."])
+    expect(earlier).to_have_text(["Result of a run with other settings (prompt was a dog)."])
     frontend.page.keyboard.press("Backspace")
     expect(earlier).to_have_count(0)
     assert frontend.errors == []
@@ -724,7 +763,7 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
     for _ in range(2):
         frontend.go_to("compare_21")
         expect(slider).to_be_visible()
-        expect(earlier).to_have_text(["Result of a run with other settings."])
+        expect(earlier).to_have_text(["Result of a run with other settings (cfg was auto)."])
         frontend.go_to("compare_22")
         assert not slider.is_visible()
     assert frontend.errors == []
