@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -224,12 +223,15 @@ class Compare(io.ComfyNode):
         taken += [note.text for note in unread(base, "left out of the prompts", texts)]
         ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
         names = names_of(uses)
+        labels = [(row.label, [names[way] for way in row.ways]) for row in rows]
+        files = Files(node_id, labels)
         begin = time.monotonic()
-        pictures = draw_rows(base, vae, ways, rows, how, host.stage_progress(node_id))
+        progress = host.stage_progress(node_id)
+        pictures = draw_rows(base, vae, ways, rows, how, progress, files.add)
         seconds = time.monotonic() - begin
         table_rows = [
-            Labelled(row.label, [names[way] for way in row.ways], of_row)
-            for row, of_row in zip(rows, pictures, strict=True)
+            Labelled(label, of_ways, of_row)
+            for (label, of_ways), of_row in zip(labels, pictures, strict=True)
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
         names_upstream = texts_upstream(sent, of_model, ["model"])
@@ -246,7 +248,7 @@ class Compare(io.ComfyNode):
             "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
-            "iteris_tiles": tiles_of(rows, table_rows, merged),
+            "iteris_tiles": tiles_of(rows, table_rows, files, merged),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])
         return io.NodeOutput(whole, of_merge, ui=shown)
@@ -259,16 +261,53 @@ def draw_rows(
     rows: Sequence[Row],
     how: host.Drawing,
     progress: StageProgress,
+    drawn: Callable[[int, int, torch.Tensor], None],
 ) -> list[list[torch.Tensor]]:
-    """Return the pictures of each row, in the order of its ways; see `host.draw`."""
+    """Return the pictures of each row, in the order of its ways; see `host.draw`.
+
+    Args:
+        drawn: Called with each picture's row, its place there, and the picture.
+    """
     from ..iteris_core.progress import Stage
 
     stage = Stage("Pictures", told_by=how.steps)
     wanted = [(way, row.prompt) for row in rows for way in row.ways]
-    drawn = iter(
-        host.draw(base, vae, ways, wanted, how, lambda done, total: progress(stage, done, total))
+    places = [(at, place) for at, row in enumerate(rows) for place in range(len(row.ways))]
+    pictures = iter(
+        host.draw(
+            base,
+            vae,
+            ways,
+            wanted,
+            how,
+            lambda done, total: progress(stage, done, total),
+            lambda number, picture: drawn(*places[number], picture),
+        )
     )
-    return [[next(drawn) for _ in row.ways] for row in rows]
+    return [[next(pictures) for _ in row.ways] for row in rows]
+
+
+class Files:
+    """The pictures as files for the page, without the workflow in them, each of which it is told at
+    once.
+
+    Args:
+        rows: Each row's prompt, and the names of its pictures.
+    """
+
+    def __init__(self, node_id: str, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+        self._node_id = node_id
+        self._rows = [{"prompt": prompt, "names": list(names)} for prompt, names in rows]
+        self._files: dict[tuple[int, int], Mapping[str, Any]] = {}
+
+    def add(self, row: int, place: int, picture: torch.Tensor) -> None:
+        [file] = ui.PreviewImage([picture], cls=None).as_dict()["images"]
+        self._files[row, place] = file
+        told = {"rows": self._rows, "row": row, "place": place, "picture": file}
+        host.tell_picture(self._node_id, told)
+
+    def of_row(self, row: int) -> list[Mapping[str, Any]]:
+        return [file for (at, _), file in sorted(self._files.items()) if at == row]
 
 
 def cost_of(
@@ -358,22 +397,18 @@ def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
 
 
 def tiles_of(
-    rows: Sequence[Row], drawn: Sequence[Labelled], merged: MergedLora
+    rows: Sequence[Row], drawn: Sequence[Labelled], files: Files, merged: MergedLora
 ) -> list[dict[str, Any]]:
-    """Return each row's pictures as files for the page, without the workflow in them, and what says
-    with which row the page begins; see `told_of`.
-    """
-    every = [picture for row in drawn for picture in row.pictures]
-    files = iter(ui.PreviewImage(every, cls=None).as_dict()["images"])
+    """Return each row's pictures, and what says with which row the page begins; see `told_of`."""
     return [
         {
             "prompt": row.label,
             "names": list(shown.names),
-            "pictures": list(itertools.islice(files, len(shown.names))),
+            "pictures": files.of_row(at),
             "spoilt": spoilt_by_stack(row, shown.pictures),
             **told_of(row, merged),
         }
-        for row, shown in zip(rows, drawn, strict=True)
+        for at, (row, shown) in enumerate(zip(rows, drawn, strict=True))
     ]
 
 

@@ -103,6 +103,8 @@ export function addSlider(node, say, above) {
   node.iterisPictures = () => (isShown(slider.element) ? slider.element : undefined);
   node.iterisPicturesAt = () => (isShown(slider.element) ? slider.shown.iteris_made?.[0]?.at : NaN); // of which merge
   node.showIterisTiles = (output) => slider.showTiles(output);
+  node.showIterisPicture = (detail) => slider.showDrawn(detail);
+  also(node, "endIterisRun", () => slider.endDrawn());
   node.showIterisNamed = () => slider.showNamed();
   node.iterisRoom = () => roomOf(slider.element, 0);
   savesWithout(node, node.iterisRoom);
@@ -122,6 +124,7 @@ class Slider {
   chosen = 0; // the row
   first; // see `firstOf`
   shown; // the run's output
+  live; // a run that goes on: its id, and the rows that it has drawn so far
   before = []; // what other merges have drawn, see `drawnBefore`, and their files; they can be chosen in the fields alone
   file; // of the merge that is shown
 
@@ -236,11 +239,13 @@ class Slider {
 
   /** Go on to another row. */
   turn(by) {
+    if (this.live) return;
     this.showRow((this.chosen + by + this.rows.length) % this.rows.length);
     this.show();
   }
 
   show() {
+    if (this.live) return;
     const { before, chosen, left, over, right, rows, strip, under } = this;
     const pictures = [...rows[chosen].pictures, ...before.map((merge) => merge.pictures[chosen])];
     for (const [image, select] of [
@@ -293,13 +298,14 @@ class Slider {
 
   /** Show the row that the merge's verdict names, if it names one. */
   showNamed() {
-    if (!this.first?.isNamed) return;
+    if (this.live || !this.first?.isNamed) return;
     this.showRow(this.first.row);
     this.show();
   }
 
   /** Choose a picture: the last one of a row, the merge's, for the right side, any other for the left one. */
   pick(row, place) {
+    if (this.live) return this.showLarge(row, place);
     if (row !== this.chosen) this.showRow(row);
     const select = place === this.rows[row].names.length - 1 ? this.right : this.left;
     select.selectedIndex = place;
@@ -310,21 +316,22 @@ class Slider {
   thumb(file, name, short, row, place) {
     const found = button("iteris-thumb", "", name, () => this.pick(row, place));
     Object.assign(found.dataset, { row, place });
+    found.disabled = !file; // it is still to come
     const image = Object.assign(
       picture(() => fit(this.node)),
-      { alt: "", src: addressOf(file) },
+      { alt: "", src: file ? addressOf(file) : "" },
     );
     const caption = html("span");
     // a name goes on in its next line after a sign that parts words, if it can
     caption.append(...short.split(/(?<=[-_.])/).flatMap((part) => [part, html("wbr")]));
-    found.append(image, caption);
+    found.append(...(file ? [image] : []), caption);
     return found;
   }
 
-  rowOf({ prompt, names, pictures }, row) {
+  rowOf({ prompt, names, pictures }, row, first = this.first) {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
-    text.title = row === this.first?.row ? this.say(this.first.word, { prompt }) : prompt;
+    text.title = row === first?.row ? this.say(first.word, { prompt }) : prompt;
     text.append(html("span", "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
@@ -333,8 +340,55 @@ class Slider {
     return line;
   }
 
+  /** Show a picture of a run that goes on, large, and among those that are still to come. */
+  showDrawn({ prompt_id: run, rows, row, place, picture: file }) {
+    const { element, node, say, strip } = this;
+    const isNew = this.live?.run !== run;
+    if (isNew) {
+      const coming = rows.map((each) => ({
+        ...each,
+        names: translated(each.names, say),
+        pictures: each.names.map(() => undefined),
+      }));
+      this.live = { run, rows: coming };
+    }
+    const { names, pictures } = this.live.rows[row];
+    pictures[place] = file;
+    if (isNew) {
+      strip.replaceChildren(...this.live.rows.map((each, at) => this.rowOf(each, at, {})));
+      element.classList.add("iteris-live");
+      showElement(node, element, true);
+      this.arrange();
+    } else {
+      const thumb = this.thumb(file, names[place], toldApart(names, IN_PICTURE)[place], row, place);
+      strip.querySelector(`[data-row="${row}"][data-place="${place}"]`).replaceWith(thumb);
+    }
+    this.showLarge(row, place);
+    fit(node);
+  }
+
+  showLarge(row, place) {
+    const { names, pictures } = this.live.rows[row];
+    for (const image of [this.under, this.over])
+      Object.assign(image, { alt: names[place], src: addressOf(pictures[place]) });
+    for (const each of this.strip.querySelectorAll("button"))
+      each.ariaPressed = Number(each.dataset.row) === row && Number(each.dataset.place) === place;
+  }
+
+  /** Show the pictures of the run before again, once one has ended without all of its own. */
+  endDrawn() {
+    if (!this.live) return;
+    this.live = undefined;
+    this.element.classList.remove("iteris-live");
+    if (this.shown) return this.showTiles(this.shown);
+    showElement(this.node, this.element, false);
+    fit(this.node);
+  }
+
   showTiles(output) {
     if (!output?.iteris_tiles?.length) return;
+    this.live = undefined;
+    this.element.classList.remove("iteris-live");
     const { node, rows, say, strip } = this;
     const { first: before } = this;
     const { prompt: last } = rows[this.chosen] ?? {};

@@ -126,6 +126,7 @@ export function seekRun(node) {
 // by the node's id, what the run that goes on has told:
 const layers = new Map();
 const stages = new Map(); // the last one
+const pictures = new Map(); // of a comparison
 
 /** Show on its node what a run tells, if that is one of the run. */
 function showTold(method, detail) {
@@ -137,7 +138,8 @@ function showTold(method, detail) {
 
 const showLayer = (detail) => showTold("showIterisLayer", detail);
 const showStage = (detail) => showTold("showIterisProgress", detail);
-const forgetTold = () => [layers, stages].forEach((each) => each.clear());
+const showPicture = (detail) => showTold("showIterisPicture", detail);
+const forgetTold = () => [layers, stages, pictures].forEach((each) => each.clear());
 
 let atWork; // the node that the server has told last to be at work
 let begun = 0; // runs
@@ -183,6 +185,7 @@ export async function recall() {
   const showRunning = () => {
     for (const details of layers.values()) details.forEach(showLayer);
     stages.forEach(showStage);
+    for (const details of pictures.values()) details.forEach(showPicture);
   };
   onceOpen((workflow) => {
     showRecalled(keptOutputs(workflow));
@@ -229,7 +232,7 @@ export function followRuns() {
     const missed = isNew();
     mark(detail);
     begin(detail.prompt_id);
-    for (const each of [layers, stages]) each.delete(detail.node);
+    for (const each of [layers, stages, pictures]) each.delete(detail.node);
     keepOutput(detail.display_node ?? detail.node, detail.output).then(() => nameMerges(detail.output));
     listSaved(detail.output);
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
@@ -239,6 +242,10 @@ export function followRuns() {
     const output = { iteris_saved: files };
     listSaved(output);
     onceOpen(() => isRunning(run) && ifOwn(nodeAt(app.graph, node), undefined, () => showFile(output)));
+  });
+  api.addEventListener("iteris.picture", ({ detail }) => {
+    pictures.set(detail.node, [...(pictures.get(detail.node) ?? []), detail]);
+    showPicture(detail);
   });
   api.addEventListener("iteris.stage", ({ detail }) => {
     stages.set(detail.node, detail);

@@ -25,6 +25,7 @@ from .server import others_first as others_first
 from .server import picture_at as picture_at
 from .server import prompt_sent as prompt_sent
 from .server import stage_progress as stage_progress
+from .server import tell_picture as tell_picture
 from .server import tell_saved as tell_saved
 
 if TYPE_CHECKING:

@@ -79,11 +79,12 @@ def draw(
     wanted: Sequence[tuple[int, str]],
     how: Drawing,
     progress: Progress,
+    drawn: Callable[[int, Tensor], None],
 ) -> list[Tensor]:
     """Return pictures, (height, width, channels) from 0 to 1.
 
-    All texts are encoded before any picture is sampled, and all are sampled before any is decoded,
-    way by way, so that each model is loaded once.
+    All texts are encoded before any picture is sampled. They are sampled way by way, so that each
+    model is patched once, and each is decoded at once, so that it is seen.
 
     Args:
         base: The model without LoRAs.
@@ -91,6 +92,7 @@ def draw(
         wanted: The way and the prompt of each picture.
         how: How they are drawn.
         progress: Listener for (steps done, steps in all); may raise to cancel.
+        drawn: Called with each picture's number, and the picture.
     """
     order = sorted(range(len(wanted)), key=lambda number: wanted[number][0])
     texts = {}
@@ -102,16 +104,18 @@ def draw(
         if way not in negatives:
             negatives[way] = _encoded(clip, how.negative)
     total = len(wanted) * how.steps
-    latents: dict[int, Tensor] = {}
+    pictures: dict[int, Tensor] = {}
     for number in order:
         way, _ = wanted[number]
-        before = len(latents) * how.steps
+        before = len(pictures) * how.steps
 
         def tell(step: int, *_: Any, before: int = before) -> None:
             progress(before + min(step + 1, how.steps), total)
 
-        latents[number] = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
-    return [_decoded(vae, latents[number]) for number in range(len(wanted))]
+        latent = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
+        pictures[number] = _decoded(vae, latent)
+        drawn(number, pictures[number])
+    return [pictures[number] for number in range(len(wanted))]
 
 
 def _sampled(

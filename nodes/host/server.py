@@ -64,11 +64,20 @@ def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
 
 def tell_saved(node_id: str, files: Sequence[Mapping[str, Any]]) -> None:
     """Send the web extension what a node has saved before it is done."""
+    _tell("iteris.saved", node_id, {"files": files})
+
+
+def tell_picture(node_id: str, told: Mapping[str, Any]) -> None:
+    """Send the web extension a picture of a comparison before all are drawn."""
+    _tell("iteris.picture", node_id, told)
+
+
+def _tell(event: str, node_id: str, told: Mapping[str, Any]) -> None:
     from server import PromptServer
 
     server = PromptServer.instance
-    event = {"prompt_id": server.last_prompt_id, "node": node_id, "files": files}
-    server.send_sync("iteris.saved", event, server.client_id)
+    detail = {"prompt_id": server.last_prompt_id, "node": node_id, **told}
+    server.send_sync(event, detail, server.client_id)
 
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:

@@ -189,6 +189,29 @@ def test_a_comparison_names_the_loras_that_the_base_model_has(host, workflow, co
     assert drawn.startswith("sd15 + second, 64 x 64, ")
 
 
+def test_each_picture_is_told_as_it_is_drawn(host, workflow, compared):
+    """Before the next one is begun; and it is a file of the comparison's."""
+    nodes = copy.deepcopy(workflow)
+    nodes["40"]["inputs"].update(seed=11)
+    told, steps = [], []
+
+    def note(event, data):
+        if event == "iteris.picture":
+            told.append(data)
+            steps.append(done[-1])
+        if event == "iteris.stage" and data["stage"]["name"] == "Pictures":
+            done.append(data["done"])
+
+    done = []
+    tiles = host.run(nodes, note)["outputs"]["40"]["iteris_tiles"]
+    assert steps == [2 * number for number in range(1, 11)]
+    rows = [{"prompt": tile["prompt"], "names": tile["names"]} for tile in tiles]
+    assert all(data["node"] == "40" and data["rows"] == rows for data in told)
+    files = [tiles[data["row"]]["pictures"][data["place"]] for data in told]
+    assert [data["picture"] for data in told] == files
+    assert len({file["filename"] for file in files}) == 10
+
+
 def test_cancel_ends_the_drawing(host, workflow, compared):
     """It is sent at the first step, and what was drawn before is drawn again afterwards."""
     nodes = copy.deepcopy(workflow)

@@ -403,6 +403,64 @@ def test_the_row_that_the_verdict_names_is_shown_and_found_again_by_its_button(f
     assert frontend.errors == []
 
 
+def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
+    """And those of before once more where the run is stopped; in no other workflow."""
+    frontend = in_renderer
+    page = frontend.page
+    rows = [{"prompt": row["prompt"], "names": row["names"]} for row in output["iteris_tiles"]]
+    thumbs, slider = page.locator(".iteris-thumb"), page.locator(".iteris-slider")
+    drawn = page.locator(".iteris-thumb:enabled")
+
+    def draw(run, row, place):
+        file = output["iteris_tiles"][row]["pictures"][place]
+        told = {"prompt_id": run, "node": "1", "rows": rows, "row": row, "place": place}
+        frontend.send("iteris.picture", **told, picture=file)
+        frontend.pictures_shown()
+
+    def large():
+        return page.locator(".iteris-pair img").evaluate_all("all => all.map(({ alt }) => alt)")
+
+    frontend.load(compare_of(81), "drawn first")
+    frontend.show(1, left=500, top=60)
+    frontend.begin("of 81")
+    draw("of 81", 0, 0)
+    expect(thumbs).to_have_count(6)
+    expect(drawn).to_have_count(1)
+    assert large() == ["base model"] * 2
+    draw("of 81", 1, 0)
+    picture(frontend, "slider_drawing")
+    expect(drawn).to_have_count(2)
+    expect(slider.locator("select").first).to_be_hidden()
+    assert large() == ["<b>dog</b>"] * 2
+    drawn.first.click()
+    assert large() == ["base model"] * 2
+    frontend.load(compare_of(82), "of another seed")
+    frontend.settle(40)
+    expect(drawn).to_have_count(0)
+    frontend.go_to("drawn first")
+    expect(drawn).to_have_count(2)
+    frontend.send("execution_interrupted", prompt_id="of 81", node_id="1")
+    expect(slider.filter(visible=True)).to_have_count(0)
+
+    frontend.begin("whole")
+    frontend.executed(1, output, run="whole")
+    frontend.pictures_shown()
+    expect(drawn).to_have_count(6)
+    assert large() == ["merged", "stacked"]
+    for end in ("stopped", "ended"):
+        frontend.begin(end)
+        draw(end, 1, 0)
+        expect(drawn).to_have_count(1)
+        if end == "stopped":
+            frontend.send("execution_interrupted", prompt_id=end, node_id="1")
+        else:
+            frontend.executed(1, output, run=end)
+        expect(drawn).to_have_count(6)
+        assert large() == ["merged", "stacked"]
+    expect(page.locator(".iteris-slider.iteris-live")).to_have_count(0)
+    assert frontend.errors == []
+
+
 def made(at, preset="Balanced", drawn="from seed 0", **settings):
     merge = {"preset": preset, "strengths": [1, 0.8], "settings": settings, "at": at}
     return [merge | {"drawn": drawn}]
