@@ -78,7 +78,7 @@ export function addText(node, say, how = {}) {
   node.showIterisStop = (how) => panel.showStop(how);
   node.missIterisRun = () => panel.miss();
   node.checkIterisFile = () => panel.checkFile();
-  node.findIterisPictures = () => panel.find();
+  node.findIterisPictures = () => panel.findPictures();
   copyWithoutResult(node);
   compareWithRun(node, panel);
   also(node, "onExecuted", node.showIterisText);
@@ -226,7 +226,7 @@ class TextPanel {
   async miss() {
     const { element, node, ran } = this;
     const { name, files: kept } = ran;
-    if (!Array.isArray(kept) || isShown(element) || (await node.findIterisPictures())) return;
+    if (!Array.isArray(kept) || isShown(element) || (await this.find())) return;
     const output = await outputOf(ran);
     if (output) {
       this.showFound(output);
@@ -236,11 +236,16 @@ class TextPanel {
     const isSame = name === (await nameAsShown(node));
     const saved = kept.map(readFile).filter(Boolean);
     const gone = await goneOf(saved);
-    if (isShown(element) || !(isSame || saved.length)) return; // of a run by now, or a run would not make it again
+    const isTold = isSame || saved.length || node.showIterisTiles; // or a run would not make it again
+    if (isShown(element) || !isTold) return; // of a run by now
     Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: mergeOf(this.node) });
     this.isOld = !saved.length;
     this.drawParts = () =>
-      element.replaceChildren(...(saved.length ? saved.map((file) => this.fileLine(file)) : [this.forgotten()]));
+      element.replaceChildren(
+        ...(saved.length
+          ? saved.map((file) => this.fileLine(file))
+          : [this.forgotten(isSame ? "forgotten" : "not_here")]),
+      );
     this.drawParts();
     this.show(this.width);
     node.compareIterisRun();
@@ -268,6 +273,14 @@ class TextPanel {
     this.showFound(output);
     this.node.checkIterisFile();
     return true;
+  }
+
+  /** Show pictures that the browser has kept instead of those that are gone, or say that there are none. */
+  async findPictures() {
+    const { element } = this;
+    if ((await this.find()) || element.querySelector(":scope > .iteris-forgotten")) return;
+    element.prepend(this.forgotten("not_here"));
+    this.show(this.width);
   }
 
   /** Show what the run has made that the workflow keeps, unless a run has made something by now. */
@@ -306,8 +319,8 @@ class TextPanel {
     return details;
   }
 
-  forgotten() {
-    return html("div", "iteris-quiet iteris-forgotten", this.say("forgotten"));
+  forgotten(word = "forgotten") {
+    return html("div", "iteris-quiet iteris-forgotten", this.say(word));
   }
 
   /** Return what is true of a saved file now. */

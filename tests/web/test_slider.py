@@ -1016,6 +1016,35 @@ def test_the_browser_keeps_a_comparison_that_the_server_has_lost(
     assert [error for error in frontend.errors if "404" not in error] == []
 
 
+def test_another_browser_says_that_the_pictures_are_not_there(
+    frontend, open_frontend, output, server
+):
+    """Once the server has lost them, whether or not it knows their run."""
+    frontend.load(compare_of(91), "in this browser")
+    prompt = frontend.prompt()
+    frontend.begin("of_91")
+    frontend.executed(1, output, run="of_91")
+    frontend.page.wait_for_function("app.graph.getNodeById(1).properties.iteris_ran?.run")
+    saved = frontend.workflow()
+    other = open_frontend()
+    told = other.page.locator(".iteris-text > .iteris-forgotten")
+    other.know("of_91", prompt, {"1": output})
+    for colour in COLOURS.values():
+        (server.base / "temp" / f"tile {colour}.png").unlink()
+    said = "Pictures of this result are not here: run Compare."
+    other.load(saved, "in another one")
+    expect(told).to_have_text(said)
+    assert not other.page.locator(".iteris-slider").is_visible()
+    other.forget("of_91")
+    other.load(saved, "after a restart")
+    expect(told).to_contain_text("The server no longer has the result of the last run")
+    widgets = saved["nodes"][0]["widgets_values"]
+    widgets[widgets.index(91)] = 92
+    other.load(saved, "and with another seed")
+    expect(told).to_have_text(said)
+    assert [error for error in other.errors if "404" not in error] == []
+
+
 def test_pictures_go_into_a_subgraph_and_out_of_it(in_renderer, output):
     """The frontend makes their node anew, with another id; so does a page that is opened anew."""
     frontend = in_renderer

@@ -75,6 +75,7 @@ export default {
   replaced_rest: "Ctrl+Z brings the merge back, with everything that was connected to it.",
   forgotten:
     "The server no longer has the result of the last run, for example after a restart. Run makes it again, and the merge, too.",
+  not_here: "Pictures of this result are not here: run Compare.",
   words: "Trigger words: {words}",
   details: "Notes, bars and layers",
   errors: "Errors",

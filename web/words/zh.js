@@ -70,6 +70,7 @@ export default {
   replaced: "合并节点已换成“加载多个 LoRA”",
   replaced_rest: "按 Ctrl+Z 可恢复合并节点及与其相连的节点。",
   forgotten: "服务器上已没有上次运行的结果（例如重启之后）。再次运行会重新生成，合并也会重新进行。",
+  not_here: "这里没有该结果的图片：请运行“比较”。",
   words: "触发词：{words}",
   details: "说明、柱状图与各层",
   errors: "误差",
