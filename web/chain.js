@@ -28,6 +28,8 @@ import { lacksWords, namedIn } from "./triggers.js";
 
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
+const SMALL = 0.6; // of the model's own side: measured at that, pictures would be others, and take far longer
+const STEP = 64; // of Merge settings' resolution
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
 const GROUP_COLOUR = "#4f7a52"; // as in our templates
 const HIGH = HEAD + 34; // from a group's top down to new nodes: links go below its title
@@ -177,7 +179,7 @@ function putMerge(merge, node) {
 }
 
 /** Link a merge to what led to the loader in its place, and to Merge settings if it is to measure at a cfg of its own. */
-function linkBefore(merge, node, create, cfg) {
+function linkBefore(merge, node, create, measured) {
   const atLeft = (type) => {
     const each = create(type);
     putAtLeft(node.graph, each, merge.pos, { but: node });
@@ -193,10 +195,19 @@ function linkBefore(merge, node, create, cfg) {
   }
   for (const name of ["model", "clip", "loras"]) link(originOf(node, name), merge, name);
   link(more, merge, "more_loras");
-  if (cfg === undefined) return;
+  const said = Object.entries(measured);
+  if (!said.length) return;
   const settings = atLeft("IterISSettings");
   link(settings, merge, "settings");
-  set(settings.outputNode, "cfg", cfg);
+  for (const [name, value] of said) set(settings.outputNode, name, value);
+}
+
+/** Return what Merge settings lets a merge be measured by, as its sampler draws; elsewhere what suits the model is near enough. */
+function measuredBy({ cfg, width, height }, { guidance, resolution }) {
+  const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
+  const side = Math.sqrt(width * height);
+  const isSmall = side <= SMALL * resolution;
+  return { ...(isOwn && { cfg }), ...(isSmall && { resolution: STEP * Math.round(side / STEP) }) };
 }
 
 /** Put Merge settings at the left of a merge, and return it. */
@@ -268,29 +279,27 @@ function putBehind(merge, create, title, drawn, measured) {
  * @param {object} canvas of the frontend
  * @param {string} title of such a group
  * @param {object} known
- * @param {number} [known.guidance] that a merge measures at by itself, if that is known
+ * @param {object} known.model answer of `/iteris/model`; {}: nothing is known
  * @param {object[]} known.loras answers of `/iteris/lora` about its files
  * @param {object[]} known.subjects those of them that are subjects
  * @returns {object[]} the merge, and what comes with it
  */
-export function turnInto(node, create, canvas, title, { guidance, loras, subjects }) {
+export function turnInto(node, create, canvas, title, { model, loras, subjects }) {
   const { graph } = node;
   const shown = [];
   asOneChange(canvas, () => {
     const drawn = sampledBy(node, loras);
-    const { cfg } = drawn;
-    // elsewhere what suits the model is near enough
-    const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
+    const measured = measuredBy(drawn, model);
     const sizes = sizesOf(graph);
     const merge = create("IterISMerge");
     putMerge(merge, node);
-    linkBefore(merge, node, create, isOwn ? cfg : undefined);
+    linkBefore(merge, node, create, measured);
     // on a model that is not known, it may be refused
-    if (guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1)
+    if (model.guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1)
       set(merge, "together", true);
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
-    shown.push(merge, ...putBehind(merge, create, title, drawn, isOwn ? cfg : guidance));
+    shown.push(merge, ...putBehind(merge, create, title, drawn, measured.cfg ?? model.guidance));
     showInstead(merge, node);
     graph.remove(node);
   });
@@ -374,13 +383,13 @@ export function addSave(merge, create, canvas) {
  * @param {object} known see `turnInto`
  * @returns {object} it
  */
-export function addCompare(merge, create, canvas, { guidance, loras }) {
+export function addCompare(merge, create, canvas, { model, loras }) {
   const { graph, pos, size } = merge;
   const vae = comparedBy(merge);
   const compare = create("IterISCompare");
   asOneChange(canvas, () => {
     const place = freePlace(graph, [pos[0] + size[0] + GAP, pos[1]], compare.size, PICTURES);
-    const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || guidance;
+    const measured = saidBy(originOf(merge, "settings")?.outputNode, "cfg") || model.guidance;
     putCompare(graph, compare, place, sampledBy(merge, loras), measured);
     linkRound(vae, compare, "vae");
     linkRound(mergedOf(merge), compare, "merged");

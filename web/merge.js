@@ -31,12 +31,12 @@ const hasLoras = (node) =>
 
 /** Return what is known of a node's model, and of the files in the rows that are switched on; see `turnInto`. */
 export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
-  const [{ guidance }, names] = await Promise.all([aboutModelOf(node), loraNames()]);
+  const [model, names] = await Promise.all([aboutModelOf(node), loraNames()]);
   const rows = new Map(rowsIn(text).map(({ row }) => [fileOf(row.name, names ?? []), row]));
   rows.delete(undefined);
   const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
   const subjects = found.filter(({ row, lora }) => lora && isSubject(row, lora));
-  return { guidance, found, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
+  return { model, found, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
 }
 
 /** Say that there is no LoRA to merge. */

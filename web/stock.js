@@ -50,9 +50,9 @@ function loadedBy(node) {
   if (node.comfyClass !== POWER)
     return [{ file: value("lora_name"), model: value("strength_model"), clip: value("strength_clip") }];
   const rows = node.widgets.map((widget) => widget.value).filter((each) => each?.lora && each.lora !== "None");
-  return rows.map(({ on, lora: file, strength, strengthTwo }) => ({
-    ...{ file, model: strength, clip: strengthTwo ?? strength, isOff: !on },
-  }));
+  return rows.map(({ on, lora: file, strength: model, strengthTwo: clip }) => {
+    return { file, model, clip: clip ?? model, isOff: !on };
+  });
 }
 
 /** Return the rows of what a loader loads. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,8 @@ def draw(
 ) -> list[Tensor]:
     """Return pictures, (height, width, channels) from 0 to 1.
 
-    All texts are encoded before any picture is sampled. They are sampled way by way, so that each
-    model is patched once, and each is decoded at once, so that it is seen.
+    All texts are encoded before any picture is sampled. They are sampled and decoded way by way, so
+    that they are seen soon, and the model makes room for the VAE only where it is patched anew.
 
     Args:
         base: The model without LoRAs.
@@ -105,16 +106,18 @@ def draw(
             negatives[way] = _encoded(clip, how.negative)
     total = len(wanted) * how.steps
     pictures: dict[int, Tensor] = {}
-    for number in order:
-        way, _ = wanted[number]
-        before = len(pictures) * how.steps
+    for way, numbers in itertools.groupby(order, lambda number: wanted[number][0]):
+        latents: dict[int, Tensor] = {}
+        for number in numbers:
+            before = (len(pictures) + len(latents)) * how.steps
 
-        def tell(step: int, *_: Any, before: int = before) -> None:
-            progress(before + min(step + 1, how.steps), total)
+            def tell(step: int, *_: Any, before: int = before) -> None:
+                progress(before + min(step + 1, how.steps), total)
 
-        latent = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
-        pictures[number] = _decoded(vae, latent)
-        drawn(number, pictures[number])
+            latents[number] = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
+        for number, latent in latents.items():
+            pictures[number] = _decoded(vae, latent)
+            drawn(number, pictures[number])
     return [pictures[number] for number in range(len(wanted))]
 
 

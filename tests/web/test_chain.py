@@ -71,7 +71,7 @@ def plain(loader, cfg=7):
         LOADER: (loader, MODEL | {"loras": ROWS}),
         ENCODER: ("CLIPTextEncode", {"text": WORDS, **clip}),
         "4": ("CLIPTextEncode", {"text": "rain", **clip}),
-        LATENT: ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        LATENT: ("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}),
         SAMPLER: ("KSampler", {"model": [LOADER, 0], **sampled, **SAMPLING, "cfg": cfg}),
         "7": ("VAEDecode", {"samples": [SAMPLER, 0], "vae": ["1", 2]}),
         "8": ("SaveImage", {"images": ["7", 0], "filename_prefix": "x"}),
@@ -543,7 +543,7 @@ def test_where_there_is_no_compare_a_click_adds_one_and_runs_it(in_renderer, pic
     nodes = queued.value.post_data_json["prompt"].values()
     (compare,) = (node["inputs"] for node in nodes if node["class_type"] == "IterISCompare")
     expected = {"vae": ["1", 2], "merged": [LOADER, 3]}
-    expected |= {"prompt": WORDS, "steps": 2, "width": 64, "cfg": 0}
+    expected |= {"prompt": WORDS, "steps": 2, "width": 512, "cfg": 0}
     assert not {"model", "clip"} & compare.keys(), "they come with the merge"
     assert {name: compare[name] for name in expected} == expected
     wait_until_seen(frontend, "IterISCompare")
@@ -765,7 +765,7 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
         next(node["inputs"] for node in nodes if node["class_type"] == kind)
         for kind in ("IterISCompare", "IterISMerge")
     )
-    drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 64, "height": 64}
+    drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 512, "height": 512}
     drawn |= {"prompt": WORDS, "negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0, "seed": 1}
     assert {name: compare[name] for name in drawn} == drawn
     settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
@@ -796,6 +796,7 @@ def test_a_merge_measures_with_guidance_where_only_its_sampler_shows_that_there_
     for cfg in (4, 1):
         load_plain(frontend, cfg=cfg)
         frontend.set_widgets(1, ckpt_name="z_image.safetensors")
+        frontend.set_widgets(int(LATENT), width=1024, height=1024)
         merge_these(frontend)
         nodes = frontend.prompt().values()
         cfgs[cfg] = {
@@ -805,6 +806,23 @@ def test_a_merge_measures_with_guidance_where_only_its_sampler_shows_that_there_
         }
     frontend.page.unroute(asked)
     assert cfgs == {4: {"IterISSettings": 4, "IterISCompare": 0}, 1: {"IterISCompare": 0}}
+    assert frontend.errors == []
+
+
+def test_a_merge_measures_pictures_as_small_as_its_sampler_draws(frontend):
+    known = {"family": "SDXL", "fits": [], "guidance": 7, "resolution": 1024}
+    frontend.page.route("**/iteris/model?*", lambda route: route.fulfill(json=known))
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    measured = {}
+    for size in ((832, 1216), (1024, 512), (512, 640), (128, 128)):
+        load_plain(frontend, cfg=7)
+        frontend.set_widgets(int(LATENT), width=size[0], height=size[1])
+        merge_these(frontend)
+        nodes = {node["class_type"]: node["inputs"] for node in frontend.prompt().values()}
+        measured[size] = nodes.get("IterISSettings", {}).get("resolution")
+    frontend.page.unroute("**/iteris/model?*")
+    frontend.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+    assert measured == {(832, 1216): None, (1024, 512): None, (512, 640): 576, (128, 128): 128}
     assert frontend.errors == []
 
 
