@@ -424,29 +424,6 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     assert frontend.errors == []
 
 
-def test_a_file_that_waits_for_its_cover_is_shown_before_and_after_a_stop(frontend, small):
-    small(frontend, seed=72)
-    frontend.show(MERGE, top=100)
-    file = frontend.page.locator(".iteris-file")
-    frontend.begin("of_72")
-    frontend.executed(MERGE, THREE, run="of_72")
-    early = {**SAVED, "listed_as": "merges/early.safetensors", "hash": "h"}
-    known = "**/iteris/lora?name=merges*"
-    frontend.page.route(known, lambda route: route.fulfill(json={"hash": "h"}))
-    frontend.send("iteris.saved", prompt_id="another", node=str(SAVE), files=[SAVED])
-    assert file.count() == 0
-    frontend.send("iteris.saved", prompt_id="of_72", node=str(SAVE), files=[early])
-    expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
-    frontend.send("execution_interrupted", prompt_id="of_72", node_id="7")
-    expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
-    listed = (
-        "LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name[1].options"
-    )
-    assert early["listed_as"] in frontend.page.evaluate(listed)
-    frontend.page.unroute(known)
-    assert frontend.errors == []
-
-
 def test_no_report_has_the_file_of_another_merge(frontend, small):
     """Once a tab is shown again while Compare draws, the page is told the new report and the old file."""
     small(frontend, seed=71)
@@ -637,6 +614,29 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
         press(frontend, node, "remove")
     assert chain_of(frontend) == {"2": None, inside: ["2", 0]}
     assert frontend.prompt()["5"]["inputs"]["more_loras"] == [inside, 0]
+    assert frontend.errors == []
+
+
+def test_a_file_that_waits_for_its_cover_is_shown_before_and_after_a_stop(frontend, small):
+    small(frontend, seed=72)
+    frontend.show(MERGE, top=100)
+    file = frontend.page.locator(".iteris-file")
+    frontend.begin("of_72")
+    frontend.executed(MERGE, THREE, run="of_72")
+    early = {**SAVED, "listed_as": "merges/early.safetensors", "hash": "h"}
+    known = "**/iteris/lora?name=merges*"
+    frontend.page.route(known, lambda route: route.fulfill(json={"hash": "h"}))
+    frontend.send("iteris.saved", prompt_id="another", node=str(SAVE), files=[SAVED])
+    assert file.count() == 0
+    frontend.send("iteris.saved", prompt_id="of_72", node=str(SAVE), files=[early])
+    expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
+    frontend.send("execution_interrupted", prompt_id="of_72", node_id="7")
+    expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
+    listed = (
+        "LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name[1].options"
+    )
+    assert early["listed_as"] in frontend.page.evaluate(listed)
+    frontend.page.unroute(known)
     assert frontend.errors == []
 
 
