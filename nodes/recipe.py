@@ -117,9 +117,10 @@ def about_recipe(lora_name: str) -> dict[str, Any]:
     if lora_name not in host.lora_names():
         return {"rows": "", "error": f"{shown(lora_name)} is not in ComfyUI's list of LoRAs"}
     try:
-        loras = recipe_of(lora_name).loras
-        for lora in loras:
-            file_of(lora_name, lora)
+        loras = [
+            replace(lora, file=adapter_name(file_of(lora_name, lora)))
+            for lora in recipe_of(lora_name).loras
+        ]
     except IterisError as error:
         return {"rows": "", "error": str(error)}
     return {"rows": written(map(row_of, loras)), "error": None}

@@ -24,10 +24,11 @@ const create = (type) => LiteGraph.createNode(type);
 /** Return the rows of a text that are switched on. */
 const rowsIn = (text) => readRows(text).filter(({ row, isOff }) => row && !isOff);
 
-/** Return whether a loader has a LoRA to merge: a row that is switched on, or what comes through a link. */
-const hasLoras = (node) =>
-  node.inputs.some(({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null) ||
-  rowsIn(saidBy(node, "loras") ?? "").length > 0;
+/** Return how many LoRAs a loader has to merge, in rows that are switched on; through a link may come any number. */
+const lorasOf = (node) =>
+  node.inputs.some(({ name, link }) => ["loras", "more_loras", "lora_stack"].includes(name) && link != null)
+    ? Infinity
+    : rowsIn(saidBy(node, "loras") ?? "").length;
 
 /** Return what is known of a node's model, and of the files in the rows that are switched on; see `turnInto`. */
 export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
@@ -39,8 +40,11 @@ export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
   return { model, found, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
 }
 
-/** Say that there is no LoRA to merge. */
-export const sayNothing = (say) => tell(say("nothing_to_merge"), say("nothing_to_merge_rest"));
+/** Return whether there are too few LoRAs to merge, which is said. */
+export function areTooFew(count, say) {
+  if (count < 2) tell(say(count ? "one_to_merge" : "nothing_to_merge"), say("nothing_to_merge_rest"));
+  return count < 2;
+}
 
 /**
  * Put a Merge LoRAs with the same rows and links in the place of a loader, say what is not as it may be expected, and
@@ -75,7 +79,7 @@ function sayUnnamed(node, found, say) {
 export function mergeButton(node, say) {
   return button("iteris-merge-these", say("merge_these"), say("merge_these_title"), async (event) => {
     event.stopPropagation(); // the frontend selects whose button it was, and cuts out what lies under it
-    if (!hasLoras(node)) return sayNothing(say);
+    if (areTooFew(lorasOf(node), say)) return;
     const known = await knownOf(node);
     if (!node.graph) return; // or it was pressed twice
     const merge = mergeNow(node, known, say);

@@ -269,11 +269,13 @@ export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
  * own size.
  */
 export function showCompare(compare, canvas, frames = SHOWN) {
-  if (compare.graph !== canvas.graph) canvas.setGraph(compare.graph);
+  const isElsewhere = compare.graph !== canvas.graph;
+  if (isElsewhere) canvas.setGraph(compare.graph);
   const pictures = compare.iterisPictures?.();
   const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
   if (!height) {
-    if (frames === SHOWN) bringIntoSight([compare], canvas, 0);
+    // the frontend first shows a graph where it was left
+    if (frames === SHOWN) bringIntoSight([compare], canvas, isElsewhere ? LAID_OUT : 0);
     // what is out of sight is not laid out
     if (pictures && frames) requestAnimationFrame(() => showCompare(compare, canvas, frames - 1));
     return;

@@ -4,7 +4,7 @@
 import { app } from "../../scripts/app.js";
 import { also, asOneChange, set, showInstead } from "./graph.js";
 import { ends, link, originOf, takeOutputs, takers } from "./links.js";
-import { knownOf, mergeNow, sayNothing } from "./merge.js";
+import { areTooFew, knownOf, mergeNow } from "./merge.js";
 import { tell } from "./parts.js";
 import { bringIntoSight, makeRoom } from "./places.js";
 import { canName, changed, newRow, writtenRows } from "./rows_text.js";
@@ -107,7 +107,7 @@ async function take(node, say, isMerged) {
   const entries = chain.flatMap(rowsOf);
   const unnamed = chain.flatMap(loadedBy).find(({ file }) => !canName(file));
   if (unnamed) return void tell(say("not_in_rows"), say("no_row_name", { name: unnamed.file }));
-  if (isMerged && entries.every(({ isOff }) => isOff)) return sayNothing(say);
+  if (isMerged && areTooFew(entries.filter(({ isOff }) => !isOff).length, say)) return;
   const isMore = [before(chain), after(chain)].some(isLoader);
   const text = writtenRows(entries);
   const known = isMerged ? await knownOf(chain[0], text) : undefined;

@@ -46,7 +46,7 @@ def test_a_merge_says_what_rows_it_was_made_of(replace_host, tmp_path):
     names = ["merged", "trained", "plain"]
     replace_host(lora_names=lambda: names, lora_path=lambda name: tmp_path / name)
     answer = about_recipe("merged")
-    assert answer == {"rows": "<lora:a.safetensors:0.8:1> subject | a cat", "error": None}
+    assert answer == {"rows": "<lora:a:0.8:1> subject | a cat", "error": None}
     for name, why in (
         ("trained", "its LoRA 'b' was in no file"),
         ("plain", "has no recipe"),

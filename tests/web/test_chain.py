@@ -301,14 +301,16 @@ def test_a_loader_of_many_loras_becomes_a_merge_with_the_clip_that_texts_are_enc
     load_chain(frontend)
     rows = [{"on": True, "lora": "first.safetensors", "strength": 0.7, "strengthTwo": None}]
     rows += [{"on": False, "lora": "second.safetensors", "strength": 1, "strengthTwo": 0.5}]
+    rows += [{"on": True, "lora": "third.safetensors", "strength": 1, "strengthTwo": None}]
     rows += [{"on": True, "lora": "None", "strength": 1, "strengthTwo": None}]
     power = frontend.page.evaluate(POWER, [SAMPLER, rows])
     choose_in_menu(frontend, power, "Merge these LoRAs")
     frontend.page.wait_for_function(f"!!({ONE})('IterISMerge')")
     sent = frontend.prompt()
     (made,) = (n["inputs"] for n in sent.values() if n["class_type"] == "IterISMerge")
-    assert {"loras": "<lora:first:0.7:0>\n# <lora:second:1:0>", **MODEL}.items() <= made.items()
-    assert [sent[text]["inputs"]["clip"] for text in (ENCODER, "4")] == [["1", 1]] * 2
+    text = "<lora:first:0.7:0>\n# <lora:second:1:0>\n<lora:third:1:0>"
+    assert {"loras": text, **MODEL}.items() <= made.items()
+    assert [sent[node]["inputs"]["clip"] for node in (ENCODER, "4")] == [["1", 1]] * 2
     assert frontend.errors == []
 
 
@@ -373,11 +375,16 @@ def test_without_a_lora_no_merge_is_made_and_the_page_says_why(in_renderer, pict
     frontend = in_renderer
     load_plain(frontend)
     before = kinds(frontend)
-    for rows in ("", "# <lora:first:1>"):
+    for rows, title in (
+        ("", "There is nothing to merge"),
+        ("# <lora:first:1>", "There is nothing to merge"),
+        ("<lora:first:1>\n# <lora:second:1>", "One LoRA alone needs no merge"),
+    ):
         frontend.set_widgets(int(LOADER), loras=rows)
         frontend.page.locator(".iteris-merge-these").press("Enter")
         told = frontend.page.locator(".p-toast-message", has_text="Add a LoRA, or switch a row on.")
         told.wait_for()
+        expect(told).to_contain_text(title)
         picture(frontend, "nothing_to_merge")
         assert kinds(frontend) == before
         told.get_by_role("button").click()  # or it stays for seconds
@@ -933,7 +940,7 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
             if "owl" in written:
                 expect(told).to_have_count(0)
             else:
-                expect(told).to_contain_text("names not all LoRAs")
+                expect(told).to_contain_text("does not name every LoRA")
                 told.get_by_role("button").click()
                 told.wait_for(state="hidden")
         else:

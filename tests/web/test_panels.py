@@ -1145,7 +1145,7 @@ def test_what_is_not_connected_is_said_on_the_node(in_renderer, small):
     frontend.page.evaluate("void app.queuePrompt(0)")
     failure = frontend.page.locator(".iteris-failure:visible")
     expect(failure).to_have_text(
-        "Not connected: model. Link each from a node that has it, such as the loader of the model."
+        "Not connected: model. Connect it to a node that has it, such as the loader of the model."
     )
     frontend.page.keyboard.press("Escape")  # ComfyUI's dialog
     frontend.undo()

@@ -38,7 +38,7 @@ export default {
   to_polish:
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "To get two subjects into one picture, set “together” to on.",
-  not_connected: "Not connected: {inputs}. Link each from a node that has it, such as the loader of the model.",
+  not_connected: "Not connected: {inputs}. Connect it to a node that has it, such as the loader of the model.",
   one_lora: "One LoRA alone stays as it is. Add another one, or choose a size, to make its file smaller.",
   together_set:
     "The prompt names several subjects, so “together” is on: they are also measured in one picture. With two, a merge takes about 1.4 times as long.",
@@ -66,7 +66,7 @@ export default {
   saves_again: "Run saves it again.",
   load_this: "Load this",
   load_this_title:
-    "Load this file with a Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",
+    "Load this file with Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",
   see_and_save: "See and save",
   draw_with: "Draw with {lora}",
   prompt: "Prompt",
@@ -158,10 +158,11 @@ export default {
   prompt_varied: "The prompt was not taken over",
   prompt_varied_rest:
     "It has {a|b}, wildcards or remarks, so it may be another one at each run. Without a prompt, Compare draws each LoRA. For two subjects in one picture, switch “together” on.",
-  prompt_lacks: "The prompt names not all LoRAs",
+  prompt_lacks: "The prompt does not name every LoRA",
   prompt_lacks_rest:
-    "Merged, a LoRA may show little without its trigger words, also one that shows without them alone. Write into the prompt: {words}",
+    "Once merged, a LoRA may hardly show without its trigger words, even if it needs none when used alone. Write into the prompt: {words}",
   nothing_to_merge: "There is nothing to merge",
+  one_to_merge: "One LoRA alone needs no merge",
   nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
   search: "Search LoRAs",
   search_row: "Search LoRAs for row {row}",

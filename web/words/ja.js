@@ -166,6 +166,7 @@ export default {
   prompt_lacks_rest:
     "単独ではトリガーワードなしで効く LoRA も、マージ後はトリガーワードがないとほとんど効かないことがあります。プロンプトに書いてください：{words}",
   nothing_to_merge: "マージするものがありません",
+  one_to_merge: "LoRA が 1 つだけなら、マージは必要ありません",
   nothing_to_merge_rest: "LoRA を追加するか、行をオンにしてください。",
   search: "LoRA を検索",
   search_row: "{row} 行目の LoRA を検索",

@@ -154,6 +154,7 @@ export default {
   prompt_lacks: "提示词没有提到所有 LoRA",
   prompt_lacks_rest: "有的 LoRA 单独使用时不写触发词也有效果，合并后却可能几乎看不出来。请写进提示词：{words}",
   nothing_to_merge: "没有可合并的 LoRA",
+  one_to_merge: "只有一个 LoRA，不需要合并",
   nothing_to_merge_rest: "请添加一个 LoRA，或打开一行的开关。",
   search: "搜索 LoRA",
   search_row: "搜索第 {row} 行的 LoRA",
