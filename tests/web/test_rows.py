@@ -83,7 +83,7 @@ FORGET = """() => {
 def what_a_test_leaves_is_forgotten(page_of_rows):
     """A list that it left open, what it let the server answer, and what the page knows of that."""
     yield
-    page_of_rows.page.unroute_all()
+    page_of_rows.page.unroute_all(behavior="wait")  # a list asks for many files
     answer_all(page_of_rows)
     page_of_rows.page.evaluate(FORGET)
 
