@@ -111,17 +111,14 @@ class Compare(io.ComfyNode):
                         tooltip="What the pictures should not show. Without guidance it is not "
                         "read.",
                     ),
-                    io.Int.Input(
-                        "width",
-                        **size,
-                        tooltip="Width of each picture. 0: what suits the model, or resolution of "
-                        "Merge settings where that is set.",
-                    ),
-                    io.Int.Input(
-                        "height",
-                        **size,
-                        tooltip="Height of each picture. 0: what suits the model, or resolution of "
-                        "Merge settings where that is set.",
+                    *(
+                        io.Int.Input(
+                            side,
+                            **size,
+                            tooltip=f"{side.capitalize()} of each picture. 0: what suits the "
+                            "model, or resolution of Merge settings where that is set.",
+                        )
+                        for side in ("width", "height")
                     ),
                     io.Combo.Input(
                         "sampler",

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from ..iteris_core.diffusion.lora_rows import row_of, written
-from ..iteris_core.settings import label, shown, value_label
+from ..iteris_core.settings import label, value_label
 from . import host
 from .lora import show
-from .loras.names import adapter_name, fingerprints
+from .loras.names import adapter_name, check_known, fingerprints
 from .sockets import LORAS, SETTINGS, ChosenLora
 from .validation import checked
 
@@ -114,9 +114,8 @@ def about_recipe(lora_name: str) -> dict[str, Any]:
     """Return the LoRAs of a merge's file as rows, as JSON for the browser; ``error`` says why they
     cannot be.
     """
-    if lora_name not in host.lora_names():
-        return {"rows": "", "error": f"{shown(lora_name)} is not in ComfyUI's list of LoRAs"}
     try:
+        check_known(lora_name)
         loras = [
             replace(lora, file=adapter_name(file_of(lora_name, lora)))
             for lora in recipe_of(lora_name).loras

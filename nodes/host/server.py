@@ -43,21 +43,13 @@ async def others_first(node_id: str) -> None:
 
 def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
     """Return a listener that sends each solved layer to the web extension."""
-    from server import PromptServer
-
     from ...iteris_core.report.records import finite
 
-    server = PromptServer.instance
     numbers = itertools.count()
 
     def tell(layer: LayerReport) -> None:
-        event = {
-            "prompt_id": server.last_prompt_id,
-            "node": node_id,
-            "first": next(numbers) == 0,
-            "layer": finite(asdict(layer)),
-        }
-        server.send_sync("iteris.layer", event, server.client_id)
+        told = {"first": next(numbers) == 0, "layer": finite(asdict(layer))}
+        _tell("iteris.layer", node_id, told)
 
     return tell
 
@@ -138,9 +130,6 @@ def stage_progress(node_id: str) -> StageProgress:
 
     The host's own text on a node would also be shown on nodes of the same id in other workflows.
     """
-    from server import PromptServer
-
-    server = PromptServer.instance
     bar = comfy.utils.ProgressBar(_BAR_STEPS)
     clock = WorkClock()
 
@@ -148,14 +137,7 @@ def stage_progress(node_id: str) -> StageProgress:
         heed_cancel()
         seconds_left = clock.seconds_left(stage, done, total, time.monotonic())
         bar.update_absolute(round(_BAR_STEPS * stage.part_done(done, total)), _BAR_STEPS)
-        event = {
-            "prompt_id": server.last_prompt_id,
-            "node": node_id,
-            "stage": asdict(stage),
-            "done": done,
-            "total": total,
-            "seconds_left": seconds_left,
-        }
-        server.send_sync("iteris.stage", event, server.client_id)
+        steps = {"done": done, "total": total, "seconds_left": seconds_left}
+        _tell("iteris.stage", node_id, {"stage": asdict(stage), **steps})
 
     return show

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...iteris_core.errors import IterisError
 from .. import host
 from ..workflow import texts_upstream
-from .names import adapter_name, find_name
+from .names import adapter_name, check_known, find_name
 
 if TYPE_CHECKING:
     from ...iteris_core.files.families import Family
@@ -30,7 +30,6 @@ def about_lora(name: str) -> dict[str, Any]:
     from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.trigger_words import TEMPLATES, default_prompts
-    from ...iteris_core.settings import shown
 
     answer: dict[str, Any] = {
         "name": name,
@@ -47,11 +46,8 @@ def about_lora(name: str) -> dict[str, Any]:
         "hash": "",
         "error": None,
     }
-    if name not in host.lora_names():
-        return answer | {
-            "error": f"{shown(name)} is not in ComfyUI's list of LoRAs; press R to refresh it"
-        }
     try:
+        check_known(name)
         path = host.lora_path(name)
         header = lora_header(path)
     except IterisError as error:

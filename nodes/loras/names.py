@@ -41,6 +41,18 @@ def adapter_name(lora_name: str) -> str:
     return lora_name.replace("\\", "/").removesuffix(".safetensors")
 
 
+def check_known(lora_name: str) -> None:
+    """Refuse a name that is not one of ComfyUI's list, such as what a browser asks about.
+
+    Raises:
+        IterisError: It is not there.
+    """
+    if lora_name not in host.lora_names():
+        raise IterisError(
+            f"{shown(lora_name)} is not in ComfyUI's list of LoRAs; press R to refresh it"
+        )
+
+
 def find_name(wanted: str, names: Sequence[str]) -> str:
     """Return the file that a row or a stack names: by its path, by the longest end of the path, or
     by a name that only one file ends with.
