@@ -301,7 +301,7 @@ class Choice {
   show() {
     const { value } = this.field;
     const folder = this.folder.value;
-    const names = this.names.filter((name) => isInFolder(name, folder));
+    const names = folder ? this.names.filter((name) => isInFolder(name, folder)) : this.names;
     const isShown = (name) => name === this.now || !this.isOther(lastAboutLora(name));
     const first = value.trim() || folder ? [] : this.ahead.filter(isShown);
     const matches = matching(names, value, (name) => foundBy(lastAboutLora(name) ?? {}), isMerge);

@@ -14,7 +14,7 @@ const DOUBTFUL = /[|]|__/; // no other prompt has several readings
  * @param {object} node
  * @param {object[]} entries of the rows that are drawn
  */
-export async function knownOf(node, entries) {
+export async function knownOfRows(node, entries) {
   const [names, about] = await Promise.all([loraNames(), aboutModelOf(node)]);
   const alike = namesakes(names ?? []);
   const found = await Promise.all(

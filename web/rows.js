@@ -5,7 +5,7 @@ import { choose } from "./choose.js";
 import { addElement, showAbove } from "./elements.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./heights.js";
-import { knownOf } from "./known_rows.js";
+import { knownOfRows } from "./known_rows.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
 import { button, html, keep, tell } from "./parts.js";
@@ -457,7 +457,7 @@ class Rows {
     const mine = {};
     this.learning = mine;
     if (!parts.length) return void this.node.showIterisLoras?.(0, 0);
-    const known = await knownOf(
+    const known = await knownOfRows(
       this.node,
       parts.map(({ place }) => this.entries[place]),
     );

@@ -128,17 +128,17 @@ const layers = new Map();
 const stages = new Map(); // the last one
 const pictures = new Map(); // of a comparison
 
-/** Show on its node what a run tells, if that is one of the run. */
-function showTold(method, detail) {
+/** Show what a run tells of a node, if that is one of the run. */
+function showTold(detail, show) {
   onceOpen(() => {
     const node = nodeAt(app.graph, detail.node);
-    if (node?.[method] && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => node[method](detail));
+    if (node && isRunning(detail.prompt_id)) ifOwn(node, undefined, () => show(node));
   });
 }
 
-const showLayer = (detail) => showTold("showIterisLayer", detail);
-const showStage = (detail) => showTold("showIterisProgress", detail);
-const showPicture = (detail) => showTold("showIterisPicture", detail);
+const showLayer = (detail) => showTold(detail, (node) => node.showIterisLayer?.(detail));
+const showStage = (detail) => showTold(detail, (node) => node.showIterisProgress?.(detail));
+const showPicture = (detail) => showTold(detail, (node) => node.showIterisPicture?.(detail));
 const forgetTold = () => [layers, stages, pictures].forEach((each) => each.clear());
 
 let atWork; // the node that the server has told last to be at work
@@ -238,10 +238,10 @@ export function followRuns() {
     const node = nodeAt(app.graph, detail.display_node ?? detail.node);
     if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
-  api.addEventListener("iteris.saved", ({ detail: { prompt_id: run, node, files } }) => {
-    const output = { iteris_saved: files };
+  api.addEventListener("iteris.saved", ({ detail }) => {
+    const output = { iteris_saved: detail.files };
     listSaved(output);
-    onceOpen(() => isRunning(run) && ifOwn(nodeAt(app.graph, node), undefined, () => showFile(output)));
+    showTold(detail, () => showFile(output));
   });
   api.addEventListener("iteris.picture", ({ detail }) => {
     pictures.set(detail.node, [...(pictures.get(detail.node) ?? []), detail]);

@@ -142,7 +142,7 @@ export default {
   as_rows: "Rows",
   other_title: "The same LoRAs as a text that can be copied, or as rows",
   settings: "Settings",
-  settings_title: "How it is measured and merged, as cfg for turbo models: goes to Merge settings, or adds it",
+  settings_title: "How it is measured and merged, such as cfg for turbo models: goes to Merge settings, or adds it",
   merge_these: "Merge these",
   merge_these_title: "Make a Merge LoRAs of this node, with the same rows and links",
   merge_loaders: "Merge these LoRAs (IterIS)",
