@@ -99,6 +99,7 @@ NOTICE_MS = 8000  # of one that a run has ended
 WAIT_MS = 700  # between two pictures of a run
 WAITS = 14  # of which a film has so many
 SUBJECTS = ("sks_robot", "zwx_owl")  # of the demo
+OWN_PLACES = {"1": [0, 0], "2": [340, 0], "3": [660, 0], "4": [980, 0]}
 FILMED = ("sks_robot", "zwx_owl", "qpr_blueprint")  # three that spoil each other stacked
 PROMPT = "a sks robot and a zwx owl"  # of their comparison
 OPENS = {"scale": 0.75, "left": 70, "top": 135}  # where a template's corner is; it may be smaller
@@ -567,6 +568,21 @@ def close_news(page: Any) -> None:
         news.locator("xpath=ancestor::*[count(.//button) > 1][1]//button").last.click()
 
 
+def load_own(frontend: browser.Frontend) -> None:
+    """Load a user's workflow, with two loaders of single LoRAs."""
+    checkpoint = {"ckpt_name": "checkpoint.safetensors"}
+    graph = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}}
+    for key, source, name in zip("23", "12", SUBJECTS, strict=True):
+        inputs = {"model": [source, 0], "clip": [source, 1], "lora_name": f"{name}.safetensors"}
+        inputs |= {"strength_model": 0.8, "strength_clip": 0.8}
+        graph[key] = {"class_type": "LoraLoader", "inputs": inputs}
+    graph["4"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 1], "text": PROMPT}}
+    frontend.load(graph, "My pictures")
+    place = "places => Object.entries(places).forEach(([id, at]) => { app.graph.getNodeById(id).pos = at; })"
+    frontend.page.evaluate(place, OWN_PLACES)
+    frontend.show(1, left=110, top=180, scale=0.9)
+
+
 def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
     """Take the pictures of a first merge, from the template to the report."""
     size = {"width": 1280, "height": 800}
@@ -583,6 +599,12 @@ def make_walkthrough(chromium: object, address: str, names: list[str]) -> None:
         save(shown.page.screenshot(), folder / f"{name}.jpg")
         print(name, flush=True)
 
+    load_own(frontend)
+    header = page.locator('[data-node-id="3"] .lg-node-header')
+    header.click(button="right", position={"x": 150, "y": 12})
+    page.get_by_text("Merge these LoRAs (IterIS)").hover()
+    shoot("0_own")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text(PACK, exact=True).click()
