@@ -14,7 +14,7 @@ from .loras.names import fingerprints
 from .loras.prompts import triggers_of, use_without_prompts
 from .loras.stack_formats import read_stack
 from .sockets import LORA_STACK, LORAS, ChosenLora, found_by
-from .stack import ROWS, ROWS_EXAMPLE, files_in, refused
+from .stack import ROWS, ROWS_EXAMPLE, refused, remember, watched
 from .validation import checked
 
 
@@ -71,10 +71,8 @@ class LoadLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, loras: object = None, **inputs: object) -> str:
-        """Return a fingerprint of the files that the rows name; constant if the text comes through
-        a link.
-        """
-        return fingerprints(files_in(loras))
+        """Return a fingerprint of the files that count; see `watched`."""
+        return fingerprints(watched(loras, "lora_stack" in inputs))
 
     @classmethod
     def validate_inputs(cls, loras: str | None = None) -> bool | str:
@@ -100,6 +98,7 @@ class LoadLoras(io.ComfyNode):
             *((row.where, ChosenLora(use_without_prompts(row))) for row in rows),
         ]
         used = [(place, lora) for place, lora in chosen if not lora.use.is_idle]
+        remember(lora.use for _, lora in used)
         words: dict[str, None] = {}
         wrong = []
         for place, lora in used:

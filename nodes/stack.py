@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,8 +53,8 @@ ROWS = (
     "Then come its prompts, each after a vertical bar; without any they are made of the file's "
     "trigger words. A line that begins with # is switched off."
 )
-# File in the output folder -> its fingerprint when a connected stack first named it.
-_FIRST_SEEN: dict[str, str] = {}
+# File -> its fingerprint when a node first used it.
+_FIRST_USED: dict[str, str] = {}
 
 
 class LoraStack(io.ComfyNode):
@@ -85,22 +85,8 @@ class LoraStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text: object = "", **inputs: object) -> str:
-        """Return a fingerprint of every LoRA file that the stack may name.
-
-        The names in a connected stack are unknown at this time, so every file counts; without one,
-        only those of `text`. A file in the output folder is an exception, since otherwise each
-        saved merge would be a change. It counts only if `text` names it, or if any stack since the
-        host's start has named it and it has changed since.
-        """
-        meant = files_in(text)
-        if isinstance(text, str) and "lora_stack" not in inputs:
-            return fingerprints(meant)
-        names = host.lora_names()
-        meant += [name for name in names if not host.is_output(host.find_lora(name))]
-        meant += [
-            name for name, seen in _FIRST_SEEN.items() if fingerprint(host.find_lora(name)) != seen
-        ]
-        return fingerprints(meant)
+        """Return a fingerprint of the files that count; see `watched`."""
+        return fingerprints(watched(text, "lora_stack" in inputs))
 
     @classmethod
     def validate_inputs(cls, text: str | None = None) -> bool | str:
@@ -120,16 +106,31 @@ class LoraStack(io.ComfyNode):
                 "write <lora:name:1.0> into text"
             )
         uses = uses_of_stack(stacked, prompts)
-        remember([str(use.file) for use in uses])
+        remember(uses)
         return show([ChosenLora(use) for use in uses], previous)
 
 
-def remember(names: Sequence[str]) -> None:
-    """Remember the fingerprints that files of the output folder had when they were first used."""
-    paths = {name: host.find_lora(name) for name in names}
-    for name, path in paths.items():
-        if host.is_output(path):
-            _FIRST_SEEN.setdefault(name, fingerprint(path))
+def remember(uses: Iterable[LoraUse]) -> None:
+    """Remember the fingerprints that files had when they were first used; see `watched`."""
+    for use in uses:
+        if use.file is not None:
+            _FIRST_USED.setdefault(use.file, fingerprint(host.find_lora(use.file)))
+
+
+def watched(text: object, has_stack: bool) -> list[str]:
+    """Return the files whose change makes a node run again.
+
+    They are those that its rows name. What comes through a link, such as a LORA_STACK, is not known
+    before the run: of its files those count that have changed since any node first used them.
+
+    Args:
+        text: The rows; other than a text: they come through a link.
+    """
+    names = files_in(text)
+    if isinstance(text, str) and not has_stack:
+        return names
+    first = _FIRST_USED.items()
+    return names + [name for name, seen in first if fingerprint(host.find_lora(name)) != seen]
 
 
 def files_in(text: object) -> list[str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .folders import find_lora as find_lora
 from .folders import find_model as find_model
-from .folders import is_output as is_output
 from .folders import keeps_results as keeps_results
 from .folders import lora_name_of as lora_name_of
 from .folders import lora_names as lora_names

@@ -102,13 +102,6 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
-def is_output(path: Path | None) -> bool:
-    """Whether a file is in the output folder, where merges are saved."""
-    return path is not None and Path(os.path.abspath(path)).is_relative_to(
-        os.path.abspath(output_folder())
-    )
-
-
 def version() -> str:
     """Return ComfyUI's version."""
     return str(comfyui_version.__version__)

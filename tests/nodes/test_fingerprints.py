@@ -7,6 +7,7 @@ import pytest
 import torch
 from fake_host import use
 from iteris_pack.nodes import stack
+from iteris_pack.nodes.load import LoadLoras
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.names import fingerprint
 from iteris_pack.nodes.merge import Merge
@@ -50,24 +51,6 @@ def test_a_merge_changes_with_the_files_of_its_rows_that_are_switched_on(replace
     assert Merge.fingerprint_inputs(loras=None) == Merge.fingerprint_inputs() == ""
 
 
-def test_saving_a_merge_changes_nothing_for_a_stack(replace_host, tmp_path):
-    files = {"cat.safetensors": tmp_path / "cat", "dog.safetensors": tmp_path / "output" / "dog"}
-    (tmp_path / "output").mkdir()
-    replace_host(
-        lora_names=lambda: list(files),
-        find_lora=files.get,
-        is_output=lambda path: path.parent.name == "output",
-    )
-    texts = ("", None, "<lora:dog>")
-    before = [LoraStack.fingerprint_inputs(text=text, lora_stack=None) for text in texts]
-    files["dog.safetensors"].write_bytes(b"1")
-    files["new.safetensors"] = tmp_path / "output" / "new"
-    after = [LoraStack.fingerprint_inputs(text=text, lora_stack=None) for text in texts]
-    assert before[:2] == after[:2] and before[2] != after[2]
-    files["cat.safetensors"].write_bytes(b"1")
-    assert LoraStack.fingerprint_inputs(text="", lora_stack=None) != after[0]
-
-
 def test_without_a_stack_only_files_that_the_text_names_count(replace_host, tmp_path):
     names = ["cat.safetensors"]
     replace_host(lora_names=lambda: names, find_lora=lambda name: tmp_path / name)
@@ -87,24 +70,32 @@ def test_the_other_file_of_a_pair_counts(replace_host, tmp_path):
     assert LoraToMerge.fingerprint_inputs(lora_name=names[0]) != before
 
 
-def test_a_saved_merge_that_a_connected_stack_names_is_noticed_when_it_changes(
-    replace_host, monkeypatch, tmp_path
+@pytest.mark.parametrize("linked", [{"lora_stack": None}, {}])
+@pytest.mark.parametrize(("node", "rows"), [(LoraStack, "text"), (LoadLoras, "loras")])
+def test_of_what_comes_through_a_link_the_files_count_that_a_run_has_used(
+    replace_host, monkeypatch, tmp_path, node, rows, linked
 ):
-    files = {name: tmp_path / "output" / name for name in ("used", "other")}
-    (tmp_path / "output").mkdir()
-    replace_host(lora_names=lambda: list(files), find_lora=files.get, is_output=lambda path: True)
-    monkeypatch.setattr(stack, "_FIRST_SEEN", {})
-    files["used"].write_bytes(b"1")
-    before = LoraStack.fingerprint_inputs(text="", lora_stack=None)
-    stack.remember(["used"])
-    files["other"].write_bytes(b"1")
-    assert (
-        LoraStack.fingerprint_inputs(text="", lora_stack=None) == before
-    )  # a second run is taken from the cache
+    files = {name: tmp_path / name for name in ("named", "used", "other")}
+    for path in files.values():
+        path.write_bytes(b"1")
+    replace_host(lora_names=lambda: list(files), find_lora=files.get)
+    monkeypatch.setattr(stack, "_FIRST_USED", {})
+    text = "<lora:named>" if linked else None
+
+    def found():
+        return node.fingerprint_inputs(**{rows: text}, **linked)
+
+    before = found()
+    stack.remember([use("used", (), file="used"), use("on the model", (), file=None)])
+    files["other"].write_bytes(b"22")
+    files["new"] = tmp_path / "new"
+    assert found() == before, "a second run is taken from the cache"
     files["used"].write_bytes(b"22")
-    changed = LoraStack.fingerprint_inputs(text="", lora_stack=None)
-    stack.remember(["used"])  # it runs again, and after that it is taken from the cache
-    assert changed != before and LoraStack.fingerprint_inputs(text="", lora_stack=None) == changed
+    changed = found()
+    stack.remember([use("used", (), file="used")])  # it runs again
+    assert changed != before and found() == changed
+    files["named"].write_bytes(b"22")
+    assert (found() != changed) == bool(linked)
 
 
 def test_a_recipe_changes_with_the_files_that_it_names(replace_host, tmp_path):

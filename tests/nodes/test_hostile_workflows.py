@@ -213,7 +213,6 @@ def host(replace_host, tmp_path, monkeypatch):
         scheduler_names=lambda: ["simple"],
         find_lora=find,
         lora_path=found,
-        is_output=lambda path: False,
         stage_progress=lambda node_id: nobody,
         ComfyModel=begin,
         heed_cancel=lambda: None,

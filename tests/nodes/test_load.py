@@ -33,6 +33,7 @@ def load(replace_host, tmp_path):
 
     replace_host(
         lora_names=lambda: list(files),
+        find_lora=lambda name: tmp_path / name,
         lora_path=lambda name: tmp_path / name,
         heed_cancel=lambda: None,
         prompt_sent=lambda: {},
