@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -161,6 +162,7 @@ def refused(
     if not isinstance(text, str):
         return True
 
+    @cache
     def families() -> Sequence[Family]:
         return () if node_id is None else families_upstream(host.prompt_sent(), node_id)
 
@@ -246,7 +248,7 @@ class LorasOnModel(io.ComfyNode):
                 + ". Connect them after a LoRA loader, or choose the files with 'LoRA to merge'"
             )
         named = files_named(strings_in(cls.hidden.prompt), host.lora_names())
-        files = [file_of(lora, named, base.keys.own_base) for lora in loras]
+        files = files_of(loras, named, base.keys.own_base)
         names = [
             adapter_name(file) if file else f"LoRA {i} on this model"
             for i, (file, _) in enumerate(files, 1)
@@ -272,7 +274,7 @@ def carried_lora(
     """Return a LoRA that was on a model as a LoRA to merge, from its file if that is identified.
 
     Args:
-        is_whole: Whether it has all that there is of it, see `file_of`. A part that is nowhere is
+        is_whole: Whether it has all that there is of it, see `files_of`. A part that is nowhere is
             told at the other's strength, as loaders have it.
     """
     nowhere = next(iter(lora.strengths.values())) if is_whole else 0.0
@@ -289,38 +291,52 @@ def carried_lora(
     return ChosenLora(use_as_written(row, name, None), lora.tensors)
 
 
-def file_of(
-    lora: CarriedLora, candidates: Sequence[str], own_base: Callable[[str], str | None]
-) -> tuple[str | None, bool]:
-    """Return the file that holds the matrices of a LoRA on a model, bit by bit, and whether it
+def files_of(
+    loras: Sequence[CarriedLora], candidates: Sequence[str], own_base: Callable[[str], str | None]
+) -> list[tuple[str | None, bool]]:
+    """Return for each LoRA on a model the file that holds its matrices, bit by bit, and whether it
     holds no other matrices for that model; none is known: None and True.
 
     Args:
-        lora: The LoRA on the model.
-        candidates: Names of files that it may be.
+        candidates: Names of files that they may be.
         own_base: Base of a key -> the model's own for the same; see `HostKeys`.
     """
+    found: dict[int, tuple[str | None, bool]] = {}
+    for name in candidates:
+        host.heed_cancel()  # a file takes seconds
+        in_file = _matrices_in(name, own_base)
+        for place, lora in enumerate(loras):
+            own = _matrices(lora.tensors)
+            if place in found or not own or not own.keys() <= in_file.keys():
+                continue
+            if all(_equal(in_file[key], tensor.cpu()) for key, tensor in own.items()):
+                found[place] = name, own.keys() == in_file.keys()
+    return [found.get(place, (None, True)) for place in range(len(loras))]
+
+
+def _matrices_in(name: str, own_base: Callable[[str], str | None]) -> Mapping[str, torch.Tensor]:
+    """Return the matrices for a model in a file, by the model's own keys; none: not a LoRA."""
     from ..iteris_core.files.groups import split_key, tensors_by_key
     from ..iteris_core.files.tensors import read_tensors
 
-    matrices = {key: tensor for key, tensor in lora.tensors.items() if tensor.ndim > 1}
-    for name in candidates:
-        path = host.find_lora(name)
-        if path is None or path.suffix != ".safetensors":
-            continue
-        try:
-            tensors = read_tensors(path)[0]
-        except AdapterError:  # a file that has nothing to do with it
-            continue
-        own: dict[str, torch.Tensor] = {}
-        for key, tensor in tensors.items():
-            base, role = split_key(key) or ("", "")
-            same = own_base(base)
-            if same is not None:
-                own |= tensors_by_key(same, {role: tensor})
-        if all(key in own and _equal(own[key], tensor.cpu()) for key, tensor in matrices.items()):
-            return name, all(key in matrices for key, tensor in own.items() if tensor.ndim > 1)
-    return None, True
+    path = host.find_lora(name)
+    if path is None or path.suffix != ".safetensors":
+        return {}
+    try:
+        tensors = read_tensors(path)[0]
+    except AdapterError:
+        return {}
+    own: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        base, role = split_key(key) or ("", "")
+        same = own_base(base)
+        if same is not None:
+            own |= tensors_by_key(same, {role: tensor})
+    return _matrices(own)
+
+
+def _matrices(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if tensor.ndim > 1}
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

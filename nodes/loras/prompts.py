@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...iteris_core import AdapterError, CalibrationError, IterisError
@@ -123,10 +123,10 @@ def each(
     Raises:
         IterisError: What is wrong with each of them; see `faults`.
     """
-    wrong = faults(items, use, doubt)
+    made, wrong = _attempted(items, use)
     if wrong:
-        raise IterisError(". ".join(wrong.values()))
-    return list(map(use, items))
+        raise IterisError(". ".join(_with_doubts(wrong, items, doubt).values()))
+    return made
 
 
 def faults(
@@ -138,16 +138,26 @@ def faults(
         use: Raises what keeps an item from being used.
         doubt: Raises what is wrong with it if anything is, and then counts more.
     """
+    return _with_doubts(_attempted(items, use)[1], items, doubt)
 
-    def told(look: Callable[[Item], object]) -> Iterator[tuple[int, str]]:
-        for place, item in enumerate(items):
-            try:
-                look(item)
-            except IterisError as error:
-                yield place, str(error)
 
-    wrong = dict(told(use))
-    return dict(sorted({**wrong, **dict(told(doubt))}.items())) if wrong else {}
+def _attempted(
+    items: Sequence[Item], use: Callable[[Item], Used]
+) -> tuple[list[Used], dict[int, str]]:
+    """Return what `use` makes of the items, and place -> why it makes nothing of one."""
+    made, wrong = [], {}
+    for place, item in enumerate(items):
+        try:
+            made.append(use(item))
+        except IterisError as error:
+            wrong[place] = str(error)
+    return made, wrong
+
+
+def _with_doubts(
+    wrong: dict[int, str], items: Sequence[Item], doubt: Callable[[Item], object]
+) -> dict[int, str]:
+    return dict(sorted({**wrong, **_attempted(items, doubt)[1]}.items())) if wrong else {}
 
 
 def ready_row(row: Row) -> None:
