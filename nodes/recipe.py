@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -126,9 +126,17 @@ def about_recipe(lora_name: str) -> dict[str, Any]:
 
 
 def as_text(recipe: Recipe) -> str:
-    """Return a recipe's LoRAs as rows, and its settings and versions, one per line."""
-    facts = {**recipe.config.to_dict(), **recipe.made_on}
-    settings = [f"{label(name)}: {value_label(name, value)}" for name, value in facts.items()]
+    """Return a recipe's LoRAs as rows, and the settings that nodes have and its versions, one per
+    line.
+    """
+    from .settings import FIELDS
+
+    made = {**asdict(recipe.calibration), **recipe.config.to_dict()}
+    facts = {name: made[name] for name in ("scene_weight", "rank", "size", *FIELDS)}
+    settings = [
+        f"{label(name)}: {', '.join(it) if isinstance(it, tuple) else value_label(name, it)}"
+        for name, it in {**facts, **recipe.made_on}.items()
+    ]
     return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 
 

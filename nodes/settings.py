@@ -80,6 +80,7 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "polish": (" -1: as the preset says.", {"default": -1, "min": -1}),
     "frames": ("", {}),
 }
+FIELDS = tuple(_WIDGETS)
 # The widgets that people change; frontends that can do so show the others only on demand.
 _FIRST = (
     "trajectories",

@@ -32,9 +32,10 @@ def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_p
 def test_a_recipe_is_shown_as_rows_and_settings():
     lora = use("a", ("a | b",), file="a.safetensors", kind="style", trigger="in a")
     text = json.dumps(recipe_of([lora], Calibration(), MergeConfig(method="sum")))
-    shown = as_text(read_recipe("file", text)).splitlines()
-    row = '<lora:a.safetensors:1> style called="in a" | a \\| b'
-    assert shown[:3] == [row, "", "method: sum"]
+    row, empty, *settings = as_text(read_recipe("file", text)).splitlines()
+    assert (row, empty) == ('<lora:a.safetensors:1> style called="in a" | a \\| b', "")
+    assert {"method: sum", "seed: 0", "cfg: 0.0", "scene_weight: 0.0"} <= set(settings)
+    assert not any(line.startswith("waiting_bytes") for line in settings), "no node sets that"
 
 
 def test_a_merge_says_what_rows_it_was_made_of(replace_host, tmp_path):
