@@ -22,6 +22,7 @@ from .comparison import (
     short,
     worn_of,
 )
+from .expert_files import LOW_INPUT
 from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
@@ -38,6 +39,10 @@ _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
 _MOST_STEPS = 200
 _MOST_NAMED = 4  # LoRAs on the base model
+_OF_PAIR = (
+    "the merged LoRA is for a pair of models, and Compare draws with one. Connect both MODEL "
+    "outputs of the merge to samplers, as the template for videos does"
+)
 
 
 class Compare(io.ComfyNode):
@@ -461,6 +466,8 @@ def refusal_of(prompt: Mapping[str, Any], compare: str) -> str:
             rows_of(text, [])
     except IterisError as error:
         return str(error)
+    if LOW_INPUT in inputs_of(prompt, merge_of(prompt, compare)):
+        return _OF_PAIR
     return drawn_with_merge(prompt, compare)
 
 
@@ -502,10 +509,7 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
             "empty: then they are the ones that the merge got"
         )
     if merged.low is not None:
-        raise IterisError(
-            "the merged LoRA is for a pair of models, and Compare draws with one. Connect both "
-            "MODEL outputs of the merge to samplers, as the template for videos does"
-        )
+        raise IterisError(_OF_PAIR)
     if base.carries(merged.adapter):
         raise IterisError(
             "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "

@@ -197,6 +197,8 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     prompt["3"]["inputs"]["merged"] = ["5", 0]
     assert compare.merge_of(prompt, "3") == "2", "through a node that hands it on"
     assert not compare.has_refused(prompt, "other")
+    prompt["2"]["inputs"]["model_low_noise"] = ["6", 0]
+    assert "for a pair of models" in refused()
 
 
 @pytest.mark.parametrize(
