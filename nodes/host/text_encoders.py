@@ -174,12 +174,14 @@ def _part(whole: Any, name: str) -> Any:
 
 @contextmanager
 def _with(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Let an object use a function in the place of its class's."""
+    """Let an object use a function in the place of its class's, or of its own, which others set."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
     setattr(owner, name, function)
     try:
         yield
     finally:
         delattr(owner, name)
+        vars(owner).update(own)
 
 
 def _telling(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Callable[[str], Any]:

@@ -301,7 +301,10 @@ def test_learned_tokens_are_read_as_the_host_reads_them_and_unknown_ones_are_not
     assert (written(host, prompt) - theirs).abs().max() < 1e-5
     assert (written(host, "a photo of sks dog") - theirs).abs().max() > 1e-2
     others = "embedding:gone, (embedding:lost.v2:1.2), embedding:wide"
+    of_another_pack = partial(tokenizer._try_get_embedding)
+    tokenizer._try_get_embedding = of_another_pack
     unknown = host.texts.unknown_embeddings(f"{prompt}, {others}")
+    assert tokenizer._try_get_embedding is of_another_pack
     assert unknown == ["gone", "lost.v2", "wide"]
     words = ["a", "photo", "of", "learned", "learned", "dog"]
     assert list(host.token_positions(prompt)) == list(range(1, len(words) + 1))
