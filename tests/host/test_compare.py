@@ -175,8 +175,11 @@ def test_a_comparison_says_of_which_merge_it_is_and_what_others_have_in_common_w
 def test_only_a_merge_with_together_marks_the_prompt_that_names_several_loras(host, workflow):
     for together in (False, True):
         nodes = copy.deepcopy(workflow)
+        nodes["30"]["inputs"]["lora_name"] = "middle_2.safetensors"  # of few layers
+        nodes["31"]["inputs"]["prompts"] = "middle_2: a second thing"
         nodes["4"]["inputs"]["reproduce"] = "whole output"
         nodes["5"]["inputs"]["together"] = together
+        nodes["5"]["inputs"]["loras"] = "<lora:middle_1> | a first thing"
         nodes["40"]["inputs"]["prompt"] = "a thing\na first thing and a second thing"
         rows = host.run(nodes)["outputs"]["40"]["iteris_tiles"]
         assert [row["together"] for row in rows] == [False, together]

@@ -33,8 +33,6 @@ from demo.parts import (
     write_kohya_lora,
 )
 
-VERSION = 1  # part of the cached files' names: raise it when their content changes
-
 # Block of the UNet -> the name that kohya's trainer takes from diffusers.
 _TRANSFORMERS = {
     "input_blocks.1.1": "down_blocks.0.attentions.0",
