@@ -22,7 +22,7 @@ import {
   putAtLeft,
   roomFor,
 } from "./places.js";
-import { reached } from "./prompt_field.js";
+import { nodeBefore, samplersAfter, textFieldBefore } from "./prompt_field.js";
 import { mergedName } from "./rows_text.js";
 import { lacksWords, namedIn } from "./triggers.js";
 
@@ -37,7 +37,6 @@ const BETWEEN = 12; // groups, as in our templates
 const ROWS = 100; // of a new merge, once they are laid out, and of what is said below them
 const PAGE = [16, 9]; // the shape of what is seen at once
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
-const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
 
 const originsOf = (node) =>
   ends(
@@ -56,27 +55,15 @@ const mergedOf = (merge) => ({
   output: merge.outputs.find(({ type }) => type === "ITERIS_MERGED"),
 });
 
-const nodeBefore = ({ graph, inputs }, wanted) =>
-  sourceOf(graph, inputs.find(({ name }) => name === wanted)?.link).node;
-
-/** Return the sampler that a loader's MODEL leads to; undefined: none. */
-const samplerAfter = (loader) =>
-  [...reached(loader, "MODEL")].map(({ inputNode }) => inputNode).find((node) => SAMPLERS.includes(node.comfyClass));
+const samplerAfter = (loader) => samplersAfter(loader)[0];
 
 /** Return the text of a sampler's prompt; "": there is none, or more is done with it. */
-function textBefore(sampler, name) {
-  const source = nodeBefore(sampler, name);
-  const text = source?.comfyClass === "FluxGuidance" ? nodeBefore(source, "conditioning") : source;
-  return text?.comfyClass === "CLIPTextEncode" ? saidBy(text, "text") : "";
-}
+const textBefore = (sampler, name) => textFieldBefore(sampler, name)?.value ?? "";
 
 const promptOf = (sampler) => (sampler && textBefore(sampler, "positive")) || "";
 
-/** Return the prompt of the sampler that a loader's MODEL leads to; "": there is none, or more is done with it. */
-export const promptDrawn = (loader) => promptOf(samplerAfter(loader));
-
-/** Return whether that prompt may be another one each time. */
-export const isVaried = (loader) => SEVERAL.test(promptDrawn(loader));
+/** Return whether the prompt of the sampler that a loader's MODEL leads to may be another one each time. */
+export const isVaried = (loader) => SEVERAL.test(promptOf(samplerAfter(loader)));
 
 /** Return a sampler's prompt as a line of Compare's, which draws a prompt a line; "": it is none, or another one each time. */
 function lineOf(sampler) {
@@ -101,7 +88,7 @@ function sampledBy(loader, loras = []) {
     seed: seedBy(sampler, "seed") ?? seedBy(sampler, "noise_seed"),
     ...{ steps: saidBy(sampler, "steps"), cfg: saidBy(sampler, "cfg"), width, height },
     ...{ sampler: saidBy(sampler, "sampler_name"), scheduler: saidBy(sampler, "scheduler") },
-    negative_prompt: textBefore(sampler, "negative") ?? "",
+    negative_prompt: textBefore(sampler, "negative"),
   };
 }
 

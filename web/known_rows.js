@@ -33,6 +33,7 @@ export async function knownOfRows(node, entries) {
         key,
         refused: row?.name && !isOff ? await refusedOf(node, row) : {},
         isSubject: !!key && isSubject(row, lora),
+        isShown: !!key && !!(row.model || row.clip) && !(lora?.are_tags && (row.kind || lora.kind) === "style"),
       };
     }),
   );

@@ -2,22 +2,20 @@
 // becomes a loader of its file.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, addSettings, comparedBy, isVaried, promptDrawn, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, addSettings, comparedBy, isVaried, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { originOf, takers } from "./links.js";
 import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
 import { button, tell } from "./parts.js";
 import { bringIntoSight, showCompare } from "./places.js";
-import { reached } from "./prompt_field.js";
+import { reached, textAfter } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { isAwaited } from "./results.js";
 import { runAlone } from "./shown.js";
-import { unnamedIn, wordsOf } from "./triggers.js";
+import { absentFrom } from "./triggers.js";
 import { asOneStep } from "./undo.js";
 
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
-
-const WORDS = 3; // of a LoRA, in a message
 
 const create = (type) => LiteGraph.createNode(type);
 
@@ -57,22 +55,20 @@ export function mergeNow(node, known, say) {
   if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
-  sayUnnamed(made[0], known.found, say);
+  sayAbsent(made[0], known.found, say);
   return made[0];
 }
 
 /** Say of which LoRAs the prompt has no trigger words that a node's MODEL is drawn with. */
-function sayUnnamed(node, found, say) {
-  const prompt = promptDrawn(node);
+function sayAbsent(node, found, say) {
+  const prompt = textAfter(node);
   const known = found.filter(({ lora }) => lora);
-  const unnamed = unnamedIn(
-    prompt,
+  const absent = absentFrom(
+    prompt ?? "",
     known.map(({ lora }) => lora),
   );
-  if (!prompt || !unnamed.length) return;
-  const saying = ({ row, lora }) => `${wordsOf(lora).slice(0, WORDS).join(", ")} (${ownName(row.name)})`;
-  const lacking = known.filter(({ lora }) => unnamed.includes(lora)).map(saying);
-  tell(say("prompt_lacks"), say("prompt_lacks_rest", { words: lacking.join("; ") }));
+  const told = known.flatMap(({ row }, at) => absent[at].map((words) => `${words} (${ownName(row.name)})`));
+  if (prompt?.trim() && told.length) tell(say("prompt_lacks"), say("prompt_lacks_rest", { words: told.join("; ") }));
 }
 
 /** Return the button that puts a Merge LoRAs with the same rows and links in the place of a loader. */

@@ -9,7 +9,7 @@ import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { drag } from "./row_drag.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
-import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
+import { add, isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
 import { isMerge } from "./work.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
@@ -22,7 +22,7 @@ const NAMES = { subject: 'called="a sks cat"', style: 'called="in zwx style"' };
  *
  * @param {object} view the rows; see `rows.js`
  * @param {number} place of the row among its entries
- * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of
+ * @returns {{element: HTMLElement, mark: (known: object) => void, lack: (absent: string[]) => void}} `mark` is to be called when something is known of
  *   its file:
  *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
  *   `strangers`), `isAgain` (see `repeated`), `within` (see there), `picture` (an address) and `refused` (see `refusedOf`)
@@ -146,6 +146,21 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
+  const absence = html("div", "iteris-absent");
+  /** Show the words of its LoRAs that the prompt lacks, a text for each LoRA. */
+  const lack = (absent) => {
+    const prompt = promptOf(view);
+    const chips = absent.map((text) =>
+      button("iteris-lack", text, say("chip_prompt"), ({ detail }) => {
+        prompt.value = add(prompt.value, { kind: "word", text }, true);
+        view.compareWithPrompt();
+        if (!detail) name.focus(); // a key was pressed on the chip, which is gone
+      }),
+    );
+    absence.replaceChildren(...(chips.length ? [html("span", "", say("absent")), ...chips] : []));
+    if (chips.length) head.after(absence);
+    else absence.remove();
+  };
   const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refused }) => {
     const refusal = refused.more || refused.prompts;
     known = lora;
@@ -173,7 +188,7 @@ export function drawRow(view, place) {
     sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say, true));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"), refused);
   };
-  return { element, mark };
+  return { element, mark, lack };
 }
 
 /** Draw a line that is not a row: one that is not understood, or a remark. */
@@ -196,7 +211,7 @@ export function drawLine(view, place) {
   );
   element.append(head);
   if (error) element.append(html("div", "iteris-why", field.title));
-  return { element, mark: () => {} };
+  return { element, mark: () => {}, lack: () => {} };
 }
 
 const calledOf = (file) => ownName(nameOf(file));

@@ -22,8 +22,9 @@ import {
   switched,
   writtenRows,
 } from "./rows_text.js";
-import { TRIGGER } from "./triggers.js";
-import { PREVIEW } from "./work.js";
+import { textAfter } from "./prompt_field.js";
+import { TRIGGER, absentFrom } from "./triggers.js";
+import { PREVIEW, isMerge } from "./work.js";
 
 const USUAL_HEIGHT = 84;
 const LEAST_WIDTH = 330; // at which a row shows a name
@@ -94,6 +95,7 @@ export function addRows(node, say, more = []) {
   savesWithout(node, () => view.heightOpen());
   new ResizeObserver(() => widenAround(node, element, LEAST_WIDTH)).observe(element);
   node.learnIterisFiles = () => view.learn();
+  node.compareIterisPrompt = () => view.compareWithPrompt();
   node.focusIterisRow = () => view.focusAgain({ place: view.drawn()[0], part: "iteris-lora" });
   view.read(true);
 }
@@ -106,6 +108,24 @@ addEventListener("pointerdown", ({ target }) => (pressed = target.closest?.(".it
 
 let asked; // what had the focus at a shortcut, which may be Undo, until the next key: the node's id, the row's place, and its part
 addEventListener("keydown", () => (asked = undefined), true);
+
+let isTyped = false; // something, in this frame
+addEventListener(
+  "input",
+  () => {
+    if (isTyped) return;
+    isTyped = true;
+    requestAnimationFrame(() => {
+      isTyped = false;
+      for (const node of nodesOf(app.graph)) node.compareIterisPrompt?.();
+    });
+  },
+  true,
+);
+
+/** Return the height of some of what is in an element. */
+const heightIn = (element, parts) =>
+  [...element.querySelectorAll(parts)].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
 
 const views = new WeakMap(); // workflow -> node's id -> how its rows are shown
 
@@ -130,7 +150,7 @@ class Rows {
     this.keep = keep;
     this.list = html("div", "iteris-list");
     this.list.role = "list";
-    this.plain = html("div", "iteris-warning", say("plain_stack"));
+    this.plain = html("div", "iteris-warning iteris-plain", say("plain_stack"));
     this.plain.hidden = true;
     // the same one at all times: a list that was opened by it gives the focus back
     this.add = button("iteris-add", say("add_row"), say("add_row_title"), () => this.chooseFile(this.add));
@@ -364,7 +384,7 @@ class Rows {
 
   /** Draw the entries; `isOther`: they are the same as before, and seen in another way. */
   draw(isOther = false) {
-    const before = heightOf(this.element, 0);
+    const before = heightOf(this.element, 0) - heightIn(this.list, ".iteris-absent"); // which comes again
     const isLinked = this.isLinked(this.text.name);
     const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
     const [place, part] = [focused?.closest(".iteris-row")?.dataset.place, focused?.classList[0]];
@@ -374,7 +394,7 @@ class Rows {
     else this.element.replaceChildren(this.asText ? this.textField() : this.rows(), this.plain, this.buttons());
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
-    const grown = before ? heightOf(this.element, 0) - before : 0;
+    const grown = before > 0 ? heightOf(this.element, 0) - before : 0;
     shrink(this.node, isOther ? 0 : Math.max(0, -grown)); // another height would be a step of Undo
     this.learn();
   }
@@ -447,8 +467,7 @@ class Rows {
 
   /** Return the height of what is seen now and then: of what is open, which is closed once the workflow is opened again. */
   heightOpen() {
-    const bodies = this.asText ? [] : this.list.querySelectorAll(".iteris-row-body");
-    return [...bodies, this.plain].reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
+    return heightIn(this.element, ".iteris-row-body, .iteris-absent, .iteris-plain");
   }
 
   /** Ask what is known of the files, and mark the rows with it. */
@@ -462,14 +481,29 @@ class Rows {
       parts.map(({ place }) => this.entries[place]),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
+    this.known = known;
     const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
     const isAll = known.every(({ key, isOff }) => key || isOff);
     this.node.showIterisLoras?.(isAll ? known.filter(({ key }) => key).length : NaN, subjects.size);
     const signs = JSON.stringify(known);
-    if (signs === this.signs && parts === this.marked) return;
-    [this.signs, this.marked] = [signs, parts];
+    if (signs === this.signs && parts === this.marked) return this.compareWithPrompt();
+    [this.signs, this.marked, this.absent] = [signs, parts, undefined];
     const before = heightOf(this.element, 0);
     parts.forEach(({ mark }, at) => mark(known[at]));
+    this.compareWithPrompt();
     if (heightOf(this.element, 0) !== before) fit(this.node);
+  }
+
+  /** Say on the rows which words of their LoRAs a loader's prompt lacks. */
+  compareWithPrompt() {
+    const { marked: parts, known, node } = this;
+    if (isMerge(node) || !node.graph || parts !== this.parts) return;
+    const text = textAfter(node);
+    const files = known.map(({ isShown, lora }) => (isShown && text !== undefined ? lora : {}));
+    const absent = absentFrom(text, files);
+    if (JSON.stringify(absent) === JSON.stringify(this.absent)) return;
+    this.absent = absent;
+    parts.forEach(({ lack }, at) => lack(absent[at]));
+    fit(node);
   }
 }

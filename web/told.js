@@ -282,7 +282,10 @@ export function followRuns() {
     for (const node of lost) if (node.graph && last === begun) node.showIterisStop?.("lost");
   });
   api.addEventListener("graphChanged", () => {
-    for (const node of nodesOf(app.graph)) node.compareIterisRun?.();
+    for (const node of nodesOf(app.graph)) {
+      node.compareIterisRun?.();
+      node.compareIterisPrompt?.();
+    }
   });
 }
 

@@ -166,6 +166,21 @@ export function unnamedIn(prompt, loras) {
   return loras.filter((lora) => !isNamed(lora));
 }
 
+const MOST = 3; // words of a LoRA that are told
+
+/**
+ * Return for each file the words of its LoRAs that a prompt does not name, a text for each LoRA: of a merge of those that
+ * it is made of.
+ */
+export function absentFrom(prompt, files) {
+  const within = ({ merged_words: each }) => each?.map((words) => ({ trigger_words: words }));
+  const loras = files.map((file) => (file.merged_words?.length ? within(file) : [file]));
+  const unnamed = unnamedIn(prompt, loras.flat());
+  return loras.map((each) =>
+    each.filter((lora) => unnamed.includes(lora)).map((lora) => wordsOf(lora).slice(0, MOST).join(", ")),
+  );
+}
+
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
 
 /**

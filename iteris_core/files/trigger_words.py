@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CalibrationError
 from ..settings import TRIGGER, shown
 from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value, spend
 from .metadata import RECIPE_KEY
 
+Kept = TypeVar("Kept", bound=Hashable)
 # Kind of a LoRA -> prompts for it, which are English with "sks dog" and with "in ink style".
 TEMPLATES = {
     "subject": ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors"),
@@ -37,8 +38,8 @@ class TriggerWords:
     """The trigger words in the metadata of one file: all, most likely first; those that replace
     ``{trigger}`` in a prompt; the metadata field or the file next to the LoRA's that names these;
     and the commonest tags together, as in training (empty where the author named the triggers). Of
-    a merge also the prompts that its LoRAs were measured on, and their kind: a subject if one of
-    them is.
+    a merge also the prompts that its LoRAs were measured on, the trigger words of each of them that
+    has any, and their kind: a subject if one of them is.
     """
 
     words: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class TriggerWords:
     caption: str = ""
     prompts: tuple[str, ...] = ()
     kind: str = ""
+    merged: tuple[tuple[str, ...], ...] = ()
 
 
 def trigger_words(
@@ -88,17 +90,21 @@ def _merged(recipe: str) -> TriggerWords:
             for lora in json_value(recipe or "{}").get("loras", [])
             if lora["strength_model"] or lora["strength_clip"]
         ]
-        named = [word for lora in loras for word in lora["trigger_words"] or [lora["trigger"]]]
+        named = [phrases(lora["trigger_words"] or [lora["trigger"]]) for lora in loras]
         written = [prompt for lora in loras for prompt in lora["prompts"]]
         is_subject = any(lora["kind"] == "subject" for lora in loras)
     except (ValueError, AttributeError, TypeError, LookupError):
         return TriggerWords()
-    words, prompts = (tuple(first(phrases(each), _CHARACTERS)) for each in (named, written))
+    together = [word for words in named for word in words]
+    words, prompts = (tuple(first(phrases(each), _CHARACTERS)) for each in (together, written))
+    told = set(words)
+    each = _once(tuple(filter(told.__contains__, own))[:_MOST_TRIGGERS] for own in named)
+    merged = tuple(filter(None, each))[:_MOST_STATED]
     kind = "subject" if is_subject else "style"
-    return TriggerWords(words, words, RECIPE_KEY, prompts=prompts, kind=kind)
+    return TriggerWords(words, words, RECIPE_KEY, prompts=prompts, kind=kind, merged=merged)
 
 
-def _once(words: Iterable[str]) -> tuple[str, ...]:
+def _once(words: Iterable[Kept]) -> tuple[Kept, ...]:
     return tuple(dict.fromkeys(words))
 
 

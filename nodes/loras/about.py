@@ -21,9 +21,11 @@ def about_lora(name: str) -> dict[str, Any]:
 
     ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
     has; ``prompts`` what a merge would measure it on, by its kind; ``kind`` what it is likely to
-    be, empty if nothing tells; ``merged_from`` the LoRAs that it is a merge of, and ``is_preview``
-    whether without measuring; ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the
-    digest of its tensors that it states.
+    be, empty if nothing tells; ``are_tags``: its author named no trigger words, which are the tags
+    of its training; ``merged_from`` the LoRAs that it is a merge of, ``merged_words`` the trigger
+    words of each of them that has any, and ``is_preview`` whether without measuring;
+    ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the digest of its tensors that it
+    states.
     """
     from ...iteris_core.diffusion.row_uses import likely_kind
     from ...iteris_core.files.beside import has_picture
@@ -34,6 +36,7 @@ def about_lora(name: str) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "name": name,
         "trigger_words": [],
+        "are_tags": False,
         "prompts": {},
         "rank": 0,
         "base": "",
@@ -41,6 +44,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "blocks": [],
         "kind": "",
         "merged_from": [],
+        "merged_words": [],
         "is_preview": False,
         "thumbnail": False,
         "hash": "",
@@ -54,6 +58,7 @@ def about_lora(name: str) -> dict[str, Any]:
         return answer | {"error": str(error)}
     return answer | {
         "trigger_words": list(header.triggers.words),
+        "are_tags": bool(header.triggers.caption),
         "prompts": {kind: list(default_prompts(header.triggers, kind)) for kind in TEMPLATES},
         "rank": header.rank,
         "base": header.base,
@@ -61,6 +66,7 @@ def about_lora(name: str) -> dict[str, Any]:
         "blocks": list(FAMILIES[header.family].blocks) if header.family else [],
         "kind": likely_kind(name, header.triggers) or "",
         "merged_from": list(map(adapter_name, header.origin.names)),
+        "merged_words": list(map(list, header.triggers.merged)),
         "is_preview": header.origin.is_preview,
         "thumbnail": has_picture(path),
         "hash": header.digest,

@@ -49,7 +49,9 @@ def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
     told |= {"base": "SD1.5 (sd_v1)", "family": "SD1.5", "blocks": ["IN", "MID", "OUT"]}
     told |= {
         "kind": "",
+        "are_tags": True,
         "merged_from": [],
+        "merged_words": [],
         "is_preview": False,
         "thumbnail": False,
         "hash": "",

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { readGroups, writtenGroups } from "../../web/blocks.js";
-import { promptAfter } from "../../web/prompt_field.js";
+import { promptAfter, textAfter } from "../../web/prompt_field.js";
 
 const UNET = ["IN", "MID", "OUT"];
 
@@ -61,10 +61,67 @@ test("a text that is worked out in a run is not written", () => {
   const made = { type: "Writer", widgets: [{ name: "value", value: "c" }] };
   const of = (writer) => ({ load: {}, skip: {}, bad: field("b"), good: field("a", 6), guide: {}, sampler: {}, writer });
   const links = [...PAIR, ["writer", "STRING", "good", "text"]];
-  assert.equal(promptAfter(linked(of(made), links).load).value, "b");
+  assert.equal(
+    promptAfter(linked(of(made), links).load),
+    undefined,
+    "and the negative one is not written in its place",
+  );
   const held = { ...made, type: "PrimitiveStringMultiline" };
   assert.equal(promptAfter(linked(of(held), links).load), held.widgets[0], "and in a node that holds it, it is");
   assert.equal(promptAfter(linked({ load: {} }, []).load), undefined);
+});
+
+const TWO = [
+  ["load", "CLIP", "other", "clip"],
+  ["other", "CONDITIONING", "both", "conditioning"],
+  ["both", "CONDITIONING", "sampler", "positive"],
+];
+const two = (value, link = null) => ({
+  load: {},
+  skip: {},
+  bad: field("b"),
+  good: field("a"),
+  other: field(value, link),
+  both: {},
+  guide: {},
+  sampler: {},
+});
+
+test("all positive prompts together are what is drawn, where all can be read", () => {
+  assert.equal(textAfter(linked(two("c"), [...PAIR, ...TWO]).load), "a\nc");
+  assert.equal(textAfter(linked(two("__colour__ c"), [...PAIR, ...TWO]).load), undefined, "a wildcard has other words");
+  const made = {
+    ...two("c", PAIR.length + TWO.length),
+    writer: { type: "Writer", widgets: [{ name: "value", value: "c" }] },
+  };
+  assert.equal(textAfter(linked(made, [...PAIR, ...TWO, ["writer", "STRING", "other", "text"]]).load), undefined);
+  assert.equal(textAfter(linked({ load: {} }, []).load), undefined);
+});
+
+test("a negative prompt is none that goes through a node with both", () => {
+  const through = [
+    ["bad", "CONDITIONING", "control", "negative"],
+    ["good", "CONDITIONING", "control", "positive"],
+    ["control", "CONDITIONING", "sampler", "positive"],
+    ["control", "CONDITIONING", "sampler", "negative"],
+  ];
+  const nodes = { load: {}, skip: {}, bad: field("b"), good: field("a"), control: {}, sampler: {} };
+  assert.equal(textAfter(linked(nodes, [...PAIR.slice(0, 3), ...through]).load), "a");
+});
+
+test("without a CLIP the prompt is that of the sampler", () => {
+  const nodes = {
+    load: {},
+    good: { ...field("a"), comfyClass: "CLIPTextEncode" },
+    sampler: { comfyClass: "KSampler" },
+  };
+  const { load } = linked(nodes, [
+    ["load", "MODEL", "sampler", "model"],
+    ["good", "CONDITIONING", "sampler", "positive"],
+  ]);
+  nodes.sampler.inputs = [{ name: "positive", link: 1 }];
+  assert.equal(textAfter(load), "a");
+  assert.equal(promptAfter(load), nodes.good.widgets[0]);
 });
 
 test("the prompt is found out of a subgraph and into another one", () => {

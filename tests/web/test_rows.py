@@ -1946,6 +1946,73 @@ def test_trigger_words_go_into_a_subgraphs_own_prompt(page_of_rows):
     assert page_of_rows.errors[before:] == []
 
 
+def test_a_loader_says_which_words_its_prompt_lacks(page_of_rows, picture):
+    """Of each LoRA of a merge, as it is typed; a click writes them, and nothing is kept of it."""
+    page, before = page_of_rows.page, len(page_of_rows.errors)
+    robot, owl = "a sks robot", "a zwx owl"
+    facts = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
+    known = {
+        "first": {"trigger_words": [robot, owl], "merged_words": [[robot], [owl]]},
+        "second": {"trigger_words": ["1girl", "ink"], "kind": "style", "are_tags": True},
+        "third": {"trigger_words": []},
+    }
+
+    def told(route):
+        name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
+        route.fulfill(json=facts | known[name])
+
+    page.route("**/iteris/lora?*", told)
+    page.evaluate(FORGET)
+    encode = {"class_type": "CLIPTextEncode", "inputs": {"clip": [LOADER, 1], "text": "blurry"}}
+    rows = "<lora:first:1>\n<lora:second:1>\n<lora:third:1>\n# <lora:first:1>"
+    workflow = {
+        LOADER: {"class_type": "IterISLoad", "inputs": {"loras": rows}},
+        "4": encode,
+        "5": {**encode, "inputs": encode["inputs"] | {"text": robot}},
+        "6": {"class_type": "KSampler", "inputs": {"positive": ["5", 0], "negative": ["4", 0]}},
+    }
+    page_of_rows.load(workflow, "lacks")
+    page_of_rows.show(int(LOADER), left=700, top=150)
+    page.evaluate("app.graph.nodes.forEach((node) => node.id == 5 && (node.pos = [-420, 0]))")
+    page_of_rows.show(int(LOADER), left=700, top=150)
+    saved = size_saved(page_of_rows)
+    lacking = page.locator(".iteris-absent")
+    expect(lacking).to_have_text([f"not in the prompt:{owl}"])
+    picture(page_of_rows, "rows_lack_words")
+    low, buttons = (
+        lacking.bounding_box(),
+        page.locator(".iteris-rows > .iteris-buttons").bounding_box(),
+    )
+    assert low["y"] + low["height"] < buttons["y"]
+    prompt = next(each for each in page.locator("textarea").all() if each.input_value() == robot)
+    prompt.press_sequentially("X and an owl")
+    expect(lacking).to_have_count(0)
+    page_of_rows.settle()
+    assert size_saved(page_of_rows) == saved, "what is only shown is no step of Undo"
+    prompt.fill("")
+    expect(lacking.locator("button")).to_have_text([robot, owl])
+    at(page_of_rows, 2, "toggle").click()
+    at(page_of_rows, 2, "toggle").click()
+    expect(lacking.locator("button")).to_have_text([robot, owl])
+    page_of_rows.settle()
+    assert size_saved(page_of_rows) == saved, "and leaves no hole when the workflow is opened again"
+    for words in (robot, owl):
+        lacking.get_by_text(words).click()
+    expect(lacking).to_have_count(0)
+    assert page_of_rows.prompt()["5"]["inputs"]["text"] == f"{robot} and {owl}"
+    page.evaluate("app.graph.getNodeById(5).disconnectInput('clip')")
+    page_of_rows.set_widgets(4, text="a castle")
+    page_of_rows.keep()
+    expect(lacking.locator("button")).to_have_text([robot, owl])
+    page_of_rows.into_subgraph(LOADER, show=True)
+    expect(lacking.locator("button")).to_have_text([robot, owl])
+    assert page_of_rows.errors[before:] == []
+
+
+def size_saved(frontend):
+    return next(n["size"] for n in frontend.workflow()["nodes"] if n["id"] == int(LOADER))
+
+
 def test_a_loader_is_refused_until_its_rows_change(page_of_rows):
     """A row that is changed takes the sentence away, and no run is needed for it."""
     page = page_of_rows.page

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
+  absentFrom,
   about,
   add,
   filled,
@@ -163,6 +164,14 @@ test("a prompt lacks LoRAs that it does not name, unless others have the same wo
   assert.deepEqual(unnamed("a sks robot", ["sks robot"], ["zwx robot"], []), ["zwx robot"]);
   assert.deepEqual(unnamed("a sks robot", ["sks robot"], ["sks robot"]), []);
   assert.deepEqual(unnamed("a xk castle", ["xk"], ["zq"]), ["zq"]);
+});
+
+test("of a merge, the words of each of its LoRAs are told that a prompt does not name", () => {
+  const merge = { trigger_words: ["a sks robot", "a zwx owl"], merged_words: [["a sks robot"], ["a zwx owl"]] };
+  const ink = { trigger_words: ["in ink style, ink", "inky", "black", "lines"], merged_words: [] };
+  assert.deepEqual(absentFrom("a sks robot", [merge, {}, ink]), [["a zwx owl"], [], ["in ink style, ink, inky"]]);
+  assert.deepEqual(absentFrom("", [merge]), [["a sks robot", "a zwx owl"]]);
+  assert.deepEqual(absentFrom("a robot and an owl, black", [merge, ink]), [[], []]);
 });
 
 test("prompts with none of their file's words are told", () => {

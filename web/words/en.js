@@ -107,6 +107,7 @@ export default {
   chip: "Click: add to the prompts",
   chip_out: "Click: take it out again",
   chip_there: "In the prompts already",
+  absent: "not in the prompt:",
   chip_prompt: "Click: add to the prompt that CLIP leads to, or copy where there is none",
   more_words: "+{count} more",
   more_words_title: "Show all trigger words",

@@ -112,6 +112,7 @@ export default {
   chip: "クリックでプロンプトに追加",
   chip_out: "クリックで取り除く",
   chip_there: "すでにプロンプトにあります",
+  absent: "プロンプトにない語：",
   chip_prompt: "クリックで、CLIP の接続先のプロンプトに追加。接続先がなければコピー",
   more_words: "ほか {count} 件",
   more_words_title: "すべてのトリガーワードを表示",

@@ -102,6 +102,7 @@ export default {
   chip: "点击：加入提示词",
   chip_out: "点击：再移出",
   chip_there: "提示词中已有",
+  absent: "提示词里没有：",
   chip_prompt: "点击：加入 CLIP 所连接的提示词；没有连接时复制",
   more_words: "还有 {count} 个",
   more_words_title: "显示全部触发词",
