@@ -78,7 +78,8 @@ function showRefusal(id, errors) {
   const told = of("custom_validation_failed").map(({ details }) => details.replace(/^\w+ - /, ""));
   const own = told.filter((text) => !text.startsWith(NOT_BEGUN));
   const bare = of("required_input_missing").map(({ extra_info: { input_name: name } }) => name);
-  if (bare.length) own.unshift(sayer(locale())("not_connected", { inputs: bare.join(", ") }));
+  const word = bare.length > 1 ? "several_not_connected" : "not_connected";
+  if (bare.length) own.unshift(sayer(locale())(word, { inputs: bare.join(", ") }));
   const node = nodeAt(app.graph, id);
   if (!isOurs(node)) return;
   if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);

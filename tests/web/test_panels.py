@@ -1150,6 +1150,11 @@ def test_what_is_not_connected_is_said_on_the_node(in_renderer, small):
     frontend.page.keyboard.press("Escape")  # ComfyUI's dialog
     frontend.undo()
     expect(failure).to_have_count(0)
+    frontend.load({"1": {"class_type": "IterISCompare", "inputs": {}}}, "alone")
+    frontend.page.evaluate("void app.queuePrompt(0)")
+    said = re.compile(r"^Not connected: \w+, \w+\. Connect them to nodes that have them, such as ")
+    expect(failure).to_have_text(said)
+    frontend.page.keyboard.press("Escape")
 
 
 def test_a_merge_of_one_lora_says_before_a_run_that_it_would_be_the_same(frontend):

@@ -39,6 +39,8 @@ export default {
     "Look at the pictures in Compare. If a LoRA does not show there, choose the preset Polished; it takes 25 to 30 times as long with two LoRAs.",
   to_together: "To get two subjects into one picture, set “together” to on.",
   not_connected: "Not connected: {inputs}. Connect it to a node that has it, such as the loader of the model.",
+  several_not_connected:
+    "Not connected: {inputs}. Connect them to nodes that have them, such as the loader of the model.",
   one_lora: "One LoRA alone stays as it is. Add another one, or choose a size, to make its file smaller.",
   together_set:
     "The prompt names several subjects, so “together” is on: they are also measured in one picture. With two, a merge takes about 1.4 times as long.",
