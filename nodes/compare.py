@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
-from . import host
+from . import host, kept
 from .comparison import (
     BASE,
     check_pictures,
@@ -32,7 +34,6 @@ from .workflow import MERGES, inputs_of, text_at, texts_upstream, upstream
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
-    from ..iteris_core.progress import StageProgress
     from .comparison import Row
 
 _MOST_SIDE = 4096
@@ -194,6 +195,7 @@ class Compare(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
+        from ..iteris_core.progress import Stage
         from .loras.chosen import read_again, unread
         from .loras.harvest import count_loras
 
@@ -227,13 +229,18 @@ class Compare(io.ComfyNode):
         names = names_of(uses)
         labels = [(row.label, [names[way] for way in row.ways]) for row in rows]
         files = Files(node_id, labels)
-        begin = time.monotonic()
-        progress = host.stage_progress(node_id)
-        pictures = draw_rows(base, vae, ways, rows, how, progress, files.add)
-        seconds = time.monotonic() - begin
+        wanted = [(way, row.prompt) for row in rows for way in row.ways]
+        keys = kept.keys_of(base, vae, merged, how, wanted)
+        progress = partial(host.stage_progress(node_id), Stage("Pictures", told_by=steps))
+
+        def draw(numbers: Sequence[int], told: Callable[[int, torch.Tensor], None]) -> None:
+            left = [wanted[number] for number in numbers]
+            host.draw(base, vae, ways, left, how, progress, told)
+
+        drawn = draw_rows(rows, keys, draw, files.add)
         table_rows = [
             Labelled(label, of_ways, of_row)
-            for (label, of_ways), of_row in zip(labels, pictures, strict=True)
+            for (label, of_ways), of_row in zip(labels, drawn.rows, strict=True)
         ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
         names_upstream = texts_upstream(sent, of_model, ["model"])
@@ -247,7 +254,7 @@ class Compare(io.ComfyNode):
             # not as images, which the page would show on nodes of the same id in other workflows
             "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
             "text": ["\n".join([*prompts, *taken, ", ".join(facts)])],
-            "iteris_drawn": [cost_of(pictures, uses, seconds, steps, [width, height])],
+            "iteris_drawn": [cost_of(drawn, uses, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
             "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
             "iteris_tiles": tiles_of(rows, table_rows, files, merged),
@@ -256,37 +263,53 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(whole, of_merge, ui=shown)
 
 
-def draw_rows(
-    base: host.ComfyModel,
-    vae: Any,
-    ways: Sequence[tuple[Any, Any]],
-    rows: Sequence[Row],
-    how: host.Drawing,
-    progress: StageProgress,
-    drawn: Callable[[int, int, torch.Tensor], None],
-) -> list[list[torch.Tensor]]:
-    """Return the pictures of each row, in the order of its ways; see `host.draw`.
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a comparison.
 
     Args:
-        drawn: Called with each picture's row, its place there, and the picture.
+        rows: Those of each row, in the order of its ways.
+        kept: How many of them are kept from comparisons before.
+        seconds: How long the others took.
     """
-    from ..iteris_core.progress import Stage
 
-    stage = Stage("Pictures", told_by=how.steps)
-    wanted = [(way, row.prompt) for row in rows for way in row.ways]
+    rows: list[list[torch.Tensor]]
+    kept: int
+    seconds: float
+
+
+def draw_rows(
+    rows: Sequence[Row],
+    keys: Sequence[kept.Key | None],
+    draw: Callable[[Sequence[int], Callable[[int, torch.Tensor], None]], None],
+    told: Callable[[int, int, torch.Tensor], None],
+) -> Drawn:
+    """Return the pictures of rows, of which those that are not kept are drawn.
+
+    Args:
+        keys: The key of each picture, see `kept.keys_of`.
+        draw: Draws the pictures of these numbers, and calls its second argument with the place of
+            each among them, and the picture.
+        told: Called with each picture's row, its place there, and the picture, once it is there.
+    """
     places = [(at, place) for at, row in enumerate(rows) for place in range(len(row.ways))]
-    pictures = iter(
-        host.draw(
-            base,
-            vae,
-            ways,
-            wanted,
-            how,
-            lambda done, total: progress(stage, done, total),
-            lambda number, picture: drawn(*places[number], picture),
-        )
-    )
-    return [[next(pictures) for _ in row.ways] for row in rows]
+    pictures = kept.find(keys)
+    for number, picture in pictures.items():
+        told(*places[number], picture)
+    missing = [number for number in range(len(keys)) if number not in pictures]
+
+    def drawn(at: int, picture: torch.Tensor) -> None:
+        number = missing[at]
+        pictures[number] = picture
+        kept.keep(keys[number], picture)
+        told(*places[number], picture)
+
+    begin = time.monotonic()
+    draw(missing, drawn)
+    seconds = time.monotonic() - begin
+    in_order = (pictures[number] for number in range(len(keys)))
+    of_rows = [[next(in_order) for _ in row.ways] for row in rows]
+    return Drawn(of_rows, len(keys) - len(missing), seconds)
 
 
 class Files:
@@ -313,21 +336,19 @@ class Files:
 
 
 def cost_of(
-    pictures: Sequence[Sequence[torch.Tensor]],
-    uses: Sequence[LoraUse],
-    seconds: float,
-    steps: int,
-    size: Sequence[int],
+    drawn: Drawn, uses: Sequence[LoraUse], steps: int, size: Sequence[int]
 ) -> dict[str, Any]:
-    """Return what the pictures took, and how many others would be drawn, for the page.
+    """Return what the pictures took that were drawn, how many were not, and how many others would
+    be drawn, for the page.
 
     Args:
         size: The width and height that were asked for.
     """
     line = len(names_of(uses))
     return {
-        "pictures": sum(map(len, pictures)),
-        "seconds": round(seconds, 1),
+        "pictures": sum(map(len, drawn.rows)) - drawn.kept,
+        "kept": drawn.kept,
+        "seconds": round(drawn.seconds, 1),
         "steps": steps,
         "size": list(size),
         "own": sum(len(row.ways) for row in own_rows(uses)) or line,
@@ -350,10 +371,10 @@ def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
     Raises:
         IterisError: They cannot be drawn with.
     """
-    own = merged.base
     if not given:
-        return own
-    return host.ComfyModel(given.get("model", own.model), given.get("clip", own.clip))
+        return merged.base
+    model, clip = merged.base.given
+    return host.ComfyModel(given.get("model", model), given.get("clip", clip))
 
 
 def base_name(texts: Collection[str], family: str, carried: int) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..iteris_core import ConfigError
 from .loras.prompts import lines
 
 if TYPE_CHECKING:
-    from ..iteris_core import Adapter
     from ..iteris_core.diffusion.lora_use import LoraUse
+
+Lora = TypeVar("Lora")
 
 _MOST_PICTURES = 400  # of a table
 BASE = 0  # the way without any LoRA
@@ -132,7 +133,7 @@ def names_of(uses: Sequence[LoraUse]) -> list[str]:
     return ["base model", *map(name_of, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
 
 
-def worn_of(loras: Sequence[Adapter]) -> list[list[Adapter]]:
+def worn_of(loras: Sequence[Lora]) -> list[list[Lora]]:
     """Return what the model wears in each way but the merge: nothing, each LoRA alone, and all,
     where that is something else.
     """

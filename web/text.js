@@ -148,6 +148,7 @@ class TextPanel {
     this.drawParts = () => {
       const parts = [
         ...linesOf(output.text, this.files, buttonsOf, insteadOf),
+        ...this.keptLines(output),
         ...(output.iteris_pictures ?? []).map((file) => this.pictureOf(file)),
       ];
       this.element.replaceChildren(...(this.folded ? [this.fold(parts)] : parts));
@@ -155,6 +156,12 @@ class TextPanel {
     this.drawParts();
     this.mark();
     this.show(this.width);
+  }
+
+  /** Return a line that says how many of a comparison's pictures are of earlier runs, if some are. */
+  keptLines({ iteris_drawn: drawn }) {
+    const { kept, pictures } = drawn?.[0] ?? {};
+    return kept ? [html("div", "", this.say("pictures_kept", { kept, count: kept + pictures }))] : [];
   }
 
   /** Say of what is shown, or of the pictures alone, of which run it is; without a word: of the last one. */

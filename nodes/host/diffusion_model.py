@@ -71,6 +71,9 @@ class ComfyModel:
             model with other patches.
         start: What it reads of pictures, see `conditions.start_of`.
 
+    Attributes:
+        given: The MODEL and the CLIP themselves, of which it has clones.
+
     Raises:
         IterisError: Another kind of model, or pictures that it does not read.
     """
@@ -86,6 +89,7 @@ class ComfyModel:
         self.row = row_of(model)
         check_callable(model)
         check_clip(clip, self.row)
+        self.given = (model, clip)
         self.model = model.clone()
         self.clip = clip.clone()
         self.texts = TextEncoders(self.clip, self.row.swept)
@@ -384,7 +388,7 @@ class ComfyModel:
 
     def fresh(self) -> ComfyModel:
         """Return the model, of a pair the high noise one, without the texts that it has read."""
-        return ComfyModel(self.model, self.clip)
+        return ComfyModel(*self.given)
 
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""

@@ -81,8 +81,8 @@ def draw(
     how: Drawing,
     progress: Progress,
     drawn: Callable[[int, Tensor], None],
-) -> list[Tensor]:
-    """Return pictures, (height, width, channels) from 0 to 1.
+) -> None:
+    """Draw pictures, (height, width, channels) from 0 to 1.
 
     All texts are encoded before any picture is sampled. They are sampled and decoded way by way, so
     that they are seen soon, and the model makes room for the VAE only where it is patched anew.
@@ -105,20 +105,19 @@ def draw(
         if way not in negatives:
             negatives[way] = _encoded(clip, how.negative)
     total = len(wanted) * how.steps
-    pictures: dict[int, Tensor] = {}
+    count = 0
     for way, numbers in itertools.groupby(order, lambda number: wanted[number][0]):
         latents: dict[int, Tensor] = {}
         for number in numbers:
-            before = (len(pictures) + len(latents)) * how.steps
+            before = (count + len(latents)) * how.steps
 
             def tell(step: int, *_: Any, before: int = before) -> None:
                 progress(before + min(step + 1, how.steps), total)
 
             latents[number] = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
         for number, latent in latents.items():
-            pictures[number] = _decoded(vae, latent)
-            drawn(number, pictures[number])
-    return [pictures[number] for number in range(len(wanted))]
+            drawn(number, _decoded(vae, latent))
+        count += len(latents)
 
 
 def _sampled(

@@ -112,6 +112,11 @@ class TextEncoders:
             self.clip.tokenize(text)
         return [name for name, found in asked.items() if not any(found.values())]
 
+    def learned(self, text: str) -> str:
+        """Return a hash of the learned tokens of a text: their files may be other ones by now."""
+        tokens = enumerate(_tensors_in(self.clip.tokenize(text)))
+        return sha256_of_tensors({str(number): token for number, token in tokens})
+
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words, without start, end and padding."""
         pieces = self.clip.tokenize(text, return_word_ids=True)[self.swept[0]]
@@ -202,6 +207,15 @@ def _joined(rows: Sequence[Written]) -> Written:
     hidden = torch.stack([row for row, _ in rows])
     pooled = [row for _, row in rows if row is not None]
     return hidden, torch.stack(pooled) if pooled else None
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a value, at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item)
 
 
 def _token_key(token: Any) -> Any:

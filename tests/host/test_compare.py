@@ -2,15 +2,17 @@
 
 import copy
 import io
+import shutil
 import urllib.parse
 import urllib.request
 
 import numpy as np
 import pytest
-from comfy_host import node
+import torch
+from comfy_host import node, write_few
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from waiting import HANGS
 
 from demo.client import WorkflowFailed
@@ -230,9 +232,12 @@ def test_cancel_ends_the_drawing(host, workflow, compared):
         host.run(nodes, cancel)
     assert told[0] == 1 and told[-1] < 50
     nodes["40"]["inputs"].update(seed=7, steps=2, prompt="a thing")
-    nodes["40"]["inputs"].update(model=["31", 0], clip=["31", 1])  # the merge's, as if another one
-    [image] = host.run(nodes)["outputs"]["40"]["iteris_pictures"]
-    again = picture(host, image)
+    # the merge's, as if another one
+    nodes["60"] = node("ModelSamplingDiscrete", model=["31", 0], sampling="eps", zsnr=False)
+    nodes["40"]["inputs"].update(model=["60", 0], clip=["31", 1])
+    output = host.run(nodes)["outputs"]["40"]
+    assert output["iteris_drawn"][0]["kept"] == 0
+    again = picture(host, output["iteris_pictures"][0])
     before = picture(host, compared[0]["40"]["iteris_pictures"][0])
     for column in range(5):
         assert abs(cell(again, 0, column) - cell(before, 1, column)).max() <= 2
@@ -283,3 +288,123 @@ def test_a_file_is_saved_before_its_cover_is_drawn(host, workflow):
         assert metadata_of(path)["modelspec.thumbnail"].startswith("data:image/jpeg")
         after = load_file(path)
         assert set(after) == set(before) and all((after[key] == before[key]).all() for key in after)
+
+
+@pytest.fixture
+def kept_in(host):
+    """Return what of a comparison is kept, and what is drawn: row and place of each picture."""
+
+    def run(nodes):
+        told, drawn = [], []
+
+        def note(event, data):
+            if event == "iteris.picture":
+                told.append((data["row"], data["place"]))
+            if event == "iteris.stage" and data["stage"]["name"] == "Pictures":
+                drawn.append((len(told), data["total"]))
+
+        output = host.run(nodes, note)["outputs"]["40"]
+        before, steps = drawn[0] if drawn else (len(told), 0)
+        [cost] = output["iteris_drawn"]
+        assert (cost["kept"], cost["pictures"]) == (before, len(told) - before)
+        assert steps == cost["pictures"] * nodes["40"]["inputs"]["steps"], "progress is of these"
+        pictures = [file for tile in output["iteris_tiles"] for file in tile["pictures"]]
+        return sorted(told[:before]), sorted(told[before:]), pictures
+
+    return run
+
+
+@pytest.fixture
+def of_files(host):
+    """A preview of two files' LoRAs, compared; and another file of the checkpoint."""
+    checkpoints = host.base / "models" / "checkpoints"
+    again = checkpoints / "sd15_again.safetensors"
+    if not again.exists():
+        again.hardlink_to(checkpoints / "sd15.safetensors")
+    shutil.copy(host.loras / "second.safetensors", host.loras / "changing.safetensors")
+    nodes = {"1": node("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")}
+    inputs = {"model": ["1", 0], "clip": ["1", 1], "preset": "Preview"}
+    nodes["5"] = node("IterISMerge", **inputs, loras="<lora:first:0.8>\n<lora:changing:1>")
+    inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "a thing", "seed": 21, "steps": 1}
+    nodes["40"] = node("IterISCompare", **inputs, cfg=1.0, width=SIDE, height=SIDE)
+    return nodes
+
+
+BASE, FIRST, CHANGING, STACKED, MERGED = ((0, place) for place in range(5))
+ALL = [BASE, FIRST, CHANGING, STACKED, MERGED]
+
+
+def test_a_comparison_draws_only_what_has_changed(host, of_files, kept_in):
+    """And the pictures that are kept are, to the bit, those that are drawn."""
+
+    def change(number, **inputs):
+        of_files[number]["inputs"] |= inputs
+
+    assert kept_in(of_files)[:2] == ([], ALL)
+    change("40", caption="of files")
+    assert kept_in(of_files)[:2] == (ALL, [])
+    change("40", prompt="a thing\nanother thing")
+    assert kept_in(of_files)[:2] == (ALL, [(1, place) for place in range(5)])
+    change("40", prompt="a thing")
+    change("5", size="rank", size_value=2.0)
+    assert kept_in(of_files)[:2] == (ALL[:4], [MERGED])
+    change("5", loras="<lora:first:0.8>\n<lora:changing:1:0.5>")
+    assert kept_in(of_files)[:2] == ([BASE, FIRST], [CHANGING, STACKED, MERGED])
+    write_few(host.loras / "changing.safetensors", 7)
+    assert kept_in(of_files)[:2] == ([BASE, FIRST], [CHANGING, STACKED, MERGED])
+    change("5", loras="<lora:first:0.8>\n<lora:changing:1:0.5> blocks=MID:0.5")
+    kept, drawn, pictures = kept_in(of_files)
+    assert (kept, drawn) == ([BASE, FIRST], [CHANGING, STACKED, MERGED])
+    change("40", caption="")
+    kept, _, again = kept_in(of_files)
+    assert kept == ALL
+    change("1", ckpt_name="sd15_again.safetensors")
+    kept, _, fresh = kept_in(of_files)
+    assert kept == []
+    for before, kept_now, drawn_now in zip(pictures, again, fresh, strict=True):
+        seen = [picture(host, file) for file in (before, kept_now, drawn_now)]
+        assert (seen[0] == seen[1]).all() and (seen[0] == seen[2]).all()
+
+
+def test_what_a_stopped_run_has_drawn_is_kept(host, of_files, kept_in):
+    of_files["40"]["inputs"] |= {"seed": 31, "steps": 20}
+    told = []
+
+    def stop(event, data):
+        if event == "iteris.picture":
+            told.append((data["row"], data["place"]))
+            host.client.interrupt()
+
+    with pytest.raises(WorkflowFailed, match=r"(?i)interrupt"):
+        host.run(of_files, stop)
+    assert 0 < len(told) < len(ALL)
+    assert kept_in(of_files)[:2] == (told, ALL[len(told) :])
+
+
+def test_all_is_drawn_where_it_is_drawn_with_something_else(host, of_files, kept_in):
+    of_files["2"] = node("CheckpointLoaderSimple", ckpt_name="sd15_again.safetensors")
+    of_files |= host.load_lora("middle_1.safetensors", "3")
+    of_files["4"] = node("FreeU", model=["1", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    learned = host.base / "models" / "embeddings" / "learned.safetensors"
+    learned.parent.mkdir(exist_ok=True)
+    save_file({"emb_params": torch.zeros(1, 768)}, learned)
+    of_files["40"]["inputs"] |= {"prompt": "a thing embedding:learned", "seed": 22}
+    kept_in(of_files)
+    of_files["40"]["inputs"]["caption"] = "again"
+    assert kept_in(of_files)[0] == ALL
+    save_file({"emb_params": torch.ones(1, 768)}, learned)
+    for number, inputs in (
+        ("40", {"caption": "its learned token has changed"}),
+        ("40", {"seed": 23}),
+        ("40", {"steps": 2}),
+        ("40", {"negative_prompt": "blurry"}),
+        ("40", {"prompt": "a thin"}),
+        ("40", {"vae": ["2", 2]}),
+        ("40", {"model": ["3", 0], "clip": ["1", 1]}),
+        ("40", {"model": ["1", 0], "clip": ["3", 1]}),
+        ("40", {"model": ["4", 0], "clip": ["1", 1]}),
+        ("5", {"model": ["3", 0], "clip": ["3", 1]}),
+    ):
+        nodes = copy.deepcopy(of_files)
+        nodes[number]["inputs"] |= inputs
+        assert kept_in(nodes)[0] == [], inputs

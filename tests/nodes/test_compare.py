@@ -316,7 +316,7 @@ def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(merge
 
 def test_the_model_of_the_merge_is_drawn_with_but_for_what_is_connected(merged, replace_host):
     replace_host(ComfyModel=lambda *given: given)
-    base = types.SimpleNamespace(model="own model", clip="own clip")
+    base = types.SimpleNamespace(given=("own model", "own clip"))
     merged = dataclasses.replace(merged, base=base)
     assert compare.base_of(merged, {}) is base
     assert compare.base_of(merged, {"model": "another"}) == ("another", "own clip")

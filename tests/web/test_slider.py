@@ -272,6 +272,25 @@ def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output)
         expect(told).to_have_text(f"By the last run: 5 pictures{expected}")
 
 
+def test_how_many_pictures_are_of_earlier_runs_is_told_where_it_says_how_they_were_drawn(
+    frontend, output
+):
+    frontend.load(compare_of(), "of earlier runs")
+    drawn = {"pictures": 3, "seconds": 30, "steps": 20, "size": [0, 0], "own": 9, "line": 5}
+    told = frontend.page.locator(".iteris-text details")
+    for run, kept, pictures in (("first", 0, 9), ("second", 6, 3), ("third", 9, 0)):
+        of_run = drawn | {"pictures": pictures, "kept": kept, "seconds": 10 * pictures}
+        frontend.begin(run)
+        frontend.executed(1, output | {"iteris_drawn": [of_run]}, run=run)
+        frontend.settle()
+        said = f"Kept from earlier runs: {kept} of 9 pictures." if kept else ""
+        assert told.text_content().endswith(f"a dog{said}")
+        expect(frontend.page.locator(".iteris-times[data-of=IterISCompare]")).to_have_text(
+            "By the last run: 9 pictures, about 1.5 min"
+        )
+    assert frontend.errors == []
+
+
 def test_the_time_and_the_pictures_stand_close_together(in_renderer, output, picture):
     frontend = in_renderer
     drawn = {"pictures": 9, "seconds": 90, "steps": 20, "size": [0, 0], "own": 9, "line": 5}

@@ -240,7 +240,9 @@ export default {
   runs_polished: "{runs} sample runs a LoRA, then {steps} polish steps",
   pictures: "{count} pictures",
   pictures_time: "{count} pictures, about {time}",
-  pictures_title: "By the last comparison on this machine",
+  pictures_title:
+    "By the last comparison on this machine. Pictures of which nothing has changed since an earlier run are not drawn again.",
+  pictures_kept: "Kept from earlier runs: {kept} of {count} pictures.",
   on_left: "Picture on the left",
   on_right: "Picture on the right",
   base_model: "base model",
