@@ -82,6 +82,24 @@ def iteris(world, *more, **changes):
     return CliRunner().invoke(app, arguments_of(world, *more, **changes), env=ENVIRONMENT)
 
 
+@pytest.fixture(scope="module")
+def by_library(world):
+    """The model, and what the library merges of the two rows."""
+    return merged_here(world)
+
+
+@pytest.fixture(scope="module")
+def by_command(world, tmp_path_factory):
+    """The style -> the file and the report that the command writes of the two rows, and what it says."""
+    made = {}
+    for style in ("kohya", "diffusers"):
+        folder = tmp_path_factory.mktemp(style)
+        outputs = folder / "merged.safetensors", folder / "report.json"
+        done = iteris(world, "--output", outputs[0], "--style", style, "--json", outputs[1])
+        made[style] = (*outputs, done)
+    return made
+
+
 def merged_here(world, layers=({}, {})):
     model = load_diffusers(str(world / "base"))
     loras = [
@@ -102,12 +120,11 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("style", ["kohya", "diffusers"])
-def test_the_commands_file_is_the_librarys_merge(world, tmp_path, style):
-    output = tmp_path / "merged.safetensors"
-    done = iteris(world, "--output", output, "--style", style, "--json", tmp_path / "report.json")
+def test_the_commands_file_is_the_librarys_merge(world, by_library, by_command, style):
+    output, report, done = by_command[style]
     assert (done.exit_code, complaints(done)) == (0, [])
     assert f"saved to {output}" in done.stdout
-    model, expected = merged_here(world)
+    model, expected = by_library
     assert_same(read_lora(model, output), expected)
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
@@ -124,14 +141,14 @@ def test_the_commands_file_is_the_librarys_merge(world, tmp_path, style):
     assert all(
         key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys
     )
-    assert recipe == json.loads((tmp_path / "report.json").read_text())["settings"]
+    assert recipe == json.loads(report.read_text())["settings"]
     assert (recipe["iteris_version"], recipe["base"]) == (__version__, str(world / "base"))
     sha256 = hashlib.sha256((world / "one.safetensors").read_bytes()).hexdigest()
     assert recipe["loras"][0]["sha256"] == sha256
     assert recipe["loras"][0]["prompts"] == ["a cat", "ink"]
 
 
-def test_strengths_block_weights_and_left_out_layers_reach_the_merge(world, tmp_path):
+def test_strengths_block_weights_and_left_out_layers_reach_the_merge(world, by_library, tmp_path):
     output = tmp_path / "merged.safetensors"
     rows = [
         "<lora:{}/one:0.5:0.7> blocks=OUT:0.5,MID:0 | a cat | ink",
@@ -142,7 +159,7 @@ def test_strengths_block_weights_and_left_out_layers_reach_the_merge(world, tmp_
     one = {"strength": 0.5, "strength_text": 0.7, "blocks": "OUT:0.5,MID:0"}
     model, expected = merged_here(world, (one, {"without": ("*attn2*", "*fc1")}))
     assert_same(read_lora(model, output), expected)
-    _, whole = merged_here(world)
+    _, whole = by_library
     left_out = set(whole.deltas) - set(expected.deltas)  # by both
     assert left_out == {p for p in whole.deltas if "mid_block" in p and "attn2" in p} != set()
 
@@ -166,13 +183,12 @@ def test_a_row_may_be_longer_than_a_name_of_a_file(world, tmp_path, monkeypatch)
     assert done.stderr.startswith("iteris merge sd15: --lora 2: nowhere: there is no such file")
 
 
-def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, tmp_path):
+def test_rows_come_from_a_file_and_prompts_from_the_trigger_words(world, by_library, tmp_path):
     text = f"{ONE}\n# <lora:nowhere>\n\n{TWO}\n".format(world, world)
     (tmp_path / "rows.txt").write_text(text)
     done = iteris(world, "--output", tmp_path / "a.safetensors", rows=[f"{tmp_path}/rows.txt"])
     assert done.exit_code == 0
-    _, expected = merged_here(world)
-    model = load_diffusers(str(world / "base"))
+    model, expected = by_library
     assert_same(read_lora(model, tmp_path / "a.safetensors"), expected)
     done = iteris(world, "--output", tmp_path / "b.safetensors", rows=(ONE, "{}/two.safetensors"))
     assert (done.exit_code, complaints(done)) == (0, [])
@@ -222,17 +238,19 @@ def test_errors_are_one_line_and_exit_code_2(world, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(world, tmp_path):
+def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(
+    world, by_command, tmp_path
+):
     """It has another order of sets and of safetensors' own metadata."""
-    outputs = [tmp_path / name / "out.safetensors" for name in ("one", "two")]
-    assert iteris(world, "--output", outputs[0]).exit_code == 0
+    expected, *_ = by_command["kohya"]
+    output = tmp_path / expected.name
     # sums depend on the number of threads; in this process it is one
     environment = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, outside.__file__, *arguments_of(world, "--output", outputs[1])]
+    command = [sys.executable, outside.__file__, *arguments_of(world, "--output", output)]
     given = {"capture_output": True, "text": True, "timeout": HANGS, "env": environment}
     done = subprocess.run(command, **given)
     assert (done.returncode, done.stderr, done.stdout.splitlines()[-1]) == (0, "", "[]")
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert output.read_bytes() == expected.read_bytes()
 
 
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
