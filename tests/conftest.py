@@ -13,6 +13,7 @@ settings.load_profile("iteris")
 
 
 SERVERS = ("host", "web")  # folders, each of whose tests share a ComfyUI
+OTHERS = ("test_chain.py", "test_panels.py")  # half of tests/web, which shares another one
 SLOW = ("host", "comfy")  # tests/web has some that are quick
 
 
@@ -37,8 +38,8 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            folder = file.split("/")[-2]
-            return folder if folder in SERVERS else file
+            *_, folder, name = file.split("/")
+            return f"{folder} {name in OTHERS}" if folder in SERVERS else file
 
     return Scheduler(config, log)
 
