@@ -22,6 +22,7 @@ import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
 import { addSlider } from "./slider.js";
 import { offerRows } from "./stock.js";
+import { followScale } from "./stage.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
 import { followRuns, hearOwnRuns, learnFiles, recall, seekRun, showFile, showMoved, showOutputs } from "./told.js";
@@ -89,6 +90,7 @@ app.registerExtension({
     rememberOpened();
     pasteWithoutResults();
     followRuns();
+    followScale();
     app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => fitAnew());
     new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette
     document.head.append(html("style", "", meaningsStyle(say)));

@@ -4,7 +4,7 @@
 import { ofMerge } from "./made.js";
 import { paintOf } from "./paint.js";
 import { button, copied, fileName, html } from "./parts.js";
-import { bars, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
+import { bars, headline, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 import { ownName } from "./rows_text.js";
 
 const WIDTH = 360;
@@ -13,7 +13,7 @@ const LABELS = 14;
 const LETTER = 6.7; // of a label
 const APART = 36; // labels from one another
 const MOST_LAYERS = 3;
-const NAME = 15; // letters of a name that has its figures beside it
+const NAME = 20; // letters of a name that has its figure beside it
 const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
 const COPIED = 2000; // milliseconds that a button says so
 
@@ -66,7 +66,7 @@ const soon = (isAlone, isPreview, say) =>
  * @param {(isOpen: boolean) => void} [how.toggled] called at a click, before the node has another height
  */
 export function draw(element, model, say, how = {}) {
-  const { earlier, failure, isApart, isOpen, isAlone, isPreview, isSet, live, stopped, switchOn, toggled } = how;
+  const { earlier, failure, isApart, isOpen, isAlone, isPreview, isSet, live, stopped, switchOn } = how;
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
@@ -80,7 +80,7 @@ export function draw(element, model, say, how = {}) {
     element.append(adviceOf({ kind: "together", names: [] }, say, switchOn));
   const told = live ?? model;
   if (!told) return;
-  const details = foldOf(told, say, isOpen ?? !(live || model.verdict), toggled);
+  const details = foldOf(told, say, isOpen ?? !(live || model.verdict), how);
   details.classList.toggle("iteris-live", !!live);
   element.append(details);
 }
@@ -91,8 +91,8 @@ function append(element, model, say, how) {
   const of = earlier !== "changed" ? ofMerge(model.made, say) : since && say("of_merge", { what: since });
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of })));
   if (model.verdict) element.append(verdictOf(model.verdict, say, how));
+  if (model.verdict?.loras.length) element.append(headlineOf("iteris-far-headline", model.verdict.loras, say));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
-  for (const note of model.prompts) element.append(noteOf(note, model.tasks));
   if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
@@ -108,25 +108,26 @@ export function drawOn(element, live, say) {
 }
 
 /** Return the details of a report. */
-function foldOf(model, say, isOpen, toggled) {
+function foldOf(model, say, isOpen, how) {
   const details = html("details", "iteris-details");
   details.open = isOpen;
   const summary = html("summary", "", say("details"));
-  summary.addEventListener("click", () => toggled?.(!details.open));
-  details.append(summary, ...detailsOf(model, say));
+  summary.addEventListener("click", () => how.toggled?.(!details.open));
+  details.append(summary, ...detailsOf(model, say, how));
   return details;
 }
 
-function detailsOf(model, say) {
+function detailsOf(model, say, how = {}) {
   const detail = html("div", "iteris-detail");
   const hint = html("div", "iteris-quiet", say("hover"));
   const show = (block) => detail.replaceChildren(...(block ? detailOf(model, block, say) : [hint]));
   show();
-  const notes = model.notes.map((note) => noteOf(note, model.tasks));
+  const notes = [...model.prompts, ...model.notes].map((note) => noteOf(note, model.tasks));
   if (model.side) notes.unshift(html("div", "iteris-quiet iteris-note", say("measured_at", { side: model.side })));
   const errors = html("div", "iteris-errors");
   errors.append(html("b", "", say("errors")), html("div", "iteris-quiet", say("scale")));
-  return [...notes, errors, overallOf(model, say), chart(model, show, say), detail]; // first what can be understood without the method
+  const rest = model.verdict ? [restOf(model.verdict, say, how)] : [];
+  return [...rest, ...notes, errors, overallOf(model, say), chart(model, show, say), detail]; // first what can be understood without the method
 }
 
 /** Return a note, with the name of the LoRA that it is of, if it begins with one, as a heading. */
@@ -138,35 +139,57 @@ function noteOf(note, tasks) {
   return line;
 }
 
-function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice, bounds }, say, how) {
-  const { prompts, isTogether, switchOn } = how;
+/** Return what is seen of a verdict at once: a headline, and a line for each LoRA and for several of them. */
+function verdictOf({ loras, together, togetherAdvice, unjudged, advice, bounds }, say, how) {
   const found = html("div", "iteris-verdict");
+  if (loras.length) found.append(headlineOf("iteris-headline", loras, say));
+  if (unjudged) {
+    const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(ownName).join(", "));
+    found.append(saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged")));
+  }
   const [lost, good] = bounds.map(percent);
   const told = say("levels", { lost, good });
   const lines = loras.map((lora) => keptOf(lora, told, say));
   const most = loras.some(isUncertain) ? NAME_BESIDE_LONG : NAME;
   const isLong = lines.some((line) => line.querySelector(".iteris-called").textContent.length > most);
   found.classList.toggle("iteris-long", isLong);
-  if (unjudged) {
-    const [subjects, styles] = [unjudged.subjects, unjudged.styles].map((names) => names.map(ownName).join(", "));
-    const line = saidOf("unjudged", say("in_style", { subjects, styles }), say("not_judged"));
-    line.append(html("div", "iteris-advice", say(prompts === "own" ? "look_first" : "look_drawn")));
-    found.append(line);
-  }
   found.append(...lines);
-  const areTold = loras.every(({ isTold }) => isTold);
-  if (loras.length) found.append(html("div", "iteris-advice", say(areTold ? "hint" : "not_told")));
-  const isGood = (lora) => lora.level === "good" && lora.isTold && !isUncertain(lora);
-  if (prompts === "given" && !loras.every(isGood)) found.append(html("div", "iteris-advice", say("look_given")));
   if (together) {
-    const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), say(together));
+    const isOpen = together === "uncertain";
+    const word = say(isOpen ? "look_at_compare" : together);
+    const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), word);
     line.title = say("together_title");
     line.dataset.chance = together;
-    const isDone = togetherAdvice?.kind === "together" && isTogether;
-    if (togetherAdvice && !isDone) line.append(adviceOf(togetherAdvice, say, switchOn));
+    if (isOpen) line.append(html("div", "iteris-advice", say(how.prompts === "own" ? "look_both" : "look_both_drawn")));
+    const isDone = togetherAdvice?.kind === "together" ? how.isTogether : isOpen;
+    if (togetherAdvice && !isDone) line.append(adviceOf(togetherAdvice, say, how.switchOn, isOpen));
     found.append(line);
   }
-  if (advice) found.append(adviceOf(advice, say));
+  if (advice && !loras.length) found.append(adviceOf(advice, say));
+  return found;
+}
+
+/** Return what a verdict comes to in one sentence. */
+function headlineOf(className, loras, say) {
+  const { level, word, ...values } = headline(loras);
+  const names = (values.loras ?? []).map((lora) => say("lora_is", { name: calledOf(lora), level: levelOf(lora, say) }));
+  const text = say(word, { ...values, name: ownName(loras[0].name), loras: names.join(", ") });
+  return html("b", `${className} iteris-${level}`, text);
+}
+
+const calledOf = ({ name }) => ownName(name);
+
+/** Return what else a verdict tells: in which range each LoRA is, and what to do. */
+function restOf({ loras, unjudged, against, advice }, say, { prompts }) {
+  const rest = html("div", "iteris-rest");
+  const told = (text) => rest.append(html("div", "iteris-advice", text));
+  if (unjudged) told(say(prompts === "own" ? "look_first" : "look_drawn"));
+  rest.append(...loras.map((lora) => rangeOf(lora, say)));
+  const areTold = loras.every(({ isTold }) => isTold);
+  if (loras.length) told(say(areTold ? "hint" : "not_told"));
+  const isGood = (lora) => lora.level === "good" && lora.isTold && !isUncertain(lora);
+  if (prompts === "given" && !loras.every(isGood)) told(say("look_given"));
+  if (advice && loras.length) rest.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;
   const parts = [];
   const leaks = advice?.kind === "measure" ? "overlaps" : "leaks"; // a preview has measured no leak
@@ -175,8 +198,8 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, against, advice,
   // which says nothing of a subject in a style, and would read as if it did
   if (leak !== null && stacked && !unjudged) compare(leaks, leak / stacked);
   if (base !== null) compare("base", base);
-  if (parts.length) found.append(html("div", "iteris-against", parts.join(" ")));
-  return found;
+  if (parts.length) rest.append(html("div", "iteris-against", parts.join(" ")));
+  return rest;
 }
 
 /** Return a line about several LoRAs, and the word for it. */
@@ -188,40 +211,67 @@ function saidOf(name, text, word) {
   return line;
 }
 
-/** Return what was kept of a LoRA: a word for it, a bar, and what to do about it. */
-function keptOf(lora, told, say) {
-  const { name, strength, kept, between, level, levels, advice, unread } = lora;
-  const isOpen = isUncertain(lora);
-  const isTold = lora.isTold && !isOpen;
-  const line = html("div", `iteris-said iteris-kept iteris-${isTold ? level : "open"}`);
-  Object.assign(line.dataset, { lora: name, kept, level });
-  line.classList.toggle("iteris-likely", levels.length > 1 && isTold);
-  line.title = told;
-  const head = html("div", "iteris-head");
+/** Return the word for what was kept of a LoRA, and how the line looks that has it. */
+function levelOf(lora, say) {
+  if (isUncertain(lora)) return say("uncertain_level");
+  if (!lora.isTold) return say("uncertain");
+  return lora.levels.length > 1 ? say("likely_level", { level: say(lora.level) }) : say(lora.level);
+}
+
+function lookOf(line, lora) {
+  const isTold = lora.isTold && !isUncertain(lora);
+  line.classList.add(`iteris-${isTold ? lora.level : "open"}`);
+  line.classList.toggle("iteris-likely", lora.levels.length > 1 && isTold);
+  return line;
+}
+
+function nameOf({ name, strength }, say) {
   const called = html("b");
   const [own] = fileName("iteris-called", name);
   if (strength !== 1) own.append(html("span", "iteris-quiet", ` ${say("at", { strength })}`));
   called.append(own);
   called.title = name;
-  head.append(called, html("span", "iteris-percent", say("kept", { percent: percent(kept) })));
+  return called;
+}
+
+/** Return what was kept of a LoRA: a figure, and a word for it. */
+function keptOf(lora, told, say) {
+  const { name, kept, level, unread } = lora;
+  const line = lookOf(html("div", "iteris-said iteris-kept"), lora);
+  Object.assign(line.dataset, { lora: name, kept, level });
+  line.title = told;
+  const head = html("div", "iteris-head");
+  head.append(
+    nameOf(lora, say),
+    html("span", "iteris-percent", say("kept", { percent: percent(kept) })),
+    html("span", "iteris-badge", levelOf(lora, say)),
+  );
+  line.append(head);
+  if (unread)
+    line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
+  return line;
+}
+
+/** Return in which range is what was kept of a LoRA, as a bar, too, and what to do about it. */
+function rangeOf(lora, say) {
+  const { kept, between, advice } = lora;
+  const isOpen = isUncertain(lora);
+  const line = lookOf(html("div", "iteris-said iteris-range"), lora);
   const [low, high] = (isOpen ? null : between)?.map(percent) ?? [percent(kept), percent(kept)];
+  const head = html("div", "iteris-beside");
+  head.append(nameOf(lora, say));
   if (between && !isOpen) head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
-  const likely = levels.length > 1 ? say("likely_level", { level: say(level) }) : say(level);
-  const word = isTold ? likely : say(isOpen ? "uncertain_level" : "uncertain");
-  head.append(html("span", "iteris-badge", word));
   const share = html("div", "iteris-share");
   for (const [name, value] of Object.entries({ low, kept: percent(kept), high }))
     share.style.setProperty(`--iteris-${name}`, `${value}%`);
   line.append(head, share);
-  if (unread)
-    line.append(html("div", "iteris-warning iteris-unread", say("unread_share", { percent: percent(unread) })));
   if (advice) line.append(adviceOf(advice, say));
   return line;
 }
 
-function adviceOf({ kind, names }, say, switchOn = undefined) {
+function adviceOf({ kind, names }, say, switchOn = undefined, isOpen = false) {
   const line = html("div", "iteris-advice");
-  line.append(html("span", "", say(`to_${kind}`, { name: names[0] })));
+  line.append(html("span", "", say(isOpen ? "to_together_open" : `to_${kind}`, { name: names[0] })));
   if (kind === "together" && switchOn) {
     line.classList.add("iteris-beside");
     line.append(button("iteris-copy", say("switch_on"), say("switch_on_title"), switchOn));

@@ -212,6 +212,29 @@ export function isUncertain({ between }) {
   return between !== null && between[1] - between[0] >= SAYS_NOTHING;
 }
 
+const MOST_NAMED = 2; // LoRAs, in a headline
+
+/**
+ * Return what a verdict comes to: the level that it looks like, a word of the page, and what that has in it.
+ *
+ * @param {object[]} loras of a verdict, one at least
+ * @returns {{level: string, word: string, count?: number, all?: number, loras?: object[]}}
+ */
+export function headline(loras) {
+  const told = loras.filter((lora) => lora.isTold && !isUncertain(lora));
+  const bad = told.filter(({ level }) => level !== "good");
+  const all = loras.length;
+  if (bad.length) {
+    const level = bad.some(({ level }) => level === "lost") ? "lost" : "weak";
+    if (bad.length > MOST_NAMED) return { level, word: "head_several", count: bad.length, all };
+    return { level, word: "head_look", loras: bad };
+  }
+  if (told.length < all) return { level: "open", word: "head_open" };
+  const who = ["one", "both"][all - 1] ?? "all";
+  const isLikely = told.some(({ levels }) => levels.length > 1);
+  return { level: "good", word: `head_${isLikely ? "likely" : "good"}_${who}`, all };
+}
+
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */
 export function loras({ overall }) {
   return overall.filter(({ wears }) => wears).map(({ task }) => task);

@@ -4,12 +4,14 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addElement, isShown, passing } from "./elements.js";
+import { also } from "./graph.js";
 import { heightOf } from "./heights.js";
 import { html } from "./parts.js";
 import { followed, shareOf, stepsOf, timeLeft, waiting } from "./progress.js";
 import { nameAsRun } from "./runs.js";
 
-const FAR = 0.5; // at a smaller scale of the canvas the line cannot be read
+const FAR = 0.5; // at a smaller scale of the canvas usual letters cannot be read
+const STEP = 0.05; // of what is smaller
 const FARTHEST = 0.2;
 const LETTERS = 13; // pixels of the screen
 
@@ -18,6 +20,19 @@ for (const event of ["reconnecting", "reconnected"])
   api.addEventListener(event, () => (isAway = event === "reconnecting"));
 
 const nowInSeconds = () => performance.now() / 1000;
+
+/** Let style sheets know where the canvas is far away, and how large letters are then that can be read. */
+export function followScale() {
+  let known;
+  also(app.canvas, "onDrawForeground", () => {
+    const { scale } = app.canvas.ds;
+    const step = scale < FAR ? Math.max(FARTHEST, STEP * Math.floor(scale / STEP)) : FAR;
+    if (step === known) return;
+    known = step;
+    document.body.classList.toggle("iteris-afar", scale < FAR);
+    document.body.style.setProperty("--iteris-letters", `${LETTERS / step}px`);
+  });
+}
 
 /**
  * Add the line; where the canvas is far away, it is shown over what is above it, in letters that can be read.
@@ -44,16 +59,13 @@ export function addProgress(node, say, above, changed = () => {}) {
   };
   const draw = () => {
     const left = isAway ? say("server_away") : timeLeft(end, nowInSeconds(), say);
-    const { scale } = app.canvas.ds;
-    const now = [told, left, scale, isOther];
+    const now = [told, left, isOther];
     if (now.every((each, i) => each === drawn?.[i])) return;
     drawn = now;
     const line = html("div", "iteris-stage");
     const large = html("div", "iteris-far");
     for (const each of [line, large]) each.append(...lineOf(told, left), html("div", "iteris-bar"));
     line.append(large);
-    element.classList.toggle("iteris-is-far", scale < FAR);
-    element.style.setProperty("--iteris-letters", `${LETTERS / Math.max(FARTHEST, scale)}px`);
     element.style.setProperty("--iteris-done", `${(100 * shareOf(told)).toFixed(1)}%`);
     element.replaceChildren(line);
   };

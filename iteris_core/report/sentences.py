@@ -25,6 +25,8 @@ def lines_of(verdict: Verdict) -> list[str]:
     if verdict.together is not None:
         advice = verdict.together_advice
         to_do = "" if advice is None else f": {_sentence(advice)}"
+        if verdict.together == "uncertain" and advice == Advice("together"):
+            to_do = f": look at a picture of them; {_sentence(advice)}"
         who = "both" if len(verdict.loras) == 2 else "two of them"
         lines.append(f"{who} together in one picture: {verdict.together}{to_do}")
     if verdict.advice is not None:

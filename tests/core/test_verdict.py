@@ -144,7 +144,8 @@ def test_two_are_likely_in_one_picture_up_to_an_error():
         halves = [own(f"{k}", error, kind="together") for k, error in enumerate(errors)]
         made = report(own("cat", 0.1), own("dog", 0.1), *halves)
         assert made.verdict.together == expected
-        to_do = ": to get two subjects into one picture, set scene_weight to 0.3"
+        look = "look at a picture of them; " * (expected == "uncertain")
+        to_do = f": {look}to get two subjects into one picture, set scene_weight to 0.3"
         said = f"together in one picture: {expected}{to_do * (expected != 'likely')}"
         assert (f"both {said}" in str(made).splitlines()) == (expected is not None)
         three = replace(made, fidelity=(*made.fidelity, own("ink", 0.1)))

@@ -8,6 +8,7 @@ import {
   LEVELS,
   bars,
   figures,
+  headline,
   isUncertain,
   layersOf,
   loras,
@@ -283,4 +284,22 @@ test("a note is a sentence that names layers as the bars do", () => {
     ["", ""],
   ])
     assert.equal(noteLine(note, ["cat", "ink"]), line);
+});
+
+test("a verdict comes to one sentence: what is not good is named, and grey is what nobody knows", () => {
+  const lora = (level, more = {}) => ({ name: level, level, levels: [level], between: null, isTold: true, ...more });
+  const [good, weak, lost] = ["good", "weak", "lost"].map((level) => lora(level));
+  const open = lora("lost", { between: [0, 1] });
+  const said = (...loras) => {
+    const { level, word, loras: named = [], count } = headline(loras);
+    return [level, word, ...named.map(({ name }) => name), ...(count ? [count] : [])];
+  };
+  assert.deepEqual(said(good), ["good", "head_good_one"]);
+  assert.deepEqual(said(good, good), ["good", "head_good_both"]);
+  assert.deepEqual(said(good, good, lora("good", { levels: ["good", "weak"] })), ["good", "head_likely_all"]);
+  assert.deepEqual(said(good, weak, open), ["weak", "head_look", "weak"]);
+  assert.deepEqual(said(lost, weak), ["lost", "head_look", "lost", "weak"]);
+  assert.deepEqual(said(lost, weak, weak, good), ["lost", "head_several", 3]);
+  assert.deepEqual(said(good, open), ["open", "head_open"]);
+  assert.deepEqual(said(good, lora("good", { isTold: false })), ["open", "head_open"]);
 });

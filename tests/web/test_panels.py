@@ -149,13 +149,15 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     rows = page.locator(".iteris-kept")
     good, weak, lost = (row.splitlines() for row in rows.all_inner_texts())
     assert good == ["first", "kept 83 %", "good"]
-    assert weak[-4:-1] == ["kept 52 %", "(24 to 80)", "likely weak"]
-    assert weak[-1] == "Merge with iteris instead of ties."
+    assert weak[-2:] == ["kept 52 %", "likely weak"]
     assert rows.nth(1).locator("b").text_content() == "a style of a rather long name"
-    assert lost[:3] == ["ink at 0.6", "kept 4 %", "lost"]
-    assert {"Allow a higher rank, or a larger file.", "46 % of its file was not read"} < set(lost)
+    assert lost == ["ink at 0.6", "kept 4 %", "lost", "46 % of its file was not read"]
+    head = page.locator(".iteris-headline")
+    said = "Check the pictures: a style of a rather long name is likely weak, ink is lost"
+    expect(head).to_have_text(said)
     assert "from 75 % on, lost below 30 %" in rows.first.get_attribute("title")
     ends = ["low", "kept", "high"]
+    assert not page.locator(".iteris-share").first.is_visible()
     bars = page.locator(".iteris-share").evaluate_all(
         "(all, ends) => all.map(({ style }) => ends.map((end) => style.getPropertyValue(`--iteris-${end}`)))",
         ends,
@@ -173,9 +175,10 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     taken = "taken out of its prompts: BREAK"
     together = "Two of them together in one picture\nunlikely"
     to_do = "To get two subjects into one picture, set “together” to on."
-    parts = ("lost", together, to_do, against, taken, "WARNING", "Notes, bars and layers")
+    parts = (said, "lost", together, to_do, "WARNING", "Notes, bars and layers")
     order = [lines.index(text) for text in parts]
     assert order == sorted(order)
+    assert against not in lines and taken not in lines
 
     chart = page.locator(".iteris-chart")
     closed = size_of(frontend)
@@ -183,7 +186,13 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
     picture(frontend, "verdict")
     page.locator(".iteris-details summary").click()
     frontend.settle()
-    assert chart.is_visible() and "A note" in panel.inner_text()
+    lines = panel.inner_text()
+    assert chart.is_visible() and "A note" in lines
+    order = [lines.index(text) for text in ("(24 to 80)", "ties.", "rank", against, taken)]
+    assert order == sorted(order)
+    ranges = page.locator(".iteris-range").all_inner_texts()
+    assert ranges[1].splitlines()[-1] == "Merge with iteris instead of ties."
+    assert ranges[2].splitlines() == ["ink at 0.6", "Allow a higher rank, or a larger file."]
     assert page.locator(".iteris-note > b").first.inner_text() == "first"
     assert page.locator(".iteris-axis").inner_html() == "error"
     parts = (".iteris-details .iteris-note", ".iteris-errors", ".iteris-overall", ".iteris-chart")
@@ -250,7 +259,8 @@ def test_a_compare_with_a_prompt_of_its_own_has_the_row_to_look_at(frontend, pic
     frontend.show(MERGE, top=100)
     weak = report_with_verdict(kept("first", 0.53, "weak", "priority"), kept("ink", 0.9, "good"))
     frontend.executed(MERGE, weak)
-    verdict = frontend.page.locator(".iteris-verdict")
+    verdict = frontend.page.locator(".iteris-report")
+    verdict.locator("summary").click()
     where = "Look at the row of Compare's prompt; empty “prompt” there to see each LoRA by its own."
     compare = add_compare(frontend)
     for prompt, count in (("", 0), ("a dog", 1)):
@@ -279,15 +289,18 @@ def test_on_a_transformer_what_is_not_lost_is_uncertain_and_the_panel_says_why_o
     frontend.executed(MERGE, report_with_verdict(*loras))
     rows = frontend.page.locator(".iteris-kept")
     said = [row.splitlines() for row in rows.all_inner_texts()]
-    assert said[0][-3:] == ["kept 97 %", "(60 to 100)", "uncertain"]
+    assert said[0][-2:] == ["kept 97 %", "uncertain"]
     assert [line[-1] for line in said[1:]] == ["uncertain", "lost"]
     colours = rows.evaluate_all("all => all.map((each) => getComputedStyle(each).borderLeftColor)")
     assert colours == [GREY, GREY, "rgb(217, 54, 54)"]
     why = "On models other than SDXL and SD1.5 this figure does not tell a good LoRA: look at Compare."
-    assert frontend.page.locator(".iteris-verdict").inner_text().count(why) == 1
+    frontend.page.locator(".iteris-report summary").click()
+    panel = frontend.page.locator(".iteris-report")
+    assert panel.inner_text().count(why) == 1
+    expect(panel.locator(".iteris-range").first).to_contain_text("(60 to 100)")
     picture(frontend, "verdict_on_a_transformer")
     frontend.executed(MERGE, report_with_verdict(loras[2]))
-    expect(frontend.page.locator(".iteris-verdict")).not_to_contain_text("transformers")
+    expect(panel).not_to_contain_text("On models other than")
 
 
 def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture, small):
@@ -303,11 +316,13 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     }
     frontend.executed(MERGE, output)
     line = frontend.page.locator(".iteris-unjudged")
-    assert line.inner_text().splitlines()[:2] == ["dog in the style of ink", "not judged"]
+    assert line.inner_text().splitlines() == ["dog in the style of ink", "not judged"]
+    line = frontend.page.locator(".iteris-rest")
+    frontend.page.locator(".iteris-report summary").click()
     badges = frontend.page.locator(".iteris-verdict .iteris-badge").evaluate_all(
         "all => all.map((each) => [each.textContent, getComputedStyle(each).backgroundColor])"
     )
-    assert [badges[0], badges[-1]] == [["not judged", GREY], ["uncertain", GREY]]
+    assert [badges[0], badges[-1]] == [["not judged", GREY], ["look at Compare", GREY]]
     against = "Pictures of other things change 71 % less than stacked."
     assert frontend.page.locator(".iteris-against").inner_text() == against
     stack = "If the stack shows it better, use the stack."
@@ -356,7 +371,24 @@ def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, sma
     expect(advice).to_have_count(0)
     expect(frontend.page.locator(".iteris-together")).to_contain_text("unlikely")
     verdict = output["iteris_report"][0]["verdict"]
+    both = frontend.page.locator(".iteris-together")
+    verdict["together"] = "uncertain"
+    frontend.undo()
+    frontend.executed(MERGE, output)
+    cannot = "The check cannot tell: look in Compare, by a prompt that names both"
+    expect(both).to_contain_text(f"look at Compare{cannot}")
+    expect(both).to_contain_text("If one is missing there, set “together” to on.Switch on")
+    picture(frontend, "both_open")
+    switch.click()
+    add_compare(frontend)
+    frontend.keep()
+    first = "The check cannot tell: look at the first row of Compare."
+    expect(both).to_contain_text(first)
     verdict["together_advice"] = {"kind": "compare", "names": []}
+    frontend.executed(MERGE, output)
+    expect(both).to_contain_text(first)
+    expect(advice).to_have_count(0)
+    verdict["together"] = "unlikely"
     details = frontend.page.locator(".iteris-report summary")
     details.focus()
     frontend.executed(MERGE, output)
@@ -485,6 +517,7 @@ def test_a_merge_that_was_not_checked_says_how_to_check(frontend, small):
     small(frontend, seed=15)
     frontend.show(MERGE, top=100)
     against = frontend.page.locator(".iteris-against")
+    assert frontend.page.locator(".iteris-headline").count() == 0
     frontend.executed(MERGE, report_with_verdict(advice={"kind": "measure", "names": []}))
     expect(against).to_contain_text("By their files, the LoRAs disturb each other 88 % less")
     frontend.executed(MERGE, report_with_verdict(advice={"kind": "check", "names": []}))
@@ -830,6 +863,25 @@ def test_how_far_a_run_is_can_be_read_where_the_canvas_is_far_away(in_renderer, 
     line.wait_for(state="hidden")
     soon.wait_for()
     assert size_of(frontend) == before
+    assert frontend.errors == []
+
+
+def test_what_a_verdict_comes_to_is_read_where_the_canvas_is_far_away(in_renderer, picture, small):
+    frontend = in_renderer
+    small(frontend, seed=18)
+    frontend.executed(MERGE, report_with_verdict(kept("first", 0.9, "good"), kept("b", 1, "good")))
+    frontend.show(MERGE, top=300)
+    far = frontend.page.locator(".iteris-far-headline")
+    expect(far).to_be_hidden()
+    near = size_of(frontend)
+    frontend.show(MERGE, top=300, scale=0.35)
+    expect(far).to_be_visible()
+    expect(far).to_have_text("Good: both LoRAs are kept")
+    letters = "shown => parseFloat(getComputedStyle(shown).fontSize) * app.canvas.ds.scale"
+    assert far.evaluate(letters) >= 12
+    assert far.evaluate("far => far.scrollHeight <= far.clientHeight"), "it has room"
+    picture(frontend, "verdict_far")
+    assert size_of(frontend) == near
     assert frontend.errors == []
 
 
