@@ -173,7 +173,7 @@ def captions_of(loras, plan):
         (("subject", "subject"), ("{first} behind {second}",), 0),  # they do not lie apart
     ],
 )
-def test_subjects_are_checked_together_where_they_can_lie_apart(host, kinds, forms, expected):
+def test_subjects_are_checked_together_where_they_can_lie_apart(kinds, forms, expected):
     loras = [use(f"{k}", (f"<{k}> cat",), kind=kind) for k, kind in enumerate(kinds)]
     calibration = replace(CALIBRATION, **({"scene_forms": forms} if forms else {}))
     plans = make_check_plans(loras, calibration)

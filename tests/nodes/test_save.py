@@ -200,7 +200,7 @@ def test_a_name_that_cannot_be_had_is_refused_before_the_merge(
     assert said in of_save if said else of_save is True
 
 
-def test_of_a_pair_each_name_is_looked_for_before_the_merge(saving, monkeypatch, replace_host):
+def test_of_a_pair_each_name_is_looked_for_before_the_merge(saving, replace_host):
     saving.elsewhere["a_low_noise.safetensors"] = Path("/models/a_low_noise.safetensors")
     inputs = {"merged": ["2", 3], "file_name": "a", "overwrite": True}
     prompt = {

@@ -244,7 +244,7 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
         assert (x - y).norm() < ROUNDING * y.norm()
 
 
-def test_one_lora_merges_to_itself(host, files, first):
+def test_one_lora_merges_to_itself(host, first):
     """SDXL and Z-Image also without guidance, on a model that carries a turbo LoRA."""
     alone = Calibration(**{**vars(SMALL), "preserve_weight": 0.0})
     models = [(host, alone)]
