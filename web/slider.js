@@ -101,10 +101,13 @@ function videoButton(say, over, under) {
 export function addSlider(node, say, above) {
   const slider = new Slider(node, say, above);
   node.iterisPictures = () => (isShown(slider.element) ? slider.element : undefined);
-  node.iterisPicturesAt = () => (isShown(slider.element) ? slider.shown.iteris_made?.[0]?.at : NaN); // of which merge
+  const isWhole = () => isShown(slider.element) && !slider.live;
+  node.iterisPicturesAt = () => (isWhole() ? slider.shown.iteris_made?.[0]?.at : NaN); // of which merge
   node.showIterisTiles = (output) => slider.showTiles(output);
   node.showIterisPicture = (detail) => slider.showDrawn(detail);
-  also(node, "endIterisRun", () => slider.endDrawn());
+  node.keepIterisDrawn = () => slider.keepDrawn();
+  node.forgetIterisDrawn = () => slider.forgetDrawn();
+  also(node, "endIterisRun", () => slider.live?.isEnded || slider.forgetDrawn());
   node.showIterisNamed = () => slider.showNamed();
   node.iterisRoom = () => roomOf(slider.element, 0);
   savesWithout(node, node.iterisRoom);
@@ -124,7 +127,7 @@ class Slider {
   chosen = 0; // the row
   first; // see `firstOf`
   shown; // the run's output
-  live; // a run that goes on: its id, and the rows that it has drawn so far
+  live; // a run that goes on, or was stopped: its id, and the rows that it has drawn so far
   before = []; // what other merges have drawn, see `drawnBefore`, and their files; they can be chosen in the fields alone
   file; // of the merge that is shown
 
@@ -201,6 +204,7 @@ class Slider {
 
   /** Show no pictures, as the server has begun anew, without them. */
   miss(src) {
+    this.forgetDrawn();
     showElement(this.node, this.element, false);
     if (!src.startsWith("blob:")) this.node.findIterisPictures();
   }
@@ -375,8 +379,16 @@ class Slider {
       each.ariaPressed = Number(each.dataset.row) === row && Number(each.dataset.place) === place;
   }
 
-  /** Show the pictures of the run before again, once one has ended without all of its own. */
-  endDrawn() {
+  /** Keep the pictures of a run that ends without all of its own; return how many of them there are. */
+  keepDrawn() {
+    if (!this.live) return undefined;
+    this.live.isEnded = true;
+    const pictures = this.live.rows.flatMap((row) => row.pictures);
+    return { drawn: pictures.filter(Boolean).length, count: pictures.length };
+  }
+
+  /** Show the pictures of the run before again. */
+  forgetDrawn() {
     if (!this.live) return;
     this.live = undefined;
     this.element.classList.remove("iteris-live");

@@ -74,6 +74,7 @@ export function addText(node, say, how = {}) {
   node.startIterisRun = () => panel.begin();
   node.endIterisRun = () => panel.removeProgress(); // of a run that was cancelled or failed
   node.showIterisText = (output) => panel.showText(output);
+  node.showIterisSaved = (output) => panel.showMade(output);
   node.showIterisFailure = (message, isRefused) => panel.showFailure(message, isRefused);
   node.showIterisStop = (how) => panel.showStop(how);
   node.missIterisRun = () => panel.miss();
@@ -124,11 +125,21 @@ class TextPanel {
   }
 
   begin() {
-    if (this.isOld) this.hide();
+    if (this.isOld) this.hideEnd();
+  }
+
+  /** Hide what the last run ended with, and the pictures that it had drawn by then. */
+  hideEnd() {
+    this.hide();
+    this.node.forgetIterisDrawn?.();
   }
 
   showText(output) {
-    if (!output?.text?.length) return;
+    if (output?.text?.length) this.showMade(output);
+  }
+
+  /** Show what a run has made; files alone where it is not done with the node. */
+  showMade(output) {
     this.showParts(output);
     this.removeProgress();
     this.remember(output);
@@ -147,7 +158,9 @@ class TextPanel {
     const insteadOf = (file) => this.gone.includes(file) && this.fileLine(file);
     this.drawParts = () => {
       const parts = [
-        ...linesOf(output.text, this.files, buttonsOf, insteadOf),
+        ...(output.text
+          ? linesOf(output.text, this.files, buttonsOf, insteadOf)
+          : this.files.map((file) => this.fileLine(file))),
         ...this.keptLines(output),
         ...(output.iteris_pictures ?? []).map((file) => this.pictureOf(file)),
       ];
@@ -190,7 +203,7 @@ class TextPanel {
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
   compare(now, since) {
     if (this.isOld) {
-      if (now !== this.failedAs) this.hide(); // no news of a node that is another one now
+      if (now !== this.failedAs) this.hideEnd(); // no news of a node that is another one now
       return false;
     }
     const isChanged = now !== this.madeAs;
@@ -214,19 +227,22 @@ class TextPanel {
     this.isOld = true;
     this.failedAs = undefined;
     this.element.replaceChildren(line);
-    this.mark("earlier", false);
+    this.mark("earlier", false); // which is not seen on pictures of that run itself
     this.show(this.width);
     const name = await nameOfIt(this.node);
     if (this.shown === line) this.failedAs = name;
   }
 
   showFailure(message, isRefused) {
+    if (!isRefused) this.node.keepIterisDrawn?.();
     this.showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
   }
 
   showStop(how) {
-    const word = how ? `stopped_${how}` : "stopped";
-    this.showEnd(html("div", "iteris-quiet iteris-note", this.say(word)), how ? nameAsShown : nameAsRun);
+    const drawn = how ? undefined : this.node.keepIterisDrawn?.();
+    const word = how ? `stopped_${how}` : drawn ? "stopped_drawn" : "stopped";
+    const line = html("div", "iteris-quiet iteris-note", this.say(word, drawn));
+    this.showEnd(line, how ? nameAsShown : nameAsRun);
   }
 
   /** Show what is still true of the run that the workflow keeps, where the server knows no run. */

@@ -142,7 +142,7 @@ const showStage = (detail) => showTold(detail, (node) => node.showIterisProgress
 const showPicture = (detail) => showTold(detail, (node) => node.showIterisPicture?.(detail));
 const forgetTold = () => [layers, stages, pictures].forEach((each) => each.clear());
 
-let atWork; // the node that the server has told last to be at work
+let atWork; // the id of the node that the server has told last to be at work
 let begun = 0; // runs
 let elsewhere; // a run that goes on in another window, with a merge that is shown
 
@@ -159,7 +159,8 @@ const showWaiting = oneAtATime(async () => {
   if (hasEnded) elsewhere = undefined;
   if (areIts.some(Boolean)) elsewhere = run;
   const waiting = Object.keys(prompt).map((id) => nodeAt(app.graph, id));
-  const mayRun = (node) => isNew() && [undefined, node].includes(atWork);
+  const isAtWork = (node) => atWork === undefined || nodeAt(app.graph, atWork) === node;
+  const mayRun = (node) => isNew() && isAtWork(node);
   for (const [at, node] of merges.entries()) {
     const isShown = isElsewhere ? areIts[at] : waiting.includes(node) && (before || mayRun(node));
     node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
@@ -242,13 +243,17 @@ export function followRuns() {
   api.addEventListener("iteris.saved", ({ detail }) => {
     const output = { iteris_saved: detail.files };
     listSaved(output);
-    showTold(detail, () => showFile(output));
+    showTold(detail, (node) => {
+      node.showIterisSaved?.(output);
+      showFile(output);
+    });
   });
   api.addEventListener("iteris.picture", ({ detail }) => {
     pictures.set(detail.node, [...(pictures.get(detail.node) ?? []), detail]);
     showPicture(detail);
   });
   api.addEventListener("iteris.stage", ({ detail }) => {
+    if (isNew()) showWaiting(); // a merge that was taken to be at work may be done
     stages.set(detail.node, detail);
     showStage(detail);
   });
@@ -266,7 +271,7 @@ export function followRuns() {
   }
   api.addEventListener("status", showWaiting);
   api.addEventListener("executing", ({ detail }) => {
-    atWork = detail === null ? undefined : nodeAt(app.graph, detail);
+    atWork = detail ?? undefined;
     if (detail !== null) return void (isNew() && showWaiting());
     if (!isWhole) recall(); // a run has ended
     isWhole = false;

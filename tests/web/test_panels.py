@@ -653,7 +653,13 @@ def test_the_chain_changes_inside_a_subgraph(frontend, picture, small):
 def test_a_file_that_waits_for_its_cover_is_shown_before_and_after_a_stop(frontend, small):
     small(frontend, seed=72)
     frontend.show(MERGE, top=100)
-    file = frontend.page.locator(".iteris-file")
+    file = frontend.page.locator(".iteris-report .iteris-file")
+    on_save = frontend.page.locator(".iteris-text[data-of=IterISSave]")
+    frontend.begin("before_72")
+    lines = ["/loras/older.safetensors", "read back", "3 MB"]
+    older = {**SAVED, "name": "older.safetensors", "merge": "9"}
+    frontend.executed(SAVE, {"text": lines, "iteris_saved": [older]}, run="before_72")
+    expect(on_save).to_contain_text("older.safetensors")
     frontend.begin("of_72")
     frontend.executed(MERGE, THREE, run="of_72")
     early = {**SAVED, "listed_as": "merges/early.safetensors", "hash": "h"}
@@ -663,8 +669,11 @@ def test_a_file_that_waits_for_its_cover_is_shown_before_and_after_a_stop(fronte
     assert file.count() == 0
     frontend.send("iteris.saved", prompt_id="of_72", node=str(SAVE), files=[early])
     expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
+    expect(on_save).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
     frontend.send("execution_interrupted", prompt_id="of_72", node_id="7")
     expect(file).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
+    expect(on_save).to_contain_text("Saved: merges/early.safetensors, 3.4 MB")
+    expect(on_save).not_to_contain_text("older")
     listed = (
         "LiteGraph.registered_node_types.IterISLora.nodeData.input.required.lora_name[1].options"
     )

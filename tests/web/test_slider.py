@@ -423,7 +423,7 @@ def test_the_row_that_the_verdict_names_is_shown_and_found_again_by_its_button(f
 
 
 def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
-    """And those of before once more where the run is stopped; in no other workflow."""
+    """And stay where the run is stopped, until the next one or a change; in no other workflow."""
     frontend = in_renderer
     page = frontend.page
     rows = [{"prompt": row["prompt"], "names": row["names"]} for row in output["iteris_tiles"]]
@@ -458,7 +458,20 @@ def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
     expect(drawn).to_have_count(0)
     frontend.go_to("drawn first")
     expect(drawn).to_have_count(2)
+    text, earlier = page.locator(".iteris-text"), slider.locator(".iteris-earlier")
+    stopped = "Stopped: {} of 6 pictures are drawn. The next run goes on with the others."
     frontend.send("execution_interrupted", prompt_id="of 81", node_id="1")
+    expect(text).to_have_text(stopped.format(2))
+    expect(slider).to_be_visible()
+    expect(thumbs).to_have_count(6)
+    expect(drawn).to_have_count(2)
+    drawn.last.click()
+    assert large() == ["<b>dog</b>"] * 2
+    at = "app.graph.getNodeById(1).iterisPicturesAt()"
+    assert page.evaluate(f"Number.isNaN({at})"), "those of no merge are all there"
+    picture(frontend, "slider_stopped")
+    frontend.begin("next")
+    expect(text.filter(visible=True)).to_have_count(0)
     expect(slider.filter(visible=True)).to_have_count(0)
 
     frontend.begin("whole")
@@ -472,11 +485,41 @@ def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
         expect(drawn).to_have_count(1)
         if end == "stopped":
             frontend.send("execution_interrupted", prompt_id=end, node_id="1")
+            expect(text).to_have_text(stopped.format(1))
+            expect(drawn).to_have_count(1)
+            expect(earlier).to_be_hidden()
+            frontend.set_widgets(1, seed=83)  # then it is no news any more
+            expect(earlier).to_be_visible()
         else:
             frontend.executed(1, output, run=end)
         expect(drawn).to_have_count(6)
         assert large() == ["merged", "stacked"]
     expect(page.locator(".iteris-slider.iteris-live")).to_have_count(0)
+    assert frontend.errors == []
+
+
+def test_after_f5_a_merge_does_not_say_that_it_runs_while_its_compare_draws(frontend):
+    """The server tells who is at work before the page has its nodes, and then how far that is."""
+    page = frontend.page
+    nodes = {"2": {"class_type": "IterISMerge", "inputs": {"loras": "<lora:second:1>"}}}
+    nodes |= {"1": {"class_type": "IterISCompare", "inputs": {"seed": 85, "merged": ["2", 3]}}}
+    frontend.load(nodes, "draws on")
+    frontend.load(frontend.workflow(), "draws on")
+    own = frontend.prompt()
+    frontend.begin("of_85")
+    frontend.noted("85,")
+    busy = {"queue_running": [[0, "of_85", own, {}, ["1"]]], "queue_pending": []}
+    page.route("**/queue", lambda route: route.fulfill(json=busy))
+    frontend.open()
+    line = page.locator(".iteris-progress:not(.iteris-hidden)")
+    expect(line).to_contain_text("Running")
+    stage = {"name": "Pictures", "number": 1, "count": 1, "starts": 0, "share": 1}
+    stage |= {"is_alike": True, "told_by": 20}
+    steps = {"stage": stage, "done": 40, "total": 180, "seconds_left": 0}
+    frontend.send("iteris.stage", prompt_id="of_85", node="1", **steps)
+    expect(line).to_have_count(1)
+    expect(line).to_have_text(re.compile("^Pictures 2/9"))
+    page.unroute("**/queue")
     assert frontend.errors == []
 
 

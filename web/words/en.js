@@ -296,6 +296,7 @@ export default {
   server_away: "waiting for ComfyUI's server",
   stopped: "Stopped.",
   stopped_compare: "The last run merged nothing: Compare had an error.",
+  stopped_drawn: "Stopped: {drawn} of {count} pictures are drawn. The next run goes on with the others.",
   stopped_elsewhere: "Stopped in another window.",
   stopped_save: "The last run merged nothing: Save merged LoRA had an error.",
   stopped_lost: "This run was lost with ComfyUI's server.",

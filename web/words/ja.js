@@ -299,6 +299,7 @@ export default {
   server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
   stopped_compare: "前回の実行ではマージしていません：「比較」にエラーがありました。",
+  stopped_drawn: "停止しました：{count} 枚中 {drawn} 枚を生成済みです。次の実行で残りを生成します。",
   stopped_elsewhere: "別のウィンドウで停止しました。",
   stopped_save: "前回の実行ではマージしていません：「マージ後の LoRA を保存」にエラーがありました。",
   stopped_lost: "ComfyUI のサーバーが止まったため、この実行は失われました。",

@@ -284,6 +284,7 @@ export default {
   server_away: "正在等待 ComfyUI 的服务器",
   stopped: "已停止。",
   stopped_compare: "上次运行没有合并：“比较”有错误。",
+  stopped_drawn: "已停止：{count} 张中已生成 {drawn} 张。下次运行会继续生成其余的图片。",
   stopped_elsewhere: "已在另一个窗口中停止。",
   stopped_save: "上次运行没有合并：“保存合并后的 LoRA”有错误。",
   stopped_lost: "ComfyUI 的服务器中断，这次运行已丢失。",
