@@ -462,6 +462,9 @@ def test_a_file_is_found_by_its_words_and_what_it_is_made_of(rows, picture):
         rows.page.wait_for_selector(".iteris-option")
         rows.page.keyboard.type(said)
         expect(option).to_have_text([listed])
+        seen = option.locator(".iteris-picture")
+        # where no file has a picture, there is no room for one
+        expect(seen).to_be_visible(visible=name == "first")
         picture(rows, f"rows_found_{name}")
         rows.page.keyboard.press("Enter")
         assert text_of(rows).endswith(f"\n<lora:{name}:1>")
