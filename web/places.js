@@ -286,6 +286,10 @@ export function showCompare(compare, canvas, frames = SHOWN) {
   const own = width / ds.scale;
   const wide = Math.max(own, CLEAR * page.width);
   canvas.canvas.focus({ preventScroll: true }); // or the page's keys are dead once the button is gone
-  ds.fitToBounds([x - (wide - own) / 2, y, wide, height / ds.scale], { zoom: CLEAR });
+  const bottom = y + height / ds.scale;
+  ds.fitToBounds([x - (wide - own) / 2, y, wide, bottom - y], { zoom: CLEAR });
+  // with the node's title, where they are not much smaller then
+  const whole = { graph: canvas.graph, pos: [x, compare.pos[1]], size: [own, bottom - compare.pos[1]] };
+  if (whole.size[1] * ds.scale * CLEAR < page.height) bringIntoSight([whole], canvas, false);
   canvas.setDirty(true, true);
 }

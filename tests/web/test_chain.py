@@ -501,6 +501,8 @@ def test_a_report_leads_to_the_pictures_of_its_compare(in_renderer, picture, ser
     frontend.page.wait_for_function(PICTURES_SEEN)
     picture(frontend, "seen_in_pictures")
     assert frontend.page.evaluate("app.canvas.ds.scale") <= 1, "no larger than they are"
+    title = f"({ONE})('IterISCompare').pos[1] - 30"
+    assert frontend.page.evaluate(f"app.canvas.visible_area[1] <= {title}"), "and its title"
     assert kinds(frontend) == before
     assert "prompt" not in sent
     made = {"preset": "Fast", "strengths": [1, 1], "settings": {}, "at": 2}
