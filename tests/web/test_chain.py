@@ -210,8 +210,11 @@ def load_chain(frontend):
         if key in (ENCODER, "4", SAMPLER, "7", "8")
     }
     frontend.load(graph, "loaders")
-    place = "places => Object.entries(places).forEach(([id, at]) => { app.graph.getNodeById(id).pos = at; })"
-    frontend.page.evaluate(place, {key: places[key] for key in graph})
+    workflow = frontend.workflow()
+    for node in workflow["nodes"]:
+        node["pos"] = places[str(node["id"])]
+    # Nodes 2.0 of older frontends draws a node where it was added
+    frontend.load(workflow, "loaders")
     frontend.page.evaluate("app.graph.getNodeById(12).mode = 4")
     frontend.show(11, left=300, top=200, scale=0.7)
     frontend.keep()
