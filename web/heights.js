@@ -2,8 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 import { also, nodesOf } from "./graph.js";
-import { LAID_OUT } from "./places.js";
-import { keepResult } from "./undo.js";
+import { onceLaidOut } from "./places.js";
+import { keepResult, putInto } from "./undo.js";
 
 const MARGIN = 10; // the frontend's, round an element of a node
 const NARROW = 4; // round one without a frame of its own; iteris.css has the rest at its sides
@@ -55,8 +55,7 @@ export function keepHeight(node) {
     else if (isSet && !LiteGraph.vueNodesMode) state.own = own;
   });
   also(node, "onSerialize", (saved) => {
-    const [width, height] = saved.size ?? [];
-    if (width) saved.size = [width, Math.max(1, Math.min(state.own, height - roomsOf(state)))];
+    if (saved.size) saved.size = [saved.size[0], Math.max(1, state.own)];
   });
 }
 
@@ -118,14 +117,27 @@ export function fit(node, width = 0, laidOut = undefined) {
       if (state.waiting) return;
       state.laidOut?.();
       state.laidOut = undefined;
+      keepLaidOut();
     }),
   );
 }
 
 /** Fit all nodes once the other renderer has laid them out: they keep the heights that they had before or meanwhile. */
-export function fitAnew(frames = LAID_OUT) {
-  if (frames) return void requestAnimationFrame(() => fitAnew(frames - 1));
-  for (const node of nodesOf(app.canvas.graph.rootGraph)) if (heights.has(node)) fit(node);
+export const fitAnew = () =>
+  onceLaidOut(() => {
+    for (const node of nodesOf(app.canvas.graph.rootGraph)) if (heights.has(node)) fit(node);
+  });
+
+let laying = 0; // how many wait
+
+/** Put into the newest step of Undo what the page works out by itself, once it has: how high nodes are, and their order. */
+export function keepLaidOut() {
+  laying += 1;
+  onceLaidOut(() => {
+    laying -= 1;
+    const nodes = [...nodesOf(app.graph)];
+    if (!laying && !nodes.some(isDrawn)) putInto(nodes, ["size", "order"]);
+  });
 }
 
 /** Let no user make a node so narrow that its parts cannot be read. */

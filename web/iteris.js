@@ -8,15 +8,15 @@ import { addPictures } from "./compare.js";
 import { keepApart } from "./everywhere.js";
 import { also, isOurs } from "./graph.js";
 import { holdAll } from "./groups.js";
-import { fitAnew, keepHeight } from "./heights.js";
+import { fitAnew, keepHeight, keepLaidOut } from "./heights.js";
 import { addButtons, addTriggers } from "./lora.js";
 import { forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
 import { mergeButton, settingsButton } from "./merge.js";
 import { addReport } from "./merge_panel.js";
-import { beginOpening, locale, rememberOpened } from "./page.js";
-import { html } from "./parts.js";
-import { COMPARE_WIDTH, showWhole } from "./places.js";
+import { beginOpening, isRestoring, locale, rememberOpened } from "./page.js";
+import { html, untell } from "./parts.js";
+import { COMPARE_WIDTH, keepInSight, onceLaidOut, showWhole } from "./places.js";
 import { addSize, addTimes, dimIdle } from "./presets.js";
 import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
@@ -91,7 +91,7 @@ app.registerExtension({
     pasteWithoutResults();
     followRuns();
     followScale();
-    app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => fitAnew());
+    app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", fitAnew);
     new MutationObserver(colourSockets).observe(document.documentElement, { attributeFilter: ["style"] }); // a palette
     document.head.append(html("style", "", meaningsStyle(say)));
   },
@@ -150,7 +150,12 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     isOpening = false;
+    if (isRestoring()) {
+      untell();
+      onceLaidOut(() => keepInSight(app.canvas));
+    }
     showWhole(app.graph, app.canvas);
+    keepLaidOut();
     recall(); // not waited for: it waits for the frontend, which would wait for it
   },
   onNodeOutputsUpdated: showOutputs,

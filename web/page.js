@@ -9,9 +9,12 @@ let first; // the workflow that was shown first
 let isOpening = false; // the graph is another workflow's than the one that the frontend takes for the one on show
 const toShow = []; // what is called once it is not
 
+/** Return whether the frontend puts a step back, as Undo does. */
+export const isRestoring = () => !!store()?.activeWorkflow?.changeTracker?._restoringState;
+
 /** Take note that the frontend opens a workflow; it tells which one that is once all of it is there. */
 export function beginOpening() {
-  isOpening = !!store()?.$onAction && !store().activeWorkflow?.changeTracker?._restoringState;
+  isOpening = !!store()?.$onAction && !isRestoring();
 }
 
 /** Take note of when a workflow is open. */

@@ -136,9 +136,18 @@ export async function copied(text) {
   }
 }
 
-/** Tell something in a corner of the page, for as long as it takes to read it. */
+const told = [];
+
+/** Tell something in a corner of the page, for as long as it takes to read it, or until it is undone. */
 export function tell(summary, detail) {
-  app.extensionManager?.toast?.add({ severity: "info", summary, detail, life: 2000 + 50 * detail.length });
+  const message = { severity: "info", summary, detail, life: 2000 + 50 * detail.length };
+  told.push(message);
+  app.extensionManager?.toast?.add(message);
+}
+
+/** Take away what was told: it may be of what has been undone. */
+export function untell() {
+  for (const message of told.splice(0)) app.extensionManager?.toast?.remove(message);
 }
 
 /** Put what has changed without a click on the canvas into the frontend's history. */

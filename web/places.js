@@ -11,7 +11,7 @@ const ONE_COLUMN = 606; // a narrower one may have its pictures below the slider
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
 export const LANE = 20; // between links side by side, and from them to nodes
-export const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
+const LAID_OUT = 10; // frames until nodes have their heights in Nodes 2.0, and their places in older ones
 export const PADDING = 10; // of a group
 export const HEAD = 50; // of a group, down to where its nodes begin
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
@@ -19,6 +19,10 @@ const CLEAR = 0.7; // of the page, which no bar covers
 const EDGE = 6; // of the screen, round what is brought into sight
 const READABLE = 0.572; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
+
+/** Call something once new nodes are laid out. */
+export const onceLaidOut = (call, frames = LAID_OUT) =>
+  requestAnimationFrame(frames > 1 ? () => onceLaidOut(call, frames - 1) : call);
 
 /** Return where on the page what no bar covers begins and ends. */
 function freeArea(canvas) {
@@ -34,10 +38,14 @@ function freeArea(canvas) {
  * Show one of our templates whole, once the frontend has shown it in its way: as large as the page allows, and so that
  * it can be read. It says that it is one, and a workflow that is made of it does not.
  */
-export function showWhole(graph, canvas, frames = LAID_OUT) {
-  if (graph.extra.iteris_whole) delete graph.extra.iteris_whole;
-  else if (frames === LAID_OUT) return;
-  if (frames) return void requestAnimationFrame(() => showWhole(graph, canvas, frames - 1));
+export function showWhole(graph, canvas) {
+  if (!graph.extra.iteris_whole) return;
+  delete graph.extra.iteris_whole;
+  onceLaidOut(() => fitAll(graph, canvas));
+}
+
+/** Move the page so that all of a graph is seen, as far as it can be read. */
+function fitAll(graph, canvas) {
   const { ds } = canvas;
   const [start, end] = freeArea(canvas);
   const box = boxOf([...graph.nodes.map(edgesOf), ...graph.groups.map(bordersOf)]);
@@ -248,20 +256,32 @@ export function makeRoom(graph, taker, height, taken, grown = height) {
  * Move the page by as much as it takes to see new nodes, and make it smaller if they need that; where it could not be
  * read any more, as many of the first ones as have room. In a subgraph that is closed there is nothing to see.
  */
-export function bringIntoSight(nodes, canvas, frames = LAID_OUT) {
+export function bringIntoSight(nodes, canvas, isNew = true) {
   if (nodes[0].graph !== canvas.graph) return;
-  if (frames) return void requestAnimationFrame(() => bringIntoSight(nodes, canvas, frames - 1));
+  if (isNew) return void onceLaidOut(() => bringIntoSight(nodes, canvas, false));
   const { ds } = canvas;
   const [start, end] = freeArea(canvas);
   const box = boxOf(nodes.map(grownEdges));
   const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
-  if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1) return bringIntoSight(nodes.slice(0, -1), canvas, 0);
+  if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1)
+    return bringIntoSight(nodes.slice(0, -1), canvas, false);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));
   for (const axis of [0, 1]) {
     const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
     ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
   }
   canvas.setDirty(true, true);
+}
+
+/** Bring the nearest nodes into sight where no title is. */
+export function keepInSight(canvas) {
+  const { ds } = canvas;
+  const [left, top, right, bottom] = freeArea(canvas).flatMap((at) => at.map((x, i) => x / ds.scale - ds.offset[i]));
+  const isSeen = (node) => overlap(edgesOf(node).with(3, node.pos[1]), [left, top, right, bottom]);
+  const far = ({ pos, size }) =>
+    Math.hypot(pos[0] + (size[0] - left - right) / 2, pos[1] + (size[1] - top - bottom) / 2);
+  const nodes = canvas.graph.nodes.toSorted((one, other) => far(one) - far(other));
+  if (nodes.length && !nodes.some(isSeen)) bringIntoSight(nodes, canvas, false);
 }
 
 /**
@@ -275,7 +295,7 @@ export function showCompare(compare, canvas, frames = SHOWN) {
   const { height, left, top, width } = pictures?.getBoundingClientRect() ?? {};
   if (!height) {
     // the frontend first shows a graph where it was left
-    if (frames === SHOWN) bringIntoSight([compare], canvas, isElsewhere ? LAID_OUT : 0);
+    if (frames === SHOWN) bringIntoSight([compare], canvas, isElsewhere);
     // what is out of sight is not laid out
     if (pictures && frames) requestAnimationFrame(() => showCompare(compare, canvas, frames - 1));
     return;

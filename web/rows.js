@@ -8,6 +8,7 @@ import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./h
 import { knownOfRows } from "./known_rows.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
+import { isRestoring, store } from "./page.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -26,7 +27,7 @@ import { textAfter } from "./prompt_field.js";
 import { TRIGGER, absentFrom } from "./triggers.js";
 import { PREVIEW, isMerge } from "./work.js";
 
-const USUAL_HEIGHT = 84;
+const USUAL_HEIGHT = 60;
 const LEAST_WIDTH = 330; // at which a row shows a name
 const MOST_HEIGHT = 400; // of the text field
 const MOST_DRAWN = 200; // rows; a merge takes 100
@@ -48,7 +49,7 @@ export function addRows(node, say, more = []) {
   also(text, "callback", () => view.read());
   also(node, "onConfigure", () => {
     view.read(true);
-    if (isRestored() && asked?.id === String(node.id)) view.focusAgain(asked);
+    if (isRestoring() && asked?.id === String(node.id)) view.focusAgain(asked);
   });
   also(node, "onConnectionsChange", () => view.draw());
   if (presetOf(node)) also(presetOf(node), "callback", () => view.draw()); // a preview needs no prompts
@@ -129,20 +130,16 @@ const heightIn = (element, parts) =>
 
 const views = new WeakMap(); // workflow -> node's id -> how its rows are shown
 
-const shownWorkflow = () => app.extensionManager?.workflow?.activeWorkflow;
-
 /** Remember how the rows of a node are shown: Undo makes every node anew. */
 function remember(node, shown) {
-  const workflow = shownWorkflow();
+  const workflow = store()?.activeWorkflow;
   if (!workflow) return;
   if (!views.has(workflow)) views.set(workflow, new Map());
   views.get(workflow).set(node.id, shown);
 }
 
-const isRestored = () => !!shownWorkflow()?.changeTracker?._restoringState;
-
 /** Return how the rows were shown on a node that Undo makes anew; undefined: it is another one. */
-const restored = (node) => (isRestored() ? views.get(shownWorkflow())?.get(node.id) : undefined);
+const restored = (node) => (isRestoring() ? views.get(store().activeWorkflow)?.get(node.id) : undefined);
 
 class Rows {
   constructor(node, text, element, say, more) {
@@ -384,7 +381,7 @@ class Rows {
 
   /** Draw the entries; `isOther`: they are the same as before, and seen in another way. */
   draw(isOther = false) {
-    const before = heightOf(this.element, 0) - heightIn(this.list, ".iteris-absent"); // which comes again
+    const before = this.heightClosed();
     const isLinked = this.isLinked(this.text.name);
     const focused = this.list.contains(document.activeElement) ? document.activeElement : undefined;
     const [place, part] = [focused?.closest(".iteris-row")?.dataset.place, focused?.classList[0]];
@@ -394,8 +391,8 @@ class Rows {
     else this.element.replaceChildren(this.asText ? this.textField() : this.rows(), this.plain, this.buttons());
     if (part && !this.asText) this.focus(place, part);
     if (this.asText && !isLinked) this.fitText();
-    const grown = before > 0 ? heightOf(this.element, 0) - before : 0;
-    shrink(this.node, isOther ? 0 : Math.max(0, -grown)); // another height would be a step of Undo
+    const lower = before > 0 ? before - this.heightClosed() : 0;
+    shrink(this.node, isOther ? 0 : Math.max(0, lower)); // another height would be a step of Undo
     this.learn();
   }
 
@@ -468,6 +465,11 @@ class Rows {
   /** Return the height of what is seen now and then: of what is open, which is closed once the workflow is opened again. */
   heightOpen() {
     return heightIn(this.element, ".iteris-row-body, .iteris-absent, .iteris-plain");
+  }
+
+  /** Return the height of the rows as they are once the workflow is opened again; 0 before they were seen. */
+  heightClosed() {
+    return heightOf(this.element, 0) - this.heightOpen();
   }
 
   /** Ask what is known of the files, and mark the rows with it. */

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from browser import TRACKER
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -371,6 +372,39 @@ def test_a_template_opens_so_that_its_letters_are_drawn(in_renderer, picture):
     frontend.page.set_viewport_size(size)
     assert scale >= READABLE
     assert far == 0.3, "what a user has set stays"
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("template", [1, 11])
+def test_what_the_page_lays_out_is_no_step_of_undo(in_renderer, template):
+    """Nodes 2.0 draws some nodes higher than a workflow says, and anew after each Undo."""
+    frontend = in_renderer
+    frontend.load_template(template)
+    steps = f"{TRACKER}.undoQueue.length"
+    frontend.settle(40)
+    frontend.keep()
+    assert frontend.page.evaluate(steps) == 0
+    frontend.page.evaluate("app.graph.nodes[0].title = 'another'")
+    frontend.keep()
+    frontend.undo()
+    frontend.keep()
+    assert frontend.page.evaluate(steps) == 0
+    assert frontend.errors == []
+
+
+def test_undo_takes_back_what_was_told_and_brings_what_remains_into_sight(in_renderer):
+    frontend = in_renderer
+    load_plain(frontend)
+    frontend.set_widgets(int(LOADER), loras=ROWS)
+    frontend.set_widgets(int(ENCODER), text="a demo1")
+    frontend.keep()
+    merge_these(frontend)
+    told = frontend.page.get_by_text("The prompt does not name every LoRA")
+    expect(told).to_have_count(1)
+    frontend.page.evaluate("app.canvas.ds.offset = [-9000, -9000]")
+    frontend.undo()
+    expect(told).to_have_count(0)
+    assert frontend.page.evaluate(ARE_SEEN, ["SaveImage"]), "what was nearest"
     assert frontend.errors == []
 
 

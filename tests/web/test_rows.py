@@ -927,6 +927,20 @@ def test_what_only_shows_rows_in_another_way_is_no_step_of_undo(rows):
     assert rows.page.evaluate(steps) == before
 
 
+def test_an_edit_with_rows_open_leaves_the_height_that_a_workflow_keeps(rows):
+    """Of what is open it keeps nothing."""
+    kept = f"{TRACKER}.activeState.nodes[0].size[1]"
+    rows.keep()
+    before = rows.page.evaluate(kept)
+    for place in (0, 1):
+        at(rows, place, "opener").click()
+    for place in (0, 1):
+        at(rows, place, "toggle").click()
+        rows.settle(20)
+        rows.keep()
+        assert rows.page.evaluate(kept) == before
+
+
 EDITS = (
     (0, "number", "0.6"),
     (0, "prompts", "demo1 in the rain"),
