@@ -1,6 +1,7 @@
 """What buttons change in the graph: nodes and links are laid out so that they can be read, and Undo takes it back."""
 
 import json
+import re
 
 import pytest
 from browser import TRACKER
@@ -182,7 +183,7 @@ def choose_in_menu(frontend, node_id, entry, picture=None):
         at = "id => app.graph.getNodeById(id).pos.map((at, k) => (at + app.canvas.ds.offset[k]) * app.canvas.ds.scale)"
         x, y = page.evaluate(at, node_id)
         page.mouse.click(x + 60, y - 8, button="right")
-    page.get_by_text("Remove", exact=True).locator("visible=true").first.wait_for()
+    page.get_by_text(re.compile("^(Remove|Delete)$")).locator("visible=true").first.wait_for()
     if picture:
         picture(frontend, f"loaders_menu_{node_id}")
     item = page.get_by_text(f"{entry} (IterIS)")
