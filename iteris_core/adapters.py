@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -243,10 +243,15 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
     """Refuse adapters that cannot be merged with each other, or at all, whatever the model is.
 
     Raises:
-        AdapterError: A change that holds NaN or infinity, or no numbers at all; changes of one
-            bias or norm in two shapes; or no change of any layer's weight. Names the adapter and
-            the layer.
+        AdapterError: Two adapters of one name; a change that holds NaN or infinity, or no numbers
+            at all; changes of one bias or norm in two shapes; or no change of any layer's weight.
+            Names the adapter and the layer.
     """
+    if twice := repeated_name(adapters):
+        raise AdapterError(
+            f"two adapters are called {twice!r}, and a report could not tell them apart. Give each "
+            "one a name of its own"
+        )
     shapes: dict[str, tuple[Adapter, torch.Size]] = {}
     for adapter in adapters:
         place = unusable_place(adapter)
@@ -313,9 +318,15 @@ def target_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
     return {path: delta.shape for adapter in adapters for path, delta in adapter.deltas.items()}
 
 
-def names_of(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """Return the adapters' names, with a number where several have the same."""
-    return told_apart([adapter.name for adapter in adapters])
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def repeated_name(named: Iterable[_Named]) -> str | None:
+    """Return the first name that two of these have, or None."""
+    names = [each.name for each in named]
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:
@@ -323,11 +334,14 @@ def told_apart(names: Sequence[str]) -> tuple[str, ...]:
 
     >>> told_apart(["cat", "dog", "cat"])
     ('cat (1)', 'dog', 'cat (3)')
+    >>> told_apart(["cat (2)", "cat", "cat"])
+    ('cat (2) (1)', 'cat (2) (2)', 'cat (3)')
     """
-    return tuple(
+    told = tuple(
         name if names.count(name) == 1 else f"{name} ({number})"
         for number, name in enumerate(names, 1)
     )
+    return told if len(set(told)) == len(told) else told_apart(told)
 
 
 def mean_vectors(adapters: Sequence[Adapter]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, repeated_name
 from .errors import CalibrationError
 
 PRESERVE_TASK = "base model (preserve)"  # its name, where its teacher is the base model
@@ -78,12 +78,17 @@ def check_tasks(adapters: Sequence[Adapter], tasks: Sequence[Task]) -> None:
     """Refuse tasks that no engine could use.
 
     Raises:
-        CalibrationError: No task; a task without samples, with an unusable weight, or with a mix
-            that names no adapter; or no task that has a say and a teacher.
+        CalibrationError: No task; two tasks of one name; a task without samples, with an unusable
+            weight, or with a mix that names no adapter; or no task that has a say and a teacher.
     """
     if not tasks:
         raise CalibrationError(
             "there is no task: give every adapter at least one calibration sample"
+        )
+    if twice := repeated_name(tasks):
+        raise CalibrationError(
+            f"two tasks are called {twice!r}, and a report could not tell them apart. Give each "
+            "one a name of its own"
         )
     for task in tasks:
         if not task.samples:

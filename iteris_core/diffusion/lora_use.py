@@ -402,7 +402,10 @@ def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:
             "given several times cancel out, or the files hold no weights"
         )
     uses = own_names([lora.use for lora in used])
-    return [replace(lora, use=use) for lora, use in zip(used, uses, strict=True)]
+    return [
+        replace(lora, use=use, adapter=replace(lora.adapter, name=use.name))
+        for lora, use in zip(used, uses, strict=True)
+    ]
 
 
 def own_names(uses: Sequence[LoraUse]) -> list[LoraUse]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters import Adapter, target_layers
+from ..adapters import Adapter, target_layers, told_apart
 from ..base_models import DeviceMap, loaded, placed, whole_model
 from ..config import MergeConfig
 from ..errors import AdapterError, CalibrationError, ConfigError
@@ -229,12 +229,13 @@ def merge_peft(
     model = base.model
     if isinstance(model, str):
         model = family.load(model, base.dtype, base.device, base.device_map)
-    whole = [load_adapter(model, Path(task.folder)) for task in adapters]
+    read = [load_adapter(model, Path(task.folder)) for task in adapters]
+    names = told_apart([*(adapter.name for adapter in read), *([PRESERVE_TASK] if kept else [])])
+    whole = [replace(adapter, name=name) for adapter, name in zip(read, names, strict=False)]
     worn = [adapter.select(options.is_merged) for adapter in whole]
     left_out = _left_out(whole, worn)
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, samples, options, reader)
-    names = [adapter.name for adapter in worn] + ([PRESERVE_TASK] if kept else [])
     tasks = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
     result = merge(network, worn, tasks, config, progress=partial(progress, STAGE))
     settings = {

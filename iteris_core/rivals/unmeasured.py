@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, LowRankDelta, names_of, target_layers
+from ..adapters import Adapter, LowRankDelta, target_layers
 from ..config import MergeConfig
 from ..errors import AdapterError
 from ..progress import Progress
@@ -36,7 +36,7 @@ def merge_deltas(
     rule = partial(METHODS[config.method].rule, **rule_options(config))
     given = config.baseline.scale
     scale = 1.0 if given is None else float(given)  # MergeConfig refuses a search
-    names = names_of(adapters)
+    names = [adapter.name for adapter in adapters]
     paths = target_layers(adapters)
     merged = {}
     reports = []

@@ -105,6 +105,12 @@ def test_changes_of_one_bias_in_two_shapes_are_refused():
         check_adapters([one, other])
 
 
+def test_two_adapters_of_one_name_are_refused():
+    """A report would show one of them alone."""
+    with pytest.raises(AdapterError, match="two adapters are called 'a'"):
+        check_adapters([Adapter("a", {"x": random_delta(1)}), Adapter("a", {"x": random_delta(2)})])
+
+
 def test_large_numbers_are_numbers_though_their_sum_overflows():
     delta = LowRankDelta(torch.full((5, 2), 3e38), torch.full((2, 7), 60000.0).half())
     check_adapters([Adapter("a", {"x": delta})])

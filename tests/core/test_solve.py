@@ -20,9 +20,9 @@ def net():
     return toy.build("one layer")
 
 
-def random_adapter(rank=2):
+def random_adapter(rank=2, name="a"):
     up, down = torch.randn(D_OUT, rank).double(), torch.randn(rank, D_IN).double()
-    return Adapter("a", {"layer": LowRankDelta(up, down)})
+    return Adapter(name, {"layer": LowRankDelta(up, down)})
 
 
 def random_inputs():
@@ -42,7 +42,7 @@ def solve(net, adapters, tasks, **settings):
 @given(seed=st.integers(0, 1000), alpha=st.sampled_from([1e-6, 1e-4, 1e-2, 1.0]))
 def test_the_answer_minimises_the_objective(net, seed, alpha):
     torch.manual_seed(seed)
-    adapters = [random_adapter(), random_adapter(1)]
+    adapters = [random_adapter(), random_adapter(1, "b")]
     rows = [random_inputs() for _ in range(3)]
     tasks = [
         task_of(f"{g}", mix, *rows[g], 0.5 + g) for g, mix in enumerate([{0: 1.0}, {1: 1.0}, {}])
@@ -90,7 +90,7 @@ def test_activations_that_are_not_finite_name_layer_and_task(net, bad, side):
     tasks = [task_of("good", {0: 1.0}, *good), task_of("broken", {1: 1.0}, x, x_student)]
     message = r"^layer 'layer': the inputs of task 'broken' hold NaN or infinite numbers.*bfloat16 or float32"
     with pytest.raises(SolveError, match=message):
-        solve(net, [random_adapter(), random_adapter()], tasks)
+        solve(net, [random_adapter(), random_adapter(name="b")], tasks)
 
 
 def test_inputs_that_are_all_zero_name_layer_and_task(net):
@@ -98,7 +98,7 @@ def test_inputs_that_are_all_zero_name_layer_and_task(net):
     tasks = [task_of("good", {0: 1.0}, x, x_student), task_of("empty", {1: 1.0}, 0 * x)]
     said = r"^layer 'layer': all inputs of task 'empty' are zero here; use other samples"
     with pytest.raises(SolveError, match=said):
-        solve(net, [random_adapter(), random_adapter()], tasks)
+        solve(net, [random_adapter(), random_adapter(name="b")], tasks)
 
 
 @given(seed=st.integers(0, 1000))

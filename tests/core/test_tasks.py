@@ -17,6 +17,7 @@ def adapter(name, idle=False):
 
 UNUSABLE = [
     ([], "there is no task"),
+    ([Task("a", SAMPLES, {0: 1.0}), Task("a", SAMPLES, {1: 1.0})], "two tasks are called 'a'"),
     ([Task("a", (), {0: 1.0})], "task 'a' has no samples"),
     ([Task("a", SAMPLES, {0: 1.0}, -1.0)], "task 'a' has weight -1.0; it must be a finite number"),
     ([Task("a", SAMPLES, {0: 1.0}, float("nan"))], "task 'a' has weight nan"),

@@ -1,5 +1,6 @@
 """T5, FLAN-T5, BART and BLIP, whole, on tiny random models."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -119,6 +120,15 @@ def test_preserve_samples_are_a_task_with_an_empty_mix(case):
     assert [task.task for task in kept.report.layers[0].tasks] == ["one", "two", PRESERVE_TASK]
     settings = kept.report.settings
     assert (settings["samples"], settings["weights"]) == ([4, 4, 4], [1.0, 1.0, 2.0])
+
+
+def test_adapters_in_folders_of_one_name_are_told_apart(of_t5, tmp_path):
+    folders = [tmp_path / side / "final" for side in ("a", "b")]
+    for folder, adapter in zip(folders, of_t5.adapters, strict=True):
+        shutil.copytree(adapter, folder)
+    tasks = [AdapterTask(folder, of_t5.samples(k)) for k, folder in enumerate(folders)]
+    result = of_t5.merge(tasks=tasks)
+    assert list(result.report.residuals(wears=True)) == ["final (1)", "final (2)"]
 
 
 def test_progress_is_told_by_stages_and_can_cancel(of_t5):
