@@ -30,14 +30,17 @@ def can_derive(
     problem: Problem, path: str, module: nn.Module, x: Tensor, inputs: SharedInputs
 ) -> bool:
     """Whether to derive the sums of all layers that read an input from its moments: if that is less
-    work, and the settings allow it.
+    work, by the first rows of every process, and the settings allow it.
     """
     width = inputs.widths.get(path)
     if width is None or not may_derive(problem.config) or _keeps_rows(problem, module, x):
         return False
     d_in = weight_shape(module)[1]
     tokens = tokens_read(module, token_count(module, x), problem) * problem.samples
-    return tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
+    is_less = tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
+    against = torch.tensor(float(not is_less))
+    problem.processes.add_up([against])
+    return not against
 
 
 def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:

@@ -18,7 +18,7 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Task, merge
+from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Sample, Task, merge
 from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
@@ -47,6 +47,24 @@ def toys(**settings) -> Adapter:
     return merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter
 
 
+def long_and_short() -> Adapter:
+    """Merge on long rows for one process and short ones for the next: by the long ones, it is less
+    work to derive sums from a layer's input.
+    """
+    net = toy.build("attention")
+    adapters = [net.adapter("a"), net.adapter("b")]
+    context = torch.randn(toy.CONTEXT_TOKENS, 5).double()
+    tasks = [
+        Task(
+            adapter.name,
+            [Sample((torch.randn(tokens, 6).double(), context)) for tokens in (100, 2, 2)],
+            {k: 1.0},
+        )
+        for k, adapter in enumerate(adapters)
+    ]
+    return merge(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=1)).adapter
+
+
 def diffusion() -> Adapter:
     """Merge LoRAs with sampling and the check; its figures are in a vector."""
     host = fake_host.FakeHost()
@@ -64,6 +82,7 @@ def merged() -> dict[str, Tensor]:
         "one sample a call": toys(samples_per_chunk=1),
         "fewer calls than processes": toys(samples_per_chunk=100),
         "another balance": toys(samples_per_chunk=2, balance="full", ridge="paper"),
+        "long and short rows": long_and_short(),
         "a size": toys(samples_per_chunk=2, size=300),
         "diffusion": diffusion(),
     }
