@@ -36,14 +36,14 @@ class DeltaCache:
         self._kept: dict[tuple[str, Mix], LowRankDelta | None] = {}
 
     def delta(
-        self, path: str, adapters: Sequence[Adapter], mix: Mix, place: Workplace
+        self, path: str, adapters: Sequence[Adapter], mix: Mix, x: Tensor
     ) -> LowRankDelta | None:
-        """Return a mix of adapters at a layer as one delta on its device; None: it changes nothing
-        there.
+        """Return a mix of adapters at a layer whose input is x as one delta on its device; None: it
+        changes nothing there.
         """
         if (path, mix) in self._kept:
             return self._kept[path, mix]
-        delta = _mix_as_worn(worn_delta(path, adapters, dict(mix)), place)
+        delta = _mix_as_worn(worn_delta(path, adapters, dict(mix)), Workplace.of(x))
         size = 0 if delta is None else delta.up.nbytes + delta.down.nbytes
         if size <= self._room:
             self._room -= size
@@ -137,11 +137,12 @@ def wearing(
         if folds_rows(path):
             x, y = unfolded(len(mixes), x, y)
         check_rows(path, x, len(mixes))
-        for mix, rows in rows_by_mix.items():
-            delta = cache.delta(path, adapters, mix, Workplace.of(x))
-            if delta is None:
-                continue
-            with exact_products(x.device):
+        # entered once: with several mixes its switches would take longer than their products
+        with exact_products(x.device):
+            for mix, rows in rows_by_mix.items():
+                delta = cache.delta(path, adapters, mix, x)
+                if delta is None:
+                    continue
                 for part in rows:
                     codes = codes_of(module, x[part], delta.down)
                     add_to_output(module, y[part], codes, delta.up)
