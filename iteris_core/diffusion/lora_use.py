@@ -249,14 +249,16 @@ def unfilled(use: LoraUse, words: str) -> str:
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     """Return every LoRA once, and a note about each one that was given several times.
 
-    LoRAs are the same if their `sha256` is, and the weights of their layers are. One that was given
-    several times is used at the sum of its strengths, on all of its prompts, at its largest weight.
+    LoRAs are the same if their `sha256` is, and the weights of their layers are; one that is not
+    read yet is like no other. One that was given several times is used at the sum of its strengths,
+    on all of its prompts, at its largest weight.
     """
     from ..report.records import Note
 
     groups: dict[tuple[str, str, tuple[str, ...]], list[LoraUse]] = {}
-    for use in uses:
-        groups.setdefault((use.sha256, use.blocks, use.without), []).append(use)
+    for number, use in enumerate(uses):
+        content = use.sha256 or f"not read: {number}"
+        groups.setdefault((content, use.blocks, use.without), []).append(use)
     notes = []
     for group in groups.values():
         if len(group) > 1:

@@ -31,6 +31,11 @@ def test_one_content_is_one_lora_at_the_sum_of_the_strengths():
     assert dog.strength_model == 1.0
 
 
+def test_loras_whose_files_are_not_read_yet_are_not_one():
+    once, notes = each_once([use("cat", sha256=""), use("dog", sha256="")])
+    assert [one.name for one in once] == ["cat", "dog"] and notes == []
+
+
 def test_loras_of_one_name_are_numbered_and_so_are_their_adapters():
     delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
     uses = [use("cat", sha256="1"), use("dog", sha256="2"), use("cat", sha256="3")]
