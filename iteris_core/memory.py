@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -200,22 +200,38 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
 
 
 @contextmanager
-def solving(path: str) -> Iterator[None]:
-    """Name the layer where memory runs out in its solve, beside which no forward call runs, so that
-    smaller ones would not help.
-
-    Raises:
-        OutOfMemory: It does.
-    """
+def _told_where_full(where: str) -> Iterator[None]:
     try:
         yield
         return
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    raise OutOfMemory(
+    raise OutOfMemory(where)
+
+
+def solving(path: str) -> AbstractContextManager[None]:
+    """Name the layer where memory runs out in its solve, beside which no forward call runs, so that
+    smaller ones would not help.
+
+    Raises:
+        OutOfMemory: It does.
+    """
+    return _told_where_full(
         f"layer {path!r} ran out of memory while it was solved. Its equations take as much with "
         "any number of samples, and at any resolution. Close what else uses this device, merge "
         f"fewer LoRAs at once, set {label('target')} to {value_label('target', 'delta')!r}, "
         "which takes less, or use another device"
+    )
+
+
+def without_smaller_calls(doing: str) -> AbstractContextManager[None]:
+    """Name what was done where memory runs out and no forward call can be smaller.
+
+    Raises:
+        OutOfMemory: It does.
+    """
+    return _told_where_full(
+        f"{doing} ran out of memory where no forward call can be smaller. Close what else uses "
+        "this device, merge fewer LoRAs at once, or use another device"
     )

@@ -17,7 +17,7 @@ from typing import Any
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
 from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemory, plain
-from ..memory import is_out_of_memory, with_smaller_calls
+from ..memory import is_out_of_memory, with_smaller_calls, without_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
 from ..progress import StageProgress, nobody
@@ -55,17 +55,16 @@ def merge_and_check(
         IterisError: Memory that runs out even with the smallest calls, or an error of
             `prove_loras` or `merge_diffusion`.
     """
-    # most parts make smaller calls by themselves; for the others this makes a readable error
-    return with_smaller_calls(lambda _: _merge_and_check(job, progress, watch), 1, "the merge")
-
-
-def _merge_and_check(job: Job, progress: StageProgress, watch: Watch) -> MergeResult:
     _log(job)
     told = numbered(progress, job.stages)
     rounded: Rounded = {}
     if job.runs_model:
-        rounded |= prove_loras(job.model, job.loras, job.calibration, in_stage(told, stages.PROOF))
-    result = merge_diffusion(job, told, watch)
+        with without_smaller_calls("the proof of the LoRAs"):
+            rounded |= prove_loras(
+                job.model, job.loras, job.calibration, in_stage(told, stages.PROOF)
+            )
+    with without_smaller_calls("the merge"):
+        result = merge_diffusion(job, told, watch)
     if job.check_plans:
         result = _checked(result, job, told)
     if job.runs_model:

@@ -18,6 +18,7 @@ from iteris_core import (
     LowRankDelta,
     MergeConfig,
 )
+from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.held_out import HeldOutCheck
@@ -299,11 +300,12 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, m
     of_a_handle = "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`"
     errors = map(RuntimeError, (on_the_cpu, of_a_handle, "CUBLAS_STATUS_ALLOC_FAILED"))
     for error in (torch.OutOfMemoryError("full"), *errors, MemoryError()):
-        monkeypatch.setattr(host, "denoiser", Mock(side_effect=error))
-        with pytest.raises(
-            CalibrationError, match=r"ran out of memory .* lower resolution, trajectories"
-        ):
-            merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
+        for place, what in ((host, "denoiser"), (merging, "prove_loras")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, what, Mock(side_effect=error))
+                doing = "the proof of the LoRAs" if place is merging else "the merge"
+                with pytest.raises(CalibrationError, match=f"^{doing} ran out .* Close what else"):
+                    merge_and_check(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 
 
 def test_prompts_are_read_in_smaller_calls_when_memory_runs_out(host):
