@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from .errors import CalibrationError as CalibrationError
     from .errors import ConfigError as ConfigError
     from .errors import IterisError as IterisError
+    from .errors import MissingLibraryError as MissingLibraryError
     from .errors import NameTakenError as NameTakenError
+    from .errors import OutOfMemoryError as OutOfMemoryError
+    from .errors import PeerError as PeerError
     from .errors import SaveError as SaveError
     from .errors import SolveError as SolveError
     from .merging import MergeResult as MergeResult
@@ -57,9 +60,12 @@ _MODULE_OF = {
     "MergeConfig": "config",
     "MergeReport": "report.records",
     "MergeResult": "merging",
+    "MissingLibraryError": "errors",
     "NameTakenError": "errors",
     "Network": "network",
     "Note": "report.records",
+    "OutOfMemoryError": "errors",
+    "PeerError": "errors",
     "Sample": "tasks",
     "SaveError": "errors",
     "SolveError": "errors",

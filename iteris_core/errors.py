@@ -52,8 +52,12 @@ class CalibrationError(IterisError):
     """
 
 
-class OutOfMemory(CalibrationError):
-    """A device that has too little memory for a single sample."""
+class OutOfMemoryError(CalibrationError):
+    """A device that has too little memory for a single sample, or for the solve of a layer."""
+
+
+class PeerError(IterisError):
+    """Another process of the merge failed, or is gone."""
 
 
 class SolveError(IterisError):

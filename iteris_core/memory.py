@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from .errors import OutOfMemory
+from .errors import OutOfMemoryError
 from .settings import label, value_label
 
 logger = logging.getLogger("iteris")
@@ -176,7 +176,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     """Return ``run(size)``, where `size` is halved as long as the device runs out of memory.
 
     Raises:
-        OutOfMemory: With a single sample, too.
+        OutOfMemoryError: With a single sample, too.
     """
     while size:
         try:
@@ -191,7 +191,7 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
             logger.info(
                 "%s ran out of memory; samples in one forward call from now on: %d", doing, size
             )
-    raise OutOfMemory(
+    raise OutOfMemoryError(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved. With a diffusion model lower "
         f"{label('resolution')}, {label('trajectories')} or {label('timesteps')}; with a "
@@ -207,7 +207,7 @@ def _told_where_full(where: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    raise OutOfMemory(where)
+    raise OutOfMemoryError(where)
 
 
 def solving(path: str) -> AbstractContextManager[None]:
@@ -215,7 +215,7 @@ def solving(path: str) -> AbstractContextManager[None]:
     smaller ones would not help.
 
     Raises:
-        OutOfMemory: It does.
+        OutOfMemoryError: It does.
     """
     return _told_where_full(
         f"layer {path!r} ran out of memory while it was solved. Its equations take as much with "
@@ -229,7 +229,7 @@ def without_smaller_calls(doing: str) -> AbstractContextManager[None]:
     """Name what was done where memory runs out and no forward call can be smaller.
 
     Raises:
-        OutOfMemory: It does.
+        OutOfMemoryError: It does.
     """
     return _told_where_full(
         f"{doing} ran out of memory where no forward call can be smaller. Close what else uses "

@@ -76,6 +76,8 @@ def merge(
         CalibrationError: Tasks or a network that cannot be measured.
         ConfigError: Settings that do not fit the adapters or the method.
         SolveError: A layer without a usable solution; with its path.
+        OutOfMemoryError: The device has too little memory even for a single sample, or for a
+            layer's solve.
         PeerError: Another process failed.
     """
     config = config or MergeConfig()

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
 from .devices import moved
-from .errors import ConfigError, IterisError
+from .errors import ConfigError, PeerError
 from .memory import is_out_of_memory
 
 T = TypeVar("T")
@@ -31,10 +31,6 @@ _is_alone: ContextVar[bool] = ContextVar("iteris_alone", default=False)
 _TOLD = "iteris_told"
 _FAILED = 1
 _OUT_OF_MEMORY = 1 << 16  # more than there are processes
-
-
-class PeerError(IterisError):
-    """Another process of the merge failed, or is gone."""
 
 
 @contextlib.contextmanager

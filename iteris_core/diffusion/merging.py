@@ -16,7 +16,7 @@ from typing import Any
 
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
-from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemory, plain
+from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemoryError, plain
 from ..memory import is_out_of_memory, with_smaller_calls, without_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
 from ..network import Network
@@ -108,7 +108,7 @@ def _why(what: str, error: Exception, where_full: str = "") -> str:
     Args:
         where_full: What follows where memory ran out.
     """
-    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
+    if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
         return f"memory ran out{where_full}"
     if not isinstance(error, IterisError) or error.__cause__ is not None:
         logger.warning("%s failed", what, exc_info=error)

@@ -99,7 +99,7 @@ def polish(
 
     Raises:
         CalibrationError: An output without a gradient, or an error that is not finite.
-        OutOfMemory: Even gradients of a single row do not fit.
+        OutOfMemoryError: Even gradients of a single row do not fit.
     """
     targets = _targets(network, adapters, tasks, rows_per_call)
     with torch.inference_mode(False), ExitStack() as stack:

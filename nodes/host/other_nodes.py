@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...iteris_core import CalibrationError, SolveError
-from ...iteris_core.errors import OutOfMemory
+from ...iteris_core.errors import OutOfMemoryError
 
 # Options of a MODEL that its samplers alone look at.
 _OF_SAMPLERS = (
@@ -82,7 +82,7 @@ def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
     """
     try:
         yield
-    except OutOfMemory:
+    except OutOfMemoryError:
         raise
     except (CalibrationError, SolveError) as error:
         names = dict.fromkeys(

@@ -20,7 +20,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.engines.measure import Measurement
-from iteris_core.errors import OutOfMemory
+from iteris_core.errors import OutOfMemoryError
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_out_of_memory_in_a_solve_the_layer_is_named_at_once(engine, monkeypatch
     monkeypatch.setattr(Measurement, "solve", full)
     config = toy.exact(samples_per_chunk=4, engine=engine)
     said = "layer 'down1' ran out of memory while it was solved.* fewer LoRAs"
-    with pytest.raises(OutOfMemory, match=said):
+    with pytest.raises(OutOfMemoryError, match=said):
         merge(net.network(), adapters, tasks, config)
     assert full.call_count == 1
 

@@ -10,7 +10,7 @@ from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
 
 from iteris_core import Adapter, CalibrationError, LowRankDelta
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.errors import OutOfMemory
+from iteris_core.errors import OutOfMemoryError
 
 
 def lora_of(*keys, down=None):
@@ -80,7 +80,9 @@ def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
     assert note.text.startswith("cat is in the merge and on the MODEL, too")
 
 
-@pytest.mark.parametrize(("error", "is_named"), [(CalibrationError, True), (OutOfMemory, False)])
+@pytest.mark.parametrize(
+    ("error", "is_named"), [(CalibrationError, True), (OutOfMemoryError, False)]
+)
 def test_who_may_have_caused_an_error_is_named(error, is_named):
     def tile(q, k, v, extra): ...
 

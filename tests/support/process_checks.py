@@ -18,14 +18,23 @@ import toy
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from iteris_core import Adapter, CalibrationError, ConfigError, MergeConfig, Sample, Task, merge
+from iteris_core import (
+    Adapter,
+    CalibrationError,
+    ConfigError,
+    MergeConfig,
+    OutOfMemoryError,
+    PeerError,
+    Sample,
+    Task,
+    merge,
+)
 from iteris_core.adapters import sha256_of_tensors
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_and_check
 from iteris_core.engines.measure import Measurement
-from iteris_core.errors import OutOfMemory
-from iteris_core.processes import PeerError, Processes
+from iteris_core.processes import Processes
 
 SMALL = Calibration(
     trajectories=4,
@@ -132,7 +141,7 @@ def check_failures(processes: Processes) -> None:
 
         return mock.patch.object(Measurement, "solve", once)
 
-    expected = OutOfMemory if processes.number == processes.size - 1 else PeerError
+    expected = OutOfMemoryError if processes.number == processes.size - 1 else PeerError
     with full_at(1):
         failed = raised(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=1))
     assert type(failed) is expected, failed
