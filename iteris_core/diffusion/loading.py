@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..files.families import Family
 from ..files.tensors import read_header
 from .diffusers_model import DiffusersModel
 
+logger = logging.getLogger("iteris")
+_USUAL_FACTOR = 8  # pixels of a latent, in each direction, of SD1.5's and SDXL's own VAE
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 # Parts of a checkpoint of one file that say what kind of SDXL it is.
 _SDXL_TEXTS = "conditioner.embedders."
@@ -71,7 +74,7 @@ def load_diffusers(
     """
     pipeline = load_pipeline(source, config, family=family, with_vae=False)
     described = config if _is_checkpoint(source) else source
-    factor = _vae_scale_factor(described) if described is not None else 8
+    factor = _vae_scale_factor(described) if described is not None else _USUAL_FACTOR
     model = DiffusersModel.of(pipeline, factor)
     for part in (model.unet_model, *model.text_models):
         placed(part.to(dtype), device, device_map)
@@ -223,6 +226,9 @@ def _variant(folder: Path) -> str | None:
 
 
 def _vae_scale_factor(source: str) -> int:
+    if Path(source).is_dir() and not (Path(source) / "vae").is_dir():
+        logger.info("%s has no vae; a latent is taken for 8 x 8 pixels", source)
+        return _USUAL_FACTOR
     from diffusers import AutoencoderKL
 
     channels = AutoencoderKL.load_config(source, subfolder="vae")["block_out_channels"]

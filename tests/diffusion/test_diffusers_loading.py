@@ -83,6 +83,14 @@ def test_a_model_is_loaded_without_a_network(request, family, kind, tmp_path):
     assert not any(p.requires_grad or m.training for m in parts_of(model) for p in m.parameters())
 
 
+def test_a_folder_without_a_vae_is_read(saved, tmp_path, caplog):
+    caplog.set_level("INFO", logger="iteris")
+    folder = shutil.copytree(saved / "pipeline", tmp_path / "bare")
+    shutil.rmtree(folder / "vae")
+    assert load_diffusers(str(folder)).vae_scale_factor == 8
+    assert f"{folder} has no vae; a latent is taken for 8 x 8 pixels" in caplog.messages
+
+
 def test_an_sdxl_checkpoint_says_itself_what_it_predicts(host_xl, saved_xl, tmp_path):
     """As those of NoobAI do, and as ComfyUI reads them; the settings are those of another SDXL."""
     settings = str(saved_xl / "pipeline")
