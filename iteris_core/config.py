@@ -29,9 +29,10 @@ Method = Literal[
     "mix_of_show",
     "custom_diffusion",
 ]
-# Settings that no rival looks at, and settings of the iterating engine alone.
+# Settings that no rival looks at; of the iterating engine alone; and of the sweep alone.
 ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix", "unit_gain")
-ITERATE_ONLY = ("max_iter", "tolerance")
+ITERATE_ONLY = ("max_iter", "tolerance", "statistics_bytes")
+SWEEP_ONLY = ("waiting_bytes", "call_bytes")
 # Methods that look at the deltas alone, and whose answers are of low rank as they are.
 DATA_FREE = ("average", "sum", "tsv_m", "np_lora", "ace")
 Engine = Literal["sweep", "iterate"]

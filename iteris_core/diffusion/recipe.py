@@ -19,7 +19,7 @@ from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
 # Settings that depend on the memory of the machine, and not on what is merged.
-_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes")
+_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "statistics_bytes")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..config import ITERATE_ONLY, ITERIS_ONLY, BaselineOptions, MergeConfig
+from ..config import ITERATE_ONLY, ITERIS_ONLY, SWEEP_ONLY, BaselineOptions, MergeConfig
 from ..errors import ConfigError
-from ..settings import label
+from ..settings import label, value_label
 from ..tasks import Task
 from .data_free import ace, average, linear, np_lora, ties, total, tsv_m, user_weights
 from .measured import custom_diffusion, mix_of_show, regmean, ssr
@@ -107,6 +107,17 @@ def check_used(config: MergeConfig) -> None:
                 f"{label(name)} is for the engine iterate; the sweep solves every layer once. "
                 "Leave it out"
             )
+        if config.engine == "iterate" and name in SWEEP_ONLY:
+            raise ConfigError(
+                f"{label(name)} is for the engine sweep; with iterate no sample waits. Leave it out"
+            )
+    is_cut = config.target == "full_output" and config.rank != "full"
+    if config.factorisation == "float32" and not (config.method == "iteris" and is_cut):
+        raise ConfigError(
+            f"{label('factorisation')} is 'float32', which is for the method iteris with "
+            f"{label('target')} {value_label('target', 'full_output')!r} and a rank; all others "
+            "are solved in float64. Leave it out"
+        )
 
 
 def check_options(config: MergeConfig) -> None:

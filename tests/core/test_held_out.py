@@ -234,6 +234,10 @@ def test_settings_that_cannot_be_used_are_refused_before_any_work(host):
     for changes, message in (
         ({"method": "ties", "engine": "iterate"}, r"engine is for the method iteris; ties"),
         ({"max_iter": 3}, r"max_iter is for the engine iterate"),
+        ({"statistics_bytes": 1}, r"statistics_bytes is for the engine iterate"),
+        ({"engine": "iterate", "waiting_bytes": 1}, r"waiting_bytes is for the engine sweep"),
+        ({"factorisation": "float32", "target": "delta"}, r"factorisation is 'float32', which"),
+        ({"factorisation": "float32", "method": "ties"}, r"factorisation is 'float32', which"),
         ({"baseline": BaselineOptions(density=0.2)}, r"density is not an option of iteris"),
         ({"size": 3}, r"size is 3; 8 layers of rank 1 take"),
     ):

@@ -35,8 +35,9 @@ def read(recipe):
 
 
 def test_what_only_the_machine_decides_is_in_no_recipe_and_ignored_in_one():
-    assert not {"samples_per_chunk", "waiting_bytes", "call_bytes"} & set(RECIPE["config"])
-    added = {**RECIPE["config"], "waiting_bytes": 1, "samples_per_chunk": 2}
+    of_machine = {"samples_per_chunk", "waiting_bytes", "call_bytes", "statistics_bytes"}
+    assert not of_machine & set(RECIPE["config"])
+    added = {**RECIPE["config"], **dict.fromkeys(of_machine, 2)}
     assert read({**RECIPE, "config": added}).config == read(RECIPE).config
 
 
