@@ -58,7 +58,9 @@ def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
-        raise ConfigError(f"device {device!r} cannot be used: {first_line(error)}") from error
+        raise ConfigError(
+            f"device {device!r} cannot be used: {first_line(error)}. Choose another, such as 'cpu'"
+        ) from error
 
 
 def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:

@@ -96,7 +96,8 @@ def check_targets(network: Network, adapters: Sequence[Adapter]) -> None:
         for path, delta in adapter.deltas.items():
             if path not in network.modules:
                 raise AdapterError(
-                    f"adapter {adapter.name!r} changes {path!r}, which this model does not have"
+                    f"adapter {adapter.name!r} changes {path!r}, which this model does not have. "
+                    "Choose the model that it was trained for, or leave it out"
                 )
             try:
                 expected = weight_shape(network.modules[path])

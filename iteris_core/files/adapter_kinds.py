@@ -257,7 +257,9 @@ def _scale(tensors: Tensors, rank: int) -> float:
         return 1.0
     numbers = tensors[ALPHA].numel()
     if numbers != 1:
-        raise AdapterError(f"has an alpha of {numbers} numbers, not one; the file is damaged")
+        raise AdapterError(
+            f"has an alpha of {numbers} numbers, not one; the file is damaged. Download it again"
+        )
     return tensors[ALPHA].item() / rank
 
 

@@ -72,7 +72,7 @@ class Group:
         if self.doubled:
             raise AdapterError(
                 f"has two tensors for {self.doubled[0]!r}; the file mixes two formats and is "
-                "damaged"
+                "damaged. Download it again"
             )
         for role in VECTORS:
             if role in self.tensors and not torch.isfinite(self.tensors[role].float()).all():

@@ -89,7 +89,9 @@ def parse(
             part, delta, of_group, misfits = _read(group, keys, dense_delta)
             of_weight = {} if delta is None else parts.setdefault(part.path, {})
             if any(part.overlaps(other) for other in of_weight):
-                raise AdapterError(f"describes {part.path!r} a second time; the file is damaged")
+                raise AdapterError(
+                    f"describes {part.path!r} a second time; the file is damaged. Download it again"
+                )
         vectors |= of_group
         unmatched += misfits
         if delta is not None:

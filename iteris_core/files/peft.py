@@ -86,7 +86,8 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
     if len(by_path) < len(groups):
         twice = next(path for path in by_path if path in groups and PREFIX + path in groups)
         raise AdapterError(
-            f"{name}: {twice!r} is described twice; the file mixes two adapters and is damaged"
+            f"{name}: {twice!r} is described twice; the file mixes two adapters and is damaged. "
+            "Download it again"
         )
     # PEFT names modules exactly, so each of them has to be there
     foreign = [path for path in by_path if path not in shapes]
@@ -148,7 +149,8 @@ def _delta(
     if found != expected:
         raise AdapterError(
             f"has {found} magnitudes of a DoRA where {CONFIG_FILE} and the model announce "
-            f"{expected}; config, weights and base are not of one adapter"
+            f"{expected}; config, weights and base are not of one adapter. Download it again, and "
+            "choose the base that it was trained for"
         )
     scaled = {UP: delta.up, DOWN: delta.down, MAGNITUDE: group.tensors[MAGNITUDE]}
     weight = None if weight_at is None else weight_at(path).detach().cpu()

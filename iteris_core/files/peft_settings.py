@@ -160,7 +160,7 @@ class Scales(BaseModel):
         if announced != rank or not rank:
             raise AdapterError(
                 f"has rank {rank}, but {CONFIG_FILE} says {announced:g}; config and weights are "
-                "not of one adapter"
+                "not of one adapter. Download it again"
             )
         alpha = _of_layer(self.alpha_pattern, path, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)

@@ -140,7 +140,9 @@ def check_complete(tensors: Tensors, roles: Sequence[str]) -> None:
 def check_factors(up: Tensor, down: Tensor, shape: Shape | None, what: str) -> None:
     """Refuse factors (d_out, r) and (r, d_in) that do not fit each other or the weight."""
     if up.shape[1] != len(down):
-        raise AdapterError(f"has {what}, which have different ranks; the file is damaged")
+        raise AdapterError(
+            f"has {what}, which have different ranks; the file is damaged. Download it again"
+        )
     if len(down) > RANK:
         raise AdapterError(
             f"has factors of rank {len(down)}, but at most {RANK} is read; the file is damaged or "
@@ -158,4 +160,4 @@ def check_shape(found: tuple[int, ...], expected: Shape | None, what: str) -> No
 
 def damaged(what: str, *tensors: Tensor, why: str) -> AdapterError:
     shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-    return AdapterError(f"has {what} {shapes}, which {why}; the file is damaged")
+    return AdapterError(f"has {what} {shapes}, which {why}; the file is damaged. Download it again")

@@ -141,8 +141,8 @@ def _squares(task: Task, *outputs: Tensor) -> Tensor:
 
 def not_finite(task: Task) -> CalibrationError:
     return CalibrationError(
-        f"task {task.name!r}: the network's output is not finite; a precision that overflows, or a "
-        "NaN"
+        f"task {task.name!r}: the network's output is not finite, most likely since half "
+        "precision overflows. Run the model in bfloat16 or float32, or lower the strengths"
     )
 
 

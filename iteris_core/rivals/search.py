@@ -127,7 +127,7 @@ class OutputError:
         if not found:
             raise CalibrationError(
                 "the network's forward returns no tensor, so there is no output to search a scale "
-                "by"
+                "by; choose a method, or a scale, that needs no search"
             )
         every = [tensor.detach().cpu().double() for tensor in found]
         return every[0] if len(every) == 1 else torch.cat([each.flatten() for each in every])

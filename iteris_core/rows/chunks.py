@@ -128,6 +128,7 @@ def _call_key(sample: Sample, task: Task, network: Network) -> Hashable:
     if sample.student is not None and network.call_key(sample.student) != key:
         raise CalibrationError(
             f"teacher and student of a sample of task {task.name!r} read texts that cannot share a "
-            "forward call of this model, such as texts of different lengths"
+            "forward call of this model, such as texts of different lengths. Give both texts of "
+            "one length, padded where they are shorter"
         )
     return key

@@ -68,7 +68,8 @@ def layer_hooks(modules: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[N
             inputs = args or tuple(named.values())
             if not inputs or not isinstance(inputs[0], Tensor):
                 raise CalibrationError(
-                    f"layer {path!r} was called without a tensor to work on; it cannot be measured"
+                    f"layer {path!r} was called without a tensor to work on, so it cannot be "
+                    "measured; leave this layer out of the merge"
                 )
             return hook(path, module, inputs[0], _changeable(inputs[0], output))
 

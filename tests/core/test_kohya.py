@@ -284,7 +284,10 @@ BAD = [
     (factors("lora_unet_conv_in"), "changes a layer that is neither Linear nor a"),
     ({f"{UNET}.diff": DIFF * float("inf")}, "holds NaN or infinite weights; the training run"),
     (factors(alpha=float("nan")), "holds NaN or infinite weights"),
-    (factors(alpha=[1.0, 1.0]), "has an alpha of 2 numbers, not one; the file is damaged"),
+    (
+        factors(alpha=[1.0, 1.0]),
+        "has an alpha of 2 numbers, not one; the file is damaged. Download it",
+    ),
     ({**factors(), f"{UNET}.lora_A.weight": DIFF}, "has two tensors for 'down'; the file mixes"),
     ({f"{UNET}.diff": DIFF[0, 0]}, "has a difference of (), which is not a matrix; the file is"),
     ({**factors(), **factors("unet.down_blocks.0.attn1.to_q")}, "'unet.q' a second time"),

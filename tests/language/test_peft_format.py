@@ -111,7 +111,7 @@ WEIGHTS = [  # how the tensors are changed, what the message names
     (lambda t: {**t, DOWN: t[DOWN] * torch.nan}, f"{Q!r} holds NaN"),
     (lambda t: {**t, DOWN: ZEROS[:, :31]}, "weight there is 32 x 32. The adapter was trained for"),
     (lambda t: {**t, f"{Q}.alpha": torch.ones(1)}, f"'{Q}.alpha' is not a factor of a LoRA"),
-    (lambda t: {**t, DOWN: ZEROS[:3]}, "different ranks"),
+    (lambda t: {**t, DOWN: ZEROS[:3]}, "different ranks; the file is damaged. Download it again"),
     (lambda t: {**t, f"{Q}.lora_A.weight": t[DOWN]}, f"{Q!r} is described twice"),
     (lambda t: {**t, "base_model.model.lm_head.weight": ZEROS}, "modules_to_save"),
     (lambda t: {**t, f"base_model.model.{Q}.lora_magnitude_vector": ZEROS[0]}, "has 32 magnitudes"),
