@@ -294,8 +294,8 @@ class MergeConfig:
         Field(
             ge=0,
             le=_MOST_BYTES,
-            description="Bytes of them for forward calls, which a layer's solve may take, too, "
-            "since no call runs then.",
+            description="The part of waiting_bytes for forward calls, which a layer's solve may "
+            "take, too, since no call runs then.",
         ),
     ] = 0
     tokens_per_row: Annotated[

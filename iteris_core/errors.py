@@ -23,7 +23,7 @@ def _plain(character: str) -> str:
 
 
 # What a model, or a function of another node in it, may raise that finds other inputs or options
-# than it expects. Cancelling is none of them.
+# than it expects. Cancelling is not among them.
 FAILURES = (
     ArithmeticError,
     AssertionError,

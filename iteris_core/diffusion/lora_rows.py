@@ -218,7 +218,7 @@ def _with_words(row: Row, line: str, start: int) -> Row:
     while start < len(line) and line[start] != "|":
         word = _WORD.match(line, start)
         if word is None or line[word.end() :].startswith('"'):
-            raise ConfigError(f"the quotes in {_short(line[start:])} have no end")
+            raise ConfigError(f"the quotes in {_short(line[start:])} are not closed")
         row = _with_word(row, word[0], said)
         start = _after_spaces(line, word.end())
     found = (prompt[0].replace("\\|", "|").strip() for prompt in _PROMPT.finditer(line, start))

@@ -130,10 +130,10 @@ def prove_loras(
         )
     if not model.family.is_tested and not share <= _MOST_ROUNDED:
         raise CalibrationError(
-            f"{loras[0].adapter.name}: its rows and the model patched by ComfyUI draw what differs "
-            f"by {share:.0%} of its effect. Merging on {model.family.name} was never tested, so "
-            "that this may be more than the rounding of the model's numbers. Load the model in 16 "
-            "or 32 bit, without other nodes between it and the merge"
+            f"{loras[0].adapter.name}: what its rows draw, and what the model patched by ComfyUI "
+            f"draws, differ by {share:.0%} of its effect. Merging on {model.family.name} was never "
+            "tested, so this may be more than the rounding of the model's numbers. Load the model "
+            "in 16 or 32 bit, without other nodes between it and the merge"
         )
     progress(1, 1)
     return {loras[0].adapter.name: share}
@@ -173,7 +173,7 @@ def prove_merged(
     if worn.missed or (pictures.is_exact and not share <= TOLERANCE):
         raise SolveError(
             "the patched MODEL does not draw with the merged LoRA what was solved: the difference "
-            f"is {share:.0%} of what it does to {view.caption!r}, and no rounding. "
+            f"is {share:.0%} of what it does to {view.caption!r}, which rounding does not explain. "
             f"{_of_missed(worn.missed) or _CHANGED}"
         )
     return {view.adapter.name: share}

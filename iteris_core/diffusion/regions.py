@@ -102,7 +102,7 @@ def mask_on_grid(mask: Tensor, tokens: int) -> Tensor:
     if height * width != tokens:
         raise CalibrationError(
             f"a layer sees {tokens} tokens of a picture of {mask.shape[0]} x {mask.shape[1]} "
-            "latents, which is none of its halvings; scenes with pictures cannot tell whose tokens "
-            f"they are. Set {setting_to('scene_pictures', False)}"
+            "latents, and no halving of it has so many; scenes with pictures cannot tell whose "
+            f"tokens they are. Set {setting_to('scene_pictures', False)}"
         )
     return functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()

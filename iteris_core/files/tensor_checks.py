@@ -71,7 +71,7 @@ def check_products(tensors: Tensors, shape: Shape | None) -> None:
 
 
 def _check_room(what: str, numbers: float, room: int) -> None:
-    if not numbers <= max(room, PRODUCT_NUMBERS):  # neither where it is NaN
+    if not numbers <= max(room, PRODUCT_NUMBERS):  # NaN is refused, too
         raise AdapterError(
             f"has {what} that make {numbers:g} numbers; the layer has room for "
             f"{room or 'an unknown number'}, and at most {PRODUCT_NUMBERS} are made. The file is "

@@ -1,4 +1,4 @@
-"""Files that are written in one step: who looks finds the old or the new one, whole.
+"""Files that are written in one step: a reader finds the old one or the new one, whole.
 
 A draft is written in the same folder, under a hidden name. When it is whole and on the disk, it
 gets the name. What killed writers left is removed by those that come a day later.

@@ -1,4 +1,4 @@
-"""Pictures from files and folders. Nothing else opens a picture of a stranger."""
+"""Pictures from files and folders. No other module opens pictures, which may come from anybody."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_rows_that_wear_something_else_are_an_error(strong_hooks):
     said = r"^a: its rows do not draw .* both read its file alike"
     with pytest.raises(CalibrationError, match=said):
         prove_loras(host, [lora], CALIBRATION)
-    said = r"does not draw .* and no rounding\. Another node probably"
+    said = r"does not draw .* which rounding does not explain\. Another node probably"
     with pytest.raises(SolveError, match=said):
         prove_merged(host, lora.adapter, lora, CALIBRATION)
 
