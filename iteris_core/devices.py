@@ -28,7 +28,7 @@ def moved(
     return tensor.to(device=device).to(dtype=dtype)
 
 
-def read(*parts: Tensor) -> list[Tensor]:
+def to_cpu(*parts: Tensor) -> list[Tensor]:
     """Return tensors on the CPU, which waits for their device once."""
     away = [part for part in parts if part.device.type != "cpu"]
     if not away:

@@ -70,7 +70,7 @@ class Cut:
         total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
         lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
         if self.refit is None:
-            delta = delta_of_rank(spectrum, rank, self.system.other_half)
+            delta = delta_of_rank(spectrum, rank, self.system.solve_upper)
         else:
             delta = self.refit(spectrum.left[:, :rank])
         return LayerSolution(delta, spectrum, (lost / total).sqrt(), is_asked)
@@ -90,7 +90,7 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
     spectrum = factored_spectrum(half, exact.up)
     if exact.rank > most:
         # more factors than the weight has dimensions: the same delta, with as many as it has
-        exact = delta_of_rank(spectrum, most, cut.system.other_half)
+        exact = delta_of_rank(spectrum, most, cut.system.solve_upper)
     if config.size is not None:
         return LayerSolution(exact, spectrum)
     if config.kept_energy is not None:
@@ -113,7 +113,7 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     """
     most = min(half.shape)
     if cut.rank == "full":
-        return LayerSolution(_as_factors(cut.system.other_half(half).T))
+        return LayerSolution(_as_factors(cut.system.solve_upper(half).T))
     kept_energy = cut.config.kept_energy
     rank = min(most, sum_of_ranks if cut.rank == "sum" else int(cut.rank))
     spectrum = leading_spectrum(half, rank)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import config
 from ..adapters import Stacked
-from ..devices import read
+from ..devices import to_cpu
 from .statistics import TaskStatistics, TaskSums
 
 # Largest lambda of a LoRA over the median of the layer, both relative to the isotropic one: without
@@ -81,7 +81,7 @@ def balance_weights(
     if kind == "uniform":
         return Balance(counted, unlimited)
     if kind == "full":
-        return Balance(torch.stack(read(*map(_full_weight, tasks))), unlimited)
+        return Balance(torch.stack(to_cpu(*map(_full_weight, tasks))), unlimited)
     isotropic = counted * tasks[0].statistics.inputs.d_in / torch.where(counted > 0, inputs, 1.0)
     acts = (norms > 0) & (counted > 0)
     teaches = acts & (taught > 0)

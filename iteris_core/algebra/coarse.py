@@ -57,7 +57,7 @@ def factorise_coarsely(matrix: Tensor) -> tuple[System, Tensor]:
     factor, failed_at = cholesky(_scaled(matrix, scale))
     system = System(scale, factor)
     probes = random_columns(len(matrix), _PROBES, matrix.dtype, matrix.device)
-    seen = system.half(matrix @ system.other_half(probes))
+    seen = system.solve_lower(matrix @ system.solve_upper(probes))
     # false for what is not finite, too
     is_near = (seen - probes).norm() <= _FARTHEST * probes.norm()
     return system, (failed_at == 0) & is_near
@@ -81,7 +81,7 @@ def exact_directions(matrix: Tensor, system: System, basis: Tensor) -> tuple[Ten
         matrix: S, (n, n), float64.
         basis: Orthonormal, (n, r).
     """
-    nearly = system.other_half(basis)
+    nearly = system.solve_upper(basis)
     product = nearly.T @ (matrix @ nearly)
     core, failed_at = torch.linalg.cholesky_ex(product)
     unit = torch.eye(len(product), dtype=product.dtype, device=product.device)

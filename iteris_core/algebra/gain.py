@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import sums_of_parts
-from ..devices import read
+from ..devices import to_cpu
 from .layer import LayerProblem
 from .system import Check
 
@@ -67,7 +67,7 @@ class RightSides:
         """C_k of all `LayerProblem.own_tasks`, side by side, (d_in, n)."""
         return self.whole[:, self.ranks + self.outputs :]
 
-    def under(self, linear: Callable[[Tensor], Tensor]) -> RightSides:
+    def mapped(self, linear: Callable[[Tensor], Tensor]) -> RightSides:
         """Return their image under a linear map."""
         return replace(self, whole=linear(self.whole))
 
@@ -89,7 +89,7 @@ class LinearAnswer:
 
     def within(self, basis: Tensor) -> LinearAnswer:
         """Return the answer in the span of orthonormal columns (d_in, r), in their coordinates."""
-        return LinearAnswer(self.layer, self.sides.under(lambda side: basis.T @ side))
+        return LinearAnswer(self.layer, self.sides.mapped(lambda side: basis.T @ side))
 
     def scales(self) -> Tensor:
         """Return c for every column of `thin`, (R,), 1 where nothing is to be scaled.
@@ -121,7 +121,7 @@ class LinearAnswer:
 
     def _read(self, *numbers: Tensor) -> list[Tensor]:
         """Return tensors on the CPU, and raise where the check does."""
-        found = read(*self.check.numbers, *numbers)
+        found = to_cpu(*self.check.numbers, *numbers)
         count = len(self.check.numbers)
         self.check.judge(found[:count])
         return found[count:]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta, Stacked, stack, sums_of_parts
 from ..config import MergeConfig
-from ..devices import read
+from ..devices import to_cpu
 from .answer import LayerSolution
 from .balance import Balance, TaskAtLayer, balance_weights
 from .moments import InputMoments
@@ -162,7 +162,7 @@ class LayerProblem(LayerTasks):
             of_inputs += [part.energy, *norms]
         up, down = self.together.delta.up, self.together.delta.down
         products = (up.T @ up) * (down @ down.T)
-        taught, squares, products, *found = read(
+        taught, squares, products, *found = to_cpu(
             self._taught_by_rank(),
             products.diagonal(),
             sums_of_parts(sums_of_parts(products, self.ranks, 1), self.ranks, 0),

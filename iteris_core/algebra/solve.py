@@ -52,7 +52,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
             return _coarse_answer(layer, matrix, sides)
     inputs = layer.inputs_by_name()
     system, check = factorise_unchecked(matrix, [sides.whole], inputs, config.alpha)
-    uncut = LinearAnswer(layer, sides.under(system.half), check)
+    uncut = LinearAnswer(layer, sides.mapped(system.solve_lower), check)
     return replace(_answer(sides, system, uncut), was_too_coarse=is_coarse)
 
 
@@ -65,7 +65,7 @@ def _coarse_answer(layer: LayerProblem, matrix: Tensor, sides: RightSides) -> La
     """
     system, is_sound = factorise_coarsely(matrix)
     is_usable = is_sound & sides.whole.sum().isfinite()
-    uncut = LinearAnswer(layer, sides.under(system.half), check_of(is_usable))
+    uncut = LinearAnswer(layer, sides.mapped(system.solve_lower), check_of(is_usable))
     return _answer(sides, system, uncut, partial(exact_directions, matrix, system))
 
 
@@ -89,9 +89,9 @@ def _answer(
 
     def refit(basis: Tensor) -> LowRankDelta:
         if exactly is None:
-            return LowRankDelta(uncut.within(basis).half().T, system.other_half(basis).T)
+            return LowRankDelta(uncut.within(basis).half().T, system.solve_upper(basis).T)
         directions, is_sound = exactly(basis)
-        inside = sides.under(lambda side: directions.T @ side)
+        inside = sides.mapped(lambda side: directions.T @ side)
         answer = LinearAnswer(layer, inside, check_of(is_sound))
         return LowRankDelta(answer.half().T, directions.T)
 
@@ -100,7 +100,7 @@ def _answer(
     if sides.drift is not None:
         return dense_answer(cut, uncut.half(), together.rank)
     half = uncut.sides.thin * uncut.scales()
-    return thin_answer(cut, half, LowRankDelta(together.up, system.other_half(half).T))
+    return thin_answer(cut, half, LowRankDelta(together.up, system.solve_upper(half).T))
 
 
 def right_sides(layer: LayerProblem) -> RightSides:

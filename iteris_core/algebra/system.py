@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..devices import read
+from ..devices import to_cpu
 from ..errors import SolveError
 from ..settings import label, value_label
 from .moments import InputMoments
@@ -32,19 +32,19 @@ class System:
     scale: Tensor
     factor: Tensor
 
-    def half(self, right: Tensor) -> Tensor:
+    def solve_lower(self, right: Tensor) -> Tensor:
         """Return ``L^-1 right``, in the factor's precision."""
         scaled = (self.scale[:, None] * right).to(self.factor.dtype)
         half: Tensor = torch.linalg.solve_triangular(self.factor, scaled, upper=False)
         return half
 
-    def other_half(self, right: Tensor) -> Tensor:
+    def solve_upper(self, right: Tensor) -> Tensor:
         """Return ``L^-T right``, float64."""
         right = right.to(self.factor.dtype)
         half: Tensor = torch.linalg.solve_triangular(self.factor.T, right, upper=True)
         return self.scale[:, None] * half
 
-    def metric(self, right: Tensor) -> Tensor:
+    def times_upper(self, right: Tensor) -> Tensor:
         """Return ``L^T right``, in the factor's precision."""
         return self.factor.T @ (right / self.scale[:, None]).to(self.factor.dtype)
 
@@ -66,7 +66,7 @@ def factorise(
 ) -> System:
     """Return the Cholesky factor of a matrix, checked, see `factorise_unchecked`."""
     system, check = factorise_unchecked(matrix, right_sides, inputs, alpha)
-    check.judge(read(*check.numbers))
+    check.judge(to_cpu(*check.numbers))
     return system
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..devices import read
+from ..devices import to_cpu
 from ..svd import random_columns, svd
 
 _OVERSAMPLING = 16
@@ -77,7 +77,7 @@ def leading_spectrum(half: Tensor, count: int) -> Spectrum:
         basis = _orthonormal(_times(half, _orthonormal(_times(half.T, basis), shift)), shift)
     basis = _orthonormal(basis, unit, columns)
     core = (basis.T @ half).double()
-    products, norm = read(core @ core.T, norm)
+    products, norm = to_cpu(core @ core.T, norm)
     u, squares, _ = svd(products)
     values = squares[:count].sqrt()
     turn = torch.cat([u[:, :count], values[None]]).to(half.device)

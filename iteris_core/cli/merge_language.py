@@ -21,7 +21,7 @@ from ..language.job import (
     PRESERVE_WEIGHT,
     AdapterTask,
     Base,
-    Family,
+    LanguageFamily,
     Preserve,
     merge_peft,
 )
@@ -164,7 +164,7 @@ def merge_blip_command(
 class _Command:
     """What is merged, and where it goes; the options have these names."""
 
-    family: Family
+    family: LanguageFamily
     base: str
     adapters: Sequence[Path]
     output: Path

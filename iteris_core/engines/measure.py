@@ -22,7 +22,7 @@ from ..algebra.moments import InputMoments, Sums, difference
 from ..algebra.products import product
 from ..algebra.statistics import DerivedSums, TaskStatistics, TaskSums
 from ..config import MergeConfig
-from ..devices import Workplace, exact_products, moved, read
+from ..devices import Workplace, exact_products, moved, to_cpu
 from ..errors import SolveError
 from ..layers import (
     base_weight_and_bias,
@@ -40,7 +40,7 @@ from .layer_sums import can_derive, exact_worn, new_moments, new_statistics
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
     Arrivals,
-    Reading,
+    InputReading,
     SharedInput,
     SharedInputs,
 )
@@ -102,7 +102,7 @@ class Measurement:
         """
         config = problem.config
         place = Workplace.of(x)
-        reading = Reading.of(problem.network, path, module)
+        reading = InputReading.of(problem.network, path, module)
         shared = inputs.find(reading, x)
         is_first = shared is None
         derives = shared.derives if shared else can_derive(problem, path, module, x, inputs)
@@ -319,7 +319,7 @@ class Measurement:
         except SolveError as error:
             raise SolveError(f"layer {self.path!r}: {error}") from error
         exact = solution.delta.balanced().to(dtype=config.output_dtype).to(dtype=torch.float64)
-        up, down, *figures = read(exact.up, exact.down, *figures_of(layer, solution, exact))
+        up, down, *figures = to_cpu(exact.up, exact.down, *figures_of(layer, solution, exact))
         saved = LowRankDelta(up, down).to(dtype=config.output_dtype)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")

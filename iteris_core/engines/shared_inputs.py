@@ -45,7 +45,7 @@ def _version(x: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputReading:
     """How a layer reads its input tensor.
 
     Args:
@@ -57,7 +57,7 @@ class Reading:
     layout: Hashable
 
     @classmethod
-    def of(cls, network: Network, path: str, module: nn.Module) -> Reading:
+    def of(cls, network: Network, path: str, module: nn.Module) -> InputReading:
         return cls(network.stream(path), token_layout(module))
 
 
@@ -72,7 +72,7 @@ class SharedInput:
             this input any more.
     """
 
-    reading: Reading
+    reading: InputReading
     moments: Sequence[InputMoments]
     derives: bool = False
     seen: list[Seen] = field(default_factory=list)
@@ -94,7 +94,7 @@ class SharedInputs:
     widths: Mapping[str, int] = field(default_factory=dict)
     entries: list[SharedInput] = field(default_factory=list)
 
-    def find(self, reading: Reading, x: Tensor) -> SharedInput | None:
+    def find(self, reading: InputReading, x: Tensor) -> SharedInput | None:
         """Return the known input whose first chunk is this tensor, read this way, or None; forget
         inputs whose tensors are gone.
         """
@@ -104,14 +104,14 @@ class SharedInputs:
                 return entry
         return None
 
-    def bytes_besides(self, reading: Reading, x: Tensor) -> int:
+    def bytes_besides(self, reading: InputReading, x: Tensor) -> int:
         """Return the memory of all inputs' moments but this tensor's."""
         own = self.find(reading, x)
         others = (entry for entry in self.entries if entry is not own)
         return sum(moments.kept_bytes() for entry in others for moments in entry.moments)
 
     def add(
-        self, reading: Reading, moments: Sequence[InputMoments] = (), *, derives: bool = False
+        self, reading: InputReading, moments: Sequence[InputMoments] = (), *, derives: bool = False
     ) -> SharedInput:
         """Return a new input, to be measured."""
         entry = SharedInput(reading, moments, derives)
@@ -136,7 +136,7 @@ class Readers:
 
     def note(self, path: str, module: nn.Module, x: Tensor) -> bool:
         """Note a layer that is reached, and return whether it is the first to read its input."""
-        reading = Reading.of(self._network, path, module)
+        reading = InputReading.of(self._network, path, module)
         found = self._inputs.find(reading, x)
         shared = found or self._inputs.add(reading)
         if found is None:

@@ -50,7 +50,7 @@ from .common import (
 from .footprint import bytes_at
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
-from .shared_inputs import Arrivals, Readers, Reading, Seen, SharedInputs
+from .shared_inputs import Arrivals, InputReading, Readers, Seen, SharedInputs
 
 logger = logging.getLogger("iteris")
 # Some numbers of a row, and its shape; None if it is not a tensor of numbers.
@@ -228,7 +228,7 @@ class _Sweep:
             self.parking.rows_run_on(x.device)
             tasks, device = len(problem.tasks), statistics_device(x.device)
             takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
-            others = self._inputs.bytes_besides(Reading.of(problem.network, path, module), x)
+            others = self._inputs.bytes_besides(InputReading.of(problem.network, path, module), x)
             self.parking.reserve(others + math.ceil(takes.beside(problem.config.call_bytes)))
         measurement = Measurement.open(problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)

@@ -25,7 +25,7 @@ from .caption_samples import (
     encode_captions,
     has_texts,
 )
-from .job import Family, merge_peft
+from .job import LanguageFamily, merge_peft
 from .loading import load_processor
 from .samples import EncodedSample, masked, until_end
 from .teachers import Teachers
@@ -120,7 +120,7 @@ def prepare(
     return network_of(model, head=head), caption_rows(encoded, options, fill=fill)
 
 
-FAMILY = Family(
+FAMILY = LanguageFamily(
     ("blip",), "BlipForConditionalGeneration", load_processor, prepare, CaptionOptions()
 )
 load_base = FAMILY.load

@@ -144,7 +144,7 @@ Prepare = Callable[
 
 
 @dataclass(frozen=True)
-class Family:
+class LanguageFamily:
     """A family of models whose PEFT adapters can be merged.
 
     Args:
@@ -191,7 +191,7 @@ class Family:
 
 
 def merge_peft(
-    family: Family,
+    family: LanguageFamily,
     base: Base | str | nn.Module,
     adapters: Sequence[AdapterTask],
     config: MergeConfig | None = None,

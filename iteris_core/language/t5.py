@@ -20,7 +20,7 @@ from ..devices import device_of
 from ..errors import CalibrationError
 from ..network import Network
 from ..tasks import Sample
-from .job import Family, merge_peft
+from .job import LanguageFamily, merge_peft
 from .loading import generation_settings, load_tokenizer
 from .samples import EncodedSample, check_fits, mask_of, masked, padded, until_end
 from .teachers import Teachers
@@ -147,7 +147,7 @@ def _check_lengths(model: Any, samples: Sequence[EncodedSample], fill_to: int | 
         )
 
 
-FAMILY = Family(
+FAMILY = LanguageFamily(
     ("t5", "mt5", "bart"),
     "AutoModelForSeq2SeqLM",
     load_tokenizer,

@@ -44,7 +44,7 @@ def average(layer: Layer) -> LowRankDelta:
     return stack(layer.deltas, dict.fromkeys(layer.deltas, 1 / layer.adapters)).delta
 
 
-def total(layer: Layer) -> LowRankDelta:
+def stacked_sum(layer: Layer) -> LowRankDelta:
     """Return ``sum_k dW_k``, as when LoRAs are stacked."""
     return layer.together.delta
 

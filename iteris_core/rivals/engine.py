@@ -62,10 +62,10 @@ def solve_by_rule(
         if is_left_whole(scaled, layer.config, layer.rank):
             return LayerSolution(scaled)
         cut = cut_of(scaled.down)
-        return thin_answer(cut, cut.system.metric(scaled.down.T), scaled)
+        return thin_answer(cut, cut.system.times_upper(scaled.down.T), scaled)
     dense = scale * merged
     cut = cut_of(dense)
-    return dense_answer(cut, cut.system.metric(dense.T), layer.together.delta.rank)
+    return dense_answer(cut, cut.system.times_upper(dense.T), layer.together.delta.rank)
 
 
 def _check_inputs(layer: LayerProblem) -> None:

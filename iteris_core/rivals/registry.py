@@ -14,7 +14,7 @@ from ..config import ITERATE_ONLY, ITERIS_ONLY, SWEEP_ONLY, BaselineOptions, Mer
 from ..errors import ConfigError
 from ..settings import label, value_label
 from ..tasks import Task
-from .data_free import ace, average, linear, np_lora, ties, total, tsv_m, user_weights
+from .data_free import ace, average, linear, np_lora, stacked_sum, ties, tsv_m, user_weights
 from .measured import custom_diffusion, mix_of_show, regmean, ssr
 
 _FOR_ALL = "scale"
@@ -57,9 +57,9 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "average": Method(average),
-    "sum": Method(total),
+    "sum": Method(stacked_sum),
     "weighted": Method(linear, coefficients=user_weights),
-    "task_arithmetic": Method(total, searches="scale"),
+    "task_arithmetic": Method(stacked_sum, searches="scale"),
     "hyper_linear": Method(linear, searches="coefficients"),
     "ties": Method(ties),
     "tsv_m": Method(tsv_m),

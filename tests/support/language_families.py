@@ -14,7 +14,7 @@ from transformers import BartForConditionalGeneration, BlipForConditionalGenerat
 from iteris_core.files import peft
 from iteris_core.language import blip, t5
 from iteris_core.language.caption_samples import CaptionSample
-from iteris_core.language.job import AdapterTask, Family, PeftMergeResult, merge_peft
+from iteris_core.language.job import AdapterTask, LanguageFamily, PeftMergeResult, merge_peft
 from iteris_core.language.text_samples import TextSample
 
 LENGTHS = ((7, 4), (3, 6), (9, 1), (5, 5))  # of inputs and targets
@@ -44,7 +44,7 @@ def captions(seed: int, *, targets: bool = True) -> list[CaptionSample]:
 class Case:
     """A folder with a saved ``base``, and adapters ``one`` and ``two``."""
 
-    family: Family
+    family: LanguageFamily
     folder: Path
     samples: Callable[..., list[Any]]
 
