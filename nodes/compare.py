@@ -12,8 +12,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..iteris_core import ConfigError, IterisError
-from . import host, kept
-from .comparison import (
+from . import host, kept_pictures
+from .compare_rows import (
     BASE,
     check_pictures,
     meeting_of,
@@ -34,7 +34,7 @@ from .workflow import MERGES, inputs_of, text_at, texts_upstream, upstream
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
-    from .comparison import Row
+    from .compare_rows import Row
 
 _MOST_SIDE = 4096
 _MULTIPLE = 16  # of a side: what the latents of every family have
@@ -230,7 +230,7 @@ class Compare(io.ComfyNode):
         labels = [(row.label, [names[way] for way in row.ways]) for row in rows]
         files = Files(node_id, labels)
         wanted = [(way, row.prompt) for row in rows for way in row.ways]
-        keys = kept.keys_of(base, vae, merged, how, wanted)
+        keys = kept_pictures.keys_of(base, vae, merged, how, wanted)
         progress = partial(host.stage_progress(node_id), Stage("Pictures", told_by=steps))
 
         def draw(numbers: Sequence[int], told: Callable[[int, torch.Tensor], None]) -> None:
@@ -280,20 +280,20 @@ class Drawn:
 
 def draw_rows(
     rows: Sequence[Row],
-    keys: Sequence[kept.Key | None],
+    keys: Sequence[kept_pictures.Key | None],
     draw: Callable[[Sequence[int], Callable[[int, torch.Tensor], None]], None],
     told: Callable[[int, int, torch.Tensor], None],
 ) -> Drawn:
     """Return the pictures of rows, of which those that are not kept are drawn.
 
     Args:
-        keys: The key of each picture, see `kept.keys_of`.
+        keys: The key of each picture, see `kept_pictures.keys_of`.
         draw: Draws the pictures of these numbers, and calls its second argument with the place of
             each among them, and the picture.
         told: Called with each picture's row, its place there, and the picture, once it is there.
     """
     places = [(at, place) for at, row in enumerate(rows) for place in range(len(row.ways))]
-    pictures = kept.find(keys)
+    pictures = kept_pictures.find(keys)
     for number, picture in pictures.items():
         told(*places[number], picture)
     missing = [number for number in range(len(keys)) if number not in pictures]
@@ -301,7 +301,7 @@ def draw_rows(
     def drawn(at: int, picture: torch.Tensor) -> None:
         number = missing[at]
         pictures[number] = picture
-        kept.keep(keys[number], picture)
+        kept_pictures.keep(keys[number], picture)
         told(*places[number], picture)
 
     begin = time.monotonic()

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.recipe import Recipe
 
 logger = logging.getLogger("iteris")
-NOT_BEGUN = "not begun, since "  # the page knows these words (web/told.js)
+NOT_BEGUN = "not begun, since "  # the page knows these words (web/run_events.js)
 
 
 class _Merging(io.ComfyNode):

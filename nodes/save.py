@@ -11,11 +11,10 @@ from comfy_api.latest import io
 
 from ..iteris_core import IterisError
 from . import host
-from .comparison import words_for
+from .compare_rows import words_for
 from .expert_files import LOW_INPUT
 from .loras.names import path_to_save
-from .pictures import jpeg_uri
-from .saving import (
+from .merge_files import (
     How,
     SaveRequest,
     beside_it,
@@ -29,6 +28,7 @@ from .saving import (
     why_numbered,
     written,
 )
+from .pictures import jpeg_uri
 from .sockets import ENDS_OF_PAIR, LORA_STACK, MERGED, MergedLora, advanced
 from .validation import checked
 from .workflow import inputs_of, text_at, upstream

@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { foldAdvanced, markAdvanced } from "./advanced.js";
 import { addPictures } from "./compare.js";
-import { keepApart } from "./everywhere.js";
+import { keepApart } from "./use_everywhere.js";
 import { also, isOurs } from "./graph.js";
 import { holdAll } from "./groups.js";
 import { fitAnew, keepHeight, keepLaidOut } from "./heights.js";
@@ -14,7 +14,7 @@ import { forgetAll } from "./loras.js";
 import { meaningsStyle, showMeanings } from "./meanings.js";
 import { mergeButton, settingsButton } from "./merge.js";
 import { addReport } from "./merge_panel.js";
-import { beginOpening, isRestoring, locale, rememberOpened } from "./page.js";
+import { beginOpening, isRestoring, locale, rememberOpened } from "./open_workflow.js";
 import { html, untell } from "./parts.js";
 import { COMPARE_WIDTH, keepInSight, onceLaidOut, showWhole } from "./places.js";
 import { addSize, addTimes, dimIdle } from "./presets.js";
@@ -22,12 +22,21 @@ import { pasteWithoutResults } from "./results.js";
 import { addRows } from "./rows.js";
 import { addSlider } from "./slider.js";
 import { offerRows } from "./stock.js";
-import { followScale } from "./stage.js";
+import { followScale } from "./progress_line.js";
 import { hasOurs, orderTemplates, translate } from "./templates.js";
 import { addText } from "./text.js";
-import { followRuns, hearOwnRuns, learnFiles, recall, seekRun, showFile, showMoved, showOutputs } from "./told.js";
+import {
+  followRuns,
+  hearOwnRuns,
+  learnFiles,
+  recall,
+  seekRun,
+  showFile,
+  showMoved,
+  showOutputs,
+} from "./run_events.js";
 import { languageOf, sayer } from "./words.js";
-import { isMerge } from "./work.js";
+import { isMerge } from "./prompt_graph.js";
 
 const PATIENCE = 3000; // milliseconds that a workflow waits for its texts in the page's language
 const REPORT_WIDTH = 440; // its pictures' letters are read at this width

@@ -3,7 +3,7 @@
 import { repeated, strangers, within } from "./fitting.js";
 import { aboutLora, aboutModelOf, isSubject, loraNames, pictureOf, refusalOf } from "./loras.js";
 import { changed, fileOf, namesakes, newRow, partsOf } from "./rows_text.js";
-import { isMerge } from "./work.js";
+import { isMerge } from "./prompt_graph.js";
 
 const DOUBTFUL = /[|]|__/; // no other prompt has several readings
 

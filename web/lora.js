@@ -8,7 +8,7 @@ import { also } from "./graph.js";
 import { fit, heightOf } from "./heights.js";
 import { aboutLora } from "./loras.js";
 import { button, keep } from "./parts.js";
-import { addProgress } from "./stage.js";
+import { addProgress } from "./progress_line.js";
 
 const USUAL_HEIGHT = 76;
 

@@ -11,7 +11,7 @@ import { bringIntoSight, showCompare } from "./places.js";
 import { reached, textAfter } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { isAwaited } from "./results.js";
-import { runAlone } from "./shown.js";
+import { runAlone } from "./current_prompt.js";
 import { absentFrom } from "./triggers.js";
 import { asOneStep } from "./undo.js";
 

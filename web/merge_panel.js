@@ -12,11 +12,11 @@ import { figures } from "./report.js";
 import { canName } from "./rows_text.js";
 import { MADE_AS, REPORT, compareWithRun, copyWithoutResult } from "./results.js";
 import { nameAsRun, runOf } from "./runs.js";
-import { nameAsShown } from "./shown.js";
-import { readFile, readSaved } from "./saved.js";
-import { addProgress } from "./stage.js";
+import { nameAsShown } from "./current_prompt.js";
+import { readFile, readSaved } from "./saved_report.js";
+import { addProgress } from "./progress_line.js";
 import { keepResult } from "./undo.js";
-import { PREVIEW } from "./work.js";
+import { PREVIEW } from "./prompt_graph.js";
 
 const WIDTH = 400;
 const EMPTY = 44; // height of a panel before the first run

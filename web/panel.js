@@ -1,7 +1,7 @@
 // The report in a node: first the verdict and the file, then what fails, and what of the prompts did not count; in its
 // details a line per LoRA, bars per block, and the layers of the block under the pointer.
 
-import { ofMerge } from "./made.js";
+import { ofMerge } from "./merge_names.js";
 import { paintOf } from "./paint.js";
 import { button, copied, fileName, html } from "./parts.js";
 import { bars, headline, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";

@@ -1,7 +1,7 @@
 // Where nodes have room, and what moves to make some; all that is new is brought into sight.
 
 import { saidBy } from "./graph.js";
-import { isMerge } from "./work.js";
+import { isMerge } from "./prompt_graph.js";
 
 export const GAP = 60;
 const REPORT = 180; // of a merge, with its times and what is said of all LoRAs

@@ -5,7 +5,7 @@ import { addElement, isShown, showAbove, showElement } from "./elements.js";
 import { also, saidBy, sourceOf } from "./graph.js";
 import { fit, heightOf, shrink } from "./heights.js";
 import { html } from "./parts.js";
-import { OF_MERGE, PREVIEW, idleOf, isNumbered } from "./work.js";
+import { OF_MERGE, PREVIEW, idleOf, isNumbered } from "./prompt_graph.js";
 
 const PROPERTY = "iteris_cost"; // in the node's properties, so that a saved workflow keeps it
 

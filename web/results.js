@@ -2,8 +2,8 @@
 
 import { app } from "../../scripts/app.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
-import { keepMade } from "./kept.js";
-import { onceOpen, store } from "./page.js";
+import { keepMade } from "./browser_store.js";
+import { onceOpen, store } from "./open_workflow.js";
 import {
   RUN,
   answerOf,
@@ -16,9 +16,9 @@ import {
   waitingRun,
   workflowOf,
 } from "./runs.js";
-import { idIn, nameIn, shownPrompt } from "./shown.js";
-import { sinceRun } from "./since.js";
-import { isSame, workOf } from "./work.js";
+import { idIn, nameIn, shownPrompt } from "./current_prompt.js";
+import { sinceRun } from "./changed_inputs.js";
+import { isSame, workOf } from "./prompt_graph.js";
 
 export const RAN = "iteris_ran"; // in the node's properties, so that a saved workflow keeps it: the run, the node's name in it, see `workOf`, and the files that it has saved
 export const REPORT = "iteris_report"; // there, too: a merge's report

@@ -10,7 +10,7 @@ import { promptAfter } from "./prompt_field.js";
 import { drag } from "./row_drag.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
 import { add, isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
-import { isMerge } from "./work.js";
+import { isMerge } from "./prompt_graph.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };

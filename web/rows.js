@@ -8,7 +8,7 @@ import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./h
 import { knownOfRows } from "./known_rows.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
-import { isRestoring, store } from "./page.js";
+import { isRestoring, store } from "./open_workflow.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
 import {
@@ -25,7 +25,7 @@ import {
 } from "./rows_text.js";
 import { textAfter } from "./prompt_field.js";
 import { TRIGGER, absentFrom } from "./triggers.js";
-import { PREVIEW, isMerge } from "./work.js";
+import { PREVIEW, isMerge } from "./prompt_graph.js";
 
 const USUAL_HEIGHT = 60;
 const LEAST_WIDTH = 330; // at which a row shows a name

@@ -5,9 +5,9 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeAt } from "./graph.js";
-import { isFirst, store } from "./page.js";
-import { isIn, nameIn } from "./shown.js";
-import { neededFor, takeOutUncounted, withoutRefused } from "./work.js";
+import { isFirst, store } from "./open_workflow.js";
+import { isIn, nameIn } from "./current_prompt.js";
+import { neededFor, takeOutUncounted, withoutRefused } from "./prompt_graph.js";
 
 export const ENDS = ["execution_error", "execution_interrupted"]; // of runs that have not made all
 export const RUN = "iteris_run"; // in an output: the run that has made it

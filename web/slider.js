@@ -4,14 +4,14 @@ import { app } from "../../scripts/app.js";
 import { addElement, isShown, roomOf, showElement } from "./elements.js";
 import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, savesWithout } from "./heights.js";
-import { addressOf, allKept } from "./kept.js";
+import { addressOf, allKept } from "./browser_store.js";
 import { isGone } from "./loras.js";
-import { drawnBefore, namesOfMerges, ofMerge } from "./made.js";
+import { drawnBefore, namesOfMerges, ofMerge } from "./merge_names.js";
 import { toldApart, translated } from "./names.js";
 import { loadButton } from "./panel.js";
 import { askAgain, button, html, tell } from "./parts.js";
 import { nameOf } from "./rows_text.js";
-import { readFile } from "./saved.js";
+import { readFile } from "./saved_report.js";
 import { canRecord, saveVideo } from "./wipe.js";
 
 // letters that are read of a name

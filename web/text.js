@@ -3,17 +3,17 @@
 import { addElement, isShown, passing } from "./elements.js";
 import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
-import { addressOf, keepMade, keptMade } from "./kept.js";
+import { addressOf, keepMade, keptMade } from "./browser_store.js";
 import { isGone } from "./loras.js";
-import { ofMerge } from "./made.js";
+import { ofMerge } from "./merge_names.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
 import { nameAsRun, runOf } from "./runs.js";
-import { nameAsShown } from "./shown.js";
-import { readFile } from "./saved.js";
-import { addProgress } from "./stage.js";
+import { nameAsShown } from "./current_prompt.js";
+import { readFile } from "./saved_report.js";
+import { addProgress } from "./progress_line.js";
 import { keepResult } from "./undo.js";
 
 /**

@@ -1,7 +1,7 @@
 // What the frontend's Undo takes back in one step.
 
 import { app } from "../../scripts/app.js";
-import { isBeingOpened, isRestoring, store } from "./page.js";
+import { isBeingOpened, isRestoring, store } from "./open_workflow.js";
 
 const WAIT = 150; // milliseconds, while the frontend puts a step back
 

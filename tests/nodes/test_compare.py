@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import fake_base, use
-from iteris_pack.nodes import compare, comparison
+from iteris_pack.nodes import compare, compare_rows
 from iteris_pack.nodes.sockets import MergedLora
 from iteris_pack.nodes.workflow import MERGES
 
@@ -26,21 +26,21 @@ INK = use("ink", ("a house, ink style",), trigger="in ink style", kind="style", 
 
 
 def named(text, uses):
-    rows, taken = comparison.rows_of(text, uses)
-    names = comparison.names_of(uses)
+    rows, taken = compare_rows.rows_of(text, uses)
+    names = compare_rows.names_of(uses)
     return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken
 
 
 def test_only_a_loras_own_row_is_told_as_spoilt_by_the_stack():
     pictures = [torch.full((4, 4, 3), level) for level in (0.2, 0.7, 0.3)]
-    rows, _ = comparison.rows_of("", [DOG, CAT])
+    rows, _ = compare_rows.rows_of("", [DOG, CAT])
     told = [compare.spoilt_by_stack(row, pictures) for row in rows]
     assert told == pytest.approx([0, 0.5, 0.5]), "the top row has the base model first"
 
 
 def test_a_prompt_names_several_loras_by_what_they_are_called():
     for prompt, uses, several in (
-        (comparison.meeting_of([DOG, CAT]), [DOG, CAT], True),
+        (compare_rows.meeting_of([DOG, CAT]), [DOG, CAT], True),
         ("A (SKS dog:1.2) chases the cat", [DOG, CAT], True),
         ("a sks dog in ink style", [DOG, INK], True),
         ("a photo of a sks dog", [DOG, CAT, INK], False),
@@ -48,7 +48,7 @@ def test_a_prompt_names_several_loras_by_what_they_are_called():
         ("a sks dog", [DOG, use("dog_v2", ("a sks dog",))], False),
         ("a dog", [use("silent", ()), use("mute", ())], False),
     ):
-        assert comparison.names_several(prompt, uses) == several, prompt
+        assert compare_rows.names_several(prompt, uses) == several, prompt
 
 
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
@@ -64,7 +64,7 @@ def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
     alone = [("a photo of a sks dog", ["base model", "dog", "merged"])]
     assert named("\n \n", [DOG]) == (alone, [])
     bird = use("bird", ("a bird",))
-    assert comparison.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
+    assert compare_rows.meeting_of([DOG, CAT, bird]) == "a sks dog, a cat and a bird"
 
 
 def test_loras_without_prompts_take_no_pictures_from_the_others():
@@ -76,17 +76,18 @@ def test_loras_without_prompts_take_no_pictures_from_the_others():
     every = ["base model", "silent", "cat 0.8/1", "stacked", "merged"]
     assert named("a dog", [silent, CAT]) == ([("a dog", every)], [])
     assert named("", [silent]) == ([("", ["base model", "silent", "merged"])], [note])
-    assert comparison.Row("", ()).label == "without a prompt"
+    assert compare_rows.Row("", ()).label == "without a prompt"
 
 
 def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
-    assert comparison.words_for([DOG, CAT], together=True) == "a sks dog and a cat"
-    assert comparison.words_for([INK, DOG, CAT], together=False) == "a photo of a sks dog"
+    assert compare_rows.words_for([DOG, CAT], together=True) == "a sks dog and a cat"
+    assert compare_rows.words_for([INK, DOG, CAT], together=False) == "a photo of a sks dog"
     assert (
-        comparison.words_for([DOG, CAT, INK], together=True) == "a sks dog and a cat, in ink style"
+        compare_rows.words_for([DOG, CAT, INK], together=True)
+        == "a sks dog and a cat, in ink style"
     )
     for together in (True, False):
-        assert comparison.words_for([DOG, INK], together=together) == "", (
+        assert compare_rows.words_for([DOG, INK], together=together) == "", (
             "its trigger words will do"
         )
 
@@ -132,7 +133,7 @@ def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
 )
 def test_a_prompt_that_draws_nothing_or_several_things_is_refused(text, uses, said):
     with pytest.raises((ConfigError, CalibrationError), match=said):
-        comparison.rows_of(text, uses)
+        compare_rows.rows_of(text, uses)
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ def test_a_merge_tells_whether_its_loras_were_measured_together(merged, recipe, 
 def test_the_rows_that_a_verdict_sends_the_user_to_are_told(merged):
     """A subject in a style is not judged; and a LoRA that is lost has a row of its own."""
     uses = [DOG, INK]
-    rows, _ = comparison.rows_of("", uses)
+    rows, _ = compare_rows.rows_of("", uses)
 
     def told(unjudged, *advised):
         found = [
@@ -292,7 +293,9 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
         (lambda: compare.check_side("width", 500), "width is 500; it must be a multiple of 16"),
         (lambda: compare.check_side("height", 24), "height is 24; it must be a multiple of 16"),
         (
-            lambda: comparison.check_pictures(comparison.rows_of("a dog\n" * 81, [DOG, CAT])[0]),
+            lambda: compare_rows.check_pictures(
+                compare_rows.rows_of("a dog\n" * 81, [DOG, CAT])[0]
+            ),
             "81 prompts make 405 pictures, and at most 400 are drawn",
         ),
     ],

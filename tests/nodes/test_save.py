@@ -11,8 +11,8 @@ import pytest
 import torch
 from fake_host import fake_base, use
 from iteris_pack.nodes.merge import NOT_BEGUN, Merge
+from iteris_pack.nodes.merge_files import _UNCOVERED, read_back
 from iteris_pack.nodes.save import SaveMergedLora
-from iteris_pack.nodes.saving import _UNCOVERED, read_back
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
 

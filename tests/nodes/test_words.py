@@ -126,4 +126,4 @@ def test_the_page_knows_which_stages_come_after_the_sampling_runs():
 
 def test_the_page_knows_how_a_merge_says_that_another_node_tells_why():
     """The server passes on words alone."""
-    assert f'"{NOT_BEGUN}"' in (ROOT / "web" / "told.js").read_text(encoding="utf-8")
+    assert f'"{NOT_BEGUN}"' in (ROOT / "web" / "run_events.js").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ import {
   place,
   scaleTop,
 } from "../../web/report.js";
-import { readSaved } from "../../web/saved.js";
+import { readSaved } from "../../web/saved_report.js";
 import { languages } from "../../web/words.js";
 
 const UNET = "diffusion_model.";

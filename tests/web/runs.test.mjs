@@ -18,7 +18,7 @@ Object.assign(api, {
 });
 const { begin, nameAsRun, rememberRuns, takersOf, waitingRun } = await import("../../web/runs.js");
 const { madeBefore, recalled } = await import("../../web/results.js");
-const { nameAsShown } = await import("../../web/shown.js");
+const { nameAsShown } = await import("../../web/current_prompt.js");
 const HISTORY = "/history?max_items=8";
 const PROMPT = { 1: { class_type: "IterISMerge", inputs: { rows: "x" } } };
 

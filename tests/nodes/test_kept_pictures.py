@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes import kept
+from iteris_pack.nodes import kept_pictures
 from iteris_pack.nodes.sockets import MergedLora
 
 from iteris_core import Adapter
@@ -24,7 +24,7 @@ class Thing:
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(kept, "_PICTURES", type(kept._PICTURES)())
+    monkeypatch.setattr(kept_pictures, "_PICTURES", type(kept_pictures._PICTURES)())
 
 
 def a_base():
@@ -46,31 +46,33 @@ def a_merge(base, **loose):
 def test_pictures_of_a_lora_that_is_in_no_file_are_not_kept():
     base = a_base()
     wanted = [(way, "a dog") for way in (BASE, DOG, CAT, STACKED, MERGED)]
-    keys = kept.keys_of(base, Thing(), a_merge(base, cat={}), HOW, wanted)
+    keys = kept_pictures.keys_of(base, Thing(), a_merge(base, cat={}), HOW, wanted)
     assert [key is None for key in keys] == [False, False, True, True, False]
-    kept.keep(None, torch.zeros(1))
-    assert kept.find([None]) == {}
+    kept_pictures.keep(None, torch.zeros(1))
+    assert kept_pictures.find([None]) == {}
 
 
 def test_what_is_kept_keeps_no_model_alive_and_goes_with_it():
     base, vae = a_base(), Thing()
     merges = [a_merge(base), a_merge(base)]
     for merge in merges:
-        [key] = kept.keys_of(base, vae, merge, HOW, [(MERGED, "a dog")])
-        kept.keep(key, torch.zeros(1))
-    assert len(kept._PICTURES) == 2, "of two merges"
+        [key] = kept_pictures.keys_of(base, vae, merge, HOW, [(MERGED, "a dog")])
+        kept_pictures.keep(key, torch.zeros(1))
+    assert len(kept_pictures._PICTURES) == 2, "of two merges"
     del merges[0]
-    [key] = kept.keys_of(base, vae, merges[0], HOW, [(BASE, "a dog")])
-    kept.keep(key, torch.zeros(1))
-    assert len(kept._PICTURES) == 2, "of one of them, and of the base model"
+    [key] = kept_pictures.keys_of(base, vae, merges[0], HOW, [(BASE, "a dog")])
+    kept_pictures.keep(key, torch.zeros(1))
+    assert len(kept_pictures._PICTURES) == 2, "of one of them, and of the base model"
     del vae
-    kept.keep((), torch.zeros(1))
-    assert [*kept._PICTURES] == [()]
+    kept_pictures.keep((), torch.zeros(1))
+    assert [*kept_pictures._PICTURES] == [()]
 
 
 def test_the_oldest_pictures_are_forgotten_where_there_is_no_room(monkeypatch):
-    monkeypatch.setattr(kept, "MOST_BYTES", 40)
+    monkeypatch.setattr(kept_pictures, "MOST_BYTES", 40)
     for name in "abc":
-        kept.keep((name,), torch.zeros(4))
-        kept.find([("a",)])
-    assert [*kept.find([("a",), ("b",), ("c",)])] == [0, 2], "one that was seen since is younger"
+        kept_pictures.keep((name,), torch.zeros(4))
+        kept_pictures.find([("a",)])
+    assert [*kept_pictures.find([("a",), ("b",), ("c",)])] == [0, 2], (
+        "one that was seen since is younger"
+    )

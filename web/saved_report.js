@@ -1,7 +1,7 @@
 // The report that a saved workflow keeps, which anybody may have written. No DOM and no ComfyUI here, so that `node
 // --test` runs it.
 
-import { readMade } from "./made.js";
+import { readMade } from "./merge_names.js";
 import { ADVICE, CHANCES, LEVELS } from "./report.js";
 
 // More than any merge has: SDXL has 25 blocks and 800 layers, and a merge takes 100 LoRAs.

@@ -2,7 +2,7 @@
 
 import { wordOf } from "./meanings.js";
 import { nameOf, ownName, readRows } from "./rows_text.js";
-import { changesBetween } from "./work.js";
+import { changesBetween } from "./prompt_graph.js";
 
 const MOST = { told: 2, letters: 24 };
 const STRENGTHS = ["model", "clip"];

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { drawnBefore, namesOfMerges, ofMerge, readMade } from "../../web/made.js";
+import { drawnBefore, namesOfMerges, ofMerge, readMade } from "../../web/merge_names.js";
 import { sayer } from "../../web/words.js";
 
 const say = sayer("en");

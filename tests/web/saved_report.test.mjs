@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { bars, figures, layersOf, scaleTop } from "../../web/report.js";
 import { languages } from "../../web/words.js";
-import { readFile, readSaved } from "../../web/saved.js";
+import { readFile, readSaved } from "../../web/saved_report.js";
 
 const entry = (task, residual, wears = true) => ({ task, residual, wears });
 const layer = (path, ...tasks) => ({ path, rank: 8, tasks });

@@ -1,9 +1,9 @@
 // What the server would get of the workflow that is shown, and which of its nodes are those of another one.
 
 import { app } from "../../scripts/app.js";
-import { withSent } from "./everywhere.js";
+import { withSent } from "./use_everywhere.js";
 import { nodeAt, nodesOf } from "./graph.js";
-import { workOf } from "./work.js";
+import { workOf } from "./prompt_graph.js";
 
 const LONG = 3000; // milliseconds, after which a build counts no more, and puts nothing back
 let together = { count: 0 }; // builds of what the server would get that go on at once, their begin, and `valuesAtRisk`

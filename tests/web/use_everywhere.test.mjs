@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { keepApart, withSent } from "../../web/everywhere.js";
+import { keepApart, withSent } from "../../web/use_everywhere.js";
 
 const nodes = {
   1: { inputs: [{ name: "model" }, { name: "seed", widget: { name: "seed" } }] },

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { enlist } from "../../web/lists.js";
+import { enlist } from "../../web/file_lists.js";
 
 const FILES = ["a.safetensors", "c.safetensors"];
 const saved = (name, types = [], nodes = [], files = FILES) => enlist(name, types, nodes, [...files]);

@@ -3,10 +3,10 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { isOurs, nodeAt, nodesOf } from "./graph.js";
-import { enlist } from "./lists.js";
+import { enlist } from "./file_lists.js";
 import { forget } from "./loras.js";
 import { oneAtATime } from "./pace.js";
-import { locale, onceOpen } from "./page.js";
+import { locale, onceOpen } from "./open_workflow.js";
 import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
@@ -24,9 +24,9 @@ import {
   takersOf,
   waitingRun,
 } from "./runs.js";
-import { isIn } from "./shown.js";
+import { isIn } from "./current_prompt.js";
 import { sayer, withButtons } from "./words.js";
-import { isMerge } from "./work.js";
+import { isMerge } from "./prompt_graph.js";
 
 const LOOK = 1000; // milliseconds between two looks at the server's queue, which holds whole workflows
 const SEEK = 500; // milliseconds after the last change, before the server is asked for an earlier run

@@ -1,7 +1,7 @@
 // Which merge a result is of, in a few words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 import { meaningOf } from "./meanings.js";
-import { PREVIEW } from "./work.js";
+import { PREVIEW } from "./prompt_graph.js";
 
 const USUAL = { together: "off", size: "as is" }; // a merge's own settings
 const MOST = { characters: 40, loras: 200, settings: 40, told: 3, value: 24 };

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { sinceRun } from "../../web/since.js";
+import { sinceRun } from "../../web/changed_inputs.js";
 import { sayer } from "../../web/words.js";
-import { isSame, neededFor, withoutRefused } from "../../web/work.js";
+import { isSame, neededFor, withoutRefused } from "../../web/prompt_graph.js";
 
 const prompt = (rows, ids = ["1", "2"]) => ({
   [ids[0]]: { class_type: "Loader", inputs: { name: "a.safetensors" } },

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from .comparison import worn_of
+from .compare_rows import worn_of
 
 if TYPE_CHECKING:
     from torch import Tensor
