@@ -52,7 +52,7 @@ FIRST_WIDTH = 300  # of what stands on the left, and of the note
 NOTE_ROOM = 52  # round its two parts
 NOTE_LINES = ((26, 70), (22, 90))  # of each: the height of its lines, and their letters
 NOTE_WIDTH = 736  # for which lines have so many letters
-NOTE_GAP = 72  # Nodes 2.0 of 0.3.75 draws it higher
+NOTE_GAP = 100  # Nodes 2.0 of 0.3.75 draws it higher
 # for the text that a run writes, and because Nodes 2.0 draws them higher
 ROOM_BELOW = GROWTH | {
     "CLIPTextEncode": 0,
