@@ -15,10 +15,6 @@ from ..errors import SolveError
 from ..settings import label, value_label
 from .moments import InputMoments
 
-# Columns of a large factor that the CPU computes together. LAPACK's own blocks are narrow, and
-# one thread takes about twice as long with them.
-_COLUMNS = 384
-
 
 @dataclass(frozen=True)
 class System:
@@ -106,24 +102,10 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         matrix: Symmetric, (n, n), row by row; overwritten.
     """
-    n = len(matrix)
-    if matrix.device.type != "cpu" or n <= 2 * _COLUMNS:
-        factor, failed_at = matrix.T, torch.zeros((), dtype=torch.int32, device=matrix.device)
-        # in place, since LAPACK reads a matrix column by column
-        torch.linalg.cholesky_ex(factor, out=(factor, failed_at))
-        return factor, failed_at
-    for start in range(0, n, _COLUMNS):
-        stop = min(start + _COLUMNS, n)
-        columns = matrix[start:, start:stop]
-        columns.addmm_(matrix[start:, :start], matrix[start:stop, :start].T, alpha=-1)
-        corner, failed_at = torch.linalg.cholesky_ex(columns[: stop - start])
-        if failed_at:
-            return matrix, failed_at + start
-        columns[: stop - start] = corner
-        below = columns[stop - start :]
-        below.copy_(torch.linalg.solve_triangular(corner.T, below, upper=True, left=False))
-        matrix[start:stop, stop:] = 0
-    return matrix, failed_at
+    factor, failed_at = matrix.T, torch.zeros((), dtype=torch.int32, device=matrix.device)
+    # in place, since LAPACK reads a matrix column by column
+    torch.linalg.cholesky_ex(factor, out=(factor, failed_at))
+    return factor, failed_at
 
 
 def _why_unsolvable(

@@ -127,7 +127,7 @@ def test_token_weights_have_to_be_numbers_from_0(net, bad):
         solve(net, [random_adapter()], [task])
 
 
-def test_a_large_matrix_is_factorised_in_blocks_as_lapack_does_at_once():
+def test_a_matrix_is_factorised_and_the_row_where_that_stops_is_told():
     size = 1001
     rows = torch.randn(size // 4, size, dtype=torch.float64)
     matrix = rows.T @ rows / size + torch.eye(size, dtype=torch.float64)
