@@ -103,6 +103,7 @@ export function loadBeside(merge, text, create, canvas, known) {
   const found = loaders.find(isIt) ?? loaders.find(ofEarlier);
   if (found) {
     if (!isIt(found)) asOneChange(canvas, () => replace(found, text, known.title));
+    if (graph !== canvas.graph) canvas.setGraph(graph);
     canvas.deselectAll();
     canvas.select(found);
     bringIntoSight([found], canvas);

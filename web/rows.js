@@ -261,8 +261,8 @@ class Rows {
   remove(place, part = "iteris-out") {
     this.put(this.entries.toSpliced(place, 1));
     this.finish();
-    const next = this.list.children[Math.min(place, this.list.childElementCount - 1)];
-    (next?.querySelector(`.${part}, .iteris-out`) ?? this.element.querySelector(".iteris-add"))?.focus();
+    const next = this.parts.find((each) => each.place >= place) ?? this.parts.at(-1); // empty lines have none
+    (next?.element.querySelector(`.${part}, .iteris-out`) ?? this.element.querySelector(".iteris-add"))?.focus();
   }
 
   /** Put the LoRAs that a file is a merge of in the place of its row. */
@@ -270,7 +270,7 @@ class Rows {
     const { row, isOff } = this.entries[place];
     const { rows, error } = (await recipeOf(file)) ?? {};
     if (this.entries[place]?.row?.name !== row.name) return; // changed meanwhile
-    if (!rows) return void tell(this.say("not_apart"), error ?? "");
+    if (!rows) return void tell(this.say("not_apart"), error ?? this.say("server_away"));
     this.put(this.entries.toSpliced(place, 1, ...switched(readRows(rows), isOff)));
     this.finish();
     this.focus(place, "iteris-lora");

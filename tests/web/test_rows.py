@@ -1119,6 +1119,9 @@ def test_rows_are_added_taken_out_and_moved(rows, picture):
     at(rows, 1, "lora").press("Backspace")
     assert rows.page.evaluate(focused) == ["iteris-lora", "0"]
     assert text_of(rows) == FIRST
+    rows.set_widgets(MERGE, loras=f"\n\n{TEXT}")
+    at(rows, 2, "grip").press("Delete")
+    assert rows.page.evaluate(focused) == ["iteris-grip", "2"], "empty lines have no row"
 
 
 def drag_down(rows, place, to_y):

@@ -185,7 +185,7 @@ export default {
   search_row: "Search LoRAs for row {row}",
   more_names: "and {count} more: type a part of the name",
   reading: "Reading files…",
-  no_names: "No LoRA has this name.",
+  no_names: "No LoRA has this name. If the file is new, close this list and press R.",
   no_list: "This browser is too old to list the files",
   no_list_rest: "Update it, or write the LoRAs with “Text”.",
   others: "Also LoRAs for other models",

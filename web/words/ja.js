@@ -189,7 +189,7 @@ export default {
   search_row: "{row} 行目の LoRA を検索",
   more_names: "ほかに {count} 件あります。名前の一部を入力してください",
   reading: "ファイルを読み込み中…",
-  no_names: "この名前の LoRA はありません。",
+  no_names: "この名前の LoRA はありません。新しいファイルなら、この一覧を閉じて R キーを押してください。",
   no_list: "このブラウザーは古いため、ファイルの一覧を表示できません",
   no_list_rest: "ブラウザーを更新するか、「テキスト」で LoRA を入力してください。",
   others: "ほかのモデル用の LoRA も表示",

@@ -176,7 +176,7 @@ export default {
   search_row: "搜索第 {row} 行的 LoRA",
   more_names: "还有 {count} 个：请输入名称的一部分",
   reading: "正在读取文件…",
-  no_names: "没有这个名称的 LoRA。",
+  no_names: "没有这个名称的 LoRA。如果是新文件，请关闭此列表并按 R 键。",
   no_list: "此浏览器版本过旧，无法列出文件",
   no_list_rest: "请更新浏览器，或用“文本”填写 LoRA。",
   others: "也显示其他模型的 LoRA",
