@@ -698,7 +698,7 @@ def test_rows_that_a_subgraph_shows_are_those_of_what_is_in_it(in_renderer, pict
     assert rows() == first
     offset = frontend.page.evaluate("[...app.canvas.ds.offset]")
     frontend.page.locator(".iteris-merge-these").press("Enter")
-    frontend.page.get_by_text("Run now merges").wait_for()
+    frontend.page.get_by_text("The next run merges").wait_for()
     frontend.settle(40)
     picture(frontend, "subgraph_of_merge")
     assert frontend.page.evaluate("[...app.canvas.ds.offset]") == offset

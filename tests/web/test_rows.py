@@ -1209,7 +1209,7 @@ def test_a_row_without_a_file_asks_for_one_and_what_is_said_twice_is_named(rows,
     rows.page.wait_for_selector('.iteris-missing[data-place="0"]')
     assert at(rows, 0, "called").inner_text() == "choose a style"
     assert "no file yet" in at(rows, 0, "lora").get_attribute("aria-description")
-    assert at(rows, 1, "why").inner_text() == "Said twice: priority=2"
+    assert at(rows, 1, "why").inner_text() == "Written twice: priority=2"
     rows.settle()
     picture(rows, "rows_unchosen")
     at(rows, 0, "lora").click()

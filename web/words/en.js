@@ -1,8 +1,9 @@
 // What the extension says in English.
 
 export default {
-  waiting: "After a run, a verdict on each LoRA is here.",
-  waiting_preview: "A preview measures nothing: after a run, estimates from the files appear here, and no verdict.",
+  waiting: "The verdict on each LoRA appears here after a run.",
+  waiting_preview:
+    "A preview measures nothing: after a run, estimates from the files appear here instead of a verdict.",
   good: "good",
   weak: "weak",
   lost: "lost",
@@ -70,7 +71,7 @@ export default {
   base_more: "Pictures of other things change {percent} % more than stacked.",
   see: "See it in pictures",
   see_title:
-    "Show the pictures of Compare; if it has none of this merge, run it; if there is no Compare, add one and run it",
+    "Show the pictures of Compare. If there are none of this merge, Compare is run, and added where it is missing.",
   drawing: "The pictures are still to come",
   drawing_rest: "They appear in Compare.",
   unsaved: "Not saved as a file.",
@@ -82,7 +83,7 @@ export default {
   saves_again: "Run saves it again.",
   load_this: "Load this",
   load_this_title:
-    "Load this file with Load LoRAs. If something draws with this merge, it takes the place of the merge and of what is linked to the merge alone, with groups that are empty then; else it comes with nodes that draw, where these are known for the model.",
+    "Load this file with Load LoRAs. Where the merge is drawn with, it takes the place of the merge and of what served the merge alone; elsewhere it comes with nodes that draw. Ctrl+Z undoes it.",
   see_and_save: "See and save",
   draw_with: "Draw with {lora}",
   prompt: "Prompt",
@@ -167,7 +168,7 @@ export default {
   not_in_rows: "Nothing was changed",
   loaders_left: "Not all loaders are in the rows",
   loaders_left_rest: "Those before or after a branch, or with a linked file or strength, stay as they are.",
-  merged_inside: "Run now merges",
+  merged_inside: "The next run merges",
   merged_inside_rest:
     "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",
   no_compare: "This merge has no Compare",
@@ -228,9 +229,9 @@ export default {
   more_title_loader: 'blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
   unread: "Not understood: {part}",
   unread_more: "{what}. Write, for example: IN01:0.5, MID:0",
-  twice: "Said twice: {part}",
-  picked: "The LoRA tags are taken over",
-  picked_rest: "The rest of the pasted prompt is left out.",
+  twice: "Written twice: {part}",
+  picked: "Only the LoRA tags were taken",
+  picked_rest: "The rest of the pasted prompt was left out.",
   taken: "Already in another row",
   several: "Shift+click or Shift+Enter: add several",
   no_file: "choose a LoRA",
