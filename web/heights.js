@@ -183,8 +183,9 @@ export const marginOf = ({ className }) => (/iteris-(slider|times)/.test(classNa
  * out of sight, though it may have other content by then; 0 before it was seen.
  */
 export function heightOf(element, padding) {
-  const { firstElementChild: first, lastElementChild: last } = element;
+  const { children, lastElementChild: last } = element;
   if (!last) return 0;
+  const first = [...children].find(({ offsetHeight }) => offsetHeight); // what is hidden has no place
   if (last.offsetHeight) seen.set(element, last.offsetTop + last.offsetHeight - first.offsetTop);
   return seen.has(element) ? seen.get(element) + padding + 2 * marginOf(element) : 0;
 }

@@ -889,6 +889,37 @@ def test_pictures_that_came_while_another_tab_was_shown_are_there(in_renderer, o
     assert frontend.errors == []
 
 
+def test_a_node_is_as_high_as_what_it_holds_while_it_draws_again_and_once_stopped(
+    in_renderer, output
+):
+    frontend = in_renderer
+    file = output["iteris_tiles"][0]["pictures"][0]
+    rows = [{"prompt": row["prompt"], "names": row["names"]} for row in output["iteris_tiles"]]
+    frontend.load(compare_of(), "as high")
+    frontend.show(1, left=500, top=60, scale=0.6)
+
+    def height():
+        frontend.pictures_shown()
+        return frontend.still("app.graph.getNodeById(1).size[1]")
+
+    def draw(run):
+        frontend.begin(run)
+        told = {"prompt_id": run, "node": "1", "rows": rows, "row": 0, "place": 0}
+        frontend.send("iteris.picture", **told, picture=file)
+        return height()
+
+    live = draw("first")
+    frontend.send("execution_interrupted", prompt_id="first", node_id="1")
+    assert height() < live + 60
+    assert draw("second") == pytest.approx(live, abs=1)
+    frontend.executed(1, output, run="second")
+    frontend.set_widgets(1, seed=5)
+    expect(frontend.page.locator(".iteris-slider > .iteris-earlier")).to_be_visible()
+    marked = height()
+    assert draw("third") <= marked
+    assert frontend.errors == []
+
+
 def test_a_node_is_no_higher_than_it_has_to_be_once_there_are_fewer_pictures(in_renderer, output):
     frontend = in_renderer
     height = "app.graph.getNodeById(1).size[1]"
