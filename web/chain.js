@@ -189,9 +189,9 @@ function linkBefore(merge, node, create, measured) {
   for (const [name, value] of said) set(settings.outputNode, name, value);
 }
 
-/** Return what Merge settings lets a merge be measured by, as its sampler draws; elsewhere what suits the model is near enough. */
+/** Return what Merge settings lets a merge be measured by, as its sampler draws, where that is not what suits the model. */
 function measuredBy({ cfg, width, height }, { guidance, resolution }) {
-  const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
+  const isOwn = cfg !== undefined && (guidance === undefined ? cfg <= LOW_CFG : cfg !== guidance); // else it may suit it
   const side = Math.sqrt(width * height);
   const isSmall = side <= SMALL * resolution;
   return { ...(isOwn && { cfg }), ...(isSmall && { resolution: STEP * Math.round(side / STEP) }) };
@@ -257,8 +257,7 @@ function putBehind(merge, create, title, drawn, measured) {
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
- * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
- * measure at its cfg. Where its prompt names several subjects, the merge measures them together. A graph that has groups
+ * another cfg than suits the model, or far smaller pictures, Merge settings lets the merge measure by them. Where its prompt names several subjects, the merge measures them together. A graph that has groups
  * gets one round Compare and Save.
  *
  * @param {object} node the loader
