@@ -7,6 +7,7 @@ import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import { CARRIED, ends, join, link, linkRound, originOf, takeOutputs, takers, vaeOf } from "./links.js";
 import {
   bringIntoSight,
+  bringNear,
   freeBelow,
   freePlace,
   GAP,
@@ -289,7 +290,7 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
     showInstead(merge, node);
     graph.remove(node);
   });
-  bringIntoSight([...shown, ...nodesBefore(shown[0])], canvas);
+  bringNear([...shown, ...nodesBefore(shown[0])], canvas);
   return shown;
 }
 

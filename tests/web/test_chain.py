@@ -152,11 +152,10 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     # not all nodes of other packs have the room that Nodes 2.0 takes
     before, then = kinds(frontend), how_laid_out(frontend)
     points = "app.graph.reroutes.size"
-    scale, had = frontend.page.evaluate(f"[app.canvas.ds.scale, {points}]")
+    had = frontend.page.evaluate(points)
     merge_these(frontend)
     picture(frontend, f"merge_these_{where}")
-    assert frontend.page.evaluate("app.canvas.ds.scale") == scale
-    wait_until_seen(frontend, "IterISMerge", *OF_MERGES)
+    wait_until_seen(frontend, "IterISMerge", "IterISCompare")
     assert new_in(frontend, then) == [set()] * 3
     assert frontend.page.evaluate(points) <= had + 5
     if where != "plain":
@@ -348,6 +347,29 @@ def test_what_comes_with_a_merge_is_seen_and_moves_nothing(in_renderer, picture)
     assert after == before
     assert scale >= READABLE
     assert apart >= 10, "as the template's groups"
+    assert frontend.errors == []
+
+
+def test_a_merge_and_its_compare_are_read_with_ease_below_their_groups_titles(in_renderer, picture):
+    frontend = in_renderer
+    size = frontend.page.viewport_size
+    frontend.page.set_viewport_size({"width": 1920, "height": 1080})
+    frontend.load_template(11)
+    frontend.show(int(LOADER), left=300, top=100, scale=0.6)
+    merge_these(frontend)
+    picture(frontend, "merge_these_near")
+    wait_until_seen(frontend, "IterISMerge", "IterISCompare")
+    scale, below = frontend.page.evaluate(
+        """() => {
+            const { ds, graph, canvas } = app.canvas;
+            const bar = document.querySelector(".graph-canvas-panel").getBoundingClientRect().top;
+            const top = canvas.getBoundingClientRect().top;
+            return [ds.scale, graph.groups.map(({ pos }) => (pos[1] + ds.offset[1]) * ds.scale + top - bar)];
+        }"""
+    )
+    frontend.page.set_viewport_size(size)
+    assert scale > 0.75
+    assert min(below) >= 0, "no title is under a bar"
     assert frontend.errors == []
 
 
