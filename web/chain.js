@@ -27,6 +27,7 @@ import { nodeBefore, samplersAfter, textFieldBefore } from "./prompt_field.js";
 import { mergedName } from "./rows_text.js";
 import { lacksWords, namedIn } from "./triggers.js";
 
+const NEAR_CFG = 3; // from what suits the model: Merge settings for each taste would be too much
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SMALL = 0.6; // of the model's own side: measured at that, pictures would be others, and take far longer
@@ -190,9 +191,10 @@ function linkBefore(merge, node, create, measured) {
   for (const [name, value] of said) set(settings.outputNode, name, value);
 }
 
-/** Return what Merge settings lets a merge be measured by, as its sampler draws, where that is not what suits the model. */
+/** Return what Merge settings lets a merge be measured by, as its sampler draws, where that is far from what suits the model. */
 function measuredBy({ cfg, width, height }, { guidance, resolution }) {
-  const isOwn = cfg !== undefined && (guidance === undefined ? cfg <= LOW_CFG : cfg !== guidance); // else it may suit it
+  const isNear = guidance > 1 && Math.abs(cfg - guidance) < NEAR_CFG && cfg > LOW_CFG;
+  const isOwn = cfg !== undefined && (guidance === undefined ? cfg <= LOW_CFG : cfg !== guidance && !isNear); // else it may suit it
   const side = Math.sqrt(width * height);
   const isSmall = side <= SMALL * resolution;
   return { ...(isOwn && { cfg }), ...(isSmall && { resolution: STEP * Math.round(side / STEP) }) };
@@ -258,7 +260,8 @@ function putBehind(merge, create, title, drawn, measured) {
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
  * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
- * another cfg than suits the model, or far smaller pictures, Merge settings lets the merge measure by them. Where its prompt names several subjects, the merge measures them together. A graph that has groups
+ * a cfg far from what suits the model, or far smaller pictures, Merge settings lets the merge measure by them. Where its
+ * prompt names several subjects, the merge measures them together. A graph that has groups
  * gets one round Compare and Save.
  *
  * @param {object} node the loader
