@@ -17,7 +17,6 @@ export const HEAD = 50; // of a group, down to where its nodes begin
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const CLEAR = 0.7; // of the page, which no bar covers
 const EDGE = 6; // of the screen, round what is brought into sight
-const NEAR = 0.8; // of the page's scale; letters are as large as those round the page
 const READABLE = 0.572; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 
@@ -86,9 +85,9 @@ const bordersOf = (group) => edgesOf(group).with(1, group.pos[1]);
 const overlap = (one, other) => [0, 1].every((axis) => one[axis] < other[axis + 2] && other[axis] < one[axis + 2]);
 const holds = (one, other) => [0, 1].every((axis) => one[axis] <= other[axis] && other[axis + 2] <= one[axis + 2]);
 
-/** Return below which height no node lies between two edges, but for one. */
-export function freeBelow(graph, left, right, but = undefined) {
-  const above = graph.nodes.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
+/** Return below which height no node, or none of other things, lies between two edges, but for one node. */
+export function freeBelow(graph, left, right, but = undefined, things = graph.nodes) {
+  const above = things.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
   return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
 }
 
@@ -253,46 +252,6 @@ export function makeRoom(graph, taker, height, taken, grown = height) {
   });
 }
 
-/** Return where what is brought into sight begins and ends: nodes once they have grown, with the titles of their groups. */
-function shownOf(nodes) {
-  const box = boxOf(nodes.map(grownEdges));
-  const heads = nodes.map((node) => groupAt(node.graph, node.pos)?.pos[1]).filter((head) => box[1] - head <= 3 * HEAD);
-  return box.with(1, Math.min(box[1], ...heads));
-}
-
-/** Return at which scale a place is as large as what no bar covers. */
-function scaleFor(box, canvas) {
-  const [start, end] = freeArea(canvas);
-  return Math.min(...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
-}
-
-/** Move the page by as much as it takes to see a place, or where that begins. */
-function moveTo(box, canvas) {
-  const { ds } = canvas;
-  const [start, end] = freeArea(canvas);
-  for (const axis of [0, 1]) {
-    const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
-    ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
-  }
-  canvas.setDirty(true, true);
-}
-
-/**
- * Show new nodes so large that they are read with ease: as many of the first ones as have room, and two at least, which
- * may be smaller if they need that.
- */
-export const bringNear = (nodes, canvas) =>
-  onceLaidOut(() => {
-    if (nodes[0].graph !== canvas.graph) return;
-    const { ds } = canvas;
-    const boxes = nodes.slice(1).map((_, i) => shownOf(nodes.slice(0, nodes.length - i)));
-    const found = boxes.find((box) => scaleFor(box, canvas) >= NEAR) ?? boxes.at(-1);
-    const least = Math.min(NEAR, scaleFor(found, canvas));
-    if (least < READABLE) return bringIntoSight(nodes, canvas, false);
-    ds.scale = Math.max(least, Math.min(ds.scale, scaleFor(boxes[0], canvas)));
-    moveTo([...found.slice(0, 2), ...boxes[0].slice(2)], canvas);
-  });
-
 /**
  * Move the page by as much as it takes to see new nodes, and make it smaller if they need that; where it could not be
  * read any more, as many of the first ones as have room. In a subgraph that is closed there is nothing to see.
@@ -301,12 +260,17 @@ export function bringIntoSight(nodes, canvas, isNew = true) {
   if (nodes[0].graph !== canvas.graph) return;
   if (isNew) return void onceLaidOut(() => bringIntoSight(nodes, canvas, false));
   const { ds } = canvas;
+  const [start, end] = freeArea(canvas);
   const box = boxOf(nodes.map(grownEdges));
-  const scale = Math.min(ds.scale, scaleFor(box, canvas));
+  const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
   if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1)
     return bringIntoSight(nodes.slice(0, -1), canvas, false);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));
-  moveTo(box, canvas);
+  for (const axis of [0, 1]) {
+    const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
+    ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
+  }
+  canvas.setDirty(true, true);
 }
 
 /** Bring the nearest nodes into sight where no title is. */

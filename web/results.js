@@ -3,13 +3,13 @@
 import { app } from "../../scripts/app.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { keepMade } from "./browser_store.js";
-import { isBeingOpened, onceOpen, store } from "./open_workflow.js";
+import { onceOpen, store } from "./open_workflow.js";
 import {
   RUN,
+  answerOf,
   historyOf,
   isQueuedHere,
   isLast,
-  lastRuns,
   promptOf,
   queued,
   runOf,
@@ -101,8 +101,7 @@ export function compareWithRun(node, panel) {
     const mine = comparing;
     const shown = await shownPrompt();
     const now = nameIn(shown, node);
-    if (mine !== comparing) return; // it has changed again
-    if (now === undefined) return void (isBeingOpened() && onceOpen(node.compareIterisRun));
+    if (now === undefined || mine !== comparing) return; // or it has changed again
     node.compareIterisProgress?.(now);
     const ran = panel.isOfRun() && (await promptOf(panel.madeIn(now)));
     if (mine !== comparing) return;
@@ -131,7 +130,7 @@ const kept = new WeakMap(); // by the workflow: what runs have made of nodes tha
  */
 export async function keepOutput(id, output, workflow = undefined) {
   const run = output?.[RUN];
-  if (!workflow) await Promise.all([queued(), new Promise(onceOpen)]);
+  if (!workflow) await queued();
   const whose = workflow ?? workflowOf(run);
   const prompt = whose && (await promptOf(run));
   const type = prompt?.[id]?.class_type;
@@ -158,7 +157,7 @@ export async function madeBefore(isWanted) {
 async function recalledAsShown(isWanted) {
   const { graph } = app;
   const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
-  const history = isAny ? await lastRuns(RECALLED) : [];
+  const history = isAny ? Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse() : [];
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
   const take = (run, outputs, isIts) => {

@@ -6,14 +6,13 @@ import { isOurs, nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./file_lists.js";
 import { forget } from "./loras.js";
 import { oneAtATime } from "./pace.js";
-import { isBeingOpened, locale, onceOpen } from "./open_workflow.js";
+import { locale, onceOpen } from "./open_workflow.js";
 import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
   begin,
   endOf,
   ifOwn,
-  isLast,
   isLeftOut,
   isLoaded,
   isLost,
@@ -73,16 +72,6 @@ function showOutput(node, output) {
   showFile(output);
 }
 
-/** Show what a run has made of a node, if that is one of the run. */
-function showOwn(id, output) {
-  const node = nodeAt(app.graph, id);
-  if (!isOurs(node)) return;
-  ifOwn(node, output, () => {
-    hear(node);
-    showOutput(node, output);
-  });
-}
-
 /** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
 function showRefusal(id, errors) {
   const of = (kind) => errors.filter(({ type }) => type === kind);
@@ -107,15 +96,12 @@ async function showFailure(node, { node_id: id, exception_message: told }) {
   node.showIterisStop("save");
 }
 
-const heard = new WeakMap(); // node -> when a run has told last what it has made of it
-const hear = (node) => heard.set(node, performance.now());
-
-/** Show what runs have made of nodes, a report first, then what it was saved in; of no node of which one has told since. */
-function showRecalled(found, asked = performance.now()) {
+/** Show what runs have made of nodes, a report first, then what it was saved in. */
+function showRecalled(found) {
   found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
   for (const [id, output] of found) {
     const node = nodeAt(app.graph, id);
-    if (node && !(heard.get(node) > asked)) showOutput(node, output); // it may be gone since
+    if (node) showOutput(node, output); // it may be gone since
   }
 }
 
@@ -208,9 +194,8 @@ export async function recall() {
     showRunning();
     showWaiting();
   });
-  const asked = performance.now();
   const found = await recalled(isOurs);
-  showRecalled(found, asked);
+  showRecalled(found);
   showRunning(); // a report of an earlier run has hidden it
   onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
   for (const node of nodesOf(app.graph)) {
@@ -232,7 +217,7 @@ export function followRuns() {
   };
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
-    isWhole = !isBeingOpened();
+    isWhole = true;
     begun++;
     forgetTold();
     begin(detail.prompt_id);
@@ -246,19 +231,19 @@ export function followRuns() {
   });
   // after the frontend's own, which has called the node
   api.addEventListener("executed", ({ detail }) => {
-    const missed = !isLast(detail.prompt_id) || isBeingOpened();
+    const missed = isNew();
     mark(detail);
     begin(detail.prompt_id);
     for (const each of [layers, stages, pictures]) each.delete(detail.node);
     keepOutput(detail.display_node ?? detail.node, detail.output).then(() => nameMerges(detail.output));
     listSaved(detail.output);
-    if (missed) onceOpen(() => showOwn(detail.display_node ?? detail.node, detail.output));
+    const node = nodeAt(app.graph, detail.display_node ?? detail.node);
+    if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
   });
   api.addEventListener("iteris.saved", ({ detail }) => {
     const output = { iteris_saved: detail.files };
     listSaved(output);
     showTold(detail, (node) => {
-      hear(node);
       node.showIterisSaved?.(output);
       showFile(output);
     });
@@ -293,7 +278,6 @@ export function followRuns() {
   });
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
-    isWhole = false;
     if (!(await isOver())) return;
     const last = begun;
     const isAtWork = ({ compareIterisProgress: isTold }) => !!isTold;
@@ -326,9 +310,6 @@ export function showOutputs(outputs) {
 export function hearOwnRuns(node) {
   const { onExecuted } = node;
   node.onExecuted = function (output) {
-    ifOwn(this, output, () => {
-      hear(this);
-      onExecuted?.call(this, output);
-    });
+    ifOwn(this, output, () => onExecuted?.call(this, output));
   };
 }

@@ -106,7 +106,6 @@ export function addSlider(node, say, above) {
   node.showIterisTiles = (output) => slider.showTiles(output);
   node.showIterisPicture = (detail) => slider.showDrawn(detail);
   node.keepIterisDrawn = () => slider.keepDrawn();
-  node.noteIterisDrawn = (text) => slider.noteDrawn(text);
   node.forgetIterisDrawn = () => slider.forgetDrawn();
   also(node, "endIterisRun", () => slider.live?.isEnded || slider.forgetDrawn());
   node.showIterisNamed = () => slider.showNamed();
@@ -388,24 +387,11 @@ class Slider {
     return { drawn: pictures.filter(Boolean).length, count: pictures.length };
   }
 
-  /** Say above those pictures why there are no more, also in letters that can be read from afar. */
-  noteDrawn(text) {
-    const line = html("div", "iteris-stage iteris-ended", text);
-    line.append(html("div", "iteris-far", text));
-    this.element.prepend(line);
-    fit(this.node);
-  }
-
-  endLive() {
-    this.live = undefined;
-    this.element.classList.remove("iteris-live");
-    this.element.querySelector(":scope > .iteris-ended")?.remove();
-  }
-
   /** Show the pictures of the run before again. */
   forgetDrawn() {
     if (!this.live) return;
-    this.endLive();
+    this.live = undefined;
+    this.element.classList.remove("iteris-live");
     if (this.shown) return this.showTiles(this.shown);
     showElement(this.node, this.element, false);
     fit(this.node);
@@ -413,7 +399,8 @@ class Slider {
 
   showTiles(output) {
     if (!output?.iteris_tiles?.length) return;
-    this.endLive();
+    this.live = undefined;
+    this.element.classList.remove("iteris-live");
     const { node, rows, say, strip } = this;
     const { first: before } = this;
     const { prompt: last } = rows[this.chosen] ?? {};

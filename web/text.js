@@ -5,6 +5,7 @@ import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepMade, keptMade } from "./browser_store.js";
 import { isGone } from "./loras.js";
+import { ofMerge } from "./merge_names.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
@@ -93,12 +94,12 @@ class TextPanel {
   files = []; // that it tells of
   gone = []; // and those of them that were removed since, or changed
   merge; // whose files are shown
+  made; // what is known of the merge that it is of, see `readMade`
   madeAs; // the node's name, see `workOf`, in the run that made what is shown
   run; // that one, as far as it is known
   since = ""; // in what the node was another one in it
   failedAs; // or why that run failed
   isOld = false; // what is shown goes once a run begins
-  isAbove = false; // it is above the pictures
   drawParts; // anew
 
   constructor(node, say, { width = 0, above, folded }) {
@@ -130,7 +131,6 @@ class TextPanel {
   /** Hide what the last run ended with, and the pictures that it had drawn by then. */
   hideEnd() {
     this.hide();
-    this.isAbove = false;
     this.node.forgetIterisDrawn?.();
   }
 
@@ -149,7 +149,8 @@ class TextPanel {
     this.shown = output;
     this.run = runOf(output);
     this.since = "";
-    this.isOld = this.isAbove = false;
+    [this.made] = output.iteris_made ?? [];
+    this.isOld = false;
     this.merge = mergeOf(this.node);
     this.files = output.iteris_saved ?? [];
     this.gone = [];
@@ -178,20 +179,20 @@ class TextPanel {
 
   /** Say of what is shown, or of the pictures alone, of which run it is; without a word: of the last one. */
   mark(word, isAll = true) {
-    const { element, say, since } = this;
+    const { element, made, say } = this;
     const pictures = this.node.iterisPictures?.();
     const marked = word ? [pictures, isAll && element].filter(Boolean) : [];
     for (const each of [pictures, element].filter(Boolean)) {
       each.querySelector(":scope > .iteris-earlier")?.remove();
       each.classList.toggle("iteris-old", marked.includes(each));
     }
-    const of = since && say("of_merge", { what: since });
+    const of = word !== "changed" ? ofMerge(made, say) : this.since && say("of_merge", { what: this.since });
     marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of })));
   }
 
   /** Return whether something is shown that a run has told. */
   isOfRun() {
-    return (this.isAbove || isShown(this.element)) && !!(this.isOld ? this.failedAs : this.madeAs);
+    return isShown(this.element) && !!(this.isOld ? this.failedAs : this.madeAs);
   }
 
   /** Return the run of what is shown, if the node is not what it was in it. */
@@ -202,10 +203,7 @@ class TextPanel {
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
   compare(now, since) {
     if (this.isOld) {
-      if (now === this.failedAs) return false;
-      this.hideEnd(); // no news of a node that is another one now
-      this.since = "";
-      this.mark("earlier", false);
+      if (now !== this.failedAs) this.hideEnd(); // no news of a node that is another one now
       return false;
     }
     const isChanged = now !== this.madeAs;
@@ -223,17 +221,14 @@ class TextPanel {
   }
 
   /** Show what the last run ended with, until the next one begins or the node is another one. */
-  async showEnd(line, nameOfIt = nameAsRun, isAbove = false) {
+  async showEnd(line, nameOfIt = nameAsRun) {
     this.shown = line;
     this.files = [];
     this.isOld = true;
-    this.isAbove = isAbove;
     this.failedAs = undefined;
     this.element.replaceChildren(line);
     this.mark("earlier", false); // which is not seen on pictures of that run itself
-    if (isAbove) this.node.noteIterisDrawn(line.textContent);
-    if (isAbove) this.hide();
-    else this.show(this.width);
+    this.show(this.width);
     const name = await nameOfIt(this.node);
     if (this.shown === line) this.failedAs = name;
   }
@@ -247,14 +242,14 @@ class TextPanel {
     const drawn = how ? undefined : this.node.keepIterisDrawn?.();
     const word = how ? `stopped_${how}` : drawn ? "stopped_drawn" : "stopped";
     const line = html("div", "iteris-quiet iteris-note", this.say(word, drawn));
-    this.showEnd(line, how ? nameAsShown : nameAsRun, !!drawn);
+    this.showEnd(line, how ? nameAsShown : nameAsRun);
   }
 
   /** Show what is still true of the run that the workflow keeps, where the server knows no run. */
   async miss() {
     const { element, node, ran } = this;
     const { name, files: kept } = ran;
-    if (!Array.isArray(kept) || this.isAbove || isShown(element) || (await this.find())) return;
+    if (!Array.isArray(kept) || isShown(element) || (await this.find())) return;
     const output = await outputOf(ran);
     if (output) {
       this.showFound(output);

@@ -171,8 +171,6 @@ export default {
   merged_inside: "The next run merges",
   merged_inside_rest:
     "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",
-  measured_as: "Merge settings came, too",
-  measured_as_rest: "It measures as the KSampler draws: {values}.",
   no_compare: "This merge has no Compare",
   no_compare_rest: "It needs exactly one VAE in the same workflow or subgraph.",
   prompt_varied: "The prompt was not taken over",
@@ -247,7 +245,7 @@ export default {
   unfit: "This LoRA is for {family}, not for this model.",
   again: "This LoRA is in several rows: its strengths add up.",
   within: "{lora} is in {merge}, too: it counts twice.",
-  all_anew: "To draw all anew:",
+  by_last_run: "By the last run:",
   anew: "To merge again, by the last run:",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",

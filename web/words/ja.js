@@ -174,8 +174,6 @@ export default {
   merged_inside: "実行するとマージします",
   merged_inside_rest:
     "ここに表示されているのは、サブグラフの中の「LoRA をマージ」の行です。「マージ後の LoRA を保存」も中にあります。マージには数分かかります。",
-  measured_as: "「マージの設定」も追加しました",
-  measured_as_rest: "KSampler の生成に合わせて測定します：{values}。",
   no_compare: "このマージに「比較」はありません",
   no_compare_rest: "同じワークフローまたはサブグラフに、VAE がちょうど 1 つ必要です。",
   prompt_varied: "プロンプトは引き継がれませんでした",
@@ -250,7 +248,7 @@ export default {
   unfit: "この LoRA は {family} 用で、このモデルには使えません。",
   again: "この LoRA は複数の行にあります。強度は合計されます。",
   within: "{lora} は {merge} にも含まれているため、二重に効きます。",
-  all_anew: "すべて生成し直す場合：",
+  by_last_run: "直前の実行では：",
   anew: "最初から測り直す場合（直前の実行から）：",
   time: "{name}：約 {time}",
   time_of_settings: "{name}：約 {time}（回数は「マージの設定」によります）",
