@@ -95,6 +95,16 @@ class Processes:
             tensor.copy_(moved(part, tensor.device, tensor.dtype).reshape(tensor.shape))
             start += tensor.numel()
 
+    def agree(self, is_so: Tensor) -> bool:
+        """Whether something is so in every process; waits for the tensor's device.
+
+        Raises:
+            PeerError: Another process failed before it came here.
+        """
+        against = moved(~is_so, "cpu", torch.float64)
+        self.add_up([against])
+        return not against.item()
+
     def gather(self, items: Sequence[T]) -> list[T]:
         """Return the items of all processes, in their order before `share`; their tensors are on
         the CPU.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from ..devices import exact_products, moved, product_dtype
+from ..devices import exact_products, product_dtype
 from ..layers import base_weight_and_bias, codes_of, output_tokens
 from ..processes import Processes
 
@@ -63,9 +62,6 @@ class Drifting:
         outputs = output_tokens(module, y[:1]).to(dtype)
         with exact_products(x.device):
             products = codes_of(module, x[:1], weight) + bias
-        # false for what is not finite, too, which the solve explains; a wait for the device
-        is_near = (products - outputs).norm() <= _SAME * outputs.norm()
-        far = moved(~is_near, "cpu", torch.float64)
-        processes.add_up([far])
-        is_same = not far.item()
+        # false for what is not finite, too, which the solve explains
+        is_same = processes.agree((products - outputs).norm() <= _SAME * outputs.norm())
         return cls(weight if is_same else None, is_rounded=is_half and not is_same)

@@ -38,9 +38,7 @@ def can_derive(
     d_in = weight_shape(module)[1]
     tokens = tokens_read(module, token_count(module, x), problem) * problem.samples
     is_less = tokens * (width - _MORE_PER_TOKEN * d_in) > _PRODUCTS * d_in * width
-    against = torch.tensor(float(not is_less))
-    problem.processes.add_up([against])
-    return not against
+    return problem.processes.agree(torch.tensor(is_less))
 
 
 def _keeps_rows(problem: Problem, module: nn.Module, x: Tensor) -> bool:
