@@ -38,7 +38,7 @@ def keys_of(
     """
     model, clip = base.given
     patches = base.model.patches_uuid, base.clip.patcher.patches_uuid
-    learned = {text: base.texts.learned(text) for text in (how.negative, *(t for _, t in wanted))}
+    learned = {text: base.texts.learned(text) for text in {how.negative, *(t for _, t in wanted)}}
     shared = (ref(model), ref(clip), ref(vae), *patches, how, learned[how.negative])
     loras = [
         None

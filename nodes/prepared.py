@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iteris_core import ConfigError
@@ -23,6 +23,7 @@ from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import uses_of_rows
+from .settings import settings_of
 from .size import Size
 from .sockets import ChosenLora, Loose, MergedLora
 from .words import NO_LORA, VIDEO_MERGE
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ..iteris_core.diffusion.calibration import Calibration
     from ..iteris_core.diffusion.lora_rows import Row
     from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
-    from ..iteris_core.diffusion.recipe import Recipe
     from ..iteris_core.files.families import Family
     from ..iteris_core.memory import Room
     from .asked import Asked
@@ -211,21 +211,17 @@ def made_otherwise(loras: Iterable[ChosenLora], asked: Asked, job: Job) -> list[
     if asked.recipe is not None or not job.config.measured:
         return []
     sizes = _SIZES if asked.size.way != Size.way else ()
-    here = _settings_of(job)
+    here = settings_of(job)
     told: dict[str, None] = {}
     for recipe in filter(None, (lora.recipe for lora in loras)):
         others = [
             f"{label(name)} {_in_short(name, value)} (here {_in_short(name, here[name])})"
-            for name, value in _settings_of(recipe).items()
+            for name, value in settings_of(recipe).items()
             if value != here[name] and name not in sizes
         ]
         told |= dict.fromkeys([some_of(others)] if others else [])
     said = "the settings of Load recipe are not connected, so they did not count:"
     return [Note("uncounted", f"{said} {text}") for text in told]
-
-
-def _settings_of(made: Job | Recipe) -> dict[str, Any]:
-    return {**asdict(made.calibration), **made.config.to_dict()}
 
 
 def _in_short(name: str, value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -13,6 +13,7 @@ from ..iteris_core.settings import label, value_label
 from . import host
 from .lora import show
 from .loras.names import adapter_name, check_known, fingerprints
+from .settings import FIELDS, in_words, settings_of
 from .sockets import LORAS, SETTINGS, ChosenLora
 from .validation import checked
 
@@ -129,13 +130,11 @@ def as_text(recipe: Recipe) -> str:
     """Return a recipe's LoRAs as rows, and the settings that nodes have and its versions, one per
     line.
     """
-    from .settings import FIELDS
-
-    made = {**asdict(recipe.calibration), **recipe.config.to_dict()}
+    made = settings_of(recipe)
     facts = {name: made[name] for name in ("scene_weight", "rank", "size", *FIELDS)}
     settings = [
-        f"{label(name)}: {', '.join(it) if isinstance(it, tuple) else value_label(name, it)}"
-        for name, it in {**facts, **recipe.made_on}.items()
+        f"{label(name)}: {value_label(name, in_words(value))}"
+        for name, value in {**facts, **recipe.made_on}.items()
     ]
     return "\n".join([written(map(row_of, recipe.loras)), "", *settings])
 

@@ -6,7 +6,8 @@ Its inputs are the declarations of the core's settings, under the words that the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -19,6 +20,10 @@ from .loras.prompts import lines
 from .sockets import SETTINGS, advanced
 from .validation import checked
 from .words import NAMES, TARGETS
+
+if TYPE_CHECKING:
+    from ..iteris_core.diffusion.job import Job
+    from ..iteris_core.diffusion.recipe import Recipe
 
 FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 # Values of widgets that set nothing. -1 where 0 means that there is none.
@@ -135,15 +140,20 @@ def words_of_changes(changes: Changes) -> dict[str, str]:
     usual = changes_of(**{widget.id: widget.default for widget in Settings.define_schema().inputs})
     parts = [(changes.calibration, usual.calibration), (changes.config, usual.config)]
     return {
-        NAMES[name]: NAMES.get(f"{name}={value}", _in_words(value))
+        NAMES[name]: NAMES.get(f"{name}={value}", in_words(value))
         for part, first in parts
         for name, value in part.items()
         if name not in first or first[name] != value
     }
 
 
-def _in_words(value: Any) -> str:
-    """Return a setting's value for the page."""
+def settings_of(made: Job | Recipe) -> dict[str, Any]:
+    """Return all settings of a merge, by the names of the core."""
+    return {**asdict(made.calibration), **made.config.to_dict()}
+
+
+def in_words(value: Any) -> str:
+    """Return a setting's value as a text."""
     return ", ".join(value) if isinstance(value, tuple) else str(value).removeprefix("torch.")
 
 
