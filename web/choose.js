@@ -1,6 +1,7 @@
 // A choice among many files: a field to search in, the files that have all its words, each with its picture, and the
 // picture of one of them large. Files for another model than the one that is connected are left out.
 
+import { keepList, keptList } from "./browser_lists.js";
 import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, canPopUp, EDGE, html, imageAt, putBeside, sayMade, tell, withFolder } from "./parts.js";
@@ -31,23 +32,13 @@ const RECENT = "iteris_recent"; // these, in the browser's memory
 const KEPT = 8; // of these
 let withOthers = false; // files for other models, until the page is closed
 
-/** Return the names that were chosen last; none where the browser keeps nothing of pages. */
-function remembered() {
-  try {
-    return JSON.parse(localStorage.getItem(RECENT) ?? "[]");
-  } catch {
-    return [];
-  }
-}
+/** Return the names that were chosen last. */
+const remembered = () => keptList("localStorage", RECENT);
 
-/** Remember a name as the one that was chosen last, if the browser has room for it. */
+/** Remember a name as the one that was chosen last. */
 function remember(name) {
   const others = remembered().filter((each) => each !== name);
-  try {
-    localStorage.setItem(RECENT, JSON.stringify([name, ...others].slice(0, KEPT)));
-  } catch {
-    // it is chosen all the same
-  }
+  keepList("localStorage", RECENT, [name, ...others].slice(0, KEPT));
 }
 
 const isWhole = (name) => !lastAboutLora(name)?.error;

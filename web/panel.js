@@ -4,7 +4,7 @@
 import { ofMerge } from "./merge_names.js";
 import { paintOf } from "./paint.js";
 import { button, copied, fileName, html } from "./parts.js";
-import { bars, headline, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
+import { bars, headline, isJudged, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 import { ownName } from "./rows_text.js";
 
 const WIDTH = 360;
@@ -172,12 +172,12 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, advice, bounds }
 /** Return what a verdict comes to in one sentence. */
 function headlineOf(className, loras, say) {
   const { level, word, ...values } = headline(loras);
-  const names = (values.loras ?? []).map((lora) => say("lora_is", { name: calledOf(lora), level: levelOf(lora, say) }));
+  const names = (values.loras ?? []).map((lora) =>
+    say("lora_is", { name: ownName(lora.name), level: levelOf(lora, say) }),
+  );
   const text = say(word, { ...values, name: ownName(loras[0].name), loras: names.join(", ") });
   return html("b", `${className} iteris-${level}`, text);
 }
-
-const calledOf = ({ name }) => ownName(name);
 
 /** Return what else a verdict tells: in which range each LoRA is, and what to do. */
 function restOf({ loras, unjudged, against, advice }, say, { prompts }) {
@@ -187,7 +187,7 @@ function restOf({ loras, unjudged, against, advice }, say, { prompts }) {
   rest.append(...loras.map((lora) => rangeOf(lora, say)));
   const areTold = loras.every(({ isTold }) => isTold);
   if (loras.length) told(say(areTold ? "hint" : "not_told"));
-  const isGood = (lora) => lora.level === "good" && lora.isTold && !isUncertain(lora);
+  const isGood = (lora) => lora.level === "good" && isJudged(lora);
   if (prompts === "given" && !loras.every(isGood)) told(say("look_given"));
   if (advice && loras.length) rest.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;
@@ -211,17 +211,17 @@ function saidOf(name, text, word) {
   return line;
 }
 
-/** Return the word for what was kept of a LoRA, and how the line looks that has it. */
+/** Return the word for what was kept of a LoRA. */
 function levelOf(lora, say) {
   if (isUncertain(lora)) return say("uncertain_level");
   if (!lora.isTold) return say("uncertain");
   return lora.levels.length > 1 ? say("likely_level", { level: say(lora.level) }) : say(lora.level);
 }
 
+/** Let a line about a LoRA look like what was kept of it. */
 function lookOf(line, lora) {
-  const isTold = lora.isTold && !isUncertain(lora);
-  line.classList.add(`iteris-${isTold ? lora.level : "open"}`);
-  line.classList.toggle("iteris-likely", lora.levels.length > 1 && isTold);
+  line.classList.add(`iteris-${isJudged(lora) ? lora.level : "open"}`);
+  line.classList.toggle("iteris-likely", lora.levels.length > 1 && isJudged(lora));
   return line;
 }
 

@@ -85,9 +85,9 @@ const bordersOf = (group) => edgesOf(group).with(1, group.pos[1]);
 const overlap = (one, other) => [0, 1].every((axis) => one[axis] < other[axis + 2] && other[axis] < one[axis + 2]);
 const holds = (one, other) => [0, 1].every((axis) => one[axis] <= other[axis] && other[axis + 2] <= one[axis + 2]);
 
-/** Return below which height no node, or none of other things, lies between two edges, but for one node. */
-export function freeBelow(graph, left, right, but = undefined, things = graph.nodes) {
-  const above = things.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
+/** Return below which height no node lies between two edges, but for one. */
+export function freeBelow(graph, left, right, but = undefined) {
+  const above = graph.nodes.filter((each) => each !== but && each.pos[0] < right && left < each.pos[0] + each.size[0]);
   return Math.max(...above.map(({ pos, size }) => pos[1] + size[1])) + GAP;
 }
 

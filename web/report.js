@@ -212,6 +212,9 @@ export function isUncertain({ between }) {
   return between !== null && between[1] - between[0] >= SAYS_NOTHING;
 }
 
+/** Return whether the word for what was kept of a LoRA tells something. */
+export const isJudged = (lora) => lora.isTold && !isUncertain(lora);
+
 const MOST_NAMED = 2; // LoRAs, in a headline
 
 /**
@@ -221,7 +224,7 @@ const MOST_NAMED = 2; // LoRAs, in a headline
  * @returns {{level: string, word: string, count?: number, all?: number, loras?: object[]}}
  */
 export function headline(loras) {
-  const told = loras.filter((lora) => lora.isTold && !isUncertain(lora));
+  const told = loras.filter(isJudged);
   const bad = told.filter(({ level }) => level !== "good");
   const all = loras.length;
   if (bad.length) {

@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { keepList, keptList } from "./browser_lists.js";
 import { nodeAt } from "./graph.js";
 import { isFirst, store } from "./open_workflow.js";
 import { isIn, nameIn } from "./current_prompt.js";
@@ -14,20 +15,11 @@ export const RUN = "iteris_run"; // in an output: the run that has made it
 const MOST_RUNS = 100; // that are remembered
 const workflows = new Map(); // by the run's id: where this page has queued it
 const PLACES = "iteris_runs"; // in the browser's memory of this page, which F5 leaves
-const places = new Map(rememberedPlaces()); // by the run's id: where this page had queued it before it was opened anew
+const places = new Map(keptList("sessionStorage", PLACES)); // by the run's id: where this page had queued it before it was opened anew
 const NO_ID = "00000000-0000-0000-0000-000000000000"; // of a workflow without one, which newer frontends give one once it is opened anew
 const prompts = new Map(); // by the run's id: what was run, or a promise of it
 let running;
 let asking; // the request that queued a run last: a run may begin, and fail, before it is answered
-
-/** Return what the page has remembered of itself; nothing where the browser keeps nothing of pages. */
-function rememberedPlaces() {
-  try {
-    return JSON.parse(sessionStorage.getItem(PLACES) ?? "[]");
-  } catch {
-    return [];
-  }
-}
 
 /** Wait until the server has answered what this page has queued last. */
 export const queued = () => Promise.allSettled([asking]);
@@ -53,11 +45,7 @@ export function rememberRuns(refused) {
       ([run, { path }]) => !workflows.has(run) && open.some((each) => each.path === path),
     );
     const now = [...workflows].filter(([, each]) => open.includes(each)).map(([run, each]) => [run, placeOf(each)]);
-    try {
-      sessionStorage.setItem(PLACES, JSON.stringify([...later, ...now].slice(-MOST_RUNS)));
-    } catch {
-      // a browser that keeps nothing: after F5, the runs are those of no workflow
-    }
+    keepList("sessionStorage", PLACES, [...later, ...now].slice(-MOST_RUNS));
   });
   // neither called from here nor waited for: the frontend's dialog would name this file as the cause of whatever the
   // server refuses, and of its being stopped
