@@ -687,8 +687,12 @@ def test_rows_that_a_subgraph_shows_are_those_of_what_is_in_it(in_renderer, pict
     if not frontend.page.evaluate("LiteGraph.vueNodesMode"):
         size = frontend.page.evaluate("id => app.graph.getNodeById(id).size[0]", outer)
         assert size >= 330, "as wide as rows need"
-        is_whole = "button => button.scrollWidth <= button.clientWidth"
-        assert frontend.page.locator(".iteris-merge-these").evaluate(is_whole), "its words"
+        frontend.page.wait_for_function(
+            """() => {
+                const button = document.querySelector(".iteris-merge-these");
+                return button.scrollWidth <= button.clientWidth;
+            }"""
+        )
     frontend.keep()
 
     def rows():

@@ -508,7 +508,10 @@ def test_before_a_run_a_preview_promises_no_verdict(in_renderer, small):
     small(frontend, seed=21)
     # the last value is left: newer frontends keep it for the next workflow of the API
     panel = frontend.page.locator(".iteris-report")
-    for preset, promised in (("Preview", "no verdict"), ("Balanced", "a verdict on each LoRA")):
+    for preset, promised in (
+        ("Preview", "instead of a verdict"),
+        ("Balanced", "The verdict on each LoRA"),
+    ):
         frontend.set_widgets(MERGE, preset=preset)
         expect(panel).to_contain_text(promised)
 
@@ -848,7 +851,7 @@ def test_how_far_a_run_is_can_be_read_where_the_canvas_is_far_away(in_renderer, 
     small(frontend, seed=19)
     frontend.show(MERGE, top=300, scale=0.35)
     before = size_of(frontend)
-    soon = frontend.page.get_by_text("After a run, a verdict")
+    soon = frontend.page.get_by_text("The verdict on each LoRA")
     assert soon.is_visible()
     frontend.begin("a")
     send_stage(frontend, "a", MERGE, "Sampling", 12, 60, seconds_left=12)
@@ -1079,7 +1082,7 @@ def test_a_merge_says_why_its_run_in_another_window_has_made_nothing(in_renderer
     start = ["execution_start", {}]
     at_other = ["execution_error", {"node_id": "1", "exception_message": "no such file"}]
     for end, said in (
-        (at_other, "After a run, a verdict"),
+        (at_other, "The verdict on each LoRA"),
         (stop, "Stopped in another window."),
         (failure, "Out of memory"),
         (stop, "Out of memory"),  # which still holds
@@ -1093,7 +1096,7 @@ def test_a_merge_says_why_its_run_in_another_window_has_made_nothing(in_renderer
         frontend.forget("of_another")
     frontend.set_widgets(MERGE, preset="Fast")
     frontend.keep()
-    expect(panel).to_contain_text("After a run, a verdict")
+    expect(panel).to_contain_text("The verdict on each LoRA")
     page.unroute("**/queue")
     assert frontend.errors == []
 
@@ -1233,7 +1236,7 @@ def test_a_merge_of_one_lora_says_before_a_run_that_it_would_be_the_same(fronten
         (False, {"loras": f"{one}\n<lora::1>"}),  # another one is to be chosen
     ):
         frontend.set_widgets(MERGE, **change)
-        expect(panel).to_contain_text("One LoRA alone" if alone else "After a run, a verdict")
+        expect(panel).to_contain_text("One LoRA alone" if alone else "The verdict on each LoRA")
     assert frontend.errors == []
 
 
