@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..iteris_core import ConfigError, IterisError
 from . import host, kept_pictures
+from .compare_checks import MULTIPLE, check_base, check_side, merge_of, refusal_of
 from .compare_rows import (
     BASE,
     check_pictures,
@@ -24,12 +24,11 @@ from .compare_rows import (
     short,
     worn_of,
 )
-from .expert_files import LOW_INPUT
 from .loras.names import adapter_name, files_named
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
-from .workflow import MERGES, inputs_of, text_at, texts_upstream, upstream
+from .workflow import inputs_of, texts_upstream
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.lora_use import LoraUse
@@ -37,19 +36,14 @@ if TYPE_CHECKING:
     from .compare_rows import Row
 
 _MOST_SIDE = 4096
-_MULTIPLE = 16  # of a side: what the latents of every family have
 _MOST_STEPS = 200
 _MOST_NAMED = 4  # LoRAs on the base model
-_OF_PAIR = (
-    "the merged LoRA is for a pair of models, and Compare draws with one. Connect both MODEL "
-    "outputs of the merge to samplers, as the template for videos does"
-)
 
 
 class Compare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        size = {"default": 0, "min": 0, "max": _MOST_SIDE, "step": _MULTIPLE, "optional": True}
+        size = {"default": 0, "min": 0, "max": _MOST_SIDE, "step": MULTIPLE, "optional": True}
         return io.Schema(
             node_id="IterISCompare",
             display_name="Compare (IterIS)",
@@ -450,89 +444,3 @@ def told_of(row: Row, merged: MergedLora) -> dict[str, bool]:
         "unjudged": verdict is not None and verdict.unjudged is not None and meets,
         "advised": len(own) == 1 and own[0] in advised,
     }
-
-
-def check_side(name: str, side: int) -> None:
-    """Refuse a side that latents cannot have.
-
-    Raises:
-        ConfigError: Says which one.
-    """
-    if side % _MULTIPLE:
-        raise ConfigError(
-            f"{name} is {side}; it must be a multiple of {_MULTIPLE}, or 0 for what suits the model"
-        )
-
-
-def has_refused(prompt: Mapping[str, Any], merge: str) -> bool:
-    """Return whether a Compare of a merge is refused; see `refusal_of`.
-
-    Args:
-        prompt: See `workflow.upstream`.
-        merge: The node that merges.
-    """
-    return any(
-        given.get("class_type") == "IterISCompare"
-        and merge_of(prompt, node) == str(merge)
-        and refusal_of(prompt, node)
-        for node, given in prompt.items()
-    )
-
-
-def refusal_of(prompt: Mapping[str, Any], compare: str) -> str:
-    """Return what is known to be wrong with a Compare before the merge; empty: nothing."""
-    text = text_at(prompt, inputs_of(prompt, compare).get("prompt"))
-    try:
-        if text and text.strip():
-            rows_of(text, [])
-    except IterisError as error:
-        return str(error)
-    if LOW_INPUT in inputs_of(prompt, merge_of(prompt, compare)):
-        return _OF_PAIR
-    return drawn_with_merge(prompt, compare)
-
-
-def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
-    """Return the merge that a Compare gets its merged LoRA from, also through nodes that hand it
-    on; empty: none.
-    """
-    before = upstream(prompt, compare, ("merged",))
-    return next((node for node in before if prompt[node].get("class_type") in MERGES), "")
-
-
-def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
-    """Return what is wrong with a Compare whose MODEL or CLIP carries the merged LoRA; empty:
-    nothing. `check_base` would say so, but after the merge.
-
-    Args:
-        prompt: See `workflow.upstream`.
-        compare: The node that compares.
-    """
-    for name in ("model", "clip"):
-        if merge_of(prompt, compare) in upstream(prompt, compare, (name,)):
-            return (
-                f"{name} comes from the merge, so there would be nothing to compare it with. Leave "
-                "it empty: then it is the one that the merge gets"
-            )
-    return ""
-
-
-def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
-    """Refuse a model that is not the base of the merge.
-
-    Raises:
-        IterisError: It is of another family, or carries the merged LoRA.
-    """
-    if base.family.name != merged.keys.family.name:
-        raise IterisError(
-            f"the MODEL is {base.family.name}, and the merged LoRA is for "
-            f"{merged.keys.family.name}. Connect one of this family, or leave model and clip "
-            "empty: then they are the ones that the merge got"
-        )
-    if merged.low is not None:
-        raise IterisError(_OF_PAIR)
-    if base.carries(merged.adapter):
-        raise IterisError(
-            "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "
-            "compare it with. Leave both empty: then they are the ones that the merge got"
-        )

@@ -16,7 +16,7 @@ from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
 from .asked import Asked
-from .compare import has_refused
+from .compare_checks import has_refused
 from .cost import cost_shown, work_by_preset
 from .expert_files import LOW_INPUT, partner_of
 from .loras.names import fingerprints

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from fake_host import fake_base, use
-from iteris_pack.nodes import compare, compare_rows
+from iteris_pack.nodes import compare, compare_checks, compare_rows
 from iteris_pack.nodes.sockets import MergedLora
 from iteris_pack.nodes.workflow import MERGES
 
@@ -166,8 +166,8 @@ def test_the_users_prompts_are_refused_before_the_merge(refused, text, said, kin
     prompt["5"] = {"class_type": "Wildcards", "inputs": {}}
     found = refused()
     assert said in found if said else found is True
-    assert compare.has_refused(prompt, "2") == bool(said)
-    assert not compare.has_refused(prompt, "other")
+    assert compare_checks.has_refused(prompt, "2") == bool(said)
+    assert not compare_checks.has_refused(prompt, "other")
 
 
 @pytest.mark.parametrize("kind", MERGES)
@@ -193,11 +193,11 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     }
     found = refused()
     assert found.startswith(said) if said else found is True
-    assert compare.has_refused(prompt, "2") == bool(said)
+    assert compare_checks.has_refused(prompt, "2") == bool(said)
     prompt["5"] = {"class_type": "Switch", "inputs": {"any_01": ["2", 3]}}
     prompt["3"]["inputs"]["merged"] = ["5", 0]
-    assert compare.merge_of(prompt, "3") == "2", "through a node that hands it on"
-    assert not compare.has_refused(prompt, "other")
+    assert compare_checks.merge_of(prompt, "3") == "2", "through a node that hands it on"
+    assert not compare_checks.has_refused(prompt, "other")
     prompt["2"]["inputs"]["model_low_noise"] = ["6", 0]
     assert "for a pair of models" in refused()
 
@@ -290,8 +290,14 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
 @pytest.mark.parametrize(
     ("check", "said"),
     [
-        (lambda: compare.check_side("width", 500), "width is 500; it must be a multiple of 16"),
-        (lambda: compare.check_side("height", 24), "height is 24; it must be a multiple of 16"),
+        (
+            lambda: compare_checks.check_side("width", 500),
+            "width is 500; it must be a multiple of 16",
+        ),
+        (
+            lambda: compare_checks.check_side("height", 24),
+            "height is 24; it must be a multiple of 16",
+        ),
         (
             lambda: compare_rows.check_pictures(
                 compare_rows.rows_of("a dog\n" * 81, [DOG, CAT])[0]
@@ -310,11 +316,11 @@ def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(merge
         family = types.SimpleNamespace(name=family)
         return types.SimpleNamespace(family=family, carries=lambda adapter: carries)
 
-    compare.check_base(base("SD1.5"), merged)
+    compare_checks.check_base(base("SD1.5"), merged)
     with pytest.raises(IterisError, match="carries the merged LoRA already"):
-        compare.check_base(base("SD1.5", carries=True), merged)
+        compare_checks.check_base(base("SD1.5", carries=True), merged)
     with pytest.raises(IterisError, match=r"the MODEL is SDXL, and the merged LoRA is for SD1\.5"):
-        compare.check_base(base("SDXL"), merged)
+        compare_checks.check_base(base("SDXL"), merged)
 
 
 def test_the_model_of_the_merge_is_drawn_with_but_for_what_is_connected(merged, replace_host):
