@@ -26,6 +26,7 @@ import { nodeBefore, samplersAfter, textFieldBefore } from "./prompt_field.js";
 import { mergedName } from "./rows_text.js";
 import { lacksWords, namedIn } from "./triggers.js";
 
+const FAR_CFG = 3; // from what suits the model; ComfyUI's own 8 is near
 const LOW_CFG = 2; // what models of few steps are drawn with, such as Turbo and Lightning
 const MULTIPLE = 16; // of a side of Compare's pictures
 const SMALL = 0.6; // of the model's own side: measured at that, pictures would be others, and take far longer
@@ -189,9 +190,10 @@ function linkBefore(merge, node, create, measured) {
   for (const [name, value] of said) set(settings.outputNode, name, value);
 }
 
-/** Return what Merge settings lets a merge be measured by, as its sampler draws; elsewhere what suits the model is near enough. */
+/** Return what Merge settings lets a merge be measured by, as its sampler draws, where that is far from what suits the model. */
 function measuredBy({ cfg, width, height }, { guidance, resolution }) {
-  const isOwn = cfg !== undefined && cfg !== guidance && (cfg <= LOW_CFG || guidance === 1);
+  const isFar = guidance === 1 || cfg <= LOW_CFG || Math.abs(cfg - guidance) >= FAR_CFG;
+  const isOwn = cfg !== undefined && cfg !== guidance && isFar;
   const side = Math.sqrt(width * height);
   const isSmall = side <= SMALL * resolution;
   return { ...(isOwn && { cfg }), ...(isSmall && { resolution: STEP * Math.round(side / STEP) }) };
@@ -256,10 +258,9 @@ function putBehind(merge, create, title, drawn, measured) {
 /**
  * Put a Merge LoRAs in the place of a Load LoRAs: its text, and its links as far as the merge has such sockets. Another
  * pack's stack goes through a LoRA stack, on its left. A Save merged LoRA comes near it, or the merge would be lost,
- * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has
- * so low a cfg that the model is one of few steps, or guides a model that is taken for one, Merge settings lets the merge
- * measure at its cfg. Where its prompt names several subjects, the merge measures them together. A graph that has groups
- * gets one round Compare and Save.
+ * and between them a Compare where a VAE is found, which draws as the graph's sampler does. Where that has a cfg far from
+ * what suits the model, or far smaller pictures, Merge settings lets the merge measure by them. Where its prompt names
+ * several subjects, the merge measures them together. A graph that has groups gets one round Compare and Save.
  *
  * @param {object} node the loader
  * @param {(type: string) => object} create makes a node of a type

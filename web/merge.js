@@ -15,6 +15,7 @@ import { runAlone } from "./current_prompt.js";
 import { absentFrom } from "./triggers.js";
 import { asOneStep } from "./undo.js";
 
+const MEASURED = ["resolution", "cfg"];
 const KEPT = ["ITERIS_MERGED", "LORA_MODEL"];
 
 const create = (type) => LiteGraph.createNode(type);
@@ -55,8 +56,16 @@ export function mergeNow(node, known, say) {
   if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
+  sayMeasured(made[0], say);
   sayAbsent(made[0], known.found, say);
   return made[0];
+}
+
+/** Say what Merge settings has from the sampler, where it came with a merge. */
+function sayMeasured(merge, say) {
+  const settings = originOf(merge, "settings")?.outputNode;
+  const taken = MEASURED.filter((name) => saidBy(settings, name)).map((name) => `${name} ${saidBy(settings, name)}`);
+  if (taken.length) tell(say("measured_as"), say("measured_as_rest", { values: taken.join(", ") }));
 }
 
 /** Say of which LoRAs the prompt has no trigger words that a node's MODEL is drawn with. */

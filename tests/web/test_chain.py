@@ -806,9 +806,9 @@ def test_a_new_compare_gives_a_file_its_cover_again(frontend):
     assert frontend.errors == []
 
 
-@pytest.mark.parametrize("cfg", [7, 4, 1])
+@pytest.mark.parametrize("cfg", [7, 8, 4, 1])
 def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
-    """At 1 a merge is measured at that, too; 7 is what suits the model."""
+    """A merge is measured at its cfg where that is far from 7, which suits the model."""
     frontend = in_renderer
     load_plain(frontend, cfg=cfg)
     before = set(map(tuple, frontend.overlaps()))
@@ -819,10 +819,13 @@ def test_compare_draws_as_the_graphs_sampler_does(in_renderer, cfg):
         for kind in ("IterISCompare", "IterISMerge")
     )
     drawn = {"steps": 2, "sampler": "euler", "scheduler": "normal", "width": 512, "height": 512}
-    drawn |= {"prompt": WORDS, "negative_prompt": "rain", "cfg": 4 if cfg == 4 else 0, "seed": 1}
+    drawn |= {"prompt": WORDS, "negative_prompt": "rain", "seed": 1}
+    drawn["cfg"] = 8 if cfg == 8 else 0
     assert {name: compare[name] for name in drawn} == drawn
     settings = [node["inputs"]["cfg"] for node in nodes if node["class_type"] == "IterISSettings"]
-    assert (settings, "settings" in merge) == (([1], True) if cfg == 1 else ([], False))
+    assert (settings, "settings" in merge) == (([cfg], True) if cfg < 7 else ([], False))
+    told = frontend.page.get_by_text(f"as the KSampler draws: cfg {cfg}.")
+    expect(told).to_have_count(1 if cfg < 7 else 0)
     assert set(map(tuple, frontend.overlaps())) <= before
     assert frontend.errors == []
 

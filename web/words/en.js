@@ -171,6 +171,8 @@ export default {
   merged_inside: "The next run merges",
   merged_inside_rest:
     "These are now the rows of Merge LoRAs, which is in the subgraph with Save merged LoRA. A merge takes minutes.",
+  measured_as: "Merge settings came, too",
+  measured_as_rest: "It measures as the KSampler draws: {values}.",
   no_compare: "This merge has no Compare",
   no_compare_rest: "It needs exactly one VAE in the same workflow or subgraph.",
   prompt_varied: "The prompt was not taken over",

@@ -174,6 +174,8 @@ export default {
   merged_inside: "実行するとマージします",
   merged_inside_rest:
     "ここに表示されているのは、サブグラフの中の「LoRA をマージ」の行です。「マージ後の LoRA を保存」も中にあります。マージには数分かかります。",
+  measured_as: "「マージの設定」も追加しました",
+  measured_as_rest: "KSampler の生成に合わせて測定します：{values}。",
   no_compare: "このマージに「比較」はありません",
   no_compare_rest: "同じワークフローまたはサブグラフに、VAE がちょうど 1 つ必要です。",
   prompt_varied: "プロンプトは引き継がれませんでした",

@@ -162,6 +162,8 @@ export default {
   loaders_left_rest: "分支前后的加载器，以及文件或强度由连线给出的加载器，保持不变。",
   merged_inside: "运行时将进行合并",
   merged_inside_rest: "这里显示的是子图中“合并 LoRA”的各行，子图中还有“保存合并后的 LoRA”。合并需要几分钟。",
+  measured_as: "“合并设置”也已添加",
+  measured_as_rest: "将按 KSampler 的出图方式测量：{values}。",
   no_compare: "此合并没有“比较”",
   no_compare_rest: "同一工作流或子图中必须恰好有一个 VAE。",
   prompt_varied: "提示词没有沿用",
