@@ -5,7 +5,6 @@ import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepMade, keptMade } from "./browser_store.js";
 import { isGone } from "./loras.js";
-import { ofMerge } from "./merge_names.js";
 import { fileOf, loadButton } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
@@ -94,12 +93,12 @@ class TextPanel {
   files = []; // that it tells of
   gone = []; // and those of them that were removed since, or changed
   merge; // whose files are shown
-  made; // what is known of the merge that it is of, see `readMade`
   madeAs; // the node's name, see `workOf`, in the run that made what is shown
   run; // that one, as far as it is known
   since = ""; // in what the node was another one in it
   failedAs; // or why that run failed
   isOld = false; // what is shown goes once a run begins
+  above; // a line above the pictures of a run that did not finish
   drawParts; // anew
 
   constructor(node, say, { width = 0, above, folded }) {
@@ -131,6 +130,7 @@ class TextPanel {
   /** Hide what the last run ended with, and the pictures that it had drawn by then. */
   hideEnd() {
     this.hide();
+    this.setAbove();
     this.node.forgetIterisDrawn?.();
   }
 
@@ -149,8 +149,8 @@ class TextPanel {
     this.shown = output;
     this.run = runOf(output);
     this.since = "";
-    [this.made] = output.iteris_made ?? [];
     this.isOld = false;
+    this.setAbove();
     this.merge = mergeOf(this.node);
     this.files = output.iteris_saved ?? [];
     this.gone = [];
@@ -179,20 +179,25 @@ class TextPanel {
 
   /** Say of what is shown, or of the pictures alone, of which run it is; without a word: of the last one. */
   mark(word, isAll = true) {
-    const { element, made, say } = this;
+    const { element, say, since } = this;
     const pictures = this.node.iterisPictures?.();
     const marked = word ? [pictures, isAll && element].filter(Boolean) : [];
     for (const each of [pictures, element].filter(Boolean)) {
       each.querySelector(":scope > .iteris-earlier")?.remove();
       each.classList.toggle("iteris-old", marked.includes(each));
     }
-    const of = word !== "changed" ? ofMerge(made, say) : this.since && say("of_merge", { what: this.since });
+    const of = since && say("of_merge", { what: since });
     marked[0]?.prepend(html("div", "iteris-earlier", say(word, { of })));
+  }
+
+  /** Return whether something is told, here or above the pictures. */
+  isTold() {
+    return isShown(this.element) || !!this.above;
   }
 
   /** Return whether something is shown that a run has told. */
   isOfRun() {
-    return isShown(this.element) && !!(this.isOld ? this.failedAs : this.madeAs);
+    return this.isTold() && !!(this.isOld ? this.failedAs : this.madeAs);
   }
 
   /** Return the run of what is shown, if the node is not what it was in it. */
@@ -203,7 +208,10 @@ class TextPanel {
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
   compare(now, since) {
     if (this.isOld) {
-      if (now !== this.failedAs) this.hideEnd(); // no news of a node that is another one now
+      if (now === this.failedAs) return false;
+      this.hideEnd(); // no news of a node that is another one now
+      this.since = "";
+      this.mark("earlier", false);
       return false;
     }
     const isChanged = now !== this.madeAs;
@@ -220,36 +228,56 @@ class TextPanel {
     return this.element.classList.contains("iteris-old");
   }
 
-  /** Show what the last run ended with, until the next one begins or the node is another one. */
-  async showEnd(line, nameOfIt = nameAsRun) {
+  /** Let a line stand above the pictures instead of the one that does; undefined: none. */
+  setAbove(line) {
+    this.above?.remove();
+    this.above = line;
+    if (line) this.node.iterisPictures().prepend(line);
+  }
+
+  /**
+   * Show what the last run ended with, above the pictures if it has drawn some, until the next one begins or the node is
+   * another one.
+   */
+  async showEnd(line, nameOfIt = nameAsRun, hasDrawn = false) {
     this.shown = line;
     this.files = [];
     this.isOld = true;
     this.failedAs = undefined;
-    this.element.replaceChildren(line);
     this.mark("earlier", false); // which is not seen on pictures of that run itself
-    this.show(this.width);
+    if (hasDrawn) {
+      line.classList.add("iteris-ended");
+      this.setAbove(line);
+      this.hide();
+      fit(this.node, this.width);
+    } else {
+      this.element.replaceChildren(line);
+      this.show(this.width);
+    }
     const name = await nameOfIt(this.node);
     if (this.shown === line) this.failedAs = name;
   }
 
   showFailure(message, isRefused) {
-    if (!isRefused) this.node.keepIterisDrawn?.();
-    this.showEnd(html("div", "iteris-warning iteris-failure", message), isRefused ? nameAsShown : nameAsRun);
+    const hasDrawn = !isRefused && !!this.node.keepIterisDrawn?.();
+    const line = html("div", "iteris-warning iteris-failure", message);
+    this.showEnd(line, isRefused ? nameAsShown : nameAsRun, hasDrawn);
   }
 
   showStop(how) {
     const drawn = how ? undefined : this.node.keepIterisDrawn?.();
     const word = how ? `stopped_${how}` : drawn ? "stopped_drawn" : "stopped";
-    const line = html("div", "iteris-quiet iteris-note", this.say(word, drawn));
-    this.showEnd(line, how ? nameAsShown : nameAsRun);
+    const text = this.say(word, drawn);
+    const line = html("div", drawn ? "iteris-note" : "iteris-quiet iteris-note", text);
+    if (drawn) line.append(html("div", "iteris-far", text)); // pictures are looked at from afar, too
+    this.showEnd(line, how ? nameAsShown : nameAsRun, !!drawn);
   }
 
   /** Show what is still true of the run that the workflow keeps, where the server knows no run. */
   async miss() {
     const { element, node, ran } = this;
     const { name, files: kept } = ran;
-    if (!Array.isArray(kept) || isShown(element) || (await this.find())) return;
+    if (!Array.isArray(kept) || this.isTold() || (await this.find())) return;
     const output = await outputOf(ran);
     if (output) {
       this.showFound(output);
@@ -260,7 +288,7 @@ class TextPanel {
     const saved = kept.map(readFile).filter(Boolean);
     const gone = await goneOf(saved);
     const isTold = isSame || saved.length || node.showIterisTiles; // or a run would not make it again
-    if (isShown(element) || !isTold) return; // of a run by now
+    if (this.isTold() || !isTold) return; // of a run by now
     Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: mergeOf(this.node) });
     this.isOld = !saved.length;
     this.drawParts = () =>

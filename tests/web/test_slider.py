@@ -458,10 +458,18 @@ def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
     expect(drawn).to_have_count(0)
     frontend.go_to("drawn first")
     expect(drawn).to_have_count(2)
-    text, earlier = page.locator(".iteris-text"), slider.locator(".iteris-earlier")
+    ended, earlier = slider.locator(".iteris-ended"), slider.locator(".iteris-earlier")
+    text = page.locator(".iteris-text").filter(visible=True)
     stopped = "Stopped: {} of 6 pictures are drawn. The next run goes on with the others."
     frontend.send("execution_interrupted", prompt_id="of 81", node_id="1")
-    expect(text).to_have_text(stopped.format(2))
+    expect(ended).to_contain_text(stopped.format(2))
+    expect(text).to_have_count(0)
+    above, below = (each.bounding_box() for each in (ended, page.locator(".iteris-pair")))
+    assert above["y"] + above["height"] <= below["y"]
+    frontend.show(1, left=500, top=300, scale=0.36)
+    expect(ended.locator(".iteris-far")).to_be_visible()
+    picture(frontend, "slider_stopped_afar")
+    frontend.show(1, left=500, top=60)
     expect(slider).to_be_visible()
     expect(thumbs).to_have_count(6)
     expect(drawn).to_have_count(2)
@@ -471,7 +479,7 @@ def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
     assert page.evaluate(f"Number.isNaN({at})"), "those of no merge are all there"
     picture(frontend, "slider_stopped")
     frontend.begin("next")
-    expect(text.filter(visible=True)).to_have_count(0)
+    expect(ended).to_have_count(0)
     expect(slider.filter(visible=True)).to_have_count(0)
 
     frontend.begin("whole")
@@ -479,21 +487,29 @@ def test_pictures_are_shown_as_they_are_drawn(in_renderer, picture, output):
     frontend.pictures_shown()
     expect(drawn).to_have_count(6)
     assert large() == ["merged", "stacked"]
-    for end in ("stopped", "ended"):
+    ends = {"execution_interrupted": stopped.format(1), "execution_error": "No more memory."}
+    for seed, (end, told) in enumerate(ends.items(), 83):
         frontend.begin(end)
         draw(end, 1, 0)
         expect(drawn).to_have_count(1)
-        if end == "stopped":
-            frontend.send("execution_interrupted", prompt_id=end, node_id="1")
-            expect(text).to_have_text(stopped.format(1))
-            expect(drawn).to_have_count(1)
-            expect(earlier).to_be_hidden()
-            frontend.set_widgets(1, seed=83)  # then it is no news any more
-            expect(earlier).to_be_visible()
-        else:
-            frontend.executed(1, output, run=end)
+        frontend.send(
+            end, prompt_id=end, node_id="1", node_type="", exception_message=told, traceback=[]
+        )
+        page.keyboard.press("Escape")  # newer frontends tell a failure in a dialog, too
+        expect(ended).to_contain_text(told)
+        expect(text).to_have_count(0)
+        expect(drawn).to_have_count(1)
+        expect(earlier).to_be_hidden()
+        frontend.set_widgets(1, seed=seed)  # then it is no news any more
+        expect(earlier).to_be_visible()
+        expect(ended).to_have_count(0)
         expect(drawn).to_have_count(6)
-        assert large() == ["merged", "stacked"]
+    frontend.begin("ended")
+    draw("ended", 1, 0)
+    expect(drawn).to_have_count(1)
+    frontend.executed(1, output, run="ended")
+    expect(drawn).to_have_count(6)
+    assert large() == ["merged", "stacked"]
     expect(page.locator(".iteris-slider.iteris-live")).to_have_count(0)
     assert frontend.errors == []
 
@@ -837,8 +853,11 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     frontend.begin("stopped_11")
     frontend.send("execution_interrupted", prompt_id="stopped_11", node_id="1")
     expect(page.locator(".iteris-text")).to_have_text("Stopped.")
-    expect(earlier).to_have_text(["Result of an earlier run: the last one did not finish."])
+    unfinished = "Result of an earlier run{}: the last one did not finish."
+    expect(earlier).to_have_text([unfinished.format(" (cfg was auto)")])
     expect(page.locator(".iteris-slider.iteris-old")).to_have_count(1)
+    change(frontend, cfg=4)
+    expect(earlier).to_have_text([unfinished.format("")])
     workflow = frontend.workflow()
     for kept in ({"run": "of_11", "name": "of another node"}, {"run": 7}, {}, None):
         workflow["nodes"][0]["properties"]["iteris_ran"] = kept
