@@ -29,7 +29,7 @@ export function addPictures(node, say, above) {
     const resolution = settingOf(merge, "resolution");
     const { count, seconds } = toDraw(drawn, ...widgets.map(({ value }) => value), resolution);
     const text = seconds ? say("pictures_time", { count, time: duration(seconds, say) }) : say("pictures", { count });
-    const line = `${say("by_last_run")} ${text}`;
+    const line = `${say("all_anew")} ${text}`;
     if (element.textContent === line) return;
     element.replaceChildren(html("span", "", line));
     element.title = say("pictures_title");

@@ -248,9 +248,9 @@ def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output)
     frontend.begin("count")
     frontend.executed(1, output | {"iteris_drawn": [drawn]}, run="count")
     told = frontend.page.locator(".iteris-times[data-of=IterISCompare]")
-    expect(told).to_have_text("By the last run: 9 pictures, about 1.5 min")
+    expect(told).to_have_text("To draw all anew: 9 pictures, about 1.5 min")
     frontend.set_widgets(1, prompt="a dog")
-    expect(told).to_have_text("By the last run: 5 pictures, about 50 s")
+    expect(told).to_have_text("To draw all anew: 5 pictures, about 50 s")
     frontend.page.evaluate(
         """() => {
             const [merge, settings] = ["Merge", "Settings"].map((name) => {
@@ -269,7 +269,7 @@ def test_how_many_pictures_a_run_draws_is_told_by_the_last_one(frontend, output)
     for resolution, expected in ((512, ""), (0, ", about 50 s")):
         frontend.set_widgets(settings, resolution=resolution)
         frontend.keep()
-        expect(told).to_have_text(f"By the last run: 5 pictures{expected}")
+        expect(told).to_have_text(f"To draw all anew: 5 pictures{expected}")
 
 
 def test_how_many_pictures_are_of_earlier_runs_is_told_where_it_says_how_they_were_drawn(
@@ -286,7 +286,7 @@ def test_how_many_pictures_are_of_earlier_runs_is_told_where_it_says_how_they_we
         said = f"Kept from earlier runs: {kept} of 9 pictures." if kept else ""
         assert told.text_content().endswith(f"a dog{said}")
         expect(frontend.page.locator(".iteris-times[data-of=IterISCompare]")).to_have_text(
-            "By the last run: 9 pictures, about 1.5 min"
+            "To draw all anew: 9 pictures, about 1.5 min"
         )
     assert frontend.errors == []
 

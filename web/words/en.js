@@ -247,7 +247,7 @@ export default {
   unfit: "This LoRA is for {family}, not for this model.",
   again: "This LoRA is in several rows: its strengths add up.",
   within: "{lora} is in {merge}, too: it counts twice.",
-  by_last_run: "By the last run:",
+  all_anew: "To draw all anew:",
   anew: "To merge again, by the last run:",
   time: "{name}: about {time}",
   time_of_settings: "{name}: about {time} (Merge settings says how many runs)",

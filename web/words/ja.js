@@ -250,7 +250,7 @@ export default {
   unfit: "この LoRA は {family} 用で、このモデルには使えません。",
   again: "この LoRA は複数の行にあります。強度は合計されます。",
   within: "{lora} は {merge} にも含まれているため、二重に効きます。",
-  by_last_run: "直前の実行では：",
+  all_anew: "すべて生成し直す場合：",
   anew: "最初から測り直す場合（直前の実行から）：",
   time: "{name}：約 {time}",
   time_of_settings: "{name}：約 {time}（回数は「マージの設定」によります）",

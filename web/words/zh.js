@@ -235,7 +235,7 @@ export default {
   unfit: "此 LoRA 用于 {family}，不适合这个模型。",
   again: "此 LoRA 出现在多行中：其强度会相加。",
   within: "{lora} 也包含在 {merge} 中：会生效两次。",
-  by_last_run: "按上一次运行：",
+  all_anew: "全部重新生成：",
   anew: "从头重做（按上一次运行估计）：",
   time: "{name}：约 {time}",
   time_of_settings: "{name}：约 {time}（次数由“合并设置”决定）",
