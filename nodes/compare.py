@@ -250,7 +250,7 @@ class Compare(io.ComfyNode):
             "text": ["\n".join([*prompts, *taken, ", ".join(facts)])],
             "iteris_drawn": [cost_of(drawn, uses, steps, [width, height])],
             # and what another merge's pictures must share with these to be compared with them
-            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, prompts, of_loras])}],
+            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, of_loras])}],
             "iteris_tiles": tiles_of(rows, table_rows, files, merged),
         }
         of_merge = torch.stack([row.pictures[-1] for row in table_rows])

@@ -81,13 +81,17 @@ export function namesOfMerges(merges, say) {
 }
 
 /**
- * Return what other merges have drawn by the same prompts and from the same seed, each merge once, in the order of the
- * outputs.
+ * Return what other merges have drawn from the same seed, each merge once, in the order of the outputs: its picture in the
+ * place of each row, undefined where it has drawn none by that prompt.
  */
-export function drawnBefore(outputs, { iteris_made: [now] = [] }) {
+export function drawnBefore(outputs, { iteris_made: [now] = [], iteris_tiles: rows = [] }) {
   const found = new Map();
-  for (const { iteris_made: [made] = [], iteris_tiles: tiles = [] } of now?.drawn ? outputs : [])
-    if (made?.drawn === now.drawn && made.at !== now.at && !found.has(made.at))
-      found.set(made.at, { made, pictures: tiles.map(({ pictures }) => pictures.at(-1)) });
+  for (const { iteris_made: [made] = [], iteris_tiles: tiles = [] } of now?.drawn ? outputs : []) {
+    if (made?.drawn !== now.drawn || made.at === now.at) continue;
+    const drawn = ({ prompt }) => tiles.find((each) => each.prompt === prompt)?.pictures.at(-1);
+    const newer = found.get(made.at)?.pictures ?? []; // by other prompts, too
+    const pictures = rows.map((row, at) => newer[at] ?? drawn(row));
+    if (pictures.some(Boolean)) found.set(made.at, { made, pictures });
+  }
   return [...found.values()];
 }

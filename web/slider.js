@@ -33,7 +33,7 @@ function choice(title) {
 /** Let a choice offer names, and merges, if there are several, by theirs; what was chosen is so again, if it is there. */
 function offer(select, names, merges, otherwise) {
   const others = merges.length ? names.slice(0, -1) : names;
-  const values = [...names, ...merges.slice(1).map((_, i) => BEFORE.repeat(i + 1))];
+  const values = [...names, ...merges.slice(1).map(({ value }) => value)];
   const option = (text, label, value, title = "") => Object.assign(html("option", "", text), { label, value, title });
   const labels = toldApart(others, IN_CHOICE);
   const group = Object.assign(html("optgroup"), { label: names.at(-1) });
@@ -128,7 +128,7 @@ class Slider {
   first; // see `firstOf`
   shown; // the run's output
   live; // a run that goes on, or was stopped: its id, and the rows that it has drawn so far
-  before = []; // what other merges have drawn, see `drawnBefore`, and their files; they can be chosen in the fields alone
+  before = []; // what other merges have drawn, see `drawnBefore`, their files and values; they can be chosen in the fields alone
   file; // of the merge that is shown
 
   constructor(node, say, above) {
@@ -250,8 +250,8 @@ class Slider {
 
   show() {
     if (this.live) return;
-    const { before, chosen, left, over, right, rows, strip, under } = this;
-    const pictures = [...rows[chosen].pictures, ...before.map((merge) => merge.pictures[chosen])];
+    const { chosen, left, over, right, rows, strip, under } = this;
+    const pictures = [...rows[chosen].pictures, ...this.beforeIn(chosen).map((merge) => merge.pictures[chosen])];
     for (const [image, select] of [
       [under, right],
       [over, left],
@@ -270,9 +270,14 @@ class Slider {
     this.showLoading();
   }
 
+  /** Return what other merges have drawn by a row's prompt. */
+  beforeIn(row) {
+    return this.before.filter(({ pictures }) => pictures[row]);
+  }
+
   /** Return what loads the file of the earlier merge that is chosen; undefined: there is none, or nothing can. */
   loaderOf({ selectedIndex }) {
-    const file = this.before[selectedIndex - this.rows[this.chosen]?.names.length]?.file;
+    const file = this.beforeIn(this.chosen)[selectedIndex - this.rows[this.chosen]?.names.length]?.file;
     return file && mergeOf(this.node)?.iterisLoaderOf?.(file);
   }
 
@@ -284,16 +289,17 @@ class Slider {
 
   showRow(row) {
     this.chosen = row;
-    const { before, file, left, right, rows, say, shown } = this;
+    const { file, left, right, rows, say, shown } = this;
     const { names } = rows[row];
+    const before = this.beforeIn(row);
     const merges = before.length ? [{ made: shown.iteris_made[0], file }, ...before] : [];
     const nameIn = (saved) => (saved ? ` ${nameOf(saved.listed_as ?? saved.name)}` : "");
     const called = namesOfMerges(
       merges.map(({ made }) => made),
       say,
     );
-    const told = merges.map(({ made, file: saved }, i) => ({
-      name: called[i],
+    const told = merges.map(({ made, file: saved, value }, i) => ({
+      ...{ name: called[i], value },
       title: `${say("merged")}${ofMerge(made, say)}${nameIn(saved)}`,
     }));
     offer(left, names, told, names.length - 2);
@@ -430,7 +436,7 @@ class Slider {
     const files = await Promise.all(merges.map(({ made }) => fileOf(made, kept)));
     if (this.shown !== shown) return;
     [this.file] = files;
-    this.before = found.map((each, i) => ({ ...each, file: files[i + 1] }));
+    this.before = found.map((each, i) => ({ ...each, file: files[i + 1], value: BEFORE.repeat(i + 1) }));
     this.showRow(this.chosen);
     this.show();
   }

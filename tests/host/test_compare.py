@@ -170,7 +170,8 @@ def test_a_comparison_says_of_which_merge_it_is_and_what_others_have_in_common_w
     assert of_fast["at"] < of_preview["at"]
     assert drawn == again
     assert "['first', 'second']" in drawn, "a merge of others has nothing to do with it"
-    told, otherwise = made(preset="Preview", negative_prompt="dark", prompt="a thing")
+    assert made(preset="Preview", prompt="a thing") == (of_preview, drawn), "each row has its own"
+    told, otherwise = made(preset="Preview", negative_prompt="dark")
     assert (told, otherwise == drawn) == (of_preview, False)
 
 

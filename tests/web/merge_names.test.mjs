@@ -69,18 +69,22 @@ test("nothing is told of a merge that nobody knows", () => {
 });
 
 test("what another merge has drawn is offered where all else was the same", () => {
-  const output = (at, drawn = "a dog, seed 7") => ({
+  const output = (at, drawn = "seed 7", prompts = ["a dog"]) => ({
     iteris_made: [{ ...made("Fast", [1], at), drawn }],
-    iteris_tiles: [{ pictures: ["stacked", `merged at ${at}`] }],
+    iteris_tiles: prompts.map((prompt) => ({ prompt, pictures: ["stacked", `${prompt}, merged at ${at}`] })),
   });
   const first = output(1000);
-  const before = { made: first.iteris_made[0], pictures: ["merged at 1000"] };
+  const before = { made: first.iteris_made[0], pictures: ["a dog, merged at 1000"] };
   const report = { iteris_pictures: ["a report"] };
   const others = drawnBefore([report, first, output(500), first], output(2000));
-  assert.deepEqual(others, [before, { made: output(500).iteris_made[0], pictures: ["merged at 500"] }]);
+  assert.deepEqual(others, [before, { made: output(500).iteris_made[0], pictures: ["a dog, merged at 500"] }]);
   assert.deepEqual(drawnBefore([output(2000), first], output(2000)), [before], "not itself, which is kept, too");
-  assert.deepEqual(drawnBefore([first], output(2000, "a dog, seed 8")), []);
+  assert.deepEqual(drawnBefore([first], output(2000, "seed 8")), []);
   assert.deepEqual(drawnBefore([], first), []);
+  const prompted = (at, ...prompts) => output(at, "seed 7", prompts);
+  const [{ pictures }] = drawnBefore([prompted(1000, "a cat"), first], prompted(2000, "a cat", "an owl", "a dog"));
+  assert.deepEqual(pictures, ["a cat, merged at 1000", undefined, "a dog, merged at 1000"], "by each prompt alone");
+  assert.deepEqual(drawnBefore([prompted(1000, "a cat")], output(2000)), []);
   const unknown = { iteris_tiles: [{ pictures: ["merged"] }] };
   assert.deepEqual(drawnBefore([first, unknown], unknown), []);
 });

@@ -645,6 +645,44 @@ def test_two_merges_are_compared(in_renderer, picture, run_of):
     assert frontend.errors == []
 
 
+def test_merges_before_are_offered_where_they_have_drawn_by_the_same_prompt(in_renderer, run_of):
+    """A line more in the prompt is no reason to lose them in the other rows."""
+    frontend = in_renderer
+    left, _ = in_fields(frontend.page)
+    now = time.time()
+    rank, whole, last = ((0, 0, blue) for blue in (95, 145, 245))
+    of_run = {"drawn": f"from seed 0 at {now}"}
+    outputs = [
+        run_of(rank, made(now, size="rank 16", **of_run)),
+        run_of(whole, made(now + 1, **of_run)),
+        run_of(last, made(now + 2, "Fast", **of_run)),
+    ]
+    outputs[0]["iteris_tiles"] = outputs[0]["iteris_tiles"][1:]
+    new, *rows = outputs[2]["iteris_tiles"]
+    outputs[2]["iteris_tiles"] = [{**new, "prompt": "a new line"}, new, *rows]
+    frontend.load(compare_of(), "lines")
+    frontend.show(1, left=500, top=60)
+    for at, output in enumerate(outputs):
+        frontend.begin(f"line {at}")
+        frontend.executed(1, output, run=f"line {at}")
+        frontend.pictures_shown()
+        frontend.pictures_kept(1, now + at)
+    earlier = "Balanced, size rank 16"
+    expect(of_merges(left)).to_have_text(["Fast, size as is", "Balanced, size as is", earlier])
+    left.select_option(index=4)
+    expect_pair(frontend.page, (earlier, rank), ("Fast, ", last))
+    merged = frontend.page.locator(".iteris-drawn").get_by_role("button", name="merged")
+    merged.nth(0).click()
+    expect(of_merges(left)).to_have_count(0)
+    expect_pair(frontend.page, STACKED, ("merged", last))
+    merged.nth(1).click()
+    expect(of_merges(left)).to_have_text(["Fast", "Balanced"])
+    expect_pair(frontend.page, STACKED, ("Fast", last))
+    merged.nth(2).click()
+    expect_pair(frontend.page, (earlier, rank), ("Fast, ", last))
+    assert frontend.errors == []
+
+
 def test_two_merges_are_compared_though_nobody_watched_the_second(in_renderer, run_of):
     """As merges take minutes: it ends in another tab; the page is opened anew; the node goes into a subgraph."""
     frontend = in_renderer
