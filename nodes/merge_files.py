@@ -242,10 +242,11 @@ def beside_it(
     path: Path, merged: MergedLora, words: Sequence[str], cover: torch.Tensor | None
 ) -> dict[str, bytes]:
     """Return what is saved next to a LoRA's file: ending of the name -> content."""
-    from ..iteris_core.files.beside import CARD
+    from ..iteris_core.files.beside import CARD, as_cover
 
     card = card_of(path, merged, words)
-    preview = {} if cover is None else {".preview.png": png_of(cover[0])}
+    mark = as_cover if host.saves_metadata() else bytes
+    preview = {} if cover is None else {".preview.png": mark(png_of(cover[0]))}
     return preview | ({CARD: card} if card else {})
 
 
@@ -269,21 +270,24 @@ def card_of(path: Path, merged: MergedLora, words: Sequence[str]) -> bytes:
 
 def save_beside(path: Path, ending: str, content: bytes, *, overwrite: bool) -> str:
     """Save a file next to a LoRA's, where programs look for it, and return a line about it; empty:
-    it is there already. The LoRA itself is saved, so that a failure here is not an error.
+    it is there already. An earlier cover of ours is replaced, and what others have put there only
+    with `overwrite`. The LoRA itself is saved, so that a failure here is not an error.
 
     Args:
         ending: Ending of the name of the other file, which is the LoRA's otherwise.
     """
     from ..iteris_core.errors import NameTakenError, SaveError
+    from ..iteris_core.files.beside import as_cover, is_cover
     from ..iteris_core.files.writing import whole_file
 
     beside = path.with_name(f"{path.stem}{ending}")
     try:
-        with whole_file(beside, overwrite=overwrite) as file:
+        before = beside.read_bytes() if beside.is_file() and not overwrite else b""
+        if content in (before, as_cover(before)):  # the latter of older versions
+            return ""
+        with whole_file(beside, overwrite=overwrite or is_cover(beside)) as file:
             file.write(content)
     except NameTakenError:
-        if beside.is_file() and beside.read_bytes() == content:
-            return ""
         return f"{beside.name} was there and was kept; remove it, or switch overwrite on"
     except SaveError as error:
         return f"no {beside.name}: {error}"

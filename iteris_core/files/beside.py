@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ PICTURES = (
     *(".png", ".jpg", ".jpeg", ".webp"),
 )
 _START_BYTES = 12  # that tell pictures apart
+_END_BYTES = 12  # of a PNG's last chunk
+_COVER = b"IterIS cover\0"  # the keyword of a PNG's text
+_COVER_BYTES = 12 + len(_COVER) + 2 * hashlib.sha256().digest_size  # of the chunk of that text
 
 
 def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -53,6 +58,20 @@ def has_picture(path: Path) -> bool:
     """Whether `picture_beside` finds one."""
     pictures = map(path.with_suffix, PICTURES)
     return any(_kind(_content(picture, PICTURE_BYTES, _START_BYTES)) for picture in pictures)
+
+
+def as_cover(png: bytes) -> bytes:
+    """Return a PNG with its digest as a text, by which `is_cover` knows it again."""
+    text = b"tEXt" + _COVER + hashlib.sha256(png).hexdigest().encode()
+    length, check = (len(text) - 4).to_bytes(4, "big"), zlib.crc32(text).to_bytes(4, "big")
+    return png[:-_END_BYTES] + length + text + check + png[-_END_BYTES:]
+
+
+def is_cover(path: Path) -> bool:
+    """Whether a file is of `as_cover`, and nobody has changed it since."""
+    content = _content(path, PICTURE_BYTES)
+    png = content[: -_COVER_BYTES - _END_BYTES] + content[-_END_BYTES:]
+    return as_cover(png) == content
 
 
 def _content(path: Path, most: int, count: int = -1) -> bytes:

@@ -1,5 +1,6 @@
 """Saving a merged LoRA: it replaces nothing until it is known to be good."""
 
+import io
 import itertools
 import json
 import time
@@ -12,6 +13,7 @@ import torch
 from fake_host import fake_base, use
 from iteris_pack.nodes.merge import NOT_BEGUN, Merge
 from iteris_pack.nodes.merge_files import _UNCOVERED, read_back
+from iteris_pack.nodes.pictures import png_of
 from iteris_pack.nodes.save import SaveMergedLora
 from iteris_pack.nodes.sockets import MergedLora
 from PIL import Image
@@ -310,6 +312,29 @@ def test_a_preview_that_is_there_is_replaced_with_its_lora_alone(saving, tmp_pat
     assert preview.with_name("a_02.preview.png").exists()
     saving("a", overwrite=True, cover=dark)
     assert Image.open(preview).getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_an_earlier_cover_is_replaced_unless_somebody_has_changed_it(saving, replace_host):
+    """Of a merge that is saved already, as after another run of Compare."""
+    dark, light = torch.zeros(1, 8, 8, 3), torch.ones(1, 8, 8, 3)
+    preview = saving("a", cover=dark).with_name("a.preview.png")
+    first = preview.read_bytes()
+    saving("a", cover=light)
+    assert Image.open(preview).getpixel((0, 0)) == (255, 255, 255)
+    assert saving.shown[-1][-1] == "beside it: a.preview.png"
+    saving("a", cover=light)
+    assert "preview" not in "".join(saving.shown[-1]), "it is there"
+    Image.open(io.BytesIO(first)).transpose(Image.Transpose.ROTATE_90).save(preview, "PNG")
+    edited = preview.read_bytes()
+    saving("a", cover=light)
+    assert preview.read_bytes() == edited
+    assert "a.preview.png was there and was kept" in saving.shown[-1][-1]
+    preview.write_bytes(png_of(light[0]))  # of an older version
+    saving("a", cover=light)
+    assert "preview" not in "".join(saving.shown[-1])
+    replace_host(saves_metadata=lambda: False)
+    preview = saving("b", cover=dark).with_name("b.preview.png")
+    assert preview.read_bytes() == png_of(dark[0]), "nor a text in a picture"
 
 
 @pytest.fixture
