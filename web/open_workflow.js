@@ -19,6 +19,7 @@ export function beginOpening() {
 
 /** Take note of when a workflow is open. */
 export function rememberOpened() {
+  isOpening = !!store()?.$onAction && !store().activeWorkflow; // the first one
   store()?.$onAction?.(({ name, after }) => {
     if (name === "openWorkflow") {
       after(() => {

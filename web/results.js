@@ -3,13 +3,13 @@
 import { app } from "../../scripts/app.js";
 import { also, nodeAt, nodesOf } from "./graph.js";
 import { keepMade } from "./browser_store.js";
-import { onceOpen, store } from "./open_workflow.js";
+import { isBeingOpened, onceOpen, store } from "./open_workflow.js";
 import {
   RUN,
-  answerOf,
   historyOf,
   isQueuedHere,
   isLast,
+  lastRuns,
   promptOf,
   queued,
   runOf,
@@ -101,7 +101,8 @@ export function compareWithRun(node, panel) {
     const mine = comparing;
     const shown = await shownPrompt();
     const now = nameIn(shown, node);
-    if (now === undefined || mine !== comparing) return; // or it has changed again
+    if (mine !== comparing) return; // it has changed again
+    if (now === undefined) return void (isBeingOpened() && onceOpen(node.compareIterisRun));
     node.compareIterisProgress?.(now);
     const ran = panel.isOfRun() && (await promptOf(panel.madeIn(now)));
     if (mine !== comparing) return;
@@ -130,7 +131,7 @@ const kept = new WeakMap(); // by the workflow: what runs have made of nodes tha
  */
 export async function keepOutput(id, output, workflow = undefined) {
   const run = output?.[RUN];
-  if (!workflow) await queued();
+  if (!workflow) await Promise.all([queued(), new Promise(onceOpen)]);
   const whose = workflow ?? workflowOf(run);
   const prompt = whose && (await promptOf(run));
   const type = prompt?.[id]?.class_type;
@@ -157,7 +158,7 @@ export async function madeBefore(isWanted) {
 async function recalledAsShown(isWanted) {
   const { graph } = app;
   const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
-  const history = isAny ? Object.entries(await answerOf(`/history?max_items=${RECALLED}`)).reverse() : [];
+  const history = isAny ? await lastRuns(RECALLED) : [];
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
   const take = (run, outputs, isIts) => {

@@ -6,13 +6,14 @@ import { isOurs, nodeAt, nodesOf } from "./graph.js";
 import { enlist } from "./file_lists.js";
 import { forget } from "./loras.js";
 import { oneAtATime } from "./pace.js";
-import { locale, onceOpen } from "./open_workflow.js";
+import { isBeingOpened, locale, onceOpen } from "./open_workflow.js";
 import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
   begin,
   endOf,
   ifOwn,
+  isLast,
   isLeftOut,
   isLoaded,
   isLost,
@@ -72,6 +73,16 @@ function showOutput(node, output) {
   showFile(output);
 }
 
+/** Show what a run has made of a node, if that is one of the run. */
+function showOwn(id, output) {
+  const node = nodeAt(app.graph, id);
+  if (!isOurs(node)) return;
+  ifOwn(node, output, () => {
+    hear(node);
+    showOutput(node, output);
+  });
+}
+
 /** Show on a node why the server does not run it, in our own words: it puts the input's name before them. */
 function showRefusal(id, errors) {
   const of = (kind) => errors.filter(({ type }) => type === kind);
@@ -96,13 +107,22 @@ async function showFailure(node, { node_id: id, exception_message: told }) {
   node.showIterisStop("save");
 }
 
-/** Show what runs have made of nodes, a report first, then what it was saved in. */
-function showRecalled(found) {
+const heard = new WeakMap(); // node -> when a run has told last what it has made of it
+const hear = (node) => heard.set(node, performance.now());
+
+/**
+ * Show what runs have made of nodes once that is found, a report first, then what it was saved in, and return it: but for
+ * nodes of which a run has told since it was asked for.
+ */
+async function showRecalled(asked) {
+  const since = performance.now();
+  const found = (await asked).filter(([id]) => !(heard.get(nodeAt(app.graph, id)) > since));
   found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
   for (const [id, output] of found) {
     const node = nodeAt(app.graph, id);
     if (node) showOutput(node, output); // it may be gone since
   }
+  return found;
 }
 
 /** Show what is known of the run of a node that went into a subgraph, or out of one: it is made anew for that. */
@@ -117,10 +137,10 @@ let seeking;
 export function seekRun(node) {
   seekers.add(node);
   clearTimeout(seeking);
-  seeking = setTimeout(async () => {
+  seeking = setTimeout(() => {
     const wanted = new Set(seekers);
     seekers.clear();
-    showRecalled(await madeBefore((each) => wanted.has(each)));
+    showRecalled(madeBefore((each) => wanted.has(each)));
   }, SEEK);
 }
 
@@ -166,7 +186,7 @@ const showWaiting = oneAtATime(async () => {
     node.showIterisWaiting(isShown ? before : undefined, run, isElsewhere);
   }
   if (!hasEnded) return;
-  showRecalled(await madeBefore(isOurs)); // nothing else tells this page what it has made
+  await showRecalled(madeBefore(isOurs)); // nothing else tells this page what it has made
   showEndElsewhere(over);
 }, LOOK);
 
@@ -189,13 +209,12 @@ export async function recall() {
     stages.forEach(showStage);
     for (const details of pictures.values()) details.forEach(showPicture);
   };
-  onceOpen((workflow) => {
-    showRecalled(keptOutputs(workflow));
+  onceOpen(async (workflow) => {
+    await showRecalled(keptOutputs(workflow));
     showRunning();
     showWaiting();
   });
-  const found = await recalled(isOurs);
-  showRecalled(found);
+  const found = await showRecalled(recalled(isOurs));
   showRunning(); // a report of an earlier run has hidden it
   onceOpen((workflow) => found.forEach(([id, output]) => keepOutput(id, output, workflow)));
   for (const node of nodesOf(app.graph)) {
@@ -217,7 +236,7 @@ export function followRuns() {
   };
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
-    isWhole = true;
+    isWhole = !isBeingOpened();
     begun++;
     forgetTold();
     begin(detail.prompt_id);
@@ -231,19 +250,19 @@ export function followRuns() {
   });
   // after the frontend's own, which has called the node
   api.addEventListener("executed", ({ detail }) => {
-    const missed = isNew();
+    const missed = !isLast(detail.prompt_id) || isBeingOpened();
     mark(detail);
     begin(detail.prompt_id);
     for (const each of [layers, stages, pictures]) each.delete(detail.node);
     keepOutput(detail.display_node ?? detail.node, detail.output).then(() => nameMerges(detail.output));
     listSaved(detail.output);
-    const node = nodeAt(app.graph, detail.display_node ?? detail.node);
-    if (missed && isOurs(node)) ifOwn(node, detail.output, () => showOutput(node, detail.output));
+    if (missed) onceOpen(() => showOwn(detail.display_node ?? detail.node, detail.output));
   });
   api.addEventListener("iteris.saved", ({ detail }) => {
     const output = { iteris_saved: detail.files };
     listSaved(output);
     showTold(detail, (node) => {
+      hear(node);
       node.showIterisSaved?.(output);
       showFile(output);
     });
@@ -278,6 +297,7 @@ export function followRuns() {
   });
   // the server may have begun anew, or a run has ended of which this page has heard nothing
   api.addEventListener("reconnected", async () => {
+    isWhole = false;
     if (!(await isOver())) return;
     const last = begun;
     const isAtWork = ({ compareIterisProgress: isTold }) => !!isTold;
@@ -310,6 +330,9 @@ export function showOutputs(outputs) {
 export function hearOwnRuns(node) {
   const { onExecuted } = node;
   node.onExecuted = function (output) {
-    ifOwn(this, output, () => onExecuted?.call(this, output));
+    ifOwn(this, output, () => {
+      hear(this);
+      onExecuted?.call(this, output);
+    });
   };
 }

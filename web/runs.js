@@ -219,8 +219,19 @@ async function askedOf(run) {
   return known && ranOf(known);
 }
 
+/** Return a part of the server's history; what was run is known from then on, and what is shown of it compared at once. */
+async function historyAt(part) {
+  const history = await answerOf(`/history${part}`);
+  for (const [run, { prompt }] of Object.entries(history))
+    if (prompt && !prompts.has(run)) remember(prompts, run, ranOf(prompt));
+  return history;
+}
+
 /** Return what the server's history has of a run; undefined: nothing. */
-export const historyOf = async (run) => (await answerOf(`/history/${encodeURIComponent(run)}`))[run];
+export const historyOf = async (run) => (await historyAt(`/${encodeURIComponent(run)}`))[run];
+
+/** Return the last runs of the server's history, the newest first: their ids, and what it has of them. */
+export const lastRuns = async (most) => Object.entries(await historyAt(`?max_items=${most}`)).reverse();
 
 /** Return the server's answer; an empty one if there is none, as on servers that keep no history. */
 export async function answerOf(address) {

@@ -28,6 +28,7 @@ FLAGS = [
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.32.9",
+    "Comfy.Locale": "en",
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.VueNodes.Enabled": False,

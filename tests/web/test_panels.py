@@ -1558,6 +1558,95 @@ def test_a_result_is_found_after_f5_though_settings_were_changed_since_its_run(
     assert frontend.errors == []
 
 
+def held_back(page, place):
+    """Return the requests of a page for something, to which the server gives no answer yet."""
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route(place, hold)
+    return held
+
+
+def reopened(frontend, small, seed):
+    """Open a page anew with the result of an old run, and a run of other settings in the queue; return their ids."""
+    old, new = f"old_{seed}", f"new_{seed}"
+    small(frontend, seed=seed)
+    frontend.set_widgets(MERGE, loras="<lora:third:1>")
+    outputs = {str(MERGE): report_of(0.25), str(SAVE): {"text": ["what the old run has saved"]}}
+    frontend.begin(old)
+    for node, output in outputs.items():
+        frontend.executed(node, output, run=old)
+    frontend.know(old, frontend.prompt(), outputs)
+    type_strength(frontend, "0.5")
+    frontend.queued(new)
+    frontend.noted("<lora:third:0.5>", "iteris_ran")
+    return old, new
+
+
+def test_after_f5_a_result_is_marked_before_the_server_tells_its_queue(in_renderer, small):
+    frontend = in_renderer
+    old, _ = reopened(frontend, small, 640)
+    held = held_back(frontend.page, "**/queue")
+    frontend.open()
+    expect(frontend.page.locator(".iteris-report .iteris-earlier")).to_have_count(1)
+    expect(frontend.page.locator(".iteris-text .iteris-earlier")).to_have_count(1)
+    frontend.page.unroute("**/queue")
+    for each in held:
+        each.fulfill(json={"queue_running": [], "queue_pending": []})
+    frontend.forget(old)
+    assert frontend.errors == []
+
+
+def test_what_is_told_while_an_older_result_is_asked_for_stays(in_renderer, small):
+    """As where the first of two runs is stopped after F5, and the second merges at once."""
+    frontend = in_renderer
+    page = frontend.page
+    old, new = reopened(frontend, small, 641)
+    held = held_back(frontend.page, f"**/history/{old}")
+    frontend.open()
+    while not held:
+        page.wait_for_timeout(50)
+    frontend.send("execution_start", prompt_id=new, timestamp=0)
+    frontend.executed(MERGE, THREE, run=new)
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    for each in held:
+        each.fallback()  # to what the server knows
+    expect(page.locator(".iteris-text", has_text="what the old run has saved")).to_have_count(1)
+    expect(page.locator(".iteris-text .iteris-earlier")).to_have_count(1)
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
+    frontend.load({"1": {"class_type": "IterISSettings", "inputs": {}}}, "beside it")
+    expect(page.locator(".iteris-kept")).to_have_count(0)
+    frontend.go_to("merge_641")
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
+    frontend.forget(old)
+    assert frontend.errors == []
+
+
+def test_what_a_run_tells_before_the_workflow_is_open_is_shown_then(open_frontend, small):
+    frontend = open_frontend(Comfy_Locale="ja")
+    page = frontend.page
+    old, new = reopened(frontend, small, 642)
+    held = held_back(frontend.page, "**/templates/ja.json")
+    page.goto(f"http://{frontend.address}/", wait_until="commit")
+    while not held:
+        page.wait_for_timeout(50)
+    frontend.send("execution_start", prompt_id=new, timestamp=0)
+    frontend.executed(MERGE, THREE, run=new)
+    for each in held:
+        each.continue_()
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    page.unroute("**/templates/ja.json")
+    frontend.settle()
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-report .iteris-earlier")).to_have_count(0)
+    frontend.forget(old)
+    assert frontend.errors == []
+
+
 def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
     page = frontend.page
