@@ -10,6 +10,7 @@ import { isBeingOpened, locale, onceOpen } from "./open_workflow.js";
 import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
+  RUN,
   begin,
   endOf,
   ifOwn,
@@ -22,6 +23,7 @@ import {
   isRunning,
   mark,
   rememberRuns,
+  runOf,
   takersOf,
   waitingRun,
 } from "./runs.js";
@@ -63,8 +65,11 @@ export function showFile(output) {
   if (file) nodeAt(app.graph, file.merge)?.showIterisFile?.(file);
 }
 
+const shownRuns = new WeakMap(); // node -> the run that has made what it shows
+
 /** Show what a run has made of a node. */
 function showOutput(node, output) {
+  shownRuns.set(node, output?.[RUN]);
   node.showIterisCost?.(output);
   node.showIterisDrawn?.(output);
   node.showIterisTiles?.(output);
@@ -112,11 +117,12 @@ const hear = (node) => heard.set(node, performance.now());
 
 /**
  * Show what runs have made of nodes once that is found, a report first, then what it was saved in, and return it: but for
- * nodes of which a run has told since it was asked for.
+ * nodes of which a run has told since it was asked for, and those that show it, maybe with how a later run has ended.
  */
 async function showRecalled(asked) {
   const since = performance.now();
-  const found = (await asked).filter(([id]) => !(heard.get(nodeAt(app.graph, id)) > since));
+  const isNews = (node, run) => shownRuns.get(node) !== run && !(heard.get(node) > since);
+  const found = (await asked).filter(([id, { [RUN]: run }]) => isNews(nodeAt(app.graph, id), run));
   found.sort(([, a], [, b]) => !!a.iteris_saved - !!b.iteris_saved);
   for (const [id, output] of found) {
     const node = nodeAt(app.graph, id);
@@ -332,6 +338,7 @@ export function hearOwnRuns(node) {
   node.onExecuted = function (output) {
     ifOwn(this, output, () => {
       hear(this);
+      shownRuns.set(this, runOf(output));
       onExecuted?.call(this, output);
     });
   };

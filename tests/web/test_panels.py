@@ -1647,6 +1647,36 @@ def test_what_a_run_tells_before_the_workflow_is_open_is_shown_then(open_fronten
     assert frontend.errors == []
 
 
+FAILURE = {"node_id": str(MERGE), "node_type": "", "traceback": []}
+FAILURE |= {"exception_message": "Out of memory"}
+
+
+def send_no_node(frontend):
+    """Let the page believe that the server has told the end of a run."""
+    frontend.page.evaluate(
+        "comfyAPI.api.api.dispatchEvent(new CustomEvent('executing', { detail: null }))"
+    )
+
+
+def test_why_a_run_failed_stays_where_it_began_before_f5(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    old, new = reopened(frontend, small, 643)
+    frontend.open()
+    earlier = page.locator(".iteris-report .iteris-earlier")
+    expect(earlier).to_have_count(1)
+    frontend.send("execution_error", prompt_id=new, **FAILURE)
+    page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
+    expect(page.locator(".iteris-failure")).to_have_text("Out of memory")
+    with page.expect_response("**/history?*"):
+        send_no_node(frontend)
+    frontend.settle(20)
+    expect(page.locator(".iteris-failure")).to_have_text("Out of memory")
+    expect(earlier).to_contain_text("the last one did not finish")
+    frontend.forget(old)
+    assert frontend.errors == []
+
+
 def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
     page = frontend.page
