@@ -11,7 +11,7 @@ import { hasSampled } from "./progress.js";
 import { figures } from "./report.js";
 import { canName } from "./rows_text.js";
 import { MADE_AS, REPORT, compareWithRun, copyWithoutResult } from "./results.js";
-import { nameAsRun, runOf } from "./runs.js";
+import { isLast, nameAsRun, runOf } from "./runs.js";
 import { nameAsShown } from "./current_prompt.js";
 import { readFile, readSaved } from "./saved_report.js";
 import { addProgress } from "./progress_line.js";
@@ -344,7 +344,7 @@ class MergePanel {
     delete node.properties[MADE_AS];
     this.run = runOf(output);
     this.since = "";
-    this.isTold = true;
+    this.isTold = isLast(this.run);
     this.forgetEnd();
     this.isEarlier = this.isChanged = false;
     this.removeProgress();

@@ -1677,6 +1677,30 @@ def test_why_a_run_failed_stays_where_it_began_before_f5(in_renderer, small):
     assert frontend.errors == []
 
 
+def test_a_result_that_comes_late_after_f5_is_not_one_of_the_next_run(in_renderer, small):
+    frontend = in_renderer
+    page = frontend.page
+    old, new = reopened(frontend, small, 644)
+    frontend.open()
+    earlier = page.locator(".iteris-report .iteris-earlier")
+    expect(earlier).to_have_count(1)
+    frontend.know(new, frontend.prompt(), {str(MERGE): THREE})
+    held = held_back(page, "**/history?*")
+    send_no_node(frontend)
+    while not held:
+        page.wait_for_timeout(50)
+    frontend.begin("next_644")
+    for each in held:
+        each.fallback()
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(earlier).to_have_count(0)
+    frontend.send("execution_interrupted", prompt_id="next_644", node_id=str(FIRST))
+    expect(earlier).to_contain_text("the last one did not finish")
+    frontend.forget(old)
+    frontend.forget(new)
+    assert frontend.errors == []
+
+
 def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
     page = frontend.page
