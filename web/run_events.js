@@ -240,6 +240,12 @@ export function followRuns() {
       if (node[method]) ifOwn(node, undefined, call);
     }
   };
+  const showEnd = (event, detail) => {
+    const node = nodeAt(app.graph, detail.node_id);
+    const isStop = event === "execution_interrupted";
+    if (isStop && node?.showIterisStop) ifOwn(node, undefined, node.showIterisStop);
+    if (!isStop && node?.showIterisFailure) ifOwn(node, undefined, () => showFailure(node, detail));
+  };
   let isWhole = false; // this page has heard of the run from its start on
   api.addEventListener("execution_start", ({ detail }) => {
     isWhole = !isBeingOpened();
@@ -287,10 +293,7 @@ export function followRuns() {
       if (!isRunning(detail.prompt_id)) return;
       over = detail.prompt_id;
       forgetTold();
-      const node = nodeAt(app.graph, detail.node_id);
-      const isStop = end === "execution_interrupted";
-      if (isStop && node?.showIterisStop) ifOwn(node, undefined, node.showIterisStop);
-      if (!isStop && node?.showIterisFailure) ifOwn(node, undefined, () => showFailure(node, detail));
+      showEnd(end, detail);
       all("endIterisRun");
     });
   }
@@ -308,10 +311,13 @@ export function followRuns() {
     const last = begun;
     const isAtWork = ({ compareIterisProgress: isTold }) => !!isTold;
     const lost = (await isLost()) ? [...nodesOf(app.graph)].filter(isAtWork) : [];
+    const end = await endOf();
     forgetTold();
     all("endIterisRun");
     await recall();
-    for (const node of lost) if (node.graph && last === begun) node.showIterisStop?.("lost");
+    if (last !== begun) return;
+    for (const node of lost) if (node.graph) node.showIterisStop?.("lost");
+    if (end) showEnd(end.event, end.detail);
   });
   api.addEventListener("graphChanged", () => {
     for (const node of nodesOf(app.graph)) {

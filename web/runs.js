@@ -198,7 +198,7 @@ export async function takersOf(id, type) {
  * Return what the server tells of the end of a run: the event, its details, and what was run; undefined: it does not know
  * the run, or that has come to its end.
  */
-export async function endOf(run) {
+export async function endOf(run = running) {
   const { prompt, status } = (await historyOf(run)) ?? {};
   const [event, detail] = status?.messages?.find(([each]) => ENDS.includes(each)) ?? [];
   return event && { event, detail, prompt: prompt[2] };

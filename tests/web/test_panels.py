@@ -1701,6 +1701,27 @@ def test_a_result_that_comes_late_after_f5_is_not_one_of_the_next_run(in_rendere
     assert frontend.errors == []
 
 
+def test_why_a_run_failed_is_told_once_the_server_is_there_again(in_renderer, small):
+    """Though an earlier run has a result of the same settings."""
+    frontend = in_renderer
+    page = frontend.page
+    small(frontend, seed=645)
+    frontend.know("fine_645", frontend.prompt(), {str(MERGE): THREE})
+    frontend.begin("of_645")
+    send_stage(frontend, "of_645", MERGE, "Sampling", 2, 4)
+    frontend.send("reconnecting")
+    frontend.know("of_645", frontend.prompt(), {}, ["execution_error", FAILURE])
+    page.unroute("**/history?*")
+    frontend.know("fine_645", frontend.prompt(), {str(MERGE): THREE})
+    frontend.send("reconnected")
+    expect(page.locator(".iteris-failure")).to_have_text("Out of memory")
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-earlier")).to_contain_text("the last one did not finish")
+    for run in ("fine_645", "of_645"):
+        frontend.forget(run)
+    assert frontend.errors == []
+
+
 def test_what_a_run_has_made_so_far_is_there_after_f5(frontend, small):
     """Its history comes when all of it has ended; frontend 1.49 has texts as ids."""
     page = frontend.page
