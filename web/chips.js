@@ -6,6 +6,26 @@ import { about, add, filled, holds, madeOf, suggestions, takenOut } from "./trig
 const MOST = 12; // until all are asked for
 
 /**
+ * Draw what a prompt lacks, see `absentFrom`: a text for each LoRA, and nothing where there is none.
+ *
+ * @param {HTMLElement} element what was in it is replaced
+ * @param {string[]} absent
+ * @param {{value: string}} prompt that a click writes into
+ * @param {(word: string, values?: object) => string} say
+ * @param {string} title of a chip
+ * @param {(isByKey: boolean) => void} written called after a click, or a key
+ */
+export function drawAbsent(element, absent, prompt, say, title, written) {
+  const chips = absent.map((text) =>
+    button("iteris-lack", text, title, ({ detail }) => {
+      prompt.value = add(prompt.value, { kind: "word", text }, true);
+      written(!detail);
+    }),
+  );
+  element.replaceChildren(...(chips.length ? [html("span", "", say("absent")), ...chips] : []));
+}
+
+/**
  * Draw the chips of a LoRA.
  *
  * @param {HTMLElement} element what was in it is replaced

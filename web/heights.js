@@ -176,7 +176,7 @@ const surplusOf = (node) => 8 + 4 * node.widgets.filter(({ element, hidden }) =>
 export const panelHeight = (node, element) => Math.max(0, heightOf(element, 12) - surplusOf(node));
 
 /** Return the room round an element of a node on the canvas. */
-export const marginOf = ({ className }) => (/iteris-(slider|times)/.test(className) ? NARROW : MARGIN);
+export const marginOf = ({ className }) => (/iteris-(slider|times|lacks)/.test(className) ? NARROW : MARGIN);
 
 /**
  * Return the height of an element's content, however high the element itself is: the one that was seen last, while it is

@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { foldAdvanced, markAdvanced } from "./advanced.js";
-import { addPictures } from "./compare.js";
+import { addAbsent, addPictures } from "./compare.js";
 import { keepApart } from "./use_everywhere.js";
 import { also, isOurs } from "./graph.js";
 import { holdAll } from "./groups.js";
@@ -143,6 +143,7 @@ app.registerExtension({
       const progress = node.widgets[node.widgets.indexOf(last) + 1];
       addSlider(node, say, progress);
       addPictures(node, say, progress);
+      addAbsent(node, say);
       node.setSize([COMPARE_WIDTH, node.size[1]]);
     } else {
       const width = WIDTHS[node.comfyClass];

@@ -113,7 +113,7 @@ const mergedTakers = ({ graph, outputs }) =>
 const isCompare = (node) => node?.comfyClass === "IterISCompare";
 
 /** Return the Compares that the merged LoRA leads to, into and out of subgraphs. */
-const comparesOf = (node) =>
+export const comparesOf = (node) =>
   KEPT.flatMap((type) => [...reached(node, type)].map(({ inputNode }) => inputNode)).filter(isCompare);
 
 export const compareOf = (node) => comparesOf(node)[0];

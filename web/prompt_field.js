@@ -14,6 +14,12 @@ const MADE = /__/; // of a wildcard, which another node puts words for
  */
 export const promptAfter = (node) => fieldsAfter(node).find(Boolean);
 
+/** Return a Compare's prompt field, or the one that is linked into it; undefined: its text is worked out in a run. */
+export function promptOfCompare(node) {
+  const field = widgetOf(node, "prompt");
+  return typeof field?.value === "string" && !MADE.test(field.value) ? field : undefined;
+}
+
 /** Return the text of all such fields, a line each; undefined: there is none, or one is worked out in a run. */
 export function textAfter(node) {
   const fields = fieldsAfter(node);

@@ -1,7 +1,7 @@
 // One row of the LoRAs to merge: a line, and below it what is seen when it is opened.
 
 import { readGroups, writtenGroups } from "./blocks.js";
-import { draw as drawChips } from "./chips.js";
+import { drawAbsent, draw as drawChips } from "./chips.js";
 import { fit } from "./heights.js";
 import { numberField } from "./number_field.js";
 import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
@@ -9,7 +9,7 @@ import { face, peek } from "./peek.js";
 import { promptAfter } from "./prompt_field.js";
 import { drag } from "./row_drag.js";
 import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
-import { add, isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
+import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
 import { isMerge } from "./prompt_graph.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
@@ -149,16 +149,11 @@ export function drawRow(view, place) {
   const absence = html("div", "iteris-absent");
   /** Show the words of its LoRAs that the prompt lacks, a text for each LoRA. */
   const lack = (absent) => {
-    const prompt = promptOf(view);
-    const chips = absent.map((text) =>
-      button("iteris-lack", text, say("chip_prompt"), ({ detail }) => {
-        prompt.value = add(prompt.value, { kind: "word", text }, true);
-        view.compareWithPrompt();
-        if (!detail) name.focus(); // a key was pressed on the chip, which is gone
-      }),
-    );
-    absence.replaceChildren(...(chips.length ? [html("span", "", say("absent")), ...chips] : []));
-    if (chips.length) head.after(absence);
+    drawAbsent(absence, absent, promptOf(view), say, say("chip_prompt"), (isByKey) => {
+      view.compareWithPrompt();
+      if (isByKey) name.focus(); // the chip is gone
+    });
+    if (absent.length) head.after(absence);
     else absence.remove();
   };
   const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refused }) => {

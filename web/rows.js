@@ -6,6 +6,7 @@ import { addElement, showAbove } from "./elements.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./heights.js";
 import { knownOfRows } from "./known_rows.js";
+import { comparesOf } from "./merge.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { historyOf } from "./number_field.js";
 import { isRestoring, store } from "./open_workflow.js";
@@ -97,6 +98,7 @@ export function addRows(node, say, more = []) {
   new ResizeObserver(() => widenAround(node, element, LEAST_WIDTH)).observe(element);
   node.learnIterisFiles = () => view.learn();
   node.compareIterisPrompt = () => view.compareWithPrompt();
+  node.iterisAbsentFrom = (prompt) => view.absentFrom(prompt).flat();
   node.focusIterisRow = () => view.focusAgain({ place: view.drawn()[0], part: "iteris-lora" });
   view.read(true);
 }
@@ -143,7 +145,7 @@ const restored = (node) => (isRestoring() ? views.get(store().activeWorkflow)?.g
 
 class Rows {
   constructor(node, text, element, say, more) {
-    Object.assign(this, { node, text, element, say, more, entries: [], asText: false });
+    Object.assign(this, { node, text, element, say, more, entries: [], known: [], asText: false });
     this.keep = keep;
     this.list = html("div", "iteris-list");
     this.list.role = "list";
@@ -496,13 +498,22 @@ class Rows {
     if (heightOf(this.element, 0) !== before) fit(this.node);
   }
 
-  /** Say on the rows which words of their LoRAs a loader's prompt lacks. */
+  /** Return for each row the words of its LoRAs that a prompt lacks. */
+  absentFrom(prompt) {
+    const files = this.known.map(({ isShown, lora }) => (isShown && lora) || {});
+    return absentFrom(prompt, files);
+  }
+
+  /** Say on the rows which words of their LoRAs a loader's prompt lacks; of a merge's, its Compares say it. */
   compareWithPrompt() {
     const { marked: parts, known, node } = this;
-    if (isMerge(node) || !node.graph || parts !== this.parts) return;
+    if (!node.graph || parts !== this.parts) return;
+    if (isMerge(node)) {
+      for (const compare of comparesOf(node)) compare.compareIterisPrompt?.();
+      return;
+    }
     const text = textAfter(node);
-    const files = known.map(({ isShown, lora }) => (isShown && text !== undefined ? lora : {}));
-    const absent = absentFrom(text, files);
+    const absent = text === undefined ? known.map(() => []) : this.absentFrom(text);
     if (JSON.stringify(absent) === JSON.stringify(this.absent)) return;
     this.absent = absent;
     parts.forEach(({ lack }, at) => lack(absent[at]));

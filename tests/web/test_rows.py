@@ -2029,8 +2029,58 @@ def test_a_loader_says_which_words_its_prompt_lacks(page_of_rows, picture):
     assert page_of_rows.errors[before:] == []
 
 
-def size_saved(frontend):
-    return next(n["size"] for n in frontend.workflow()["nodes"] if n["id"] == int(LOADER))
+def size_saved(frontend, node=LOADER):
+    return next(n["size"] for n in frontend.workflow()["nodes"] if n["id"] == int(node))
+
+
+def test_compare_says_which_words_its_prompt_lacks(page_of_rows, picture):
+    """As Load LoRAs does: of the merge's rows, also where the prompt is linked in."""
+    page, before = page_of_rows.page, len(page_of_rows.errors)
+    first, second = "word of first", "word of second"
+    merge = merge_of("<lora:first:1>\n<lora:second:1>\n# <lora:third:1>")
+    compare = {"merged": [str(MERGE), 3], "prompt": f"a castle, {first}"}
+    nodes = merge | {"2": {"class_type": "IterISCompare", "inputs": compare}}
+    page_of_rows.load(nodes, "compare lacks")
+    page_of_rows.show(2, left=600, top=100)
+    lacking = page.locator(".iteris-lacks")
+    expect(lacking).to_have_text(f"not in the prompt:{second}")
+    picture(page_of_rows, "compare_lacks_words")
+    saved = size_saved(page_of_rows, 2)
+    prompt = next(
+        each for each in page.locator("textarea:visible").all() if first in each.input_value()
+    )
+    prompt.fill("")
+    expect(lacking).to_be_hidden()  # it draws each LoRA's own
+    page_of_rows.settle()
+    assert size_saved(page_of_rows, 2) == saved, "and leaves no hole"
+    prompt.fill("a castle")
+    expect(lacking.locator("button")).to_have_text([first, second])
+    for words in (first, second):
+        lacking.get_by_text(words).click()
+    expect(lacking).to_be_hidden()
+    both = f"a castle, {first}, {second}"
+    assert page_of_rows.prompt()["2"]["inputs"]["prompt"] == both
+    page_of_rows.set_widgets(MERGE, loras="<lora:second:1>\n<lora:third:1>")
+    expect(lacking.locator("button")).to_have_text(["word of third"])
+
+    text = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": first}}
+    page_of_rows.load(
+        merge
+        | {
+            "2": {"class_type": "IterISCompare", "inputs": compare | {"prompt": ["9", 0]}},
+            "9": text,
+        },
+        "compare lacks linked",
+    )
+    page_of_rows.show(2, left=600, top=100)
+    lacking.get_by_text(second).click()
+    expect(lacking).to_be_hidden()
+    assert page_of_rows.prompt()["9"]["inputs"]["value"] == f"{first}, {second}"
+    page_of_rows.set_widgets(9, value="__animal__")
+    page_of_rows.keep()
+    page_of_rows.settle()
+    expect(lacking).to_be_hidden()
+    assert page_of_rows.errors[before:] == []
 
 
 def test_a_loader_is_refused_until_its_rows_change(page_of_rows):
