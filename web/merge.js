@@ -12,7 +12,7 @@ import { reached, textAfter } from "./prompt_field.js";
 import { fileOf, nameOf, newRow, ownName, readRows } from "./rows_text.js";
 import { isAwaited } from "./results.js";
 import { runAlone } from "./current_prompt.js";
-import { absentFrom } from "./triggers.js";
+import { absentFrom, lines } from "./triggers.js";
 import { asOneStep } from "./undo.js";
 
 const MEASURED = ["resolution", "cfg"];
@@ -122,13 +122,16 @@ export const compareOf = (node) => comparesOf(node)[0];
 export const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
 
 /**
- * Return by which prompts its Compares draw: "own", each LoRA's, and all of them in one picture in the first row;
- * "given", what is written there alone; undefined: nobody knows, or they do not run.
+ * Return by which prompts its Compares draw: "own", each LoRA's, and all of them in one picture in the first row; what is
+ * written there alone: "named", where one of them names all LoRAs, or "given"; undefined: nobody knows, or they do not run.
  */
 export function promptsOf(node) {
   const running = comparesOf(node).filter(({ mode }) => mode === LiteGraph.ALWAYS);
   const prompts = running.map((compare) => saidBy(compare, "prompt")?.trim());
-  return prompts.includes("") ? "own" : prompts.some(Boolean) ? "given" : undefined;
+  if (prompts.includes("")) return "own";
+  const given = prompts.filter(Boolean).flatMap(lines);
+  const isNamed = lorasOf(node) < Infinity && given.some((line) => node.isIterisNamedIn?.(line));
+  return isNamed ? "named" : given.length ? "given" : undefined;
 }
 
 /** Return whether a merge can have a Compare. */

@@ -89,7 +89,6 @@ class MergePanel {
   subjects = 0; // of them
   isSet = false; // the switch "together", by what made the node
   wasLinked = ""; // what `linked` told last
-  prompts; // and `promptsOf`
   shown; // what the run has told that was shown last
   isOpen; // the details, once somebody has opened or closed them
 
@@ -163,7 +162,7 @@ class MergePanel {
   linked() {
     const { node, preset } = this;
     const settings = [preset.value === PREVIEW, this.isApart(), this.isTogether(), this.canSwitchOn()];
-    return [isKept(node), !!compareOf(node), canCompare(node), this.isAlone(), ...settings].join();
+    return [isKept(node), !!compareOf(node), canCompare(node), promptsOf(node), this.isAlone(), ...settings].join();
   }
 
   show() {
@@ -178,7 +177,6 @@ class MergePanel {
     const focused = document.activeElement;
     const place = stops().indexOf(focused);
     this.wasLinked = this.linked();
-    this.prompts = promptsOf(node);
     draw(element, this.report, say, {
       earlier,
       since: this.since,
@@ -191,7 +189,7 @@ class MergePanel {
       isTogether: this.isTogether(),
       isAlone: this.isAlone(),
       live,
-      prompts: this.prompts,
+      prompts: promptsOf(node),
       load: this.loaderOf(this.report?.file),
       save: isKept(node) || earlier ? undefined : () => saveNow(node),
       see:
@@ -280,7 +278,7 @@ class MergePanel {
     if (isOver) this.forgetEnd();
     const wasSince = this.since;
     this.since = since;
-    const isOther = since !== wasSince || promptsOf(this.node) !== this.prompts || this.linked() !== this.wasLinked;
+    const isOther = since !== wasSince || this.linked() !== this.wasLinked;
     if (isOver || this.isChanged !== wasChanged || isOther) this.layers ? this.showLive(true) : this.show();
     return this.isChanged && !this.layers;
   }

@@ -15,6 +15,9 @@ const APART = 36; // labels from one another
 const MOST_LAYERS = 3;
 const NAME = 20; // letters of a name that has its figure beside it
 const NAME_BESIDE_LONG = 10; // and one that has a long badge beside it
+// where to look in Compare for what the check does not tell, by `promptsOf`
+const OF_BOTH = { own: "look_both", named: "look_both_named" };
+const OF_STYLE = { own: "look_first", named: "look_named" };
 const COPIED = 2000; // milliseconds that a button says so
 
 const percent = (share) => Math.round(100 * share);
@@ -58,7 +61,7 @@ const soon = (isAlone, isPreview, say) =>
  * @param {boolean} [how.isSet] whether "together" was switched on for the user
  * @param {boolean} [how.isOpen] whether the details are shown; undefined: where there is no verdict
  * @param {object} [how.live] what a run that goes on has told, which the details show: their bars are no verdict
- * @param {"own"|"given"} [how.prompts] by which its Compare draws, see `promptsOf`
+ * @param {"own"|"named"|"given"} [how.prompts] by which its Compare draws, see `promptsOf`
  * @param {(event: Event) => void} [how.load] puts what loads the file into the graph
  * @param {() => void} [how.save] adds what saves the merge, where nothing does
  * @param {() => void} [how.see] shows the pictures of its Compare, or adds one
@@ -160,7 +163,7 @@ function verdictOf({ loras, together, togetherAdvice, unjudged, advice, bounds }
     const line = saidOf("together", say(loras.length === 2 ? "both_together" : "together"), word);
     line.title = say("together_title");
     line.dataset.chance = together;
-    if (isOpen) line.append(html("div", "iteris-advice", say(how.prompts === "own" ? "look_both" : "look_both_drawn")));
+    if (isOpen) line.append(html("div", "iteris-advice", say(OF_BOTH[how.prompts] ?? "look_both_drawn")));
     const isDone = togetherAdvice?.kind === "together" ? how.isTogether : isOpen;
     if (togetherAdvice && !isDone) line.append(adviceOf(togetherAdvice, say, how.switchOn, isOpen));
     found.append(line);
@@ -183,12 +186,12 @@ function headlineOf(className, loras, say) {
 function restOf({ loras, unjudged, against, advice }, say, { prompts }) {
   const rest = html("div", "iteris-rest");
   const told = (text) => rest.append(html("div", "iteris-advice", text));
-  if (unjudged) told(say(prompts === "own" ? "look_first" : "look_drawn"));
+  if (unjudged) told(say(OF_STYLE[prompts] ?? "look_drawn"));
   rest.append(...loras.map((lora) => rangeOf(lora, say)));
   const areTold = loras.every(({ isTold }) => isTold);
   if (loras.length) told(say(areTold ? "hint" : "not_told"));
   const isGood = (lora) => lora.level === "good" && isJudged(lora);
-  if (prompts === "given" && !loras.every(isGood)) told(say("look_given"));
+  if (["named", "given"].includes(prompts) && !loras.every(isGood)) told(say("look_given"));
   if (advice && loras.length) rest.append(adviceOf(advice, say));
   const { leak, leak_stacked: stacked, base } = against;
   const parts = [];

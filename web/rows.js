@@ -99,6 +99,7 @@ export function addRows(node, say, more = []) {
   node.learnIterisFiles = () => view.learn();
   node.compareIterisPrompt = () => view.compareWithPrompt();
   node.iterisAbsentFrom = (prompt) => view.absentFrom(prompt).flat();
+  node.isIterisNamedIn = (prompt) => view.areNamedIn(prompt);
   node.focusIterisRow = () => view.focusAgain({ place: view.drawn()[0], part: "iteris-lora" });
   view.read(true);
 }
@@ -502,6 +503,13 @@ class Rows {
   absentFrom(prompt) {
     const files = this.known.map(({ isShown, lora }) => (isShown && lora) || {});
     return absentFrom(prompt, files);
+  }
+
+  /** Return whether a prompt names all LoRAs, which is not known of those whose files have no trigger words. */
+  areNamedIn(prompt) {
+    const loras = this.known.filter(({ key }) => key).map(({ lora }) => lora);
+    const areKnown = loras.length > 1 && loras.every((lora) => lora?.trigger_words?.length);
+    return areKnown && !absentFrom(prompt, loras).flat().length;
   }
 
   /** Say on the rows which words of their LoRAs a loader's prompt lacks; of a merge's, its Compares say it. */

@@ -342,6 +342,52 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     assert frontend.errors == []
 
 
+def test_of_what_the_check_does_not_tell_the_advice_is_the_row_that_shows_it(frontend):
+    """A prompt that names all LoRAs draws it; of another one it is said what would."""
+    page = frontend.page
+    known = "**/iteris/lora?*"
+    facts = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
+
+    def told(route):
+        name = route.request.url.rpartition("=")[2].removesuffix(".safetensors")
+        route.fulfill(json=facts | {"name": name, "trigger_words": [f"a {name} robot"]})
+
+    page.route(known, told)
+    forget = "app.extensions.find(({ name }) => name === 'IterIS.LoraMerge').refreshComboInNodes()"
+    page.evaluate(forget)
+    rows = {"loras": "<lora:first:1> subject\n<lora:second:1> subject", "together": True}
+    compare = {"class_type": "IterISCompare", "inputs": {"merged": [str(MERGE), 3]}}
+    frontend.load(
+        {str(MERGE): {"class_type": "IterISMerge", "inputs": rows}, "7": compare}, "named"
+    )
+    frontend.show(MERGE, top=100)
+    output = report_with_verdict(kept("first", 0.9, "good"), kept("second", 0.5, "lost"))
+    output["iteris_report"][0]["verdict"] |= {
+        "together": "uncertain",
+        "unjudged": {"subjects": ["first"], "styles": ["second"]},
+    }
+    frontend.executed(MERGE, output)
+    page.locator(".iteris-report summary").click()
+    both, rest = page.locator(".iteris-together"), page.locator(".iteris-rest")
+    for prompt, of_both, of_style in (
+        ("", "at the first row of Compare.", "in the first row of Compare."),
+        ("a dog", "by a prompt that names both", "by a prompt that names both"),
+        ("a first robot\na second robot", "by a prompt that names both", "that names both"),
+        (
+            "a dog\na first robot and a second robot",
+            "The check cannot tell: look in Compare, at the row whose prompt names them.",
+            "Look for it in Compare, in the row whose prompt names them.",
+        ),
+    ):
+        frontend.set_widgets(7, prompt=prompt)
+        frontend.keep()
+        expect(both).to_contain_text(of_both)
+        expect(rest).to_contain_text(of_style)
+    page.unroute(known)
+    page.evaluate(forget)
+    assert frontend.errors == []
+
+
 def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, small):
     """Where it is said that they are not: before a run, and in its verdict; as a step of Undo."""
     frontend = in_renderer

@@ -23,6 +23,8 @@ export default {
   look_first: "Look for it in the first row of Compare. If the stack shows it better, use the stack.",
   look_drawn:
     "Look for it in Compare, by a prompt that names both; an empty one draws it, too. If the stack shows it better, use the stack.",
+  look_named:
+    "Look for it in Compare, in the row whose prompt names them. If the stack shows it better, use the stack.",
   look_given: "Look at the row of Compare's prompt; empty “prompt” there to see each LoRA by its own.",
   head_good_one: "Good: {name} is kept",
   head_good_both: "Good: both LoRAs are kept",
@@ -37,6 +39,7 @@ export default {
   look_at_compare: "look at Compare",
   look_both: "The check cannot tell: look at the first row of Compare.",
   look_both_drawn: "The check cannot tell: look in Compare, by a prompt that names both, or an empty one.",
+  look_both_named: "The check cannot tell: look in Compare, at the row whose prompt names them.",
   to_together_open: "If one is missing there, set “together” to on.",
   together: "Two of them together in one picture",
   both_together: "Both together in one picture",
