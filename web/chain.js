@@ -61,14 +61,14 @@ const samplerAfter = (loader) => samplersAfter(loader)[0];
 /** Return the text of a sampler's prompt; "": there is none, or more is done with it. */
 const textBefore = (sampler, name) => textFieldBefore(sampler, name)?.value ?? "";
 
-const promptOf = (sampler) => (sampler && textBefore(sampler, "positive")) || "";
+const positiveOf = (sampler) => (sampler && textBefore(sampler, "positive")) || "";
 
 /** Return whether the prompt of the sampler that a loader's MODEL leads to may be another one each time. */
-export const isVaried = (loader) => SEVERAL.test(promptOf(samplerAfter(loader)));
+export const isVaried = (loader) => SEVERAL.test(positiveOf(samplerAfter(loader)));
 
 /** Return a sampler's prompt as a line of Compare's, which draws a prompt a line; "": it is none, or another one each time. */
 function lineOf(sampler) {
-  const prompt = promptOf(sampler);
+  const prompt = positiveOf(sampler);
   return SEVERAL.test(prompt) ? "" : prompt.trim().replace(/\s*\n\s*/g, " ");
 }
 

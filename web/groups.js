@@ -66,7 +66,7 @@ function savesKept(group) {
 }
 
 /** Return whether a node is one of a group, as the frontend has it: one that it covers by a part is not. */
-function isOf(node, { pos, size }) {
+function liesIn(node, { pos, size }) {
   const edges = edgesOf(node);
   const middle = [0, 1].map((axis) => (edges[axis] + edges[axis + 2]) / 2);
   return middle.every((at, axis) => pos[axis] <= at && at <= pos[axis] + size[axis]);
@@ -75,7 +75,7 @@ function isOf(node, { pos, size }) {
 /** Return the groups that some nodes would leave empty, but for pinned ones. */
 export const emptiedBy = (leaving, { nodes, groups = [] }) =>
   groups.filter((group) => {
-    const own = nodes.filter((node) => isOf(node, group));
+    const own = nodes.filter((node) => liesIn(node, group));
     return !group.pinned && own.length && own.every((node) => leaving.includes(node));
   });
 

@@ -95,7 +95,7 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     } else field.value = last; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
-    const back = event.key === "Escape" ? "Undo" : historyOf(event);
+    const back = event.key === "Escape" ? "Undo" : undoOrRedo(event);
     if (back) event.preventDefault(); // the browser's goes letter by letter, and a number through others
     if (event.key === "Escape" || (back && field.value !== String(before))) {
       event.stopPropagation(); // or Escape would close the row
@@ -160,7 +160,7 @@ export function wheelSteps() {
 }
 
 /** Return which way a key goes in the history, "Undo" or "Redo"; undefined: neither. */
-export function historyOf({ key, ctrlKey, metaKey, shiftKey }) {
+export function undoOrRedo({ key, ctrlKey, metaKey, shiftKey }) {
   if (!ctrlKey && !metaKey) return;
   return { z: shiftKey ? "Redo" : "Undo", y: "Redo" }[key.toLowerCase()];
 }

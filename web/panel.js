@@ -96,7 +96,7 @@ function append(element, model, say, how) {
   if (model.verdict) element.append(verdictOf(model.verdict, say, how));
   if (model.verdict?.loras.length) element.append(headlineOf("iteris-far-headline", model.verdict.loras, say));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
-  if (model.file) element.append(fileOf({ ...model.file, isGone }, say, load));
+  if (model.file) element.append(savedLine({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));
   if (model.cut) element.append(html("div", "iteris-warning iteris-cut", say("cut")));
   for (const warning of model.warnings) element.append(html("div", "iteris-warning", warning));
@@ -228,7 +228,7 @@ function lookOf(line, lora) {
   return line;
 }
 
-function nameOf({ name, strength }, say) {
+function nameLine({ name, strength }, say) {
   const called = html("b");
   const [own] = fileName("iteris-called", name);
   if (strength !== 1) own.append(html("span", "iteris-quiet", ` ${say("at", { strength })}`));
@@ -245,7 +245,7 @@ function keptOf(lora, told, say) {
   line.title = told;
   const head = html("div", "iteris-head");
   head.append(
-    nameOf(lora, say),
+    nameLine(lora, say),
     html("span", "iteris-percent", say("kept", { percent: percent(kept) })),
     html("span", "iteris-badge", levelOf(lora, say)),
   );
@@ -262,7 +262,7 @@ function rangeOf(lora, say) {
   const line = lookOf(html("div", "iteris-said iteris-range"), lora);
   const [low, high] = (isOpen ? null : between)?.map(percent) ?? [percent(kept), percent(kept)];
   const head = html("div", "iteris-beside");
-  head.append(nameOf(lora, say));
+  head.append(nameLine(lora, say));
   if (between && !isOpen) head.append(html("span", "iteris-quiet iteris-between", say("between", { low, high })));
   const share = html("div", "iteris-share");
   for (const [name, value] of Object.entries({ low, kept: percent(kept), high }))
@@ -284,7 +284,7 @@ function adviceOf({ kind, names }, say, switchOn = undefined, isOpen = false) {
 }
 
 /** Return a line about the file of a merge, which is called as in ComfyUI's list of LoRAs if it is there. */
-export function fileOf({ name: own, listed_as: listed, mb, ranks, words, isGone }, say, load = undefined) {
+export function savedLine({ name: own, listed_as: listed, mb, ranks, words, isGone }, say, load = undefined) {
   const line = html("div", "iteris-file");
   const name = listed ?? own;
   if (isGone) {

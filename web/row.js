@@ -149,7 +149,7 @@ export function drawRow(view, place) {
   const absence = html("div", "iteris-absent");
   /** Show the words of its LoRAs that the prompt lacks, a text for each LoRA. */
   const lack = (absent) => {
-    drawAbsent(absence, absent, promptOf(view), say, say("chip_prompt"), (isByKey) => {
+    drawAbsent(absence, absent, promptOfLoader(view), say, say("chip_prompt"), (isByKey) => {
       view.compareWithPrompt();
       if (isByKey) name.focus(); // the chip is gone
     });
@@ -267,7 +267,7 @@ function drawBody(view, place, changed) {
     const hint = isAsked ? say("prompts_such_as", { example: WRITTEN[kind] }) : `${say("prompts")}\n${EXAMPLES[kind]}`;
     const isPreview = view.isPreview();
     if (prompts) prompts.field.placeholder = isPreview ? say("prompts_of") : hint;
-    const written = prompts?.written ?? promptOf(view);
+    const written = prompts?.written ?? promptOfLoader(view);
     const how = { isMeasured: isMeasured(view), isPreview };
     shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), how);
     if (lora?.merged_from?.length)
@@ -312,7 +312,7 @@ function promptsField(view, place) {
 }
 
 /** Return what writes into the prompt that a loader's CLIP leads to, or copies where there is none. */
-function promptOf(view) {
+function promptOfLoader(view) {
   return {
     get value() {
       return promptAfter(view.node)?.value ?? "";

@@ -8,7 +8,7 @@ import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./h
 import { knownOfRows } from "./known_rows.js";
 import { comparesOf } from "./merge.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
-import { historyOf } from "./number_field.js";
+import { undoOrRedo } from "./number_field.js";
 import { isRestoring, store } from "./open_workflow.js";
 import { button, html, keep, tell } from "./parts.js";
 import { drawLine, drawRow } from "./row.js";
@@ -85,7 +85,7 @@ export function addRows(node, say, more = []) {
     const place = Number(event.target.closest(".iteris-row")?.dataset.place);
     const { target } = event;
     if (event.ctrlKey || event.metaKey) asked = { id: String(node.id), place, part, target };
-    const back = part === "iteris-number" && historyOf(event);
+    const back = part === "iteris-number" && undoOrRedo(event);
     if (back) {
       event.preventDefault();
       app.extensionManager.command.execute(`Comfy.${back}`); // which the frontend does not do from within a field

@@ -58,7 +58,7 @@ function firstOf(rows) {
 }
 
 /** Return the file that a merge was saved in, as far as is kept and as long as it is there. */
-async function fileOf({ at }, outputs) {
+async function savedOf({ at }, outputs) {
   const isOf = ({ iteris_saved: saved, iteris_made: [made] = [] }) => saved && made?.at === at;
   const file = readFile(outputs.find(isOf)?.iteris_saved[0]);
   return file && !(await isGone(file)) ? file : undefined;
@@ -433,7 +433,7 @@ class Slider {
     const found = drawnBefore(kept, shown);
     if (!found.length) return;
     const merges = [{ made: shown.iteris_made[0] }, ...found];
-    const files = await Promise.all(merges.map(({ made }) => fileOf(made, kept)));
+    const files = await Promise.all(merges.map(({ made }) => savedOf(made, kept)));
     if (this.shown !== shown) return;
     [this.file] = files;
     this.before = found.map((each, i) => ({ ...each, file: files[i + 1], value: BEFORE.repeat(i + 1) }));

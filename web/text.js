@@ -5,7 +5,7 @@ import { also, mergeOf } from "./graph.js";
 import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepMade, keptMade } from "./browser_store.js";
 import { isGone } from "./loras.js";
-import { fileOf, loadButton } from "./panel.js";
+import { loadButton, savedLine } from "./panel.js";
 import { fileName, html } from "./parts.js";
 import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
@@ -376,7 +376,7 @@ class TextPanel {
 
   /** Return what is true of a saved file now. */
   fileLine(file) {
-    return fileOf({ ...file, isGone: this.gone.includes(file) }, this.say, this.loaderOf(file));
+    return savedLine({ ...file, isGone: this.gone.includes(file) }, this.say, this.loaderOf(file));
   }
 
   /** Return a picture of the server as wide as the node, which grows for it. */
