@@ -11,11 +11,16 @@ const PATIENCE = 20_000; // milliseconds for the browser to open its store
 let known = []; // what was read last, so that each picture has one address
 let keeping = Promise.resolve(); // until what runs have drawn so far is kept
 const addresses = new WeakMap(); // of pictures that the browser keeps
+const unused = new FinalizationRegistry((address) => URL.revokeObjectURL(address)); // of those that the page has no more
 
 /** Return the address of a picture: a file of the server's, or one that the browser has kept. */
 export function addressOf(picture) {
   if (!(picture instanceof Blob)) return api.apiURL(`/view?${new URLSearchParams(picture)}`);
-  if (!addresses.has(picture)) addresses.set(picture, URL.createObjectURL(picture));
+  if (!addresses.has(picture)) {
+    const address = URL.createObjectURL(picture);
+    addresses.set(picture, address);
+    unused.register(picture, address);
+  }
   return addresses.get(picture);
 }
 

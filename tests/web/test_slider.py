@@ -1229,3 +1229,28 @@ def test_pictures_go_into_a_subgraph_and_out_of_it(in_renderer, output):
     expect(drawn).to_have_count(2)
     assert page.locator(".iteris-earlier").count() == 0
     assert frontend.errors == []
+
+
+def test_what_the_browser_keeps_has_an_address_while_the_page_has_the_picture(frontend):
+    """Each address holds a picture's bytes."""
+    page = frontend.page
+    held, left = page.evaluate(
+        """async () => {
+            const { href } = document.querySelector("link[href$='/iteris.css']");
+            const { addressOf } = await import(new URL("./browser_store.js", href));
+            const text = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>';
+            const drawn = () => new Blob([text], { type: "image/svg+xml" });
+            window.held = drawn();
+            return [addressOf(window.held), addressOf(drawn())];
+        }"""
+    )
+    is_there = """src => new Promise((told) => {
+        const [onload, onerror] = [() => told(true), () => told(false)];
+        Object.assign(new Image(), { onload, onerror, src });
+    })"""
+    for _ in range(100):
+        page.request_gc()
+        if not page.evaluate(is_there, left):
+            break
+    assert not page.evaluate(is_there, left)
+    assert page.evaluate(is_there, held)
