@@ -6,12 +6,13 @@ import { asOneChange, isOurs, nodesOf, saidBy, seedBy, set, showInstead, sourceO
 import { emptiedBy, grownSince, shrinkGrown, sizesOf } from "./groups.js";
 import { CARRIED, ends, join, link, linkRound, originOf, takeOutputs, takers, vaeOf } from "./links.js";
 import {
+  ABOVE,
   bringIntoSight,
+  bringNear,
   freeBelow,
   freePlace,
   GAP,
   groupAt,
-  grownEdges,
   groupRound,
   HEAD,
   LANE,
@@ -21,6 +22,7 @@ import {
   PICTURES,
   putAtLeft,
   roomFor,
+  shownEdges,
 } from "./places.js";
 import { nodeBefore, samplersAfter, textFieldBefore } from "./prompt_field.js";
 import { mergedName } from "./rows_text.js";
@@ -207,14 +209,13 @@ export function addSettings(merge, create) {
   return settings;
 }
 
-/** Return how far from a merge a Compare at a place is: the larger, the smaller both are seen at once, or the lower it is. */
+/** Return how far from a merge a Compare at a place is: the larger, the smaller both are seen at once. */
 const apart =
   (merge, { size: [width] }, height) =>
   ([x, y]) => {
-    const [left, , , bottom] = grownEdges(merge);
-    const [, top] = merge.pos;
+    const [left, top, , bottom] = shownEdges(merge);
     const sides = [x + width - left, Math.max(y + height, bottom) - Math.min(y, top)];
-    return Math.max(...sides.map((side, axis) => side / PAGE[axis])) + Math.max(0, y - top) / PAGE[0];
+    return Math.max(...sides.map((side, axis) => side / PAGE[axis]));
   };
 
 /** Put a Save near a new merge, and before it a Compare where a VAE is found; return them. */
@@ -235,10 +236,14 @@ function putBehind(merge, create, title, drawn, measured) {
   const width = compare.size[0] + GAP;
   const [right, bottom] = head ? [2 * PADDING, GAP + PADDING] : [0, 0];
   const height = head + Math.max(save.size[1], compare.size[1]);
-  const beside = [merge.pos[0] + merge.size[0] + GAP, row?.pos[1] ?? merge.pos[1] - head];
-  const far = apart(merge, compare, height + PICTURES);
-  const wanted = [width + save.size[0] + right, height + bottom];
-  const [left, start] = freePlace(graph, beside, wanted, PICTURES, far);
+  const raised = head ? ABOVE - BETWEEN : 0; // a group has no title above it
+  const beside = row
+    ? [row.pos[0] + row.size[0] + 2 * LANE, row.pos[1]]
+    : [merge.pos[0] + merge.size[0] + GAP, merge.pos[1] - head];
+  const far = apart(merge, compare, height);
+  const wanted = [width + save.size[0] + right, height + bottom - raised];
+  const [left, found] = freePlace(graph, [beside[0], beside[1] + raised], wanted, PICTURES, far);
+  const start = found - raised;
   const top = start + head;
   // where they stay: Nodes 2.0 of older frontends draws a node where it was added
   putSave(graph, save, [left + width, top], merge);
@@ -291,7 +296,7 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
     showInstead(merge, node);
     graph.remove(node);
   });
-  bringIntoSight([...shown, ...nodesBefore(shown[0])], canvas);
+  bringNear([...shown, ...nodesBefore(shown[0])], canvas);
   return shown;
 }
 

@@ -5,6 +5,8 @@ import { BADGE, grownEdges, LANE, thingsOf } from "./places.js";
 const SAMPLES = 100; // points of a link at which it is looked for nodes
 const OF_POINT = 2 * LANE; // a point of a link is as bad as so much of its length
 const HIDDEN = 100 * LANE; // and to go behind nodes
+const BEND = 10 * LANE; // up or down; a curve of more goes behind what is beside it
+const CURVE = 0.75; // of a link's length, from a node's slot on to a side: as the frontend draws it without points
 export const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 
 /** Return where links begin and end: at a node's slot, or at a slot of the subgraph that the nodes are in. */
@@ -117,9 +119,11 @@ function startsOf(graph, { outputNode: node, output, subgraphInput }) {
   }
   const at = [node.pos[0] + node.size[0], slotHeight(node, output)];
   const others = ends(graph, output.links ?? []).flatMap(({ link }) => {
-    const way = [at, ...pointsOf(graph, link)];
-    const isSeen = way.slice(1).every((point, i) => isClear(graph, way[i], point));
-    return way.length > 1 && isSeen ? [{ at: way.at(-1), link }] : [];
+    const points = pointsOf(graph, link);
+    const way = [at, ...points.map(({ pos }) => pos)];
+    const hidden = points.findIndex((_, i) => !isClear(graph, way[i], way[i + 1]));
+    const seen = hidden < 0 ? points : points.slice(0, hidden);
+    return seen.map(({ id, pos }) => ({ at: [...pos], link: { parentId: id }, isEnd: id === link.parentId }));
   });
   return [{ at, node }, ...others];
 }
@@ -127,32 +131,44 @@ function startsOf(graph, { outputNode: node, output, subgraphInput }) {
 /** Return the points that a link goes through. */
 function pointsOf(graph, link) {
   const points = [];
-  for (let end = graph.getReroute(link.parentId); end; end = graph.getReroute(end.parentId))
-    points.unshift([...end.pos]);
+  for (let end = graph.getReroute(link.parentId); end; end = graph.getReroute(end.parentId)) points.unshift(end);
   return points;
 }
 
-/** Return whether a straight link passes no node. */
-const isClear = (graph, from, into) =>
-  !thingsOf(graph).some((node) => {
-    const edges = grownEdges(node);
-    return Array.from({ length: SAMPLES }, (_, i) => from.map((at, k) => at + ((into[k] - at) * i) / SAMPLES)).some(
-      (at) => at.every((place, axis) => edges[axis] < place && place < edges[axis + 2]),
-    );
+/** Return whether a link passes no node: straight, or in a curve from one slot to another. */
+function isClear(graph, from, into, isCurve = false) {
+  const bend = isCurve ? CURVE * Math.hypot(into[0] - from[0], into[1] - from[1]) : 0;
+  const points = Array.from({ length: SAMPLES }, (_, i) => {
+    const t = i / SAMPLES;
+    const swing = bend * t * (1 - t) * (1 - 2 * t);
+    const share = isCurve ? t * t * (3 - 2 * t) : t;
+    return from.map((at, axis) => at + (into[axis] - at) * share + (axis ? 0 : swing));
   });
+  return !thingsOf(graph).some((node) => {
+    const edges = grownEdges(node);
+    return points.some((at) => at.every((place, axis) => edges[axis] < place && place < edges[axis + 2]));
+  });
+}
 
 /** Return the points of ways from one place to another at its right: straight, and level at heights that are free. */
-function waysRound(graph, { at: from, node, link }, into) {
+function waysRound(graph, { at: from, node, link, isEnd }, into) {
   const across = [from[0], into[0]];
   const steps = [-LANE / 2, LANE / 2];
-  // a link that is led already goes on level
-  const levels = link
+  // a link that is led already goes on level, or branches off on its way
+  const heights = link ? [into[1]] : [into[1], from[1]];
+  const levels = isEnd
     ? [from[1]]
-    : [from[1], into[1]].flatMap((level) => steps.map((step) => freeLane(graph, 1, level, step, across)));
+    : heights.flatMap((level) => steps.map((step) => freeLane(graph, 1, level, step, across)));
   const led = [...new Set(levels)].map((level) => {
-    const start = freeLane(graph, 0, from[0] + LANE, LANE / 2, [from[1], level], node);
+    const start = link ? from[0] : freeLane(graph, 0, from[0] + LANE, LANE / 2, [from[1], level], node);
     const end = freeLane(graph, 0, into[0] - LANE, -LANE / 2, [level, into[1]]);
-    const points = [level !== from[1] && [start, level], level !== into[1] && [end, level]];
+    const [down, up] = [from, into].map(([, at]) => Math.abs(level - at));
+    const points = [
+      !link && down > BEND && [start, from[1]],
+      down && [start, level],
+      up && [end, level],
+      up > BEND && [end, into[1]],
+    ];
     return points.filter(Boolean);
   });
   return [[], ...led];
@@ -162,7 +178,7 @@ function waysRound(graph, { at: from, node, link }, into) {
 const costOf = (graph, way) =>
   way.slice(1).reduce((sum, at, i) => {
     const length = Math.abs(at[0] - way[i][0]) + Math.abs(at[1] - way[i][1]);
-    return sum + length + OF_POINT + (isClear(graph, way[i], at) ? 0 : HIDDEN);
+    return sum + length + OF_POINT + (isClear(graph, way[i], at, way.length === 2) ? 0 : HIDDEN);
   }, 0);
 
 /**

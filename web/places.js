@@ -17,6 +17,8 @@ export const HEAD = 50; // of a group, down to where its nodes begin
 const SHOWN = 30; // frames in which a node's parts are laid out once it is in sight
 const CLEAR = 0.7; // of the page, which no bar covers
 const EDGE = 6; // of the screen, round what is brought into sight
+const NEAR = 0.8; // of the page's scale; letters are as large as those round the page
+const HARDLY_LESS = 0.9; // of the scale that two nodes allow, where more are seen
 const READABLE = 0.572; // of the page's scale; below 8 / 14 the canvas writes no letters
 export const ABOVE = TITLE + BADGE + LANE; // what is free above a new node
 
@@ -252,6 +254,48 @@ export function makeRoom(graph, taker, height, taken, grown = height) {
   });
 }
 
+/** Return where a node begins and ends, with its group's title and left border where they are near. */
+export function shownEdges(node) {
+  const start = groupAt(node.graph, node.pos)?.pos ?? node.pos;
+  return edgesOf(node).map((edge, i) => (i < 2 && edge - start[i] < 8 * GAP ? Math.min(edge, start[i]) : edge));
+}
+
+/** Return at which scale a place is as large as what no bar covers. */
+function scaleFor(box, canvas) {
+  const [start, end] = freeArea(canvas);
+  return Math.min(...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
+}
+
+/** Move the page by as much as it takes to see a place, or where that begins. */
+function moveTo(box, canvas) {
+  const { ds } = canvas;
+  const [start, end] = freeArea(canvas);
+  for (const axis of [0, 1]) {
+    const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
+    ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
+  }
+  canvas.setDirty(true, true);
+}
+
+/**
+ * Show new nodes so large that they are read with ease, with the title and the left border of their groups: as many of
+ * the first ones as have room, and two at least, which may be smaller if they need that. The page is never made larger.
+ */
+export const bringNear = (nodes, canvas) =>
+  onceLaidOut(() => {
+    if (nodes[0].graph !== canvas.graph) return;
+    const { ds } = canvas;
+    const boxes = nodes.slice(1).map((_, i) => boxOf(nodes.slice(0, nodes.length - i).map(shownEdges)));
+    const enough = Math.min(NEAR, ds.scale, HARDLY_LESS * scaleFor(boxes.at(-1), canvas));
+    const found =
+      boxes.find((box) => scaleFor(box, canvas) >= Math.max(enough, Math.min(READABLE, ds.scale))) ??
+      boxOf(nodes.slice(0, 2).map(edgesOf));
+    const scale = scaleFor(found, canvas);
+    if (scale < Math.min(READABLE, ds.scale)) return bringIntoSight(nodes, canvas, false);
+    ds.scale = Math.min(ds.scale, scale);
+    moveTo(found, canvas);
+  });
+
 /**
  * Move the page by as much as it takes to see new nodes, and make it smaller if they need that; where it could not be
  * read any more, as many of the first ones as have room. In a subgraph that is closed there is nothing to see.
@@ -260,17 +304,12 @@ export function bringIntoSight(nodes, canvas, isNew = true) {
   if (nodes[0].graph !== canvas.graph) return;
   if (isNew) return void onceLaidOut(() => bringIntoSight(nodes, canvas, false));
   const { ds } = canvas;
-  const [start, end] = freeArea(canvas);
   const box = boxOf(nodes.map(grownEdges));
-  const scale = Math.min(ds.scale, ...[0, 1].map((axis) => (end[axis] - start[axis]) / (box[axis + 2] - box[axis])));
+  const scale = Math.min(ds.scale, scaleFor(box, canvas));
   if (scale < Math.min(ds.scale, READABLE) && nodes.length > 1)
     return bringIntoSight(nodes.slice(0, -1), canvas, false);
   ds.scale = Math.max(scale, Math.min(ds.scale, READABLE));
-  for (const axis of [0, 1]) {
-    const [first, last] = [start, end].map((at) => at[axis] / ds.scale - ds.offset[axis]);
-    ds.offset[axis] += Math.max(Math.min(0, last - box[axis + 2]), first - box[axis]);
-  }
-  canvas.setDirty(true, true);
+  moveTo(box, canvas);
 }
 
 /** Bring the nearest nodes into sight where no title is. */
