@@ -185,8 +185,17 @@ export async function recalled(isWanted) {
   // of the run that goes on, of which the history has nothing yet
   for (const [id, output] of app.graph === graph ? keptOutputs(workflow) : [])
     if (isLast(output[RUN]) && !found.has(id) && isWanted(nodeAt(graph, id))) found.set(id, output);
+  // and nothing older of a node that it has made, as far as the workflow has kept that
+  const isMadeIn = ({ properties: { [RAN]: ran, [MADE_AS]: name } }, id, run, prompt) =>
+    ran ? ran.run === run : !!name && name === workOf(prompt, id);
+  const isInHistory = (node) =>
+    history.some(([run, { prompt }]) => isMadeIn(node, idIn(prompt[2], node), run, prompt[2]));
+  const isKept = (node) => isWanted(node) && (RAN in node.properties || MADE_AS in node.properties);
+  const isAny = [...nodesOf(graph)].some((node) => isKept(node) && !isInHistory(node));
+  const now = history.length && isAny ? await waitingRun() : {};
+  const isMadeNow = (node, id) => now.before === 0 && isMadeIn(node, id, now.run, now.prompt);
   for (const [run, { prompt, outputs }] of history.filter(([run]) => isQueuedHere(run)))
-    take(run, outputs, ({ comfyClass }, id) => comfyClass === prompt[2][id]?.class_type);
+    take(run, outputs, (node, id) => node.comfyClass === prompt[2][id]?.class_type && !isMadeNow(node, id));
   const runs = [...nodesOf(graph)].filter(isWanted).map(({ properties }) => properties[RAN]?.run);
   for (const run of new Set(runs.filter((each) => typeof each === "string"))) {
     const { prompt, outputs } = (await historyOf(run)) ?? {};

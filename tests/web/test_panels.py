@@ -1693,6 +1693,30 @@ def test_what_a_run_tells_before_the_workflow_is_open_is_shown_then(open_fronten
     assert frontend.errors == []
 
 
+def test_what_the_run_that_goes_on_has_made_is_there_after_f5(in_renderer, small):
+    """And not what the one before it has made, of other settings, either."""
+    frontend = in_renderer
+    page = frontend.page
+    old, new = reopened(frontend, small, 646)
+    busy = {"queue_running": [[0, new, frontend.prompt(), {}, [str(SAVE)]]], "queue_pending": []}
+    frontend.send("execution_start", prompt_id=new, timestamp=0)
+    frontend.executed(MERGE, THREE, run=new)
+    saved = {"iteris_saved": [SAVED], "text": ["what the new run has saved"]}
+    frontend.executed(SAVE, saved, run=new)
+    frontend.pictures_kept(SAVE)
+    type_strength(frontend, "0.25")
+    frontend.noted("<lora:third:0.25>", new)
+    page.route("**/queue", lambda route: route.fulfill(json=busy))
+    with page.expect_response("**/history?*"):
+        frontend.open()
+    expect(page.locator(".iteris-text", has_text="what the new run has saved")).to_have_count(1)
+    expect(page.locator(".iteris-kept")).to_have_count(3)
+    expect(page.locator(".iteris-earlier")).to_have_count(2)
+    page.unroute("**/queue")
+    frontend.forget(old)
+    assert frontend.errors == []
+
+
 FAILURE = {"node_id": str(MERGE), "node_type": "", "traceback": []}
 FAILURE |= {"exception_message": "Out of memory"}
 
