@@ -200,7 +200,8 @@ export function isFreeDownTo(end, group, start, { nodes, groups = [] }, but) {
 export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   const [width] = node.size;
   const group = groupAt(graph, [edge - before, top]);
-  const begin = group && group.pos[0] + PADDING;
+  const within = group ? graph.nodes.filter((each) => meets(each, group)) : [];
+  const begin = group && Math.max(group.pos[0] + PADDING, Math.min(...within.map(({ pos }) => pos[0])));
   const isInside = group && begin + width + LANE <= edge;
   const left = Math.max(edge - GAP - width, isInside ? begin : Number.NEGATIVE_INFINITY);
   node.pos = [left, Math.max(top, freeBelow(graph, left, left + width, but))];

@@ -167,6 +167,12 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
         # Nodes 2.0 draws Merge settings higher than it is when the others get their places
         is_higher = where == "11 of few steps" and frontend.page.evaluate("LiteGraph.vueNodesMode")
         assert len(tops) == 1
+        if where == "11 of few steps":
+            place = f"(name => Math.round(({ONE})(name).pos[0]))"
+            settings, loader = frontend.page.evaluate(
+                f"['IterISSettings', 'CheckpointLoaderSimple'].map({place})"
+            )
+            assert settings == loader, "in its column"
         assert is_higher or len(bottoms) == 1
         *lefts, left = frontend.page.evaluate(
             "app.graph.groups.map(({ pos }) => Math.round(pos[0]))"
