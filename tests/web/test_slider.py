@@ -233,7 +233,7 @@ def test_the_pictures_of_a_wide_node_are_beside_the_slider(in_renderer, output, 
         assert strip.evaluate("all => all.scrollWidth <= all.clientWidth")
         if scrolls:
             break
-        thumbs = [each.bounding_box() for each in strip.get_by_role("button").all()]
+        thumbs = [each.bounding_box() for each in strip.locator(".iteris-thumb > img").all()]
         assert all(box["height"] == pytest.approx(1.5 * box["width"], rel=0.05) for box in thumbs)
         assert thumbs[0]["width"] > 0.14 * beside["width"]
         end = max(box["x"] + box["width"] for box in thumbs)
@@ -342,6 +342,8 @@ def test_small_pictures_are_as_large_as_their_node_lets_them_be(in_renderer, out
         *_, last = strip.get_by_role("button").all()
         box, around = last.bounding_box(), strip.bounding_box()
         assert box["x"] + box["width"] == pytest.approx(around["x"] + around["width"], abs=1)
+        image, name = (last.locator(part).bounding_box() for part in ("img", "span"))
+        assert name["y"] >= image["y"] + image["height"] - 1, "no name lies on its picture"
     narrow = first["width"]
     draw_corner(frontend, 200, 1)
     assert strip.get_by_role("button").first.bounding_box()["width"] > 1.2 * narrow
