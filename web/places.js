@@ -1,12 +1,13 @@
 // Where nodes have room, and what moves to make some; all that is new is brought into sight.
 
-import { saidBy } from "./graph.js";
+import { isOurs, saidBy } from "./graph.js";
 import { isMerge } from "./prompt_graph.js";
 
 export const GAP = 60;
 const REPORT = 180; // of a merge, with its times and what is said of all LoRAs
 const OF_LORA = 80; // for its row and its verdict, with advice
 export const COMPARE_WIDTH = 720; // of a new one
+const PICTURE = 220; // of a Save Image on the canvas; Nodes 2.0 makes it as high as it is wide
 const ONE_COLUMN = 606; // a narrower one may have its pictures below the slider: iteris.css counts 20 to 26 less
 export const TITLE = 30; // of a node, above its place
 export const BADGE = 12; // above a node's title
@@ -65,6 +66,13 @@ const picturesIn = (width) => (width < ONE_COLUMN ? 1260 : 140 + 0.52 * width);
 
 export const PICTURES = picturesIn(COMPARE_WIDTH);
 
+/** Return whether the frontend shows what a node makes of pictures, and has nothing to show yet. */
+const awaitsPicture = (node) =>
+  !isOurs(node) &&
+  node.constructor.nodeData?.output_node &&
+  !node.imgs?.length &&
+  node.inputs.some(({ type }) => type === "IMAGE");
+
 /** Return how much room a node's report or pictures take. */
 function resultsOf(node) {
   if (isMerge(node)) return roomFor(saidBy(node, "loras"));
@@ -73,6 +81,13 @@ function resultsOf(node) {
 
 /** Return by how much a node grows in a run, beyond what it has of the last one. */
 const growthOf = (node) => Math.max(0, resultsOf(node) - (node.iterisRoom?.() ?? 0));
+
+/** Return where a node will begin and end once it has grown, also by the first picture that the frontend shows on it. */
+function edgesWithPicture(node) {
+  const edges = grownEdges(node);
+  if (!awaitsPicture(node)) return edges;
+  return edges.with(3, Math.max(edges[3], node.pos[1] + node.computeSize()[1] + Math.max(PICTURE, node.size[0])));
+}
 
 /** Return where a node begins and ends, with its title. */
 export const edgesOf = ({ pos, size }) => [pos[0], pos[1] - TITLE, pos[0] + size[0], pos[1] + size[1]];
@@ -105,7 +120,7 @@ export function freeBelow(graph, left, right, but = undefined) {
  * @returns {number[]}
  */
 export function freePlace(graph, [left, top], [width, height], growth = 0, far = ([x, y]) => x - left + y - top) {
-  const nodes = thingsOf(graph).map(grownEdges);
+  const nodes = thingsOf(graph).map(edgesWithPicture); // links may run where a picture comes
   const groups = (graph.groups ?? []).map(bordersOf);
   const isFree = ([x, y]) => {
     const wanted = [x - 2 * LANE, y - ABOVE, x + width, y + height];

@@ -42,6 +42,21 @@ test("a Compare grows by no pictures that it has, seen or not, and by none that 
   assert.deepEqual(free(900), [0, 1162]);
 });
 
+test("what shows pictures of a run grows by one, unless it has one", () => {
+  const free = (size, more) => {
+    const shows = { ...node([0, 0], size, "SaveImage"), inputs: [{ type: "IMAGE" }], computeSize: () => [200, 58] };
+    return freePlace(
+      { nodes: [{ ...shows, constructor: { nodeData: { output_node: true } }, ...more }] },
+      [0, 200],
+      SIZE,
+    );
+  };
+  assert.deepEqual(free([200, 58]), [0, 340]);
+  assert.deepEqual(free([400, 58]), [0, 520]);
+  assert.deepEqual(free([200, 120], { imgs: [{}] }), [0, 200]);
+  assert.deepEqual(free([200, 58], { constructor: {} }), [0, 200]);
+});
+
 test("a merge grows by no report that it has", () => {
   const free = (room) => {
     const merge = {
