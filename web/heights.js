@@ -163,6 +163,7 @@ export function widenAround(node, element, least) {
   keepWidth(around, least);
   if (around.size[0] >= least) return;
   around.setSize([least, around.size[1]]);
+  around.setDirtyCanvas(true, true);
   keepResult(around);
 }
 
