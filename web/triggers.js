@@ -142,16 +142,26 @@ export function needed(row, lora, isPreview = false) {
   return isUnnamed(row, lora, isPreview) ? { word: "needs_words", part: "more" } : undefined;
 }
 
-/** Return the parts of a file's trigger words that may tell it, as of "a sks robot". */
-const partsOf = ({ trigger_words: words = [] }) =>
-  words.flatMap((word) => word.trim().split(/\s+/)).filter((part) => part && !ANY.test(part));
+/** Return the parts of each of a file's trigger words that may tell it, as of "a sks robot". */
+const phrasesOf = ({ trigger_words: words = [] }) =>
+  words
+    .flatMap((word) => word.split(","))
+    .map((phrase) => phrase.split(/\s+/).filter((part) => part && !ANY.test(part)));
 
-/** Return which LoRAs a prompt names: by a part of their trigger words that no other one has. */
+const partsOf = (lora) => phrasesOf(lora).flat();
+
+/**
+ * Return which LoRAs a prompt names: by the first part of a trigger word that no other one has, as "sks" of "a sks robot".
+ * "a robot" is what the base model knows.
+ */
 export function namedIn(prompt, loras) {
   const parts = loras.map((lora) => partsOf(lora).map((part) => part.toLowerCase()));
   const isOwn = (part, place) => parts.every((others, other) => other === place || !others.includes(part));
-  return loras.filter((_, place) =>
-    parts[place].some((part) => isOwn(part, place) && holds(prompt, { kind: "word", text: part })),
+  return loras.filter((lora, place) =>
+    phrasesOf(lora).some((phrase) => {
+      const text = phrase.find((part) => isOwn(part.toLowerCase(), place));
+      return text && holds(prompt, { kind: "word", text });
+    }),
   );
 }
 

@@ -545,9 +545,9 @@ def test_the_choice_marks_files_of_other_rows(rows, picture):
     rows.page.keyboard.type("sec")
     option.first.click(modifiers=["Shift"])
     lines = "\n".join([SECOND, THIRD, "<lora:first:1>"])
-    assert text_of(rows) == f"{lines}\n<lora:second:1>", "the one in no row yet, and another"
-    rows.page.keyboard.press("Escape")
+    rows.page.keyboard.press("Enter")  # on what it has added
     rows.page.wait_for_function("document.activeElement.classList.contains('iteris-add')")
+    assert text_of(rows) == f"{lines}\n<lora:second:1>", "the one in no row yet, and another"
 
 
 @IN_ONE
@@ -2006,6 +2006,9 @@ def test_a_loader_says_which_words_its_prompt_lacks(page_of_rows, picture):
     assert low["y"] + low["height"] < buttons["y"]
     prompt = next(each for each in page.locator("textarea").all() if each.input_value() == robot)
     prompt.press_sequentially("X and an owl")
+    page_of_rows.settle()
+    expect(lacking).to_have_text([f"not in the prompt:{owl}"])  # which the base model knows, too
+    prompt.press_sequentially(", zwx")
     expect(lacking).to_have_count(0)
     page_of_rows.settle()
     assert size_saved(page_of_rows) == saved, "what is only shown is no step of Undo"

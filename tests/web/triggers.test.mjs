@@ -171,7 +171,12 @@ test("of a merge, the words of each of its LoRAs are told that a prompt does not
   const ink = { trigger_words: ["in ink style, ink", "inky", "black", "lines"], merged_words: [] };
   assert.deepEqual(absentFrom("a sks robot", [merge, {}, ink]), [["a zwx owl"], [], ["in ink style, ink, inky"]]);
   assert.deepEqual(absentFrom("", [merge]), [["a sks robot", "a zwx owl"]]);
-  assert.deepEqual(absentFrom("a robot and an owl, black", [merge, ink]), [[], []]);
+  assert.deepEqual(absentFrom("a sks robot and a zwx owl, black", [merge, ink]), [[], []]);
+  assert.deepEqual(absentFrom("a robot and an owl", [merge]), [["a sks robot", "a zwx owl"]], "of the base model");
+  assert.deepEqual(absentFrom("a sks robot", [{ trigger_words: ["sks robot"] }, { trigger_words: ["sks owl"] }]), [
+    [],
+    ["sks owl"],
+  ]);
 });
 
 test("prompts with none of their file's words are told", () => {
