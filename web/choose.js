@@ -89,6 +89,7 @@ class Choice {
   wished = []; // the first of these that is listed is to be marked
   found = []; // names that can be chosen, of which the first are listed
   options = new Map(); // name -> its element
+  added = new Set(); // names that were chosen while the list stayed open
   asked = new Set(); // names of files that the server was asked about since
   families = new Map(); // name -> what its LoRA is for, which stays so while the list is open
   isSettled = false; // no file that is still to come would be marked instead
@@ -284,6 +285,7 @@ class Choice {
     this.chosen(name, isOpen);
     if (this.isDone) return;
     this.taken.add(name);
+    this.added.add(name);
     this.dress(name);
     this.field.select();
   }
@@ -379,6 +381,7 @@ class Choice {
   enter(isMore) {
     this.entered = undefined;
     if (!this.isSettled && !this.isOwn && this.field.value.trim()) this.entered = isMore;
+    else if (!isMore && this.added.has(this.marked)) this.box.hidePopover();
     else if (this.found.length) this.take(this.marked, isMore);
   }
 
