@@ -17,7 +17,7 @@ import { canRecord, saveVideo } from "./wipe.js";
 // letters that are read of a name
 const IN_CHOICE = 22;
 const IN_PICTURE = 18; // in two lines
-const BEFORE = "\n"; // the value of another merge's picture, which is called otherwise after each run; of one before it, twice that
+const BEFORE = "\n"; // before the value of another merge's picture: which one it is, as it is called otherwise after each run
 const SIDES = { most: 180, least: 40 }; // of a small picture, the shorter ones
 const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
@@ -342,7 +342,7 @@ class Slider {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
     text.title = row === first?.row ? this.say(first.word, { prompt }) : prompt;
-    text.append(html("span", "", text.title));
+    text.append(html("span", row === first?.row ? "iteris-why" : "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
     thumbs.append(...pictures.map((file, place) => this.thumb(file, names[place], short[place], row, place)));
@@ -436,7 +436,7 @@ class Slider {
     const files = await Promise.all(merges.map(({ made }) => savedOf(made, kept)));
     if (this.shown !== shown) return;
     [this.file] = files;
-    this.before = found.map((each, i) => ({ ...each, file: files[i + 1], value: BEFORE.repeat(i + 1) }));
+    this.before = found.map((each, i) => ({ ...each, file: files[i + 1], value: BEFORE + each.made.at }));
     this.showRow(this.chosen);
     this.show();
   }
