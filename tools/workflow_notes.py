@@ -25,7 +25,7 @@ _SAVED = "The new LoRA is in every LoRA list: load it at strength 1.0"
 _WORDS = "If a row says *write prompts*, click that. Example: *a photo of sks dog*"
 _CALLED = 'If prompts use another name for a LoRA: *called="a sks dog"* in *More*'
 _ROWS = "**LoRAs**: choose a file in each row"
-_WHAT = "**Prompt**: write what to draw. Open a row to add its trigger words by a click"
+_WHAT = "**Prompt**: write what to draw. Click the trigger words below the rows to add them"
 _MERGE_THESE = (
     "If they spoil each other, press *Merge these*",
     "**Merge LoRAs** then stands in the place of **Load LoRAs**: **Run** makes one LoRA of them",

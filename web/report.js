@@ -233,9 +233,9 @@ export function headline(loras) {
     return { level, word: "head_look", loras: bad };
   }
   if (told.length < all) return { level: "open", word: "head_open" };
-  const who = ["one", "both"][all - 1] ?? "all";
+  const who = all > 1 ? "each" : "one";
   const isLikely = told.some(({ levels }) => levels.length > 1);
-  return { level: "good", word: `head_${isLikely ? "likely" : "good"}_${who}`, all };
+  return { level: "good", word: `head_${isLikely ? "likely" : "good"}_${who}` };
 }
 
 /** Return the tasks that wear something anywhere: the LoRAs, without the base model that is only to be left alone. */

@@ -42,8 +42,8 @@ def lora_path(name: str) -> Path:
     path = find_lora(name)
     if path is None:
         raise AdapterError(
-            f"{shown(name)}: there is no such LoRA in the loras folders; choose another LoRA, or "
-            "refresh the list"
+            f"{shown(name)} is in none of ComfyUI's loras folders; choose another LoRA, or press R "
+            "on ComfyUI's page"
         )
     return path
 

@@ -295,8 +295,8 @@ test("a verdict comes to one sentence: what is not good is named, and grey is wh
     return [level, word, ...named.map(({ name }) => name), ...(count ? [count] : [])];
   };
   assert.deepEqual(said(good), ["good", "head_good_one"]);
-  assert.deepEqual(said(good, good), ["good", "head_good_both"]);
-  assert.deepEqual(said(good, good, lora("good", { levels: ["good", "weak"] })), ["good", "head_likely_all"]);
+  assert.deepEqual(said(good, good), ["good", "head_good_each"]);
+  assert.deepEqual(said(good, good, lora("good", { levels: ["good", "weak"] })), ["good", "head_likely_each"]);
   assert.deepEqual(said(good, weak, open), ["weak", "head_look", "weak"]);
   assert.deepEqual(said(lost, weak), ["lost", "head_look", "lost", "weak"]);
   assert.deepEqual(said(lost, weak, weak, good), ["lost", "head_several", 3]);

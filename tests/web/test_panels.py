@@ -934,7 +934,7 @@ def test_what_a_verdict_comes_to_is_read_where_the_canvas_is_far_away(in_rendere
     near = size_of(frontend)
     frontend.show(MERGE, top=300, scale=0.35)
     expect(far).to_be_visible()
-    expect(far).to_have_text("Good: both LoRAs are kept")
+    expect(far).to_have_text("Good: each LoRA alone is kept")
     letters = "shown => parseFloat(getComputedStyle(shown).fontSize) * app.canvas.ds.scale"
     assert far.evaluate(letters) >= 12
     assert far.evaluate("far => far.scrollHeight <= far.clientHeight"), "it has room"

@@ -29,11 +29,9 @@ export default {
   look_given:
     "「比較」では、書いたプロンプトの段を見てください。プロンプトを空にすると、各 LoRA のプロンプトでも生成されます。",
   head_good_one: "良好：{name} は保たれています",
-  head_good_both: "良好：両方の LoRA が保たれています",
-  head_good_all: "良好：{all} 個の LoRA がすべて保たれています",
+  head_good_each: "良好：各 LoRA は単独で保たれています",
   head_likely_one: "おそらく良好：{name} は保たれています",
-  head_likely_both: "おそらく良好：両方の LoRA が保たれています",
-  head_likely_all: "おそらく良好：{all} 個の LoRA がすべて保たれています",
+  head_likely_each: "おそらく良好：各 LoRA は単独で保たれています",
   head_look: "画像を確認：{loras}",
   head_several: "画像を確認：{all} 個のうち {count} 個の LoRA が現れないかもしれません",
   head_open: "画像を見てください：検査では判断できません",
