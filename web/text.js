@@ -266,7 +266,8 @@ class TextPanel {
 
   showStop(how) {
     const drawn = how ? undefined : this.node.keepIterisDrawn?.();
-    const word = how ? `stopped_${how}` : drawn ? "stopped_drawn" : "stopped";
+    const here = drawn ? "stopped_drawn" : this.node.keepIterisDrawn ? "stopped_undrawn" : "stopped";
+    const word = how ? `stopped_${how}` : here;
     const text = this.say(word, drawn);
     const line = html("div", drawn ? "iteris-note" : "iteris-quiet iteris-note", text);
     if (drawn) line.append(html("div", "iteris-far", text)); // pictures are looked at from afar, too

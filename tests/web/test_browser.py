@@ -172,7 +172,7 @@ def test_the_verdict_is_the_servers_and_the_file_stands_below(merge_run):
         assert float(row["kept"]) == pytest.approx(kept["kept"], rel=1e-3)
     file = page.locator(".iteris-file").inner_text()
     assert re.fullmatch(
-        r"Load this\nSaved: iteris_merged\S*\.safetensors, [\d.]+ MB, rank \d+\S*\.\nTrigger words: demo1, demo2\n*Copy",
+        r"Load this\nSaved: iteris_merged\S*\.safetensors, [\d.]+\sMB, rank\s\d+\S*\.\nTrigger words: demo1, demo2\n*Copy",
         file,
     )
 
@@ -304,7 +304,7 @@ def test_after_a_restart_a_saved_file_is_named_as_long_as_it_is_there(
     for place in told:
         page.wait_for_selector(place, state="attached")
         saved = page.locator(f"{place} > span").first.text_content()
-        assert re.match(r"Saved: (iteris_merged\S*\.safetensors), [\d.]+ MB, rank", saved), place
+        assert re.match(r"Saved: (iteris_merged\S*\.safetensors), [\d.]+\sMB, rank", saved), place
     file = server.base / "output" / "loras" / saved.split(",")[0].removeprefix("Saved: ")
     content = file.read_bytes()
     file.unlink()

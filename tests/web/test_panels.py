@@ -473,7 +473,7 @@ def test_the_file_of_a_merge_stands_below_its_verdict_until_another_report(front
     frontend.executed(SAVE, {"iteris_saved": [{**SAVED, "merge": str(SAVE)}]})
     assert file.count() == 0, "it is another node's"
     frontend.executed(SAVE, {"iteris_saved": [SAVED]})
-    said = "Saved: iteris_merged.safetensors, 3.4 MB, rank 4 to 16."
+    said = "Saved: iteris_merged.safetensors, 3.4\xa0MB, rank\xa04 to 16."
     assert file.inner_text().split("\n") == [
         said,
         "Trigger words: sks dog, ink wash style",
@@ -883,7 +883,7 @@ def test_in_vue_nodes_what_a_run_tells_is_seen(open_frontend, picture):
     picture(vue, "vue_progress")
     vue.send("execution_interrupted", prompt_id="a", node_id="1")
     line.wait_for(state="hidden")
-    expect(node.locator(".iteris-text")).to_have_text("Stopped.")
+    expect(node.locator(".iteris-text")).to_contain_text("Stopped before the first picture.")
     vue.begin("b")
     node.locator(".iteris-text").wait_for(state="hidden")
     vue.executed(1, {"text": ["a photo of sks dog"]})
@@ -2201,7 +2201,7 @@ def test_the_browser_keeps_what_the_server_has_told_of_a_saved_file(in_renderer,
     (file,) = save["properties"]["iteris_ran"]["files"]
     file["mb"] = 9
     frontend.load(workflow, "another workflow")
-    expect(told).to_have_text(re.compile("^Saved: iteris_merged.safetensors, 9.0 MB"))
+    expect(told).to_have_text(re.compile(r"^Saved: iteris_merged.safetensors, 9.0\sMB"))
     assert frontend.errors == []
 
 

@@ -2019,6 +2019,9 @@ def test_a_loader_says_which_words_its_prompt_lacks(page_of_rows, picture):
     expect(lacking.locator("button")).to_have_text([robot, owl])
     page_of_rows.settle()
     assert size_saved(page_of_rows) == saved, "and leaves no hole when the workflow is opened again"
+    at(page_of_rows, 0, "opener").click()
+    expect(lacking).to_have_count(0)  # they are among the row's chips
+    at(page_of_rows, 0, "opener").click()
     for words in (robot, owl):
         lacking.get_by_text(words).click()
     expect(lacking).to_have_count(0)

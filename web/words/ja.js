@@ -301,6 +301,7 @@ export default {
   left_few: "残り数秒",
   server_away: "ComfyUI のサーバーを待っています",
   stopped: "停止しました。",
+  stopped_undrawn: "最初の画像の前に停止しました。マージは済んでおり、次の実行では画像の生成から続けます。",
   stopped_compare: "前回の実行ではマージしていません：「比較」にエラーがありました。",
   stopped_drawn: "停止しました：{count} 枚中 {drawn} 枚を生成済みです。次の実行で残りを生成します。",
   stopped_elsewhere: "別のウィンドウで停止しました。",

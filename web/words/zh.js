@@ -285,6 +285,7 @@ export default {
   left_few: "还需几秒",
   server_away: "正在等待 ComfyUI 的服务器",
   stopped: "已停止。",
+  stopped_undrawn: "在第一张图片之前停止。合并已完成：下次运行从生成图片继续。",
   stopped_compare: "上次运行没有合并：“比较”有错误。",
   stopped_drawn: "已停止：{count} 张中已生成 {drawn} 张。下次运行会继续生成其余的图片。",
   stopped_elsewhere: "已在另一个窗口中停止。",
