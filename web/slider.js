@@ -342,7 +342,7 @@ class Slider {
     const line = html("div", "iteris-drawn");
     const text = html("div", "iteris-drawn-by");
     text.title = row === first?.row ? this.say(first.word, { prompt }) : prompt;
-    text.append(html("span", row === first?.row ? "iteris-why" : "", text.title));
+    text.append(html("span", row === first?.row ? "iteris-reason" : "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
     thumbs.append(...pictures.map((file, place) => this.thumb(file, names[place], short[place], row, place)));

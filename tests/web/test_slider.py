@@ -365,6 +365,8 @@ def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend,
     expect(chosen).to_have_attribute("data-row", "1")
     why = frontend.page.locator(".iteris-drawn", has_text="(stacking changes it most)")
     expect(why).to_have_count(1)
+    # it begins where others do
+    expect(why.locator(".iteris-drawn-by > span")).to_have_css("padding-left", "0px")
     expect(why.locator(".iteris-thumb[aria-pressed=true]").first).to_be_visible()
     frontend.page.locator(".iteris-thumb[data-row='0']").first.click()
     run("second", 0.1, 0.3)
