@@ -75,8 +75,7 @@ function lineOf(sampler) {
 }
 
 /**
- * Return how the sampler draws that a loader's MODEL leads to, in Compare's words; `loras` is what is known of the
- * loader's files.
+ * Return how the sampler draws that a loader's MODEL leads to, in Compare's words; see `turnInto` for `loras`.
  */
 function sampledBy(loader, loras = []) {
   const sampler = samplerAfter(loader);
@@ -273,7 +272,7 @@ function putBehind(merge, create, title, drawn, measured) {
  * @param {string} title of such a group
  * @param {object} known
  * @param {object} known.model answer of `/iteris/model`; {}: nothing is known
- * @param {object[]} known.loras answers of `/iteris/lora` about its files
+ * @param {object[]} known.loras answers of `/iteris/lora` about those of its files whose words a prompt should have
  * @param {object[]} known.subjects those of them that are subjects
  * @returns {object[]} the merge, and what comes with it
  */

@@ -1,7 +1,7 @@
 // What is known of the LoRAs in rows, and of each beside the others.
 
 import { repeated, strangers, within } from "./fitting.js";
-import { aboutLora, aboutModelOf, isSubject, loraNames, pictureOf, refusalOf } from "./loras.js";
+import { aboutLora, aboutModelOf, isSubject, loraNames, pictureOf, refusalOf, wantsWords } from "./loras.js";
 import { changed, fileOf, namesakes, newRow, partsOf } from "./rows_text.js";
 import { isMerge } from "./prompt_graph.js";
 
@@ -33,7 +33,7 @@ export async function knownOfRows(node, entries) {
         key,
         refused: row?.name && !isOff ? await refusedOf(node, row) : {},
         isSubject: !!key && isSubject(row, lora),
-        isShown: !!key && !!(row.model || row.clip) && !(lora?.are_tags && (row.kind || lora.kind) === "style"),
+        wantsWords: !!key && wantsWords(row, lora),
       };
     }),
   );

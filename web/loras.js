@@ -43,6 +43,13 @@ export async function aboutLora(name) {
 /** Return whether a row's LoRA is a thing, as the row says, or else its file. */
 export const isSubject = ({ kind }, lora) => (kind || lora?.kind) === "subject";
 
+/**
+ * Return whether a prompt should have a row's trigger words: it draws with that LoRA, and these are not a style's tags, as
+ * a style is there without.
+ */
+export const wantsWords = (row, lora) =>
+  !!(row.model || row.clip) && !(lora?.are_tags && (row.kind || lora.kind) === "style");
+
 /** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
 export const lastAboutLora = (name) => last.get(name);
 

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addCompare, addSave, addSettings, comparedBy, isVaried, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { originOf, takers } from "./links.js";
-import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames } from "./loras.js";
+import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames, wantsWords } from "./loras.js";
 import { button, tell } from "./parts.js";
 import { bringIntoSight, showCompare } from "./places.js";
 import { reached, textAfter } from "./prompt_field.js";
@@ -35,8 +35,9 @@ export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
   const rows = new Map(rowsIn(text).map(({ row }) => [fileOf(row.name, names ?? []), row]));
   rows.delete(undefined);
   const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
-  const subjects = found.filter(({ row, lora }) => lora && isSubject(row, lora));
-  return { model, found, loras: found.map(({ lora }) => lora), subjects: subjects.map(({ lora }) => lora) };
+  const rowsOf = (holds) => found.filter(({ row, lora }) => lora && holds(row, lora));
+  const worded = rowsOf(wantsWords);
+  return { model, worded, loras: worded.map(({ lora }) => lora), subjects: rowsOf(isSubject).map(({ lora }) => lora) };
 }
 
 /** Return whether there are too few LoRAs to merge, which is said. */
@@ -57,7 +58,7 @@ export function mergeNow(node, known, say) {
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
   sayMeasured(made[0], say);
-  sayAbsent(made[0], known.found, say);
+  sayAbsent(made[0], known.worded, say);
   return made[0];
 }
 
@@ -69,14 +70,13 @@ function sayMeasured(merge, say) {
 }
 
 /** Say of which LoRAs the prompt has no trigger words that a node's MODEL is drawn with. */
-function sayAbsent(node, found, say) {
+function sayAbsent(node, worded, say) {
   const prompt = textAfter(node);
-  const known = found.filter(({ lora }) => lora);
   const absent = absentFrom(
     prompt ?? "",
-    known.map(({ lora }) => lora),
+    worded.map(({ lora }) => lora),
   );
-  const told = known.flatMap(({ row }, at) => absent[at].map((words) => `${words} (${ownName(row.name)})`));
+  const told = worded.flatMap(({ row }, at) => absent[at].map((words) => `${words} (${ownName(row.name)})`));
   if (prompt?.trim() && told.length) tell(say("prompt_lacks"), say("prompt_lacks_rest", { words: told.join("; ") }));
 }
 

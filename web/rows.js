@@ -501,7 +501,7 @@ class Rows {
 
   /** Return for each row the words of its LoRAs that a prompt lacks. */
   absentFrom(prompt) {
-    const files = this.known.map(({ isShown, lora }) => (isShown && lora) || {});
+    const files = this.known.map(({ lora, wantsWords }) => (wantsWords && lora) || {});
     return absentFrom(prompt, files);
   }
 
@@ -509,7 +509,7 @@ class Rows {
   areNamedIn(prompt) {
     const loras = this.known.filter(({ key }) => key).map(({ lora }) => lora);
     const areKnown = loras.length > 1 && loras.every((lora) => lora?.trigger_words?.length);
-    return areKnown && !absentFrom(prompt, loras).flat().length;
+    return areKnown && !this.absentFrom(prompt).flat().length;
   }
 
   /** Say on the rows which words of their LoRAs a loader's prompt lacks; of a merge's, its Compares say it. */
