@@ -40,6 +40,7 @@ const BETWEEN = 12; // groups, as in our templates
 const ROWS = 100; // of a new merge, once they are laid out, and of what is said below them
 const PAGE = [16, 9]; // the shape of what is seen at once
 const GROWN = "iteris_grown"; // in a merge's properties: by the ids of the groups that grew for it, their sizes before and after
+export const FOR_PROMPT = "iteris_for_prompt"; // there, too: that "together" is on since a prompt names several subjects
 
 const originsOf = (node) =>
   ends(
@@ -287,7 +288,8 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
     putMerge(merge, node);
     linkBefore(merge, node, create, measured);
     // on a model that is not known, it may be refused
-    if (model.guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1)
+    if (model.guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1) {
+      merge.properties[FOR_PROMPT] = true;
       set(merge, "together", true);
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
@@ -299,6 +301,7 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
   return shown;
 }
 
+    }
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
  * something else needs it, and so do the groups of what goes. Where nothing draws with the merge, see `loadBeside`.

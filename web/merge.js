@@ -53,7 +53,6 @@ export function areTooFew(count, say) {
 export function mergeNow(node, known, say) {
   const hadVaried = isVaried(node);
   const made = turnInto(node, create, app.canvas, say("see_and_save"), known);
-  made[0].sayIterisTogether();
   if (made[0].graph !== app.canvas.graph) tell(say("merged_inside"), say("merged_inside_rest"));
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));

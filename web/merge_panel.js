@@ -1,5 +1,6 @@
 // The panel of Merge LoRAs: what a run tells layer by layer, then its report, and the file that it was saved in.
 
+import { FOR_PROMPT } from "./chain.js";
 import { addElement, isShown, showElement } from "./elements.js";
 import { also, saidBy, widgetOf } from "./graph.js";
 import { fit, panelHeight, savesWithout } from "./heights.js";
@@ -56,7 +57,6 @@ export function addReport(node, say) {
   node.showIterisFile = (file) => panel.showFile(file);
   node.checkIterisFile = () => panel.checkFile();
   node.showIterisLoras = (loras, subjects) => panel.count(loras, subjects);
-  node.sayIterisTogether = () => panel.sayTogether();
   also(node, "showIterisProgress", (detail) => panel.noteStage(detail));
   also(node, "onExecuted", node.showIterisReport);
   also(node, "onConnectionsChange", () => {
@@ -87,7 +87,6 @@ class MergePanel {
   early; // a file that is told before its report, as where the server's cache has the merge of a new node
   loras = 0; // in the rows; NaN: a row has no file yet
   subjects = 0; // of them
-  isSet = false; // the switch "together", by what made the node
   wasLinked = ""; // what `linked` told last
   shown; // what the run has told that was shown last
   isOpen; // the details, once somebody has opened or closed them
@@ -185,7 +184,7 @@ class MergePanel {
       isGone: this.isFileGone,
       isOpen: this.isOpen,
       isPreview: this.preset.value === PREVIEW,
-      isSet: this.isSet && this.isTogether(),
+      isSet: !!this.node.properties[FOR_PROMPT] && this.isTogether(),
       isTogether: this.isTogether(),
       isAlone: this.isAlone(),
       live,
@@ -228,12 +227,6 @@ class MergePanel {
   count(loras, subjects) {
     Object.assign(this, { loras, subjects });
     this.showLinked();
-  }
-
-  /** Say that the node measures its subjects together, if it does; until it has a report, or is made anew. */
-  sayTogether() {
-    this.isSet = this.isTogether();
-    if (this.isSet) this.show();
   }
 
   /** Show a report that was read; undefined: it cannot be drawn. */

@@ -1030,6 +1030,7 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
         frontend.page.evaluate(
             "app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')"
         )
+        lora |= {} if "first" in route.request.url else second
         load_plain(frontend, "IterISLoad" if how == "Merge these" else "IterISMerge")
         frontend.set_widgets(int(ENCODER), text=written)
         if how == "Merge these":
