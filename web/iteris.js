@@ -29,7 +29,7 @@ import {
   followRuns,
   hearOwnRuns,
   learnFiles,
-  recall,
+  recallOpened,
   seekRun,
   showFile,
   showMoved,
@@ -166,7 +166,7 @@ app.registerExtension({
     }
     showWhole(app.graph, app.canvas);
     keepLaidOut();
-    recall(); // not waited for: it waits for the frontend, which would wait for it
+    recallOpened(); // not waited for: it waits for the frontend, which would wait for it
   },
   onNodeOutputsUpdated: showOutputs,
 });

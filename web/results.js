@@ -6,12 +6,14 @@ import { keepMade } from "./browser_store.js";
 import { isBeingOpened, onceOpen, store } from "./open_workflow.js";
 import {
   RUN,
+  endIn,
   historyOf,
   isQueuedHere,
   isLast,
   lastRuns,
   promptOf,
   queued,
+  ranOf,
   runOf,
   waitingRun,
   workflowOf,
@@ -159,6 +161,23 @@ async function recalledAsShown(isWanted) {
   const { graph } = app;
   const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
   const history = isAny ? await lastRuns(RECALLED) : [];
+/**
+ * Return why nodes made nothing in the newest run of the server's history in which they were what they are now: the node's
+ * id, and what the server has told of its failure.
+ */
+export async function failedBefore(isWanted) {
+  const { graph } = app;
+  const history = [...nodesOf(graph)].some(isWanted) ? await lastRuns(RECALLED) : [];
+  const shown = history.length ? await shownPrompt() : {};
+  if (app.graph !== graph) return [];
+  const ids = Object.keys(shown ?? {}).filter((id) => isWanted(nodeAt(graph, id)));
+  return ids.flatMap((id) => {
+    const [, newest] = history.find(([, { prompt }]) => isSame(ranOf(prompt), shown, id)) ?? [];
+    const { event, detail } = (newest && endIn(newest)) ?? {};
+    return event === "execution_error" && detail.node_id === id ? [[id, detail]] : [];
+  });
+}
+
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
   const take = (run, outputs, isIts) => {

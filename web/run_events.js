@@ -7,7 +7,7 @@ import { enlist } from "./file_lists.js";
 import { forget } from "./loras.js";
 import { oneAtATime } from "./pace.js";
 import { isBeingOpened, locale, onceOpen } from "./open_workflow.js";
-import { keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
+import { failedBefore, isAwaited, keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
   RUN,
@@ -226,6 +226,15 @@ export async function recall() {
   for (const node of nodesOf(app.graph)) {
     node.missIterisRun?.();
     node.checkIterisFile?.();
+  }
+}
+
+/** Do the same for a workflow that was opened, and show what failed in it while it was not. */
+export async function recallOpened() {
+  await recall();
+  for (const [id, { exception_message: told }] of await failedBefore(isOurs)) {
+    const node = nodeAt(app.graph, id);
+    if (node?.showIterisFailure && !(await isAwaited(node))) node.showIterisFailure(withButtons(told, locale()), true);
   }
 }
 

@@ -100,7 +100,7 @@ export async function waitingRun() {
 const isTold = ([, run, , asked]) => asked?.client_id === api.clientId || isLast(run);
 
 /** Return what is run of a prompt as the server has it in its queue and its history. */
-const ranOf = ([, , prompt, , outputs]) => neededFor(prompt, outputs);
+export const ranOf = ([, , prompt, , outputs]) => neededFor(prompt, outputs);
 
 /** Take note that a run has begun. */
 export function begin(run) {
@@ -199,7 +199,11 @@ export async function takersOf(id, type) {
  * the run, or that has come to its end.
  */
 export async function endOf(run = running) {
-  const { prompt, status } = (await historyOf(run)) ?? {};
+  return endIn((await historyOf(run)) ?? {});
+}
+
+/** Return the same of what the server's history has of a run. */
+export function endIn({ prompt, status }) {
   const [event, detail] = status?.messages?.find(([each]) => ENDS.includes(each)) ?? [];
   return event && { event, detail, prompt: prompt[2] };
 }

@@ -354,7 +354,7 @@ class Frontend:
     def know(self, run: str, prompt: Json, outputs: Json, *messages: Any) -> None:
         """Let the server know of one run that has ended, until `forget`."""
         known = {"outputs": outputs, "status": {"messages": messages}}
-        history = {run: {"prompt": [1, run, prompt, {}, [*outputs]], **known}}
+        history = {run: {"prompt": [1, run, prompt, {}, [*(outputs or prompt)]], **known}}
         for place in ("**/history?*", f"**/history/{run}"):
             self.page.route(place, lambda route: route.fulfill(json=history))
 

@@ -1747,6 +1747,23 @@ def test_why_a_run_failed_stays_where_it_began_before_f5(in_renderer, small):
     assert frontend.errors == []
 
 
+def test_why_a_run_failed_while_the_page_was_closed_is_told(in_renderer, small):
+    """Until its node is another one."""
+    frontend = in_renderer
+    small(frontend, seed=647)
+    frontend.load(frontend.workflow(), "failed meanwhile")
+    failure = frontend.page.locator(".iteris-failure")
+    frontend.noted(",647,")
+    frontend.know("of_647", frontend.prompt(), {}, ["execution_error", FAILURE])
+    frontend.open()
+    expect(failure).to_have_text("Out of memory")
+    frontend.set_widgets(MERGE, preset="Fast")
+    frontend.keep()
+    expect(failure).to_have_count(0)
+    frontend.forget("of_647")
+    assert frontend.errors == []
+
+
 def test_a_result_that_comes_late_after_f5_is_not_one_of_the_next_run(in_renderer, small):
     frontend = in_renderer
     page = frontend.page
