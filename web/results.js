@@ -26,6 +26,7 @@ export const RAN = "iteris_ran"; // in the node's properties, so that a saved wo
 export const REPORT = "iteris_report"; // there, too: a merge's report
 export const MADE_AS = "iteris_made_as"; // and the merge's name, see `workOf`, in the run that made it
 const REST = 150; // milliseconds after a change, before the node is compared with what was run
+const OTHER = "-"; // no node's name
 const RECALLED = 8; // runs of the server's history that are looked at
 
 function takeOutResult(node) {
@@ -117,6 +118,10 @@ export function compareWithRun(node, panel) {
     if (!isWaiting) setTimeout(compare, REST);
     isWaiting = true;
   };
+  node.doubtIterisEnd = () => {
+    if (panel.endedAs) panel.endedAs = OTHER;
+    node.compareIterisRun();
+  };
   // the frontend tells a change of the graph only once a field is left
   for (const widget of node.widgets ?? []) also(widget, "callback", () => node.compareIterisRun());
 }
@@ -156,11 +161,6 @@ export async function madeBefore(isWanted) {
   return app.graph === graph ? [...found] : [];
 }
 
-/** Begin `recalled` with the runs in which nodes were what they are now; `take` goes on with others of the history. */
-async function recalledAsShown(isWanted) {
-  const { graph } = app;
-  const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
-  const history = isAny ? await lastRuns(RECALLED) : [];
 /**
  * Return why nodes made nothing in the newest run of the server's history in which they were what they are now: the node's
  * id, and what the server has told of its failure.
@@ -178,6 +178,11 @@ export async function failedBefore(isWanted) {
   });
 }
 
+/** Begin `recalled` with the runs in which nodes were what they are now; `take` goes on with others of the history. */
+async function recalledAsShown(isWanted) {
+  const { graph } = app;
+  const isAny = [...nodesOf(graph)].some(isWanted); // or other workflows would wait for it, too
+  const history = isAny ? await lastRuns(RECALLED) : [];
   const shown = history.length ? await shownPrompt() : {};
   const found = new Map();
   const take = (run, outputs, isIts) => {

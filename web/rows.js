@@ -486,6 +486,8 @@ class Rows {
       parts.map(({ place }) => this.entries[place]),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
+    const areMissing = (rows) => rows.some(({ isMissing }) => isMissing);
+    if (areMissing(this.known) && !areMissing(known)) this.node.doubtIterisEnd?.(); // that may be what it failed for
     this.known = known;
     const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
     const isAll = known.every(({ key, isOff }) => key || isOff);

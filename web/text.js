@@ -96,7 +96,7 @@ class TextPanel {
   madeAs; // the node's name, see `workOf`, in the run that made what is shown
   run; // that one, as far as it is known
   since = ""; // in what the node was another one in it
-  failedAs; // or why that run failed
+  endedAs; // or why that run failed
   isOld = false; // what is shown goes once a run begins
   above; // a line above the pictures of a run that did not finish
   drawParts; // anew
@@ -197,7 +197,7 @@ class TextPanel {
 
   /** Return whether something is shown that a run has told. */
   isOfRun() {
-    return this.isTold() && !!(this.isOld ? this.failedAs : this.madeAs);
+    return this.isTold() && !!(this.isOld ? this.endedAs : this.madeAs);
   }
 
   /** Return the run of what is shown, if the node is not what it was in it. */
@@ -208,7 +208,7 @@ class TextPanel {
   /** Mark what is shown if the node is not what it was in its run; return whether it is marked. */
   compare(now, since) {
     if (this.isOld) {
-      if (now === this.failedAs) return false;
+      if (now === this.endedAs) return false;
       this.hideEnd(); // no news of a node that is another one now
       this.since = "";
       this.mark("earlier", false);
@@ -243,7 +243,7 @@ class TextPanel {
     this.shown = line;
     this.files = [];
     this.isOld = true;
-    this.failedAs = undefined;
+    this.endedAs = undefined;
     this.mark("earlier", false); // which is not seen on pictures of that run itself
     if (hasDrawn) {
       line.classList.add("iteris-ended");
@@ -255,7 +255,7 @@ class TextPanel {
       this.show(this.width);
     }
     const name = await nameOfIt(this.node);
-    if (this.shown === line) this.failedAs = name;
+    if (this.shown === line) this.endedAs = name;
   }
 
   showFailure(message, isRefused) {
@@ -290,7 +290,7 @@ class TextPanel {
     const gone = await goneOf(saved);
     const isTold = isSame || saved.length || node.showIterisTiles; // or a run would not make it again
     if (this.isTold() || !isTold) return; // of a run by now
-    Object.assign(this, { files: saved, gone, failedAs: undefined, madeAs: name, merge: mergeOf(this.node) });
+    Object.assign(this, { files: saved, gone, endedAs: undefined, madeAs: name, merge: mergeOf(this.node) });
     this.isOld = !saved.length;
     this.drawParts = () =>
       element.replaceChildren(
@@ -341,7 +341,7 @@ class TextPanel {
     if (!node.graph || node.iterisPictures?.()) return;
     node.showIterisTiles?.(output);
     if (isShown(this.element) && (this.isOld || !node.showIterisTiles)) return; // of a run, or why the last one failed
-    this.failedAs = undefined;
+    this.endedAs = undefined;
     this.madeAs = this.ran.name;
     this.showParts(output);
     node.compareIterisRun();

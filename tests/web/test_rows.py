@@ -2089,24 +2089,32 @@ def test_compare_says_which_words_its_prompt_lacks(page_of_rows, picture):
     assert page_of_rows.errors[before:] == []
 
 
-def test_a_loader_is_refused_until_its_rows_change(page_of_rows):
-    """A row that is changed takes the sentence away, and no run is needed for it."""
+def test_a_loader_is_refused_until_its_rows_change_or_their_files_come(page_of_rows):
+    """A row that is changed takes the sentence away, as a file does that is there again; no run is needed for it."""
     page = page_of_rows.page
     loader = {"class_type": "IterISLoad", "inputs": {"loras": "<lora:first:1>\n<lora:gone:1>"}}
-    page_of_rows.load({LOADER: loader}, "refused")
-    page_of_rows.show(int(LOADER), left=600, top=150)
     own = {"type": "custom_validation_failed", "details": "loras - Row 2: 'gone' is in none"}
     refusal = {"error": {"type": "prompt_outputs_failed_validation", "message": "no"}}
     refusal["node_errors"] = {LOADER: {"errors": [own], "class_type": "IterISLoad"}}
-    page.route("**/prompt", lambda route: route.fulfill(json=refusal, status=400))
-    page.evaluate(
-        "async () => comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt()).catch(() => {})"
-    )
-    page.unroute("**/prompt")
     failure = page.locator(".iteris-failure:visible")
-    expect(failure).to_have_text("Row 2: 'gone' is in none")
-    at(page_of_rows, 1, "out").click()
-    expect(failure).to_have_count(0)
+    files = ["first.safetensors", "gone.safetensors"]
+    for mended in ("by row", "by file"):
+        page_of_rows.load({LOADER: loader}, f"refused {mended}")
+        page_of_rows.show(int(LOADER), left=600, top=150)
+        page.route("**/prompt", lambda route: route.fulfill(json=refusal, status=400))
+        page.evaluate(
+            "async () => comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt()).catch(() => {})"
+        )
+        page.unroute("**/prompt")
+        expect(failure).to_have_text("Row 2: 'gone' is in none")
+        if mended == "by row":
+            at(page_of_rows, 1, "out").click()
+        else:
+            page.route("**/models/loras", lambda route: route.fulfill(json=files))
+            page.evaluate(FORGET)
+        expect(failure).to_have_count(0)
+    page.unroute("**/models/loras")
+    page.evaluate(FORGET)
 
 
 def test_an_open_row_leaves_no_hole_once_the_workflow_is_opened_again(rows):
