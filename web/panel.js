@@ -3,7 +3,7 @@
 
 import { ofMerge } from "./merge_names.js";
 import { paintOf } from "./paint.js";
-import { button, copied, fileName, html } from "./parts.js";
+import { button, copied, fileName, html, wrapping } from "./parts.js";
 import { bars, headline, isJudged, isUncertain, layersOf, noteLine, scaleTop } from "./report.js";
 import { ownName } from "./rows_text.js";
 
@@ -296,14 +296,13 @@ export function savedLine({ name: own, listed_as: listed, mb, ranks, words, isGo
   }
   const [least, most] = ranks;
   const rank = least === most ? least : say("ranks", { least, most });
-  line.append(
-    ...loadButton(load, say),
-    html("span", "", say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })),
-  );
+  const told = html("span");
+  told.append(...wrapping(say("saved", { name, mb: mb.toFixed(mb < 10 ? 1 : 0), rank })));
+  line.append(...loadButton(load, say), told);
   if (words.length) {
-    const told = html("div", "iteris-beside");
-    told.append(html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
-    line.append(told);
+    const beside = html("div", "iteris-beside");
+    beside.append(html("span", "iteris-words", say("words", { words: words.join(", ") })), copyOf(words, say));
+    line.append(beside);
   }
   return line;
 }

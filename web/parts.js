@@ -14,6 +14,9 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
+/** Return a text that goes on in its next line after a sign that parts a file's words, as in "sks_robot-v1", if it can. */
+export const wrapping = (text) => text.split(/(?<=[-_\\/]|\.(?=\p{L}))/u).flatMap((part) => [part, html("wbr")]);
+
 /** Return a text in one line, in pieces as those of `pieces`. */
 function cut(className, parts) {
   const element = html("span", className);

@@ -9,7 +9,7 @@ import { isGone } from "./loras.js";
 import { drawnBefore, namesOfMerges, ofMerge } from "./merge_names.js";
 import { toldApart, translated } from "./names.js";
 import { loadButton } from "./panel.js";
-import { askAgain, button, html, tell } from "./parts.js";
+import { askAgain, button, html, tell, wrapping } from "./parts.js";
 import { nameOf } from "./rows_text.js";
 import { readFile } from "./saved_report.js";
 import { canRecord, saveVideo } from "./wipe.js";
@@ -332,8 +332,7 @@ class Slider {
       { alt: "", src: file ? addressOf(file) : "" },
     );
     const caption = html("span");
-    // a name goes on in its next line after a sign that parts words, if it can
-    caption.append(...short.split(/(?<=[-_.])/).flatMap((part) => [part, html("wbr")]));
+    caption.append(...wrapping(short));
     found.append(...(file ? [image] : []), caption);
     return found;
   }

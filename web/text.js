@@ -6,7 +6,7 @@ import { fit, heightOf, keepWidth, panelHeight } from "./heights.js";
 import { addressOf, keepMade, keptMade } from "./browser_store.js";
 import { isGone } from "./loras.js";
 import { loadButton, savedLine } from "./panel.js";
-import { fileName, html } from "./parts.js";
+import { html, wrapping } from "./parts.js";
 import { ownName } from "./rows_text.js";
 import { RAN, compareWithRun, copyWithoutResult, outputOf, ranAs } from "./results.js";
 import { nameAsRun, runOf } from "./runs.js";
@@ -49,12 +49,12 @@ async function goneOf(files) {
 
 /** Return a file's name, with its buttons, and its folder, which is broken between its parts. */
 function pathOf(path, buttons) {
-  const [, folder, name, ending] = path.match(/^(?:(.*)[\\/])?(.*?)(\.[^.]*)?$/s);
+  const [, folder, name] = path.match(/^(?:(.*)[\\/])?(.*)$/s);
   const line = html("div", "iteris-saved-as");
   line.title = path;
-  line.append(...buttons, ...fileName("iteris-called", name), html("span", "iteris-end", ending));
+  line.append(...buttons, ...wrapping(name));
   const place = html("div", "iteris-quiet iteris-small");
-  for (const part of folder?.split(/(?<=[\\/])/) ?? []) place.append(part, html("wbr"));
+  if (folder) place.append(...wrapping(folder));
   return [line, place];
 }
 
