@@ -84,6 +84,8 @@ DRAWN["two stacked"] = Drawing((ROBOT, OWL), drawn.PROMPT, seed=2)
 ROWS = {"alone": "the LoRA\nalone", "stacked": "all three\nstacked", "merged": "all three\nmerged"}
 NOBODY = "no LoRA alone\nknows both"
 SIDE = 460
+HIGH = 122  # a plate
+LETTERS = 26  # which the template browser shows half as large
 BACK, PLATE, LINE, INK, QUIET, ACCENT = (
     "#191c23",
     "#252a34",
@@ -109,7 +111,7 @@ class Plate:
     label: str
     tiles: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    width: int = 128
+    width: int = HIGH
     is_film: bool = False
 
 
@@ -194,7 +196,7 @@ def draw_plate(
     """Draw a plate whose middle is at a height."""
     draw = ImageDraw.Draw(image)
     parts = len(plate.tiles) + bool(plate.words)
-    height = plate.width if parts == 1 else 128
+    height = plate.width if parts == 1 else HIGH
     top = middle - height // 2
     draw.rounded_rectangle((left, top, left + plate.width, top + height), 14, PLATE, LINE, width=2)
     if plate.is_film:
@@ -215,13 +217,14 @@ def draw_plate(
             (places[-1] + side // 2, middle),
             "\n".join(plate.words),
             INK,
-            font(24),
+            font(LETTERS),
             anchor="mm",
             align="center",
             spacing=6,
         )
     if plate.label:
-        draw.text((left + plate.width // 2, top + height + 15), plate.label, INK, font(22), "mm")
+        place = (left + plate.width // 2, top + height + 18)
+        draw.text(place, plate.label, INK, font(LETTERS), "mm")
 
 
 def draw_row(
@@ -241,12 +244,12 @@ def draw_row(
 def draw_card(card: Card, tiles: dict[str, Image.Image]) -> Image.Image:
     """Draw a card; its upper fifth is free, because the browser lays the pack's badge over it."""
     image = Image.new("RGB", (SIDE, SIDE), BACK)
-    draw_row(image, card.given, 161, tiles)
+    draw_row(image, card.given, 150, tiles)
     draw = ImageDraw.Draw(image)
-    x, y = SIDE // 2, 269
+    x, y = SIDE // 2, 259
     draw.line((x, y - 12, x, y + 6), ACCENT, 7)
     draw.polygon([(x - 13, y + 4), (x + 13, y + 4), (x, y + 19)], ACCENT)
-    draw_row(image, card.made, 362, tiles)
+    draw_row(image, card.made, 346, tiles)
     return image
 
 

@@ -351,6 +351,7 @@ function blocksFields(view, place, changed, isWriting) {
     const strengths = readGroups(view.entries[place].row.blocks, groups);
     if (!strengths && isWriting()) return;
     element.replaceChildren(
+      ...(strengths?.length ? [html("span", "", view.say("blocks"))] : []),
       ...(strengths ?? []).map((strength, at) => {
         const name = groups[at];
         const write = (number) => {

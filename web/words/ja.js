@@ -225,6 +225,7 @@ export default {
   priority_title: "LoRA どうしが矛盾するとき、この LoRA をどれだけ重視するか。強度ではありません。",
   clip: "テキスト強度",
   clip_title: "テキストエンコーダー部分の強度",
+  blocks: "ブロック",
   block: "{name} ブロックの強度",
   block_title: "この LoRA が {name} ブロックで効く強さ。ブロックを 1 つずつ指定するには「その他」を使います。",
   more: "その他",

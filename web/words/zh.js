@@ -209,6 +209,7 @@ export default {
   priority_title: "LoRA 互相矛盾时，此 LoRA 占多大比重。不是强度。",
   clip: "文本强度",
   clip_title: "文本编码器部分的强度",
+  blocks: "块",
   block: "{name} 块的强度",
   block_title: "该 LoRA 在 {name} 块中的强度。单个块的设置见“更多”。",
   more: "更多",
