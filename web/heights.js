@@ -112,9 +112,9 @@ export function fit(node, width = 0, laidOut = undefined) {
   grow();
   requestAnimationFrame(() =>
     requestAnimationFrame(() => {
-      grow();
       state.waiting -= 1;
-      if (state.waiting) return;
+      if (state.waiting) return; // the last one of them does it for all
+      grow();
       state.laidOut?.();
       state.laidOut = undefined;
       keepLaidOut();

@@ -3,6 +3,7 @@
 import { BADGE, grownEdges, LANE, thingsOf } from "./places.js";
 
 const SAMPLES = 100; // points of a link at which it is looked for nodes
+const BESIDE = 6; // a node, where a link that goes down or up does not seem to be its edge
 const OF_POINT = 2 * LANE; // a point of a link is as bad as so much of its length
 const HIDDEN = 100 * LANE; // and to go behind nodes
 const BEND = 10 * LANE; // up or down; a curve of more goes behind what is beside it
@@ -72,7 +73,7 @@ export function freeLane(graph, axis, at, step, way, but) {
     const places = ends.map((end) => end[1 - axis]);
     return Math.min(...places) < to && from < Math.max(...places);
   });
-  const [before, behind] = axis ? [BADGE, LANE / 2] : [0, 0];
+  const [before, behind] = axis ? [BADGE, LANE / 2] : [BESIDE, BESIDE];
   const isCovered = (edges, lane) =>
     edges[axis] - before < lane && lane < edges[axis + 2] + behind && edges[1 - axis] < to && from < edges[3 - axis];
   const isTaken = (lane) =>
@@ -160,7 +161,7 @@ function waysRound(graph, { at: from, node, link, isEnd }, into) {
     ? [from[1]]
     : heights.flatMap((level) => steps.map((step) => freeLane(graph, 1, level, step, across)));
   const led = [...new Set(levels)].map((level) => {
-    const start = link ? from[0] : freeLane(graph, 0, from[0] + LANE, LANE / 2, [from[1], level], node);
+    const start = link ? from[0] : freeLane(graph, 0, from[0] + LANE / 2, LANE / 2, [from[1], level], node);
     const end = freeLane(graph, 0, into[0] - LANE, -LANE / 2, [level, into[1]]);
     const [down, up] = [from, into].map(([, at]) => Math.abs(level - at));
     const points = [

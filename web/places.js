@@ -218,7 +218,9 @@ export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   const within = group ? graph.nodes.filter((each) => meets(each, group)) : [];
   const begin = group && Math.max(group.pos[0] + PADDING, Math.min(...within.map(({ pos }) => pos[0])));
   const isInside = group && begin + width + LANE <= edge;
-  const left = Math.max(edge - GAP - width, isInside ? begin : Number.NEGATIVE_INFINITY);
+  const near = edge - GAP - width;
+  const isNear = (x) => Math.abs(x - near) < 3 * LANE && x + width + LANE <= edge;
+  const left = within.map(({ pos }) => pos[0]).find(isNear) ?? (isInside ? Math.max(near, begin) : near);
   node.pos = [left, Math.max(top, freeBelow(graph, left, left + width, but))];
   graph.add(node);
   if (!isInside) return;

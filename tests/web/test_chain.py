@@ -38,6 +38,15 @@ OVER_A_BORDER = """() => app.graph.nodes.filter(({ pos, size }) => app.graph.gro
     const holds = [0, 1].every((k) => starts[k] >= group.pos[k] && pos[k] + size[k] <= group.pos[k] + group.size[k]);
     return meets && !holds;
 })).map(({ type }) => type)"""
+# how far from nodes the parts of links are that go down or up beside them
+BESIDE = """() => {
+    const way = [...app.graph.reroutes.values()].map((end) => [app.graph.getReroute(end.parentId), end]);
+    return way.filter(([start, end]) => start && start.pos[0] === end.pos[0]).flatMap(([start, end]) => {
+        const [x, from, to] = [end.pos[0], ...[start.pos[1], end.pos[1]].sort((a, b) => a - b)];
+        const beside = app.graph.nodes.filter(({ pos, size }) => from < pos[1] + size[1] && pos[1] - 30 < to);
+        return beside.map(({ pos, size }) => Math.max(pos[0] - x, x - pos[0] - size[0]));
+    });
+}"""
 # how far apart parallel parts of links are that lie side by side, but for those that go on from the same point
 LANES = """() => {
     const way = [...app.graph.reroutes.values()].map((end) => [app.graph.getReroute(end.parentId), end]);
@@ -152,6 +161,7 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
         load_plain(frontend)
     # not all nodes of other packs have the room that Nodes 2.0 takes
     before, then = kinds(frontend), how_laid_out(frontend)
+    near = min(frontend.page.evaluate(BESIDE), default=99)
     points = "app.graph.reroutes.size"
     scale, had = frontend.page.evaluate(f"[app.canvas.ds.scale, {points}]")
     merge_these(frontend)
@@ -159,6 +169,7 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
     assert frontend.page.evaluate("app.canvas.ds.scale") == scale
     wait_until_seen(frontend, "IterISMerge", *OF_MERGES)
     assert new_in(frontend, then) == [set()] * 3
+    assert min(frontend.page.evaluate(BESIDE)) >= min(near, 6), "none seems to be a node's edge"
     assert frontend.page.evaluate(points) <= had + 7
     if where != "plain":
         # its loader may be below; Nodes 2.0 places sockets a little later
