@@ -71,9 +71,9 @@ BELOW = {
 BACK = ("LoraLoader", "LoraLoader")  # the second one begins another row of a long chain
 NARROW = 232  # of a long chain's nodes
 # without inputs, and right before what needs it
-NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "LoadImage"}
+NEXT = {"EmptyHunyuanLatentVideo", "EmptyLatentImage", "EmptySD3LatentImage", "LoadImage"}
 LAST = {"IterISSave": 1, "IterISCompare": 2}  # in a column
-GROUP_COLOURS = ("#3f789e", "#8a6d3b", "#4f7a52")
+GROUP_COLOURS = ("#6fa8d6", "#d0a24e", "#79b67d")
 # the first of these that a template has: its column is the second group
 SECOND_GROUP = ("IterISMerge", "IterISMergeVideo", "CLIPTextEncode")
 GROUP_ROOM = 12

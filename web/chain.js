@@ -34,7 +34,7 @@ const MULTIPLE = 16; // of a side of Compare's pictures
 const SMALL = 0.6; // of the model's own side: measured at that, pictures would be others, and take far longer
 const STEP = 64; // of Merge settings' resolution
 const SEVERAL = /[{}]|__|\/[/*]/; // a prompt that is another one at each run, or has remarks
-const GROUP_COLOUR = "#4f7a52"; // as in our templates
+const GROUP_COLOUR = "#79b67d"; // as in our templates
 const HIGH = HEAD + 34; // from a group's top down to new nodes: links go below its title
 const BETWEEN = 12; // groups, as in our templates
 const ROWS = 100; // of a new merge, once they are laid out, and of what is said below them
@@ -111,6 +111,13 @@ export function comparedBy(merge) {
 function linkCover(compare, save) {
   const picture = compare.outputs.find(({ name }) => name === "merged");
   link({ outputNode: compare, output: picture }, save, "cover");
+}
+
+/** Return a title with the next number, where a graph's groups have numbers, as in "2. Merge". */
+function numbered(title, { groups = [] }) {
+  const numbers = groups.map((group) => Number(group.title?.match(/^(\d+)\. /)?.[1] ?? 0));
+  const last = Math.max(0, ...numbers);
+  return last ? `${last + 1}. ${title}` : title;
 }
 
 /** Put a new Save of a merge at a place, whose file is called like the LoRAs, and like that of no other Save. */
@@ -253,7 +260,10 @@ function putBehind(merge, create, title, drawn, measured) {
   linkRound(mergedOf(merge), save, "merged");
   linkCover(compare, save);
   if (head) {
-    const group = groupRound(graph, [compare, save], title, { left: 2 * LANE - BETWEEN, above: head - HEAD });
+    const group = groupRound(graph, [compare, save], numbered(title, graph), {
+      left: 2 * LANE - BETWEEN,
+      above: head - HEAD,
+    });
     group.color = GROUP_COLOUR;
     if (start === row?.pos[1]) levelWith(graph, group, row);
   }
@@ -291,6 +301,7 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
     if (model.guidance !== undefined && namedIn(lineOf(samplerAfter(node)), subjects).length > 1) {
       merge.properties[FOR_PROMPT] = true;
       set(merge, "together", true);
+    }
     merge.properties[GROWN] = grownSince(sizes);
     takeOutputs(merge, node);
     shown.push(merge, ...putBehind(merge, create, title, drawn, measured.cfg ?? model.guidance));
@@ -301,7 +312,6 @@ export function turnInto(node, create, canvas, title, { model, loras, subjects }
   return shown;
 }
 
-    }
 /**
  * Put a Load LoRAs in the place of a merge, with its links. What hangs on the merge goes with it, unless it is pinned or
  * something else needs it, and so do the groups of what goes. Where nothing draws with the merge, see `loadBeside`.

@@ -189,6 +189,7 @@ def test_a_loader_becomes_a_merge_whose_links_go_behind_no_node(in_renderer, pic
             "app.graph.groups.map(({ pos }) => Math.round(pos[0]))"
         )
         assert left in lefts, "one begins below another one"
+        assert frontend.page.evaluate("app.graph.groups.at(-1).title") == "4. See and save"
     merged = kinds(frontend), frontend.page.evaluate(points)
     assert "IterISMerge" in merged[0]
     frontend.undo()
@@ -1029,6 +1030,7 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
     def answer(route):
         words = ["sks robot"] if "first" in route.request.url else ["zwx owl"]
         lora = {"base": "", "rank": 8, "blocks": [], "prompts": {}, "error": None}
+        lora |= {} if "first" in route.request.url else second
         route.fulfill(json=lora | {"trigger_words": words})
 
     frontend.page.route("**/iteris/lora?*", answer)
@@ -1041,14 +1043,12 @@ def test_compare_draws_each_lora_where_the_graphs_prompt_names_one_alone(fronten
         frontend.page.evaluate(
             "app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')"
         )
-        lora |= {} if "first" in route.request.url else second
         load_plain(frontend, "IterISLoad" if how == "Merge these" else "IterISMerge")
         frontend.set_widgets(int(ENCODER), text=written)
         if how == "Merge these":
             merge_these(frontend)
             nodes = frontend.prompt()
             told = frontend.page.locator(".p-toast-message", has_text="zwx owl (second)")
-        lora |= {} if "first" in route.request.url else second
             if second or "owl" in written:
                 expect(told).to_have_count(0)
             else:
@@ -1097,6 +1097,10 @@ def test_subjects_that_the_graphs_prompt_names_are_measured_together(in_renderer
     assert not merged(both, "<lora:first:1>\n<lora:second:1> style")
     assert merged(both)
     picture(frontend, "set_together")
+    frontend.undo()
+    expect(line).to_have_count(0)
+    frontend.undo("redo")
+    expect(line).to_have_count(1)
     frontend.executed(frontend.page.evaluate(f"({ONE})('IterISMerge').id"), REPORTED)
     expect(line).to_have_count(0)
     frontend.undo()
