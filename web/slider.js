@@ -8,6 +8,7 @@ import { addressOf, allKept } from "./browser_store.js";
 import { isGone } from "./loras.js";
 import { drawnBefore, namesOfMerges, ofMerge } from "./merge_names.js";
 import { toldApart, translated } from "./names.js";
+import { wheelSteps } from "./number_field.js";
 import { loadButton } from "./panel.js";
 import { askAgain, button, html, tell, wrapping } from "./parts.js";
 import { nameOf } from "./rows_text.js";
@@ -22,6 +23,7 @@ const SIDES = { most: 180, least: 40 }; // of a small picture, the shorter ones
 const SCROLLED = 48; // such a side where not all rows have room
 const AGAIN = 2000; // milliseconds until a picture that did not come is asked for once more
 const TOLD = 2000; // milliseconds that a button says what it has done
+const ZOOM = { most: 8, by: 1.25 }; // at each step of the wheel
 
 /** Return an empty choice. */
 function choice(title) {
@@ -130,6 +132,7 @@ class Slider {
   live; // a run that goes on, or was stopped: its id, and the rows that it has drawn so far
   before = []; // what other merges have drawn, see `drawnBefore`, their files and values; they can be chosen in the fields alone
   file; // of the merge that is shown
+  steps = wheelSteps();
 
   constructor(node, say, above) {
     Object.assign(this, { node, say });
@@ -140,6 +143,7 @@ class Slider {
     this.build();
     this.listen();
     this.cut();
+    this.enlarge(1, [0, 0]);
     showElement(node, this.element, false);
   }
 
@@ -174,10 +178,14 @@ class Slider {
     const { divider, element, frame, node, pair, strip } = this;
     pair.addEventListener("dblclick", () => document.fullscreenElement && document.exitFullscreen());
     const press = (event) => this.press(event);
+    const turn = [(event) => this.zoomAt(event), { capture: true, passive: false }]; // before Vue nodes tell the canvas
     frame.addEventListener("fullscreenchange", () => {
       document.removeEventListener("keydown", press);
+      document.removeEventListener("wheel", ...turn);
+      this.enlarge(1, [0, 0]);
       if (document.fullscreenElement) {
         document.addEventListener("keydown", press); // also once something without the focus was clicked
+        document.addEventListener("wheel", ...turn);
         return divider.focus(); // for the arrow keys, and Tab goes on to the way out
       }
       this.large.focus();
@@ -232,6 +240,27 @@ class Slider {
 
   cut() {
     this.pair.style.setProperty("--iteris-cut", `${this.divider.value}%`);
+  }
+
+  /** Show both pictures larger, moved by parts of their sides. */
+  enlarge(zoom, moved) {
+    Object.assign(this, { zoom, moved });
+    const [x, y] = moved.map((by) => `${100 * by}%`);
+    for (const [name, value] of Object.entries({ zoom, x, y })) this.pair.style.setProperty(`--iteris-${name}`, value);
+  }
+
+  /** Enlarge both pictures round the pointer, without letting them leave their frame. */
+  zoomAt(event) {
+    event.preventDefault();
+    event.stopPropagation();
+    const { left, top, width, height } = this.pair.getBoundingClientRect();
+    const zoom = Math.min(Math.max(1, this.zoom * ZOOM.by ** this.steps(event)), ZOOM.most);
+    const at = [(event.clientX - left) / width, (event.clientY - top) / height];
+    const moved = this.moved.map((by, axis) => at[axis] + ((by - at[axis]) * zoom) / this.zoom);
+    this.enlarge(
+      zoom,
+      moved.map((by) => Math.min(Math.max(1 - zoom, by), 0)),
+    );
   }
 
   press(event) {

@@ -910,6 +910,67 @@ def test_pictures_of_the_last_run_are_there_once_the_page_is_opened_anew(in_rend
     assert frontend.errors == []
 
 
+def test_the_wheel_enlarges_both_pictures_in_full_screen(in_renderer, server, output):
+    frontend = in_renderer
+    page = frontend.page
+    halves = Image.new("RGB", SIZE, (0, 160, 0))
+    halves.paste((200, 0, 0), (SIZE[0] // 2, 0, *SIZE))  # red on the right
+    halves.save(server.base / "temp" / "tile (0, 160, 0).png")  # drawn by the stack
+    frontend.load(compare_of(51), "enlarged")
+    frontend.show(1, left=500, top=60)
+    frontend.executed(1, output)
+    frontend.pictures_shown()
+    scale = page.evaluate("app.canvas.ds.scale")
+    full = page.get_by_role("button", name="Full screen", exact=True)
+
+    def enter():
+        full.click()
+        page.wait_for_function("document.fullscreenElement")
+        frontend.settle()
+        return page.locator(".iteris-pair").bounding_box()
+
+    def seen():
+        """Return what is seen in the middle, in parts of the width."""
+        frontend.settle()
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        names = {COLOURS["stacked"]: "green", (200, 0, 0): "red", COLOURS["merged"]: "merged"}
+        y = int(box["y"] + 0.3 * box["height"])
+        places = [int(box["x"] + part * box["width"]) for part in (0.1, 0.32, 0.48, 0.52, 0.9)]
+        return [names.get(image.getpixel((x, y))) for x in places]
+
+    def turn(place, by):
+        page.mouse.move(box["x"] + place * box["width"], box["y"] + 0.3 * box["height"])
+        page.mouse.wheel(0, by)
+
+    box = enter()
+    fitted = ["green", "green", "green", "merged", "merged"]
+    assert seen() == fitted
+    for _ in range(4):
+        turn(0.75, -120)
+    assert seen() == ["green", "red", "red", "merged", "merged"], "cut at the same place"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    assert seen()[1] == "red", "as large in another row"
+    for _ in range(20):
+        turn(0.5, -120)
+    turn(0, 120)
+    zoom = page.locator(".iteris-pair").evaluate(
+        "(pair) => pair.querySelector('img').getBoundingClientRect().width / pair.offsetWidth"
+    )
+    assert zoom == pytest.approx(6.4, abs=0.1), "never more than eight times"
+    for _ in range(12):
+        turn(1, 120)
+    assert seen() == fitted
+    turn(0.75, -480)
+    page.keyboard.press("Escape")
+    page.evaluate("document.fullscreenElement && document.exitFullscreen()")
+    page.wait_for_function("!document.fullscreenElement")
+    box = enter()
+    assert seen() == fitted, "as large as the screen once more"
+    assert page.evaluate("app.canvas.ds.scale") == scale, "the canvas behind stays"
+    assert frontend.errors == []
+
+
 def test_pictures_are_marked_while_another_prompt_is_typed(in_renderer, output):
     """Before the field is left, which is when the frontend takes note of a change."""
     frontend = in_renderer
