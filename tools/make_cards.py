@@ -132,6 +132,7 @@ IN_PARTS = (
 EACH = ("merged, a sks robot", "merged, a zwx owl")
 ONE = Plate("one LoRA", EACH, width=276)
 TOGETHER = Plate("both in one picture", ("merged 1", "merged 2"), width=276)
+DRAWN_BOTH = Plate("stacked, or merged", ("two stacked", "merged 1"), width=276)
 CARDS = {
     "merge_two_loras": Card(TWO, (ONE,)),
     "character_and_style": Card(
@@ -172,8 +173,8 @@ CARDS = {
         (Plate("a file's recipe", ("merged 1",), ("LoRAs", "prompts", "settings"), 270),),
         (Plate("made again", ("merged 1",)),),
     ),
-    "draw_with_several_loras": Card(TWO, (Plate("a picture", ("two stacked",)),)),
-    "draw_with_several_flux_loras": Card(IN_PARTS, (Plate("a picture", ("two stacked",)),)),
+    "draw_with_several_loras": Card(TWO, (DRAWN_BOTH,)),
+    "draw_with_several_flux_loras": Card(IN_PARTS, (DRAWN_BOTH,)),
     "two_flux_subjects_in_one_picture": Card(IN_PARTS, (TOGETHER,)),
 }
 
