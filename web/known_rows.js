@@ -33,7 +33,7 @@ export async function knownOfRows(node, entries) {
         key,
         refused: row?.name && !isOff ? await refusedOf(node, row) : {},
         isSubject: !!key && isSubject(row, lora),
-        wantsWords: !!key && wantsWords(row, lora),
+        wantsWords: !!key && wantsWords(row, lora, isMerge(node)),
       };
     }),
   );

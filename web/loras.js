@@ -45,10 +45,10 @@ export const isSubject = ({ kind }, lora) => (kind || lora?.kind) === "subject";
 
 /**
  * Return whether a prompt should have a row's trigger words: it draws with that LoRA, and these are not a style's tags, as
- * a style is there without.
+ * the style is there without; in a merge, which is measured on them, it is not.
  */
-export const wantsWords = (row, lora) =>
-  !!(row.model || row.clip) && !(lora?.are_tags && (row.kind || lora.kind) === "style");
+export const wantsWords = (row, lora, isMerged) =>
+  !!(row.model || row.clip) && (isMerged || !(lora?.are_tags && (row.kind || lora.kind) === "style"));
 
 /** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
 export const lastAboutLora = (name) => last.get(name);

@@ -36,7 +36,7 @@ export async function knownOf(node, text = saidBy(node, "loras") ?? "") {
   rows.delete(undefined);
   const found = await Promise.all([...rows].map(async ([file, row]) => ({ row, lora: await aboutLora(file) })));
   const rowsOf = (holds) => found.filter(({ row, lora }) => lora && holds(row, lora));
-  const worded = rowsOf(wantsWords);
+  const worded = rowsOf((row, lora) => wantsWords(row, lora, true));
   return { model, worded, loras: worded.map(({ lora }) => lora), subjects: rowsOf(isSubject).map(({ lora }) => lora) };
 }
 

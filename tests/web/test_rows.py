@@ -2040,9 +2040,16 @@ def size_saved(frontend, node=LOADER):
 
 
 def test_compare_says_which_words_its_prompt_lacks(page_of_rows, picture):
-    """As Load LoRAs does: of the merge's rows, also where the prompt is linked in."""
+    """As Load LoRAs does: of the merge's rows, also a style's tags, and where the prompt is linked in."""
     page, before = page_of_rows.page, len(page_of_rows.errors)
     first, second = "word of first", "word of second"
+
+    def style(route):
+        file = {"trigger_words": [second], "kind": "style", "are_tags": True}
+        route.fulfill(json={"base": "", "blocks": [], "prompts": {}, "error": None, **file})
+
+    page.route("**/iteris/lora?name=second*", style)
+    page.evaluate(FORGET)
     merge = merge_of("<lora:first:1>\n<lora:second:1>\n# <lora:third:1>")
     compare = {"merged": [str(MERGE), 3], "prompt": f"a castle, {first}"}
     nodes = merge | {"2": {"class_type": "IterISCompare", "inputs": compare}}
