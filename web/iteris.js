@@ -156,7 +156,7 @@ app.registerExtension({
   },
   refreshComboInNodes() {
     forgetAll();
-    learnFiles();
+    learnFiles(true);
   },
   afterConfigureGraph() {
     isOpening = false;

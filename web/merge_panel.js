@@ -50,7 +50,7 @@ export function addReport(node, say) {
   node.iterisLoaderOf = (file) => panel.loaderOf(file);
   node.startIterisRun = () => panel.begin();
   node.endIterisRun = () => panel.end();
-  node.showIterisFailure = (message, isNotHere) => panel.showEnd({ failure: message }, isNotHere);
+  node.showIterisFailure = (message, how) => panel.showFailure(message, how);
   node.showIterisStop = (how) => panel.showStop(how);
   node.showIterisLayer = ({ first, layer }) => panel.addLayer(layer, first);
   node.showIterisReport = (output) => panel.showReport(output);
@@ -79,6 +79,7 @@ class MergePanel {
   isTold = true; // the report is of that run
   ended = {}; // what that run ended with: `failure` or `stopped`, see `draw`
   endedAs; // the node's name in it
+  isRefused = false; // it was refused before it began
   isEarlier = false; // the report is of a run before it
   isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   run; // that one, as far as it is known
@@ -166,7 +167,7 @@ class MergePanel {
 
   show() {
     this.layers = undefined;
-    this.draw(this.isEarlier ? "earlier" : this.isChanged ? "changed" : undefined);
+    this.draw(this.isEarlier || this.ended.failure ? "earlier" : this.isChanged ? "changed" : undefined);
     fit(this.node, this.report ? WIDTH : 0, () => keepResult(this.node));
   }
 
@@ -305,6 +306,12 @@ class MergePanel {
     if (this.isTold) return;
     this.isEarlier = true;
     this.show();
+  }
+
+  /** Show why a run failed; `how`, if it is not the run that was told last: "refused", "elsewhere", or "before". */
+  showFailure(message, how) {
+    this.isRefused = how === "refused";
+    this.showEnd({ failure: message }, !!how);
   }
 
   /** Show what a run has ended with; `isNotHere`: before its begin, or in another window. */

@@ -73,7 +73,10 @@ export function draw(element, model, say, how = {}) {
   element.replaceChildren();
   element.classList.toggle("iteris-empty", !model && !failure && !stopped && !live);
   element.classList.toggle("iteris-old", !!earlier);
-  if (failure) element.append(html("div", "iteris-warning iteris-failure", failure));
+  if (failure) {
+    element.append(html("div", "iteris-warning iteris-failure", failure));
+    element.append(html("div", "iteris-far-headline iteris-far-failure", failure));
+  }
   if (stopped) element.append(html("div", "iteris-quiet iteris-note", stopped));
   if (!model && (failure || stopped)) return;
   if (model) append(element, model, say, how);
@@ -90,11 +93,12 @@ export function draw(element, model, say, how = {}) {
 
 /** Append what of a report is not in its details. */
 function append(element, model, say, how) {
-  const { earlier, isGone, load, save, see, since } = how;
+  const { earlier, failure, isGone, load, save, see, since } = how;
   const of = earlier !== "changed" ? ofMerge(model.made, say) : since && say("of_merge", { what: since });
   if (earlier) element.append(html("div", "iteris-earlier", say(earlier, { of })));
   if (model.verdict) element.append(verdictOf(model.verdict, say, how));
-  if (model.verdict?.loras.length) element.append(headlineOf("iteris-far-headline", model.verdict.loras, say));
+  if (model.verdict?.loras.length && !failure)
+    element.append(headlineOf("iteris-far-headline", model.verdict.loras, say));
   if (see) element.append(button("iteris-see", say("see"), say("see_title"), see));
   if (model.file) element.append(savedLine({ ...model.file, isGone }, say, load));
   else if (save) element.append(unsaved(save, say));

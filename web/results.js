@@ -118,8 +118,9 @@ export function compareWithRun(node, panel) {
     if (!isWaiting) setTimeout(compare, REST);
     isWaiting = true;
   };
-  node.doubtIterisEnd = () => {
-    if (panel.endedAs) panel.endedAs = OTHER;
+  node.doubtIterisRefusal = () => {
+    if (!panel.isRefused || !panel.endedAs) return;
+    panel.endedAs = OTHER;
     node.compareIterisRun();
   };
   // the frontend tells a change of the graph only once a field is left

@@ -96,7 +96,7 @@ export function addRows(node, say, more = []) {
   });
   savesWithout(node, () => view.heightOpen());
   new ResizeObserver(() => widenAround(node, element, LEAST_WIDTH)).observe(element);
-  node.learnIterisFiles = () => view.learn();
+  node.learnIterisFiles = (isAsked) => view.learn(isAsked);
   node.compareIterisPrompt = () => view.compareWithPrompt();
   node.iterisAbsentFrom = (prompt) => view.absentFrom(prompt).flat();
   node.isIterisNamedIn = (prompt) => view.areNamedIn(prompt);
@@ -475,8 +475,8 @@ class Rows {
     return heightOf(this.element, 0) - this.heightOpen();
   }
 
-  /** Ask what is known of the files, and mark the rows with it. */
-  async learn() {
+  /** Ask what is known of the files, and mark the rows with it; `isAsked`: as the user wants to have it anew. */
+  async learn(isAsked = false) {
     const parts = this.parts;
     const mine = {};
     this.learning = mine;
@@ -487,7 +487,7 @@ class Rows {
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
     const areMissing = (rows) => rows.some(({ isMissing }) => isMissing);
-    if (areMissing(this.known) && !areMissing(known)) this.node.doubtIterisEnd?.(); // that may be what it failed for
+    if ((isAsked || areMissing(this.known)) && !areMissing(known)) this.node.doubtIterisRefusal?.();
     this.known = known;
     const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
     const isAll = known.every(({ key, isOff }) => key || isOff);

@@ -50,11 +50,11 @@ function nameMerges(output) {
   if (output?.iteris_saved) for (const node of nodesOf(app.graph)) node.nameIterisMerges?.();
 }
 
-/** Let rows look at their files again. */
-export function learnFiles() {
+/** Let rows look at their files again; `isAsked`: as the user wants it. */
+export function learnFiles(isAsked = false) {
   forget();
   for (const node of nodesOf(app.graph)) {
-    node.learnIterisFiles?.();
+    node.learnIterisFiles?.(isAsked);
     node.checkIterisFile?.();
   }
 }
@@ -98,7 +98,7 @@ function showRefusal(id, errors) {
   if (bare.length) own.unshift(sayer(locale())(word, { inputs: bare.join(", ") }));
   const node = nodeAt(app.graph, id);
   if (!isOurs(node)) return;
-  if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), true);
+  if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), "refused");
   else if (told.length) node.showIterisStop?.(told[0].startsWith(`${NOT_BEGUN}Compare`) ? "compare" : "save");
 }
 
@@ -202,7 +202,7 @@ async function showEndElsewhere(run) {
   const node = nodeAt(app.graph, detail?.node_id);
   if (!isMerge(node) || !(await isIn(prompt, node))) return;
   if (event === "execution_interrupted") node.showIterisStop("elsewhere");
-  else node.showIterisFailure(withButtons(detail.exception_message, locale()), true);
+  else node.showIterisFailure(withButtons(detail.exception_message, locale()), "elsewhere");
 }
 
 /**
@@ -234,7 +234,8 @@ export async function recallOpened() {
   await recall();
   for (const [id, { exception_message: told }] of await failedBefore(isOurs)) {
     const node = nodeAt(app.graph, id);
-    if (node?.showIterisFailure && !(await isAwaited(node))) node.showIterisFailure(withButtons(told, locale()), true);
+    if (node?.showIterisFailure && !(await isAwaited(node)))
+      node.showIterisFailure(withButtons(told, locale()), "before");
   }
 }
 

@@ -74,7 +74,7 @@ export function addText(node, say, how = {}) {
   node.endIterisRun = () => panel.removeProgress(); // of a run that was cancelled or failed
   node.showIterisText = (output) => panel.showText(output);
   node.showIterisSaved = (output) => panel.showMade(output);
-  node.showIterisFailure = (message, isRefused) => panel.showFailure(message, isRefused);
+  node.showIterisFailure = (message, how) => panel.showFailure(message, how);
   node.showIterisStop = (how) => panel.showStop(how);
   node.missIterisRun = () => panel.miss();
   node.checkIterisFile = () => panel.checkFile();
@@ -96,7 +96,8 @@ class TextPanel {
   madeAs; // the node's name, see `workOf`, in the run that made what is shown
   run; // that one, as far as it is known
   since = ""; // in what the node was another one in it
-  endedAs; // or why that run failed
+  endedAs; // or in the one that failed, or was stopped
+  isRefused = false; // that was refused before it began
   isOld = false; // what is shown goes once a run begins
   above; // a line above the pictures of a run that did not finish
   drawParts; // anew
@@ -258,10 +259,12 @@ class TextPanel {
     if (this.shown === line) this.endedAs = name;
   }
 
-  showFailure(message, isRefused) {
-    const hasDrawn = !isRefused && !!this.node.keepIterisDrawn?.();
+  /** Show why a run failed; `how`, if it is not the run that was told last: "refused", "elsewhere", or "before". */
+  showFailure(message, how) {
+    const hasDrawn = !how && !!this.node.keepIterisDrawn?.();
     const line = html("div", "iteris-warning iteris-failure", message);
-    this.showEnd(line, isRefused ? nameAsShown : nameAsRun, hasDrawn);
+    this.isRefused = how === "refused";
+    this.showEnd(line, how ? nameAsShown : nameAsRun, hasDrawn);
   }
 
   showStop(how) {

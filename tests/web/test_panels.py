@@ -940,6 +940,11 @@ def test_what_a_verdict_comes_to_is_read_where_the_canvas_is_far_away(in_rendere
     assert far.evaluate("far => far.scrollHeight <= far.clientHeight"), "it has room"
     picture(frontend, "verdict_far")
     assert size_of(frontend) == near
+    frontend.begin("fails_18")
+    frontend.send("execution_error", prompt_id="fails_18", **FAILURE)
+    frontend.page.keyboard.press("Escape")  # newer frontends tell it in a dialog, too
+    expect(far).to_have_text("Out of memory")
+    picture(frontend, "failure_far")
     assert frontend.errors == []
 
 

@@ -2093,6 +2093,8 @@ def test_compare_says_which_words_its_prompt_lacks(page_of_rows, picture):
     page_of_rows.keep()
     page_of_rows.settle()
     expect(lacking).to_be_hidden()
+    page.unroute("**/iteris/lora?name=second*")
+    page.evaluate(FORGET)
     assert page_of_rows.errors[before:] == []
 
 
@@ -2105,7 +2107,7 @@ def test_a_loader_is_refused_until_its_rows_change_or_their_files_come(page_of_r
     refusal["node_errors"] = {LOADER: {"errors": [own], "class_type": "IterISLoad"}}
     failure = page.locator(".iteris-failure:visible")
     files = ["first.safetensors", "gone.safetensors"]
-    for mended in ("by row", "by file"):
+    for mended in ("by row", "by file", "by file, as nobody has seen"):
         page_of_rows.load({LOADER: loader}, f"refused {mended}")
         page_of_rows.show(int(LOADER), left=600, top=150)
         page.route("**/prompt", lambda route: route.fulfill(json=refusal, status=400))
