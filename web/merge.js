@@ -117,6 +117,12 @@ export const comparesOf = (node) =>
 
 export const compareOf = (node) => comparesOf(node)[0];
 
+/** Let what saves a merge call its file by a new name, where it called it by the last one: the user may want another. */
+export function renameSaves(node, last, name) {
+  for (const save of mergedTakers(node))
+    if (save?.comfyClass === "IterISSave" && saidBy(save, "file_name") === last) set(save, "file_name", name);
+}
+
 /** Return whether something takes the merged LoRA that may save it. */
 export const isKept = (node) => mergedTakers(node).some((taker) => !isCompare(taker));
 

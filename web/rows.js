@@ -6,7 +6,7 @@ import { addElement, showAbove } from "./elements.js";
 import { also, nodesOf } from "./graph.js";
 import { fit, heightOf, keepWidth, savesWithout, shrink, widenAround } from "./heights.js";
 import { knownOfRows } from "./known_rows.js";
-import { comparesOf } from "./merge.js";
+import { comparesOf, renameSaves } from "./merge.js";
 import { aboutModelOf, forget, lastAboutLora, loraNames, recipeOf } from "./loras.js";
 import { undoOrRedo } from "./number_field.js";
 import { isRestoring, store } from "./open_workflow.js";
@@ -15,6 +15,7 @@ import { drawLine, drawRow } from "./row.js";
 import {
   changed,
   fileOf,
+  mergedName,
   moved,
   nameOf,
   newRow,
@@ -164,6 +165,7 @@ class Rows {
     const open = new Set(openNames);
     this.asText = asText;
     this.written = value;
+    this.name = mergedName(value) ?? this.name; // of the merge's file, from two LoRAs on
     this.entries = readRows(value).map((entry) => (open.has(entry.row?.name) ? { ...entry, isOpen: true } : entry));
     this.draw();
   }
@@ -171,8 +173,16 @@ class Rows {
   /** Write entries into the text. */
   put(entries) {
     this.entries = entries;
-    this.written = writtenRows(entries);
-    this.text.value = this.written;
+    this.setText(writtenRows(entries));
+  }
+
+  /** Write the text of the rows, and call the merge's file like them. */
+  setText(value) {
+    this.written = value;
+    this.text.value = value;
+    const name = mergedName(value) ?? this.name;
+    if (name !== this.name && isMerge(this.node)) renameSaves(this.node, this.name, name);
+    this.name = name;
     this.showPlain();
   }
 
@@ -194,9 +204,7 @@ class Rows {
   /** Take over a text as it is. */
   writeText(value) {
     this.entries = readRows(value);
-    this.written = value;
-    this.text.value = value;
-    this.showPlain();
+    this.setText(value);
   }
 
   writeLine(place, line) {

@@ -1104,6 +1104,39 @@ def test_subjects_that_the_graphs_prompt_names_are_measured_together(in_renderer
     assert frontend.errors == []
 
 
+def test_a_merges_file_is_called_like_its_rows_until_the_user_calls_it_otherwise(in_renderer):
+    frontend = in_renderer
+    load_plain(frontend)
+    frontend.set_widgets(int(LOADER), loras=ROWS)
+    merge_these(frontend)
+    frontend.keep()
+
+    def called():
+        nodes = frontend.prompt().values()
+        return next(n["inputs"]["file_name"] for n in nodes if n["class_type"] == "IterISSave")
+
+    assert called() == "first+second"
+    rows = frontend.page.locator(".iteris-row")
+    rows.nth(1).locator(".iteris-out").press("Enter")
+    assert called() == "first+second", "one alone is no merge"
+    frontend.page.locator(".iteris-add").press("Enter")
+    frontend.page.locator(".iteris-option", has_text="third").first.click()
+    frontend.page.keyboard.press("Escape")
+    expect(rows).to_have_count(2)
+    frontend.settle(20)
+    assert called() == "first+third"
+    frontend.undo()
+    assert called() == "first+second", "in one step"
+    frontend.undo("redo")
+    save = frontend.page.evaluate(f"({ONE})('IterISSave').id")
+    frontend.set_widgets(save, file_name="mine")
+    rows.nth(1).locator(".iteris-lora").click()
+    frontend.page.locator(".iteris-option", has_text="second").first.click()
+    frontend.settle(20)
+    assert called() == "mine"
+    assert frontend.errors == []
+
+
 def test_the_keyboard_goes_on_in_the_merge_that_a_loader_becomes(in_renderer):
     """After a click, the focus would let Delete take a row out instead of the node."""
     frontend = in_renderer
