@@ -171,10 +171,10 @@ export async function failedBefore(isWanted) {
   const history = [...nodesOf(graph)].some(isWanted) ? await lastRuns(RECALLED) : [];
   const shown = history.length ? await shownPrompt() : {};
   if (app.graph !== graph) return [];
+  const runs = history.map(([, each]) => ({ ...endIn(each), prompt: ranOf(each.prompt) }));
   const ids = Object.keys(shown ?? {}).filter((id) => isWanted(nodeAt(graph, id)));
   return ids.flatMap((id) => {
-    const [, newest] = history.find(([, { prompt }]) => isSame(ranOf(prompt), shown, id)) ?? [];
-    const { event, detail } = (newest && endIn(newest)) ?? {};
+    const { event, detail } = runs.find(({ prompt }) => isSame(prompt, shown, id)) ?? {};
     return event === "execution_error" && detail.node_id === id ? [[id, detail]] : [];
   });
 }
