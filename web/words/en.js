@@ -222,7 +222,7 @@ export default {
   priority_title: "How much this LoRA counts where LoRAs contradict each other. Not a strength.",
   clip: "Text strength",
   clip_title: "Strength of the part for the text encoder",
-  blocks: "blocks",
+  blocks: "Blocks",
   block: "Strength of the blocks {name}",
   block_title: "How strongly this LoRA counts in the blocks {name}. A single block: see More.",
   more: "More",
