@@ -163,12 +163,13 @@ def test_the_verdict_comes_first_and_the_rest_behind_details(frontend, picture, 
         ends,
     )
     assert bars == [["83%"] * 3, ["24%", "52%", "80%"], ["4%"] * 3], "as long as its range"
-    likely = rows.nth(1).locator(".iteris-badge")
-    assert likely.evaluate("badge => getComputedStyle(badge).backgroundColor") == "rgba(0, 0, 0, 0)"
-    badges = page.eval_on_selector_all(
-        ".iteris-badge", "all => all.map(badge => getComputedStyle(badge).backgroundColor)"
+    words = page.locator(".iteris-badge").evaluate_all(
+        "all => all.map((each) => getComputedStyle(each)).map((word) => [word.backgroundColor, word.color])"
     )
-    assert len(set(badges)) == 4, "unlikely is no alarm: two may not be wanted in one picture"
+    assert {back for back, _ in words} == {"rgba(0, 0, 0, 0)"}, "they do not look like buttons"
+    good, weak, lost, unlikely = (colour for _, colour in words)
+    assert len({good, weak, lost}) == 3
+    assert unlikely == weak, "which is no alarm: two may not be wanted in one picture"
     assert len(edges(page, ".iteris-percent", "right")) == 1, "figures are below one another"
     lines = panel.inner_text()
     against = "The LoRAs disturb each other 88 % less than stacked. Pictures of other things change 71 % less than stacked."
@@ -320,7 +321,7 @@ def test_a_subject_in_a_style_is_not_judged_beside_what_is(in_renderer, picture,
     line = frontend.page.locator(".iteris-rest")
     frontend.page.locator(".iteris-report summary").click()
     badges = frontend.page.locator(".iteris-verdict .iteris-badge").evaluate_all(
-        "all => all.map((each) => [each.textContent, getComputedStyle(each).backgroundColor])"
+        "all => all.map((each) => [each.textContent, getComputedStyle(each.closest('.iteris-said')).borderLeftColor])"
     )
     assert [badges[0], badges[-1]] == [["not judged", GREY], ["look at Compare", GREY]]
     against = "Pictures of other things change 71 % less than stacked."
@@ -424,6 +425,10 @@ def test_two_subjects_are_measured_together_at_a_click(in_renderer, picture, sma
     cannot = "The check cannot tell: look in Compare, by a prompt that names both"
     expect(both).to_contain_text(f"look at Compare{cannot}")
     expect(both).to_contain_text("If one is missing there, set “together” to on.Switch on")
+    frontend.executed(SAVE, {"iteris_saved": [SAVED]})
+    buttons = frontend.page.locator(".iteris-report button")
+    expect(buttons).to_have_text(["Switch on", "See it in pictures", "Copy"])
+    assert len(edges(frontend.page, ".iteris-report button", "right")) == 1
     picture(frontend, "both_open")
     switch.click()
     add_compare(frontend)
