@@ -373,6 +373,7 @@ class Slider {
     text.append(html("span", row === first?.row ? "iteris-reason" : "", text.title));
     const short = toldApart(names, IN_PICTURE);
     const thumbs = html("div", "iteris-thumbs");
+    this.strip.style.setProperty("--iteris-pictures", names.length); // in each row, if they are more than three
     thumbs.append(...pictures.map((file, place) => this.thumb(file, names[place], short[place], row, place)));
     line.append(text, thumbs);
     return line;

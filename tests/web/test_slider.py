@@ -350,6 +350,35 @@ def test_small_pictures_are_as_large_as_their_node_lets_them_be(in_renderer, out
     assert frontend.errors == []
 
 
+def test_five_pictures_of_a_row_are_in_one_line_below_their_prompt(in_renderer, output):
+    """Where there are several rows, as of prompts of one's own."""
+    frontend = in_renderer
+    row = output["iteris_tiles"][0]
+    names = ["base model", "dog", "cat", "stacked", "merged"]
+    rows = [
+        {
+            **row,
+            "prompt": f"{n}: a dog and a cat",
+            "names": names,
+            "pictures": [row["pictures"][0]] * 5,
+        }
+        for n in range(3)
+    ]
+    frontend.load(compare_of(61), "five")
+    frontend.show(1, left=500, top=60)
+    frontend.executed(1, output | {"iteris_tiles": rows})
+    frontend.pictures_shown()
+    strip = frontend.page.locator(".iteris-strip").bounding_box()
+    for drawn in frontend.page.locator(".iteris-drawn").all():
+        prompt, *thumbs = (
+            each.bounding_box() for each in drawn.locator(".iteris-drawn-by, button").all()
+        )
+        assert len({round(each["y"]) for each in thumbs}) == 1
+        assert prompt["y"] + prompt["height"] <= thumbs[0]["y"]
+        assert sum(each["width"] for each in thumbs) > 0.9 * strip["width"]
+    assert frontend.errors == []
+
+
 def test_the_row_of_the_lora_that_stacking_changes_most_is_shown_first(frontend, output):
     chosen = frontend.page.locator(".iteris-thumb[aria-pressed=true]").first
 
