@@ -120,17 +120,22 @@ function numbered(title, { groups = [] }) {
   return last ? `${last + 1}. ${title}` : title;
 }
 
-/** Put a new Save of a merge at a place, whose file is called like the LoRAs, and like that of no other Save. */
-function putSave(graph, save, pos, merge) {
-  const name = mergedName(saidBy(merge, "loras") ?? "") ?? saidBy(save, "file_name");
-  const names = [...nodesOf(graph.rootGraph)]
-    .filter(({ comfyClass }) => comfyClass === save.comfyClass)
+/** Return a name of a file, with a number where another Save of the workflow has it. */
+export function freeName(name, save) {
+  const names = [...nodesOf(save.graph.rootGraph)]
+    .filter((other) => other !== save && other.comfyClass === save.comfyClass)
     .map((node) => saidBy(node, "file_name"));
   let free = name;
   for (let number = 2; names.includes(free); number++) free = `${name}_${String(number).padStart(2, "0")}`;
+  return free;
+}
+
+/** Put a new Save of a merge at a place, whose file is called like the LoRAs, and like that of no other Save. */
+function putSave(graph, save, pos, merge) {
+  const name = mergedName(saidBy(merge, "loras") ?? "") ?? saidBy(save, "file_name");
   save.pos = pos;
   graph.add(save);
-  set(save, "file_name", free);
+  set(save, "file_name", freeName(name, save));
 }
 
 /**

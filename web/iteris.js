@@ -49,7 +49,7 @@ const SOCKETS = {
   ITERIS_REPORT: "#9b8bd8",
   ITERIS_SETTINGS: "#5aa9c7",
 };
-let isOpening = false; // a workflow, whose results `recall` shows
+let isOpening = false; // a workflow, whose results `recallOpened` shows
 const say = (word, values) => sayer(locale())(word, values);
 
 /** Let numbers be read in Vue nodes as on the canvas: the older ones round to three digits, and 0.0001 would be 0. */

@@ -2,7 +2,7 @@
 // becomes a loader of its file.
 
 import { app } from "../../scripts/app.js";
-import { addCompare, addSave, addSettings, comparedBy, isVaried, turnBack, turnInto } from "./chain.js";
+import { addCompare, addSave, addSettings, comparedBy, freeName, isVaried, turnBack, turnInto } from "./chain.js";
 import { asOneChange, nodesOf, saidBy, set } from "./graph.js";
 import { originOf, takers } from "./links.js";
 import { aboutLora, aboutModelOf, forget, isGone, isSubject, loraNames, wantsWords } from "./loras.js";
@@ -119,8 +119,9 @@ export const compareOf = (node) => comparesOf(node)[0];
 
 /** Let what saves a merge call its file by a new name, where it called it by the last one: the user may want another. */
 export function renameSaves(node, last, name) {
+  const isLast = (save) => saidBy(save, "file_name")?.replace(/_\d\d$/, "") === last;
   for (const save of mergedTakers(node))
-    if (save?.comfyClass === "IterISSave" && saidBy(save, "file_name") === last) set(save, "file_name", name);
+    if (save?.comfyClass === "IterISSave" && isLast(save)) set(save, "file_name", freeName(name, save));
 }
 
 /** Return whether something takes the merged LoRA that may save it. */

@@ -79,7 +79,7 @@ class MergePanel {
   isTold = true; // the report is of that run
   ended = {}; // what that run ended with: `failure` or `stopped`, see `draw`
   endedAs; // the node's name in it
-  isRefused = false; // it was refused before it began
+  isOfRows = false; // its rows are why it was refused before it began
   isEarlier = false; // the report is of a run before it
   isChanged = false; // the node, or one before it, is not what it was in the run that made the report
   run; // that one, as far as it is known
@@ -167,7 +167,7 @@ class MergePanel {
 
   show() {
     this.layers = undefined;
-    this.draw(this.isEarlier || this.ended.failure ? "earlier" : this.isChanged ? "changed" : undefined);
+    this.draw(this.isEarlier ? "earlier" : this.isChanged ? "changed" : undefined);
     fit(this.node, this.report ? WIDTH : 0, () => keepResult(this.node));
   }
 
@@ -308,9 +308,9 @@ class MergePanel {
     this.show();
   }
 
-  /** Show why a run failed; `how`, if it is not the run that was told last: "refused", "elsewhere", or "before". */
+  /** Show why a run failed; `how`, if it is not the run that was told last: "rows" or "refused", "elsewhere", or "before". */
   showFailure(message, how) {
-    this.isRefused = how === "refused";
+    this.isOfRows = how === "rows";
     this.showEnd({ failure: message }, !!how);
   }
 
@@ -326,6 +326,7 @@ class MergePanel {
   /** Show that a run was stopped; `how`, where it did not end here: "elsewhere", or "lost"; or in which node: "compare", or "save". */
   showStop(how) {
     if (how && this.ended.failure) return; // which still holds
+    this.isOfRows = false;
     const word = how ? `stopped_${how}` : this.isSampled ? "stopped_sampled" : "stopped";
     this.showEnd({ stopped: this.say(word) }, !!how);
   }

@@ -219,7 +219,7 @@ export function putAtLeft(graph, node, [edge, top], { but, before = 0 } = {}) {
   const begin = group && Math.max(group.pos[0] + PADDING, Math.min(...within.map(({ pos }) => pos[0])));
   const isInside = group && begin + width + LANE <= edge;
   const near = edge - GAP - width;
-  const isNear = (x) => Math.abs(x - near) < 3 * LANE && x + width + LANE <= edge;
+  const isNear = (x) => x >= begin && Math.abs(x - near) < 3 * LANE && x + width + LANE <= edge;
   const left = within.map(({ pos }) => pos[0]).find(isNear) ?? (isInside ? Math.max(near, begin) : near);
   node.pos = [left, Math.max(top, freeBelow(graph, left, left + width, but))];
   graph.add(node);

@@ -84,13 +84,15 @@ export async function outputOf({ run, name }) {
 /**
  * Compare a node with what was run, a moment after each change that the page tells of.
  *
- * @param {object} node gets `compareIterisRun`
+ * @param {object} node gets `compareIterisRun`, and `doubtIterisRefusal`, which takes away that it was refused for its rows
  * @param {object} panel what shows the result
  * @param {() => boolean} panel.isOfRun whether there is something to compare
  * @param {(now: string) => string|undefined} panel.madeIn called with the name of the node as it is shown, returns the run
  *   of a result of another node
  * @param {(now: string, since: string) => boolean} panel.compare called with it, and in what the node was another one in
  *   that run; returns whether the result is of another node
+ * @param {boolean} panel.isOfRows whether it was refused for its rows
+ * @param {string} [panel.endedAs] the node's name when it failed or was refused
  * @param {(word: string, values?: object) => string} panel.say
  */
 export function compareWithRun(node, panel) {
@@ -119,7 +121,7 @@ export function compareWithRun(node, panel) {
     isWaiting = true;
   };
   node.doubtIterisRefusal = () => {
-    if (!panel.isRefused || !panel.endedAs) return;
+    if (!panel.isOfRows || !panel.endedAs) return;
     panel.endedAs = OTHER;
     node.compareIterisRun();
   };
@@ -163,8 +165,8 @@ export async function madeBefore(isWanted) {
 }
 
 /**
- * Return why nodes made nothing in the newest run of the server's history in which they were what they are now: the node's
- * id, and what the server has told of its failure.
+ * Return which nodes made nothing in the newest run of the server's history in which they were what they are now: each
+ * with what the server has told of its failure, and what was run.
  */
 export async function failedBefore(isWanted) {
   const { graph } = app;
@@ -174,8 +176,8 @@ export async function failedBefore(isWanted) {
   const runs = history.map(([, each]) => ({ ...endIn(each), prompt: ranOf(each.prompt) }));
   const ids = Object.keys(shown ?? {}).filter((id) => isWanted(nodeAt(graph, id)));
   return ids.flatMap((id) => {
-    const { event, detail } = runs.find(({ prompt }) => isSame(prompt, shown, id)) ?? {};
-    return event === "execution_error" && detail.node_id === id ? [[id, detail]] : [];
+    const { event, detail, prompt: ran } = runs.find(({ prompt }) => isSame(prompt, shown, id)) ?? {};
+    return event === "execution_error" && detail.node_id === id ? [[nodeAt(graph, id), detail, ran]] : [];
   });
 }
 

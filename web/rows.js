@@ -487,6 +487,7 @@ class Rows {
   async learn(isAsked = false) {
     const parts = this.parts;
     const mine = {};
+    this.isAsked ||= isAsked; // though another question takes the place of this one
     this.learning = mine;
     if (!parts.length) return void this.node.showIterisLoras?.(0, 0);
     const known = await knownOfRows(
@@ -494,8 +495,9 @@ class Rows {
       parts.map(({ place }) => this.entries[place]),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
-    const areMissing = (rows) => rows.some(({ isMissing }) => isMissing);
-    if ((isAsked || areMissing(this.known)) && !areMissing(known)) this.node.doubtIterisRefusal?.();
+    const areThere = (rows) => rows.every(({ file, isOff }) => file || isOff);
+    if ((this.isAsked || !areThere(this.known)) && areThere(known)) this.node.doubtIterisRefusal?.();
+    this.isAsked = false;
     this.known = known;
     const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
     const isAll = known.every(({ key, isOff }) => key || isOff);

@@ -7,7 +7,7 @@ import { enlist } from "./file_lists.js";
 import { forget } from "./loras.js";
 import { oneAtATime } from "./pace.js";
 import { isBeingOpened, locale, onceOpen } from "./open_workflow.js";
-import { failedBefore, isAwaited, keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
+import { failedBefore, keepOutput, keptOutputs, madeBefore, recalled } from "./results.js";
 import {
   ENDS,
   RUN,
@@ -94,21 +94,22 @@ function showRefusal(id, errors) {
   const told = of("custom_validation_failed").map(({ details }) => details.replace(/^\w+ - /, ""));
   const own = told.filter((text) => !text.startsWith(NOT_BEGUN));
   const bare = of("required_input_missing").map(({ extra_info: { input_name: name } }) => name);
+  const isOfRows = errors.every(({ details }) => details?.startsWith("loras - "));
   const word = bare.length > 1 ? "several_not_connected" : "not_connected";
   if (bare.length) own.unshift(sayer(locale())(word, { inputs: bare.join(", ") }));
   const node = nodeAt(app.graph, id);
   if (!isOurs(node)) return;
-  if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), "refused");
+  if (own.length) node.showIterisFailure?.(withButtons(own.join("\n"), locale()), isOfRows ? "rows" : "refused");
   else if (told.length) node.showIterisStop?.(told[0].startsWith(`${NOT_BEGUN}Compare`) ? "compare" : "save");
 }
 
 /** Show on a node why it failed; on the Save behind it, where that is why. */
-async function showFailure(node, { node_id: id, exception_message: told }) {
+async function showFailure(node, { node_id: id, exception_message: told }, how, ran) {
   const message = withButtons(told, locale());
   const [, ofSave] = message.match(/^Save merged LoRA: (.*)/s) ?? [];
-  const saves = ofSave ? await takersOf(id, "IterISSave") : [];
-  if (!saves.length) return node.showIterisFailure(message);
-  for (const each of saves) each.showIterisFailure(ofSave.trim());
+  const saves = ofSave ? await takersOf(id, "IterISSave", ran) : [];
+  if (!saves.length) return node.showIterisFailure(message, how);
+  for (const each of saves) each.showIterisFailure(ofSave.trim(), how);
   node.showIterisStop("save");
 }
 
@@ -229,14 +230,14 @@ export async function recall() {
   }
 }
 
-/** Do the same for a workflow that was opened, and show what failed in it while it was not. */
+/** Do the same for a workflow that was opened, and show what failed in it while it was not, unless something runs again. */
 export async function recallOpened() {
   await recall();
-  for (const [id, { exception_message: told }] of await failedBefore(isOurs)) {
-    const node = nodeAt(app.graph, id);
-    if (node?.showIterisFailure && !(await isAwaited(node)))
-      node.showIterisFailure(withButtons(told, locale()), "before");
-  }
+  const since = performance.now();
+  const { now } = await waitingRun();
+  if (now?.length) return;
+  for (const [node, detail, ran] of await failedBefore((each) => isOurs(each) && each.showIterisFailure))
+    if (!(heard.get(node) > since)) showFailure(node, detail, "before", ran);
 }
 
 /** Follow the one run that the server tells this page about: layers of any other are not for its nodes. */

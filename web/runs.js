@@ -185,10 +185,10 @@ export async function isLeftOut(node) {
   return !!prompt && nameIn(prompt, node) === undefined;
 }
 
-/** Return the nodes of a type that have an input from a node, see `nodeAt`, in the run that began last. */
-export async function takersOf(id, type) {
+/** Return the nodes of a type that have an input from a node, see `nodeAt`, in what was run, by default last. */
+export async function takersOf(id, type, ran) {
   const isFrom = (value) => Array.isArray(value) && value[0] === String(id);
-  return Object.entries((await promptOf(running)) ?? {})
+  return Object.entries(ran ?? (await promptOf(running)) ?? {})
     .filter(([, { class_type: own, inputs }]) => own === type && Object.values(inputs).some(isFrom))
     .map(([each]) => nodeAt(app.graph, each))
     .filter(Boolean);

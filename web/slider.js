@@ -251,6 +251,7 @@ class Slider {
 
   /** Enlarge both pictures round the pointer, without letting them leave their frame. */
   zoomAt(event) {
+    if (document.fullscreenElement !== this.frame) return; // it was taken away, and told nothing of that
     event.preventDefault();
     event.stopPropagation();
     const { left, top, width, height } = this.pair.getBoundingClientRect();

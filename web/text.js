@@ -97,7 +97,7 @@ class TextPanel {
   run; // that one, as far as it is known
   since = ""; // in what the node was another one in it
   endedAs; // or in the one that failed, or was stopped
-  isRefused = false; // that was refused before it began
+  isOfRows = false; // its rows are why it was refused before it began
   isOld = false; // what is shown goes once a run begins
   above; // a line above the pictures of a run that did not finish
   drawParts; // anew
@@ -259,15 +259,16 @@ class TextPanel {
     if (this.shown === line) this.endedAs = name;
   }
 
-  /** Show why a run failed; `how`, if it is not the run that was told last: "refused", "elsewhere", or "before". */
+  /** Show why a run failed; `how`, if it is not the run that was told last: "rows" or "refused", "elsewhere", or "before". */
   showFailure(message, how) {
     const hasDrawn = !how && !!this.node.keepIterisDrawn?.();
     const line = html("div", "iteris-warning iteris-failure", message);
-    this.isRefused = how === "refused";
+    this.isOfRows = how === "rows";
     this.showEnd(line, how ? nameAsShown : nameAsRun, hasDrawn);
   }
 
   showStop(how) {
+    this.isOfRows = false;
     const drawn = how ? undefined : this.node.keepIterisDrawn?.();
     const here = drawn ? "stopped_drawn" : this.node.keepIterisDrawn ? "stopped_undrawn" : "stopped";
     const word = how ? `stopped_${how}` : here;

@@ -1770,6 +1770,14 @@ def test_why_a_run_failed_while_the_page_was_closed_is_told(in_renderer, small):
     frontend.set_widgets(MERGE, preset="Fast")
     frontend.keep()
     expect(failure).to_have_count(0)
+    frontend.undo()
+    frontend.noted(",647,", "Balanced")
+    queue(frontend, [[0, "again", frontend.prompt(), {}, [str(MERGE)]]])
+    with frontend.page.expect_response("**/history?*"):
+        frontend.open()
+    frontend.settle(40)
+    expect(failure).to_have_count(0)  # the run that goes on says more
+    frontend.page.unroute("**/queue")
     frontend.forget("of_647")
     assert frontend.errors == []
 
