@@ -75,9 +75,7 @@ function lineOf(sampler) {
   return SEVERAL.test(prompt) ? "" : prompt.trim().replace(/\s*\n\s*/g, " ");
 }
 
-/**
- * Return how the sampler draws that a loader's MODEL leads to, in Compare's words; see `turnInto` for `loras`.
- */
+/** Return how the sampler draws that a loader's MODEL leads to, in Compare's words; see `turnInto` for `loras`. */
 function sampledBy(loader, loras = []) {
   const sampler = samplerAfter(loader);
   if (!sampler) return {};

@@ -57,7 +57,7 @@ export function mergeNow(node, known, say) {
   else if (!made.some(isCompare)) tell(say("no_compare"), say("no_compare_rest"));
   else if (hadVaried) tell(say("prompt_varied"), say("prompt_varied_rest"));
   sayMeasured(made[0], say);
-  sayAbsent(made[0], known.worded, say);
+  sayAbsent(made[0], known, say);
   return made[0];
 }
 
@@ -69,12 +69,9 @@ function sayMeasured(merge, say) {
 }
 
 /** Say of which LoRAs the prompt has no trigger words that a node's MODEL is drawn with. */
-function sayAbsent(node, worded, say) {
+function sayAbsent(node, { worded, loras }, say) {
   const prompt = textAfter(node);
-  const absent = absentFrom(
-    prompt ?? "",
-    worded.map(({ lora }) => lora),
-  );
+  const absent = absentFrom(prompt ?? "", loras);
   const told = worded.flatMap(({ row }, at) => absent[at].map((words) => `${words} (${ownName(row.name)})`));
   if (prompt?.trim() && told.length) tell(say("prompt_lacks"), say("prompt_lacks_rest", { words: told.join("; ") }));
 }

@@ -170,7 +170,7 @@ export async function madeBefore(isWanted) {
  */
 export async function failedBefore(isWanted) {
   const { graph } = app;
-  const history = [...nodesOf(graph)].some(isWanted) ? await lastRuns(RECALLED) : [];
+  const history = await lastRuns(RECALLED);
   const shown = history.length ? await shownPrompt() : {};
   if (app.graph !== graph) return [];
   const runs = history.map(([, each]) => ({ ...endIn(each), prompt: ranOf(each.prompt) }));

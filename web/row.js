@@ -153,8 +153,8 @@ export function drawRow(view, place) {
       view.compareWithPrompt();
       if (isByKey) name.focus(); // the chip is gone
     });
-    if (absent.length && !body)
-      head.after(absence); // it has them among its chips
+    // an open row has them among its chips
+    if (absent.length && !body) head.after(absence);
     else absence.remove();
   };
   const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refused }) => {

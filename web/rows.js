@@ -495,13 +495,12 @@ class Rows {
       parts.map(({ place }) => this.entries[place]),
     );
     if (mine !== this.learning) return; // drawn or written anew meanwhile
-    const areThere = (rows) => rows.every(({ file, isOff }) => file || isOff);
+    const areThere = (rows) => rows.every(({ key, isOff }) => key || isOff);
     if ((this.isAsked || !areThere(this.known)) && areThere(known)) this.node.doubtIterisRefusal?.();
     this.isAsked = false;
     this.known = known;
     const subjects = new Set(known.filter(({ isSubject }) => isSubject).map(({ file }) => file));
-    const isAll = known.every(({ key, isOff }) => key || isOff);
-    this.node.showIterisLoras?.(isAll ? known.filter(({ key }) => key).length : NaN, subjects.size);
+    this.node.showIterisLoras?.(areThere(known) ? known.filter(({ key }) => key).length : NaN, subjects.size);
     const signs = JSON.stringify(known);
     if (signs === this.signs && parts === this.marked) return this.compareWithPrompt();
     [this.signs, this.marked, this.absent] = [signs, parts, undefined];

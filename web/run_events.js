@@ -233,10 +233,12 @@ export async function recall() {
 /** Do the same for a workflow that was opened, and show what failed in it while it was not, unless something runs again. */
 export async function recallOpened() {
   await recall();
+  const mayFail = (node) => isOurs(node) && node.showIterisFailure;
+  if (![...nodesOf(app.graph)].some(mayFail)) return; // or other workflows would wait for it, too
   const since = performance.now();
   const { now } = await waitingRun();
   if (now?.length) return;
-  for (const [node, detail, ran] of await failedBefore((each) => isOurs(each) && each.showIterisFailure))
+  for (const [node, detail, ran] of await failedBefore(mayFail))
     if (!(heard.get(node) > since)) showFailure(node, detail, "before", ran);
 }
 

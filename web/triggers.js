@@ -143,10 +143,7 @@ export function needed(row, lora, isPreview = false) {
 }
 
 /** Return the parts of each of a file's trigger words that may tell it, as of "a sks robot". */
-const phrasesOf = ({ trigger_words: words = [] }) =>
-  words
-    .flatMap((word) => word.split(","))
-    .map((phrase) => phrase.split(/\s+/).filter((part) => part && !ANY.test(part)));
+const phrasesOf = (lora) => wordsOf(lora).map((word) => word.split(/\s+/).filter((part) => !ANY.test(part)));
 
 const partsOf = (lora) => phrasesOf(lora).flat();
 
