@@ -113,8 +113,8 @@ class Reckoned:
 
 def reckoned(case: Case) -> Reckoned:
     """Count a merge on torch's meta device."""
-    plans, check_plans, calibration = plans_of(case.family, case.resolution, LORAS)
-    cost = cost_of(plans, check_plans, guided=calibration.is_guided, changes_denoiser=True)
+    plans, calibration = plans_of(case.family, case.resolution, LORAS)
+    cost = cost_of(plans, guided=calibration.is_guided, changes_denoiser=True)
     memory = count(case)
     model = case.make(case.resolution)
     modules = dict(model.module.named_modules())
@@ -245,7 +245,7 @@ def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
     row = merge.row / (card.half * IN_FORWARD)
     copied = 0 if devices > 1 else merge.memory.waiting(room, LORAS, factorisation).copied
     rows = [
-        row * (cost.sampling + cost.check),
+        row * cost.sampling,
         row * cost.sweep,
         cost.rows * sum(wear_of(layer).seconds(card) for layer in layers),
         sum(sums_of(layer, card).seconds(card) for layer in layers),

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.held_out import CheckPlan, make_check_plans
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.plans import TaskPlan, make_plans
 from iteris_core.diffusion.waiting import PCIE, Waiting
@@ -45,10 +44,8 @@ HALF = 2  # bytes
 WAN_FRAMES = 3  # in latents, of the 9 that a merge measures
 
 
-def plans_of(
-    family: str, resolution: int, loras: int
-) -> tuple[list[TaskPlan], Sequence[CheckPlan], Calibration]:
-    """Return the plans of a merge, the plans of its check, and their calibration."""
+def plans_of(family: str, resolution: int, loras: int) -> tuple[list[TaskPlan], Calibration]:
+    """Return the plans of a merge, and their calibration."""
     calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
     uses = [
         LoraUse(
@@ -62,7 +59,7 @@ def plans_of(
         for k in range(loras)
     ]
     plans = make_plans(uses, calibration, lambda text, words: [])
-    return plans, make_check_plans(uses, calibration), calibration
+    return plans, calibration
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Case:
         return area * HALF * 0.01 * self.factor * 2**20
 
     def samples(self, loras: int) -> int:
-        plans, _, _ = plans_of(self.family, self.resolution, loras)
+        plans, _ = plans_of(self.family, self.resolution, loras)
         return sum(plan.sample_count() for plan in plans)
 
     def tasks(self, loras: int) -> int:

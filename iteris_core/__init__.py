@@ -12,7 +12,7 @@ The data flows one way: files -> adapters -> tasks -> rows -> statistics -> solv
     engines: the sweep over the layers, and the paper's iteration
     rivals: other merge methods
     merging: `merge`, which chooses an engine or a rival
-    diffusion: diffusion models: captions, samples, scenes, the check, the recipe
+    diffusion: diffusion models: captions, samples, scenes, the recipe
     language: T5, FLAN-T5, BART and BLIP
     cli: the command line
 """

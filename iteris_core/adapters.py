@@ -181,6 +181,12 @@ class Adapter:
     left_out: tuple[str, ...] = ()
 
     @property
+    def saved_bytes(self) -> int:
+        """Bytes of its factors and vectors."""
+        factors = (side for delta in self.deltas.values() for side in (delta.up, delta.down))
+        return sum(tensor.nbytes for tensor in (*factors, *self.vectors.values()))
+
+    @property
     def unread(self) -> float:
         """The share of the file's keys that belong to no module of the model."""
         return len(self.unmatched) / self.keys if self.keys else 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .adapters import (
     Adapter,
@@ -127,10 +126,9 @@ def merge_files(
     deltas, layers = merge_deltas(adapters, config, progress)
     report = MergeReport(
         layers=layers,
-        notes=tuple(notes_about_vectors(adapters)),
+        notes=(*notes_about_unread(adapters), *notes_about_vectors(adapters)),
         method=config.method,
         is_measured=False,
-        **unread_by(adapters),
     )
     return MergeResult(merged_adapter(adapters, deltas), report)
 
@@ -146,6 +144,7 @@ def _report(
         layers=layers,
         notes=(
             *notes,
+            *notes_about_unread(adapters),
             *([Note("left_out", left_out)] if idle else []),
             *notes_about_precision(result),
             *(notes_about_tasks(problem.tasks, layers) if config.method == "iteris" else []),
@@ -154,7 +153,6 @@ def _report(
         changes=result.changes,
         method=config.method,
         max_iter=config.max_iter if result.changes else None,
-        **unread_by(adapters),
     )
 
 
@@ -176,12 +174,24 @@ def check_given_the_same(
     processes.check_same("adapters", repr(digests))
 
 
-def unread_by(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """Return what a report says of the keys of files that were not read; see `MergeReport`."""
-    return {
-        "unmatched": {each.name: each.unmatched for each in adapters if each.unmatched},
-        "unread": {each.name: each.unread for each in adapters if each.unread > _MUCH_UNREAD},
-    }
+def notes_about_unread(adapters: Sequence[Adapter]) -> list[Note]:
+    """Return a note about each adapter's keys that belong to no module of the model."""
+    notes = []
+    for adapter in adapters:
+        keys = adapter.unmatched
+        if adapter.unread > _MUCH_UNREAD:
+            text = (
+                f"{adapter.name}: {100 * adapter.unread:.0f} % of its file was not read, since "
+                f"{len(keys)} keys belong to no module of this model, such as {keys[0]}. The merge "
+                "is without that part of it: use a LoRA made for this model, or one in the names "
+                "of another trainer"
+            )
+            notes.append(Note("unread", text))
+        elif keys:
+            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+            text = f"{adapter.name}: {len(keys)} keys belong to no module of this model: {shown}"
+            notes.append(Note("unmatched", text))
+    return notes
 
 
 def notes_about_precision(result: EngineResult) -> list[Note]:

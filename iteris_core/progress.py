@@ -5,7 +5,7 @@ The listener decides how to show it, and may raise to cancel the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -43,19 +43,6 @@ class Stage:
 Progress = Callable[[int, int], None]
 # (stage, steps done, steps in all).
 StageProgress = Callable[[Stage, int, int], None]
-
-
-def in_parts(progress: Progress, sizes: Sequence[int]) -> list[Progress]:
-    """Return a listener for each part of one piece of work, which is told in all sizes together.
-
-    Args:
-        sizes: Of the parts, in one unit; each part counts steps of its own.
-    """
-
-    def listener(before: int, size: int) -> Progress:
-        return lambda done, total: progress(before + size * done // max(1, total), sum(sizes))
-
-    return [listener(sum(sizes[:part]), size) for part, size in enumerate(sizes)]
 
 
 def nobody(*step: object) -> None:

@@ -79,10 +79,10 @@ class Asked:
 
         if self.recipe is not None:
             how = MergeSettings(self.recipe.config)
-            how.check_prompts(uses, self.recipe.calibration, is_fixed=True)
+            how.check_prompts(uses, is_fixed=True)
         elif (changes := self.changes(self.preset)) is not None:
-            calibration, how = changed(Calibration(), MergeSettings(), changes)
-            how.check_prompts(uses, calibration)
+            _, how = changed(Calibration(), MergeSettings(), changes)
+            how.check_prompts(uses)
 
     def settings(
         self, loras: Sequence[LoadedLora], scenes: Scenes | None

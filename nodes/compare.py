@@ -16,7 +16,6 @@ from .compare_checks import MULTIPLE, check_base, check_side, merge_of, refusal_
 from .compare_rows import (
     BASE,
     check_pictures,
-    meeting_of,
     names_of,
     names_several,
     own_rows,
@@ -145,8 +144,7 @@ class Compare(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="comparison",
-                    tooltip="All pictures as one, with labels, the verdict, and how they were "
-                    "drawn.",
+                    tooltip="All pictures as one, with labels, and how they were drawn.",
                 ),
                 io.Image.Output(
                     display_name="merged",
@@ -241,7 +239,7 @@ class Compare(io.ComfyNode):
         carried = count_loras(host.patches_of(base.model, base.clip))
         drawn_by = base_name(tuple(names_upstream), base.family.name, carried)
         facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
-        whole = table(table_rows, caption.strip(), verdict_in_words(merged), facts)
+        whole = table(table_rows, caption.strip(), facts=facts)
         prompts = [row.label for row in rows]
         of_loras = [use.name for use in uses]
         shown = {
@@ -350,12 +348,6 @@ def cost_of(
     }
 
 
-def verdict_in_words(merged: MergedLora) -> list[tuple[str, str]]:
-    """Return each LoRA's name and the verdict's words for it; empty: the merge was not checked."""
-    kept = () if merged.report is None else merged.report.verdict.loras
-    return [(short(found.lora), found.words) for found in kept]
-
-
 def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
     """Return the model to draw with: the merge's, except for what is connected.
 
@@ -430,17 +422,6 @@ def tiles_of(
 
 
 def told_of(row: Row, merged: MergedLora) -> dict[str, bool]:
-    """Return whether a row shows LoRAs that were measured `together`, what the verdict leaves
-    `unjudged`, and a LoRA that it has advice on (`advised`): where the user is told to look.
-    """
-    uses = [lora.use for lora in merged.loras]
-    verdict = None if merged.report is None else merged.report.verdict
-    shows_several = names_several(row.prompt, uses)
-    meets = shows_several or row.prompt == meeting_of(uses)
-    advised = [kept.lora for kept in verdict.loras if kept.advice] if verdict else []
-    own = [uses[way - 1].name for way in row.ways if BASE < way <= len(uses)]
-    return {
-        "together": merged.is_together and shows_several,
-        "unjudged": verdict is not None and verdict.unjudged is not None and meets,
-        "advised": len(own) == 1 and own[0] in advised,
-    }
+    """Return whether a row shows LoRAs that were measured `together`."""
+    shows_several = names_several(row.prompt, [lora.use for lora in merged.loras])
+    return {"together": merged.is_together and shows_several}

@@ -50,7 +50,7 @@ def cost_shown(
     work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
 ) -> dict[str, Any]:
     """Return what a merge took, and would take with each preset, for the page; nothing if that is
-    not known. A merge that reused sampling runs, or whose polish or check failed, took less than it
+    not known. A merge that reused sampling runs, or whose polish failed, took less than it
     would otherwise; the figures are then those of the last one that was complete.
 
     Args:
@@ -59,7 +59,7 @@ def cost_shown(
     """
     if preset not in work:
         return {}
-    shorter = ("reused", "unpolished", "unchecked", "unproved")
+    shorter = ("reused", "unpolished", "unproved")
     if not any(note.kind in shorter for note in report.notes):
         _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
     elif what not in _TIMED:

@@ -96,7 +96,7 @@ class _Merging(io.ComfyNode):
         model_low_noise: Any = None,
         start: Any = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.diffusion.merging import merge_and_check
+        from ..iteris_core.diffusion.merging import merge_loras
         from ..iteris_core.processes import alone
         from .prepared import Connected, prepared
 
@@ -115,13 +115,13 @@ class _Merging(io.ComfyNode):
         begin = time.monotonic()
         # a process group in this server is another node's
         with alone(), host.naming_changes(connected.models, clip):
-            result = merge_and_check(work.job, progress, host.layer_teller(node_id))
+            result = merge_loras(work.job, progress, host.layer_teller(node_id))
         seconds = time.monotonic() - begin
         merged = work.merged(result, asked)
         report = result.report
         what = f"{work.base.family.name} {work.job.latent_shape}"
-        for alert in report.alerts:
-            logger.warning(plain(alert))
+        for warning in report.warnings:
+            logger.warning(plain(warning))
         return io.NodeOutput(
             *work.base.patched(result.adapter),
             work.base.lora_model_tensors(result.adapter),

@@ -74,7 +74,7 @@ class ShowReport(io.ComfyNode):
     ) -> io.NodeOutput:
         images, note = drawn(report, compare_with, QUESTIONS[show])
         text = "\n".join([str(report), *note])
-        short = "\n".join([*report.summary, *note])
+        short = "\n".join([*report.warnings, *report.facts, *note])
         # one below the other, since a node would show several side by side
         column = images.flatten(0, 1).unsqueeze(0)
         shown = {

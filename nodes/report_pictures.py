@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -58,7 +57,7 @@ _DARK: dict[Any, Any] = {
 
 def pictures(
     report: MergeReport,
-    others: Sequence[MergeReport] = (),
+    others: Sequence[MergeReport] = (),  # noqa: ARG001, until this node is gone
     *,
     asked: Collection[Question] | None = None,
 ) -> dict[Question, Tensor]:
@@ -66,8 +65,6 @@ def pictures(
     (height, width, 3), from 0 to 1.
 
     Args:
-        others: Reports of other merges of the same LoRAs, to compare with: by another method, or
-            with other settings.
         asked: The questions; None: all of them.
 
     Raises:
@@ -99,7 +96,7 @@ def pictures(
     }
     drawn: dict[Question, Tensor] = {}
     with rc_context(looks):
-        for question, title, draw in _pages(report, others):
+        for question, title, draw in _pages(report):
             if asked is not None and question not in asked:
                 continue
             size = (_WIDTH / _DPI, _HEIGHT / _DPI)
@@ -116,20 +113,9 @@ def pictures(
 Page = tuple[Question, str, Callable[[Any], None]]
 
 
-def _pages(report: MergeReport, others: Sequence[MergeReport]) -> Iterator[Page]:
-    reports = [report, *others]
-    if others or any(entry.stacked is not None for layer in report.layers for entry in layer.tasks):
-        title = "Against stacking: mean error of the LoRAs, 0 is as alone"
-        yield "stacking", title, lambda figure: _comparison(figure, reports)
-    if report.interference():
-        what = "Disturb each other" if report.is_measured else "Overlap of the files"
-        title = f"{what}: 1 is as much as the LoRA itself does"
-        yield "leaks", title, lambda figure: _interference(figure, report)
+def _pages(report: MergeReport) -> Iterator[Page]:
     title = "Error of each LoRA, layer by layer: 0 is as alone"
     yield "layers", title, lambda figure: _residuals(figure, report)
-    if report.fidelity:
-        title = "The whole model, on prompts that the merge has not seen"
-        yield "unseen", title, lambda figure: _fidelity(figure, report)
     title = "Weight of each task (lambda), layer by layer"
     yield "weights", title, lambda figure: _balance(figure, report)
     yield "ranks", "Rank of the merged LoRA", lambda figure: _ranks(figure, report)
@@ -155,25 +141,6 @@ def _residuals(figure: Any, report: MergeReport) -> None:
         label = f"{task}: {'leak' if leaks else 'residual'}"
         _draw_line(axes, report.layers, values, label, dashed=leaks)
     _finish(axes, report.layers, "relative error")
-
-
-def _comparison(figure: Any, reports: Sequence[MergeReport]) -> None:
-    axes = figure.subplots()
-    first = reports[0]
-    names = [f"{i}. {report.method}" for i, report in enumerate(reports, 1)]
-    if len(reports) == 1:
-        names = [f"merged ({first.method})"]
-    ways = [(report, "residual", name) for report, name in zip(reports, names, strict=True)]
-    ways += [(first, "stacked", "LoRAs stacked"), (first, "averaged", "LoRAs averaged")]
-    for report, figure_of, label in ways:
-        tasks_of = {layer.path: layer.tasks for layer in report.layers}
-        means = []
-        for layer in first.layers:
-            found = [getattr(e, figure_of) for e in tasks_of.get(layer.path, ()) if e.wears]
-            known = [value for value in found if value is not None]
-            means.append(statistics.mean(known) if known else None)
-        _draw_line(axes, first.layers, means, label, dashed=label != names[0])
-    _finish(axes, first.layers, "relative error")
 
 
 def _balance(figure: Any, report: MergeReport) -> None:
@@ -225,51 +192,6 @@ def _kept(figure: Any, report: MergeReport) -> None:
     axes.set_ylabel("lost share of the squared effect")
     axes.grid()
     axes.legend()
-
-
-def _fidelity(figure: Any, report: MergeReport) -> None:
-    sides = figure.subplots(1, 2, sharey=True)
-    rows = range(len(report.fidelity))
-    colors = list(itertools.islice(itertools.cycle(_PALETTE), len(rows)))
-    errors: list[float | None] = [entry.output_error for entry in report.fidelity]
-    strengths = [entry.strength for entry in report.fidelity]
-    for axes, values, label, best in (
-        (sides[0], errors, "error: 0 is best, 1 as without it", 0.0),
-        (sides[1], strengths, "strength: 1 is as asked for", 1.0),
-    ):
-        known = [value or 0.0 for value in values]
-        bars = axes.barh(rows, known, color=colors)
-        told = ["adds nothing" if value is None else f"{value:.2f}" for value in values]
-        axes.bar_label(bars, told, padding=6)
-        axes.axvline(best, color=_TEXT, linewidth=0.8)
-        axes.set_xlabel(label)
-        axes.set_xlim(min(0.0, *known), 1.25 * max(1.0, *known))
-    sides[0].set_yticks(rows, [_label_of(entry.task) for entry in report.fidelity])
-    sides[0].invert_yaxis()
-
-
-def _interference(figure: Any, report: MergeReport) -> None:
-    found = report.interference()
-    tasks, others = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
-    adapters = [name for name in dict.fromkeys([*tasks, *others]) if name in others]
-    sides = figure.subplots(1, 2, sharey=True)
-    highest = max(1e-6, *(value for both in found.values() for value in both))
-    for k, (axes, title) in enumerate(zip(sides, ("LoRAs stacked", "merged"), strict=True)):
-        table = [
-            [found.get((task, adapter), (math.nan,) * 2)[k] for adapter in adapters]
-            for task in tasks
-        ]
-        image = axes.imshow(table, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
-        for row, column in itertools.product(range(len(tasks)), range(len(adapters))):
-            value = table[row][column]
-            text = "own" if math.isnan(value) else f"{value:.2f}"
-            color = "white" if not value > highest / 2 else "black"
-            axes.text(column, row, text, color=color, ha="center", va="center")
-        axes.set_title(title)
-        shown = [_label_of(name, 24) for name in adapters]
-        axes.set_xticks(range(len(adapters)), shown, rotation=30, ha="right")
-        axes.set_yticks(range(len(tasks)), [_label_of(name, 30) for name in tasks])
-    figure.colorbar(image, ax=list(sides))
 
 
 def _draw_line(

@@ -29,7 +29,6 @@ FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 # Values of widgets that set nothing. -1 where 0 means that there is none.
 UNSET = {
     "sample_runs": 0,
-    "check_runs": -1,
     "protected_prompts": (),
     "quality_kept": 1.0,
     "polish_steps": -1,
@@ -42,7 +41,6 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
         f" 0: as the preset says, which is {Calibration.trajectories} for Balanced.",
         {"default": 0, "min": 0},
     ),
-    "held_out": (" -1: as the preset says.", {"default": -1, "min": -1}),
     "preserve_weight": ("", {"step": 0.05}),
     "preserve_captions": (
         "",
@@ -89,7 +87,6 @@ FIELDS = tuple(_WIDGETS)
 # The widgets that people change; frontends that can do so show the others only on demand.
 _FIRST = (
     "trajectories",
-    "held_out",
     "preserve_weight",
     "preserve_captions",
     "resolution",

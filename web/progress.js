@@ -5,7 +5,7 @@ import { duration } from "./cost.js";
 
 const FEW = 5; // seconds; less is not counted
 const MORE = { share: 1.5, seconds: 10 }; // an estimate that is longer by so much is another one
-const AFTER_SAMPLING = ["Diffusion model", "Polish", "Check on unseen samples"]; // stages, as the server calls them
+const AFTER_SAMPLING = ["Diffusion model", "Polish"]; // stages, as the server calls them
 
 /** Return what is told, as by the server, of a node whose run has not begun. */
 export const waiting = (name) => ({

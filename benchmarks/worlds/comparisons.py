@@ -19,9 +19,7 @@ Column = Callable[[Entry], float | None]
 Merge = tuple[str, ...]  # triggers
 # how many merges of each kind it is measured on
 EACH = {"pairs": 6, "triples": 4, "all six": 1}
-# as the product merges: the check's captions are left out of the preserve task
-CHECKED = {"held_out": 4}
-TOGETHER = {**CHECKED, "scene_weight": 0.3}
+TOGETHER = {"scene_weight": 0.3}
 # one prompt and one step from pure noise
 SAMPLES_OF_SSR = {
     "trajectories": 1,
@@ -30,7 +28,6 @@ SAMPLES_OF_SSR = {
     "composition_share": 0.0,
     "unconditional_share": 0.0,
     "preserve_weight": 0.0,
-    "held_out": 0,
 }
 
 
@@ -156,14 +153,12 @@ class Comparison:
         return Table(title, ["merged with", *self.columns, *kinds], rows)
 
 
-FAST = {**CHECKED, "trajectories": 10}
-BALANCED = Recipe("Balanced", {}, CHECKED)
+FAST = {"trajectories": 10}
+BALANCED = Recipe("Balanced")
 BALANCED_TOGETHER = Recipe("Balanced, together", {}, TOGETHER)
 STACKED = Recipe("stacking", {"method": "sum"})
 # the defaults that most tables were made with, which cost 84 rows more
-BEFORE_CUTS = Recipe(
-    "before the cuts", {}, {**CHECKED, "sampling_steps": 3, "unconditional_share": 0.5}
-)
+BEFORE_CUTS = Recipe("before the cuts", {}, {"sampling_steps": 3, "unconditional_share": 0.5})
 
 
 def _presets() -> list[Recipe]:
@@ -184,7 +179,7 @@ def _another_base() -> list[Recipe]:
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
-        Recipe("ssr", {"method": "ssr"}, CHECKED),
+        Recipe("ssr", {"method": "ssr"}),
         Recipe("ssr, its own samples", {"method": "ssr"}, SAMPLES_OF_SSR),
         BALANCED_TOGETHER,
     ]
@@ -196,8 +191,8 @@ def _paper() -> list[Recipe]:
     own = {"composition_share": 0.0, "unconditional_share": 0.0, "preserve_weight": 0.0}
     return [
         BALANCED,
-        Recipe("the paper's objective", objective, {**own, "held_out": 0}),
-        Recipe("the paper's objective, our samples", objective, CHECKED),
+        Recipe("the paper's objective", objective, own),
+        Recipe("the paper's objective, our samples", objective),
         STACKED,
     ]
 
@@ -207,8 +202,8 @@ def _styles() -> list[Recipe]:
         BALANCED,
         Recipe("single LoRAs", adapter="regions"),
         BALANCED_TOGETHER,
-        Recipe("scenes at 0.1", {}, {**CHECKED, "scene_weight": 0.1}),
-        Recipe("scenes at 1", {}, {**CHECKED, "scene_weight": 1.0}),
+        Recipe("scenes at 0.1", {}, {"scene_weight": 0.1}),
+        Recipe("scenes at 1", {}, {"scene_weight": 1.0}),
         Recipe("scenes at 0.3, no unit gain", {"unit_gain": 1.0}, TOGETHER),
         Recipe("scenes at 0.3, nothing cut", {"rank": "full"}, TOGETHER),
         Recipe("np_lora", {"method": "np_lora"}),
@@ -219,7 +214,7 @@ def _styles() -> list[Recipe]:
 
 def _polished() -> list[Recipe]:
     """Return the defaults, scenes by region, and a polish at the output, for joint attention."""
-    many = {**CHECKED, "trajectories": 40}
+    many = {"trajectories": 40}
     scenes = {**many, "scene_weight": 1.0}
     return [
         BALANCED,
@@ -228,7 +223,7 @@ def _polished() -> list[Recipe]:
         Recipe("single LoRAs", adapter="regions"),
         Recipe("np_lora", {"method": "np_lora"}),
         BALANCED_TOGETHER,
-        Recipe("together at 1", {}, {**CHECKED, "scene_weight": 1.0}),
+        Recipe("together at 1", {}, {"scene_weight": 1.0}),
         Recipe("polished, 100 steps", {}, {**many, "polish": 100}),
         Recipe("together at 1, polished, 100 steps", {}, {**scenes, "polish": 100}),
         Recipe("together at 1, polished, 300 steps", {}, {**scenes, "polish": 300}),

@@ -73,7 +73,7 @@ def merged(
     bench: Bench, recipe: Recipe, triggers: Sequence[str], lora_set: str, seed: int
 ) -> MergeResult:
     """Merge LoRAs by a recipe."""
-    calibration = bench.calibration(**{"held_out": 0, "seed": seed, **recipe.calibration})
+    calibration = bench.calibration(**{"seed": seed, **recipe.calibration})
     config = MergeConfig(**{"samples_per_chunk": 48, **recipe.config})
     torch.manual_seed(0)
     loras = bench.loras(triggers, lora_set)

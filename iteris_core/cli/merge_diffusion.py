@@ -27,7 +27,7 @@ from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
 from ..diffusion.lora_rows import Row, placed, read_rows
 from ..diffusion.lora_use import LoraUse, load_each_once
-from ..diffusion.merging import merge_and_check
+from ..diffusion.merging import merge_loras
 from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..diffusion.row_uses import use_of
@@ -163,7 +163,7 @@ def _merge(
     how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
     uses = uses_of(rows)
-    how.check_prompts(uses, calibration)
+    how.check_prompts(uses)
     placement.tell()
     with _loaded(base, config, placement, family) as model, progress_bars() as progress:
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
@@ -180,7 +180,7 @@ def _merge(
         device = device_of(model.unet_model)
         free = free_bytes(device) if placement.device_map == "none" else None
         job = job.within_free(free, model.unet_model.dtype.itemsize, device)
-        result = merge_and_check(job, progress)
+        result = merge_loras(job, progress)
     if not Processes.current().is_first:
         return
     recipe = json.dumps(result.report.settings)

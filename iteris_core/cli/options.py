@@ -308,8 +308,8 @@ def write_report(content: Mapping[str, Any], path: Path | None, *, overwrite: bo
 
 
 def tell(name: str, report: MergeReport, output: Path, asked: Path) -> dict[str, Any]:
-    """Print the report and where the result is, and return both for `write_report`. What the merge
-    fails or has lost is on stderr, too.
+    """Print the report and where the result is, and return both for `write_report`. Warnings are on
+    stderr, too.
 
     Args:
         asked: Place that was asked for; it is another if that was taken during the merge.
@@ -318,7 +318,7 @@ def tell(name: str, report: MergeReport, output: Path, asked: Path) -> dict[str,
     if output != asked:
         typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
     if not sys.stdout.isatty():  # else they are in the report above
-        for alert in report.alerts:
-            typer.echo(plain(alert), err=True)
+        for warning in report.warnings:
+            typer.echo(plain(warning), err=True)
     typer.echo(f"saved to {output}")
     return {"output": str(output), "adapter": name, **report.to_dict()}

@@ -9,7 +9,7 @@ job, cost, stages, merging: what is merged, at what cost and in which steps, and
 waiting: what rows will hold while they wait, told before the long stages
 polish, gradients: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
-held_out, drawn, check_of_pairs: the check on unseen prompts and seeds
+share: how much of a LoRA is in a picture
 recipe: what a merged file remembers
 model: what a host has to offer; loading, diffusers_model, lora_files: `diffusers` as a host
 """

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
-_MOST_CHECKS = 100  # sampling runs per LoRA of the check; more than 16 say little more
 _MOST_POLISH = 2000  # steps; 100 to 300 are of use
 _MOST_STEPS = 200  # of a run; samplers are done after 30
 _MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
@@ -213,16 +212,6 @@ class Calibration:
             "guidance."
         ),
     ] = ""
-    held_out: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=_MOST_CHECKS,
-            title="check_runs",
-            description="Pictures per LoRA that check the result, from seeds that the merge has "
-            "not seen (held out). 0: no check and no verdict, which saves time.",
-        ),
-    ] = 2
     seed: Annotated[
         int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of the captions and the noise.")
     ] = 0

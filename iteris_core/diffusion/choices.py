@@ -11,7 +11,6 @@ from ..files.trigger_words import has_words
 from .calibration import Calibration
 from .lora_use import LoraUse
 
-_LEFT = 4  # ordinary captions that a merge leaves to its check, at least
 # The multiples of each, modulo 1, cover an interval evenly, however many there are. Together they
 # cover a square evenly, so that the choices made by one do not depend on those made by the other.
 _GOLDEN_RATIO = 0.6180339887
@@ -63,23 +62,18 @@ def staggered(rows: int) -> list[float]:
 
 
 def base_captions(calibration: Calibration) -> list[str]:
-    """Return captions for the preserve task, one per trajectory; none without such a task.
-
-    The last ones of the list, a quarter at most, are left to the check on unseen samples.
-    """
+    """Return captions for the preserve task, one per trajectory; none without such a task."""
     if not calibration.preserve_weight:
         return []
     known = calibration.preserve_captions
-    left = max(calibration.held_out, _LEFT) if calibration.held_out else 0
-    known = known[: len(known) - min(left, len(known) // 4)]
     return [known[i % len(known)] for i in range(calibration.trajectories)]
 
 
-def kept_levels(calibration: Calibration, run: int, part: float = 1.0) -> list[int]:
-    """Return the noise levels that a sampling run keeps: evenly spread over its first `part`, from
-    pure noise at 0 on, and staggered from one run to the next.
+def kept_levels(calibration: Calibration, run: int) -> list[int]:
+    """Return the noise levels that a sampling run keeps: evenly spread, with pure noise at 0, and
+    staggered from one run to the next.
     """
-    stride = math.ceil(part * calibration.levels) / calibration.timesteps
+    stride = calibration.levels / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
     return [int((i + offset) * stride) for i in range(calibration.timesteps)]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ..progress import Stage
 from . import stages
-from .drawn import DrawnPlan
 from .plans import Plan
 from .polish import POLISH_BATCH
 
@@ -44,7 +42,6 @@ class Cost:
     sampling: int
     sweep: int
     polish: int
-    check: int
     rows_of_a_picture: int
     samples: int
     tasks: int
@@ -52,7 +49,7 @@ class Cost:
 
     @property
     def rows(self) -> int:
-        return self.sampling + self.sweep + self.polish + self.check
+        return self.sampling + self.sweep + self.polish
 
     @property
     def pictures(self) -> int:
@@ -63,7 +60,7 @@ class Cost:
         """Return about how many rows there would be with this share of the LoRAs' sampling runs and
         this many steps of a polish.
         """
-        rows = round(share * (self.sampling + self.sweep)) + self.check
+        rows = round(share * (self.sampling + self.sweep))
         return rows + (_polish(polish_steps, round(share * self.samples)) if self.sampling else 0)
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
@@ -75,7 +72,6 @@ class Cost:
             stages.SAMPLING: self.sampling,
             stages.DENOISER: _SWEPT * self.sweep,
             stages.POLISH: self.polish,
-            stages.CHECK: self.check,
         }
         ends = list(accumulate((work[name] for name in names), initial=0.0))
         whole = ends[-1] or 1.0
@@ -87,7 +83,6 @@ class Cost:
 
 def cost_of(
     plans: Sequence[Plan],
-    check_plans: Sequence[Plan],
     *,
     guided: bool,
     changes_denoiser: bool,
@@ -104,24 +99,10 @@ def cost_of(
         sampling=_drawn(plans, guided) if changes_denoiser else 0,
         sweep=sweeps * (_FIRST + 2 * samples) if changes_denoiser else 0,
         polish=_polish(polish_steps, samples) if changes_denoiser else 0,
-        check=sum(check_parts(check_plans, guided=guided)),
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=samples,
         tasks=len(plans),
     )
-
-
-def check_parts(check_plans: Sequence[Plan], *, guided: bool) -> tuple[int, int, int, int]:
-    """Return the rows of a check's parts, in order: drawing pictures, judging them, drawing
-    pictures to compare, and comparing them.
-    """
-    judged = [plan for plan in check_plans if isinstance(plan, DrawnPlan)]
-    compared = [plan for plan in check_plans if not isinstance(plan, DrawnPlan)]
-    looked_at = 2 * _samples(judged)  # by the LoRA and by the base model
-    checked = _samples(compared)
-    others = 2  # than the teacher: the merge and its reference
-    comparison = checked + others * (checked - _shared(compared))
-    return _drawn(judged, guided), looked_at, _drawn(compared, guided), comparison
 
 
 def _polish(steps: int, samples: int) -> int:
@@ -137,11 +118,3 @@ def _drawn(plans: Iterable[Plan], guided: bool) -> int:
 
 def _samples(plans: Iterable[Plan]) -> int:
     return sum(plan.sample_count() for plan in plans)
-
-
-def _shared(check_plans: Iterable[Plan]) -> int:
-    """Count the check's samples that share all rows but the teacher's with another sample: the two
-    halves of one picture.
-    """
-    drawn = Counter(run for plan in check_plans for run in plan.drawn_in())
-    return sum((times - 1) * len(run.kept) for run, times in drawn.items())

@@ -24,7 +24,6 @@ from ..settings import label, setting_to, value_label
 from . import stages
 from .calibration import Calibration
 from .cost import Cost, cost_of
-from .held_out import CheckPlan, make_check_plans
 from .lora_use import LoadedLora, LoraUse, check_prompts, loras_in_use
 from .model import DiffusionHost
 from .plans import Plan, ScenePlan, TaskPlan, make_plans
@@ -62,9 +61,7 @@ class MergeSettings:
                 f"{setting_to(unused[0], 0)}, or switch {label('measured')} on"
             )
 
-    def check_prompts(
-        self, uses: Iterable[LoraUse], calibration: Calibration, *, is_fixed: bool = False
-    ) -> None:
+    def check_prompts(self, uses: Iterable[LoraUse], *, is_fixed: bool = False) -> None:
         """Refuse LoRAs without prompts if a model would run on prompts.
 
         Args:
@@ -73,10 +70,8 @@ class MergeSettings:
         Raises:
             CalibrationError: Names the LoRAs.
         """
-        otherwise = "choose the preset Preview, which measures nothing"
-        if not self.config.measured:
-            otherwise = f"set {setting_to('held_out', 0)}: only the check draws the LoRAs"
-        if self.config.measured or calibration.held_out:
+        if self.config.measured:
+            otherwise = "choose the preset Preview, which measures nothing"
             check_prompts(uses, "" if is_fixed else otherwise)
 
 
@@ -108,7 +103,6 @@ class Job:
     calibration: Calibration
     settings: MergeSettings
     plans: tuple[TaskPlan, ...]
-    check_plans: tuple[CheckPlan, ...]
     notes: tuple[Note, ...]
 
     @classmethod
@@ -119,7 +113,7 @@ class Job:
         calibration: Calibration,
         settings: MergeSettings | None = None,
     ) -> Job:
-        """Plan a merge and its check, and refuse what cannot be merged or measured; no model runs.
+        """Plan a merge, and refuse what cannot be merged or measured; no model runs.
 
         Args:
             loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
@@ -137,7 +131,7 @@ class Job:
         check_adapters(adapters)
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
-        settings.check_prompts(uses, calibration)
+        settings.check_prompts(uses)
         plans: Sequence[TaskPlan] = ()
         if settings.config.measured:
             tokens = model.picture_tokens
@@ -149,9 +143,8 @@ class Job:
             )
         check_target(plans, settings.config)
         _check_pictures(plans, model, calibration)
-        check_plans = make_check_plans(uses, calibration) if calibration.held_out else []
-        if plans or check_plans:
-            _check_captions(model, [*plans, *check_plans])
+        if plans:
+            _check_captions(model, plans)
         return cls(
             model=model,
             asked=tuple(use for lora in loras for use in lora.asked),
@@ -159,7 +152,6 @@ class Job:
             calibration=calibration,
             settings=settings,
             plans=tuple(plans),
-            check_plans=tuple(check_plans),
             notes=tuple(_notes(loras, used, calibration)),
         )
 
@@ -173,10 +165,9 @@ class Job:
 
     @cached_property
     def cost(self) -> Cost:
-        """What the merge and its check cost."""
+        """What the merge costs."""
         cost = cost_of(
             self.plans,
-            self.check_plans,
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             sweeps=1 if self.config.size is None else 2,
@@ -195,20 +186,14 @@ class Job:
         is_measured = self.config.measured
         has_denoiser = is_measured and self._changes(text=False)
         possible = {
-            stages.PROOF: self.model.loader is not None and self.runs_model,
+            stages.PROOF: self.model.loader is not None and is_measured,
             stages.FILES: not is_measured,
             stages.TEXT: is_measured and self._changes(text=True),
             stages.SAMPLING: has_denoiser,
             stages.DENOISER: has_denoiser,
             stages.POLISH: has_denoiser and self.calibration.polish > 0,
-            stages.CHECK: bool(self.check_plans),
         }
         return self.cost.stages([name for name in possible if possible[name]], len(self.loras))
-
-    @property
-    def runs_model(self) -> bool:
-        """Whether a model runs: to measure the LoRAs, or to check the result."""
-        return self.config.measured or bool(self.check_plans)
 
     def layer_bytes(
         self, modules: Mapping[str, nn.Module], device: torch.device

@@ -1,7 +1,7 @@
 """A merge of LoRAs of one diffusion model: the text encoders are swept first, then the diffusion
 model.
 
-    job -> contexts (text encoders swept) -> latents (sampled) -> tasks -> denoiser swept -> check
+    job -> contexts (text encoders swept) -> latents (sampled) -> tasks -> denoiser swept
 
 The student of the diffusion model reads what the merged text encoders write, so the order matters.
 """
@@ -9,6 +9,7 @@ The student of the diffusion model reads what the merged text encoders write, so
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,16 +19,16 @@ from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
 from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemoryError, plain
 from ..memory import is_out_of_memory, with_smaller_calls, without_smaller_calls
-from ..merging import MergeResult, config_of_part, merge, merge_files, unread_by
+from ..merging import MergeResult, config_of_part, merge, merge_files, notes_about_unread
 from ..network import Network
 from ..progress import StageProgress, nobody
-from ..report.records import MergeReport, Note, joined
+from ..report.records import MergeReport, Note, Source, joined
 from ..settings import label
 from ..tasks import Sample, Task
 from . import stages
 from .cost import STEPS_OF_A_PICTURE
-from .held_out import HeldOutCheck
 from .job import Job
+from .lora_use import LoraUse
 from .model import DenoiserRow
 from .plans import Contexts, Plan, runs_of
 from .polish import polish
@@ -45,51 +46,43 @@ _OF_PARTS = ("method", "memory", "reused", "unpolished")
 _PASSED_OVER = (*FAILURES, MemoryError)
 
 
-def merge_and_check(
-    job: Job, progress: StageProgress = nobody, watch: Watch = nobody
-) -> MergeResult:
-    """Prove the LoRAs, merge them, check the result on unseen samples, prove what the host makes of
-    it, and write its recipe into the report. A check or a proof of a result that fails is a note.
+def merge_loras(job: Job, progress: StageProgress = nobody, watch: Watch = nobody) -> MergeResult:
+    """Prove the LoRAs, merge them, prove what the host makes of the result, and write what was done
+    into the report, with the recipe. A proof of the result that fails is a note.
 
     Raises:
         IterisError: Memory that runs out even with the smallest calls, or an error of
             `prove_loras` or `merge_diffusion`.
     """
     _log(job)
+    begin = time.monotonic()
     told = numbered(progress, job.stages)
     rounded: Rounded = {}
-    if job.runs_model:
+    if job.config.measured:
         with without_smaller_calls("the proof of the LoRAs"):
             rounded |= prove_loras(
                 job.model, job.loras, job.calibration, in_stage(told, stages.PROOF)
             )
     with without_smaller_calls("the merge"):
         result = merge_diffusion(job, told, watch)
-    if job.check_plans:
-        result = _checked(result, job, told)
-    if job.runs_model:
+    if job.config.measured:
         result, of_merged = _proved(result, job)
         rounded |= of_merged
     report = replace(
         result.report,
-        can_check=not job.check_plans,
-        on_transformer=not job.model.family.is_unet,
         settings=recipe_of(job.asked, job.calibration, job.config, job.settings.made_on),
+        loras=tuple(map(_source, job.asked)),
+        rows=job.cost.rows,
+        seconds=time.monotonic() - begin,
+        saved_bytes=result.adapter.saved_bytes,
         notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
     )
     return replace(result, report=report)
 
 
-def _checked(result: MergeResult, job: Job, progress: StageProgress) -> MergeResult:
-    """Return a merge with its figures on unseen samples."""
-    try:
-        fidelity = check_of(job, progress).measure(result.adapter)
-    except _PASSED_OVER as error:
-        advice = ". To check it, lower resolution, or use fewer or smaller LoRAs"
-        why = _why("the check", error, advice)
-        return _noted(result, Note("unchecked", f"The merge was not checked: {why}"))
-    kinds = {lora.use.name: lora.use.kind for lora in job.loras}
-    return replace(result, report=replace(result.report, fidelity=fidelity, kinds=kinds))
+def _source(use: LoraUse) -> Source:
+    strengths = use.strength_model, use.strength_clip
+    return Source(use.name, *strengths, use.prompts, are_made=bool(use.prompts_from))
 
 
 def _proved(result: MergeResult, job: Job) -> tuple[MergeResult, Rounded]:
@@ -134,17 +127,6 @@ def _log(job: Job) -> None:
     )
 
 
-def check_of(job: Job, progress: StageProgress = nobody) -> HeldOutCheck:
-    return HeldOutCheck(
-        job.model,
-        job.adapters,
-        job.check_plans,
-        job.calibration,
-        job.config.samples_per_chunk,
-        in_stage(progress, stages.CHECK),
-    )
-
-
 def merge_diffusion(
     job: Job, progress: StageProgress = nobody, watch: Watch = nobody
 ) -> MergeResult:
@@ -172,11 +154,8 @@ def _report(job: Job, parts: Sequence[MergeReport]) -> MergeReport:
     """Return one report of both parts."""
     report = joined(*parts)
     of_parts = [note for note in report.notes if note.kind in _OF_PARTS]
-    return replace(
-        report,
-        notes=(*of_parts, *job.notes),
-        **unread_by(job.adapters),
-    )
+    notes = (*of_parts, *notes_about_unread(job.adapters), *job.notes)
+    return replace(report, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ _STYLED_WEIGHT = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Plan(ABC):
-    """One task of a merge or of its check before its samples exist; compared by identity.
+    """One task of a merge before its samples exist; compared by identity.
 
     Lifecycle:
         1. `readings`: the captions that the text encoder has to read for it.
@@ -54,7 +54,6 @@ class Plan(ABC):
     Args:
         mix: Mix that its teacher wears: number of a LoRA -> share.
         number: Decides the noise; plans share one only where they share their runs.
-        looked_at: First part of a run, from pure noise on, that latents are kept from.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Plan(ABC):
     weight: float
     number: int
     calibration: Calibration
-    looked_at: float = field(default=1.0, kw_only=True)
 
     @abstractmethod
     def readings(self) -> list[Reading]:
@@ -102,7 +100,7 @@ class Plan(ABC):
 
     def run(self, owner: str, number: int) -> Run:
         """Return sampling run `number`."""
-        kept = kept_levels(self.calibration, number, self.looked_at)
+        kept = kept_levels(self.calibration, number)
         seed = self.seed(number)
         return Run(owner, number, seed, tuple(kept), tuple(path_to(self.calibration, kept)), seed)
 

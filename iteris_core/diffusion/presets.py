@@ -39,7 +39,7 @@ PRESETS: Mapping[Preset, Changes] = {
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
     # (docs/why.md)
     PREVIEW: Changes(
-        {"held_out": 0, "scene_weight": 0.0, "polish": 0},
+        {"scene_weight": 0.0, "polish": 0},
         {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},
     ),
 }

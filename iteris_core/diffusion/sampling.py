@@ -128,19 +128,11 @@ class Sampler:
     picture: PictureTokens | None = None
 
     @classmethod
-    def of(
-        cls,
-        model: DiffusionHost,
-        network: Network,
-        calibration: Calibration,
-        steps: int | None = None,
-    ) -> Sampler:
-        """Return the sampler of a calibration for the model's opened `network`, with the noise
-        levels of a run of so many steps; None: those of the calibration.
-        """
+    def of(cls, model: DiffusionHost, network: Network, calibration: Calibration) -> Sampler:
+        """Return the sampler of a calibration for the model's opened `network`."""
         return cls(
             network,
-            model.sigmas(calibration.levels if steps is None else steps).float().cpu(),
+            model.sigmas(calibration.levels).float().cpu(),
             model.start,
             model.latent_shape(calibration.resolution, calibration.frames),
             calibration.cfg,

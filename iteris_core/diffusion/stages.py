@@ -12,7 +12,6 @@ TEXT = "Text encoder"
 SAMPLING = "Sampling"
 DENOISER = "Diffusion model"
 POLISH = "Polish"
-CHECK = "Check on unseen samples"
 
 
 def numbered(progress: StageProgress, stages: Sequence[Stage]) -> StageProgress:

@@ -325,8 +325,7 @@ class Measurement:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
         values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
-        changing = {k: self.problem.adapters[k].name for k in self.deltas}
-        report = report_of(self.path, changing, layer, solution, figures)
+        report = report_of(self.path, layer, solution, figures)
         return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:

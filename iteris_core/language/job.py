@@ -249,7 +249,12 @@ def merge_peft(
     notes = (*result.report.notes, *left_out)
     return PeftMergeResult(
         result.adapter,
-        replace(result.report, notes=notes, settings=settings),
+        replace(
+            result.report,
+            notes=notes,
+            settings=settings,
+            saved_bytes=result.adapter.saved_bytes,
+        ),
         result.outputs,
         base=base.name,
         task_type=family.task_type,

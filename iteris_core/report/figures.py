@@ -1,8 +1,8 @@
-"""The figures of one solved layer: residuals of the tasks, and interference of other adapters."""
+"""The figures of one solved layer: residuals of the tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import ROUNDING, LayerProblem
 from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
-from .layers import Interference, LayerReport, TaskAtLayerReport
+from .layers import LayerReport, TaskAtLayerReport
 
 _DIGITS = 6  # of shares
 
@@ -34,16 +34,11 @@ def figures_of(layer: LayerProblem, solution: LayerSolution, merged: LowRankDelt
 
 
 def report_of(
-    path: str,
-    names: Mapping[int, str],
-    layer: LayerProblem,
-    solution: LayerSolution,
-    figures: Sequence[Tensor],
+    path: str, layer: LayerProblem, solution: LayerSolution, figures: Sequence[Tensor]
 ) -> LayerReport:
     """Return the report of a solved layer.
 
     Args:
-        names: Adapter index -> name, of the adapters that change the layer.
         figures: See `figures_of`; on the CPU.
     """
     *energies, cut, kept = figures
@@ -53,32 +48,24 @@ def report_of(
     return LayerReport(
         path,
         solution.delta.rank,
-        tuple(_of_task(*pair, names) for pair in zip(layer.counted, rows, strict=True)),
+        tuple(_of_task(*pair) for pair in zip(layer.counted, rows, strict=True)),
         cut=cut.item(),
         is_asked=solution.is_asked,
         kept=tuple(round(share, _DIGITS) for share in kept.tolist()),
     )
 
 
-def _of_task(
-    task: TaskAtLayer, figures: Sequence[float], names: Mapping[int, str]
-) -> TaskAtLayerReport:
+def _of_task(task: TaskAtLayer, figures: Sequence[float]) -> TaskAtLayerReport:
     """Return the report of a task from its figures, see `_Energies.figures`, then lambda and
     whether it was limited.
     """
-    residual, stacked, averaged, energy, gain, *pairs, weight, limited = figures
-    of_adapters = zip(names.items(), pairs[::2], pairs[1::2], strict=True)
+    residual, energy, gain, weight, limited = figures
     return TaskAtLayerReport(
         task.name,
         residual,
         weight,
         task.statistics.inputs.tokens,
         wears=task.worn is not None,
-        interference=tuple(
-            Interference(other, *pair) for (k, other), *pair in of_adapters if k not in task.mix
-        ),
-        stacked=stacked,
-        averaged=averaged,
         energy=energy,
         gain=gain if energy > 0 else None,
         limited=bool(limited),
@@ -86,15 +73,15 @@ def _of_task(
 
 
 class _Energies(NamedTuple):
-    """Energies of the merged delta, which is number 0, and of K adapters on the inputs of all tasks
-    that count, (n,) each; from products in float32 where float64 is slow.
+    """Energies on the inputs of all tasks that count, (n,) each, of the merged delta, which is
+    number 0, and of K adapters; from products in float32 where float64 is slow.
 
     Args:
         taught: ``||X dW_g^T||^2``.
         target: ``||T_g||^2``, with T_g the target.
         products: ``<X~ dW_i^T, X~ dW_j^T>``, (n, 1 + K, 1 + K).
-        with_teacher: ``<X~ dW_i^T, X dW_g^T>``, (n, 1 + K).
-        with_target: ``<X~ dW_i^T, T_g>``, (n, 1 + K).
+        with_teacher: ``<X~ dW^T, X dW_g^T>`` of the merged delta.
+        with_target: ``<X~ dW^T, T_g>``.
     """
 
     taught: Tensor
@@ -113,14 +100,15 @@ class _Energies(NamedTuple):
         ranks = [merged.rank, *layer.ranks]
         forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
         products = ((both.up.T @ both.up) * forms).double()
-        with_teacher = _along_teachers(layer, both, ranks)
+        near = merged.to(dtype=both.up.dtype)
+        with_teacher = _along_teachers(layer, near)
         with_target = with_teacher
         taught = layer.taught[[task.counts for task in layer.tasks]]
         energies = [task.statistics.target_energy for task in tasks]
         targets = [energy for energy in energies if energy is not None]
         if targets:  # then the drift was measured
-            along = along_drifts([task.statistics for task in tasks], both)
-            with_target = with_teacher + sums_of_parts(along.double(), ranks, 1)
+            along = along_drifts([task.statistics for task in tasks], near)
+            with_target = with_teacher + along.double().sum(1)
         return cls(
             taught,
             torch.stack(targets) if targets else taught,
@@ -130,31 +118,17 @@ class _Energies(NamedTuple):
         )
 
     def figures(self) -> Tensor:
-        """Return what a report says, (n, 5 + 2 K): ``||T_g - X~_g dW^T||_F`` relative to
-        `reference`, of the merge, of all adapters stacked and of their average; what is taught; the
-        gain ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0 where nothing is taught; and of each
-        adapter ``stacked`` and ``merged`` of `layers.Interference`.
+        """Return what a report says, (n, 3): ``||T_g - X~_g dW^T||_F`` relative to `reference`;
+        what is taught; and the gain ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0 where nothing is
+        taught.
         """
-        share = 1 / (self.products.shape[1] - 1)
         stacked = self.products[:, 1:, 1:].sum((1, 2)).clamp_min(0)
         own = self.products.diagonal(dim1=1, dim2=2).clamp_min(0)
-        along = self.with_target[:, 1:].sum(1)
-        squares = torch.stack(
-            [
-                self.target - 2 * self.with_target[:, 0] + own[:, 0],
-                self.target - 2 * along + stacked,
-                self.target - 2 * share * along + share**2 * stacked,
-            ],
-            dim=1,
+        square = (self.target - 2 * self.with_target + own[:, 0]).clamp_min(0)
+        residual = _relative(square, self.reference(stacked, own[:, 1:])).sqrt()
+        return torch.stack(
+            [residual, self.taught, _relative(self.with_teacher, self.taught)], dim=1
         )
-        reference = self.reference(stacked, own[:, 1:])[:, None]
-        residuals = _relative(squares.clamp_min(0), reference).sqrt()
-        gain = _relative(self.with_teacher[:, 0], self.taught)
-        alone = _relative(own[:, 1:], reference).sqrt()
-        beyond = self.products[:, 0, 1:] - self.with_teacher[:, 1:]
-        remains = _relative(beyond, own[:, 1:]) * alone
-        pairs = torch.stack([alone, remains], dim=2).flatten(1)
-        return torch.cat([residuals, torch.stack([self.taught, gain], dim=1), pairs], dim=1)
 
     def reference(self, stacked: Tensor, alone: Tensor) -> Tensor:
         """Return the energy that figures are relative to, (n,): the energy of the teacher's delta,
@@ -170,16 +144,11 @@ class _Energies(NamedTuple):
         return torch.where(self.taught > 0, self.taught, stacked)
 
 
-def _along_teachers(layer: LayerProblem, both: LowRankDelta, ranks: Sequence[int]) -> Tensor:
-    """Return ``<X~ dW_i^T, X dW_g^T>`` of each task that counts and part of a stack, (tasks,
-    parts).
-
-    Args:
-        ranks: Rank of each part.
-    """
-    up, cross = layer.worn_up.to(both.up), layer.worn_cross.to(both.up)
-    products = ((both.up.T @ up) * (both.down @ cross)).double()
-    return sums_of_parts(sums_of_parts(products, ranks, 0), layer.worn_ranks, 1).T
+def _along_teachers(layer: LayerProblem, merged: LowRankDelta) -> Tensor:
+    """Return ``<X~ dW^T, X dW_g^T>`` of each task that counts, (tasks,)."""
+    up, cross = layer.worn_up.to(merged.up), layer.worn_cross.to(merged.up)
+    products = ((merged.up.T @ up) * (merged.down @ cross)).double()
+    return sums_of_parts(products.sum(0), layer.worn_ranks, 0)
 
 
 def _relative(part: Tensor, whole: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The records of a merge's report: notes, layers, tasks and fidelity."""
+"""The records of a merge's report: what it did, its layers, and notes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 from ..errors import plain
-from .layers import Alarm, Interference, LayerReport, alarms_of, warnings_of
-from .runs import TaskFidelity
-from .sentences import line_of, lines_of
-from .verdict import Effort, Made, Verdict, verdict_of
+from .layers import LayerReport
 
-# What a note is about: what the method chose by itself; what was left out; LoRAs that their user
-# left out, by a strength or priority of 0, and settings that a preview does not need; biases and
-# norms; scenes; what of the prompts does not count; what prompts were made of; LoRAs that were
-# given several times; sampling runs of an earlier merge; what the host's model carries; a device
-# that is too small for all of it. Six are warnings: a LoRA of the merge that the model carries,
-# too, or a merge beside it; a class of models on which merging was never tested; a polish or a
-# check that could not be made; a host that may draw otherwise than was measured; and settings of a
-# recipe that did not count.
-_WarningKind = Literal["twice", "untested", "unpolished", "unchecked", "unproved", "uncounted"]
+# What a note is about: what the method chose by itself; what was left out; keys of a file that
+# belong to no module; LoRAs that their user left out, by a strength or priority of 0, and settings
+# that a preview does not need; biases and norms; scenes; what of the prompts does not count; what
+# prompts were made of; LoRAs that were given several times; sampling runs of an earlier merge; what
+# the host's model carries; a device that is too small for all of it. Six are warnings: a LoRA of
+# the merge that the model carries, too, or a merge beside it; a class of models on which merging
+# was never tested; a polish that could not be made; a host that may draw otherwise than was
+# measured; settings of a recipe that did not count; and a file of which much was not read.
+_WarningKind = Literal["twice", "untested", "unpolished", "unproved", "uncounted", "unread"]
 NoteKind = Literal[
     _WarningKind,
     "method",
     "left_out",
+    "unmatched",
     "idle",
     "vectors",
     "scenes",
@@ -50,108 +48,90 @@ class Note:
     kind: NoteKind
     text: str
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether something may be wrong with the merge."""
+        return self.kind in _WARNINGS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A LoRA as it went into a merge.
+
+    Args:
+        are_made: Whether its prompts were made of the trigger words that its file names.
+    """
+
+    name: str
+    strength_model: float
+    strength_clip: float
+    prompts: tuple[str, ...]
+    are_made: bool = False
+
+    def __str__(self) -> str:
+        strengths = f"{self.strength_model:g}"
+        if self.strength_clip != self.strength_model:
+            strengths += f" (text encoder {self.strength_clip:g})"
+        prompts = "made of its trigger words" if self.are_made else "; ".join(self.prompts)
+        return f"{self.name} at {strengths}" + (f": {prompts}" if prompts else "")
+
 
 @dataclass(frozen=True)
 class MergeReport:
-    """The whole merge.
+    """What a merge did.
 
     Args:
         layers: Layers in the order that the network reached them.
-        unmatched: Adapter name -> keys of its file that belong to no module of the model.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: Settings to repeat the merge with, as JSON values for its file.
-        fidelity: Fidelity of each task on samples that the solve did not see; empty if not
-            measured.
         max_iter: Number of solves that the iterating engine was allowed; None for all others.
-        unread: Adapter name -> share of its file's keys that are unmatched, where that is much.
-        can_check: Whether it could have been checked on unseen samples, and was not.
-        is_measured: Whether layers were measured; otherwise their figures are estimates, see
-            `rivals.unmeasured`.
-        kinds: Name of a LoRA -> "subject" or "style", where `fidelity` was measured.
-        on_transformer: Whether the diffusion model is a transformer.
+        is_measured: Whether layers were measured.
+        loras: The LoRAs that went in, as far as they are known.
+        rows: Rows that ran through the diffusion model; 0: not counted.
+        seconds: How long it took; None: not measured.
+        saved_bytes: Bytes of the merged weights; 0: not counted.
     """
 
     layers: tuple[LayerReport, ...]
-    unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     changes: tuple[float, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    fidelity: tuple[TaskFidelity, ...] = ()
     method: str = "iteris"
     max_iter: int | None = None
-    unread: Mapping[str, float] = field(default_factory=dict)
-    can_check: bool = False
     is_measured: bool = True
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    on_transformer: bool = False
+    loras: tuple[Source, ...] = ()
+    rows: int = 0
+    seconds: float | None = None
+    saved_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, with its verdict, its alarms and what they say, and a
-        digest that tells it from other reports. JSON has no NaN and no infinity: they are None.
+        """Return the report as JSON values, with its facts, its warnings, and a digest that tells
+        it from other reports. JSON has no NaN and no infinity: they are None.
         """
         made: dict[str, Any] = finite(
-            {
-                **asdict(self),
-                "verdict": asdict(self.verdict),
-                "alarms": [asdict(alarm) for alarm in self.alarms],
-                "warnings": self.warnings,
-            }
+            {**asdict(self), "facts": self.facts, "warnings": self.warnings}
         )
         text = json.dumps(made, sort_keys=True)
         return {**made, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     @property
-    def verdict(self) -> Verdict:
-        """What the merge kept of each LoRA on its own prompts, see `verdict`."""
-        asked = [layer.cut for layer in self.layers if layer.is_asked]
-        calibration = self.settings.get("calibration", {})
-        is_polished = calibration.get("polish") and all(n.kind != "unpolished" for n in self.notes)
-        measured: Effort = "polished" if is_polished else "measured"
-        return verdict_of(
-            self.fidelity,
-            self.interference(),
-            Made(
-                self.method,
-                measured if self.is_measured else "estimated",
-                cut=statistics.median(asked) if asked else 0.0,
-                has_scenes=bool(calibration.get("scene_weight")),
-                on_transformer=self.on_transformer,
-            ),
-            can_check=self.can_check,
-            unread=self.unread,
-            kinds=self.kinds,
-        )
-
-    @property
-    def alarms(self) -> tuple[Alarm, ...]:
-        """The tasks that something simpler does better than this merge by its layers' residuals,
-        see `layers`; none where it was checked on unseen samples, which say more: the verdict
-        judges those; and none where nothing was measured.
-        """
-        return () if self.fidelity or not self.is_measured else alarms_of(self.layers)
+    def facts(self) -> list[str]:
+        """What was measured, how long it took, and the size of the result, in short lines."""
+        took = "" if self.seconds is None else f" in {self.seconds:.0f} s"
+        ranks = [layer.rank for layer in self.layers]
+        rank = f"rank {min(ranks, default=0)} to {max(ranks, default=0)}"
+        size = f", {self.saved_bytes / 1e6:.1f} MB" if self.saved_bytes else ""
+        lines = [f"{len(self.layers)} layers merged, {rank}{size}"]
+        if not self.is_measured:
+            lines.insert(0, f"merged by {self.method} from the files alone{took}: nothing measured")
+        elif self.rows:
+            lines.insert(0, f"{self.rows} rows measured{took}")
+        return lines
 
     @property
     def warnings(self) -> list[str]:
-        """The alarms in sentences for the user, files that were hardly read, and notes that are
-        warnings, to be shown right after the verdict; empty for a merge without faults.
-        """
-        unread = [self._unread_line(name) for name in self.unread]
-        noted = [note.text for note in self.notes if note.kind in _WARNINGS]
-        return [*warnings_of(self.alarms), *unread, *noted]
-
-    def _unread_line(self, name: str) -> str:
-        keys = self.unmatched[name]
-        return (
-            f"{name}: {100 * self.unread[name]:.0f} % of its file was not read, since {len(keys)} "
-            f"keys belong to no module of this model, such as {keys[0]}. The merge is without that "
-            "part of it: use a LoRA made for this model, or one in the names of another trainer"
-        )
-
-    @property
-    def alerts(self) -> list[str]:
-        """What must not be overlooked, for logs: the LoRAs that are lost, and the warnings."""
-        lost = [line_of(kept) for kept in self.verdict.loras if kept.level == "lost"]
-        return [*lost, *self.warnings]
+        """The notes that are warnings."""
+        return [note.text for note in self.notes if note.is_warning]
 
     def residuals(self, *, wears: bool) -> dict[str, list[tuple[float, str]]]:
         """Return each task's (residual, layer's path), where its teacher wears something, or where
@@ -164,37 +144,11 @@ class MergeReport:
                     by_task.setdefault(entry.task, []).append((entry.residual, layer.path))
         return by_task
 
-    def interference(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """Return (task, adapter) -> the medians over layers of ``stacked`` and of the absolute
-        value of ``merged``.
-        """
-        by_pair: dict[tuple[str, str], list[Interference]] = {}
-        for layer in self.layers:
-            for entry in layer.tasks:
-                for other in entry.interference:
-                    by_pair.setdefault((entry.task, other.adapter), []).append(other)
-        return {
-            pair: (
-                statistics.median(o.stacked for o in others),
-                statistics.median(abs(o.merged) for o in others),
-            )
-            for pair, others in by_pair.items()
-        }
-
-    @property
-    def summary(self) -> list[str]:
-        """The verdict, what fails, and the size of the merge in sentences for the user."""
-        ranks = [layer.rank for layer in self.layers]
-        size = (
-            f"{len(self.layers)} layers merged, rank {min(ranks, default=0)} to "
-            f"{max(ranks, default=0)}"
-        )
-        return [*lines_of(self.verdict), *self.warnings, size]
-
     def __str__(self) -> str:
-        notes = (note.text for note in self.notes if note.kind not in _WARNINGS)
-        details = (*self._figures(), *self._unread_keys(), *self._measured(), *notes)
-        return "\n".join(map(plain, (*self.summary, *(f"  {line}" for line in details))))
+        notes = (note.text for note in self.notes if not note.is_warning)
+        details = (*map(str, self.loras), *self._figures(), *notes)
+        lines = (*self.warnings, *self.facts, *(f"  {line}" for line in details))
+        return "\n".join(map(plain, lines))
 
     def _figures(self) -> Iterator[str]:
         for wears, what in ((True, "residual"), (False, "change")):
@@ -205,21 +159,6 @@ class MergeReport:
         cuts = [layer.cut for layer in self.layers if layer.cut > 0]
         if cuts:
             yield f"cut to a lower rank: median loss {statistics.median(cuts):.3f}"
-
-    def _unread_keys(self) -> Iterator[str]:
-        for adapter, keys in self.unmatched.items():
-            if adapter not in self.unread:  # else it is among the warnings
-                shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-                yield f"{adapter}: {len(keys)} keys belong to no module of this model: {shown}"
-
-    def _measured(self) -> Iterator[str]:
-        for entry in self.fidelity:
-            error = f"{entry.output_error:.3f}"
-            if entry.strength is None:
-                yield f"{entry.task}, unseen samples: change of the output {error}"
-            else:
-                strength = f"{entry.strength:.2f}"
-                yield f"{entry.task}, unseen samples: output error {error}, strength {strength}"
         if self.changes:
             # the solve that settles the last layers may change them a lot
             solves = len(self.changes)
@@ -242,7 +181,7 @@ def finite(value: Any) -> Any:
 
 def joined(*reports: MergeReport) -> MergeReport:
     """Return one report of the parts of a model that were merged one after the other by the same
-    settings, and not checked yet.
+    settings.
     """
     changes = zip_longest(*(report.changes for report in reports), fillvalue=0.0)
     return replace(

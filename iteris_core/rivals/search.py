@@ -16,7 +16,6 @@ from ..engines.problem import Problem
 from ..errors import CalibrationError
 from ..network import in_calls
 from ..progress import nobody
-from ..report.fidelity import not_finite
 from ..rows.frames import tensors_in, within_reach
 from ..rows.wearing import answers_of, worn_delta
 from ..tasks import Sample, Task
@@ -47,7 +46,7 @@ class _Taught:
 
 class OutputError:
     """Merged adapter -> mean over the tasks, by their weights, of ``||student - teacher||^2 /
-    ||teacher - reference||^2``, as `fidelity` measures it with all samples of a task as one run.
+    ||teacher - reference||^2``, over all samples of a task.
 
     The reference is the base model, or, where the teacher wears nothing, base + all adapters
     stacked. A task whose teacher is the same as its reference has no such error, and is left out.
@@ -114,7 +113,10 @@ class OutputError:
             scale += (teacher - self._outputs(adapters, reads, base)).square().sum().item()
             chunks.append(_Taught([sample.student_reads for sample in samples], teacher, 0.0))
         if not math.isfinite(scale):
-            raise not_finite(task)
+            raise CalibrationError(
+                f"task {task.name!r}: the network's output is not finite, most likely since half "
+                "precision overflows. Run the model in bfloat16 or float32, or lower the strengths"
+            )
         return [replace(chunk, share=task.weight / scale) for chunk in chunks] if scale else []
 
     def _outputs(

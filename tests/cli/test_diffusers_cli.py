@@ -28,10 +28,8 @@ from iteris_core.diffusion.merging import merge_diffusion
 pytestmark = pytest.mark.slow
 
 QUICK = ["--sample-runs", 2, "--latents-per-run", 1, "--sampling-steps", 3]
-QUICK += ["--resolution", 64, "--cfg", 2, "--precision", "float32", "--check-runs", 0]
-CALIBRATION = Calibration(
-    trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0, held_out=0
-)
+QUICK += ["--resolution", 64, "--cfg", 2, "--precision", "float32"]
+CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0)
 
 
 def complaints(done):
@@ -202,11 +200,8 @@ def test_a_preview_needs_no_prompts(world, tmp_path):
     rows = ("<lora:{}/one.safetensors>", TWO)
     done = iteris(world, "--output", tmp_path / "a.safetensors", "--preset", "Preview", rows=rows)
     assert (done.exit_code, complaints(done)) == (0, [])
-    more = ("--preset", "Preview", "--check-runs", 1)
-    done = iteris(world, "--output", tmp_path / "b.safetensors", *more, rows=rows)
-    assert "one.safetensors has no prompts, and" in done.stderr
-    assert done.stderr.endswith("Or set --check-runs to 0: only the check draws the LoRAs\n")
     done = iteris(world, "--output", tmp_path / "b.safetensors", rows=rows)
+    assert "one.safetensors has no prompts, and" in done.stderr
     assert done.stderr.endswith("Or choose the preset Preview, which measures nothing\n")
 
 
@@ -274,7 +269,7 @@ def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
     def merge(*_):
         raise AssertionError("merged")
 
-    monkeypatch.setattr("iteris_core.cli.merge_diffusion.merge_and_check", merge)
+    monkeypatch.setattr("iteris_core.cli.merge_diffusion.merge_loras", merge)
     host = tiny_diffusers.model()
     adapter = tiny_diffusers.adapter(host, 3, wanted=("to_q",))
     biased = replace(adapter, vectors={"unet.conv_in.bias": torch.ones(8)})
@@ -307,7 +302,7 @@ def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
 def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch):
     """As a GPU is. On a host all samples wait where they are, and nothing is shared out."""
     asked, used = [], []
-    merge = command.merge_and_check
+    merge = command.merge_loras
 
     def free(device):
         asked.append(device.type)
@@ -318,7 +313,7 @@ def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch)
         return merge(job, *more)
 
     monkeypatch.setattr(command, "free_bytes", free)
-    monkeypatch.setattr(command, "merge_and_check", merged)
+    monkeypatch.setattr(command, "merge_loras", merged)
     done = iteris(world, "--output", tmp_path / "a.safetensors", "--samples-per-chunk", 4)
     assert (done.exit_code, complaints(done), asked) == (0, [], ["cpu"])
     [config] = used

@@ -18,7 +18,6 @@ from iteris_core.diffusion.choices import (
     path_to,
     staggered,
 )
-from iteris_core.diffusion.held_out import make_check_plans
 from iteris_core.diffusion.sampling import noise
 from iteris_core.files.families import FAMILIES
 
@@ -63,22 +62,11 @@ def test_empty_prompts_are_refused():
 
 
 def test_the_preserve_task_reads_a_caption_a_run_and_skips_none():
-    every = Calibration(trajectories=30, held_out=0)
+    every = Calibration(trajectories=30)
     assert set(base_captions(every)) == set(PRESERVE_CAPTIONS)
     two = Calibration(trajectories=5, preserve_captions=("one", "two"))
     assert base_captions(two) == ["one", "two", "one", "two", "one"]
     assert base_captions(Calibration(preserve_weight=0.0)) == []
-
-
-def test_the_last_ordinary_captions_are_left_to_the_check_but_never_many():
-    many = Calibration(trajectories=100)
-    assert set(base_captions(many)) == {*PRESERVE_CAPTIONS[:-4]}, "also with a smaller check"
-    larger = Calibration(trajectories=100, held_out=6)
-    assert set(base_captions(larger)) == {*PRESERVE_CAPTIONS[:-6]}
-    few = Calibration(preserve_captions=("one", "two", "three", "four"), held_out=4)
-    assert set(base_captions(few)) == {"one", "two", "three"}
-    *_, base = make_check_plans([use("a", ["x"])], few)
-    assert base.captions == ("four",) * 4, "the check reads none that the merge has read"
 
 
 schedules = st.integers(1, 40).flatmap(

@@ -142,7 +142,7 @@ def test_the_largest_layer_knows_what_its_solve_takes(
     assert 0.6 * room.solve < seen[0] < 1.15 * room.solve
 
 
-CALIBRATION = Calibration(trajectories=4, resolution=64, held_out=0)
+CALIBRATION = Calibration(trajectories=4, resolution=64)
 CONFIG = MergeConfig(samples_per_chunk=4)
 
 

@@ -12,7 +12,7 @@ from iteris_core import Adapter, LowRankDelta, MergeConfig, Sample, merge
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
-from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.polish import polish
 from iteris_core.layers import weight_shape
 
@@ -77,7 +77,7 @@ def test_a_polish_there_is_the_polish_here():
 
 
 @pytest.mark.slow
-def test_stable_diffusion_is_sampled_merged_polished_and_checked_there():
+def test_stable_diffusion_is_sampled_merged_and_polished_there():
     expected = merged(tiny_diffusers.model())
     host = tiny_diffusers.model()
     with far.device():
@@ -87,20 +87,16 @@ def test_stable_diffusion_is_sampled_merged_polished_and_checked_there():
     for path, delta in expected.adapter.deltas.items():
         off = (found.adapter.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
         assert off <= 0.01, path
-    for ours, theirs in zip(found.report.fidelity, expected.report.fidelity, strict=True):
-        assert ours.output_error == pytest.approx(theirs.output_error, rel=0.05)
 
 
 def merged(host):
-    calibration = Calibration(
-        trajectories=2, sampling_steps=2, resolution=64, cfg=2.0, held_out=1, polish=2
-    )
+    calibration = Calibration(trajectories=2, sampling_steps=2, resolution=64, cfg=2.0, polish=2)
     loras = [
         LoadedLora.of(adapter_of(host, name, seed), (f"a {name}",))
         for seed, name in enumerate(("cat", "bat"))
     ]
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=4))
-    return merge_and_check(Job.of(host, loras, calibration, settings))
+    return merge_loras(Job.of(host, loras, calibration, settings))
 
 
 def adapter_of(host, name, seed):

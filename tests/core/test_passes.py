@@ -8,10 +8,10 @@ from fake_host import FakeHost, as_used
 from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.merging import merge_loras
 
 DEFAULTS = Calibration(resolution=64)
-SMALL = replace(DEFAULTS, trajectories=5, held_out=2)
+SMALL = replace(DEFAULTS, trajectories=5)
 _FORMS = {"scene_forms": ("{first} and {second}", "{first} {style}"), "scene_prefix_share": 0.0}
 SCENES = replace(SMALL, companions=("chair", "big dog"), scene_weight=0.3, **_FORMS)
 SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=8))
@@ -32,7 +32,7 @@ def loras_of(host, count, *parts, kinds=("subject",) * 3):
         (2, DEFAULTS, SETTINGS, {}),
         (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS, {}),
         (2, replace(SMALL, cfg=1.0), SETTINGS, {}),
-        (2, replace(SMALL, preserve_weight=0.0, held_out=0), SETTINGS, {}),
+        (2, replace(SMALL, preserve_weight=0.0), SETTINGS, {}),
         (2, SMALL, replace(SETTINGS, config=replace(SETTINGS.config, size=200)), {}),
         (3, SCENES, SETTINGS, {}),
         (2, replace(SCENES, scene_pictures=False), SETTINGS, {}),
@@ -49,11 +49,11 @@ def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, sett
     def listen(stage, done, total):
         seen[stage.name] = sum(map(len, host.unet_batches))
 
-    merge_and_check(planned, listen)
-    measured, checked = seen["Sampling"], sum(map(len, host.unet_batches))
+    merge_loras(planned, listen)
+    measured, whole = seen["Sampling"], sum(map(len, host.unet_batches))
     assert measured == cost.sampling
-    assert checked - measured == cost.sweep + cost.check
-    assert cost.rows == checked
+    assert whole - measured == cost.sweep
+    assert cost.rows == whole
     assert seen["Diffusion model"] - measured == cost.sweep
 
 

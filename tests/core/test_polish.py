@@ -25,7 +25,6 @@ from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import _Whitening, polish
-from iteris_core.report.fidelity import fidelity
 from iteris_core.tasks import Sample, Task
 
 WIDTH = 6
@@ -81,8 +80,11 @@ def case_of(net):
 
 
 def error(net, adapters, tasks, merged):
-    found = fidelity(net.network(), adapters, toy.compared(tasks), merged, row_key=id)
-    return sum(entry.output_error for entry in found) / len(found)
+    errors = []
+    for found in toy.output_errors(net.network(), adapters, tasks, merged):
+        missing, effect = found.unbind(1)
+        errors.append((missing / effect).sqrt().mean().item())
+    return sum(errors) / len(errors)
 
 
 def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
@@ -418,7 +420,7 @@ def test_layers_that_no_gradient_reaches_are_named(net):
 def test_a_merge_stays_where_it_cannot_be_polished(monkeypatch, error, calls, said):
     host = FakeHost()
     loras = [host.lora("a"), host.lora("b")]
-    calibration = Calibration(trajectories=3, sampling_steps=2, resolution=64, held_out=0)
+    calibration = Calibration(trajectories=3, sampling_steps=2, resolution=64)
     settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
     expected = merge_diffusion(Job.of(host, loras, calibration, settings))
     full = Mock(side_effect=error)
@@ -474,9 +476,7 @@ def test_a_model_or_an_operation_without_a_gradient_is_told(net, answer, said):
 def test_a_merge_is_polished_and_says_so():
     host = FakeHost()
     loras = [host.lora(name, prompts=(f"<{name}> cat",)) for name in "ab"]
-    calibration = Calibration(
-        trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0, held_out=0
-    )
+    calibration = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0)
     settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
     plain = Job.of(host, loras, calibration, settings)
     job = Job.of(host, loras, replace(calibration, polish=3), settings)

@@ -25,7 +25,6 @@ from iteris_core import (
 from iteris_core.config import DATA_FREE, Engine, Method
 from iteris_core.engines.problem import Problem
 from iteris_core.merging import ENGINES
-from iteris_core.report.fidelity import fidelity
 from iteris_core.report.records import Note
 from iteris_core.rivals.data_free import dropped_and_rescaled, tsv_m
 from iteris_core.rivals.layer import Layer
@@ -195,25 +194,10 @@ def test_np_lora(net, mu):
 
 @pytest.mark.parametrize("method", DATA_FREE)
 def test_files_alone_merge_as_they_do_in_a_model(net, method):
-    """But for float32; and each figure is that of inputs alike in all directions that a LoRA reads."""
-    _, adapters, _ = net
+    """But for float32."""
     found = merged(net, method, measured=False)
     assert toy.largest_error(toy.dense(found.adapter), dense(net, method)) < 1e-5
     assert not found.report.is_measured and found.report.warnings == []
-    layer = found.report.layers[0]
-    weights = {a.name: a.deltas[layer.path].dense() for a in adapters if layer.path in a.deltas}
-    answer = found.adapter.deltas[layer.path].dense()
-    for entry in layer.tasks:
-        own = weights[entry.task]
-        reads = torch.linalg.pinv(own) @ own
-        error = (answer - own) @ reads
-        assert entry.residual == pytest.approx((error.norm() / own.norm()).item(), rel=1e-4)
-        for other in entry.interference:
-            added = weights[other.adapter] @ reads
-            size = added.norm() / own.norm()
-            left = (error * added).sum() / added.square().sum()
-            assert other.stacked == pytest.approx(size.item(), rel=1e-4)
-            assert other.merged == pytest.approx((size * left).item(), rel=1e-3, abs=1e-5)
 
 
 def test_what_needs_a_model_is_refused_where_files_alone_are_merged():
@@ -455,17 +439,17 @@ def error_of(model, adapters, tasks, chunk=8, **options):
 
 
 def output_error(net, adapter):
-    """Return the mean of `fidelity`'s squared errors, with all samples of a task as one run."""
+    """Return the mean over tasks of the squared error, relative to what the teacher does."""
     model, adapters, tasks = net
-    as_one = toy.compared(tasks, as_one=True)
-    found = fidelity(model.network(), adapters, as_one, adapter, row_key=id)
+    found = toy.output_errors(model.network(), adapters, tasks, adapter)
     squares = [
-        task.weight * entry.output_error**2 for task, entry in zip(tasks, found, strict=True)
+        task.weight * (errors[:, 0].sum() / errors[:, 1].sum()).item()
+        for task, errors in zip(tasks, found, strict=True)
     ]
     return sum(squares) / sum(task.weight for task in tasks)
 
 
-def test_the_error_that_is_searched_is_fidelitys(net):
+def test_the_error_that_is_searched_is_that_of_the_outputs(net):
     model, adapters, tasks = net
     idle = Adapter("idle", {path: delta.scaled(0.0) for path, delta in adapters[0].deltas.items()})
     more = [

@@ -18,7 +18,7 @@ from demo.client import WorkflowFailed, WorkflowRejected
 @pytest.fixture(scope="module")
 def scene(host):
     """A merge for scenes: reported with pictures, saved with a cover, and passed on as a stack."""
-    small = {"latents_per_run": 1, "negative_share": 0.0, "check_runs": 1}
+    small = {"latents_per_run": 1, "negative_share": 0.0}
     nodes = host.merge("middle_1.safetensors", "middle_2.safetensors", **small)
     inputs = {"loras": ["3", 0], "subjects": "middle_1: a demo1", "styles": "", "priority": 0.1}
     inputs |= {"pictures": False, "forms": "{first} and {second}", "companions": ""}
@@ -61,31 +61,14 @@ def test_a_trained_lora_is_merged_on_the_captions_it_was_trained_on(host, scene)
     ]
 
 
-def test_the_merge_is_checked_on_what_it_has_not_seen(scene):
-    report = scene[1]["5"]["iteris_report"][0]
-    assert [entry["task"] for entry in report["fidelity"]] == [
-        "middle_1",
-        "middle_2",
-        "middle_1 beside another LoRA",
-        "middle_2 beside another LoRA",
-        "base model",
-    ]
-
-
 def test_the_report_is_shown_as_pictures_and_text(host, scene):
     shown = scene[1]["7"]
     (picture,) = shown["iteris_pictures"]
     with Image.open(host.base / "temp" / picture["filename"]) as drawn:
-        assert drawn.size == (960, 2 * 600), "against stacking, and the leak below it"
-    # first the verdict, then what fails, of random LoRAs of a random model
+        assert drawn.size[0] == 960
     lines = shown["text"][0].splitlines()
     report = shown["iteris_report"][0]
-    kept = [lora["lora"] for lora in report["verdict"]["loras"]]
-    assert kept == ["middle_1", "middle_2"]
-    assert all(line.startswith(f"{name}: ") for name, line in zip(kept, lines, strict=False))
-    assert all(", kept " in line for line in lines[: len(kept)])
-    (layers,) = (i for i, line in enumerate(lines) if line.startswith("2 layers merged"))
-    assert lines[layers - len(report["warnings"]) :] == [*report["warnings"], lines[-1]]
+    assert lines == [*report["warnings"], *report["facts"]]
     assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
 
 

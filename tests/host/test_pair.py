@@ -31,7 +31,6 @@ def models(high="wan2.2_t2v_high_noise.safetensors", low="wan2.2_t2v_low_noise.s
 
 def merge(rows, **models_of):
     settings = {**SMALL, "sample_runs": 2, "frames": 5, "cfg": 1.0, "protect_base": 0.0}
-    settings["check_runs"] = 1
     inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": rows, "settings": ["4", 0]}
     merged = node("IterISMergeVideo", **inputs, model_low_noise=["2", 0])
     return {**models(**models_of), "4": node("IterISSettings", **settings), "5": merged}

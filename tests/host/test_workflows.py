@@ -16,7 +16,7 @@ from demo.client import WorkflowFailed
 PICTURES = {"SaveImage": "images", "IterISCompare": "iteris_pictures"}  # in what a node tells
 FOLDER = Path(__file__).parents[2] / "workflows" / "api"
 CHAIN = json.loads((FOLDER.parents[1] / "tests" / "data" / "chain.json").read_text())
-FEW_SAMPLES = {"sample_runs": 1, "check_runs": 0, "sampling_steps": 2, "resolution": 64}
+FEW_SAMPLES = {"sample_runs": 1, "sampling_steps": 2, "resolution": 64}
 FEW_SAMPLES |= {"negative_share": 0.0}
 MERGED = "iteris_merged.safetensors"
 # no file of such a model is small

@@ -35,7 +35,6 @@ SETTINGS = {
     "sampling_steps": ("--sampling-steps", 3),
     "resolution": ("--resolution", 64),
     "cfg": ("--cfg", 2.0),
-    "check_runs": ("--check-runs", 1),
     "seed": ("--seed", 5),
     "smoothing": ("--smoothing", 1e-3),
     "quality_kept": ("--quality-kept", 0.9),
@@ -144,7 +143,6 @@ def node(world, replace_host, monkeypatch, widgets):
         *_, merged, report, _ = Merge.execute(
             model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
         ).args
-        assert merged.report is report  # Compare tells its verdict
         keys = model.keys
         metadata = metadata_of_merge("merged", merged.loras, merged.recipe)
         tensors, said = kohya.file_of(merged.adapter, keys, metadata)
@@ -183,7 +181,7 @@ def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_pat
     assert set(tensors) == set(same_tensors)
     assert all(torch.equal(tensors[key], same_tensors[key]) for key in tensors)
     assert without_place(json.loads(json.dumps(recipe))) == without_place(same_recipe)
-    for part in ("layers", "fidelity", "notes", "unmatched", "changes", "method", "max_iter"):
+    for part in ("layers", "notes", "loras", "rows", "changes", "method", "max_iter"):
         assert json.loads(json.dumps(report[part])) == same_report[part], part
     # another second, compared above, and what writing adds
     for one in (said, same_said):

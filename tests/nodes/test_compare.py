@@ -16,7 +16,6 @@ from iteris_core import (
     ConfigError,
     IterisError,
     LowRankDelta,
-    MergeReport,
 )
 from iteris_core.files.families import FAMILIES
 
@@ -227,41 +226,13 @@ def test_a_merge_tells_whether_its_loras_were_measured_together(merged, recipe, 
     assert dataclasses.replace(merged, recipe=recipe).is_together == is_together
 
 
-def test_the_rows_that_a_verdict_sends_the_user_to_are_told(merged):
-    """A subject in a style is not judged; and a LoRA that is lost has a row of its own."""
-    uses = [DOG, INK]
-    rows, _ = compare_rows.rows_of("", uses)
-
-    def told(unjudged, *advised):
-        found = [
-            types.SimpleNamespace(lora=use.name, advice=use in advised or None) for use in uses
-        ]
-        verdict = types.SimpleNamespace(loras=found, unjudged=unjudged or None)
-        loras = [types.SimpleNamespace(use=use) for use in uses]
-        of_rows = dataclasses.replace(
-            merged, loras=loras, report=types.SimpleNamespace(verdict=verdict)
-        )
-        return [
-            [name for name, is_so in compare.told_of(row, of_rows).items() if is_so] for row in rows
-        ]
-
-    assert told(True) == [["unjudged"], [], []]
-    assert told(False, INK) == [[], [], ["advised"]]
-    assert told(True, DOG) == [["unjudged"], ["advised"], []]
-    assert compare.told_of(rows[0], merged) == {
-        "together": False,
-        "unjudged": False,
-        "advised": False,
-    }
-
-
 @pytest.fixture
 def merged(keys):
     delta = LowRankDelta(torch.ones(6, 1), torch.ones(1, 4))
     return MergedLora(Adapter("merged", {"diffusion_model.mid.q": delta}), fake_base(keys), "{}")
 
 
-def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(merged, replace_host):
+def test_a_comparison_says_by_what_it_was_drawn(replace_host):
     names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
     replace_host(
         find_model=lambda name: name if "ckpt" in name else None,
@@ -276,15 +247,6 @@ def test_a_comparison_says_by_what_it_was_drawn_and_what_the_check_has_found(mer
         == "SDXL + 5 LoRAs"
     )
     assert compare.base_name(loras, "SDXL", 0) == "SDXL", "taken off again"
-    assert compare.verdict_in_words(merged) == [], "a merge without a check"
-    words = {"people/dog": "likely good", "cat": "lost"}
-    found = [types.SimpleNamespace(lora=lora, words=said) for lora, said in words.items()]
-
-    class Report(MergeReport):
-        verdict = types.SimpleNamespace(loras=found)
-
-    checked = dataclasses.replace(merged, report=Report(()))
-    assert compare.verdict_in_words(checked) == [("dog", "likely good"), ("cat", "lost")]
 
 
 @pytest.mark.parametrize(

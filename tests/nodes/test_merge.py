@@ -37,7 +37,7 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
     (given,) = Settings.execute(**widgets(Settings)).args
     asked = Asked("Preview", True, Size(way="rank", value=8.0), given)
     calibration, how = asked.settings([], None)
-    assert (calibration.held_out, calibration.scene_weight) == (0, 0.0)
+    assert calibration.scene_weight == 0.0
     assert (how.config.method, how.config.measured, how.config.rank) == ("np_lora", False, "sum")
     [note] = how.notes
     assert note.text == "together and size did not count, since a preview measures nothing"
@@ -61,17 +61,16 @@ def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
 
     unmeasured = MergeConfig(method="np_lora", measured=False)
     assert told("Fast") == ". Or choose the preset Preview, which measures nothing"
-    for config in (MergeConfig(), unmeasured):
-        assert told("Preview", Recipe((), Calibration(held_out=1), config, {})) == ""
+    assert told("Preview", Recipe((), Calibration(), MergeConfig(), {})) == ""
     bare = [lora.use for lora in chosen]
-    for given in (None, Recipe((), Calibration(held_out=0), unmeasured, {})):
+    for given in (None, Recipe((), Calibration(), unmeasured, {})):
         Asked("Preview", False, Size(), given).check_prompts(bare)
 
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32})
     calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings([], None)
-    assert (calibration.trajectories, calibration.held_out) == (3, 2)
+    assert calibration.trajectories == 3
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
     _, how = Asked("Fast", False, Size(way="rank", value=8.0)).settings([], None)

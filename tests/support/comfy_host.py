@@ -18,7 +18,6 @@ SMALL = {
     "latents_per_run": 2,
     "sampling_steps": 2,
     "resolution": 64,
-    "check_runs": 0,
     "reproduce": "what the LoRA adds",  # the quicker one; workflows run the default
 }
 

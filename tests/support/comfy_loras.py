@@ -36,7 +36,6 @@ SMALL = Calibration(
     resolution=128,
     cfg=3.0,
     preserve_captions=("a street", "a tree", "a red chair in a garden"),
-    held_out=1,
 )
 EXACT = MergeConfig(
     output_dtype=torch.float32,

@@ -20,7 +20,8 @@ from iteris_core import (
 from iteris_core.algebra import reference
 from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
-from iteris_core.report.fidelity import Compared
+from iteris_core.progress import nobody
+from iteris_core.rows.outputs import Rows, outputs_of
 
 TOKENS = 4
 CONTEXT_TOKENS = 3
@@ -170,17 +171,40 @@ def build(name: str, seed: int = 0) -> Toy:
     )
 
 
-def compared(tasks: Sequence[Task], *, as_one: bool = False) -> list[Compared]:
-    """Compare whole outputs, with the base model on the teachers' inputs; each sample is a run of
-    its own, unless all of a task's are one.
+def output_errors(
+    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], merged: Adapter
+) -> list[Tensor]:
+    """Return of each task the squares of ``student - teacher`` and of ``teacher - reference`` at the
+    network's output, (samples, 2). The reference is the base model; where the teacher wears
+    nothing, all adapters stacked.
     """
-    return [
-        Compared(
-            task,
-            [sample.teacher for sample in task.samples],
-            [len(task.samples)] if as_one else [1] * len(task.samples),
-        )
+    rows = Rows(id)
+    worn = [*adapters, merged]
+    numbers = [
+        [
+            (
+                rows.add(sample.teacher, task.mix),
+                rows.add(sample.student_reads, {len(adapters): 1.0}),
+                rows.add(
+                    sample.teacher, {} if task.mix else dict.fromkeys(range(len(adapters)), 1.0)
+                ),
+            )
+            for sample in task.samples
+        ]
         for task in tasks
+    ]
+    outputs = [output.double() for output in outputs_of(network, worn, rows, 16, nobody)]
+    return [
+        torch.tensor(
+            [
+                [
+                    (outputs[student] - outputs[teacher]).square().sum(),
+                    (outputs[teacher] - outputs[reference]).square().sum(),
+                ]
+                for teacher, student, reference in of_task
+            ]
+        )
+        for of_task in numbers
     ]
 
 

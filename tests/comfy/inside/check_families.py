@@ -39,7 +39,7 @@ from iteris_core import Adapter, MergeConfig
 from iteris_core.adapters import target_layers
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import merge_and_check, merge_diffusion
+from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
 from iteris_core.engines import sweep
@@ -91,7 +91,7 @@ def second(host):
 
 @pytest.fixture(scope="module")
 def merged(host, base, first, second):
-    return merge_and_check(Job.of(host, [first, second], SMALL, NEAR))
+    return merge_loras(Job.of(host, [first, second], SMALL, NEAR))
 
 
 def test_every_layer_is_read_in_every_spelling_and_measured_once(host, files, first):
@@ -256,13 +256,9 @@ def test_one_lora_merges_to_itself(host, first):
         assert largest_difference(found.adapter, first.adapter) < TO_ITSELF
 
 
-def test_two_loras_are_merged_and_checked(first, second, merged):
+def test_two_loras_are_merged(first, second, merged):
     layers = target_layers([first.adapter, second.adapter])
     assert set(merged.adapter.deltas) == set(layers)
-    kinds = [entry.kind for entry in merged.report.fidelity]
-    assert kinds == ["own", "own", "together", "together", "base"]
-    # how far what is kept is from all; what a random model draws says no more
-    assert all(0 < entry.output_error < 10 for entry in merged.report.fidelity[:2])
 
 
 def test_the_saved_file_does_through_the_hosts_loader_what_the_merged_rows_do(host, base, merged):
@@ -337,7 +333,7 @@ def test_two_subjects_are_polished_in_inference_mode_and_nothing_is_left(host, f
         as_used(lora, trigger=f"a {word} thing", kind="subject")
         for lora, word in ((first, "sks"), (second, "zwx"))
     ]
-    less = {"trajectories": 1, "timesteps": 1, "held_out": 0, "scene_weight": 0.3}
+    less = {"trajectories": 1, "timesteps": 1, "scene_weight": 0.3}
     polished, plain = (
         merge_diffusion(
             Job.of(host, named, Calibration(**{**vars(SMALL), **less, "polish": steps}), NEAR)

@@ -27,7 +27,6 @@ from torch import nn
 from iteris_core import IterisError, MergeConfig
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.held_out import HeldOutCheck
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.sampling import Sampler
 
@@ -39,7 +38,6 @@ SMALL = Calibration(
     resolution=64,
     cfg=2.0,
     preserve_captions=("a street",),
-    held_out=1,
 )
 SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=4))
 # Part of a merge -> the function that does it.
@@ -48,13 +46,12 @@ PARTS = {
     "text encoder": (merging, "merge_text_encoder"),
     "diffusion model": (merging, "merge_denoiser"),
     "sampling": (Sampler, "sample"),
-    "check": (HeldOutCheck, "measure"),
     "proof of the merge": (merging, "prove_merged"),
 }
 
 
 # What follows a merge, which stays where memory runs out there.
-AFTER = ("check", "proof of the merge")
+AFTER = ("proof of the merge",)
 
 
 class Broken(Exception):
@@ -163,7 +160,7 @@ class Merge:
         with moments.watched():
             host = self.host()
             job = Job.of(host, self.loras(host), SMALL, SETTINGS)
-            merged = merging.merge_and_check(job, lambda *_: moments.reached()).adapter
+            merged = merging.merge_loras(job, lambda *_: moments.reached()).adapter
         return {
             f"{path}.{name}": getattr(delta, name)
             for path, delta in merged.deltas.items()

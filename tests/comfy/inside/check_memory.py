@@ -14,7 +14,7 @@ from comfy_loras import CAPTION, EXACT, SMALL, largest_difference, loaded, lora_
 
 from iteris_core import IterisError
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.merging import merge_loras
 
 memory = torch_npu.memory
 PLENTY = 1 << 40
@@ -22,7 +22,7 @@ PLENTY = 1 << 40
 
 def merged(host, loras, samples):
     settings = MergeSettings(replace(EXACT, samples_per_chunk=samples))
-    return merge_and_check(Job.of(host, loras, replace(SMALL, resolution=256), settings))
+    return merge_loras(Job.of(host, loras, replace(SMALL, resolution=256), settings))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What other nodes put on MODEL and CLIP is measured as ComfyUI's sampler runs it, or named."""
 
-import math
 import re
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from iteris_core import CalibrationError, MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.merging import merge_and_check
+from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.network import in_calls
 
@@ -210,9 +209,9 @@ def test_a_polish_reaches_layers_behind_an_attention_that_only_draws():
         loaded(drawing, name, lora_of(drawing, seed, "kohya"), f"a {name}")
         for seed, name in enumerate(("dog", "cat"))
     ]
-    few = replace(SMALL, trajectories=1, timesteps=1, sampling_steps=2, held_out=0)
+    few = replace(SMALL, trajectories=1, timesteps=1, sampling_steps=2)
     before, polished = (
-        merge_and_check(
+        merge_loras(
             Job.of(drawing, loras, replace(few, polish=steps), MergeSettings(MergeConfig()))
         ).adapter.deltas
         for steps in (0, 1)
@@ -288,11 +287,7 @@ def test_learned_tokens_are_read_as_the_host_reads_them_and_unknown_ones_are_not
     said = "left out of the negative prompt: embedding:NotThere; there is no such"
     assert note.text.startswith(said)
     config = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2)
-    fidelity = merge_and_check(
-        Job.of(host, loras, calibration, MergeSettings(config))
-    ).report.fidelity
-    assert "together" in [entry.kind for entry in fidelity]
-    assert all(math.isfinite(entry.output_error) for entry in fidelity)
+    merge_loras(Job.of(host, loras, calibration, MergeSettings(config)))
     naming = {caption: count for caption, count in read.items() if "embedding:sks" in caption}
     assert set(naming.values()) == {2} and len(naming) > 3
     assert any("cat" in caption for caption in naming)  # in a scene, beside the other LoRA
