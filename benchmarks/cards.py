@@ -1,7 +1,7 @@
 """What a merge of two LoRAs would cost on cards that nothing here has run on: `python -m
 benchmarks.cards` reckons, and writes results/cards.json.
 
-Rows, samples, layers and their tokens are counted with the product's own plans and choices, on
+Rows, samples, layers and their tokens are counted with the product's own records, on
 models of the real shapes on torch's meta device. Rates are those of data sheets, times the share
 that programs usually reach. All parts are added up, though a device hides some behind others. Text
 encoders, which are small, and the decoding of pictures are left out.
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iteris_core import MergeConfig, Network, Sample, Task
 from iteris_core.algebra.products import _BLOCK_ON_GPU, TOKENS_PER_PRODUCT
 from iteris_core.diffusion.cost import Cost, cost_of
+from iteris_core.diffusion.samples import tasks_of
 from iteris_core.diffusion.waiting import PCIE
 from iteris_core.engines.counted_tokens import tokens_read
 from iteris_core.engines.layer_sums import can_derive
@@ -30,7 +31,7 @@ from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.layers import token_count
 from iteris_core.rows.wearing import layer_hooks
 
-from .memory import CASES, HALF, Case, Counted, count, plans_of
+from .memory import CASES, HALF, Case, Counted, count, samples_of
 from .results import RESULTS, Table, command_of, write
 from .starts import starts_of
 
@@ -113,8 +114,8 @@ class Reckoned:
 
 def reckoned(case: Case) -> Reckoned:
     """Count a merge on torch's meta device."""
-    plans, calibration = plans_of(case.family, case.resolution, LORAS)
-    cost = cost_of(plans, guided=calibration.is_guided, changes_denoiser=True)
+    samples, calibration = samples_of(case.family, case.resolution, LORAS)
+    cost = cost_of(samples, guided=calibration.is_guided, changes_denoiser=True)
     memory = count(case)
     model = case.make(case.resolution)
     modules = dict(model.module.named_modules())
@@ -131,7 +132,10 @@ def reckoned(case: Case) -> Reckoned:
     problem = Problem(
         Network(modules, lambda rows: None),
         [],
-        [Task(plan.name, [Sample(None)] * plan.sample_count(), {}) for plan in plans],
+        [
+            Task(name, [Sample(None)] * len(of_task), {})
+            for name, of_task in tasks_of(samples).items()
+        ],
         MergeConfig(),
     )
     return Reckoned(case, memory, cost, counter.get_total_flops(), _layers(problem, seen))

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.plans import TaskPlan, make_plans
+from iteris_core.diffusion.samples import SampleSpec, make_samples
 from iteris_core.diffusion.waiting import PCIE, Waiting
 from iteris_core.engines.footprint import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
@@ -44,8 +44,8 @@ HALF = 2  # bytes
 WAN_FRAMES = 3  # in latents, of the 9 that a merge measures
 
 
-def plans_of(family: str, resolution: int, loras: int) -> tuple[list[TaskPlan], Calibration]:
-    """Return the plans of a merge, and their calibration."""
+def samples_of(family: str, resolution: int, loras: int) -> tuple[list[SampleSpec], Calibration]:
+    """Return the samples of a merge, and their calibration."""
     calibration = Calibration(resolution=resolution).for_family(FAMILIES[family])
     uses = [
         LoraUse(
@@ -58,8 +58,7 @@ def plans_of(family: str, resolution: int, loras: int) -> tuple[list[TaskPlan], 
         )
         for k in range(loras)
     ]
-    plans = make_plans(uses, calibration, lambda text, words: [])
-    return plans, calibration
+    return make_samples(uses, calibration, None), calibration
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,11 @@ class Case:
         return area * HALF * 0.01 * self.factor * 2**20
 
     def samples(self, loras: int) -> int:
-        plans, _ = plans_of(self.family, self.resolution, loras)
-        return sum(plan.sample_count() for plan in plans)
+        return len(samples_of(self.family, self.resolution, loras)[0])
 
     def tasks(self, loras: int) -> int:
-        return len(plans_of(self.family, self.resolution, loras)[0])
+        samples, _ = samples_of(self.family, self.resolution, loras)
+        return len({sample.task for sample in samples})
 
 
 @dataclass(frozen=True)

@@ -201,11 +201,6 @@ def _styles() -> list[Recipe]:
     return [
         BALANCED,
         Recipe("single LoRAs", adapter="regions"),
-        BALANCED_TOGETHER,
-        Recipe("scenes at 0.1", {}, {"scene_weight": 0.1}),
-        Recipe("scenes at 1", {}, {"scene_weight": 1.0}),
-        Recipe("scenes at 0.3, no unit gain", {"unit_gain": 1.0}, TOGETHER),
-        Recipe("scenes at 0.3, nothing cut", {"rank": "full"}, TOGETHER),
         Recipe("np_lora", {"method": "np_lora"}),
         Recipe("mix_of_show", {"method": "mix_of_show"}),
         STACKED,
@@ -262,11 +257,18 @@ COMPARISONS = {
 }
 
 
+# a subject in a style is no scene
+MAIN_OF_STYLES = tuple(recipe for recipe in MAIN if "scene_weight" not in recipe.calibration)
+
+
 def main_comparisons(world: World, lora_set: str) -> dict[str, Comparison]:
     """Return title -> bounds, rivals and IterIS over all merges of a kind."""
     return {
         f"{kind}, {lora_set} LoRAs": Comparison(
-            MAIN, {kind: len(groups)}, lora_set, STYLED_COLUMNS if kind == "styles" else COLUMNS
+            MAIN_OF_STYLES if kind == "styles" else MAIN,
+            {kind: len(groups)},
+            lora_set,
+            STYLED_COLUMNS if kind == "styles" else COLUMNS,
         )
         for kind, groups in world.groups.items()
     }

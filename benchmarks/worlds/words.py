@@ -307,7 +307,7 @@ CALIBRATION = {
             for prefix in ("", "a photo of ")
             for between in ("and", "next to", "with")
         ),
-        *("{first} {style}", "a photo of {first} {style}", "{first} and {second} {style}"),
+        "{first} and {second} {style}",
     ),
     "preserve_captions": (
         "a red moon",

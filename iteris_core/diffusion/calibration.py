@@ -16,9 +16,10 @@ from .captions import (
     PRESERVE_CAPTIONS,
     SCENE_FORMS,
     SCENE_PREFIXES,
+    STYLE_PLACE,
     check_placeholders,
     check_scene_form,
-    needs_style,
+    placeholders,
 )
 from .lora_use import Weight
 
@@ -152,8 +153,7 @@ class Calibration:
             description="Prompts of other things, whose pictures should stay as they were.",
         ),
     ] = PRESERVE_CAPTIONS
-    # A weight above 0 needs ``MergeConfig.target="full_output"``. A subject in a style counts ten
-    # times as much.
+    # A weight above 0 needs ``MergeConfig.target="full_output"``.
     scene_weight: Annotated[
         Weight,
         Field(
@@ -165,8 +165,8 @@ class Calibration:
         Texts,
         Field(
             title="forms",
-            description="Captions where several LoRAs meet, with {first} and {second}, or "
-            "{first} and {style}.",
+            description="Captions where several LoRAs meet, with {first} and {second}, "
+            "{third} and {style}.",
         ),
     ] = SCENE_FORMS
     # Teachers read these words, too, so the merge holds in captions of other forms.
@@ -289,7 +289,7 @@ class Calibration:
             )
         for form in self.scene_forms:
             check_scene_form(form)
-        has_style = any(map(needs_style, self.scene_forms))
+        has_style = any(STYLE_PLACE in placeholders(form) for form in self.scene_forms)
         if self.scene_weight and has_style and not self.ordinary_styles:
             raise ConfigError(
                 "scene forms of several subjects in a {style} need ordinary_styles; give some, or "

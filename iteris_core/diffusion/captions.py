@@ -84,8 +84,6 @@ _MEETINGS = (
     "{first} beside {second} with {third}",
     "{first} together with {second} and {third}",
     "{first} on the left, {second} in the middle, {third} on the right",
-    "{first}, {style}",
-    "{first} {style}",
     "{first} and {second}, {style}",
     "{first} next to {second}, {style}",
     "{first} with {second} {style}",
@@ -173,8 +171,8 @@ def check_placeholders(form: str, expected: set[str]) -> None:
 
 
 def check_scene_form(form: str) -> None:
-    """Refuse a scene form that no scene could use. It must have two or more LoRAs, each once, with
-    subjects numbered from the first on.
+    """Refuse a scene form that no scene could use. It must have two or more subjects, each once and
+    numbered from the first on, and one style at most.
 
     Raises:
         ConfigError: Shows the form.
@@ -183,24 +181,13 @@ def check_scene_form(form: str) -> None:
     subjects = [name for name in found if name != STYLE_PLACE]
     if (
         sorted(subjects) != sorted(SUBJECT_PLACES[: len(subjects)])
-        or not subjects
-        or len(found) < 2
+        or len(subjects) < 2
         or found.count(STYLE_PLACE) > 1
     ):
         raise ConfigError(
             f"the scene form {shown(form)} must have {{first}} and {{second}}, {{third}} too for "
-            f"three, or {{first}} and {{style}}; each once, and no other placeholder"
+            f"three, and {{style}} for subjects in a style; each once, and no other placeholder"
         )
-
-
-def is_styled(form: str) -> bool:
-    """Whether a scene form has a single subject in a style."""
-    return sorted(placeholders(form)) == sorted((SUBJECT_PLACES[0], STYLE_PLACE))
-
-
-def needs_style(form: str) -> bool:
-    """Whether an ordinary style has to replace the style of a scene form."""
-    return STYLE_PLACE in placeholders(form) and not is_styled(form)
 
 
 def layout_of(form: str) -> Layout | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ..progress import Stage
 from . import stages
-from .plans import Plan
 from .polish import POLISH_BATCH
+from .samples import SampleSpec
 
 STEPS_OF_A_PICTURE = 20
 # Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
@@ -82,7 +82,7 @@ class Cost:
 
 
 def cost_of(
-    plans: Sequence[Plan],
+    samples: Sequence[SampleSpec],
     *,
     guided: bool,
     changes_denoiser: bool,
@@ -94,14 +94,15 @@ def cost_of(
     Args:
         guided: Whether rows are drawn with the negative prompt, too.
     """
-    samples = _samples(plans)
+    drawn = {(sample.task, sample.run) for sample in samples}
+    rows = sum(run.rows(guided=guided) for _, run in drawn if run is not None)
     return Cost(
-        sampling=_drawn(plans, guided) if changes_denoiser else 0,
-        sweep=sweeps * (_FIRST + 2 * samples) if changes_denoiser else 0,
-        polish=_polish(polish_steps, samples) if changes_denoiser else 0,
+        sampling=rows if changes_denoiser else 0,
+        sweep=sweeps * (_FIRST + 2 * len(samples)) if changes_denoiser else 0,
+        polish=_polish(polish_steps, len(samples)) if changes_denoiser else 0,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
-        samples=samples,
-        tasks=len(plans),
+        samples=len(samples),
+        tasks=len({sample.task for sample in samples}),
     )
 
 
@@ -110,11 +111,3 @@ def _polish(steps: int, samples: int) -> int:
     merge, and a row with its gradient counts as four, since blocks run again in the backward pass.
     """
     return 3 * samples + 4 * steps * min(POLISH_BATCH, samples) if steps else 0
-
-
-def _drawn(plans: Iterable[Plan], guided: bool) -> int:
-    return sum(run.rows(guided=guided) for plan in plans for run in plan.drawn_in())
-
-
-def _samples(plans: Iterable[Plan]) -> int:
-    return sum(plan.sample_count() for plan in plans)

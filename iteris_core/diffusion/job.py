@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +24,12 @@ from ..rivals.registry import check_used
 from ..settings import label, setting_to, value_label
 from . import stages
 from .calibration import Calibration
+from .contexts import Tokenized
 from .cost import Cost, cost_of
 from .lora_use import LoadedLora, LoraUse, check_prompts, loras_in_use
 from .model import DiffusionHost
-from .plans import Plan, ScenePlan, TaskPlan, make_plans
 from .presets import Changes
-from .samples import Tokenized
+from .samples import SampleSpec, make_samples, texts_of
 
 # Bytes of a forward call for each byte in one channel of its rows' latents: ComfyUI's estimate for
 # SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
@@ -102,7 +103,7 @@ class Job:
     loras: tuple[LoadedLora, ...]
     calibration: Calibration
     settings: MergeSettings
-    plans: tuple[TaskPlan, ...]
+    samples: tuple[SampleSpec, ...]
     notes: tuple[Note, ...]
 
     @classmethod
@@ -132,26 +133,15 @@ class Job:
         check_ranks(settings.config, adapters)
         uses = [lora.use for lora in used]
         settings.check_prompts(uses)
-        plans: Sequence[TaskPlan] = ()
-        if settings.config.measured:
-            tokens = model.picture_tokens
-            plans = make_plans(
-                uses,
-                calibration,
-                None if tokens else model.token_positions,
-                tokens.length if tokens else None,
-            )
-        check_target(plans, settings.config)
-        _check_pictures(plans, model, calibration)
-        if plans:
-            _check_captions(model, plans)
+        samples = _samples(model, uses, calibration) if settings.config.measured else []
+        check_target(samples, settings.config)
         return cls(
             model=model,
             asked=tuple(use for lora in loras for use in lora.asked),
             loras=tuple(used),
             calibration=calibration,
             settings=settings,
-            plans=tuple(plans),
+            samples=tuple(samples),
             notes=tuple(_notes(loras, used, calibration)),
         )
 
@@ -167,7 +157,7 @@ class Job:
     def cost(self) -> Cost:
         """What the merge costs."""
         cost = cost_of(
-            self.plans,
+            self.samples,
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             sweeps=1 if self.config.size is None else 2,
@@ -199,7 +189,7 @@ class Job:
         self, modules: Mapping[str, nn.Module], device: torch.device
     ) -> Mapping[str, LayerBytes]:
         """Return about what each of these layers takes."""
-        return layer_bytes(modules, self.adapters, len(self.plans), self.config, device)
+        return layer_bytes(modules, self.adapters, self.cost.tasks, self.config, device)
 
     def within(self, room: Room) -> Job:
         """Return the job with calls and waiting rows of this size."""
@@ -274,13 +264,13 @@ def _notes(
             )
 
 
-def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
+def check_target(samples: Iterable[SampleSpec], config: MergeConfig) -> None:
     """Refuse a target that scenes cannot have.
 
     Raises:
         ConfigError: There are scenes, and the target is not ``full_output``.
     """
-    if config.target != "full_output" and any(isinstance(plan, ScenePlan) for plan in plans):
+    if config.target != "full_output" and any(sample.is_of_scene for sample in samples):
         raise ConfigError(
             "scene tasks need whole outputs, since teacher and student read different captions; "
             f"{label('target')} is {value_label('target', config.target)!r}. Set it to "
@@ -289,20 +279,30 @@ def check_target(plans: Sequence[Plan], config: MergeConfig) -> None:
         )
 
 
-def _check_pictures(plans: Sequence[Plan], model: DiffusionHost, calibration: Calibration) -> None:
-    """Refuse scenes in the text alone where words cannot be paired."""
-    in_text = not calibration.scene_pictures and any(isinstance(plan, ScenePlan) for plan in plans)
-    if model.picture_tokens and in_text:
+def _samples(
+    model: DiffusionHost, uses: Sequence[LoraUse], calibration: Calibration
+) -> list[SampleSpec]:
+    """Return the samples of a merge.
+
+    Raises:
+        IterisError: Captions that the model's text encoder cannot read, or scenes in the text alone
+            where words cannot be paired.
+    """
+    tokens = model.picture_tokens
+    samples = (
+        make_samples(uses, calibration, None, tokens.length)
+        if tokens
+        else make_samples(uses, calibration, model.token_positions)
+    )
+    in_text = not calibration.scene_pictures and any(sample.is_of_scene for sample in samples)
+    if tokens and in_text:
         raise ConfigError(
             f"{model.family.name} reads text and picture together, so that scenes count in the "
             f"picture alone, and {label('scene_pictures')} is off. Set "
             f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
         )
-
-
-def _check_captions(model: DiffusionHost, plans: Sequence[Plan]) -> None:
-    """Refuse captions that the model's text encoder cannot read."""
-    readings = [plan.readings() for plan in plans]
-    tokenized = Tokenized.of(model, readings)
-    for reading in {reading: None for of_plan in readings for reading in of_plan}:
-        tokenized.samples(reading)
+    texts = list(itertools.chain(*texts_of(samples, calibration).values()))
+    tokenized = Tokenized.of(model, texts)
+    for each in texts:
+        tokenized.samples(each)
+    return samples

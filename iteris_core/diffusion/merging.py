@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ..adapters import Adapter, merged_adapter
@@ -26,16 +26,17 @@ from ..report.records import MergeReport, Note, Source, joined
 from ..settings import label
 from ..tasks import Sample, Task
 from . import stages
+from .contexts import Context, Contexts, Texts, Tokenized, written_for
 from .cost import STEPS_OF_A_PICTURE
 from .job import Job
 from .lora_use import LoraUse
 from .model import DenoiserRow
-from .plans import Contexts, Plan, runs_of
 from .polish import polish
 from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import recipe_of
-from .samples import Context, Reading, Tokenized, written_for
-from .sampling import Latents, Part, Run, Sampler, mix_in, noise
+from .runs import Run
+from .samples import as_rows, runs_of, tasks_of, texts_of
+from .sampling import Latents, Part, Sampler, mix_in, noise
 from .stages import in_stage, numbered, share_of
 from .waiting import foresee
 
@@ -188,36 +189,35 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     Returns:
         The contexts, and the merge; None if no LoRA changes the text encoders.
     """
-    plans: Sequence[Plan] = solver.job.plans
-    readings = {plan: plan.readings() for plan in plans}
-    tokenized = Tokenized.of(solver.job.model, readings.values())
-    outputs, result = _text_outputs(solver, readings, tokenized)
-    contexts: dict[tuple[Plan, Reading], Context] = {}
-    for plan, rows in zip(plans, outputs, strict=True):
+    job = solver.job
+    texts = texts_of(job.samples, job.calibration)
+    tokenized = Tokenized.of(job.model, chain(*texts.values()))
+    outputs, result = _text_outputs(solver, texts, tokenized)
+    contexts: dict[Texts, Context] = {}
+    for of_task, rows in zip(texts.values(), outputs, strict=True):
         following = iter(rows)
-        for reading in readings[plan]:
-            own = list(islice(following, len(tokenized.pieces[reading.teacher])))
-            teacher = [row for row, _ in own]
-            student = [row for _, row in own]
-            contexts[plan, reading] = tokenized.context(reading, teacher, student)
+        for each in of_task:
+            own = list(islice(following, len(tokenized.pieces[each.teacher])))
+            teacher, student = ([row[side] for row in own] for side in (0, 1))
+            contexts[each] = tokenized.context(each, teacher, student)
     return contexts, result
 
 
 def _text_outputs(
-    solver: PartSolver, readings: Mapping[Plan, Sequence[Reading]], tokenized: Tokenized
+    solver: PartSolver, texts: Mapping[str, Sequence[Texts]], tokenized: Tokenized
 ) -> tuple[Sequence[Sequence[tuple[Any, Any]]], MergeResult | None]:
-    """Return the text encoders' outputs for teacher and student, by plan and sample, and the merge
+    """Return the text encoders' outputs for teacher and student, by task and sample, and the merge
     of the text encoders; None if no LoRA changes them.
     """
     adapters = solver.adapters(text=True)
     tasks = [
         Task(
-            plan.name,
-            [sample for reading in of_plan for sample in tokenized.samples(reading)],
-            mix_in(adapters, plan.mix),
-            plan.weight,
+            name,
+            [sample for each in texts[name] for sample in tokenized.samples(each)],
+            mix_in(adapters, of_task[0].mix),
+            of_task[0].weight,
         )
-        for plan, of_plan in readings.items()
+        for name, of_task in tasks_of(solver.job.samples).items()
     ]
     if not any(task.samples for task in tasks):
         return [[] for _ in tasks], None
@@ -256,7 +256,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         return None
     with job.model.denoiser() as network:
         sampler = Sampler.of(job.model, network, job.calibration)
-        runs = runs_of(job.plans, contexts)
+        runs = runs_of(job.samples, contexts, job.calibration)
         notes = _foreseen(sampler, runs, job)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
@@ -267,12 +267,12 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         )
         tasks = [
             Task(
-                plan.name,
-                plan.samples(contexts, latents),
-                mix_in(adapters, plan.mix),
-                plan.weight,
+                name,
+                as_rows(of_task, contexts, latents),
+                mix_in(adapters, of_task[0].mix),
+                of_task[0].weight,
             )
-            for plan in job.plans
+            for name, of_task in tasks_of(job.samples).items()
         ]
         result = _by_experts(solver, network, adapters, tasks)
         if job.calibration.polish:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,27 @@ from ..errors import CalibrationError
 from ..settings import setting_to
 from .captions import Layout
 from .model import PictureTokens
+
+
+@dataclass(frozen=True)
+class Area:
+    """One of several equal parts of a picture.
+
+    Args:
+        layout: How they lie.
+        count: Number of parts.
+        number: Which of them, from the left or from the top.
+    """
+
+    layout: Layout
+    count: int
+    number: int
+
+    def mask(self, shape: Sequence[int]) -> Tensor:
+        """Return its mask (height, width) in latents of the shape (channels, ..., height,
+        width).
+        """
+        return region_masks(self.layout, self.count, *shape[-2:])[self.number]
 
 
 @dataclass(frozen=True, eq=False)

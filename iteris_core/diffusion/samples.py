@@ -1,259 +1,264 @@
-"""Captions of teacher and student, their contexts, and the samples made of them."""
+"""The samples of a merge, before anything runs: what each of them is for, what its teacher and the
+student read, and where its latents come from.
+
+Captions, sampling runs, tasks and the cost of a merge are read off the list.
+"""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor
 
-from ..adapters import Adapter
 from ..errors import CalibrationError
-from ..network import TEXT_STREAM, Network
-from ..rows.wearing import DeltaCache, Mix, answers_of
-from ..settings import setting_to
-from ..tasks import PerToken, Sample
-from .model import DenoiserRow, DiffusionHost, Encoded
-
-_MOST_PIECES = 4  # of a prompt; contexts of 1, 2, 3 and 4 pieces have 12 in common
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """The tokens of a scene's teacher that answer to tokens of its student; no other token counts.
-
-    Words answer to words, and the end to the end. Padding answers to padding at the same position,
-    which the text encoder adds to it in both captions. The start is left out: it says the same
-    whatever comes after it.
-
-    Args:
-        words: (teacher's, student's) position of each token of the teacher's own words.
-        ends: (teacher's, student's) position of the end, right after the caption's words; None: no
-            token counts, as where text and picture are read together and words cannot be paired.
-    """
-
-    words: tuple[tuple[int, int], ...] = ()
-    ends: tuple[int, int] | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no token counts."""
-        return self.ends is None
-
-    def pairs(self, tokens: int) -> list[tuple[int, int]]:
-        """Return all pairs of (teacher's, student's) positions in contexts of so many tokens."""
-        if self.ends is None:
-            return []
-        end = max(self.ends)
-        return [
-            *self.words,
-            *([self.ends] if end < tokens else []),
-            *((i, i) for i in range(end + 1, tokens)),
-        ]
-
-    def weights(self, tokens: int) -> Tensor:
-        """Return weights (tokens,) that are 1 at the student's tokens that count, and 0
-        elsewhere.
-        """
-        weights = torch.zeros(tokens)
-        weights[[student for _, student in self.pairs(tokens)]] = 1
-        return weights
-
-    def teacher_tokens(self, tokens: int) -> Tensor:
-        """Return the teacher's token for each of the student's, (tokens,); any where none
-        counts.
-        """
-        numbers = torch.arange(tokens)
-        for teacher, student in self.pairs(tokens):
-            numbers[student] = teacher
-        return numbers
+from ..files.trigger_words import has_words
+from ..network import IMAGE_STREAM, TEXT_STREAM
+from ..tasks import PRESERVE_TASK, PerToken, Sample
+from .calibration import Calibration
+from .contexts import Contexts, Pairing, Texts
+from .lora_use import LoraUse
+from .regions import Area, Region
+from .runs import Run, is_chosen, staggered
+from .sampling import Latents, Part
+from .scenes import Length, Scene, TokenPositions, make_scenes
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The captions of the two rows of a sample.
+class SampleSpec:
+    """A sample of the diffusion model before it exists.
 
     Args:
-        pairing: The tokens that count; None: all, of one caption that both read.
+        task: Name of its task.
+        lora: Number of the LoRA that the teacher wears; None: the base model.
+        weight: Weight of its task.
+        teacher: What the teacher reads.
+        student: What the student reads.
+        run: The sampling run that its latents are of; None: they are pure noise, since the sample
+            counts in the text alone.
+        level: Which of the latents that the run keeps.
+        noise: Seed of the pure noise.
+        pairing: The tokens of a scene that count; None: all.
+        area: The part of the picture that counts, and that the teacher draws; None: all of it.
+        is_negative: Whether both read the negative prompt.
     """
 
+    task: str
+    lora: int | None
+    weight: float
     teacher: str
     student: str
+    run: Run | None
+    level: int = 0
+    noise: int = 0
     pairing: Pairing | None = None
-
-    def __post_init__(self) -> None:
-        if self.pairing is None and self.teacher != self.student:
-            raise ValueError(f"{self.teacher!r} and {self.student!r} differ, and no token counts")
-
-    @classmethod
-    def of(cls, caption: str) -> Reading:
-        """Return the reading of one caption by teacher and student, all of whose tokens count."""
-        return cls(caption, caption)
+    area: Area | None = None
+    is_negative: bool = False
 
     @property
-    def captions(self) -> tuple[str, str]:
-        return self.teacher, self.student
+    def mix(self) -> dict[int, float]:
+        """The mix of LoRAs that the teacher wears."""
+        return {} if self.lora is None else {self.lora: 1.0}
+
+    @property
+    def is_of_scene(self) -> bool:
+        """Whether it is of a caption in which several LoRAs meet."""
+        return self.pairing is not None
+
+    @property
+    def texts(self) -> Texts:
+        return Texts(self.teacher, self.student, self.pairing, self.task, self.lora)
 
 
-@torch.no_grad()
-def written_for(
-    network: Network,
-    pieces: Sequence[tuple[Any, Mix]],
-    rows_per_call: int,
-    adapters: Sequence[Adapter] = (),
-) -> list[Any]:
-    """Return what text encoders write for each piece of a caption where its row wears a mix.
-
-    Many rows go through one call: some hosts convert all weights again in each.
-    """
-    written: list[Any] = []
-    cache = DeltaCache(network.worn_bytes)
-    for start in range(0, len(pieces), rows_per_call):
-        part = pieces[start : start + rows_per_call]
-        mixes = [dict(mix) for _, mix in part]
-        written += answers_of(network, adapters, mixes, [piece for piece, _ in part], cache)
-    return written
+# Makes samples of one task: all fields of a `SampleSpec` after its weight.
+_OfTask = Callable[..., SampleSpec]
 
 
-@dataclass(frozen=True)
-class Context:
-    """A caption as its teacher and as the student read it.
-
-    Args:
-        weights: Weights of the tokens in the statistics, (tokens,); None: each counts once.
-        teacher_tokens: The teacher's token for each of the student's, (tokens,); None: the same.
-    """
-
-    teacher: Encoded
-    student: Encoded
-    weights: Tensor | None = None
-    teacher_tokens: Tensor | None = None
-
-    @classmethod
-    def repeated(
-        cls, teacher: Encoded, student: Encoded, times: int, pairing: Pairing | None = None
-    ) -> Context:
-        """Repeat a context, so that all have one length.
-
-        Attention stays the same, and each token counts once in all.
-        """
-        length = len(teacher.tokens)
-        if pairing is not None and pairing.is_empty:
-            pairing = None
-        weights = None if pairing is None else pairing.weights(length)
-        numbers = None if pairing is None else pairing.teacher_tokens(length)
-        if times == 1:
-            return cls(teacher, student, weights, numbers)
-        weights = torch.ones(length) if weights is None else weights
-        if numbers is not None:
-            numbers = torch.cat([numbers + start * length for start in range(times)])
-        return cls(
-            replace(teacher, tokens=teacher.tokens.repeat(times, 1)),
-            replace(student, tokens=student.tokens.repeat(times, 1)),
-            weights.repeat(times) / times,
-            numbers,
-        )
-
-    def sample(
-        self,
-        latents: Tensor,
-        sigma: Tensor,
-        other_weights: Mapping[str, PerToken] | None = None,
-        *,
-        is_negative: bool = False,
-    ) -> Sample:
-        """Return the diffusion model's sample of noisy latents with this context.
-
-        Args:
-            latents: Noisy latents, (channels, ..., height, width).
-            sigma: Their noise level, 0-dim.
-            other_weights: Token weights of other streams than the text.
-        """
-        of_text = {} if self.weights is None else {TEXT_STREAM: self.weights}
-        return Sample(
-            DenoiserRow(latents, sigma, self.teacher, is_negative),
-            DenoiserRow(latents, sigma, self.student, is_negative),
-            {**of_text, **(other_weights or {})},
-            {} if self.teacher_tokens is None else {TEXT_STREAM: self.teacher_tokens},
-        )
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Captions, cut into the pieces that the text encoder reads.
+def make_samples(
+    loras: Sequence[LoraUse],
+    calibration: Calibration,
+    token_positions: TokenPositions | None,
+    length: Length | None = None,
+) -> list[SampleSpec]:
+    """Return the samples of a merge, task by task: those of each LoRA, of the base model, and of
+    each LoRA in scenes.
 
     Args:
-        pieces: Caption -> its pieces, one row of the text encoder each; none where no text encoder
-            can be merged.
-        common_length: Number of pieces that every caption's context is filled up to, by whole
-            repeats; None: they keep their lengths.
+        loras: LoRAs of different names.
+        token_positions, length: See `scenes.make_scenes`.
+
+    Raises:
+        CalibrationError: A LoRA without prompts, or with an empty one; names it. Or see
+            `scenes.make_scenes`.
     """
+    samples: list[SampleSpec] = []
+    for k, lora in enumerate(loras):
+        try:
+            captions = own_captions(lora, calibration, calibration.seed + k)
+        except CalibrationError as error:
+            raise CalibrationError(f"LoRA {lora.name!r}: {error}") from error
+        of_task = partial(SampleSpec, lora.name, k, lora.weight)
+        samples += _of_captions(of_task, k, captions, calibration)
+    group = len(loras)  # of sampling runs
+    if calibration.preserve_weight:
+        of_task = partial(SampleSpec, PRESERVE_TASK, None, calibration.preserve_weight)
+        samples += _of_captions(of_task, group, base_captions(calibration), calibration)
+        group += 1
+    if calibration.scene_weight and len(loras) > 1:
+        scenes = make_scenes(loras, calibration, token_positions, length)
+        for k, lora in enumerate(loras):
+            weight = calibration.scene_weight * lora.weight
+            of_task = partial(SampleSpec, f"{lora.name} in scenes", k, weight)
+            samples += _of_scenes(of_task, k, group, scenes, calibration)
+    return samples
 
-    model: DiffusionHost
-    pieces: Mapping[str, Sequence[Any]]
-    common_length: int | None
 
-    @classmethod
-    def of(cls, model: DiffusionHost, readings: Iterable[Sequence[Reading]]) -> Tokenized:
-        """Cut the captions of plans' readings into pieces, and find their common length.
+def _of_captions(
+    of_task: _OfTask, group: int, captions: Sequence[str], calibration: Calibration
+) -> Iterator[SampleSpec]:
+    """Yield samples of captions that teacher and student both read, each with a sampling run, and
+    of a share of their latents with the negative prompt. Runs of one caption share their first
+    step.
 
-        Raises:
-            CalibrationError: A caption is too long; shows it.
-        """
-        captions = dict.fromkeys(
-            caption for of_plan in readings for reading in of_plan for caption in reading.captions
+    Args:
+        group: Group of the task's sampling runs, see `Run.of`.
+    """
+    negative = calibration.negative_prompt
+    first: dict[str, int] = {}  # seed of a caption's first run that makes a step
+    starts = staggered(len(captions))
+    for number, (caption, start) in enumerate(zip(captions, starts, strict=True)):
+        run = Run.of(calibration, group, number)
+        if run.length:
+            run = replace(run, first=first.setdefault(caption, run.seed))
+        for level in range(len(run.kept)):
+            yield of_task(caption, caption, run, level)
+            if is_chosen(level, calibration.unconditional_share, start):
+                yield of_task(negative, negative, run, level, is_negative=True)
+
+
+def _of_scenes(
+    of_task: _OfTask, lora: int, group: int, scenes: Sequence[Scene], calibration: Calibration
+) -> Iterator[SampleSpec]:
+    """Yield samples of a LoRA in captions with others, where only its words, the caption's end, and
+    its part of the picture count. The LoRAs of a scene draw it together, in one run.
+
+    Args:
+        group: Group of the scenes' sampling runs, see `Run.of`.
+    """
+    for number, scene in enumerate(scenes):
+        for member in scene.members:
+            if member.lora != lora:
+                continue
+            sample = partial(of_task, member.caption, scene.caption, pairing=member.pairing)
+            if member.area is None or not calibration.scene_pictures:
+                yield sample(None, noise=number)  # text depends on neither latents nor noise level
+                continue
+            run = Run.of(calibration, group, number)
+            for level in range(len(run.kept)):
+                yield sample(run, level, area=member.area)
+
+
+def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
+    """Return one caption per trajectory: a LoRA's prompts in turn, some of them replaced by their
+    subject next to an ordinary thing.
+
+    Raises:
+        CalibrationError: No prompt, or one without words.
+    """
+    prompts = lora.prompts
+    if not prompts or not all(map(has_words, prompts)):
+        raise CalibrationError(
+            "a prompt is empty, or of punctuation only; write at least one that contains "
+            "the LoRA's trigger words"
         )
-        pieces = {caption: model.tokenize(caption) for caption in captions}
-        caption = max(pieces, key=lambda caption: len(pieces[caption]))
-        if len(pieces[caption]) > _MOST_PIECES:
-            raise CalibrationError(
-                f"the prompt {caption[:40]!r}... has {len(pieces[caption])} pieces of 75 tokens; "
-                f"calibration can use prompts of up to {_MOST_PIECES}. Write shorter ones: trigger "
-                "words and a few others are enough"
-            )
-        common = math.lcm(*map(len, pieces.values())) if model.has_text_layers else None
-        return cls(model, pieces, common)
+    rng = random.Random(seed)
+    starts = staggered(len(prompts))
+    captions = []
+    for i in range(calibration.trajectories):
+        turn, which = divmod(i, len(prompts))
+        caption = prompts[which]
+        if is_chosen(turn, calibration.composition_share, starts[which]):
+            form = rng.choice(calibration.compositions)
+            subject = lora.subject_of(caption)
+            caption = form.format(prompt=subject, thing=rng.choice(calibration.companions))
+        captions.append(caption)
+    return captions
 
-    def samples(self, reading: Reading) -> list[Sample]:
-        """Return the text encoder's samples of one reading, one per piece.
 
-        Raises:
-            CalibrationError: A caption of a scene that does not fit into one piece; shows it.
-        """
-        teacher, student = (self.pieces[caption] for caption in reading.captions)
-        pairing = reading.pairing
-        if pairing is None:
-            return [Sample(piece) for piece in teacher]
-        if not teacher:
-            return []
-        if (len(teacher), len(student)) != (1, 1):
-            raise CalibrationError(
-                f"the scene caption {reading.student[:60]!r}... has more than the 75 tokens of one "
-                "piece; shorten what the LoRAs are called (a few words that name the subject), or "
-                f"set {setting_to('scene_weight', 0)}"
-            )
-        return [
-            Sample(
-                teacher[0],
-                student[0],
-                {TEXT_STREAM: pairing.weights},
-                {TEXT_STREAM: pairing.teacher_tokens},
-            )
-        ]
+def base_captions(calibration: Calibration) -> list[str]:
+    """Return captions for the preserve task, one per trajectory; none without such a task."""
+    if not calibration.preserve_weight:
+        return []
+    known = calibration.preserve_captions
+    return [known[i % len(known)] for i in range(calibration.trajectories)]
 
-    def context(self, reading: Reading, teacher: Sequence[Any], student: Sequence[Any]) -> Context:
-        """Return the context of one reading.
 
-        Args:
-            teacher: What the text encoder returned for each piece of the teacher's caption.
-            student: The same of the student's.
-        """
-        of_teacher = self.model.encoded(reading.teacher, teacher)
-        is_same = reading.pairing is None and all(map(operator.is_, teacher, student))
-        of_student = of_teacher if is_same else self.model.encoded(reading.student, student)
-        times = 1 if self.common_length is None else self.common_length // len(teacher)
-        return Context.repeated(of_teacher, of_student, times, reading.pairing)
+def tasks_of(samples: Iterable[SampleSpec]) -> dict[str, list[SampleSpec]]:
+    """Return the samples of each task, by its name."""
+    return {
+        task: list(of_task) for task, of_task in itertools.groupby(samples, lambda each: each.task)
+    }
+
+
+def texts_of(samples: Iterable[SampleSpec], calibration: Calibration) -> dict[str, list[Texts]]:
+    """Return what the text encoder has to read for each task, without duplicates; with guidance
+    also the negative prompt, once for each teacher.
+    """
+    found = {}
+    for task, of_task in tasks_of(samples).items():
+        texts = dict.fromkeys(each.texts for each in of_task if not each.is_negative)
+        if calibration.is_guided and not of_task[0].is_of_scene:
+            negative = calibration.negative_prompt
+            texts[Texts(negative, negative, None, task, of_task[0].lora)] = None
+        found[task] = list(texts)
+    return found
+
+
+def runs_of(
+    samples: Iterable[SampleSpec], contexts: Contexts, calibration: Calibration
+) -> dict[Run, list[Part]]:
+    """Return the sampling runs of samples, and the part of each teacher in them."""
+    negatives = {
+        texts.lora: context.teacher
+        for texts, context in contexts.items()
+        if calibration.is_guided
+        and texts.pairing is None
+        and texts.teacher == calibration.negative_prompt
+    }
+    parts: dict[tuple[Texts, Area | None], Part] = {}
+    runs: dict[Run, dict[Part, None]] = {}
+    for sample in samples:
+        if sample.run is None or sample.is_negative:
+            continue
+        key = sample.texts, sample.area
+        if key not in parts:
+            text, negative = contexts[sample.texts].teacher, negatives.get(sample.lora)
+            region = None if sample.area is None else sample.area.mask
+            parts[key] = Part(sample.mix, text, negative, region)
+        runs.setdefault(sample.run, {})[parts[key]] = None
+    return {run: list(of_run) for run, of_run in runs.items()}
+
+
+def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents) -> list[Sample]:
+    """Return samples with their contexts and latents, as rows of the diffusion model read them."""
+    regions: dict[Area, Region] = {}
+    found = []
+    for sample in samples:
+        weights: dict[str, PerToken] = {}
+        if sample.run is None:
+            x, sigma = latents.pure_noise(sample.noise)
+            weights[IMAGE_STREAM] = torch.zeros
+        else:
+            x, sigma = latents.kept[sample.run][sample.level]
+        if sample.area is not None:
+            if sample.area not in regions:
+                regions[sample.area] = latents.region(sample.area)
+            weights[IMAGE_STREAM] = regions[sample.area]
+            if sample.pairing is not None and sample.pairing.is_empty:
+                weights[TEXT_STREAM] = torch.zeros
+        context = contexts[sample.texts]
+        found.append(context.sample(x, sigma, weights, is_negative=sample.is_negative))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,42 +18,12 @@ from ..progress import Progress, nobody
 from ..rows.wearing import DeltaCache, answers_of
 from .calibration import Calibration
 from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
+from .regions import Area, Region
+from .runs import Run
 
 Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
 # (latents, sigma of all or of each) -> estimate of the clean latents
 Denoise = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One sampling run.
-
-    Args:
-        owner: Name of the task that the run is for, or "scenes".
-        number: Number of the run among its owner's.
-        kept: Numbers of the noise levels at which its latents are kept.
-        path: Numbers of the noise levels that it steps through, from 0 to the last that is kept.
-        first: Seed of the run whose estimate its first step takes: its own, or another one of the
-            same teacher and caption, since estimates at pure noise hardly differ.
-    """
-
-    owner: str
-    number: int
-    seed: int
-    kept: tuple[int, ...]
-    path: tuple[int, ...]
-    first: int
-
-    @property
-    def length(self) -> int:
-        return len(self.path) - 1
-
-    def rows(self, *, guided: bool) -> int:
-        """Return the number of rows of one teacher: one for the first step, unless that takes
-        another run's estimate, and for each other step one, or two with guidance.
-        """
-        opens = self.length > 0 and self.first == self.seed
-        return opens + (1 + guided) * max(0, self.length - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +69,11 @@ class Latents:
     def shape(self) -> tuple[int, ...]:
         """(channels, ..., height, width) of all latents."""
         return self.sampler.shape
+
+    def region(self, area: Area) -> Region:
+        """Return an area as weights of a layer's tokens."""
+        frames = math.prod(self.shape[1:-2])
+        return Region(area.mask(self.shape), self.sampler.picture, frames)
 
     def pure_noise(self, seed: int) -> tuple[Tensor, Tensor]:
         """Return latents that are nothing but noise, and their noise level."""

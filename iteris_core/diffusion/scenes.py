@@ -5,10 +5,6 @@ The student reads "a <v1> and a <v2>". A LoRA does not know the others' triggers
 count, wherever they stand in the two captions. So do the end and the padding, which have read all
 of a caption. In the picture, the part that shows the LoRA's subject counts. Where text and
 picture are read together, words cannot be told apart, and that part alone counts.
-
-One subject in a style is another matter. A subject LoRA and a style LoRA can be worn together,
-since one decides the content and the other the rendering of the whole picture. There the stack of
-both is the teacher, and reads the student's caption (`styled_forms`).
 """
 
 from __future__ import annotations
@@ -20,24 +16,20 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from torch import Tensor
-
 from ..errors import CalibrationError
 from ..settings import label, setting_to
 from .calibration import Calibration
 from .captions import (
     STYLE_PLACE,
     SUBJECT_PLACES,
-    Layout,
-    is_styled,
     layout_of,
     placeholders,
     regions_of,
 )
-from .choices import is_chosen
+from .contexts import Pairing
 from .lora_use import Kind, LoraUse
-from .regions import region_masks
-from .samples import Pairing
+from .regions import Area
+from .runs import is_chosen
 
 T = TypeVar("T")
 # Text -> positions of its words' tokens in its context, without start, end and padding.
@@ -60,13 +52,13 @@ class Member:
         caption: Caption of its teacher, where something ordinary replaces every other trigger.
         pairing: The tokens of this caption that answer to tokens of the scene's: its words, the end
             and the padding.
-        region: Number of its region among those of the scene; None: it has none.
+        area: Its part of the picture; None: it has none to itself.
     """
 
     lora: int
     caption: str
     pairing: Pairing
-    region: int | None = None
+    area: Area | None = None
 
 
 @dataclass(frozen=True)
@@ -75,23 +67,10 @@ class Scene:
 
     Args:
         caption: Caption of the student.
-        layout: Layout of their regions; None: they have none.
     """
 
     caption: str
     members: tuple[Member, ...]
-    layout: Layout | None
-
-    def has_region(self, member: Member) -> bool:
-        """Whether a member has a part of the picture to itself."""
-        return self.layout is not None and member.region is not None
-
-    def mask_of(self, member: Member, shape: Sequence[int]) -> Tensor:
-        """Return the mask (height, width) of the region of a member that has one, in latents of the
-        shape (channels, ..., height, width).
-        """
-        assert self.layout is not None and member.region is not None
-        return region_masks(self.layout, len(self.members), *shape[-2:])[member.region]
 
 
 def make_scenes(
@@ -105,7 +84,7 @@ def make_scenes(
 
     The kinds of forms (two subjects, three, two and a style) take turns, in random forms with and
     without a prefix. The LoRAs that have met least often so far meet next; in the long run, in all
-    orders. Forms of one subject in a style are left to `styled_forms`.
+    orders.
 
     Args:
         token_positions: See `TokenPositions`; None: words cannot be paired, and only forms are used
@@ -118,9 +97,7 @@ def make_scenes(
     """
     subjects, styles = by_kind(loras)
     possible = [
-        form
-        for form in calibration.scene_forms
-        if not is_styled(form) and (token_positions is not None or layout_of(form))
+        form for form in calibration.scene_forms if token_positions is not None or layout_of(form)
     ]
     rng = random.Random(calibration.seed)
     met: Counter[tuple[int, int]] = Counter()
@@ -133,8 +110,6 @@ def make_scenes(
         )
         for forms, groups in _forms_and_groups(possible, subjects, styles)
     ]
-    if not draws and subjects and styles and styled_forms(calibration):
-        return []
     if not draws:
         raise CalibrationError(
             f"none of the scene forms fits {len(subjects)} subjects and {len(styles)} styles; give "
@@ -229,10 +204,6 @@ def with_prefix(prefix: str, form: str) -> str:
     return prefix.replace("{", "{{").replace("}", "}}") + form
 
 
-def styled_forms(calibration: Calibration) -> list[str]:
-    return [form for form in calibration.scene_forms if is_styled(form)]
-
-
 def by_kind(loras: Sequence[LoraUse]) -> tuple[list[int], list[int]]:
     """Return the numbers of the subjects, and of the styles."""
 
@@ -281,8 +252,9 @@ class _SceneWriter:
         for name, k in zip(numbered, cast, strict=True):
             alone = self.alone(form, words, name)
             pairing = self.pairing(form, alone, words, name)
-            members.append(Member(k, form.format(**alone), pairing, regions.get(name)))
-        return Scene(form.format(**words), tuple(members), layout)
+            area = Area(layout, len(names), regions[name]) if layout else None
+            members.append(Member(k, form.format(**alone), pairing, area))
+        return Scene(form.format(**words), tuple(members))
 
     def alone(self, form: str, words: Mapping[str, str], own: str) -> dict[str, str]:
         """Return a teacher's words for the places of a form: its own LoRA's, and something ordinary

@@ -34,8 +34,8 @@ from ..memory import with_smaller_calls
 from ..progress import Progress, nobody
 from ..rows.outputs import Rows, outputs_of
 from ..rows.wearing import Mix
+from .contexts import Texts, Tokenized, written_for
 from .model import DenoiserRow, DiffusionHost, Encoded
-from .samples import Reading, Tokenized, written_for
 from .sampling import mix_in, noise
 
 # Noise levels of a run of so many steps at which pictures are looked at: in the middle, where what
@@ -205,7 +205,7 @@ def _encoded(
 ) -> dict[tuple[str, int | None], Encoded]:
     """Return each prompt as each LoRA that drew it reads it, and as the base model (None) does."""
     parts = [adapter.select(model.is_text_module) for adapter in adapters]
-    tokenized = Tokenized.of(model, [[Reading.of(of.prompt) for of in pictures]])
+    tokenized = Tokenized.of(model, [Texts(of.prompt, of.prompt) for of in pictures])
     asked = list(dict.fromkeys((of.prompt, k) for of in pictures for k in (*of.alone, None)))
     pieces: list[tuple[Any, Mix]] = [
         (piece, () if k is None else tuple(mix_in(parts, {k: 1.0}).items()))
@@ -224,5 +224,5 @@ def _encoded(
     found = {}
     for prompt, k in asked:
         rows = list(islice(following, len(tokenized.pieces[prompt])))
-        found[prompt, k] = tokenized.context(Reading.of(prompt), rows, rows).teacher
+        found[prompt, k] = tokenized.context(Texts(prompt, prompt), rows, rows).teacher
     return found

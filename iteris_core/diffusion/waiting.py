@@ -89,7 +89,7 @@ def foresee(
         parking: Counts what rows hold, with a sample's share of the room; None: a new one.
     """
     samples = math.ceil(job.cost.samples / len(network.experts))
-    tasks, config = len(job.plans), job.config
+    tasks, config = job.cost.tasks, job.config
     paths = [path for path in target_shapes(job.adapters) if path in network.modules]
     counting = parking or Parking(network.modules.values(), budget=room // samples)
     stops = Readers(network).note if may_derive(config) else None

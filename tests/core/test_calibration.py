@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import COMPANIONS, PRESERVE_CAPTIONS, Calibration
-from iteris_core.diffusion.choices import (
-    base_captions,
-    is_chosen,
-    kept_levels,
-    own_captions,
-    path_to,
-    staggered,
-)
+from iteris_core.diffusion.runs import is_chosen, kept_levels, path_to, staggered
+from iteris_core.diffusion.samples import base_captions, own_captions
 from iteris_core.diffusion.sampling import noise
 from iteris_core.files.families import FAMILIES
 

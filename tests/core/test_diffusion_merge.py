@@ -20,12 +20,12 @@ from iteris_core import (
 )
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.job import Job, MergeSettings, changed
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
+from iteris_core.diffusion.samples import own_captions
 from iteris_core.diffusion.waiting import foresee
 from iteris_core.merging import config_of_part
 from iteris_core.rows import wearing

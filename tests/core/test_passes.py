@@ -12,7 +12,7 @@ from iteris_core.diffusion.merging import merge_loras
 
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5)
-_FORMS = {"scene_forms": ("{first} and {second}", "{first} {style}"), "scene_prefix_share": 0.0}
+_FORMS = {"scene_forms": ("{first} and {second}",), "scene_prefix_share": 0.0}
 SCENES = replace(SMALL, companions=("chair", "big dog"), scene_weight=0.3, **_FORMS)
 SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=8))
 
@@ -36,7 +36,6 @@ def loras_of(host, count, *parts, kinds=("subject",) * 3):
         (2, SMALL, replace(SETTINGS, config=replace(SETTINGS.config, size=200)), {}),
         (3, SCENES, SETTINGS, {}),
         (2, replace(SCENES, scene_pictures=False), SETTINGS, {}),
-        (2, SCENES, SETTINGS, {"kinds": ("subject", "style")}),
     ],
 )
 def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, settings, more):

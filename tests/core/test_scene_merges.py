@@ -3,18 +3,15 @@
 import itertools
 from dataclasses import replace
 
-import pytest
 import torch
 import toy
-from fake_host import EXACT, PIECE, as_used, kept_latents, runs_by_task, with_guidance
+from fake_host import EXACT, PIECE, kept_latents, runs_by_task, with_guidance
 
-from iteris_core import ConfigError
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.choices import own_captions
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import region_masks
+from iteris_core.diffusion.samples import own_captions
 from iteris_core.diffusion.scenes import make_scenes
-from iteris_core.files.families import FAMILIES
 
 _SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 _SMALL |= {"unconditional_share": 0.5, "preserve_weight": 0.0, "companions": ("chair", "big dog")}
@@ -114,8 +111,8 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense()))
     left = iter(tokens[2 * own :])
     for k, lora in enumerate(loras):
-        parts = [(s.layout, m.region) for s in scenes for m in s.members if m.lora == k]
-        masks = [region_masks(layout, 2, 8, 8)[region].flatten() for layout, region in parts]
+        areas = [member.area for scene in scenes for member in scene.members if member.lora == k]
+        masks = [region_masks(area.layout, 2, 8, 8)[area.number].flatten() for area in areas]
         x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
     assert next(left, None) is None
@@ -125,50 +122,6 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     )
 
 
-STYLED = replace(SCENES, scene_weight=0.3, scene_forms=("{first} {style}", "photo {first} {style}"))
-
-
-def subjects_and_a_style(host, subjects="a"):
-    loras = [host.lora(name, ("te", "unet"), (f"<{name}>",)) for name in [*subjects, "s"]]
-    return [*loras[:-1], as_used(loras[-1], kind="style")]
-
-
-def test_of_a_subject_in_a_style_the_teacher_is_the_stack_of_both(host):
-    """The text encoder's first layer learns the sum of both LoRAs."""
-    loras = subjects_and_a_style(host)
-    for target in ("delta", "full_output"):
-        result, _ = host.merge(loras, STYLED, replace(FULL, target=target))
-        deltas = [lora.adapter.deltas["te.q"].dense() for lora in loras]
-        tasks = []
-        for k, lora in enumerate(loras):
-            known = dict.fromkeys([*own_captions(lora.use, STYLED, k), ""])
-            x = [host.te.embedding(piece) for caption in known for piece in host.tokenize(caption)]
-            tasks.append(dense_task(x, x, deltas[k]))
-        x = [
-            host.te.embedding(host.tokenize(caption)[0])
-            for caption in ("<a> <s>", "photo <a> <s>", "")
-        ]
-        tasks.append(dense_task(x, x, deltas[0] + deltas[1], 3.0))
-        expected = toy.solve_densely(host.te.q.weight, tasks, replace(FULL, target=target))
-        torch.testing.assert_close(
-            result.adapter.deltas["te.q"].dense(), expected, rtol=1e-8, atol=1e-8
-        )
-
-
-def test_a_styles_captions_are_shared_out_over_subjects(host):
-    loras = subjects_and_a_style(host, "ab")
-    result, _ = host.merge(loras, STYLED, FULL)
-    alone, _ = host.merge(loras[1:], STYLED, FULL)
-    both, of_b = (
-        {t.task: t.tokens for t in merged.report.layers[-1].tasks if "style" in t.task}
-        for merged in (result, alone)
-    )
-    half = of_b["b in the style of s"] / 2
-    assert both == {"a in the style of s": half, "b in the style of s": half}
-    without, _ = host.merge(loras, replace(STYLED, scene_weight=0.0), FULL)
-    assert {task.task for task in without.report.layers[0].tasks} == {"a", "b", "s"}
-
-
 def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     loras = two_loras(host)
     host.merge(loras, PICTURES, FULL)
@@ -176,14 +129,13 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
     scenes = scenes_of(host, loras, PICTURES)
     rows = [row for row, _ in host.merge_rows()]
     of_scenes = runs_by_task(loras, PICTURES, host.token_positions)["a in scenes"]
-    runs = {run.number: run for run in of_scenes}
     for number, scene in enumerate(scenes):
 
         def denoise(x, sigma, scene=scene):
             joined = torch.zeros_like(x)
             for member in scene.members:
                 teacher = teachers[member.lora]
-                region = region_masks(scene.layout, 2, 8, 8)[member.region]
+                region = region_masks(member.area.layout, 2, 8, 8)[member.area.number]
                 texts = [
                     teacher.context(text, 2 * host.PIECE)[None] for text in (member.caption, "")
                 ]
@@ -191,7 +143,7 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                 joined += region * with_guidance(host, good, bad, sigma).float()
             return joined
 
-        kept = kept_latents(host, runs[number], denoise)
+        kept = kept_latents(host, of_scenes[number], denoise)
         for (sigma, expected), member in itertools.product(kept, scene.members):
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
             same = [row for row in rows if host.is_close(row.prompt.tokens, context)]
@@ -204,35 +156,3 @@ def test_where_words_cannot_be_paired_regions_alone_count(host):
     host.picture_tokens = UNPAIRED
     same = {"unet.inlet": False, "unet.q": False, "unet.k": True, "unet.v": True}
     assert left_alone(host, PICTURES) == same
-
-
-def test_where_words_cannot_be_paired_a_style_and_a_single_lora_need_no_pictures(host):
-    """Teacher and student of a subject in a style read one caption."""
-    host.picture_tokens = UNPAIRED
-    loras = subjects_and_a_style(host)
-    result, _ = host.merge(loras, STYLED, FULL)
-    tasks = {task.task for layer in result.report.layers for task in layer.tasks}
-    assert tasks == {"a", "s", "a in the style of s"}
-    host.merge(loras[:1], SCENES, FULL)
-
-
-def test_scenes_with_the_delta_target_are_refused(host):
-    said = r"need whole outputs.*target is 'delta'\. Set it to 'full_output', or scene_weight to 0"
-    with pytest.raises(ConfigError, match=said):
-        host.merge(two_loras(host), SCENES, replace(FULL, target="delta"))
-
-
-def test_scenes_in_the_text_alone_are_refused_where_words_cannot_be_paired(host):
-    host.picture_tokens = UNPAIRED
-    host.family = FAMILIES["Wan"]
-    said = r"Wan reads text and picture together.*Set scene_pictures to True, or scene_weight to 0"
-    with pytest.raises(ConfigError, match=said):
-        host.merge(two_loras(host), SCENES, FULL)
-
-
-def test_a_single_lora_meets_nobody_and_is_told_so(host):
-    lora = host.lora("a")
-    result, _ = host.merge([lora], SCENES)
-    notes = [note.text for note in result.report.notes if note.kind == "scenes"]
-    assert notes == ["there are no scene tasks: a single LoRA meets no other"]
-    assert host.largest_error(result.adapter, lora.adapter) < 1e-8

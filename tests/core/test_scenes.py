@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.captions import ORDINARY_STYLES, layout_of, regions_of
+from iteris_core.diffusion.contexts import Pairing
 from iteris_core.diffusion.model import PictureTokens
 from iteris_core.diffusion.regions import Region, mask_in_row, mask_on_grid, region_masks
-from iteris_core.diffusion.samples import Pairing
-from iteris_core.diffusion.scenes import make_scenes, styled_forms
+from iteris_core.diffusion.scenes import make_scenes
 
 
 def tokens_of(text):
@@ -86,7 +86,7 @@ def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
     members = {tuple(sorted(member.lora for member in scene.members)) for scene in styled}
     assert members == {(0, 1, 2), (0, 1, 3)}
     for scene in styled:
-        assert scene.layout is None
+        assert not any(member.area for member in scene.members)
         *subjects, style = scene.members
         for subject in subjects:
             assert "<s" not in subject.caption
@@ -94,19 +94,12 @@ def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
         assert "<v" not in style.caption
 
 
-def test_one_subject_in_a_style_is_no_scene_of_many():
-    scenes = scenes_of("a <v1>", "a <v2>", "in <s1> style", kinds=("subject", "subject", "style"))
-    assert all(sum(member.lora < 2 for member in scene.members) == 2 for scene in scenes)
-    assert scenes_of("a <v1>", "in <s1> style", kinds=("subject", "style")) == []
-    assert styled_forms(
-        Calibration(scene_forms=("{first} {style}", "{first} and {second}, {style}"))
-    ) == ["{first} {style}"]
-
-
 def test_no_form_for_these_loras_is_an_error():
     said = "none of the scene forms fits 0 subjects and 2 styles; give scene_forms that do"
     with pytest.raises(CalibrationError, match=said):
         scenes_of("in a", "in b", kinds=("style", "style"))
+    with pytest.raises(CalibrationError, match="fits 1 subjects and 1 styles"):
+        scenes_of("a", "in b", kinds=("subject", "style"))
     with pytest.raises(CalibrationError, match="fits 2 subjects and 0 styles"):
         scenes_of("a", "b", scene_forms=("{first}, {second}, {third}",))
 
@@ -119,7 +112,7 @@ def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_a
     for scene in scenes:
         prefix = scene.caption[: scene.caption.index("<v")]
         found |= {len(prefix.split())}
-        assert scene.layout == "columns"  # of the form alone
+        assert all(member.area.layout == "columns" for member in scene.members)  # of the form alone
         for member in scene.members:
             assert member.caption.startswith(prefix)
             (own,) = [word for word in ("<v1>", "<v2>") if word in member.caption]
@@ -149,9 +142,8 @@ def test_without_pairs_teachers_read_captions_of_the_students_length_and_regions
     scenes = scenes_of(*words, positions=None, length=length_of)
     assert len(scenes) > 10
     for scene in scenes:
-        assert scene.layout
         for member in scene.members:
-            assert scene.has_region(member)
+            assert member.area
             assert member.pairing.is_empty
             assert words[member.lora] in member.caption
             assert length_of(member.caption) == length_of(scene.caption)
@@ -194,7 +186,14 @@ BARE = "has a ':' or '!' in curly braces; write the bare name, such as {first}"
 UNUSABLE = [
     *(
         ({"scene_forms": (form,)}, ONCE)
-        for form in ("{first}", "{style}", "{first} {first}", "{first} and {other}", "")
+        for form in (
+            "{first}",
+            "{style}",
+            "{first} {style}",
+            "{first} {first}",
+            "{first} and {other}",
+            "",
+        )
     ),
     *(({"scene_forms": (form,)}, BARE) for form in ("{first!r} and {second}", "{first} {style:d}")),
     ({"scene_weight": -1.0}, "scene_weight is -1.0; it must be a number from 0 to 100"),

@@ -17,10 +17,11 @@ from iteris_pack.nodes.workflow import MERGES
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.contexts import Pairing
 from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.plans import ScenePlan
 from iteris_core.diffusion.presets import PRESETS
+from iteris_core.diffusion.samples import SampleSpec
 from iteris_core.rivals.registry import check_used
 from iteris_core.settings import PRECISIONS, TOGETHER, checked, declared, labelled, setting_to
 
@@ -77,6 +78,7 @@ def test_an_error_of_the_core_has_the_words_of_the_input():
             CORE[name](**{name: object()})
 
 
+IN_SCENE = SampleSpec("a", 0, 1.0, "a", "a and b", None, pairing=Pairing())
 MANY = {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}
 # What does not go together -> the inputs that its error names.
 WRONG = [
@@ -88,7 +90,7 @@ WRONG = [
     (lambda: MergeConfig(rank=2, kept_energy=0.9), ["quality_kept", "size"]),
     (lambda: check_used(MergeConfig(method="ties", unit_gain=3)), ["layer_gain"]),
     (
-        lambda: check_target([object.__new__(ScenePlan)], MergeConfig(target="delta")),
+        lambda: check_target([IN_SCENE], MergeConfig(target="delta")),
         ["reproduce", "whole output", "what the LoRA adds", "together to off"],
     ),
 ]

@@ -15,8 +15,7 @@ from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
-from iteris_core.diffusion.plans import make_plans
-from iteris_core.diffusion.samples import Context
+from iteris_core.diffusion.samples import make_samples, tasks_of
 from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.files.families import FAMILIES
 
@@ -42,17 +41,13 @@ def fake_base(keys):
     return SimpleNamespace(keys=keys)
 
 
-class AnyContext(dict):
-    """Contexts of plans whose captions nobody has encoded, to ask for their runs."""
-
-    def __missing__(self, reading):
-        return Context(None, None)
-
-
 def runs_by_task(loras, calibration, token_positions):
     """Return the sampling runs of each task of a merge, by the task's name."""
-    plans = make_plans([lora.use for lora in loras], calibration, token_positions)
-    return {plan.name: list(plan.runs(AnyContext())) for plan in plans}
+    samples = make_samples([lora.use for lora in loras], calibration, token_positions)
+    return {
+        task: list(dict.fromkeys(sample.run for sample in of_task))
+        for task, of_task in tasks_of(samples).items()
+    }
 
 
 def with_guidance(host, good, bad, sigma):

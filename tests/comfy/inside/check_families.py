@@ -41,7 +41,8 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.model import DenoiserRow
-from iteris_core.diffusion.sampling import Part, Run, Sampler, noise
+from iteris_core.diffusion.runs import Run
+from iteris_core.diffusion.sampling import Part, Sampler, noise
 from iteris_core.engines import sweep
 from iteris_core.engines.footprint import layer_bytes
 from iteris_core.files import kohya
@@ -213,7 +214,7 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
         sampler = Sampler.of(host, network, calibration)
         sampler = replace(sampler, sigmas=host.sigmas(steps).float().cpu())
         every = tuple(range(steps))
-        run = Run("a", 0, 5, every, every, first=5)
+        run = Run(5, every, every, first=5)
         ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
     start = conditions_for(host.row.start, host.start_picture, torch.zeros(1, *sampler.shape))
     unit = noise(sampler.shape, 5)[None]
