@@ -11,7 +11,7 @@ from rich.console import Console
 from iteris_core.errors import IterisError
 
 from .run import DemoRequest, FamilyName, InputError, run_demo
-from .server import Device
+from .server import PACK, Device
 
 app = typer.Typer(add_completion=False)
 _FAMILY: FamilyName = "sd15"
@@ -69,6 +69,11 @@ def demo(
         family=family,
     )
     try:
+        if not (PACK / "nodes").is_dir():
+            raise InputError(
+                f"it needs a clone of the repository, and {PACK} has no nodes/. Clone it, then pip "
+                "install -e .[demo] in it"
+            )
         run_demo(request, Console())
     except InputError as error:
         typer.echo("iteris demo: " + " ".join(str(error).split()), err=True)

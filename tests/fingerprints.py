@@ -109,7 +109,11 @@ def flattened(name: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def iteris(*arguments: object) -> None:
-    command = [sys.executable, "-m", "iteris_core.cli", *map(str, arguments)]
+    run("iteris_core.cli", *arguments)
+
+
+def run(*arguments: object) -> None:
+    command = [sys.executable, "-m", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, timeout=600)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
@@ -185,7 +189,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def demo(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    iteris("demo", "--output", scratch / "demo")
+    run("demo", "--output", scratch / "demo")
     yield "iteris demo", of_file(scratch / "demo" / "merged.safetensors")
 
 

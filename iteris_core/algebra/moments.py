@@ -154,7 +154,7 @@ def waiting_bytes(width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Changes:
+class InputChanges:
     """Sums over how a teacher's inputs differ from its student's.
 
     Args:
@@ -171,7 +171,7 @@ class Sums(InputMoments):
 
     Args:
         cross_gram: Whether X~^T X is summed up, too: for the paper's ridge.
-        changes: Whether `Changes` are summed up, too: for `DerivedSums`.
+        changes: Whether `InputChanges` are summed up, too: for `DerivedSums`.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Sums(InputMoments):
         self._cross_gram = self.large_zeros(d_in, d_in) if cross_gram else None
         self.changes = None
         if changes:
-            self.changes = Changes(self.large_zeros(d_in, d_in), self.large_zeros(d_in, d_in))
+            self.changes = InputChanges(self.large_zeros(d_in, d_in), self.large_zeros(d_in, d_in))
         self._rows = Gathered()
 
     def _add_products(self, teacher: Tensor, student: Tensor) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from .moments import Changes, Gathered, InputMoments, Sums, energy_of, waiting_bytes
+from .moments import Gathered, InputChanges, InputMoments, Sums, energy_of, waiting_bytes
 from .products import add_product, add_square, mirror
 
 
@@ -140,7 +140,7 @@ class DerivedSums:
     """The sums of `TaskSums` for the full-output target, derived from the inputs of a layer.
 
     Args:
-        inputs: Moments with their `Changes`.
+        inputs: Moments with their `InputChanges`.
         worn: What the teacher wears, float64; None: nothing.
         base: The layer's own weight.
     """
@@ -150,7 +150,7 @@ class DerivedSums:
     base: BaseWeight
 
     @property
-    def changes(self) -> Changes:
+    def changes(self) -> InputChanges:
         """The sums over differences."""
         found = self.inputs.changes
         assert found is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
 import typer
@@ -55,21 +56,26 @@ def merge(context: typer.Context) -> None:
     merge_app(context.args, prog_name="iteris merge")
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def demo(context: typer.Context) -> None:
-    """Merge LoRAs inside a headless ComfyUI, in a clone of the repository."""
-    clone = Path(__file__).resolve().parents[2]
-    if not (clone / "demo" / "command.py").is_file():
-        typer.echo(
-            f"iteris demo: needs a clone of the repository, and {clone} has no demo/. Clone it, "
-            "then pip install -e .[demo] in it",
-            err=True,
+def _add_commands_of_others() -> None:
+    """Add the commands of other packages, which name them as entry points `iteris.commands`: typer
+    apps, such as the demo's in a clone.
+    """
+    for entry in entry_points(group="iteris.commands"):
+        package = entry.module.partition(".")[0]
+        told = f"Run the command of the package {package}."
+        app.command(entry.name, context_settings=_PASSED_ON, add_help_option=False, help=told)(
+            _passing_on(entry)
         )
-        raise typer.Exit(2)
-    sys.path.insert(0, str(clone))
-    from demo.command import app as demo_app
 
-    demo_app(context.args, prog_name="iteris demo")
+
+def _passing_on(entry: EntryPoint) -> Callable[[typer.Context], None]:
+    def passed_on(context: typer.Context) -> None:
+        entry.load()(context.args, prog_name=f"iteris {entry.name}")
+
+    return passed_on
+
+
+_add_commands_of_others()
 
 
 def main() -> None:

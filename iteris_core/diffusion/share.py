@@ -50,7 +50,7 @@ _OTHERS = 0.25
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PromptPictures:
     """Pictures of one prompt from one noise, as clean latents (channels, ..., height, width).
 
     Args:
@@ -128,7 +128,7 @@ def looking_noise(shape: Sequence[int], number: int, level: int) -> Tensor:
 def shares(
     model: DiffusionHost,
     adapters: Sequence[Adapter],
-    pictures: Sequence[Pictures],
+    pictures: Sequence[PromptPictures],
     rows_per_call: int = 8,
     progress: Progress = nobody,
 ) -> list[list[dict[int, float]]]:
@@ -200,7 +200,7 @@ def shares(
 def _encoded(
     model: DiffusionHost,
     adapters: Sequence[Adapter],
-    pictures: Sequence[Pictures],
+    pictures: Sequence[PromptPictures],
     rows_per_call: int,
 ) -> dict[tuple[str, int | None], Encoded]:
     """Return each prompt as each LoRA that drew it reads it, and as the base model (None) does."""

@@ -22,10 +22,11 @@ ROW = re.compile(r"[│|] (all stacked|the merge)\W+(\d+)\W+(\d+)\W+(\d+)")
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
     """Start `iteris demo`, whose server's files go under `temporary`: by them its process is known."""
-    python = os.environ.get(
-        "ITERIS_DEMO_PYTHON", sys.executable
-    )  # CI has one with the newest packages
-    command = [python, "-m", "iteris_core.cli", "demo", *map(str, arguments)]
+    installed = os.environ.get("ITERIS_DEMO_PYTHON")  # CI has one with the newest packages
+    command = [installed, "-m", "iteris_core.cli", "demo"]
+    if installed is None:
+        command = [sys.executable, "-m", "demo"]
+    command += map(str, arguments)
     environment = os.environ | {
         "TMPDIR": str(temporary),
         "TEMP": str(temporary),

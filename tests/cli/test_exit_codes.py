@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from unittest.mock import Mock
 
+import pytest
+import typer
 from typer.testing import CliRunner
 
 from demo import command
@@ -12,6 +16,8 @@ from demo.server import ServerError
 from iteris_core.cli import main
 from iteris_core.version import __version__
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_the_demo_says_what_failed_and_ends_with_2(monkeypatch):
     for error, said in (
@@ -19,18 +25,40 @@ def test_the_demo_says_what_failed_and_ends_with_2(monkeypatch):
         (ServerError("it ended:\nlast line"), "it ended:\nlast line"),  # the log keeps its lines
     ):
         monkeypatch.setattr(command, "run_demo", Mock(side_effect=error))
-        done = CliRunner().invoke(main.app, ["demo"])
+        done = CliRunner().invoke(command.app, [])
         assert (done.exit_code, done.stderr) == (2, f"iteris demo: {said}\n")
 
 
-def test_an_installed_copy_without_the_demo_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "__file__", str(tmp_path / "iteris_core" / "cli" / "main.py"))
-    done = CliRunner().invoke(main.app, ["demo", "--device", "cpu"])
+def test_an_installed_copy_without_its_clone_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PACK", tmp_path)
+    done = CliRunner().invoke(command.app, ["--device", "cpu"])
     assert done.exit_code == 2
     assert done.stderr == (
-        f"iteris demo: needs a clone of the repository, and {tmp_path} has no demo/. Clone it, "
+        f"iteris demo: it needs a clone of the repository, and {tmp_path} has no nodes/. Clone it, "
         "then pip install -e .[demo] in it\n"
     )
+
+
+def test_the_demo_is_a_command_of_its_own_package():
+    toml = pytest.importorskip("tomllib")  # since Python 3.11
+    project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [(name, value)] = project["entry-points"]["iteris.commands"].items()
+    entry = EntryPoint(name, value, "iteris.commands")
+    assert entry.load() is command.app
+
+
+def test_commands_of_other_packages_get_the_arguments_and_end_with_their_code(monkeypatch):
+    entry = EntryPoint("demo", "demo.command:app", "iteris.commands")
+    monkeypatch.setattr(main, "app", typer.Typer())
+    monkeypatch.setattr(main, "entry_points", lambda group: [entry])
+    main.app.command("other")(lambda: None)
+    main._add_commands_of_others()
+    run = Mock(side_effect=InputError("nothing is there"))
+    monkeypatch.setattr(command, "run_demo", run)
+    done = CliRunner().invoke(main.app, ["demo", "--steps", "3"])
+    assert (done.exit_code, done.stderr) == (2, "iteris demo: nothing is there\n")
+    assert run.call_args.args[0].steps == 3
+    assert "demo" in CliRunner().invoke(main.app, ["--help"]).stdout
 
 
 def test_the_version_is_told():
@@ -45,4 +73,4 @@ def test_the_list_of_commands_waits_for_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("inspect", "merge", "demo"))
+    assert all(name in done.stdout for name in ("inspect", "merge"))

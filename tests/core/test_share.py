@@ -12,7 +12,7 @@ from iteris_core.diffusion.share import (
     LEVELS,
     STEPS,
     Look,
-    Pictures,
+    PromptPictures,
     looking_noise,
     share_of,
     shares,
@@ -83,7 +83,7 @@ def scene():
     for seed, prompt in enumerate(("<x> cat", "<x> cat on a very long sofa")):
         alone = {k: drawn(host.patched(each), prompt, seed) for k, each in enumerate(adapters)}
         judged = [alone[0], drawn(host.patched(*adapters), prompt, seed), drawn(host, prompt, seed)]
-        pictures.append(Pictures(prompt, alone, judged))
+        pictures.append(PromptPictures(prompt, alone, judged))
     return host, adapters, pictures
 
 
@@ -129,7 +129,7 @@ def test_looking_takes_four_rows_a_picture_and_lora_at_most(scene):
 
 def test_a_lora_that_draws_a_prompt_alone_is_looked_for_there_and_no_other(scene):
     host, adapters, (first, second) = scene
-    of_one = Pictures(first.prompt, {1: first.alone[1]}, first.judged)
+    of_one = PromptPictures(first.prompt, {1: first.alone[1]}, first.judged)
     found, both = shares(host, adapters, [of_one, second])
     assert [set(of_picture) for of_picture in found] == [{1}] * 3
     assert [set(of_picture) for of_picture in both] == [{0, 1}] * 3
