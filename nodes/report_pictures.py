@@ -119,9 +119,6 @@ def _pages(report: MergeReport) -> Iterator[Page]:
     title = "Weight of each task (lambda), layer by layer"
     yield "weights", title, lambda figure: _balance(figure, report)
     yield "ranks", "Rank of the merged LoRA", lambda figure: _ranks(figure, report)
-    if any(layer.kept for layer in report.layers):
-        title = "What a lower rank would lose"
-        yield "lower_rank", title, lambda figure: _kept(figure, report)
 
 
 def _by_task(report: MergeReport) -> dict[str, list[TaskAtLayerReport | None]]:
@@ -171,27 +168,6 @@ def _ranks(figure: Any, report: MergeReport) -> None:
         _finish(axes, report.layers, "lost by the cut")
     if not lower:
         _name_blocks(upper, report.layers)
-
-
-def _kept(figure: Any, report: MergeReport) -> None:
-    axes = figure.subplots()
-    blocks: dict[str, list[tuple[float, ...]]] = {}
-    for layer in report.layers:
-        if layer.kept:
-            blocks.setdefault(block_of(layer.path).rstrip("0123456789"), []).append(layer.kept)
-    for block, kept in blocks.items():
-        longest = max(map(len, kept))
-        lost = [
-            1 - statistics.median(shares[min(r, len(shares) - 1)] for shares in kept)
-            for r in range(longest)
-        ]
-        axes.plot(range(1, longest + 1), lost, label=f"{block}: median layer")
-    axes.set_yscale("log")
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("rank")
-    axes.set_ylabel("lost share of the squared effect")
-    axes.grid()
-    axes.legend()
 
 
 def _draw_line(

@@ -24,14 +24,12 @@ class LayerSolution:
             cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
-        is_asked: Whether a rank below the sum of the ranks was requested.
         was_too_coarse: Whether float32 was tried, and was too coarse, see `coarse`.
     """
 
     delta: LowRankDelta
     spectrum: Spectrum | None = None
     cut: Tensor | None = None
-    is_asked: bool = False
     was_too_coarse: bool = False
 
 
@@ -60,12 +58,11 @@ class Cut:
     rank: int | str
     refit: Callable[[Tensor], LowRankDelta] | None = None
 
-    def at_rank(self, spectrum: Spectrum, rank: int, *, is_asked: bool) -> LayerSolution:
+    def at_rank(self, spectrum: Spectrum, rank: int) -> LayerSolution:
         """Return the answer of a rank, and the cost of the cut.
 
         Args:
             spectrum: Leading part of the uncut answer's spectrum.
-            is_asked: See `LayerSolution`.
         """
         total = spectrum.total.clamp_min(torch.finfo(torch.float64).tiny)
         lost = (spectrum.total - spectrum.values[:rank].square().sum()).clamp_min(0)
@@ -73,7 +70,7 @@ class Cut:
             delta = delta_of_rank(spectrum, rank, self.system.solve_upper)
         else:
             delta = self.refit(spectrum.left[:, :rank])
-        return LayerSolution(delta, spectrum, (lost / total).sqrt(), is_asked)
+        return LayerSolution(delta, spectrum, (lost / total).sqrt())
 
 
 def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
@@ -99,7 +96,7 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
         rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
     if rank >= exact.rank:
         return LayerSolution(exact, spectrum)
-    return cut.at_rank(spectrum, rank, is_asked=True)
+    return cut.at_rank(spectrum, rank)
 
 
 def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
@@ -119,7 +116,7 @@ def dense_answer(cut: Cut, half: Tensor, sum_of_ranks: int) -> LayerSolution:
     spectrum = leading_spectrum(half, rank)
     if kept_energy is not None:
         rank = rank_for_energy(spectrum, kept_energy)
-    return cut.at_rank(spectrum, rank, is_asked=cut.rank != "sum" or kept_energy is not None)
+    return cut.at_rank(spectrum, rank)
 
 
 def _as_factors(weight: Tensor) -> LowRankDelta:

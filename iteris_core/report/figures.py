@@ -16,8 +16,6 @@ from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
 from .layers import LayerReport, TaskAtLayerReport
 
-_DIGITS = 6  # of shares
-
 
 def figures_of(layer: LayerProblem, solution: LayerSolution, merged: LowRankDelta) -> list[Tensor]:
     """Return what the report of a solved layer follows from. It is read with the layer's answer,
@@ -27,10 +25,8 @@ def figures_of(layer: LayerProblem, solution: LayerSolution, merged: LowRankDelt
         layer: Layer that was solved, with its statistics.
         merged: The delta as it will be saved, float64.
     """
-    none = torch.zeros(0)
-    kept = none if solution.spectrum is None else solution.spectrum.kept()
-    cut = none.sum() if solution.cut is None else solution.cut
-    return [*_Energies.of(layer, merged), cut, kept]
+    cut = torch.zeros(()) if solution.cut is None else solution.cut
+    return [*_Energies.of(layer, merged), cut]
 
 
 def report_of(
@@ -41,7 +37,7 @@ def report_of(
     Args:
         figures: See `figures_of`; on the CPU.
     """
-    *energies, cut, kept = figures
+    *energies, cut = figures
     counted = [task.counts for task in layer.tasks]
     weights = torch.stack([layer.balance.lambdas, layer.balance.limited], dim=1)[counted]
     rows = torch.cat([_Energies(*energies).figures(), weights], dim=1).tolist()
@@ -49,9 +45,7 @@ def report_of(
         path,
         solution.delta.rank,
         tuple(_of_task(*pair) for pair in zip(layer.counted, rows, strict=True)),
-        cut=cut.item(),
-        is_asked=solution.is_asked,
-        kept=tuple(round(share, _DIGITS) for share in kept.tolist()),
+        cut.item(),
     )
 
 

@@ -43,15 +43,10 @@ class LayerReport:
     Args:
         tasks: Figures of each task that counts here.
         cut: Cost of the cut to a lower rank: the part of the uncut answer's effect that is lost, 0
-            to 1. As in `kept`, the rounding to the precision that is saved does not count.
-        is_asked: Whether a lower rank was requested.
-        kept: Share of the uncut answer's effect that a cut to rank 1, 2, ... keeps; empty where no
-            cut was considered.
+            to 1. The rounding to the precision that is saved does not count.
     """
 
     path: str
     rank: int
     tasks: tuple[TaskAtLayerReport, ...]
     cut: float = 0.0
-    is_asked: bool = False
-    kept: tuple[float, ...] = ()

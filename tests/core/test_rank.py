@@ -53,7 +53,6 @@ def test_a_lower_rank_is_the_best_of_that_rank(seed, rank, target):
     assert delta.rank == report.rank == rank
     torch.testing.assert_close(delta.dense(), expected, rtol=1e-8, atol=1e-8)
     assert report.cut == pytest.approx(lost, rel=1e-6)
-    assert report.is_asked
 
 
 @pytest.mark.parametrize("kept_energy", [0.3, 0.7, 0.95, 1.0])

@@ -36,9 +36,6 @@ def test_what_is_asked_and_known_is_drawn():
         light = picture.mean(dim=-1)
         assert light.median() < 0.25 and (light > 0.7).float().mean() > 0.005, "letters"
     assert [*pictures(report(), asked=("ranks", "leaks"))] == ["ranks"]
-    cat = TaskAtLayerReport("cat", 0.1, 1.0, 9)
-    layers = [LayerReport(path, 3, (cat,), 0.1, kept=(0.5, 0.9, 0.99)) for path in PATHS]
-    assert {"lower_rank", "ranks"} <= set(pictures(MergeReport(tuple(layers))))
 
 
 @pytest.mark.parametrize("names", [("_mine",), ("a$x_{$b", "猫の絵", "x" * 90)])
