@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from iteris_core import Adapter, Sample
-from iteris_core.language.blip import CaptionRow, network_of
-from iteris_core.language.samples import padded
-from iteris_core.network import TEXT_STREAM
+from iteris_core.language.blip import caption_rows, network_of
+from iteris_core.language.samples import EncodedSample, padded
 
 from .world import IGNORED, Batch, Size, World
 
@@ -178,13 +177,13 @@ class CaptionWorld(World):
         while True:
             drawn = source.choices(pool, k=self.size.batch)
             rows = [torch.tensor([*_ids(word, caption), SEP]) for word, (_, _, caption) in drawn]
-            ids = padded(rows, max(map(len, rows)), PAD)
+            ids, mask = padded(rows, PAD)
             labels = ids.masked_fill(ids == PAD, IGNORED)
             labels[:, :2] = IGNORED
             yield {
                 "pixel_values": torch.stack([pixels for _, (_, pixels, _) in drawn]),
                 "input_ids": ids,
-                "attention_mask": (ids != PAD).long(),
+                "attention_mask": mask,
                 "labels": labels,
             }
 
@@ -202,15 +201,8 @@ class CaptionWorld(World):
     def samples(
         self, written: Sequence[Sequence[Any]], *, count_padding: bool
     ) -> list[list[Sample]]:
-        length = max(len(ids) for task in written for _, ids in task)
-
-        def sample(pixels: Tensor, ids: Tensor) -> Sample:
-            mask = padded([torch.ones_like(ids)], length, 0)[0]
-            weights = {} if count_padding or mask.all() else {TEXT_STREAM: mask.float()}
-            row = CaptionRow(pixels, padded([ids], length, PAD)[0], mask)
-            return Sample(row, token_weights=weights)
-
-        return [[sample(pixels, ids) for pixels, ids in task] for task in written]
+        encoded = [[EncodedSample(pixels, ids) for pixels, ids in task] for task in written]
+        return caption_rows(encoded, "count" if count_padding else "ignore")
 
     @torch.no_grad()
     def captions(self, pixels: Sequence[Tensor], words: Sequence[str]) -> list[list[str]]:

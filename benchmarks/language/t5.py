@@ -19,9 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iteris_core import Adapter, Sample
 from iteris_core.language.samples import EncodedSample
-from iteris_core.language.t5 import network_of, write
+from iteris_core.language.t5 import network_of, text_rows, write
 from iteris_core.language.teachers import Teachers
-from iteris_core.language.text_samples import token_samples
 
 from .world import IGNORED, Batch, World
 
@@ -224,8 +223,8 @@ class TextWorld(World):
     ) -> list[list[Sample]]:
         shift = self.model.prepare_decoder_input_ids_from_labels
         if count_padding:
-            return token_samples(written, PAD, shift, padding="count", fill_to=FILLED)
-        return token_samples(written, PAD, shift)
+            return text_rows(written, PAD, shift, "count", FILLED)
+        return text_rows(written, PAD, shift)
 
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
         wanted = [(task, self.size.examples) for task in LORA_TASKS if task.name in names]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.devices import exact_products, product_dtype
-from iteris_core.language.caption_samples import check_length
 from iteris_core.language.loading import generation_settings
 from iteris_core.language.pictures import open_picture
+from iteris_core.language.samples import check_length
 from iteris_core.layers import add_to_output, codes_of
 from iteris_core.rows.wearing import layer_hooks
 from iteris_core.settings import MOST_AT_ONCE, MOST_TOKENS, settings
@@ -140,8 +140,8 @@ def caption_writer(
     )["input_ids"]
     # the end tokens, of the prompt and of the caption, are never read
     check_length(
-        model,
         start.shape[1] - 1 + generation.max_new_tokens - 1,
+        model.config.text_config.max_position_embeddings,
         "a caption with its prompt and max_new_tokens",
     )
 

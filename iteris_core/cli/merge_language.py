@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,18 +14,9 @@ from ..errors import ConfigError
 from ..files import peft
 from ..files.writing import under_free_name
 from ..language import blip, t5
-from ..language.caption_samples import CaptionOptions, CaptionSample, read_images
-from ..language.job import (
-    DEFAULT,
-    PRESERVE_WEIGHT,
-    AdapterTask,
-    Base,
-    LanguageFamily,
-    Preserve,
-    merge_peft,
-)
-from ..language.samples import ReadingOptions
-from ..language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
+from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, LanguageFamily, merge_peft
+from ..language.samples import Example, ReadingOptions, read_images, read_texts, read_token_ids
+from ..language.t5 import TextOptions
 from ..processes import Processes
 from ..rivals.registry import check_used
 from ..settings import shown
@@ -112,18 +102,18 @@ def merge_t5_command(
     config: MergeConfig,
     placement: Spread,
 ) -> None:
-    inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
     command = _Command(t5.FAMILY, base, adapter, output, report, overwrite)
+    inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
     command.check(inputs, config)
-    tasks = _tasks(adapter, _texts(samples, token_ids), weights)
-    kept = _preserve(preserve, protect_base, _preserved_texts)
-    command.run(tasks, kept, config, reading, placement)
+    tasks = command.tasks(_texts(samples, token_ids), weights)
+    tasks += _preserve(preserve, protect_base, _preserved_texts)
+    command.run(tasks, config, reading, placement)
 
 
 @options.command(
     "iteris merge blip",
     "language",
-    reading=CaptionOptions(),
+    reading=blip.CAPTIONS,
     config=DEFAULT,
     placement=Spread(),
 )
@@ -149,15 +139,15 @@ def merge_blip_command(
     protect_base: ProtectBaseSetting = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
-    reading: CaptionOptions,
+    reading: ReadingOptions,
     config: MergeConfig,
     placement: Spread,
 ) -> None:
     command = _Command(blip.FAMILY, base, adapter, output, report, overwrite)
     command.check({"--images": images, "--preserve": [preserve]}, config)
-    tasks = _tasks(adapter, _captions(images, prompt), weights)
-    kept = _preserve(preserve, protect_base, read_images)
-    command.run(tasks, kept, config, reading, placement)
+    tasks = command.tasks(_captions(images, prompt), weights)
+    tasks += _preserve(preserve, protect_base, read_images)
+    command.run(tasks, config, reading, placement)
 
 
 @dataclass(frozen=True)
@@ -181,26 +171,37 @@ class _Command:
         peft.check_free(self.output, overwrite=self.overwrite)
         options.check_report(self.report, overwrite=self.overwrite)
 
+    def tasks(
+        self, examples: Sequence[Sequence[Example]], weights: str | None
+    ) -> list[AdapterTask]:
+        """Return the adapters with their examples."""
+        count = len(self.adapters)
+        if len(examples) != count:
+            raise ConfigError(
+                f"there are {count} adapters and samples for {len(examples)} tasks; give each its "
+                "own"
+            )
+        values = [1.0] * count if weights is None else _numbers(weights)
+        if len(values) != count:
+            raise ConfigError(
+                f"there are {count} adapters and {len(values)} --weights; give each its own"
+            )
+        return [AdapterTask(*task) for task in zip(self.adapters, examples, values, strict=True)]
+
     def run(
         self,
         tasks: Sequence[AdapterTask],
-        kept: Preserve,
         config: MergeConfig,
         reading: ReadingOptions,
         placement: Spread,
     ) -> None:
+        """Merge, save and report."""
         quiet_libraries()
         placement.tell()
-        base = Base(
-            self.base,
-            dtype=placement.dtype,
-            device=placement.device,
-            device_map=placement.device_map,
-        )
+        place = placement.dtype, placement.device, placement.device_map
+        model = self.family.load(self.base, *place)
         with progress_bars() as progress:
-            result = merge_peft(
-                self.family, base, tasks, config, reading, preserve=kept, progress=progress
-            )
+            result = merge_peft(self.family, model, tasks, config, reading, progress=progress)
         if not Processes.current().is_first:
             return
 
@@ -212,49 +213,29 @@ class _Command:
         options.write_report(told, self.report, overwrite=self.overwrite)
 
 
-def _tasks(
-    folders: Sequence[Path], samples: Sequence[Sequence[Any]], weights: str | None
+def _preserve(
+    path: Path | None, weight: float | None, read: Callable[[Path], Sequence[Example]]
 ) -> list[AdapterTask]:
-    """Return the adapters with their samples."""
-    counts = [1.0] * len(folders) if weights is None else _numbers(weights)
-    if len(samples) != len(folders):
+    if path is None and weight is not None:
         raise ConfigError(
-            f"there are {len(folders)} adapters and samples for {len(samples)} tasks; give each "
-            "its own"
+            "--protect-base needs --preserve: the inputs where the base model is to be kept as it "
+            "is"
         )
-    if len(counts) != len(folders):
-        raise ConfigError(
-            f"there are {len(folders)} adapters and {len(counts)} --weights; give each its own"
-        )
-    return [AdapterTask(*task) for task in zip(folders, samples, counts, strict=True)]
+    if path is None or weight == 0:
+        return []
+    return [AdapterTask(None, read(path), PRESERVE_WEIGHT if weight is None else weight)]
 
 
 def _numbers(weights: str) -> list[float]:
     try:
-        values = [float(part) for part in weights.split(",")]
+        return [float(part) for part in weights.split(",")]
     except ValueError:
-        values = [math.nan]
-    if not all(map(math.isfinite, values)):
         raise ConfigError(
             f"--weights is {shown(weights)}; write one number per adapter, such as 1,0.5"
-        )
-    return values
+        ) from None
 
 
-def _preserve(
-    path: Path | None, weight: float | None, read: Callable[[Path], Sequence[Any]]
-) -> Preserve:
-    if path is None:
-        if weight is not None:
-            raise ConfigError(
-                "--protect-base needs --preserve: the inputs where the base model is to be kept as "
-                "it is"
-            )
-        return Preserve()
-    return Preserve(read(path), PRESERVE_WEIGHT if weight is None else weight)
-
-
-def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[CaptionSample]]:
+def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[Example]]:
     texts = list(prompts or [""])
     if len(texts) not in (1, len(images)):
         raise ConfigError(
@@ -263,12 +244,12 @@ def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[lis
         )
     texts = texts * len(images) if len(texts) == 1 else texts
     return [
-        [replace(sample, prompt=text) for sample in read_images(path)]
+        [replace(example, prompt=text) for example in read_images(path)]
         for path, text in zip(images, texts, strict=True)
     ]
 
 
-def _texts(files: Sequence[Path] | None, token_ids: Path | None) -> list[list[TextSample]]:
+def _texts(files: Sequence[Path] | None, token_ids: Path | None) -> list[list[Example]]:
     if files and token_ids is None:
         return [read_texts(file) for file in files]
     if token_ids is not None and not files:
@@ -279,7 +260,7 @@ def _texts(files: Sequence[Path] | None, token_ids: Path | None) -> list[list[Te
     )
 
 
-def _preserved_texts(file: Path) -> list[TextSample]:
+def _preserved_texts(file: Path) -> list[Example]:
     if file.suffix == ".safetensors":
-        return [sample for task in read_token_ids(file) for sample in task]
+        return [example for task in read_token_ids(file) for example in task]
     return read_texts(file)

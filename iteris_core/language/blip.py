@@ -9,29 +9,38 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..devices import device_of
+from ..errors import CalibrationError
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..tasks import Sample
-from .caption_samples import (
-    CaptionOptions,
-    CaptionRow,
-    CaptionSample,
-    caption_rows,
-    encode_captions,
-    has_texts,
-)
 from .job import LanguageFamily, merge_peft
 from .loading import load_processor
-from .samples import EncodedSample, masked, until_end
+from .pictures import open_picture
+from .samples import (
+    EncodedSample,
+    Example,
+    Padding,
+    ReadingOptions,
+    Row,
+    check_ids,
+    check_length,
+    masked,
+    padded,
+    row_sample,
+    stacked,
+    until_end,
+)
 from .teachers import Teachers
 
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
 _HEAD = "text_decoder.cls."
+CAPTIONS = ReadingOptions(max_length=64)
 
 
 def stream_of(path: str) -> str:
@@ -44,18 +53,15 @@ def stream_of(path: str) -> str:
 def network_of(model: Any, *, head: bool = False) -> Network:
     """Return a BLIP captioning model as the engines see it.
 
-    Its rows are `CaptionRow`. Its outputs are the last hidden states or the logits, and 0 where a
-    caption has padding.
+    Its outputs are the last hidden states or the logits, and 0 where a caption has padding.
 
     Args:
         head: Whether the layers run, too, that make words of the decoder's outputs.
     """
 
-    def forward(rows: Sequence[CaptionRow]) -> Tensor:
-        pixels, ids, mask = (
-            torch.stack([getattr(row, part) for row in rows]).to(device_of(model))
-            for part in ("pixels", "ids", "mask")
-        )
+    def forward(rows: Sequence[Row]) -> Tensor:
+        parts = ("read", "decoder_ids", "decoder_mask")
+        pixels, ids, mask = (stacked(model, rows, part) for part in parts)
         picture = model.vision_model(pixel_values=pixels.to(model.dtype)).last_hidden_state
         seen = torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device)
         decoder = model.text_decoder if head else model.text_decoder.bert
@@ -99,29 +105,109 @@ def write(model: Any, samples: Sequence[EncodedSample], max_new_tokens: int = 32
 
 def prepare(
     teachers: Teachers,
-    samples: Sequence[Sequence[CaptionSample]],
-    options: CaptionOptions,
+    tasks: Sequence[Sequence[Example]],
+    options: ReadingOptions,
     processor: Any = None,
 ) -> tuple[Network, list[list[Sample]]]:
-    """Return the network to merge in, and the samples of each task as its rows.
+    """Return the network to merge in, and the examples of each task as its rows.
 
     Args:
-        processor: Processor of the base model; None if no sample needs it.
+        processor: Processor of the base model; None if no example needs it.
 
     Raises:
-        CalibrationError, ConfigError: A sample cannot be used, see `encode_captions`.
+        CalibrationError, ConfigError: An example cannot be used, see `encoded`.
     """
     model = teachers.model
-    encoded = encode_captions(samples, processor, model, options)
+    has_texts = not all(isinstance(example.target, Tensor) for example in chain(*tasks))
+    fill_to = options.max_length if has_texts and options.padding == "count" else None
+    positions = model.config.text_config.max_position_embeddings
+    check_length(fill_to or 0, positions, "a caption filled up to max_length")
+    read = [[encoded(example, processor, model, options) for example in task] for task in tasks]
     answer = partial(write, model, max_new_tokens=options.max_new_tokens)
-    encoded = teachers.answered(encoded, answer)
-    fill = options.padding == "count" and has_texts(samples)
+    answered = teachers.answered(read, answer)
     head = any(path.startswith(_HEAD) for adapter in teachers.adapters for path in adapter.deltas)
-    return network_of(model, head=head), caption_rows(encoded, options, fill=fill)
+    return network_of(model, head=head), caption_rows(answered, options.padding, fill_to)
+
+
+def encoded(example: Example, processor: Any, model: Any, options: ReadingOptions) -> EncodedSample:
+    """Return a picture and its caption as pixels and token ids.
+
+    Args:
+        processor: Processor of the model; None if the example does not need one.
+
+    Raises:
+        CalibrationError: The picture cannot be read, or the model does not have these pixels or
+            ids.
+        ConfigError: The caption may become longer than what the model's decoder reads.
+    """
+    settings = model.config.text_config
+
+    def tokens(text: str) -> Tensor:
+        words = [0, 0]
+        if text:
+            cut = processor.tokenizer(text, truncation=True, max_length=options.max_length)
+            words = cut["input_ids"]
+        # as the model's own generate does: its start token for the tokenizer's, and no end token to
+        # read
+        return torch.tensor([settings.bos_token_id, *words[1:-1]])
+
+    prompt = example.prompt.strip()
+    start = tokens(prompt)
+    ids = example.target
+    if isinstance(ids, Tensor) and prompt:
+        raise CalibrationError(
+            f"a caption is token ids and has the prompt {prompt!r}; put the prompt's ids into them"
+        )
+    if isinstance(ids, str):
+        ids = tokens(f"{prompt} {ids}".strip())
+    if ids is None:
+        length = len(start) + options.max_new_tokens - 1  # the last one is never read
+        what = "a caption with its prompt and max_new_tokens"
+    else:
+        check_ids("a caption", ids, settings.vocab_size)
+        length, what = len(ids), "a caption (max_length cuts those that are texts)"
+    check_length(length, settings.max_position_embeddings, what)
+    return EncodedSample(_pixels(example.input, processor, model), ids, start)
+
+
+def _pixels(image: Any, processor: Any, model: Any) -> Tensor:
+    pixels: Tensor = image
+    if not isinstance(image, Tensor):
+        made = processor.image_processor(open_picture(image), return_tensors="pt")
+        pixels = made["pixel_values"][0]
+    side = model.config.vision_config.image_size
+    if pixels.shape != (3, side, side):
+        raise CalibrationError(
+            f"a sample has pixels of shape {tuple(pixels.shape)}; this model reads (3, {side}, "
+            f"{side})"
+        )
+    return pixels
+
+
+def caption_rows(
+    tasks: Sequence[Sequence[EncodedSample]],
+    padding: Padding = "ignore",
+    fill_to: int | None = None,
+) -> list[list[Sample]]:
+    """Return all tasks' samples, each with a target, as rows of one length.
+
+    Args:
+        fill_to: Length of the captions; None: the longest one's.
+
+    Raises:
+        CalibrationError: A caption is longer than that.
+    """
+    targets = [sample.target for sample in chain(*tasks) if sample.target is not None]
+    captions = zip(*padded(targets, 0, fill_to), strict=True)
+    streams = IMAGE_STREAM, TEXT_STREAM
+    return [
+        [row_sample(Row(sample.read, None, *next(captions)), streams, padding) for sample in task]
+        for task in tasks
+    ]
 
 
 FAMILY = LanguageFamily(
-    ("blip",), "BlipForConditionalGeneration", load_processor, prepare, CaptionOptions()
+    ("blip",), "BlipForConditionalGeneration", load_processor, prepare, CAPTIONS
 )
 load_base = FAMILY.load
 merge_blip = partial(merge_peft, FAMILY)

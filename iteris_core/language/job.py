@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ from ..report.records import Note
 from ..settings import label, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
 from .loading import load_adapter
-from .samples import ReadingOptions
+from .samples import Example, ReadingOptions
 from .teachers import Teachers
 
 STAGE = Stage("Layers")
@@ -38,71 +39,30 @@ DEFAULT = MergeConfig(unit_gain=1.0)
 
 
 @dataclass(frozen=True)
-class Base:
-    """A base model, loaded or yet to be loaded.
-
-    Args:
-        model: Folder, name on the hub, or a loaded model.
-        reader: Tokenizer or processor of the model; None: the one next to it, if samples need
-            it.
-        dtype, device, device_map: Of a model that is loaded here; see `base_models.placed`.
-    """
-
-    model: str | nn.Module
-    reader: Any = None
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    device_map: DeviceMap = "none"
-
-    @property
-    def name(self) -> str:
-        """Folder or name on the hub; empty for a model that was loaded from nowhere."""
-        if isinstance(self.model, str):
-            return self.model
-        return str(getattr(self.model, "name_or_path", ""))
-
-
-@dataclass(frozen=True)
 class AdapterTask:
-    """An adapter, and the samples to measure it on.
+    """An adapter, and the examples to measure it on.
 
     Args:
-        weight: Weight of the task, relative to the other adapters' tasks.
+        folder: Folder of the adapter; None: no adapter, the merged model should answer these
+            examples as the base model does.
+        weight: Weight of the task, relative to the other tasks.
 
     Raises:
-        CalibrationError: There are no samples.
+        CalibrationError: There are no examples, or the weight is not a finite number from 0 on.
     """
 
-    folder: Path
-    samples: Sequence[Any]
+    folder: Path | None
+    examples: Sequence[Example]
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.samples:
-            raise CalibrationError(
-                f"there are no samples for {self.folder}; give it at least one input"
-            )
-
-
-@dataclass(frozen=True)
-class Preserve:
-    """Ordinary samples that the merged model should answer as the base model does.
-
-    Args:
-        samples: Samples of the task; none: no such task.
-        weight: Weight of the task; 0: no such task.
-
-    Raises:
-        ConfigError: The weight is not a finite number from 0 on.
-    """
-
-    samples: Sequence[Any] = ()
-    weight: float = PRESERVE_WEIGHT
-
-    def __post_init__(self) -> None:
+        name = self.folder or "the base model"
+        if not self.examples:
+            raise CalibrationError(f"there are no samples for {name}; give it at least one input")
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConfigError(
-                f"the preserve task has weight {self.weight}; it must be a finite number, 0 or more"
+            raise CalibrationError(
+                f"the task of {name} has weight {self.weight}; it must be a finite number, 0 or "
+                "more"
             )
 
 
@@ -136,10 +96,10 @@ class PeftMergeResult(MergeResult):
         )
 
 
-# (teachers, samples of each task, options, tokenizer or processor) -> the network to merge in, and
-# the samples of each task as its rows.
+# (teachers, examples of each task, options, tokenizer or processor) -> the network to merge in, and
+# the examples of each task as its rows.
 Prepare = Callable[
-    [Teachers, Sequence[Sequence[Any]], Any, Any], tuple[Network, list[list[Sample]]]
+    [Teachers, Sequence[Sequence[Example]], Any, Any], tuple[Network, list[list[Sample]]]
 ]
 
 
@@ -192,71 +152,63 @@ class LanguageFamily:
 
 def merge_peft(
     family: LanguageFamily,
-    base: Base | str | nn.Module,
-    adapters: Sequence[AdapterTask],
+    base: str | nn.Module,
+    tasks: Sequence[AdapterTask],
     config: MergeConfig | None = None,
     options: ReadingOptions | None = None,
     *,
-    preserve: Preserve | None = None,
     progress: StageProgress = nobody,
 ) -> PeftMergeResult:
     """Merge PEFT adapters of one language model.
 
     Args:
         family: The model's family, ``t5.FAMILY`` or ``blip.FAMILY``.
-        base: Folder, name on the hub, a loaded model, or a `Base` that says more about it.
+        base: Folder, name on the hub, or a model that was loaded from there. Its tokenizer or
+            processor is read from the same place, if an example needs it.
         config: Settings of the merge; None: `DEFAULT`.
 
     Raises:
-        IterisError: A base, adapter, sample or setting cannot be used, or an error of `merge`.
+        IterisError: A base, adapter, example or setting cannot be used, or an error of `merge`.
     """
-    base = base if isinstance(base, Base) else Base(base)
     options = options or family.options
     config = config or DEFAULT
     if config.unit_gain is None:
         config = replace(config, unit_gain=DEFAULT.unit_gain)
-    samples = [task.samples for task in adapters]
-    mixes = [{number: 1.0} for number in range(len(adapters))]
-    weights = [task.weight for task in adapters]
-    kept = preserve if preserve and preserve.samples and preserve.weight else None
-    if kept is not None:
-        samples.append(kept.samples)
-        mixes.append({})
-        weights.append(kept.weight)
-    reader = base.reader
-    if reader is None and any(sample.needs_reader for task in samples for sample in task):
-        reader = family.load_reader(base.name)
-    model = base.model
-    if isinstance(model, str):
-        model = family.load(model, base.dtype, base.device, base.device_map)
-    read = [load_adapter(model, Path(task.folder)) for task in adapters]
-    names = told_apart([*(adapter.name for adapter in read), *([PRESERVE_TASK] if kept else [])])
-    whole = [replace(adapter, name=name) for adapter, name in zip(read, names, strict=False)]
+    name = base if isinstance(base, str) else str(getattr(base, "name_or_path", ""))
+    needs_reader = any(example.needs_reader for task in tasks for example in task.examples)
+    reader = family.load_reader(name) if needs_reader else None
+    model = family.load(base) if isinstance(base, str) else base
+    read = [load_adapter(model, task.folder) if task.folder else None for task in tasks]
+    names = told_apart([adapter.name if adapter else PRESERVE_TASK for adapter in read])
+    named = zip(read, names, strict=True)
+    whole = [replace(adapter, name=name) for adapter, name in named if adapter]
+    numbers = itertools.count()
+    mixes = [{next(numbers): 1.0} if adapter else {} for adapter in read]
     worn = [adapter.select(options.is_merged) for adapter in whole]
     left_out = _left_out(whole, worn)
     teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
-    network, rows = family.prepare(teachers, samples, options, reader)
-    tasks = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
-    result = merge(network, worn, tasks, config, progress=partial(progress, STAGE))
+    network, rows = family.prepare(teachers, [task.examples for task in tasks], options, reader)
+    weights = [task.weight for task in tasks]
+    measured = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
+    result = merge(network, worn, measured, config, progress=partial(progress, STAGE))
     settings = {
-        "base": base.name,
-        "adapters": [str(task.folder) for task in adapters],
-        "samples": [len(task) for task in samples],
+        "base": name,
+        "adapters": [str(task.folder) for task in tasks if task.folder is not None],
+        "samples": [len(task.examples) for task in tasks],
         "weights": weights,
         "options": asdict(options),
         "config": config.to_dict(),
     }
-    notes = (*result.report.notes, *left_out)
     return PeftMergeResult(
         result.adapter,
         replace(
             result.report,
-            notes=notes,
+            notes=(*result.report.notes, *left_out),
             settings=settings,
             saved_bytes=result.adapter.saved_bytes,
         ),
         result.outputs,
-        base=base.name,
+        base=name,
         task_type=family.task_type,
         kernels=layer_kernels(network.modules),
     )

@@ -1,4 +1,4 @@
-"""The common part of text samples and caption samples: lines of files, token ids, padding."""
+"""Calibration samples of language models: examples from files, and rows of one length."""
 
 from __future__ import annotations
 
@@ -11,24 +11,68 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..devices import device_of
+from ..errors import AdapterError, CalibrationError, ConfigError
 from ..files.limits import json_value
+from ..files.tensors import read_tensors
 from ..settings import MOST_TOKENS, settings
+from ..tasks import Sample
+from .pictures import SUFFIXES, pictures_in
 
 Padding = Literal["ignore", "count"]
-Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+_JSON = (".jsonl", ".json", ".ndjson")
+_TABLES = (".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of a task, and the right answer.
+
+    Args:
+        input: Text, token ids (length,) without padding, file of a picture, or its pixels as the
+            model reads them, (3, height, width).
+        target: Text, or token ids (length,); of a caption those that the decoder reads, from its
+            start token on. None: the task's own teacher writes it.
+        prompt: Text that a caption begins with, given or written: the words that the adapter was
+            trained with. Captions that are token ids include it.
+    """
+
+    input: str | Path | Tensor
+    target: str | Tensor | None = None
+    prompt: str = ""
+
+    @property
+    def needs_reader(self) -> bool:
+        """Whether a tokenizer or processor is needed, to turn a part of it into tensors."""
+        parts = (self.input, self.target, self.prompt or None)
+        return any(not isinstance(part, Tensor | None) for part in parts)
 
 
 @settings
 class ReadingOptions:
     """How samples are read."""
 
-    max_length: Annotated[Tokens, Field(description="Tokens of a text; what is longer is cut.")] = (
-        256
-    )
+    # at least a start token, one word and an end token
+    max_length: Annotated[
+        int,
+        Field(ge=3, le=MOST_TOKENS, description="Tokens of a text; what is longer is cut."),
+    ] = 256
     max_new_tokens: Annotated[
-        Tokens, Field(description="Most tokens of an answer that a teacher has to write.")
+        int,
+        Field(
+            ge=1,
+            le=MOST_TOKENS,
+            description="Most tokens of an answer that a teacher has to write.",
+        ),
     ] = 32
+    padding: Annotated[
+        Padding,
+        Field(
+            description="ignore leaves padding out of the statistics; count fills T5's inputs and "
+            "BLIP's captions up to max_length, unless all are token ids, and counts the padding, "
+            "as the published code does."
+        ),
+    ] = "ignore"
 
     def is_merged(self, path: str) -> bool:
         """Whether the module or parameter at a path is merged."""
@@ -51,17 +95,100 @@ class EncodedSample:
     start: Tensor = torch.tensor([], dtype=torch.long)
 
 
-def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
+@dataclass(frozen=True)
+class Row:
+    """What one row of a batch reads.
+
+    Args:
+        read: Token ids (length,) of the encoder, or pixels (3, height, width).
+        mask: 1 for tokens and 0 for padding, (length,); None: `read` is pixels.
+        decoder_ids: Token ids (length,) of the decoder; None: it does not run.
+        decoder_mask: 1 for tokens and 0 for padding of the decoder, (length,).
+    """
+
+    read: Tensor
+    mask: Tensor | None = None
+    decoder_ids: Tensor | None = None
+    decoder_mask: Tensor | None = None
+
+
+def stacked(model: Any, rows: Sequence[Row], part: str) -> Tensor:
+    """Return one part of all rows as a tensor (rows, ...) on the model's device."""
+    return torch.stack([getattr(row, part) for row in rows]).to(device_of(model))
+
+
+def row_sample(row: Row, streams: tuple[str, str], padding: Padding) -> Sample:
+    """Return a row as a sample of a task.
+
+    Args:
+        streams: Streams of the network whose tokens ``mask`` and ``decoder_mask`` are about.
+        padding: Whether padding counts in the statistics.
+    """
+    masks = zip(streams, (row.mask, row.decoder_mask), strict=True)
+    weights = {stream: mask.float() for stream, mask in masks if mask is not None if not mask.all()}
+    return Sample(row, token_weights=weights if padding == "ignore" else {})
+
+
+def read_texts(path: Path) -> list[Example]:
+    """Read examples from a text file, one input a line, or from JSON lines ``{"input": ...,
+    "target": ...}`` (``.jsonl``).
+
+    Raises:
+        CalibrationError: The file is a table or cannot be read, or a line of it; names the line.
+    """
+    if path.suffix.lower() in _TABLES:
+        raise CalibrationError(
+            f"{path}: is a table, whose heading and columns would be read as inputs; write one "
+            'input a line into a .txt, or {"input": "...", "target": "..."} into a .jsonl'
+        )
+    if path.suffix.lower() not in _JSON:
+        return [Example(line) for _, line in _lines(path, "one input")]
+    return [Example(text, target) for text, target in _pairs(path, "input", "target")]
+
+
+def read_images(path: Path) -> list[Example]:
+    """Read examples: the pictures of a folder, or JSON lines ``{"image": ..., "caption": ...}``,
+    paths relative to the file.
+
+    Raises:
+        CalibrationError: There are none, or a line is wrong; names it.
+    """
+    if not path.is_dir():
+        pairs = _pairs(path, "image", "caption")
+        return [Example(path.parent / image, caption) for image, caption in pairs]
+    files = pictures_in(path)
+    if not files:
+        raise CalibrationError(
+            f"{path}: there are no pictures in this folder ({', '.join(SUFFIXES)})"
+        )
+    return [Example(file) for file in files]
+
+
+def read_token_ids(path: Path) -> list[list[Example]]:
+    """Read ``input_ids`` (tasks, samples, length) of a safetensors file; no token of it is padding.
+
+    Raises:
+        CalibrationError: There is no such tensor.
+    """
+    try:
+        tensors, _ = read_tensors(path)
+    except AdapterError as error:
+        raise CalibrationError(f"token ids: {error}") from error
+    ids = tensors.get("input_ids")
+    if ids is None or ids.ndim != 3 or not ids.numel() or ids.is_floating_point():
+        found = "nothing" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+        raise CalibrationError(
+            f"{path}: has {found} as 'input_ids'; these must be whole numbers of shape (tasks, "
+            "samples, length)"
+        )
+    return [[Example(row) for row in task.long()] for task in ids]
+
+
+def _lines(path: Path, content: str) -> list[tuple[int, str]]:
     """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
 
     Only a line feed ends a line: JSON may hold the other characters that ``str.splitlines`` splits
     at.
-
-    Args:
-        path: File in UTF-8, with or without a byte order mark.
-
-    Raises:
-        CalibrationError: The file cannot be read, or there is nothing in it.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -75,20 +202,11 @@ def read_lines(path: Path, content: str) -> list[tuple[int, str]]:
     return numbered
 
 
-def read_pairs(path: Path, first: str, second: str) -> list[tuple[str, str | None]]:
-    """Return two texts of every line of JSON lines.
-
-    Args:
-        path: File of objects ``{first: ..., second: ...}``.
-        first: Name of the text that must be there.
-        second: Name of the optional text.
-
-    Raises:
-        CalibrationError: The file cannot be read, or a line of it; names the line.
-    """
+def _pairs(path: Path, first: str, second: str) -> list[tuple[str, str | None]]:
+    """Return the texts of JSON lines ``{first: ..., second: ...}``; the second is optional."""
     example = f'{{"{first}": "...", "{second}": "..."}} ("{second}" is optional)'
     pairs = []
-    for number, line in read_lines(path, example):
+    for number, line in _lines(path, example):
         place = f"{path}, line {number}"
         try:
             entry = json_value(line)
@@ -129,6 +247,43 @@ def check_ids(what: str, ids: Tensor, vocabulary: int) -> None:
         )
 
 
+def check_length(length: int, positions: int | None, what: str) -> None:
+    """Refuse a text that is longer than what a model reads; None: it reads any.
+
+    Raises:
+        ConfigError: The model has fewer positions.
+    """
+    if positions is not None and length > positions:
+        raise ConfigError(
+            f"{what} may have {length} tokens, but this model reads {positions}; set a smaller "
+            "number"
+        )
+
+
+def padded(rows: Sequence[Tensor], value: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows of token ids filled up at their ends, and 1 for tokens and 0 for padding, both
+    (rows, length).
+
+    Args:
+        length: Tokens of each row; None: those of the longest.
+
+    Raises:
+        CalibrationError: A row is longer.
+    """
+    longest = max(map(len, rows))
+    if length is not None and longest > length:
+        raise CalibrationError(
+            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set "
+            f"max_length to {longest} or more"
+        )
+    filled = torch.full((len(rows), length or longest), value, dtype=torch.long)
+    mask = torch.zeros_like(filled)
+    for i, ids in enumerate(rows):
+        filled[i, : len(ids)] = ids
+        mask[i, : len(ids)] = 1
+    return filled, mask
+
+
 def masked(outputs: Tensor, mask: Tensor) -> Tensor:
     """Return outputs (rows, length, d) with 0 where a mask (rows, length) has it. They may be on
     the last of several devices, and the mask on the first.
@@ -136,62 +291,7 @@ def masked(outputs: Tensor, mask: Tensor) -> Tensor:
     return outputs * mask[..., None].to(outputs.device)
 
 
-def padded(rows: Sequence[Tensor], length: int, value: int) -> Tensor:
-    """Return rows of token ids as one tensor (rows, length), filled up at their ends.
-
-    Raises:
-        CalibrationError: A row is longer.
-    """
-    check_fits(rows, length)
-    filled = torch.full((len(rows), length), value, dtype=torch.long)
-    for row, ids in zip(filled, rows, strict=True):
-        row[: len(ids)] = ids
-    return filled
-
-
-def mask_of(rows: Sequence[Tensor], length: int) -> Tensor:
-    """Return 1 for tokens and 0 for padding of `padded` rows, (rows, length)."""
-    return padded([torch.ones_like(ids) for ids in rows], length, 0)
-
-
-def check_fits(rows: Sequence[Tensor], length: int) -> None:
-    """Refuse rows of token ids that are longer than what they are to be filled up to.
-
-    Raises:
-        CalibrationError: A row is longer.
-    """
-    longest = max(map(len, rows), default=0)
-    if longest > length:
-        raise CalibrationError(
-            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set "
-            f"max_length to {longest} or more"
-        )
-
-
-def longest(rows: Sequence[Sequence[Tensor]]) -> int:
-    """Return the number of tokens of the longest row of all tasks."""
-    return max(len(ids) for task in rows for ids in task)
-
-
-def token_weights(masks: Mapping[str, Tensor], padding: Padding) -> dict[str, Tensor]:
-    """Return the weights of a sample's tokens in the statistics, for `Sample`.
-
-    Args:
-        masks: Stream -> 1 for tokens and 0 for padding, (length,).
-    """
-    if padding == "count":
-        return {}
-    return {stream: mask.float() for stream, mask in masks.items() if not mask.all()}
-
-
-def targets_of(tasks: Sequence[Sequence[EncodedSample]]) -> list[list[Tensor]]:
-    """Return the targets of samples that all have one."""
-    return [[sample.target for sample in task if sample.target is not None] for task in tasks]
-
-
 def until_end(row: Tensor, end_id: int | Sequence[int] | None) -> Tensor:
     """Return generated token ids up to the end of the sentence, that one included."""
-    ends = torch.isin(
-        row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype)
-    ).nonzero()
-    return row[: int(ends[0]) + 1] if len(ends) else row
+    ends = torch.isin(row, torch.tensor([] if end_id is None else end_id, dtype=row.dtype))
+    return row[: int(ends.nonzero()[0]) + 1] if ends.any() else row

@@ -11,8 +11,8 @@ from iteris_core import AdapterError, ConfigError, MergeConfig
 from iteris_core.base_models import placed
 from iteris_core.devices import device_of
 from iteris_core.language.job import AdapterTask
+from iteris_core.language.samples import Example
 from iteris_core.language.t5 import load_base, merge_t5
-from iteris_core.language.text_samples import TextSample
 from iteris_core.layers import stored_weight
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
         texts = torch.randint(2, 60, (2, 2, 7), generator=torch.Generator().manual_seed(3))
         # the first adapter's own model answers
         samples = [
-            [TextSample(text, target) for text, target in zip(of_task, targets, strict=True)]
+            [Example(text, target) for text, target in zip(of_task, targets, strict=True)]
             for of_task, targets in zip(texts, ([None, None], texts[0, :, :4]), strict=True)
         ]
         folders = [t5_folder / "one", t5_folder / "two"]

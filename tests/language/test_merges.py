@@ -12,11 +12,11 @@ from language_families import captions, texts
 
 from iteris_core import AdapterError, MergeConfig, Task, merge
 from iteris_core.language import blip, t5
-from iteris_core.language.caption_samples import CaptionOptions, CaptionSample, encode_captions
-from iteris_core.language.job import DEFAULT, AdapterTask, Preserve
+from iteris_core.language.job import DEFAULT, AdapterTask
 from iteris_core.language.loading import load_adapter, load_processor
+from iteris_core.language.samples import Example
+from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers
-from iteris_core.language.text_samples import TextOptions, TextSample
 from iteris_core.tasks import PRESERVE_TASK
 
 pytestmark = pytest.mark.slow
@@ -85,32 +85,32 @@ def test_without_targets_the_teachers_answer_and_both_rows_read_it(case):
     written = []
     for task in case.tasks(targets=False):
         model = tiny_language.peft(case.base(), task.folder).eval()
-        written.append(replace(task, samples=[answered_by(case, model, s) for s in task.samples]))
+        written.append(replace(task, examples=[answered_by(case, model, e) for e in task.examples]))
     found = case.merge(tasks=case.tasks(targets=False)).adapter.deltas
     assert_close(found, case.merge(tasks=written).adapter.deltas, 1e-5)
 
 
-def answered_by(case, model, sample):
+def answered_by(case, model, example):
     settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 32}
     with torch.no_grad():
         if case.samples is texts:
-            ids = model.generate(input_ids=sample.input[None], **settings)[0, 1:]
+            ids = model.generate(input_ids=example.input[None], **settings)[0, 1:]
             ends = (ids == model.config.eos_token_id).nonzero()
-            return replace(sample, target=ids[: int(ends[0]) + 1] if len(ends) else ids)
+            return replace(example, target=ids[: int(ends[0]) + 1] if len(ends) else ids)
         ids = model.generate(
-            pixel_values=sample.image[None], input_ids=torch.tensor([[4, 2]]), **settings
+            pixel_values=example.input[None], input_ids=torch.tensor([[4, 2]]), **settings
         )[0]
         ends = (ids == 2).nonzero()
-        return replace(sample, caption=ids[: int(ends[0])] if len(ends) else ids[:-1])
+        return replace(example, target=ids[: int(ends[0])] if len(ends) else ids[:-1])
 
 
 def test_preserve_samples_are_a_task_with_an_empty_mix(case):
     ordinary = case.samples(7)
-    kept = case.merge(preserve=Preserve(ordinary, 2.0))
+    kept = case.merge(tasks=[*case.tasks(), AdapterTask(None, ordinary, 2.0)])
     base = case.base()
     adapters = [load_adapter(base, folder) for folder in case.adapters]
     mixes = [{0: 1.0}, {1: 1.0}, {}]
-    tasks = [*(task.samples for task in case.tasks()), ordinary]
+    tasks = [*(task.examples for task in case.tasks()), ordinary]
     teachers = Teachers(base, adapters, mixes)
     reader = load_processor(str(case.folder / "base")) if case.family is blip.FAMILY else None
     network, rows = case.family.prepare(teachers, tasks, case.family.options, reader)
@@ -204,8 +204,8 @@ def test_the_head_can_be_merged_too(of_t5, tmp_path):
 def test_padding_of_captions_does_not_count(of_blip):
     """Shorter captions alone give the same as beside long ones."""
     base = of_blip.base(torch.float64)
-    two = [[s for s in captions(seed) if len(s.caption) == 5] * 2 for seed in (0, 1)]
-    longest = CaptionSample(two[0][0].image, torch.arange(3, 30))
+    two = [[s for s in captions(seed) if len(s.target) == 5] * 2 for seed in (0, 1)]
+    longest = Example(two[0][0].input, torch.arange(3, 30))
     folders = [*of_blip.adapters, of_blip.adapters[0]]
     config = MergeConfig(alpha=1e-3)
 
@@ -216,7 +216,7 @@ def test_padding_of_captions_does_not_count(of_blip):
 
     alone = merged(two[0])
     assert_close(merged([longest]), alone, 1e-5)
-    counted = merged([longest], CaptionOptions(padding="count"))
+    counted = merged([longest], replace(blip.CAPTIONS, padding="count"))
     assert not torch.allclose(counted[QUERY].dense(), alone[QUERY].dense(), atol=1e-3)
 
 
@@ -226,7 +226,7 @@ def test_teachers_write_after_the_prompts_as_the_models_own_generate_does(of_bli
     prompts = ["w5 w6", "", "w5 w6", "w7"]
     pairs = zip(captions(0, targets=False), prompts, strict=True)
     samples = [replace(sample, prompt=prompt) for sample, prompt in pairs]
-    (tokens,) = encode_captions([samples], processor, base, CaptionOptions())
+    tokens = [blip.encoded(sample, processor, base, blip.CAPTIONS) for sample in samples]
     teachers = Teachers(base, [load_adapter(base, of_blip.adapters[0])], [{0: 1.0}])
     (found,) = teachers.answered([tokens], partial(blip.write, base, max_new_tokens=5))
     model = tiny_language.peft(tiny_language.blip(), of_blip.adapters[0]).eval()
@@ -234,26 +234,26 @@ def test_teachers_write_after_the_prompts_as_the_models_own_generate_does(of_bli
         ids = processor.tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             own = model.generate(
-                pixel_values=sample.image[None], input_ids=ids, max_new_tokens=5, do_sample=False
+                pixel_values=sample.input[None], input_ids=ids, max_new_tokens=5, do_sample=False
             )[0].tolist()
         assert written.target.tolist() == (own[: own.index(2)] if 2 in own else own[:-1])
 
 
 REFUSED = [  # family, what is asked of it, what the message names
     ("T5", lambda case: AdapterTask(case.adapters[0], []), "no samples for"),
-    ("T5", lambda case: merge_one(case, TextSample(torch.tensor([99]))), "0 to 59"),
-    ("T5", lambda case: merge_one(case, TextSample(torch.tensor([], dtype=int))), "1 or more"),
+    ("T5", lambda case: merge_one(case, Example(torch.tensor([99]))), "0 to 59"),
+    ("T5", lambda case: merge_one(case, Example(torch.tensor([], dtype=int))), "1 or more"),
     (
         "T5",
-        lambda case: merge_one(case, TextSample("x"), str(case.folder / "base")),
+        lambda case: merge_one(case, Example("x"), str(case.folder / "base")),
         "no tokenizer",
     ),
     ("T5", lambda case: case.family.load("/nowhere/t5"), "no such folder"),
     ("T5", lambda case: case.family.load(str(case.adapters[0])), "cannot be loaded"),
     ("BLIP", lambda case: t5.load_base(str(case.folder / "base")), "is a model of the kind 'blip'"),
-    ("BART", lambda case: merge_one(case, TextSample(torch.full((65,), 5))), "model reads 64; set"),
-    ("BLIP", lambda case: merge_one(case, CaptionSample(ZEROS[:, :8, :8], IDS)), "(3, 16, 16)"),
-    ("BLIP", lambda case: merge_one(case, CaptionSample(ZEROS, 33 * IDS)), "ids from 0 to 49"),
+    ("BART", lambda case: merge_one(case, Example(torch.full((65,), 5))), "model reads 64; set"),
+    ("BLIP", lambda case: merge_one(case, Example(ZEROS[:, :8, :8], IDS)), "(3, 16, 16)"),
+    ("BLIP", lambda case: merge_one(case, Example(ZEROS, 33 * IDS)), "ids from 0 to 49"),
 ]
 ZEROS, IDS = torch.zeros(3, 16, 16), torch.tensor([3])
 

@@ -13,16 +13,11 @@ from typer.testing import CliRunner
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.cli.main import app
 from iteris_core.language import t5
-from iteris_core.language.caption_samples import (
-    CaptionOptions,
-    CaptionSample,
-    caption_rows,
-    encode_captions,
-    read_images,
-)
+from iteris_core.language.blip import CAPTIONS, caption_rows, encoded, prepare
 from iteris_core.language.loading import load_processor
+from iteris_core.language.samples import Example, read_images, read_texts, read_token_ids
+from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers
-from iteris_core.language.text_samples import TextOptions, TextSample, read_texts, read_token_ids
 
 pytestmark = pytest.mark.slow
 
@@ -54,12 +49,12 @@ def pictures(tmp_path_factory):
 
 def test_samples_are_read_from_lines(tmp_path):
     (tmp_path / "a.txt").write_text("first line\n\n second \n")
-    assert read_texts(tmp_path / "a.txt") == [TextSample("first line"), TextSample("second")]
+    assert read_texts(tmp_path / "a.txt") == [Example("first line"), Example("second")]
     (tmp_path / "a.jsonl").write_text('{"input": "x", "target": "y"}\n{"input": "z"}\n')
-    assert read_texts(tmp_path / "a.jsonl") == [TextSample("x", "y"), TextSample("z")]
+    assert read_texts(tmp_path / "a.jsonl") == [Example("x", "y"), Example("z")]
     (tmp_path / "b.jsonl").write_text('{"image": "x.png", "caption": "y"}\n{"image": "z"}\n')
     x, z = tmp_path / "x.png", tmp_path / "z"
-    assert read_images(tmp_path / "b.jsonl") == [CaptionSample(x, "y"), CaptionSample(z)]
+    assert read_images(tmp_path / "b.jsonl") == [Example(x, "y"), Example(z)]
 
 
 WRONG_LINES = dict(
@@ -113,13 +108,13 @@ def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, re
     line = json.dumps({first: "0.png", second: text}, ensure_ascii=False)
     (tmp_path / name).write_text(f"\ufeff{line}\r\n", newline="")
     (sample,) = read(tmp_path / name)
-    assert getattr(sample, second) == text
+    assert sample.target == text
     (tmp_path / "a.txt").write_text(f"\ufeff{text}\r\nfour\n", newline="")
-    assert read_texts(tmp_path / "a.txt") == [TextSample(text), TextSample("four")]
+    assert read_texts(tmp_path / "a.txt") == [Example(text), Example("four")]
 
 
 def test_token_ids_longer_than_counted_padding_are_refused():
-    samples = [[TextSample("w1")], [TextSample(torch.arange(2, 12))]]
+    samples = [[Example("w1")], [Example(torch.arange(2, 12))]]
     options = TextOptions(padding="count", max_length=6)
     teachers = Teachers(tiny_language.t5(), [], [{}, {}])
     expected = "a sample has 10 tokens, but padding that counts fills up to 6; set max_length"
@@ -127,7 +122,7 @@ def test_token_ids_longer_than_counted_padding_are_refused():
         t5.prepare(teachers, samples, options, lambda **text: {"input_ids": [5, 1]})
     with pytest.raises(ConfigError, match="'ignore' or 'count'"):
         TextOptions(padding="some")
-    with pytest.raises(ConfigError, match="from 1 to"):
+    with pytest.raises(ConfigError, match="from 3 to"):
         TextOptions(max_length=0)
 
 
@@ -136,43 +131,42 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(proces
     model = tiny_language.blip()
 
     def ids(sample, **options):
-        (found,) = encode_captions([[sample]], processor, model, CaptionOptions(**options))[0]
-        return found.target.tolist()
+        return encoded(sample, processor, model, replace(CAPTIONS, **options)).target.tolist()
 
     assert ids(sample) == [3, 7, 8, 9]
     assert ids(replace(sample, prompt=" w5 w6 ")) == [3, 11, 12, 7, 8, 9]
     assert ids(replace(sample, prompt="w5 w6"), max_length=6) == [3, 11, 12, 7, 8]
     with pytest.raises(CalibrationError, match="a caption is token ids and has the prompt 'w5'"):
-        ids(CaptionSample(sample.image, torch.tensor([3]), "w5"))
+        ids(Example(sample.input, torch.tensor([3]), "w5"))
 
 
 def test_counted_padding_fills_captions_up_as_the_published_code_does(processor, pictures):
-    options = CaptionOptions(padding="count", max_length=20)
-    samples = read_images(pictures / "captions.jsonl")[:1]
-    encoded = encode_captions([samples], processor, tiny_language.blip(), options)
-    (row,) = caption_rows(encoded, options, fill=True)[0]
-    assert row.teacher.ids.tolist() == [3, 7, 8, 9] + [0] * 16
-    assert (row.teacher.mask.sum().item(), row.token_weights) == (4, {})
+    sample = read_images(pictures / "captions.jsonl")[0]
+    read = encoded(sample, processor, tiny_language.blip(), CAPTIONS)
+    (row,) = caption_rows([[read]], "count", 20)[0]
+    assert row.teacher.decoder_ids.tolist() == [3, 7, 8, 9] + [0] * 16
+    assert (row.teacher.decoder_mask.sum().item(), row.token_weights) == (4, {})
 
 
 def test_a_picture_comes_through_the_one_door(processor, tmp_path):
     """An EPS would start Ghostscript, whatever the file is called; see `test_pictures.py`."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EOF\n")
     with pytest.raises(CalibrationError, match="cannot be read as a picture"):
-        samples = read_images(tmp_path)
-        encode_captions([samples], processor, tiny_language.blip(), CaptionOptions())
+        (sample,) = read_images(tmp_path)
+        encoded(sample, processor, tiny_language.blip(), CAPTIONS)
 
 
 def test_captions_longer_than_the_decoder_reads_are_refused(processor):
     for caption, options, said in (
-        (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model's decoder"),
+        (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model reads 40"),
         ("w1 " * 60, {}, "may have 61 tokens"),
         ("w1", {"padding": "count"}, "a caption filled up to max_length may have 64 tokens"),
         (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41"),
     ):
-        sample = CaptionSample(torch.zeros(3, 16, 16), caption)
+        teachers = Teachers(tiny_language.blip(), [], [{}])
+        samples = [[Example(torch.zeros(3, 16, 16), caption)]]
         with pytest.raises(ConfigError, match=said):
-            encode_captions([[sample]], processor, tiny_language.blip(), CaptionOptions(**options))
+            prepare(teachers, samples, replace(CAPTIONS, **options), processor)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.metadata import RECIPE_KEY, merged_tags
 from iteris_core.files.tensors import read_header, read_tensors
-from iteris_core.language.text_samples import read_token_ids
+from iteris_core.language.samples import read_token_ids
 from iteris_core.layers import layer_shapes
 
 SECONDS = 5.0  # of one reader, on the processor

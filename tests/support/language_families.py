@@ -13,31 +13,30 @@ from transformers import BartForConditionalGeneration, BlipForConditionalGenerat
 
 from iteris_core.files import peft
 from iteris_core.language import blip, t5
-from iteris_core.language.caption_samples import CaptionSample
 from iteris_core.language.job import AdapterTask, LanguageFamily, PeftMergeResult, merge_peft
-from iteris_core.language.text_samples import TextSample
+from iteris_core.language.samples import Example
 
 LENGTHS = ((7, 4), (3, 6), (9, 1), (5, 5))  # of inputs and targets
 
 
-def texts(seed: int, *, targets: bool = True) -> list[TextSample]:
+def texts(seed: int, *, targets: bool = True) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length):
         return torch.randint(2, 60, (length,), generator=generator)
 
     drawn = [(ids(n), ids(m)) for n, m in LENGTHS]
-    return [TextSample(text, target if targets else None) for text, target in drawn]
+    return [Example(text, target if targets else None) for text, target in drawn]
 
 
-def captions(seed: int, *, targets: bool = True) -> list[CaptionSample]:
+def captions(seed: int, *, targets: bool = True) -> list[Example]:
     torch.manual_seed(seed)
     start = torch.tensor([3])
     drawn = [
         (torch.randn(3, 16, 16), torch.cat([start, torch.randint(4, 50, (n,))]))
         for n in (4, 7, 2, 6)
     ]
-    return [CaptionSample(pixels, ids if targets else None) for pixels, ids in drawn]
+    return [Example(pixels, ids if targets else None) for pixels, ids in drawn]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Case:
             return tiny_language.logits(model)
         sample = captions(5)[0]
         with torch.no_grad():
-            inputs = {"pixel_values": sample.image[None], "input_ids": sample.caption[None]}
+            inputs = {"pixel_values": sample.input[None], "input_ids": sample.target[None]}
             return model.eval()(**inputs).logits
 
 
