@@ -14,7 +14,7 @@ from torch import nn
 
 from iteris_core.adapters import Adapter
 from iteris_core.errors import ConfigError
-from iteris_core.files import peft, peft_settings
+from iteris_core.files import peft
 from iteris_core.language import blip, t5
 from iteris_core.language.loading import load_adapter, load_processor, load_tokenizer
 from iteris_core.memory import with_smaller_calls
@@ -269,10 +269,7 @@ def _rows(run: Run, model: nn.Module) -> list[Row]:
     rows = [Row(BASE)] if run.extent.with_base else []
     for name, folder in run.rows.items():
         adapter = replace(load_adapter(model, folder), name=name)
-        hashes = [
-            file_fingerprint(folder / file)
-            for file in (peft_settings.CONFIG_FILE, peft.WEIGHTS_FILE)
-        ]
+        hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
         rows.append(Row(name, adapter, "-".join(hashes)))
     return rows
 

@@ -17,7 +17,7 @@ from .groups import key_of, split_key
 from .limits import json_value
 from .metadata import base_metadata
 from .model_keys import ModelKeys
-from .peft_settings import Scales, settings_of
+from .peft import Scales, settings_of
 from .roles import ALPHA, DOWN
 from .tensor_checks import told_of
 

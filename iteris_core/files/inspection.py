@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import AdapterError
-from . import peft, peft_settings
+from . import peft
 from .adapter_kinds import kind_of
 from .beside import words_beside
 from .groups import Group, foreign_kind, grouped
@@ -93,12 +93,12 @@ def inspect_adapter(path: Path) -> AdapterFacts:
             and not an adapter.
     """
     path = peft.with_name(path)
-    folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft_settings.CONFIG_FILE) else path
+    folder = path.parent if path.name in (peft.WEIGHTS_FILE, peft.CONFIG_FILE) else path
     if not folder.is_dir():
         with budget(path, path):
             return _facts(path, *read_tensors(path))
     with budget(path, folder / peft.WEIGHTS_FILE):
-        settings = peft_settings.read_settings(folder)
+        settings = peft.read_settings(folder)
         return _facts(folder, *peft.read_weights(folder), settings)
 
 
@@ -113,7 +113,7 @@ def _facts(
         _check_adapter(path.name, groups, unknown)
         problems = [f"{key!r} is of unknown kind" for key in unknown]
     else:
-        refusal = peft_settings.refusal(settings)
+        refusal = peft.refusal(settings)
         problems = [f"it is {refusal}"] if refusal else []
         others = [*unknown, *peft.strange_keys(groups.values())]
         problems += [f"{key!r} {peft.meaning_of(key)}" for key in others]
@@ -167,7 +167,7 @@ def _measured(
     measured = {}
     problems = []
     try:
-        scales = None if settings is None else peft_settings.Scales.of(settings)
+        scales = None if settings is None else peft.Scales.of(settings)
     except AdapterError as error:
         return {}, [f"{name}: it {error}"]
     for base, group in groups.items():

@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
-from iteris_core.files import peft, peft_settings
+from iteris_core.files import peft
 from iteris_core.language.job import PeftMergeResult
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_an_adapter_takes_the_place_of_an_adapter_alone(t5_folder, texts, tmp_pa
     assert f"{folder} exists already" in done.stderr
     assert in_process(*arguments, "--overwrite").exit_code == 0
     found = contents(folder)
-    assert set(found) == {"README.md", peft_settings.CONFIG_FILE, peft.WEIGHTS_FILE}
+    assert set(found) == {"README.md", peft.CONFIG_FILE, peft.WEIGHTS_FILE}
     assert found["README.md"] == b"mine"
     assert found[peft.WEIGHTS_FILE] != b"old"
 

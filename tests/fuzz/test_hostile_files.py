@@ -16,7 +16,7 @@ from torch import nn
 
 from iteris_core import AdapterError
 from iteris_core.files import kohya as kohya_files
-from iteris_core.files import limits, peft, peft_settings, tensors
+from iteris_core.files import limits, peft, tensors
 from iteris_core.files.adapter_kinds import delta_of, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
@@ -164,14 +164,14 @@ def test_patterns_mean_what_they_mean_in_peft():
             ranks = {first: 1, second: 2}
             expected = ranks.get(get_pattern_key([first, second], path), 3)
             settings = {"r": 3, "lora_alpha": expected, "rank_pattern": ranks}
-            assert peft_settings.Scales.of(settings).at(path, expected) == 1, (path, ranks)
+            assert peft.Scales.of(settings).at(path, expected) == 1, (path, ranks)
 
 
 def test_many_patterns_are_compared_in_linear_time():
     paths = [f"block.{i}.attn.q" for i in range(5_000)]
 
     def compare():
-        scales = peft_settings.Scales.of({"rank_pattern": dict.fromkeys(paths, 2), "lora_alpha": 2})
+        scales = peft.Scales.of({"rank_pattern": dict.fromkeys(paths, 2), "lora_alpha": 2})
         return {scales.at(f"model.{path}", 2) for path in paths}
 
     assert quick(compare) == {1}

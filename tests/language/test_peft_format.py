@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iteris_core import Adapter, AdapterError, LowRankDelta
-from iteris_core.files import peft, peft_settings
+from iteris_core.files import peft
 
 pytestmark = pytest.mark.slow
 
@@ -201,11 +201,11 @@ def test_patterns_are_bound_where_one_path_is_the_end_of_another():
     ranks = {"q": 2, "a.q": 3, "b.q": 3, "a.b.q": 4}
     from peft.utils.other import get_pattern_key
 
-    settings = peft_settings.settings_of(random_adapter(ranks), "base", None)
+    settings = peft.settings_of(random_adapter(ranks), "base", None)
     patterns = settings["rank_pattern"]
     for path, rank in ranks.items():
         assert patterns.get(get_pattern_key(patterns, path), settings["r"]) == rank
-        assert peft_settings.Scales.of(settings).at(path, rank) == 1
+        assert peft.Scales.of(settings).at(path, rank) == 1
 
 
 def test_what_peft_has_no_place_for_is_not_saved(tmp_path):
