@@ -98,7 +98,7 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
     Raises:
         ConfigError: It cannot be loaded; says why, and what to give instead.
     """
-    if Path(source).is_absolute() and not Path(source).is_dir():
+    if Path(source).is_absolute() and not Path(source).exists():
         raise ConfigError(
             f"{source}: there is no such folder; give the folder of a base model, or its name on "
             "the hub"
@@ -107,9 +107,8 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
         return load(source, **options)
     except Exception as error:  # whatever the libraries raise where files are missing or damaged
         raise ConfigError(
-            f"{source}: {what} cannot be loaded from this folder or hub name "
-            f"({first_line(error)}); give the folder that save_pretrained wrote, or a name on the "
-            "hub"
+            f"{source}: {what} cannot be loaded from there ({first_line(error)}); give the folder "
+            "that save_pretrained wrote, or a name on the hub"
         ) from error
 
 

@@ -78,7 +78,7 @@ def load_pipeline(
     """
     from diffusers import DDPMScheduler
 
-    pipeline = loading.load_pipeline(source, config, family=FAMILIES["SD1.5"])
+    pipeline = loading.load_pipeline(source, FAMILIES["SD1.5"], config)
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     for file in embeddings:

@@ -4,24 +4,21 @@ into one, without ComfyUI.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import Field
 
 from ..adapters import Adapter
 from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of
 from ..diffusion.calibration import Calibration
-from ..diffusion.diffusers_model import DiffusersModel
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loading import load_diffusers
 from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
@@ -32,14 +29,12 @@ from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..diffusion.row_uses import use_of
 from ..errors import ConfigError
-from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
 from ..files.writing import check_free, under_free_name
 from ..memory import free_bytes
 from ..processes import Processes
-from ..settings import settings
 from . import options
 from .options import Spread
 from .paths import check_places
@@ -68,27 +63,6 @@ COMMANDS = {
 }
 
 
-@settings
-class Saving:
-    """How the result is saved."""
-
-    style: Annotated[Style, Field(description="Spelling of the result's key names.")] = "kohya"
-    large_layers: Annotated[
-        Literal["low_rank", "difference"],
-        Field(
-            description="Layers whose two factors take more room than the weight itself: as "
-            "factors, or as the full difference, which is smaller; some programs cannot read it."
-        ),
-    ] = "low_rank"
-
-    def __post_init__(self) -> None:
-        if self.large_layers == "difference" and self.style != "kohya":
-            raise ConfigError(
-                f"--large-layers difference cannot be saved with --style {self.style}; save in the "
-                "style kohya, or leave it out"
-            )
-
-
 def help_of(name: str) -> str:
     """Return what ``--help`` says of a command."""
     return _HELP.format(name=name, models=COMMANDS[name][1])
@@ -103,7 +77,6 @@ def merge_command(name: str) -> Callable[..., None]:
         calibration=Calibration(),
         solving=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Spread(),
-        saving=Saving(),
     )(functools.partial(_merge, FAMILIES[COMMANDS[name][0]]))
 
 
@@ -146,12 +119,14 @@ def _merge(
             f"Default: {DEFAULT_PRESET}.",
         ),
     ] = DEFAULT_PRESET,
+    style: Annotated[
+        Style, typer.Option(help="Spelling of the result's keys: kohya or diffusers.")
+    ] = "kohya",
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
     solving: MergeConfig,
     placement: Spread,
-    saving: Saving,
 ) -> None:
     rows = rows_of(lora)
     paths = [file_of(row) for row in rows]
@@ -165,7 +140,11 @@ def _merge(
     uses = uses_of(rows)
     how.check_prompts(uses)
     placement.tell()
-    with _loaded(base, config, placement, family) as model, progress_bars() as progress:
+    quiet_libraries()
+    with warnings.catch_warnings(), progress_bars() as progress:
+        warnings.simplefilter("ignore")  # what diffusers advises about its own settings
+        place = placement.dtype, placement.device
+        model = load_diffusers(base, family, config, *place, device_map=placement.device_map)
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
 
         def read(use: LoraUse) -> Adapter:
@@ -174,7 +153,7 @@ def _merge(
             return read_lora(model, path, *strengths, blocks=use.blocks, without=use.without)
 
         loaded, repeated = load_each_once(uses, read)
-        check_style((one.adapter for one in loaded), saving.style)
+        check_style((one.adapter for one in loaded), style)
         job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
         # with a device map, what is free while the model waits elsewhere is not known
         device = device_of(model.unet_model)
@@ -187,15 +166,9 @@ def _merge(
 
     def save(path: Path, overwrite: bool) -> None:
         metadata = metadata_of_merge(path.stem, job.loras, recipe)
-        whole = saving.large_layers == "difference"
-        save_lora(
-            model, result.adapter, path, saving.style, metadata, whole=whole, overwrite=overwrite
-        )
+        save_lora(model, result.adapter, path, style, metadata, overwrite=overwrite)
 
     saved = under_free_name(output, save, overwrite=overwrite)
-    warning = kohya_warning(result.adapter) if saving.style == "kohya" else None
-    if warning:
-        typer.echo(f"note: {warning}")
     told = options.tell(result.adapter.name, result.report, saved, output)
     options.write_report(told, report, overwrite=overwrite)
 
@@ -252,24 +225,6 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output is {output}; its name must end in .safetensors")
     check_free(output, overwrite=overwrite)
-
-
-@contextlib.contextmanager
-def _loaded(
-    base: str, config: str | None, placement: Spread, family: Family
-) -> Iterator[DiffusersModel]:
-    """Load the model, and keep what diffusers advises about its own settings off the terminal."""
-    quiet_libraries()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield load_diffusers(
-            base,
-            config,
-            placement.dtype,
-            placement.device,
-            family=family,
-            device_map=placement.device_map,
-        )
 
 
 def _text_of(file: Path) -> str:

@@ -18,28 +18,25 @@ from ..files.model_keys import ModelKeys
 from ..network import TEXT_STREAM, Network
 from .model import UNET_TEXT_LAYERS, DenoiserRow, Encoded, stream_of
 
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # At the noisy end of zero-terminal-SNR schedules, as diffusers' Euler scheduler has it.
 _SMALLEST_ALPHA = 2.0**-24
-# Settings of UNets -> what they read besides latents and text.
-_OTHER_INPUTS = {
-    "addition_embed_type": "picture sizes and pooled texts",
-    "class_embed_type": "class labels",
-    "num_class_embeds": "class labels",
-    "encoder_hid_dim_type": "picture embeddings",
-}
+# Settings of UNets that read more than latents and text.
+_OTHER_INPUTS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+)
+_PIXELS = 8  # of a picture per latent, in each direction
 _POOLED = "pooled_output"  # of a prompt, among what the UNet of SDXL reads besides the tokens
-_DEPTH = 2  # resnets of each block of SDXL's UNet; models that were cut down have fewer
 
 
 class DiffusersModel:
-    """A `diffusers` model as the core's `DiffusionHost`; its modules are run, never changed.
+    """A `diffusers` model as the core's `DiffusionHost`; its weights are never changed.
 
-    With one text encoder it is Stable Diffusion 1.5, with two it is SDXL. As in ComfyUI, an empty
-    prompt is one that the text encoders read. diffusers' pipeline of SDXL puts zeros in the place
-    of a negative prompt that is not given (``force_zeros_for_empty_prompt``), but encodes one that
-    is given as "". Most pictures are drawn with a prompt that was encoded, and trainers encode the
-    empty captions, which teach LoRAs to do without a prompt.
+    With one text encoder it is Stable Diffusion 1.5, with two it is SDXL. As in ComfyUI, and by
+    trainers, an empty prompt is encoded, where diffusers' pipeline of SDXL reads zeros if no
+    negative prompt is given (``force_zeros_for_empty_prompt``).
 
     Args:
         unet: `UNet2DConditionModel`; any number of channels and width of contexts.
@@ -51,7 +48,6 @@ class DiffusersModel:
         text_encoder_2: `CLIPTextModelWithProjection` of SDXL, whose projected output is pooled.
         tokenizer_2: Its tokenizer, used only for the padding token. The words are those of
             the first, as in ComfyUI: in diffusers, a "!" of a prompt is a padding token here.
-        vae_scale_factor: Pixels of a picture per latent, in each direction.
 
     Raises:
         ConfigError: Another kind of model, or parts that do not fit together.
@@ -70,25 +66,22 @@ class DiffusersModel:
         *,
         text_encoder_2: Any = None,
         tokenizer_2: Any = None,
-        vae_scale_factor: int = 8,
     ):
-        self.unet_model = unet
-        self.text_models = [model for model in (text_encoder, text_encoder_2) if model is not None]
+        self.unet_model = unet.eval()
+        texts = (text_encoder, text_encoder_2)
+        self.text_models = [model.eval() for model in texts if model is not None]
         self.tokenizer = tokenizer
         tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
-        _check_texts(self.text_models, tokenizers)
         self.fills: list[int] = [read.pad_token_id for read in tokenizers]
-        _check_unet(unet, self.family)
-        _check_scheduler(scheduler)
+        _check(unet, self.family, scheduler)
         self.prediction_type: str = scheduler.config.prediction_type
-        self.vae_scale_factor = vae_scale_factor
         alphas = (
             scheduler.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(_SMALLEST_ALPHA)
         )
         self.training_sigmas = ((1 - alphas) / alphas).sqrt()  # (training timesteps,), rising
 
     @classmethod
-    def of(cls, pipeline: Any, vae_scale_factor: int = 8) -> DiffusersModel:
+    def of(cls, pipeline: Any) -> DiffusersModel:
         """Return the model of a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`.
 
         Raises:
@@ -101,7 +94,6 @@ class DiffusersModel:
             pipeline.scheduler,
             text_encoder_2=getattr(pipeline, "text_encoder_2", None),
             tokenizer_2=getattr(pipeline, "tokenizer_2", None),
-            vae_scale_factor=vae_scale_factor,
         )
 
     @cached_property
@@ -143,59 +135,37 @@ class DiffusersModel:
     @property
     def piece_length(self) -> int:
         """Tokens that the text encoders read at once, start and end included."""
-        lengths: list[int] = [model.config.max_position_embeddings for model in self.text_models]
-        lengths.append(self.tokenizer.model_max_length)
-        return min(lengths)
+        lengths = (model.config.max_position_embeddings for model in self.text_models)
+        return int(min(self.tokenizer.model_max_length, *lengths))
 
     def tokenize(self, caption: str) -> list[Tensor]:
         """Return a caption's token ids (text encoders, length), in as many pieces of one length as
         it needs, each with start and end.
         """
         length = self.piece_length
+        ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        words = (ids[i : i + length - 2] for i in range(0, max(len(ids), 1), length - 2))
+        pieces = [[start, *piece, end] for piece in words]
         return [
             torch.tensor([piece + [fill] * (length - len(piece)) for fill in self.fills])
-            for piece in self._pieces(caption)
+            for piece in pieces
         ]
-
-    def _pieces(self, caption: str) -> list[list[int]]:
-        """Return the token ids of each piece, without padding."""
-        length = self.piece_length
-        whole = self.tokenizer(caption)["input_ids"]
-        if len(whole) <= length:
-            return [whole]
-        ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
-        pieces = [ids[i : i + length - 2] for i in range(0, len(ids), length - 2)]
-        start = self.tokenizer.bos_token_id
-        return [[start, *piece, self.tokenizer.eos_token_id] for piece in pieces]
 
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words in its context, without start, end
         and padding.
         """
-        length = self.piece_length
-        read = self.tokenizer(
-            text,
-            padding="max_length",
-            max_length=length,
-            truncation=False,
-            return_special_tokens_mask=True,
-        )
-        if len(read["input_ids"]) <= length:
-            return [
-                position
-                for position, special in enumerate(read["special_tokens_mask"])
-                if not special
-            ]
-        words = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [i // (length - 2) * length + 1 + i % (length - 2) for i in range(words)]
+        words = self.piece_length - 2  # of each piece
+        count = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [i // words * self.piece_length + 1 + i % words for i in range(count)]
 
     @contextmanager
     def text_encoder(self) -> Iterator[Network]:
         """Open the text encoders; rows are token ids (text encoders, length), its forward returns
         what they write for each.
         """
-        with _evaluating(*self.text_models):
-            yield self._network(self.is_text_module, self._write)
+        yield self._network(self.is_text_module, self._write)
 
     def _write(self, pieces: Sequence[Tensor]) -> list[Encoded]:
         ids = torch.stack(list(pieces)).to(device_of(self.text_models[0]))
@@ -221,8 +191,7 @@ class DiffusersModel:
         """Open the UNet; rows are `DenoiserRow`, its forward returns estimates of the clean latents
         (rows, channels, h, w).
         """
-        with _evaluating(self.unet_model):
-            yield self._network(lambda path: not self.is_text_module(path), self._denoise)
+        yield self._network(lambda path: not self.is_text_module(path), self._denoise)
 
     def sigmas(self, steps: int) -> Tensor:
         """Return noise levels at evenly spaced training timesteps, (steps + 1,), falling to 0."""
@@ -247,7 +216,7 @@ class DiffusersModel:
         return clean + sigma * noise
 
     def latent_shape(self, resolution: int, frames: int = 1) -> tuple[int, int, int]:
-        side = resolution // self.vae_scale_factor
+        side = resolution // _PIXELS
         return self.unet_model.config.in_channels, side, side
 
     def _network(
@@ -290,7 +259,7 @@ class DiffusersModel:
             return None
         model = self.unet_model
         pooled = torch.stack([row.prompt.others[_POOLED] for row in rows])
-        height, width = (side * self.vae_scale_factor for side in rows[0].latents.shape[-2:])
+        height, width = (side * _PIXELS for side in rows[0].latents.shape[-2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(rows), dtype=model.dtype)
         return {
             "text_embeds": pooled.to(device_of(model), model.dtype),
@@ -310,75 +279,24 @@ def _stream(path: str) -> str:
     return stream_of(path, UNET_TEXT_LAYERS) if is_unet else TEXT_STREAM
 
 
-@contextmanager
-def _evaluating(*models: Any) -> Iterator[None]:
-    """Turn dropout off, and put every module back into its former mode."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
-    if any(getattr(model.config, "use_attention_mask", False) for model in models):
-        raise ConfigError(
-            "the text encoder masks padding, which Stable Diffusion's does not; choose an SD1.5 or "
-            "SDXL model"
-        )
-    if any(tokenizer.get_vocab() != tokenizers[0].get_vocab() for tokenizer in tokenizers[1:]):
-        raise ConfigError(
-            "the two tokenizers have different words, so that they cut prompts differently; they "
-            "do not belong together. Choose a plain SDXL model"
-        )
-
-
-def _check_unet(unet: Any, family: Family) -> None:
+def _check(unet: Any, family: Family, scheduler: Any) -> None:
+    """Refuse a UNet or scheduler of another kind than the family's."""
     config = unet.config
-    _check_conditions(config, family)
-    if config.in_channels != config.out_channels:
-        what = {(9, 4): "an inpainting", (8, 4): "a picture-editing"}.get(
-            (config.in_channels, config.out_channels), "another"
-        )
-        raise ConfigError(
-            f"the UNet is of {what} model: it reads {config.in_channels} channels and answers "
-            f"{config.out_channels}. Choose a text-to-image model; the merged LoRA works on both"
-        )
-    if family.name == "SDXL" and (
-        config.layers_per_block != _DEPTH or not getattr(unet.mid_block, "attentions", None)
-    ):
-        raise ConfigError(
-            "the UNet has fewer blocks than SDXL's, like SSD-1B, Vega or KOALA; merging is not "
-            "tested on these. Choose a plain SDXL model"
-        )
-
-
-def _check_conditions(config: Any, family: Family) -> None:
-    """Refuse a UNet whose inputs besides latents and text differ from its family's."""
-    own = {"addition_embed_type": "text_time"} if family.name == "SDXL" else {}
-    for setting, inputs in _OTHER_INPUTS.items():
-        found = getattr(config, setting, None)
-        if found != own.get(setting):
-            reads = "does not read" if found is None else "also reads"
+    wanted: dict[str, Any] = dict.fromkeys(_OTHER_INPUTS) | {"in_channels": config.out_channels}
+    if family.name == "SDXL":
+        wanted["addition_embed_type"] = "text_time"
+    for setting, value in wanted.items():
+        if (found := getattr(config, setting, None)) != value:
             raise ConfigError(
-                f"the UNet {reads} {inputs}, unlike {family.name}'s; choose a plain "
-                f"{family.name} model"
+                f"the UNet has {setting} {found!r} where {family.name}'s has {value!r}; choose a "
+                f"plain {family.name} model that draws from text. The merged LoRA works on its "
+                "inpainting models, too"
             )
-
-
-def _check_scheduler(scheduler: Any) -> None:
-    name = type(scheduler).__name__
-    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-        raise ConfigError(
-            f"{name} has no alphas_cumprod to read noise levels from; use a DDPM, DDIM or "
-            "Euler scheduler"
-        )
     found = getattr(scheduler.config, "prediction_type", None)
-    if found not in _PREDICTIONS:
+    has_levels = isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor)
+    if not has_levels or found not in ("epsilon", "v_prediction", "sample"):
         raise ConfigError(
-            f"{name} has the prediction_type {found!r}; it can be "
-            f"{', '.join(map(repr, _PREDICTIONS))}"
+            f"{type(scheduler).__name__} predicts {found!r} and has "
+            f"{'its' if has_levels else 'no'} alphas_cumprod; use a DDPM, DDIM or Euler scheduler "
+            "that predicts 'epsilon', 'v_prediction' or 'sample'"
         )

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..files import diffusers, kohya, peft
 from ..files.adapter_kinds import own_dense_delta
 from ..files.block_weights import layer_weights
@@ -64,17 +64,11 @@ def read_lora(
 
 
 def check_style(adapters: Iterable[Adapter], style: Style) -> None:
-    """Refuse a style that cannot hold these adapters or a merge of them. Worth asking before a
-    merge.
+    """Refuse a style that cannot hold these adapters or a merge of them, as before a long merge.
 
     Raises:
         AdapterError: The style has no place for what an adapter changes.
-        ConfigError: An unknown style.
     """
-    if style not in get_args(Style):
-        raise ConfigError(
-            f"style is {style!r}; it can be {' or '.join(map(repr, get_args(Style)))}"
-        )
     for adapter in adapters if style == "diffusers" else ():
         if adapter.vectors:
             raise AdapterError(
@@ -91,7 +85,6 @@ def save_lora(
     style: Style = "kohya",
     metadata: Mapping[str, str] | None = None,
     *,
-    whole: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a LoRA file in one step: it is there whole or not at all.
@@ -101,23 +94,15 @@ def save_lora(
         style: Style of the keys: ``kohya``, read by ComfyUI, A1111 and diffusers; or ``diffusers``,
             read by diffusers and ComfyUI.
         metadata: More strings for the file, such as the recipe.
-        whole: Whether layers whose factors take more room than the weight itself are saved as the
-            full difference; in the style of kohya only.
 
     Raises:
         AdapterError: The style has no place for what the adapter changes.
-        ConfigError: An unknown style, or one that has no place for full differences.
         NameTakenError: The file is there and `overwrite` is False; it is untouched.
         SaveError: It cannot be written; names the cause. What was there is untouched.
     """
     check_style([adapter], style)
-    if whole and style != "kohya":
-        raise ConfigError(
-            f"full differences of large layers have no place in the style {style!r}; save in the "
-            "style 'kohya', or all layers as low rank"
-        )
     if style == "kohya":
-        tensors, content = kohya.file_of(adapter, model.keys, metadata or {}, whole=whole)
+        tensors, content = kohya.file_of(adapter, model.keys, metadata or {})
     else:
         tensors = peft.to_tensors(adapter, model.keys.kernels, prefix="")
         content = diffusers.metadata_of(adapter, model.keys) | dict(metadata or {})

@@ -24,6 +24,7 @@ from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.files.families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
@@ -98,8 +99,8 @@ def by_command(world, tmp_path_factory):
     return made
 
 
-def merged_here(world, layers=({}, {})):
-    model = load_diffusers(str(world / "base"))
+def merged_here(world, layers=({}, {}), family="SD1.5"):
+    model = load_diffusers(str(world / "base"), FAMILIES[family])
     loras = [
         LoadedLora.of(read_lora(model, world / f"{name}.safetensors", **more), prompts)
         for name, prompts, more in zip(
@@ -248,21 +249,6 @@ def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(
     assert output.read_bytes() == expected.read_bytes()
 
 
-def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
-    host = tiny_diffusers.model()
-    rows = []
-    for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
-        adapter = tiny_diffusers.adapter(host, 3, wanted=wanted)
-        save_lora(host, adapter, tmp_path / f"{name}.safetensors")
-        rows.append(f"<lora:{tmp_path}/{name}> | a cat")
-    said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
-    for style, is_said in (("kohya", True), ("diffusers", False)):
-        more = ("--output", tmp_path / "out.safetensors", "--style", style, "--overwrite")
-        done = iteris(world, *more, rows=rows)
-        assert done.exit_code == 0
-        assert (said in done.stdout) is is_said
-
-
 def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
     world, tmp_path, monkeypatch
 ):
@@ -290,7 +276,7 @@ def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):
     output = tmp_path / "merged.safetensors"
     done = iteris(world_xl, "--output", output, command="sdxl")
     assert (done.exit_code, complaints(done)) == (0, [])
-    model, expected = merged_here(world_xl)
+    model, expected = merged_here(world_xl, family="SDXL")
     assert_same(read_lora(model, output), expected)
     with safe_open(output, "pt") as file:
         assert file.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"

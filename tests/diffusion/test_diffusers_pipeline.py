@@ -67,14 +67,10 @@ def test_positions_are_those_of_the_words():
         assert ids[host.token_positions(text)].tolist() == words
 
 
-@pytest.mark.parametrize(
-    ("channels", "prediction_type", "factor"), [(4, "epsilon", 8), (27, "sample", 16)]
-)
-def test_one_lora_merges_to_itself(channels, prediction_type, factor):
-    host = tiny_diffusers.model(
-        prediction_type, channels, dtype=torch.float64, vae_scale_factor=factor
-    )
-    assert host.latent_shape(64) == (channels, 64 // factor, 64 // factor)
+@pytest.mark.parametrize(("channels", "prediction_type"), [(4, "epsilon"), (27, "sample")])
+def test_one_lora_merges_to_itself(channels, prediction_type):
+    host = tiny_diffusers.model(prediction_type, channels, dtype=torch.float64)
+    assert host.latent_shape(64) == (channels, 8, 8)
     lora = LoadedLora.of(tiny_diffusers.adapter(host, 1), ("a cat",))
     config = MergeSettings(MergeConfig(output_dtype=torch.float64))
     job = Job.of(host, [lora], Calibration(**SMALL, preserve_weight=0.0), config)
@@ -91,20 +87,13 @@ def odd():
     return scheduler
 
 
-def masked():
-    encoder = tiny_diffusers.text_encoder()
-    encoder.config.use_attention_mask = True
-    return encoder
-
-
 @pytest.mark.parametrize(
     ("place", "said", "part"),
     [
-        (0, "inpainting model: it reads 9 channels", lambda: tiny_diffusers.unet(in_channels=9)),
-        (0, "also reads class labels", lambda: tiny_diffusers.unet(num_class_embeds=3)),
-        (1, "the text encoder masks padding", masked),
+        (0, "in_channels 9 where SD1.5's has 4", lambda: tiny_diffusers.unet(in_channels=9)),
+        (0, "num_class_embeds 3 where", lambda: tiny_diffusers.unet(num_class_embeds=3)),
         (3, "FlowMatch.* has no alphas_cumprod", FlowMatchEulerDiscreteScheduler),
-        (3, "has the prediction_type 'flow_prediction'", odd),
+        (3, "predicts 'flow_prediction'", odd),
     ],
 )
 def test_other_models_are_refused(place, said, part):
@@ -122,10 +111,6 @@ def test_other_models_are_refused(place, said, part):
 @pytest.mark.parametrize("stopped", ["Sampling", None])
 def test_nothing_is_left_behind_wherever_it_is_cancelled(stopped):
     host = tiny_diffusers.model()
-    host.unet_model.train()
-    host.text_models[0].train()
-    host.unet_model.mid_block.eval()
-    modes = {path: module.training for path, module in host.modules.items()}
     weights = {
         path: module.weight.clone()
         for path, module in host.modules.items()
@@ -140,5 +125,4 @@ def test_nothing_is_left_behind_wherever_it_is_cancelled(stopped):
     with pytest.raises(InterruptedError, match=stopped) if stopped else nullcontext():
         merge_diffusion(Job.of(host, loras, Calibration(**SMALL)), progress)
     assert tiny_diffusers.hooks(host) == 0
-    assert {path: module.training for path, module in host.modules.items()} == modes
     assert all(torch.equal(host.modules[path].weight, weight) for path, weight in weights.items())

@@ -19,6 +19,7 @@ from iteris_core.diffusion.loading import load_diffusers
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files import kohya
+from iteris_core.files.families import FAMILIES
 from iteris_core.memory import Room
 from iteris_core.progress import nobody
 
@@ -122,7 +123,7 @@ def node(world, replace_host, monkeypatch, widgets):
         monkeypatch.setattr(kind, "hidden", hidden, raising=False)
 
     def merge():
-        model = load_diffusers(str(world / "base"))
+        model = load_diffusers(str(world / "base"), FAMILIES["SD1.5"])
         model.loras = world
         patcher = types.SimpleNamespace(model=model, patches={})
         clip = types.SimpleNamespace(patcher=patcher, cond_stage_model=None)

@@ -140,17 +140,17 @@ def scheduler(prediction_type="epsilon", **options):
     )
 
 
-def model(prediction_type="epsilon", channels=4, dtype=torch.float32, **options):
+def model(prediction_type="epsilon", channels=4, dtype=torch.float32):
     parts = (
         unet(channels=channels).to(dtype),
         text_encoder().to(dtype),
         tokenizer(),
         scheduler(prediction_type),
     )
-    return DiffusersModel(*parts, **options)
+    return DiffusersModel(*parts)
 
 
-def model_xl(prediction_type="epsilon", dtype=torch.float32, **options):
+def model_xl(prediction_type="epsilon", dtype=torch.float32):
     return DiffusersModel(
         unet_xl().to(dtype),
         text_encoder(num_hidden_layers=3).to(dtype),
@@ -158,36 +158,27 @@ def model_xl(prediction_type="epsilon", dtype=torch.float32, **options):
         scheduler(prediction_type),
         text_encoder_2=text_encoder_2().to(dtype),
         tokenizer_2=tokenizer_2(),
-        **options,
     )
 
 
 MODELS = {"SD1.5": model, "SDXL": model_xl}
 
 
-def pipeline(host, prediction_type="epsilon", vae=None):
+def pipeline(host, prediction_type="epsilon"):
     from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if host.family.name == "SDXL":
         steps = EulerDiscreteScheduler.from_config(scheduler(prediction_type).config)
         tokenizers = host.tokenizer, tokenizer_2()
         parts = (*host.text_models, *tokenizers, host.unet_model, steps)
-        return StableDiffusionXLPipeline(vae, *parts, add_watermarker=False)
+        return StableDiffusionXLPipeline(None, *parts, add_watermarker=False)
     steps = scheduler(prediction_type, steps_offset=1, clip_sample=False)
     parts = host.text_models[0], host.tokenizer, host.unet_model, steps, None, None
-    return StableDiffusionPipeline(vae, *parts, requires_safety_checker=False)
+    return StableDiffusionPipeline(None, *parts, requires_safety_checker=False)
 
 
-def save_folder(host, folder, vae_scale_factor=8, **options):
-    from diffusers import AutoencoderKL
-
-    levels = vae_scale_factor.bit_length()
-    blocks = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-    }
-    vae = AutoencoderKL(block_out_channels=(4,) * levels, norm_num_groups=2, **blocks)
-    pipeline(host, vae=vae, **options).save_pretrained(folder)
+def save_folder(host, folder, **options):
+    pipeline(host).save_pretrained(folder, **options)
 
 
 _OPEN_CLIP = {
