@@ -1,19 +1,14 @@
-"""Base models of `transformers` and `diffusers`, loaded from a folder or the hub and spread over
-devices.
-"""
+"""Base models of `transformers` and `diffusers`, loaded from a folder or the hub."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from torch import nn
 
 from .errors import ConfigError
-
-DeviceMap = Literal["none", "auto", "balanced"]
-_OF_WEIGHTS = 0.5  # of a GPU's free memory, where a model is spread; rows and sums need the rest
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
@@ -44,48 +39,18 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     return model
 
 
-def placed(model: nn.Module, device: str, device_map: DeviceMap = "none") -> nn.Module:
-    """Return a model from the CPU on a device, ready to be measured; or spread over all GPUs by
-    accelerate: ``auto`` fills one after the other, ``balanced`` all alike. What has no room stays
-    on the host, and is on a GPU while it is used.
+def placed(model: nn.Module, device: str) -> nn.Module:
+    """Return a model from the CPU on a device, ready to be measured.
 
     Raises:
-        ConfigError: The device cannot be used, or the model cannot be spread.
+        ConfigError: The device cannot be used.
     """
-    model = model.eval().requires_grad_(False)
-    if device_map != "none":
-        return _spread(model, device_map)
     try:
-        return model.to(device)
+        return model.eval().requires_grad_(False).to(device)
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
         raise ConfigError(
             f"device {device!r} cannot be used: {first_line(error)}. Choose another, such as 'cpu'"
         ) from error
-
-
-def _spread(model: nn.Module, device_map: DeviceMap) -> nn.Module:
-    try:
-        from accelerate import dispatch_model, infer_auto_device_map
-        from accelerate.utils import get_balanced_memory, get_max_memory
-    except ImportError as error:
-        raise ConfigError(
-            f"device_map {device_map!r} needs accelerate, which cannot be imported "
-            f"({first_line(error)}); pip install accelerate, or leave it out"
-        ) from error
-    blocks = list(getattr(model, "_no_split_modules", None) or ())
-    memory = {
-        device: free if device == "cpu" else int(_OF_WEIGHTS * free)
-        for device, free in get_max_memory().items()
-    }
-    if device_map == "balanced":
-        memory = get_balanced_memory(model, memory, no_split_module_classes=blocks)
-    places = infer_auto_device_map(model, memory, no_split_module_classes=blocks)
-    if "disk" in places.values():
-        raise ConfigError(
-            f"device_map {device_map!r} finds no room for the whole model on GPUs and host "
-            "together; use a machine with more memory, or a smaller dtype"
-        )
-    return cast(nn.Module, dispatch_model(model, places))
 
 
 def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> Any:

@@ -36,7 +36,7 @@ from ..files.writing import check_free, under_free_name
 from ..memory import free_bytes
 from ..processes import Processes
 from . import options
-from .options import Spread
+from .options import Placement
 from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
@@ -76,7 +76,7 @@ def merge_command(name: str) -> Callable[..., None]:
         start=of_preset,
         calibration=Calibration(),
         solving=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
-        placement=Spread(),
+        placement=Placement(),
     )(functools.partial(_merge, FAMILIES[COMMANDS[name][0]]))
 
 
@@ -100,7 +100,7 @@ def _merge(
     output: Annotated[Path, typer.Option(help="The merged LoRA, .safetensors.")],
     lora: Annotated[
         list[str],
-        typer.Option(metavar="<row>", help="A LoRA: a row, a file, or a .txt of rows; repeat it."),
+        typer.Option(metavar="<row>", help="A LoRA: a row, a file, or lines of rows; repeat it."),
     ],
     config: Annotated[
         str | None,
@@ -126,14 +126,16 @@ def _merge(
     report: options.ReportSetting = None,
     calibration: Calibration,
     solving: MergeConfig,
-    placement: Spread,
+    placement: Placement,
 ) -> None:
     rows = rows_of(lora)
     paths = [file_of(row) for row in rows]
     check_places(
         {"--output": output, "--json": report}, {"--base": [base], "--lora": [*lora, *paths]}
     )
-    check_output(output, overwrite)
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output is {output}; its name must end in .safetensors")
+    check_free(output, overwrite=overwrite)
     options.check_report(report, overwrite=overwrite)
     how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
@@ -143,8 +145,7 @@ def _merge(
     quiet_libraries()
     with warnings.catch_warnings(), progress_bars() as progress:
         warnings.simplefilter("ignore")  # what diffusers advises about its own settings
-        place = placement.dtype, placement.device
-        model = load_diffusers(base, family, config, *place, device_map=placement.device_map)
+        model = load_diffusers(base, family, config, placement.dtype, placement.device)
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
 
         def read(use: LoraUse) -> Adapter:
@@ -155,10 +156,8 @@ def _merge(
         loaded, repeated = load_each_once(uses, read)
         check_style((one.adapter for one in loaded), style)
         job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
-        # with a device map, what is free while the model waits elsewhere is not known
         device = device_of(model.unet_model)
-        free = free_bytes(device) if placement.device_map == "none" else None
-        job = job.within_free(free, model.unet_model.dtype.itemsize, device)
+        job = job.within_free(free_bytes(device), model.unet_model.dtype.itemsize, device)
         result = merge_loras(job, progress)
     if not Processes.current().is_first:
         return
@@ -174,22 +173,18 @@ def _merge(
 
 
 def rows_of(texts: Sequence[str]) -> list[Row]:
-    """Return the rows of LoRAs that the user typed, or wrote into text files.
+    """Return the rows of LoRAs that the user typed.
 
     Raises:
-        ConfigError: Names the option, or the file and its line.
+        ConfigError: Names the option and its line.
     """
     rows: list[Row] = []
     for number, text in enumerate(texts, 1):
         where = f"--lora {number}"
         if not text.strip():
             raise ConfigError(f"{where} is empty; write a LoRA such as {_ROW}")
-        if text.lstrip().startswith("<"):
-            rows += read_rows(text, where)
-        elif text.endswith(".txt"):
-            rows += read_rows(_text_of(Path(text)), text)
-        else:
-            rows.append(Row(text, where=where))
+        is_rows = text.lstrip().startswith(("<", "#"))
+        rows += read_rows(text, where) if is_rows else [Row(text, where=where)]
     return rows
 
 
@@ -214,23 +209,3 @@ def uses_of(rows: Sequence[Row]) -> list[LoraUse]:
             use = use_of(row, path.stem, path.name, triggers)
             uses.append(replace(use, sha256=sha256(path)))
     return uses
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that is not a LoRA file, or that is there already and may not be replaced.
-
-    Raises:
-        ConfigError, NameTakenError: See above.
-    """
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"--output is {output}; its name must end in .safetensors")
-    check_free(output, overwrite=overwrite)
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{file}: cannot be read as text ({error}); give a text file with one LoRA a line"
-        ) from error

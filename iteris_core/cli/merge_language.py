@@ -21,7 +21,7 @@ from ..processes import Processes
 from ..rivals.registry import check_used
 from ..settings import shown
 from . import options
-from .options import Spread
+from .options import Placement
 from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
@@ -74,7 +74,7 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
     "language",
     reading=TextOptions(),
     config=DEFAULT,
-    placement=Spread(),
+    placement=Placement(),
 )
 def merge_t5_command(
     *,
@@ -100,7 +100,7 @@ def merge_t5_command(
     report: options.ReportSetting = None,
     reading: TextOptions,
     config: MergeConfig,
-    placement: Spread,
+    placement: Placement,
 ) -> None:
     command = _Command(t5.FAMILY, base, adapter, output, report, overwrite)
     inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
@@ -115,7 +115,7 @@ def merge_t5_command(
     "language",
     reading=blip.CAPTIONS,
     config=DEFAULT,
-    placement=Spread(),
+    placement=Placement(),
 )
 def merge_blip_command(
     *,
@@ -141,7 +141,7 @@ def merge_blip_command(
     report: options.ReportSetting = None,
     reading: ReadingOptions,
     config: MergeConfig,
-    placement: Spread,
+    placement: Placement,
 ) -> None:
     command = _Command(blip.FAMILY, base, adapter, output, report, overwrite)
     command.check({"--images": images, "--preserve": [preserve]}, config)
@@ -193,13 +193,12 @@ class _Command:
         tasks: Sequence[AdapterTask],
         config: MergeConfig,
         reading: ReadingOptions,
-        placement: Spread,
+        placement: Placement,
     ) -> None:
         """Merge, save and report."""
         quiet_libraries()
         placement.tell()
-        place = placement.dtype, placement.device, placement.device_map
-        model = self.family.load(self.base, *place)
+        model = self.family.load(self.base, placement.dtype, placement.device)
         with progress_bars() as progress:
             result = merge_peft(self.family, model, tasks, config, reading, progress=progress)
         if not Processes.current().is_first:

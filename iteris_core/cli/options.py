@@ -17,7 +17,6 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 from typer.core import TyperOption
 
-from ..base_models import DeviceMap
 from ..errors import ConfigError, plain
 from ..files.writing import check_free, write_text
 from ..processes import Processes
@@ -81,30 +80,9 @@ class Placement:
         "cpu"
     )
 
-
-@settings
-class Spread(Placement):
-    """Where the base model runs, also one that is larger than a device."""
-
-    device_map: Annotated[
-        DeviceMap,
-        Field(
-            description="Instead of a device: spread over all GPUs by accelerate, one after the "
-            "other (auto) or alike (balanced); what has no room stays in host memory."
-        ),
-    ] = "none"
-
-    def __post_init__(self) -> None:
-        if self.device_map != "none" and self.device != "cpu":
-            raise ConfigError(
-                f"--device is {self.device}, and --device-map {self.device_map} chooses the "
-                "devices itself; give one of them"
-            )
-
     def tell(self) -> None:
         """Say where a faster device is not used."""
-        is_on_cpu = self.device == "cpu" and self.device_map == "none"
-        if is_on_cpu and torch.cuda.is_available() and Processes.current().is_first:
+        if self.device == "cpu" and torch.cuda.is_available() and Processes.current().is_first:
             typer.echo("note: this runs on the CPU; add --device cuda to use the GPU", err=True)
 
 

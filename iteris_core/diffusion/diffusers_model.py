@@ -75,9 +75,7 @@ class DiffusersModel:
         self.fills: list[int] = [read.pad_token_id for read in tokenizers]
         _check(unet, self.family, scheduler)
         self.prediction_type: str = scheduler.config.prediction_type
-        alphas = (
-            scheduler.alphas_cumprod.detach().to("cpu", torch.float64).clamp_min(_SMALLEST_ALPHA)
-        )
+        alphas = scheduler.alphas_cumprod.to("cpu", torch.float64).clamp_min(_SMALLEST_ALPHA)
         self.training_sigmas = ((1 - alphas) / alphas).sqrt()  # (training timesteps,), rising
 
     @classmethod
@@ -87,14 +85,8 @@ class DiffusersModel:
         Raises:
             ConfigError: See the class.
         """
-        return cls(
-            pipeline.unet,
-            pipeline.text_encoder,
-            pipeline.tokenizer,
-            pipeline.scheduler,
-            text_encoder_2=getattr(pipeline, "text_encoder_2", None),
-            tokenizer_2=getattr(pipeline, "tokenizer_2", None),
-        )
+        parts = ("unet", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2")
+        return cls(**{part: getattr(pipeline, part, None) for part in parts})
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -195,16 +187,12 @@ class DiffusersModel:
 
     def sigmas(self, steps: int) -> Tensor:
         """Return noise levels at evenly spaced training timesteps, (steps + 1,), falling to 0."""
-        last = len(self.training_sigmas) - 1
-        timesteps = torch.linspace(last, 0, steps, dtype=torch.float64).round().long()
-        return torch.cat(
-            [self.training_sigmas[timesteps], self.training_sigmas.new_zeros(1)]
-        ).float()
+        levels = self.training_sigmas
+        timesteps = torch.linspace(len(levels) - 1, 0, steps, dtype=torch.float64).round().long()
+        return torch.cat([levels[timesteps], levels.new_zeros(1)]).float()
 
     def timesteps(self, sigmas: Tensor) -> Tensor:
-        """Return the training timesteps whose noise levels are nearest, (n,); sigmas: (n,), above
-        0.
-        """
+        """Return the training timesteps with the nearest noise levels, (n,); levels above 0."""
         logarithms = sigmas.to("cpu", torch.float64).log()[:, None]
         distances: Tensor = logarithms - self.training_sigmas.log()
         return distances.abs().argmin(1)
@@ -222,11 +210,8 @@ class DiffusersModel:
     def _network(
         self, belongs: Callable[[str], bool], forward: Callable[[Sequence[Any]], Any]
     ) -> Network:
-        return Network(
-            {path: module for path, module in self.modules.items() if belongs(path)},
-            forward,
-            _stream,
-        )
+        modules = {path: module for path, module in self.modules.items() if belongs(path)}
+        return Network(modules, forward, _stream)
 
     def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         model = self.unet_model
@@ -257,14 +242,12 @@ class DiffusersModel:
         """
         if len(self.text_models) == 1:
             return None
-        model = self.unet_model
-        pooled = torch.stack([row.prompt.others[_POOLED] for row in rows])
         height, width = (side * _PIXELS for side in rows[0].latents.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(rows), dtype=model.dtype)
-        return {
-            "text_embeds": pooled.to(device_of(model), model.dtype),
-            "time_ids": sizes.to(device_of(model)),
-        }
+        pooled = torch.stack([row.prompt.others[_POOLED] for row in rows])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(rows))
+        read = {"text_embeds": pooled, "time_ids": sizes}
+        model = self.unet_model
+        return {name: part.to(device_of(model), model.dtype) for name, part in read.items()}
 
 
 def _text_path(part: str, path: str) -> str:

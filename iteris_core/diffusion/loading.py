@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..base_models import DeviceMap, loaded, placed
+from ..base_models import loaded, placed
 from ..errors import ConfigError
 from ..files.families import Family
 from ..files.tensors import read_header
@@ -34,21 +34,18 @@ def load_diffusers(
     config: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    *,
-    device_map: DeviceMap = "none",
 ) -> DiffusersModel:
     """Load a Stable Diffusion 1.5 or SDXL model; its VAE and safety checker are not read.
 
     Args:
         source, family, config: As for `load_pipeline`.
-        device, device_map: Where it runs, as for `base_models.placed`.
 
     Raises:
-        AdapterError, ConfigError: It cannot be loaded, is of another kind, or cannot be placed.
+        AdapterError, ConfigError: It cannot be loaded, is of another kind, or has no such device.
     """
     model = DiffusersModel.of(load_pipeline(source, family, config, vae=None))
     for part in (model.unet_model, *model.text_models):
-        placed(part.to(dtype), device, device_map)
+        placed(part.to(dtype), device)
     return model
 
 

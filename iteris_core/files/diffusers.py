@@ -124,8 +124,9 @@ def model_keys(modules: Mapping[str, nn.Module], family: Family, prediction_type
         else:
             saved_as[path] = starts[part][0] + name.replace(".", "_")
             spellings = _text_spellings(part, name, starts[part])
-            bare = _bare_text_spellings(name)
-            if len(encoders) > 1:
+            olds = _old_names(name)
+            bare = [prefix + old for prefix in ("", "base_model.model.") for old in olds]
+            if len(encoders) > 1:  # they do not say which
                 ambiguous.update(bare)
             else:
                 bases |= dict.fromkeys(bare, path)
@@ -157,29 +158,20 @@ def _text_spellings(part: str, name: str, starts: Iterable[str]) -> Iterator[str
     """
     for start in starts:
         yield start + name.replace(".", "_")
-    for own in (f"{TEXT_ENCODERS[part]}.", f"text_encoders.{TEXT_ENCODERS[part]}."):  # ComfyUI's
-        yield f"{own}transformer.{name}"
+    for prefix in ("", "text_encoders."):  # ComfyUI's
+        yield f"{prefix}{TEXT_ENCODERS[part]}.transformer.{name}"
     for prefix in (f"{part}.", f"base_model.model.{part}."):
-        for old in _old_names(name):
-            yield prefix + old
-            yield prefix + old.removeprefix("text_model.")  # transformers 5 has no such level
-
-
-def _bare_text_spellings(name: str) -> Iterator[str]:
-    """Yield the bases that name a module, but not its text encoder."""
-    for old in _old_names(name):
-        yield old
-        yield f"base_model.model.{old}"
-        yield f"base_model.model.{old.removeprefix('text_model.')}"
+        yield from (prefix + old for old in _old_names(name))
 
 
 def _old_names(name: str) -> set[str]:
-    """Return a module's name, and those in old versions of diffusers."""
-    return {
+    """Return a module's name, those in old versions of diffusers, and those in transformers 5."""
+    names = {
         name,
         name.replace("q_proj", "to_q").replace("k_proj", "to_k").replace("v_proj", "to_v"),
         name.replace("out_proj", "to_out"),
     }
+    return names | {name.removeprefix("text_model.") for name in names}
 
 
 def with_alphas(

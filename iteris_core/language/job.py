@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..adapters import Adapter, target_layers, told_apart
-from ..base_models import DeviceMap, loaded, placed, whole_model
+from ..base_models import loaded, placed, whole_model
 from ..config import MergeConfig
 from ..errors import AdapterError, CalibrationError, ConfigError
 from ..files import peft
@@ -121,20 +121,13 @@ class LanguageFamily:
     task_type: str | None = None
 
     def load(
-        self,
-        source: str,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
-        device_map: DeviceMap = "none",
+        self, source: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> nn.Module:
         """Load a model from a folder or by its name on the hub, ready to be measured.
 
-        Args:
-            device_map: See `base_models.placed`.
-
         Raises:
             ConfigError: There is no model, or one of another kind, or some of its weights are
-                missing; or it cannot be placed.
+                missing; or the device cannot be used.
         """
         import transformers
 
@@ -147,7 +140,7 @@ class LanguageFamily:
             )
         loader = getattr(transformers, self.model_class)
         model = whole_model(loader, source, "a model", dtype=dtype)
-        return placed(model, device, device_map)
+        return placed(model, device)
 
 
 def merge_peft(

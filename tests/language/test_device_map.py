@@ -1,14 +1,11 @@
 """Models whose weights accelerate keeps on the host or on disk until a layer is called."""
 
-import sys
-
 import accelerate
 import pytest
 import tiny_language
 import torch
 
-from iteris_core import AdapterError, ConfigError, MergeConfig
-from iteris_core.base_models import placed
+from iteris_core import AdapterError, MergeConfig
 from iteris_core.devices import device_of
 from iteris_core.language.job import AdapterTask
 from iteris_core.language.samples import Example
@@ -73,12 +70,3 @@ def test_a_weight_that_is_away_is_not_read(elsewhere):
     model = elsewhere(torch.nn.Sequential(torch.nn.Linear(3, 2)))
     with pytest.raises(AdapterError, match=r"'0' depends on the layer's own weight.*device map"):
         stored_weight("0", model[0])
-
-
-def test_a_device_map_that_cannot_be_is_refused(monkeypatch):
-    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"cpu": 2000})
-    with pytest.raises(ConfigError, match="device_map 'auto' finds no room for the whole model"):
-        placed(tiny_language.t5(), "cpu", "auto")
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ConfigError, match="device_map 'balanced' needs accelerate"):
-        placed(tiny_language.t5(), "cpu", "balanced")
