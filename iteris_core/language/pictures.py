@@ -49,19 +49,15 @@ def open_picture(source: Path | bytes) -> Any:
                 width, height = picture.size
                 if width * height <= _MOST_PIXELS:
                     return picture.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise _too_large(place) from error
+    except Image.DecompressionBombError:
+        pass
     except _UNREADABLE as error:
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise CalibrationError(
             f"{place}: cannot be read as a picture{why}; give a file in one of the formats "
             f"{', '.join(_FORMATS)}"
         ) from error
-    raise _too_large(place)
-
-
-def _too_large(place: Path | str) -> CalibrationError:
-    return CalibrationError(
+    raise CalibrationError(
         f"{place}: has more than {_MOST_PIXELS // 10**6} million pixels, which are not read; make "
         "it smaller, since the model sees a small version of it alone"
     )
