@@ -23,8 +23,8 @@ from .drawing import Sampling
 from .figures import PaperRow, caption_figures, picture_figures, text_figures
 from .language import Extent, Run, Scores, evaluate_captions, evaluate_texts
 from .language_tasks import CAPTION_TASKS, TEXT_TASKS, read_caption_task, read_text_task
-from .pictures import PROMPTS, VIT_L, Concept, PictureRun, evaluate_pictures, read_prompts
-from .style_classifiers import TrainedStyles, load_style_classifier
+from .pictures import PROMPTS, VIT_L, Concept, PictureRun, evaluate_pictures
+from .style_classifiers import train_style_classifier
 from .writers import CAPTIONS, Generation
 
 T5_HELP = f"""Score a T5, FLAN-T5 or BART, bare and with each adapter, on classification tasks.
@@ -65,8 +65,7 @@ the file.
 
 BLEU, ROUGE-L and CIDEr are pycocoevalcap's, on tokens without punctuation, cut by a plain \
 tokenizer after the rules of the Penn Treebank (pycocoevalcap's own is a Java program). \
---style-classifier is a folder of a sequence classifier of transformers, or a file of captions \
-{{"text", "label"}} on which one is trained. --prompt takes the words before a caption with which \
+--style-classifier is a file of captions {{"text", "label"}} on which one is trained. --prompt takes the words before a caption with which \
 an adapter was trained. Predictions are kept in --output: the same command goes on where it was \
 stopped.
 
@@ -85,8 +84,7 @@ Example:
 By default this is the paper's protocol: 8 prompts x 50 pictures of 512 x 512, DDPM with 100 \
 steps, guidance 12; on a CPU that takes days. Image alignment is the mean cosine of CLIP \
 (ViT-L/14) between pictures and a concept's photos. Text alignment is CLIPScore, 2.5 max(cos, 0), \
-with the prompt in ordinary words. The prompts are ours, in the paper's number; --prompts takes \
-others.
+with the prompt in ordinary words. The prompts are ours, in the paper's number.
 
 Pictures are kept in --output: the same command goes on where it was stopped.
 
@@ -177,12 +175,7 @@ def eval_blip_command(
     output: OutputSetting,
     adapter: AdapterSetting = None,
     style_classifier: Annotated[
-        Path | None,
-        typer.Option(help="A sequence classifier's folder, or a file of labelled captions."),
-    ] = None,
-    style_label: Annotated[
-        list[str] | None,
-        typer.Option(help="STYLE=LABEL, where the classifier has another name for a style."),
+        Path | None, typer.Option(help="A file of captions and their styles, to learn from.")
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")
@@ -203,7 +196,7 @@ def eval_blip_command(
         )
         tasks.append((definition, read_caption_task(Path(file))))
     quiet_libraries()
-    styles = _styles(style_classifier, style_label, placement.device)
+    styles = None if style_classifier is None else train_style_classifier(style_classifier)
     with progress_bars() as progress:
         scores = evaluate_captions(run, tasks, generation, styles, progress)
     paper = {definition.name: caption_figures(definition.name) for definition, _ in tasks}
@@ -249,10 +242,6 @@ def eval_sd15_command(
         list[str] | None,
         typer.Option(help='NAME=WORDS for the concept in prompts; "a NAME" if left out.'),
     ] = None,
-    embedding: Annotated[
-        list[Path] | None,
-        typer.Option(help="Learned tokens (textual inversion) that the words use."),
-    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="For a checkpoint: a folder with its settings; SD1.5's if left out."),
@@ -260,39 +249,28 @@ def eval_sd15_command(
     clip: Annotated[
         str, typer.Option(help="The judge: a CLIP model's folder, or its name on the hub.")
     ] = VIT_L,
-    prompts: Annotated[
-        Path | None, typer.Option(help="A file with one prompt a line, with {concepts} in it.")
-    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures of one call.")] = PictureRun.batch,
-    no_base: Annotated[
-        bool, typer.Option("--no-base", help="Leave the row of the bare base model out.")
-    ] = False,
     report: ReportSetting = None,
     sampling: Sampling,
     placement: Placement,
 ) -> None:
     files = tuple(lora or ())
-    learned = tuple(embedding or ())
     run = PictureRun(
         base,
         files,
         output,
-        with_base=not no_base,
         config=config,
-        embeddings=learned,
         clip=clip,
         batch=batch,
         dtype=placement.dtype,
         device=placement.device,
     )
-    inputs = {"--base": [base], "--lora": files, "--embedding": learned, "--prompts": [prompts]}
-    check_places({"--json": report}, inputs)
+    check_places({"--json": report}, {"--base": [base], "--lora": files})
     options.check_report(report, overwrite=False)
     concepts = concepts_of(concept, words)
-    templates = PROMPTS if prompts is None else read_prompts(prompts)
     quiet_libraries()
     with progress_bars() as progress:
-        scores = evaluate_pictures(run, concepts, sampling, templates, progress)
+        scores = evaluate_pictures(run, concepts, sampling, progress)
     paper = picture_figures([one.name for one in concepts])
     heads = {f"image_{n}": f"image\n{one.name}" for n, one in enumerate(concepts, 1)}
     rows = {entry.row: entry.values for entry in scores}
@@ -304,7 +282,7 @@ def eval_sd15_command(
         "loras": {file.stem: str(file) for file in files},
         "clip": clip,
         "sampling": asdict(sampling),
-        "prompts": list(templates),
+        "prompts": PROMPTS,
         "concepts": {one.name: one.in_prompts for one in concepts},
         "scores": [asdict(entry) for entry in scores],
         "paper": [asdict(row) for row in paper],
@@ -336,17 +314,6 @@ def assigned(
             )
         values[name] = value
     return values
-
-
-def _styles(path: Path | None, labels: Sequence[str] | None, device: str) -> TrainedStyles | None:
-    if path is None:
-        if labels:
-            raise ConfigError(
-                "--style-label needs --style-classifier: the classifier whose label it is"
-            )
-        return None
-    styles = [task.style for task in CAPTION_TASKS.values() if task.style is not None]
-    return load_style_classifier(path, assigned(labels, "--style-label", styles), device)
 
 
 def concepts_of(texts: Sequence[str], words: Sequence[str] | None) -> list[Concept]:

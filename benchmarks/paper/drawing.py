@@ -18,7 +18,6 @@ from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.lora_files import read_lora, save_lora
 from iteris_core.errors import AdapterError, ConfigError
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.tensors import read_header
 from iteris_core.files.writing import whole_file
 from iteris_core.progress import Progress
 from iteris_core.settings import MOST_SEEDS, settings
@@ -57,9 +56,7 @@ class Sampling:
 def load_pipeline(
     source: str,
     sampling: Sampling,
-    *,
     config: str | None = None,
-    embeddings: Sequence[Path] = (),
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Any:
@@ -69,7 +66,6 @@ def load_pipeline(
         source: A diffusers folder, a .safetensors checkpoint, or a name on the hub.
         sampling: Settings for drawing; the pipeline gets their scheduler.
         config: Settings of a checkpoint's model, see `loading.load_pipeline`.
-        embeddings: Learned tokens of textual inversion, .safetensors.
         dtype: Precision of the model.
         device: Device to run on.
 
@@ -81,19 +77,6 @@ def load_pipeline(
     pipeline = loading.load_pipeline(source, FAMILIES["SD1.5"], config)
     if sampling.scheduler == "ddpm":
         pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    for file in embeddings:
-        read_header(file)
-        load = partial(
-            pipeline.load_textual_inversion,
-            str(file.parent),
-            weight_name=file.name,
-            local_files_only=True,
-        )
-        _attempt(
-            load,
-            f"{file}: cannot be loaded as a learned token",
-            "give the file that the training of textual inversion wrote for this base model",
-        )
     pipeline.set_progress_bar_config(disable=True)
     return _attempt(
         lambda: pipeline.to(device, dtype),

@@ -25,7 +25,7 @@ from .errors import EvaluationError
 from .language_tasks import CaptionExample, CaptionTask, TextExample, TextTask
 from .predictions import file_fingerprint, fingerprint, predict
 from .style_classifiers import TrainedStyles
-from .text_metrics import caption_scores, classification_scores, style_accuracy
+from .text_metrics import caption_scores, classification_scores
 from .writers import CAPTIONS, Generation, all_wearing, caption_writer, text_writer
 
 BASE = "base"
@@ -225,8 +225,7 @@ def evaluate_captions(
             references = [example.references for example in examples[: run.extent.limit]]
             values = caption_scores(captions, references)
             if styles is not None and task.style is not None:
-                right = style_accuracy(captions, task.style, styles.classify)
-                values = {"style_accuracy": right, **values}
+                values = {"style_accuracy": styles.accuracy(captions, task.style), **values}
             scores.append(Scores(row.name, task.name, len(captions), values))
     return scores
 
@@ -243,7 +242,7 @@ def _check_style(task: CaptionTask, styles: TrainedStyles | None) -> None:
     if styles is not None and task.style is not None and task.style not in styles.styles:
         raise EvaluationError(
             f"{task.name}: the style classifier knows {', '.join(styles.styles)}, not "
-            f"{task.style!r}; say which of its labels that is (--style-label {task.style}=LABEL)"
+            f"{task.style!r}; label captions of that style so"
         )
 
 

@@ -7,7 +7,7 @@ adapters that were trained with other prompts need theirs (`TextTask.prompt`, `C
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -171,24 +171,14 @@ def read_text_task(task: TextTask, path: Path) -> list[TextExample]:
 
 
 def _answer(task: TextTask, label: Any, place: str) -> str:
-    if not task.answers:
-        if isinstance(label, str) and label.strip():
-            return label.strip()
-        raise EvaluationError(
-            f"{place}: {task.label!r} is {shown(label)}; it must be a text, the answer"
-        )
     text = str(label).strip()
-    if text in task.answers:
-        return text
-    numbered = {str(number): answer for number, answer in enumerate(task.answers)}
-    if text in numbered:
-        return numbered[text]
-    hidden = (
-        ", which hides the label of a test split; give the validation split" if text == "-1" else ""
-    )
-    numbers = ", ".join(f"{number} ({word})" for number, word in enumerate(task.answers))
+    known = dict(zip(task.answers, task.answers, strict=True))
+    known |= {str(number): answer for number, answer in enumerate(task.answers)}
+    if text in known or (text and not known):
+        return known.get(text, text)
     raise EvaluationError(
-        f"{place}: {task.label!r} is {shown(label)}{hidden}; {task.name} has the labels {numbers}"
+        f"{place}: {task.label!r} is {shown(label)}; {task.name} has the labels "
+        f"{', '.join(known) or 'of any text'}, and -1 where a test split hides them"
     )
 
 
@@ -223,20 +213,14 @@ def _image(image: Any, folder: Path, place: str) -> Path | bytes:
 
 def _references(value: Any, place: str) -> tuple[str, ...]:
     """Return the captions of a list, of a text that holds a JSON list, or of one caption."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise EvaluationError(
-                f"{place}: its references are not a JSON list ({error}); repair it"
-            ) from error
-    captions: Sequence[Any] = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(captions, list)
-        or not all(isinstance(text, str) for text in captions)
-        or not any(map(str.strip, captions))
-    ):
+    try:
+        is_list = isinstance(value, str) and value.lstrip().startswith("[")
+        captions = json.loads(value) if is_list else [value] if isinstance(value, str) else value
+        found = tuple(text for text in captions if text.strip())
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        found = ()
+    if not found:
         raise EvaluationError(
             f"{place}: its references are {value!r:.80}; give one caption or a list of captions"
         )
-    return tuple(text for text in captions if text.strip())
+    return found

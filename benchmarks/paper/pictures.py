@@ -16,7 +16,7 @@ from iteris_core.files.tensors import read_header
 from iteris_core.language.pictures import SUFFIXES, pictures_in
 from iteris_core.memory import with_smaller_calls
 from iteris_core.progress import Progress, Stage, StageProgress, nobody
-from iteris_core.settings import MOST_AT_ONCE, checked, shown
+from iteris_core.settings import MOST_AT_ONCE, checked
 
 from .clip_alignment import CLIPSCORE_PREFIX, Clip, image_alignment, load_clip, text_alignment
 from .drawing import Sampling, draw, load_pipeline, wearing_lora
@@ -25,7 +25,6 @@ from .language import BASE, Scores, check_row_names
 from .predictions import file_fingerprint
 
 VIT_L = "openai/clip-vit-large-patch14"
-CONCEPTS = "{concepts}"
 # Eight as in the paper, in words of ours: its tables do not have its own.
 PROMPTS = (
     "a photo of {concepts}",
@@ -77,9 +76,7 @@ class PictureRun:
         base: A diffusers folder, a checkpoint, or a name on the hub.
         loras: LoRA files; each is one row of the table.
         output: Folder for the pictures.
-        with_base: Whether the base model without a LoRA is a row, too.
         config: Settings of a checkpoint's model, see `loading.load_pipeline`.
-        embeddings: Learned tokens that the prompts use.
         clip: Folder of the CLIP model that judges, or its name on the hub.
         dtype: Precision of the base model.
         device: Device to run everything on.
@@ -88,9 +85,7 @@ class PictureRun:
     base: str
     loras: tuple[Path, ...]
     output: Path
-    with_base: bool = True
     config: str | None = None
-    embeddings: tuple[Path, ...] = ()
     clip: str = VIT_L
     batch: int = 4
     dtype: torch.dtype = torch.float32
@@ -99,36 +94,12 @@ class PictureRun:
     def __post_init__(self) -> None:
         checked("batch", self.batch, Annotated[int, Field(ge=1, le=MOST_AT_ONCE)])
         check_row_names([file.stem for file in self.loras])
-        if not self.loras and not self.with_base:
-            raise ConfigError("there is nothing to evaluate; give a LoRA, or let the base run")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read templates, one a line, each with ``{concepts}``, or raise `EvaluationError`."""
-    try:
-        lines = [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(
-            f"{path}: cannot be read ({error}); give a text file with one prompt a line"
-        ) from error
-    wrong = [line for line in lines if CONCEPTS not in line]
-    if wrong or not lines:
-        problem = (
-            f"the prompt {shown(wrong[0])} has no {CONCEPTS}"
-            if wrong
-            else "there are no prompts in it"
-        )
-        raise EvaluationError(f"{path}: {problem}; write one a line, such as {PROMPTS[1]}")
-    return lines
 
 
 def evaluate_pictures(
     run: PictureRun,
     concepts: Sequence[Concept],
     sampling: Sampling | None = None,
-    prompts: Sequence[str] = PROMPTS,
     progress: StageProgress = nobody,
 ) -> list[Scores]:
     """Draw every prompt with all concepts in it, bare and with each LoRA, and let CLIP compare.
@@ -140,7 +111,6 @@ def evaluate_pictures(
         run: Model, LoRAs, place.
         concepts: Concepts in the order that prompts name them.
         sampling: Settings for drawing; None: the paper's.
-        prompts: Templates with ``{concepts}``.
         progress: Listener for (stage, pictures done, pictures in all); may raise to cancel.
 
     Raises:
@@ -148,24 +118,16 @@ def evaluate_pictures(
     """
     sampling = sampling or Sampling()
     _check_concepts(concepts)
-    for file in (*run.loras, *run.embeddings):
+    for file in run.loras:
         read_header(file)  # a wrong one is named before anything is drawn
     photos = [concept.files() for concept in concepts]
     clip = load_clip(run.clip, run.device)
     photo_features = [clip.of_pictures(files) for files in photos]
-    pipeline = load_pipeline(
-        run.base,
-        sampling,
-        config=run.config,
-        embeddings=run.embeddings,
-        dtype=run.dtype,
-        device=run.device,
-    )
-    drawn = _filled_in(prompts, [concept.in_prompts for concept in concepts])
-    plain = _filled_in(prompts, [f"a {concept.name}" for concept in concepts])
+    pipeline = load_pipeline(run.base, sampling, run.config, run.dtype, run.device)
+    drawn = _filled_in([concept.in_prompts for concept in concepts])
+    plain = _filled_in([f"a {concept.name}" for concept in concepts])
     texts = clip.of_texts([CLIPSCORE_PREFIX + text for text in plain])
-    rows: list[tuple[str, Path | None]] = [(BASE, None)] if run.with_base else []
-    rows += [(file.stem, file) for file in run.loras]
+    rows = [(BASE, None), *((file.stem, file) for file in run.loras)]
     names = "+".join(concept.name for concept in concepts)
     scores = []
     for row, lora in rows:
@@ -177,8 +139,8 @@ def evaluate_pictures(
     return scores
 
 
-def _filled_in(prompts: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [prompt.replace(CONCEPTS, " and ".join(names)) for prompt in prompts]
+def _filled_in(names: Sequence[str]) -> list[str]:
+    return [prompt.format(concepts=" and ".join(names)) for prompt in PROMPTS]
 
 
 def _check_concepts(concepts: Sequence[Concept]) -> None:
@@ -205,7 +167,6 @@ def _drawn(
         **settings,
         "prompts": list(prompts),
         "lora": None if lora is None else file_fingerprint(lora),
-        "embeddings": [file_fingerprint(file) for file in run.embeddings],
     }
     folder = run.output / (BASE if lora is None else lora.stem)
     with wearing_lora(pipeline, lora):

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .errors import EvaluationError
 
-# One text -> the name of its style.
-StyleClassifier = Callable[[Sequence[str]], Sequence[str]]
 _WORD = re.compile(r"n['\u2019]t\b|['\u2019](?:s|m|d|ll|re|ve)\b|\w+(?=n['\u2019]t\b)|\w+(?:-\w+)*")
 
 
@@ -96,12 +94,6 @@ def caption_scores(
         "rouge_l": float(Rouge().compute_score(right, written)[0]),
         "cider": float(Cider().compute_score(right, written)[0]),
     }
-
-
-def style_accuracy(captions: Sequence[str], style: str, classify: StyleClassifier) -> float:
-    """Return the share of captions that a classifier takes for captions of a style."""
-    _check_counts(captions, captions)
-    return sum(name == style for name in classify(captions)) / len(captions)
 
 
 def _check_counts(predictions: Sequence[object], examples: Sequence[object]) -> None:
