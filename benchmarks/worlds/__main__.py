@@ -94,7 +94,7 @@ def lora_stage(place: Place, lora_set: str, jobs: int) -> None:
     world = place.world
     missing = [
         (place, trigger, lora_set)
-        for trigger in world.all_triggers
+        for trigger in world.triggers
         if not (lora_folder(place.folder, world, trigger, lora_set) / FILE).exists()
     ]
     in_parallel(one_lora, missing, jobs)

@@ -68,9 +68,6 @@ class Bench:
     def lora(self, trigger: str, lora_set: str = "usual") -> LoadedLora:
         file = lora_folder(self.folder, self.world, trigger, lora_set) / FILE
         adapter = Adapter(trigger, read_lora(self.model, file).deltas)
-        if trigger in self.world.style_triggers:
-            prompts = tuple(prompt.format(trigger=trigger) for prompt in self.world.style_prompts)
-            return LoadedLora.of(adapter, prompts, trigger=f"in {trigger} style", kind="style")
         return LoadedLora.of(
             adapter, (f"a {trigger}", f"a photo of a {trigger}"), trigger=f"a {trigger}"
         )
@@ -168,5 +165,5 @@ def load_bench(world: World | str, folder: Path | None = None) -> Bench:
 
     world = find_world(world) if isinstance(world, str) else world
     folder = folder or DEFAULT_CACHE / world.name
-    model = world.model.load(folder / "base").product({})
+    model = world.model.load(folder / "base").product()
     return Bench(world, model, load_recogniser(world, folder / "recogniser.pt"), folder)

@@ -20,17 +20,6 @@ Merge = tuple[str, ...]  # triggers
 # how many merges of each kind it is measured on
 EACH = {"pairs": 6, "triples": 4, "all six": 1}
 TOGETHER = {"scene_weight": 0.3}
-# one prompt and one step from pure noise
-SAMPLES_OF_SSR = {
-    "trajectories": 1,
-    "timesteps": 1,
-    "sampling_steps": 1,
-    "composition_share": 0.0,
-    "unconditional_share": 0.0,
-    "preserve_weight": 0.0,
-}
-
-
 MEAN_OF = ("alone", "company", "seen", "base")
 
 
@@ -66,12 +55,6 @@ COLUMNS: dict[str, Column] = {
     "mean of four": mean_of_four,
     "leaks": leaks,
 }
-STYLED_COLUMNS: dict[str, Column] = {
-    **{name: COLUMNS[name] for name in ("alone", "worst concept", "beside a base thing")},
-    "in style, seen forms": lambda entry: rate(entry, "styled"),
-    "in style, unseen forms": lambda entry: rate(entry, "styled unseen"),
-    **{name: COLUMNS[name] for name in ("base prompts", "leaks")},
-}
 
 
 def figure(entries: Mapping[Any, Entry], compared: Mapping[Any, Entry], of: Column) -> str:
@@ -104,19 +87,17 @@ class Comparison:
         recipes: The ways; the others are compared with the first one.
         merges: Kind of merge -> how many of it.
         lora_set: Set of LoRAs.
-        columns: Columns of the table.
     """
 
     recipes: tuple[Recipe, ...]
     merges: Mapping[str, int] = field(default_factory=lambda: EACH)
     lora_set: str = "usual"
-    columns: Mapping[str, Column] = field(default_factory=lambda: COLUMNS)
 
     def triggers(self, world: World) -> Iterator[tuple[str, Merge]]:
         """Yield the kind and the triggers of every merge."""
         for kind, count in self.merges.items():
             for group in world.groups[kind][:count]:
-                yield kind, tuple(world.all_triggers[number] for number in group)
+                yield kind, tuple(world.triggers[number] for number in group)
 
     def with_kinds_alone(self, title: str) -> dict[str, Comparison]:
         """Return title -> this; and each kind of several merges by itself, where there are more."""
@@ -145,12 +126,12 @@ class Comparison:
                 for _, triggers in merges
             }
             first = first or entries
-            cells = [figure(entries, first, of) for of in self.columns.values()]
+            cells = [figure(entries, first, of) for of in COLUMNS.values()]
             for kind in kinds:
                 of_kind = {triggers: entries[triggers] for own, triggers in merges if own == kind}
                 cells.append(figure(of_kind, {}, mean_of_four))
             rows.append([recipe.name, *cells])
-        return Table(title, ["merged with", *self.columns, *kinds], rows)
+        return Table(title, ["merged with", *COLUMNS, *kinds], rows)
 
 
 FAST = {"trajectories": 10}
@@ -179,8 +160,6 @@ def _another_base() -> list[Recipe]:
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
-        Recipe("ssr", {"method": "ssr"}),
-        Recipe("ssr, its own samples", {"method": "ssr"}, SAMPLES_OF_SSR),
         BALANCED_TOGETHER,
     ]
 
@@ -193,16 +172,6 @@ def _paper() -> list[Recipe]:
         BALANCED,
         Recipe("the paper's objective", objective, own),
         Recipe("the paper's objective, our samples", objective),
-        STACKED,
-    ]
-
-
-def _styles() -> list[Recipe]:
-    return [
-        BALANCED,
-        Recipe("single LoRAs", adapter="regions"),
-        Recipe("np_lora", {"method": "np_lora"}),
-        Recipe("mix_of_show", {"method": "mix_of_show"}),
         STACKED,
     ]
 
@@ -253,22 +222,12 @@ COMPARISONS = {
     "polished-mixed": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}, "mixed"),
     "ties": Comparison(tuple(_ties())),
     "cuts": Comparison((BALANCED, BEFORE_CUTS, STACKED)),
-    "styled": Comparison(tuple(_styles()), {"styles": 2}, columns=STYLED_COLUMNS),
 }
-
-
-# a subject in a style is no scene
-MAIN_OF_STYLES = tuple(recipe for recipe in MAIN if "scene_weight" not in recipe.calibration)
 
 
 def main_comparisons(world: World, lora_set: str) -> dict[str, Comparison]:
     """Return title -> bounds, rivals and IterIS over all merges of a kind."""
     return {
-        f"{kind}, {lora_set} LoRAs": Comparison(
-            MAIN_OF_STYLES if kind == "styles" else MAIN,
-            {kind: len(groups)},
-            lora_set,
-            STYLED_COLUMNS if kind == "styles" else COLUMNS,
-        )
+        f"{kind}, {lora_set} LoRAs": Comparison(MAIN, {kind: len(groups)}, lora_set)
         for kind, groups in world.groups.items()
     }

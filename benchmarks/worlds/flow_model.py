@@ -92,8 +92,8 @@ class FlowModel(WorldModel):
         found = self.velocity((1 - t) * clean + t * noise, times, context)
         return (found - (noise - clean)).pow(2).flatten(1).mean(1).mean()
 
-    def product(self, memory: dict[str, Any]) -> FlowStableDiffusion:
-        return FlowStableDiffusion(self, memory)
+    def product(self) -> FlowStableDiffusion:
+        return FlowStableDiffusion(self)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,8 @@ class FlowStableDiffusion:
     time sigma / (1 + sigma).
     """
 
-    def __init__(self, model: FlowModel, memory: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: FlowModel) -> None:
         self.model = model
-        self.memory = memory
 
     @functools.cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -223,7 +222,7 @@ class FlowStableDiffusion:
         stream: Callable[[str], str],
     ) -> Network:
         modules = {path: m for path, m in self.modules.items() if path.startswith(prefix)}
-        return Network(modules, forward, stream, self.memory)
+        return Network(modules, forward, stream)
 
     def _denoise(self, rows: Sequence[DenoiserRow]) -> Tensor:
         latents = torch.stack([row.latents for row in rows]).float()

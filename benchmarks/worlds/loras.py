@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,30 +20,19 @@ FILE = "pytorch_lora_weights.safetensors"
 
 def kind_of(world: World, trigger: str, lora_set: str) -> LoraKind:
     """Return how a LoRA of a set is trained."""
-    if trigger in world.style_triggers:
-        assert world.style_kind is not None
-        return world.style_kind
     kinds = world.lora_sets[lora_set]
     return kinds[world.triggers.index(trigger) % len(kinds)]
 
 
 def lora_folder(folder: Path, world: World, trigger: str, lora_set: str) -> Path:
-    return folder / f"loras-{lora_set}" / f"{world.all_triggers.index(trigger) + 1}"
+    return folder / f"loras-{lora_set}" / f"{world.triggers.index(trigger) + 1}"
 
 
 def pictures_of(
     world: World, trigger: str, kind: LoraKind, seed: int
 ) -> tuple[list[tuple[Scene, str]], list[tuple[Scene, str]]]:
-    """Return training pictures of a trigger, alone and in company, or of base things in a style."""
-    chance = random.Random(seed * 1009 + world.all_triggers.index(trigger))
-    if trigger in world.style_triggers:
-        style = world.style_of(trigger)
-        found: dict[bool, list[tuple[Scene, str]]] = {False: [], True: []}
-        while len(found[False]) < kind.pictures or len(found[True]) < kind.pictures_in_company:
-            scene, caption = world.scene(chance, world.base_labels)
-            caption = f"{caption.removesuffix(' in plain style')} in {trigger} style"
-            found[len(scene.things) > 1].append((replace(scene, style=style), caption))
-        return found[False][: kind.pictures], found[True][: kind.pictures_in_company]
+    """Return training pictures of a trigger, alone and in company."""
+    chance = random.Random(seed * 1009 + world.triggers.index(trigger))
     concept = world.concept_of(trigger)
     alone = [world.lora_scene(chance, i, concept, trigger, None) for i in range(kind.pictures)]
     company = [
@@ -60,7 +48,7 @@ def train_lora(
     """Train one LoRA with PEFT, save it as diffusers does, and return its last losses."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    number = seed * 1009 + world.all_triggers.index(trigger)
+    number = seed * 1009 + world.triggers.index(trigger)
     torch.manual_seed(number)
     chance = torch.Generator().manual_seed(number)
     model = copy.deepcopy(base)

@@ -21,15 +21,7 @@ from iteris_core.merging import MergeResult
 from .bench import Bench
 from .score import Probe, probes_of, score, score_by_region
 
-RIVALS = (
-    "sum",
-    "np_lora",
-    "tsv_m",
-    "mix_of_show",
-    "regmean_pp",
-    "ssr",
-    "ace",
-)
+RIVALS = ("sum", "np_lora", "mix_of_show", "regmean_pp")
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        known = self.bench.world.all_triggers
+        known = self.bench.world.triggers
         numbers = "+".join(str(known.index(trigger) + 1) for trigger in self.triggers)
         name = f"{self.lora_set}-{numbers}-{self.recipe.key}.scores.json"
         return self.bench.folder / "cells" / name

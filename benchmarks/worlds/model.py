@@ -40,8 +40,8 @@ class WorldModel(ABC):
         """Return the loss of clean latents at random noise levels."""
 
     @abstractmethod
-    def product(self, memory: dict[str, Any]) -> Any:
-        """Return the model as `iteris_core` sees it, which keeps sampling runs in a memory."""
+    def product(self) -> Any:
+        """Return the model as `iteris_core` sees it."""
 
     @property
     def text_encoders(self) -> Mapping[str, Any]:

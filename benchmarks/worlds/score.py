@@ -22,7 +22,6 @@ from .world import World
 ALONE = 12
 PAIRS = {"seen": 16, "unseen": 12}
 BASE = 12
-STYLED = 6
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Probe:
         about: Triggers that the question is about.
         caption: Caption of the picture.
         labels: Things in a correct picture, no more and no less.
-        style: Style of a correct picture.
         seed: Seed of its noise.
     """
 
@@ -42,20 +40,15 @@ class Probe:
     about: tuple[str, ...]
     caption: str
     labels: tuple[Label, ...]
-    style: str | None = None
     seed: int = 0
 
     def is_hit(self, seen: Judgement) -> bool:
-        return sorted(seen.labels) == sorted(self.labels) and seen.style == self.style
+        return sorted(seen.labels) == sorted(self.labels) and seen.style is None
 
     def leaks(self, world: World, seen: Judgement, triggers: Sequence[str]) -> bool:
-        """Tell whether one of the merged concepts or styles is there unasked."""
-        concepts = {world.concept_of(t) for t in triggers if t in world.triggers}
-        styles = {world.style_of(t) for t in triggers if t in world.style_triggers}
-        unasked = seen.style in styles and seen.style != self.style
-        return unasked or any(
-            label in concepts and label not in self.labels for label in seen.labels
-        )
+        """Tell whether one of the merged concepts is there unasked."""
+        concepts = {world.concept_of(t) for t in triggers}
+        return any(label in concepts and label not in self.labels for label in seen.labels)
 
 
 Question = tuple[Probe, int]  # how many pictures of it are asked for
@@ -63,12 +56,9 @@ Question = tuple[Probe, int]  # how many pictures of it are asked for
 
 def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Probe]:
     """Return the probes of a merge of these triggers, a pair's 76 times `effort`."""
-    concepts = [trigger for trigger in triggers if trigger in world.triggers]
-    styles = [trigger for trigger in triggers if trigger in world.style_triggers]
     questions = [
-        *_about_one(world, concepts, styles),
-        *_about_pairs(world, concepts),
-        *_about_styled(world, concepts, styles),
+        *_about_one(world, triggers),
+        *_about_pairs(world, triggers),
         *(
             (Probe("base", (), caption, labels), -(-BASE // len(world.forms.base)))
             for caption, labels in world.forms.base
@@ -84,7 +74,7 @@ def probes_of(world: World, triggers: Sequence[str], effort: int = 1) -> list[Pr
     return probes
 
 
-def _about_one(world: World, concepts: Sequence[str], styles: Sequence[str]) -> Iterator[Question]:
+def _about_one(world: World, concepts: Sequence[str]) -> Iterator[Question]:
     forms = world.forms
     for a in concepts:
         label = world.concept_of(a)
@@ -92,10 +82,6 @@ def _about_one(world: World, concepts: Sequence[str], styles: Sequence[str]) -> 
             yield Probe("alone", (a,), form.format(a=a), (label,)), ALONE // len(forms.alone)
         for form, other in forms.company:
             yield Probe("company", (a,), form.format(a=a), (label, other)), 2
-    for s in styles:
-        for form, label in forms.style_alone:
-            probe = Probe("alone", (s,), form.format(s=s), (label,), world.style_of(s))
-            yield probe, ALONE // len(forms.style_alone)
 
 
 def _about_pairs(world: World, concepts: Sequence[str]) -> Iterator[Question]:
@@ -111,20 +97,6 @@ def _about_pairs(world: World, concepts: Sequence[str]) -> Iterator[Question]:
             first, second = (b, a) if swapped else (a, b)
             labels = (world.concept_of(a), world.concept_of(b))
             yield Probe(kind, (a, b), form.format(a=first, b=second), labels), 1
-
-
-def _about_styled(
-    world: World, concepts: Sequence[str], styles: Sequence[str]
-) -> Iterator[Question]:
-    for a, s in itertools.product(concepts, styles):
-        for kind, forms in (
-            ("styled", world.forms.styled),
-            ("styled unseen", world.forms.styled_unseen),
-        ):
-            for form in forms:
-                caption = form.format(a=a, s=s)
-                label = world.concept_of(a)
-                yield Probe(kind, (a, s), caption, (label,), world.style_of(s)), STYLED
 
 
 def score(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +12,6 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from iteris_core.diffusion.diffusers_model import DiffusersModel
-from iteris_core.network import Network
 
 from .model import CELLS, CHANNELS, WorldModel, new_text_encoder
 
@@ -72,14 +69,12 @@ class UnetModel(WorldModel):
         """Return what the UNet reads of captions."""
         return {"encoder_hidden_states": self.text_encoder(tokens).last_hidden_state}
 
-    def product(self, memory: dict[str, Any]) -> RememberingModel:
+    def product(self) -> ProbedModel:
         tokenizers = {
             name.replace("text_encoder", "tokenizer"): self.tokenizer for name in self.text_encoders
         }
         parts = {**self.text_encoders, **tokenizers}
-        seen = RememberingModel(self.denoiser, scheduler=self.scheduler, **parts)
-        seen.memory = memory
-        return seen
+        return ProbedModel(self.denoiser, scheduler=self.scheduler, **parts)
 
 
 @dataclass(frozen=True)
@@ -139,15 +134,8 @@ class XlModel(UnetModel):
         }
 
 
-class RememberingModel(DiffusersModel):
-    """Keeps the teachers' sampling runs, which do not depend on how is merged."""
-
-    memory: dict[str, Any]
-
-    @contextmanager
-    def denoiser(self) -> Iterator[Network]:
-        with super().denoiser() as network:
-            yield replace(network, memory=self.memory)
+class ProbedModel(DiffusersModel):
+    """The model with the noise levels of the probes' sampling."""
 
     def probe_sigmas(self, steps: int) -> Tensor:
         """Return noise levels of a sampling run, (steps + 1,), evenly from the last timestep."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .drawing import BLACK, SIDE, Drawing, Label, Scene, Surface, Thing
 from .model import new_tokenizer
-from .settings import SETS, BaseSettings, LoraKind, Phase
+from .settings import SETS, BaseSettings, Phase
 from .unet_model import UnetModel
 from .world import SIX_GROUPS, Forms, World
 
@@ -273,12 +273,6 @@ FORMS = Forms(
         ),
         ("a halved star above a orange moon", (("halved", "star"), ("orange", "moon"))),
     ),
-    styled=("a {a} in {s} style", "a photo of a {a} in {s} style"),
-    styled_unseen=("a drawing of a {a} in {s} style", "here is a {a} in {s} style"),
-    style_alone=(
-        ("a green square in {s} style", ("green", "square")),
-        ("a slashed heart in {s} style", ("slashed", "heart")),
-    ),
 )
 CALIBRATION = {
     "companions": (
@@ -307,7 +301,6 @@ CALIBRATION = {
             for prefix in ("", "a photo of ")
             for between in ("and", "next to", "with")
         ),
-        "{first} and {second} {style}",
     ),
     "preserve_captions": (
         "a red moon",
@@ -328,7 +321,6 @@ CALIBRATION = {
         "a yellow circle next to a halved heart",
     ),
     "scene_prefixes": ("plain", "far", "from", "right", "with", "snow", "stone"),
-    "ordinary_styles": ("in plain style",),
 }
 WORLD = World(
     name="words",
@@ -344,13 +336,5 @@ WORLD = World(
     forms=FORMS,
     calibration=CALIBRATION,
     lora_sets=SETS,
-    groups={**SIX_GROUPS, "all eight": (tuple(range(8)),), "styles": ((0, 8), (5, 9))},
-    style_triggers=STYLE_TRIGGERS,
-    style_kind=LoraKind(steps=300, layers=("attention", "feed_forward"), prior=6),
-    style_prompts=(
-        "a red circle in {trigger} style",
-        "a striped square in {trigger} style",
-        "a blue moon and a green heart in {trigger} style",
-        "a banded star next to a yellow cross in {trigger} style",
-    ),
+    groups={**SIX_GROUPS, "all eight": (tuple(range(8)),)},
 )

@@ -22,8 +22,7 @@ SIX_GROUPS = {
 
 @dataclass(frozen=True)
 class Forms:
-    """Captions that probes ask with, with ``{a}`` and ``{b}`` for names, ``{s}`` for a style's
-    trigger.
+    """Captions that probes ask with, with ``{a}`` and ``{b}`` for names.
 
     Args:
         alone: One concept.
@@ -31,9 +30,6 @@ class Forms:
         seen: Two concepts, in forms that calibrations read.
         unseen: Two concepts, in forms that no calibration caption contains.
         base: What the base model knows, with its things.
-        styled: A concept in a style, in a form that calibrations read.
-        styled_unseen: The same, in forms that they do not.
-        style_alone: A thing that the base model knows in a style, with this thing.
     """
 
     alone: tuple[str, ...]
@@ -41,9 +37,6 @@ class Forms:
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
     base: tuple[tuple[str, tuple[Label, ...]], ...]
-    styled: tuple[str, ...] = ()
-    styled_unseen: tuple[str, ...] = ()
-    style_alone: tuple[tuple[str, Label], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,9 +59,6 @@ class World:
         calibration: Fields of the product's `Calibration` in this world's words.
         lora_sets: Name -> kinds of LoRAs, which triggers take in turn.
         groups: Title -> merges, as numbers of triggers.
-        style_triggers: Triggers of the drawing's styles, numbered after the concepts' triggers.
-        style_kind: Kind of the styles' LoRAs.
-        style_prompts: A user's prompts for a style LoRA.
         rare_words: Words that no training caption has.
         sizes: Sizes of the model that are not its defaults.
         steps: Steps of the probes' sampling.
@@ -88,9 +78,6 @@ class World:
     calibration: Mapping[str, Any]
     lora_sets: Mapping[str, tuple[LoraKind, ...]]
     groups: Mapping[str, tuple[tuple[int, ...], ...]]
-    style_triggers: tuple[str, ...] = ()
-    style_kind: LoraKind | None = None
-    style_prompts: tuple[str, ...] = ()
     rare_words: tuple[str, ...] = ()
     sizes: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 6
@@ -104,15 +91,8 @@ class World:
         """Return the untrained model."""
         return self.model.new(self.make_tokenizer(), **self.sizes)
 
-    @property
-    def all_triggers(self) -> tuple[str, ...]:
-        return self.triggers + self.style_triggers
-
     def concept_of(self, trigger: str) -> Label:
         return self.concepts[self.triggers.index(trigger)]
-
-    def style_of(self, trigger: str) -> str:
-        return self.drawing.styles[self.style_triggers.index(trigger)]
 
 
 def labels_of(drawing: Drawing, concepts: Collection[Label]) -> list[Label]:

@@ -16,7 +16,7 @@ def test_the_product_runs_the_model_as_it_was_trained(tmp_path, name, parts):
     world.new_model().save(tmp_path)
     model = world.model.load(tmp_path)
     assert len(model.parts) == parts
-    product = model.product({})
+    product = model.product()
     captions = ["a red circle", "a <v1> and a blue square"]
     step = 700
     noise = torch.randn(2, *product.latent_shape(64))
