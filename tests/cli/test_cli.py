@@ -105,23 +105,6 @@ def test_a_merge_of_the_whole_model_on_texts(t5_folder, texts, tmp_path):
     )
 
 
-def test_a_merge_that_fails_is_saved_and_says_so_on_stderr(t5_folder, texts, tmp_path):
-    ridge = ["--smoothing", "10", "--alpha-cross", "0", "--reproduce", "delta"]
-    report = tmp_path / "report.json"
-    done = in_process(
-        *arguments_on_texts(t5_folder, texts, tmp_path / "out"), *ridge, "--json", report
-    )
-    assert done.exit_code == 0
-    warnings = done.stderr.splitlines()
-    assert warnings == json.loads(report.read_text())["warnings"]
-    said = done.stdout.splitlines()
-    assert said[0].startswith("the LoRAs disturb each other")
-    assert warnings == said[1 : 1 + len(warnings)]
-    assert warnings[0].startswith("WARNING: the merge fails ")
-    assert "than a plain average of the LoRAs" in warnings[0]
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-
-
 def written(folder, files):
     folder.mkdir()
     for name, content in files.items():
