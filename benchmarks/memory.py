@@ -33,6 +33,7 @@ from iteris_core.memory import LayerBytes, Room, share_out
 from iteris_core.rows.lockstep import held_bytes
 from iteris_core.rows.parking import Parking
 
+from .pictures_models import SDXL_UNET
 from .results import RESULTS, Table, command_of, machine, write
 
 CARDS = (6, 8, 12, 16, 24)  # GiB
@@ -264,20 +265,7 @@ def sdxl(resolution: int) -> Model:
     """SDXL's UNet; LoRAs on what kohya trains by default."""
     from diffusers import UNet2DConditionModel
 
-    unet = built(
-        lambda: UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-    )
+    unet = built(lambda: UNet2DConditionModel(**SDXL_UNET))
 
     def inputs(rows: int) -> dict[str, Any]:
         return {

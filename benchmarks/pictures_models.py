@@ -115,6 +115,18 @@ class Model:
         return {"1": _node("UNETLoader", unet_name=UNET, weight_dtype="default"), "2": text}
 
 
+SDXL_UNET = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 MODELS = {
     "sd15": Model(
         {"cross_attention_dim": CLIP_L, "attention_head_dim": 8},
@@ -122,18 +134,7 @@ MODELS = {
         "sd_v1",
     ),
     "sdxl": Model(
-        {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        SDXL_UNET,
         (
             TextEncoder("lora_te1", CLIP_L, CLIP_L_LAYERS),
             TextEncoder("lora_te2", 1280, 32, projects=True),
