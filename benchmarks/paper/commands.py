@@ -15,7 +15,6 @@ from rich.text import Text
 
 from iteris_core.cli import options
 from iteris_core.cli.options import Placement
-from iteris_core.cli.paths import check_places
 from iteris_core.cli.terminal import progress_bars, quiet_libraries
 from iteris_core.errors import ConfigError, plain
 
@@ -44,7 +43,7 @@ prompts of its training. Those of GLUE are in words of ours here, with the publi
 (mnli: yes, maybe, no); --prompt takes others.
 
 Shown are accuracy, (1 + Matthews correlation) / 2 for cola, and macro F1 for emotions, as in the \
-paper's table 3; --json has all metrics. Predictions are kept in --output: the same command goes \
+paper's table 3; scores.json has all metrics. Predictions are kept in --output: the same command goes \
 on where it was stopped.
 
 Exit code 0: scored; 2: something is wrong with the files or settings, and one line says what.
@@ -95,10 +94,8 @@ AdapterSetting = Annotated[
     list[Path] | None, typer.Option(help="A PEFT adapter's folder, a row of the table.")
 ]
 TaskSetting = Annotated[list[str], typer.Option(help="NAME=FILE; give it once for every task.")]
+SCORES = "scores.json"  # in the output, with all metrics
 OutputSetting = Annotated[Path, typer.Option(help="Folder for what is made.")]
-ReportSetting = Annotated[
-    Path | None, typer.Option("--json", help="Write the scores to this file, as JSON.")
-]
 _TEXT_METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -131,14 +128,12 @@ def eval_t5_command(
             help='NAME=TEXT with field names in braces, such as rte="{sentence1}: {sentence2}?".'
         ),
     ] = None,
-    report: ReportSetting = None,
     extent: Extent,
     generation: Generation,
     placement: Placement,
 ) -> None:
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", TEXT_TASKS)
-    _check_report(run, files, report)
     prompts = assigned(prompt, "--prompt", TEXT_TASKS)
     tasks = []
     for name, file in files.items():
@@ -158,7 +153,7 @@ def eval_t5_command(
     _print_table(", ".join(counts.values()), heads, rows, paper, with_mean=True)
     typer.echo(f"predictions in {output}")
     settings = {"generation": asdict(generation), "prompts": _prompts(tasks)}
-    options.write_report(_report(run, scores, {"tasks": paper}, settings), report, overwrite=False)
+    _write_report(run, scores, {"tasks": paper}, settings)
 
 
 @options.command(
@@ -180,14 +175,12 @@ def eval_blip_command(
     prompt: Annotated[
         list[str] | None, typer.Option(help="NAME=TEXT that captions of a task begin with.")
     ] = None,
-    report: ReportSetting = None,
     extent: Extent,
     generation: Generation,
     placement: Placement,
 ) -> None:
     run = Run(base, tuple(adapter or ()), output, extent, placement.dtype, placement.device)
     files = assigned(task, "--task", CAPTION_TASKS)
-    _check_report(run, files, report, style_classifier)
     prompts = assigned(prompt, "--prompt", CAPTION_TASKS)
     tasks = []
     for name, file in files.items():
@@ -216,7 +209,7 @@ def eval_blip_command(
         "prompts": _prompts(tasks),
         "style_classifier_held_out": held_out,
     }
-    options.write_report(_report(run, scores, paper, settings), report, overwrite=False)
+    _write_report(run, scores, paper, settings)
 
 
 @options.command(
@@ -250,7 +243,6 @@ def eval_sd15_command(
         str, typer.Option(help="The judge: a CLIP model's folder, or its name on the hub.")
     ] = VIT_L,
     batch: Annotated[int, typer.Option(help="Pictures of one call.")] = PictureRun.batch,
-    report: ReportSetting = None,
     sampling: Sampling,
     placement: Placement,
 ) -> None:
@@ -265,8 +257,6 @@ def eval_sd15_command(
         dtype=placement.dtype,
         device=placement.device,
     )
-    check_places({"--json": report}, {"--base": [base], "--lora": files})
-    options.check_report(report, overwrite=False)
     concepts = concepts_of(concept, words)
     quiet_libraries()
     with progress_bars() as progress:
@@ -287,14 +277,7 @@ def eval_sd15_command(
         "scores": [asdict(entry) for entry in scores],
         "paper": [asdict(row) for row in paper],
     }
-    options.write_report(content, report, overwrite=False)
-
-
-def _check_report(run: Run, files: Mapping[str, str], report: Path | None, *more: object) -> None:
-    """Refuse a place of the report where something is."""
-    read = [run.base, *run.adapters, *files.values(), *more]
-    check_places({"--json": report}, {"an input": read})
-    options.check_report(report, overwrite=False)
+    options.write_report(content, output / SCORES, overwrite=True)
 
 
 def assigned(
@@ -362,14 +345,13 @@ def _print_table(
     Console().print(table)
 
 
-def _report(
+def _write_report(
     run: Run,
     scores: Sequence[Scores],
     paper: Mapping[str, Sequence[PaperRow]],
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the results of a run as JSON."""
-    return {
+) -> None:
+    content = {
         "base": run.base,
         "adapters": {name: str(folder) for name, folder in run.rows.items()},
         "dtype": str(run.dtype),
@@ -378,3 +360,4 @@ def _report(
         "scores": [asdict(entry) for entry in scores],
         "paper": {name: [asdict(row) for row in rows] for name, rows in paper.items()},
     }
+    options.write_report(content, run.output / SCORES, overwrite=True)

@@ -40,12 +40,6 @@ class Extent:
         Field(ge=1, le=10**9, description="Examples per task, the first ones; all if left out."),
     ] = None
     batch: Annotated[int, Field(ge=1, le=MOST_AT_ONCE, description="Examples of one call.")] = 8
-    with_base: Annotated[bool, Field(description="Whether the bare base model is a row, too.")] = (
-        True
-    )
-    overwrite: Annotated[
-        bool, Field(description="Begin again, without the predictions that are there.")
-    ] = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,6 @@ class Run:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not self.adapters and not self.extent.with_base:
-            raise ConfigError("there is nothing to evaluate; give an adapter, or let the base run")
         check_row_names([folder.resolve().name for folder in self.adapters])
 
     @property
@@ -200,9 +192,8 @@ def evaluate_captions(
     """
     generation = generation or CAPTIONS
     _check_names([task.name for task, _ in tasks])
-    for task, examples in tasks:
+    for task, _ in tasks:
         _check_style(task, styles)
-        _check_pictures(task, examples[: run.extent.limit])
     model = blip.load_base(run.base, run.dtype, run.device)
     processor = load_processor(run.base)
     works = [
@@ -246,26 +237,13 @@ def _check_style(task: CaptionTask, styles: TrainedStyles | None) -> None:
         )
 
 
-def _check_pictures(task: CaptionTask, examples: Sequence[CaptionExample]) -> None:
-    missing = [
-        example.image
-        for example in examples
-        if isinstance(example.image, Path) and not example.image.is_file()
-    ]
-    if missing:
-        raise EvaluationError(
-            f"{task.name}: {len(missing)} of its pictures, such as {missing[0]}, are not there; "
-            "put them next to the file that names them"
-        )
-
-
 def _identity(picture: Path | bytes) -> str | bytes:
     return str(picture) if isinstance(picture, Path) else picture
 
 
 def _rows(run: Run, model: nn.Module) -> list[Row]:
     """Return the rows of the table; all adapters are read first, so that wrong ones stop early."""
-    rows = [Row(BASE)] if run.extent.with_base else []
+    rows = [Row(BASE)]
     for name, folder in run.rows.items():
         adapter = replace(load_adapter(model, folder), name=name)
         hashes = [file_fingerprint(folder / file) for file in (peft.CONFIG_FILE, peft.WEIGHTS_FILE)]
@@ -278,8 +256,6 @@ def _predictions(
 ) -> list[str]:
     """Return the predictions of a row's model in a task."""
     path = run.output / row.name / f"{work.task}.json"
-    if run.extent.overwrite:
-        path.unlink(missing_ok=True)
     model_of_row = {"base": run.base, "dtype": str(run.dtype), "adapter": row.content}
     made_by = {**model_of_row, **work.made_by}
     inputs = work.inputs[: run.extent.limit]

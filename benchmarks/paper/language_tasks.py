@@ -13,7 +13,6 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from iteris_core.errors import ConfigError
 from iteris_core.settings import shown
 
 from .data_files import read_rows
@@ -39,20 +38,6 @@ class TextTask:
     answers: tuple[str, ...] = ()
     label: str = "label"
     score: TextScore = "accuracy"
-
-    def __post_init__(self) -> None:
-        try:
-            parts = [part[1:] for part in Formatter().parse(self.prompt) if part[1] is not None]
-        except ValueError:
-            parts = []
-        if not parts or not all(
-            str(name).isidentifier() and not spec and not conversion
-            for name, spec, conversion in parts
-        ):
-            raise ConfigError(
-                f"the prompt of {self.name} is {self.prompt!r}; write a text with field names of "
-                "the data set in braces, such as {sentence}, and {{ or }} for a brace"
-            )
 
     @property
     def fields(self) -> list[str]:
