@@ -1,4 +1,6 @@
-"""Base models of `transformers` and `diffusers`, loaded from a folder or the hub."""
+"""Base models of `transformers` and `diffusers`, and what reads their inputs, from a folder or the
+hub.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from .errors import ConfigError
+
+_FEWEST_WORDS = 8  # of a tokenizer that was loaded and not made up
 
 
 def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.Module:
@@ -75,6 +79,39 @@ def loaded(load: Callable[..., Any], source: str, what: str, **options: Any) -> 
             f"{source}: {what} cannot be loaded from there ({first_line(error)}); give the folder "
             "that save_pretrained wrote, or a name on the hub"
         ) from error
+
+
+def load_tokenizer(source: str) -> Any:
+    """Load the tokenizer of a base model.
+
+    Raises:
+        ConfigError: There is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = loaded(
+        AutoTokenizer.from_pretrained, source, "a tokenizer", trust_remote_code=False
+    )
+    # where the files are missing, transformers makes a tokenizer up that knows no word
+    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
+    if len(words) < _FEWEST_WORDS:
+        raise ConfigError(
+            f"{source}: there is no tokenizer next to the model; save it there with "
+            "tokenizer.save_pretrained, or give token ids"
+        )
+    return tokenizer
+
+
+def load_processor(source: str) -> Any:
+    """Load the processor that turns pictures and texts into a base model's inputs.
+
+    Raises:
+        ConfigError: There is none, or it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    what = "an image processor and tokenizer"
+    return loaded(AutoProcessor.from_pretrained, source, what, trust_remote_code=False)
 
 
 def first_line(error: Exception) -> str:

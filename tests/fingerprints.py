@@ -37,7 +37,7 @@ import tiny_diffusers  # noqa: E402
 from iteris_core import MergeConfig, Network, Sample, Task, merge  # noqa: E402
 from iteris_core.config import Method  # noqa: E402
 from iteris_core.diffusion.diffusers_model import DiffusersModel  # noqa: E402
-from iteris_core.diffusion.lora_files import save_lora  # noqa: E402
+from iteris_core.diffusion.loading import save_lora  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"

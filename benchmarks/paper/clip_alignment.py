@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from iteris_core.base_models import placed, whole_model
-from iteris_core.language.loading import load_processor
+from iteris_core.base_models import load_processor, placed, whole_model
 from iteris_core.language.pictures import open_picture
 from iteris_core.progress import Progress, nobody
 

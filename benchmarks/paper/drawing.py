@@ -15,7 +15,7 @@ from pydantic import Field
 from iteris_core.base_models import first_line
 from iteris_core.diffusion import loading
 from iteris_core.diffusion.diffusers_model import DiffusersModel
-from iteris_core.diffusion.lora_files import read_lora, save_lora
+from iteris_core.diffusion.loading import read_lora, save_lora
 from iteris_core.errors import AdapterError, ConfigError
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.writing import whole_file

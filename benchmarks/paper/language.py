@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import nn
 
 from iteris_core.adapters import Adapter
+from iteris_core.base_models import load_processor, load_tokenizer
 from iteris_core.errors import ConfigError
 from iteris_core.files import peft
 from iteris_core.language import blip, t5
-from iteris_core.language.loading import load_adapter, load_processor, load_tokenizer
+from iteris_core.language.job import load_adapter
 from iteris_core.memory import with_smaller_calls
 from iteris_core.progress import Stage, StageProgress, nobody
 from iteris_core.settings import MOST_AT_ONCE, settings

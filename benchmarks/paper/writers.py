@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.devices import exact_products, product_dtype
-from iteris_core.language.loading import generation_settings
 from iteris_core.language.pictures import open_picture
 from iteris_core.language.samples import check_length
+from iteris_core.language.t5 import generation_settings
 from iteris_core.layers import add_to_output, codes_of
 from iteris_core.rows.wearing import layer_hooks
 from iteris_core.settings import MOST_AT_ONCE, MOST_TOKENS, settings

@@ -20,8 +20,7 @@ from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import Job, MergeSettings
-from ..diffusion.loading import load_diffusers
-from ..diffusion.lora_files import Style, check_style, read_lora, save_lora
+from ..diffusion.loading import Style, check_style, load_diffusers, read_lora, save_lora
 from ..diffusion.lora_rows import Row, placed, read_rows
 from ..diffusion.lora_use import LoraUse, load_each_once
 from ..diffusion.merging import merge_loras

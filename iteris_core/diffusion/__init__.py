@@ -11,5 +11,5 @@ polish, gradients: gradient steps at the output, after a merge
 proof: whether files are read as the host's own loader reads them
 share: how much of a LoRA is in a picture
 recipe: what a merged file remembers
-model: what a host has to offer; loading, diffusers_model, lora_files: `diffusers` as a host
+model: what a host has to offer; loading, diffusers_model: `diffusers` as a host
 """

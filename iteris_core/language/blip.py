@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base_models import load_processor
 from ..devices import device_of
 from ..errors import CalibrationError
 from ..network import IMAGE_STREAM, TEXT_STREAM, Network
 from ..tasks import Sample
 from .job import LanguageFamily, merge_peft
-from .loading import load_processor
 from .pictures import open_picture
 from .samples import (
     EncodedSample,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapters import Adapter, target_layers, told_apart
 from ..base_models import loaded, placed, whole_model
@@ -19,13 +19,13 @@ from ..config import MergeConfig
 from ..errors import AdapterError, CalibrationError, ConfigError
 from ..files import peft
 from ..files.model_keys import layer_kernels
+from ..layers import layer_shapes, stored_weight
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
 from ..report.records import Note
 from ..settings import label, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
-from .loading import load_adapter
 from .samples import Example, ReadingOptions
 from .teachers import Teachers
 
@@ -141,6 +141,15 @@ class LanguageFamily:
         loader = getattr(transformers, self.model_class)
         model = whole_model(loader, source, "a model", dtype=dtype)
         return placed(model, device)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Adapter:
+    """Read a PEFT adapter for a model; see `peft.load`."""
+
+    def weight_at(path: str) -> Tensor:
+        return stored_weight(path, model.get_submodule(path))
+
+    return peft.load(folder, layer_shapes(dict(model.named_modules())), weight_at)
 
 
 def merge_peft(

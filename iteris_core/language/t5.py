@@ -7,6 +7,7 @@ the task's own teacher answers.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +17,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..base_models import load_tokenizer
 from ..devices import device_of
 from ..network import Network
 from ..settings import settings
 from ..tasks import Sample
 from .job import LanguageFamily, merge_peft
-from .loading import generation_settings, load_tokenizer
 from .samples import (
     EncodedSample,
     Example,
@@ -99,6 +100,19 @@ def network_of(model: Any, *, decoder: bool = True, head: bool = False) -> Netwo
         return masked(outputs, stacked(model, rows, "decoder_mask"))
 
     return Network(dict(model.named_modules()), forward, stream_of)
+
+
+def generation_settings(model: nn.Module, **changed: Any) -> Any:
+    """Return a model's own settings of generation with some of them changed, for
+    ``model.generate(generation_config=...)``.
+
+    As arguments of `generate` they would be checked together with those that they replace, and
+    refused where the two contradict each other.
+    """
+    settings = copy.deepcopy(model.generation_config)
+    for name, value in changed.items():
+        setattr(settings, name, value)
+    return settings
 
 
 def write(model: Any, samples: Sequence[EncodedSample], max_new_tokens: int = 32) -> list[Tensor]:

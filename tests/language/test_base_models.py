@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iteris_core import ConfigError
-from iteris_core.language.loading import load_processor, load_tokenizer
+from iteris_core.base_models import load_processor, load_tokenizer
 from iteris_core.language.t5 import load_base
 
 Q = "encoder.block.1.layer.0.SelfAttention.q.weight"

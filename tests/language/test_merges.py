@@ -11,9 +11,9 @@ import torch
 from language_families import captions, texts
 
 from iteris_core import AdapterError, MergeConfig, Task, merge
+from iteris_core.base_models import load_processor
 from iteris_core.language import blip, t5
-from iteris_core.language.job import DEFAULT, AdapterTask
-from iteris_core.language.loading import load_adapter, load_processor
+from iteris_core.language.job import DEFAULT, AdapterTask, load_adapter
 from iteris_core.language.samples import Example
 from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from iteris_core import CalibrationError, ConfigError
+from iteris_core.base_models import load_processor
 from iteris_core.cli.main import app
 from iteris_core.language import t5
 from iteris_core.language.blip import CAPTIONS, caption_rows, encoded, prepare
-from iteris_core.language.loading import load_processor
 from iteris_core.language.samples import Example, read_images, read_texts, read_token_ids
 from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
-from iteris_core.diffusion.loading import load_diffusers
-from iteris_core.diffusion.lora_files import read_lora, save_lora
+from iteris_core.diffusion.loading import load_diffusers, read_lora, save_lora
 from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES

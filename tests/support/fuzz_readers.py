@@ -20,7 +20,7 @@ from iteris_pack.nodes.loras.about import about_lora, about_model, thumbnail_of
 from torch import Tensor
 
 from iteris_core import Adapter, IterisError
-from iteris_core.diffusion.lora_files import read_lora
+from iteris_core.diffusion.loading import read_lora
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.adapter_kinds import own_dense_delta
