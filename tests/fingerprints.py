@@ -163,7 +163,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     folder = GOLDEN / "two_tasks"
     output = scratch / "t5"
     adapters = [part for number in (0, 1) for part in ("--adapter", folder / f"lora{number}")]
-    source = ("--base", folder / "t5-tiny", "--token-ids", folder / "golden.safetensors")
+    source = ("--base", folder / "t5-tiny", "--samples", folder / "golden.safetensors")
     iteris("merge", "t5", *source, *adapters, "--output", output)
     yield "iteris merge t5", of_file(output / "adapter_model.safetensors")
     tiny_diffusers.LENGTH = 77  # long enough for the captions of scenes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -80,17 +81,14 @@ def merge_t5_command(
     *,
     base: options.BaseSetting,
     adapter: AdapterSetting,
-    output: OutputSetting,
     samples: Annotated[
-        list[Path] | None, typer.Option(help="An adapter's samples; one per --adapter, in order.")
-    ] = None,
-    token_ids: Annotated[
-        Path | None,
+        list[Path],
         typer.Option(
-            help="A .safetensors with `input_ids` (adapters, samples, length), without padding, "
-            "instead of --samples."
+            help="An adapter's samples, one per --adapter, in order; or once a .safetensors with "
+            "`input_ids` (adapters, samples, length), without padding."
         ),
-    ] = None,
+    ],
+    output: OutputSetting,
     weights: WeightsSetting = None,
     preserve: Annotated[
         Path | None, typer.Option(help="Inputs where the base model is kept as it is.")
@@ -103,10 +101,9 @@ def merge_t5_command(
     placement: Placement,
 ) -> None:
     command = _Command(t5.FAMILY, base, adapter, output, report, overwrite)
-    inputs = {"--samples": samples or (), "--token-ids": [token_ids], "--preserve": [preserve]}
-    command.check(inputs, config)
-    tasks = command.tasks(_texts(samples, token_ids), weights)
-    tasks += _preserve(preserve, protect_base, _preserved_texts)
+    command.check({"--samples": samples, "--preserve": [preserve]}, config)
+    tasks = command.tasks(_texts(samples), weights)
+    tasks += _preserve(preserve, protect_base, lambda file: list(chain(*_texts([file]))))
     command.run(tasks, config, reading, placement)
 
 
@@ -248,18 +245,7 @@ def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[lis
     ]
 
 
-def _texts(files: Sequence[Path] | None, token_ids: Path | None) -> list[list[Example]]:
-    if files and token_ids is None:
-        return [read_texts(file) for file in files]
-    if token_ids is not None and not files:
-        return read_token_ids(token_ids)
-    there = "both --samples and --token-ids" if files else "neither --samples nor --token-ids"
-    raise ConfigError(
-        f"there are {there}; give --samples FILE for every adapter, or --token-ids once"
-    )
-
-
-def _preserved_texts(file: Path) -> list[Example]:
-    if file.suffix == ".safetensors":
-        return [example for task in read_token_ids(file) for example in task]
-    return read_texts(file)
+def _texts(files: Sequence[Path]) -> list[list[Example]]:
+    if [file.suffix for file in files] == [".safetensors"]:
+        return read_token_ids(files[0])
+    return [read_texts(file) for file in files]

@@ -34,7 +34,7 @@ FOLDER = GOLDEN / "input_mix_manual"
 def golden_arguments(output, *more):
     settings = json.loads((FOLDER / "settings.json").read_text())
     arguments = ["merge", "t5", "--base", FOLDER / "t5-tiny", "--output", output]
-    arguments += ["--token-ids", FOLDER / "golden.safetensors", "--modules", "encoder"]
+    arguments += ["--samples", FOLDER / "golden.safetensors", "--modules", "encoder"]
     for number in range(settings["ntask"]):
         arguments += ["--adapter", FOLDER / f"lora{number}"]
     arguments += ["--ridge", "paper", "--balance", "full", "--reproduce", "delta"]
@@ -161,7 +161,6 @@ WRONG = [  # options, what the message names
     ("--json /proc/iteris/report.json", "nothing can be written into /proc"),
     ("--output {base} --overwrite", "which would take the place of --base {base}"),
     ("--adapter /nowhere", "3 adapters and samples for 2 tasks"),
-    ("--token-ids /nowhere", "both --samples and --token-ids"),
     ("--device tpu9", "device 'tpu9' cannot be used"),
     ("--base /nowhere", "/nowhere: there is no such folder"),
 ]
@@ -185,7 +184,7 @@ BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb", "CON", "nul.x
 @pytest.mark.parametrize(
     "command",
     [
-        "merge t5 --adapter x --output",
+        "merge t5 --adapter x --samples i --output",
         "merge blip --adapter x --images i --output",
         "merge sdxl --lora x --output o.safetensors --json",
     ],
