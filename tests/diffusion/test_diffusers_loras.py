@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from iteris_core import Adapter, AdapterError
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.loading import read_lora, save_lora
-from iteris_core.diffusion.samples import DenoiserRow
+from iteris_core.diffusion.model import DenoiserRow
 
 pytestmark = pytest.mark.slow
 
