@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -97,6 +97,13 @@ class Calibration:
             "of one more picture. 0: what suits the model, such as 9 for Wan and 17 for LTX-Video.",
         ),
     ] = 0
+    noise_levels: Annotated[
+        Literal["all", "high", "low"],
+        Field(
+            description="Noise levels that the model draws. high, low: the first or the second "
+            "half of a run, for the two models of Wan 2.2. Merge once on each.",
+        ),
+    ] = "all"
     # The first step of a run is made without guidance, see `sampling.Sampler`.
     cfg: Annotated[
         float,
@@ -263,6 +270,13 @@ class Calibration:
         a usual run, since these are the levels that the merged model will see.
         """
         return max(_USUAL_LEVELS, self.sampling_steps)
+
+    @property
+    def measured_levels(self) -> range:
+        """Numbers of the noise levels that latents are kept at, pure noise being 0."""
+        half = self.levels // 2
+        first = half if self.noise_levels == "low" else 0
+        return range(first, half if self.noise_levels == "high" else self.levels)
 
     @property
     def is_guided(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ..progress import Stage
 from . import stages
-from .polish import POLISH_BATCH
-from .samples import SampleSpec
+from .descent import LOOK
+from .polish import KEPT_OUT, POLISH_BATCH
+from .samples import SampleSpec, tasks_of
 
 STEPS_OF_A_PICTURE = 20
 # Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
@@ -102,12 +104,16 @@ def cost_of(
         polish=_polish(polish_steps, len(samples)) if changes_denoiser else 0,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=len(samples),
-        tasks=len({sample.task for sample in samples}),
+        tasks=len(tasks_of(samples)),
     )
 
 
 def _polish(steps: int, samples: int) -> int:
     """Return the rows of a polish: each sample is read by its teacher, the base model and the
-    merge, and a row with its gradient counts as four, since blocks run again in the backward pass.
+    merge, a row with its gradient counts as four, since blocks run again in the backward pass, and
+    what is kept out is read at each look.
     """
-    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples) if steps else 0
+    if not steps:
+        return 0
+    looks = (1 + math.ceil(steps / LOOK)) * samples // KEPT_OUT
+    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples) + looks

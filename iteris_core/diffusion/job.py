@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from .cost import Cost, cost_of
 from .lora_use import LoadedLora, LoraUse, check_prompts, loras_in_use
 from .model import DiffusionHost
 from .presets import Changes
-from .samples import SampleSpec, make_samples, texts_of
+from .samples import SampleSpec, make_samples, tasks_of, texts_of
 
 # Bytes of a forward call for each byte in one channel of its rows' latents: ComfyUI's estimate for
 # SD1.5, which is more than SDXL takes (comfy/model_base.py, `memory_required`).
@@ -301,7 +300,7 @@ def _samples(
             f"picture alone, and {label('scene_pictures')} is off. Set "
             f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
         )
-    texts = list(itertools.chain(*texts_of(samples, calibration).values()))
+    texts = [each for of_task in tasks_of(samples) for each in texts_of(of_task, calibration)]
     tokenized = Tokenized.of(model, texts)
     for each in texts:
         tokenized.samples(each)

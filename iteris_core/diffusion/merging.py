@@ -31,7 +31,7 @@ from .cost import STEPS_OF_A_PICTURE
 from .job import Job
 from .lora_use import LoraUse
 from .model import DenoiserRow
-from .polish import polish
+from .polish import Polish, polish
 from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import recipe_of
 from .runs import Run
@@ -190,11 +190,11 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
         The contexts, and the merge; None if no LoRA changes the text encoders.
     """
     job = solver.job
-    texts = texts_of(job.samples, job.calibration)
-    tokenized = Tokenized.of(job.model, chain(*texts.values()))
+    texts = [texts_of(of_task, job.calibration) for of_task in tasks_of(job.samples)]
+    tokenized = Tokenized.of(job.model, chain(*texts))
     outputs, result = _text_outputs(solver, texts, tokenized)
     contexts: dict[Texts, Context] = {}
-    for of_task, rows in zip(texts.values(), outputs, strict=True):
+    for of_task, rows in zip(texts, outputs, strict=True):
         following = iter(rows)
         for each in of_task:
             own = list(islice(following, len(tokenized.pieces[each.teacher])))
@@ -204,21 +204,14 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
 
 
 def _text_outputs(
-    solver: PartSolver, texts: Mapping[str, Sequence[Texts]], tokenized: Tokenized
+    solver: PartSolver, texts: Sequence[Sequence[Texts]], tokenized: Tokenized
 ) -> tuple[Sequence[Sequence[tuple[Any, Any]]], MergeResult | None]:
     """Return the text encoders' outputs for teacher and student, by task and sample, and the merge
     of the text encoders; None if no LoRA changes them.
     """
     adapters = solver.adapters(text=True)
-    tasks = [
-        Task(
-            name,
-            [sample for each in texts[name] for sample in tokenized.samples(each)],
-            mix_in(adapters, of_task[0].mix),
-            of_task[0].weight,
-        )
-        for name, of_task in tasks_of(solver.job.samples).items()
-    ]
+    rows = [[row for each in of_task for row in tokenized.samples(each)] for of_task in texts]
+    tasks = _tasks(solver.job, adapters, rows)
     if not any(task.samples for task in tasks):
         return [[] for _ in tasks], None
     with solver.job.model.text_encoder() as network:
@@ -246,6 +239,19 @@ def _outputs_of_base(
     return list(zip(rows, students.values(), strict=True))
 
 
+def _tasks(job: Job, adapters: Sequence[Adapter], rows: Sequence[Sequence[Sample]]) -> list[Task]:
+    """Return the tasks of one part of the model.
+
+    Args:
+        rows: The rows of each task there.
+    """
+    first = [of_task[0] for of_task in tasks_of(job.samples)]
+    return [
+        Task(each.task, of_task, mix_in(adapters, each.mix), each.weight)
+        for each, of_task in zip(first, rows, strict=True)
+    ]
+
+
 def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None:
     """Let every teacher sample, and merge the diffusion model's part on the latents of these runs;
     None if no LoRA changes it.
@@ -265,15 +271,8 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             job.config.samples_per_chunk,
             "sampling",
         )
-        tasks = [
-            Task(
-                name,
-                as_rows(of_task, contexts, latents),
-                mix_in(adapters, of_task[0].mix),
-                of_task[0].weight,
-            )
-            for name, of_task in tasks_of(job.samples).items()
-        ]
+        rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
+        tasks = _tasks(job, adapters, rows)
         result = _by_experts(solver, network, adapters, tasks)
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
@@ -324,15 +323,15 @@ def _polished(
     cannot be polished, return it as it is: it took long to make.
     """
     job = solver.job
-    steps = job.calibration.polish
+    how = Polish(job.calibration.polish, job.calibration.timesteps)
     try:
-        adapter = with_smaller_calls(
+        polished = with_smaller_calls(
             lambda size: polish(
                 network,
                 adapters,
                 tasks,
                 result.adapter,
-                steps,
+                how,
                 size,
                 in_stage(solver.progress, stages.POLISH),
             ),
@@ -342,8 +341,15 @@ def _polished(
     except _PASSED_OVER as error:
         why = _why("the polish", error, ". Lower resolution, or choose a smaller size")
         return result, Note("unpolished", f"The merge was not polished: {why}")
-    note = Note("method", f"polished by {steps} steps; the layers' figures are those before")
-    return replace(result, adapter=adapter), note
+    lowest = polished.lowest
+    text = (
+        f"polished: after {lowest.step} of {how.steps} steps, the error of samples that were kept "
+        f"out is {100 * lowest.level:.0f} % of what it was; the layers' figures are those before"
+        if lowest.step
+        else f"none of {how.steps} steps of the polish lowered the error of samples that were kept "
+        "out, so the merge is as it was solved"
+    )
+    return replace(result, adapter=polished.adapter), Note("method", text)
 
 
 def _remembered(latents: Latents) -> tuple[Note, ...]:

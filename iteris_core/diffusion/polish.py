@@ -8,21 +8,19 @@ layer is near its optimum. Gradient steps from the closed form lower this error:
                           ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
 
 with the mask m of a scene's region, and the factors B_l A_l of every layer, whose ranks stay. Each
-step (Adam, Kingma and Ba 2015, arXiv:1412.6980) takes a batch of samples, drawn by the weights of
-their tasks. They are made in whitened inputs, ``A = D G^(-1/2)`` with G the Gram matrix of what the
-layer reads, so that one size suits all directions. G is known from a random sketch (Nystroem, as in
-Frangella, Tropp and Udell 2023, arXiv:2110.02820).
+step takes a batch of samples, drawn by the weights of their tasks, in whitened inputs (see
+`whitening`). A fifth of each task's samples is kept out: their error decides what is kept (see
+`descent`), so that the result is at worst the closed form. The effect that errors are relative to
+is enlarged where a task would begin above 1, as does a scene in whose region a LoRA does little: it
+would drown the others.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from operator import add
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,52 +28,53 @@ from torch import Tensor, nn
 from ..adapters import Adapter, LowRankDelta
 from ..devices import exact_products
 from ..errors import CalibrationError
-from ..layers import add_to_output, codes_of, input_tokens
+from ..layers import add_to_output, codes_of
 from ..memory import calls_that_fit, with_smaller_calls
-from ..network import IMAGE_STREAM, Network, in_calls
+from ..network import Network
 from ..progress import Progress, nobody
-from ..rows.frames import held_by, tensors_in
-from ..rows.outputs import Rows, outputs_of
-from ..rows.wearing import DeltaCache, layer_hooks, wearing
-from ..svd import svd
-from ..tasks import Sample, Task
+from ..rows.wearing import layer_hooks
+from ..tasks import Task
+from .descent import Lowest, descend
 from .gradients import blocks_called, frozen, kept_as_copies, mapped, recomputed, usable
-from .regions import Region
+from .targets import Target, calls_of, size_of, squared_errors, targets_of, task_errors
+from .whitening import Whitening, whitenings
 
 POLISH_BATCH = 16  # samples of a step
 
-# Size of the first steps, relative to the factors' own. 0.02 needs three times the steps, and 0.1
-# makes merges worse ("The polish" in docs/method.md).
-_RATE = 0.05
-_BETAS = (0.9, 0.99)
-_WARMUP = 10  # steps
 # Factor of the error, since its gradients would vanish in float16; and what this factor is
 # multiplied by when they overflow. Powers of two change no digit.
 _SCALE = 2.0**12
 _SMALLER = 2.0**-4
 # The share of layers that may get no gradient: some of the last block do nothing for the output.
 _UNREACHED = 0.25
-_DIRECTIONS = 64  # of a layer's inputs that are whitened one by one
-_DAMPING = 0.01  # added to the eigenvalues of a Gram matrix, whose mean is 1
+KEPT_OUT = 5  # each fifth run of a task is kept out of the gradients
+_SMALLEST = 1e-3  # error of a task at the start; below it, nothing is left to lower
 
 
 @dataclass(frozen=True)
-class _Target:
-    """What the merged model reads, and what its output should be.
+class Polish:
+    """How a merged LoRA is polished.
 
     Args:
-        reads: What the student row reads.
-        output: Output of the teacher, (channels, ..., height, width).
-        mask: Its weight at each place, (height, width).
-        share: Its share of its task's weight.
-        effect: What its task's LoRAs do to an output, squared, on average.
+        steps: Gradient steps.
+        per_run: Samples of one sampling run, which follow each other and are kept out together.
     """
 
-    reads: Any
-    output: Tensor
-    mask: Tensor
-    share: float
-    effect: float
+    steps: int
+    per_run: int = 1
+
+
+@dataclass(frozen=True)
+class Polished:
+    """A merged adapter after its polish.
+
+    Args:
+        lowest: The error of the samples that were kept out, the mean over tasks of their error
+            relative to that of the start.
+    """
+
+    adapter: Adapter
+    lowest: Lowest
 
 
 def polish(
@@ -83,11 +82,12 @@ def polish(
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     merged: Adapter,
-    steps: int,
+    how: Polish,
     rows_per_call: int = 8,
     progress: Progress = nobody,
-) -> Adapter:
-    """Return a merged adapter after gradient steps that lower the error at the network's output.
+) -> Polished:
+    """Return a merged adapter after gradient steps that lower the error at the network's output;
+    the adapter itself if no step lowers the error of the samples that are kept out.
 
     Args:
         network: The diffusion model; its output is (rows, channels, ..., height, width).
@@ -101,97 +101,134 @@ def polish(
         CalibrationError: An output without a gradient, or an error that is not finite.
         OutOfMemoryError: Even gradients of a single row do not fit.
     """
-    targets = _targets(network, adapters, tasks, rows_per_call)
+    of_tasks = targets_of(network, adapters, tasks, rows_per_call)
     with torch.inference_mode(False), ExitStack() as stack:
-        targets = mapped(targets, usable)
+        of_tasks = mapped(of_tasks, usable)
+        every = [target for of_task in of_tasks for target in of_task]
         with blocks_called(network.modules, merged.deltas) as blocks:
-            whitenings = _whitenings(network, merged, targets, rows_per_call)
-        layers = {path: _Layer.of(merged.deltas[path], root) for path, root in whitenings.items()}
+            calls = calls_of(network, every, rows_per_call)
+            reads = ([every[i].reads for i in numbers] for numbers in calls)
+            roots = whitenings(network, merged, reads)
+        layers = {path: _Layer.of(merged.deltas[path], root) for path, root in roots.items()}
         weights = stack.enter_context(frozen(network.modules))
         stack.enter_context(_worn(network.modules, layers))
         stack.enter_context(recomputed(blocks, weights))
+        with torch.no_grad():
+            teaching = _Teaching.of(network, layers, of_tasks, how.per_run, rows_per_call)
         with torch.enable_grad(), kept_as_copies(weights):
-            device = next(iter(layers.values())).up.device
-            largest = max(targets, key=_size)
-            gradients_of_one = partial(_add_gradients, network, [largest], _SCALE, 1)
-            rows = calls_that_fit(gradients_of_one, device, rows_per_call, network.evictable)
-            _descend(partial(_add_gradients, network), targets, layers, steps, rows, progress)
+            factors = teaching.factors
+            largest = max(every, key=size_of)
+            one = partial(_add_gradients, network, [largest], _SCALE, 1)
+            rows = calls_that_fit(one, factors[0].device, rows_per_call, network.evictable)
+            teaching.rows = rows
+            lowest = descend(factors, how.steps, teaching.take_gradients, teaching.level, progress)
+    if not lowest.step:
+        return Polished(merged, lowest)
     deltas = dict(merged.deltas)
     for path, layer in layers.items():
         up, down = (factor.detach() for factor in layer.factors)
         deltas[path] = LowRankDelta(up.to(deltas[path].up), down.to(deltas[path].down))
-    return replace(merged, deltas=deltas)
+    return Polished(replace(merged, deltas=deltas), lowest)
 
 
-# (targets, scale, rows of a forward call): see `_add_gradients`.
-_AddGradients = Callable[[Sequence[_Target], float, int], None]
-
-
-def _descend(
-    add_gradients: _AddGradients,
-    targets: Sequence[_Target],
-    layers: Mapping[str, _Layer],
-    steps: int,
-    rows: int,
-    progress: Progress,
-) -> None:
-    """Change the factors of layers by steps of Adam, whose size rises over the first steps, and
-    falls along half a cosine to a twentieth.
+@dataclass
+class _Teaching:
+    """Gradients and errors of the layers' factors, which all rows wear.
 
     Args:
-        rows: Most rows of a forward call.
-    """
-    factors = [factor for layer in layers.values() for factor in (layer.up, layer.down)]
-    rates = [_RATE * float(factor.detach().square().mean().sqrt()) for factor in factors]
-    optimiser = torch.optim.Adam([{"params": [factor]} for factor in factors], betas=_BETAS)
-    shares = torch.tensor([target.share for target in targets], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    count = min(POLISH_BATCH, len(targets))
-    scale = _SCALE
-    for step in range(steps):
-        progress(step, steps)
-        height = 0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * height * min(1.0, (step + 1) / _WARMUP)
-        # drawn by their shares, so that all that are drawn count alike
-        numbers = torch.multinomial(shares, count, generator=generator).tolist()
-        batch = [targets[i] for i in numbers]
-        scale, rows = _take_gradients(batch, factors, add_gradients, scale, rows)
-        if not step:
-            _check_reached(layers)
-        optimiser.step()
-    progress(steps, steps)
-
-
-def _take_gradients(
-    targets: Sequence[_Target],
-    factors: Sequence[Tensor],
-    add_gradients: _AddGradients,
-    scale: float,
-    rows: int,
-) -> tuple[float, int]:
-    """Give factors the gradients of a step, and return the scale of the error at which none of
-    them overflowed, and the rows of a call at which memory was enough.
+        taught: Targets that gradients are taken of.
+        kept_out: Each task's targets that no gradient sees.
+        first: Error of each task's `kept_out` at the start.
+        rows: Most rows of a forward call; fewer once memory has run out.
+        scale: What the error is multiplied by; less once a gradient has overflowed.
     """
 
-    def attempt(rows_per_call: int) -> int:
-        for factor in factors:
+    network: Network
+    layers: Mapping[str, _Layer]
+    taught: Sequence[Target]
+    kept_out: Sequence[Sequence[Target]]
+    first: Sequence[float]
+    rows: int
+    generator: torch.Generator
+    scale: float = _SCALE
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        layers: Mapping[str, _Layer],
+        of_tasks: Sequence[Sequence[Target]],
+        per_run: int,
+        rows: int,
+    ) -> _Teaching:
+        parts = [_parts(of_task, per_run) for of_task in of_tasks]
+        kept_out = [out for _, out in parts]
+        first = task_errors(network, kept_out, rows)
+        taught = [
+            replace(
+                target,
+                share=target.share / len(own),
+                effect=target.effect * max(1.0, error),
+            )
+            for (own, _), error in zip(parts, first, strict=True)
+            for target in own
+        ]
+        generator = torch.Generator().manual_seed(0)
+        return cls(network, layers, taught, kept_out, first, rows, generator)
+
+    @property
+    def factors(self) -> list[Tensor]:
+        return [factor for layer in self.layers.values() for factor in (layer.up, layer.down)]
+
+    @torch.no_grad()
+    def level(self) -> float:
+        """Return the mean over tasks of the kept-out error, relative to that at the start."""
+        now = task_errors(self.network, self.kept_out, self.rows)
+        levels = [a / max(b, _SMALLEST) for a, b in zip(now, self.first, strict=True)]
+        return sum(levels) / len(levels)
+
+    def take_gradients(self) -> None:
+        """Give the factors the gradients of the mean error of a batch, which is drawn by shares, so
+        that all that are drawn count alike.
+        """
+        shares = torch.tensor([target.share for target in self.taught], dtype=torch.float64)
+        count = min(POLISH_BATCH, len(self.taught))
+        numbers = torch.multinomial(shares, count, generator=self.generator).tolist()
+        batch = [self.taught[i] for i in numbers]
+        while self.scale >= 1:
+            self.rows = with_smaller_calls(partial(self._attempt, batch), self.rows, "the polish")
+            found = [factor.grad for factor in self.factors if factor.grad is not None]
+            if _are_finite(found):
+                for gradient in found:
+                    gradient.div_(self.scale)
+                return _check_reached(self.layers)
+            self.scale *= _SMALLER
+        raise CalibrationError(
+            "a gradient of the polished LoRA is not finite: a precision that overflows. Load the "
+            "model in a wider precision, or switch the polish off"
+        )
+
+    def _attempt(self, batch: Sequence[Target], rows: int) -> int:
+        for factor in self.factors:
             factor.grad = None
-        add_gradients(targets, scale, rows_per_call)
-        return rows_per_call
+        _add_gradients(self.network, batch, self.scale, rows)
+        return rows
 
-    while scale >= 1:
-        rows = with_smaller_calls(attempt, rows, "the polish")
-        found = [factor.grad for factor in factors if factor.grad is not None]
-        if _are_finite(found):
-            for gradient in found:
-                gradient.div_(scale)
-            return scale, rows
-        scale *= _SMALLER
-    raise CalibrationError(
-        "a gradient of the polished LoRA is not finite: a precision that overflows. Load the model "
-        "in a wider precision, or switch the polish off"
+
+def _parts(of_task: Sequence[Target], per_run: int) -> tuple[Sequence[Target], Sequence[Target]]:
+    """Return the targets of a task that are taught, and those that are kept out: each fifth run, or
+    of fewer runs the last one. A single run is both.
+    """
+    runs = [of_task[i : i + per_run] for i in range(0, len(of_task), per_run)]
+    if len(runs) == 1:
+        return of_task, of_task
+    every = min(KEPT_OUT, len(runs))
+    is_out = [i % every == every - 1 for i in range(len(runs))]
+    taught, kept_out = (
+        [target for run, out in zip(runs, is_out, strict=True) if out == wanted for target in run]
+        for wanted in (False, True)
     )
+    return taught, kept_out
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
@@ -216,14 +253,15 @@ def _check_reached(layers: Mapping[str, _Layer]) -> None:
 
 
 def _add_gradients(
-    network: Network, targets: Sequence[_Target], scale: float, rows_per_call: int
+    network: Network, targets: Sequence[Target], scale: float, rows_per_call: int
 ) -> None:
     """Add up the gradients of the targets' mean error, times a scale; the layers wear the factors
     already.
     """
-    for of_call in _calls(network, targets, rows_per_call):
+    for numbers in calls_of(network, targets, rows_per_call):
+        of_call = [targets[i] for i in numbers]
         with _naming_what_only_draws():
-            errors = _errors(network, of_call)
+            errors = squared_errors(network, of_call)
         if not errors.requires_grad:
             raise CalibrationError(
                 "the output of this model has no gradient, so that no LoRA on it can be polished: "
@@ -256,128 +294,16 @@ def _naming_what_only_draws() -> Iterator[None]:
         ) from error
 
 
-def _errors(network: Network, targets: Sequence[_Target]) -> Tensor:
-    """Return the squared relative error of each target of one call, (n,)."""
-    found = network.forward([target.reads for target in targets])
-    wanted = torch.stack([target.output for target in targets]).to(found.device)
-    masks = torch.stack([target.mask.expand_as(target.output) for target in targets])
-    differences = (found.float() - wanted) * masks.to(found.device)
-    effects = torch.tensor([target.effect for target in targets], device=found.device)
-    squares: Tensor = differences.square().flatten(1).sum(1) / effects
-    return squares
-
-
-def _calls(network: Network, targets: Sequence[_Target], most: int) -> Iterator[list[_Target]]:
-    """Yield targets that share a forward call, at most so many at once."""
-    for numbers in in_calls([network.call_key(target.reads) for target in targets], most):
-        yield [targets[i] for i in numbers]
-
-
-def _size(target: _Target) -> int:
-    """Return how many numbers the model reads of a target: texts differ in length."""
-    return sum(tensor.numel() for tensor in tensors_in(target.reads, held_by))
-
-
-@torch.no_grad()
-def _targets(
-    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], size: int
-) -> list[_Target]:
-    """Return what the merged model should answer to every sample of the tasks; those whose region
-    is empty are left out.
-    """
-    rows = Rows(id)
-    taught = [[rows.add(sample.teacher, task.mix) for sample in task.samples] for task in tasks]
-    bases = [[rows.add(sample.teacher, {}) for sample in task.samples] for task in tasks]
-    outputs = [output.float() for output in outputs_of(network, adapters, rows, size, nobody)]
-    masks = [
-        [_mask(sample, outputs[row]) for sample, row in zip(task.samples, of_task, strict=True)]
-        for task, of_task in zip(tasks, taught, strict=True)
-    ]
-    effects = []  # 0 of a preserve task, whose teacher is the base model
-    for of_task, of_base, of_masks in zip(taught, bases, masks, strict=True):
-        squares = [
-            float(((outputs[a] - outputs[b]) * mask).square().sum())
-            for a, b, mask in zip(of_task, of_base, of_masks, strict=True)
-        ]
-        effects.append(sum(squares) / len(squares))
-    known = [effect for effect in effects if effect]
-    mean = sum(known) / len(known) if known else 1.0
-    return [
-        _Target(
-            sample.student_reads, outputs[row], mask, task.weight / len(of_task), effect or mean
-        )
-        for task, of_task, of_masks, effect in zip(tasks, taught, masks, effects, strict=True)
-        for sample, row, mask in zip(task.samples, of_task, of_masks, strict=True)
-        if task.weight and mask.any()
-    ]
-
-
-def _mask(sample: Sample, output: Tensor) -> Tensor:
-    weights = sample.token_weights.get(IMAGE_STREAM)
-    if isinstance(weights, Region):
-        return weights.mask
-    height, width = output.shape[-2:]
-    return sample.weights_of(IMAGE_STREAM, height * width).view(height, width)
-
-
-@dataclass(frozen=True)
-class _Whitening:
-    """The square root of a Gram matrix, ``U diag(s) U^T + rest (I - U U^T)``.
-
-    Args:
-        basis: U, its largest directions, (d_in, k), float32.
-        sizes: s, (k,).
-        rest: The size of all others.
-    """
-
-    basis: Tensor
-    sizes: Tensor
-    rest: float
-
-    @classmethod
-    def of(cls, probes: Tensor, products: Tensor, trace: float) -> _Whitening:
-        """Return the root of a Gram matrix G, whose mean eigenvalue is made 1.
-
-        Args:
-            probes: Orthonormal columns Q, (d_in, k).
-            products: G Q.
-            trace: Trace of G.
-        """
-        width, count = probes.shape
-        products = products.double() * (width / trace)
-        shift = 1e-7 * products.norm()
-        products += shift * probes.double()
-        core = torch.linalg.cholesky(probes.double().T @ products)
-        half = torch.linalg.solve_triangular(core, products.T, upper=False).T
-        basis, sizes, _ = svd(half)
-        known = (sizes.square() - shift).clamp_min(0)
-        rest = max(0.0, width - float(known.sum())) / max(1, width - count)
-        return cls(basis.float(), (known + _DAMPING).sqrt().float(), math.sqrt(rest + _DAMPING))
-
-    def to(self, device: torch.device) -> _Whitening:
-        return _Whitening(self.basis.to(device), self.sizes.to(device), self.rest)
-
-    def into(self, down: Tensor) -> Tensor:
-        """Return ``A G^(1/2)`` of a factor A, (r, d_in)."""
-        codes = down @ self.basis
-        return self.rest * down + (codes * (self.sizes - self.rest)) @ self.basis.T
-
-    def back(self, whitened: Tensor) -> Tensor:
-        """Return ``D G^(-1/2)`` of a whitened factor D, (r, d_in)."""
-        codes = whitened @ self.basis
-        return whitened / self.rest + (codes * (1 / self.sizes - 1 / self.rest)) @ self.basis.T
-
-
 @dataclass(frozen=True)
 class _Layer:
     """The factors of one layer, float32: ``up`` and the whitened ``down``, of one size."""
 
     up: Tensor
     down: Tensor
-    whitening: _Whitening
+    whitening: Whitening
 
     @classmethod
-    def of(cls, delta: LowRankDelta, whitening: _Whitening) -> _Layer:
+    def of(cls, delta: LowRankDelta, whitening: Whitening) -> _Layer:
         near = delta.to(device=whitening.basis.device, dtype=torch.float32)
         balanced = LowRankDelta(near.up, whitening.into(near.down)).balanced()
         up, down = (factor.clone().requires_grad_() for factor in (balanced.up, balanced.down))
@@ -387,50 +313,6 @@ class _Layer:
     def factors(self) -> tuple[Tensor, Tensor]:
         """``up`` and ``down`` of the layer's delta."""
         return self.up, self.whitening.back(self.down)
-
-
-@torch.no_grad()
-def _whitenings(
-    network: Network, merged: Adapter, targets: Sequence[_Target], rows_per_call: int
-) -> dict[str, _Whitening]:
-    """Return the root of the Gram matrix of what each layer reads in the merged model."""
-    generator = torch.Generator().manual_seed(0)
-    probes = {}
-    products: dict[str, Tensor] = {}
-    squares: dict[str, list[Tensor]] = {}  # of each call, since nothing is read before the last
-    for path, delta in merged.deltas.items():
-        width = delta.shape[1]
-        shape = (width, min(_DIRECTIONS, width))
-        probes[path] = torch.linalg.qr(torch.randn(shape, generator=generator)).Q
-
-    def hook(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        tokens = input_tokens(module, x).flatten(0, -2).float()
-        probes[path] = probes[path].to(x.device)
-        with exact_products(x.device):
-            sketch = tokens.T @ (tokens @ probes[path])
-        products[path] = products.get(path, 0) + sketch
-        squares.setdefault(path, []).append(tokens.square().sum())
-        return y
-
-    modules = {path: network.modules[path] for path in merged.deltas}
-    cache = DeltaCache(network.worn_bytes)
-    for of_call in _calls(network, targets, rows_per_call):
-        mixes: list[Mapping[int, float]] = [{0: 1.0}] * len(of_call)
-        with (
-            wearing(network.modules, [merged], mixes, cache, network.folds_rows),
-            layer_hooks(modules, hook),
-        ):
-            network.forward([target.reads for target in of_call])
-    traces = {
-        path: reduce(add, torch.stack(found).cpu().tolist()) for path, found in squares.items()
-    }
-    return {
-        path: _Whitening.of(probes[path].cpu(), products[path].cpu(), traces[path]).to(
-            products[path].device
-        )
-        for path in merged.deltas
-        if traces.get(path)
-    }
 
 
 @contextmanager

@@ -37,7 +37,6 @@ PRESETS: Mapping[Preset, Changes] = {
     "Balanced": Changes(),
     "Polished": Changes(calibration={"trajectories": 40, "polish": 100}),
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
-    # (docs/why.md)
     PREVIEW: Changes(
         {"scene_weight": 0.0, "polish": 0},
         {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},

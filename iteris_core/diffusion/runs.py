@@ -51,12 +51,13 @@ class Run:
 
 
 def kept_levels(calibration: Calibration, run: int) -> list[int]:
-    """Return the noise levels that a sampling run keeps: evenly spread, with pure noise at 0, and
-    staggered from one run to the next.
+    """Return the noise levels that a sampling run keeps: evenly spread over those that are
+    measured, with pure noise at 0, and staggered from one run to the next.
     """
-    stride = calibration.levels / calibration.timesteps
+    levels = calibration.measured_levels
+    stride = len(levels) / calibration.timesteps
     offset = (run * _GOLDEN_RATIO) % 1
-    return [int((i + offset) * stride) for i in range(calibration.timesteps)]
+    return [levels[int((i + offset) * stride)] for i in range(calibration.timesteps)]
 
 
 def path_to(calibration: Calibration, kept: Sequence[int]) -> list[int]:

@@ -196,25 +196,24 @@ def base_captions(calibration: Calibration) -> list[str]:
     return [known[i % len(known)] for i in range(calibration.trajectories)]
 
 
-def tasks_of(samples: Iterable[SampleSpec]) -> dict[str, list[SampleSpec]]:
-    """Return the samples of each task, by its name."""
-    return {
-        task: list(of_task) for task, of_task in itertools.groupby(samples, lambda each: each.task)
-    }
+def tasks_of(samples: Iterable[SampleSpec]) -> list[list[SampleSpec]]:
+    """Return the samples of each task."""
+
+    def task(sample: SampleSpec) -> tuple[str, int | None, bool]:
+        return sample.task, sample.lora, sample.is_of_scene  # a LoRA may be called as another task
+
+    return [list(of_task) for _, of_task in itertools.groupby(samples, task)]
 
 
-def texts_of(samples: Iterable[SampleSpec], calibration: Calibration) -> dict[str, list[Texts]]:
-    """Return what the text encoder has to read for each task, without duplicates; with guidance
-    also the negative prompt, once for each teacher.
+def texts_of(of_task: Sequence[SampleSpec], calibration: Calibration) -> list[Texts]:
+    """Return what the text encoder has to read for a task, without duplicates; with guidance also
+    the negative prompt, once for each teacher.
     """
-    found = {}
-    for task, of_task in tasks_of(samples).items():
-        texts = dict.fromkeys(each.texts for each in of_task if not each.is_negative)
-        if calibration.is_guided and not of_task[0].is_of_scene:
-            negative = calibration.negative_prompt
-            texts[Texts(negative, negative, None, task, of_task[0].lora)] = None
-        found[task] = list(texts)
-    return found
+    texts = dict.fromkeys(sample.texts for sample in of_task if not sample.is_negative)
+    if calibration.is_guided and not of_task[0].is_of_scene:
+        negative = calibration.negative_prompt
+        texts[of_task[0].texts._replace(teacher=negative, student=negative)] = None
+    return list(texts)
 
 
 def runs_of(

@@ -17,7 +17,7 @@ from waiting import HANGS
 
 from demo.command import app
 
-ROW = re.compile(r"[│|] (all stacked|the merge)\W+(\d+)\W+(\d+)\W+(\d+)")
+ROW = re.compile(r"[│|] (\w[^│|]*?)\s*[│|]\W+(\d+)\W+(\d+)\W+(\d+)")
 
 
 def start(*arguments: object, temporary: Path, **options) -> subprocess.Popen[str]:
@@ -71,7 +71,12 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
     # what the recogniser sees in four pictures of each
     seen = {name: [int(n) for n in numbers] for name, *numbers in ROW.findall(printed)}
     assert min(seen["the merge"]) >= 2, printed
-    assert seen["the merge"][-1] > seen["all stacked"][-1], printed
+    (best,) = (counts for name, counts in seen.items() if name.endswith("(their best)"))
+    assert seen["the merge"][-1] > max(best[-1], seen["all stacked at 1"][-1]), printed
+    assert seen["the two it names, at 0.8"][-1] >= 2, printed  # what a user should try first
+    stages = ["Starting ComfyUI", "Merge LoRAs: stage 1 of", "Compare", "Draw with the merge"]
+    places = [printed.index(text) for text in [*stages, "What a recogniser sees", "Results in"]]
+    assert places == sorted(places), printed
     assert isinstance(json.loads((output / "report.json").read_text(encoding="utf-8")), dict)
     assert (output / "report.txt").read_text(encoding="utf-8").strip()
     text = log.read_text(encoding="utf-8", errors="replace")
@@ -90,14 +95,21 @@ def test_demo_merges_and_leaves_only_its_results(tmp_path, temporary):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
-def test_demo_stops_its_server_when_it_is_terminated(tmp_path, temporary):
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_demo_stops_its_server_and_keeps_no_empty_folder_when_it_is_stopped(
+    sent, code, tmp_path, temporary
+):
     process = start("--output", tmp_path / "result", "--device", "cpu", temporary=temporary)
     while not servers(temporary):
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(f"it ended with exit code {process.wait(0.2)}")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=HANGS)
-    assert process.returncode == 128 + signal.SIGTERM
+    process.send_signal(sent)
+    printed, _ = process.communicate(timeout=HANGS)
+    assert process.returncode == code
+    assert "nothing was kept" in printed
+    assert not (tmp_path / "result").exists()
     assert not servers(temporary)
     assert not list(temporary.iterdir())
 

@@ -78,19 +78,12 @@ def test_each_row_that_is_refused_has_a_line_of_its_own(start):
     ]
 
 
-@pytest.mark.parametrize("kind", ["IterISLoad", "IterISMergeVideo"])
-def test_rows_are_another_nodes_too(start, kind):
-    loader = {"class_type": kind, "inputs": {"loras": "<lora:old>"}}
-    sent = start("--lora", "ink:0.7", workflow=without("2", **{"2": loader}))
-    assert sent["2"]["inputs"]["loras"] == "<lora:ink:0.7>"
-
-
 def test_what_is_missing_is_named(start):
     from_others = {"class_type": "IterISMerge", "inputs": {"loras": ["9", 0]}}
     for options, workflow, told in (
         (("--checkpoint", "b"), without("1"), "--checkpoint: .* no node CheckpointLoaderSimple"),
         (("--lora", "b"), without("2", **{"2": from_others}), "come from other nodes"),
-        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge or .* or IterISLoad"),
+        (("--lora", "b"), without("2"), "--lora: .* no node IterISMerge"),
         (("--width", "512"), WORKFLOW, "--width: no node"),
         ((), {"nodes": []}, "is not a workflow in the API's format"),
     ):

@@ -16,6 +16,15 @@ from iteris_core.diffusion.sampling import noise
 from iteris_core.files.families import FAMILIES
 
 
+def test_a_half_of_the_noise_levels_is_measured_whole_and_alone():
+    high, low, whole = (Calibration(noise_levels=name) for name in ("high", "low", "all"))
+    assert [*high.measured_levels, *low.measured_levels] == [*whole.measured_levels]
+    for half in (high, low):
+        kept = {level for run in range(100) for level in kept_levels(half, run)}
+        assert kept == set(half.measured_levels)
+    assert all(path_to(low, kept_levels(low, run))[0] == 0 for run in range(10)), "from pure noise"
+
+
 @given(
     runs=st.integers(1, 60),
     share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),

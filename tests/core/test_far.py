@@ -13,7 +13,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_loras
-from iteris_core.diffusion.polish import polish
+from iteris_core.diffusion.polish import Polish, polish
 from iteris_core.layers import weight_shape
 
 HALF = {torch.float16: 0.01, torch.bfloat16: 0.05}  # rows and deltas are rounded there
@@ -61,8 +61,12 @@ def test_a_polish_there_is_the_polish_here():
     start = replace(start, deltas={p: d.to(dtype=torch.float32) for p, d in start.deltas.items()})
     here = net.network()
     expected = polish(
-        replace(here, forward=lambda rows: picture(here.forward(rows))), adapters, tasks, start, 3
-    )
+        replace(here, forward=lambda rows: picture(here.forward(rows))),
+        adapters,
+        tasks,
+        start,
+        Polish(3),
+    ).adapter
     with far.device():
         there = network_there(net)
         found = polish(
@@ -70,8 +74,8 @@ def test_a_polish_there_is_the_polish_here():
             adapters,
             tasks,
             start,
-            3,
-        )
+            Polish(3),
+        ).adapter
     for path, delta in expected.deltas.items():
         torch.testing.assert_close(found.deltas[path].dense(), delta.dense())
 

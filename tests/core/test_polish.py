@@ -1,5 +1,7 @@
 """The polish lowers the error at the output, and leaves nothing on the model."""
 
+import math
+import re
 from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
@@ -19,12 +21,16 @@ from iteris_core import (
     MergeConfig,
     Network,
     SolveError,
+    merge,
 )
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.descent import LOOK, Lowest, descend
 from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.polish import _Whitening, polish
+from iteris_core.diffusion.polish import Polish, _Layer, _parts, _Teaching, _worn, polish
+from iteris_core.diffusion.targets import targets_of
+from iteris_core.diffusion.whitening import Whitening, whitenings
 from iteris_core.tasks import Sample, Task
 
 WIDTH = 6
@@ -93,7 +99,7 @@ def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
     before = error(net, adapters, tasks, start)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     polished = [
-        polish(net.network(), adapters, tasks, start, 40, rows_per_call=size)
+        polish(net.network(), adapters, tasks, start, Polish(40), rows_per_call=size).adapter
         for size in (16, 16, 6)
     ]
     after = error(net, adapters, tasks, polished[0])
@@ -107,6 +113,85 @@ def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
     assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_rate_ten_times_too_large_ends_at_the_closed_form(net, monkeypatch):
+    """This small model still learns at a rate of 0.5. Without the guard, 5 leaves an error of unseen
+    samples that is many times as large.
+    """
+    monkeypatch.setattr("iteris_core.diffusion.descent._RATE", 5.0)
+    adapters, tasks, _ = case_of(net)
+    closed = merge(net.network(), adapters, tasks, MergeConfig(output_dtype=torch.float32)).adapter
+    unseen = toy.own_tasks(net, adapters, samples=40)
+    before = error(net, adapters, unseen, closed)
+    found = polish(net.network(), adapters, tasks, closed, Polish(60))
+    assert error(net, adapters, unseen, found.adapter) < 1.01 * before
+    falling = iter(range(0, -10, -1))  # which the guard takes for an error that always falls
+    monkeypatch.setattr(
+        "iteris_core.diffusion.polish._Teaching.level", lambda self: float(next(falling))
+    )
+    unguarded = polish(net.network(), adapters, tasks, closed, Polish(60)).adapter
+    assert error(net, adapters, unseen, unguarded) > 2 * before
+
+
+def test_no_step_is_kept_that_does_not_lower_the_error_of_samples_kept_out(net, monkeypatch):
+    monkeypatch.setattr("iteris_core.diffusion.descent._RATE", 0.5)
+    adapters, tasks, start = case_of(net)
+    monkeypatch.setattr("iteris_core.diffusion.polish._Teaching.level", lambda self: 1.0)
+    found = polish(net.network(), adapters, tasks, start, Polish(20))
+    assert found.lowest == Lowest(1.0, 0)
+    assert found.adapter is start
+
+
+@pytest.mark.parametrize(
+    ("levels", "lowest", "moved"),
+    [
+        # each step moves a factor of one number by 0.05 of its size, times what is in `moved`
+        ([0.9, 0.8, 0.7], Lowest(0.7, 30), 3),
+        ([0.9, 1.0, 1.0], Lowest(0.9, 10), 1),
+        ([0.9, 1.1, 0.8], Lowest(0.8, 30), 1.3),
+        ([math.nan, 2.0, 0.9], Lowest(0.9, 30), 0.09),
+        ([math.inf, 1.2, 1.3], Lowest(), 0),
+    ],
+)
+def test_a_descent_ends_where_the_error_was_lowest(monkeypatch, levels, lowest, moved):
+    monkeypatch.setattr("iteris_core.diffusion.descent._WARMUP", 1)
+    monkeypatch.setattr("iteris_core.diffusion.descent._cosine", lambda step, steps: 1.0)
+    factor = torch.ones(1, requires_grad=True)
+
+    def take_gradients():
+        factor.grad = torch.ones(1)
+
+    left = iter(levels)
+    assert descend([factor], 3 * LOOK, take_gradients, lambda: next(left)) == lowest
+    assert factor.item() == pytest.approx(1 - 0.05 * LOOK * moved, abs=1e-4)
+    assert next(left, None) is None
+
+
+def test_each_fifth_run_of_a_task_is_kept_out():
+    numbers = lambda parts: [list(part) for part in parts]  # noqa: E731
+    taught, kept_out = _parts(range(40), 4)
+    assert list(kept_out) == [*range(16, 20), *range(36, 40)]
+    assert sorted([*taught, *kept_out]) == list(range(40))
+    assert numbers(_parts(range(6), 2)) == [[0, 1, 2, 3], [4, 5]]
+    assert numbers(_parts(range(3), 4)) == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_a_task_that_would_begin_above_its_effect_counts_as_one(net):
+    """A LoRA that does little in a scene's region would drown the others."""
+    (strong, weak), _, _ = case_of(net)
+    adapters = [strong, weak.scaled(0.05)]
+    network = net.network()
+    of_tasks = targets_of(network, adapters, toy.own_tasks(net, adapters, samples=12), 8)
+    reads = [target.reads for target in of_tasks[0]]
+    roots = whitenings(network, strong, [reads])
+    layers = {path: _Layer.of(strong.deltas[path], root) for path, root in roots.items()}
+    with torch.no_grad(), _worn(network.modules, layers):
+        teaching = _Teaching.of(network, layers, of_tasks, 1, 8)
+    first, second = teaching.first
+    assert first < 1e-6 and second > 10
+    effects = [of_task[0].effect for of_task in of_tasks]
+    assert {target.effect for target in teaching.taught} == {effects[0], effects[1] * second}
 
 
 def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypatch):
@@ -125,10 +210,10 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
         return 3
 
     monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
-    polished = polish(replace(network, forward=forward), adapters, tasks, start, 2)
+    polished = polish(replace(network, forward=forward), adapters, tasks, start, Polish(2)).adapter
     assert sizes == [1, *[3, 3, 3, 3, 3, 1] * 2]
     monkeypatch.undo()
-    whole = polish(net.network(), adapters, tasks, start, 2)
+    whole = polish(net.network(), adapters, tasks, start, Polish(2)).adapter
     for path in PATHS:  # what the trial left is in no step
         torch.testing.assert_close(
             polished.deltas[path].dense(), whole.deltas[path].dense(), rtol=1e-3, atol=1e-5
@@ -137,7 +222,7 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
 
 def test_where_memory_runs_out_it_goes_on_from_the_step_with_smaller_calls(net):
     adapters, tasks, start = case_of(net)
-    whole = polish(net.network(), adapters, tasks, start, 6)
+    whole = polish(net.network(), adapters, tasks, start, Polish(6)).adapter
     drawn, steps = [], []
 
     def forward(rows):
@@ -151,7 +236,7 @@ def test_where_memory_runs_out_it_goes_on_from_the_step_with_smaller_calls(net):
         steps.append(done)
 
     full = replace(net.network(), forward=forward)
-    polished = polish(full, adapters, tasks, start, 6, progress=listen)
+    polished = polish(full, adapters, tasks, start, Polish(6), progress=listen).adapter
     assert steps == list(range(7))
     assert drawn == [*[8] * 8, *[4, 4, 4, 4] * 3]
     for path in PATHS:  # what the failed call's batch had left is in no step
@@ -178,7 +263,7 @@ def test_the_longest_row_says_how_many_fit(net, monkeypatch):
 
     monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
     network = replace(net.network(), forward=forward, call_key=lambda row: row[0].shape)
-    polish(network, adapters, tasks, start, 1)
+    polish(network, adapters, tasks, start, Polish(1))
     assert len(set(seen)) == 2
 
 
@@ -188,7 +273,7 @@ def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
         adapters, tasks, start = case_of(net)
         weights = [*net.model.parameters()]
         assert all(weight.is_inference() for weight in weights)
-        polished = polish(net.network(), adapters, tasks, start, 20)
+        polished = polish(net.network(), adapters, tasks, start, Polish(20)).adapter
         assert error(net, adapters, tasks, polished) < error(net, adapters, tasks, start)
         assert all(a is b for a, b in zip(net.model.parameters(), weights, strict=True))
 
@@ -370,7 +455,9 @@ def test_gradients_in_half_precision_neither_vanish_nor_overflow(net, size):
                 answer.register_hook(lambda gradient: gradient.half().to(gradient.dtype))
             return answer
 
-        return polish(replace(net.network(), forward=forward), adapters, tasks, start, 3)
+        return polish(
+            replace(net.network(), forward=forward), adapters, tasks, start, Polish(3)
+        ).adapter
 
     expected, found = polished(False), polished(True)
     for path in PATHS:
@@ -393,7 +480,7 @@ def test_a_layer_that_reads_few_inputs_is_polished_where_products_are_rounded():
     reads = torch.randn(3, 4, width)
     tasks = [Task(f"{k}", [Sample(read) for read in reads], {k: 1.0}) for k in (0, 1)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        merged = polish(network, [first, second], tasks, start, 2)
+        merged = polish(network, [first, second], tasks, start, Polish(2)).adapter
     assert torch.isfinite(merged.deltas["layer"].dense()).all()
 
 
@@ -405,7 +492,7 @@ def test_layers_that_no_gradient_reaches_are_named(net):
     said = r"4 of 4 layers, such as blocks.0.inner, get no gradient.*SageAttention"
     net.model.register_forward_hook(lambda module, read, y: y + torch.zeros((), requires_grad=True))
     with pytest.raises(CalibrationError, match=said):
-        polish(net.network(), adapters, tasks, start, 2)
+        polish(net.network(), adapters, tasks, start, Polish(2))
 
 
 @pytest.mark.parametrize(
@@ -440,13 +527,13 @@ def test_a_whitening_is_the_root_of_the_gram_matrix():
     gram = tokens.T @ tokens
     probes = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
     down = torch.randn(3, WIDTH)
-    root = _Whitening.of(probes, gram @ probes, float(gram.trace()))
+    root = Whitening.of(probes, gram @ probes, float(gram.trace()))
     damped = gram.double() * WIDTH / gram.double().trace() + 0.01 * torch.eye(WIDTH)
     whitened = root.into(down).double()
     torch.testing.assert_close(
         whitened @ whitened.T, down.double() @ damped @ down.double().T, rtol=1e-3, atol=1e-3
     )
-    few = _Whitening.of(probes[:, :2], gram @ probes[:, :2], float(gram.trace()))
+    few = Whitening.of(probes[:, :2], gram @ probes[:, :2], float(gram.trace()))
     torch.testing.assert_close(few.back(few.into(down)), down, rtol=1e-4, atol=1e-4)
 
 
@@ -470,7 +557,7 @@ def test_a_model_or_an_operation_without_a_gradient_is_told(net, answer, said):
     adapters, tasks, start = case_of(net)
     network = net.network(lambda rows: answer(toy.run(net.model, rows)))
     with pytest.raises(CalibrationError, match=f"{said}.*Switch the polish off"):
-        polish(network, adapters, tasks, start, 2)
+        polish(network, adapters, tasks, start, Polish(2))
 
 
 def test_a_merge_is_polished_and_says_so():
@@ -481,13 +568,16 @@ def test_a_merge_is_polished_and_says_so():
     plain = Job.of(host, loras, calibration, settings)
     job = Job.of(host, loras, replace(calibration, polish=3), settings)
     samples = job.cost.samples
-    assert job.cost.rows - plain.cost.rows == 3 * samples + 4 * 3 * min(16, samples)
+    kept_out = 2 * samples // 5  # read at the start and at the end
+    assert job.cost.rows - plain.cost.rows == 3 * samples + 4 * 3 * min(16, samples) + kept_out
     assert [stage.name for stage in job.stages][-1] == "Polish"
     told = []
     result = merge_diffusion(job, lambda stage, done, total: told.append((stage.name, done, total)))
     assert ("Polish", 3, 3) in told
     notes = [note.text for note in result.report.notes]
-    assert "polished by 3 steps; the layers' figures are those before" in notes
+    assert any(
+        re.match(r"polished: after 3 of 3 steps, .* is \d+ % of what it was", n) for n in notes
+    )
     before = merge_diffusion(plain).adapter
     for path, delta in result.adapter.deltas.items():
         same = torch.equal(delta.dense(), before.deltas[path].dense())

@@ -22,12 +22,16 @@ def positions_of(text):
     return range(1, 1 + len(text.replace(",", " , ").split()))
 
 
-def samples_of(calibration=CALIBRATION):
-    return make_samples(LORAS, calibration, positions_of)
+def samples_of(calibration=CALIBRATION, loras=LORAS):
+    return make_samples(loras, calibration, positions_of)
+
+
+def by_name(samples):
+    return {of_task[0].task: of_task for of_task in tasks_of(samples)}
 
 
 def test_each_task_has_its_samples_in_a_row_and_one_teacher():
-    tasks = tasks_of(samples_of())
+    tasks = by_name(samples_of())
     assert {task: (of[0].mix, of[0].weight) for task, of in tasks.items()} == {
         "dog": ({0: 1.0}, 1.0),
         "cat": ({1: 1.0}, 2.0),
@@ -41,6 +45,13 @@ def test_each_task_has_its_samples_in_a_row_and_one_teacher():
     own = tasks["dog"]
     assert Counter(sample.is_negative for sample in own) == {False: 16, True: 4}
     assert {sample.teacher for sample in own if sample.is_negative} == {"bad"}
+
+
+def test_a_lora_that_is_called_as_another_task_is_not_mixed_up_with_it():
+    """Which the engines then refuse, since a report could not tell them apart."""
+    for name in (PRESERVE_TASK, "cat in scenes"):
+        tasks = tasks_of(samples_of(loras=[LORAS[1], use(name, ("a hat",))]))
+        assert len(tasks) == 5 and len({of_task[0].task for of_task in tasks}) == 4
 
 
 def test_no_two_tasks_share_noise_but_the_loras_of_a_scene_which_draw_it_together():
@@ -63,7 +74,7 @@ def test_no_two_tasks_share_noise_but_the_loras_of_a_scene_which_draw_it_togethe
 def test_runs_of_one_caption_share_their_first_step():
     for task in ("dog", "cat", PRESERVE_TASK):
         first = {}
-        for sample in tasks_of(samples_of())[task]:
+        for sample in by_name(samples_of())[task]:
             if not sample.is_negative and sample.run.length:
                 first.setdefault(sample.teacher, set()).add(sample.run.first)
         assert all(len(seeds) == 1 for seeds in first.values())
@@ -72,7 +83,8 @@ def test_runs_of_one_caption_share_their_first_step():
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_the_negative_prompt_is_read_by_each_teacher_where_there_is_guidance(cfg):
     calibration = replace(CALIBRATION, cfg=cfg, unconditional_share=0.0)
-    texts = texts_of(samples_of(calibration), calibration)
+    tasks = by_name(samples_of(calibration))
+    texts = {task: texts_of(of_task, calibration) for task, of_task in tasks.items()}
     reads = {task: {each.teacher for each in of_task} for task, of_task in texts.items()}
     for task in ("dog", "cat", PRESERVE_TASK):
         assert ("bad" in reads[task]) == (cfg != 1)

@@ -7,7 +7,6 @@ from fuzz_files import JSON, cases
 from fuzz_readers import read_or_refused, try_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from iteris_pack.nodes.loras.stack_formats import prompts_by_name
 
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.files.families import FAMILIES
@@ -27,6 +26,5 @@ def test_every_reader_of_files_keeps_the_rules(tmp_path, case):
 
 @MANY
 @given(value=JSON | st.text("INOUTMDBASE0129.,:;=- \n<>|", max_size=40))
-def test_any_text_is_a_spelling_of_blocks_or_prompts_or_is_refused(value):
+def test_any_text_is_a_spelling_of_blocks_or_is_refused(value):
     read_or_refused(lambda x: layer_weights("a", str(x), [str(x)], FAMILIES["SDXL"]), value, "")
-    read_or_refused(lambda x: prompts_by_name(str(x), ["a", "b/c"]), value, "")

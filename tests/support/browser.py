@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,7 @@ QUEUE_EMPTY = """async (most) => {
     }
     throw new Error("the server's queue does not end");
 }"""
-TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-FORGET = """async () => {
-    for (const storage of [localStorage, sessionStorage]) storage.clear();
-    const gone = (name) => new Promise((done) => { indexedDB.deleteDatabase(name).onsuccess = done; });
-    await Promise.all((await indexedDB.databases()).map(({ name }) => gone(name)));
-}"""
+FORGET = "() => [localStorage, sessionStorage].forEach((storage) => storage.clear())"
 # counts the answers and the short timers that a page waits for
 COUNT_WAITING = """(() => {
     const timers = new Set();
@@ -83,21 +78,13 @@ SETTLED = """async () => {
     }
     watched.disconnect();
 }"""
-KEPT = """async ([id, merge]) => {
-    const end = performance.now() + 20_000;
-    const soon = () => performance.now() < end ? new Promise(requestAnimationFrame) : Promise.reject("not kept");
-    const request = (asked) => new Promise((done, fail) => Object.assign(asked, {
-        onsuccess: () => done(asked.result), onerror: () => fail(asked.error),
-    }));
-    const isThere = async () => (await indexedDB.databases()).some(({ name }) => name === "iteris");
-    while (!(await isThere())) await soon(); // to open it would make it
-    const database = await request(indexedDB.open("iteris"));
-    for (let key; !key; await soon()) {
-        const name = app.graph.getNodeById(id).properties.iteris_ran?.name;
-        key = name && await request(database.transaction("comparisons").objectStore("comparisons").getKey([name, merge]));
-    }
-    database.close();
-}"""
+OF = {  # what a result is of, as the server tells it
+    "rows": [{"name": "first", "strength": 1.0}, {"name": "ink", "strength": 0.8}],
+    "preset": "Balanced",
+    "together": True,
+    "size": "rank 32",
+    "time": 1.7e9,
+}
 WAIT_MS = 180_000  # after that a page hangs; it opens in 7 s on a quiet machine, and merges in 15 s
 
 
@@ -177,30 +164,11 @@ class Frontend:
         self.page.wait_for_function(ready)
         self.settle()
 
-    def words_shown(self) -> None:
-        """Wait until the server has answered what words each LoRA has."""
-        self.page.wait_for_function(
-            """() => app.graph.nodes.filter((node) => node.type === 'IterISLora').every((node) =>
-                node.widgets.find((widget) => widget.name === 'iteris_triggers').element.childElementCount)"""
-        )
-        self.settle()
-
     def pictures_shown(self) -> None:
-        """Wait until all pictures on the page are loaded and drawn."""
-        self.page.wait_for_function("[...document.images].every((image) => image.complete)")
+        """Wait until all pictures on the page that do not wait to be seen are loaded and drawn."""
+        done = "(image) => image.complete || image.loading === 'lazy'"
+        self.page.wait_for_function(f"[...document.images].every({done})")
         self.settle()
-
-    def pictures_kept(self, node_id: int, merge: float = 0) -> None:
-        """Wait until the browser has kept what a run has drawn for a node, of a merge by its time."""
-        self.page.evaluate(KEPT, [node_id, merge])
-
-    def noted(self, *parts: str) -> None:
-        """Wait until the frontend has noted a workflow with such parts for F5, which it does after a while."""
-        self.page.wait_for_function(
-            """parts => [localStorage, sessionStorage].some((kept) => Object.values(kept).some((each) =>
-                parts.every((part) => each.includes(part))))""",
-            arg=parts,
-        )
 
     def settle(self, frames: int = 0) -> None:
         """Wait until the page has drawn what it was told, or for so many frames."""
@@ -209,20 +177,6 @@ class Frontend:
             return
         wait = "n => new Promise(done => { const next = () => n-- ? requestAnimationFrame(next) : done(); next(); })"
         self.page.evaluate(wait, frames)
-
-    def still(self, value: str) -> Any:
-        """Return what an expression is once it has stayed the same for half a second of frames."""
-        wait = f"""async () => {{
-            let before, same = 0;
-            while (same < 30) {{
-                await new Promise(requestAnimationFrame);
-                const now = {value};
-                same = now === before ? same + 1 : 0;
-                before = now;
-            }}
-            return before;
-        }}"""
-        return self.page.evaluate(wait)
 
     def load_template(self, number: int) -> None:
         """Load one of the pack's templates, as the template browser does."""
@@ -249,13 +203,6 @@ class Frontend:
             "name => app.extensionManager.workflow.activeWorkflow?.filename.startsWith(name)",
             arg=name,
         )
-        self.settle()
-
-    def go_to(self, name: str) -> None:
-        """Show the tab of a workflow."""
-        self.page.get_by_text(name, exact=True).first.click()
-        active = "app.extensionManager.workflow.activeWorkflow"
-        self.page.wait_for_function(f"name => {active}.path.includes(name)", arg=name)
         self.settle()
 
     def workflow(self) -> Json:
@@ -310,26 +257,6 @@ class Frontend:
             has_not_text="Version Compatibility Warning"
         )
 
-    @contextlib.contextmanager
-    def queueing(self, run: str) -> Iterator[Any]:
-        """Let the page believe that what it queues meanwhile is this run; its `value` is that request."""
-        answer = {"prompt_id": run, "number": 1, "node_errors": {}}
-        self.page.route("**/prompt", lambda route: route.fulfill(json=answer))
-        with self.page.expect_request_finished(
-            lambda request: request.url.endswith("/prompt")
-        ) as request:
-            yield request
-        self.page.unroute("**/prompt")
-
-    def queued(self, run: str, alone: Sequence[str] | None = None) -> None:
-        """Let the page believe that it has queued the workflow that is shown, or nodes of it, as this run."""
-        with self.queueing(run):
-            self.page.evaluate(
-                """async (partialExecutionTargets) =>
-                    comfyAPI.api.api.queuePrompt(-1, await app.graphToPrompt(), { partialExecutionTargets })""",
-                alone,
-            )
-
     def send(self, event: str, **detail: Any) -> None:
         """Let the page believe that the server has sent it something."""
         self.page.evaluate(
@@ -337,30 +264,6 @@ class Frontend:
             [event, detail],
         )
         self.settle()
-
-    def begin(self, run: str, alone: Sequence[str] | None = None) -> None:
-        """Let the page believe that it has queued the workflow that is shown, or nodes of it, and that it runs."""
-        self.queued(run, alone)
-        self.send("execution_start", prompt_id=run, timestamp=0)
-
-    def executed(self, node: int | str, output: Json, run: str | None = None) -> None:
-        """Let the page believe that a run has made an output; None: one that it has queued now."""
-        if run is None:
-            run = "a"
-            self.queued(run)
-        told = {"node": str(node), "display_node": str(node), "output": output}
-        self.send("executed", prompt_id=run, **told)
-
-    def know(self, run: str, prompt: Json, outputs: Json, *messages: Any) -> None:
-        """Let the server know of one run that has ended, until `forget`."""
-        known = {"outputs": outputs, "status": {"messages": messages}}
-        history = {run: {"prompt": [1, run, prompt, {}, [*(outputs or prompt)]], **known}}
-        for place in ("**/history?*", f"**/history/{run}"):
-            self.page.route(place, lambda route: route.fulfill(json=history))
-
-    def forget(self, run: str) -> None:
-        for place in ("**/history?*", f"**/history/{run}"):
-            self.page.unroute(place)
 
     def overlaps(self) -> list[tuple[int, int]]:
         """Return the pairs of nodes that cover one another, titles included."""
@@ -373,45 +276,35 @@ class Frontend:
             }"""
         )
 
-    def keep(self) -> None:
-        """Let the frontend note what was changed as a step of Undo."""
-        self.page.evaluate(
-            """() => {
-                const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-                (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
-            }"""
-        )
+    def executed(self, node: int | str, payload: Json, *lines: str) -> None:
+        """Let the page believe that a node of ours has run: what it shows, and lines for people."""
+        told = {"node": str(node), "display_node": str(node)}
+        output = {"iteris": [payload], "text": lines}
+        self.send("executed", prompt_id="a", **told, output=output)
 
-    def undo(self, word: str = "undo") -> None:
-        self.page.evaluate(f"{TRACKER}.{word}()")
-        self.settle(40)
+    def size_of(self, node_id: int) -> list[float]:
+        return self.page.evaluate("id => [...app.graph.getNodeById(id).size]", node_id)
 
-    def press_undo(self, word: str = "undo") -> None:
-        """Press the keys of undo or redo, and wait until ComfyUI has loaded the graph of before.
+    def undo(self) -> None:
+        """Press the keys of Undo until ComfyUI has loaded the graph of before.
 
         They are held until then: ComfyUI acts on a key in its next frame, and takes a step of its
         own when a modifier is let go before that, as on a busy machine.
         """
-        key, steps = {"undo": ("z", "redoQueue"), "redo": ("y", "undoQueue")}[word]
-        step = self.page.evaluate(f"{TRACKER}.{steps}.length")
+        self.page.evaluate("() => { window.iterisUndone = app.graph.nodes[0]; }")
         keyboard = self.page.keyboard
-        for each in ("Control", key):
+        for each in ("Control", "z"):
             keyboard.down(each)
-        self.page.wait_for_function(
-            f"step => {TRACKER}.{steps}.length > step && !{TRACKER}._restoringState", arg=step
-        )
-        for each in (key, "Control"):
+        self.page.wait_for_function("!app.graph.nodes.includes(window.iterisUndone)")
+        for each in ("z", "Control"):
             keyboard.up(each)
         self.settle(40)
 
-    def run_button(self) -> Any:
-        # the button itself, or in the older frontend what is around it
-        return self.page.locator(
-            "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
-        )
-
     def run(self) -> None:
-        self.run_button().click()
+        # the button itself, or in the older frontend what is around it
+        self.page.locator(
+            "button[data-testid=queue-button], [data-testid=queue-button] button:has-text('Run')"
+        ).click()
 
     def run_to_the_end(self) -> str:
         """Press the Run button, wait until nothing is left to do, and return the run's id."""

@@ -15,7 +15,6 @@ from demo.server import ComfyServer
 CHAIN = Path(__file__).parents[1] / "data" / "chain.json"
 SMALL = {
     "sample_runs": 1,
-    "latents_per_run": 2,
     "sampling_steps": 2,
     "resolution": 64,
     "reproduce": "what the LoRA adds",  # the quicker one; workflows run the default

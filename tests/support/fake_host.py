@@ -45,8 +45,8 @@ def runs_by_task(loras, calibration, token_positions):
     """Return the sampling runs of each task of a merge, by the task's name."""
     samples = make_samples([lora.use for lora in loras], calibration, token_positions)
     return {
-        task: list(dict.fromkeys(sample.run for sample in of_task))
-        for task, of_task in tasks_of(samples).items()
+        of_task[0].task: list(dict.fromkeys(sample.run for sample in of_task))
+        for of_task in tasks_of(samples)
     }
 
 

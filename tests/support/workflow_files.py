@@ -1,14 +1,7 @@
-"""What the workflows need: room for what a run shows, and the files that they choose, empty."""
+"""The files that workflows choose, empty."""
 
 from pathlib import Path
 
-# room in the templates for what a run shows on a node
-GROWTH = {
-    # a report of four LoRAs and their verdicts
-    "IterISMerge": 660,
-    "IterISMergeVideo": 660,
-    "IterISCompare": 520,  # square pictures beside its slider, and a line that says they are old
-}
 _WAN = [
     f"wan2.2_{kind}_{level}_noise_14B_fp8_scaled.safetensors"
     for kind in ("t2v", "i2v")
