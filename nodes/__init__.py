@@ -8,16 +8,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .compare import Compare
-from .load import LoadLoras
-from .lora import LoraToMerge, TrainedLora
+from .lora import LoraToMerge
 from .loras.about import about_lora, about_model, about_row, thumbnail_of
-from .merge import Merge, MergeVideo
+from .merge import Merge
 from .recipe import LoadRecipe, about_recipe
-from .report import ShowReport
 from .save import SaveMergedLora
-from .scene import ScenePrompts
 from .settings import Settings
-from .stack import LorasOnModel, LoraStack
 
 
 class IterisExtension(ComfyExtension):
@@ -28,18 +24,4 @@ class IterisExtension(ComfyExtension):
         host.answer_at("/iteris/row", "text", about_row)
         host.answer_at("/iteris/recipe", "name", about_recipe)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
-        return [
-            Merge,
-            MergeVideo,
-            LoadLoras,
-            Settings,
-            LoraToMerge,
-            LoraStack,
-            LorasOnModel,
-            TrainedLora,
-            ScenePrompts,
-            Compare,
-            ShowReport,
-            SaveMergedLora,
-            LoadRecipe,
-        ]
+        return [Merge, Compare, SaveMergedLora, LoraToMerge, Settings, LoadRecipe]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,15 +13,15 @@ from ..iteris_core.config import UNIT_GAIN
 from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.presets import PRESETS, PREVIEW, Changes, Preset
 from ..iteris_core.settings import TOGETHER
-from .scene import TOGETHER_POLISHED
-from .settings import words_of_changes
 from .size import Size
-from .sockets import Scenes
 
 if TYPE_CHECKING:
     from ..iteris_core.diffusion.job import MergeSettings
-    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.diffusion.recipe import Recipe
+
+
+TOGETHER_POLISHED = 1.0  # weight of scenes where gradients see what both draw
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,6 @@ class Asked:
     def recipe(self) -> Recipe | None:
         """The recipe that is connected; it has all settings, so that no others count."""
         return None if isinstance(self.given, Changes) else self.given
-
-    def told(self) -> dict[str, Any]:
-        """Return for the page what tells this merge from others of its LoRAs: its preset, and what
-        else is set, word -> value; nothing where a recipe is connected.
-        """
-        if self.recipe is not None:
-            return {"preset": "", "settings": {}}
-        own = {"together": "on"} if self.together else {}
-        if self.size.way != Size.way:
-            value = f" {self.size.value:g}" if self.size.way in ("rank", "MB") else ""
-            own["size"] = f"{self.size.way}{value}"
-        given = self.given if isinstance(self.given, Changes) else Changes()
-        set_here = {} if self.preset == PREVIEW else own  # which measures nothing
-        return {"preset": self.preset, "settings": {**set_here, **words_of_changes(given)}}
 
     def changes(self, preset: Preset) -> Changes | None:
         """Return what a preset, the node and connected settings change of a merge; later ones win,
@@ -84,15 +70,9 @@ class Asked:
             _, how = changed(Calibration(), MergeSettings(), changes)
             how.check_prompts(uses)
 
-    def settings(
-        self, loras: Sequence[LoadedLora], scenes: Scenes | None
-    ) -> tuple[Calibration, MergeSettings]:
+    def settings(self) -> tuple[Calibration, MergeSettings]:
         """Return the settings of a merge: the preset's, overridden by the node's own, and these by
         connected ones.
-
-        Args:
-            loras: The LoRAs of the merge, whose layers a size in MB is shared out over.
-            scenes: Settings of the scenes that come with the LoRAs; None: the defaults.
 
         Raises:
             ConfigError: Settings that do not go together.
@@ -111,16 +91,9 @@ class Asked:
                 start = replace(start, notes=(Note("idle", text),) if words else ())
             else:
                 self.size.check_alone(changes)
-                changes = self.size.changes(loras, dtype).then(changes)
-            calibration, settings = changed(Calibration(), start, changes)
-        else:
-            assert self.recipe is not None
-            kept = "preset, together and size"
-            if scenes:
-                kept = "the scenes come from Scene prompts; preset, together and size"
-            text = f"all settings come from the recipe; {kept} did not count"
-            calibration = self.recipe.calibration
-            settings = MergeSettings(self.recipe.config, notes=(Note("method", text),))
-        if scenes and settings.config.measured:
-            calibration = scenes.applied_to(calibration)
-        return calibration, settings
+                changes = self.size.changes().then(changes)
+            return changed(Calibration(), start, changes)
+        assert self.recipe is not None
+        text = "all settings come from the recipe; preset, together and size did not count"
+        settings = MergeSettings(self.recipe.config, notes=(Note("method", text),))
+        return self.recipe.calibration, settings

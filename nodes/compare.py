@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
 
-from . import host, kept_pictures
+from ..iteris_core import IterisError
+from ..iteris_core.progress import Stage
+from ..iteris_core.report.records import Note
+from . import host
 from .compare_checks import MULTIPLE, check_base, check_side, merge_of, refusal_of
-from .compare_rows import (
-    BASE,
-    check_pictures,
-    names_of,
-    names_several,
-    own_rows,
-    rows_of,
-    short,
-    worn_of,
-)
-from .loras.names import adapter_name, files_named
+from .compare_rows import BASE, check_pictures, names_of, rows_of, short, worn_of
+from .loras.names import adapter_name
+from .payload import notes_of, shown
 from .pictures import Labelled, table
 from .sockets import MERGED, MergedLora, advanced, found_by
 from .validation import checked
 from .workflow import inputs_of, texts_upstream
 
 if TYPE_CHECKING:
-    from ..iteris_core.diffusion.lora_use import LoraUse
+    from ..iteris_core import Adapter
     from ..iteris_core.files.families import Family
     from .compare_rows import Row
 
 _MOST_SIDE = 4096
 _MOST_STEPS = 200
-_MOST_NAMED = 4  # LoRAs on the base model
 
 
 class Compare(io.ComfyNode):
@@ -101,6 +94,16 @@ class Compare(io.ComfyNode):
                     tooltip="Guidance. 0: that of the merge, which is what suits the model unless "
                     "Merge settings says otherwise. 1: none, for turbo and distilled models.",
                 ),
+                io.Float.Input(
+                    "stack_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="By what the strengths of the stack are multiplied. A stack of several "
+                    "LoRAs is often better below 1.",
+                ),
                 *advanced(
                     io.String.Input(
                         "negative_prompt",
@@ -163,14 +166,8 @@ class Compare(io.ComfyNode):
         return refusal_of(host.prompt_sent(), cls.hidden.unique_id) or True
 
     @classmethod
-    async def execute(cls, **inputs: Any) -> io.NodeOutput:
-        """Draw after Save has written the merge: the host has no order for nodes that are ready."""
-        await host.others_first(cls.hidden.unique_id)
-        return cls.drawn(**inputs)
-
-    @classmethod
     @checked
-    def drawn(
+    def execute(
         cls,
         vae: Any,
         merged: MergedLora,
@@ -178,6 +175,7 @@ class Compare(io.ComfyNode):
         seed: int,
         steps: int,
         cfg: float,
+        stack_strength: float = 1.0,
         negative_prompt: str = "",
         width: int = 0,
         height: int = 0,
@@ -187,14 +185,13 @@ class Compare(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        from ..iteris_core.progress import Stage
         from .loras.chosen import read_again, unread
-        from .loras.harvest import count_loras
+        from .loras.on_model import count_loras
 
         check_side("width", width)
         check_side("height", height)
         uses = [lora.use for lora in merged.loras]
-        rows, taken = rows_of(prompt, uses)
+        rows, notes = rows_of(prompt, uses)
         check_pictures(rows)
         sent, node_id = cls.hidden.prompt or {}, cls.hidden.unique_id
         linked = inputs_of(sent, node_id)
@@ -203,7 +200,6 @@ class Compare(io.ComfyNode):
         base = base_of(merged, given)
         check_base(base, merged)
         host.check_vae(vae, base)
-        loras = read_again(base, merged)
         side = side_of(merged, base.family)
         how = host.Drawing(
             width=width or side,
@@ -216,135 +212,135 @@ class Compare(io.ComfyNode):
             negative=negative_prompt.strip(),
         )
         texts = [*(row.prompt for row in rows), how.negative]
-        taken += [note.text for note in unread(base, "left out of the prompts", texts)]
-        ways = [base.patched(*worn) for worn in [*worn_of(loras), [merged.adapter]]]
-        names = names_of(uses)
-        labels = [(row.label, [names[way] for way in row.ways]) for row in rows]
-        files = Files(node_id, labels)
-        wanted = [(way, row.prompt) for row in rows for way in row.ways]
-        keys = kept_pictures.keys_of(base, vae, merged, how, wanted)
+        notes += unread(base, "left out of the prompts", texts)
+        loras = read_again(base, merged)
+        worn = [*worn_of(loras, stack_strength), [merged.adapter]]
+        ways = [base.patched(*adapters) for adapters in worn]
         progress = partial(host.stage_progress(node_id), Stage("Pictures", told_by=steps))
-
-        def draw(numbers: Sequence[int], told: Callable[[int, torch.Tensor], None]) -> None:
-            left = [wanted[number] for number in numbers]
-            host.draw(base, vae, ways, left, how, progress, told)
-
-        drawn = draw_rows(rows, keys, draw, files.add)
-        table_rows = [
-            Labelled(label, of_ways, of_row)
-            for (label, of_ways), of_row in zip(labels, drawn.rows, strict=True)
-        ]
+        begin = time.monotonic()
+        pictures, latents = drawn(
+            rows, partial(host.draw, base, vae, ways, how=how, progress=progress)
+        )
+        shares, of_shares = shares_of(base, loras, [use.name for use in uses], rows, latents)
+        notes += of_shares
+        seconds = time.monotonic() - begin
+        table_rows = labelled_rows(rows, names_of(uses, stack_strength), pictures)
         of_model = node_id if "model" in given else merge_of(sent, node_id)
-        names_upstream = texts_upstream(sent, of_model, ["model"])
+        files = texts_upstream(sent, of_model, ["model"])
         carried = count_loras(host.patches_of(base.model, base.clip))
-        drawn_by = base_name(tuple(names_upstream), base.family.name, carried)
-        facts = [drawn_by, *how_in_words(how, merged.measured_cfg)]
-        whole = table(table_rows, caption.strip(), facts=facts)
-        prompts = [row.label for row in rows]
-        of_loras = [use.name for use in uses]
-        shown = {
+        facts = [
+            base_name(files, base.family.name, carried),
+            *how_in_words(how, merged.measured_cfg),
+        ]
+        whole = table(table_rows, caption.strip(), facts)
+        payload = {
+            "of": merged.of,
+            "pictures": [
+                {**shown_row(row), "shares": of_row}
+                for row, of_row in zip(table_rows, shares, strict=True)
+            ],
+            "seconds": round(seconds, 1),
             # not as images, which the page would show on nodes of the same id in other workflows
-            "iteris_pictures": ui.PreviewImage(whole, cls=cls).as_dict()["images"],
-            "text": ["\n".join([*prompts, *taken, ", ".join(facts)])],
-            "iteris_drawn": [cost_of(drawn, uses, steps, [width, height])],
-            # and what another merge's pictures must share with these to be compared with them
-            "iteris_made": [{**merged.made, "drawn": repr([drawn_by, how, of_loras])}],
-            "iteris_tiles": tiles_of(rows, table_rows, files, merged),
+            "whole": ui.PreviewImage(whole, cls=cls).as_dict()["images"][0],
+            "notes": notes_of(notes),
         }
-        of_merge = torch.stack([row.pictures[-1] for row in table_rows])
-        return io.NodeOutput(whole, of_merge, ui=shown)
+        said = [*(row.label for row in rows), *(note.text for note in notes), ", ".join(facts)]
+        return io.NodeOutput(
+            whole,
+            torch.stack([row[-1] for row in pictures]),
+            ui=shown(payload, "\n".join(said)),
+        )
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The pictures of a comparison.
-
-    Args:
-        rows: Those of each row, in the order of its ways.
-        kept: How many of them are kept from comparisons before.
-        seconds: How long the others took.
-    """
-
-    rows: list[list[torch.Tensor]]
-    kept: int
-    seconds: float
+OfRows = list[list[torch.Tensor]]
 
 
-def draw_rows(
-    rows: Sequence[Row],
-    keys: Sequence[kept_pictures.Key | None],
-    draw: Callable[[Sequence[int], Callable[[int, torch.Tensor], None]], None],
-    told: Callable[[int, int, torch.Tensor], None],
-) -> Drawn:
-    """Return the pictures of rows, of which those that are not kept are drawn.
+def drawn(rows: Sequence[Row], draw: Callable[..., None]) -> tuple[OfRows, OfRows]:
+    """Return each row's pictures, in the order of its ways, and their latents.
 
     Args:
-        keys: The key of each picture, see `kept_pictures.keys_of`.
-        draw: Draws the pictures of these numbers, and calls its second argument with the place of
-            each among them, and the picture.
-        told: Called with each picture's row, its place there, and the picture, once it is there.
+        draw: `host.draw`, but for what is wanted and who gets each picture.
     """
-    places = [(at, place) for at, row in enumerate(rows) for place in range(len(row.ways))]
-    pictures = kept_pictures.find(keys)
-    for number, picture in pictures.items():
-        told(*places[number], picture)
-    missing = [number for number in range(len(keys)) if number not in pictures]
+    wanted = [(way, row.prompt) for row in rows for way in row.ways]
+    found: dict[int, tuple[torch.Tensor, ...]] = {}
 
-    def drawn(at: int, picture: torch.Tensor) -> None:
-        number = missing[at]
-        pictures[number] = picture
-        kept_pictures.keep(keys[number], picture)
-        told(*places[number], picture)
+    def keep(number: int, *of_picture: torch.Tensor) -> None:
+        found[number] = of_picture
 
-    begin = time.monotonic()
-    draw(missing, drawn)
-    seconds = time.monotonic() - begin
-    in_order = (pictures[number] for number in range(len(keys)))
+    draw(wanted=wanted, drawn=keep)
+    in_order = (found[number] for number in range(len(wanted)))
     of_rows = [[next(in_order) for _ in row.ways] for row in rows]
-    return Drawn(of_rows, len(keys) - len(missing), seconds)
+    pictures, latents = ([[of[part] for of in row] for row in of_rows] for part in (0, 1))
+    return pictures, latents
 
 
-class Files:
-    """The pictures as files for the page, without the workflow in them, each of which it is told at
-    once.
-
-    Args:
-        rows: Each row's prompt, and the names of its pictures.
-    """
-
-    def __init__(self, node_id: str, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-        self._node_id = node_id
-        self._rows = [{"prompt": prompt, "names": list(names)} for prompt, names in rows]
-        self._files: dict[tuple[int, int], Mapping[str, Any]] = {}
-
-    def add(self, row: int, place: int, picture: torch.Tensor) -> None:
-        [file] = ui.PreviewImage([picture], cls=None).as_dict()["images"]
-        self._files[row, place] = file
-        told = {"rows": self._rows, "row": row, "place": place, "picture": file}
-        host.tell_picture(self._node_id, told)
-
-    def of_row(self, row: int) -> list[Mapping[str, Any]]:
-        return [file for (at, _), file in sorted(self._files.items()) if at == row]
-
-
-def cost_of(
-    drawn: Drawn, uses: Sequence[LoraUse], steps: int, size: Sequence[int]
-) -> dict[str, Any]:
-    """Return what the pictures took that were drawn, how many were not, and how many others would
-    be drawn, for the page.
+def shares_of(
+    base: host.ComfyModel,
+    loras: Sequence[Adapter],
+    names: Sequence[str],
+    rows: Sequence[Row],
+    latents: Sequence[Sequence[torch.Tensor]],
+) -> tuple[list[list[dict[str, float] | None]], list[Note]]:
+    """Return for each row and picture how much of each LoRA is in it, 0 to 100, by the LoRA's name,
+    and a note where that could not be found out; None for pictures that are not of several LoRAs.
+    Only LoRAs that have drawn a row's prompt alone are looked for in it.
 
     Args:
-        size: The width and height that were asked for.
+        names: The LoRAs'.
+        latents: Of the pictures, each row's in the order of its ways.
     """
-    line = len(names_of(uses))
+    from ..iteris_core.diffusion.share import PromptPictures, shares
+
+    shown: list[list[dict[str, float] | None]] = [[None] * len(row.ways) for row in rows]
+    asked = [
+        (place, [at for at, way in enumerate(row.ways) if way > len(loras)])
+        for place, row in enumerate(rows)
+        if any(BASE < way <= len(loras) for way in row.ways)
+    ]
+    pictures = [
+        PromptPictures(
+            rows[place].prompt,
+            {
+                way - 1: of_way
+                for way, of_way in zip(rows[place].ways, latents[place], strict=True)
+                if BASE < way <= len(loras)
+            },
+            [latents[place][at] for at in judged],
+        )
+        for place, judged in asked
+    ]
+    try:
+        found = shares(base, loras, pictures) if pictures else []
+    except IterisError as error:
+        return shown, [Note("host", f"how much of each LoRA is in a picture is not known: {error}")]
+    for (place, judged), of_prompt in zip(asked, found, strict=True):
+        for at, of_picture in zip(judged, of_prompt, strict=True):
+            shown[place][at] = {names[k]: 100 * share for k, share in of_picture.items()}
+    return shown, []
+
+
+def labelled_rows(
+    rows: Sequence[Row], names: Sequence[str], pictures: Sequence[Sequence[torch.Tensor]]
+) -> list[Labelled]:
+    """Return the rows of the table.
+
+    Args:
+        names: The name of each way.
+        pictures: Each row's.
+    """
+    return [
+        Labelled(row.label, [names[way] for way in row.ways], of_row)
+        for row, of_row in zip(rows, pictures, strict=True)
+    ]
+
+
+def shown_row(row: Labelled) -> dict[str, Any]:
+    """Return a row for the page, its pictures as files without the workflow in them."""
+    previews = (ui.PreviewImage([picture], cls=None).as_dict() for picture in row.pictures)
     return {
-        "pictures": sum(map(len, drawn.rows)) - drawn.kept,
-        "kept": drawn.kept,
-        "seconds": round(drawn.seconds, 1),
-        "steps": steps,
-        "size": list(size),
-        "own": sum(len(row.ways) for row in own_rows(uses)) or line,
-        "line": line,
+        "prompt": row.name,
+        "names": list(row.names),
+        "files": [preview["images"][0] for preview in previews],
     }
 
 
@@ -363,21 +359,17 @@ def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
     return host.ComfyModel(given.get("model", model), given.get("clip", clip))
 
 
-def base_name(texts: Collection[str], family: str, carried: int) -> str:
-    """Return the names of the base model and of the LoRAs on it; only the number of LoRAs if the
-    nodes before it name others, too, such as one that is switched off.
+def base_name(texts: Iterable[str], family: str, carried: int) -> str:
+    """Return the name of the base model, and the number of LoRAs on it.
 
     Args:
         texts: Texts of the nodes before it.
-        family: Name of the base model if they name none of its files.
+        family: Its name if they name none of its files.
         carried: How many LoRAs it carries.
     """
     files = sorted({text for text in texts if host.find_model(text) is not None})
-    loras = files_named(texts, host.lora_names()) if carried else []
-    names = [short(adapter_name(file)) for file in loras]
-    if len(names) != carried or carried > _MOST_NAMED:
-        names = [f"{carried} LoRA{'s' * (carried > 1)}"]
-    return " + ".join([*(short(adapter_name(file)) for file in files or [family]), *names])
+    loras = [f"{carried} LoRA{'s' * (carried > 1)}"] if carried else []
+    return " + ".join([*(short(adapter_name(file)) for file in files or [family]), *loras])
 
 
 def side_of(merged: MergedLora, family: Family) -> int:
@@ -398,30 +390,3 @@ def how_in_words(how: host.Drawing, measured_cfg: float) -> list[str]:
         f"{how.sampler} {how.scheduler}",
         f"seed {how.seed}",
     ]
-
-
-def spoilt_by_stack(row: Row, pictures: Sequence[torch.Tensor]) -> float:
-    """Return how far the stack is from a LoRA alone, from 0 to 1; 0 if the row is not a LoRA's."""
-    return 0.0 if BASE in row.ways else float((pictures[-2] - pictures[0]).abs().mean())
-
-
-def tiles_of(
-    rows: Sequence[Row], drawn: Sequence[Labelled], files: Files, merged: MergedLora
-) -> list[dict[str, Any]]:
-    """Return each row's pictures, and what says with which row the page begins; see `told_of`."""
-    return [
-        {
-            "prompt": row.label,
-            "names": list(shown.names),
-            "pictures": files.of_row(at),
-            "spoilt": spoilt_by_stack(row, shown.pictures),
-            **told_of(row, merged),
-        }
-        for at, (row, shown) in enumerate(zip(rows, drawn, strict=True))
-    ]
-
-
-def told_of(row: Row, merged: MergedLora) -> dict[str, bool]:
-    """Return whether a row shows LoRAs that were measured `together`."""
-    shows_several = names_several(row.prompt, [lora.use for lora in merged.loras])
-    return {"together": merged.is_together and shows_several}

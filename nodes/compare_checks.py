@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..iteris_core import ConfigError, IterisError
 from .compare_rows import rows_of
-from .expert_files import LOW_INPUT
-from .workflow import MERGES, inputs_of, text_at, upstream
+from .workflow import inputs_of, text_at, upstream
 
 if TYPE_CHECKING:
     from . import host
     from .sockets import MergedLora
 
 MULTIPLE = 16  # of a side: what the latents of every family have
-_OF_PAIR = (
-    "the merged LoRA is for a pair of models, and Compare draws with one. Connect both MODEL "
-    "outputs of the merge to samplers, as the template for videos does"
-)
 
 
 def check_side(name: str, side: int) -> None:
@@ -33,19 +28,21 @@ def check_side(name: str, side: int) -> None:
         )
 
 
-def has_refused(prompt: Mapping[str, Any], merge: str) -> bool:
-    """Return whether a Compare of a merge is refused; see `refusal_of`.
+def refusal_for(prompt: Mapping[str, Any], merge: str) -> str:
+    """Return what is known to be wrong with the Compares of a merge; empty: nothing. See
+    `refusal_of`.
 
     Args:
         prompt: See `workflow.upstream`.
         merge: The node that merges.
     """
-    return any(
-        given.get("class_type") == "IterISCompare"
-        and merge_of(prompt, node) == str(merge)
-        and refusal_of(prompt, node)
+    compares = (
+        node
         for node, given in prompt.items()
+        if given.get("class_type") == "IterISCompare" and merge_of(prompt, node) == str(merge)
     )
+    refusals = (refusal_of(prompt, compare) for compare in compares)
+    return next((f"Compare: {refusal}" for refusal in refusals if refusal), "")
 
 
 def refusal_of(prompt: Mapping[str, Any], compare: str) -> str:
@@ -56,8 +53,6 @@ def refusal_of(prompt: Mapping[str, Any], compare: str) -> str:
             rows_of(text, [])
     except IterisError as error:
         return str(error)
-    if LOW_INPUT in inputs_of(prompt, merge_of(prompt, compare)):
-        return _OF_PAIR
     return drawn_with_merge(prompt, compare)
 
 
@@ -66,7 +61,7 @@ def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
     on; empty: none.
     """
     before = upstream(prompt, compare, ("merged",))
-    return next((node for node in before if prompt[node].get("class_type") in MERGES), "")
+    return next((node for node in before if prompt[node].get("class_type") == "IterISMerge"), "")
 
 
 def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
@@ -98,8 +93,6 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
             f"{merged.keys.family.name}. Connect one of this family, or leave model and clip "
             "empty: then they are the ones that the merge got"
         )
-    if merged.low is not None:
-        raise IterisError(_OF_PAIR)
     if base.carries(merged.adapter):
         raise IterisError(
             "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "

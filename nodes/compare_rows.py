@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ..iteris_core import ConfigError
+from ..iteris_core.report.records import Note
 from .loras.prompts import lines
 
 if TYPE_CHECKING:
+    from ..iteris_core import Adapter
     from ..iteris_core.diffusion.lora_use import LoraUse
-
-Lora = TypeVar("Lora")
 
 _MOST_PICTURES = 400  # of a table
 BASE = 0  # the way without any LoRA
@@ -35,8 +35,8 @@ class Row:
         return self.prompt or "without a prompt"
 
 
-def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table, and lines about LoRAs without prompts and about what was taken
+def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[Note]]:
+    """Return the rows of the table, and notes about LoRAs without prompts and about what was taken
     out of the user's.
 
     Args:
@@ -58,10 +58,11 @@ def rows_of(text: str, uses: Sequence[LoraUse]) -> tuple[list[Row], list[str]]:
             else "the merged LoRA brings no prompts. Write one into prompt"
         )
     bare = [short(use.name) for use in uses if not (asked or use.prompts)]
-    notes = (
-        [f"without a prompt of its own: {', '.join(bare)}. Write one into prompt"] if bare else []
-    )
-    notes += [f"taken out of the prompts: {', '.join(taken)}"] if taken else []
+    said = {
+        f"without a prompt of its own: {', '.join(bare)}. Write one into prompt": bare,
+        f"taken out of the prompts: {', '.join(taken)}": taken,
+    }
+    notes = [Note("prompts", text) for text, what in said.items() if what]
     return rows or [Row("", every)], notes
 
 
@@ -110,34 +111,18 @@ def meeting_of(uses: Sequence[LoraUse]) -> str:
     return ", ".join(part for part in [meet, *styles] if part)
 
 
-def words_for(uses: Sequence[LoraUse], *, together: bool) -> str:
-    """Return what to draw with a merge of several subjects: the prompt where they meet, or the
-    first prompt of a subject where they were not measured together; empty: there are not several.
-    """
-    subjects = [use for use in uses if use.kind == "subject"]
-    if len({use.called for use in subjects if use.called}) < 2:
-        return ""
-    own = (prompt for use in subjects for prompt in use.prompts)
-    return meeting_of(uses) if together else next(own, "")
-
-
-def names_several(prompt: str, uses: Sequence[LoraUse]) -> bool:
-    """Return whether a prompt has what several LoRAs are called in captions with others."""
-    from ..iteris_core.diffusion.prompts import says
-
-    return len({use.called for use in uses if use.called and says(prompt, use.called)}) > 1
-
-
-def names_of(uses: Sequence[LoraUse]) -> list[str]:
+def names_of(uses: Sequence[LoraUse], stack_strength: float = 1.0) -> list[str]:
     """Return the names of all ways to draw: the ways of `worn_of`, and the merge."""
-    return ["base model", *map(name_of, uses), *(["stacked"] if len(uses) > 1 else []), "merged"]
+    stacked = "stacked" if stack_strength == 1 else f"stacked at {stack_strength:g}"
+    return ["base model", *map(name_of, uses), *([stacked] if len(uses) > 1 else []), "merged"]
 
 
-def worn_of(loras: Sequence[Lora]) -> list[list[Lora]]:
+def worn_of(loras: Sequence[Adapter], stack_strength: float = 1.0) -> list[list[Adapter]]:
     """Return what the model wears in each way but the merge: nothing, each LoRA alone, and all,
     where that is something else.
     """
-    return [[], *([lora] for lora in loras), *([list(loras)] if len(loras) > 1 else [])]
+    stack = [lora.scaled(stack_strength) for lora in loras] if len(loras) > 1 else []
+    return [[], *([lora] for lora in loras), *([stack] if stack else [])]
 
 
 def name_of(use: LoraUse) -> str:

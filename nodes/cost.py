@@ -46,22 +46,23 @@ def work_by_preset(job: Job, asked: Asked) -> dict[Preset, Work]:
 _TIMED: dict[str, dict[str, float]] = {}
 
 
-def cost_shown(
+def cost_of(
     work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
-) -> dict[str, Any]:
-    """Return what a merge took, and would take with each preset, for the page; nothing if that is
-    not known. A merge that reused sampling runs, or whose polish failed, took less than it
-    would otherwise; the figures are then those of the last one that was complete.
+) -> dict[str, Any] | None:
+    """Return what a merge took, and would take with each preset, for the page; None if that is not
+    known. A merge that reused sampling runs, or whose polish failed, took less than it would
+    otherwise; the figures are then those of the last one that was complete.
 
     Args:
         seconds: How long the merge took.
         what: What else the time of a row depends on: the model's family, and the latents' shape.
     """
     if preset not in work:
-        return {}
+        return None
     shorter = ("reused", "unpolished", "unproved")
     if not any(note.kind in shorter for note in report.notes):
         _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
-    elif what not in _TIMED:
-        return {}
-    return {"iteris_cost": [{**_TIMED[what], "presets": dict(work)}]}
+    if what not in _TIMED:
+        return None
+    presets = {name: each._asdict() for name, each in work.items()}
+    return {**_TIMED[what], "presets": presets}

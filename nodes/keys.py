@@ -84,30 +84,6 @@ class HostKeys(ModelKeys):
 
     host_keys: Mapping[str, Any] = field(default_factory=dict)
 
-    def bases_of(
-        self,
-        path: str,
-        offset: Offset | None = None,
-        function: Callable[..., Any] | None = None,
-    ) -> list[str]:
-        """Return every base of keys that names a module, or a part of its weight as the host has it
-        in its patches. The first is the model's own: for a module the one under which it is saved.
-        """
-        loaded_as = self._host_bases.get(HostWeight(f"{path}.weight", offset, function), [])
-        if offset is not None or function is not None:
-            return list(loaded_as)
-        saved_as = self.base_of_module.get(path, path)
-        return list(dict.fromkeys([saved_as, *self._read_as.get(path, []), *loaded_as]))
-
-    def own_base(self, base: str) -> str | None:
-        """Return the first of the bases that mean the same as this one; None if it means nothing
-        here.
-        """
-        if base in self.part_of_base:
-            return self._own_base_of_part[self.part_of_base[base]]
-        path = self.module_of_base.get(base)
-        return None if path is None else self.base_of_module[path]
-
     @cached_property
     def table(self) -> dict[str, Any]:
         """The host's table, after entries for the spellings that it does not know."""
@@ -120,25 +96,6 @@ class HostKeys(ModelKeys):
             function = () if part.reorder is None else (part.reorder,)
             parts[base] = (f"{part.path}.weight", rows, *function)
         return {**wholes, **parts, **self.host_keys}
-
-    @cached_property
-    def _read_as(self) -> dict[str, list[str]]:
-        bases: dict[str, list[str]] = {}
-        for base, path in self.module_of_base.items():
-            bases.setdefault(path, []).append(base)
-        return bases
-
-    @cached_property
-    def _own_base_of_part(self) -> dict[WeightPart, str]:
-        # the host's own spellings come first in the table
-        return {part: base for base, part in reversed([*self.part_of_base.items()])}
-
-    @cached_property
-    def _host_bases(self) -> dict[HostWeight, list[str]]:
-        bases: dict[HostWeight, list[str]] = {}
-        for base, entry in self.host_keys.items():
-            bases.setdefault(HostWeight.of(entry), []).append(base)
-        return bases
 
 
 def model_keys(

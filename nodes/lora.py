@@ -1,4 +1,4 @@
-"""The nodes for one LoRA to merge, from a file or trained in the same workflow."""
+"""The node for one LoRA to merge, from a file or trained in the same workflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..iteris_core.diffusion.lora_use import LoraUse, check_count
 from ..iteris_core.diffusion.row_uses import use_as_written
 from ..iteris_core.settings import bounds
 from . import host
-from .expert_files import partner_of
 from .loras.names import fingerprints
 from .loras.prompts import lines, shown_on_node, use_of_file
 from .sockets import LORA_MODEL, LORAS, ChosenLora, advanced
@@ -39,8 +38,7 @@ PRIORITY = (
 )
 _BLOCKS = (
     "How much this LoRA counts in individual blocks, as after blocks= in a row of Merge LoRAs: "
-    "names such as IN01:0.5, MID:0, a number for each block, or a list of the webui such as "
-    "OUTALL. Empty: fully everywhere."
+    "names such as IN01:0.5, MID:0. Empty: fully everywhere."
 )
 _WITHOUT = (
     "Layers that are left out of this LoRA, one pattern of their paths per line, as after "
@@ -55,10 +53,15 @@ class LoraToMerge(io.ComfyNode):
             node_id="IterISLora",
             display_name="LoRA to merge (IterIS)",
             category="loaders/IterIS",
-            description="One LoRA of a merge. Use one node for each LoRA, chain them through "
-            "'previous', and connect the last one to Merge LoRAs.",
+            description="One LoRA of a merge: a file, or a LORA_MODEL such as ComfyUI's own Train "
+            "LoRA gives. Chain several through 'previous', and connect the last one to more_loras "
+            "of Merge LoRAs.",
             inputs=[
-                io.Combo.Input("lora_name", options=host.lora_names(), tooltip="The LoRA file."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=host.lora_names(),
+                    tooltip="The LoRA file. It does not count where a LORA_MODEL is connected.",
+                ),
                 io.Float.Input(
                     "strength_model",
                     **STRENGTH,
@@ -79,6 +82,13 @@ class LoraToMerge(io.ComfyNode):
                 LORAS.Input(
                     "previous", optional=True, tooltip="The LoRAs before this one in the chain."
                 ),
+                LORA_MODEL.Input(
+                    "lora_model",
+                    optional=True,
+                    tooltip="A LoRA that is in no file, from ComfyUI's own Train LoRA or any other "
+                    "node with a LORA_MODEL. Write the captions that it was trained on into "
+                    "prompts.",
+                ),
                 *advanced(
                     io.String.Input("blocks", default="", optional=True, tooltip=_BLOCKS),
                     io.String.Input(
@@ -91,13 +101,8 @@ class LoraToMerge(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **inputs: object) -> str:
-        """Return a fingerprint of the file, and of the other one of a pair; constant if the name
-        comes through a link.
-        """
-        if not isinstance(lora_name, str) or not lora_name:
-            return "linked"
-        other = partner_of(lora_name, host.lora_names())
-        return fingerprints([lora_name, *([] if other is None else [other])])
+        """Return a fingerprint of the file; constant if its name comes through a link."""
+        return fingerprints([lora_name]) if isinstance(lora_name, str) and lora_name else "linked"
 
     @classmethod
     @checked
@@ -109,11 +114,13 @@ class LoraToMerge(io.ComfyNode):
         prompts: str,
         priority: float,
         previous: tuple[ChosenLora, ...] = (),
+        lora_model: Mapping[str, Tensor] | None = None,
         blocks: str = "",
         without: str = "",
     ) -> io.NodeOutput:
+        name = lora_name if lora_model is None else f"trained LoRA {len(previous) + 1}"
         row = Row(
-            lora_name,
+            name,
             strength_model,
             strength_clip,
             priority=priority,
@@ -121,65 +128,11 @@ class LoraToMerge(io.ComfyNode):
             without=lines(without),
             prompts=lines(prompts),
         )
-        return show([ChosenLora(use_of_file(lora_name, row))], previous)
-
-
-class TrainedLora(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="IterISTrainedLora",
-            display_name="Trained LoRA to merge (IterIS)",
-            category="loaders/IterIS",
-            description="A LORA_MODEL as one LoRA of a merge: from ComfyUI's own Train LoRA, "
-            "without saving it first, or from Merge LoRAs.",
-            inputs=[
-                LORA_MODEL.Input(
-                    "lora", tooltip="A LORA_MODEL, from ComfyUI's own Train LoRA or any other node."
-                ),
-                io.String.Input(
-                    "name", default="trained", tooltip="What to call it in reports and errors."
-                ),
-                io.Float.Input(
-                    "strength_model",
-                    **STRENGTH,
-                    tooltip="How strongly you would use this LoRA alone.",
-                ),
-                io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
-                    placeholder="the captions that it was trained on",
-                    tooltip="What you use this LoRA for, one prompt per line: the captions on "
-                    "which it was trained, or similar ones.",
-                ),
-                io.Float.Input("priority", **_PRIORITY, tooltip=PRIORITY),
-                LORAS.Input(
-                    "previous", optional=True, tooltip="The LoRAs before this one in the chain."
-                ),
-            ],
-            outputs=[LORAS.Output(display_name="LoRAs")],
-        )
-
-    @classmethod
-    @checked
-    def execute(
-        cls,
-        lora: Mapping[str, Tensor],
-        name: str,
-        strength_model: float,
-        prompts: str,
-        priority: float,
-        previous: tuple[ChosenLora, ...] = (),
-    ) -> io.NodeOutput:
-        name = name.strip() or "trained"
-        if not lora:
-            raise IterisError(
-                f"{name}: the LORA_MODEL is empty; connect the 'lora' output of Train LoRA"
-            )
-        strengths = strength_model, strength_model
-        row = Row(name, *strengths, priority=priority, prompts=lines(prompts))
-        return show([ChosenLora(use_as_written(row, name, None), dict(lora))], previous)
+        if lora_model is None:
+            return show([ChosenLora(use_of_file(lora_name, row))], previous)
+        if not lora_model:
+            raise IterisError("the LORA_MODEL is empty; connect the output of Train LoRA")
+        return show([ChosenLora(use_as_written(row, name, None), dict(lora_model))], previous)
 
 
 def show(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
 
-_COVER_SIDE = 512  # in a file's metadata, which programs read whole
 _PREVIEW_SIDE = 1024
 _CELL = 512  # pixels of a cell's width at most
 _MOST_SIDE = 8192  # of a table; cells become smaller then
@@ -28,19 +25,6 @@ _QUIET = (170, 170, 175)
 _LETTERS = (12, 26)  # smallest and largest size
 _MOST_CHARACTERS = 400  # of a label, before it is cut to its place
 _ELLIPSIS = "\u2026"
-# Fonts of Linux, Windows and macOS for letters that Pillow's own lacks: it has the English ones.
-_MORE_FONTS = (
-    "DejaVuSans.ttf",
-    "arial.ttf",
-    "Arial Unicode.ttf",
-    "NotoSansCJK-Regular.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "msyh.ttc",
-    "YuGothM.ttc",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-)
 
 
 @dataclass(frozen=True)
@@ -74,13 +58,6 @@ def image_of(picture: Tensor, most: int) -> Image:
     return image
 
 
-def jpeg_uri(picture: Tensor) -> str:
-    """Return a picture as a ``data:`` URI, small enough for a file's metadata; see `image_of`."""
-    file = io.BytesIO()
-    image_of(picture, _COVER_SIDE).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
 def png_of(picture: Tensor) -> bytes:
     """Return a picture as a PNG file for lists of LoRAs; see `image_of`."""
     file = io.BytesIO()
@@ -88,12 +65,7 @@ def png_of(picture: Tensor) -> bytes:
     return file.getvalue()
 
 
-def table(
-    rows: Sequence[Labelled],
-    title: str = "",
-    verdict: Sequence[tuple[str, str]] = (),
-    facts: Sequence[str] = (),
-) -> Tensor:
+def table(rows: Sequence[Labelled], title: str = "", facts: Sequence[str] = ()) -> Tensor:
     """Return rows of pictures as one picture, (1, height, width, 3) from 0 to 1.
 
     A strip above each row names it, and below that every picture has its own name.
@@ -101,7 +73,6 @@ def table(
     Args:
         rows: The rows, at least one; all pictures are of one size.
         title: Title at the top; an empty one takes no room.
-        verdict: Names and what is said of each, below the last column; none take no room.
         facts: Parts of the line at the bottom; none take no room.
     """
     from PIL import Image, ImageDraw
@@ -113,30 +84,22 @@ def table(
     letters = max(_LETTERS[0], min(cell // 20, high // 8, _LETTERS[1]))
     strip = 2 * letters
     title_height = 2 * strip if title else 0
-    around = title_height + (len(verdict) + len(facts)) * strip  # at most
+    around = title_height + len(facts) * strip  # at most
     most = (_MOST_SIDE - around) // len(rows) - 2 * strip - _GAP
     cell, tall = fitting(width, height, cell, max(1, most))
     across = columns * (cell + _GAP) + _GAP
     room = across - 4 * _GAP
-
-    def length(text: str) -> float:
-        return _length(text, letters)
-
-    below = broken([with_room(*said, cell, length) for said in verdict], cell, length)
-    bottom = broken(facts, room, length)
+    bottom = broken(facts, room, _font(letters).getlength)
     end = title_height + len(rows) * (2 * strip + tall + _GAP)
-    size = (across, end + strip * (len(below) + len(bottom)))
+    size = (across, end + strip * len(bottom))
     whole = Image.new("RGB", size, _BACKGROUND)
     pen = ImageDraw.Draw(whole)
-    _write_title(pen, title, (across / 2, strip), room, letters)
+    _write(pen, title, (across / 2, strip), room, 2 * letters, anchor="mm", fill=_INK)
     for number, row in enumerate(rows):
         top = title_height + number * (2 * strip + tall + _GAP)
         _write(pen, row.name, (2 * _GAP, top + strip / 2), room, letters, anchor="lm", fill=_QUIET)
         _paste_row(whole, pen, row, top, (cell, tall), letters)
-    for number, line in enumerate(below):
-        place = (across - _GAP - cell / 2, end + (number + 0.5) * strip)
-        _write(pen, line, place, cell, letters, anchor="mm", fill=_INK)
-    for number, line in enumerate(bottom, start=len(below)):
+    for number, line in enumerate(bottom):
         place = (2 * _GAP, end + (number + 0.5) * strip)
         _write(pen, line, place, room, letters, anchor="lm", fill=_QUIET)
     pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
@@ -191,44 +154,19 @@ def broken(parts: Sequence[str], room: float, length: Callable[[str], float]) ->
     return lines
 
 
-def _write_title(pen: Any, title: str, place: tuple[float, float], room: int, letters: int) -> None:
-    """Write a title twice as large as other letters, or as large as it fits."""
-    sizes = range(2 * letters, letters, -1)
-    size = next((size for size in sizes if _length(title, size) <= room), letters)
-    _write(pen, title, place, room, size, anchor="mm", fill=_INK)
-
-
 def _write(
     pen: Any, text: str, place: tuple[float, float], room: int, size: int, **more: Any
 ) -> None:
-    label, font = _drawable(text, size)
-    pen.text(place, shortened(label, room, font.getlength), font=font, **more)
+    font = _font(size)
+    pen.text(place, shortened(plain_line(text), room, font.getlength), font=font, **more)
 
 
-def _length(text: str, size: int) -> float:
-    label, font = _drawable(text, size)
-    return font.getlength(label)
+@functools.cache
+def _font(size: int) -> FreeTypeFont:
+    """Return Pillow's own font."""
+    from PIL import ImageFont
 
-
-def _drawable(text: str, size: int) -> tuple[str, FreeTypeFont]:
-    """Return a text as one line, and a font that has its letters."""
-    label = plain_line(text)
-    font = _font_for(label, size)
-    if font is not None:
-        return label, font
-    own = _font("", size)
-    assert own is not None, "Pillow brings it along"
-    return without_accents(label), own
-
-
-def without_accents(text: str) -> str:
-    """Return a text without the accents of its letters.
-
-    >>> without_accents("Zoë, ﬁn")
-    'Zoe, fin'
-    """
-    parts = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in parts if not unicodedata.combining(letter))
+    return ImageFont.load_default(size)  # type: ignore[return-value]
 
 
 def plain_line(text: str) -> str:
@@ -258,42 +196,3 @@ def shortened(text: str, room: float, length: Callable[[str], float]) -> str:
         if length(f"{start}{_ELLIPSIS}{end}") <= room:
             return f"{start}{_ELLIPSIS}{end}"
     return ""
-
-
-def with_room(name: str, words: str, room: float, length: Callable[[str], float]) -> str:
-    """Return a name and what is said of it, with the name shortened to fit.
-
-    >>> with_room("char_anna_03", "likely good", 20, len)
-    'char…_03 likely good'
-    """
-    return f"{shortened(name, room - length(f' {words}'), length)} {words}".strip()
-
-
-def _font_for(text: str, size: int) -> FreeTypeFont | None:
-    """Return Pillow's own font, or one of the computer's, that has all letters; None: no such."""
-    fonts = (_font(name, size) for name in ("", *_MORE_FONTS))
-    return next((font for font in fonts if font is not None and _has_letters(font, text)), None)
-
-
-@functools.lru_cache(maxsize=64)
-def _font(name: str, size: int) -> FreeTypeFont | None:
-    """Return a font; None: it is not on this computer, where a look for it takes long."""
-    from PIL import ImageFont
-
-    if not name:
-        return ImageFont.load_default(size)  # type: ignore[return-value]
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
-
-
-def _has_letters(font: FreeTypeFont, text: str) -> bool:
-    """Whether a font has every letter of a text: it draws all others as the same sign."""
-    unknown = _drawn(font, "\U0010ffff")
-    return not any(_drawn(font, letter) == unknown for letter in set(text) if not letter.isascii())
-
-
-def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(letter)
-    return mask.size, bytes(mask)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,14 @@ from ..iteris_core import ConfigError
 from ..iteris_core.diffusion.job import Job
 from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
-from ..iteris_core.settings import label, setting_to, shown, some_of, value_label
+from ..iteris_core.settings import setting_to
 from . import host
-from .expert_files import LOW_INPUT
-from .loras.chosen import identified, load, scenes_of, unread_in
+from .loras.chosen import identified, load, unread_in
 from .loras.names import files_named
 from .loras.on_model import notes_on_model
-from .loras.pairs import check_one_expert, check_two_experts, paired, with_partners
 from .loras.prompts import uses_of_rows
-from .settings import settings_of
-from .size import Size
 from .sockets import ChosenLora, Loose, MergedLora
-from .words import NO_LORA, VIDEO_MERGE
+from .words import NO_LORA
 
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
     from .asked import Asked
 
 logger = logging.getLogger("iteris")
-_SIZES = ("rank", "kept_energy", "size")  # the settings that a merge node's size decides
 
 
 @dataclass(frozen=True)
@@ -53,21 +47,20 @@ class Prepared:
     job: Job
     loose: Loose
 
-    def merged(self, result: MergeResult, asked: Asked) -> MergedLora:
+    def merged(self, result: MergeResult, of: Mapping[str, Any]) -> MergedLora:
         """Return the merged LoRA for the nodes after the merge, without its LoRAs' weights, since
         outputs stay in the host's cache.
+
+        Args:
+            of: See `payload.of_merge`.
         """
-        strengths = [lora.use.strength_model for lora in self.job.loras]
-        adapter, low = self.base.halves(result.adapter)
         return MergedLora(
-            adapter,
+            result.adapter,
             self.base.fresh(),
             json.dumps(result.report.settings),
             tuple(lora.without_weights() for lora in self.job.loras),
             self.loose,
-            result.report,
-            low,
-            {**asked.told(), "strengths": strengths, "at": time.time()},
+            of,
         )
 
 
@@ -77,20 +70,14 @@ class Connected:
 
     Args:
         model, clip: The host's, without the merged LoRA.
-        low: The low noise MODEL of a pair; None: there is one MODEL.
         texts: Input -> texts in the nodes that it comes from, such as names of files.
         start: A CONDITIONING with a first picture, or with pictures to edit; None: there is none.
     """
 
     model: Any
     clip: Any
-    low: Any
     texts: Mapping[str, Set[str]]
     start: Any = None
-
-    @property
-    def models(self) -> list[Any]:
-        return [self.model, *([] if self.low is None else [self.low])]
 
     @property
     def upstream(self) -> Set[str]:
@@ -101,14 +88,9 @@ class Connected:
         """Return the base model.
 
         Raises:
-            IterisError: It cannot be merged on, or two models are no pair.
+            IterisError: It cannot be merged on.
         """
-        start = host.start_of(self.start)
-        base = host.ComfyModel(self.model, self.clip, start=start)
-        if self.low is None:
-            return base
-        check_two_experts(self.texts["model"], self.texts[LOW_INPUT])
-        return host.ComfyPair(base, host.ComfyModel(self.low, self.clip, start=start))
+        return host.ComfyModel(self.model, self.clip, start=host.start_of(self.start))
 
 
 def prepared(
@@ -130,29 +112,17 @@ def prepared(
     base = connected.base()
     of_rows = uses_of_rows(rows, base.family)
     chosen = [*map(ChosenLora, of_rows), *more_loras]
-    scenes = scenes_of(chosen)
-    files = host.lora_names()
-    if connected.low is not None:
-        chosen = with_partners(chosen, files)
-    elif base.may_be_expert:
-        check_one_expert(chosen, connected.texts["model"])
     asked.check_prompts(lora.use for lora in chosen)
     uses, loose = identified(chosen)
     loras, joined = load(base, uses, loose)
-    if connected.low is not None:
-        loras, alone = paired(loras, files)
-        joined += alone
-    job = Job.of(base, loras, *asked.settings(loras, scenes))
-    untested = check_untested(base.family, job.calibration)
-    on_models = _notes_on_models(connected, base, loras, files, job.calibration)
+    job = Job.of(base, loras, *asked.settings())
     notes = (
         *job.settings.notes,
-        *made_otherwise(chosen, asked, job),
-        *untested,
+        *check_untested(base.family, job.calibration),
         *of_editing(base, connected.texts["model"], job.calibration),
         *joined,
         *(guessed_styles(rows, of_rows) if job.calibration.scene_weight else ()),
-        *dict.fromkeys(on_models),
+        *dict.fromkeys(_notes_on_model(connected, loras, job.calibration)),
         *unread_in(base, job.calibration),
     )
     if job.config.measured:
@@ -163,32 +133,17 @@ def prepared(
     return Prepared(base, replace(job, settings=settings), loose)
 
 
-def _notes_on_models(
-    connected: Connected,
-    base: host.ComfyModel,
-    loras: Sequence[LoadedLora],
-    files: Sequence[str],
-    calibration: Calibration,
+def _notes_on_model(
+    connected: Connected, loras: Sequence[LoadedLora], calibration: Calibration
 ) -> Iterator[Note]:
-    """Yield notes about what each MODEL, with the CLIP, carries besides the LoRAs of the merge.
-
-    Args:
-        files: The host's list of LoRAs.
-    """
-    for number, model in enumerate(connected.models):
-        yield from notes_on_model(
-            host.patches_of(model, connected.clip),
-            host.base_changes(model, connected.clip),
-            _halves(base, loras, number),
-            files_named(connected.upstream, files),
-            is_guided=calibration.is_guided,
-        )
-
-
-def _halves(base: host.ComfyModel, loras: Sequence[LoadedLora], number: int) -> list[LoadedLora]:
-    """Return what LoRAs change of MODEL, or of the second one of a pair, under its own paths."""
-    halves = ((lora, base.halves(lora.adapter)[number]) for lora in loras)
-    return [replace(lora, adapter=half) for lora, half in halves if half is not None]
+    """Yield notes about what MODEL and CLIP carry besides the LoRAs of the merge."""
+    yield from notes_on_model(
+        host.patches_of(connected.model, connected.clip),
+        host.base_changes(connected.model, connected.clip),
+        loras,
+        files_named(connected.upstream, host.lora_names()),
+        is_guided=calibration.is_guided,
+    )
 
 
 def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:
@@ -202,32 +157,6 @@ def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:
         for row, use in zip(rows, uses, strict=True)
         if row.kind is None and use.kind == "style"
     ]
-
-
-def made_otherwise(loras: Iterable[ChosenLora], asked: Asked, job: Job) -> list[Note]:
-    """Return a warning about each recipe whose LoRAs are merged without its settings, where these
-    are others; not about a size that the node says, nor about a preview, which is chosen.
-    """
-    if asked.recipe is not None or not job.config.measured:
-        return []
-    sizes = _SIZES if asked.size.way != Size.way else ()
-    here = settings_of(job)
-    told: dict[str, None] = {}
-    for recipe in filter(None, (lora.recipe for lora in loras)):
-        others = [
-            f"{label(name)} {_in_short(name, value)} (here {_in_short(name, here[name])})"
-            for name, value in settings_of(recipe).items()
-            if value != here[name] and name not in sizes
-        ]
-        told |= dict.fromkeys([some_of(others)] if others else [])
-    said = "the settings of Load recipe are not connected, so they did not count:"
-    return [Note("uncounted", f"{said} {text}") for text in told]
-
-
-def _in_short(name: str, value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return shown(value)
-    return value_label(name, f"{value:g}" if isinstance(value, float) else value)
 
 
 def check_untested(family: Family, calibration: Calibration) -> list[Note]:
@@ -279,7 +208,7 @@ def of_editing(base: host.ComfyModel, texts: Iterable[str], calibration: Calibra
         text = (
             f"this {base.family.name} edits pictures, by its file's name or its settings, and the "
             "LoRAs were measured without one. To measure them with one, connect a conditioning "
-            f"with a ReferenceLatent to start of {VIDEO_MERGE}"
+            "with a ReferenceLatent to start"
         )
     else:
         return []

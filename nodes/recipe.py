@@ -87,7 +87,7 @@ class LoadRecipe(io.ComfyNode):
                 f"{lora_name}: {'; '.join(changed)}. Put the file of that time back, or switch "
                 "check_files off to merge the present one"
             )
-        chosen = [ChosenLora(use, recipe=recipe) for use, _ in loras]
+        chosen = [ChosenLora(use) for use, _ in loras]
         tasks = show(chosen, (), "\n".join(changed))
         return io.NodeOutput(*tasks.args, recipe, as_text(recipe), ui=tasks.ui)
 
@@ -131,7 +131,7 @@ def as_text(recipe: Recipe) -> str:
     line.
     """
     made = settings_of(recipe)
-    facts = {name: made[name] for name in ("scene_weight", "rank", "size", *FIELDS)}
+    facts = {name: made[name] for name in ("scene_weight", "rank", *FIELDS)}
     settings = [
         f"{label(name)}: {value_label(name, in_words(value))}"
         for name, value in {**facts, **recipe.made_on}.items()
@@ -166,8 +166,8 @@ def file_of(lora_name: str, use: LoraUse) -> str:
     """
     if use.file is None:
         raise IterisError(
-            f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow, "
-            "or taken off a model. Save that LoRA and merge it with 'LoRA to merge'"
+            f"{lora_name}: its LoRA {use.name!r} was in no file: it was trained in the workflow. "
+            "Save that LoRA and merge it with 'LoRA to merge'"
         )
     return use.file
 

@@ -30,6 +30,7 @@ FILE_PRECISIONS = ("float16", "bfloat16", "float32")
 UNSET = {
     "sample_runs": 0,
     "protected_prompts": (),
+    "forms": (),
     "quality_kept": 1.0,
     "polish_steps": -1,
 }
@@ -54,34 +55,36 @@ _WIDGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "resolution": ("", {"step": 64}),
     "cfg": ("", {"step": 0.1}),
     "negative_prompt": ("", {}),
-    "alpha": ("", {"step": 1e-6, "round": False}),
     "kept_energy": (
         " It counts with the sizes 'as is' and 'smaller'. 1: as the size says, which is no limit "
         "for 'as is', and 0.99 for 'smaller'.",
         {"default": 1.0, "min": 0.01, "step": 0.001, "round": False},
     ),
     "output_dtype": ("", {"default": "float16", "options": list(FILE_PRECISIONS)}),
-    "seed": (
-        " Keep it, so that the next merge can reuse the sampling runs.",
-        {"control_after_generate": False},
-    ),
+    "seed": ("", {"control_after_generate": False}),
     "sampling_steps": ("", {}),
-    "timesteps": ("", {}),
     "unconditional_share": ("", {"step": 0.05}),
     "composition_share": ("", {"step": 0.05}),
     "target": ("", {"default": "whole output", "options": list(TARGETS)}),
     "unit_gain": ("", {"default": UNIT_GAIN, "step": 0.1}),
     "method": (
-        " Other methods use size and precision; layer_gain, engine, ridge and input_mix are for "
-        "iteris alone.",
+        " Other methods use size and precision; layer_gain is for iteris alone.",
         {},
     ),
-    "engine": ("", {}),
-    "ridge": ("", {}),
-    "balance": ("", {}),
-    "input_mix": ("", {"max": 0.99, "step": 0.01}),  # 1 itself is outside
     "polish": (" -1: as the preset says.", {"default": -1, "min": -1}),
     "frames": ("", {}),
+    "noise_levels": ("", {}),
+    "scene_forms": (
+        "",
+        {
+            "default": "",
+            "multiline": True,
+            "placeholder": "{first} and {second}",
+            "tooltip": "With together: forms of the captions with several LoRAs, one per line, "
+            "with first, second, third and style in curly braces. Concepts appear "
+            "together best in forms that were measured. Empty: a built-in list.",
+        },
+    ),
 }
 FIELDS = tuple(_WIDGETS)
 # The widgets that people change; frontends that can do so show the others only on demand.
@@ -132,18 +135,6 @@ class Settings(io.ComfyNode):
         return io.NodeOutput(changes_of(**widgets))
 
 
-def words_of_changes(changes: Changes) -> dict[str, str]:
-    """Return what is set otherwise than this node has it at first: word -> value."""
-    usual = changes_of(**{widget.id: widget.default for widget in Settings.define_schema().inputs})
-    parts = [(changes.calibration, usual.calibration), (changes.config, usual.config)]
-    return {
-        NAMES[name]: NAMES.get(f"{name}={value}", in_words(value))
-        for part, first in parts
-        for name, value in part.items()
-        if name not in first or first[name] != value
-    }
-
-
 def settings_of(made: Job | Recipe) -> dict[str, Any]:
     """Return all settings of a merge, by the names of the core."""
     return {**asdict(made.calibration), **made.config.to_dict()}
@@ -159,6 +150,7 @@ def changes_of(
     precision: str = FILE_PRECISIONS[0],
     reproduce: str = next(iter(TARGETS)),
     protected_prompts: str = "",
+    forms: str = "",
     **plain: Any,
 ) -> Changes:
     """Return what the widgets change. Those that say "as the preset says" change nothing, nor do
@@ -171,6 +163,7 @@ def changes_of(
         "precision": PRECISIONS[precision],
         "reproduce": TARGETS[reproduce],
         "protected_prompts": lines(protected_prompts),
+        "forms": lines(forms),
     }
     said = {word: value for word, value in {**plain, **of_core}.items() if UNSET.get(word) != value}
     calibration, config = (

@@ -26,7 +26,7 @@ Fits = Callable[[Any], bool]
 # A text field holds a hundred LoRAs with twenty long prompts each.
 _TEXT = Annotated[str, Field(max_length=200_000)]
 _WIDGETS = {"INT": int, "FLOAT": float, "BOOLEAN": bool, "STRING": _TEXT}
-_CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or of another node"
+_CHAIN = "LoRAs of this pack: connect the output LoRAs of 'LoRA to merge' or Load recipe"
 
 
 def checked(execute: Execute) -> Execute:
@@ -93,7 +93,6 @@ def _checked_choice(item: Any, value: Any) -> Any:
 @functools.cache
 def _sockets() -> Mapping[str, tuple[Fits, str]]:
     """Return type of a socket -> a test of its values, and what they must be, in words."""
-    from ..iteris_core import MergeReport
     from ..iteris_core.diffusion.presets import Changes
     from ..iteris_core.diffusion.recipe import Recipe
 
@@ -110,7 +109,6 @@ def _sockets() -> Mapping[str, tuple[Fits, str]]:
             "the output 'settings' of Merge settings or Load recipe",
         ),
         "ITERIS_MERGED": (_is_a(MergedLora), "the output 'merged LoRA' of Merge LoRAs"),
-        "ITERIS_REPORT": (_is_a(MergeReport), "the output 'report' of Merge LoRAs"),
     }
 
 

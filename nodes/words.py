@@ -7,14 +7,13 @@ from ..iteris_core.diffusion.calibration import Calibration
 from ..iteris_core.diffusion.lora_use import LoraUse
 from ..iteris_core.settings import TOGETHER, names_of
 
-VIDEO_MERGE = "Merge LoRAs for video or editing"  # a node's title
 NO_LORA = (
     "there is no LoRA to merge: press '+ Add LoRA', switch a row on, or connect LoRAs to more_loras"
 )
 TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
     **{f"target={value}": name for name, value in TARGETS.items()},
-    "scene_weight=0": "off, without Scene prompts",
+    "scene_weight=0": "off",
     f"scene_weight={TOGETHER}": "on",
     "scene_pictures=False": "off",
 }

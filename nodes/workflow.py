@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-MERGES = ("IterISMerge", "IterISMergeVideo")  # the types of the nodes that merge
 _TEXT_NODES = ("PrimitiveString", "PrimitiveStringMultiline")
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .folders import find_lora as find_lora
 from .folders import find_model as find_model
-from .folders import keeps_results as keeps_results
 from .folders import lora_name_of as lora_name_of
 from .folders import lora_names as lora_names
 from .folders import lora_path as lora_path
@@ -18,14 +17,10 @@ from .folders import saves_metadata as saves_metadata
 from .folders import version as version
 from .server import answer_at as answer_at
 from .server import heed_cancel as heed_cancel
-from .server import layer_teller as layer_teller
 from .server import note_prompts as note_prompts
-from .server import others_first as others_first
 from .server import picture_at as picture_at
 from .server import prompt_sent as prompt_sent
 from .server import stage_progress as stage_progress
-from .server import tell_picture as tell_picture
-from .server import tell_saved as tell_saved
 
 if TYPE_CHECKING:
     from .conditions import start_of as start_of
@@ -36,19 +31,15 @@ if TYPE_CHECKING:
     from .drawing import draw as draw
     from .drawing import sampler_names as sampler_names
     from .drawing import scheduler_names as scheduler_names
-    from .loading import with_lora as with_lora
     from .other_nodes import BaseChanges as BaseChanges
     from .other_nodes import base_changes as base_changes
     from .other_nodes import naming_changes as naming_changes
-    from .pair import ComfyPair as ComfyPair
     from .patches import patches_of as patches_of
-    from .patches import with_patches as with_patches
 
 # What only a run needs is imported when it is first asked for, so that ComfyUI starts quickly.
 _MODULE_OF = {
     "BaseChanges": "other_nodes",
     "ComfyModel": "diffusion_model",
-    "ComfyPair": "pair",
     "Drawing": "drawing",
     "base_changes": "other_nodes",
     "check_vae": "drawing",
@@ -59,8 +50,6 @@ _MODULE_OF = {
     "scheduler_names": "drawing",
     "start_of": "conditions",
     "stock_loader": "deltas",
-    "with_lora": "loading",
-    "with_patches": "patches",
 }
 
 

@@ -35,7 +35,6 @@ from ...iteris_core.files import kohya
 from ...iteris_core.files.families import Family
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
-from ..expert_files import LOW_SOCKET, split_by_expert
 from ..keys import HostKeys, HostWeight, is_text, model_keys
 from .checks import check_callable, check_clip, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
@@ -56,6 +55,8 @@ from .text_encoders import TextEncoders
 _MOST_SAMPLES_PER_CALL = 16  # fewer leave a GPU waiting for starts of operations
 _ON_CPU = 8
 _EDITING = re.compile(r"kontext|(?<![a-z])edit(?![a-z])", re.IGNORECASE)
+# How ai-toolkit begins the keys of a file with LoRAs for both of Wan 2.2's models.
+_OF_TWO = re.compile(r"(?:^|\.)transformer_[12]\.")
 Modules = Mapping[str, torch.nn.Module]
 TakenByLayers = Callable[[Modules, torch.device], Mapping[str, LayerBytes]]
 
@@ -286,10 +287,10 @@ class ComfyModel:
             AdapterError: See `kohya.parse`; or it changes only such text encoders.
             ConfigError: Its block weights or left out layers do not fit this LoRA or model.
         """
-        if split_by_expert(tensors) is not None:
+        if any(map(_OF_TWO.search, tensors)):
             raise AdapterError(
                 f"{use.name}: its file holds a LoRA for each of two models, Wan 2.2's for high and "
-                f"for low noise. Connect the low noise model to {LOW_SOCKET}"
+                "for low noise. Split it, and merge each part on its own model"
             )
         tensors = converted(tensors)
         merged = {
@@ -338,21 +339,6 @@ class ComfyModel:
             add_adapter(clip, text, keys)
         return model, clip
 
-    def patched_low(self, adapter: Adapter) -> Any:
-        """Return the low noise MODEL of a pair with its part of an adapter; None without one."""
-        return None
-
-    def halves(self, adapter: Adapter) -> tuple[Adapter, Adapter | None]:
-        """Return an adapter's part for MODEL, and for the low noise one of a pair under that one's
-        own paths; None without one.
-        """
-        return adapter, None
-
-    @property
-    def may_be_expert(self) -> bool:
-        """Whether models of its class may come as a pair."""
-        return bool(self.row.low_noise_below)
-
     def carries(self, adapter: Adapter) -> bool:
         """Whether MODEL or CLIP is patched with this very adapter; see `patched`."""
         ups = {id(delta.up) for delta in adapter.deltas.values()}
@@ -387,7 +373,7 @@ class ComfyModel:
         proof.prove_reading(read, self._weights_of(model, clip))
 
     def fresh(self) -> ComfyModel:
-        """Return the model, of a pair the high noise one, without the texts that it has read."""
+        """Return the model without the texts that it has read."""
         return ComfyModel(*self.given)
 
     def with_adapter(self, adapter: Adapter) -> ComfyModel:

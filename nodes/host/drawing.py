@@ -80,7 +80,7 @@ def draw(
     wanted: Sequence[tuple[int, str]],
     how: Drawing,
     progress: Progress,
-    drawn: Callable[[int, Tensor], None],
+    drawn: Callable[[int, Tensor, Tensor], None],
 ) -> None:
     """Draw pictures, (height, width, channels) from 0 to 1.
 
@@ -93,7 +93,8 @@ def draw(
         wanted: The way and the prompt of each picture.
         how: How they are drawn.
         progress: Listener for (steps done, steps in all); may raise to cancel.
-        drawn: Called with each picture's number, and the picture.
+        drawn: Called with each picture's number, the picture, and its latents as the model has
+            them, (channels, ..., height, width).
     """
     order = sorted(range(len(wanted)), key=lambda number: wanted[number][0])
     texts = {}
@@ -116,7 +117,9 @@ def draw(
 
             latents[number] = _sampled(base, ways[way][0], texts[number], negatives[way], how, tell)
         for number, latent in latents.items():
-            drawn(number, _decoded(vae, latent))
+            drawn(
+                number, _decoded(vae, latent), base.model.model.process_latent_in(latent)[0].cpu()
+            )
         count += len(latents)
 
 

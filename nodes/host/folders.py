@@ -110,8 +110,3 @@ def version() -> str:
 def saves_metadata() -> bool:
     """Whether metadata may be written into files; the user can forbid it (--disable-metadata)."""
     return not args.disable_metadata
-
-
-def keeps_results() -> bool:
-    """Whether what a node has made is there for a node that asks for it later in the run."""
-    return not args.cache_none

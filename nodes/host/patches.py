@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
@@ -97,15 +96,3 @@ def added_patches(before: Any, after: Any) -> Iterator[tuple[str, int]]:
         start = len(before.patches.get(weight, ()))
         if len(patches) > start:
             yield weight, start
-
-
-def with_patches(model: Any, clip: Any, patches: Mapping[str, list[Any]]) -> tuple[Any, Any]:
-    """Return clones of MODEL and CLIP that carry these patches, and no others."""
-    model = model.clone()
-    clip = clip.clone()
-    for patcher in (model, clip.patcher):
-        patcher.patches = {
-            weight: list(patches[weight]) for weight in patcher.patches if weight in patches
-        }
-        patcher.patches_uuid = uuid.uuid4()
-    return model, clip

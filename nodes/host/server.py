@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio  # noqa: TID251 - waits in ComfyUI's loops, and reads files outside them
-import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from ..workflow import needed_for
 
 if TYPE_CHECKING:
     from ...iteris_core.progress import Stage, StageProgress
-    from ...iteris_core.report.layers import LayerReport
 
 _BAR_STEPS = 1000
 
@@ -26,42 +24,6 @@ _BAR_STEPS = 1000
 def heed_cancel() -> None:
     """Let the user's Cancel end what this thread does."""
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-async def others_first(node_id: str) -> None:
-    """Let the nodes that are ready to run do so before this one goes on."""
-    from server import PromptServer
-
-    for _ in range(2):  # after the first, a run that has failed ends, and this node with it
-        await asyncio.sleep(0)
-    server = PromptServer.instance
-    if server.client_id is not None:  # the others were told to be at work
-        server.last_node_id = node_id
-        event = {"node": node_id, "display_node": node_id, "prompt_id": server.last_prompt_id}
-        server.send_sync("executing", event, server.client_id)
-
-
-def layer_teller(node_id: str) -> Callable[[LayerReport], None]:
-    """Return a listener that sends each solved layer to the web extension."""
-    from ...iteris_core.report.records import finite
-
-    numbers = itertools.count()
-
-    def tell(layer: LayerReport) -> None:
-        told = {"first": next(numbers) == 0, "layer": finite(asdict(layer))}
-        _tell("iteris.layer", node_id, told)
-
-    return tell
-
-
-def tell_saved(node_id: str, files: Sequence[Mapping[str, Any]]) -> None:
-    """Send the web extension what a node has saved before it is done."""
-    _tell("iteris.saved", node_id, {"files": files})
-
-
-def tell_picture(node_id: str, told: Mapping[str, Any]) -> None:
-    """Send the web extension a picture of a comparison before all are drawn."""
-    _tell("iteris.picture", node_id, told)
 
 
 def _tell(event: str, node_id: str, told: Mapping[str, Any]) -> None:

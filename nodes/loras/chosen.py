@@ -7,29 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...iteris_core import Adapter, AdapterError, ConfigError
+from ...iteris_core import Adapter, AdapterError
 from ...iteris_core.adapters import sha256_of_tensors
 from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
 from ...iteris_core.files.tensors import read_tensors, sha256
 from ...iteris_core.report.records import Note
 from .. import host
-from ..sockets import ChosenLora, Loose, MergedLora, Scenes
-
-
-def scenes_of(chosen: Iterable[ChosenLora]) -> Scenes | None:
-    """Return the settings of the scenes where the LoRAs meet.
-
-    Raises:
-        ConfigError: They come from several 'Scene prompts' nodes with different settings.
-    """
-    scenes = list(dict.fromkeys(lora.scenes for lora in chosen if lora.scenes is not None))
-    if len(scenes) > 1:
-        raise ConfigError(
-            f"the LoRAs come from {len(scenes)} 'Scene prompts' nodes with different settings; put "
-            "one of them after all LoRAs"
-        )
-    return scenes[0] if scenes else None
+from ..sockets import ChosenLora, Loose, MergedLora
 
 
 def identified(chosen: Iterable[ChosenLora]) -> tuple[list[LoraUse], Loose]:

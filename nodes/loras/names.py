@@ -28,6 +28,8 @@ _NOW = {
     "%second%": "ss",
 }
 _FIELDS = "yMdhms"  # in the order of `time.struct_time`
+_UNFIT = re.compile(r'[<>:"|?*%\x00-\x1f\\]')  # what the name of a file may not have, or is a date
+_MOST_NAMES, _MOST_LETTERS = 3, 24  # of LoRAs in the name of their merge, and of each
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
 
@@ -177,3 +179,18 @@ def path_to_save(output: Path, file_name: str) -> Path:
     if fault := fault_of_path(wanted):
         raise IterisError(fault)
     return wanted
+
+
+def name_of_merge(loras: Iterable[str]) -> str:
+    """Return the name of a merge's file, of its LoRAs' names: the first of them, and how many more
+    there are.
+
+    >>> name_of_merge(["people/sks_robot", "zwx_owl"])
+    'sks_robot+zwx_owl'
+    >>> name_of_merge("abcde")
+    'a+b+c+2'
+    """
+    plain = (_UNFIT.sub("_", name.rpartition("/")[2])[:_MOST_LETTERS] for name in loras)
+    names = list(dict.fromkeys(plain))
+    more = len(names) - _MOST_NAMES
+    return "+".join([*names[:_MOST_NAMES], *([str(more)] if more > 0 else [])]) or "merged"

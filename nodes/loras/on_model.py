@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...iteris_core.files.adapter_kinds import RESHAPING
+from ...iteris_core.files.roles import DOWN
 from ...iteris_core.settings import some_of
-from .harvest import count_loras, lora_factors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...iteris_core.diffusion.lora_use import LoadedLora
     from ...iteris_core.report.records import Note
     from ..host import BaseChanges
@@ -18,6 +21,32 @@ if TYPE_CHECKING:
 _QUICK = re.compile(
     r"(?<![a-z])(lcm|tcd|turbo|lightning|hyper|dmd2?|light[-_]?x2v|causvid)(?![a-z])"
 )
+
+
+# What the host's classes of patches that are LoRAs are called.
+_ADAPTERS = ("lora", "loha", "lokr", "glora", "oft")
+
+
+def count_loras(patches: Mapping[str, Sequence[Any]]) -> int:
+    """Return the number of LoRAs on a model: all patches of a file share one set object with the
+    keys that the host used.
+    """
+    values = (value for on_weight in patches.values() for _, value, *_ in on_weight)
+    return len({id(value.loaded_keys) for value in values if _is_adapter(value)})
+
+
+def lora_factors(on_weight: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the marks of the LoRAs that patch a whole weight by plain factors, each with the factor
+    that reads the inputs.
+    """
+    place = RESHAPING.roles.index(DOWN)  # as the host keeps them
+    for _, value, _, part, _ in on_weight:
+        if part is None and _is_adapter(value) and value.name == "lora":
+            yield id(value.loaded_keys), value.weights[place]
+
+
+def _is_adapter(value: Any) -> bool:
+    return getattr(value, "name", None) in _ADAPTERS and bool(getattr(value, "loaded_keys", None))
 
 
 def notes_on_model(
@@ -44,8 +73,8 @@ def notes_on_model(
         yield Note(
             "host",
             f"MODEL and CLIP carry {count} LoRA{'s' * (count > 1)} already{files}, which count as "
-            "part of the base model: they are not in the merged LoRA. 'LoRAs on this model' takes "
-            "them off and merges them",
+            "part of the base model: they are not in the merged LoRA. To merge them, take the "
+            "loaders away, and choose their files here",
         )
     for lora in loras:
         if is_carried(patches, lora):

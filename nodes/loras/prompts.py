@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...iteris_core import AdapterError, CalibrationError, IterisError
-from ...iteris_core.diffusion import row_uses
 from ...iteris_core.diffusion.lora_rows import placed
 from ...iteris_core.diffusion.lora_use import NAMES, with_plain_prompts
-from ...iteris_core.diffusion.row_uses import use_as_written, use_of
+from ...iteris_core.diffusion.row_uses import use_of
 from ...iteris_core.settings import TRIGGER
 from .. import host
 from .names import adapter_name, find_name
@@ -188,29 +187,6 @@ def ready_row(row: Row) -> None:
         with_plain_prompts([use])
 
 
-def use_without_prompts(row: Row) -> LoraUse:
-    """Return the LoRA file that a row names, as a loader uses it.
-
-    Raises:
-        IterisError: Names the row; see `file_of_row` and `row_uses.use_as_written`.
-    """
-    file = file_of_row(row, host.lora_names())
-    with placed(row.where):
-        return use_as_written(row, adapter_name(file), file)
-
-
-def filled(words: str, use: LoraUse, field: str) -> str:
-    """Return the words for a LoRA in captions with others; see `row_uses.filled`."""
-    return row_uses.filled(words, use, triggers_of(use) if TRIGGER in words else (), field)
-
-
-def triggers_of(use: LoraUse) -> tuple[str, ...]:
-    """Return the trigger words in a LoRA's file; none for a LoRA that is in no file."""
-    from ...iteris_core.files.headers import lora_header
-
-    return () if use.file is None else lora_header(host.lora_path(use.file)).triggers.triggers
-
-
 def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any]]:
     """Return a node's display of its LoRAs: as text, and as JSON for the pack's web extension."""
     facts = [
@@ -223,7 +199,7 @@ def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any
         for use in uses
     ]
     lines_shown = [*map(_described, uses), *filter(None, [note])]
-    return {"text": ["\n".join(lines_shown)], "iteris_loras": facts}
+    return {"text": ["\n".join(lines_shown)], "iteris": [{"loras": facts}]}
 
 
 def _described(use: LoraUse) -> str:

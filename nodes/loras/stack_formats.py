@@ -1,29 +1,15 @@
-"""LoRA stacks in the formats of other packs: tuples, lists, dicts, and prompts with tags."""
+"""LoRA stacks in the formats of other packs: tuples, lists, and prompts with tags."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from ...iteris_core import IterisError
 from ...iteris_core.diffusion.lora_rows import TAG, Row, tagged
-from ...iteris_core.settings import TRIGGER, shown, some_of
+from ...iteris_core.settings import shown
 
-_NAMES = ("lora_name", "lora", "name", "file", "file_name", "filename", "path")
-_MODEL_STRENGTHS = ("strength_model", "model_strength", "model_weight", "strength", "weight")
-_CLIP_STRENGTHS = (
-    "strength_clip",
-    "clip_strength",
-    "clip_weight",
-    "strengthTwo",
-    "strength_two",
-    "clipStrength",
-)
-_SWITCHES = ("on", "enabled", "active")
-_OFF = ("off", "false", "no", "0")
-_STACKS = ("loras", "lora_stack", "lora_list", "stack", "items", "entries")
-_BLOCK_WEIGHTS = ("lbw", "block_weight", "block_weights", "block_vector", "lora_block_weight")
 _NOTHING = ("", "none", "[none]")
 _DEEPEST = 16  # lists in a stack; known ones have three
 _MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
@@ -33,9 +19,8 @@ def read_stack(stack: Any) -> list[Row]:
     """Return the LoRAs of a stack that are switched on.
 
     Args:
-        stack: A text, an entry, or any nesting of lists and dicts of entries. An entry is ``(name,
-            model strength, clip strength)``, where the strengths may be missing, a name alone, or a
-            dict with the names that other packs use.
+        stack: A text with tags, an entry, or any nesting of lists of entries. An entry is ``(name,
+            model strength, clip strength)``, where the strengths may be missing, or a name alone.
 
     Raises:
         IterisError: Something in it is not one of these.
@@ -60,9 +45,7 @@ def _check_size(stack: Any) -> None:
                 f"the stack has lists in lists, {_DEEPEST} deep, or {_MOST_VALUES} values; it "
                 "probably holds itself. Connect the LORA_STACK output of a stacker"
             )
-        if isinstance(value, Mapping):
-            waiting += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)):
             waiting += [(item, depth + 1) for item in value]
 
 
@@ -71,38 +54,14 @@ def _entries(value: Any, where: str) -> Iterator[Row]:
         return
     if isinstance(value, str):
         yield from _in_prompt(value, where)
-    elif isinstance(value, Mapping):
-        yield from _of_dict(value, where)
     elif isinstance(value, (list, tuple)):
         yield from _of_list(value, where)
     else:
         raise IterisError(
             f"{where} is {shown(value)}, a {type(value).__name__}; a LoRA is (name, model "
-            "strength, clip strength), a dict with 'lora' and 'strength', or a text with "
-            "<lora:name:1.0>. Connect the LORA_STACK output of a stacker"
+            "strength, clip strength), or a text with <lora:name:1.0>. Connect the LORA_STACK "
+            "output of a stacker"
         )
-
-
-def _of_dict(value: Mapping[str, Any], where: str) -> Iterator[Row]:
-    if any(_is_off(value.get(key)) for key in _SWITCHES):
-        return
-    if any(
-        isinstance(value.get(key), (Mapping, list, tuple)) for key in _STACKS
-    ):  # a name next to it is the stack's own
-        yield from _nested({key: item for key, item in value.items() if key in _STACKS}, where)
-        return
-    named = next(
-        (key for key in _NAMES if value.get(key, 0) is None or isinstance(value.get(key), str)),
-        None,
-    )
-    if named is None:
-        yield from _nested(value, where)
-    elif _is_named(value[named]):
-        given = (_block_weights(value.get(key), where) for key in _BLOCK_WEIGHTS)
-        blocks = next(filter(None, given), "")
-        model = _number(value, _MODEL_STRENGTHS, 1.0, where)
-        clip = _number(value, _CLIP_STRENGTHS, model, where)
-        yield _entry(value[named], model, clip, where, blocks)
 
 
 def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
@@ -123,18 +82,6 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
             yield from [_entry(item, 1.0, 1.0, inside)] if _is_named(item) else []
         else:
             yield from _entries(item, inside)
-
-
-def _nested(value: Mapping[str, Any], where: str) -> Iterator[Row]:
-    """Read a dict of entries; other values besides them are settings of the stacker."""
-    inner = {key: item for key, item in value.items() if isinstance(item, (Mapping, list, tuple))}
-    if value and not inner:
-        raise IterisError(
-            f"{where} has {', '.join(map(shown, list(value)[:5]))}, and none of the names that a "
-            f"LoRA file goes by ({', '.join(_NAMES)}). Connect the LORA_STACK output of a stacker"
-        )
-    for key, item in inner.items():
-        yield from _entries(item, f"{where}[{shown(key)}]")
 
 
 def _in_prompt(text: str, where: str) -> Iterator[Row]:
@@ -169,12 +116,6 @@ def _is_named(name: str | None) -> TypeGuard[str]:
     return name is not None and name.strip().lower() not in _NOTHING
 
 
-def _is_off(switch: Any) -> bool:
-    if isinstance(switch, str):
-        return switch.strip().lower() in _OFF
-    return isinstance(switch, (bool, int, float, Mapping, list, tuple)) and not switch
-
-
 def _is_number(value: Any) -> bool:
     """Whether a value is a strength. None counts as a strength that is not given."""
     if isinstance(value, str):
@@ -185,11 +126,6 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _number(entry: Mapping[str, Any], keys: Sequence[str], otherwise: float, where: str) -> float:
-    value = next((entry[key] for key in keys if entry.get(key) is not None), otherwise)
-    return _strength(value, where)
-
-
 def _strength(value: Any, where: str) -> float:
     try:
         return float(value)
@@ -197,48 +133,3 @@ def _strength(value: Any, where: str) -> float:
         raise IterisError(
             f"{where} has the strength {shown(value)}, which is not a number; write one such as 1.0"
         ) from None
-
-
-def prompts_by_name(
-    text: str, names: Sequence[str], field: str = "prompts"
-) -> dict[str, tuple[str, ...]]:
-    """Return each LoRA's prompts from one text. ``name: prompt`` is for one LoRA, a line with
-    ``{trigger}`` for all.
-
-    Args:
-        text: Prompts, one per line; may be empty.
-        names: Names of the LoRAs, as in reports: the path without the suffix. A line may omit the
-            folder, or have the LoRA's number instead, from 1 on. Two LoRAs of one name are the same
-            file, and get the same prompts.
-        field: The input that holds the text, for errors.
-
-    Raises:
-        IterisError: A line that is for no LoRA, or for several.
-    """
-    found: dict[str, list[str]] = {name: [] for name in names}
-    numbered = {str(number): [name] for number, name in enumerate(names, 1)}
-    names = list(found)
-    ends: dict[str, list[str]] = {}
-    for name in names:
-        ends.setdefault(name.rpartition("/")[2], []).append(name)
-    for number, line in enumerate(text.splitlines(), 1):
-        start, colon, prompt = (part.strip() for part in line.partition(":"))
-        start = start.replace("\\", "/").removesuffix(".safetensors")
-        meant = [start] if start in found else ends.get(start) or numbered.get(start, [])
-        if colon and len(meant) == 1:
-            found[meant[0]] += [prompt] if prompt else []
-        elif len(names) == 1 or TRIGGER in line:
-            for name in found:
-                found[name] += [line.strip()] if line.strip() else []
-        elif line.strip():
-            which = (
-                f"{shown(start)} is the name of {len(meant)} of them"
-                if meant
-                else f"{line.strip()[:40]!r} begins with none"
-            )
-            raise IterisError(
-                f"{field}, line {number}: which LoRA is it for? {which}. Write '{names[0]}: "
-                f"{line.strip()[:40]}', or put {{trigger}} into a line that is for all; the LoRAs "
-                f"are {some_of(names)}"
-            )
-    return {name: tuple(prompts) for name, prompts in found.items()}

@@ -1,9 +1,6 @@
 """A real ComfyUI: LoRAs first and second change few layers, and middle_1 to middle_3 two."""
 
-from pathlib import Path
-
 import pytest
-import tiny_wan_node
 from checkpoint import write_checkpoint
 from comfy_host import MIDDLE, Host, write_few
 
@@ -20,11 +17,7 @@ def host(tmp_path_factory):
         write_few(base / "models" / "loras" / f"{name}.safetensors", seed)
     for seed in (1, 2, 3):
         write_few(base / "models" / "loras" / f"middle_{seed}.safetensors", seed, MIDDLE)
-    (base / "custom_nodes").mkdir()
-    source = Path(tiny_wan_node.__file__)
-    text = source.read_text().replace(tiny_wan_node.SUPPORT, source.parent.as_posix())
-    (base / "custom_nodes" / source.name).write_text(text)
-    nodes = ("--whitelist-custom-nodes", PACK_NAME, source.name)
+    nodes = ("--whitelist-custom-nodes", PACK_NAME)
     with ComfyServer(
         find_comfyui(cache_folder()), base, base / "server.log", device="cpu", arguments=nodes
     ) as server:

@@ -59,14 +59,14 @@ def test_a_base_in_fp8_is_merged_to_a_lower_rank_through_its_own_forward(host):
     prefix = "model.diffusion_model."
     unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(prefix)}
     save_file(unet, folder / "unet.safetensors")
-    nodes = host.merge(latents_per_run=1, negative_share=0.0)
+    nodes = host.merge(negative_share=0.0)
     inputs = {"unet_name": "unet.safetensors", "weight_dtype": "fp8_e4m3fn"}
     nodes["9"] = {"class_type": "UNETLoader", "inputs": inputs}
     nodes["4"]["inputs"]["reproduce"] = "whole output"
     nodes["5"]["inputs"].update(model=["9", 0], size="rank", size_value=4.0)
     report = host.run(
         {**nodes, **host.save("loras/fp8"), **host.sample("fp8", ["5", 0], ["5", 1])}
-    )["outputs"]["5"]["iteris_report"][0]
+    )["outputs"]["5"]["iteris"][0]["report"]
     assert {layer["rank"] for layer in report["layers"]} == {4}
     assert all(0 <= layer["cut"] < 1 for layer in report["layers"])
     assert torch.isfinite(host.latent("fp8")).all()

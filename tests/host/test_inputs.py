@@ -6,12 +6,9 @@ import urllib.parse
 import urllib.request
 
 import pytest
-import torch
 from comfy_host import node
 from safetensors.torch import load_file, save_file
 from waiting import HANGS
-
-from demo.client import WorkflowFailed, WorkflowRejected
 
 
 def show(source, output=0, node_id="90"):
@@ -87,51 +84,34 @@ def test_prompts_come_from_the_file_and_are_shown(host, files):
     outputs = host.run({"1": lora, **show("1")})["outputs"]
     prompts = ["a photo of a sks cat", "a sks cat", "a sks cat, outdoors"]
     told = {"name": name, "source": source, "strengths": [1.0, 0.5], "prompts": prompts}
-    assert outputs["1"]["iteris_loras"] == [told]
+    assert outputs["1"]["iteris"][0]["loras"] == [told]
     [text] = outputs["1"]["text"]
     assert text.startswith(f"{name} at 1 / 0.5, its trigger words from the file ({source})")
 
 
-def loaders(host, first, second):
-    nodes = {"1": host.merge()["1"], **host.load_lora(first, "10"), **host.load_lora(second, "11")}
-    nodes["10"]["inputs"].update(strength_model=0.7, strength_clip=0.4)
-    nodes["11"]["inputs"].update(model=["10", 0], clip=["10", 1])
-    inputs = {"model": ["11", 0], "clip": ["11", 1], "prompts": ""}
-    return nodes | {"12": node("IterISModelLoras", **inputs)}
+def test_a_stack_of_another_pack_is_merged(host, files):
+    """As loaders make it: nested lists, and what a prompt says. Prompts come from the files."""
+    nodes = host.merge()
+    nodes["5"]["inputs"] |= {"loras": "", "preset": "Preview"}
+    nodes["5"]["inputs"].pop("more_loras", None)
+    first = host.merge("middle_1.safetensors", "middle_2.safetensors") | host.save("for_stack")
+    first["5"]["inputs"]["preset"] = "Preview"
+    first["15"] = nodes["5"] | {"inputs": nodes["5"]["inputs"] | {"lora_stack": ["6", 1]}}
+    outputs = host.run(first)["outputs"]
+    [row] = outputs["15"]["iteris"][0]["of"]["rows"]
+    assert row == {"name": "for_stack", "strength": 1.0}
 
 
-def test_the_plain_loader_draws_what_stock_loaders_draw(host, files):
-    nodes = loaders(host, "named/phrase.safetensors", "second.safetensors")
-    del nodes["12"]
-    host.run({**nodes, **host.sample("stock", ["11", 0], ["11", 1])})
-    text = "<lora:phrase:0.7:0.4>\n# <lora:gone>\n<lora:tags:0>\n<lora:second:1>"
-    inputs = {"model": ["1", 0], "clip": ["1", 1], "loras": text}
-    nodes = {"1": nodes["1"], "5": node("IterISLoad", **inputs)}
-    outputs = host.run(
-        {**nodes, **host.sample("loaded", ["5", 0], ["5", 1]), **show("5", 2), **show("5", 3, "91")}
-    )["outputs"]
-    assert torch.equal(host.latent("loaded"), host.latent("stock"))
-    assert outputs["91"]["text"] == ["a sks cat, demo2"]
-    stack = [["named/phrase.safetensors", 0.7, 0.4], ["second.safetensors", 1.0, 1.0]]
-    assert json.loads(outputs["90"]["text"][0]) == stack
-    nodes["5"]["inputs"]["loras"] = "<lora:phrase>\n<lora:phrise>"
-    with pytest.raises(WorkflowRejected, match="Row 2: 'phrise' is in none of"):
-        host.run({**nodes, **host.sample("loaded", ["5", 0], ["5", 1])})
-
-
-def test_loras_on_a_model_are_taken_off_it(host, files):
-    nodes = loaders(host, "tags.safetensors", "second.safetensors")
-    outputs = host.run({**nodes, **show("12", 2), **host.sample("bare", ["12", 0], ["12", 1])})[
-        "outputs"
+def test_a_lora_model_is_merged_like_a_file(host, files):
+    nodes = host.merge("middle_1.safetensors", "middle_2.safetensors")
+    nodes["5"]["inputs"]["preset"] = "Preview"
+    inputs = {"lora_name": "silent.safetensors", "strength_model": 0.5, "strength_clip": 0.5}
+    inputs |= {"prompts": "a caption", "priority": 1.0, "lora_model": ["5", 2]}
+    nodes["8"] = node("IterISLora", **inputs)
+    again = nodes["5"]["inputs"] | {"loras": "<lora:middle_1>", "more_loras": ["8", 0]}
+    nodes["9"] = node("IterISMerge", **again)
+    rows = host.run(nodes)["outputs"]["9"]["iteris"][0]["of"]["rows"]
+    assert rows == [
+        {"name": "middle_1", "strength": 1.0},
+        {"name": "trained LoRA 1", "strength": 0.5},
     ]
-    host.run({"1": nodes["1"], **host.sample("base", ["1", 0], ["1", 1])})
-    found = outputs["12"]["iteris_loras"]
-    assert [(lora["name"], lora["strengths"]) for lora in found] == [
-        ("tags.safetensors", [0.7, 0.4]),
-        ("second.safetensors", [1.0, 1.0]),
-    ]
-    assert found[0]["prompts"][0] == "a photo of ohwx"
-    assert torch.equal(host.latent("bare"), host.latent("base"))
-    nodes["12"]["inputs"].update(model=["1", 0], clip=["1", 1])
-    with pytest.raises(WorkflowFailed, match="MODEL and CLIP carry no LoRA"):
-        host.run({**nodes, **show("12", 2)})

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from comfy_host import FEW_LAYERS, MIDDLE_LAYERS, write_few
+from comfy_host import MIDDLE_LAYERS, write_few
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +27,7 @@ def merged(host):
 
 
 def test_every_layer_of_both_networks_is_merged_and_reported(host, merged):
-    report = merged["5"]["iteris_report"][0]
+    report = merged["5"]["iteris"][0]["report"]
     paths = [layer["path"] for layer in report["layers"]]
     assert len(paths) == len(set(paths)) == 72 + 48
     assert sum(path.startswith("clip_l.") for path in paths) == 72
@@ -97,43 +97,6 @@ def test_outputs_sample_like_the_saved_file_and_the_lora_model_in_cores_own_node
     assert (outputs - base).norm() > 0.01 * base.norm()
 
 
-def test_every_layer_is_told_to_the_browser_while_it_solves(host):
-    told = []
-    stages = []
-    solving = ("Text encoder", "Diffusion model")
-
-    def listen(event, data):
-        if event == "iteris.layer":
-            told.append(data)
-        elif event == "iteris.stage" and data["stage"]["name"] in solving:
-            stages.append(len(told))
-
-    outputs = host.run(host.merge(seed=77, latents_per_run=1), listen)["outputs"]
-    report = outputs["5"]["iteris_report"][0]
-    assert [event["layer"] for event in told] == report["layers"]
-    assert [event["first"] for event in told] == [True] + [False] * (len(told) - 1)
-    assert {event["node"] for event in told} == {"5"}
-    assert stages == sorted(stages) and stages[0] <= 1 and stages[-1] >= len(told) - 1
-
-
-def test_another_rank_takes_the_sampling_runs_from_the_last_merge(host):
-    def sampled(nodes) -> bool:
-        stages = set()
-
-        def listen(event, data):
-            if event == "iteris.stage":
-                stages.add(data["stage"]["name"])
-
-        host.run({**nodes, **host.save("loras/rank")}, listen)
-        assert "Diffusion model" in stages
-        return "Sampling" in stages
-
-    nodes = host.merge(*MIDDLES, seed=5)
-    assert sampled(nodes)
-    nodes["5"]["inputs"].update(size="rank", size_value=3.0)
-    assert not sampled(nodes)
-
-
 def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     """Soon: after a few more of its 48 layers."""
     write_few(host.loras / "unet.safetensors", 1, "lora_unet")
@@ -159,20 +122,11 @@ def test_cancel_stops_soon_and_leaves_the_model_clean(host):
     assert not list((host.output / "loras").glob(".*"))
 
 
-def test_a_merge_of_a_size_is_a_file_of_that_size(host):
-    nodes = host.merge(latents_per_run=1, negative_share=0.0)
-    nodes["5"]["inputs"].update(size="MB", size_value=0.25)
-    outputs = host.run({**nodes, **host.save("loras/MB")})["outputs"]
-    ranks = [layer["rank"] for layer in outputs["5"]["iteris_report"][0]["layers"]]
-    assert len(ranks) == FEW_LAYERS and len(set(ranks)) > 1 and max(ranks) <= 16 and min(ranks) < 16
-    assert 0.22e6 < (host.output / "loras" / "MB.safetensors").stat().st_size < 0.255e6
-
-
 def test_a_lora_that_the_model_already_carries_belongs_to_the_base(host):
     nodes = {**host.merge(MIDDLES[0]), **host.load_lora("second.safetensors")}
     nodes["5"]["inputs"].update(model=["10", 0], clip=["10", 1], more_loras=["2", 0])
     history = host.run({**nodes, **host.sample("on_top", ["5", 0], ["5", 1])})
-    report = history["outputs"]["5"]["iteris_report"][0]
+    report = history["outputs"]["5"]["iteris"][0]["report"]
     assert len(report["layers"]) == MIDDLE_LAYERS
     (note,) = (note["text"] for note in report["notes"] if note["kind"] == "host")
     assert note.startswith("MODEL and CLIP carry 1 LoRA already")

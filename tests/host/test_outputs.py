@@ -1,7 +1,5 @@
 """What a merge leaves behind: pictures, a file that tells where it is from, and the way back."""
 
-import base64
-import io
 import json
 import re
 
@@ -17,20 +15,18 @@ from demo.client import WorkflowFailed, WorkflowRejected
 
 @pytest.fixture(scope="module")
 def scene(host):
-    """A merge for scenes: reported with pictures, saved with a cover, and passed on as a stack."""
-    small = {"latents_per_run": 1, "negative_share": 0.0}
-    nodes = host.merge("middle_1.safetensors", "middle_2.safetensors", **small)
-    inputs = {"loras": ["3", 0], "subjects": "middle_1: a demo1", "styles": "", "priority": 0.1}
-    inputs |= {"pictures": False, "forms": "{first} and {second}", "companions": ""}
-    nodes["4"] = node("IterISScene", **inputs)
+    """A merge with scenes, saved with a cover, and passed on as a stack."""
+    small = {"negative_share": 0.0, "forms": "{first} and {second}"}
+    nodes = host.merge(**small)
     more = {"reproduce": "whole output", "quality_kept": 0.9}
     nodes["14"] = host.merge(**small, **more)["4"]
-    nodes["5"]["inputs"].update(more_loras=["4", 0], settings=["14", 0])
+    rows = '<lora:middle_1> called="a demo1" | a first thing\n<lora:middle_2> | a second thing in a park'
+    nodes["5"]["inputs"] |= {"loras": rows, "together": True, "settings": ["14", 0]}
+    del nodes["5"]["inputs"]["more_loras"], nodes["4"]
+    inputs = {"vae": ["1", 2], "merged": ["5", 3], "prompt": "a demo1", "seed": 0, "steps": 1}
+    nodes["7"] = node("IterISCompare", **inputs, cfg=1.0, width=64, height=64)
     nodes |= host.save("scene")
-    nodes["6"]["inputs"]["cover"] = ["7", 0]
-    nodes["7"] = node("IterISReport", report=["5", 4], compare_with=["5", 4])
-    nodes["8"] = node("IterISStack", text="", prompts="", lora_stack=["6", 1])
-    nodes["9"] = node("PreviewAny", source=["8", 0])
+    nodes["6"]["inputs"]["cover"] = ["7", 1]
     return nodes, host.run(nodes)["outputs"]
 
 
@@ -41,35 +37,11 @@ def metadata_of(path):
 
 def test_scene_captions_are_shown_and_measured(scene):
     outputs = scene[1]
-    assert outputs["4"]["text"] == ["captions such as\n  a demo1 and a second thing in a park"]
-    report = outputs["5"]["iteris_report"][0]
+    report = outputs["5"]["iteris"][0]["report"]
     tasks = {entry["task"] for layer in report["layers"] for entry in layer["tasks"]}
     assert {"middle_1 in scenes", "middle_2 in scenes"} < tasks
     assert [lora["trigger"] for lora in report["settings"]["loras"]] == ["a demo1", ""]
     assert report["settings"]["calibration"]["scene_forms"] == ["{first} and {second}"]
-
-
-def test_a_trained_lora_is_merged_on_the_captions_it_was_trained_on(host, scene):
-    """The scene's merge is in the server's cache, as long as nothing else has run."""
-    inputs = {"lora": ["5", 2], "name": "mine", "strength_model": 0.5, "priority": 1.0}
-    trained = node("IterISTrainedLora", **inputs, prompts="a caption")
-    nodes = {key: scene[0][key] for key in ("1", "2", "3", "4", "14", "5")} | {"8": trained}
-    nodes["9"] = node("PreviewAny", source=["8", 0])
-    found = host.run(nodes)["outputs"]["8"]["iteris_loras"]
-    assert found == [
-        {"name": "mine", "prompts": ["a caption"], "source": "", "strengths": [0.5, 0.5]}
-    ]
-
-
-def test_the_report_is_shown_as_pictures_and_text(host, scene):
-    shown = scene[1]["7"]
-    (picture,) = shown["iteris_pictures"]
-    with Image.open(host.base / "temp" / picture["filename"]) as drawn:
-        assert drawn.size[0] == 960
-    lines = shown["text"][0].splitlines()
-    report = shown["iteris_report"][0]
-    assert lines == [*report["warnings"], *report["facts"]]
-    assert shown["iteris_report"] == scene[1]["5"]["iteris_report"]
 
 
 def test_the_file_tells_what_is_in_it(host, scene):
@@ -81,12 +53,8 @@ def test_the_file_tells_what_is_in_it(host, scene):
     assert metadata["modelspec.trigger_phrase"] == "demo1, demo2"
     assert json.loads(metadata["ss_tag_frequency"]) == {"1_demo": {"demo1": 10, "demo2": 10}}
     assert len(metadata["sshs_model_hash"]) == 64 and len(metadata["sshs_legacy_hash"]) == 8
-    content = base64.b64decode(metadata["modelspec.thumbnail"].partition(",")[2])
-    cover = Image.open(io.BytesIO(content))
-    assert (cover.format, max(cover.size)) == ("JPEG", 512)
-    assert cover.convert("L").getextrema()[1] > 240
     preview = Image.open(host.output / "loras" / "scene.preview.png")
-    assert preview.format == "PNG" and max(preview.size) == 960
+    assert preview.format == "PNG" and max(preview.size) == 64
 
 
 def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
@@ -95,10 +63,12 @@ def test_what_was_read_back_is_shown_and_the_file_is_a_stack(scene):
     assert re.fullmatch(r"0\.\d MB, rank \d+ to \d+, trigger words: demo1, demo2", size)
     assert read.startswith("read back: 2 of 2 modules, largest difference")
     assert preview == "beside it: scene.preview.png"
-    stacked = outputs["8"]["iteris_loras"]
-    assert [(lora["name"], lora["strengths"], lora["source"]) for lora in stacked] == [
-        ("scene.safetensors", [1.0, 1.0], "iteris.recipe")
-    ]
+    [saved] = outputs["6"]["iteris"][0]["files"]
+    assert (saved["listed_as"], saved["words"]) == ("scene.safetensors", ["demo1", "demo2"])
+    assert outputs["6"]["iteris"][0]["of"] == outputs["5"]["iteris"][0]["of"]
+    of = outputs["5"]["iteris"][0]["of"]
+    assert [row["name"] for row in of["rows"]] == ["middle_1", "middle_2"]
+    assert (of["preset"], of["together"]) == ("Balanced", True)
 
 
 def test_saving_leaves_nothing_that_is_hidden(host, scene):
@@ -119,7 +89,7 @@ def test_a_recipe_makes_the_same_file_again(host, scene):
     assert {"reproduce: whole output", "quality_kept: 0.9"} < set(facts)
     assert any(fact.startswith("base: sd15.safetensors (") for fact in facts)
     assert facts[0].startswith('<lora:middle_1.safetensors:1> subject called="a demo1" | ')
-    notes = [note["text"] for note in outputs["6"]["iteris_report"][0]["notes"]]
+    notes = [note["text"] for note in outputs["6"]["iteris"][0]["report"]["notes"]]
     assert any(note.endswith("preset, together and size did not count") for note in notes)
     first, again = (
         load_file(host.output / "loras" / f"{name}.safetensors") for name in ("scene", "again")
@@ -136,7 +106,7 @@ def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
     file.rename(moved)
     recipe = node("IterISRecipe", lora_name="scene.safetensors", check_files=True)
     show = {"5": recipe, "8": node("PreviewAny", source=["5", 0])}
-    found = host.run(show)["outputs"]["5"]["iteris_loras"]
+    found = host.run(show)["outputs"]["5"]["iteris"][0]["loras"]
     assert found[0]["name"] == "moved/middle_1_renamed.safetensors"
     kept = moved.read_bytes()
     moved.unlink()
@@ -169,8 +139,8 @@ def test_a_preview_and_its_recipe_need_no_prompts(host, quick):
     quick["7"] = node("IterISCompare", **inputs, width=64, height=64)
     drawn = host.run(quick)["outputs"]["7"]
     assert "without a prompt of its own: bare" in drawn["text"][0]
-    [tile] = drawn["iteris_tiles"]
-    assert tile["prompt"] and len(tile["pictures"]) == 3
+    [row] = drawn["iteris"][0]["pictures"]
+    assert row["prompt"] and len(row["files"]) == 3
     recipe = node("IterISRecipe", lora_name="of_bare.safetensors", check_files=True)
     again = {"1": quick["1"], "8": recipe, "5": quick["5"]} | host.save("bare_again")
     again["5"]["inputs"] |= {"loras": "", "more_loras": ["8", 0], "settings": ["8", 1]}
@@ -193,20 +163,15 @@ def test_a_merge_gets_a_name_under_which_it_is_loaded(host, quick, name):
     other.parent.mkdir(exist_ok=True)
     other.write_bytes((host.loras / "middle_3.safetensors").read_bytes())
     quick |= host.save(name)
-    quick["8"] = node("IterISLoad", model=["1", 0], clip=["1", 1], loras="", lora_stack=["6", 1])
-    quick["9"] = node("PreviewAny", source=["8", 3])
-    for _ in range(2):  # the second time it is there already
-        outputs = host.run(quick)["outputs"]
-        saved = outputs["6"]["iteris_saved"][0]
-        assert saved["report"] == outputs["5"]["iteris_report"][0]["digest"]
-        assert saved["listed_as"] == f"{name}_02.safetensors"
-        assert outputs["6"]["text"][0] == str(host.output / "loras" / f"{name}_02.safetensors")
-        assert outputs["9"]["text"] == ["demo1, demo2"], "not the trigger word of the other file"
+    outputs = host.run(quick)["outputs"]
+    [saved] = outputs["6"]["iteris"][0]["files"]
+    assert saved["listed_as"] == f"{name}_02.safetensors"
+    assert outputs["6"]["text"][0] == str(host.output / "loras" / f"{name}_02.safetensors")
     quick |= host.save(name, overwrite=True)
     with pytest.raises(WorkflowRejected) as refused:
         host.run(quick)
     said = f"{name}.safetensors is already the name of {other} in LoRA lists"
-    for place, start in (("6", f"file_name - {said}"), ("5", "loras - not begun, since Save")):
+    for place, start in (("6", f"file_name - {said}"), ("5", f"loras - Save merged LoRA: {said}")):
         errors = refused.value.node_errors[place]["errors"]
         assert [error["details"].startswith(start) for error in errors] == [True]
     assert not (host.output / "loras" / f"{name}.safetensors").exists()

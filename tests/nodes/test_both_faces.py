@@ -1,4 +1,4 @@
-"""The merge node and `iteris merge sd15` make the same adapter, report and recipe."""
+"""The merge node and `iteris merge sd15` make the same adapter, notes and recipe."""
 
 import json
 import types
@@ -31,17 +31,11 @@ WEIGHTS = (1.0, 2.0, 1.0, 1.0)
 # Widget of Merge settings -> option of the command line, and the value of both.
 SETTINGS = {
     "sample_runs": ("--sample-runs", 2),
-    "latents_per_run": ("--latents-per-run", 1),
     "sampling_steps": ("--sampling-steps", 3),
     "resolution": ("--resolution", 64),
     "cfg": ("--cfg", 2.0),
     "seed": ("--seed", 5),
-    "smoothing": ("--smoothing", 1e-3),
     "quality_kept": ("--quality-kept", 0.9),
-    "engine": ("--engine", "sweep"),
-    "ridge": ("--ridge", "paper"),
-    "balance": ("--balance", "full"),
-    "input_mix": ("--input-mix", 0.1),
     "polish_steps": ("--polish-steps", 2),
 }
 # What the two faces know about where they run.
@@ -80,7 +74,6 @@ class ComfyModel:
     def prove_reading(self, use, adapter, tensors):
         pass
 
-    may_be_expert = False
     references = 0
 
     def is_for_editing(self, texts):
@@ -88,12 +81,6 @@ class ComfyModel:
 
     def patched(self, adapter):
         return None, None
-
-    def patched_low(self, adapter):
-        return None
-
-    def halves(self, adapter):
-        return adapter, None
 
     def fresh(self):
         return self
@@ -104,7 +91,7 @@ class ComfyModel:
 
 @pytest.fixture
 def node(world, replace_host, monkeypatch, widgets):
-    """Return a function that merges with the nodes: (tensors, report, recipe, what the file says)."""
+    """Return a function that merges with the nodes: (tensors, notes, recipe, what the file says)."""
     replace_host(
         ComfyModel=ComfyModel,
         start_of=lambda conditioning: {},
@@ -113,7 +100,6 @@ def node(world, replace_host, monkeypatch, widgets):
         patches_of=lambda model, clip: {},
         base_changes=lambda model, clip: BaseChanges(),
         stage_progress=lambda node_id: nobody,
-        layer_teller=lambda node_id: nobody,
         model_files=lambda names: [],
         version=lambda: "0.3.75",
     )
@@ -140,13 +126,14 @@ def node(world, replace_host, monkeypatch, widgets):
             ).args
         said = {name: value for name, (_, value) in SETTINGS.items()}
         (settings,) = Settings.execute(**widgets(Settings, **said)).args
-        *_, merged, report, _ = Merge.execute(
+        output = Merge.execute(
             model=patcher, clip=clip, more_loras=chain, settings=settings, **widgets(Merge)
-        ).args
+        )
+        merged = output.args[3]
         keys = model.keys
         metadata = metadata_of_merge("merged", merged.loras, merged.recipe)
         tensors, said = kohya.file_of(merged.adapter, keys, metadata)
-        return tensors, report.to_dict(), json.loads(merged.recipe), said
+        return tensors, output.ui["iteris"][0]["notes"], json.loads(merged.recipe), said
 
     return merge
 
@@ -175,14 +162,14 @@ def without_place(recipe):
     return {key: value for key, value in recipe.items() if key not in OWN}
 
 
-def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_path):
-    tensors, report, recipe, said = node()
+def test_both_faces_make_the_same_adapter_notes_and_recipe(world, node, tmp_path):
+    tensors, notes, recipe, said = node()
     same_tensors, same_report, same_recipe, same_said = command(world, tmp_path)
     assert set(tensors) == set(same_tensors)
     assert all(torch.equal(tensors[key], same_tensors[key]) for key in tensors)
     assert without_place(json.loads(json.dumps(recipe))) == without_place(same_recipe)
-    for part in ("layers", "notes", "loras", "rows", "changes", "method", "max_iter"):
-        assert json.loads(json.dumps(report[part])) == same_report[part], part
+    told = [(note["code"], note["text"]) for note in notes]
+    assert told == [(note["kind"], note["text"]) for note in same_report["notes"]]
     # another second, compared above, and what writing adds
     for one in (said, same_said):
         for volatile in ("iteris.recipe", "format"):
@@ -197,5 +184,5 @@ def test_both_faces_make_the_same_adapter_report_and_recipe(world, node, tmp_pat
     assert one["prompts_from"] == "modelspec.trigger_phrase"
     assert two["prompts"] == ["a photo of hat", "hat", "hat, outdoors"]
     assert (two["weight"], two["strength_clip"]) == (2.0, 0.5)
-    assert [note["kind"] for note in report["notes"]].count("repeated") == 1
+    assert [note["code"] for note in notes].count("repeated") == 1
     assert recipe["config"]["kept_energy"] == 0.9

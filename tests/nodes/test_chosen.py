@@ -1,17 +1,15 @@
 """The LoRAs of a merge, from all of its sockets: known by their content, and read once."""
 
-import dataclasses
 import types
 
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes.loras.chosen import identified, load, read_again, scenes_of
-from iteris_pack.nodes.sockets import ChosenLora, MergedLora, Scenes
+from iteris_pack.nodes.loras.chosen import identified, load, read_again
+from iteris_pack.nodes.sockets import ChosenLora, MergedLora
 from safetensors.torch import save_file
 
-from iteris_core import Adapter, AdapterError, ConfigError
-from iteris_core.diffusion.calibration import Calibration
+from iteris_core import Adapter, AdapterError
 from iteris_core.diffusion.lora_use import LoadedLora
 
 
@@ -50,21 +48,6 @@ def test_a_comparison_reads_the_file_that_was_merged_and_no_other(replace_host, 
     save_file({"w": torch.zeros(3)}, path)
     with pytest.raises(AdapterError, match="is another file than the one that was merged"):
         read_again(base, merged)
-
-
-def test_scenes_come_with_the_loras_and_only_one_kind_of_them():
-    scenes = Scenes(0.2, True, ("{first} and {second}",))
-    plain = ChosenLora(use("a"))
-    with_scenes = dataclasses.replace(plain, scenes=scenes)
-    assert scenes_of([plain]) is None
-    assert scenes_of([plain, with_scenes, with_scenes]) is scenes
-    calibration = scenes.applied_to(Calibration(seed=7))
-    assert (calibration.scene_weight, calibration.seed) == (0.2, 7) and calibration.scene_pictures
-    assert calibration.companions == Calibration().companions
-    other = dataclasses.replace(plain, scenes=dataclasses.replace(scenes, scene_weight=0.3))
-    said = "the LoRAs come from 2 'Scene prompts' nodes with different settings"
-    with pytest.raises(ConfigError, match=said):
-        scenes_of([with_scenes, other])
 
 
 @pytest.mark.parametrize("cancel_at", [1, 2, 3, 4])

@@ -8,7 +8,6 @@ import torch
 from fake_host import fake_base, use
 from iteris_pack.nodes import compare, compare_checks, compare_rows
 from iteris_pack.nodes.sockets import MergedLora
-from iteris_pack.nodes.workflow import MERGES
 
 from iteris_core import (
     Adapter,
@@ -25,29 +24,11 @@ INK = use("ink", ("a house, ink style",), trigger="in ink style", kind="style", 
 
 
 def named(text, uses):
-    rows, taken = compare_rows.rows_of(text, uses)
+    rows, notes = compare_rows.rows_of(text, uses)
     names = compare_rows.names_of(uses)
-    return [(row.prompt, [names[way] for way in row.ways]) for row in rows], taken
-
-
-def test_only_a_loras_own_row_is_told_as_spoilt_by_the_stack():
-    pictures = [torch.full((4, 4, 3), level) for level in (0.2, 0.7, 0.3)]
-    rows, _ = compare_rows.rows_of("", [DOG, CAT])
-    told = [compare.spoilt_by_stack(row, pictures) for row in rows]
-    assert told == pytest.approx([0, 0.5, 0.5]), "the top row has the base model first"
-
-
-def test_a_prompt_names_several_loras_by_what_they_are_called():
-    for prompt, uses, several in (
-        (compare_rows.meeting_of([DOG, CAT]), [DOG, CAT], True),
-        ("A (SKS dog:1.2) chases the cat", [DOG, CAT], True),
-        ("a sks dog in ink style", [DOG, INK], True),
-        ("a photo of a sks dog", [DOG, CAT, INK], False),
-        ("a sks dog and a caterpillar", [DOG, CAT], False),
-        ("a sks dog", [DOG, use("dog_v2", ("a sks dog",))], False),
-        ("a dog", [use("silent", ()), use("mute", ())], False),
-    ):
-        assert compare_rows.names_several(prompt, uses) == several, prompt
+    return [(row.prompt, [names[way] for way in row.ways]) for row in rows], [
+        note.text for note in notes
+    ]
 
 
 def test_each_lora_has_a_row_of_its_own_ways_below_one_in_which_they_meet():
@@ -76,19 +57,6 @@ def test_loras_without_prompts_take_no_pictures_from_the_others():
     assert named("a dog", [silent, CAT]) == ([("a dog", every)], [])
     assert named("", [silent]) == ([("", ["base model", "silent", "merged"])], [note])
     assert compare_rows.Row("", ()).label == "without a prompt"
-
-
-def test_several_subjects_are_drawn_where_they_meet_if_they_were_measured_together():
-    assert compare_rows.words_for([DOG, CAT], together=True) == "a sks dog and a cat"
-    assert compare_rows.words_for([INK, DOG, CAT], together=False) == "a photo of a sks dog"
-    assert (
-        compare_rows.words_for([DOG, CAT, INK], together=True)
-        == "a sks dog and a cat, in ink style"
-    )
-    for together in (True, False):
-        assert compare_rows.words_for([DOG, INK], together=together) == "", (
-            "its trigger words will do"
-        )
 
 
 def test_a_merge_beside_a_lora_of_it_repeats_neither_a_subject_nor_a_prompt():
@@ -156,20 +124,18 @@ def refused(monkeypatch, replace_host):
         (["5", 0], ""),  # nobody knows it yet
     ],
 )
-@pytest.mark.parametrize("kind", MERGES)
-def test_the_users_prompts_are_refused_before_the_merge(refused, text, said, kind):
+def test_the_users_prompts_are_refused_before_the_merge(refused, text, said):
     refused, prompt = refused
-    prompt["2"] = {"class_type": kind, "inputs": {}}
+    prompt["2"] = {"class_type": "IterISMerge", "inputs": {}}
     prompt["3"]["inputs"]["prompt"] = text
     prompt["4"] = {"class_type": "PrimitiveString", "inputs": {"value": "a {red|blue} dog"}}
     prompt["5"] = {"class_type": "Wildcards", "inputs": {}}
     found = refused()
     assert said in found if said else found is True
-    assert compare_checks.has_refused(prompt, "2") == bool(said)
-    assert not compare_checks.has_refused(prompt, "other")
+    assert bool(compare_checks.refusal_for(prompt, "2")) == bool(said)
+    assert not compare_checks.refusal_for(prompt, "other")
 
 
-@pytest.mark.parametrize("kind", MERGES)
 @pytest.mark.parametrize(
     ("model", "clip", "said"),
     [
@@ -179,11 +145,11 @@ def test_the_users_prompts_are_refused_before_the_merge(refused, text, said, kin
         (["1", 0], ["4", 1], "clip comes from the merge"),
     ],
 )
-def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, said, kind):
+def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, said):
     refused, prompt = refused
     prompt |= {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
-        "2": {"class_type": kind, "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
+        "2": {"class_type": "IterISMerge", "inputs": {"model": ["1", 0], "clip": ["1", 1]}},
         "3": {
             "class_type": "IterISCompare",
             "inputs": {"merged": ["2", 3], **({"model": model, "clip": clip} if model else {})},
@@ -192,13 +158,11 @@ def test_a_compare_of_a_merge_with_itself_stops_the_merge(refused, model, clip, 
     }
     found = refused()
     assert found.startswith(said) if said else found is True
-    assert compare_checks.has_refused(prompt, "2") == bool(said)
+    assert bool(compare_checks.refusal_for(prompt, "2")) == bool(said)
     prompt["5"] = {"class_type": "Switch", "inputs": {"any_01": ["2", 3]}}
     prompt["3"]["inputs"]["merged"] = ["5", 0]
     assert compare_checks.merge_of(prompt, "3") == "2", "through a node that hands it on"
-    assert not compare_checks.has_refused(prompt, "other")
-    prompt["2"]["inputs"]["model_low_noise"] = ["6", 0]
-    assert "for a pair of models" in refused()
+    assert not compare_checks.refusal_for(prompt, "other")
 
 
 @pytest.mark.parametrize(
@@ -214,18 +178,6 @@ def test_pictures_are_of_the_size_that_the_merge_was_set_to_be_measured_at(merge
     assert compare.side_of(merged, FAMILIES["SDXL"]) == side
 
 
-@pytest.mark.parametrize(
-    ("recipe", "is_together"),
-    [
-        ('{"calibration": {"scene_weight": 0.3}}', True),
-        ('{"calibration": {}}', False),
-        ("{}", False),
-    ],
-)
-def test_a_merge_tells_whether_its_loras_were_measured_together(merged, recipe, is_together):
-    assert dataclasses.replace(merged, recipe=recipe).is_together == is_together
-
-
 @pytest.fixture
 def merged(keys):
     delta = LowRankDelta(torch.ones(6, 1), torch.ones(1, 4))
@@ -236,17 +188,10 @@ def test_a_comparison_says_by_what_it_was_drawn(replace_host):
     names = ["b_ckpt.safetensors", "x/a_ckpt.safetensors", "cat", "b_ckpt.safetensors"]
     replace_host(
         find_model=lambda name: name if "ckpt" in name else None,
-        lora_names=lambda: [f"{letter}.safetensors" for letter in "acdefg"],
     )
     assert compare.base_name(names, "SDXL", 0) == "b_ckpt + a_ckpt"
-    loras = ["d.safetensors", "<lora:a:1>\n#<lora:c:1>"]
-    assert compare.base_name(loras, "SDXL", 2) == "SDXL + a + d"
-    assert compare.base_name([*names, *loras], "SDXL", 1) == "b_ckpt + a_ckpt + 1 LoRA"
-    assert (
-        compare.base_name(["<lora:a:1> <lora:c:1> <lora:e:1> <lora:f:1>", *loras], "SDXL", 5)
-        == "SDXL + 5 LoRAs"
-    )
-    assert compare.base_name(loras, "SDXL", 0) == "SDXL", "taken off again"
+    assert compare.base_name([], "SDXL", 2) == "SDXL + 2 LoRAs"
+    assert compare.base_name(names, "SDXL", 1) == "b_ckpt + a_ckpt + 1 LoRA"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,11 @@ from dataclasses import asdict
 import pytest
 import torch
 from fake_host import use
-from iteris_pack.nodes import stack
-from iteris_pack.nodes.load import LoadLoras
+from iteris_pack.nodes import rows
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.names import fingerprint
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.recipe import LoadRecipe
-from iteris_pack.nodes.stack import LoraStack
 from safetensors.torch import save_file
 
 
@@ -48,51 +46,30 @@ def test_a_merge_changes_with_the_files_of_its_rows_that_are_switched_on(replace
     assert Merge.fingerprint_inputs(loras=rows) == before
     (tmp_path / "cat.safetensors").touch()
     assert Merge.fingerprint_inputs(loras=rows) != before
-    assert Merge.fingerprint_inputs(loras=None) == Merge.fingerprint_inputs() == ""
-
-
-def test_without_a_stack_only_files_that_the_text_names_count(replace_host, tmp_path):
-    names = ["cat.safetensors"]
-    replace_host(lora_names=lambda: names, find_lora=lambda name: tmp_path / name)
-    before = LoraStack.fingerprint_inputs(text="<lora:cat>")
-    names.append("dog.safetensors")
-    (tmp_path / names[-1]).touch()
-    assert LoraStack.fingerprint_inputs(text="<lora:cat>") == before
-    (tmp_path / names[0]).touch()
-    assert LoraStack.fingerprint_inputs(text="<lora:cat>") != before
-
-
-def test_the_other_file_of_a_pair_counts(replace_host, tmp_path):
-    names = ["dog-H.safetensors", "dog-L.safetensors"]
-    replace_host(lora_names=lambda: names, find_lora=lambda name: tmp_path / name)
-    before = LoraToMerge.fingerprint_inputs(lora_name=names[0])
-    (tmp_path / names[1]).touch()
-    assert LoraToMerge.fingerprint_inputs(lora_name=names[0]) != before
 
 
 @pytest.mark.parametrize("linked", [{"lora_stack": None}, {}])
-@pytest.mark.parametrize(("node", "rows"), [(LoraStack, "text"), (LoadLoras, "loras")])
 def test_of_what_comes_through_a_link_the_files_count_that_a_run_has_used(
-    replace_host, monkeypatch, tmp_path, node, rows, linked
+    replace_host, monkeypatch, tmp_path, linked
 ):
     files = {name: tmp_path / name for name in ("named", "used", "other")}
     for path in files.values():
         path.write_bytes(b"1")
     replace_host(lora_names=lambda: list(files), find_lora=files.get)
-    monkeypatch.setattr(stack, "_FIRST_USED", {})
+    monkeypatch.setattr(rows, "_FIRST_USED", {})
     text = "<lora:named>" if linked else None
 
     def found():
-        return node.fingerprint_inputs(**{rows: text}, **linked)
+        return Merge.fingerprint_inputs(loras=text, **linked)
 
     before = found()
-    stack.remember([use("used", (), file="used"), use("on the model", (), file=None)])
+    rows.remember([use("used", (), file="used"), use("on the model", (), file=None)])
     files["other"].write_bytes(b"22")
     files["new"] = tmp_path / "new"
     assert found() == before, "a second run is taken from the cache"
     files["used"].write_bytes(b"22")
     changed = found()
-    stack.remember([use("used", (), file="used")])  # it runs again
+    rows.remember([use("used", (), file="used")])  # it runs again
     assert changed != before and found() == changed
     files["named"].write_bytes(b"22")
     assert (found() != changed) == bool(linked)

@@ -7,13 +7,12 @@ import torch
 from fake_host import use
 from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
-from iteris_pack.nodes.cost import Work, cost_shown
+from iteris_pack.nodes.cost import Work, cost_of
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.prepared import guessed_styles, made_otherwise, prepared, too_small
-from iteris_pack.nodes.settings import Settings, changes_of
+from iteris_pack.nodes.prepared import guessed_styles, prepared, too_small
+from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.sockets import ChosenLora
-from iteris_pack.nodes.words import NAMES
 from safetensors.torch import save_file
 
 from iteris_core import CalibrationError, ConfigError, MergeConfig, MergeReport
@@ -23,7 +22,6 @@ from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import Recipe
 from iteris_core.files.families import FAMILIES
 from iteris_core.report.records import Note
-from iteris_core.settings import labelled
 
 
 def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
@@ -36,21 +34,21 @@ def test_a_device_that_is_too_small_is_told_in_the_report_and_the_log(caplog):
 def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
     (given,) = Settings.execute(**widgets(Settings)).args
     asked = Asked("Preview", True, Size(way="rank", value=8.0), given)
-    calibration, how = asked.settings([], None)
+    calibration, how = asked.settings()
     assert calibration.scene_weight == 0.0
     assert (how.config.method, how.config.measured, how.config.rank) == ("np_lora", False, "sum")
     [note] = how.notes
     assert note.text == "together and size did not count, since a preview measures nothing"
     assert MergeReport((), notes=how.notes).warnings == [], "nothing is wrong"
-    _, how = Asked("Preview", False, Size()).settings([], None)
+    _, how = Asked("Preview", False, Size()).settings()
     assert how.notes == ()
 
 
 def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
     """Unless nothing runs on prompts. Advice is given only where it can be followed."""
     replace_host(lora_names=list, start_of=lambda start: None)  # and nothing that reads
-    base = SimpleNamespace(family=FAMILIES["SD1.5"], may_be_expert=False)
-    connected = SimpleNamespace(base=lambda: base, low=None, texts={"model": ()})
+    base = SimpleNamespace(family=FAMILIES["SD1.5"])
+    connected = SimpleNamespace(base=lambda: base, texts={"model": ()})
     chosen = [ChosenLora(use("cat", ("a cat",))), ChosenLora(use("ink", ()))]
 
     def told(preset, given=None):
@@ -69,64 +67,22 @@ def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
 
 def test_connected_settings_replace_those_of_the_preset_and_of_the_node():
     given = Changes({"trajectories": 3}, {"kept_energy": 0.9, "output_dtype": torch.float32})
-    calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings([], None)
+    calibration, how = Asked("Fast", True, Size(way="smaller"), given).settings()
     assert calibration.trajectories == 3
     assert calibration.scene_weight == 0.3
     assert (how.config.kept_energy, how.config.output_dtype) == (0.9, torch.float32)
-    _, how = Asked("Fast", False, Size(way="rank", value=8.0)).settings([], None)
+    _, how = Asked("Fast", False, Size(way="rank", value=8.0)).settings()
     assert how.config.rank == 8
     with pytest.raises(ConfigError, match="size is rank and quality_kept"):
-        Asked("Fast", False, Size(way="rank", value=8.0), given).settings([], None)
-
-
-def test_what_is_set_of_a_merge_tells_it_from_others(widgets):
-    def told(given=None, preset="Balanced", together=False, **size):
-        return Asked(preset, together, Size(**size), given).told()
-
-    usual = widgets(Settings)
-    as_usual = {"preset": "Balanced", "settings": {}}
-    assert told() == told(changes_of(**usual)) == as_usual, "a settings node alone changes nothing"
-    changed = usual | {"sample_runs": 3, "precision": "bfloat16", "protected_prompts": "a\nb"}
-    others = {"sample_runs": "3", "precision": "bfloat16", "protected_prompts": "a, b"}
-    assert told(changes_of(**changed), "Fast") == {"preset": "Fast", "settings": others}
-    chosen = {"reproduce": "what the LoRA adds"}
-    assert told(changes_of(**usual | chosen))["settings"] == chosen, "in the words of the node"
-    own = told(together=True, way="rank", value=16.0)["settings"]
-    assert own == {"together": "on", "size": "rank 16"}
-    assert told(preset="Preview", together=True)["settings"] == {}, "which does not count"
-    recipe = Recipe((), Calibration(), MergeConfig(), {})
-    assert told(recipe) == {"preset": "", "settings": {}}
+        Asked("Fast", False, Size(way="rank", value=8.0), given).settings()
 
 
 def test_the_settings_of_a_recipe_are_all_there_are_and_a_note_says_so():
     recipe = Recipe((), Calibration(trajectories=3), MergeConfig(rank=2), {"base": "sd15"})
-    calibration, how = Asked("Fast", True, Size(way="rank", value=8.0), recipe).settings([], None)
+    calibration, how = Asked("Fast", True, Size(way="rank", value=8.0), recipe).settings()
     assert (calibration, how.config) == (recipe.calibration, recipe.config)
     [note] = how.notes
     assert "preset, together and size did not count" in note.text
-
-
-def test_a_recipe_whose_settings_are_not_connected_is_told_where_it_sets_others():
-    made = Calibration(trajectories=40, scene_weight=0.3, preserve_captions=("a", "b"))
-    recipe = Recipe((), made, MergeConfig(rank=4), {})
-    loras = [ChosenLora(use(name), recipe=recipe) for name in "ab"]
-
-    def told(given=None, config=MergeConfig(), loras=loras, **size):  # noqa: B008
-        asked = Asked("Balanced", False, Size(**size), given)
-        job = SimpleNamespace(calibration=Calibration(scene_weight=0.0), config=config)
-        with labelled(NAMES):
-            return [note.text for note in made_otherwise(loras, asked, job)]
-
-    [all_of_it] = told()
-    start = "the settings of Load recipe are not connected, so they did not count: sample_runs 40"
-    assert all_of_it.startswith(f"{start} (here 20), ")
-    assert "together on (here off" in all_of_it and "protected_prompts ('a', 'b')" in all_of_it
-    assert all_of_it.endswith(", rank 4 (here sum)")
-    [chosen] = told(way="rank", value=8.0)
-    assert chosen == all_of_it.removesuffix(", rank 4 (here sum)"), "the size was meant so"
-    same = ChosenLora(use("a"), recipe=Recipe((), Calibration(scene_weight=0.0), MergeConfig(), {}))
-    assert told(loras=[same, ChosenLora(use("b"))]) == told(recipe) == []
-    assert told(config=MergeConfig(method="sum", measured=False)) == []
 
 
 def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replace_host, tmp_path):
@@ -152,15 +108,18 @@ def test_a_file_that_looks_like_a_style_is_one_where_its_row_says_nothing(replac
 def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
     work = {"Fast": Work(10, 10, 0), "Balanced": Work(20, 20, 0)}
     report = MergeReport(())
-    shown = {"rows": 20, "seconds": 1.5, "presets": work}
-    reused = MergeReport((), notes=(Note("reused", "8 of the 12 sampling runs"),))
-    assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {}, "none was timed"
+    shown = {
+        **{"rows": 20, "seconds": 1.5},
+        "presets": {
+            "Fast": {"rows": 10, "runs": 10, "steps": 0},
+            "Balanced": {"rows": 20, "runs": 20, "steps": 0},
+        },
+    }
     unpolished = MergeReport((), notes=(Note("unpolished", "not polished"),))
-    assert cost_shown(work, "Balanced", 0.1, unpolished, "SDXL") == {}, "not all of it was made"
-    assert cost_shown(work, "Balanced", 1.52, report, "SDXL") == {"iteris_cost": [shown]}
-    assert cost_shown(work, "another", 1.52, report, "SDXL") == {}
-    assert cost_shown(work, "Balanced", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
-    assert cost_shown(work, "Fast", 0.1, reused, "SDXL") == {"iteris_cost": [shown]}
-    assert cost_shown(work, "Balanced", 0.1, reused, "Flux.1") == {}
+    assert cost_of(work, "Balanced", 0.1, unpolished, "SDXL") is None, "not all of it was made"
+    assert cost_of(work, "Balanced", 1.52, report, "SDXL") == shown
+    assert cost_of(work, "another", 1.52, report, "SDXL") is None
+    assert cost_of(work, "Fast", 0.1, unpolished, "SDXL") == shown
+    assert cost_of(work, "Balanced", 0.1, unpolished, "Flux.1") is None
     recipe = Recipe((), Calibration(), MergeConfig(), {})
     assert Asked("Fast", False, Size(), recipe).changes("Fast") is None

@@ -131,7 +131,7 @@ def test_an_editing_model_is_measured_with_pictures_or_the_report_says_so():
     assert notes(0, False) == []
     (told,) = notes(0, True)
     assert "edits pictures, by its file's name" in told
-    assert told.endswith("ReferenceLatent to start of Merge LoRAs for video or editing")
+    assert told.endswith("ReferenceLatent to start")
     assert "with the middle of 2 pictures to edit" in notes(2, False)[0]
     with pytest.raises(ConfigError, match="scenes of several LoRAs cannot be measured with them"):
         notes(1, True, scene_weight=0.3)

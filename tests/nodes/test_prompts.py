@@ -5,7 +5,6 @@ import torch
 from fake_host import use
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.scene import with_triggers
 from safetensors.torch import save_file
 
 from iteris_core import IterisError
@@ -22,21 +21,6 @@ def files(replace_host, tmp_path):
     )
     for name, said in (("cat", {"modelspec.trigger_phrase": "sks cat"}), ("bare", None)):
         save_file({"a": torch.ones(1)}, tmp_path / f"{name}.safetensors", said)
-
-
-def test_a_subjects_trigger_words_are_filled_in_from_its_file(files):
-    cats = [use(name, ("a photo of it",), file=f"{name}.safetensors") for name in ("cat", "bare")]
-    named = with_triggers(cats, "cat: a {trigger}", "bare: in ink style")
-    kinds = [(cat.kind, cat.trigger) for cat in named]
-    assert kinds == [("subject", "a sks cat"), ("style", "in ink style")]
-    said = r"styles: bare\.safetensors is called 'in \{trigger\}', and its file names"
-    with pytest.raises(IterisError, match=said):
-        with_triggers(cats, "", "bare: in {trigger}")
-    with pytest.raises(IterisError, match=r"^styles, line 1: which LoRA is it for"):
-        with_triggers(cats, "cat: a cat", "stray")
-    said = "cat is called 'a cat' in subjects and 'in cat style' in styles"
-    with pytest.raises(IterisError, match=said):
-        with_triggers(cats, "cat: a cat", "cat: in cat style")
 
 
 def test_an_article_is_not_said_twice():

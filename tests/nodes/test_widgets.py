@@ -5,14 +5,11 @@ import re
 import pytest
 import torch
 from iteris_pack.nodes.asked import Asked
-from iteris_pack.nodes.expert_files import LOW_INPUT
-from iteris_pack.nodes.lora import LoraToMerge, TrainedLora
-from iteris_pack.nodes.merge import Merge, MergeVideo
-from iteris_pack.nodes.scene import ScenePrompts
+from iteris_pack.nodes.lora import LoraToMerge
+from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.words import NAMES, TARGETS
-from iteris_pack.nodes.workflow import MERGES
 
 from iteris_core import ConfigError, MergeConfig
 from iteris_core.config import UNIT_GAIN
@@ -33,35 +30,22 @@ OTHERS = {
     (LoraToMerge, "strength_model"): (LoraUse, "strength_model"),
     (LoraToMerge, "strength_clip"): (LoraUse, "strength_clip"),
     (LoraToMerge, "priority"): (LoraUse, "weight"),
-    (TrainedLora, "strength_model"): (LoraUse, "strength_model"),
-    (TrainedLora, "priority"): (LoraUse, "weight"),
-    (ScenePrompts, "priority"): (Calibration, "scene_weight"),
 }
 
 
 SHOWN = {"STRING", "COMBO", "BOOLEAN", "FLOAT"}  # as fields, not as sockets
 
 
-def test_a_merge_has_the_sockets_of_pictures_and_that_for_video_has_two_and_one_more():
-    plain, video = (node.define_schema() for node in (Merge, MergeVideo))
-    sockets = [item.id for item in plain.inputs if item.io_type not in SHOWN]
-    assert sockets == ["model", "clip", "more_loras", "settings"]
-    outputs = [item.display_name for item in plain.outputs]
-    assert outputs == ["MODEL", "CLIP", "LORA_MODEL", "merged LoRA", "report"]
-    names, of_video = ([item.id for item in schema.inputs] for schema in (plain, video))
-    assert of_video == [*names, "start", LOW_INPUT]
-    assert [item.display_name for item in video.outputs] == [*outputs, "MODEL low noise"]
-    assert (plain.node_id, video.node_id) == MERGES
-
-
-def test_a_bypassed_merge_hands_on_each_model_of_a_pair():
-    """The page joins an output to the socket in its place, or else to the first one of its type."""
-    schema = MergeVideo.define_schema()
-    sockets = [item for item in schema.inputs if item.io_type not in SHOWN]
-    names = [item.id for item in sorted(sockets, key=lambda item: item.optional)]
+def test_a_merge_has_the_sockets_of_loras_settings_and_a_first_picture():
+    schema = Merge.define_schema()
+    sockets = [item.id for item in schema.inputs if item.io_type not in SHOWN]
+    assert sockets == ["model", "clip", "lora_stack", "more_loras", "settings", "start"]
     outputs = [item.display_name for item in schema.outputs]
-    for output, name in {"MODEL": "model", "CLIP": "clip", "MODEL low noise": LOW_INPUT}.items():
-        assert names[outputs.index(output)] == name
+    assert outputs == ["MODEL", "CLIP", "LORA_MODEL", "merged LoRA", "report"]
+
+
+def test_a_user_may_set_at_most_20_settings():
+    assert len(widgets_of_settings()) <= 20
 
 
 def widgets_of_settings():
@@ -155,7 +139,7 @@ def test_each_widget_of_merge_settings_changes_its_setting(widgets):
 def other_value(widget):
     default = widget.more["default"]
     if widget.io_type == "STRING":
-        return "a dog"
+        return "{first} and {second}"
     if widget.io_type == "BOOLEAN":
         return not default
     if widget.io_type == "COMBO":
