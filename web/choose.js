@@ -1,23 +1,12 @@
 // A choice among many files: a field to search in, the files that have all its words, each with its picture, and the
 // picture of one of them large. Files for another model than the one that is connected are left out.
 
-import { keepList, keptList } from "./browser_lists.js";
-import { offer } from "./fitting.js";
 import { aboutLora, lastAboutLora, pictureOf } from "./loras.js";
 import { button, canPopUp, EDGE, html, imageAt, putBeside, sayMade, tell, withFolder } from "./parts.js";
 import { endPeek, face } from "./peek.js";
-import {
-  canName,
-  foldersOf,
-  isInFolder,
-  matching,
-  nameOf,
-  namesakes,
-  ownName,
-  similar,
-  versions,
-} from "./rows_text.js";
+import { canName, matching, nameOf, namesakes, offer, ownName, similar, versions } from "./rows_text.js";
 import { foundBy, madeOf, wordsOf } from "./triggers.js";
+import { say } from "./words.js";
 
 const MOST = 200; // names in the list at a time
 const AT_ONCE = 8; // files that the server is asked about
@@ -27,19 +16,8 @@ const STEPS = { ArrowDown: 1, ArrowUp: -1, PageDown: PAGE, PageUp: -PAGE, Home: 
 const GAP = 2; // pixels from its row
 const LEAST = 240; // pixels of the box, which rather covers its row
 const REST = 300; // milliseconds on a name, before the server is asked about it
-const MANY = 40; // names, of which those come first that were chosen last, and before them other versions of one
-const RECENT = "iteris_recent"; // these, in the browser's memory
-const KEPT = 8; // of these
+const MANY = 40; // names, of which other versions of the chosen one come first
 let withOthers = false; // files for other models, until the page is closed
-
-/** Return the names that were chosen last. */
-const remembered = () => keptList("localStorage", RECENT);
-
-/** Remember a name as the one that was chosen last. */
-function remember(name) {
-  const others = remembered().filter((each) => each !== name);
-  keepList("localStorage", RECENT, [name, ...others].slice(0, KEPT));
-}
 
 const isWhole = (name) => !lastAboutLora(name)?.error;
 const isMerge = (name) => lastAboutLora(name)?.merged_from?.length > 0;
@@ -59,12 +37,11 @@ const isMerge = (name) => lastAboutLora(name)?.merged_from?.length > 0;
  * @param {string} [offering.now] the name that is chosen now
  * @param {string} [offering.lost] the name that is written now, of which there is no file
  * @param {Set<string>} offering.taken names that are chosen elsewhere
- * @param {(word: string, values?: object) => string} say
  * @param {(name: string, isOpen: boolean) => void} chosen also told whether the list is still open
  */
-export function choose(anchor, { row, several }, offering, say, chosen) {
+export function choose(anchor, { row, several }, offering, chosen) {
   if (!canPopUp()) return tell(say("no_list"), say("no_list_rest"));
-  const choice = new Choice(anchor, { row, several }, say, chosen);
+  const choice = new Choice(anchor, { row, several }, chosen);
   choice.open();
   offering.then((offered) => choice.box.isConnected && choice.fill(offered));
 }
@@ -75,7 +52,6 @@ class Choice {
   list = html("div", "iteris-names");
   picture = html("div", "iteris-seen");
   both = html("div", "iteris-found"); // the list, and the picture beside it
-  folder = html("select", "iteris-where");
   rest = html("div", "iteris-quiet");
   foot = html("div", "iteris-foot");
 
@@ -101,8 +77,8 @@ class Choice {
   seen; // the name whose picture is shown large
   asking; // the last question, which ends those before it
 
-  constructor(anchor, { row, several }, say, chosen) {
-    Object.assign(this, { anchor, several, say, chosen });
+  constructor(anchor, { row, several }, chosen) {
+    Object.assign(this, { anchor, several, chosen });
     this.box.popover = "auto";
     this.list.role = "listbox";
     this.list.id = `iteris-names-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
@@ -110,16 +86,11 @@ class Choice {
     this.field.role = "combobox";
     this.field.ariaExpanded = "true";
     this.field.setAttribute("aria-controls", this.list.id);
-    this.others = othersSwitch(say, () => {
+    this.others = othersSwitch(() => {
       this.search();
       this.field.focus();
     });
     this.both.append(this.list, this.picture);
-    this.folder.ariaLabel = say("folder");
-    this.folder.addEventListener("change", () => {
-      this.search();
-      this.field.focus();
-    });
     if (several) this.foot.append(html("span", "iteris-quiet", say("several")));
     this.box.append(this.field, this.both, this.rest, this.foot);
     this.field.addEventListener("input", () => this.search());
@@ -149,12 +120,9 @@ class Choice {
     this.alike = namesakes(names);
     this.own = names.map((name) => ownName(nameOf(name)));
     const likest = now ? [now] : similar(lost ?? "", names);
-    const isFree = (name) => names.includes(name) && !taken.has(name);
-    const likely = [...(now ? versions(now, names) : likest), ...remembered().filter(isFree)];
-    if (names.length >= MANY) this.ahead = [...new Set(likely)];
+    if (names.length >= MANY) this.ahead = now ? versions(now, names) : likest;
     if (!this.field.value.trim()) this.wished = likest;
     if (fits.length) this.foot.prepend(this.others);
-    this.listFolders();
     const wanted = this.show();
     if (this.isDone) return;
     const room = Math.max(this.both.offsetHeight, names.length * LINE); // for the names that are still to come
@@ -162,19 +130,6 @@ class Choice {
     this.learn(wanted);
     const isAbove = place(this.box, this.at);
     if (!isAbove) this.both.style.height = ""; // above its row, it would end far from there
-  }
-
-  /** Offer the folders to look in, where there are many files in several. */
-  listFolders() {
-    const folders = foldersOf(this.names);
-    if (this.names.length < MANY || folders.length < 2) return;
-    const option = (folder, text) => Object.assign(html("option", "", text), { value: folder });
-    const options = folders.map(([folder, count]) => {
-      const parts = folder.split("/").slice(0, -1);
-      return option(folder, `${"\u2003".repeat(parts.length)}${parts.at(-1)} (${count})`);
-    });
-    this.folder.append(option("", this.say("all_folders", { count: this.names.length })), ...options);
-    this.box.insertBefore(this.folder, this.both);
   }
 
   familyOf(name) {
@@ -189,7 +144,7 @@ class Choice {
   }
 
   doubtsOf(lora) {
-    return [lora?.error, this.isOther(lora) && this.say("unfit", { family: lora.family })].filter(Boolean);
+    return [lora?.error, this.isOther(lora) && say("unfit", { family: lora.family })].filter(Boolean);
   }
 
   /** Return the trigger words that a file is found by, where its name does not tell why. */
@@ -227,13 +182,13 @@ class Choice {
     const address = pictureOf(name, lora);
     if (option.firstChild.firstChild?.getAttribute("src") !== address)
       option.firstChild.replaceChildren(...(address ? [imageAt(address, "lazy")] : []));
-    sayMade(option.lastChild, [madeOf(lora ?? {}, this.say), this.wordsFound(name, lora)].filter(Boolean).join("\n"));
+    sayMade(option.lastChild, [madeOf(lora ?? {}), this.wordsFound(name, lora)].filter(Boolean).join("\n"));
     option.classList.toggle("iteris-broken", !isWhole(name));
     option.ariaDisabled = String(!isWhole(name));
     option.classList.toggle("iteris-stranger", this.isOther(lora));
     option.dataset.family = this.isOther(lora) ? lora.family : "";
     option.classList.toggle("iteris-taken", this.taken.has(name));
-    const described = [...this.doubtsOf(lora), ...(this.taken.has(name) ? [this.say("taken")] : [])];
+    const described = [...this.doubtsOf(lora), ...(this.taken.has(name) ? [say("taken")] : [])];
     option.setAttribute("aria-description", described.join("\n"));
   }
 
@@ -244,7 +199,7 @@ class Choice {
     let told;
     const draw = (lora) => {
       const file = { name: nameOf(name), doubts: this.doubtsOf(lora), lora, picture: pictureOf(name, lora) };
-      if (told !== JSON.stringify(file)) this.picture.replaceChildren(...face(file, this.say));
+      if (told !== JSON.stringify(file)) this.picture.replaceChildren(...face(file));
       told = JSON.stringify(file);
     };
     if (!name) return this.picture.replaceChildren();
@@ -275,10 +230,9 @@ class Choice {
       return this.field.focus(); // a click has taken the focus
     }
     if (!canName(name)) {
-      this.rest.textContent = this.say("no_row_name", { name });
+      this.rest.textContent = say("no_row_name", { name });
       return;
     }
-    remember(name);
     const isOpen = isMore && this.several;
     this.isDone = !isOpen;
     if (this.isDone) this.box.hidePopover();
@@ -293,10 +247,9 @@ class Choice {
   /** List what is found, and return the names of all that may be. */
   show() {
     const { value } = this.field;
-    const folder = this.folder.value;
-    const names = folder ? this.names.filter((name) => isInFolder(name, folder)) : this.names;
+    const { names } = this;
     const isShown = (name) => name === this.now || !this.isOther(lastAboutLora(name));
-    const first = value.trim() || folder ? [] : this.ahead.filter(isShown);
+    const first = value.trim() ? [] : this.ahead.filter(isShown);
     const matches = matching(names, value, (name) => foundBy(lastAboutLora(name) ?? {}), isMerge);
     const all = [...first, ...matches.filter((name) => !first.includes(name))];
     const { offered, unread } = offer(all, withOthers ? [] : this.fits, (name) => this.familyOf(name), isWhole);
@@ -326,7 +279,7 @@ class Choice {
 
   /** Say how many files are not listed, and why. */
   sayRest(waiting, unread, all) {
-    const { found, say } = this;
+    const { found } = this;
     this.box.classList.toggle("iteris-unfound", !found.length); // it is said where one looks, above the names
     this.both.hidden = !found.length && !waiting;
     const more = found.length + unread - MOST;
@@ -355,7 +308,7 @@ class Choice {
   }
 
   shownInstead(count) {
-    return button("iteris-show-others", this.say("only_others", { count }), this.say("others"), () => {
+    return button("iteris-show-others", say("only_others", { count }), say("others"), () => {
       this.others.firstChild.click();
       this.field.focus();
     });
@@ -401,14 +354,14 @@ class Choice {
 
   /** Focus the next field or button, round in a circle. */
   step(by) {
-    const stops = [...this.box.querySelectorAll("input, select, button")];
+    const stops = [...this.box.querySelectorAll("input, button")];
     stops.at((stops.indexOf(document.activeElement) + by) % stops.length).focus();
   }
 
   press(event) {
     event.stopPropagation(); // it is not for the canvas
     const { key, shiftKey } = event;
-    const isOther = event.target === this.folder ? key !== "Tab" : key === "Enter" && event.target !== this.field;
+    const isOther = key === "Enter" && event.target !== this.field;
     // Safari's Enter that ends what a method of writing composes has this code alone
     const isComposing = event.isComposing || event.keyCode === 229;
     if (!(key in STEPS || key === "Enter" || key === "Tab") || isComposing || isOther) return;
@@ -421,7 +374,7 @@ class Choice {
 }
 
 /** Return what lists files for other models, too. */
-function othersSwitch(say, changed) {
+function othersSwitch(changed) {
   const label = html("label", "iteris-others");
   const box = html("input");
   box.type = "checkbox";

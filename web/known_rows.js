@@ -1,15 +1,12 @@
 // What is known of the LoRAs in rows, and of each beside the others.
 
-import { repeated, strangers, within } from "./fitting.js";
-import { aboutLora, aboutModelOf, isSubject, loraNames, pictureOf, refusalOf, wantsWords } from "./loras.js";
-import { changed, fileOf, namesakes, newRow, partsOf } from "./rows_text.js";
-import { isMerge } from "./prompt_graph.js";
+import { aboutLora, aboutModelOf, loraNames, pictureOf, refusalOf } from "./loras.js";
+import { changed, fileOf, namesakes, newRow, repeated, strangers } from "./rows_text.js";
 
 const DOUBTFUL = /[|]|__/; // no other prompt has several readings
 
 /**
- * Return what is known of each row's file, see `drawRow`; its `key` tells LoRAs apart, and is "" for one that does not
- * count.
+ * Return what is known of each row's file, see `drawRow`.
  *
  * @param {object} node
  * @param {object[]} entries of the rows that are drawn
@@ -21,40 +18,27 @@ export async function knownOfRows(node, entries) {
     entries.map(async ({ row, isOff }) => {
       const file = row && names ? fileOf(row.name, names) : undefined;
       const lora = file ? await aboutLora(file) : null;
-      const content = lora?.hash ? [lora.hash, lora.rank] : file; // a smaller copy may state the same
-      const key = file && !isOff ? JSON.stringify([content, row.blocks, row.without]) : "";
       return {
-        file,
         isOff,
         isMissing: !!row && !!names && !file,
         isNamesake: alike.has(file),
         lora,
         picture: file && pictureOf(file, lora),
-        key,
-        refused: row?.name && !isOff ? await refusedOf(node, row) : {},
-        isSubject: !!key && isSubject(row, lora),
-        wantsWords: !!key && wantsWords(row, lora, isMerge(node)),
+        key: file && !isOff ? JSON.stringify([lora?.hash ?? file, lora?.rank, row.blocks, row.without]) : "",
+        refused: row?.name && !isOff ? await refusedOf(row) : {},
       };
     }),
   );
-  const fitting = strangers(
-    found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? ""))),
-    about.fits ?? [],
-  );
+  const families = found.map(({ isOff, lora }) => (isOff ? "" : (lora?.family ?? "")));
+  const fitting = strangers(families, about.fits ?? []);
   const again = repeated(found.map(({ key }) => key));
-  const inside = within(
-    found.map(({ file, isOff, lora }) => ({
-      file: isOff ? undefined : file,
-      parts: partsOf(lora?.merged_from ?? [], names ?? []),
-    })),
-  );
-  return found.map((each, at) => ({ ...each, fitting: fitting[at], isAgain: again[at], within: inside[at] }));
+  return found.map((each, at) => ({ ...each, fitting: fitting[at], isAgain: again[at] }));
 }
 
 /** Return why the server would not run a row: for its blocks and layers, and for its prompts. */
-async function refusedOf(node, { name, blocks, without, prompts }) {
+async function refusedOf({ name, blocks, without, prompts }) {
   const ask = (change) => refusalOf(changed(newRow(name), change).text);
-  const doubtful = isMerge(node) ? prompts.filter((prompt) => DOUBTFUL.test(prompt)) : [];
+  const doubtful = prompts.filter((prompt) => DOUBTFUL.test(prompt));
   return {
     more: blocks || without.length ? await ask({ blocks, without }) : "",
     prompts: doubtful.length ? await ask({ prompts: doubtful }) : "",

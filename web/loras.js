@@ -40,16 +40,6 @@ export async function aboutLora(name) {
   return lora;
 }
 
-/** Return whether a row's LoRA is a thing, as the row says, or else its file. */
-export const isSubject = ({ kind }, lora) => (kind || lora?.kind) === "subject";
-
-/**
- * Return whether a prompt should have a row's trigger words: it draws with that LoRA, and these are not a style's tags, as
- * the style is there without; in a merge, which is measured on them, it is not.
- */
-export const wantsWords = (row, lora, isMerged) =>
-  !!(row.model || row.clip) && (isMerged || !(lora?.are_tags && (row.kind || lora.kind) === "style"));
-
 /** Return the last answer about a file, also after all was forgotten; undefined: there was none yet. */
 export const lastAboutLora = (name) => last.get(name);
 
@@ -62,17 +52,8 @@ export async function aboutModelOf(node) {
 /** Return why the server would not run a row for its blocks, layers or prompts; "": it would, as far as is known. */
 export const refusalOf = async (row) => (await askOnce(`/iteris/row?text=${encodeURIComponent(row)}`))?.error ?? "";
 
-/** Return the answer of `/iteris/recipe` about a merge's file; null: there is none. */
-export const recipeOf = (name) => askOnce(called("/iteris/recipe", name));
-
 /** Return the address of a LoRA's picture; undefined: it has none, by what is known of it. */
 export const pictureOf = (name, lora) => (lora?.thumbnail ? api.apiURL(called("/iteris/thumbnail", name)) : undefined);
-
-/** Return whether a file that was saved is another one now, or none at all; where nobody knows, it is not. */
-export async function isGone({ listed_as: name, hash }) {
-  const lora = name ? await aboutLora(name) : null;
-  return !!lora && (!!lora.error || lora.hash !== hash);
-}
 
 /** Return the names in ComfyUI's list of LoRAs, numbers by their size; null: there is no list. */
 export function loraNames() {
@@ -83,14 +64,8 @@ export function loraNames() {
   return names;
 }
 
-/** Ask anew from now on: files come and go. What was answered last is not taken as true any more, but shown until then. */
+/** Ask anew from now on: files come and go. The last answers are shown until then. */
 export function forget() {
   answers.clear();
   names = undefined;
-}
-
-/** Forget all, so that nothing is shown before it is answered anew. */
-export function forgetAll() {
-  forget();
-  last.clear();
 }

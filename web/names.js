@@ -13,20 +13,6 @@ function alike(one, other) {
   return count;
 }
 
-// what the server calls pictures that are not of one LoRA: their places in a row, and the words for them
-const OF_NO_LORA = [
-  [0, "base model", "base_model"],
-  [-2, "stacked", "stacked"],
-  [-1, "merged", "merged"],
-];
-
-/** Return the names of a row of pictures, in the page's language but for those of files. */
-export const translated = (names, say) =>
-  OF_NO_LORA.reduce(
-    (found, [place, name, word]) => (found.at(place) === name ? found.toSpliced(place, 1, say(word)) : found),
-    names,
-  );
-
 /**
  * Return names, each with at most so many characters, if it can: what it begins with alike is cut out of a name that is
  * too long, up to the word in which it differs from another one.

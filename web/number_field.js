@@ -1,7 +1,8 @@
 // The field of a number in a row: a strength, or a priority.
 
-import { backToCanvas, html } from "./parts.js";
+import { html } from "./parts.js";
 import { MOST, numberIn } from "./rows_text.js";
+import { say } from "./words.js";
 
 const STEP = 0.05;
 const UNUSUAL = 3; // a strength above it
@@ -13,18 +14,17 @@ const UNITS = [1, 40, 800]; // pixels of a wheel's units: a pixel, a line and a 
 
 /**
  * Return a field for a number: as core's own it is dragged to the side, or clicked and written, also with the arrow keys
- * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, Undo and what is not such a
- * number give back what it had before; where that is what it has, Undo is for who has the field.
+ * and the wheel, of which steps in a row are one change. A comma is read as a point. Escape, and what is not such a
+ * number, give back what it had before.
  *
  * @param {number} value
  * @param {number} least that it may be
- * @param {(word: string, values?: object) => string} say
  * @param {string} name that it is called by
  * @param {(number: number) => void} changed at each number that is written
  * @param {() => void} [after] a change is done
  * @returns {HTMLInputElement} its `show` takes a number that is written elsewhere
  */
-export function numberField(value, least, say, name, changed, after = () => {}) {
+export function numberField(value, least, name, changed, after = () => {}) {
   const field = html("input", "iteris-number");
   Object.assign(field, { type: "text", inputMode: "decimal", role: "spinbutton", spellcheck: false, ariaLabel: name });
   Object.assign(field, { autocomplete: "off", value, ariaValueMin: least, ariaValueMax: MOST });
@@ -95,14 +95,11 @@ export function numberField(value, least, say, name, changed, after = () => {}) 
     } else field.value = last; // as it is kept: without a comma, or a "+"
   });
   field.addEventListener("keydown", (event) => {
-    const back = event.key === "Escape" ? "Undo" : undoOrRedo(event);
-    if (back) event.preventDefault(); // the browser's goes letter by letter, and a number through others
-    if (event.key === "Escape" || (back && field.value !== String(before))) {
-      event.stopPropagation(); // or Escape would close the row
-      if (back === "Undo") giveBack();
-      field.select();
+    if (event.key === "Escape") {
+      event.stopPropagation(); // or it would close the row
+      giveBack();
     }
-    if (["Enter", "Escape"].includes(event.key)) backToCanvas(field); // as the frontend's own: Enter changes nothing more
+    if (["Enter", "Escape"].includes(event.key)) field.blur(); // as the frontend's own: Enter changes nothing more
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!by) return;
     event.preventDefault();
@@ -157,12 +154,6 @@ export function wheelSteps() {
     if (steps) turned = 0; // some notches are longer
     return steps;
   };
-}
-
-/** Return which way a key goes in the history, "Undo" or "Redo"; undefined: neither. */
-export function undoOrRedo({ key, ctrlKey, metaKey, shiftKey }) {
-  if (!ctrlKey && !metaKey) return;
-  return { z: shiftKey ? "Redo" : "Undo", y: "Redo" }[key.toLowerCase()];
 }
 
 /** Return a number so many steps further, on a whole step. */

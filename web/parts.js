@@ -14,9 +14,6 @@ export function html(tag, className = "", text = "") {
   return element;
 }
 
-/** Return a text that goes on in its next line after a sign that parts a file's words, as in "sks_robot-v1", if it can. */
-export const wrapping = (text) => text.split(/(?<=[-_\\/]|\.(?=\p{L}))/u).flatMap((part) => [part, html("wbr")]);
-
 /** Return a text in one line, in pieces as those of `pieces`. */
 function cut(className, parts) {
   const element = html("span", className);
@@ -61,25 +58,6 @@ export function imageAt(address, loading = "eager") {
   return image;
 }
 
-/** Ask once more, after a pause, for a picture that an image did not get, and call `missed` if that fails, too. */
-export function askAgain(image, pause, missed) {
-  let asked; // once more
-  let waiting;
-  image.addEventListener("load", () => {
-    asked = undefined;
-  });
-  image.addEventListener("error", () => {
-    const { src } = image;
-    if (asked === src) return missed();
-    clearTimeout(waiting);
-    waiting = setTimeout(() => {
-      if (image.src !== src) return; // it is another picture by now
-      asked = src;
-      image.src = src;
-    }, pause);
-  });
-}
-
 /** Return a button outside any form; its title is also its name where it shows a sign only. */
 export function button(className, text, title, act) {
   const element = html("button", className, text);
@@ -88,16 +66,6 @@ export function button(className, text, title, act) {
   if (!/\p{L}/u.test(text)) element.ariaLabel = title;
   element.addEventListener("click", act);
   return element;
-}
-
-/** Take the focus to the canvas, or the page's keys would be dead; Tab goes on from where it was, until the next click. */
-export function backToCanvas(element) {
-  const { canvas } = app.canvas;
-  const end = new AbortController();
-  canvas.focus({ preventScroll: true });
-  canvas.addEventListener("blur", () => end.abort(), end);
-  addEventListener("pointerdown", () => end.abort(), { signal: end.signal, capture: true });
-  canvas.addEventListener("keydown", ({ key }) => key === "Tab" && element.focus(), end);
 }
 
 /** Return whether this browser shows boxes above the page: Safari 16 does not. */
@@ -126,35 +94,7 @@ export function putBeside(box, axis, place, gap, across) {
   Object.assign(box.style, { left, top });
 }
 
-/**
- * Copy a text, and return whether that went well; browsers allow it on pages of this machine and on those with a
- * certificate.
- */
-export async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-const told = [];
-
-/** Tell something in a corner of the page, for as long as it takes to read it, or until it is undone. */
+/** Tell something in a corner of the page, for as long as it takes to read it. */
 export function tell(summary, detail) {
-  const message = { severity: "info", summary, detail, life: 2000 + 50 * detail.length };
-  told.push(message);
-  app.extensionManager?.toast?.add(message);
-}
-
-/** Take away what was told: it may be of what has been undone. */
-export function untell() {
-  for (const message of told.splice(0)) app.extensionManager?.toast?.remove(message);
-}
-
-/** Put what has changed without a click on the canvas into the frontend's history. */
-export function keep() {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // its newer name, and the older one
+  app.extensionManager?.toast?.add({ severity: "info", summary, detail, life: 2000 + 50 * detail.length });
 }

@@ -2,6 +2,7 @@
 
 import { canPopUp, html, imageAt, putBeside } from "./parts.js";
 import { about, madeOf, wordsOf } from "./triggers.js";
+import { say } from "./words.js";
 
 const REST = 300; // milliseconds on a row, before its file is shown
 const WORDS = 25; // of a file
@@ -20,14 +21,13 @@ export const endPeek = () => hide();
  * @param {boolean} [file.isUsable] in spite of that
  * @param {object|null} [file.lora] answer of `/iteris/lora`, if there is one
  * @param {string} [file.picture] its address
- * @param {(word: string, values?: object) => string} say
  */
-export function face({ name, doubts, isUsable, lora, picture }, say) {
+export function face({ name, doubts, isUsable, lora, picture }) {
   const words = wordsOf(lora ?? {});
   const lines = [
     ["iteris-whole", name],
     ...doubts.map((doubt) => [isUsable ? "iteris-fitting" : "iteris-warning", doubt]),
-    ["iteris-quiet", madeOf(lora ?? {}, say)],
+    ["iteris-quiet", madeOf(lora ?? {})],
     ["iteris-quiet", lora && !lora.error ? about(lora) : ""],
     ["", words.slice(0, WORDS).join(", ")],
     ["iteris-quiet", words.length > WORDS ? say("more_words", { count: words.length - WORDS }) : ""],

@@ -1,20 +1,9 @@
-// How far a run is, and how long it still takes, which counts down between two reports of the server. No DOM and no
-// ComfyUI here, so that `node --test` runs it.
+// How far a run is, and how long it still takes. No DOM and no ComfyUI here, so that `node --test` runs it.
 
-import { duration } from "./cost.js";
+import { say } from "./words.js";
 
 const FEW = 5; // seconds; less is not counted
 const MORE = { share: 1.5, seconds: 10 }; // an estimate that is longer by so much is another one
-const AFTER_SAMPLING = ["Diffusion model", "Polish"]; // stages, as the server calls them
-
-/** Return what is told, as by the server, of a node whose run has not begun. */
-export const waiting = (name) => ({
-  stage: { name, number: 1, count: 1, told_by: 1, starts: 0, share: 0, is_alike: true },
-  done: 0,
-  total: 1,
-  seconds_left: 0,
-  isWaiting: true,
-});
 
 /** Return the steps of a stage, such as "Sampling 12/60"; work in one step has a name only. */
 export function stepsOf({ stage: { name, told_by: by }, done, total }) {
@@ -22,19 +11,15 @@ export function stepsOf({ stage: { name, told_by: by }, done, total }) {
   return many > 1 ? `${name} ${Math.floor(done / by)}/${many}` : name;
 }
 
-/** Return whether a merge has its sampling runs by now, which the server keeps for the next one. */
-export const hasSampled = ({ stage: { name }, done, total }) =>
-  name === "Sampling" ? done === total : AFTER_SAMPLING.includes(name);
-
 /** Return the share of all work that is done. */
 export const shareOf = ({ stage: { starts, share }, done, total }) => starts + (share * done) / Math.max(1, total);
 
 /**
- * Return when a run ends by what the server tells now, and the most that is told until the server tells more: what is
- * told waits for an estimate that is a little longer, and does not go up, unless it has run out.
+ * Return when a run ends by what the server says now, and the most that is shown until it says more: what is shown waits
+ * for an estimate that is a little longer, and does not go up, unless it has run out.
  *
  * @param {object|undefined} before what this returned last
- * @param {object} told `seconds_left`: of the `stage` alone, unless that is like the others; 0: nobody knows
+ * @param {object} step `seconds_left`: of the `stage` alone, unless that is like the others; 0: nobody knows
  * @param {number} now in seconds
  * @returns {{end: number, most: number, of: number|undefined}|undefined} `of`: the number of the stage that it is of
  */
@@ -51,9 +36,27 @@ function secondsLeft(found, now) {
 }
 
 /** Return how long a run still takes in words, such as "about 40 s left"; "": nobody knows, or it takes longer. */
-export function timeLeft(found, now, say) {
+export function timeLeft(found, now) {
   if (!found || now > found.end + FEW) return "";
   const seconds = secondsLeft(found, now);
   if (seconds < FEW) return say("left_few");
-  return say(found.of === undefined ? "left" : "left_of_stage", { time: duration(seconds, say) });
+  return say(found.of === undefined ? "left" : "left_of_stage", { time: duration(seconds) });
+}
+
+/** Return a duration in words, as precise as an estimate is. */
+export function duration(seconds) {
+  if (seconds < 10) return say("seconds", { count: Math.max(1, Math.round(seconds)) });
+  if (seconds < 90) return say("seconds", { count: 5 * Math.round(seconds / 5) });
+  if (seconds < 90 * 60)
+    return say("minutes", { count: seconds < 600 ? Math.round(seconds / 30) / 2 : Math.round(seconds / 60) });
+  return say("hours", { count: Math.round(seconds / 360) / 10 });
+}
+
+/** Return the seconds that a merge takes with each preset; those of one time together. */
+export function expected({ rows, seconds, presets }) {
+  const amounts = [...new Set(Object.values(presets).map((work) => work.rows))];
+  return amounts.map((amount) => {
+    const names = Object.keys(presets).filter((name) => presets[name].rows === amount);
+    return { names, seconds: (seconds / rows) * amount };
+  });
 }

@@ -1,16 +1,14 @@
 // One row of the LoRAs to merge: a line, and below it what is seen when it is opened.
 
-import { readGroups, writtenGroups } from "./blocks.js";
-import { drawAbsent, draw as drawChips } from "./chips.js";
-import { fit } from "./heights.js";
+import { drawChips } from "./chips.js";
+import { noteChange } from "./frame.js";
 import { numberField } from "./number_field.js";
-import { button, copied, html, imageAt, sayMade, tell, withFolder } from "./parts.js";
+import { button, html, imageAt, sayMade, withFolder } from "./parts.js";
 import { face, peek } from "./peek.js";
-import { promptAfter } from "./prompt_field.js";
 import { drag } from "./row_drag.js";
-import { MOST, calledAs, furtherIn, furtherWords, nameOf, ownName } from "./rows_text.js";
+import { MOST, calledAs, furtherIn, furtherWords } from "./rows_text.js";
 import { isUnnamed, lacksWords, lines, madeOf, needed } from "./triggers.js";
-import { isMerge } from "./prompt_graph.js";
+import { say } from "./words.js";
 
 const REST = 500; // milliseconds after a key, before it is said what is wrong
 const EXAMPLES = { subject: "a photo of {trigger}", style: "a landscape, {trigger}" };
@@ -22,13 +20,11 @@ const NAMES = { subject: 'called="a sks cat"', style: 'called="in zwx style"' };
  *
  * @param {object} view the rows; see `rows.js`
  * @param {number} place of the row among its entries
- * @returns {{element: HTMLElement, mark: (known: object) => void, lack: (absent: string[]) => void}} `mark` is to be called when something is known of
- *   its file:
- *   `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
- *   `strangers`), `isAgain` (see `repeated`), `within` (see there), `picture` (an address) and `refused` (see `refusedOf`)
+ * @returns {{element: HTMLElement, mark: (known: object) => void}} `mark` is to be called when something is known of its
+ *   file: `lora` (answer of `/iteris/lora`, or null), `isMissing`, `isNamesake` (see `namesakes`), `fitting` (see
+ *   `strangers`), `isAgain` (see `repeated`), `picture` (an address) and `refused`: why the server would not run it
  */
 export function drawRow(view, place) {
-  const { say } = view;
   const { row, isOff, isOpen } = view.entries[place];
   const body = isOpen ? drawBody(view, place, () => showIdle()) : undefined;
   const element = html("div", `iteris-row${isOff ? " iteris-off" : ""}`);
@@ -55,7 +51,7 @@ export function drawRow(view, place) {
   const name = button("iteris-lora", "", said, () => view.chooseFile(name, place));
   name.removeAttribute("title"); // it is told beside the node
   let file = { name: said, doubts: [] };
-  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }, say));
+  peek(name, view.element, () => face({ ...file, doubts: [...idle, ...lacking, ...file.doubts] }));
   const badge = html("span", "iteris-family");
   const picture = html("span", "iteris-picture");
   const line = withFolder(said, view.ownNames());
@@ -67,7 +63,7 @@ export function drawRow(view, place) {
   });
   let known; // of the file
   const showKind = () => {
-    const isOpenQuestion = isMeasured(view) && !isOff && !!row.name && !!known && !known.error && !(row.kind || likely);
+    const isOpenQuestion = !isOff && !!row.name && !!known && !known.error && !(row.kind || likely);
     kind.textContent = `${say(row.kind || likely || "subject")}${isOpenQuestion ? "?" : ""}`;
     kind.title = say(isOpenQuestion ? "kind_open" : row.kind ? "kind" : "kind_guessed");
     kind.classList.toggle("iteris-unsaid", !row.kind);
@@ -77,14 +73,13 @@ export function drawRow(view, place) {
   const strength = numberField(
     row.model,
     -MOST,
-    say,
-    say(isMeasured(view) ? "strength_of" : "strength_loader"),
+    say("strength_of"),
     (model) => {
       view.write(place, isBoth ? { model, clip: model } : { model });
       if (isBoth) body?.clip.show(model);
       showIdle();
     },
-    view.keep,
+    noteChange,
   );
   for (const start of ["focus", "pointerdown"])
     strength.addEventListener(start, () => {
@@ -105,7 +100,7 @@ export function drawRow(view, place) {
     if (!model) strength.title = [strength.ariaLabel, ...idle].join("\n");
   };
   showIdle();
-  const opens = say(isMeasured(view) ? "open" : "open_loader");
+  const opens = say("open");
   const opener = button("iteris-opener", isOpen ? "▾" : "▸", opens, () => view.open(place, !isOpen));
   opener.ariaExpanded = String(!!isOpen);
   const clip = html("span", "iteris-clip", row.clip === row.model || isOpen ? "" : `/ ${row.clip}`);
@@ -117,7 +112,7 @@ export function drawRow(view, place) {
     toggle,
     name,
     needs,
-    ...(isMeasured(view) ? [kind] : []),
+    kind,
     strength,
     clip,
     opener,
@@ -135,9 +130,9 @@ export function drawRow(view, place) {
   showKind();
   const ask = () => {
     const { row: now } = view.entries[place];
-    const own = isOpen ? [] : [furtherWords(now), isMeasured(view) ? now.prompts.join(" | ") : ""].filter(Boolean);
-    lacking = isMeasured(view) && !isOff && lacksWords(now, known) ? [say("lacking")] : [];
-    need = isMeasured(view) && !isOff ? needed(now, known, view.isPreview()) : undefined;
+    const own = isOpen ? [] : [furtherWords(now), now.prompts.join(" | ")].filter(Boolean);
+    lacking = !isOff && lacksWords(now, known) ? [say("lacking")] : [];
+    need = isOff ? undefined : needed(now, known, view.isPreview());
     element.classList.toggle("iteris-asks", !!need);
     if (need) [needs.textContent, needs.title] = [say(need.word), say(`${need.word}_title`)];
     element.classList.toggle("iteris-lacking", lacking.length > 0);
@@ -146,18 +141,7 @@ export function drawRow(view, place) {
   };
   ask();
   body?.element.addEventListener("input", ask);
-  const absence = html("div", "iteris-absent");
-  /** Show the words of its LoRAs that the prompt lacks, a text for each LoRA. */
-  const lack = (absent) => {
-    drawAbsent(absence, absent, promptOfLoader(view), say, say("chip_prompt"), (isByKey) => {
-      view.compareWithPrompt();
-      if (isByKey) name.focus(); // the chip is gone
-    });
-    // an open row has them among its chips
-    if (absent.length && !body) head.after(absence);
-    else absence.remove();
-  };
-  const mark = ({ file: path, lora, isMissing, isNamesake, fitting, isAgain, within, picture: address, refused }) => {
+  const mark = ({ lora, isMissing, isNamesake, fitting, isAgain, picture: address, refused }) => {
     const refusal = refused.more || refused.prompts;
     known = lora;
     ask();
@@ -166,25 +150,20 @@ export function drawRow(view, place) {
     element.classList.toggle("iteris-missing", isMissing || !!lora?.error);
     for (const each of ["odd", "unfit"]) element.classList.toggle(`iteris-${each}`, fitting === each);
     element.classList.toggle("iteris-refused", !!refusal);
-    element.classList.toggle("iteris-again", isAgain || !!within);
+    element.classList.toggle("iteris-again", isAgain);
     element.classList.toggle("iteris-namesake", isNamesake);
-    badge.textContent =
-      isMissing && row.name ? say("not_found") : fitting ? lora.family : isAgain || within ? "×2" : "";
-    const called = within && { lora: calledOf(within.lora), merge: calledOf(within.other) };
-    const doubts = [
-      fitting ? say(fitting, { family: lora.family }) : "",
-      isAgain ? say("again") : within ? say("within", called) : "",
-    ];
+    badge.textContent = isMissing && row.name ? say("not_found") : fitting ? lora.family : isAgain ? "×2" : "";
+    const doubts = [fitting ? say(fitting, { family: lora.family }) : "", isAgain ? say("again") : ""];
     const wrong = isMissing ? say(row.name ? "missing" : "to_choose") : (lora?.error ?? refusal);
     const told = wrong ? [wrong] : doubts;
     const isUsable = told === doubts && fitting !== "unfit";
     file = { name: said, doubts: told.filter(Boolean), isUsable, lora, picture: address };
     name.setAttribute("aria-description", file.doubts.join("\n"));
     picture.replaceChildren(...(address ? [imageAt(address)] : []));
-    sayMade(line, within && within.lora === path ? say("already_in", called) : madeOf(lora ?? {}, say, true));
+    sayMade(line, madeOf(lora ?? {}, true));
     body?.mark(lora, address, doubts.filter(Boolean).join("\n"), refused);
   };
-  return { element, mark, lack };
+  return { element, mark };
 }
 
 /** Draw a line that is not a row: one that is not understood, or a remark. */
@@ -196,28 +175,22 @@ export function drawLine(view, place) {
   const field = html("input");
   field.value = text;
   field.spellcheck = false;
-  field.title = error ? view.say(error.kind, { part: error.part }) : view.say("remark");
+  field.title = error ? say(error.kind, { part: error.part }) : say("remark");
   field.ariaLabel = field.title;
   field.addEventListener("input", () => view.writeLine(place, field.value));
   field.addEventListener("change", () => view.readLine(place));
   const head = html("div", "iteris-row-head");
   head.append(
     field,
-    button("iteris-out", "×", view.say("out"), () => view.remove(place)),
+    button("iteris-out", "×", say("out"), () => view.remove(place)),
   );
   element.append(head);
   if (error) element.append(html("div", "iteris-why", field.title));
-  return { element, mark: () => {}, lack: () => {} };
+  return { element, mark: () => {} };
 }
-
-const calledOf = (file) => ownName(nameOf(file));
-
-/** Return whether prompts are for the measuring of a merge; a plain loader has no use for them. */
-const isMeasured = (view) => isMerge(view.node);
 
 /** Draw what is below the line of an open row; `changed` is called when its strength on the text encoder is another one. */
 function drawBody(view, place, changed) {
-  const { say } = view;
   const { row } = view.entries[place];
   const element = html("div", "iteris-row-body");
   const warning = html("div", "iteris-fitting");
@@ -229,60 +202,47 @@ function drawBody(view, place, changed) {
   const clip = numberField(
     row.clip,
     -MOST,
-    say,
     say("clip"),
     (strength) => {
       view.write(place, { clip: strength });
       changed();
     },
-    view.keep,
+    noteChange,
   );
-  const priority = () =>
-    numberField(row.priority, 0, say, say("priority"), (priority) => view.write(place, { priority }), view.keep);
-  const blocks = blocksFields(
-    view,
-    place,
-    () => more.show(),
-    () => document.activeElement === more.field,
-  );
-  const more = moreField(view, place, () => blocks.show());
+  const write = (priority) => view.write(place, { priority });
+  const priority = numberField(row.priority, 0, say("priority"), write, noteChange);
+  const more = moreField(view, place);
   fields.append(
-    ...(isMeasured(view) ? [labelled(say("priority"), say("priority_title"), priority())] : []),
+    labelled(say("priority"), say("priority_title"), priority),
     labelled(say("clip"), say("clip_title"), clip),
-    blocks.element,
-    labelled(say("more"), say(isMeasured(view) ? "more_title" : "more_title_loader"), more.field),
+    labelled(say("more"), say("more_title"), more.field),
     more.why,
   );
-  const prompts = isMeasured(view) ? promptsField(view, place) : undefined;
-  element.append(warning, top, ...(prompts ? [prompts.field, prompts.why] : []), fields);
-  let shown;
-  chips.addEventListener("pointerenter", () => shown?.mark()); // the text may be another one by now
-  prompts?.field.addEventListener("input", () => shown?.mark());
+  const prompts = promptsField(view, place);
+  element.append(warning, top, prompts.field, prompts.why, fields);
+  let markChips = () => {};
+  let drawnOf;
+  prompts.field.addEventListener("input", () => markChips());
   const mark = (lora, address, told, refused) => {
     more.mark(refused.more, lora);
-    prompts?.mark(refused.prompts);
+    prompts.mark(refused.prompts);
     warning.textContent = told;
     large.replaceChildren(...(address ? [imageAt(address)] : []));
     const kind = row.kind || lora?.kind || "subject";
     const isAsked = needed({ prompts: [], called: "" }, lora);
     const hint = isAsked ? say("prompts_such_as", { example: WRITTEN[kind] }) : `${say("prompts")}\n${EXAMPLES[kind]}`;
     const isPreview = view.isPreview();
-    if (prompts) prompts.field.placeholder = isPreview ? say("prompts_of") : hint;
-    const written = prompts?.written ?? promptOfLoader(view);
-    const how = { isMeasured: isMeasured(view), isPreview };
-    shown = drawChips(chips, lora, written, say, kind, () => fit(view.node), how);
-    if (lora?.merged_from?.length)
-      chips.append(
-        button("iteris-apart iteris-chip", say("apart"), say("apart_title"), () => view.takeApart(place, lora.name)),
-      );
-    blocks.show(lora?.blocks);
+    prompts.field.placeholder = isPreview ? say("prompts_of") : hint;
+    const drawn = JSON.stringify([lora, kind, isPreview]);
+    if (drawn === drawnOf) return markChips(); // a chip that is replaced while the mouse is down misses its click
+    drawnOf = drawn;
+    markChips = drawChips(chips, lora, prompts.written, kind, isPreview);
   };
   return { element, mark, clip };
 }
 
 /** Return the field of a row's prompts, what writes into it as a user does, and why the server would not run them. */
 function promptsField(view, place) {
-  const { say } = view;
   const { row } = view.entries[place];
   const field = html("textarea", "iteris-prompts");
   field.value = row.prompts.join("\n");
@@ -296,12 +256,12 @@ function promptsField(view, place) {
     set value(text) {
       field.value = text;
       field.dispatchEvent(new Event("input", { bubbles: true }));
-      view.keep();
+      noteChange();
     },
   };
   field.addEventListener("input", () => view.write(place, { prompts: lines(field.value) }));
   field.addEventListener("change", () => {
-    view.keep();
+    noteChange();
     view.learn();
   });
   const why = html("div", "iteris-why");
@@ -312,25 +272,6 @@ function promptsField(view, place) {
   return { field, written, why, mark };
 }
 
-/** Return what writes into the prompt that a loader's CLIP leads to, or copies where there is none. */
-function promptOfLoader(view) {
-  return {
-    get value() {
-      return promptAfter(view.node)?.value ?? "";
-    },
-    set value(text) {
-      const field = promptAfter(view.node);
-      if (!field) {
-        copied(text).then((isCopied) => tell(view.say(isCopied ? "copied" : "not_copied"), text));
-        return;
-      }
-      field.value = text;
-      field.callback?.(text);
-      view.keep();
-    },
-  };
-}
-
 function labelled(text, title, field) {
   const label = html("label", "", text);
   label.title = title;
@@ -339,40 +280,10 @@ function labelled(text, title, field) {
 }
 
 /**
- * Return a strength for each group of the file's blocks, once it is known which there are: `show` draws them, where the
- * row's block weights say no more than that; what `isWriting` is for would jump if they went meanwhile.
+ * Return a field for what a row says in words: its name among others, its blocks, and layers left out; and below it why
+ * the server would not run that. It is written in any case, so that the row is what is seen.
  */
-function blocksFields(view, place, changed, isWriting) {
-  const element = html("span", "iteris-blocks");
-  let groups = [];
-  const show = (known = groups) => {
-    groups = known;
-    if (element.contains(document.activeElement)) return; // one of them is being written
-    const strengths = readGroups(view.entries[place].row.blocks, groups);
-    if (!strengths && isWriting()) return;
-    element.replaceChildren(
-      ...(strengths?.length ? [html("span", "", view.say("blocks"))] : []),
-      ...(strengths ?? []).map((strength, at) => {
-        const name = groups[at];
-        const write = (number) => {
-          strengths[at] = number;
-          view.write(place, { blocks: writtenGroups(strengths, groups) });
-          changed();
-        };
-        const field = numberField(strength, -MOST, view.say, view.say("block", { name }), write, view.keep);
-        return labelled(name, view.say("block_title", { name }), field);
-      }),
-    );
-  };
-  return { element, show };
-}
-
-/**
- * Return a field for what a row says in words: its name among others, its blocks, and layers left out; and what stands
- * below it: why the server would not run that; it is written in any case, so that the row is what is seen.
- */
-function moreField(view, place, changed) {
-  const { say } = view;
+function moreField(view, place) {
   const field = html("input", "iteris-more");
   const why = html("div", "iteris-why");
   let [unread, refusal] = ["", ""];
@@ -380,19 +291,15 @@ function moreField(view, place, changed) {
   let waiting;
   const unnamed = () => {
     const { row, isOff } = view.entries[place];
-    if (!isMeasured(view) || isOff || !isUnnamed(row, lora, view.isPreview())) return "";
+    if (isOff || !isUnnamed(row, lora, view.isPreview())) return "";
     return say("unnamed", { example: NAMES[row.kind || lora.kind || "subject"] });
   };
   const mark = () => {
     why.textContent = refusal ? unread || refusal : unnamed();
     field.classList.toggle("iteris-wrong", !!why.textContent);
   };
-  const show = () => {
-    field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
-    unread = "";
-  };
-  show();
-  field.placeholder = say(isMeasured(view) ? "more_of" : "more_of_loader");
+  field.value = furtherWords({ ...view.entries[place].row, priority: 1 });
+  field.placeholder = say("more_of");
   field.spellcheck = false;
   field.addEventListener("input", () => {
     const { error, ...found } = furtherIn(field.value);
@@ -400,18 +307,14 @@ function moreField(view, place, changed) {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       mark();
-      fit(view.node);
       view.learn();
     }, REST);
     view.write(place, found);
-    changed();
   });
-  field.addEventListener("change", view.keep);
-  field.addEventListener("blur", () => changed());
+  field.addEventListener("change", noteChange);
   return {
     field,
     why,
-    show,
     mark(told, known) {
       [refusal, lora] = [told, known];
       mark();

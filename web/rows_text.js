@@ -14,11 +14,7 @@ const KINDS = ["subject", "style"];
 const CALLED = { subject: "a {trigger}", style: "in {trigger} style" };
 const BEFORE_WORDS = /^(.*?)\s+((?:called|without)=.*)$/s;
 const NAMED = ["priority", "called", "blocks", "without"];
-const TAGS = /<lora:[^<>\n]*>/gi;
-const LIKE_ROW = new RegExp(`\\||\\b(?:${NAMED.join("|")})=`);
 export const MOST = 100; // of a strength, and of a priority
-const UNFIT = /[<>:"|?*%\p{Cc}]/gu; // what the name of a file may not have, or is a date
-const IN_MERGED = { names: 3, letters: 24 }; // of LoRAs in the name of their merge
 const LIKE = 0.5; // of the pairs of letters in two similar names, or more, are in both
 
 const plain = { kind: "", priority: 1, called: "", blocks: "", without: [], prompts: [] };
@@ -145,19 +141,6 @@ export function switched(entries, isOff) {
   return entries.map((entry) => (entry.row && entry.isOff !== isOff ? changed(entry, {}, isOff) : entry));
 }
 
-/**
- * Return the tags in a prompt, and what else of its lines is a row; undefined: there are none, or the text is no prompt
- * but rows, of which a user wants to see what is wrong.
- */
-export function picked(text) {
-  const said = text.split(/\r?\n/).filter((line) => line.trim());
-  const isBad = (line) => readRows(line).some(({ error }) => error);
-  const bad = said.filter(isBad);
-  if (!bad.length || bad.some((line) => LIKE_ROW.test(line))) return undefined;
-  const found = said.flatMap((line) => (bad.includes(line) ? (line.match(TAGS) ?? []) : [line]));
-  return found.length ? found.join("\n") : undefined;
-}
-
 /** Return a list with one of its items at another place. */
 export function moved(list, from, to) {
   const rest = list.filter((_, place) => place !== from);
@@ -167,15 +150,6 @@ export function moved(list, from, to) {
 /** Return what a row calls a file of ComfyUI's list. */
 export function nameOf(file) {
   return file.replace(/\.safetensors$/, "");
-}
-
-/** Return what a file of the merge of a text's rows is called: like their LoRAs; undefined: there are not several. */
-export function mergedName(text) {
-  const shown = (name) => [...ownName(name).replace(UNFIT, "_")].slice(0, IN_MERGED.letters).join("");
-  const used = readRows(text).filter(({ row, isOff }) => row?.name && !isOff);
-  const names = [...new Set(used.map(({ row }) => shown(nameOf(row.name))))];
-  const more = names.slice(IN_MERGED.names).length;
-  return names.length > 1 ? [...names.slice(0, IN_MERGED.names), ...(more ? [more] : [])].join("+") : undefined;
 }
 
 /** Return the files of a list of which another one in another folder has the name. */
@@ -232,11 +206,6 @@ export function fileOf(name, files) {
   return found.length === 1 ? found[0] : undefined;
 }
 
-/** Return the files of ComfyUI's list that a merge names, also where one has been moved to another folder. */
-export function partsOf(names, files) {
-  return names.map((name) => fileOf(name, files) ?? fileOf(ownName(name), files)).filter(Boolean);
-}
-
 /** Return a file's name without its folders. */
 export const ownName = (file) => file.split(/[\\/]/).at(-1);
 
@@ -268,21 +237,53 @@ export function matching(names, text, knownOf = () => "", isMerge = () => false)
   return found.sort((one, other) => ranks.get(one) - ranks.get(other) || depth(one) - depth(other));
 }
 
-/** Return the folders that files are in, with those around them, and how many files are in each. */
-export function foldersOf(names) {
-  const counts = new Map();
-  for (const name of names) {
-    const parts = name.split(/[\\/]/).slice(0, -1);
-    parts.forEach((_, at) => {
-      const folder = `${parts.slice(0, at + 1).join("/")}/`;
-      counts.set(folder, (counts.get(folder) ?? 0) + 1);
-    });
-  }
-  return [...counts];
+/**
+ * Say of each LoRA whether it fits the others, and the model.
+ *
+ * @param {string[]} families of the LoRAs' files; "": nothing tells
+ * @param {string[]} fits families whose LoRAs fit the model; none: nothing tells
+ * @returns {string[]} "": it fits, as far as is known; "unfit": it is for another model; "odd": it is for another one
+ *   than most
+ */
+export function strangers(families, fits) {
+  if (fits.length) return families.map((family) => (family && !fits.includes(family) ? "unfit" : ""));
+  const count = (wanted) => families.filter((family) => family === wanted).length;
+  const known = families.filter(Boolean);
+  const most = Math.max(0, ...known.map(count));
+  const usual = new Set(known.filter((family) => count(family) === most));
+  const isUsual = (family) => usual.size === 1 && usual.has(family);
+  return families.map((family) => (family && !isUsual(family) ? "odd" : ""));
 }
 
-/** Return whether a file is in a folder, or in one within it. */
-export const isInFolder = (name, folder) => name.replaceAll("\\", "/").startsWith(folder);
+/**
+ * Return which files can be offered for a model: those that fit it, up to the first of which nothing is known yet. So
+ * nothing is offered that would be taken back, and what is offered stays in its order. Those that cannot be read come
+ * last.
+ *
+ * @param {string[]} names of the files
+ * @param {string[]} fits families whose LoRAs fit the model; none: nothing tells, and all are offered
+ * @param {(name: string) => string|undefined} familyOf "": nothing tells; undefined: it is not known yet
+ * @param {(name: string) => boolean} isWhole whether it can be read, as far as is known
+ * @returns {{offered: string[], unread: string[]}} and those that may still come, from that first one on
+ */
+export function offer(names, fits, familyOf, isWhole) {
+  const ordered = (some) => [...some.filter(isWhole), ...some.filter((name) => !isWhole(name))];
+  if (!fits.length) return { offered: ordered(names), unread: [] };
+  const first = names.findIndex((name) => familyOf(name) === undefined);
+  const mayFit = (name) => [undefined, "", ...fits].includes(familyOf(name));
+  const known = first < 0 ? names.length : first;
+  return { offered: ordered(names.slice(0, known).filter(mayFit)), unread: names.slice(known).filter(mayFit) };
+}
+
+/**
+ * Say of each LoRA whether it is there a second time.
+ *
+ * @param {string[]} keys what tells LoRAs apart; "": one that does not count
+ * @returns {boolean[]}
+ */
+export function repeated(keys) {
+  return keys.map((key) => !!key && keys.indexOf(key) !== keys.lastIndexOf(key));
+}
 
 function rowsOf(line) {
   const rows = [];

@@ -1,6 +1,7 @@
 // Prompts and trigger words as text. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 import { ownName } from "./rows_text.js";
+import { say } from "./words.js";
 
 /** Return the non-empty lines of a text field. */
 export function lines(text) {
@@ -21,26 +22,21 @@ export function holds(prompts, { kind, text }) {
 
 const PARTS = /(?=,)|(?= and (?:an?|the) )/iu; // of a line, each with what is before it
 const bare = (part) => part.replace(/^(?:,| and )/iu, "").trim();
-const isThing = (text) => /^(?:an?|the) /iu.test(text);
 
 /**
  * Add a suggestion to the prompts: a prompt as a new line, a word to the line that is being written.
  *
  * @param {string} prompts the field's text
  * @param {{kind: "prompt"|"word", text: string}} suggestion
- * @param {boolean} [ofSeveral] whether the prompts are for several LoRAs: two things are "a sks robot and a zwx owl", as
- *   merges measure them
  * @returns {string} the same text if it is in there already
  */
-export function add(prompts, suggestion, ofSeveral = false) {
+export function add(prompts, suggestion) {
   if (holds(prompts, suggestion)) return prompts;
   const { kind, text } = suggestion;
   const written = prompts.replace(/[ \t]+$/, "");
   if (!written.trim()) return text;
   if (written.endsWith("\n")) return written + text;
   if (kind === "prompt") return `${written}\n${text}`;
-  const last = bare(written.split("\n").at(-1).split(PARTS).at(-1));
-  if (ofSeveral && isThing(last) && isThing(text)) return `${written} and ${text}`;
   return `${written}${written.endsWith(",") ? "" : ","} ${text}`;
 }
 
@@ -88,7 +84,7 @@ export function about({ error, family, base, rank }) {
  * Say what LoRAs a file is a merge of, each from the second on after a line break, or how many; empty: it does not say
  * so.
  */
-export function madeOf({ merged_from: names, is_preview: isPreview }, say, isCounted = false) {
+export function madeOf({ merged_from: names, is_preview: isPreview }, isCounted = false) {
   if (!names?.length) return "";
   if (isCounted) return say(isPreview ? "count_of_preview" : "count_of", { count: names.length });
   return say(isPreview ? "preview_of" : "made_of", { names: names.map(ownName).join("\n+ ") });
@@ -102,18 +98,9 @@ export function wordsOf({ trigger_words: words = [] }) {
   return [...new Set(words.flatMap((word) => word.split(",")).map((word) => word.trim()))].filter(Boolean);
 }
 
-/**
- * Return one line about prompts that the user has left empty: what the last run made of the trigger words, or what will
- * be.
- *
- * @param {string} prompts the field's text
- * @param {object|null} lora answer of `/iteris/lora`
- * @param {string[]} [made] by the last run
- * @param {(word: string, values?: object) => string} say
- */
-export function filled(prompts, lora, made, say) {
+/** Return one line about prompts that the user has left empty; "": there are some, or nothing is known of the file. */
+export function filled(prompts, lora) {
   if (lines(prompts).length || !lora || lora.error) return "";
-  if (made?.length) return say("made", { prompts: made.join(" · ") });
   return say(lora.trigger_words?.length ? "making" : "no_words");
 }
 
@@ -142,52 +129,6 @@ export function needed(row, lora, isPreview = false) {
   return isUnnamed(row, lora, isPreview) ? { word: "needs_words", part: "more" } : undefined;
 }
 
-/** Return the parts of each of a file's trigger words that may tell it, as of "a sks robot". */
-const phrasesOf = (lora) => wordsOf(lora).map((word) => word.split(/\s+/).filter((part) => !ANY.test(part)));
-
-const partsOf = (lora) => phrasesOf(lora).flat();
-
-/**
- * Return which LoRAs a prompt names: by the first part of a trigger word that no other one has, as "sks" of "a sks robot".
- * "a robot" is what the base model knows.
- */
-export function namedIn(prompt, loras) {
-  const parts = loras.map((lora) => partsOf(lora).map((part) => part.toLowerCase()));
-  const isOwn = (part, place) => parts.every((others, other) => other === place || !others.includes(part));
-  return loras.filter((lora, place) =>
-    phrasesOf(lora).some((phrase) => {
-      const text = phrase.find((part) => isOwn(part.toLowerCase(), place));
-      return text && holds(prompt, { kind: "word", text });
-    }),
-  );
-}
-
-/**
- * Return which LoRAs a prompt does not name, though their files have trigger words; where others have the same words, any
- * part of them names them all.
- */
-export function unnamedIn(prompt, loras) {
-  const named = namedIn(prompt, loras);
-  const isAlone = (lora) => namedIn(partsOf(lora).join(" "), loras).includes(lora);
-  const isNamed = (lora) => (isAlone(lora) ? named.includes(lora) : !lacksWords({ prompts: [prompt] }, lora));
-  return loras.filter((lora) => !isNamed(lora));
-}
-
-const MOST = 3; // words of a LoRA that are told
-
-/**
- * Return for each file the words of its LoRAs that a prompt does not name, a text for each LoRA: of a merge of those that
- * it is made of.
- */
-export function absentFrom(prompt, files) {
-  const within = ({ merged_words: each }) => each?.map((words) => ({ trigger_words: words }));
-  const loras = files.map((file) => (file.merged_words?.length ? within(file) : [file]));
-  const unnamed = unnamedIn(prompt, loras.flat());
-  return loras.map((each) =>
-    each.filter((lora) => unnamed.includes(lora)).map((lora) => wordsOf(lora).slice(0, MOST).join(", ")),
-  );
-}
-
 const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a word that is of no file in particular
 
 /**
@@ -199,7 +140,7 @@ const ANY = /^(?:.{1,2}|and|for|from|photo|picture|style|the|with)$/iu; // a wor
 export function lacksWords({ prompts }, lora) {
   const words = (lora?.trigger_words ?? []).map((word) => word.trim()).filter(Boolean);
   if (!prompts.length || !words.length) return false;
-  const parts = partsOf(lora);
+  const parts = words.flatMap((word) => word.split(/\s+/).filter((part) => !ANY.test(part)));
   const text = prompts.join("\n");
   return ![TRIGGER, ...words, ...parts].some((part) => holds(text, { kind: "word", text: part }));
 }

@@ -3,7 +3,6 @@
 const SECONDS = 4;
 const RATE = 30; // pictures a second
 const MOST_SIDE = 1080;
-const KEPT = 60_000; // milliseconds that a browser has to save it
 const TYPES = ["video/mp4", "video/webm"]; // the first one plays everywhere
 
 const typeHere = () => TYPES.find((type) => globalThis.MediaRecorder?.isTypeSupported(type));
@@ -38,13 +37,12 @@ export async function saveVideo(left, right) {
   link.href = URL.createObjectURL(new Blob(parts, { type: typeHere() }));
   link.download = `${fileName(left)} - ${fileName(right)}.${typeHere().slice(6)}`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), KEPT);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // a browser takes its time to save it
 }
 
-/** Return a picture's name as a part of a file's. */
 const fileName = ({ name }) => name.replace(/[^\p{L}\p{N}.,_-]+/gu, " ").trim() || "picture";
 
-/** Call with a share from 0 to 1 for as long as the video takes. */
+/** Call with a share from 0 to 1 while the video lasts. */
 function play(show) {
   const begin = performance.now();
   return new Promise((resolve) => {

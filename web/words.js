@@ -1,32 +1,127 @@
-// What the extension says, in the languages of the pack.
+// What the page says.
 
-import en from "./words/en.js";
-import ja from "./words/ja.js";
-import zh from "./words/zh.js";
-
-export const languages = { en, zh, ja };
-
-/** Return the pack's language for a locale such as "ja" or "zh-TW": English where it does not have that one. */
-export function languageOf(locale = "en") {
-  const [language] = locale.split("-");
-  return Object.hasOwn(languages, language) ? language : "en";
-}
+export const words = {
+  chip: "Click: add to the prompts",
+  chip_out: "Click: take it out again",
+  chip_there: "In the prompts already",
+  more_words: "+{count} more",
+  more_words_title: "Show all trigger words",
+  making: "No prompts given: a run makes them from these words.",
+  no_words: "The file names no trigger words: write prompts.",
+  no_rows: "No LoRA yet: add some.",
+  rows_elsewhere: "The LoRAs come through more_loras. More can be added here.",
+  made_of: "merge of {names}",
+  preview_of: "preview of {names}",
+  count_of: "of {count} LoRAs",
+  count_of_preview: "preview of {count}",
+  needs: "write prompts",
+  needs_words: "write trigger words",
+  unnamed: "The file names no trigger words: write them in place of {trigger}, such as {example}",
+  lacking: "These prompts have none of this file's trigger words.",
+  cut_rows: "These are more rows than can be shown; the text has all of them.",
+  linked: "The LoRAs come as a text through the input.",
+  add_row: "+ Add LoRA",
+  add_row_title: "Choose a file from ComfyUI's list of LoRAs",
+  as_text: "Text",
+  as_rows: "Rows",
+  other_title: "The same LoRAs as a text that can be copied, or as rows",
+  linked_loader: "Its file or a strength comes through a link. Write it in the loader, or add Merge LoRAs by hand.",
+  merge_loaders: "Merge these LoRAs (IterIS)",
+  nothing_to_merge: "There is nothing to merge",
+  one_to_merge: "One LoRA alone needs no merge",
+  nothing_to_merge_rest: "Add a LoRA, or switch a row on.",
+  search: "Search LoRAs",
+  search_row: "Search LoRAs for row {row}",
+  more_names: "and {count} more: type a part of the name",
+  reading: "Reading files…",
+  no_names: "No LoRA has this name. If the file is new, close this list and press R.",
+  no_list: "This browser is too old to list the files",
+  no_list_rest: "Update it, or write the LoRAs with “Text”.",
+  others: "Also LoRAs for other models",
+  only_others: "{count} for another model: show",
+  no_row_name:
+    "A row cannot name {name}: it has a colon, < or > or a line break, or begins or ends with a space. Rename the file, or choose it in LoRA to merge.",
+  use: "Use this LoRA, or leave it out. Shift+click: all rows alike.",
+  move: "Drag to another place, or press the up and down keys. Delete takes the row out.",
+  out: "Take this row out",
+  duplicate: "Duplicate this row",
+  alone: "Switch all other rows off",
+  open: "Prompts, trigger words and more",
+  subject: "subject",
+  style: "style",
+  kind: "Subject: a thing or a person. Style: how whole pictures look. Click to change.",
+  kind_guessed:
+    "Guessed from its name and words. Subject: a thing or a person. Style: how whole pictures look. Click to change.",
+  kind_open:
+    "Is it a subject or a style? Its name and words do not tell, so it counts as a subject. Click to confirm, and once more for a style.",
+  strength_of: "Strength at which you would use this LoRA alone",
+  not_number: "Not a number from {least} to {most}: {text}",
+  idle: "Strength 0: left out",
+  strong: "This is unusually strong: most LoRAs are used at 0.5 to 1.5.",
+  prompts: "empty: prompts are made from the file's trigger words",
+  prompts_such_as: "such as: {example}",
+  prompts_of: "Prompts, one a line: what you use this LoRA for",
+  priority: "Priority",
+  priority_title: "How much this LoRA counts where LoRAs contradict each other. Not a strength.",
+  clip: "Text strength",
+  clip_title: "Strength of the part for the text encoder",
+  more: "More",
+  more_of: "a name, strengths of blocks, layers to leave out",
+  more_title:
+    'called="a sks dog": its name in captions with other LoRAs. blocks="IN01:0.5, MID:0": strengths of blocks. without=*attn2*: layers to leave out.',
+  unread: "Not understood: {part}",
+  unread_more: "{what}. Write, for example: IN01:0.5, MID:0",
+  twice: "Written twice: {part}",
+  taken: "Already in another row",
+  several: "Shift+click or Shift+Enter: add several",
+  no_file: "choose a LoRA",
+  to_choose: "This row has no file yet. Click to choose one.",
+  remark: "A remark; it does not count",
+  not_found: "not found",
+  missing: "No LoRA of ComfyUI's list has this name, or several have. Click to choose another one.",
+  odd: "This LoRA is for {family}, and others here are for another model.",
+  unfit: "This LoRA is for {family}, not for this model.",
+  again: "This LoRA is in several rows: its strengths add up.",
+  on_left: "Picture on the left",
+  on_right: "Picture on the right",
+  divider: "Divider between the two pictures: drag it, or press the arrow keys",
+  full_screen: "Full screen",
+  close_full_screen: "Close full screen (Esc)",
+  video: "Save as video",
+  video_title: "A video of four seconds, to post: the divider moves across the pictures",
+  video_making: "Recording…",
+  video_failed: "This browser could not record the video",
+  stage: "Stage {number} of {count}: ",
+  left: "about {time} left",
+  left_of_stage: "about {time} left of this stage",
+  left_few: "a few seconds left",
+  server_away: "waiting for ComfyUI's server",
+  seconds: "{count} s",
+  minutes: "{count} min",
+  hours: "{count} h",
+  nothing: "What this node has done appears here after a run.",
+  at: "{name} at {strength}",
+  by_recipe: "by the recipe",
+  together: "together",
+  failed: "Failed:",
+  merge_again: "To merge again:",
+  time: "{name} about {time}",
+  rank: "rank {rank}",
+  words: "Trigger words: {words}",
+  unlisted: "It is outside of ComfyUI's LoRA folders, so no list has it.",
+  share: "{percent} of {lora}",
+  share_title: "How much of this LoRA is in the picture, of what its own picture has; 100: as much.",
+  no_row_can: "Nothing was changed",
+  merged_these: "Merge LoRAs is in the place of the loaders",
+  merged_these_rest: "Save and Compare are below the rest of the workflow. A merge takes minutes; Ctrl+Z undoes it.",
+  in_subgraph: "Not inside a subgraph",
+  in_subgraph_rest: "Unpack the subgraph, or add Merge LoRAs by hand.",
+};
 
 /**
- * Return a function that says a thing in a language, English where the pack does not have it.
+ * Return what the page says.
  *
- * @param {string} [locale] such as "ja" or "zh-TW"
- * @returns {(word: string, values?: object) => string}
+ * @param {keyof typeof words} word
+ * @param {Record<string, any>} [values] for the names in braces
  */
-export function sayer(locale) {
-  const words = languages[languageOf(locale)];
-  return (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
-}
-
-const NAMED = ["needs", "needs_words", "more", "add_row"]; // buttons and fields that the server names in a message, in quotation marks
-
-/** Return an English message with the buttons and fields that it names as they are called in a language. */
-export function withButtons(message, locale) {
-  const words = languages[languageOf(locale)];
-  return NAMED.reduce((said, word) => said.replaceAll(`'${en[word]}'`, `'${words[word]}'`), message);
-}
+export const say = (word, values = {}) => words[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);

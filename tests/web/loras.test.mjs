@@ -9,10 +9,10 @@ globalThis.comfy.api.fetchApi = async (route) => {
   asked.push(route);
   return { ok: answer !== null, json: async () => answer };
 };
-const { aboutLora, forgetAll, lastAboutLora, loraNames } = await import("../../web/loras.js");
+const { aboutLora, forget, lastAboutLora, loraNames } = await import("../../web/loras.js");
 
 beforeEach(() => {
-  forgetAll();
+  forget();
   asked = [];
 });
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { pieces, toldApart, translated } from "../../web/names.js";
+import { pieces, toldApart } from "../../web/names.js";
 
 test("names that begin alike are cut there, up to the word that differs", () => {
   const names = ["robot_illustrious_v1_epoch10_final", "robot_illustrious_v1_epoch12_final", "stacked"];
@@ -50,16 +50,4 @@ test("what tells a name from others that look like it stays, and else its end", 
   apart(["a short one", "a short two"], "a short one", "a short two");
   for (const name of ["my_character_v1_000500", "雪の絵の学習結果の版", ""])
     assert.equal(pieces(name, [name]).join(""), name);
-});
-
-test("pictures that are not of one LoRA are called so in the page's language, and LoRAs of the same name are not", () => {
-  const words = { base_model: "Basis", stacked: "gestapelt", merged: "vereint" };
-  const say = (word) => words[word];
-  assert.deepEqual(translated(["base model", "merged", "stacked", "merged"], say), [
-    "Basis",
-    "merged",
-    "gestapelt",
-    "vereint",
-  ]);
-  assert.deepEqual(translated(["stacked", "constructor", "merged"], say), ["stacked", "constructor", "vereint"]);
 });

@@ -1,10 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { followed, hasSampled, shareOf, stepsOf, timeLeft } from "../../web/progress.js";
-import { sayer } from "../../web/words.js";
+import { duration, expected, followed, shareOf, stepsOf, timeLeft } from "../../web/progress.js";
 
-const say = sayer("en");
 const stage = { name: "Sampling", number: 3, starts: 0.2, share: 0.4, is_alike: true, told_by: 1 };
 
 /** Return what is told at each time, after the server has told estimates at some times. */
@@ -12,7 +10,7 @@ function shown(estimates, times, of = stage) {
   let found;
   return times.map((now) => {
     if (now in estimates) found = followed(found, { stage: of, seconds_left: estimates[now] }, now);
-    return timeLeft(found, now, say);
+    return timeLeft(found, now);
   });
 }
 
@@ -47,13 +45,18 @@ test("an estimate that is a little longer is waited for, and one that is much lo
 test("the time of a stage alone is not compared with that of all", () => {
   const alone = { ...stage, number: 1, is_alike: false };
   const found = followed(undefined, { stage: alone, seconds_left: 30 }, 0);
-  assert.equal(timeLeft(found, 0, say), "about 30 s left of this stage");
-  assert.equal(timeLeft(followed(found, { stage, seconds_left: 40 }, 0), 0, say), "about 40 s left");
-  assert.equal(timeLeft(followed(found, { stage, seconds_left: 0 }, 0), 0, say), "");
+  assert.equal(timeLeft(found, 0), "about 30 s left of this stage");
+  assert.equal(timeLeft(followed(found, { stage, seconds_left: 40 }, 0), 0), "about 40 s left");
+  assert.equal(timeLeft(followed(found, { stage, seconds_left: 0 }, 0), 0), "");
 });
 
-test("a merge has its sampling runs from the last step of that stage on", () => {
-  const isSo = (name, done) => hasSampled({ stage: { ...stage, name }, done, total: 4 });
-  assert.deepEqual([isSo("Text encoder", 4), isSo("Sampling", 3), isSo("Sampling", 4)], [false, false, true]);
-  assert.deepEqual([isSo("Diffusion model", 1), isSo("Polish", 1)], [true, true]);
+test("a duration is as precise as an estimate is", () =>
+  assert.deepEqual([3, 42, 100, 3000, 9000].map(duration), ["3 s", "40 s", "1.5 min", "50 min", "2.5 h"]));
+
+test("the time of a preset is that of its rows, and presets of one time are together", () => {
+  const presets = { Fast: { rows: 10 }, Balanced: { rows: 20 }, Other: { rows: 20 } };
+  assert.deepEqual(expected({ rows: 20, seconds: 60, presets }), [
+    { names: ["Fast"], seconds: 30 },
+    { names: ["Balanced", "Other"], seconds: 60 },
+  ]);
 });

@@ -2,8 +2,6 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { duration, expected, readCost, readDrawn, toDraw } from "../../web/cost.js";
-import { offer, repeated, strangers, within } from "../../web/fitting.js";
 import { modelFileOf } from "../../web/graph.js";
 import {
   canName,
@@ -12,23 +10,20 @@ import {
   calledAs,
   furtherIn,
   furtherWords,
-  foldersOf,
-  isInFolder,
   matching,
-  mergedName,
   namesakes,
   moved,
   newRow,
-  partsOf,
-  picked,
+  offer,
   readRows,
+  repeated,
   similar,
+  strangers,
   switched,
   versions,
   writtenRow,
   writtenRows,
 } from "../../web/rows_text.js";
-import { sayer } from "../../web/words.js";
 
 const { good, bad, unchosen } = JSON.parse(readFileSync(new URL("../data/rows.json", import.meta.url)));
 
@@ -106,16 +101,6 @@ test("all rows are switched alike, and lines that are none stay", () => {
   assert.equal(all("<lora:a>\n# <lora:b:1>\n# a remark", false), "<lora:a>\n<lora:b:1>\n# a remark");
 });
 
-test("of a pasted prompt only its tags are taken, and rows with a slip are left as they are", () => {
-  assert.equal(picked("<lora:sks_robot:0.8>, masterpiece"), "<lora:sks_robot:0.8>");
-  assert.equal(
-    picked("a (cat:1.2), <lora:a:1> at <LORA:b:0.5:1>\r\nbest\n\n<lora:c>"),
-    "<lora:a:1>\n<LORA:b:0.5:1>\n<lora:c>",
-  );
-  for (const text of ["<lora:a> style | x", "<lora:a> sytle | x", "<lora:a> x blocks=OUTALL", "a cat", ""])
-    assert.equal(picked(text), undefined, text);
-});
-
 test("a row of a file that was chosen", () =>
   assert.equal(newRow("people/dog.safetensors").text, "<lora:people/dog:1>"));
 
@@ -180,31 +165,6 @@ test("names are found by their parts, in any order", () => {
   assert.deepEqual(matching(names, "gh"), ["ghibli", "b\\\\Ghibli_2", "a/x_ghibli", "knights", "a/bright", "ghost/b"]);
   const epochs = ["archive/2025/robot_epoch-10", "robot_epoch-10", "robot_epoch-20"];
   assert.deepEqual(matching(epochs, "epoch 20"), ["robot_epoch-20", "archive/2025/robot_epoch-10"]);
-});
-
-test("folders are those around files, too, as either system writes them", () => {
-  const files = ["a/b/one", "a\\b\\two", "a/three", "four", "ab/five"];
-  assert.deepEqual(foldersOf(files), [
-    ["a/", 3],
-    ["a/b/", 2],
-    ["ab/", 1],
-  ]);
-  assert.deepEqual(
-    files.filter((file) => isInFolder(file, "a/")),
-    files.slice(0, 3),
-  );
-  assert.deepEqual(
-    files.filter((file) => isInFolder(file, "")),
-    files,
-  );
-});
-
-test("the file of a merge is called like its LoRAs", () => {
-  const named = (...names) => mergedName(names.map((name) => `<lora:${name}:1>`).join("\n"));
-  assert.equal(named("x/sks_robot.safetensors", "y\\zwx_owl", "sks_robot"), "sks_robot+zwx_owl");
-  assert.equal(named("a", "b", "c", "d", "e"), "a+b+c+2");
-  assert.equal(named("50% ink?", `${"é".repeat(30)}`), `50_ ink_+${"é".repeat(24)}`);
-  assert.equal(mergedName("<lora:a:1>\n# <lora:b:1>\nno row"), undefined);
 });
 
 test("a merge, which is called like its LoRAs, is found after them, unless its whole name is written", () => {
@@ -284,25 +244,6 @@ test("a LoRA that is there a second time is told", () => {
   assert.deepEqual(repeated(["a", "b", "a", "", ""]), [true, false, true, false, false]);
 });
 
-test("a merge and a LoRA of it, or two merges of one, are told of each other", () => {
-  const [merge, other] = [
-    { file: "m", parts: ["a", "b"] },
-    { file: "n", parts: ["b"] },
-  ];
-  const alone = (file) => ({ file, parts: [] });
-  const inMerge = (lora) => ({ lora, other: "m" });
-  assert.deepEqual(within([merge, alone("a"), alone("c")]), [undefined, inMerge("a"), undefined]);
-  assert.deepEqual(within([merge, other]), [{ lora: "b", other: "n" }, inMerge("b")]);
-  assert.deepEqual(within([merge, merge, { parts: ["a"] }, { parts: [] }]), [
-    undefined,
-    undefined,
-    undefined,
-    undefined,
-  ]);
-  const files = ["old/a.safetensors", "c\\b.safetensors", "x/d.safetensors", "y/d.safetensors"];
-  assert.deepEqual(partsOf(["a", "new/b", "d", "y/d", "z/d", "gone"], files), [...files.slice(0, 2), files[3]]);
-});
-
 test("the file of the model is that of the loader up the links", () => {
   const loader = { widgets: [{ name: "ckpt_name", value: "a.safetensors" }], inputs: [] };
   const inputs = [{ type: "CLIP" }, { type: "MODEL", link: 1 }];
@@ -310,7 +251,6 @@ test("the file of the model is that of the loader up the links", () => {
   const behind = (node, own = inputs) => ({ graph: linked(() => ({ outputNode: node })), inputs: own });
   assert.equal(modelFileOf(behind(behind(loader))), "a.safetensors");
   assert.equal(modelFileOf(behind(undefined)), undefined);
-  assert.equal(modelFileOf(behind(behind(loader, [{ type: "*", link: 1 }]))), "a.safetensors");
   const circle = { graph: linked(() => ({ outputNode: circle })), inputs };
   assert.equal(modelFileOf(circle), undefined);
   assert.equal(modelFileOf({ graph: null, inputs }), undefined);
@@ -321,70 +261,6 @@ test("the file of the model is that of the loader up the links", () => {
   assert.equal(modelFileOf({ graph: inside, inputs }), "a.safetensors", "from inside a subgraph");
   inside.rootGraph.nodes.push({ ...outer });
   assert.equal(modelFileOf({ graph: inside, inputs }), undefined, "of two with the same inside, either may be meant");
-  const holder = { subgraph: { ...linked(() => ({ outputNode: loader })), outputs: [{ linkIds: [1] }] } };
-  assert.equal(modelFileOf(behind(holder)), "a.safetensors", "a loader in a subgraph");
-  const told = { ...holder, widgets: [{ name: "unet_name", value: "b.safetensors" }] };
-  assert.equal(modelFileOf(behind(told)), "b.safetensors", "what is chosen on the subgraph's node counts");
-});
-
-test("a preset's time is that of its rows", () => {
-  const presets = { Fast: [40, 10, 0], Polished: [4000, 40, 100], none: [0, 1, 0], wrong: "x", worse: [1, "x", 0] };
-  assert.deepEqual(expected(readCost({ rows: 100, seconds: 50, presets })), [
-    { names: ["Fast"], seconds: 20, runs: 10, steps: 0 },
-    { names: ["Polished"], seconds: 2000, runs: 40, steps: 100 },
-  ]);
-  const alike = { Fast: [3, 1, 0], Polished: [9, 1, 9], Balanced: [3, 1, 0] };
-  const [both, other] = expected(readCost({ rows: 1, seconds: 1, presets: alike }));
-  assert.deepEqual([both.names, other.names], [["Fast", "Balanced"], ["Polished"]]);
-  for (const wrong of [
-    undefined,
-    null,
-    7,
-    "x",
-    {},
-    { rows: 0, seconds: 1, presets: { a: [1, 1, 0] } },
-    { rows: 1, seconds: NaN, presets: { a: [1, 1, 0] } },
-    { rows: 1, seconds: 1, presets: null },
-    { rows: 1, seconds: 1, presets: { a: [-1, 1, 0] } },
-  ])
-    assert.equal(readCost(wrong), undefined);
-  const many = Object.fromEntries(Array.from({ length: 1000 }, (_, place) => [`p${place}`, [1, 1, 0]]));
-  assert.equal(Object.keys(readCost({ rows: 1, seconds: 1, presets: many }).presets).length, 10);
-});
-
-test("what a comparison draws, and how long that takes", () => {
-  const drawn = readDrawn({ pictures: 9, seconds: 90, steps: 20, size: [0, 0], own: 9, line: 5, more: "x" });
-  assert.deepEqual(toDraw(drawn, " \n", 20, 0, 0), { count: 9, seconds: 90 });
-  assert.deepEqual(toDraw(drawn, "a dog\n\n a cat ", 10, 0, 0), { count: 10, seconds: 50 });
-  assert.deepEqual(toDraw(drawn, "", 20, 0, 512), { count: 9, seconds: undefined });
-  const timed = readDrawn({ ...drawn, resolution: 512 });
-  assert.deepEqual(readDrawn(timed), timed);
-  for (const [resolution, width, seconds] of [
-    [512, 0, 90],
-    [undefined, 0, 90],
-    [0, 0, undefined],
-    [0, 768, 90],
-  ]) {
-    const sized = { ...timed, size: [width, width] };
-    assert.equal(toDraw(sized, "", 20, width, width, resolution).seconds, seconds);
-  }
-  for (const wrong of [
-    undefined,
-    null,
-    7,
-    {},
-    { ...drawn, pictures: 0 },
-    { ...drawn, own: "9" },
-    { ...drawn, seconds: NaN },
-    { ...drawn, size: 7 },
-  ])
-    assert.equal(readDrawn(wrong), undefined);
-});
-
-test("a duration is as precise as an estimate is", () => {
-  const say = sayer("en");
-  const told = [0.2, 7, 52, 88, 95, 200, 700, 3700, 6000].map((seconds) => duration(seconds, say));
-  assert.deepEqual(told, ["1 s", "7 s", "50 s", "90 s", "1.5 min", "3.5 min", "12 min", "62 min", "1.7 h"]);
 });
 
 test("what a row says in words is read, and any other text is its block weights", () => {

@@ -12,8 +12,6 @@ from iteris_core.diffusion.recipe import recipe_of
 from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.files.tensors import sha256
 
-MERGE = 5  # node of the chain
-
 
 def attack(place):
     """Return a text that says where it came from if it runs as script; it is fit for a file name."""
@@ -72,29 +70,21 @@ def lora(name, prompts, **more):
 
 def nodes(priority):
     """Return nodes that tell such texts; the server does the work anew for each priority."""
-    scene = {"subjects": "", "styles": "", "priority": 0.3, "pictures": True}
     return {
         "1": lora(f"{NAME}.safetensors", PROMPT, priority=priority),
         "2": lora("phrase.safetensors", "", previous=["1", 0]),
-        "3": {
-            "class_type": "IterISStack",
-            "inputs": {"text": "<lora:tags:1.0>", "prompts": "", "previous": ["2", 0]},
-        },
-        "4": {
-            "class_type": "IterISScene",
-            "inputs": {"loras": ["3", 0], **scene, "forms": "", "companions": ""},
-        },
+        "3": lora("tags.safetensors", "", previous=["2", 0]),
         "5": {
             "class_type": "IterISRecipe",
             "inputs": {"lora_name": "recipe.safetensors", "check_files": priority < 2},
         },
-        "6": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
+        "6": {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}},
         "7": {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}},
     }
 
 
 # Node -> what its text says, among other things.
-SAID = {"1": (NAME, PROMPT), "2": (PHRASE,), "3": (TAG,), "4": (PROMPT, PHRASE), "5": (RECIPE,)}
+SAID = {"1": (NAME, PROMPT), "2": (PHRASE,), "3": (TAG,), "5": (RECIPE,)}
 
 
 SHOWN = "app.graph.nodes.flatMap(({ widgets }) => widgets).map((w) => w.element).filter(Boolean)"
@@ -126,55 +116,6 @@ def test_texts_of_strangers_are_shown_and_do_not_run(request, hostile, picture, 
             assert any(text in whole for whole in shown), (node, text)
     assert frontend.page.evaluate(LINKS) == []
     picture(frontend, f"hostile_{extension}")
-    assert frontend.errors == []
-
-
-def test_a_report_of_strangers_names_does_not_run(frontend, small):
-    small(frontend, seed=11)
-    frontend.show(MERGE, top=200)
-    entry = {"task": NAME, "residual": 0.5, "wears": True}
-    path = f"diffusion_model.input_blocks.1.{PHRASE}"
-    layers = [{"path": path, "rank": 8, "tasks": [entry]}]
-    frontend.begin("a")
-    frontend.send("iteris.layer", prompt_id="a", node=str(MERGE), first=True, layer=layers[0])
-    report = {
-        "layers": layers,
-        "fidelity": [{"task": NAME, "output_error": 0.1, "strength": 1.0}],
-        "unmatched": {NAME: [TAG]},
-        "notes": [{"kind": "host", "text": PROMPT}],
-        "verdict": {
-            "loras": [
-                {
-                    "lora": NAME,
-                    "kept": 0.1,
-                    "between": [0.0, 0.2],
-                    "level": "lost",
-                    "levels": ["lost"],
-                    "advice": {"kind": "method", "names": [RECIPE]},
-                    "unread": 0,
-                    "is_told": True,
-                }
-            ],
-            "together": None,
-            "together_advice": None,
-            "unjudged": None,
-            "against": {"leak": None, "leak_stacked": None, "base": None},
-            "advice": None,
-            "good_from": 0.75,
-            "lost_below": 0.3,
-        },
-    }
-    frontend.executed(MERGE, {"iteris_report": [report]}, run="a")
-    file = {"merge": str(MERGE), "name": f"file {NAME}", "mb": 1, "ranks": [1, 1], "words": [TAG]}
-    frontend.executed(6, {"iteris_saved": [file]}, run="a")
-    frontend.page.locator(".iteris-details summary").click()
-    frontend.show(MERGE, top=-150)  # the details make it higher than the page
-    frontend.page.locator(".iteris-block").first.hover()
-    assert ran(frontend) == []
-    panel = frontend.page.locator(".iteris-report").inner_text()
-    for text in (NAME, PHRASE, TAG, PROMPT[1:], RECIPE, f"file {NAME}"):  # a note has a capital
-        assert text in panel
-    assert frontend.page.evaluate(LINKS) == []
     assert frontend.errors == []
 
 
