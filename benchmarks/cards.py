@@ -132,10 +132,7 @@ def reckoned(case: Case) -> Reckoned:
     problem = Problem(
         Network(modules, lambda rows: None),
         [],
-        [
-            Task(name, [Sample(None)] * len(of_task), {})
-            for name, of_task in tasks_of(samples).items()
-        ],
+        [Task(of_task[0].task, [Sample(None)] * len(of_task), {}) for of_task in tasks_of(samples)],
         MergeConfig(),
     )
     return Reckoned(case, memory, cost, counter.get_total_flops(), _layers(problem, seen))

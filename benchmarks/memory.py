@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.diffusion.samples import SampleSpec, make_samples
+from iteris_core.diffusion.samples import SampleSpec, make_samples, tasks_of
 from iteris_core.diffusion.waiting import PCIE, Waiting
 from iteris_core.engines.footprint import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
@@ -103,7 +103,7 @@ class Case:
 
     def tasks(self, loras: int) -> int:
         samples, _ = samples_of(self.family, self.resolution, loras)
-        return len({sample.task for sample in samples})
+        return len(tasks_of(samples))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ was trained to read it. `demo/train` trains all of it again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +37,8 @@ SEED = 1
 PROMPT = "a sks robot and a zwx owl"
 WANTED = ("a sks robot", "a zwx owl")  # as the recogniser calls them
 LORAS = ("sks_robot.safetensors", "zwx_owl.safetensors", "qpr_blueprint.safetensors")
+NAMED = 2  # of them, which the prompt names
+WEAKER = {f"all stacked at {strength:g}": strength for strength in (0.8, 0.6, 0.4)}
 ROWS = """\
 <lora:sks_robot> subject called="a sks robot" | a sks robot | a photo of a sks robot
 <lora:zwx_owl> subject called="a zwx owl" | a zwx owl | a photo of a zwx owl
@@ -51,6 +53,18 @@ _SIZES = {  # of random numbers, relative to 1 over the square root of the input
     "out_proj": 0.7,
     "fc2": 0.7,
 }
+
+
+def stacks(loras: Sequence[str]) -> Iterator[tuple[str, Sequence[str], float]]:
+    """Yield each stack that the merge is compared with: its name, its LoRAs, their strength.
+
+    Args:
+        loras: Names of all LoRAs in the host's list.
+    """
+    yield "the two it names, at 0.8", loras[:NAMED], 0.8
+    yield "all stacked at 1", loras, 1.0
+    for name, strength in WEAKER.items():
+        yield name, loras, strength
 
 
 def text_encoder(seed: int = 0) -> dict[str, Tensor]:

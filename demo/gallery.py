@@ -5,8 +5,8 @@ recogniser sees in them.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PICTURES = 4  # of a column
 DRAW = "draw "  # what the key of a node begins with whose output is a column
 STEPS = 12
-_TILE = 192
+_TILE = 208
 _GAP = 8
 _LINE = 26
 _PAPER = (255, 255, 255)
@@ -47,6 +47,19 @@ class Column:
     def whole(self, wanted: Sequence[str]) -> int:
         """Return the number of pictures that show all that is wanted."""
         return sum(set(wanted) <= set(seen) for seen in self.seen)
+
+
+def with_best(
+    columns: Sequence[Column], names: Collection[str], wanted: Sequence[str]
+) -> list[Column]:
+    """Return the columns, and of those that have one of the names only the best one: it shows all
+    that is wanted most often, or else most of it; of equal ones the first.
+    """
+    rivals = [column for column in columns if column.name in names]
+    best = max(rivals, key=lambda column: (column.whole(wanted), sum(map(len, column.seen))))
+    shown = replace(best, name=f"{best.name} (their best)")
+    kept = [column for column in columns if column is best or column not in rivals]
+    return [shown if column is best else column for column in kept]
 
 
 def drawing_nodes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import json
 import math
 import re
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from iteris_core.cli.terminal import progress_bars
 from iteris_core.diffusion.lora_rows import Row, written
 from iteris_core.errors import IterisError
 from iteris_core.files.families import FAMILIES, Family
@@ -31,12 +29,16 @@ from .gallery import (
     drawing_nodes,
     pictures_of,
     table_of,
+    with_best,
     write_gallery,
 )
+from .progress import stages, waiting
 from .recogniser import Recogniser
 from .server import PACK, ComfyServer, Device, ServerError, cache_folder, find_comfyui, link
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
 _NOT_IN_ROWS = re.compile(r"[<>:\n]")  # see diffusion/lora_rows.py
@@ -154,13 +156,13 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
     started = time.monotonic()
     template = read_template()
     cache = cache_folder()
-    with console.status("Looking for ComfyUI (the first run fetches 8 MB)"):
+    with waiting(console, "Looking for ComfyUI (the first run fetches 8 MB)"):
         comfyui = find_comfyui(cache)
-    with console.status(f"Preparing models (the first run writes {drawn.MEGABYTES} MB)"):
+    with waiting(console, f"Preparing models (the first run writes {drawn.MEGABYTES} MB)"):
         checkpoint, loras = _models(request, cache)
     output = _make_output(request.output)
     log = output / "comfyui.log"
-    with contextlib.ExitStack() as stack:
+    with _telling_what_is_left(output, log, console), contextlib.ExitStack() as stack:
         base = Path(
             stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="iteris-demo-", ignore_cleanup_errors=True)
@@ -173,35 +175,51 @@ def run_demo(request: DemoRequest, console: Console) -> Path:
             if request.is_own
             else make_workflow(template, request, checkpoint_name, lora_names)
         )
-        with console.status("Starting ComfyUI"):
+        with waiting(console, "Starting ComfyUI"):
             server = stack.enter_context(ComfyServer(comfyui, base, log, device=request.device))
         ready = time.monotonic()
         try:
             client = ComfyClient(server.address)
-            with progress_bars() as show:
+            with stages(console) as show:
                 history = client.run(workflow, Follower(workflow, show).on_event, timeout=math.inf)
             _collect(client, workflow, history, output)
             columns = _columns(client, workflow, history) if request.is_own else []
         except IterisError as error:
             raise ServerError(f"{error}\nThe server's log is '{log}'.") from error
     ended = time.monotonic()
-    told = (output / "report.txt").read_text(encoding="utf-8").splitlines()
-    for line in itertools.takewhile(lambda line: not line.startswith(" "), told):  # its details
-        console.print(line, markup=False, highlight=False)
     if columns:
         write_gallery(output / "pictures.png", drawn.PROMPT, columns, drawn.WANTED)
         console.print(table_of(columns, drawn.WANTED))
-    console.print(
-        f"\nResults in {output}:", style="bold", markup=False, highlight=False, soft_wrap=True
-    )
+    plain = {"markup": False, "highlight": False}
+    console.print(f"\nResults in {output}:", style="bold", soft_wrap=True, **plain)
     for file in sorted(output.iterdir()):
-        console.print(f"  {file.name}", markup=False, highlight=False)
+        console.print(f"  {file.name}", **plain)
+    console.print()
+    for line in (output / "report.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):  # its details
+            console.print(line, **plain)
     console.print(
         f"ComfyUI ready after {ready - started:.1f} s, workflow {ended - ready:.1f} s, "
         f"{ended - started:.1f} s in all.",
         highlight=False,
     )
     return output
+
+
+@contextlib.contextmanager
+def _telling_what_is_left(output: Path, log: Path, console: Console) -> Iterator[None]:
+    """Say what an interrupted run leaves behind, and remove a folder that holds no result."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        files = sorted(file.name for file in output.iterdir() if file != log)
+        if files:
+            console.print(f"Stopped. {output} has {', '.join(files)}.", markup=False)
+        else:
+            log.unlink(missing_ok=True)
+            output.rmdir()
+            console.print("Stopped before there was a result; nothing was kept.", markup=False)
+        raise
 
 
 def read_template() -> Json:
@@ -314,20 +332,21 @@ def drawn_workflow(template: Json, checkpoint: str, loras: list[str]) -> Json:
         "cfg": drawn.CFG,
         "prompt": drawn.PROMPT,
     }
-    models: dict[str, tuple[list[object], list[object]]] = {
-        "the base model": ([loader, 0], [loader, 1]),
-        "all stacked": ([loader, 0], [loader, 1]),
-        "the merge": ([merge, 0], [merge, 1]),
-    }
-    for number, lora in enumerate(loras):
-        workflow[f"lora {number}"] = _lora_loader(lora, *models["all stacked"])
-        models["all stacked"] = ([f"lora {number}", 0], [f"lora {number}", 1])
+    model, clip = [loader, 0], [loader, 1]
+    models: dict[str, tuple[list[object], list[object]]] = {"the base model": (model, clip)}
+    for name, files, strength in drawn.stacks(loras):
+        models[name] = (model, clip)
+        for number, lora in enumerate(files):
+            key = f"{name} {number}"
+            workflow[key] = _lora_loader(lora, strength, *models[name])
+            models[name] = ([key, 0], [key, 1])
+    models["the merge"] = ([merge, 0], [merge, 1])
     return workflow | drawing_nodes(
         models, [loader, 2], drawn.PROMPT, side=drawn.SIDE, cfg=drawn.CFG, seed=drawn.SEED
     )
 
 
-def _lora_loader(lora: str, model: list[object], clip: list[object]) -> Json:
+def _lora_loader(lora: str, strength: float, model: list[object], clip: list[object]) -> Json:
     return {
         "class_type": "LoraLoader",
         "_meta": {"title": f"Load {lora}"},
@@ -335,40 +354,37 @@ def _lora_loader(lora: str, model: list[object], clip: list[object]) -> Json:
             "lora_name": lora,
             "model": model,
             "clip": clip,
-            "strength_model": 1.0,
-            "strength_clip": 1.0,
+            "strength_model": strength,
+            "strength_clip": strength,
         },
     }
 
 
 class Follower:
-    """Shows a workflow's events as steps: of a node that has a title, or of a `Stage` of its work,
-    which it announces by an event.
+    """Shows a workflow's events as steps: of each node that has a title, and of each `Stage` that a
+    node announces.
     """
 
     def __init__(self, workflow: Json, show: StageProgress) -> None:
         self._titles = {node_id: node["_meta"]["title"] for node_id, node in workflow.items()}
         self._show = show
-        self._stage = Stage("")
+        self._running = ""  # the title of the node that runs
         self._total = 1
 
     def on_event(self, event: str, data: Json) -> None:
         """Take a message of :meth:`ComfyClient.run`."""
         title = self._titles.get(str(data.get("node") or ""), "")
         if event == "executing":
-            self._tell(Stage(title), 0, 1)
+            if self._running:  # it has ended
+                self._show(Stage(self._running), self._total, self._total)
+            self._running, self._total = title, 1
+            if title:
+                self._show(Stage(title), 0, 1)
+        elif event == "progress" and title == self._running != "":
+            self._total = data["max"]
+            self._show(Stage(title), data["value"], data["max"])
         elif event == "iteris.stage":
-            self._tell(Stage(f"{title}: {Stage(**data['stage'])}"), data["done"], data["total"])
-        elif event == "progress" and self._stage == Stage(title):
-            self._tell(self._stage, data["value"], data["max"])
-
-    def _tell(self, stage: Stage, done: int, total: int) -> None:
-        if self._stage not in (stage, Stage("")):
-            self._show(self._stage, self._total, self._total)  # it has ended
-        self._stage = stage
-        self._total = total
-        if stage.name:
-            self._show(stage, done, total)
+            self._show(Stage(f"{title}: {Stage(**data['stage'])}"), data["done"], data["total"])
 
 
 def _collect(client: ComfyClient, workflow: Json, history: Json, output: Path) -> None:
@@ -390,11 +406,11 @@ def _collect(client: ComfyClient, workflow: Json, history: Json, output: Path) -
         )
     with named.open("rb") as saved, whole_file(output / "merged.safetensors") as file:
         shutil.copyfileobj(saved, file)
-    image = outputs["IterISCompare"]["iteris_pictures"][0]
+    image = outputs["IterISCompare"]["iteris"][0]["whole"]
     with whole_file(output / "comparison.png") as file:
         file.write(client.view(image["filename"], image["subfolder"], image["type"]))
     merge = outputs["IterISMerge"]
-    write_text(json.dumps(merge["iteris_report"][0], indent=2) + "\n", output / "report.json")
+    write_text(json.dumps(merge["iteris"][0]["report"], indent=2) + "\n", output / "report.json")
     write_text("\n".join(merge["text"]) + "\n", output / "report.txt")
 
 
@@ -408,4 +424,4 @@ def _columns(client: ComfyClient, workflow: Json, history: Json) -> list[Column]
             seen = recogniser.sees_in(pictures)
             told = [[name for name in drawn.WANTED if name in labels] for labels in seen]
             columns.append(Column(node.removeprefix(DRAW), pictures, told))
-    return columns
+    return with_best(columns, drawn.WEAKER, drawn.WANTED)
