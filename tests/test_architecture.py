@@ -19,7 +19,7 @@ _CORE = """version errors progress settings config memory devices svd processes 
     language cli __init__"""
 CORE_ORDER = _CORE.split()
 # Likewise; what is not named is a node, and comes last.
-_NODES = "words expert_files keys foreign progress workflow host sockets validation pictures loras"
+_NODES = "words keys foreign progress workflow host sockets validation pictures loras"
 NODES_ORDER = _NODES.split()
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 MAY_RUN_TEXT = {"iteris_core.cli.terminal"}  # imports two libraries of fixed names, made quiet

@@ -14,29 +14,10 @@ _PARTS = (
     "models put the loaders that you use in their place"
 )
 _TWO = "**Merge LoRAs**: choose a file in each row"
-_KEPT = "**Merge LoRAs** then says what it kept of each LoRA"
-_KEPT_OF_VIDEOS = "**Merge LoRAs for video or editing** then says what it kept of each LoRA"
-_PAIRS = (
-    "**Merge LoRAs for video or editing**: choose a file in each row. A row is a pair: the file with "
-    "*low_noise* in its name is found by the one with *high_noise*"
-)
-_SEEN = f"{_KEPT}. **Compare** shows it"
+_SEEN = "**Compare** shows base model, each LoRA, stack and merge"
 _SAVED = "The new LoRA is in every LoRA list: load it at strength 1.0"
 _WORDS = "If a row says *write prompts*, click that. Example: *a photo of sks dog*"
 _CALLED = 'If prompts use another name for a LoRA: *called="a sks dog"* in *More*'
-_ROWS = "**LoRAs**: choose a file in each row"
-_WHAT = "**Prompt**: write what to draw. Click the trigger words below the rows to add them"
-_MERGE_THESE = (
-    "If they spoil each other, press *Merge these*",
-    "**Merge LoRAs** then stands in the place of **Load LoRAs**: **Run** makes one LoRA of them",
-)
-_TRIGGERS = "**Prompt**: put your trigger words in"
-_OF_VIDEOS = (
-    "Load each at strength 1.0",
-    "In both samplers, set *cfg* and the step where the models change as you are used to",
-    "The merge measures at *cfg* 6; **Merge settings** changes that",
-    "**Compare** draws no videos: draw this one with the LoRAs themselves, too",
-)
 
 
 @dataclass(frozen=True)
@@ -78,29 +59,7 @@ TEMPLATES = (
         "Merge two LoRAs",
         "Merges two LoRAs into one that comes close to both.",
         (_CHOOSE, _TWO),
-        (
-            _SEEN,
-            _SAVED,
-            "The merge takes as long as 6 to 11 pictures, and **Compare** draws 9 more",
-            _WORDS,
-            "LoRAs that work when stacked need no merge: template 11 stacks them",
-        ),
-    ),
-    Template(
-        "Character and style",
-        "Merges a character and a style. Stack the two first, by template 11: a merge was not shown "
-        "to draw the character in the style more often.",
-        (
-            _CHOOSE,
-            "**Merge LoRAs**: choose the character in the first row, the style in the second",
-        ),
-        (
-            f"{_KEPT}, alone",
-            "**Compare** shows whether the character comes in the style",
-            _SAVED,
-            _WORDS,
-            'In *More* of the style, write how prompts ask for it: *called="in ink style"*',
-        ),
+        (_SEEN, _SAVED, _WORDS, "LoRAs that work when stacked need no merge"),
     ),
     Template(
         "Two subjects in one picture",
@@ -111,7 +70,7 @@ TEMPLATES = (
             _SAVED,
             _WORDS,
             _CALLED,
-            "*together* is on. For a third subject, or a style, press *+ Add LoRA*",
+            "*together* is on. For a third subject, press *+ Add LoRA*",
             "On transformers, such as Flux.1 and SD3.5, choose the preset *Polished*",
         ),
     ),
@@ -122,35 +81,15 @@ TEMPLATES = (
         (
             _SEEN,
             _SAVED,
-            "The preset *Polished* keeps more of each LoRA, and takes 30 times as long",
-            "T5 and language models are never merged: a note of the report says what was left out",
+            "The preset *Polished* keeps more of each LoRA, and takes many times as long",
+            "T5 and language models are never merged: a note says what was left out",
         ),
     ),
     Template(
         "Make a LoRA smaller",
         "Makes a LoRA's file smaller: it cuts what the LoRA's own prompts need least.",
         (_CHOOSE, "**Make it smaller**: choose the LoRA, and the rank in *size_value*"),
-        (
-            "The node then says what the cut costs. **Compare** shows it",
-            _SAVED,
-            "*size* can be MB, too",
-        ),
-    ),
-    Template(
-        "Merge into a checkpoint",
-        "Makes a checkpoint that has two LoRAs in it.",
-        (_CHOOSE, _TWO),
-        (
-            _KEPT,
-            "The checkpoint is in *output/checkpoints* and needs no LoRA. It is as large as the model",
-        ),
-    ),
-    Template(
-        "LoRAs that a model carries",
-        "Merges the LoRAs of loaders that you have already. It goes after the loaders of your own "
-        "workflow.",
-        (_CHOOSE, "**Your LoRA loader**: choose a LoRA in each. Any loader will do"),
-        (_SEEN, _SAVED),
+        ("**Compare** shows what the cut costs", _SAVED),
     ),
     Template(
         "Make a merge again",
@@ -163,71 +102,18 @@ TEMPLATES = (
     ),
     Template(
         "Wan video",
-        "Merges two LoRAs of Wan 2.2 for both of its models, and draws a video with the result.",
+        "Merges two LoRAs of Wan 2.2 once on each of its models, and draws a video with both.",
         (
             "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
             "the files",
-            _PAIRS,
-            _TRIGGERS,
+            "**Merge for high noise**: choose the LoRAs' files for high noise, in the other merge "
+            "those for low noise",
+            "**Prompt**: put your trigger words in",
         ),
         (
-            _KEPT_OF_VIDEOS,
-            "Two files are saved, *iteris_wan_high_noise* and *iteris_wan_low_noise*",
-            *_OF_VIDEOS,
-        ),
-    ),
-    Template(
-        "Picture to video",
-        "Merges two LoRAs of Wan 2.2's image to video for both of its models, and makes a picture move.",
-        (
-            "**High noise model**, **Low noise model**, **Load text encoder**, **Load VAE**: choose "
-            "the files",
-            "**First picture**: choose a typical first frame",
-            _PAIRS,
-            _TRIGGERS,
-        ),
-        (
-            f"{_KEPT_OF_VIDEOS}, measured on this picture, too",
-            "Two files are saved, *iteris_wan_i2v_high_noise* and *iteris_wan_i2v_low_noise*",
-            *_OF_VIDEOS,
-        ),
-    ),
-    Template(
-        "Draw with several LoRAs",
-        "Draws a picture with several LoRAs at once: as they are, or merged.",
-        (
-            _CHOOSE,
-            _ROWS,
-            _WHAT,
-            "**Picture size**: 1024 is for SDXL; for SD1.5 set both to 512",
-        ),
-        _MERGE_THESE,
-        groups=("Choose", "Write", "Draw"),
-    ),
-    Template(
-        "Draw with several Flux LoRAs",
-        "Draws a picture with several LoRAs at once by a model that is loaded in parts, here Flux.1: "
-        "as they are, or merged.",
-        (_PARTS, _ROWS, _WHAT),
-        (
-            *_MERGE_THESE,
-            "For models that need a negative prompt, such as Qwen-Image, link one to the sampler, and "
-            "set its *cfg*",
-        ),
-        groups=("Choose", "Write", "Draw"),
-    ),
-    Template(
-        "Two Flux subjects in one picture",
-        "Merges two subjects so that one picture can show both, by a model that is loaded in parts, "
-        "here Flux.1.",
-        (_PARTS, _TWO),
-        (
-            _SEEN,
-            _SAVED,
-            _WORDS,
-            _CALLED,
-            "*together* is on, and the preset is *Polished*: by estimate 1.7 hours or more on an RTX "
-            "4090 with Flux.1 in fp8. *Balanced* takes minutes, and seldom draws both",
+            "Two files are saved; load each at strength 1.0 on its own model",
+            "In both samplers, set *cfg* and the step where the models change as you are used to",
+            "The merge measures at *cfg* 6; **Merge settings** changes that",
         ),
     ),
 )

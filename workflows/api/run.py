@@ -86,7 +86,7 @@ def set_checkpoint(nodes: Nodes, name: str) -> None:
 def set_loras(nodes: Nodes, rows: Sequence[str]) -> None:
     """Replace the rows of the merge or loader. What else is connected to it stays."""
     text = "\n".join(row if row.lstrip().startswith("<") else f"<lora:{row}>" for row in rows)
-    for node in wanted(nodes, ("IterISMerge", "IterISMergeVideo", "IterISLoad"), "--lora"):
+    for node in wanted(nodes, ("IterISMerge",), "--lora"):
         if not isinstance(node["inputs"].get("loras"), str):
             sys.exit(
                 f"--lora: {node['class_type']} of this workflow has no text in loras, so there is "
@@ -210,7 +210,7 @@ def run(nodes: Nodes, server: str) -> None:
         print(
             f"{titled(nodes, number)}:",
             *shown.get("text", ()),
-            *(image["filename"] for image in shown.get("images", shown.get("iteris_pictures", ()))),
+            *(image["filename"] for image in shown.get("images", ())),
             sep="\n  ",
         )
 
