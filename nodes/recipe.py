@@ -53,8 +53,8 @@ class LoadRecipe(io.ComfyNode):
                 ),
                 SETTINGS.Output(
                     display_name="settings",
-                    tooltip="All its settings, for settings of Merge LoRAs. The same file comes "
-                    "out.",
+                    tooltip="All its settings, for settings of Merge LoRAs: the merge is made "
+                    "again as it was.",
                 ),
                 io.String.Output(
                     display_name="text",
