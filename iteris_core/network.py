@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,6 @@ class Network:
             part of the result, or a list of such entries. It must be deterministic.
         stream: Module path -> name of the token stream that the layer's input belongs to, for token
             weights.
-        memory: Cache of results of exactly this model that outlives a merge, by a hash of
-            everything else that decides them; None: no cache.
         call_key: What a row reads -> its key. Rows of one key may share a forward call: texts of
             one length, say.
         folds_rows: Module path -> whether the model cuts each row into several for this layer,
@@ -57,7 +55,6 @@ class Network:
     modules: Mapping[str, nn.Module]
     forward: Callable[[Sequence[Any]], Any]
     stream: Callable[[str], str] = lambda path: "tokens"
-    memory: MutableMapping[str, Any] | None = None
     call_key: Callable[[Any], Hashable] = lambda row: None
     folds_rows: Callable[[str], bool] = lambda path: False
     experts: Sequence[Expert] = (Expert(),)

@@ -42,7 +42,7 @@ def work_by_preset(job: Job, asked: Asked) -> dict[Preset, Work]:
     return found
 
 
-# What was merged -> rows and seconds of the last merge whose sampling runs were its own.
+# What was merged -> rows and seconds of the last merge that was complete.
 _TIMED: dict[str, dict[str, float]] = {}
 
 
@@ -50,8 +50,8 @@ def cost_of(
     work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
 ) -> dict[str, Any] | None:
     """Return what a merge took, and would take with each preset, for the page; None if that is not
-    known. A merge that reused sampling runs, or whose polish failed, took less than it would
-    otherwise; the figures are then those of the last one that was complete.
+    known. A merge whose polish failed took less than it would otherwise; the figures are then
+    those of the last one that was complete.
 
     Args:
         seconds: How long the merge took.
@@ -59,7 +59,7 @@ def cost_of(
     """
     if preset not in work:
         return None
-    shorter = ("reused", "unpolished", "unproved")
+    shorter = ("unpolished", "unproved")
     if not any(note.kind in shorter for note in report.notes):
         _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
     if what not in _TIMED:

@@ -36,13 +36,13 @@ from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
 from .recipe import recipe_of
 from .runs import Run
 from .samples import as_rows, runs_of, tasks_of, texts_of
-from .sampling import Latents, Part, Sampler, mix_in, noise
+from .sampling import Part, Sampler, mix_in, noise
 from .stages import in_stage, numbered, share_of
 from .waiting import foresee
 
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
-_OF_PARTS = ("method", "memory", "reused", "unpolished")
+_OF_PARTS = ("method", "memory", "unpolished")
 # Errors after a merge that do not end it, since it took long to make.
 _PASSED_OVER = (*FAILURES, MemoryError)
 
@@ -277,7 +277,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
             notes += (note,)
-    return _noted(result, *notes, *_remembered(latents))
+    return _noted(result, *notes)
 
 
 def _by_experts(
@@ -350,16 +350,6 @@ def _polished(
         "out, so the merge is as it was solved"
     )
     return replace(result, adapter=polished.adapter), Note("method", text)
-
-
-def _remembered(latents: Latents) -> tuple[Note, ...]:
-    """Return a note about sampling runs that were not made again, if there are any."""
-    runs = len(latents.kept)
-    if not latents.remembered:
-        return ()
-    count = "all" if latents.remembered == runs else f"{latents.remembered} of the"
-    text = f"{count} {runs} sampling runs are taken from an earlier merge"
-    return (Note("reused", text),)
 
 
 def _foreseen(

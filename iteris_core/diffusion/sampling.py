@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, sha256_of_tensors
+from ..adapters import Adapter
 from ..network import Network, in_calls
 from ..processes import Processes
 from ..progress import Progress, nobody
@@ -58,12 +58,10 @@ class Latents:
 
     Args:
         kept: Run -> list of (latents, sigma) at its kept levels.
-        remembered: How many of the runs came out of the network's memory.
     """
 
     kept: Mapping[Run, Kept]
     sampler: Sampler
-    remembered: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +121,7 @@ class Sampler:
         parts_per_call: int,
         progress: Progress = nobody,
     ) -> Latents:
-        """Return the kept latents of each run, from the network's memory where it has them.
+        """Return the kept latents of each run.
 
         Args:
             adapters: Adapters that the mixes of the parts number.
@@ -132,55 +130,13 @@ class Sampler:
             parts_per_call: Teachers in one forward call, two rows each; those of one run always
                 come together.
         """
-        memory = self.network.memory
-        if memory is None:
-            return Latents(self._sample(adapters, runs, parts_per_call, progress), self)
-        digests = [adapter.digest() for adapter in adapters]
-        keys = {run: self._memory_key(run, parts, adapters, digests) for run, parts in runs.items()}
-        known = {key: memory[key] for key in keys.values() if key in memory}
-        # two runs of one key keep the same
-        missing = {key: run for run, key in keys.items() if key not in known}
-        new = {run: runs[run] for run in missing.values()}
-        kept = self._sample(adapters, new, parts_per_call, progress)
-        remembered = sum(key in known for key in keys.values())
-        known |= {key: kept[run] for key, run in missing.items()}
-        memory.update(known)
-        return Latents({run: known[key] for run, key in keys.items()}, self, remembered)
-
-    def _memory_key(
-        self,
-        run: Run,
-        parts: Sequence[Part],
-        adapters: Sequence[Adapter],
-        digests: Sequence[str],
-    ) -> str:
-        """Return a key of everything that decides the latents of a run, except the model."""
-        tensors = {"sigmas": self.sigmas}
-        mixes = []
-        prompts = []
-        for i, part in enumerate(parts):
-            prompts.append([prompt.digest() for prompt in part.prompts])
-            if part.region is not None:
-                tensors[f"{i} region"] = part.region(self.shape)
-            mixes.append([(digests[k], share) for k, share in mix_in(adapters, part.mix).items()])
-        of_run = run.seed, run.first, run.kept, run.path
-        settings = repr((mixes, prompts, of_run, self.shape, self.cfg))
-        return sha256_of_tensors(tensors) + settings
-
-    def _sample(
-        self,
-        adapters: Sequence[Adapter],
-        runs: Mapping[Run, Sequence[Part]],
-        parts_per_call: int,
-        progress: Progress,
-    ) -> dict[Run, Kept]:
         # runs of one length share a batch, so that a batch ends with its runs
         ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
         batches = _batches(ordered, parts_per_call, self._call_key)
         with self.processes.together():
             own = self._sample_batches(adapters, runs, self.processes.share(batches), progress)
             gathered = self.processes.gather(own)
-        return {run: kept for batch in gathered for run, kept in batch.items()}
+        return Latents({run: kept for batch in gathered for run, kept in batch.items()}, self)
 
     def _sample_batches(
         self,

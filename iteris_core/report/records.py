@@ -34,7 +34,6 @@ NoteKind = Literal[
     "prompts",
     "made",
     "repeated",
-    "reused",
     "host",
     "memory",
 ]

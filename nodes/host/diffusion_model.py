@@ -47,7 +47,6 @@ from .patches import (
     patches_of,
     patches_of_file,
 )
-from .reused_runs import memory_of
 from .sampling_options import conds_of, sampling_options
 from .server import heed_cancel
 from .text_encoders import TextEncoders
@@ -68,8 +67,6 @@ class ComfyModel:
     Args:
         model: ModelPatcher; never changed.
         clip: CLIP of the same model; never changed.
-        keeps_runs: Whether sampling runs are remembered after the merge, and replace those of the
-            model with other patches.
         start: What it reads of pictures, see `conditions.start_of`.
 
     Attributes:
@@ -79,14 +76,7 @@ class ComfyModel:
         IterisError: Another kind of model, or pictures that it does not read.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        clip: Any,
-        *,
-        keeps_runs: bool = True,
-        start: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: Any, clip: Any, *, start: Mapping[str, Any] | None = None) -> None:
         self.row = row_of(model)
         check_callable(model)
         check_clip(clip, self.row)
@@ -96,7 +86,6 @@ class ComfyModel:
         self.texts = TextEncoders(self.clip, self.row.swept)
         self.start_picture = start or {}
         check_start(self.start_picture, self.row)
-        self.keeps_runs = keeps_runs and not start
         self.room: Room | None = None
         self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
@@ -179,7 +168,6 @@ class ComfyModel:
                 self.modules,
                 forward,
                 self._stream,
-                memory_of(model) if self.keeps_runs and not options.are_read else None,
                 call_key,
                 lambda path: any(part in path for part in self.row.folded),
                 evictable=lambda: evictable_bytes(device),
@@ -379,7 +367,7 @@ class ComfyModel:
     def with_adapter(self, adapter: Adapter) -> ComfyModel:
         """Return the model as `patched` returns it, without changes of biases and norms."""
         model, clip = self.patched(replace(adapter, vectors={}))
-        made = ComfyModel(model, clip, keeps_runs=False, start=self.start_picture)
+        made = ComfyModel(model, clip, start=self.start_picture)
         self._let_inherit(made.model, made.clip)
         made.room = self.room
         if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:

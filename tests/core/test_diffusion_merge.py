@@ -60,6 +60,19 @@ def test_a_strength_of_0_is_left_out_and_a_weight_of_0_is_noted(host):
         host.merge([idle], PRESERVE)
 
 
+def test_a_merge_after_another_one_is_the_same_to_the_byte(host):
+    """Whatever a merge leaves in the process, or in the model, decides nothing of the next one."""
+    loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
+    config = replace(EXACT, output_dtype=torch.float16)
+    fresh, _ = type(host)().merge(loras, PRESERVE, config)
+    host.merge(loras, replace(PRESERVE, trajectories=6, timesteps=3), config)
+    after, _ = host.merge(loras, PRESERVE, config)
+    assert after.adapter.deltas.keys() == fresh.adapter.deltas.keys()
+    for path, delta in after.adapter.deltas.items():
+        assert torch.equal(delta.up, fresh.adapter.deltas[path].up), path
+        assert torch.equal(delta.down, fresh.adapter.deltas[path].down), path
+
+
 @pytest.mark.parametrize("config", [EXACT, replace(EXACT, method="tsv_m")])
 def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, config):
     of_bias = Adapter("norms", {}, vectors={"unet.inlet.bias": torch.ones(6)})

@@ -20,7 +20,6 @@ import outside
 import tiny_hosts
 import torch
 from comfy_loras import same_tensors
-from iteris_pack.nodes.host import reused_runs
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import nn
 
@@ -196,7 +195,7 @@ def patches_of(patcher):
 
 @dataclass(frozen=True)
 class State:
-    """What a fault must not change; `held` are the bytes of all tensors, but for kept sampling runs."""
+    """What a fault must not change; `held` are the bytes of all tensors."""
 
     hooks: list[int]
     modes: tuple[object, ...]
@@ -208,7 +207,6 @@ class State:
     def of(cls, merge):
         merge.load()
         gc.collect()
-        reused_runs._MEMORIES.clear()
         storages = {
             found.untyped_storage().data_ptr(): found.untyped_storage().nbytes()
             for found in gc.get_objects()
@@ -279,7 +277,6 @@ def test_a_fault_leaves_the_model_as_it_was_and_the_next_merge_the_same():
     for turn, number in enumerate(numbers):
         name = list(KINDS)[turn % len(KINDS)]
         called = (name, number, *watched.all[number])
-        reused_runs._MEMORIES.clear()  # so that all moments come again
         with comfy_loras.messages() as texts:
             ended_in = end_of(merge, Moments(merge.layers, (number, KINDS[name])))
             stays = KINDS[name].ends_in is IterisError and watched.all[number][0] in AFTER
