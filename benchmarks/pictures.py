@@ -27,7 +27,7 @@ from .measure import PeakMemory, Times
 from .pictures_models import SAMPLER, STEPS
 from .results import RESULTS, Table, command_of, machine, spread, write
 
-STAGES = (stages.PROOF, stages.TEXT, stages.SAMPLING, stages.DENOISER)
+STAGES = (stages.CHECK, stages.TEXT, stages.SAMPLING, stages.DENOISER)
 DEVICES = ("cpu", "cuda")
 HOURS = 3600.0
 

@@ -22,18 +22,18 @@ _FIRST = 1
 _SWEPT = 1.5
 # Work on the text encoders, per row of the sweep: they are much smaller (the same table).
 _TEXT = 0.1
-# Rows of a LoRA's proof, see `proof`.
-_PROVED = 4
+# Rows of the check of the LoRAs, see `proof.check_called`.
+_CHECKED = 1
 # Work on the files alone, per LoRA, in rows; it takes seconds.
 _FILES = 1
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
-# layers goes into solving them, and the proof draws smaller pictures.
-_OTHER = (stages.PROOF, stages.FILES, stages.TEXT)
+# layers goes into solving them, and the check draws a smaller picture.
+_OTHER = (stages.CHECK, stages.FILES, stages.TEXT)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Rows that run through the diffusion model, without the proof's.
+    """Rows that run through the diffusion model, without the check's.
 
     Args:
         sweep: Teacher and student rows.
@@ -68,7 +68,7 @@ class Cost:
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
         work = {
-            stages.PROOF: _PROVED * loras,
+            stages.CHECK: _CHECKED,
             stages.FILES: _FILES * loras,
             stages.TEXT: _TEXT * self.sweep,
             stages.SAMPLING: self.sampling,

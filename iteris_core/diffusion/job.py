@@ -170,12 +170,17 @@ class Job:
         return self.model.latent_shape(self.calibration.resolution, self.calibration.frames)
 
     @property
+    def is_checked(self) -> bool:
+        """Whether the model may pass over layers, as a host with a loader of its own may."""
+        return self.model.loader is not None and self.config.measured
+
+    @property
     def stages(self) -> list[Stage]:
         """The stages of the merge, in order, each with its share of the work."""
         is_measured = self.config.measured
         has_denoiser = is_measured and self._changes(text=False)
         possible = {
-            stages.PROOF: self.model.loader is not None and is_measured,
+            stages.CHECK: self.is_checked,
             stages.FILES: not is_measured,
             stages.TEXT: is_measured and self._changes(text=True),
             stages.SAMPLING: has_denoiser,

@@ -32,7 +32,7 @@ from .job import Job
 from .lora_use import LoraUse
 from .model import DenoiserRow
 from .polish import Polish, polish
-from .proof import Rounded, notes_of_rounding, prove_loras, prove_merged
+from .proof import check_called, prove_merged
 from .recipe import recipe_of
 from .runs import Run
 from .samples import as_rows, runs_of, tasks_of, texts_of
@@ -48,27 +48,25 @@ _PASSED_OVER = (*FAILURES, MemoryError)
 
 
 def merge_loras(job: Job, progress: StageProgress = nobody, watch: Watch = nobody) -> MergeResult:
-    """Prove the LoRAs, merge them, prove what the host makes of the result, and write what was done
-    into the report, with the recipe. A proof of the result that fails is a note.
+    """Check that the model calls what the LoRAs change, merge them, prove what the host makes of
+    the result, and write what was done into the report, with the recipe. A proof that fails is a
+    note.
 
     Raises:
         IterisError: Memory that runs out even with the smallest calls, or an error of
-            `prove_loras` or `merge_diffusion`.
+            `check_called` or `merge_diffusion`.
     """
     _log(job)
     begin = time.monotonic()
     told = numbered(progress, job.stages)
-    rounded: Rounded = {}
-    if job.config.measured:
-        with without_smaller_calls("the proof of the LoRAs"):
-            rounded |= prove_loras(
-                job.model, job.loras, job.calibration, in_stage(told, stages.PROOF)
-            )
+    if job.is_checked:
+        with without_smaller_calls("the check of the LoRAs"):
+            check_called(job.model, job.loras, job.calibration)
+        in_stage(told, stages.CHECK)(1, 1)
     with without_smaller_calls("the merge"):
         result = merge_diffusion(job, told, watch)
     if job.config.measured:
-        result, of_merged = _proved(result, job)
-        rounded |= of_merged
+        result = _proved(result, job)
     report = replace(
         result.report,
         settings=recipe_of(job.asked, job.calibration, job.config, job.settings.made_on),
@@ -76,7 +74,7 @@ def merge_loras(job: Job, progress: StageProgress = nobody, watch: Watch = nobod
         rows=job.cost.rows,
         seconds=time.monotonic() - begin,
         saved_bytes=result.adapter.saved_bytes,
-        notes=(*result.report.notes, *job.settings.notes, *notes_of_rounding(rounded)),
+        notes=(*result.report.notes, *job.settings.notes),
     )
     return replace(result, report=report)
 
@@ -86,14 +84,15 @@ def _source(use: LoraUse) -> Source:
     return Source(use.name, *strengths, use.prompts, are_made=bool(use.prompts_from))
 
 
-def _proved(result: MergeResult, job: Job) -> tuple[MergeResult, Rounded]:
-    """Return a merge after the proof of what the host makes of it, and how the host rounds."""
+def _proved(result: MergeResult, job: Job) -> MergeResult:
+    """Return a merge after the proof of what the host makes of it."""
     try:
-        return result, prove_merged(job.model, result.adapter, job.loras[0], job.calibration)
+        prove_merged(job.model, result.adapter)
+        return result
     except _PASSED_OVER as error:
         why = _why("the proof of the merge", error)
         text = f"What ComfyUI draws with this merge is not proved: {why}"
-        return _noted(result, Note("unproved", text)), {}
+        return _noted(result, Note("unproved", text))
 
 
 def _why(what: str, error: Exception, where_full: str = "") -> str:

@@ -92,17 +92,13 @@ class PatchedWeight:
 
 
 class HostLoader(Protocol):
-    """The host's own way to put an adapter on the model, to compare with rows that wear it.
+    """The host's own way to put an adapter on the model, to compare with what was read.
 
     Changes of biases and norms, which rows do not wear, are left out.
     """
 
-    def with_adapter(self, adapter: Adapter) -> DiffusionHost:
-        """Return the model with an adapter, as the host patches it."""
-        ...
-
     def weights_with(self, adapter: Adapter) -> Iterator[PatchedWeight]:
-        """Yield all weights that `with_adapter` changes."""
+        """Yield all weights that the host changes."""
         ...
 
 

@@ -1,31 +1,34 @@
-"""A proof that LoRAs are read as the host's own loader reads them, and that the host draws with the
-merged LoRA what was solved.
+"""A proof that LoRAs are read as the host's own loader reads them, and that the host patches the
+model with the merged LoRA that was solved.
 
 The host puts a LoRA on a weight W, which makes it W'. What it changes is compared with what was
 read, or merged, on random columns C, in float32:
 
     (W' - W) C   and   up (down C)
 
-This needs no forward pass, and the number format of the model does not matter. One row of the model
-then shows that a row which wears the LoRA does what the patched model does, see `small_pictures`.
+This needs no forward pass, and the number format of the model does not matter. One forward pass
+then shows whether the model calls all layers that are to be measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ..adapters import Adapter
+from ..adapters import Adapter, target_layers
 from ..devices import exact_products
 from ..errors import AdapterError, CalibrationError, SolveError
-from ..progress import Progress, nobody
-from ..report.records import Note
+from ..network import Network
+from ..rows.wearing import layer_hooks
 from .calibration import Calibration
 from .lora_use import LoadedLora
-from .model import DiffusionHost, PatchedWeight
-from .small_pictures import View, pictures_of
+from .model import DenoiserRow, DiffusionHost, Encoded, PatchedWeight
+from .sampling import Sampler, noise
 
 # Share of a change. Float32 makes 1e-5 of it, a weight in the wrong order or with the wrong factor
 # 0.1 to 1.
@@ -34,40 +37,14 @@ TOLERANCE = 0.01
 # too few digits of a smaller one in its sum with the weight.
 _SMALLEST = 1e-4
 _COLUMNS = 4
-# From this share on, the report tells that the host rounds.
-_NOTED = 0.05
-# How much an untested model may round: float8 makes up to 0.6, and a picture then shows nothing.
-_MOST_ROUNDED = 0.3
-_CHANGED = (
-    "Another node probably patches the model, or the model bypasses some layers. Connect MODEL and "
-    "CLIP straight from their loaders; if it stays, report it"
-)
+# Side in pixels, at most, of a picture that shows which layers are called.
+_SIDE = 128
 _MISREAD = (
     "Likely causes: a kind of key that IterIS misreads, a model that keeps a weight's rows in an "
     "order of its own, or another node that changes MODEL or CLIP. Connect them straight from "
     "their loaders; if it stays, leave this LoRA out, and report it with the output of 'iteris "
     "inspect'"
 )
-
-
-# Name of an adapter -> the share of its effect on one picture by which a row that wears it and the
-# model that the host patches with it differ.
-Rounded = dict[str, float]
-
-
-def notes_of_rounding(rounded: Rounded) -> list[Note]:
-    """Return a note for the report where the host rounds much."""
-    much = {name: share for name, share in rounded.items() if share >= _NOTED}
-    if not much:
-        return []
-    shares = ", ".join(f"{name} by {share:.0%} of its effect" for name, share in much.items())
-    text = (
-        "the numbers of this model are too coarse for what a LoRA changes, so that ComfyUI rounds "
-        f"it: {shares}. That is so for every LoRA on this model, merged or not. The merge is "
-        "measured without this rounding. A node that changes how the model's layers run would show "
-        "here, too"
-    )
-    return [Note("host", text)]
 
 
 def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
@@ -89,94 +66,97 @@ def prove_reading(adapter: Adapter, weights: Iterable[PatchedWeight]) -> None:
         )
 
 
-def prove_loras(
-    model: DiffusionHost,
-    loras: Sequence[LoadedLora],
-    calibration: Calibration,
-    progress: Progress = nobody,
-) -> Rounded:
-    """Draw one small picture with each LoRA, and compare the first with the picture of the model
-    that the host patches with it.
+@torch.no_grad()
+def check_called(
+    model: DiffusionHost, loras: Sequence[LoadedLora], calibration: Calibration
+) -> None:
+    """Run one small noisy picture through the base model, and refuse LoRAs that change layers which
+    it does not call.
 
     Args:
         loras: The LoRAs of the merge that change something, at least one.
 
-    Returns:
-        How the host rounds; empty if it has no loader of its own.
-
     Raises:
-        AdapterError: A LoRA whose picture is not finite, or that changes layers which the model
-            does not call; names it.
-        CalibrationError: The base model's picture is not finite, or both pictures differ though the
-            weights are not rounded, or on a model that was not tested differ by more than rounding
-            explains.
+        AdapterError: Names the LoRA and one of the layers.
+        CalibrationError: The base model's answer is not finite.
     """
-    if model.loader is None:
-        return {}
-    views = [View(_caption_of(lora), lora.adapter) for lora in loras]
-    pictures = pictures_of(model, views, calibration)
-    for lora, worn in zip(loras, pictures.worn, strict=True):
-        if worn.missed:
+    text, denoiser = _paths(model, loras)
+    caption = next(iter(loras[0].use.prompts), "")
+    pieces = model.tokenize(caption)
+    outputs: Sequence[Any] = []
+    missed: set[str] = set()
+    if pieces:
+        with model.text_encoder() as network, _uncalled(network, text) as of_text:
+            outputs = list(network.forward(pieces))
+        missed |= of_text
+    prompt = model.encoded(caption, outputs)
+    small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
+    with model.denoiser() as network, _uncalled(network, denoiser) as of_denoiser:
+        sampler = Sampler.of(model, network, small)
+        answers = [network.forward([row]) for row in _rows(sampler, prompt, calibration.seed)]
+    if not all(answer.isfinite().all() for answer in answers):
+        raise CalibrationError(
+            "the base model's own picture is not finite before any LoRA is on it. Load the model "
+            "in another precision (bfloat16 or float32), and see if it draws at all"
+        )
+    missed |= of_denoiser
+    for lora in loras:
+        own = sorted(missed.intersection(lora.adapter.deltas))
+        if own:
             raise AdapterError(
-                f"{lora.adapter.name}: only a part of what it does can be measured. "
-                f"{_of_missed(worn.missed)}"
+                f"{lora.adapter.name}: only a part of what it does can be measured. The model does "
+                f"not call {len(own)} of its layers, such as {own[0]!r}: it reads their weights in "
+                "code of its own, as ComfyUI does with int8 layers after an activation, or is "
+                "compiled. Load the model in 16 bit, fp8 or GGUF, and merge in front of nodes that "
+                "compile it"
             )
-    share = pictures.difference
-    if pictures.is_exact and not share <= TOLERANCE:
-        raise CalibrationError(
-            f"{loras[0].adapter.name}: its rows do not draw what the model patched by ComfyUI "
-            f"draws, though both read its file alike: the difference is {share:.0%} of what it "
-            f"does to {views[0].caption!r}, and no weight is rounded. {_CHANGED}"
-        )
-    if not model.family.is_tested and not share <= _MOST_ROUNDED:
-        raise CalibrationError(
-            f"{loras[0].adapter.name}: what its rows draw, and what the model patched by ComfyUI "
-            f"draws, differ by {share:.0%} of its effect. Merging on {model.family.name} was never "
-            "tested, so this may be more than the rounding of the model's numbers. Load the model "
-            "in 16 or 32 bit, without other nodes between it and the merge"
-        )
-    progress(1, 1)
-    return {loras[0].adapter.name: share}
 
 
-def prove_merged(
-    model: DiffusionHost,
-    merged: Adapter,
-    lora: LoadedLora,
-    calibration: Calibration,
-) -> Rounded:
-    """Compare the merged LoRA with what the host patches with it: weight by weight, and on one
-    small picture.
+def _paths(model: DiffusionHost, loras: Sequence[LoadedLora]) -> tuple[set[str], set[str]]:
+    """Return the layers of the text encoders, and of the diffusion model, that LoRAs change."""
+    paths = set(target_layers([lora.adapter for lora in loras]))
+    text = set(filter(model.is_text_module, paths))
+    return text, paths - text
 
-    Args:
-        lora: The LoRA whose caption is drawn.
 
-    Returns:
-        How the host rounds; empty if it has no loader of its own.
+def _rows(sampler: Sampler, prompt: Encoded, seed: int) -> list[DenoiserRow]:
+    """Return a noisy picture for each expert, at the middle of its noise levels."""
+    of_noise = noise(sampler.shape, seed)[None]
+    every = [
+        DenoiserRow(sampler.start(of_noise, sigma)[0], sigma, prompt)
+        for sigma in sampler.sigmas[:-1]
+    ]
+    of_experts = (list(filter(expert.runs, every)) for expert in sampler.network.experts)
+    return [own[len(own) // 2] for own in of_experts if own]
+
+
+@contextmanager
+def _uncalled(network: Network, paths: Collection[str]) -> Iterator[set[str]]:
+    """Yield the layers that have not been called so far."""
+    left = set(paths)
+
+    def called(path: str, _module: nn.Module, _x: Tensor, y: Tensor) -> Tensor:
+        left.discard(path)
+        return y
+
+    with layer_hooks({path: network.modules[path] for path in paths}, called):
+        yield left
+
+
+def prove_merged(model: DiffusionHost, merged: Adapter) -> None:
+    """Compare the merged LoRA, weight by weight, with what the host patches with it, if it has a
+    loader of its own.
 
     Raises:
-        SolveError: They differ.
+        SolveError: They differ; names the layer that differs most.
     """
-    loader = model.loader
-    if loader is None:
-        return {}
-    wrong = _differences(merged, loader.weights_with(merged))
+    wrong = _differences(merged, model.loader.weights_with(merged)) if model.loader else {}
     if wrong:
         raise SolveError(
             "the patched MODEL does not carry the merged LoRA that was solved: they differ at "
-            f"{_worst(wrong)}. {_CHANGED}"
+            f"{_worst(wrong)}. Another node probably patches the model. Connect MODEL and CLIP "
+            "straight from their loaders; if it stays, report it"
         )
-    view = View(_caption_of(lora), replace(merged, name="the merged LoRA"))
-    pictures = pictures_of(model, [view], calibration)
-    [worn] = pictures.worn
-    share = pictures.difference
-    if worn.missed or (pictures.is_exact and not share <= TOLERANCE):
-        raise SolveError(
-            "the patched MODEL does not draw with the merged LoRA what was solved: the difference "
-            f"is {share:.0%} of what it does to {view.caption!r}, which rounding does not explain. "
-            f"{_of_missed(worn.missed) or _CHANGED}"
-        )
-    return {view.adapter.name: share}
 
 
 def _differences(adapter: Adapter, weights: Iterable[PatchedWeight]) -> dict[str, float]:
@@ -213,19 +193,3 @@ def _worst(shares: Mapping[str, float]) -> str:
     path = max(shares, key=lambda path: shares[path])
     more = f"{len(shares)} layers, most of all at " if len(shares) > 1 else ""
     return f"{more}{path!r}, by {shares[path]:.0%} of the change"
-
-
-def _caption_of(lora: LoadedLora) -> str:
-    return next(iter(lora.use.prompts), "")
-
-
-def _of_missed(missed: Sequence[str]) -> str:
-    """Return a sentence about layers that the model does not call, or nothing."""
-    if not missed:
-        return ""
-    return (
-        f"The model does not call {len(missed)} of its layers, such as {missed[0]!r}, so that "
-        "nothing can be measured there: it reads their weights in code of its own, as ComfyUI does "
-        "with int8 layers after an activation, or is compiled. Load the model in 16 bit, fp8 or "
-        "GGUF, and merge in front of nodes that compile it"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..progress import Progress, Stage, StageProgress
 
-PROOF = "Check of the LoRAs"
+CHECK = "Check of the LoRAs"
 FILES = "Files"
 TEXT = "Text encoder"
 SAMPLING = "Sampling"

@@ -364,16 +364,6 @@ class ComfyModel:
         """Return the model without the texts that it has read."""
         return ComfyModel(*self.given)
 
-    def with_adapter(self, adapter: Adapter) -> ComfyModel:
-        """Return the model as `patched` returns it, without changes of biases and norms."""
-        model, clip = self.patched(replace(adapter, vectors={}))
-        made = ComfyModel(model, clip, start=self.start_picture)
-        self._let_inherit(made.model, made.clip)
-        made.room = self.room
-        if clip.patcher.patches_uuid == self.clip.patcher.patches_uuid:
-            made.texts = self.texts  # with what they have read
-        return made
-
     def weights_with(self, adapter: Adapter) -> Iterator[PatchedWeight]:
         return self._weights_of(*self.patched(replace(adapter, vectors={})))
 

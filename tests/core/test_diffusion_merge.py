@@ -278,10 +278,11 @@ def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, m
     of_a_handle = "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`"
     errors = map(RuntimeError, (on_the_cpu, of_a_handle, "CUBLAS_STATUS_ALLOC_FAILED"))
     for error in (torch.OutOfMemoryError("full"), *errors, MemoryError()):
-        for place, what in ((host, "denoiser"), (merging, "prove_loras")):
+        for place, what in ((host, "denoiser"), (merging, "check_called")):
             with monkeypatch.context() as patch:
+                patch.setattr(host, "loader", host if place is merging else None)
                 patch.setattr(place, what, Mock(side_effect=error))
-                doing = "the proof of the LoRAs" if place is merging else "the merge"
+                doing = "the check of the LoRAs" if place is merging else "the merge"
                 with pytest.raises(CalibrationError, match=f"^{doing} ran out .* Close what else"):
                     merge_loras(Job.of(host, [host.lora("a")], PRESERVE, MergeSettings(EXACT)))
 

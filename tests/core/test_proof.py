@@ -8,42 +8,31 @@ import torch
 from fake_host import FakeHost
 
 from iteris_core import (
-    Adapter,
     AdapterError,
     CalibrationError,
     LowRankDelta,
-    Network,
     SolveError,
 )
-from iteris_core.diffusion import merging, small_pictures, stages
+from iteris_core.diffusion import merging, stages
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.model import PatchedWeight
-from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged, prove_reading
-from iteris_core.rows import wearing
+from iteris_core.diffusion.proof import check_called, prove_merged, prove_reading
 
 CALIBRATION = Calibration(trajectories=2, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0)
 
 
 class LoadingHost(FakeHost):
-    """A host that reads adapters, and patches weights, in its own way."""
+    """A host that reads adapters in its own way."""
 
-    def __init__(self, read=lambda adapter: adapter, patch=lambda weight: weight):
+    def __init__(self, read=lambda adapter: adapter):
         super().__init__()
         self.read = read
-        self.patch = patch
 
     @property
     def loader(self):
         return self
-
-    def with_adapter(self, adapter):
-        host = self.patched(self.read(adapter))
-        for path in adapter.deltas:
-            weight = host.module(path).weight
-            weight.copy_(self.patch(weight))
-        return host
 
     def weights_with(self, adapter):
         for path, delta in self.read(adapter).deltas.items():
@@ -57,19 +46,6 @@ def doubled_at(path):
     )
 
 
-@pytest.fixture
-def strong_hooks(monkeypatch):
-    add = wearing.add_to_output
-    monkeypatch.setattr(
-        wearing, "add_to_output", lambda module, y, c, up: add(module, y, c, 1.5 * up)
-    )
-
-
-@pytest.fixture
-def coarse_weights(monkeypatch):
-    monkeypatch.setattr(small_pictures, "is_quantised", lambda module: True)
-
-
 def merged(host, loras, heard=None, **settings):
     def listen(stage, done, total):
         if heard is not None:
@@ -77,10 +53,6 @@ def merged(host, loras, heard=None, **settings):
 
     config = settings.pop("config", host.EXACT)
     return merge_loras(Job.of(host, loras, CALIBRATION, MergeSettings(config, **settings)), listen)
-
-
-def host_notes(result):
-    return [note.text for note in result.report.notes if note.kind == "host"]
 
 
 def changed(adapter, path, delta):
@@ -142,48 +114,60 @@ def test_a_weight_of_another_shape_and_the_worst_of_several_layers_are_named():
         prove_reading(adapter, weights)
 
 
-def test_where_the_host_has_no_loader_nothing_is_proved(host):
-    lora = host.lora("a")
-    assert prove_loras(host, [lora], CALIBRATION) == {}
-    assert prove_merged(host, lora.adapter, lora, CALIBRATION) == {}
-    assert host.unet_batches == []
+def test_where_the_host_has_no_loader_nothing_is_checked(host):
+    loras = [host.lora("a")]
+    heard = []
+    report = merged(host, loras, heard).report
+    assert stages.CHECK not in {name for name, *_ in heard}
+    assert "unproved" not in {note.kind for note in report.notes}
 
 
-def test_a_host_that_does_the_same_is_proved_in_a_stage_of_its_own_with_nothing_said():
+def test_a_model_that_calls_all_layers_is_checked_in_a_stage_of_its_own():
     host = LoadingHost()
     loras = [host.lora("a"), host.lora("b", prompts=("<y> dog",)), host.lora("idle", strength=0.0)]
     heard = []
-    result = merged(host, loras, heard)
-    assert heard[0] == (stages.PROOF, 1, 1)
-    assert heard[1][0] != stages.PROOF
-    assert host_notes(result) == []
+    check_called(host, [lora for lora in loras if lora.use.strength_model], CALIBRATION)
+    assert len(host.unet_batches) == 1 and host.hooks() == 0
+    merged(host, loras, heard)
+    assert heard[0] == (stages.CHECK, 1, 1)
+    assert heard[1][0] != stages.CHECK
 
 
-def test_rows_that_wear_something_else_are_an_error(strong_hooks):
+@pytest.mark.parametrize("path", ["te.q", "unet.q"])
+def test_a_layer_that_the_model_does_not_call_is_named_with_its_lora(path, monkeypatch):
     host = LoadingHost()
-    lora = host.lora("a", strength=0.3)
-    said = r"^a: its rows do not draw .* both read its file alike"
-    with pytest.raises(CalibrationError, match=said):
-        prove_loras(host, [lora], CALIBRATION)
-    said = r"does not draw .* which rounding does not explain\. Another node probably"
-    with pytest.raises(SolveError, match=said):
-        prove_merged(host, lora.adapter, lora, CALIBRATION)
+    first, second = host.lora("a"), host.lora("b")
+    first = replace(first, adapter=changed(first.adapter, path, None))
+    layer = host.module(path)
+    part, name = {"te": host.te, "unet": host.u}[path.partition(".")[0]], path.partition(".")[2]
+    monkeypatch.setattr(type(part), name, property(lambda _: layer.forward), raising=False)
+    modules = {p: m for p, m in part.named_modules() if p}
+    assert modules[name] is layer  # it is there, and its hooks are passed over
+    check_called(host, [first], CALIBRATION)
+    said = f"^b: only a part .* does not call 1 of its layers, such as '{path}'"
+    with pytest.raises(AdapterError, match=said):
+        check_called(host, [first, second], CALIBRATION)
+
+
+def test_a_base_model_whose_picture_is_not_finite_is_refused():
+    host = LoadingHost()
+    host.u.outlet.weight.fill_(torch.inf)
+    with pytest.raises(CalibrationError, match="the base model's own picture is not finite"):
+        check_called(host, [host.lora("b")], CALIBRATION)
 
 
 @pytest.mark.parametrize("path", ["te.out", "unet.q"])
-def test_a_model_that_does_not_carry_what_was_solved_is_a_warning(path, coarse_weights):
-    """However coarse its weights are."""
+def test_a_model_that_does_not_carry_what_was_solved_is_a_warning(path):
     host = LoadingHost()
     loras = [host.lora("a"), host.lora("b")]
-    prove_loras(host, loras, CALIBRATION)
+    expected = merged(host, loras)
+    prove_merged(host, loras[0].adapter)
     host.read = doubled_at(path)
     with pytest.raises(SolveError, match="does not carry the merged LoRA"):
-        prove_merged(host, loras[0].adapter, loras[0], CALIBRATION)
+        prove_merged(host, loras[0].adapter)
     result = merged(host, loras)
     [said] = [line for line in result.report.warnings if "is not proved" in line]
     assert f"does not carry the merged LoRA that was solved: they differ at '{path}'" in said
-    host.read = lambda adapter: adapter
-    expected = merged(host, loras)
     assert host.largest_error(result.adapter, expected.adapter) == 0
 
 
@@ -211,38 +195,3 @@ def test_cancelling_what_follows_a_merge_is_no_warning(monkeypatch):
     host = LoadingHost()
     with pytest.raises(Cancelled):
         merged(host, [host.lora("a"), host.lora("b")])
-
-
-@pytest.mark.parametrize("computed_in", [torch.float32, torch.bfloat16])
-def test_a_weight_that_is_cast_before_it_is_patched_counts_as_rounded(computed_in):
-    """As ComfyUI 0.33 keeps a float32 file on a GPU."""
-    layer = torch.nn.Linear(6, 6).requires_grad_(False)
-    cast = [part.to(computed_in) for part in (layer.weight, layer.bias)]
-    layer.forward = lambda x: torch.nn.functional.linear(x, *cast)
-    network = Network({"layer": layer}, layer)
-    adapter = Adapter("a", {"layer": LowRankDelta(torch.randn(6, 2), torch.randn(2, 6))})
-    with small_pictures._watched(network, adapter, 1) as seen:
-        network.forward(torch.randn(1, 3, 6, dtype=computed_in))
-    assert not seen.missed
-    assert seen.is_exact == (computed_in == torch.float32)
-
-
-def test_a_lora_without_an_effect_is_passed_over():
-    host = LoadingHost()
-    lora = host.lora("a")
-    nothing = {path: d.scaled(0.0) for path, d in lora.adapter.deltas.items()}
-    found = prove_loras(host, [replace(lora, adapter=Adapter("a", nothing))], CALIBRATION)
-    assert found == {"a": 0.0} and notes_of_rounding(found) == []
-
-
-def test_a_lora_whose_effect_is_not_finite_is_named():
-    host = LoadingHost()
-    lora = host.lora("b")
-    delta = lora.adapter.deltas["unet.outlet"]
-    broken = changed(lora.adapter, "unet.outlet", delta.scaled(torch.inf))
-    said = r"b: the model's picture is finite without this LoRA, but not with it"
-    with pytest.raises(AdapterError, match=said):
-        prove_loras(host, [host.lora("a"), replace(lora, adapter=broken)], CALIBRATION)
-    host.u.outlet.weight.fill_(torch.inf)
-    with pytest.raises(CalibrationError, match="the base model's own picture is not finite"):
-        prove_loras(host, [lora], CALIBRATION)

