@@ -23,7 +23,6 @@ from iteris_core import MergeConfig, Network, Sample, Task
 from iteris_core.algebra.products import _BLOCK_ON_GPU, TOKENS_PER_PRODUCT
 from iteris_core.diffusion.cost import Cost, cost_of
 from iteris_core.diffusion.samples import tasks_of
-from iteris_core.diffusion.waiting import PCIE
 from iteris_core.engines.counted_tokens import tokens_read
 from iteris_core.engines.layer_sums import can_derive
 from iteris_core.engines.problem import Problem
@@ -31,7 +30,7 @@ from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.layers import token_count
 from iteris_core.rows.wearing import layer_hooks
 
-from .memory import CASES, HALF, Case, Counted, count, samples_of
+from .memory import CASES, HALF, PCIE, Case, Counted, count, samples_of
 from .results import RESULTS, Table, command_of, write
 from .starts import starts_of
 
@@ -244,7 +243,7 @@ def seconds_on(merge: Reckoned, card: Card, devices: int = 1) -> list[float]:
     room = merge.memory.room(card.gib, LORAS, factorisation)
     calls = math.ceil(cost.samples / room.samples_per_chunk / devices)
     row = merge.row / (card.half * IN_FORWARD)
-    copied = 0 if devices > 1 else merge.memory.waiting(room, LORAS, factorisation).copied
+    copied = 0 if devices > 1 else merge.memory.copied_in(room, LORAS, factorisation)
     rows = [
         row * cost.sampling,
         row * cost.sweep,

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -25,13 +26,14 @@ from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.samples import SampleSpec, make_samples, tasks_of
-from iteris_core.diffusion.waiting import PCIE, Waiting
-from iteris_core.engines.footprint import layer_bytes
+from iteris_core.engines.layer_sums import layer_bytes
 from iteris_core.engines.shared_inputs import Readers
 from iteris_core.files.families import FAMILIES
 from iteris_core.memory import LayerBytes, Room, share_out
-from iteris_core.rows.lockstep import held_bytes
-from iteris_core.rows.parking import Parking
+from iteris_core.rows import parking as parking_module
+from iteris_core.rows.lockstep import pause, run_in_lockstep
+from iteris_core.rows.parking import HostMemory, Parking
+from iteris_core.rows.wearing import layer_hooks
 
 from .pictures_models import SDXL_UNET
 from .results import RESULTS, Table, command_of, machine, write
@@ -42,6 +44,7 @@ LORAS = (2, 4, 8)
 MOST_SAMPLES = 16  # of a call, as in nodes/host/diffusion_model.py
 ROWS = 2  # of a sample
 HALF = 2  # bytes
+PCIE = 12e9  # bytes a second between device and host that a card of these years really copies
 WAN_FRAMES = 3  # in latents, of the 9 that a merge measures
 
 
@@ -152,16 +155,15 @@ class Counted:
             LayerBytes.most(self.layers(loras, factorisation).values()),
         )
 
-    def waiting(self, room: Room, loras: int, factorisation: str = "float32") -> Waiting:
-        """Return what waits, and where."""
+    def copied_in(self, room: Room, loras: int, factorisation: str = "float32") -> int:
+        """Return the bytes of waiting rows that a merge copies, out and back."""
         samples = self.case.samples(loras)
         layers = self.layers(loras, factorisation)
         taken = {path: layer.beside(room.call_bytes) for path, layer in layers.items()}
         shares = {path: math.ceil(size / samples) for path, size in taken.items()}
         largest = max(taken.values())
         fits = samples * self.widest + largest <= room.waiting_bytes
-        copied = 0 if fits else samples * self.copied(room.waiting_bytes // samples, shares)
-        return Waiting(samples, samples * self.widest, room.waiting_bytes, copied)
+        return 0 if fits else samples * self.copied(room.waiting_bytes // samples, shares)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -187,17 +189,14 @@ def flash_attention() -> AbstractContextManager[Any]:
     return mock.patch("torch.nn.functional.scaled_dot_product_attention", attend)
 
 
-class Nowhere:
+class Nowhere(HostMemory):
     """Contents that have no numbers, which wait nowhere."""
 
-    def write(self, storage: torch.UntypedStorage) -> int:
-        return storage.nbytes()
+    def write(self, storage: torch.UntypedStorage) -> Tensor:
+        return torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
 
-    def read(self, content: int, storage: torch.UntypedStorage) -> None:
-        storage.resize_(content)
-
-    def close(self) -> None:
-        pass
+    def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
+        storage.resize_(content.numel())
 
 
 def count(case: Case) -> Counted:
@@ -209,15 +208,26 @@ def count(case: Case) -> Counted:
     network = Network(modules, lambda rows: model.module(**read, return_dict=False))
 
     def swept(budget: int, smallest: int, sums: Mapping[str, int]) -> tuple[Mapping[str, int], int]:
-        parking = Parking(modules.values(), budget=budget, store=Nowhere(), smallest=smallest)
-        with torch.device("meta"), flash_attention():
-            stops = Readers(network).note
+        parking = Parking(modules.values(), budget=budget, smallest=smallest)
+        parking.store = Nowhere()
+        parking.keep(*tensors)
+        is_first = Readers(network).note
+        held = {}
 
-            def taken(path: str, _module: nn.Module, _x: Tensor) -> int:
-                return sums.get(path, 0)
+        def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            if is_first(path, module, x):
+                parking.reserve(sums.get(path, 0))
+                pause(path)
+            return y
 
-            held = held_bytes(network, tensors, model.paths, parking, stops, taken)
-            return held, parking.copied_bytes
+        def waits(path: str) -> None:
+            held[path] = parking.held_bytes
+
+        hooks = layer_hooks({path: modules[path] for path in model.paths}, at_layer)
+        emptied = mock.patch.object(parking_module, "_EMPTIED", {"meta"})
+        with torch.no_grad(), torch.device("meta"), flash_attention(), emptied, hooks:
+            run_in_lockstep([partial(network.forward, tensors)], waits, parking)
+        return held, parking.copied_bytes
 
     def copied(budget: int, sums: Mapping[str, int]) -> int:
         return swept(budget, 1 << 16, sums)[1]
@@ -373,10 +383,8 @@ def verdict(counted: Counted, card: float, loras: int) -> str:
     room = counted.room(card, loras)
     if room.missing > counted.model:
         return "no"
-    waiting = counted.waiting(room, loras)
-    where = "fits"
-    if waiting.copied:
-        where = f"{waiting.copied / 1e9:.0f} GB are copied, {waiting.copied / PCIE:.0f} s"
+    copied = counted.copied_in(room, loras)
+    where = f"{copied / 1e9:.0f} GB are copied, {copied / PCIE:.0f} s" if copied else "fits"
     if room.missing:
         where = f"model {gb(room.missing)} GB too large, {where}"
     return where

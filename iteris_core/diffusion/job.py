@@ -12,7 +12,7 @@ from torch import nn
 
 from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
-from ..engines.footprint import layer_bytes
+from ..engines.layer_sums import layer_bytes
 from ..errors import ConfigError
 from ..memory import LayerBytes, Room, share_out
 from ..merging import check_ranks, notes_about_vectors

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -30,15 +30,12 @@ from .contexts import Context, Contexts, Texts, Tokenized, written_for
 from .cost import STEPS_OF_A_PICTURE
 from .job import Job
 from .lora_use import LoraUse
-from .model import DenoiserRow
 from .polish import Polish, polish
 from .proof import check_called, prove_merged
 from .recipe import recipe_of
-from .runs import Run
 from .samples import as_rows, runs_of, tasks_of, texts_of
-from .sampling import Part, Sampler, mix_in, noise
+from .sampling import Sampler, mix_in
 from .stages import in_stage, numbered, share_of
-from .waiting import foresee
 
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
@@ -262,7 +259,6 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
     with job.model.denoiser() as network:
         sampler = Sampler.of(job.model, network, job.calibration)
         runs = runs_of(job.samples, contexts, job.calibration)
-        notes = _foreseen(sampler, runs, job)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
                 adapters, runs, size, in_stage(solver.progress, stages.SAMPLING)
@@ -275,8 +271,8 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         result = _by_experts(solver, network, adapters, tasks)
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
-            notes += (note,)
-    return _noted(result, *notes)
+            result = _noted(result, note)
+    return result
 
 
 def _by_experts(
@@ -349,19 +345,3 @@ def _polished(
         "out, so the merge is as it was solved"
     )
     return replace(result, adapter=polished.adapter), Note("method", text)
-
-
-def _foreseen(
-    sampler: Sampler,
-    runs: Mapping[Run, Sequence[Part]],
-    job: Job,
-) -> tuple[Note, ...]:
-    """Return notes about rows that will wait on the host, if some of them may."""
-    prompts = (part.text for parts in runs.values() for part in parts)
-    prompt = next(prompts, None)
-    room = job.config.waiting_bytes
-    if room is None or prompt is None:
-        return ()
-    latents = sampler.start(noise(sampler.shape, seed=0)[None], sampler.sigmas[0])[0]
-    rows = [DenoiserRow(latents, sigma, prompt) for sigma in sampler.sigmas]
-    return foresee(sampler.network, rows, job, room).notes

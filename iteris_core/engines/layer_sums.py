@@ -1,19 +1,22 @@
 """How a layer is measured: by sums over its own rows or by sums that are derived from its input's,
-and whether the input's moments are sums or kept rows.
+whether the input's moments are sums or kept rows, and the memory that they take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Stacked
+from ..adapters import Adapter, Stacked, target_shapes
 from ..algebra.moments import InputMoments, KeptRows, Sums
+from ..algebra.products import TOKENS_PER_PRODUCT
 from ..algebra.statistics import BaseWeight, DerivedSums, TaskStatistics, TaskSums
-from ..devices import Workplace, moved
-from ..layers import token_count, weight_shape
+from ..config import MergeConfig
+from ..devices import Workplace, in_float32, moved, sums_dtype
+from ..layers import is_patchwise, token_count, weight_shape
+from ..memory import LayerBytes
 from .counted_tokens import tokens_read
 from .drift import Drifting
 from .problem import Problem
@@ -100,3 +103,59 @@ def new_statistics(
 def exact_worn(worn: Stacked[int] | None, place: Workplace) -> Stacked[int] | None:
     """Return what rows wear as a solve reads it."""
     return None if worn is None else worn.to(device=place.sums, dtype=torch.float64)
+
+
+def layer_bytes(
+    modules: Mapping[str, nn.Module],
+    adapters: Sequence[Adapter],
+    tasks: int,
+    config: MergeConfig,
+    device: torch.device,
+) -> dict[str, LayerBytes]:
+    """Return about what each layer that adapters change takes.
+
+    Args:
+        modules: Modules of the network; layers that are not among them do not count.
+        device: Device of the sums.
+    """
+    shapes = target_shapes(adapters)
+    return {
+        path: bytes_at(module, shapes[path], tasks, config, device)
+        for path, module in modules.items()
+        if path in shapes
+    }
+
+
+def bytes_at(
+    module: nn.Module,
+    shape: tuple[int, int],
+    tasks: int,
+    config: MergeConfig,
+    device: torch.device,
+) -> LayerBytes:
+    """Return about what one layer takes.
+
+    Args:
+        shape: (d_out, d_in).
+        device: Device of the sums.
+    """
+    d_out, d_in = shape
+    gram = 8 * d_in * d_in
+    right_side = 8 * d_in * d_out if config.target == "full_output" else 0
+    kept = sums_dtype(device).itemsize / 8
+    keeps_rows = is_patchwise(module) and config.patches < d_in
+    moments = 8 * config.patches * d_in if keeps_rows else tasks * kept * gram
+    if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
+        moments += 2 * tasks * kept * gram
+    # rows that are gathered for the products: for the Gram matrix, and for the others
+    gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
+    # the factor (and the system, if the factor is in float32), and copies of the right sides
+    if in_float32(config.factorisation, device, d_in):
+        solve = 1.5 * gram + 3.7 * right_side
+    else:
+        solve = gram + 4.6 * right_side
+    if keeps_rows:  # the system and the Gram matrix of one task's rows
+        solve = max(solve, (1 + kept) * gram)
+    if config.method == "ties":  # dense deltas, their trimmed copies, masks and signs
+        solve = max(solve, 5 * 8 * tasks * d_in * d_out)
+    return LayerBytes(moments + gathered + tasks * kept * right_side, solve)

@@ -26,7 +26,7 @@ from ..errors import CalibrationError
 from ..layers import weight_shape
 from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
-from ..rows.lockstep import different_ways, pause_at_layer, run_in_lockstep
+from ..rows.lockstep import different_ways, pause, run_in_lockstep
 from ..rows.parking import Parking
 from ..rows.wearing import (
     DeltaCache,
@@ -47,7 +47,7 @@ from .common import (
     run_chunk,
     seen_by_hook,
 )
-from .footprint import bytes_at
+from .layer_sums import bytes_at
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, InputReading, Readers, Seen, SharedInputs
@@ -106,7 +106,8 @@ def sweep(
             return state.run(chunks, own)
 
     try:
-        return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
+        result = with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
+        return replace(result, copied_bytes=0 if parking is None else parking.copied_bytes)
     finally:
         if parking is not None:
             parking.close()
@@ -202,9 +203,8 @@ class _Sweep:
                 self.solve(path)
             else:
                 codes = stop.measurement.add(chunk, rows, outputs)
-                again = self.parking if stop.measurement.is_derived else None
                 measured = Seen.of(rows)
-                pause_at_layer(path, module, x, y, again)
+                pause(path)
                 _check_not_overwritten(path, measured, rows)
             worn = stop.worn
         outputs = add_deltas(module, chunk, rows, outputs, worn, codes)

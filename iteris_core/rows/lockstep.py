@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..devices import is_autocast
 from ..errors import CalibrationError, IterisError, MissingLibraryError
-from ..network import Network
 from .parking import Parked, Parking
-from .wearing import layer_hooks
 
 try:
     from greenlet import GreenletExit, getcurrent, greenlet
@@ -30,19 +26,6 @@ except ModuleNotFoundError as error:
         "a merge needs the package greenlet, which is not installed for this Python. Install it "
         f'with: "{sys.executable}" -m pip install greenlet'
     ) from error
-
-
-def pause_at_layer(
-    path: str, module: nn.Module, x: Tensor, y: Tensor, parking: Parking | None
-) -> None:
-    """Pause at a layer whose output y = ``module.forward(x)`` nobody reads meanwhile. If it has no
-    room, and is larger than x, the layer computes it again.
-    """
-    if parking is None or y.nbytes <= x.nbytes or is_autocast(y.device):
-        pause(path)
-        return
-    with parking.made_again(y, lambda: y.copy_(module.forward(x).reshape(y.shape))):
-        pause(path)
 
 
 def pause(place: Hashable) -> None:
@@ -105,47 +88,6 @@ def _returned(module: nn.Module) -> None:
         worker.bring_back(module)
 
 
-@torch.no_grad()
-def held_bytes(
-    network: Network,
-    inputs: Sequence[Any],
-    paths: Collection[str],
-    parking: Parking | None = None,
-    waits_at: Callable[[str, nn.Module, Tensor], bool] | None = None,
-    takes: Callable[[str, nn.Module, Tensor], int] | None = None,
-) -> dict[str, int]:
-    """Return the bytes that a forward call holds on its device while it waits at each layer.
-
-    Args:
-        network: The network; on torch's meta device it needs no memory.
-        inputs: What each row reads; it does not count, as in a sweep.
-        parking: Counts what is held; None: one with room for all that a sweep could move elsewhere.
-        waits_at: (path, module, input) -> whether the call waits at a layer; None: at all of them.
-            Called once for each layer, in the order of the call, so that it may take notes.
-        takes: (path, module, input) -> bytes of the parking's budget that the layer takes; None: 0.
-
-    Raises:
-        CalibrationError: See `pause` and `wearing.layer_hooks`.
-    """
-    counting = parking or Parking(network.modules.values(), budget=sys.maxsize)
-    counting.keep(*inputs)
-    held: dict[str, int] = {}
-
-    def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        counting.rows_run_on(x.device)
-        if waits_at is None or waits_at(path, module, x):
-            counting.reserve(takes(path, module, x) if takes else 0)
-            pause_at_layer(path, module, x, y, counting if waits_at else None)
-        return y
-
-    def waits(path: str) -> None:
-        held[path] = counting.held_bytes
-
-    with layer_hooks({path: network.modules[path] for path in paths}, at_layer):
-        run_in_lockstep([partial(network.forward, inputs)], waits, counting)
-    return held
-
-
 class _Worker(greenlet):
     """A greenlet with its own context, and with the state that is put aside while it is paused."""
 
@@ -174,16 +116,16 @@ class _Worker(greenlet):
         # what is raised already says more, and the next worker has to end, too
         with suppress(IterisError, RuntimeError, MemoryError):
             for module in (None, *self.parked.waiting):
-                self.bring_back(module, is_over=True)
+                self.bring_back(module)
         if self.parking is not None:
             self.parking.let_go(self.parked)
         if self:
             self.throw(GreenletExit)
 
-    def bring_back(self, module: nn.Module | None, *, is_over: bool = False) -> None:
+    def bring_back(self, module: nn.Module | None) -> None:
         """Bring back what is needed when a module's call returns; None: when the worker goes on."""
         if self.parking is not None:
-            self.parking.bring_back(self.parked, module, is_over=is_over)
+            self.parking.bring_back(self.parked, module)
 
 
 _AUTOCAST_KINDS = [k for k in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(k)]

@@ -1,15 +1,13 @@
-"""Moves tensors of paused chunks elsewhere, and back before they are needed.
+"""Moves tensors of paused chunks to the host's memory, and back before they are needed.
 
 A sweep keeps all its rows in the middle of the network while a layer is solved. On a small device
-they do not fit. Then what is needed last waits in the host's memory or, where the model runs on the
-host itself, in a file. The forward call does not notice: each tensor keeps its identity, only its
-storage is emptied and filled again.
+they do not fit. Then what is needed last waits in the host's memory. The forward call does not
+notice: each tensor keeps its identity, only its storage is emptied and filled again.
 
 A chunk's tensors are found in the local variables of its paused frames, and counted, not estimated.
 What outer frames hold, such as a skip connection or a residual, is not needed until the module that
 they have called returns: it goes first, and stays out until then. What the innermost frames hold
-goes only if the budget has no room for it, and is back when the chunk goes on; a layer's output
-that is wider than its input is not copied, since the layer can compute it again. At most layers the
+goes only if the budget has no room for it, and is back when the chunk goes on. At most layers the
 first chunk shows that there is room for all, and the others are not searched.
 
 A tensor that anybody else uses meanwhile must stay: those of the network's modules, and whatever
@@ -24,7 +22,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -33,31 +31,65 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..memory import free_bytes
 from .frames import held_by, items_in, storage_key, tensors_in, variables_of, within_reach
-from .stores import HostMemory, PagedFile, Store
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
-# Devices whose storages torch can empty and fill again. On a Mac it cannot, and would win nothing:
-# GPU and computer have one memory.
-_EMPTIED = frozenset({"cpu", "cuda", "xpu", "npu", "meta"})
+# Devices with a memory of their own, whose storages torch can empty and fill again.
+_EMPTIED = frozenset({"cuda", "xpu", "npu"})
+_HOST = torch.device("cpu")
+_UNLOCKED = 2 << 30  # bytes of the host's memory that are never locked
 _LARGER = 2  # how many times as much as the first chunk others may hold, with longer texts, say
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
 
 
-@dataclass(frozen=True)
-class _MadeAgain:
-    """The content of a storage that is not kept.
-
-    Args:
-        size: Bytes.
-        make: Fills the storage again.
+class HostMemory:
+    """Contents wait in the host's memory. A GPU's wait in locked pages, which the GPU copies by
+    itself, in the order of its other work, while Python goes on. If the host has little memory
+    left, pages are not locked, so that it can swap them.
     """
 
-    size: int
-    make: Callable[[], object]
+    def __init__(self) -> None:
+        self._locks = False  # whether it has locked any
+
+    def write(self, storage: torch.UntypedStorage) -> Tensor:
+        content = _bytes_of(storage)
+        room = _room_on_host(content)
+        is_locked = room.is_pinned()
+        self._locks |= is_locked
+        return room.copy_(content, non_blocking=is_locked)
+
+    def read(self, content: Tensor, storage: torch.UntypedStorage) -> None:
+        storage.resize_(content.numel())
+        _bytes_of(storage).copy_(content, non_blocking=content.is_pinned())
+
+    def close(self) -> None:
+        """Let torch unlock the pages, which it keeps for the process's life otherwise."""
+        newer = getattr(torch, "accelerator", None)
+        older = getattr(torch._C, "_host_emptyCache", None)
+        empty = getattr(newer, "empty_host_cache", older)
+        if self._locks and empty is not None:
+            empty()
+
+
+def _room_on_host(content: Tensor) -> Tensor:
+    if content.is_cuda and _may_lock(content.nbytes):
+        with suppress(RuntimeError):  # the system lets no more pages be locked
+            return torch.empty(content.shape, dtype=content.dtype, pin_memory=True)
+    return torch.empty(content.shape, dtype=content.dtype)
+
+
+def _may_lock(size: int) -> bool:
+    """Whether the host has room for so many locked bytes, which torch rounds up to twice that."""
+    free = free_bytes(_HOST)
+    return free is None or free > _UNLOCKED + 2 * size
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 @dataclass
@@ -65,13 +97,13 @@ class Parked:
     """A chunk that is or was paused.
 
     Args:
-        waiting: Module -> storages that are empty until its call returns, and their contents in the
-            store; under None, until the chunk goes on.
+        waiting: Module -> storages that are empty until its call returns, and their contents; under
+            None, until the chunk goes on.
         staying: Bytes of the chunk that stay on the device while it is paused.
-        away: Bytes of the chunk that wait elsewhere.
+        away: Bytes of the chunk that wait in the host's memory.
     """
 
-    waiting: dict[nn.Module | None, list[tuple[torch.UntypedStorage, Any]]] = field(
+    waiting: dict[nn.Module | None, list[tuple[torch.UntypedStorage, Tensor]]] = field(
         default_factory=dict
     )
     staying: int = 0
@@ -84,11 +116,11 @@ class Parking:
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
         budget: Bytes that paused chunks may hold on the device together, with what `reserve` takes
-            of them. What is beyond it waits elsewhere.
-        store: Where; None: in the host's memory, or in a file if the rows run there.
+            of them. What is beyond it waits in the host's memory.
         smallest: Bytes of the smallest storage that is worth a copy.
 
     Attributes:
+        store: Where contents wait.
         held_bytes: Bytes that paused chunks hold, wherever.
         copied_bytes: Bytes that were copied so far, out and back.
     """
@@ -98,12 +130,11 @@ class Parking:
         modules: Iterable[nn.Module],
         *,
         budget: int = 0,
-        store: Store | None = None,
         smallest: int = _SMALLEST,
     ) -> None:
         self.modules = list(modules)
         self.budget = budget
-        self.store = store
+        self.store = HostMemory()
         self.smallest = smallest
         self.held_bytes = 0
         self.copied_bytes = 0
@@ -117,18 +148,11 @@ class Parking:
         self._each: int | None = None  # bytes of each chunk of this round, if all have room
         self._kept: list[weakref.ref[Tensor]] = []
         self._lasting: set[int] | None = None  # None: to be looked up
-        self._made_by: dict[int, Callable[[], object]] = {}
         self._calling = frozenset(m for m in self.modules if next(m.children(), None) is not None)
 
-    @property
-    def is_in_file(self) -> bool:
-        """Whether what has no room waits in a file."""
-        return self._device == "cpu" if self.store is None else isinstance(self.store, PagedFile)
-
     def close(self) -> None:
-        """Give back what waiting took elsewhere; nothing waits any more."""
-        if self.store is not None:
-            self.store.close()
+        """Give back what waiting took; nothing waits any more."""
+        self.store.close()
 
     def rows_run_on(self, device: torch.device) -> None:
         """Park the tensors of this device alone, from now on."""
@@ -146,20 +170,6 @@ class Parking:
         finally:
             for handle in handles:
                 handle.remove()
-
-    @contextmanager
-    def made_again(self, output: Tensor, make: Callable[[], object]) -> Iterator[None]:
-        """Let a tensor that has no room on the device be made again, instead of a copy.
-
-        Args:
-            output: The tensor, with a storage of its own.
-            make: Function that fills it, from tensors of the innermost frames.
-        """
-        self._made_by[storage_key(output)] = make
-        try:
-            yield
-        finally:
-            del self._made_by[storage_key(output)]
 
     def new_round(self, chunks: int) -> None:
         """Rebuild what stays when the first chunk of this round is parked."""
@@ -199,9 +209,10 @@ class Parking:
         as far as the budget has no room for them; the outermost first.
 
         Raises:
-            CalibrationError: A tensor that waits already: another chunk holds it, too; or the file
-                cannot be written.
+            CalibrationError: A tensor that waits already: another chunk holds it, too.
         """
+        if self._device is not None and self._device not in _EMPTIED:
+            return
         self._paused[id(parked)] = frame, parked
         if self._each is not None:
             self._count_here(parked, self._each)
@@ -221,35 +232,19 @@ class Parking:
         self._fit(found, parked, room)
         self._searched_bytes += parked.staying
 
-    def bring_back(
-        self, parked: Parked, module: nn.Module | None = None, *, is_over: bool = False
-    ) -> None:
+    def bring_back(self, parked: Parked, module: nn.Module | None = None) -> None:
         """Fill the storages of a chunk again that are needed when a module's call returns, or when
         the chunk goes on.
-
-        Args:
-            is_over: Whether the chunk goes on only to end, so that nothing is made again.
-
-        Raises:
-            CalibrationError: The file cannot be read.
         """
         if module is None:
             self._paused.pop(id(parked), None)
             self._count_here(parked, -parked.staying)
         contents = parked.waiting.get(module, [])
-        # taken from the end: what is made again needs what was copied, so that comes first
-        contents.sort(key=lambda waits: not isinstance(waits[1], _MadeAgain))
         while contents:
             storage, content = contents[-1]
-            if isinstance(content, _MadeAgain):
-                storage.resize_(content.size)
-                if not is_over:
-                    content.make()
-            else:
-                assert self.store is not None
-                self.store.read(content, storage)
-                self.copied_bytes += storage.nbytes()
+            self.store.read(content, storage)
             contents.pop()  # only now: where there is no room for it, it still waits
+            self.copied_bytes += storage.nbytes()
             self._count_away(parked, -storage.nbytes())
         parked.waiting.pop(module, None)
 
@@ -291,16 +286,9 @@ class Parking:
     def _write(
         self, storage: torch.UntypedStorage, parked: Parked, module: nn.Module | None
     ) -> None:
-        if self.store is None:
-            self.store = PagedFile() if self.is_in_file else HostMemory()
         size = storage.nbytes()
-        waiting = parked.waiting.setdefault(module, [])
-        make = self._made_by.get(storage._cdata)
-        if make is None:
-            waiting.append((storage, self.store.write(storage)))
-            self.copied_bytes += size
-        else:
-            waiting.append((storage, _MadeAgain(size, make)))
+        parked.waiting.setdefault(module, []).append((storage, self.store.write(storage)))
+        self.copied_bytes += size
         self._count_away(parked, size)
         storage.resize_(0)
 

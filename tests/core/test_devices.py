@@ -20,8 +20,8 @@ from iteris_core.algebra.products import TOKENS_PER_PRODUCT
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.model import DiffusionHost
-from iteris_core.engines import footprint
-from iteris_core.engines.footprint import layer_bytes
+from iteris_core.engines import layer_sums
+from iteris_core.engines.layer_sums import layer_bytes
 from iteris_core.engines.measure import Measurement
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
@@ -158,7 +158,7 @@ def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
     def layer_bytes(modules, adapters, tasks, config, device):
         part = next(iter(modules)).partition(".")[0]
         seen.append((part, len(adapters), tasks, config))
-        found = footprint.layer_bytes(modules, adapters, tasks, config, device)
+        found = layer_sums.layer_bytes(modules, adapters, tasks, config, device)
         assert all(layer.solve > 0 for layer in found.values())
         return dict.fromkeys(found, LayerBytes(0.9 * GB, 0.1 * GB))
 

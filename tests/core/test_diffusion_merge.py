@@ -26,11 +26,8 @@ from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.diffusion.samples import own_captions
-from iteris_core.diffusion.waiting import foresee
 from iteris_core.merging import config_of_part
 from iteris_core.rows import wearing
-from iteris_core.rows.parking import Parking
-from iteris_core.rows.stores import HostMemory
 from iteris_core.rows.wearing import as_worn
 
 SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
@@ -238,39 +235,6 @@ def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(r
     if over:
         shares = [found - needed for found, needed in zip(sizes, least, strict=True)]
         assert sum(shares) >= over - 2  # what is left of a division
-
-
-@pytest.fixture
-def foreseen(host, monkeypatch):
-    """Return a function that merges with room for so many waiting bytes, and tells what was foreseen."""
-
-    def counted(network, rows, job, room):
-        before.append(len(host.unet_batches))
-        modules, share = network.modules.values(), room // job.cost.samples
-        parking = Parking(modules, budget=share, store=HostMemory(), smallest=1)
-        waiting.append(foresee(network, rows, job, room, parking))
-        return waiting[-1]
-
-    def merge(room):
-        config = replace(EXACT, waiting_bytes=room)
-        result, _ = host.merge([host.lora("a"), host.lora("b")], PRESERVE, config)
-        notes = [note.text for note in result.report.notes if note.kind == "memory"]
-        return notes, before, waiting
-
-    before, waiting = [], []
-    monkeypatch.setattr("iteris_core.diffusion.merging.foresee", counted)
-    return merge
-
-
-def test_rows_that_will_wait_on_the_host_are_told_before_the_first_run(foreseen, host, caplog):
-    [note], before, [waiting] = foreseen(1000)
-    assert before == [0]
-    samples = Job.of(host, [host.lora("a"), host.lora("b")], PRESERVE, MergeSettings()).cost.samples
-    assert f"the {2 * samples} rows of {samples} samples hold up to" in note
-    assert "lower resolution first, then trajectories" in note
-    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [note]
-    assert waiting.widest > 1000 and waiting.copied > waiting.widest
-    assert foreseen(1 << 30)[0] == []  # where all rows have room
 
 
 def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, monkeypatch):

@@ -2,25 +2,30 @@
 
 import logging
 import weakref
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
 import torch
 import toy
 
-from iteris_core import CalibrationError, Sample, Task
+from iteris_core import CalibrationError, Sample, Task, merge, merging
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
 from iteris_core.memory import LayerBytes
-from iteris_core.rows import stores
-from iteris_core.rows.lockstep import held_bytes, pause, run_in_lockstep
+from iteris_core.rows import parking as parking_module
+from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
-from iteris_core.rows.stores import HostMemory, PagedFile
+
+
+@pytest.fixture(autouse=True)
+def cpu_as_a_device(monkeypatch):
+    monkeypatch.setattr(parking_module, "_EMPTIED", frozenset({"cpu"}))
 
 
 def everything_from(modules):
-    return Parking(modules, store=HostMemory(), smallest=1)
+    return Parking(modules, smallest=1)
 
 
 @pytest.fixture
@@ -74,79 +79,40 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
     assert_same(swept(net, adapters, tasks, all_of_them, samples_per_chunk=1), expected)
     copied[0] = sum(parked())
     assert len(parked()) == chunks * len(net.targets)
-    held = held_bytes(net.network(), two_rows(tasks), net.targets, count_all(net))
+    most = max(parked()) * chunks  # that all of them hold at any layer, at most
     for share in (0.3, 0.6, 1.0):
         before = len(parked())
-        budget = int(share * chunks * (max(held.values()) + 3 * 8 * toy.TOKENS))  # and codes
-        parking = Parking(modules, budget=budget, store=HostMemory(), smallest=1)
+        parking = Parking(modules, budget=int(share * most), smallest=1)
         assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
         copied[share] = sum(parked()[before:])
+        assert parking.held_bytes == 0
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
 
 
-def test_an_output_that_is_wider_than_its_input_is_made_again(monkeypatch):
-    """Where the layer's sums follow from its input, so that nobody reads it meanwhile."""
-    monkeypatch.setattr("iteris_core.engines.layer_sums._MORE_PER_TOKEN", 0)
-    monkeypatch.setattr("iteris_core.engines.layer_sums._PRODUCTS", 0)
-    net, adapters, tasks = toy.pair("attention", 4)
-    key = net.model.get_submodule("cross_attention.k")  # 5 -> 6
-    plain = key.forward
-    calls = []
-    key.forward = lambda x: calls.append(len(x)) or plain(x)
-    settings = {"target": "full_output", "samples_per_chunk": 2}
-    expected = swept(net, adapters, tasks, **settings)
-    without = calls.count(4)  # rows of two samples
-    parking = everything_from(net.network().modules.values())
-    assert_same(swept(net, adapters, tasks, parking, **settings), expected)
-    chunks = 4
-    assert calls.count(4) == 2 * without + chunks
-    assert parking.held_bytes == 0
+def test_rows_that_run_in_the_hosts_memory_stay_there(parked, monkeypatch):
+    monkeypatch.setattr(parking_module, "_EMPTIED", frozenset({"cuda"}))
+    net, adapters, tasks = toy.pair("attention")
+    problem = Problem(net.network(), adapters, tasks, toy.exact(waiting_bytes=0))
+    assert sweep(problem).copied_bytes == 0 and not parked()
 
 
-def count_all(net):
-    return Parking(net.network().modules.values(), budget=1 << 40, store=HostMemory(), smallest=1)
+def test_a_report_tells_of_many_copies(monkeypatch):
+    monkeypatch.setattr("iteris_core.engines.sweep.Parking", partial(Parking, smallest=1))
+    net, adapters, tasks = toy.pair("attention")
+    config = toy.exact(waiting_bytes=0, samples_per_chunk=1)
+
+    def notes():
+        every = merge(net.network(), adapters, tasks, config).report.notes
+        return [note.text for note in every if note.kind == "memory"]
+
+    assert notes() == []
+    monkeypatch.setattr(merging, "_MUCH_COPIED", 1)
+    [text] = notes()
+    assert "waiting rows had no room on the device" in text
 
 
-def two_rows(tasks):
-    sample = tasks[0].samples[0]
-    return [sample.teacher, sample.student_reads]
-
-
-def test_what_is_counted_before_a_sweep_is_what_its_chunks_hold(parked):
-    """Where tensors count that are too small to be worth a copy."""
-    net = toy.build("attention")
-    adapters = [net.adapter("a", rank=1), net.adapter("b", rank=1)]
-    tasks = toy.own_tasks(net, adapters)
-    modules = net.network().modules
-    counting = count_all(net)
-    held = held_bytes(net.network(), two_rows(tasks), net.targets, counting)
-    assert list(held) == list(net.targets) and counting.held_bytes == 0
-    assert toy.hook_count(net.model) == 0
-    plain = held_bytes(net.network(), two_rows(tasks), net.targets)
-    assert plain == dict.fromkeys(net.targets, 0)
-    swept(net, adapters, tasks, everything_from(modules.values()), samples_per_chunk=1)
-    chunks = sum(len(task.samples) for task in tasks)
-    for turn, (path, counted) in enumerate(held.items()):
-        # and the codes of its adapter, of rank 1
-        assert counted < parked()[turn * chunks] <= counted + 8 * toy.TOKENS, path
-
-
-@pytest.mark.parametrize(("name", "page"), [("attention", 64), ("in place", 1 << 20)])
-def test_on_the_host_itself_chunks_wait_in_a_file(monkeypatch, parked, name, page):
-    monkeypatch.setattr("iteris_core.rows.stores._PAGE", page)
-    net, adapters, tasks = toy.pair(name)
-    expected = swept(net, adapters, tasks, samples_per_chunk=2)
-    parking = Parking(net.network().modules.values(), smallest=1)
-    assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=2), expected)
-    assert parking.is_in_file
-    assert len(parked()) == 3 * len(net.targets) and min(parked()) > 0
-    # pages are used again: all that ever waits at once, rounded up for each tensor
-    waiting = 3 * max(parked())
-    assert parking.store._pages * page <= waiting + 3 * 20 * page
-
-
-def test_memory_of_the_host_is_given_back_while_chunks_wait():
+def test_memory_of_the_device_is_given_back_while_chunks_wait():
     """Six chunks of 4 MB each, of which two have room."""
     made = []
     alive = []
@@ -191,25 +157,6 @@ def test_chunks_make_room_for_the_sums_of_the_layer_that_they_come_to():
     assert found == [float(1 << 20)] * 6
     assert alive == [24, 12, 8]
     assert parking.held_bytes == 0
-
-
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        ({"write": Mock(side_effect=OSError(28, "No space left"))}, r"written \(.*No space left"),
-        ({"readinto": lambda content: len(content) - 1}, r"read \(it was cut short"),
-    ],
-)
-def test_a_file_that_fails_is_an_error_that_says_where(monkeypatch, tmp_path, broken, message):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda **where: Mock(**broken))
-    net, adapters, tasks = toy.pair("stack")
-    parking = Parking(net.network().modules.values(), smallest=1)
-    said = f"wait in a file in {tmp_path}, which cannot be {message}.*TMPDIR"
-    with pytest.raises(CalibrationError, match=said):
-        swept(net, adapters, tasks, parking, samples_per_chunk=1)
-    assert toy.hook_count(net.model) == 0
 
 
 def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
@@ -298,9 +245,8 @@ def test_an_exception_elsewhere_unwinds_a_parked_worker():
 
 def test_chunks_that_have_no_room_to_come_back_are_let_go():
     """So that what ran out of memory can be tried again."""
-    store = HostMemory()
-    store.read = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-    parking = Parking([], store=store, smallest=1)
+    parking = everything_from([])
+    parking.store.read = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
     made = []
     ended = []
 
@@ -347,7 +293,7 @@ class OnMac(torch.Tensor):
 
 
 def test_tensors_stay_on_devices_whose_storages_torch_cannot_empty():
-    parking = Parking([], store=HostMemory(), smallest=1)
+    parking = everything_from([])
     assert parking._stays(OnMac()) and not parking._stays(torch.ones(8))
     parking.rows_run_on(torch.device("mps"))
     assert parking._stays(OnMac())
@@ -355,15 +301,14 @@ def test_tensors_stay_on_devices_whose_storages_torch_cannot_empty():
 
 def test_pages_are_locked_only_where_the_host_keeps_some(monkeypatch):
     for free, expected in ((None, True), ((4 << 30) + 1, True), (4 << 30, False), (0, False)):
-        monkeypatch.setattr(stores, "free_bytes", lambda device, free=free: free)
-        assert stores._may_lock(1 << 30) is expected
+        monkeypatch.setattr(parking_module, "free_bytes", lambda device, free=free: free)
+        assert parking_module._may_lock(1 << 30) is expected
 
 
 def test_a_sweep_gives_back_what_waiting_took():
     net, adapters, tasks = toy.pair("attention")
-    store = PagedFile()
-    parking = Parking(net.network().modules.values(), store=store, smallest=1)
+    parking = everything_from(net.network().modules.values())
+    parking.store.close = Mock()
     swept(net, adapters, tasks, parking, samples_per_chunk=2)
     assert parking.copied_bytes > 0
-    with pytest.raises(ValueError, match="closed file"):
-        store.write(torch.ones(8).untyped_storage())
+    parking.store.close.assert_called_once()
