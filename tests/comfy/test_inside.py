@@ -7,7 +7,7 @@ from comfy_families import LAYERS, TRAINED
 from comfy_process import check_inside, has_newer_classes
 
 FAMILIES = ("SD1.5", "Flux.1")  # a UNet, and one with fused weights; of the others nightly
-OF_NO_FAMILY = ("folders", "pair", "options", "proof", "layers")
+OF_NO_FAMILY = ("folders", "options", "proof", "layers")
 
 
 def checked(names, with_every_change):
@@ -18,7 +18,7 @@ def checked(names, with_every_change):
 @pytest.mark.parametrize("family", checked(LAYERS, FAMILIES))
 def test_family(family):
     """The first one's process also checks what needs none: to import ComfyUI takes as long as most checks."""
-    more = [*["load"] * (family in FAMILIES), *OF_NO_FAMILY * (family == FAMILIES[0])]
+    more = OF_NO_FAMILY * (family == FAMILIES[0])
     check_inside("families", *more, checked=family)
 
 
@@ -48,9 +48,7 @@ def test_a_device_of_its_own(device):
 def test_weights_that_are_loaded_on_demand(family):
     """As newer versions of ComfyUI do on GPUs of NVIDIA and AMD."""
     options = "--enable-dynamic-vram --disable-pinned-memory --async-offload 2"
-    check_inside(
-        "families", *["proof", "pair"] * (family == "SD1.5"), checked=family, device=options
-    )
+    check_inside("families", *["proof"] * (family == "SD1.5"), checked=family, device=options)
 
 
 @pytest.mark.nightly

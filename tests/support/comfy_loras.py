@@ -17,9 +17,6 @@ import comfy.utils
 import torch
 import toy
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
-from iteris_pack.nodes.host.patches import patches_of
-from iteris_pack.nodes.keys import is_text
-from iteris_pack.nodes.loras.harvest import take_off
 from torch import Tensor, nn
 
 from iteris_core import Adapter, MergeConfig
@@ -192,14 +189,6 @@ def stock(model: Any, clip: Any, tensors: Tensors, start: Any = None) -> ComfyMo
     lost = [text for text in texts if "not loaded" in text.lower()]
     assert not lost, lost[:3]
     return ComfyModel(*patched, start=start)
-
-
-def taken_off(host: ComfyModel, carrying: ComfyModel) -> LoadedLora:
-    """Return the one LoRA that a model carries, taken off it."""
-    patches = patches_of(carrying.model, carrying.clip)
-    [taken], rest = take_off(patches, is_text, host.keys.bases_of)
-    assert not rest, list(rest)[:3]
-    return loaded(host, "taken off", taken.tensors, "x")
 
 
 def prompt_of(host: ComfyModel, caption: str, adapter: Adapter | None = None) -> Encoded:
