@@ -19,7 +19,7 @@ from iteris_core import (
 )
 from iteris_core.algebra.moments import Sums
 from iteris_core.devices import exact_products
-from iteris_core.rows.lockstep import pause_at_layer
+from iteris_core.rows.lockstep import pause
 
 # its answer needs no cut, and can be solved for on fewer tokens than the layer is wide
 DELTA = MergeConfig(unit_gain=1.0, target="delta")
@@ -100,8 +100,7 @@ def derived(monkeypatch):
     monkeypatch.setattr("iteris_core.engines.layer_sums._MORE_PER_TOKEN", 0)
     monkeypatch.setattr("iteris_core.engines.layer_sums._PRODUCTS", 0)
     monkeypatch.setattr(
-        "iteris_core.engines.sweep.pause_at_layer",
-        lambda path, *others: places.append(path) or pause_at_layer(path, *others),
+        "iteris_core.engines.sweep.pause", lambda path: places.append(path) or pause(path)
     )
     return places
 
