@@ -15,21 +15,6 @@ IMAGE_STREAM = "image"
 
 
 @dataclass(frozen=True)
-class Expert:
-    """A part of a network that runs some of the rows, each with its own layers.
-
-    Args:
-        name: What users call it.
-        has: Whether a module or parameter of this path is its.
-        runs: Whether a row of this input runs through it.
-    """
-
-    name: str = "model"
-    has: Callable[[str], bool] = lambda path: True
-    runs: Callable[[Any], bool] = lambda row: True
-
-
-@dataclass(frozen=True)
 class Network:
     """A model, and how to run it on rows.
 
@@ -44,7 +29,6 @@ class Network:
             one length, say.
         folds_rows: Module path -> whether the model cuts each row into several for this layer,
             which follow each other: (rows * n, tokens, d_in). Other layers have one entry per row.
-        experts: Each row runs through one of these, which all rows of a call have in common.
         evictable: Bytes of the device that the host gives up when they are needed, such as those of
             weights that it can load again.
         worn_bytes: Bytes of the device for deltas that rows wear in one call after another, while
@@ -57,7 +41,6 @@ class Network:
     stream: Callable[[str], str] = lambda path: "tokens"
     call_key: Callable[[Any], Hashable] = lambda row: None
     folds_rows: Callable[[str], bool] = lambda path: False
-    experts: Sequence[Expert] = (Expert(),)
     evictable: Callable[[], int] = lambda: 0
     worn_bytes: float = math.inf
 

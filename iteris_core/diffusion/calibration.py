@@ -245,19 +245,12 @@ class Calibration:
         it.
 
         Raises:
-            ConfigError: A number of frames that the family does not draw, or a polish of a pair.
+            ConfigError: A number of frames that the family does not draw.
         """
-        if self.polish and family.experts > 1:
-            raise ConfigError(
-                "a pair of models cannot be polished: its gradients would need both at once. "
-                f"Choose another preset, or set {setting_to('polish', 0)}"
-            )
         cfg = self.cfg or family.guidance
-        latents = max(self.timesteps, family.experts)  # each expert keeps one, or nearly so
         return replace(
             self,
-            timesteps=latents,
-            sampling_steps=max(self.sampling_steps, latents),
+            sampling_steps=max(self.sampling_steps, self.timesteps),
             resolution=self.resolution or family.measured_at,
             frames=family.frames_of(self.frames),
             cfg=cfg,

@@ -17,13 +17,12 @@ from typing import Any
 
 from ..adapters import Adapter, merged_adapter
 from ..engines.problem import Watch
-from ..errors import FAILURES, CalibrationError, IterisError, OutOfMemoryError, plain
+from ..errors import FAILURES, IterisError, OutOfMemoryError, plain
 from ..memory import is_out_of_memory, with_smaller_calls, without_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, notes_about_unread
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, Source, joined
-from ..settings import label
 from ..tasks import Sample, Task
 from . import stages
 from .contexts import Context, Contexts, Texts, Tokenized, written_for
@@ -35,7 +34,7 @@ from .proof import check_called, prove_merged
 from .recipe import recipe_of
 from .samples import as_rows, runs_of, tasks_of, texts_of
 from .sampling import Sampler, mix_in
-from .stages import in_stage, numbered, share_of
+from .stages import in_stage, numbered
 
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
@@ -268,43 +267,11 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         )
         rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
         tasks = _tasks(job, adapters, rows)
-        result = _by_experts(solver, network, adapters, tasks)
+        result = solver.merge(network, adapters, tasks, stages.DENOISER)
         if job.calibration.polish:
             result, note = _polished(result, network, adapters, tasks, solver)
             result = _noted(result, note)
     return result
-
-
-def _by_experts(
-    solver: PartSolver, network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task]
-) -> MergeResult:
-    """Merge the layers of each expert on the rows that run through it, and return all as one."""
-    results = []
-    for number, expert in enumerate(network.experts):
-        part = [adapter.select(expert.has) for adapter in adapters]
-        if not any(adapter.deltas for adapter in part):
-            continue
-        own = [
-            replace(
-                task,
-                samples=[sample for sample in task.samples if expert.runs(sample.teacher)],
-                mix=mix_in(part, task.mix),
-            )
-            for task in tasks
-        ]
-        missing = [task.name for task in own if not task.samples]
-        if missing:
-            raise CalibrationError(
-                f"no latents of {missing[0]!r} were kept at the noise levels where the "
-                f"{expert.name} works. Raise {label('timesteps')} or {label('trajectories')}"
-            )
-        progress = share_of(solver.progress, number, len(network.experts))
-        results.append(
-            replace(solver, progress=progress).merge(network, part, own, stages.DENOISER)
-        )
-    deltas = {path: delta for result in results for path, delta in result.adapter.deltas.items()}
-    report = joined(*(result.report for result in results))
-    return replace(results[0], adapter=replace(results[0].adapter, deltas=deltas), report=report)
 
 
 def _polished(

@@ -93,8 +93,8 @@ def check_called(
     small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
     with model.denoiser() as network, _uncalled(network, denoiser) as of_denoiser:
         sampler = Sampler.of(model, network, small)
-        answers = [network.forward([row]) for row in _rows(sampler, prompt, calibration.seed)]
-    if not all(answer.isfinite().all() for answer in answers):
+        answer = network.forward([_row(sampler, prompt, calibration.seed)])
+    if not answer.isfinite().all():
         raise CalibrationError(
             "the base model's own picture is not finite before any LoRA is on it. Load the model "
             "in another precision (bfloat16 or float32), and see if it draws at all"
@@ -119,15 +119,10 @@ def _paths(model: DiffusionHost, loras: Sequence[LoadedLora]) -> tuple[set[str],
     return text, paths - text
 
 
-def _rows(sampler: Sampler, prompt: Encoded, seed: int) -> list[DenoiserRow]:
-    """Return a noisy picture for each expert, at the middle of its noise levels."""
-    of_noise = noise(sampler.shape, seed)[None]
-    every = [
-        DenoiserRow(sampler.start(of_noise, sigma)[0], sigma, prompt)
-        for sigma in sampler.sigmas[:-1]
-    ]
-    of_experts = (list(filter(expert.runs, every)) for expert in sampler.network.experts)
-    return [own[len(own) // 2] for own in of_experts if own]
+def _row(sampler: Sampler, prompt: Encoded, seed: int) -> DenoiserRow:
+    """Return a picture at the middle of the noise levels."""
+    sigma = sampler.sigmas[(len(sampler.sigmas) - 1) // 2]
+    return DenoiserRow(sampler.start(noise(sampler.shape, seed)[None], sigma)[0], sigma, prompt)
 
 
 @contextmanager

@@ -111,18 +111,15 @@ def _without_machine(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in _OF_THE_MACHINE}
 
 
-def metadata_of_merge(
-    title: str, loras: Sequence[LoadedLora], recipe: str, thumbnail: str = ""
-) -> dict[str, str]:
+def metadata_of_merge(title: str, loras: Sequence[LoadedLora], recipe: str) -> dict[str, str]:
     """Return the metadata of a merged LoRA's file: its origin, its trigger phrases, and its recipe.
 
     Args:
         loras: LoRAs of the merge, of whose adapters only the metadata is read.
         recipe: Settings of the merge's report, as JSON.
-        thumbnail: A picture for the file, as a data URI; empty: none.
     """
     adapters = [lora.adapter for lora in loras]
-    metadata = merged_metadata(title, adapters, triggers_of(loras), thumbnail)
+    metadata = merged_metadata(title, adapters, triggers_of(loras))
     return {**metadata, RECIPE_KEY: recipe}
 
 

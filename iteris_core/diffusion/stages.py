@@ -24,8 +24,3 @@ def in_stage(progress: StageProgress, name: str) -> Progress:
     """Return a listener for the steps of one stage."""
     stage = Stage(name)
     return lambda done, total: progress(stage, done, total)
-
-
-def share_of(progress: StageProgress, number: int, count: int) -> StageProgress:
-    """Return a listener for one of several equal shares of a stage."""
-    return lambda stage, done, total: progress(stage, number * total + done, count * total)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .limits import NAME_CHARACTERS, PICTURE_BYTES, SIDECAR_BYTES, json_value
+from .limits import PICTURE_BYTES, SIDECAR_BYTES, json_value
 from .trigger_words import phrases
 
 # That of LoRA Manager comes first: its user may have edited the words. The other one, of several
 # downloaders, is what Civitai said.
-CARD = ".metadata.json"
-_WORDS = (CARD, ".civitai.info")
+_WORDS = (".metadata.json", ".civitai.info")
 PICTURES = (
     *(".preview" + ending for ending in (".png", ".jpg", ".jpeg", ".webp")),
     *(".png", ".jpg", ".jpeg", ".webp"),
 )
 _START_BYTES = 12  # that tell pictures apart
-_END_BYTES = 12  # of a PNG's last chunk
-_COVER = b"IterIS cover\0"  # the keyword of a PNG's text
-_COVER_BYTES = 12 + len(_COVER) + 2 * hashlib.sha256().digest_size  # of the chunk of that text
 
 
 def words_beside(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -60,20 +54,6 @@ def has_picture(path: Path) -> bool:
     return any(_kind(_content(picture, PICTURE_BYTES, _START_BYTES)) for picture in pictures)
 
 
-def as_cover(png: bytes) -> bytes:
-    """Return a PNG with its digest as a text, by which `is_cover` knows it again."""
-    text = b"tEXt" + _COVER + hashlib.sha256(png).hexdigest().encode()
-    length, check = (len(text) - 4).to_bytes(4, "big"), zlib.crc32(text).to_bytes(4, "big")
-    return png[:-_END_BYTES] + length + text + check + png[-_END_BYTES:]
-
-
-def is_cover(path: Path) -> bool:
-    """Whether a file is of `as_cover`, and nobody has changed it since."""
-    content = _content(path, PICTURE_BYTES)
-    png = content[: -_COVER_BYTES - _END_BYTES] + content[-_END_BYTES:]
-    return as_cover(png) == content
-
-
 def _content(path: Path, most: int, count: int = -1) -> bytes:
     """Return the first bytes of a plain file, by default all; nothing of a larger one, and of what
     is not a plain file or cannot be read.
@@ -86,17 +66,6 @@ def _content(path: Path, most: int, count: int = -1) -> bytes:
             return file.read(most if count < 0 else count)
     except (OSError, ValueError):  # the latter of names that no file can have
         return b""
-
-
-def base_beside(path: Path) -> str | None:
-    """Return what LoRA Manager's file next to a LoRA calls its base model, "" if it does not say;
-    None where there is no such file.
-    """
-    value = _read(_content(path.with_suffix(CARD), SIDECAR_BYTES))
-    if not isinstance(value, dict):
-        return None
-    base = value.get("base_model")
-    return base if isinstance(base, str) and len(base) <= NAME_CHARACTERS else ""
 
 
 def _read(content: bytes) -> Any:

@@ -53,7 +53,6 @@ class Family:
         frames_per_latent: Frames of a video per latent frame after the first, which is one of them;
             0: it draws pictures.
         measured_frames: Frames of the measured videos, if the user names none.
-        experts: Models that share its noise levels among them.
         guidance: Guidance to sample with, if the user names none; 1 means no guidance.
         saved_as: Style of its keys in saved files: kohya's trainers', or ``comfy``, the
             model's own names with PEFT's endings.
@@ -79,7 +78,6 @@ class Family:
     measured_at: int = 512
     frames_per_latent: int = 0
     measured_frames: int = 1
-    experts: int = 1
     guidance: float = 1.0
     saved_as: Spelling = "kohya"
     names_of_diffusers: bool = False

@@ -9,8 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from .limits import (
     first,
     json_value,
 )
-from .tensors import serialized, sha256
+from .tensors import serialized
 
 _MOST_OF_A_TAG = 10**9  # pictures; of many more, sums have too many digits to be written
 RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
@@ -34,7 +33,6 @@ _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
 _MOST_MERGED = 100  # LoRAs of a merge
 _DIGEST_CHARACTERS = 64  # of SHA-256
-_UNKNOWN_BASE = "Unknown"  # LoRA Manager's word
 
 
 def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
@@ -52,7 +50,6 @@ def merged_metadata(
     title: str,
     adapters: Sequence[Adapter],
     triggers: Sequence[str],
-    thumbnail: str = "",
 ) -> dict[str, str]:
     """Return the metadata of a merge of LoRAs, besides their base model's; without a date: equal
     merges have equal files.
@@ -60,7 +57,6 @@ def merged_metadata(
     Args:
         adapters: LoRAs whose titles and tags are taken over.
         triggers: Trigger phrases of the LoRAs, each once.
-        thumbnail: A picture as a ``data:image/jpeg;base64,...`` URI; empty: none.
     """
     tags = merged_tags([adapter.metadata.get("ss_tag_frequency", "") for adapter in adapters])
     metadata = {
@@ -69,7 +65,6 @@ def merged_metadata(
         "modelspec.title": title,
         "modelspec.merged_from": ", ".join(map(_title, adapters)),
         "modelspec.trigger_phrase": ", ".join(triggers),
-        "modelspec.thumbnail": thumbnail,
     }
     return {key: value for key, value in metadata.items() if value}
 
@@ -143,35 +138,6 @@ def _commonest(folders: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, 
             return kept
         most //= 2
     return {}
-
-
-def gallery_card(
-    path: Path, bases: Sequence[str], triggers: Sequence[str], notes: str
-) -> dict[str, Any]:
-    """Return what LoRA Manager keeps next to a LoRA's file, so that its gallery shows a merge with
-    its words and base model without a look-up.
-
-    Args:
-        bases: What it calls the base models of the merge's LoRAs, "" if it does not know; the
-            merge's is unknown where they differ.
-        triggers: Trigger phrases of the LoRAs, each once.
-    """
-    status = path.stat()
-    known = {base for base in bases if base} - {_UNKNOWN_BASE}
-    return {
-        "file_name": path.stem,
-        "model_name": path.stem,
-        "file_path": path.as_posix(),
-        "size": status.st_size,
-        "modified": status.st_mtime,
-        "sha256": sha256(path),
-        "base_model": known.pop() if len(known) == 1 else _UNKNOWN_BASE,
-        "preview_url": "",  # it finds the picture by its name
-        "notes": notes,
-        "from_civitai": False,
-        "civitai": {"trainedWords": list(triggers)},
-        "tags": ["merge"],
-    }
 
 
 def short_hash(file: BinaryIO) -> str:

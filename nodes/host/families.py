@@ -34,8 +34,6 @@ class HostFamily:
         downscale: Pixels of a picture per latent, in each direction.
         picture_comes_first: Whether the picture's tokens stand before the text's where a layer
             reads both.
-        low_noise_below: Noise level below which a second model takes over, where two come as a
-            pair; 0: there is one model for all levels.
         start: What it reads of a video's first picture, by the names in conditionings; see
             `conditions.NEUTRAL`.
         with_picture: The row of models of its class that read a first picture, with more channels.
@@ -51,7 +49,6 @@ class HostFamily:
     folded: tuple[str, ...] = ()
     downscale: int = 8
     picture_comes_first: bool = False
-    low_noise_below: float = 0.0
     start: tuple[str, ...] = ()
     with_picture: HostFamily | None = None
     edits: bool = False
@@ -67,9 +64,6 @@ _WAN_TEXT = r"\.(text_embedding|img_emb|cross_attn\.[kv](_img)?)\b"
 _CHROMA_TEXT = rf"{_TWO_STREAMS}|\.distilled_guidance_layer\."
 _NARROW = r"\.(cap_embedder|context_refiner)\."  # of Lumina 2 and Z-Image
 _LATENTS = ("concat_latent_image", "concat_mask")
-# `boundary` in Wan 2.2's own configs/wan_t2v_A14B.py and wan_i2v_A14B.py
-_WAN_OF_TEXT = 0.875
-_WAN_OF_PICTURE = 0.9
 _FLUX = _row(
     "Flux.1", ("in_channels", 16), "l t5xxl", swept=("l",), reads_text=_TWO_STREAMS, edits=True
 )
@@ -127,13 +121,11 @@ HOST_FAMILIES = {
         ("in_dim", 16),
         "umt5xxl",
         reads_text=_WAN_TEXT,
-        low_noise_below=_WAN_OF_TEXT,
         with_picture=_row(
             "Wan",
             ("in_dim", 36),
             "umt5xxl",
             reads_text=_WAN_TEXT,
-            low_noise_below=_WAN_OF_PICTURE,
             start=_LATENTS,
         ),
     ),

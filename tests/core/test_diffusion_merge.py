@@ -92,13 +92,6 @@ def test_a_merge_is_the_same_where_what_rows_wear_has_no_room_to_stay(host, monk
     assert host.largest_error(found.adapter, expected.adapter) == 0
 
 
-def test_a_pair_of_models_is_not_polished(host):
-    pair = replace(host.family, experts=2)
-    with pytest.raises(ConfigError, match=r"pair of models cannot be polished.*another preset"):
-        replace(PRESERVE, polish=1).for_family(pair)
-    assert PRESERVE.for_family(pair).polish == 0
-
-
 def test_a_preview_runs_no_model_and_says_so(host):
     calibration, settings = changed(Calibration(**SMALL), MergeSettings(), PRESETS["Preview"])
     subject, style = host.lora("a"), host.lora("b")

@@ -27,13 +27,12 @@ def test_triggers_tags_and_titles_of_the_sources_live_on():
     }
     ink = {"ss_tag_frequency": json.dumps({"1_x": {"cat": 1, "ink": 5}, "2_y": {"ink": 1}})}
     loras = [lora("cat", cat), lora("style/ink", ink)]
-    found = metadata_of_merge("both", loras, "{}", "data:image/jpeg;base64,xx")
+    found = metadata_of_merge("both", loras, "{}")
     assert found["modelspec.trigger_phrase"] == "sks cat, ink"
     assert found["iteris.recipe"] == "{}"
     assert found["modelspec.merged_from"] == "My cat, style/ink"
     assert json.loads(found["ss_tag_frequency"]) == {"1_x": {"cat": 3, "ink": 5}, "2_y": {"ink": 1}}
     assert "modelspec.date" not in found  # equal merges have equal files
-    assert found["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
     assert found["modelspec.title"] == found["ss_output_name"] == "both"
 
 
@@ -66,7 +65,7 @@ def test_a_recipe_says_what_files_a_merge_was_made_of_and_whether_by_measuring()
 def test_what_is_not_known_is_left_out():
     adapters = [Adapter("a", {}), Adapter("b", {}, metadata={"ss_tag_frequency": "{broken"})]
     found = merged_metadata("x", adapters, ())
-    assert {"ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.thumbnail"}.isdisjoint(found)
+    assert {"ss_tag_frequency", "modelspec.trigger_phrase"}.isdisjoint(found)
     assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {
         "f": {"t": 2}
     }

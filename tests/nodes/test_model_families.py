@@ -93,7 +93,6 @@ def test_a_class_that_cannot_be_tried_is_refused_with_the_reason(latents, said):
 def test_more_channels_of_wan_are_its_models_of_image_to_video():
     of_picture = row_of(model("WAN21_T2V", in_dim=36))
     assert of_picture.start == ("concat_latent_image", "concat_mask")
-    assert (of_picture.low_noise_below, row_of(model("WAN21_T2V")).low_noise_below) == (0.9, 0.875)
     assert "clip_vision_output" in row_of(model("WAN21_I2V", in_dim=36)).start
     text = refusal("WAN21_T2V", in_dim=48)
     assert "editing or control model of Wan: it reads 48 channels" in text
