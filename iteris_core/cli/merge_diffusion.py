@@ -28,6 +28,7 @@ from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..diffusion.row_uses import use_of
 from ..errors import ConfigError
+from ..files.diffusers import kohya_warning
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
@@ -168,6 +169,9 @@ def _merge(
 
     saved = under_free_name(output, save, overwrite=overwrite)
     told = options.tell(result.adapter.name, result.report, saved, output)
+    warning = kohya_warning(result.adapter) if style == "kohya" else None
+    if warning:
+        typer.echo(f"note: {warning}")
     options.write_report(told, report, overwrite=overwrite)
 
 

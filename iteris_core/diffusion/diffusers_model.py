@@ -74,6 +74,7 @@ class DiffusersModel:
         tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
         self.fills: list[int] = [read.pad_token_id for read in tokenizers]
         _check(unet, self.family, scheduler)
+        _check_texts(self.text_models, tokenizers)
         self.prediction_type: str = scheduler.config.prediction_type
         alphas = scheduler.alphas_cumprod.to("cpu", torch.float64).clamp_min(_SMALLEST_ALPHA)
         self.training_sigmas = ((1 - alphas) / alphas).sqrt()  # (training timesteps,), rising
@@ -266,8 +267,9 @@ def _check(unet: Any, family: Family, scheduler: Any) -> None:
     """Refuse a UNet or scheduler of another kind than the family's."""
     config = unet.config
     wanted: dict[str, Any] = dict.fromkeys(_OTHER_INPUTS) | {"in_channels": config.out_channels}
-    if family.name == "SDXL":
+    if family.name == "SDXL":  # with fewer blocks it is cut down, like SSD-1B, Vega or KOALA
         wanted["addition_embed_type"] = "text_time"
+        wanted |= {"layers_per_block": 2, "mid_block_type": "UNetMidBlock2DCrossAttn"}
     for setting, value in wanted.items():
         if (found := getattr(config, setting, None)) != value:
             raise ConfigError(
@@ -282,4 +284,18 @@ def _check(unet: Any, family: Family, scheduler: Any) -> None:
             f"{type(scheduler).__name__} predicts {found!r} and has "
             f"{'its' if has_levels else 'no'} alphas_cumprod; use a DDPM, DDIM or Euler scheduler "
             "that predicts 'epsilon', 'v_prediction' or 'sample'"
+        )
+
+
+def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
+    """Refuse text encoders and tokenizers that would read captions in another way."""
+    if any(getattr(model.config, "use_attention_mask", False) for model in models):
+        raise ConfigError(
+            "the text encoder masks padding, which Stable Diffusion's does not; choose an SD1.5 or "
+            "SDXL model"
+        )
+    if any(tokenizer.get_vocab() != tokenizers[0].get_vocab() for tokenizer in tokenizers[1:]):
+        raise ConfigError(
+            "the two tokenizers have different words, so that they cut prompts differently; they "
+            "do not belong together. Choose a plain SDXL model"
         )

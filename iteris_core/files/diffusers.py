@@ -227,3 +227,21 @@ def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
         | base_metadata(keys.family, keys.prediction_type)
         | ({_SETTINGS_KEY: json.dumps(settings)} if settings else {})
     )
+
+
+def kohya_warning(adapter: Adapter) -> str | None:
+    """Return a warning about an adapter in kohya's style that `diffusers` would misread; None if it
+    reads it well.
+
+    Without keys of ``out_proj``, diffusers mistakes a text encoder's keys for another format and
+    then omits attention layers.
+    """
+    for part in TEXT_ENCODERS:
+        paths = [path for path in adapter.deltas if path.startswith(f"{part}.")]
+        if paths and not any(path.endswith(".out_proj") for path in paths):
+            return (
+                "the text encoder part has no out_proj, so that diffusers misreads it in a file in "
+                "kohya's style (ComfyUI and A1111 do not); for diffusers, save it in the style of "
+                "diffusers"
+            )
+    return None

@@ -246,6 +246,21 @@ def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(
     assert output.read_bytes() == expected.read_bytes()
 
 
+def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
+    host = tiny_diffusers.model()
+    rows = []
+    for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
+        adapter = tiny_diffusers.adapter(host, 3, wanted=wanted)
+        save_lora(host, adapter, tmp_path / f"{name}.safetensors")
+        rows.append(f"<lora:{tmp_path}/{name}> | a cat")
+    said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
+    for style, is_said in (("kohya", True), ("diffusers", False)):
+        more = ("--output", tmp_path / "out.safetensors", "--style", style, "--overwrite")
+        done = iteris(world, *more, rows=rows)
+        assert done.exit_code == 0
+        assert (said in done.stdout) is is_said
+
+
 def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
     world, tmp_path, monkeypatch
 ):
