@@ -21,7 +21,7 @@ export function addPictures(node) {
 }
 
 /** Return the shares of a picture as texts, such as "87 of sks_robot". */
-export function sharesOf(shares) {
+function sharesOf(shares) {
   return Object.entries(shares ?? {}).map(([lora, share]) => say("share", { percent: Math.round(share), lora }));
 }
 

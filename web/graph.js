@@ -38,7 +38,7 @@ function nodeAround(graph) {
  * @param {number|null} [id] of the link
  * @returns {{node: object, slot: number}|undefined}
  */
-export function originOf(graph, id) {
+function originOf(graph, id) {
   const seen = new Set(); // links may go round
   let [at, next] = [graph, id];
   for (;;) {

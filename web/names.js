@@ -13,24 +13,6 @@ function alike(one, other) {
   return count;
 }
 
-/**
- * Return names, each with at most so many characters, if it can: what it begins with alike is cut out of a name that is
- * too long, up to the word in which it differs from another one.
- *
- * @param {string[]} names
- * @param {number} most
- * @returns {string[]}
- */
-export function toldApart(names, most) {
-  return names.map((name) => {
-    if (name.length <= most) return name;
-    const same = Math.max(0, ...names.filter((other) => other !== name).map((other) => alike(name, other)));
-    const word = name.slice(0, same).search(/[^-_. ]*$/);
-    const room = most - 1 - (name.length - word);
-    return word > Math.max(1, room) ? `${name.slice(0, Math.max(0, room))}…${name.slice(word)}` : name;
-  });
-}
-
 /** Return from where to where a name has what tells it from one that looks like it; undefined: the other one does not. */
 function differing(name, other) {
   const start = alike(name, other);

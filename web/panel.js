@@ -83,7 +83,7 @@ class Panel {
 }
 
 /** Return the line that says what a result is of. */
-export function titleOf({ rows, preset, together, size, time }) {
+function titleOf({ rows, preset, together, size, time }) {
   const short = (strength) => String(Number(strength.toFixed(4)));
   const names = rows.map(({ name, strength }) =>
     strength === 1 ? name : say("at", { name, strength: short(strength) }),
