@@ -175,9 +175,9 @@ def check_untested(family: Family, calibration: Calibration) -> list[Note]:
             f"{setting_to('scene_weight', 0)}"
         )
     text = (
-        f"merging on {family.name} (ComfyUI's name of it) was never tested. Each LoRA was read as "
-        "ComfyUI reads it and drew the same picture, so that what was measured is right as far as "
-        "one picture shows; look at the results with Compare. It was measured with guidance "
+        f"merging on {family.name} (ComfyUI's name of it) was never tested. Each LoRA changes the "
+        "weights as ComfyUI's loader does, and the model calls all of its layers; more is not "
+        "known, so look at the results with Compare. It was measured with guidance "
         f"{calibration.cfg:g}, and on {'videos' if calibration.frames > 1 else 'single pictures'}: "
         "cfg and frames of Merge settings change that"
     )
