@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio  # noqa: TID251 - waits in ComfyUI's loops, and reads files outside them
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -36,7 +36,7 @@ def _tell(event: str, node_id: str, told: Mapping[str, Any]) -> None:
 
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
     """Answer ``GET path?parameter=...`` with JSON from another thread, since it may read files."""
-    from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
+    from aiohttp import web
     from server import PromptServer
 
     async def respond(request: web.Request) -> web.Response:
@@ -49,7 +49,7 @@ def picture_at(path: str, parameter: str, find: Callable[[str], tuple[bytes, str
     """Answer ``GET path?parameter=...`` with a picture of the media type that goes with it, or with
     404.
     """
-    from aiohttp import web  # noqa: TID251 - a route of ComfyUI's server
+    from aiohttp import web
     from server import PromptServer
 
     async def respond(request: web.Request) -> web.Response:
