@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from .errors import ConfigError
-from .settings import MOST_AT_ONCE, MOST_SEEDS, Precision, label, settings
+from .settings import MOST_AT_ONCE, Precision, label, settings
 
 Method = Literal[
     "iteris",
@@ -20,12 +20,9 @@ Method = Literal[
     "task_arithmetic",
     "hyper_linear",
     "ties",
-    "tsv_m",
     "np_lora",
-    "ace",
     "regmean",
     "regmean_pp",
-    "ssr",
     "mix_of_show",
     "custom_diffusion",
 ]
@@ -34,14 +31,12 @@ ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input
 ITERATE_ONLY = ("max_iter", "tolerance", "statistics_bytes")
 SWEEP_ONLY = ("waiting_bytes", "call_bytes")
 # Methods that look at the deltas alone, and whose answers are of low rank as they are.
-DATA_FREE = ("average", "sum", "tsv_m", "np_lora", "ace")
+DATA_FREE = ("average", "sum", "np_lora")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
 Factorisation = Literal["auto", "float64", "float32"]
-Sign = Literal["total", "frequency"]
-Thinning = Literal["magnitude", "random"]
 # Upper bounds, far above what is useful, so that no recipe can ask for endless work.
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
@@ -72,20 +67,6 @@ class BaselineOptions:
         float,
         Field(gt=0, le=1, description="Share of the entries that TIES keeps."),
     ] = 0.5
-    sign: Annotated[
-        Sign,
-        Field(
-            description="How TIES elects a sign: the sign of the sum of the values, or the one "
-            "that more of them have."
-        ),
-    ] = "total"
-    thinning: Annotated[
-        Thinning,
-        Field(description="Which entries TIES keeps: the largest, or random ones (DARE)."),
-    ] = "magnitude"
-    seed: Annotated[
-        int, Field(ge=0, le=MOST_SEEDS - 1, description="Seed of DARE's random choice.")
-    ] = 0
     off_diagonal: Annotated[
         float,
         Field(
@@ -103,10 +84,6 @@ class BaselineOptions:
             "others. 0: not at all, which is the sum. none: altogether.",
         ),
     ] = 0.5
-    solver: Annotated[
-        Literal["closed_form", "lbfgs"],
-        Field(description="Solver of Mix-of-Show; lbfgs is as published."),
-    ] = "closed_form"
 
 
 @settings

@@ -206,8 +206,6 @@ def _ties() -> list[Recipe]:
         *(Recipe(name, {"method": name}) for name in ("average", "np_lora", "mix_of_show")),
         ties("TIES, the largest 0.5"),
         ties("TIES, the largest 0.2", density=0.2),
-        ties("DARE, 0.5", thinning="random"),
-        ties("DARE, 0.2", thinning="random", density=0.2),
     ]
 
 

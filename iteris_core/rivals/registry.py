@@ -14,8 +14,8 @@ from ..config import ITERATE_ONLY, ITERIS_ONLY, SWEEP_ONLY, BaselineOptions, Mer
 from ..errors import ConfigError
 from ..settings import label, value_label
 from ..tasks import Task
-from .data_free import ace, average, linear, np_lora, stacked_sum, ties, tsv_m, user_weights
-from .measured import custom_diffusion, mix_of_show, regmean, ssr
+from .data_free import average, linear, np_lora, stacked_sum, ties, user_weights
+from .measured import custom_diffusion, mix_of_show, regmean
 
 _FOR_ALL = "scale"
 
@@ -62,12 +62,9 @@ METHODS: Mapping[str, Method] = {
     "task_arithmetic": Method(stacked_sum, searches="scale"),
     "hyper_linear": Method(linear, searches="coefficients"),
     "ties": Method(ties),
-    "tsv_m": Method(tsv_m),
     "np_lora": Method(np_lora),
-    "ace": Method(ace),
     "regmean": Method(regmean, inputs="teacher"),
     "regmean_pp": Method(regmean),
-    "ssr": Method(ssr, inputs="teacher"),
     "mix_of_show": Method(mix_of_show, inputs="teacher"),
     "custom_diffusion": Method(custom_diffusion, inputs="teacher", only_text=True),
 }

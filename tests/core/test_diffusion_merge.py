@@ -70,7 +70,7 @@ def test_a_merge_after_another_one_is_the_same_to_the_byte(host):
         assert torch.equal(delta.down, fresh.adapter.deltas[path].down), path
 
 
-@pytest.mark.parametrize("config", [EXACT, replace(EXACT, method="tsv_m")])
+@pytest.mark.parametrize("config", [EXACT, replace(EXACT, method="np_lora")])
 def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, config):
     of_bias = Adapter("norms", {}, vectors={"unet.inlet.bias": torch.ones(6)})
     loras = [LoadedLora.of(of_bias, ("<x> cat",)), host.lora("idle", strength=0.0)]

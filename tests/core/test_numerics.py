@@ -369,7 +369,8 @@ def test_layers_that_read_one_tensor_in_two_ways_have_sums_of_their_own(first, s
 
 
 @pytest.mark.parametrize(
-    "settings", [{"unit_gain": 2.0}, {"engine": "iterate", "max_iter": 2}, {"method": "ssr"}]
+    "settings",
+    [{"unit_gain": 2.0}, {"engine": "iterate", "max_iter": 2}, {"method": "mix_of_show"}],
 )
 def test_residuals_added_in_place_change_nothing(settings):
     torch.manual_seed(0)
