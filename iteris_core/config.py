@@ -230,15 +230,6 @@ class MergeConfig:
             "that does it (kept energy).",
         ),
     ] = None
-    size: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=_MOST_BYTES,
-            description="Instead of a rank: the number of weights in all factors together, shared "
-            "out over the layers where ranks gain most. Needs two sweeps.",
-        ),
-    ] = None
     output_dtype: Annotated[
         Precision,
         Field(
@@ -321,10 +312,10 @@ class MergeConfig:
     ] = 4 << 30
 
     def __post_init__(self) -> None:
-        if sum([self.rank != "sum", self.kept_energy is not None, self.size is not None]) > 1:
+        if self.rank != "sum" and self.kept_energy is not None:
             raise ConfigError(
-                f"{label('rank')}, {label('kept_energy')} and {label('size')} each decide the "
-                "ranks; give only one of them"
+                f"{label('rank')} and {label('kept_energy')} each decide the ranks; give one of "
+                "them"
             )
         if not self.measured:
             self._check_unmeasured()
@@ -336,10 +327,10 @@ class MergeConfig:
                 f"measures the model here. Choose one of {', '.join(DATA_FREE)} without a search, "
                 f"or switch {label('measured')} on"
             )
-        if self.rank != "sum" or self.kept_energy is not None or self.size is not None:
+        if self.rank != "sum" or self.kept_energy is not None:
             raise ConfigError(
                 f"{label('measured')} is off, so nothing tells what a cut to a lower rank would "
-                f"cost; leave {label('rank')}, {label('kept_energy')} and {label('size')} out"
+                f"cost; leave {label('rank')} and {label('kept_energy')} out"
             )
 
     def to_dict(self) -> dict[str, Any]:

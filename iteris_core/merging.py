@@ -15,7 +15,6 @@ from .adapters import (
     target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
-from .engines.common import within_size
 from .engines.iterate import iterate
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.sweep import sweep
@@ -97,7 +96,7 @@ def merge(
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":
-        result = within_size(ENGINES[config.engine], problem, iteris_at, listener)
+        result = ENGINES[config.engine](problem, iteris_at, listener)
     else:
         from .rivals.engine import merge_by_rival
 
@@ -296,10 +295,10 @@ def notes_about_vectors(adapters: Sequence[Adapter]) -> list[Note]:
 
 
 def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
-    """Refuse ranks of layers that no adapter changes, and a size too small for any merge.
+    """Refuse ranks of layers that no adapter changes.
 
     Raises:
-        ConfigError: Names the layer, or the smallest size.
+        ConfigError: Names the layer.
     """
     shapes = target_shapes(adapters)
     named = config.rank if isinstance(config.rank, Mapping) else {}
@@ -309,38 +308,11 @@ def check_ranks(config: MergeConfig, adapters: Sequence[Adapter]) -> None:
             f"rank names {unknown[0]!r}, which no adapter changes; the layers are "
             f"{', '.join(list(shapes)[:3])}, ..."
         )
-    least = _smallest_size(adapters)
-    if config.size is not None and config.size < least:
-        raise ConfigError(
-            f"size is {config.size}; {len(shapes)} layers of rank 1 take {least} weights already. "
-            "Allow more"
-        )
 
 
-def config_of_part(
-    config: MergeConfig, part: Sequence[Adapter], whole: Sequence[Adapter]
-) -> MergeConfig:
-    """Return the settings for one part of the model: its ranks, and its share of a total size.
-
-    Each part has the size of rank 1 in all of its layers. The rest is shared by how much more the
-    parts have when nothing is cut.
-    """
-    if isinstance(config.rank, Mapping):
-        paths = target_layers(part)
-        return replace(
-            config, rank={path: rank for path, rank in config.rank.items() if path in paths}
-        )
-    if config.size is None:
+def config_of_part(config: MergeConfig, part: Sequence[Adapter]) -> MergeConfig:
+    """Return the settings for one part of the model, with the ranks of its layers alone."""
+    if not isinstance(config.rank, Mapping):
         return config
-    least_part, least_whole = (_smallest_size(group) for group in (part, whole))
-    more_part, more_whole = (
-        sum(d.rank * sum(d.shape) for adapter in group for d in adapter.deltas.values()) - least
-        for group, least in ((part, least_part), (whole, least_whole))
-    )
-    room = max(0, config.size - least_whole)
-    return replace(config, size=least_part + room * more_part // max(1, more_whole))
-
-
-def _smallest_size(adapters: Sequence[Adapter]) -> int:
-    """Return the number of weights in all factors of a merge of rank 1 in every layer."""
-    return sum(sum(shape) for shape in target_shapes(adapters).values())
+    paths = target_layers(part)
+    return replace(config, rank={path: r for path, r in config.rank.items() if path in paths})

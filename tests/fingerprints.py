@@ -60,7 +60,6 @@ CONFIGS = {
     "sweep, delta, chunks": {"target": "delta", "samples_per_chunk": 2},
     "sweep, rank 2": {"rank": 2},
     "sweep, energy": {"kept_energy": 0.9, "target": "delta"},
-    "sweep, size": {"size": 12000},
     "sweep, few tokens": {"tokens_per_row": 2},
     "iterate": {"engine": "iterate", "max_iter": 3, "statistics_bytes": 1},
     **{method: {"method": method} for method in get_args(Method) if method != "iteris"},

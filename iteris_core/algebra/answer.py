@@ -20,15 +20,12 @@ class LayerSolution:
 
     Args:
         delta: The merged delta, float64.
-        spectrum: Spectrum of the uncut answer in the metric of `truncate`, as many values as the
-            cut needed; None: no cut was considered.
         cut: ``||(dW - dW*) L|| / ||dW* L||``, what the cut to a lower rank costs, 0-dim; None where
             nothing was cut.
         was_too_coarse: Whether float32 was tried, and was too coarse, see `coarse`.
     """
 
     delta: LowRankDelta
-    spectrum: Spectrum | None = None
     cut: Tensor | None = None
     was_too_coarse: bool = False
 
@@ -37,7 +34,7 @@ def is_left_whole(delta: LowRankDelta, config: MergeConfig, rank: int | str) -> 
     """Whether an exact delta needs no cut: no rank is requested, and it has no more factors than
     the weight has dimensions.
     """
-    asked = rank not in ("sum", "full") or config.kept_energy is not None or config.size is not None
+    asked = rank not in ("sum", "full") or config.kept_energy is not None
     return not asked and delta.rank <= min(delta.shape)
 
 
@@ -47,7 +44,7 @@ class Cut:
 
     Args:
         system: The metric, S = L L^T.
-        config: Settings; only ``kept_energy`` and ``size`` are used.
+        config: Settings; only ``kept_energy`` is used.
         rank: Requested rank, see `MergeConfig.rank_at`.
         refit: Orthonormal basis (d_in, r) -> the best delta whose inputs ``L^-T basis`` spans;
             None: the projection of the uncut answer.
@@ -70,7 +67,7 @@ class Cut:
             delta = delta_of_rank(spectrum, rank, self.system.solve_upper)
         else:
             delta = self.refit(spectrum.left[:, :rank])
-        return LayerSolution(delta, spectrum, (lost / total).sqrt())
+        return LayerSolution(delta, (lost / total).sqrt())
 
 
 def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
@@ -88,14 +85,12 @@ def thin_answer(cut: Cut, half: Tensor, exact: LowRankDelta) -> LayerSolution:
     if exact.rank > most:
         # more factors than the weight has dimensions: the same delta, with as many as it has
         exact = delta_of_rank(spectrum, most, cut.system.solve_upper)
-    if config.size is not None:
-        return LayerSolution(exact, spectrum)
     if config.kept_energy is not None:
         rank = rank_for_energy(spectrum, config.kept_energy)
     else:
         rank = exact.rank if cut.rank in ("sum", "full") else int(cut.rank)
     if rank >= exact.rank:
-        return LayerSolution(exact, spectrum)
+        return LayerSolution(exact)
     return cut.at_rank(spectrum, rank)
 
 

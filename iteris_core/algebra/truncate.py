@@ -8,7 +8,7 @@ transposed: half = L^-1 B = (W* L)^T, (d_in, d_out).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -129,38 +129,3 @@ def delta_of_rank(
     return LowRankDelta(
         spectrum.right[:, :rank] * root, (solve_transposed(spectrum.left[:, :rank]) * root).T
     )
-
-
-def share_out_size(
-    spectra: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, int]],
-    energies: Mapping[str, float],
-    size: int,
-) -> dict[str, int]:
-    """Share a number of weights out over layers: each next rank goes where it gains most per
-    weight.
-
-    Args:
-        spectra: Module path -> singular values of its ``half``, falling.
-        shapes: Module path -> (d_out, d_in).
-        energies: Module path -> energy that the layer's effect is relative to, so that layers can
-            be compared.
-        size: Number of weights in all factors together.
-
-    Returns:
-        Module path -> rank, at least 1: every layer keeps its strongest direction even if that
-        takes more than `size`.
-    """
-    ranks = dict.fromkeys(spectra, 1)
-    remaining = size - sum(sum(shapes[path]) for path in spectra)
-    steps = [
-        (value * value / max(energies[path], 1e-300) / sum(shapes[path]), path)
-        for path, values in spectra.items()
-        for value in values.tolist()[1:]
-    ]
-    for _, path in sorted(steps, key=lambda step: -step[0]):
-        cost = sum(shapes[path])
-        if cost <= remaining:
-            ranks[path] += 1
-            remaining -= cost
-    return ranks

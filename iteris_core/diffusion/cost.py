@@ -88,7 +88,6 @@ def cost_of(
     *,
     guided: bool,
     changes_denoiser: bool,
-    sweeps: int = 1,
     polish_steps: int = 0,
 ) -> Cost:
     """Return what a merge costs.
@@ -100,7 +99,7 @@ def cost_of(
     rows = sum(run.rows(guided=guided) for _, run in drawn if run is not None)
     return Cost(
         sampling=rows if changes_denoiser else 0,
-        sweep=sweeps * (_FIRST + 2 * len(samples)) if changes_denoiser else 0,
+        sweep=_FIRST + 2 * len(samples) if changes_denoiser else 0,
         polish=_polish(polish_steps, len(samples)) if changes_denoiser else 0,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=len(samples),

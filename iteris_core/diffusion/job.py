@@ -159,7 +159,6 @@ class Job:
             self.samples,
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
-            sweeps=1 if self.config.size is None else 2,
             polish_steps=self.calibration.polish,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))

@@ -171,7 +171,7 @@ class PartSolver:
         self, network: Network, part: Sequence[Adapter], tasks: Sequence[Task], stage: str
     ) -> MergeResult:
         """Merge one part; see `merging.merge`."""
-        config = config_of_part(self.job.config, part, self.job.adapters)
+        config = config_of_part(self.job.config, part)
         return merge(
             network, part, tasks, config, progress=in_stage(self.progress, stage), watch=self.watch
         )

@@ -39,6 +39,6 @@ PRESETS: Mapping[Preset, Changes] = {
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
     PREVIEW: Changes(
         {"scene_weight": 0.0, "polish": 0},
-        {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None, "size": None},
+        {"method": "np_lora", "measured": False, "rank": "sum", "kept_energy": None},
     ),
 }

@@ -1,4 +1,4 @@
-"""Common parts of both engines: checks of a problem, forward calls, and the limit of the size."""
+"""Common parts of both engines: checks of a problem and forward calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..adapters import Adapter
-from ..algebra.truncate import share_out_size
 from ..errors import AdapterError, CalibrationError, ConfigError
 from ..layers import class_of, is_quantised, weight_shape
 from ..network import Network
@@ -19,7 +18,7 @@ from ..rows.chunks import Chunk
 from ..rows.wearing import check_rows, unfolded
 from ..settings import label
 from ..tasks import Task
-from .problem import Engine, EngineResult, Listener, Outputs, Problem, SolverAt
+from .problem import Outputs, Problem
 
 _current_chunk: ContextVar[Chunk | None] = ContextVar("iteris_chunk", default=None)
 
@@ -172,25 +171,3 @@ def outputs_by_task(
             pairs = zip(answer[block.teacher], answer[block.student], strict=True)
             outputs[block.task] |= dict(zip(block.numbers, pairs, strict=True))
     return tuple(tuple(rows[number] for number in sorted(rows)) for rows in outputs)
-
-
-def within_size(
-    engine: Engine, problem: Problem, solver_at: SolverAt, listener: Listener
-) -> EngineResult:
-    """Solve a problem; where its size is limited, twice.
-
-    In the first solve no layer is cut below the sum of its ranks. The gain of each rank then
-    decides how the size is shared out over the layers.
-    """
-    if problem.config.size is None:
-        return engine(problem, solver_at, listener)
-    uncut = engine(problem, solver_at, listener)
-    spectra = {path: layer.values for path, layer in uncut.layers.items()}
-    values = {path: spectrum for path, spectrum in spectra.items() if spectrum is not None}
-    ranks = share_out_size(
-        values,
-        {path: uncut.layers[path].saved.shape for path in values},
-        {path: spectrum.square().sum().item() for path, spectrum in values.items()},
-        problem.config.size,
-    )
-    return engine(problem.with_settings(size=None, rank=ranks), solver_at, listener)

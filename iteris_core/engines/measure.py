@@ -323,10 +323,9 @@ class Measurement:
         saved = LowRankDelta(up, down).to(dtype=config.output_dtype)
         if unusable_place(Adapter("merged", {self.path: saved})) is not None:
             raise SolveError(f"layer {self.path!r}: {_why_not_finite(solution, config)}")
-        values = None if solution.spectrum is None else solution.spectrum.values
         is_rounded = self.drifting is not None and self.drifting.is_rounded
         report = report_of(self.path, layer, solution, figures)
-        return SolvedLayer(saved, report, values, solution.was_too_coarse, is_rounded)
+        return SolvedLayer(saved, report, solution.was_too_coarse, is_rounded)
 
     def _task(self, g: int) -> TaskAtLayer:
         task = self.problem.tasks[g]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from ..adapters import Adapter, LowRankDelta, target_layers
 from ..algebra.layer import LayerSolver
 from ..algebra.solve import solve_layer
@@ -58,15 +56,12 @@ class SolvedLayer:
 
     Args:
         saved: The merged delta, on the CPU.
-        values: Singular values of the answer in the metric of `truncate`, as many as the cut
-            needed; None: no cut was considered.
         drift_is_rounded: Whether the drift was taken from outputs in half precision, since the
             layer's weight could not be read.
     """
 
     saved: LowRankDelta
     report: LayerReport
-    values: Tensor | None = None
     was_too_coarse: bool = False
     drift_is_rounded: bool = False
 

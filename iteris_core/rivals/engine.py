@@ -14,7 +14,7 @@ from ..adapters import Adapter, LowRankDelta
 from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, thin_answer
 from ..algebra.layer import LayerProblem, LayerSolver
 from ..algebra.system import factorise
-from ..engines.common import check_problem, within_size
+from ..engines.common import check_problem
 from ..engines.iterate import iterate
 from ..engines.problem import EngineResult, Listener, Problem
 from ..engines.sweep import sweep
@@ -122,7 +122,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
                 scale=scale,
             )
 
-        return within_size(engine, once, solver_at, listener)
+        return engine(once, solver_at, listener)
 
     if method.coefficients is not None:
         options["coefficients"] = method.coefficients(problem.tasks, adapters)

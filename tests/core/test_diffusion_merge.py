@@ -7,16 +7,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from fake_host import EXACT, kept_latents, runs_by_task, with_guidance
-from hypothesis import given
-from hypothesis import strategies as st
 
 from iteris_core import (
     Adapter,
     AdapterError,
     CalibrationError,
     ConfigError,
-    LowRankDelta,
-    MergeConfig,
 )
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
@@ -26,7 +22,6 @@ from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe
 from iteris_core.diffusion.samples import own_captions
-from iteris_core.merging import config_of_part
 from iteris_core.rows import wearing
 from iteris_core.rows.wearing import as_worn
 
@@ -202,32 +197,6 @@ def test_only_one_part_of_the_model_is_open_at_a_time(host):
     assert seen == {("Text encoder", "te"), ("Sampling", "unet"), ("Diffusion model", "unet")}
     assert host.open == []
     assert host.hooks() == 0
-
-
-def sized(rank_of_text, rank_of_unet, layers=(12, 40), d=64):
-    deltas = []
-    for part, rank, count in zip(("te", "unet"), (rank_of_text, rank_of_unet), layers, strict=True):
-        delta = LowRankDelta(torch.zeros(d, rank), torch.zeros(rank, d))
-        deltas.append({f"{part}.{n}": delta for n in range(count)})
-    text, unet = ([Adapter(name, part) for name in "ab"] for part in deltas)
-    both = [one.joined_with(other) for one, other in zip(text, unet, strict=True)]
-    return text, unet, both
-
-
-@given(
-    ranks=st.tuples(st.integers(1, 64), st.integers(2, 64)),
-    over=st.sampled_from([0, 1, 100, 10_000, 10**9]),
-)
-def test_each_part_has_room_for_rank_1_in_all_its_layers_and_both_fit_the_size(ranks, over):
-    text, unet, both = sized(*ranks)
-    least = [128 * count for count in (12, 40)]
-    size = sum(least) + over
-    sizes = [config_of_part(MergeConfig(size=size), part, both).size for part in (text, unet)]
-    assert all(found >= needed for found, needed in zip(sizes, least, strict=True))
-    assert sum(sizes) <= size
-    if over:
-        shares = [found - needed for found, needed in zip(sizes, least, strict=True)]
-        assert sum(shares) >= over - 2  # what is left of a division
 
 
 def test_memory_that_runs_out_where_no_call_can_be_smaller_is_a_sentence(host, monkeypatch):

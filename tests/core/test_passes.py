@@ -33,7 +33,6 @@ def loras_of(host, count, *parts, kinds=("subject",) * 3):
         (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS, {}),
         (2, replace(SMALL, cfg=1.0), SETTINGS, {}),
         (2, replace(SMALL, preserve_weight=0.0), SETTINGS, {}),
-        (2, SMALL, replace(SETTINGS, config=replace(SETTINGS.config, size=200)), {}),
         (3, SCENES, SETTINGS, {}),
         (2, replace(SCENES, scene_pictures=False), SETTINGS, {}),
     ],

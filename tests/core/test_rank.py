@@ -6,7 +6,7 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iteris_core import Adapter, Task
+from iteris_core import Task
 from iteris_core.algebra.truncate import leading_spectrum
 
 
@@ -64,29 +64,6 @@ def test_the_smallest_rank_that_keeps_the_energy_is_chosen(kept_energy, target):
     enough = [rank for rank in (1, 2) if kept[rank - 1] >= kept_energy]
     assert delta.rank == (enough[0] if enough else 3)
     assert (torch.linalg.matrix_rank(answer) > 3) == (target == "full_output")
-
-
-@pytest.mark.parametrize("method", ["iteris", "sum"])
-def test_a_size_goes_by_what_a_rank_is_to_its_own_layer(method):
-    """Two layers that read one input, of which one changes a hundredth as much, keep as much."""
-    net = toy.build("attention")
-    path, other = "self_attention.q", "self_attention.k"
-    adapters = []
-    for name in "ab":
-        delta = net.adapter(name, paths=[path]).deltas[path]
-        adapters.append(Adapter(name, {path: delta, other: delta.scaled(0.01)}))
-    tasks = toy.own_tasks(net, adapters)
-    result = toy.merge_toy(net, adapters, tasks, method=method, size=2 * 2 * (6 + 6))
-    assert [delta.rank for delta in result.adapter.deltas.values()] == [2, 2]
-
-
-@pytest.mark.parametrize("size", [60, 120, 10_000])
-def test_a_size_is_shared_out_and_not_exceeded(size):
-    net, adapters, tasks = toy.pair("stack")
-    result = toy.merge_toy(net, adapters, tasks, size=size)
-    used = sum(delta.up.numel() + delta.down.numel() for delta in result.adapter.deltas.values())
-    assert used <= size
-    assert size - used < 14 or all(delta.rank == 4 for delta in result.adapter.deltas.values())
 
 
 def test_later_layers_make_up_for_a_cut():

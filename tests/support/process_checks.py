@@ -88,7 +88,6 @@ def merged() -> dict[str, Tensor]:
         "fewer calls than processes": toys(samples_per_chunk=100),
         "another balance": toys(samples_per_chunk=2, balance="full", ridge="paper"),
         "long and short rows": long_and_short(),
-        "a size": toys(samples_per_chunk=2, size=300),
         "diffusion": diffusion(),
     }
     return {
