@@ -139,11 +139,12 @@ class Counted:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
             deltas[path] = LowRankDelta(torch.zeros(d_out, 1), torch.zeros(1, d_in))
         adapters = [Adapter("lora", deltas)]
-        config = MergeConfig(factorisation=factorisation)
         tasks = self.case.tasks(loras)
         is_slow = factorisation == "float32"
-        with mock.patch("iteris_core.devices.has_slow_float64", lambda device: is_slow):
-            return layer_bytes(self.modules, adapters, tasks, config, torch.device("cpu"))
+        slow = mock.patch("iteris_core.devices.has_slow_float64", lambda device: is_slow)
+        coarse = mock.patch("iteris_core.engines.layer_sums.in_float32", lambda *_: is_slow)
+        with slow, coarse:
+            return layer_bytes(self.modules, adapters, tasks, MergeConfig(), torch.device("cpu"))
 
     def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
         """Return how the node shares out a card of so many GiB; float32 is for cards for games."""

@@ -20,6 +20,7 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.memory import Room
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SAMPLES_PER_CHUNK = 8
@@ -36,8 +37,9 @@ class Case:
     tasks: Sequence[Task]
 
     def sweep(self, **settings: Any) -> MergeResult:
-        config = MergeConfig(samples_per_chunk=SAMPLES_PER_CHUNK, **settings)
-        return merge(self.network, self.adapters, self.tasks, config)
+        room = Room(SAMPLES_PER_CHUNK)
+        config = MergeConfig(**settings)
+        return merge(self.network, self.adapters, self.tasks, config, room=room)
 
     @torch.no_grad()
     def plain_forward(self) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .errors import PeerError as PeerError
     from .errors import SaveError as SaveError
     from .errors import SolveError as SolveError
+    from .memory import Room as Room
     from .merging import MergeResult as MergeResult
     from .merging import merge as merge
     from .network import Network as Network
@@ -66,6 +67,7 @@ _MODULE_OF = {
     "Note": "report.records",
     "OutOfMemoryError": "errors",
     "PeerError": "errors",
+    "Room": "memory",
     "Sample": "tasks",
     "SaveError": "errors",
     "SolveError": "errors",

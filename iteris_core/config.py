@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from .errors import ConfigError
-from .settings import MOST_AT_ONCE, Precision, label, settings
+from .settings import Precision, label, settings
 
 Method = Literal[
     "iteris",
@@ -26,24 +26,20 @@ Method = Literal[
     "mix_of_show",
     "custom_diffusion",
 ]
-# Settings that no rival looks at; of the iterating engine alone; and of the sweep alone.
-ITERIS_ONLY = ("engine", "max_iter", "tolerance", "alpha_cross", "ridge", "input_mix", "unit_gain")
-ITERATE_ONLY = ("max_iter", "tolerance", "statistics_bytes")
-SWEEP_ONLY = ("waiting_bytes", "call_bytes")
+# Settings that no rival looks at.
+ITERIS_ONLY = ("engine", "max_iter", "alpha_cross", "ridge", "input_mix", "unit_gain")
 # Methods that look at the deltas alone, and whose answers are of low rank as they are.
 DATA_FREE = ("average", "sum", "np_lora")
 Engine = Literal["sweep", "iterate"]
 Ridge = Literal["consistent", "paper"]
 Balance = Literal["delta", "full", "uniform"]
 Target = Literal["full_output", "delta"]
-Factorisation = Literal["auto", "float64", "float32"]
 # Upper bounds, far above what is useful, so that no recipe can ask for endless work.
 MOST_RANK = 1 << 16  # no layer of a known model is wider
 Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
 _MOST_RIDGE = 10**9  # relative to the inputs; from 1 on, the answer is the average
 _MOST_SOLVES = 1000  # of the paper's loop, which stops changing after 20
-_MOST_TOKENS = 1 << 24  # of a row, or patches of all: 64 times as many as a 4096-pixel picture has
-_MOST_BYTES = 1 << 50  # a petabyte
+_MOST_TOKENS = 1 << 24  # of a row: 64 times as many as a 4096-pixel picture has
 _MOST_SCALE = 10**6  # of a rival's own factor; the largest that papers use is 10
 
 
@@ -107,8 +103,6 @@ class MergeConfig:
     * `input_mix`: ``X~ <- (1 - input_mix) X~ + input_mix X`` (official ``reg_ceof``).
     * `unit_gain`: see `algebra.gain`. None: what the family of models needs, `UNIT_GAIN` or
       `language.job.DEFAULT`.
-    * `factorisation`: see `algebra.coarse` and `devices.in_float32`. It is for the target
-      ``full_output`` at a rank; others are always solved in float64.
 
     Raises:
         ConfigError: A setting outside its range, or several that decide the ranks.
@@ -144,15 +138,6 @@ class MergeConfig:
             "the teachers' inputs.",
         ),
     ] = 20
-    tolerance: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="The engine iterate stops when no layer's delta changed by more than this "
-            "share.",
-        ),
-    ] = 1e-6
     alpha: Annotated[
         float,
         Field(
@@ -238,43 +223,6 @@ class MergeConfig:
             "of earlier ones.",
         ),
     ] = torch.float32
-    samples_per_chunk: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=MOST_AT_ONCE,
-            description="Samples in one forward call, each with a teacher row and a student row.",
-        ),
-    ] = 8
-    waiting_bytes: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=_MOST_BYTES,
-            description="Device memory for samples that wait while a layer is solved, for the "
-            "layer itself and for forward calls, in bytes. Others wait in host memory, or in a "
-            "file where the model runs there, which is slower. If left out, all wait on the "
-            "device.",
-        ),
-    ] = None
-    call_bytes: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=_MOST_BYTES,
-            description="The part of waiting_bytes for forward calls, which a layer's solve may "
-            "take, too, since no call runs then.",
-        ),
-    ] = 0
-    tokens_per_row: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=_MOST_TOKENS,
-            description="Most tokens of a row that count in the statistics, at random places; all "
-            "if left out.",
-        ),
-    ] = None
     # Rows of up to 512 tokens are read whole.
     tokens_per_dimension: Annotated[
         int | None,
@@ -285,31 +233,6 @@ class MergeConfig:
             "layer's input, evenly from all rows; more only take time.",
         ),
     ] = 16
-    factorisation: Annotated[
-        Factorisation,
-        Field(
-            description="Precision of the factorisation of layers; auto: float32 where that is "
-            "faster."
-        ),
-    ] = "auto"
-    # The inputs of a k x k convolution are up to 23040 wide in SD1.5.
-    patches: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=_MOST_TOKENS,
-            description="Most patches of all rows that count at a k x k convolution.",
-        ),
-    ] = 4096
-    statistics_bytes: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=_MOST_BYTES,
-            description="Size of the statistics that the engine iterate measures at once, in "
-            "bytes.",
-        ),
-    ] = 4 << 30
 
     def __post_init__(self) -> None:
         if self.rank != "sum" and self.kept_energy is not None:

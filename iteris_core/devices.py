@@ -196,15 +196,10 @@ def has_slow_float64(device: torch.device) -> bool:
 _WIDE_ON_CPU = 512
 
 
-def in_float32(factorisation: str, device: torch.device, width: int) -> bool:
-    """Whether a layer is factorised in float32.
-
-    Args:
-        factorisation: ``float32``, ``float64``, or ``auto``: in float32 where float64 is slow, or
-            the layer wide and on a CPU.
+def in_float32(device: torch.device, width: int) -> bool:
+    """Whether a layer is factorised in float32: where float64 is slow, or the layer wide and on a
+    CPU.
     """
-    if factorisation != "auto":
-        return factorisation == "float32"
     return width >= _WIDE_ON_CPU if device.type == "cpu" else has_slow_float64(device)
 
 

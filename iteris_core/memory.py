@@ -51,16 +51,18 @@ class Room:
     """How a merge shares out a device's memory.
 
     Args:
-        waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls.
+        samples_per_chunk: Samples in one forward call, each with a teacher row and a student row.
+        waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls; others
+            wait in the host's memory, which is slower. None: all wait on the device.
         required: Bytes that the merge takes besides the model.
         missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
-        call_bytes: Bytes of calls.
+        call_bytes: Bytes of calls, which a layer's solve may take, too, since no call runs then.
     """
 
-    samples_per_chunk: int
-    waiting_bytes: int
-    required: float
+    samples_per_chunk: int = 8
+    waiting_bytes: int | None = None
+    required: float = 0.0
     missing: float = 0.0
     call_bytes: int = 0
 
@@ -68,6 +70,9 @@ class Room:
     def worn_bytes(self) -> float:
         """Bytes for what rows wear while they are sampled or checked, and no layer is measured."""
         return max(0.0, self.required - self.call_bytes)
+
+
+UNLIMITED = Room()
 
 
 def share_out(

@@ -19,6 +19,7 @@ from .engines.iterate import iterate
 from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.sweep import sweep
 from .errors import ConfigError
+from .memory import UNLIMITED, Room
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
@@ -52,6 +53,7 @@ def merge(
     tasks: Sequence[Task],
     config: MergeConfig | None = None,
     *,
+    room: Room = UNLIMITED,
     progress: Progress = nobody,
     watch: Watch = nobody,
 ) -> MergeResult:
@@ -65,6 +67,7 @@ def merge(
         adapters: One or more. Adapters without deltas are left out, with the tasks that only they
             teach.
         tasks: What to reproduce; usually one task per adapter, and a preserve task.
+        room: What the machine allows: rows of a forward call, and of those that wait.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
         watch: Told each layer's report the moment it is solved, again where layers are solved
             again.
@@ -90,8 +93,8 @@ def merge(
     if not config.measured:
         return merge_files(adapters, config, progress)
     processes = Processes.current()
-    check_given_the_same(processes, adapters, tasks, config)
-    problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes)
+    check_given_the_same(processes, adapters, tasks, (config.to_dict(), room))
+    problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes, room)
     listener = Listener(progress, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
@@ -158,7 +161,7 @@ def _report(
 
 
 def check_given_the_same(
-    processes: Processes, adapters: Sequence[Adapter], tasks: Sequence[Task], config: MergeConfig
+    processes: Processes, adapters: Sequence[Adapter], tasks: Sequence[Task], settings: object
 ) -> None:
     """Refuse processes that were given different things to merge.
 
@@ -168,7 +171,7 @@ def check_given_the_same(
     """
     if processes.is_alone:
         return
-    processes.check_same("settings", repr(config.to_dict()))
+    processes.check_same("settings", repr(settings))
     described = [(task.name, dict(task.mix), task.weight, len(task.samples)) for task in tasks]
     processes.check_same("tasks", repr(described))
     digests = [(adapter.name, adapter.digest()) for adapter in adapters]

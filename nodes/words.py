@@ -12,6 +12,7 @@ NO_LORA = (
 )
 TARGETS = {"whole output": "full_output", "what the LoRA adds": "delta"}
 NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
+    "rank": "size",
     **{f"target={value}": name for name, value in TARGETS.items()},
     "scene_weight=0": "off",
     f"scene_weight={TOGETHER}": "on",

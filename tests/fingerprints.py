@@ -39,6 +39,7 @@ from iteris_core.config import Method  # noqa: E402
 from iteris_core.diffusion.diffusers_model import DiffusersModel  # noqa: E402
 from iteris_core.diffusion.loading import save_lora  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
+from iteris_core.memory import Room  # noqa: E402
 
 GOLDEN = TESTS / "data" / "golden"
 # What is to differ: what a key begins with, in every merge whose name begins so.
@@ -57,11 +58,10 @@ CONFIGS = {
     "sweep, full output": {"target": "full_output"},
     "sweep, paper": {**PAPER, "alpha_cross": 1e-3, "target": "full_output"},
     "sweep, uniform, mixed": {"balance": "uniform", "input_mix": 0.3, "target": "delta"},
-    "sweep, delta, chunks": {"target": "delta", "samples_per_chunk": 2},
+    "sweep, delta, chunks": {"target": "delta"},
     "sweep, rank 2": {"rank": 2},
     "sweep, energy": {"kept_energy": 0.9, "target": "delta"},
-    "sweep, few tokens": {"tokens_per_row": 2},
-    "iterate": {"engine": "iterate", "max_iter": 3, "statistics_bytes": 1},
+    "iterate": {"engine": "iterate", "max_iter": 3},
     **{method: {"method": method} for method in get_args(Method) if method != "iteris"},
 }
 
@@ -146,7 +146,9 @@ def golden_merges() -> Iterator[tuple[str, dict[str, str]]]:
         ]
         network = Network(modules, partial(encoded, model))
         for name, settings in CONFIGS.items():
-            merged = merge(network, adapters, tasks, MergeConfig(**settings)).adapter
+            room = Room(2 if "chunks" in name else 8)
+            config = MergeConfig(**settings)
+            merged = merge(network, adapters, tasks, config, room=room).adapter
             yield (
                 f"golden {folder.name}, {name}",
                 {

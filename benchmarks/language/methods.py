@@ -52,8 +52,8 @@ class Way:
         return replace(self, config=replace(self.config, **settings))
 
 
-# the defaults for language: nothing may be set here but how many rows one forward call has
-DEFAULT = Way(replace(DEFAULT_CONFIG, samples_per_chunk=64))
+# the defaults for language: nothing may be set here
+DEFAULT = Way(DEFAULT_CONFIG)
 # what the paper minimises; the ridge is the library's
 PAPER = DEFAULT.but(target="delta", balance="delta", unit_gain=1.0)
 # the paper's Algorithm 1 after so many solves; the first has X~ = X

@@ -16,6 +16,7 @@ from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.config import MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
+from iteris_core.memory import Room
 from iteris_core.merging import MergeResult
 
 from .bench import Bench
@@ -66,10 +67,11 @@ def merged(
 ) -> MergeResult:
     """Merge LoRAs by a recipe."""
     calibration = bench.calibration(**{"seed": seed, **recipe.calibration})
-    config = MergeConfig(**{"samples_per_chunk": 48, **recipe.config})
+    config = MergeConfig(**recipe.config)
     torch.manual_seed(0)
     loras = bench.loras(triggers, lora_set)
-    return merge_diffusion(Job.of(bench.model, loras, calibration, MergeSettings(config)))
+    settings = MergeSettings(config)
+    return merge_diffusion(Job.of(bench.model, loras, calibration, settings, Room(48)))
 
 
 @dataclass(frozen=True)

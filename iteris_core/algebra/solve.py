@@ -46,7 +46,7 @@ def solve_layer(layer: LayerProblem) -> LayerSolution:
     matrix = layer.normal_matrix()
     sides = right_sides(layer)
     is_cut = sides.drift is not None and layer.rank != "full"
-    is_coarse = is_cut and in_float32(config.factorisation, matrix.device, len(matrix))
+    is_coarse = is_cut and in_float32(matrix.device, len(matrix))
     if is_coarse:
         with suppress(TooCoarseError):
             return _coarse_answer(layer, matrix, sides)

@@ -33,7 +33,7 @@ from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
 from ..files.writing import check_free, under_free_name
-from ..memory import free_bytes
+from ..memory import Room, free_bytes
 from ..processes import Processes
 from . import options
 from .options import Placement
@@ -53,6 +53,7 @@ file's metadata. The result has the strengths in it: load it at 1.
 
 Exit code 0: merged; 2: one line says what is wrong with the files or settings.
 """
+_ROOM = Room(samples_per_chunk=4)  # at most; less where the device has less
 _ROW = '"<lora:dog.safetensors:0.8> subject | a photo of sks dog"'
 
 
@@ -75,7 +76,7 @@ def merge_command(name: str) -> Callable[..., None]:
         "diffusion",
         start=of_preset,
         calibration=Calibration(),
-        solving=MergeConfig(samples_per_chunk=4, output_dtype=torch.float16, unit_gain=UNIT_GAIN),
+        solving=MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Placement(),
     )(functools.partial(_merge, FAMILIES[COMMANDS[name][0]]))
 
@@ -155,7 +156,7 @@ def _merge(
 
         loaded, repeated = load_each_once(uses, read)
         check_style((one.adapter for one in loaded), style)
-        job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)))
+        job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)), _ROOM)
         device = device_of(model.unet_model)
         job = job.within_free(free_bytes(device), model.unet_model.dtype.itemsize, device)
         result = merge_loras(job, progress)

@@ -14,7 +14,7 @@ from ..adapters import Adapter, check_adapters
 from ..config import MergeConfig
 from ..engines.layer_sums import layer_bytes
 from ..errors import ConfigError
-from ..memory import LayerBytes, Room, share_out
+from ..memory import UNLIMITED, LayerBytes, Room, share_out
 from ..merging import check_ranks, notes_about_vectors
 from ..processes import Processes
 from ..progress import Stage
@@ -95,6 +95,7 @@ class Job:
         asked: All LoRAs as the user wants them merged, for the recipe.
         loras: The LoRAs that change something, at least one, each with a name of its own.
         calibration: Settings of the calibration samples, for the model's family.
+        room: What the machine allows.
     """
 
     model: DiffusionHost
@@ -104,6 +105,7 @@ class Job:
     settings: MergeSettings
     samples: tuple[SampleSpec, ...]
     notes: tuple[Note, ...]
+    room: Room = UNLIMITED
 
     @classmethod
     def of(
@@ -112,6 +114,7 @@ class Job:
         loras: Sequence[LoadedLora],
         calibration: Calibration,
         settings: MergeSettings | None = None,
+        room: Room = UNLIMITED,
     ) -> Job:
         """Plan a merge, and refuse what cannot be merged or measured; no model runs.
 
@@ -142,6 +145,7 @@ class Job:
             settings=settings,
             samples=tuple(samples),
             notes=tuple(_notes(loras, used, calibration)),
+            room=room,
         )
 
     @property
@@ -196,19 +200,12 @@ class Job:
 
     def within(self, room: Room) -> Job:
         """Return the job with calls and waiting rows of this size."""
-        config = replace(
-            self.config,
-            samples_per_chunk=room.samples_per_chunk,
-            waiting_bytes=room.waiting_bytes,
-            call_bytes=room.call_bytes,
-        )
-        return replace(self, settings=replace(self.settings, config=config))
+        return replace(self, room=room)
 
     def within_free(self, free: int | None, bytes_per_number: int, device: torch.device) -> Job:
         """Return the job with calls, sums and waiting rows that fit into a device's memory.
 
-        It stays as it is where ``waiting_bytes`` is given already. Processes that share a merge
-        all take the memory of the device that has least.
+        Processes that share a merge all take the memory of the device that has least.
 
         Args:
             free: Bytes that are free on the model's device while the model is loaded; None: not
@@ -216,7 +213,7 @@ class Job:
             bytes_per_number: Size of a number of the model's rows.
             device: The model's device.
         """
-        if free is None or self.config.waiting_bytes is not None or not self.config.measured:
+        if free is None or not self.config.measured:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         layers: list[LayerBytes] = []
@@ -227,7 +224,7 @@ class Job:
             share_out(
                 lambda count: 2 * count * of_row,
                 self.cost.samples,
-                self.config.samples_per_chunk,
+                self.room.samples_per_chunk,
                 min(Processes.current().gather([free])),
                 LayerBytes.most(layers),
             )

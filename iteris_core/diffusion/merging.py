@@ -110,7 +110,7 @@ def _noted(result: MergeResult, *notes: Note) -> MergeResult:
 
 
 def _log(job: Job) -> None:
-    room = job.config.waiting_bytes
+    room = job.room.waiting_bytes
     logger.info(
         "merging %s: %d rows through the diffusion model, as many as %d pictures of %d steps; %d "
         "samples a call%s",
@@ -118,7 +118,7 @@ def _log(job: Job) -> None:
         job.cost.rows,
         job.cost.pictures,
         STEPS_OF_A_PICTURE,
-        job.config.samples_per_chunk,
+        job.room.samples_per_chunk,
         "" if room is None else f", room for {room} bytes of waiting samples",
     )
 
@@ -172,9 +172,9 @@ class PartSolver:
     ) -> MergeResult:
         """Merge one part; see `merging.merge`."""
         config = config_of_part(self.job.config, part)
-        return merge(
-            network, part, tasks, config, progress=in_stage(self.progress, stage), watch=self.watch
-        )
+        progress = in_stage(self.progress, stage)
+        room = self.job.room
+        return merge(network, part, tasks, config, room=room, progress=progress, watch=self.watch)
 
 
 def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None]:
@@ -262,7 +262,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             lambda size: sampler.sample(
                 adapters, runs, size, in_stage(solver.progress, stages.SAMPLING)
             ),
-            job.config.samples_per_chunk,
+            job.room.samples_per_chunk,
             "sampling",
         )
         rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
@@ -297,7 +297,7 @@ def _polished(
                 size,
                 in_stage(solver.progress, stages.POLISH),
             ),
-            job.config.samples_per_chunk,
+            job.room.samples_per_chunk,
             "the polish",
         )
     except _PASSED_OVER as error:

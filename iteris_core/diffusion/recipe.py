@@ -18,9 +18,6 @@ from ..version import __version__
 from .calibration import Calibration
 from .lora_use import LoadedLora, LoraUse, check_count
 
-# Settings that depend on the memory of the machine, and not on what is merged.
-_OF_THE_MACHINE = ("samples_per_chunk", "waiting_bytes", "call_bytes", "statistics_bytes")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -63,21 +60,18 @@ def read_recipe(name: str, text: str) -> Recipe:
             "IterIS"
         )
     loras = recipe["loras"]
-    config = recipe["config"]
     if not isinstance(loras, list) or not loras:
         raise ConfigError(
             f"{place}: loras is {shown(loras)}; it must be a list with one LoRA or more"
         )
     check_count(len(loras))
-    if isinstance(config, dict):
-        config = _without_machine(config)
     return Recipe(
         tuple(
             from_json(f"{place}: LoRA {number}", lora, LoraUse)
             for number, lora in enumerate(loras, 1)
         ),
         from_json(f"{place}: calibration", recipe["calibration"], Calibration),
-        from_json(f"{place}: config", config, MergeConfig),
+        from_json(f"{place}: config", recipe["config"], MergeConfig),
         {
             key: value if isinstance(value, str) else shown(value)
             for key, value in recipe.items()
@@ -99,16 +93,12 @@ def recipe_of(
     """
     return {
         "calibration": asdict(calibration),
-        "config": _without_machine(config.to_dict()),
+        "config": config.to_dict(),
         "loras": [asdict(lora) for lora in loras],
         "iteris_version": __version__,
         "torch_version": str(torch.__version__),
         **(made_on or {}),
     }
-
-
-def _without_machine(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _OF_THE_MACHINE}
 
 
 def metadata_of_merge(title: str, loras: Sequence[LoadedLora], recipe: str) -> dict[str, str]:

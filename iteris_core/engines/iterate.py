@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ from .shared_inputs import SharedInputs
 
 logger = logging.getLogger("iteris")
 Deltas = Mapping[str, LowRankDelta]
+_TOLERANCE = 1e-6  # relative change of a layer, below which nothing changes any more
+_STATISTICS_BYTES = 4 << 30  # of what is measured in one pass
 
 
 def iterate(
@@ -46,8 +48,8 @@ def iterate(
 
     The first solve uses ``X~ = X``. Solve number n settles all layers with at most n - 1 measured
     inputs before them, so there are never more solves than different inputs; fewer if no layer
-    changes by more than ``config.tolerance``, or if ``config.max_iter`` is reached. Activations are
-    never stored: layers whose statistics do not fit into ``config.statistics_bytes`` together are
+    changes by more than `_TOLERANCE`, or if ``config.max_iter`` is reached. Activations are
+    never stored: layers whose statistics do not fit into `_STATISTICS_BYTES` together are
     measured in another pass over the same rows, with the same result.
 
     Args, Raises: See `sweep.sweep`.
@@ -61,16 +63,16 @@ def iterate(
         )
 
     def attempt(samples_per_chunk: int) -> EngineResult:
-        smaller = problem.with_settings(samples_per_chunk=samples_per_chunk)
+        room = replace(problem.room, samples_per_chunk=samples_per_chunk)
         with torch.inference_mode(False), torch.no_grad():
-            return _iterate(smaller, solver_at, listener)
+            return _iterate(replace(problem, room=room), solver_at, listener)
 
-    return with_smaller_calls(attempt, problem.config.samples_per_chunk, "the iteration")
+    return with_smaller_calls(attempt, problem.room.samples_per_chunk, "the iteration")
 
 
 def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> EngineResult:
     config = problem.config
-    chunks = split_into_chunks(problem.tasks, config.samples_per_chunk, problem.network)
+    chunks = split_into_chunks(problem.tasks, problem.room.samples_per_chunk, problem.network)
     solved: dict[str, SolvedLayer] = {}
     merged: Deltas | None = None
     changes: list[float] = []
@@ -82,7 +84,7 @@ def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> Engin
         merged = {path: layer.saved for path, layer in solved.items()}
         changes.append(_largest_change(before, merged))
         logger.info("solve %d changed a layer by up to %.2e", len(changes), changes[-1])
-        if changes[-1] <= config.tolerance or len(changes) >= different_inputs:
+        if changes[-1] <= _TOLERANCE or len(changes) >= different_inputs:
             break
     answers = _Pass(problem, chunks, merged).run()
     return EngineResult(solved, outputs_by_task(problem.tasks, chunks, answers), tuple(changes))
@@ -203,4 +205,4 @@ class _Pass:
 
     def _has_room(self) -> bool:
         taken = sum(measurement.sum_bytes() for measurement in self.measurements.values())
-        return taken < self.problem.config.statistics_bytes
+        return taken < _STATISTICS_BYTES

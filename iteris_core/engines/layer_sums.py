@@ -17,6 +17,7 @@ from ..config import MergeConfig
 from ..devices import Workplace, in_float32, moved, sums_dtype
 from ..layers import is_patchwise, token_count, weight_shape
 from ..memory import LayerBytes
+from . import counted_tokens
 from .counted_tokens import tokens_read
 from .drift import Drifting
 from .problem import Problem
@@ -143,17 +144,15 @@ def bytes_at(
     gram = 8 * d_in * d_in
     right_side = 8 * d_in * d_out if config.target == "full_output" else 0
     kept = sums_dtype(device).itemsize / 8
-    keeps_rows = is_patchwise(module) and config.patches < d_in
-    moments = 8 * config.patches * d_in if keeps_rows else tasks * kept * gram
+    keeps_rows = is_patchwise(module) and d_in > counted_tokens.PATCHES
+    moments = 8 * counted_tokens.PATCHES * d_in if keeps_rows else tasks * kept * gram
     if may_derive(config) and d_in <= d_out and not keeps_rows:  # with sums over differences
         moments += 2 * tasks * kept * gram
     # rows that are gathered for the products: for the Gram matrix, and for the others
     gathered = 4 * tasks * TOKENS_PER_PRODUCT * (2 * d_in + d_out)
     # the factor (and the system, if the factor is in float32), and copies of the right sides
-    if in_float32(config.factorisation, device, d_in):
-        solve = 1.5 * gram + 3.7 * right_side
-    else:
-        solve = gram + 4.6 * right_side
+    grams, sides = (1.5, 3.7) if in_float32(device, d_in) else (1.0, 4.6)
+    solve = grams * gram + sides * right_side
     if keeps_rows:  # the system and the Gram matrix of one task's rows
         solve = max(solve, (1 + kept) * gram)
     if config.method == "ties":  # dense deltas, their trimmed copies, masks and signs

@@ -10,6 +10,7 @@ from ..adapters import Adapter, LowRankDelta, target_layers
 from ..algebra.layer import LayerSolver
 from ..algebra.solve import solve_layer
 from ..config import MergeConfig
+from ..memory import UNLIMITED, Room
 from ..network import Network
 from ..processes import Processes
 from ..progress import Progress, nobody
@@ -36,6 +37,7 @@ class Problem:
     tasks: Sequence[Task]
     config: MergeConfig
     processes: Processes = field(default_factory=Processes)
+    room: Room = UNLIMITED
 
     @property
     def paths(self) -> list[str]:

@@ -88,7 +88,7 @@ def sweep(
         SolveError: A layer without a usable solution; its name and the cause are in the message.
     """
     check_problem(problem)
-    budget = problem.config.waiting_bytes
+    budget = problem.room.waiting_bytes
     if parking is None and budget is not None:
         parking = Parking(problem.network.modules.values(), budget=budget)
     if parking is not None:
@@ -106,7 +106,7 @@ def sweep(
             return state.run(chunks, own)
 
     try:
-        result = with_smaller_calls(attempt, problem.config.samples_per_chunk, "the sweep")
+        result = with_smaller_calls(attempt, problem.room.samples_per_chunk, "the sweep")
         return replace(result, copied_bytes=0 if parking is None else parking.copied_bytes)
     finally:
         if parking is not None:
@@ -229,7 +229,7 @@ class _Sweep:
             tasks, device = len(problem.tasks), statistics_device(x.device)
             takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
             others = self._inputs.bytes_besides(InputReading.of(problem.network, path, module), x)
-            self.parking.reserve(others + math.ceil(takes.beside(problem.config.call_bytes)))
+            self.parking.reserve(others + math.ceil(takes.beside(problem.room.call_bytes)))
         measurement = Measurement.open(problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)

@@ -20,6 +20,7 @@ from ..errors import AdapterError, CalibrationError, ConfigError
 from ..files import peft
 from ..files.model_keys import layer_kernels
 from ..layers import layer_shapes, stored_weight
+from ..memory import UNLIMITED, Room
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
@@ -159,6 +160,7 @@ def merge_peft(
     config: MergeConfig | None = None,
     options: ReadingOptions | None = None,
     *,
+    room: Room = UNLIMITED,
     progress: StageProgress = nobody,
 ) -> PeftMergeResult:
     """Merge PEFT adapters of one language model.
@@ -168,6 +170,7 @@ def merge_peft(
         base: Folder, name on the hub, or a model that was loaded from there. Its tokenizer or
             processor is read from the same place, if an example needs it.
         config: Settings of the merge; None: `DEFAULT`.
+        room: What the machine allows.
 
     Raises:
         IterisError: A base, adapter, example or setting cannot be used, or an error of `merge`.
@@ -188,11 +191,11 @@ def merge_peft(
     mixes = [{next(numbers): 1.0} if adapter else {} for adapter in read]
     worn = [adapter.select(options.is_merged) for adapter in whole]
     left_out = _left_out(whole, worn)
-    teachers = Teachers(model, worn, mixes, config.samples_per_chunk, progress)
+    teachers = Teachers(model, worn, mixes, room.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, [task.examples for task in tasks], options, reader)
     weights = [task.weight for task in tasks]
     measured = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
-    result = merge(network, worn, measured, config, progress=partial(progress, STAGE))
+    result = merge(network, worn, measured, config, room=room, progress=partial(progress, STAGE))
     settings = {
         "base": name,
         "adapters": [str(task.folder) for task in tasks if task.folder is not None],

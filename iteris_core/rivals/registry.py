@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..adapters import LowRankDelta
-from ..config import ITERATE_ONLY, ITERIS_ONLY, SWEEP_ONLY, BaselineOptions, MergeConfig
+from ..config import ITERIS_ONLY, BaselineOptions, MergeConfig
 from ..errors import ConfigError
-from ..settings import label, value_label
+from ..settings import label
 from ..tasks import Task
 from .data_free import average, linear, np_lora, stacked_sum, ties, user_weights
 from .measured import custom_diffusion, mix_of_show, regmean
@@ -99,22 +99,11 @@ def check_used(config: MergeConfig) -> None:
                 f"{label(name)} is for the method iteris; {config.method} does not use it. Leave "
                 "it out"
             )
-        if config.engine == "sweep" and name in ITERATE_ONLY:
+        if config.engine == "sweep" and name == "max_iter":
             raise ConfigError(
                 f"{label(name)} is for the engine iterate; the sweep solves every layer once. "
                 "Leave it out"
             )
-        if config.engine == "iterate" and name in SWEEP_ONLY:
-            raise ConfigError(
-                f"{label(name)} is for the engine sweep; with iterate no sample waits. Leave it out"
-            )
-    is_cut = config.target == "full_output" and config.rank != "full"
-    if config.factorisation == "float32" and not (config.method == "iteris" and is_cut):
-        raise ConfigError(
-            f"{label('factorisation')} is 'float32', which is for the method iteris with "
-            f"{label('target')} {value_label('target', 'full_output')!r} and a rank; all others "
-            "are solved in float64. Leave it out"
-        )
 
 
 def check_options(config: MergeConfig) -> None:

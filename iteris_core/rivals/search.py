@@ -106,7 +106,7 @@ class OutputError:
             (network.call_key(sample.teacher), network.call_key(sample.student_reads))
             for sample in chosen
         ]
-        for numbers in in_calls(keys, self.problem.config.samples_per_chunk):
+        for numbers in in_calls(keys, self.problem.room.samples_per_chunk):
             samples = [chosen[number] for number in numbers]
             reads = [sample.teacher for sample in samples]
             teacher = self._outputs(adapters, reads, task.mix)

@@ -360,5 +360,5 @@ def _check_unshared(tensor: Tensor, frame: FrameType) -> None:
         raise CalibrationError(
             f"{frame.f_code.co_name!r} of the model holds a tensor of shape {tuple(tensor.shape)} "
             "that other samples' forward calls share, so that it cannot wait elsewhere; merge "
-            "without waiting_bytes"
+            "without a limit of waiting_bytes"
         )

@@ -15,15 +15,16 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 from waiting import HANGS
 
-from iteris_core import MergeConfig, __version__
+from iteris_core import __version__
 from iteris_core.cli import merge_diffusion as command
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.job import Job
 from iteris_core.diffusion.loading import load_diffusers, read_lora, save_lora
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.files.families import FAMILIES
+from iteris_core.memory import Room
 
 pytestmark = pytest.mark.slow
 
@@ -106,8 +107,7 @@ def merged_here(world, layers=({}, {}), family="SD1.5"):
             ("one", "two"), (("a cat", "ink"), ("a hat",)), layers, strict=True
         )
     ]
-    config = MergeConfig(samples_per_chunk=4)
-    job = Job.of(model, loras, CALIBRATION, MergeSettings(config))
+    job = Job.of(model, loras, CALIBRATION, room=Room(samples_per_chunk=4))
     return model, merge_diffusion(job).adapter
 
 
@@ -152,7 +152,7 @@ def test_strengths_block_weights_and_left_out_layers_reach_the_merge(world, by_l
         "<lora:{}/one:0.5:0.7> blocks=OUT:0.5,MID:0 | a cat | ink",
         "<lora:{}/two> without=*attn2* without=*fc1 | a hat",
     ]
-    done = iteris(world, "--output", output, "--waiting-bytes", "0", rows=rows)
+    done = iteris(world, "--output", output, rows=rows)
     assert (done.exit_code, complaints(done)) == (0, [])
     one = {"strength": 0.5, "strength_text": 0.7, "blocks": "OUT:0.5,MID:0"}
     model, expected = merged_here(world, (one, {"without": ("*attn2*", "*fc1")}))
@@ -307,13 +307,13 @@ def test_a_device_with_little_memory_is_shared_out(world, tmp_path, monkeypatch)
         return 3_000_000
 
     def merged(job, *more):
-        used.append(job.config)
+        used.append(job.room)
         return merge(job, *more)
 
     monkeypatch.setattr(command, "free_bytes", free)
     monkeypatch.setattr(command, "merge_loras", merged)
-    done = iteris(world, "--output", tmp_path / "a.safetensors", "--samples-per-chunk", 4)
+    done = iteris(world, "--output", tmp_path / "a.safetensors")
     assert (done.exit_code, complaints(done), asked) == (0, [], ["cpu"])
-    [config] = used
-    assert config.samples_per_chunk < 4
-    assert 0 <= config.waiting_bytes < 3_000_000
+    [room] = used
+    assert room.samples_per_chunk < 4
+    assert 0 <= room.waiting_bytes < 3_000_000

@@ -32,7 +32,6 @@ def folder(tmp_path_factory):
 
 def arguments(folder, output):
     given = ["merge", "t5", "--base", folder / "base", "--output", output, "--dtype", "float64"]
-    given += ["--samples-per-chunk", 2]
     for seed in (1, 2):
         given += ["--adapter", folder / f"lora{seed}", "--samples", folder / f"{seed}.txt"]
     return list(map(str, given))

@@ -1,7 +1,5 @@
 """Layers that are factorised in float32: the answer is exact, or they are solved in float64."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import toy
@@ -44,10 +42,11 @@ def layer_of(config, shape=(70, 90), tokens=400):
 
 
 def both(layer):
-    return [
-        solve_layer(replace(layer, config=replace(layer.config, factorisation=precision)))
-        for precision in ("float32", "float64")
-    ]
+    solved = []
+    for precision in ("float32", "float64"):
+        with toy.factorised_in(precision):
+            solved.append(solve_layer(layer))
+    return solved
 
 
 def excess(layer, delta):
@@ -76,8 +75,8 @@ def test_the_objective_is_that_of_float64(shape, settings):
 
 @pytest.mark.parametrize("unit_gain", [1.0, 2.0])
 def test_the_answer_is_the_optimum_of_its_subspace_in_float64(unit_gain):
-    layer = layer_of(MergeConfig(unit_gain=unit_gain, factorisation="float32"))
-    delta = solve_layer(layer).delta
+    layer = layer_of(MergeConfig(unit_gain=unit_gain))
+    delta = both(layer)[0].delta
     matrix = layer.normal_matrix()
     directions = delta.down.T  # which are what they should be: orthonormal in the exact metric
     unit = torch.eye(delta.rank).double()
@@ -101,10 +100,10 @@ def almost_singular(alpha):
 
 def test_what_float32_is_too_coarse_for_is_solved_in_float64_and_told():
     case, settings = almost_singular(1e-12)
-    coarse, exact = (
-        toy.merge_toy(*case, **settings, factorisation=precision)
-        for precision in ("float32", "float64")
-    )
+    with toy.factorised_in("float32"):
+        coarse = toy.merge_toy(*case, **settings)
+    with toy.factorised_in("float64"):
+        exact = toy.merge_toy(*case, **settings)
     deltas = [result.adapter.deltas["layer"] for result in (coarse, exact)]
     assert torch.equal(deltas[0].up, deltas[1].up) and torch.equal(deltas[0].down, deltas[1].down)
     told = [note.text for note in coarse.report.notes if note not in exact.report.notes]
@@ -130,10 +129,8 @@ def test_float32_is_chosen_where_float64_is_slow(monkeypatch):
     for name, (capability, is_amd, expected) in CARDS.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         monkeypatch.setattr(torch.version, "hip", "6.0" if is_amd else None)
-        assert in_float32("auto", device, 64) == expected, name
-    assert in_float32("auto", CPU, 512) and not in_float32("auto", CPU, 511)
-    for anywhere in (CPU, device):
-        assert in_float32("float32", anywhere, 64) and not in_float32("float64", anywhere, 4096)
+        assert in_float32(device, 64) == expected, name
+    assert in_float32(CPU, 512) and not in_float32(CPU, 511)
 
 
 def test_figures_in_float32_where_float64_is_slow_are_near(monkeypatch):

@@ -1,7 +1,6 @@
 """How a device's memory is shared out between calls, sums, and samples that wait."""
 
 import weakref
-from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -25,7 +24,7 @@ from iteris_core.engines.layer_sums import layer_bytes
 from iteris_core.engines.measure import Measurement
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
-from iteris_core.memory import LayerBytes, calls_that_fit, free_bytes, share_out
+from iteris_core.memory import LayerBytes, Room, calls_that_fit, free_bytes, share_out
 
 GB = 1 << 30
 CPU = torch.device("cpu")
@@ -106,16 +105,16 @@ def _storages(tree):
     return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
-@pytest.mark.parametrize("factorisation", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("d_out", "d_in", "keeps_rows"),
     [(64, 512, False), (512, 64, False), (256, 256, False), (32, 576, True)],
 )
 def test_the_largest_layer_knows_what_its_solve_takes(
-    factorisation, d_out, d_in, keeps_rows, monkeypatch
+    precision, d_out, d_in, keeps_rows, monkeypatch
 ):
     monkeypatch.setattr(coarse, "_ENTRIES_AT_ONCE", 1 << 12)  # as few of all as in a wide layer
-    config = MergeConfig(factorisation=factorisation, patches=64)
+    monkeypatch.setattr("iteris_core.engines.counted_tokens.PATCHES", 64)
     module = torch.nn.Linear(d_in, d_out, bias=False).bfloat16()
     shape = (900, d_in)
     if keeps_rows:
@@ -136,20 +135,21 @@ def test_the_largest_layer_knows_what_its_solve_takes(
         return solved
 
     network = Network({"a": module}, lambda rows: module(torch.stack(rows).bfloat16()))
-    with mock.patch.object(Measurement, "solve", counted):
-        merge(network, adapters, tasks, config)
-    room = layer_bytes({"a": module}, adapters, 2, config, CPU)["a"]
+    with mock.patch.object(Measurement, "solve", counted), toy.factorised_in(precision):
+        merge(network, adapters, tasks)
+        room = layer_bytes({"a": module}, adapters, 2, MergeConfig(), CPU)["a"]
     assert 0.6 * room.solve < seen[0] < 1.15 * room.solve
 
 
 CALIBRATION = Calibration(trajectories=4, resolution=64)
-CONFIG = MergeConfig(samples_per_chunk=4)
+CONFIG = MergeConfig()
+ROOM = Room(samples_per_chunk=4)
 
 
 def chosen(free, config=CONFIG):
     host: DiffusionHost = FakeHost()
-    job = Job.of(host, [host.lora("a"), host.lora("b")], CALIBRATION, MergeSettings(config))
-    return job.within_free(free and int(free), bytes_per_number=2, device=CPU).config
+    job = Job.of(host, [host.lora("a"), host.lora("b")], CALIBRATION, MergeSettings(config), ROOM)
+    return job.within_free(free and int(free), bytes_per_number=2, device=CPU).room
 
 
 def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
@@ -171,13 +171,10 @@ def test_waiting_rows_get_what_calls_and_sums_leave(monkeypatch):
     assert 0 < large.call_bytes < 0.02 * GB
     assert 0 < small.waiting_bytes < large.waiting_bytes
     assert least.waiting_bytes < 1 * GB and least.samples_per_chunk == 1  # none for samples
-    assert replace(large, waiting_bytes=None, call_bytes=0) == CONFIG
 
 
-def test_a_given_budget_stays_and_one_that_nobody_knows_changes_nothing():
-    given = replace(CONFIG, waiting_bytes=5)
-    assert chosen(40 * GB, given) == given
-    assert chosen(None) == CONFIG
+def test_a_budget_that_nobody_knows_changes_nothing():
+    assert chosen(None) == ROOM
     assert free_bytes(torch.device("cpu")) > 0  # the host has a budget, too
 
 

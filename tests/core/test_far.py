@@ -15,6 +15,7 @@ from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.polish import Polish, polish
 from iteris_core.layers import weight_shape
+from iteris_core.memory import Room
 
 HALF = {torch.float16: 0.01, torch.bfloat16: 0.05}  # rows and deltas are rounded there
 
@@ -39,10 +40,10 @@ def test_a_merge_there_is_the_merge_here(name, dtype, target):
         replace(task, samples=[Sample(tuple(x.to(dtype) for x in s.teacher)) for s in task.samples])
         for task in tasks
     ]
-    config = MergeConfig(target=target, output_dtype=torch.float32, samples_per_chunk=2)
-    expected = merge(net.network(), adapters, tasks, config).adapter
+    config = MergeConfig(target=target, output_dtype=torch.float32)
+    expected = merge(net.network(), adapters, tasks, config, room=Room(2)).adapter
     with far.device():
-        found = merge(network_there(net), adapters, tasks, config).adapter
+        found = merge(network_there(net), adapters, tasks, config, room=Room(2)).adapter
     for path, delta in expected.deltas.items():
         off = (found.deltas[path].dense() - delta.dense()).norm() / delta.dense().norm()
         assert off <= HALF.get(dtype, 1e-4), path
@@ -99,8 +100,8 @@ def merged(host):
         LoadedLora.of(adapter_of(host, name, seed), (f"a {name}",))
         for seed, name in enumerate(("cat", "bat"))
     ]
-    settings = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=4))
-    return merge_loras(Job.of(host, loras, calibration, settings))
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float32))
+    return merge_loras(Job.of(host, loras, calibration, settings, Room(4)))
 
 
 def adapter_of(host, name, seed):

@@ -16,6 +16,7 @@ from iteris_core import (
     Task,
     merge,
 )
+from iteris_core.memory import Room
 from iteris_core.progress import nobody
 
 WIDTH = 12
@@ -198,9 +199,9 @@ def _merged(model, progress=nobody, tokens=5, **settings):
     model = model.requires_grad_(False).eval()
     net = toy.Toy(model, ("first", "second", "third"), lambda: (torch.randn(tokens, WIDTH),))
     adapters = [net.adapter("a"), net.adapter("b")]
-    config = MergeConfig(samples_per_chunk=2, **settings)
+    config = MergeConfig(**settings)
     tasks = toy.own_tasks(net, adapters, 4)
-    return merge(net.network(), adapters, tasks, config, progress=progress)
+    return merge(net.network(), adapters, tasks, config, room=Room(2), progress=progress)
 
 
 FIRST = {

@@ -13,7 +13,7 @@ from iteris_core import CalibrationError, Sample, Task, merge, merging
 from iteris_core.engines.problem import Problem
 from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
-from iteris_core.memory import LayerBytes
+from iteris_core.memory import LayerBytes, Room
 from iteris_core.rows import parking as parking_module
 from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
@@ -39,8 +39,9 @@ def parked(caplog):
     return sizes
 
 
-def swept(net, adapters, tasks, parking=None, **settings):
-    problem = Problem(net.network(), adapters, tasks, toy.exact(**settings))
+def swept(net, adapters, tasks, parking=None, samples_per_chunk=8, **settings):
+    room = Room(samples_per_chunk)
+    problem = Problem(net.network(), adapters, tasks, toy.exact(**settings), room=room)
     layers = sweep(problem, parking=parking).layers
     return {path: layer.saved.dense() for path, layer in layers.items()}
 
@@ -93,17 +94,17 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
 def test_rows_that_run_in_the_hosts_memory_stay_there(parked, monkeypatch):
     monkeypatch.setattr(parking_module, "_EMPTIED", frozenset({"cuda"}))
     net, adapters, tasks = toy.pair("attention")
-    problem = Problem(net.network(), adapters, tasks, toy.exact(waiting_bytes=0))
+    problem = Problem(net.network(), adapters, tasks, toy.exact(), room=Room(waiting_bytes=0))
     assert sweep(problem).copied_bytes == 0 and not parked()
 
 
 def test_a_report_tells_of_many_copies(monkeypatch):
     monkeypatch.setattr("iteris_core.engines.sweep.Parking", partial(Parking, smallest=1))
     net, adapters, tasks = toy.pair("attention")
-    config = toy.exact(waiting_bytes=0, samples_per_chunk=1)
+    room = Room(samples_per_chunk=1, waiting_bytes=0)
 
     def notes():
-        every = merge(net.network(), adapters, tasks, config).report.notes
+        every = merge(net.network(), adapters, tasks, toy.exact(), room=room).report.notes
         return [note.text for note in every if note.kind == "memory"]
 
     assert notes() == []

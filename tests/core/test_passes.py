@@ -14,7 +14,7 @@ DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5)
 _FORMS = {"scene_forms": ("{first} and {second}",), "scene_prefix_share": 0.0}
 SCENES = replace(SMALL, companions=("chair", "big dog"), scene_weight=0.3, **_FORMS)
-SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=8))
+SETTINGS = MergeSettings(MergeConfig())
 
 
 def loras_of(host, count, *parts, kinds=("subject",) * 3):

@@ -31,6 +31,7 @@ from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import Polish, _Layer, _parts, _Teaching, _worn, polish
 from iteris_core.diffusion.targets import targets_of
 from iteris_core.diffusion.whitening import Whitening, whitenings
+from iteris_core.memory import Room
 from iteris_core.tasks import Sample, Task
 
 WIDTH = 6
@@ -508,11 +509,11 @@ def test_a_merge_stays_where_it_cannot_be_polished(monkeypatch, error, calls, sa
     host = FakeHost()
     loras = [host.lora("a"), host.lora("b")]
     calibration = Calibration(trajectories=3, sampling_steps=2, resolution=64)
-    settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
-    expected = merge_diffusion(Job.of(host, loras, calibration, settings))
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float32))
+    expected = merge_diffusion(Job.of(host, loras, calibration, settings, Room(3)))
     full = Mock(side_effect=error)
     monkeypatch.setattr("iteris_core.diffusion.merging.polish", full)
-    job = Job.of(host, loras, replace(calibration, polish=3), settings)
+    job = Job.of(host, loras, replace(calibration, polish=3), settings, Room(3))
     result = merge_diffusion(job)
     assert full.call_count == calls
     for path, delta in expected.adapter.deltas.items():
@@ -564,9 +565,9 @@ def test_a_merge_is_polished_and_says_so():
     host = FakeHost()
     loras = [host.lora(name, prompts=(f"<{name}> cat",)) for name in "ab"]
     calibration = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0)
-    settings = MergeSettings(MergeConfig(samples_per_chunk=3, output_dtype=torch.float32))
-    plain = Job.of(host, loras, calibration, settings)
-    job = Job.of(host, loras, replace(calibration, polish=3), settings)
+    settings = MergeSettings(MergeConfig(output_dtype=torch.float32))
+    plain = Job.of(host, loras, calibration, settings, Room(3))
+    job = Job.of(host, loras, replace(calibration, polish=3), settings, Room(3))
     samples = job.cost.samples
     kept_out = 2 * samples // 5  # read at the start and at the end
     assert job.cost.rows - plain.cost.rows == 3 * samples + 4 * 3 * min(16, samples) + kept_out

@@ -17,7 +17,7 @@ from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.recipe import read_recipe, recipe_of
 
 _RIVAL = BaselineOptions(scale="search", density=1, projection=None)
-_OTHERS = {"alpha": 1e-3, "alpha_cross": 0.0, "output_dtype": torch.bfloat16, "tokens_per_row": 7}
+_OTHERS = {"alpha": 1e-3, "alpha_cross": 0.0, "output_dtype": torch.bfloat16}
 CONFIG = MergeConfig(rank={"a.b": 3}, method="ties", baseline=_RIVAL, **_OTHERS)
 CALIBRATION = Calibration(preserve_captions=("a street",), scene_weight=0.1, seed=3)
 _STYLE = {"strength_model": -1, "strength_clip": 0, "prompts_from": "trained_words"}
@@ -32,13 +32,6 @@ RECIPE = json.loads(json.dumps(WRITTEN))
 
 def read(recipe):
     return read_recipe("merged.safetensors", json.dumps(recipe))
-
-
-def test_what_only_the_machine_decides_is_in_no_recipe_and_ignored_in_one():
-    of_machine = {"samples_per_chunk", "waiting_bytes", "call_bytes", "statistics_bytes"}
-    assert not of_machine & set(RECIPE["config"])
-    added = {**RECIPE["config"], **dict.fromkeys(of_machine, 2)}
-    assert read({**RECIPE, "config": added}).config == read(RECIPE).config
 
 
 def edited(*path, to=None):
@@ -85,7 +78,7 @@ REFUSED = [  # where it was edited, what was written there, what the message nam
     (("config", "rank"), 1.5, OF_RANK.format("1.5")),
     (("config", "output_dtype"), "Tensor", "output_dtype is 'Tensor'; it must be 'float16' or"),
     (("config", "baseline", "density"), 2, "config: baseline: density is 2; it must be a number"),
-    (("config", "patches"), "x" * 99, r"patches is 'x+\.\.\.; it must be "),
+    (("config", "max_iter"), "x" * 99, r"max_iter is 'x+\.\.\.; it must be "),
 ]
 
 

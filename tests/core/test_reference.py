@@ -35,7 +35,7 @@ SETTINGS = [{}, {"ridge": "paper"}, {"alpha": 1e-2, "alpha_cross": 1e-3}, WHOLE]
 
 @pytest.mark.parametrize("settings", [*SETTINGS, {**WHOLE, "ridge": "paper", "alpha_cross": 1e-3}])
 def test_every_solve_is_that_of_the_iterating_engine(case, settings):
-    engine = {"engine": "iterate", "tolerance": 0.0, "rank": "full"}
+    engine = {"engine": "iterate", "rank": "full"}
     for number, deltas in enumerate(solves(case, 4, **settings), 1):
         ours = toy.merge_toy(*case, max_iter=number, **engine, **settings)
         assert toy.largest_error(toy.dense(ours.adapter), deltas) < 1e-9

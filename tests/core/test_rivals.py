@@ -24,6 +24,7 @@ from iteris_core import (
 )
 from iteris_core.config import DATA_FREE, Engine, Method
 from iteris_core.engines.problem import Problem
+from iteris_core.memory import Room
 from iteris_core.merging import ENGINES
 from iteris_core.report.records import Note
 from iteris_core.rivals.layer import Layer
@@ -297,8 +298,8 @@ def test_best_scale_finds_the_bottom_of_a_bowl(bowl, best, floor):
 
 
 def error_of(model, adapters, tasks, chunk=8, **options):
-    config = MergeConfig(samples_per_chunk=chunk)
-    return OutputError(Problem(model.network(), adapters, tasks, config), **options)
+    problem = Problem(model.network(), adapters, tasks, MergeConfig(), room=Room(chunk))
+    return OutputError(problem, **options)
 
 
 def output_error(net, adapter):

@@ -60,8 +60,8 @@ def test_a_teachers_tokens_may_answer_to_others_of_its_student(engine, settings,
         rows = enumerate(net.make_row() for _ in range(samples))
         drawn = [Sample((x, c), (x, c.flip(0) / 2), **orders[(g + i) % 3]) for i, (x, c) in rows]
         tasks[g] = replace(task, samples=drawn)
-    settings = {"rank": "full", "samples_per_chunk": 3, **settings}
-    result = toy.merge_toy(net, adapters, tasks, engine=engine, **settings)
+    settings = {"rank": "full", **settings}
+    result = toy.merge_toy(net, adapters, tasks, samples_per_chunk=3, engine=engine, **settings)
     expected = toy.naive_fixed_point(net, adapters, tasks, toy.exact(**settings))
     assert toy.largest_error(toy.dense(result.adapter), expected) < 1e-8
 

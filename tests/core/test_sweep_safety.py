@@ -21,11 +21,14 @@ from iteris_core import (
 )
 from iteris_core.engines.measure import Measurement
 from iteris_core.errors import OutOfMemoryError
+from iteris_core.memory import Room
+
+ONE_BY_ONE = Room(samples_per_chunk=1)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3, "tolerance": 0.0}],
+    [{}, {"method": "regmean"}, {"engine": "iterate", "max_iter": 3}],
     ids=str,
 )
 def test_every_layer_is_told_the_moment_it_is_solved(settings):
@@ -34,14 +37,22 @@ def test_every_layer_is_told_the_moment_it_is_solved(settings):
     told = []
     at = []
     tasks = toy.own_tasks(net, adapters)
-    config = toy.exact(samples_per_chunk=1, **settings)
+    config = toy.exact(**settings)
     steps = []
 
     def progress(*step):
         steps.append(step)
         at.append(len(told))
 
-    result = merge(net.network(), adapters, tasks, config, progress=progress, watch=told.append)
+    result = merge(
+        net.network(),
+        adapters,
+        tasks,
+        config,
+        room=ONE_BY_ONE,
+        progress=progress,
+        watch=told.append,
+    )
     count = len(net.targets)
     if not settings:
         assert steps == [(done, count) for done in range(1, count + 1)]
@@ -56,9 +67,9 @@ def test_a_forward_of_somebody_else_is_left_alone():
     row = net.make_row()
     answers = []
     expected = toy.run(net.model, [row])
-    tasks, config = toy.own_tasks(net, adapters), toy.exact(samples_per_chunk=1)
+    tasks, config = toy.own_tasks(net, adapters), toy.exact()
     asked = lambda *_: answers.append(toy.run(net.model, [row]))  # noqa: E731
-    merge(net.network(), adapters, tasks, config, progress=asked)
+    merge(net.network(), adapters, tasks, config, room=ONE_BY_ONE, progress=asked)
     assert len(answers) == len(net.targets)
     assert all(torch.equal(answer, expected) for answer in answers)
 
@@ -93,10 +104,10 @@ def test_out_of_memory_in_a_solve_the_layer_is_named_at_once(engine, monkeypatch
     net, adapters, tasks = toy.pair("stack")
     full = Mock(side_effect=torch.OutOfMemoryError("no room"))
     monkeypatch.setattr(Measurement, "solve", full)
-    config = toy.exact(samples_per_chunk=4, engine=engine)
+    config = toy.exact(engine=engine)
     said = "layer 'down1' ran out of memory while it was solved.* fewer LoRAs"
     with pytest.raises(OutOfMemoryError, match=said):
-        merge(net.network(), adapters, tasks, config)
+        merge(net.network(), adapters, tasks, config, room=Room(4))
     assert full.call_count == 1
 
 
@@ -138,9 +149,10 @@ def test_a_network_that_cannot_be_swept_is_refused(forward, paths, message):
         calls.append(rows)
         return forward(net, rows, len(calls))
 
-    config, tasks, solved = toy.exact(samples_per_chunk=1), toy.own_tasks(net, adapters), []
+    tasks, solved = toy.own_tasks(net, adapters), []
     with pytest.raises(CalibrationError, match=message):
-        merge(net.network(run), adapters, tasks, config, progress=lambda *step: solved.append(step))
+        progress = lambda *step: solved.append(step)  # noqa: E731
+        merge(net.network(run), adapters, tasks, toy.exact(), room=ONE_BY_ONE, progress=progress)
     assert len(solved) == (forward is another_way)
     assert toy.hook_count(net.model) == 0
 
@@ -229,9 +241,10 @@ def test_a_model_that_writes_all_its_answers_into_one_tensor_loses_none(engine):
     def into_one(rows):
         return buffer.copy_(toy.run(net.model, rows))
 
-    config = toy.exact(samples_per_chunk=1, engine=engine)
+    config = toy.exact(engine=engine)
     found, expected = (
-        merge(net.network(forward), adapters, tasks, config).outputs for forward in (into_one, None)
+        merge(net.network(forward), adapters, tasks, config, room=ONE_BY_ONE).outputs
+        for forward in (into_one, None)
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -268,6 +281,7 @@ def test_outputs_that_overflow_in_the_layer_itself_are_told_from_a_singular_matr
     net = toy.Toy(torch.nn.Sequential(layer), ("0",), lambda: (torch.rand(30, 8).half(),))
     adapters = [net.adapter()]
     tasks = toy.own_tasks(net, adapters)
-    with pytest.raises(SolveError, match="outputs hold NaN or infinite numbers though its inputs"):
-        merge(net.network(), adapters, tasks, MergeConfig(factorisation=precision))
+    said = "outputs hold NaN or infinite numbers though its inputs"
+    with pytest.raises(SolveError, match=said), toy.factorised_in(precision):
+        merge(net.network(), adapters, tasks)
     merge(net.network(), adapters, tasks, MergeConfig(target="delta"))

@@ -14,6 +14,7 @@ from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import PartSolver, merge_loras, merge_text_encoder
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import euler_steps
+from iteris_core.memory import Room
 from iteris_core.progress import nobody
 from iteris_core.rows.wearing import wearing
 
@@ -161,8 +162,8 @@ def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
     ]
 
     def contexts(samples_per_chunk):
-        config = MergeConfig(samples_per_chunk=samples_per_chunk, output_dtype=torch.float64)
-        job = Job.of(host, loras, Calibration(**SMALL), MergeSettings(config))
+        settings = MergeSettings(MergeConfig(output_dtype=torch.float64))
+        job = Job.of(host, loras, Calibration(**SMALL), settings, Room(samples_per_chunk))
         read, _ = merge_text_encoder(PartSolver(job, nobody, nobody))
         return [side for context in read.values() for side in (context.teacher, context.student)]
 

@@ -11,11 +11,12 @@ from iteris_core.language.job import AdapterTask
 from iteris_core.language.samples import Example
 from iteris_core.language.t5 import load_base, merge_t5
 from iteris_core.layers import stored_weight
+from iteris_core.memory import Room
 
 pytestmark = pytest.mark.slow
 
 # one sample in a call: the calls are in the same layers by turns
-ONE_BY_ONE = MergeConfig(samples_per_chunk=1, ridge="paper")  # reads the weights of the layers
+PAPER = MergeConfig(ridge="paper")  # reads the weights of the layers
 
 
 @pytest.fixture(params=["host", "disk"])
@@ -51,7 +52,7 @@ def test_a_t5_is_merged_to_the_same_bits(t5_folder, elsewhere):
         ]
         folders = [t5_folder / "one", t5_folder / "two"]
         tasks = [AdapterTask(*task) for task in zip(folders, samples, strict=True)]
-        return merge_t5(base, tasks, ONE_BY_ONE).adapter.deltas
+        return merge_t5(base, tasks, PAPER, room=Room(1)).adapter.deltas
 
     expected = merged(load_base(str(t5_folder / "base")))
     base = elsewhere(load_base(str(t5_folder / "base")))

@@ -17,6 +17,7 @@ from iteris_core.language.job import DEFAULT, AdapterTask, load_adapter
 from iteris_core.language.samples import Example
 from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers
+from iteris_core.memory import Room
 from iteris_core.tasks import PRESERVE_TASK
 
 pytestmark = pytest.mark.slow
@@ -147,9 +148,7 @@ def test_progress_is_told_by_stages_and_can_cancel(of_t5):
 
 
 def test_padded_texts_give_what_each_gives_alone_without_padding(of_t5):
-    config = MergeConfig(
-        target="delta", alpha=1e-3, samples_per_chunk=3, output_dtype=torch.float64, unit_gain=1.0
-    )
+    config = MergeConfig(target="delta", alpha=1e-3, output_dtype=torch.float64, unit_gain=1.0)
     base = of_t5.base(torch.float64)
     found = of_t5.merge(base, config=config).adapter.deltas
     adapters = [load_adapter(base, folder) for folder in of_t5.adapters]
@@ -159,8 +158,8 @@ def test_padded_texts_give_what_each_gives_alone_without_padding(of_t5):
         alone = [t5.prepare(teachers, [[sample]], TextOptions()) for sample in texts(k)]
         tasks.append(Task(str(k), [rows[0][0] for _, rows in alone], {k: 1.0}))
     network, _ = alone[0]
-    config = replace(config, samples_per_chunk=1)
-    assert_close(found, merge(network, adapters, tasks, config).adapter.deltas, 1e-7)
+    one_by_one = merge(network, adapters, tasks, config, room=Room(1))
+    assert_close(found, one_by_one.adapter.deltas, 1e-7)
 
 
 def test_counting_the_padding_is_another_answer(of_t5):

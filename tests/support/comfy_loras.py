@@ -36,7 +36,6 @@ SMALL = Calibration(
 )
 EXACT = MergeConfig(
     output_dtype=torch.float32,
-    samples_per_chunk=2,
     target="delta",
     unit_gain=1,
     tokens_per_dimension=None,

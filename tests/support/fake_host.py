@@ -18,12 +18,12 @@ from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.samples import make_samples, tasks_of
 from iteris_core.diffusion.sampling import euler_steps, noise
 from iteris_core.files.families import FAMILIES
+from iteris_core.memory import Room
 
 PIECE = 5  # tokens of a text piece
 WIDTH = 6  # of a context
-EXACT = MergeConfig(
-    output_dtype=torch.float64, samples_per_chunk=3, unit_gain=1.0, tokens_per_dimension=None
-)
+ROOM = Room(samples_per_chunk=3)
+EXACT = MergeConfig(output_dtype=torch.float64, unit_gain=1.0, tokens_per_dimension=None)
 
 
 def as_used(lora, **changes):
@@ -238,7 +238,7 @@ class FakeHost:
             if stage.name == "Sampling":
                 sampled = len(self.unet_batches)
 
-        job = Job.of(self, loras, calibration, MergeSettings(config))
+        job = Job.of(self, loras, calibration, MergeSettings(config), ROOM)
         result = merge_diffusion(job, listen)
         self.sweep_batches = len(self.unet_batches) - sampled
         return result, stages

@@ -23,6 +23,7 @@ from iteris_core import (
     CalibrationError,
     ConfigError,
     MergeConfig,
+    MergeResult,
     OutOfMemoryError,
     PeerError,
     Sample,
@@ -34,6 +35,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.engines.measure import Measurement
+from iteris_core.memory import UNLIMITED, Room
 from iteris_core.processes import Processes
 
 SMALL = Calibration(
@@ -46,13 +48,18 @@ SMALL = Calibration(
 EXACT = MergeConfig(output_dtype=torch.float64, alpha=1e-3)
 
 
+def within(net: toy.Toy, adapters, tasks, *, samples_per_chunk: int = 8, **settings) -> MergeResult:
+    config = replace(EXACT, **settings)
+    return merge(net.network(), adapters, tasks, config, room=Room(samples_per_chunk))
+
+
 def toys(**settings) -> Adapter:
     """Merge three adapters of different layers, with token weights and a preserve task."""
     net, adapters, tasks = toy.three_adapters()
     weights = {"image": torch.rand(toy.TOKENS, generator=torch.Generator().manual_seed(3))}
     first = [replace(sample, token_weights=weights) for sample in tasks[0].samples]
     tasks[0] = replace(tasks[0], samples=first)
-    return merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter
+    return within(net, adapters, tasks, **settings).adapter
 
 
 def long_and_short() -> Adapter:
@@ -70,15 +77,14 @@ def long_and_short() -> Adapter:
         )
         for k, adapter in enumerate(adapters)
     ]
-    return merge(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=1)).adapter
+    return within(net, adapters, tasks, samples_per_chunk=1).adapter
 
 
 def diffusion() -> Adapter:
     """Merge LoRAs with sampling."""
     host = fake_host.FakeHost()
     loras = [host.lora("a"), host.lora("b", prompts=["<y> dog"])]
-    settings = MergeSettings(replace(EXACT, samples_per_chunk=2))
-    return merge_loras(Job.of(host, loras, SMALL, settings)).adapter
+    return merge_loras(Job.of(host, loras, SMALL, MergeSettings(EXACT), Room(2))).adapter
 
 
 def merged() -> dict[str, Tensor]:
@@ -116,12 +122,12 @@ def check_failures(processes: Processes) -> None:
 
     error = CalibrationError("no more")
     expected = CalibrationError if processes.number == processes.size - 1 else PeerError
-    failed = raised(failing(error), adapters, tasks, replace(EXACT, samples_per_chunk=1))
+    failed = raised(failing(error), adapters, tasks, EXACT, Room(1))
     assert type(failed) is expected, failed
     calls.clear()
     memory = failing(torch.OutOfMemoryError("CUDA out of memory"))
     alone = dense_of(net, adapters, tasks, samples_per_chunk=2)
-    found = merge(memory, adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
+    found = merge(memory, adapters, tasks, EXACT, room=Room(4)).adapter
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
     solve = Measurement.solve
 
@@ -138,10 +144,10 @@ def check_failures(processes: Processes) -> None:
 
     expected = OutOfMemoryError if processes.number == processes.size - 1 else PeerError
     with full_at(1):
-        failed = raised(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=1))
+        failed = raised(net.network(), adapters, tasks, EXACT, Room(1))
     assert type(failed) is expected, failed
     with full_at(2):  # it is solved inside of a call, which may be smaller
-        found = merge(net.network(), adapters, tasks, replace(EXACT, samples_per_chunk=4)).adapter
+        found = merge(net.network(), adapters, tasks, EXACT, room=Room(4)).adapter
     assert toy.largest_error(toy.dense(found), alone) < 1e-10
     for name, (given, config) in {
         "settings": (tasks, replace(EXACT, alpha=1e-3 * (1 + processes.number))),
@@ -157,12 +163,13 @@ def check_failures(processes: Processes) -> None:
 
 
 def dense_of(net: toy.Toy, adapters, tasks, **settings) -> dict[str, Tensor]:
-    return toy.dense(merge(net.network(), adapters, tasks, replace(EXACT, **settings)).adapter)
+    return toy.dense(within(net, adapters, tasks, **settings).adapter)
 
 
-def raised(network, adapters, tasks: list[Task], config: MergeConfig) -> Exception | None:
+def raised(network, adapters, tasks: list[Task], config: MergeConfig, room=UNLIMITED):
+    """Return the error of a merge, or None."""
     try:
-        merge(network, adapters, tasks, config)
+        merge(network, adapters, tasks, config, room=room)
     except Exception as error:
         return error
     return None

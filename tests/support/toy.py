@@ -1,8 +1,10 @@
 """Tiny networks, adapters and samples, and the published algorithm on them, dense and naive."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from iteris_core import (
 from iteris_core.algebra import reference
 from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
+from iteris_core.memory import Room
 from iteris_core.progress import nobody
 from iteris_core.rows.outputs import Rows, outputs_of
 
@@ -239,10 +242,22 @@ def exact(target: Target = "delta", **settings: Any) -> MergeConfig:
     return MergeConfig(target=target, **{**exactly, **settings})
 
 
+def factorised_in(precision: Literal["float32", "float64"]) -> AbstractContextManager[object]:
+    """Let all layers, whatever their width, be factorised in a precision."""
+    width = 0 if precision == "float32" else 1 << 30
+    return mock.patch("iteris_core.devices._WIDE_ON_CPU", width)
+
+
 def merge_toy(
-    toy: Toy, adapters: Sequence[Adapter], tasks: Sequence[Task], **settings: Any
+    toy: Toy,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    *,
+    samples_per_chunk: int = 8,
+    **settings: Any,
 ) -> MergeResult:
-    return merge(toy.network(), adapters, tasks, exact(**settings))
+    room = Room(samples_per_chunk)
+    return merge(toy.network(), adapters, tasks, exact(**settings), room=room)
 
 
 def dense(adapter: Adapter) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ from iteris_core.engines import sweep
 from iteris_core.engines.layer_sums import layer_bytes
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
+from iteris_core.memory import Room
 from iteris_core.network import TEXT_STREAM
 from iteris_core.rows import parking
 from iteris_core.rows.parking import HostMemory, Parking
@@ -55,7 +56,8 @@ ROUNDING = 1e-5
 # are nearly singular, and float32 is what is left.
 TO_ITSELF = 1.5e-2
 PREDICTS = {"SD1.5": "epsilon", "SDXL": "epsilon", "SDXL v-prediction": "v"}
-NEAR = MergeSettings(MergeConfig(output_dtype=torch.float32, samples_per_chunk=2))
+PAIRS = Room(samples_per_chunk=2)
+NEAR = MergeSettings(MergeConfig(output_dtype=torch.float32))
 
 
 def relative(found, expected, base):
@@ -89,7 +91,7 @@ def second(host):
 
 @pytest.fixture(scope="module")
 def merged(host, base, first, second):
-    return merge_loras(Job.of(host, [first, second], SMALL, NEAR))
+    return merge_loras(Job.of(host, [first, second], SMALL, NEAR, PAIRS))
 
 
 def test_every_layer_is_read_in_every_spelling_and_measured_once(host, files, first):
@@ -163,11 +165,11 @@ def room_on_a_card(host, adapter, free, to_load):
 
 @pytest.mark.skipif(NAME != "SD1.5", reason="one family will do")
 def test_rows_that_wait_elsewhere_make_the_same_merge_bit_for_bit(host, first, second):
-    def merge(config):
-        job = Job.of(host, [first, second], SMALL, MergeSettings(config))
+    def merge(room):
+        job = Job.of(host, [first, second], SMALL, MergeSettings(EXACT), room)
         return merge_diffusion(job).adapter.deltas
 
-    expected = merge(EXACT)
+    expected = merge(PAIRS)
     written = []
     write = HostMemory.write
 
@@ -181,7 +183,7 @@ def test_rows_that_wait_elsewhere_make_the_same_merge_bit_for_bit(host, first, s
         mock.patch.object(HostMemory, "write", noted),
         mock.patch.object(sweep, "Parking", everything),
     ):
-        found = merge(replace(EXACT, waiting_bytes=0))
+        found = merge(replace(PAIRS, waiting_bytes=0))
     assert len(written) > 50 * LAYERS[NAME]
     assert all(torch.equal(delta.up, found[path].up) for path, delta in expected.items())
 
@@ -239,7 +241,7 @@ def test_one_lora_merges_to_itself(host, first):
         carrying = stock(host.model, host.clip, lora_of(host, 3, "kohya"))
         models.append((carrying, Calibration(**{**vars(alone), "cfg": 1.0})))
     for model, calibration in models:
-        found = merge_diffusion(Job.of(model, [first], calibration, MergeSettings(EXACT)))
+        found = merge_diffusion(Job.of(model, [first], calibration, MergeSettings(EXACT), PAIRS))
         assert largest_difference(found.adapter, first.adapter) < TO_ITSELF
 
 
@@ -323,7 +325,9 @@ def test_two_subjects_are_polished_in_inference_mode_and_nothing_is_left(host, f
     less = {"trajectories": 1, "timesteps": 1, "scene_weight": 0.3}
     polished, plain = (
         merge_diffusion(
-            Job.of(host, named, Calibration(**{**vars(SMALL), **less, "polish": steps}), NEAR)
+            Job.of(
+                host, named, Calibration(**{**vars(SMALL), **less, "polish": steps}), NEAR, PAIRS
+            )
         ).adapter
         for steps in (2, 0)
     )

@@ -23,11 +23,12 @@ from comfy_loras import same_tensors
 from iteris_pack.nodes.host.diffusion_model import ComfyModel
 from torch import nn
 
-from iteris_core import IterisError, MergeConfig
+from iteris_core import IterisError
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.job import Job
 from iteris_core.diffusion.sampling import Sampler
+from iteris_core.memory import Room
 
 EVERY = int(os.environ["CHECKED"])
 SMALL = Calibration(
@@ -38,7 +39,7 @@ SMALL = Calibration(
     cfg=2.0,
     preserve_captions=("a street",),
 )
-SETTINGS = MergeSettings(MergeConfig(samples_per_chunk=4))
+ROOM = Room(samples_per_chunk=4)
 # Part of a merge -> the function that does it.
 PARTS = {
     "check of the LoRAs": (merging, "check_called"),
@@ -153,7 +154,7 @@ class Merge:
         moments = moments or Moments(self.layers)
         with moments.watched():
             host = self.host()
-            job = Job.of(host, self.loras(host), SMALL, SETTINGS)
+            job = Job.of(host, self.loras(host), SMALL, room=ROOM)
             merged = merging.merge_loras(job, lambda *_: moments.reached()).adapter
         return {
             f"{path}.{name}": getattr(delta, name)

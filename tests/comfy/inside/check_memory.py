@@ -15,14 +15,15 @@ from comfy_loras import CAPTION, EXACT, SMALL, largest_difference, loaded, lora_
 from iteris_core import IterisError
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
+from iteris_core.memory import Room
 
 memory = torch_npu.memory
 PLENTY = 1 << 40
 
 
 def merged(host, loras, samples):
-    settings = MergeSettings(replace(EXACT, samples_per_chunk=samples))
-    return merge_loras(Job.of(host, loras, replace(SMALL, resolution=256), settings))
+    calibration = replace(SMALL, resolution=256)
+    return merge_loras(Job.of(host, loras, calibration, MergeSettings(EXACT), Room(samples)))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from iteris_core import CalibrationError, MergeConfig
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.model import DenoiserRow
+from iteris_core.memory import Room
 from iteris_core.network import in_calls
 
 KINDS = comfy.patcher_extension.WrappersMP
@@ -286,8 +287,8 @@ def test_learned_tokens_are_read_as_the_host_reads_them_and_unknown_ones_are_not
     [note] = unread_in(host, calibration)
     said = "left out of the negative prompt: embedding:NotThere; there is no such"
     assert note.text.startswith(said)
-    config = MergeConfig(output_dtype=torch.float32, samples_per_chunk=2)
-    merge_loras(Job.of(host, loras, calibration, MergeSettings(config)))
+    config = MergeConfig(output_dtype=torch.float32)
+    merge_loras(Job.of(host, loras, calibration, MergeSettings(config), Room(2)))
     naming = {caption: count for caption, count in read.items() if "embedding:sks" in caption}
     assert set(naming.values()) == {2} and len(naming) > 3
     assert any("cat" in caption for caption in naming)  # in a scene, beside the other LoRA
