@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOST = {"comfy", "nodes", "folder_paths", "server", "execution", "comfy_api", "comfy_extras"}
 # Each of these imports only itself and what comes before it.
-_CORE = """version errors progress settings config memory devices svd processes blocks layers
+_CORE = """version errors progress settings config memory devices svd processes layers
     network adapters tasks base_models files algebra rows report engines rivals merging diffusion
     language cli __init__"""
 CORE_ORDER = _CORE.split()

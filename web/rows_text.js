@@ -2,8 +2,8 @@
 // grammar, and has it in words. No DOM and no ComfyUI here, so that `node --test` runs it.
 
 const TAG = /<lora:((?:[a-z]:(?=[\\/]))?[^:<>\n]*)(?::([^<>\n]*))?>\s*/iy;
-const AS_BLOCKS = /^(?:lbw|w|blocks)=/i;
-const IN_TAG = { lbw: "blocks", w: "blocks", unet: "model", te: "clip" }; // what other programs write into a tag
+const AS_BLOCKS = /^blocks=/i;
+const IN_TAG = { unet: "model", te: "clip" }; // what other programs write into a tag
 const WORD = /((?:"(?:\\.|[^"\\])*"|[^\s|"])+)\s*/y;
 const QUOTED = /"((?:\\.|[^"\\])*)"/g;
 const PROMPTS = /(?:\\\||\{[^{}]*\}|[^|])+/g;
@@ -75,7 +75,7 @@ export function writtenRow({ name, model, clip, kind, priority, called, blocks, 
   ].join(" ");
 }
 
-/** Return what a row says after its kind and before its prompts, such as `priority=2 blocks=OUTALL`. */
+/** Return what a row says after its kind and before its prompts, such as `priority=2 blocks=MID:0`. */
 export function furtherWords({ priority, called, blocks, without }) {
   const values = [["called", called], ["blocks", blocks], ...without.map((pattern) => ["without", pattern])];
   return [
@@ -86,7 +86,7 @@ export function furtherWords({ priority, called, blocks, without }) {
 
 /**
  * Read what `furtherWords` writes, as a user writes it. Any other text is block weights as it stands, such as
- * `lbw=1,0,1` or `IN01:0.5, MID:0 without=*attn2*`: the server reads it, or refuses the row for it, so that nothing is
+ * `IN01:0.5, MID:0 without=*attn2*`: the server reads it, or refuses the row for it, so that nothing is
  * dropped unsaid.
  *
  * @param {string} text
@@ -298,7 +298,7 @@ function rowsOf(line) {
   if (!rows.length) throw new Unknown(line);
   if (rows.length > 1 && place < line.length) throw new Unknown(line.slice(place));
   const [row] = rows;
-  const said = new Set(row.blocks ? ["blocks="] : []);
+  const said = new Set();
   while (place < line.length && line[place] !== "|") {
     const word = next(WORD);
     if (!word) throw new Unknown(line.slice(place));
@@ -310,29 +310,20 @@ function rowsOf(line) {
 }
 
 function tagged([, name, rest]) {
-  const { model, clip, blocks = "" } = partsIn(rest ?? "");
+  const { model, clip } = partsIn(rest ?? "");
   const strength = model ? number(model, -MOST) : 1;
-  // after a semicolon other programs explain the letters among the weights
-  return {
-    ...plain,
-    name: name.trim(),
-    model: strength,
-    clip: clip ? number(clip, -MOST) : strength,
-    blocks: blocks.split(";")[0].trim(),
-  };
+  return { ...plain, name: name.trim(), model: strength, clip: clip ? number(clip, -MOST) : strength };
 }
 
-/** Return the strengths and block weights in a tag by their names. */
+/** Return the strengths in a tag by their names. */
 function partsIn(text) {
-  const free = ["model", "clip", "blocks"];
+  const free = ["model", "clip"];
   const given = {};
   for (const part of text.split(":")) {
     const [, name, named] = part.match(/^([^=]*)(?:=(.*))?$/s);
     const value = (named ?? name).trim();
-    let place = named === undefined ? free.shift() : IN_TAG[name.trim().toLowerCase()];
+    const place = named === undefined ? free.shift() : IN_TAG[name.trim().toLowerCase()];
     if (!place) throw new Unknown(part);
-    // <lora:name:1:OUTALL>
-    if (named === undefined && place === "clip" && value && !NUMBER.test(value)) place = "blocks";
     if (value && given[place] !== undefined) throw new Unknown(part, "twice");
     if (value) given[place] = value;
   }

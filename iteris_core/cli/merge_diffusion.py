@@ -44,7 +44,7 @@ _HELP = """Merge LoRA files of {models} into one that comes close to what each o
 
 A LoRA is a row as in the node Merge LoRAs: file, strength, text encoder strength, words, and \
 prompts with its trigger words, each after a |. Words: subject, style, priority=2, called="a sks \
-dog", blocks=OUTALL, without=*attn2*. Without prompts, some are made of the trigger words in the \
+dog", blocks=OUT:0, without=*attn2*. Without prompts, some are made of the trigger words in the \
 file's metadata. The result has the strengths in it: load it at 1.
 
     iteris merge {name} --base model/ --output merged.safetensors

@@ -38,9 +38,9 @@ _KINDS = get_args(Kind)
 _NAMED = ("priority", "called", "blocks", "without")
 _WORDS = (*_KINDS, *(f"{name}=" for name in _NAMED))
 _EXAMPLE = "<lora:name:0.8> subject | a photo of sks dog"
-# What other programs write into a tag after the strengths, before an equals sign.
-_IN_TAG = {"lbw": "blocks", "w": "blocks", "unet": "model", "te": "clip"}
-_PARTS = {"model": "strength", "clip": "text encoder strength", "blocks": "blocks"}
+# What other programs write into a tag before a strength and an equals sign.
+_IN_TAG = {"unet": "model", "te": "clip"}
+_PARTS = {"model": "strength", "clip": "text encoder strength"}
 # Mistaken word -> what was probably meant.
 _MEANT = {"weight": "priority=", "strength": "<lora:name:0.8>", "prompt": "| a photo of sks dog"}
 
@@ -135,12 +135,11 @@ def placed(where: str) -> Iterator[None]:
 
 
 def tagged(tag: re.Match[str], where: str) -> Row:
-    """Return the row of a single `TAG`, with block weights as other programs write them:
-    ``<lora:name:1:lbw=OUTALL>``.
+    """Return the row of a single `TAG`.
 
     Raises:
-        ConfigError: A strength that is not a number or outside its bounds, or something that
-            holds for some sampling steps only.
+        ConfigError: A strength that is not a number or outside its bounds, or something else, such
+            as another program's list of block weights.
     """
     with placed(where):
         return replace(_tagged(tag), where=where)
@@ -152,29 +151,25 @@ def _tagged(tag: re.Match[str]) -> Row:
     model, clip = (given.get(name, "") for name in ("model", "clip"))
     strength = _number(model, Strength, place) if model else 1.0
     of_text = _number(clip, Strength, place) if clip else strength
-    # after a semicolon other programs explain the letters among the weights
-    blocks = given.get("blocks", "").partition(";")[0].strip()
-    return Row(tag[1].strip(), strength, of_text, blocks=blocks)
+    return Row(tag[1].strip(), strength, of_text)
 
 
 def _parts_in(tag: re.Match[str]) -> dict[str, str]:
-    """Return the strengths and block weights in a tag by their names."""
-    free = ["model", "clip", "blocks"]
+    """Return the strengths in a tag by their names."""
+    free = ["model", "clip"]
     given: dict[str, str] = {}
     for part in (tag[2] or "").split(":"):
         name, is_named, value = (text.strip() for text in part.partition("="))
         if not is_named and free:
             value = name
             place = free.pop(0)
-            if place == "clip" and value and not _NUMBER.fullmatch(value):  # <lora:name:1:OUTALL>
-                place = "blocks"
         elif is_named and name.lower() in _IN_TAG:
             place = _IN_TAG[name.lower()]
         else:
             raise ConfigError(
-                f"{_short(tag[0])} has {shown(part.strip())}, which a merged LoRA cannot "
-                "have: a tag has strengths, and lbw= for blocks, which hold for all sampling "
-                "steps. Take it out"
+                f"{_short(tag[0])} has {shown(part.strip())}, but a tag has strengths alone, for "
+                "all sampling steps. Take it out; weights of blocks follow the tag, by name, as in "
+                'blocks="IN01:0.5, MID:0"'
             )
         if value and place in given:
             raise ConfigError(f"{_short(tag[0])} has its {_PARTS[place]} twice; write one of them")
@@ -214,7 +209,7 @@ def _rows_in(line: str) -> Iterator[Row]:
 
 def _with_words(row: Row, line: str, start: int) -> Row:
     """Return a row with the words and prompts from a place of its line on."""
-    said = {"blocks="} if row.blocks else set()
+    said: set[str] = set()
     while start < len(line) and line[start] != "|":
         word = _WORD.match(line, start)
         if word is None or line[word.end() :].startswith('"'):

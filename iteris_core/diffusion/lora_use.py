@@ -121,15 +121,13 @@ class LoraUse:
         trigger = "" if self.is_unnamed else self.trigger.strip()
         return trigger or subject_in(shortest, self.trigger_words)
 
-    def layer_weights(
-        self, family: Family, own_path: Callable[[str], str] = lambda path: path
-    ) -> LayerWeights:
+    def layer_weights(self, family: Family) -> LayerWeights:
         """Return how strongly each of its layers counts, besides its strengths; see
         `files.block_weights.layer_weights`.
         """
         from ..files.block_weights import layer_weights
 
-        return layer_weights(self.name, self.blocks, self.without, family, own_path)
+        return layer_weights(self.name, self.blocks, self.without, family)
 
     def subject_of(self, prompt: str) -> str:
         """Return the phrase for what one of its prompts shows, which can be next to other things

@@ -1,4 +1,4 @@
-"""Weights of a LoRA's blocks in the spellings that people know, and layers left out."""
+"""Weights of a LoRA's blocks by name, and layers left out."""
 
 import re
 import time
@@ -14,7 +14,7 @@ from iteris_core.files.families import FAMILIES
 from iteris_core.settings import MOST_CHARACTERS
 
 UNET = "diffusion_model."
-# Name of a block -> a layer in it, as ComfyUI has it, in the order of lists of numbers.
+# Name of a block -> a layer in it, as ComfyUI has it.
 LAYERS = {
     "TE00": "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1",
     "TG31": "clip_g.transformer.text_model.encoder.layers.31.mlp.fc1",
@@ -27,14 +27,6 @@ LAYERS = {
     "B03": UNET + "layers.3.attention.qkv",
     "NR01": UNET + "noise_refiner.1.attention.qkv",
 }
-OF_UNET = [block for block in LAYERS if block[:2] in ("IN", "MI", "OU")]
-OF_FLUX = [block for block in LAYERS if block[0] in "DS"]
-OF_SD15 = [
-    "TE00",
-    *(b for b in OF_UNET if b not in "IN00 IN03 IN06 IN09 IN10 IN11 OUT00 OUT01 OUT02"),
-]
-OF_SDXL = ["TE00", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{i:02}" for i in range(6))]
-OF_SDXL_WHOLE = ["TE00", *(b for b in OF_UNET if b == "MID" or int(b[-2:]) < 9)]
 
 
 def adapter_of(blocks):
@@ -51,58 +43,21 @@ def weights(spelling, family, blocks, without=()):
     return {block: found.get(LAYERS[block], 0.0) for block in blocks}
 
 
-def test_a_list_has_a_number_for_each_block():
-    for family, blocks, count in (
-        ("SD1.5", OF_SD15, 17),
-        ("SD1.5", ["TE00", *OF_UNET], 26),
-        ("SDXL", OF_SDXL, 12),
-        ("SDXL", OF_SDXL_WHOLE, 20),
-        ("Flux.1", OF_FLUX, 57),
-        ("Chroma", ["TE00", *OF_FLUX], 58),
-    ):
-        numbers = [i / 64 for i in range(1, count + 1)]
-        spelling = ", ".join(map(str, numbers))
-        found = weights(spelling, family, blocks)
-        assert found == dict(zip(blocks, numbers, strict=True))
-        assert weights(f"SD-MINE:{spelling}", family, blocks) == found
-        assert weights(f"lbw={spelling},", family, blocks) == found
-
-
 def kept(found):
     return [block for block, weight in found.items() if weight]
 
 
-def test_a_list_that_has_a_name_means_its_numbers():
-    for name, ones in {  # as the webui's extension has them
-        "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
-        "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
-        "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
-        "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
-        "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
-        "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
-        "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
-        "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
-        "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
-    }.items():
-        assert weights(name, "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
-        assert weights(f"sd-{name.lower()}", "SD1.5", OF_SD15) == weights(ones, "SD1.5", OF_SD15)
-
-
 SPELLINGS = [  # spelling, family, blocks, what each is scaled by
     ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
-    ("in1=-.5; M00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
+    ("in1=-.5; mid00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
     ("IN:0.5, IN04-IN07: 0", "SD1.5", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
     ("ALL:0,OUT3-5:1", "SDXL", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
     ("BASE:0.25", "SDXL", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
-    ("TG:0", "SDXL", ["TE00", "TG31"], [1, 0]),
     ("double 0-18:0.5,single:0", "Flux.1", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
     ("D07:0", "Flux.1", ["D06", "D07", "S07"], [1, 0, 1]),
     ("blocks 0-3:0.5", "Z-Image", ["B03", "NR01"], [0.5, 1]),
-    ("NR:0", "Z-Image", ["B03", "NR01"], [1, 0]),
-    ("ALL0.5", "Z-Image", ["B03", "NR01"], [0.5, 0.5]),
+    ("BASE:0", "Z-Image", ["B03", "NR01"], [1, 0]),
     ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
-    ("OUTALL", "SDXL", ["TE00", "IN08", "MID", "OUT00", "OUT08"], [1, 0, 0, 1, 1]),
-    ("INALL", "SD1.5", ["TE00", "time", "IN03", "OUT00"], [1, 1, 1, 0]),
 ]
 
 
@@ -129,21 +84,16 @@ def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
 
 
 REFUSED = [  # spelling, layers to leave out, family, what the message names
-    ("1,0,0", (), "SD1.5", "its block weights are 3 numbers; for SD1.5 there can be 17 or 26"),
-    (",".join("1" * 17), (), "SDXL", "17 numbers; for SDXL there can be 12 or 20"),
-    (",".join("1" * 17), (), "Z-Image", "17 numbers; for Z-Image there can be no list"),
-    (",".join("1" * 12), (), "SDXL", "12 numbers, and none is for IN01, where it changes"),
-    (",".join(["R", *"1" * 16]), (), "SD1.5", "have 'BASE:R'; a weight must be a number"),
-    ("1,x,0,0,0,0,0,0,0,0,0,00", (), "SDXL", "have 'IN4:x'; a weight"),
-    (",".join(["1e9", *"1" * 16]), (), "SD1.5", "have 'BASE:1e9'; a weight must be a number"),
+    ("1,0,0", (), "SD1.5", "have '1'. Write each as BLOCK:WEIGHT, by name and not as a list of"),
+    ("OUTALL", (), "SD1.5", "have 'OUTALL'. Write each as BLOCK:WEIGHT"),
+    ("BASE:1e9", (), "SD1.5", "have 'BASE:1e9'; a weight must be a number"),
     ("IN01:nan", (), "SD1.5", "have 'IN01:nan'; a weight must be"),
     ("IN:1, D0-3:0", (), "SDXL", "have 'D0-3:0', and SDXL has no such block. It has IN, MID, OUT"),
     ("IN01:0", (), "Z-Image", "have 'IN01:0', and Z-Image has no such block. It has blocks"),
-    ("IN01", (), "SD1.5", "have 'IN01'; write BLOCK:WEIGHT"),
-    ("UP03:1", (), "SD1.5", "have 'UP03:1'; write BLOCK:WEIGHT"),
+    ("IN01", (), "SD1.5", "have 'IN01'. Write each as BLOCK:WEIGHT"),
+    ("UP03:1", (), "SD1.5", "have 'UP03:1'. Write each as BLOCK:WEIGHT"),
     ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
     ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
-    ("OUTALL", (), "Flux.1", "'OUTALL' are for a UNet, and Flux.1 has none"),
     ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
     ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
     ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; at most 50 are allowed"),
@@ -158,8 +108,8 @@ def test_what_fits_nothing_is_named():
 
 
 def test_what_no_model_could_read_is_refused_where_it_is_given():
-    assert use("cat", blocks="OUTALL", without=("*ff*",)).blocks == "OUTALL"
-    with pytest.raises(ConfigError, match="LoRA 'cat': its block weights are 2 numbers"):
+    assert use("cat", blocks="MID:0", without=("*ff*",)).blocks == "MID:0"
+    with pytest.raises(ConfigError, match="LoRA 'cat': its block weights have '1'"):
         use("cat", blocks="1,2")
     with pytest.raises(ConfigError, match="LoRA 'cat': a pattern of layers to leave out is"):
         use("cat", without=(" ",))
@@ -179,8 +129,8 @@ def test_a_long_spelling_holds_nothing_up(spelling):
 
 
 def test_one_file_with_other_weights_is_another_lora():
-    whole, out = use("cat", ("a",), sha256="1"), use("cat", ("b",), sha256="1", blocks="OUTALL")
-    twice = use("cat", ("c",), sha256="1", blocks="OUTALL")
+    whole, out = use("cat", ("a",), sha256="1"), use("cat", ("b",), sha256="1", blocks="OUT:0")
+    twice = use("cat", ("c",), sha256="1", blocks="OUT:0")
     once, notes = each_once([whole, out, twice])
-    assert [(one.blocks, one.strength_model) for one in once] == [("", 1.0), ("OUTALL", 2.0)]
+    assert [(one.blocks, one.strength_model) for one in once] == [("", 1.0), ("OUT:0", 2.0)]
     assert len(notes) == 1

@@ -1,14 +1,10 @@
 """Linear and Conv2d seen as one: a matrix that multiplies tokens."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from iteris_core import AdapterError
-from iteris_core.blocks import block_of
 from iteris_core.layers import (
     base_weight_and_bias,
     input_tokens,
@@ -75,9 +71,3 @@ def test_other_modules_are_refused():
     ):
         with pytest.raises(AdapterError, match=message):
             weight_shape(module)
-
-
-def test_layers_are_named_by_their_block():
-    table = json.loads((Path(__file__).parents[1] / "data" / "blocks.json").read_text("utf-8"))
-    blocks = {path: block for path, (block, _) in table["comfyui"].items()} | table["others"]
-    assert {path: block_of(path) for path in blocks} == blocks

@@ -50,7 +50,7 @@ def test_a_textual_inversion_is_told_from_a_lora(replace_host, tmp_path):
 
 def test_a_row_learns_before_a_run_that_no_model_has_its_blocks(replace_host):
     replace_host(lora_names=list)
-    for said in ("blocks=OUTALL", 'blocks="IN01:0.5, MID:0" without=*attn2*', "subject | a dog"):
+    for said in ("blocks=MID:0", 'blocks="IN01:0.5, MID:0" without=*attn2*', "subject | a dog"):
         assert about_row(f"<lora:ink:1> {said}") == {"error": None}, said
     assert "'ink': its block weights have 'FOO'" in about_row("<lora:ink:1> blocks=FOO")["error"]
     assert "have 'IN:1000'; a weight must be" in about_row("<lora:ink:1> blocks=IN:1000")["error"]
@@ -74,8 +74,7 @@ def test_a_row_learns_before_a_run_that_its_file_s_model_has_no_such_blocks(repl
     save_file({"a.lora_down.weight": torch.ones(2, 2)}, tmp_path / "stated.safetensors", stated)
     names = [path.name, "stated.safetensors"]
     replace_host(lora_names=lambda: names, lora_path=lambda name: tmp_path / name)
-    for said, found in (("double:0", "'double:0', and SDXL"), (",".join("1" * 17), "for SDXL")):
-        assert found in about_row(f'<lora:ink:1> blocks="{said}"')["error"]
-        for name in ("stated", "gone"):
-            assert about_row(f'<lora:{name}:1> blocks="{said}"') == {"error": None}
+    assert "'double:0', and SDXL" in about_row("<lora:ink:1> blocks=double:0")["error"]
+    for name in ("stated", "gone"):
+        assert about_row(f"<lora:{name}:1> blocks=double:0") == {"error": None}
     assert about_row("<lora:ink:1> blocks=IN:0") == {"error": None}

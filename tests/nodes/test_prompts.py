@@ -48,7 +48,6 @@ def test_blocks_and_layers_left_out_are_those_of_a_row(node):
     [row] = read_rows('<lora:cat:1> blocks="IN01:0.5, MID:0" without=*attn2* without=*ff*')
     assert node(blocks=" IN01:0.5, MID:0 ", without="*attn2*\n\n *ff* \n") == use_of_row(row)
     assert node() == use_of_row(read_rows("<lora:cat:1>")[0])
-    assert node(blocks="lbw=OUTALL").blocks == "lbw=OUTALL"
     with pytest.raises(IterisError, match=r"LoRA 'cat': .*IN01:0\.5, MID:0"):
         node(blocks="1,2,3")
     with pytest.raises(IterisError, match="LoRA 'cat': 51 patterns of layers to leave out"):

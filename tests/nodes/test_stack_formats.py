@@ -7,6 +7,7 @@ from iteris_pack.nodes.loras.names import find_name
 from iteris_pack.nodes.loras.stack_formats import read_stack
 
 from iteris_core import IterisError
+from iteris_core.files.block_weights import check_spelling
 
 CAT = ("cat.safetensors", 0.8, 0.5)
 DOG = ("style/dog.safetensors", -1.0, -1.0)
@@ -52,8 +53,8 @@ def test_an_empty_stack_is_empty(stack):
         ("<lora:cat:high>", "a strength in '<lora:cat:high>' is 'high', which is not a number"),
         ("<lora:cat:nan>", "a strength in '<lora:cat:nan>' is 'nan', which is not a number"),
         ([("cat", 1.0, float("inf"))], "the stack[0]: 'cat' has the strength inf; write a number"),
-        ("<lora:cat:1:lbw=OUTALL:stop=20>", "has 'stop=20', which a merged LoRA cannot have"),
-        ("<lora:cat:1:lbwe=ATTNDEEPON>", "has 'lbwe=ATTNDEEPON', which a merged LoRA cannot"),
+        ("<lora:cat:1:stop=20>", "has 'stop=20', but a tag has strengths alone"),
+        ("<lora:cat:1:lbw=OUTALL>", "has 'lbw=OUTALL', but a tag has strengths alone"),
     ],
 )
 def test_what_is_no_stack_is_named(stack, words):
@@ -61,23 +62,13 @@ def test_what_is_no_stack_is_named(stack, words):
         read(stack)
 
 
-NUMBERS = ",".join(["1", *["0.5"] * 16])
-
-
-@pytest.mark.parametrize(
-    ("stack", "blocks"),
-    [
-        ("<lora:cat:0.8:0.5:lbw=OUTALL>", "OUTALL"),
-        ("<lora:cat:0.8:0.5:OUTALL>", "OUTALL"),
-        ("<lora:cat:unet=0.8:te=0.5:w=OUTALL>", "OUTALL"),
-        (f"<lora:cat:0.8:0.5:LBW={NUMBERS};A=4.0;B=1>", NUMBERS),
-        ([("cat", 0.8, 0.5, NUMBERS)], NUMBERS),
-        ([("cat", 0.8, 0.5, [1.0, *[0.5] * 16])], NUMBERS),
-    ],
-)
-def test_block_weights_are_read(stack, blocks):
-    (lora,) = read_stack(stack)
-    assert (lora.strength_model, lora.strength_clip, lora.blocks) == (0.8, 0.5, blocks)
+def test_block_weights_are_read_if_they_have_names():
+    (lora,) = read_stack([("cat", 0.8, 0.5, "MID:0")])
+    assert (lora.strength_model, lora.strength_clip, lora.blocks) == (0.8, 0.5, "MID:0")
+    for numbers in ("1,0.5", [1.0, 0.5]):
+        (lora,) = read_stack([("cat", 0.8, 0.5, numbers)])
+        with pytest.raises(IterisError, match=r"have '1'\. Write each as BLOCK:WEIGHT, by name"):
+            check_spelling(lora.name, lora.blocks, lora.without)
 
 
 def test_names_without_folder_or_suffix_find_their_file():

@@ -85,7 +85,10 @@ test("what a view does not touch stays as it is, and what it cannot read, too", 
 test("what a closed row has besides its strengths", () => {
   const said = (text) => furtherWords(readRows(text)[0].row);
   assert.equal(said("<lora:a:1:0.4> style | x"), "");
-  assert.equal(said('<lora:a:1:OUTALL> style called="a dog" priority=2'), 'priority=2 called="a dog" blocks=OUTALL');
+  assert.equal(
+    said('<lora:a:1> blocks=MID:0 style called="a dog" priority=2'),
+    'priority=2 called="a dog" blocks=MID:0',
+  );
 });
 
 test("a template's word for a LoRA changes with its kind, a user's does not", () => {
@@ -273,7 +276,7 @@ test("what a row says in words is read, and any other text is its block weights"
       "a sks dog",
       ["*a*", "*b*"],
     ],
-    ["lbw=OUTALL", blocks("OUTALL")],
+    ["blocks=MID:0", blocks("MID:0")],
   ].map(([text, found, called, without]) => [text, called ? { called, blocks: found, without } : found]);
   for (const [text, found] of read) assert.deepEqual(furtherIn(text), found, text);
   const others = [
@@ -292,10 +295,10 @@ test("what a row says in words is read, and any other text is its block weights"
     assert.equal(error.kind, "unread");
     assert.equal(furtherIn(furtherWords({ ...found, priority: 1 })).blocks, text, "as it is written");
   }
-  assert.equal(furtherIn("lbw=IN01:0.5, MID:0").blocks, "IN01:0.5, MID:0");
+  assert.equal(furtherIn("blocks=IN01:0.5, MID:0").blocks, "IN01:0.5, MID:0");
   assert.equal(furtherIn("called=a called=b").error.kind, "twice");
   const both = { blocks: "IN01:0.5, MID:0", without: ["*a*"], called: "an ink" };
-  for (const text of ["", "lbw="].map((start) => `${start}IN01:0.5, MID:0 without=*a* called="an ink"`))
+  for (const text of ["", "blocks="].map((start) => `${start}IN01:0.5, MID:0 without=*a* called="an ink"`))
     assert.deepEqual(furtherIn(text), { ...both, error: { kind: "unread", part: both.blocks } }, text);
   assert.equal(furtherIn("IN01:0.5 without=").blocks, "IN01:0.5 without=");
 });
