@@ -1,7 +1,7 @@
 """Files that are written in one step: a reader finds the old one or the new one, whole.
 
 A draft is written in the same folder, under a hidden name. When it is whole and on the disk, it
-gets the name. What killed writers left is removed by those that come a day later.
+gets the name. What killed writers left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import itertools
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
@@ -23,13 +22,10 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
-_HIDDEN = re.compile(r"\.iteris-[0-9a-f]{16}\.part")
-_DAY = 24 * 3600.0
+_HIDDEN = re.compile(r"\.iteris-(\d+)-[0-9a-f]{16}\.part")  # with the number of its process
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
-_NUMBER = re.compile(r"(?<=.)_(0[2-9]|[1-9][0-9])$")  # of a file beside the one of its name
 _SHOWN = 60  # characters of a long name in an error
-_DEVICES = r"(?i:con(in\$|out\$)?|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *(\..*)?"
 # What a name holds -> what is wrong with it. What only Windows refuses is refused everywhere, since
 # files are passed on.
 _FAULTS = {
@@ -37,7 +33,6 @@ _FAULTS = {
     r".*[\ud800-\udfff].*": "has half a character in it, which no disk can write",
     r'.*[<>:"|?*].*': 'has one of <>:"|?* in it, which Windows does not allow',
     r".*[. ]": "ends with a dot or a space, which Windows takes away",
-    _DEVICES: "is the name of a device on Windows",
 }
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some room, or save to another disk",
@@ -135,16 +130,29 @@ def _draft_of(place: Path) -> Iterator[Path]:
     """Give a hidden name in the folder of a place; nothing is left of it afterwards."""
     os.makedirs(place.parent, exist_ok=True)
     with contextlib.suppress(OSError):  # what others left must not stop anybody
-        for name in filter(_HIDDEN.fullmatch, os.listdir(place.parent)):
-            left = place.parent / name
-            if time.time() - os.lstat(left).st_mtime >= _DAY:
-                os.unlink(left)
-    draft = place.with_name(f".iteris-{secrets.token_hex(8)}.part")
+        for name in os.listdir(place.parent):
+            found = _HIDDEN.fullmatch(name)
+            if found and not _is_alive(int(found[1])):
+                os.unlink(place.parent / name)
+    draft = place.with_name(f".iteris-{os.getpid()}-{secrets.token_hex(8)}.part")
     try:
         yield draft
     finally:
         with contextlib.suppress(OSError):  # the cause is told, not what happened after it
             os.unlink(draft)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process may still write; Windows itself keeps open files from being removed."""
+    if os.name == "nt":
+        return False
+    try:
+        os.kill(process, 0)  # sends nothing
+    except OverflowError:
+        return False
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
 
 
 def _move_without_replacing(draft: Path, path: Path) -> None:
@@ -215,60 +223,17 @@ def free_name(wanted: Path) -> Path:
     >>> free_name(Path("a.safetensors")).name
     'a_02.safetensors'
     """
-    return free_names(wanted, ("",))[0]
-
-
-def free_names(
-    wanted: Path,
-    ends: Sequence[str],
-    first: int = 2,
-    is_taken: Callable[[Path], bool] = os.path.lexists,
-) -> list[Path]:
-    """Return paths with the next number that is free for all of them, each with an end of its own.
-
-    >>> [path.name for path in free_names(Path("a.safetensors"), ("_high", "_low"))]
-    ['a_02_high.safetensors', 'a_02_low.safetensors']
-
-    Args:
-        wanted: The path without end and number.
-        ends: What follows the number in each name.
-        first: The first number that is tried; 1 is not written.
-        is_taken: Whether a path is not free.
-    """
-    every = numbered(wanted, ends, first)
-    return next(paths for paths in every if not any(map(is_taken, paths)))
-
-
-def numbered(wanted: Path, ends: Sequence[str], first: int = 1) -> Iterator[list[Path]]:
-    """Yield the paths of each number, without an end of numbers; see `free_names`.
-
-    A name that has a number already is the first of them where the name without it is there, too:
-    a_03 follows a_02 beside a. Other numbers, such as those of a date or of an epoch, are not
-    counted on.
-
-    >>> [path.name for [path] in itertools.islice(numbered(Path("a"), ("",)), 2)]
-    ['a', 'a_02']
-    """
     ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
-    name = wanted.name.removesuffix(ending)
-    own = _NUMBER.search(name)
-    if own:
-        others = (wanted.parent / f"{name[: own.start()]}{end}{ending}" for end in ends)
-        own = own if any(map(os.path.lexists, others)) else None
-    stem = os.fsencode(name[: own.start()] if own else name)
-    before = int(own.group(1)) - 1 if own else 0
-    for number in itertools.count(first):
-        counted = f"_{before + number:02}" if own or number > 1 else ""
-        tails = [f"{counted}{end}{ending}" for end in ends]
-        start = stem[: _LONGEST_NAME - max(map(len, tails))].decode("utf-8", "ignore")
-        yield [wanted.with_name(start + tail) for tail in tails]
+    stem = wanted.name.removesuffix(ending)
+    paths = (wanted.with_name(f"{stem}_{number:02}{ending}") for number in itertools.count(2))
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def fault_of_name(name: str) -> str:
     """Return what keeps a file from having a name, as the end of a sentence; empty: nothing.
 
-    >>> fault_of_name("nul.safetensors")
-    'is the name of a device on Windows; choose another name'
+    >>> fault_of_name("a.")
+    'ends with a dot or a space, which Windows takes away; choose another name'
     """
     faults = (what for text, what in _FAULTS.items() if re.fullmatch(text, name, re.DOTALL))
     if fault := next(faults, None):

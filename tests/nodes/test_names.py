@@ -64,7 +64,6 @@ def test_a_name_is_the_one_in_lists_of_loras(tmp_path, monkeypatch, name, path):
         ("a_%date%", "%date% has no value in the name of a merge; %year%, "),
         ("%Empty Latent Image.width%", "%Empty Latent Image.width% has no value"),
         ("%date:hh:mm%", "which Windows does not allow"),
-        ("loras/CON", "'CON.safetensors' is the name of a device on Windows"),
     ],
 )
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name, said):
