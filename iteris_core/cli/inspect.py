@@ -13,8 +13,8 @@ from ..errors import plain
 from ..files.inspection import AdapterFacts, inspect_adapter
 from .terminal import one_line_errors
 
-INSPECT_HELP = """Show what an adapter is: format, base model, modules, ranks, trigger words, \
-norms, and what would not load.
+INSPECT_HELP = """Show what an adapter is: base model, layers, ranks, alphas, trigger words, which \
+LoRAs it is a merge of, and what would not load.
 
 Example:
 
@@ -39,26 +39,16 @@ def inspect_command(
 
 
 def _as_text(facts: AdapterFacts) -> str:
-    kinds = ", ".join(f"{kind} x {count}" for kind, count in facts.kinds.items())
-    modules = ", ".join(f"{name} x {count}" for name, count in facts.modules.items())
-    peft = ", ".join(f"{name} {value}" for name, value in facts.peft.items())
+    layers = ", ".join(f"{kind} x {count}" for kind, count in facts.layers.items())
     lines = [
         facts.path,
-        f"  format         {facts.format}: {kinds}",
         f"  base           {facts.base}",
-        f"  targets        {facts.targets}: {modules}",
-        *([f"  PEFT settings  {peft}"] if peft else []),
+        f"  layers         {layers}",
+        f"  ranks          {', '.join(map(str, facts.ranks)) or 'unknown'}",
+        f"  alphas         {', '.join(f'{alpha:g}' for alpha in facts.alphas) or 'the ranks'}",
         f"  trigger words  {', '.join(facts.trigger_words) or 'none in its metadata'}",
-        f"  norm           {facts.norm:.4g}",
-        *(f"    {norm:10.4g}   {layer}" for layer, norm in facts.largest.items()),
-        "  ranks per block",
+        *([f"  merged from    {', '.join(facts.merged_from)}"] if facts.merged_from else []),
+        f"  would not load: {len(facts.problems) or 'nothing'}",
+        *(f"    {problem}" for problem in facts.problems),
     ]
-    for name, block in facts.blocks.items():
-        least, most = block.ranks
-        lines.append(
-            f"    {name}: {block.layers} layers, rank "
-            f"{least if least == most else f'{least} to {most}'}"
-        )
-    lines.append(f"  would not load: {len(facts.problems) or 'nothing'}")
-    lines += [f"    {problem}" for problem in facts.problems]
     return "\n".join(map(plain, lines))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
-from .limits import PRODUCT_NUMBERS, spend
 from .parts import WeightPart
 from .roles import (
     ALPHA,
@@ -37,7 +36,6 @@ from .tensor_checks import (
     check_delta,
     check_factors,
     check_finite,
-    check_products,
     check_shape,
     damaged,
 )
@@ -71,7 +69,6 @@ def delta_of(
         raise AdapterError(
             f"is {kind.phrase}, which cannot be read here; use a plain LoRA, LoCon or LoHa"
         )
-    check_products(tensors, shape)
     return low_rank(dense_delta(tensors), shape, kind.phrase)
 
 
@@ -95,9 +92,9 @@ def own_dense_delta(weight_at: Callable[[str], Tensor]) -> DenseDelta:
     return made
 
 
-def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]:
+def lora_factors(tensors: Tensors, shape: Shape) -> tuple[Tensor, Tensor]:
     """Return the factors of a LoRA or LoCon in float32, (d_out, r) and (r, d_in), without its
-    scale; without a shape there is no model that they must fit.
+    scale.
 
     Raises:
         AdapterError: A factor is missing, or the factors do not fit together.
@@ -111,7 +108,6 @@ def lora_factors(tensors: Tensors, shape: Shape | None) -> tuple[Tensor, Tensor]
     what = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if MID in tensors:
         mid = tensors[MID].float()
-        check_products({MID: mid, DOWN: down}, shape)
         if mid.ndim != 4 or mid.shape[1] != len(down):
             raise damaged("factors and a core", up, down, mid, why="do not fit together")
         down = torch.einsum("mrhw,rc->mchw", mid, down.flatten(1))
@@ -169,7 +165,7 @@ def peft_dora(tensors: Tensors, weight: Tensor | None) -> Tensor:
     return delta
 
 
-def _lora(tensors: Tensors, shape: Shape | None) -> LowRankDelta:
+def _lora(tensors: Tensors, shape: Shape) -> LowRankDelta:
     up, down = lora_factors(tensors, shape)
     return LowRankDelta(up * _scale(tensors, len(down)), down)
 
@@ -178,7 +174,15 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
     """Return ``(w1_a w1_b) * (w2_a w2_b)``, which is a LoRA of rank r1 r2: its factors are
     Khatri-Rao products.
     """
-    up_1, down_1, up_2, down_2 = _loha_factors(tensors, shape)
+    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    check_complete(tensors, roles)
+    factors = [tensors[role].float() for role in roles]
+    if any(factor.ndim != 2 or not factor.numel() for factor in factors):
+        raise damaged("LoHa factors", *factors, why="are not matrices")
+    what = "LoHa factors " + ", ".join(str(tuple(factor.shape)) for factor in factors)
+    up_1, down_1, up_2, down_2 = factors
+    check_factors(up_1, down_1, shape, what)
+    check_factors(up_2, down_2, shape, what)
     scale = _scale(tensors, len(down_1))
     d_out, d_in = shape
     if len(down_1) * len(down_2) * (d_out + d_in) >= d_out * d_in:
@@ -187,25 +191,10 @@ def _loha(tensors: Tensors, shape: Shape) -> LowRankDelta:
     return LowRankDelta(up, (down_1[:, None, :] * down_2[None, :, :]).flatten(0, 1))
 
 
-def _loha_factors(tensors: Tensors, shape: Shape | None) -> list[Tensor]:
-    """Return the factors of a LoHa in float32: (d_out, r1), (r1, d_in), (d_out, r2), (r2, d_in)."""
-    roles = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    check_complete(tensors, roles)
-    factors = [tensors[role].float() for role in roles]
-    if any(factor.ndim != 2 or not factor.numel() for factor in factors):
-        raise damaged("LoHa factors", *factors, why="are not matrices")
-    what = "LoHa factors " + ", ".join(str(tuple(factor.shape)) for factor in factors)
-    own = (len(factors[0]), factors[1].shape[1])
-    for up, down in (factors[:2], factors[2:]):
-        check_factors(up, down, shape or own, what)
-    return factors
-
-
 def _lokr(tensors: Tensors, shape: Shape) -> LowRankDelta:
     """Return ``kron(w1, w2) alpha / rank``: each of the two matrices is there whole or as two
     factors, as LyCORIS writes them. Factors of the product are products of their factors.
     """
-    check_products(tensors, shape)
     first = _lokr_matrix(tensors, "lokr_w1")
     second = _lokr_matrix(tensors, "lokr_w2")
     if first.ndim != 2 or second.ndim not in (2, 4):
@@ -243,13 +232,10 @@ def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
 
 
 def _difference(tensors: Tensors, shape: Shape) -> LowRankDelta:
-    return low_rank(_matrix(tensors[DIFF]).float(), shape, "a difference")
-
-
-def _matrix(difference: Tensor) -> Tensor:
+    difference = tensors[DIFF]
     if difference.ndim < 2 or not difference.numel():
         raise damaged("a difference of", difference, why="is not a matrix")
-    return difference.flatten(1)
+    return low_rank(difference.flatten(1).float(), shape, "a difference")
 
 
 def _scale(tensors: Tensors, rank: int) -> float:
@@ -261,38 +247,6 @@ def _scale(tensors: Tensors, rank: int) -> float:
             f"has an alpha of {numbers} numbers, not one; the file is damaged. Download it again"
         )
     return tensors[ALPHA].item() / rank
-
-
-# --- what can be measured without a model: rank and squared norm ---
-
-
-def _measured_lora(tensors: Tensors) -> tuple[int, float]:
-    delta = _lora(tensors, None)
-    check_delta(delta)
-    return delta.rank, delta.squared_norm().item()
-
-
-def _measured_loha(tensors: Tensors) -> tuple[int, float]:
-    """Measure a LoHa a few rows at a time, since it may be large."""
-    factors = _loha_factors(tensors, None)
-    check_finite(*factors)
-    up_1, down_1, up_2, down_2 = factors
-    rows = max(1, PRODUCT_NUMBERS // down_1.shape[1])
-    total = 0.0
-    for some_1, some_2 in zip(torch.split(up_1, rows), torch.split(up_2, rows), strict=True):
-        spend()
-        total += ((some_1 @ down_1) * (some_2 @ down_2)).square().sum().item()
-    rank = min(len(down_1) * len(down_2), len(up_1), down_1.shape[1])
-    return rank, total * _scale(tensors, len(down_1)) ** 2
-
-
-def _measured_difference(tensors: Tensors) -> tuple[int, float]:
-    weight = _matrix(tensors[DIFF])
-    total = 0.0
-    for rows in torch.split(weight, max(1, PRODUCT_NUMBERS // weight.shape[1])):
-        check_finite(rows.float())
-        total += rows.float().square().sum().item()
-    return min(weight.shape), total
 
 
 # --- the kinds ---
@@ -307,7 +261,6 @@ class AdapterKind:
         roles: Roles of the tensors that it may have, in ComfyUI's order.
         marks: Roles that each identify the kind.
         read: (tensors, shape) -> delta as exact factors; None: it has no exact factors.
-        measure: Tensors -> rank and squared norm of the delta; None: unknown without a model.
     """
 
     name: str
@@ -315,7 +268,6 @@ class AdapterKind:
     roles: tuple[str, ...]
     marks: tuple[str, ...]
     read: Callable[[Tensors, Shape], LowRankDelta] | None = None
-    measure: Callable[[Tensors], tuple[int, float]] | None = None
 
 
 _LORA = (UP, DOWN, ALPHA, MID)
@@ -338,9 +290,9 @@ RESHAPING = AdapterKind(
 OFT = AdapterKind("OFT", "an OFT", (*_OFT, ALPHA), _OFT)
 GLORA = AdapterKind("GLoRA", "a GLoRA", (*_GLORA, ALPHA), _GLORA)
 LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS), _lokr)
-LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha, _measured_loha)
-LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora, _measured_lora)
-LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora, _measured_lora)
+LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha)
+LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora)
+LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora)
 # A module's tensors are of the first kind that they have a mark of.
 KINDS = (
     REPLACEMENT,
@@ -352,9 +304,7 @@ KINDS = (
     GLORA,
     LOKR,
     LOHA,
-    AdapterKind(
-        "full difference", "a difference", (DIFF,), (DIFF,), _difference, _measured_difference
-    ),
+    AdapterKind("full difference", "a difference", (DIFF,), (DIFF,), _difference),
     LOCON,
     LORA,
     AdapterKind("bias", "a bias", (DIFF_B,), (DIFF_B,)),

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
 from .adapter_kinds import GLORA, KINDS
-from .limits import spend
 from .roles import DIFF, DOWN, MAGNITUDE, MID, UP, VECTORS, W_NORM, Tensors
 
 # Role -> how the keys of factors end that PEFT and kohya's trainers save.
@@ -99,7 +98,6 @@ def grouped(
     groups: dict[str, Group] = {}
     others = []
     for key, tensor in tensors.items():
-        spend()
         base, role = split_key(key) or (key, "")
         if not role or not is_base(base):
             others.append(key)

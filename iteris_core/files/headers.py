@@ -14,7 +14,7 @@ from ..errors import AdapterError
 from .beside import sidecars, words_beside
 from .families import Family
 from .groups import grouped
-from .limits import NAME_CHARACTERS, budget
+from .limits import NAME_CHARACTERS
 from .metadata import Origin, origin_of
 from .recognition import base_family, family_of, model_families
 from .roles import DOWN
@@ -24,7 +24,7 @@ from .trigger_words import TriggerWords, trigger_words
 Facts = TypeVar("Facts")
 _OF_EMBEDDINGS = {"emb_params", "clip_l", "clip_g"}  # the names of all tensors of such files
 _FILES = 5000  # whose facts are remembered, some 2 kB each: people have thousands
-_LOCK = threading.Lock()  # one look at a time: each may take all that the budget allows
+_LOCK = threading.Lock()  # one look at a time: a page asks for all files at once
 
 
 def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
@@ -89,20 +89,19 @@ def lora_header(path: Path) -> LoraHeader:
     Raises:
         AdapterError: A textual inversion; see `read_header`.
     """
-    with budget(path):
-        tensors, metadata = read_header(path)
-        if tensors and _OF_EMBEDDINGS.issuperset(tensors):
-            raise AdapterError(
-                f"{path.name} is a textual inversion (an embedding), not a LoRA. Move it to "
-                f"models/embeddings, and write embedding:{path.stem} in a prompt"
-            )
-        groups, _ = grouped(tensors)
-        downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
-        ranks = [down.shape[0] for down in downs if down.ndim > 1]
-        shown_by_keys = family_of(tensors)
-        family, base = base_family(shown_by_keys, metadata)
-        triggers = trigger_words(metadata, words_beside(path))
-        origin = origin_of(metadata)
+    tensors, metadata = read_header(path)
+    if tensors and _OF_EMBEDDINGS.issuperset(tensors):
+        raise AdapterError(
+            f"{path.name} is a textual inversion (an embedding), not a LoRA. Move it to "
+            f"models/embeddings, and write embedding:{path.stem} in a prompt"
+        )
+    groups, _ = grouped(tensors)
+    downs = [group.tensors[DOWN] for group in groups.values() if DOWN in group.tensors]
+    ranks = [down.shape[0] for down in downs if down.ndim > 1]
+    shown_by_keys = family_of(tensors)
+    family, base = base_family(shown_by_keys, metadata)
+    triggers = trigger_words(metadata, words_beside(path))
+    origin = origin_of(metadata)
     digest = metadata.get("sshs_model_hash", "")[:NAME_CHARACTERS]
     return LoraHeader(
         triggers,
@@ -122,5 +121,4 @@ def model_header(path: Path) -> tuple[Family, ...]:
     Raises:
         AdapterError: See `read_header`.
     """
-    with budget(path):
-        return model_families(read_header(path)[0])
+    return model_families(read_header(path)[0])

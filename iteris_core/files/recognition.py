@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .families import FAMILIES, Clue, Family
 from .groups import split_key
-from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first, spend
+from .limits import NAME_CHARACTERS, SEARCHED_CHARACTERS, first
 from .roles import DOWN, UP
 
 # How the keys of the diffusion model begin in a file; in a file of their own they may lack this.
@@ -67,7 +67,6 @@ def _families_in(shapes: _Shapes) -> Iterator[Family]:
 
 def _is_seen(clue: Clue, bases: str, shapes: _Shapes) -> bool:
     """Whether a clue is among the bases, which are also given one a line: one search is quick."""
-    spend()
     pattern = re.compile(clue.base, re.MULTILINE)
     if not pattern.search(bases):
         return False

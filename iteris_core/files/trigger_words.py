@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import CalibrationError
 from ..settings import TRIGGER, shown
-from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value, spend
+from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value
 from .metadata import RECIPE_KEY
 
 Kept = TypeVar("Kept", bound=Hashable)
@@ -207,7 +207,6 @@ def _tags(text: str) -> tuple[str, ...]:
     names = []
     try:
         for folder, tags in json_value(text or "{}").items():
-            spend()
             # without how often its pictures are shown: "sks dog" of "10_sks dog"
             names.append(re.sub(r"^\d+_", "", folder).strip())
             for tag, count in tags.items():

@@ -20,7 +20,7 @@ from iteris_core.files import limits, peft, tensors
 from iteris_core.files.adapter_kinds import delta_of, own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.groups import grouped
-from iteris_core.files.headers import lora_header, model_header
+from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.model_keys import ModelKeys
 from iteris_core.files.tensor_checks import check_scales
@@ -64,27 +64,6 @@ def test_no_key_holds_up_a_reader(reader, file):
     for key in KEYS:
         path = file({**{f"{i}{key}"[: len(key)]: ONE for i in range(100)}, **seeds()["kohya"]})
         read_or_refused(FILES[reader], path, "stranger")
-
-
-def test_a_look_has_a_budget_besides_the_limits(tmp_path, monkeypatch):
-    """Each part is inside its own limit, and the sum beyond what one look may take."""
-    tags = json.dumps({"1_a": {"a" * 5_000_000: 1}})
-    fields = {"ss_tag_frequency": tags, "trained_words": json.dumps(["a" * 12_000_000])}
-    header = json.dumps({"__metadata__": fields}).encode()
-    path = with_header(tmp_path / "stranger.safetensors", header)
-    (tmp_path / "stranger.metadata.json").write_text(json.dumps({"a": "b" * 3_900_000}))
-    (tmp_path / "stranger.civitai.info").write_text(json.dumps({"a": "b" * 3_900_000}))
-    said = r"^stranger\.safetensors: to read it takes more than the bytes .*use another"
-    for read in (lora_header, inspect_adapter):
-        with pytest.raises(AdapterError, match=said):
-            quick(read, path)
-    monkeypatch.setattr("iteris_core.files.limits.LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("iteris_core.files.limits.BYTES_A_SECOND", 1e15)
-    small = tmp_path / "b.safetensors"
-    small.write_bytes(save(seeds()["kohya"]))
-    for read in (lora_header, model_header, inspect_adapter, read_tensors):
-        with pytest.raises(AdapterError, match=r"^b\.safetensors: to read it takes .* the seconds"):
-            read(small)
 
 
 def test_a_file_is_looked_at_once_until_it_changes(file, monkeypatch):
@@ -183,6 +162,14 @@ def test_a_header_is_limited_before_it_is_parsed(tmp_path):
         quick(read_header, path)
 
 
+def test_a_file_is_limited_before_it_is_read(file, monkeypatch):
+    path = file(seeds()["kohya"])
+    monkeypatch.setattr(limits, "FILE_BYTES", path.stat().st_size - 1)
+    with pytest.raises(AdapterError, match=r"stranger.safetensors: the file has \d+ bytes, and an"):
+        read_tensors(path)
+    assert read_header(path)
+
+
 def entry(key, number):
     return f'"{key}":{{"dtype":"U8","shape":[1],"data_offsets":[{number},{number + 1}]}}'
 
@@ -194,18 +181,11 @@ def one(key="a", number=0, **changed):
     return header
 
 
-MANY = {str(i): "" for i in range(limits.METADATA_FIELDS + 1)}
 HEADERS = {
-    "tensors": (
-        ",".join(entry(i, i) for i in range(limits.TENSORS + 1)).join("{}"),
-        "it has 30001 tensors, and at most 30000",
-    ),
-    "fields": (json.dumps({"__metadata__": MANY}), "its metadata has 10001 fields, and at most"),
     "key": (one("k" * 301), "has 301 characters, and at most 300 are read"),
     "braces": (one("{first}" * 43), "has 301 characters, and at most 300 are read"),
     "dimensions": (one(shape=str([1] * 65)), "has 65 dimensions"),
     "sides": (one(shape="[4611686018427387904,0]"), "sides that make"),
-    "lists": ('{"a":' + "[]," * 6_000_000 + "}", r"the header has \d+ \[, and at most 1000000"),
     "levels": (one(shape="[" * 300), "not a whole safetensors file"),
     "offsets": (one(number=10**400), "not a whole safetensors file"),
     "half a character": ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),
@@ -239,56 +219,6 @@ def zeros(**shapes):
     return {role: torch.zeros(shape) for role, shape in shapes.items()}
 
 
-BOMBS = {
-    "lokr": zeros(lokr_w1=(100, 110), lokr_w2=(300, 310)),
-    "lokr_factors": zeros(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
-    "lokr_both": zeros(
-        lokr_w1_a=(120, 1), lokr_w1_b=(1, 120), lokr_w2_a=(100, 1), lokr_w2_b=(1, 100)
-    ),
-    "lokr_core": zeros(
-        lokr_w1=(1, 1), lokr_t2=(40_000, 1, 1, 1), lokr_w2_a=(40_000, 1), lokr_w2_b=(1, 40_000)
-    ),
-    "tucker": zeros(
-        **{
-            "lora_up.weight": (320, 1_000, 1, 1),
-            "lora_mid.weight": (1_000, 1, 3, 3),
-            "lora_down.weight": (1, 100_000, 1, 1),
-        }
-    ),
-    "rank": zeros(**{"lora_up.weight": (8, 20_000), "lora_down.weight": (20_000, 8)}),
-}
-
-
-@pytest.mark.parametrize("case", BOMBS)
-def test_no_product_is_made_before_its_size_is_known(case, file):
-    path = file({f"lora_unet_q.{role}": tensor for role, tensor in BOMBS[case].items()})
-    with pytest.raises(AdapterError, match="stranger: 'lora_unet_q' has"):
-        quick(layer(320, 320), path)
-    quick(inspect_adapter, path)
-
-
-OF_THE_HOST = {
-    "dora": zeros(up=(100_000, 1), down=(1, 100_000), dora_scale=(320, 1)),
-    "reshaping": zeros(up=(320, 1), down=(1, 320))
-    | {"reshape_weight": torch.tensor([10**6, 10**6])},
-    "reshaping_to_nothing": {"reshape_weight": torch.tensor([torch.nan, 3.0])},
-    "loha": zeros(hada_t1=(40_000, 1, 1, 1), hada_w1_a=(40_000, 1), hada_w1_b=(1, 40_000)),
-    "glora_product": zeros(glora_b1=(60_000, 1), glora_b2=(1, 60_000)),
-    "glora_weight": zeros(glora_a1=(1, 90_000)),
-    "oft": zeros(oft_blocks=(1, 10_000, 1)),
-    "boft": zeros(oft_blocks=(10_000, 10, 1, 10)),
-}
-
-
-@pytest.mark.parametrize("case", OF_THE_HOST)
-def test_the_host_is_given_nothing_that_fills_the_memory(case):
-    def never(tensors):
-        pytest.fail("the host was asked")
-
-    with pytest.raises(AdapterError, match=r"^has .* numbers; the layer has room for 102400, and"):
-        delta_of(OF_THE_HOST[case], (320, 320), never)
-
-
 @pytest.mark.parametrize("role", ["dora_scale", "rescale"])
 def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
     for fitting in ((8, 1), (1, 12), (1,), (12,), ()):
@@ -300,30 +230,15 @@ def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
             check_scales({role: torch.ones(shape)}, weight)
 
 
-def test_a_loha_of_a_large_rank_is_measured_and_read_in_little_memory(file):
+def test_a_loha_of_a_large_rank_is_read_in_little_memory(file):
     factors = {"hada_w1_a": (160, 600), "hada_w1_b": (600, 160)}
     factors |= {"hada_w2_a": (160, 600), "hada_w2_b": (600, 160)}
     tensors = {f"lora_unet_q.{role}": torch.randn(shape) / 25 for role, shape in factors.items()}
     a, b, c, d = tensors.values()
     delta = 0.5 * (a @ b) * (c @ d)
     path = file({**tensors, "lora_unet_q.alpha": torch.tensor(300.0)})
-    facts = quick(inspect_adapter, path)
-    assert facts.norm == pytest.approx(delta.norm().item(), rel=1e-4)
-    assert facts.blocks["lora_unet_q"].ranks == (160, 160)
     read = quick(layer(160, 160), path).deltas["q"]
     torch.testing.assert_close(read.dense(), delta, rtol=1e-3, atol=1e-3)
-
-
-def test_a_loha_of_long_factors_is_measured_within_the_budget(file, monkeypatch):
-    """8 MB whose product has 4e10 numbers, which takes minutes."""
-    shapes = {"hada_w1_a": (200_000, 5), "hada_w1_b": (5, 200_000)}
-    shapes |= {"hada_w2_a": (200_000, 5), "hada_w2_b": (5, 200_000)}
-    path = file({f"lora_unet_q.{role}": torch.ones(shape).half() for role, shape in shapes.items()})
-    monkeypatch.setattr("iteris_core.files.limits.LOOK_SECONDS", 0.5)
-    begun = time.thread_time()
-    with pytest.raises(AdapterError, match="to read it takes more than the seconds"):
-        inspect_adapter(path)
-    assert time.thread_time() - begun < 5
 
 
 HALF = """
@@ -504,4 +419,4 @@ def test_a_file_as_large_as_real_ones_is_read(tmp_path):
     assert path.stat().st_size > 4_000_000
     assert load_file(path).keys() == quick(read_tensors, path)[0].keys()
     assert quick(lora_header, path).triggers.triggers == ("sks 0",)
-    assert quick(inspect_adapter, path).targets == 834
+    assert quick(inspect_adapter, path).layers == {"LoRA": 834}
