@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..iteris_core.files.diffusers_names import diffusers_name
 from ..iteris_core.files.families import Family
 from ..iteris_core.files.model_keys import ModelKeys
 from ..iteris_core.files.parts import WeightPart
@@ -184,7 +185,7 @@ def _of_transformer(
         f"transformer.{name}": weight
         for base, weight in entries.items()
         if base.startswith(UNET_PREFIX)
-        and (name := family.diffusers_name(base.removeprefix(UNET_PREFIX))) is not None
+        and (name := diffusers_name(family, base.removeprefix(UNET_PREFIX))) is not None
     }
     entries = {**of_diffusers, **entries, **_numbered_parts(entries, shapes)}
     named = [

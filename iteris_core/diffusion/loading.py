@@ -140,7 +140,7 @@ def read_lora(
     def weight_at(module: str) -> Tensor:
         return stored_weight(module, model.modules[module]).float().cpu()
 
-    weights = layer_weights(path.stem, blocks, without, model.family, model.own_path)
+    weights = layer_weights(path.stem, blocks, without, model.own_path)
     tensors, metadata = read_tensors(path)
     adapter = kohya.parse(
         path.stem,

@@ -16,7 +16,6 @@ from .prompts import plain_prompts, says, subject_in
 if TYPE_CHECKING:
     from ..adapters import Adapter
     from ..files.block_weights import LayerWeights
-    from ..files.families import Family
     from ..files.trigger_words import TriggerWords
     from ..report.records import Note
 
@@ -121,13 +120,13 @@ class LoraUse:
         trigger = "" if self.is_unnamed else self.trigger.strip()
         return trigger or subject_in(shortest, self.trigger_words)
 
-    def layer_weights(self, family: Family) -> LayerWeights:
+    def layer_weights(self) -> LayerWeights:
         """Return how strongly each of its layers counts, besides its strengths; see
         `files.block_weights.layer_weights`.
         """
         from ..files.block_weights import layer_weights
 
-        return layer_weights(self.name, self.blocks, self.without, family)
+        return layer_weights(self.name, self.blocks, self.without)
 
     def subject_of(self, prompt: str) -> str:
         """Return the phrase for what one of its prompts shows, which can be next to other things

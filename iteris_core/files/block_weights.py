@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from ..adapters import Adapter
 from ..errors import ConfigError
 from ..settings import shown, some_of
-from .families import Family
 from .limits import KEY_CHARACTERS
 
 MOST_WEIGHT = 100  # of a block, as of strengths
@@ -125,24 +124,15 @@ def layer_weights(
     name: str,
     blocks: str,
     without: Sequence[str],
-    family: Family,
     own_path: Callable[[str], str] = lambda path: path,
 ) -> LayerWeights:
     """Return the weights of a LoRA's layers; for the arguments see `LayerWeights` and `LoraUse`.
 
     Raises:
-        ConfigError: See `check_spelling`; or a block that no model of this family has.
+        ConfigError: See `check_spelling`.
     """
     check_spelling(name, blocks, without)
-    entries = _entries(name, blocks)
-    own = {_WORDS.get(group.upper(), group.upper()) for group in family.blocks}
-    foreign = [entry for entry in entries if own and entry.kind in _BLOCKS.keys() - own]
-    if foreign:
-        raise ConfigError(
-            f"LoRA {shown(name)}: its block weights have {shown(foreign[0].text)}, and "
-            f"{family.name} has no such block. It has {some_of(family.blocks)}"
-        )
-    return LayerWeights(name, entries, tuple(without), own_path)
+    return LayerWeights(name, _entries(name, blocks), tuple(without), own_path)
 
 
 def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:

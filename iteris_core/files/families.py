@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,8 +37,6 @@ class Family:
     Fields without a value in any program are empty, and are not written.
 
     Args:
-        blocks: Names under which groups of its blocks can be weighted all at once, see
-            `block_weights`; none where that is not known.
         keys: Pattern of the bases of keys that only its adapters have. A family that is earlier in
             `FAMILIES` comes first.
         clues: What only its adapters have, besides.
@@ -59,14 +56,11 @@ class Family:
         names_of_diffusers: Whether kohya's trainers call the modules of its UNet as diffusers does.
         text_bases: How the keys of its text encoders begin in kohya's style, best first. Others of
             that style mean the text encoders of other families.
-        to_diffusers: What turns the model's own names of modules into diffusers', as pairs of
-            pattern and replacement, where ComfyUI has no table of them.
         is_tested: Whether merging on its models was tested. Where it was not, the proof of each
             LoRA is the judge, and no file is refused for its names alone.
     """
 
     name: str
-    blocks: tuple[str, ...] = ()
     keys: str = ""
     clues: tuple[Clue, ...] = ()
     named: str = ""
@@ -82,21 +76,7 @@ class Family:
     saved_as: Spelling = "kohya"
     names_of_diffusers: bool = False
     text_bases: tuple[str, ...] = ("lora_te_",)
-    to_diffusers: tuple[tuple[str, str], ...] = ()
     is_tested: bool = True
-
-    @property
-    def is_unet(self) -> bool:
-        """Whether its models are UNets; all others, and those without blocks, are transformers."""
-        return self.blocks == _UNET
-
-    def diffusers_name(self, own: str) -> str | None:
-        """Return diffusers' name of a module; None: it is not known to have another one."""
-        for pattern, replacement in self.to_diffusers:
-            name, count = re.subn(pattern, replacement, own)
-            if count:
-                return name
-        return None
 
     def latent_frames(self, frames: int) -> int:
         """Return the number of latent frames of a video; 1 of a picture."""
@@ -141,51 +121,9 @@ _STREAMS = r"(?<!single_)transformer_blocks[._]\d+[._](?:attn|ff|ff_context|norm
 _LAYERS_OF_ERNIE = (
     r"(?:^|\.|^lora_unet_|^lycoris_)layers[._]\d+[._](?:self_attention|mlp[._]linear_fc2)"
 )
-_FLUX2_IN_DIFFUSERS = (
-    (r"^double_blocks\.(\d+)\.img_mlp\.0$", r"transformer_blocks.\1.ff.linear_in"),
-    (r"^double_blocks\.(\d+)\.img_mlp\.2$", r"transformer_blocks.\1.ff.linear_out"),
-    (r"^double_blocks\.(\d+)\.txt_mlp\.0$", r"transformer_blocks.\1.ff_context.linear_in"),
-    (r"^double_blocks\.(\d+)\.txt_mlp\.2$", r"transformer_blocks.\1.ff_context.linear_out"),
-    (r"^single_blocks\.(\d+)\.linear1$", r"single_transformer_blocks.\1.attn.to_qkv_mlp_proj"),
-    (r"^single_blocks\.(\d+)\.linear2$", r"single_transformer_blocks.\1.attn.to_out"),
-    (r"^((?:double|single)_stream_modulation(?:_img|_txt)?)\.lin$", r"\1.linear"),
-    (r"^time_in\.in_layer$", "time_guidance_embed.timestep_embedder.linear_1"),
-    (r"^time_in\.out_layer$", "time_guidance_embed.timestep_embedder.linear_2"),
-    (r"^guidance_in\.in_layer$", "time_guidance_embed.guidance_embedder.linear_1"),
-    (r"^guidance_in\.out_layer$", "time_guidance_embed.guidance_embedder.linear_2"),
-)
-_CHROMA_IN_DIFFUSERS = (
-    (r"^(distilled_guidance_layer\.layers\.\d+)\.in_layer$", r"\1.linear_1"),
-    (r"^(distilled_guidance_layer\.layers\.\d+)\.out_layer$", r"\1.linear_2"),
-)
-_COSMOS_IN_DIFFUSERS = (
-    (r"^blocks\.(\d+)\.self_attn\.([qkv])_proj$", r"transformer_blocks.\1.attn1.to_\2"),
-    (r"^blocks\.(\d+)\.self_attn\.output_proj$", r"transformer_blocks.\1.attn1.to_out.0"),
-    (r"^blocks\.(\d+)\.cross_attn\.([qkv])_proj$", r"transformer_blocks.\1.attn2.to_\2"),
-    (r"^blocks\.(\d+)\.cross_attn\.output_proj$", r"transformer_blocks.\1.attn2.to_out.0"),
-    (r"^blocks\.(\d+)\.mlp\.layer1$", r"transformer_blocks.\1.ff.net.0.proj"),
-    (r"^blocks\.(\d+)\.mlp\.layer2$", r"transformer_blocks.\1.ff.net.2"),
-    (
-        r"^blocks\.(\d+)\.adaln_modulation_self_attn\.([12])$",
-        r"transformer_blocks.\1.norm1.linear_\2",
-    ),
-    (
-        r"^blocks\.(\d+)\.adaln_modulation_cross_attn\.([12])$",
-        r"transformer_blocks.\1.norm2.linear_\2",
-    ),
-    (r"^blocks\.(\d+)\.adaln_modulation_mlp\.([12])$", r"transformer_blocks.\1.norm3.linear_\2"),
-    (r"^t_embedder\.1\.linear_([12])$", r"time_embed.t_embedder.linear_\1"),
-    (r"^x_embedder\.proj\.1$", "patch_embed.proj"),
-    (r"^final_layer\.adaln_modulation\.([12])$", r"norm_out.linear_\1"),
-    (r"^final_layer\.linear$", "proj_out"),
-)
-
-_UNET = ("IN", "MID", "OUT")
-_DOUBLE_AND_SINGLE = ("double", "single")
 _ROWS = (
     Family(
         "HunyuanVideo 1.5",
-        blocks=_DOUBLE_AND_SINGLE,
         named=r"hunyuan[-_]?video[-_]?1[._-]?5",
         measured_at=384,
         frames_per_latent=4,
@@ -195,7 +133,6 @@ _ROWS = (
     ),
     Family(
         "HunyuanVideo",
-        blocks=_DOUBLE_AND_SINGLE,
         keys=(
             r"individual_token_refiner|(?:img|txt)_mlp[._]fc[12]$|(?:img|txt)_mod[._]linear$|"
             r"single_blocks[._]\d+[._]modulation[._]linear$"
@@ -213,7 +150,6 @@ _ROWS = (
     ),
     Family(
         "Flux.2",
-        blocks=_DOUBLE_AND_SINGLE,
         clues=(
             Clue(
                 r"to_qkv_mlp_proj|(?:double|single)_stream_modulation|"
@@ -230,25 +166,21 @@ _ROWS = (
         base_version="flux2",
         network_module="networks.lora_flux_2",
         implementation="https://github.com/black-forest-labs/flux2",
-        to_diffusers=_FLUX2_IN_DIFFUSERS,
         saved_as="comfy",
     ),
     Family(
         "Chroma",
-        blocks=_DOUBLE_AND_SINGLE,
         keys=r"distilled_guidance_layer",
         named=r"(?<!zeta_)chroma(?![-_]?radiance)",
         base_version="chroma",
         network_module="networks.lora_flux",
         architecture="chroma",
         implementation="https://huggingface.co/lodestones/Chroma",
-        to_diffusers=_CHROMA_IN_DIFFUSERS,
         guidance=4.0,
         text_bases=("lora_te3_", "lora_te1_"),
     ),
     Family(
         "AuraFlow",
-        blocks=_DOUBLE_AND_SINGLE,
         keys=(
             r"joint_transformer_blocks|(?:double|single)_layers[._]\d+[._]|"
             r"single_transformer_blocks[._]\d+[._]ff[._]"
@@ -260,7 +192,6 @@ _ROWS = (
     ),
     Family(
         "Flux.1",
-        blocks=_DOUBLE_AND_SINGLE,
         keys=r"double_blocks|single_transformer_blocks|single_blocks",
         named=r"flux",
         base_version="flux1",
@@ -271,28 +202,20 @@ _ROWS = (
     ),
     Family(
         "LongCat-Image",
-        blocks=_DOUBLE_AND_SINGLE,
         named=r"longcat",
-        to_diffusers=(
-            (r"^time_in\.in_layer$", "time_embed.timestep_embedder.linear_1"),
-            (r"^time_in\.out_layer$", "time_embed.timestep_embedder.linear_2"),
-        ),
         guidance=4.0,
         saved_as="comfy",
     ),
     Family(
         "Chroma Radiance",
-        blocks=_DOUBLE_AND_SINGLE,
         keys=r"nerf_(?:blocks|image_embedder|final_layer)",
         named=r"chroma[-_]?radiance",
-        to_diffusers=_CHROMA_IN_DIFFUSERS,
         guidance=4.0,
         saved_as="comfy",
     ),
     Family("HiDream", keys=r"(?:double|single)_stream_blocks", named=r"hidream"),
     Family(
         "SD3.5",
-        blocks=("blocks",),
         keys=r"joint_blocks",
         clues=(Clue(_STREAMS, d_in=(1536, 2432)),),
         named=r"stable-diffusion-v?3|(?<![a-z])sd_?v?3|^3-(?:medium|5)",
@@ -305,7 +228,6 @@ _ROWS = (
     ),
     Family(
         "Qwen-Image",
-        blocks=("blocks",),
         keys=(
             r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]|"
             r"(?<!single_)transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]"
@@ -320,7 +242,6 @@ _ROWS = (
     ),
     Family(
         "Krea 2",
-        blocks=("blocks",),
         keys=(
             r"txtfusion|text_fusion|" + _BLOCKS + r"attn[._]w[qkvo]$|"
             r"transformer_blocks[._]\d+[._](?:attn[._]to_gate|ff[._](?:gate|up|down))$"
@@ -335,7 +256,6 @@ _ROWS = (
     ),
     Family(
         "Lumina 2",
-        blocks=("blocks",),
         clues=(Clue(_LAYERS, d_in=(2304,)),),
         named=r"lumina",
         base_version="lumina2",
@@ -347,7 +267,6 @@ _ROWS = (
     ),
     Family(
         "Z-Image",
-        blocks=("blocks",),
         keys=_LAYERS + r"|(?:noise|context)_refiner",
         named=r"z[-_]?image",
         base_version="z_image",
@@ -358,16 +277,13 @@ _ROWS = (
     ),
     Family(
         "Cosmos Predict2",
-        blocks=("blocks",),
         keys=r"transformer_blocks[._]\d+[._]norm[123][._]linear_[12]$",
         named=r"cosmos",
-        to_diffusers=_COSMOS_IN_DIFFUSERS,
         guidance=4.0,
         saved_as="comfy",
     ),
     Family(
         "ERNIE-Image",
-        blocks=("blocks",),
         keys=_LAYERS_OF_ERNIE,
         named=r"ernie[-_]?image",
         guidance=4.0,
@@ -382,7 +298,6 @@ _ROWS = (
     ),
     Family(
         "Anima",
-        blocks=("blocks",),
         keys=(
             r"llm_adapter|" + _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkv]|output)_proj$|"
             r"mlp[._]layer[12]$|adaln_modulation)"
@@ -392,13 +307,11 @@ _ROWS = (
         network_module="networks.lora_anima",
         architecture="anima-preview",
         implementation="https://huggingface.co/circlestone-labs/Anima",
-        to_diffusers=_COSMOS_IN_DIFFUSERS,
         guidance=4.0,
         saved_as="comfy",
     ),
     Family(
         "Wan",
-        blocks=("blocks",),
         keys=(
             _BLOCKS + r"(?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)$|ffn[._]|"
             r"attn[12][._]to_)"
@@ -411,40 +324,22 @@ _ROWS = (
         measured_at=384,
         frames_per_latent=4,
         measured_frames=9,
-        to_diffusers=(
-            (r"self_attn\.([qkv])$", r"attn1.to_\1"),
-            (r"self_attn\.o$", "attn1.to_out.0"),
-            (r"cross_attn\.([qkv])$", r"attn2.to_\1"),
-            (r"cross_attn\.o$", "attn2.to_out.0"),
-            (r"cross_attn\.([kv])_img$", r"attn2.add_\1_proj"),
-            (r"ffn\.0$", "ffn.net.0.proj"),
-            (r"ffn\.2$", "ffn.net.2"),
-            (r"^(text|time)_embedding\.0$", r"condition_embedder.\1_embedder.linear_1"),
-            (r"^(text|time)_embedding\.2$", r"condition_embedder.\1_embedder.linear_2"),
-            (r"^time_projection\.1$", "condition_embedder.time_proj"),
-            (r"^img_emb\.proj\.1$", "condition_embedder.image_embedder.ff.net.0.proj"),
-            (r"^img_emb\.proj\.3$", "condition_embedder.image_embedder.ff.net.2"),
-            (r"^head\.head$", "proj_out"),
-        ),
         guidance=6.0,
         saved_as="comfy",
     ),
     Family("PixArt", clues=(Clue(_ATTN1, d_in=(1152,)),), named=r"pixart"),
     Family(
         "LTX-Video",
-        blocks=("blocks",),
         keys=_ATTN1,
         named=r"ltx",
         measured_at=512,
         frames_per_latent=8,
         measured_frames=17,
-        to_diffusers=((r"^patchify_proj$", "proj_in"), (r"^adaln_single\.", "time_embed.")),
         guidance=3.0,
         saved_as="comfy",
     ),
     Family(
         "SDXL",
-        blocks=_UNET,
         clues=(
             Clue(r"^lora_te2_(?!encoder_block)|^text_encoder_2\.(?:text_model|encoder\.layers)"),
             Clue(r"\d[._]transformer_blocks[._]9[._]"),
@@ -461,7 +356,6 @@ _ROWS = (
     ),
     Family(
         "SD2.x",
-        blocks=_UNET,
         clues=(
             Clue(r"^lora_te_text_model_encoder_layers_(?:1[2-9]|2\d)_"),
             Clue(_ATTENDS_TO_TEXT, d_in=(1024,)),
@@ -475,7 +369,6 @@ _ROWS = (
     Family("BART", keys=r"model\.decoder\.layers\.\d+\.encoder_attn"),
     Family(
         "SD1.5",
-        blocks=_UNET,
         clues=(Clue(_ATTENDS_TO_TEXT, d_in=(768,)), Clue(_CLIP_OF_SD, d_in=(768,))),
         named=r"(?<![a-z])sd_?v?1|stable-diffusion-v?1",
         base_version="sd_v1",

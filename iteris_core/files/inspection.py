@@ -83,7 +83,7 @@ def _facts(
         refusal = peft.refusal(settings)
         problems = [f"it is {refusal}"] if refusal else []
         others = [*unknown, *peft.strange_keys(groups.values())]
-        problems += [f"{key!r} {peft.meaning_of(key)}" for key in others]
+        problems += [f"{key!r} {peft.STRANGE}" for key in others]
         try:
             scales = {peft.Scales.of(settings).lora_alpha}
         except AdapterError as error:

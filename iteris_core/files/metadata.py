@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -17,16 +14,12 @@ from ..adapters import Adapter
 from .families import Family
 from .limits import (
     MERGED_CHARACTERS,
-    MERGED_TAG_CHARACTERS,
-    MERGED_TAGS,
     NAME_CHARACTERS,
-    WORD_CHARACTERS,
     first,
     json_value,
 )
 from .tensors import serialized
 
-_MOST_OF_A_TAG = 10**9  # pictures; of many more, sums have too many digits to be written
 RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
 _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
@@ -55,13 +48,11 @@ def merged_metadata(
     merges have equal files.
 
     Args:
-        adapters: LoRAs whose titles and tags are taken over.
+        adapters: LoRAs whose titles are taken over.
         triggers: Trigger phrases of the LoRAs, each once.
     """
-    tags = merged_tags([adapter.metadata.get("ss_tag_frequency", "") for adapter in adapters])
     metadata = {
         "ss_output_name": title,
-        "ss_tag_frequency": json.dumps(tags) if tags else "",
         "modelspec.title": title,
         "modelspec.merged_from": ", ".join(map(_title, adapters)),
         "modelspec.trigger_phrase": ", ".join(triggers),
@@ -104,40 +95,6 @@ def origin_of(metadata: Mapping[str, str]) -> Origin:
 def _title(adapter: Adapter) -> str:
     title = adapter.metadata.get("modelspec.title", "")
     return title if title and len(title) <= NAME_CHARACTERS else adapter.name
-
-
-def merged_tags(frequencies: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the joint tag counts of several files: training folder -> tag -> count, the commonest
-    of each folder, within `limits`. Unreadable ones are ignored.
-    """
-    folders: dict[str, Counter[str]] = {}
-    for text in frequencies:
-        with contextlib.suppress(ValueError, AttributeError, TypeError, OverflowError):
-            of_file = {
-                folder: {
-                    tag: min(int(count), _MOST_OF_A_TAG)
-                    for tag, count in tags.items()
-                    if len(tag) <= WORD_CHARACTERS
-                }
-                for folder, tags in json_value(text or "{}").items()
-            }
-            for folder, counts in _commonest(of_file).items():
-                folders.setdefault(folder, Counter()).update(counts)
-    return _commonest(folders)
-
-
-def _commonest(folders: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Return the commonest tags of each folder, of each as many at most as have room."""
-    most = MERGED_TAGS
-    while most:
-        kept = {
-            folder: dict(counts if len(counts) <= most else Counter(counts).most_common(most))
-            for folder, counts in folders.items()
-        }
-        if len(json.dumps(kept)) <= MERGED_TAG_CHARACTERS:
-            return kept
-        most //= 2
-    return {}
 
 
 def short_hash(file: BinaryIO) -> str:

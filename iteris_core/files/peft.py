@@ -35,6 +35,11 @@ _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
 _ESCAPED = re.compile(r"\\(\W)")
 _NO_WORD = re.compile(r"\W|_")
 _SPECIAL = re.compile(r"[\\^$|?*+()\[\]{}]")
+STRANGE = (  # said after the key of a tensor that is not a factor of a LoRA
+    "is not a factor of a LoRA's layer, and the merge would lose it. Train the adapter without "
+    "embeddings and modules_to_save, and with bias='none' and lora_bias=false; save it with "
+    "save_embedding_layers=False"
+)
 # Settings that change the meaning of the factors, or add weights to them.
 _REFUSED = (
     "modules_to_save",
@@ -214,7 +219,7 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
     groups, others = grouped(tensors)
     others += strange_keys(groups.values())
     if others:
-        raise AdapterError(f"{name}: {others[0]!r} {meaning_of(others[0])}")
+        raise AdapterError(f"{name}: {others[0]!r} {STRANGE}")
     by_path = {group.base.removeprefix(PREFIX): group for group in groups.values()}
     if len(by_path) < len(groups):
         twice = next(path for path in by_path if path in groups and PREFIX + path in groups)
@@ -239,26 +244,6 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
         with told_of(f"{name}: {path!r}", lambda: cause):
             deltas[path] = _delta(path, group, scales, shapes[path], weight_at)
     return Adapter(name, deltas, metadata=metadata)
-
-
-def meaning_of(key: str) -> str:
-    """Return what a tensor is that is not a factor of a LoRA, as the end of a sentence that begins
-    with its key, and the next step.
-    """
-    if "lora_embedding_" in key:
-        return (
-            "changes an embedding; only Linear and Conv2d layers can be merged. Train the adapter "
-            "without embeddings"
-        )
-    if key.endswith(".base_layer.weight"):
-        return (
-            "is a copy of the base model's weight, which PEFT adds for heads and embeddings. Save "
-            "the adapter again with save_pretrained(..., save_embedding_layers=False)"
-        )
-    return (
-        "is not a factor of a LoRA, and the merge would lose it. Train the adapter without "
-        "modules_to_save, and with bias='none' and lora_bias=false"
-    )
 
 
 def strange_keys(groups: Iterable[Group]) -> list[str]:

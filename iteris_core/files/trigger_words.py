@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import CalibrationError
 from ..settings import TRIGGER, shown
-from .limits import LISTED_WORDS, SEARCHED_CHARACTERS, WORD_CHARACTERS, first, json_value
+from .limits import LISTED_WORDS, WORD_CHARACTERS, first, json_value
 from .metadata import RECIPE_KEY
 
-Kept = TypeVar("Kept", bound=Hashable)
 # Kind of a LoRA -> prompts for it, which are English with "sks dog" and with "in ink style".
 TEMPLATES = {
     "subject": ("a photo of {trigger}", "{trigger}", "{trigger}, outdoors"),
@@ -28,8 +27,6 @@ _CHARACTERS = 16_000  # of all words
 _MOST_TRIGGERS = 4
 _TAGS_IN_A_CAPTION = 4
 _NO_NAMES = re.compile(r"(img|images?|data|dataset|train|training|\d*)", re.IGNORECASE)
-_WORD = re.compile(r"\w+")
-_PUNCTUATION = ".,;:!?()[]{}<>\"'"
 _NO_PHRASES = ("none", "null", "n/a")  # what programs write where the author wrote nothing
 
 
@@ -38,8 +35,8 @@ class TriggerWords:
     """The trigger words in the metadata of one file: all, most likely first; those that replace
     ``{trigger}`` in a prompt; the metadata field or the file next to the LoRA's that names these;
     and the commonest tags together, as in training (empty where the author named the triggers). Of
-    a merge also the prompts that its LoRAs were measured on, the trigger words of each of them that
-    has any, and their kind: a subject if one of them is.
+    a merge also the prompts that its LoRAs were measured on, and their kind: a subject if one of
+    them is.
     """
 
     words: tuple[str, ...] = ()
@@ -48,7 +45,6 @@ class TriggerWords:
     caption: str = ""
     prompts: tuple[str, ...] = ()
     kind: str = ""
-    merged: tuple[tuple[str, ...], ...] = ()
 
 
 def trigger_words(
@@ -90,21 +86,17 @@ def _merged(recipe: str) -> TriggerWords:
             for lora in json_value(recipe or "{}").get("loras", [])
             if lora["strength_model"] or lora["strength_clip"]
         ]
-        named = [phrases(lora["trigger_words"] or [lora["trigger"]]) for lora in loras]
+        named = [word for lora in loras for word in lora["trigger_words"] or [lora["trigger"]]]
         written = [prompt for lora in loras for prompt in lora["prompts"]]
         is_subject = any(lora["kind"] == "subject" for lora in loras)
     except (ValueError, AttributeError, TypeError, LookupError):
         return TriggerWords()
-    together = [word for words in named for word in words]
-    words, prompts = (tuple(first(phrases(each), _CHARACTERS)) for each in (together, written))
-    told = set(words)
-    each = _once(tuple(filter(told.__contains__, own))[:_MOST_TRIGGERS] for own in named)
-    merged = tuple(filter(None, each))[:_MOST_STATED]
+    words, prompts = (tuple(first(phrases(each), _CHARACTERS)) for each in (named, written))
     kind = "subject" if is_subject else "style"
-    return TriggerWords(words, words, RECIPE_KEY, prompts=prompts, kind=kind, merged=merged)
+    return TriggerWords(words, words, RECIPE_KEY, prompts=prompts, kind=kind)
 
 
-def _once(words: Iterable[Kept]) -> tuple[Kept, ...]:
+def _once(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
@@ -214,37 +206,19 @@ def _tags(text: str) -> tuple[str, ...]:
                     counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError, OverflowError):
         return ()
-    subjects = _subjects_among(tuple(filter(_is_phrase, names)), counts)
-    common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
-    return _once([*subjects, *filter(_is_phrase, common)])[:_MOST_WORDS]
-
-
-def _subjects_among(names: Sequence[str], counts: Counter[str]) -> list[str]:
-    """Return the training folders' names that name the subject.
-
-    A name that equals a tag of the captions does. A name of general words alone does not. Any
-    other does if there are no tags, if it has several words (kohya's instance and class), or if one
-    of the commonest tags has it as a word.
-    """
-    single = {name for name in names if len(name.split()) == 1}
-    searched = (
-        first((tag for tag, _ in counts.most_common()), SEARCHED_CHARACTERS) if single else ()
-    )
-    in_tags = single.intersection(word for tag in searched for word in _words(tag))
+    words = {word for tag in counts for word in tag.split()}
 
     def is_subject(name: str) -> bool:
-        words = name.split()
-        is_general = all(_NO_NAMES.fullmatch(word) for word in words)
-        is_new = not counts or len(words) > 1 or name in in_tags
-        return name in counts or (is_new and not is_general)
+        """Whether a folder's name names the subject: a tag does, words that are all general do not;
+        others do if they are several (kohya's instance and class) or a word of a tag, or if there
+        are no tags.
+        """
+        if name in counts:
+            return True
+        if all(map(_NO_NAMES.fullmatch, name.split())):
+            return False
+        return not counts or " " in name or name in words
 
-    return list(filter(is_subject, names))
-
-
-def _words(tag: str) -> Iterator[str]:
-    """Yield the words of a tag: what blanks divide, without the punctuation around it, and of that
-    what punctuation divides.
-    """
-    for word in tag.split():
-        yield word.strip(_PUNCTUATION)
-        yield from _WORD.findall(word)
+    subjects = filter(is_subject, filter(_is_phrase, names))
+    common = [tag for tag, _ in counts.most_common(_MOST_WORDS)]
+    return _once([*subjects, *filter(_is_phrase, common)])[:_MOST_WORDS]

@@ -300,14 +300,14 @@ class ComfyModel:
             dense_delta=HostDeltas(self.model, self.clip, self.keys, self._strengths(use)),
             progress=lambda *_: heed_cancel(),
         )
-        adapter = use.layer_weights(self.family).applied_to(replace(adapter, left_out=left_out))
+        adapter = use.layer_weights().applied_to(replace(adapter, left_out=left_out))
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         return denoiser.scaled(use.strength_model).joined_with(text)
 
     def _strengths(self, use: LoraUse) -> Callable[[str], float]:
         """Return the strength at which a LoRA's change of a module is used."""
-        weights = use.layer_weights(self.family)
+        weights = use.layer_weights()
 
         def strength_at(path: str) -> float:
             of_part = use.strength_clip if is_text(path) else use.strength_model

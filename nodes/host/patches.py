@@ -13,7 +13,6 @@ from torch import Tensor
 from ...iteris_core import Adapter, IterisError
 from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of
 from ...iteris_core.files.groups import grouped
-from ...iteris_core.files.xlabs import in_own_names
 from ..keys import HostKeys, HostWeight
 
 
@@ -37,10 +36,9 @@ def add_adapter(patcher: Any, adapter: Adapter, keys: set[str]) -> None:
 
 
 def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LoRA's tensors in the names that the host converts them to, and in the model's own
-    where only a trainer's own loader would do so.
-    """
-    return in_own_names(comfy.lora_convert.convert_lora(dict(tensors)))
+    """Return a LoRA's tensors in the names that the host converts them to."""
+    found: dict[str, Tensor] = comfy.lora_convert.convert_lora(dict(tensors))
+    return found
 
 
 def patches_of_file(

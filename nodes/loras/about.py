@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...iteris_core.errors import IterisError
 from .. import host
 from ..workflow import texts_upstream
-from .names import adapter_name, check_known, find_name
+from .names import adapter_name, check_known
 
 if TYPE_CHECKING:
     from ...iteris_core.files.families import Family
@@ -19,32 +19,25 @@ def about_lora(name: str) -> dict[str, Any]:
     """Return the facts in a LoRA file's header as JSON for the browser; ``error`` says why it
     cannot be read. Its length is bounded: by `limits`, and by the number of words.
 
-    ``family`` is its base model's, empty if nothing tells; ``blocks`` the groups of blocks that it
-    has; ``prompts`` what a merge would measure it on, by its kind; ``kind`` what it is likely to
-    be, empty if nothing tells; ``are_tags``: its author named no trigger words, which are the tags
-    of its training; ``merged_from`` the LoRAs that it is a merge of, ``merged_words`` the trigger
-    words of each of them that has any, and ``is_preview`` whether without measuring;
-    ``thumbnail``: whether `thumbnail_of` has a picture; ``hash`` the digest of its tensors that it
-    states.
+    ``family`` is its base model's, empty if nothing tells; ``prompts`` what a merge would measure
+    it on, by its kind; ``kind`` what it is likely to be, empty if nothing tells; ``merged_from``
+    the LoRAs that it is a merge of, and ``is_preview`` whether without measuring; ``thumbnail``:
+    whether `thumbnail_of` has a picture; ``hash`` the digest of its tensors that it states.
     """
     from ...iteris_core.diffusion.row_uses import likely_kind
     from ...iteris_core.files.beside import has_picture
-    from ...iteris_core.files.families import FAMILIES
     from ...iteris_core.files.headers import lora_header
     from ...iteris_core.files.trigger_words import TEMPLATES, default_prompts
 
     answer: dict[str, Any] = {
         "name": name,
         "trigger_words": [],
-        "are_tags": False,
         "prompts": {},
         "rank": 0,
         "base": "",
         "family": "",
-        "blocks": [],
         "kind": "",
         "merged_from": [],
-        "merged_words": [],
         "is_preview": False,
         "thumbnail": False,
         "hash": "",
@@ -58,15 +51,12 @@ def about_lora(name: str) -> dict[str, Any]:
         return answer | {"error": str(error)}
     return answer | {
         "trigger_words": list(header.triggers.words),
-        "are_tags": bool(header.triggers.caption),
         "prompts": {kind: list(default_prompts(header.triggers, kind)) for kind in TEMPLATES},
         "rank": header.rank,
         "base": header.base,
         "family": header.family,
-        "blocks": list(FAMILIES[header.family].blocks) if header.family else [],
         "kind": likely_kind(name, header.triggers) or "",
         "merged_from": list(map(adapter_name, header.origin.names)),
-        "merged_words": list(map(list, header.triggers.merged)),
         "is_preview": header.origin.is_preview,
         "thumbnail": has_picture(path),
         "hash": header.digest,
@@ -75,39 +65,19 @@ def about_lora(name: str) -> dict[str, Any]:
 
 def about_row(text: str) -> dict[str, Any]:
     """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
-    model of its file's family, or for none at all where its keys do not show that, or why no model
-    reads one of its prompts: ``error``, None where all is well.
+    model, or why no model reads one of its prompts: ``error``, None where all is well.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
     from ...iteris_core.diffusion.lora_use import plain_prompts_of
-    from ...iteris_core.files.block_weights import check_spelling, layer_weights
+    from ...iteris_core.files.block_weights import check_spelling
 
     try:
         for row in rows_in(text):
-            says = (row.name, row.blocks, row.without)
-            family = _family_of(row.name)
-            if family:
-                layer_weights(*says, family)
-            else:
-                check_spelling(*says)
+            check_spelling(row.name, row.blocks, row.without)
             plain_prompts_of(row.name, row.prompts)
     except IterisError as error:
         return {"error": str(error)}
     return {"error": None}
-
-
-def _family_of(row: str) -> Family | None:
-    """Return the family of the file that a row names, by its keys; None: they do not show it, and
-    the file may fit another model than its metadata say.
-    """
-    from ...iteris_core.files.families import FAMILIES
-    from ...iteris_core.files.headers import lora_header
-
-    with suppress(IterisError):
-        file = find_name(row, host.lora_names())
-        header = lora_header(host.lora_path(file))
-        return FAMILIES[header.family] if header.is_by_keys else None
-    return None
 
 
 def thumbnail_of(name: str) -> tuple[bytes, str] | None:

@@ -10,7 +10,6 @@ from fake_host import use
 from iteris_core import Adapter, ConfigError, LowRankDelta
 from iteris_core.diffusion.lora_use import each_once
 from iteris_core.files.block_weights import layer_weights
-from iteris_core.files.families import FAMILIES
 from iteris_core.settings import MOST_CHARACTERS
 
 UNET = "diffusion_model."
@@ -34,9 +33,9 @@ def adapter_of(blocks):
     return Adapter("cat", deltas)
 
 
-def weights(spelling, family, blocks, without=()):
+def weights(spelling, blocks, without=()):
     """Return block -> by how much its layer is scaled; 0 where it is left out."""
-    of_layers = layer_weights("cat", spelling, without, FAMILIES[family])
+    of_layers = layer_weights("cat", spelling, without)
     made = of_layers.applied_to(adapter_of(blocks))
     found = {path: delta.up[0, 0].item() for path, delta in made.deltas.items()}
     assert 0 not in found.values()  # such layers are not there
@@ -47,63 +46,62 @@ def kept(found):
     return [block for block, weight in found.items() if weight]
 
 
-SPELLINGS = [  # spelling, family, blocks, what each is scaled by
-    ("IN01:0.5,MID:0", "SD1.5", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
-    ("in1=-.5; mid00 : 2", "SD1.5", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
-    ("IN:0.5, IN04-IN07: 0", "SD1.5", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
-    ("ALL:0,OUT3-5:1", "SDXL", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
-    ("BASE:0.25", "SDXL", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
-    ("double 0-18:0.5,single:0", "Flux.1", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
-    ("D07:0", "Flux.1", ["D06", "D07", "S07"], [1, 0, 1]),
-    ("blocks 0-3:0.5", "Z-Image", ["B03", "NR01"], [0.5, 1]),
-    ("BASE:0", "Z-Image", ["B03", "NR01"], [1, 0]),
-    ("", "SD1.5", ["TE00", "IN03"], [1, 1]),
+SPELLINGS = [  # spelling, blocks, what each is scaled by
+    ("IN01:0.5,MID:0", ["IN01", "IN02", "MID"], [0.5, 1, 0]),
+    ("in1=-.5; mid00 : 2", ["IN01", "IN02", "MID"], [-0.5, 1, 2]),
+    ("IN:0.5, IN04-IN07: 0", ["IN01", "IN04", "IN07", "OUT04"], [0.5, 0, 0, 1]),
+    ("ALL:0,OUT3-5:1", ["TE00", "OUT02", "OUT03", "OUT05"], [0, 0, 1, 1]),
+    ("BASE:0.25", ["TE00", "TG31", "time", "IN04"], [0.25, 0.25, 0.25, 1]),
+    ("double 0-18:0.5,single:0", ["D00", "D18", "S00", "S37"], [0.5, 0.5, 0, 0]),
+    ("D07:0", ["D06", "D07", "S07"], [1, 0, 1]),
+    ("blocks 0-3:0.5", ["B03", "NR01"], [0.5, 1]),
+    ("BASE:0", ["B03", "NR01"], [1, 0]),
+    ("", ["TE00", "IN03"], [1, 1]),
 ]
 
 
 def test_blocks_go_by_their_names():
-    for spelling, family, blocks, expected in SPELLINGS:
-        assert list(weights(spelling, family, blocks).values()) == expected, spelling
+    for spelling, blocks, expected in SPELLINGS:
+        assert list(weights(spelling, blocks).values()) == expected, spelling
 
 
 def test_layers_are_left_out_by_their_paths():
     blocks = ["TE00", "IN01", "OUT03"]
-    assert kept(weights("", "SD1.5", blocks, ["*input_blocks*"])) == ["TE00", "OUT03"]
-    found = weights("OUT:0.5", "SD1.5", blocks, ["clip_l.*.fc?", "*.input_blocks.[0-3].*"])
+    assert kept(weights("", blocks, ["*input_blocks*"])) == ["TE00", "OUT03"]
+    found = weights("OUT:0.5", blocks, ["clip_l.*.fc?", "*.input_blocks.[0-3].*"])
     assert list(found.values()) == [0, 0, 0.5]
 
 
 def test_biases_and_norms_are_scaled_and_left_out_like_their_layers():
     vectors = {f"{LAYERS[b]}.bias": torch.ones(2) for b in ("IN01", "IN02", "MID")}
     adapter = Adapter("cat", {}, vectors=vectors)
-    made = layer_weights("cat", "IN01:0.5,MID:0", (), FAMILIES["SD1.5"]).applied_to(adapter)
+    made = layer_weights("cat", "IN01:0.5,MID:0", ()).applied_to(adapter)
     assert {path: v.tolist() for path, v in made.vectors.items()} == {
         f"{LAYERS['IN01']}.bias": [0.5, 0.5],
         f"{LAYERS['IN02']}.bias": [1, 1],
     }
 
 
-REFUSED = [  # spelling, layers to leave out, family, what the message names
-    ("1,0,0", (), "SD1.5", "have '1'. Write each as BLOCK:WEIGHT, by name and not as a list of"),
-    ("OUTALL", (), "SD1.5", "have 'OUTALL'. Write each as BLOCK:WEIGHT"),
-    ("BASE:1e9", (), "SD1.5", "have 'BASE:1e9'; a weight must be a number"),
-    ("IN01:nan", (), "SD1.5", "have 'IN01:nan'; a weight must be"),
-    ("IN:1, D0-3:0", (), "SDXL", "have 'D0-3:0', and SDXL has no such block. It has IN, MID, OUT"),
-    ("IN01:0", (), "Z-Image", "have 'IN01:0', and Z-Image has no such block. It has blocks"),
-    ("IN01", (), "SD1.5", "have 'IN01'. Write each as BLOCK:WEIGHT"),
-    ("UP03:1", (), "SD1.5", "have 'UP03:1'. Write each as BLOCK:WEIGHT"),
-    ("OUT03:0", (), "SD1.5", "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
-    ("IN2-9:0", (), "SD1.5", "have 'IN2-9:0', and it changes no such block"),
-    ("", ("*attn9*",), "SD1.5", "no layer that it changes has a path like '*attn9*'"),
-    ("", ("",), "SD1.5", "a pattern of layers to leave out is ''"),
-    ("", ("*",) * 51, "SD1.5", "51 patterns of layers to leave out; at most 50 are allowed"),
+REFUSED = [  # spelling, layers to leave out, what the message names
+    ("1,0,0", (), "have '1'. Write each as BLOCK:WEIGHT, by name and not as a list of"),
+    ("OUTALL", (), "have 'OUTALL'. Write each as BLOCK:WEIGHT"),
+    ("BASE:1e9", (), "have 'BASE:1e9'; a weight must be a number"),
+    ("IN01:nan", (), "have 'IN01:nan'; a weight must be"),
+    ("IN:1, D0-3:0", (), "have 'D0-3:0', and it changes no such block. It has BASE, IN01, MID"),
+    ("IN01", (), "have 'IN01'. Write each as BLOCK:WEIGHT"),
+    ("UP03:1", (), "have 'UP03:1'. Write each as BLOCK:WEIGHT"),
+    ("OUT03:0", (), "have 'OUT03:0', and it changes no such block. It has BASE, IN01"),
+    ("IN2-9:0", (), "have 'IN2-9:0', and it changes no such block"),
+    ("", ("*attn9*",), "no layer that it changes has a path like '*attn9*'"),
+    ("", ("",), "a pattern of layers to leave out is ''"),
+    ("", ("*",) * 51, "51 patterns of layers to leave out; at most 50 are allowed"),
 ]
 
 
 def test_what_fits_nothing_is_named():
-    for spelling, without, family, words in REFUSED:
+    for spelling, without, words in REFUSED:
         with pytest.raises(ConfigError, match=re.escape(words)) as error:
-            weights(spelling, family, ["time", "IN01", "MID"], without)
+            weights(spelling, ["time", "IN01", "MID"], without)
         assert str(error.value).startswith("LoRA 'cat': ")
 
 
@@ -124,7 +122,7 @@ def test_a_long_spelling_holds_nothing_up(spelling):
     blocks = [*LAYERS]
     with pytest.raises(ConfigError):
         for _ in range(20):
-            weights(spelling, "SD1.5", blocks, ["*a" * 149] * 50)
+            weights(spelling, blocks, ["*a" * 149] * 50)
     assert time.thread_time() - start < 5
 
 

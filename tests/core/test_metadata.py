@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from iteris_core import Adapter, SaveError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
-from iteris_core.files.limits import HEADER_BYTES, MERGED_TAG_CHARACTERS
-from iteris_core.files.metadata import Origin, hashes, merged_metadata, merged_tags, origin_of
+from iteris_core.files.limits import HEADER_BYTES
+from iteris_core.files.metadata import Origin, hashes, origin_of
 from iteris_core.files.writing import write_tensors
 
 
@@ -19,19 +19,15 @@ def lora(name, metadata, trigger=""):
     return LoadedLora.of(Adapter(name, {}, metadata=metadata), (), trigger=trigger)
 
 
-def test_triggers_tags_and_titles_of_the_sources_live_on():
-    cat = {
-        "modelspec.trigger_phrase": "sks cat",
-        "modelspec.title": "My cat",
-        "ss_tag_frequency": '{"1_x": {"cat": 2}}',
-    }
+def test_triggers_and_titles_of_the_sources_live_on():
+    cat = {"modelspec.trigger_phrase": "sks cat", "modelspec.title": "My cat"}
     ink = {"ss_tag_frequency": json.dumps({"1_x": {"cat": 1, "ink": 5}, "2_y": {"ink": 1}})}
     loras = [lora("cat", cat), lora("style/ink", ink)]
     found = metadata_of_merge("both", loras, "{}")
     assert found["modelspec.trigger_phrase"] == "sks cat, ink"
     assert found["iteris.recipe"] == "{}"
     assert found["modelspec.merged_from"] == "My cat, style/ink"
-    assert json.loads(found["ss_tag_frequency"]) == {"1_x": {"cat": 3, "ink": 5}, "2_y": {"ink": 1}}
+    assert "modelspec.trigger_phrase" not in metadata_of_merge("x", [lora("b", {})], "{}")
     assert "modelspec.date" not in found  # equal merges have equal files
     assert found["modelspec.title"] == found["ss_output_name"] == "both"
 
@@ -62,17 +58,6 @@ def test_a_recipe_says_what_files_a_merge_was_made_of_and_whether_by_measuring()
     assert origin_of({}) == Origin()
 
 
-def test_what_is_not_known_is_left_out():
-    adapters = [Adapter("a", {}), Adapter("b", {}, metadata={"ss_tag_frequency": "{broken"})]
-    found = merged_metadata("x", adapters, ())
-    assert {"ss_tag_frequency", "modelspec.trigger_phrase"}.isdisjoint(found)
-    assert merged_tags(["[]", '{"a": 1}', "", '{"f": {"t": "2"}}', '{"f": {"t": Infinity}}']) == {
-        "f": {"t": 2}
-    }
-    large = json.dumps({"f": {"t": int("9" * 4300)}})  # more digits cannot be written
-    assert merged_tags([large, large])["f"]["t"] > 10**8
-
-
 def test_the_user_calls_what_the_file_does_not_name():
     loras = [
         lora("cat", {"modelspec.trigger_phrase": "sks cat"}, "a cat"),
@@ -99,18 +84,6 @@ def test_hashes_are_those_of_sd_scripts(tmp_path):
     assert found["sshs_legacy_hash"] == hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
     assert found["modelspec.hash_sha256"] == "0x" + found["sshs_model_hash"]
     assert hashes(tensors, metadata | {"modelspec.title": "other"}) == found
-
-
-def test_the_commonest_tags_are_kept_within_the_limits():
-    many = {f"t{i}": i for i in range(3_000)}
-    assert merged_tags([json.dumps({"a": many})]) == {"a": dict(list(many.items())[:-1001:-1])}
-    small = {"b": {"x": 1, "y": 2}, "a": {}}
-    assert json.dumps(merged_tags([json.dumps(small)])) == json.dumps(small)  # their order, too
-    folders = {f"{i}_{'n' * 50}": {f"{j}" * 20: j for j in range(9)} for i in range(8_000)}
-    kept = merged_tags([json.dumps(folders)])
-    assert len(json.dumps(kept)) <= MERGED_TAG_CHARACTERS and len(kept) == 8_000
-    assert all("8" * 20 in tags for tags in kept.values())
-    assert merged_tags([json.dumps({"n" * 2_000_000: {"a": 1}})]) == {}
 
 
 def test_no_file_is_written_that_is_not_read_again(tmp_path):

@@ -78,7 +78,6 @@ def test_a_merge_is_measured_on_the_prompts_of_each_of_its_loras():
     of_recipe = {PHRASE: "in ink, my dog", "iteris.recipe": json.dumps({"loras": loras})}
     found = trigger_words(of_recipe)
     assert (found.triggers, found.kind) == (("in ink", "my dog"), "subject")
-    assert found.merged == (("in ink",), ("my dog",)), "of each of them that counts"
     prompts = ("a landscape, in ink", "in ink", "my dog in the snow")
     for kind in TEMPLATES:
         assert fill_in("x", [], found, kind) == default_prompts(found, kind) == prompts

@@ -43,12 +43,10 @@ STRANGE = ("../checkpoints/sd15.safetensors", "/etc/passwd", "gone.safetensors",
 def test_the_browser_is_told_of_files_in_the_lists_alone(host, files):
     """Trigger words, prompts, rank and base of a LoRA; whose LoRAs fit a model; a picture."""
     told = {"name": "tags.safetensors", "trigger_words": ["ohwx", "outdoors"], "rank": 8}
-    told |= {"base": "SD1.5 (sd_v1)", "family": "SD1.5", "blocks": ["IN", "MID", "OUT"]}
+    told |= {"base": "SD1.5 (sd_v1)", "family": "SD1.5"}
     told |= {
         "kind": "",
-        "are_tags": True,
         "merged_from": [],
-        "merged_words": [],
         "is_preview": False,
         "thumbnail": False,
         "hash": "",

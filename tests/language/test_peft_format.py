@@ -119,7 +119,10 @@ WEIGHTS = [  # how the tensors are changed, what the message names
         lambda t: {k.replace("er.block.1", "er.block.7"): v for k, v in t.items()},
         "6 of its 12 layers",
     ),
-    (lambda t: {**t, "base_model.model.shared.lora_embedding_A": ZEROS}, "changes an embedding"),
+    (
+        lambda t: {**t, "base_model.model.shared.lora_embedding_A": ZEROS},
+        "is not a factor of a LoRA",
+    ),
     (lambda t: {**t, f"base_model.model.{Q}.bias": ZEROS[0]}, "bias='none'"),
     (lambda t: {}, "0 of its 0 layers"),
 ]

@@ -63,18 +63,3 @@ def test_a_row_learns_before_a_run_that_a_prompt_has_several_readings(replace_ho
         error = about_row(f"<lora:ink:1> subject | a dog | {said}")["error"]
         assert error.startswith(f"LoRA 'ink': its prompt '{said}' has ")
     assert about_row("<lora:ink:1> | {trigger}, BREAK <lora:x:1> a dog") == {"error": None}
-
-
-def test_a_row_learns_before_a_run_that_its_file_s_model_has_no_such_blocks(replace_host, tmp_path):
-    """By its keys: what its metadata alone say may be wrong, and the file fit another model."""
-    path = tmp_path / "ink.safetensors"
-    attention = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
-    save_file({f"{attention}.lora_down.weight": torch.ones(2, 2048)}, path)
-    stated = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
-    save_file({"a.lora_down.weight": torch.ones(2, 2)}, tmp_path / "stated.safetensors", stated)
-    names = [path.name, "stated.safetensors"]
-    replace_host(lora_names=lambda: names, lora_path=lambda name: tmp_path / name)
-    assert "'double:0', and SDXL" in about_row("<lora:ink:1> blocks=double:0")["error"]
-    for name in ("stated", "gone"):
-        assert about_row(f"<lora:{name}:1> blocks=double:0") == {"error": None}
-    assert about_row("<lora:ink:1> blocks=IN:0") == {"error": None}

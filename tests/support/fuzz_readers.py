@@ -27,7 +27,7 @@ from iteris_core.files.adapter_kinds import own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.headers import lora_header
 from iteris_core.files.inspection import inspect_adapter
-from iteris_core.files.metadata import RECIPE_KEY, merged_tags
+from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.language.samples import read_token_ids
 from iteris_core.layers import layer_shapes
@@ -117,7 +117,6 @@ def replaced(**functions: Callable[..., Any]) -> Iterator[None]:
 
 def recipe_in(path: Path) -> object:
     _, metadata = read_header(path)
-    merged_tags([metadata.get("ss_tag_frequency", "")])
     return read_recipe(path.name, metadata.get(RECIPE_KEY, "{}"))
 
 
