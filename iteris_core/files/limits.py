@@ -13,8 +13,6 @@ from typing import Any
 FILE_BYTES = 2**35  # of an adapter, which is read whole: full differences of Flux have 24 GB
 HEADER_BYTES = 20_000_000  # names every tensor and holds the metadata: tags of several MB
 KEY_CHARACTERS = 300  # the longest have some 120
-DIMENSIONS = 8  # a convolution over time has 5
-NUMBERS = 2**40  # of one tensor, where a side of 0 counts as 1: torch counts in 64 bits
 
 # What is beyond these counts as unreadable.
 SETTINGS_BYTES = 10_000_000  # adapter_config.json; with a pattern for each layer it has 0.5 MB
@@ -25,13 +23,8 @@ PICTURE_BYTES = 16_000_000  # next to a LoRA's file, which is sent to the page a
 WORD_CHARACTERS = 2_000
 LISTED_WORDS = 1_000  # words between commas that are looked at
 NAME_CHARACTERS = 200  # of a base model in the metadata; what is longer is not a name
-# Characters of keys that are searched for a file's family, and of tags that are searched for its
-# subject: real files have 0.2 million.
-SEARCHED_CHARACTERS = 1_000_000
+SEARCHED_CHARACTERS = 1_000_000  # of keys, for a file's family: real files have 0.2 million
 MERGED_CHARACTERS = 1_000  # of the names of the LoRAs that a file is a merge of
-# Tags of a training folder that a merged file keeps, the commonest, and characters of all of them.
-MERGED_TAGS = 1_000
-MERGED_TAG_CHARACTERS = 1_000_000
 
 
 def first(texts: Iterable[str], characters: int) -> Iterator[str]:

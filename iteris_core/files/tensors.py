@@ -1,8 +1,8 @@
 """Safetensors files: read without pickle and within limits, written so that equal content has equal
 bytes, and known by their hash.
 
-The library safetensors reads and writes the tensors. It is given bytes and not a path, since it
-would map the file into memory: if the file then shrinks, the process ends.
+The library safetensors reads and writes the tensors. It is given their bytes, and the path only to
+look at the header: what it maps into memory ends the process if the file then shrinks.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -36,19 +34,6 @@ _TYPES = frozenset(
 )
 
 
-class _BeyondLimits(Exception):
-    """What a file has more of than is read."""
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a file says before its tensors: key -> shape by key, the metadata, and see `version`."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
-    version: tuple[int, int]
-
-
 # --- reading ---
 
 
@@ -57,13 +42,19 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata.
 
     Raises:
-        AdapterError: The file is missing, a pickle, truncated or something else, or has more of
-            something than is read (see `limits`); names the next step.
+        AdapterError: The file is missing, a pickle, truncated or something else, or has more than
+            is read (see `limits`); names the next step.
     """
-    with _opened(path) as (_, header):
-        pass
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in header.shapes.items()}
-    return tensors, dict(header.metadata)
+    path = Path(path)
+    entries, metadata = _header(path)
+    try:
+        tensors = {
+            key: torch.empty(entry["shape"], device="meta")
+            for key, entry in sorted(entries.items())
+        }
+    except RuntimeError as error:  # sides that make more numbers than torch can count
+        raise _damaged(path, error) from error
+    return tensors, metadata
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -72,32 +63,26 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     The tensors are copies in memory: what happens to the file afterwards does not change them.
 
     Raises:
-        AdapterError: See `read_header`; also a file that is changed while it is read.
+        AdapterError: See `read_header`.
     """
     path = Path(path)
-    with _opened(path) as (file, header):
-        _, size = header.version
-        if size > limits.FILE_BYTES:
-            raise AdapterError(
-                f"{path.name}: the file has {size} bytes, and an adapter of at most "
-                f"{limits.FILE_BYTES} is read. It is probably a whole model; choose a LoRA"
-            )
-        file.seek(0)
-        content = file.read()
-        if len(content) != size or version(os.fstat(file.fileno())) != header.version:
-            raise AdapterError(
-                f"{path.name}: the file was changed while it was read; wait until the program that "
-                "writes it has ended, and try again"
-            )
-        try:
-            tensors = load(content)
-        except SafetensorError as error:
-            raise _damaged(path.name, len(content), error) from error
-    return {key: tensors[key] for key in header.shapes}, dict(header.metadata)
+    entries, metadata = _header(path)
+    size = path.stat().st_size
+    if size > limits.FILE_BYTES:
+        raise AdapterError(
+            f"{path.name}: the file has {size} bytes, and an adapter of at most "
+            f"{limits.FILE_BYTES} is read. It is probably a whole model; choose a LoRA"
+        )
+    try:
+        with _one_sentence(path):
+            tensors = load(path.read_bytes())
+        return {key: tensors[key] for key in sorted(entries)}, metadata
+    except (SafetensorError, KeyError) as error:  # the latter if it was written meanwhile
+        raise _damaged(path, error) from error
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a whole file says of its tensors, by key, and its metadata."""
     with _one_sentence(path):
         if not path.is_file():
             raise AdapterError(
@@ -113,7 +98,41 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, _Header]]:
                     "IterIS reads only .safetensors. Convert it with a tool that you trust, or "
                     "download the safetensors version"
                 )
-            yield file, _header(file, path.name)
+            length = int.from_bytes(start, "little")
+            if limits.HEADER_BYTES < length < path.stat().st_size:
+                raise AdapterError(
+                    f"{path.name}: the header has {length} bytes, and at most "
+                    f"{limits.HEADER_BYTES} are read. No adapter is known that needs so much, so "
+                    "the file is damaged or made to do harm; use another"
+                )
+            file.seek(_LENGTH_BYTES)
+            text = file.read(min(length, limits.HEADER_BYTES))
+        try:
+            entries = json.loads(text)
+            if not isinstance(entries, dict):
+                raise ValueError("the header is not an object")
+            metadata = entries.pop(_METADATA, None) or {}
+            for key, entry in entries.items():
+                _check_entry(path, key, entry)
+            with safe_open(path, framework="pt"):  # refuses what is not whole
+                pass
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise _damaged(path, error) from error
+    return entries, metadata
+
+
+def _check_entry(path: Path, key: str, entry: Any) -> None:
+    if len(key) > limits.KEY_CHARACTERS:
+        raise AdapterError(
+            f"{path.name}: the key {key[:60]!r}... has {len(key)} characters, and at most "
+            f"{limits.KEY_CHARACTERS} are read. Use another LoRA"
+        )
+    dtype = entry.get("dtype") if isinstance(entry, dict) else None
+    if isinstance(dtype, str) and dtype not in _TYPES:
+        raise AdapterError(
+            f"{path.name}: {key!r} is of the type {dtype!r:.20}, which is not read. Use a version "
+            "of it in float32, float16, bfloat16 or float8"
+        )
 
 
 @contextlib.contextmanager
@@ -128,80 +147,11 @@ def _one_sentence(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _damaged(name: str, size: int, error: object) -> AdapterError:
+def _damaged(path: Path, error: Exception) -> AdapterError:
     return AdapterError(
-        f"{name}: not a whole safetensors file ({size} bytes; {error}); the download was probably "
-        "cut off. Download it again"
+        f"{path.name}: not a whole safetensors file ({path.stat().st_size} bytes; {error}); the "
+        "download was probably cut off. Download it again"
     )
-
-
-def _header(file: BinaryIO, name: str) -> _Header:
-    status = os.fstat(file.fileno())
-    size = status.st_size
-    file.seek(0)
-    try:
-        entries, metadata = _entries(file, size)
-    except _BeyondLimits as error:
-        raise AdapterError(
-            f"{name}: {error}. No adapter is known that needs so much, so the file is damaged or "
-            "made to do harm; use another"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(name, size, error) from error
-    odd = next((key for key, entry in entries.items() if entry["dtype"] not in _TYPES), None)
-    if odd is not None:
-        raise AdapterError(
-            f"{name}: {odd!r} is of the type {entries[odd]['dtype']!r:.20}, which is not read. Use "
-            "a version of it in float32, float16, bfloat16 or float8"
-        )
-    # the library checks, when they are read, that the tensors fill the file one after the other
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if file.tell() + end != size:
-        raise _damaged(name, size, f"the tensors need {end} bytes, and it has {size - file.tell()}")
-    shapes = {key: tuple(entry["shape"]) for key, entry in sorted(entries.items())}
-    return _Header(shapes, metadata, version(status))
-
-
-def _entries(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what a header says of the tensors, by key, and the metadata."""
-    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    if _LENGTH_BYTES + length > size:
-        raise ValueError("the header is longer than the file")
-    _check_most("the header has", length, limits.HEADER_BYTES, "bytes")
-    entries = json.loads(file.read(length).decode("utf-8"))
-    if not isinstance(entries, dict):
-        raise ValueError("the header is not an object")
-    metadata = entries.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("the metadata are not texts")
-    for text in (*entries, *metadata, *metadata.values()):
-        text.encode("utf-8")  # half a character has no bytes
-    for key, entry in entries.items():
-        _check_entry(key, entry)
-    return entries, metadata
-
-
-def _check_entry(key: str, entry: Any) -> None:
-    name = repr(key[:60])
-    fields = entry if isinstance(entry, dict) else {}
-    shape: Any = fields.get("shape")
-    places: Any = fields.get("data_offsets")
-    is_whole = isinstance(fields.get("dtype"), str) and _are_counts(shape) and _are_counts(places)
-    if not is_whole or len(places) != 2:
-        raise ValueError(f"{name} has no type, no shape or no place in the file")
-    _check_most(f"the key {name}... has", len(key), limits.KEY_CHARACTERS, "characters")
-    _check_most(f"{key!r} has", len(shape), limits.DIMENSIONS, "dimensions")
-    numbers = math.prod(max(side, 1) for side in shape)
-    _check_most(f"{key!r} has sides that make", numbers, limits.NUMBERS, "numbers")
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _check_most(what: str, found: int, most: int, unit: str) -> None:
-    if found > most:
-        raise _BeyondLimits(f"{what} {found} {unit}, and at most {most} are read")
 
 
 def version(status: os.stat_result) -> tuple[int, int]:

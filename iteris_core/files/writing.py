@@ -26,25 +26,14 @@ _HIDDEN = re.compile(r"\.iteris-(\d+)-[0-9a-f]{16}\.part")  # with the number of
 _TRIES = 100  # at a name that others take at the same time
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
 _SHOWN = 60  # characters of a long name in an error
-# What a name holds -> what is wrong with it. What only Windows refuses is refused everywhere, since
-# files are passed on.
-_FAULTS = {
-    r".*[\0-\x1f].*": "has a control character in it",
-    r".*[\ud800-\udfff].*": "has half a character in it, which no disk can write",
-    r'.*[<>:"|?*].*': 'has one of <>:"|?* in it, which Windows does not allow',
-    r".*[. ]": "ends with a dot or a space, which Windows takes away",
-}
+# What only Windows refuses is refused everywhere, since files are passed on.
+_UNFIT = re.compile(r'[\0-\x1f\ud800-\udfff<>:"|?*]|[. ]$')
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some room, or save to another disk",
     errno.EDQUOT: "your share of the disk is used up; free some room, or save to another disk",
-    errno.EFBIG: "the file is larger than this disk or process allows; save to another disk, or at "
-    "a lower rank",
     errno.EROFS: "the disk is read-only; save to another place",
     errno.EACCES: "this is not allowed to you, or another program has it open; save to another "
     "place",
-    errno.EISDIR: "a folder has this name; choose another name",
-    errno.EEXIST: "a part of its path is a file; choose another place",
-    errno.ENOTDIR: "a part of its path is a file; choose another place",
 }
 
 
@@ -229,28 +218,23 @@ def free_name(wanted: Path) -> Path:
     return next(path for path in paths if not os.path.lexists(path))
 
 
-def fault_of_name(name: str) -> str:
-    """Return what keeps a file from having a name, as the end of a sentence; empty: nothing.
-
-    >>> fault_of_name("a.")
-    'ends with a dot or a space, which Windows takes away; choose another name'
-    """
-    faults = (what for text, what in _FAULTS.items() if re.fullmatch(text, name, re.DOTALL))
-    if fault := next(faults, None):
-        return f"{fault}; choose another name"
-    length = len(name.encode("utf-8"))
-    if length > _LONGEST_NAME:
-        return f"is {length} bytes long, and {_LONGEST_NAME} is the most; choose a shorter name"
-    return ""
-
-
 def fault_of_path(path: Path) -> str:
-    """Return what keeps a path from being made, as a sentence; empty: nothing."""
+    """Return what keeps a path from being made, as a sentence; empty: nothing.
+
+    >>> fault_of_path(Path("what?"))[:47]
+    "'what?' can be no name: a name has no control c"
+    """
     for place in (path, *path.parents):
-        is_there = place.name == ".." or os.path.lexists(place)
-        if fault := "" if is_there else fault_of_name(place.name):
-            name = place.name if len(place.name) < _SHOWN else f"{place.name[:_SHOWN]}..."
-            return f"{name!r} {fault}"
+        name = place.name
+        if name == ".." or os.path.lexists(place):
+            continue
+        if _UNFIT.search(name) or len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+            shown = name if len(name) < _SHOWN else f"{name[:_SHOWN]}..."
+            return (
+                f"{shown!r} can be no name: a name has no control characters and none of "
+                '<>:"|?*, does not end with a dot or a space, and has at most '
+                f"{_LONGEST_NAME} bytes. Choose another"
+            )
     return ""
 
 

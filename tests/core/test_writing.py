@@ -21,7 +21,7 @@ from iteris_core import IterisError, NameTakenError, SaveError
 from iteris_core.files import writing
 from iteris_core.files.writing import (
     blocks_of,
-    fault_of_name,
+    fault_of_path,
     free_name,
     under_free_name,
     whole_file,
@@ -186,22 +186,22 @@ BAD_NAMES = (*LONG, "a\0b", "a\nb", "\udcff", "a:b", "what?", "dots.", "a ")
 
 def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
     for name in BAD_NAMES:
-        assert fault_of_name(name)
+        assert fault_of_path(tmp_path / name)
         for place in (tmp_path / name, tmp_path / name / "x"):
             with pytest.raises(SaveError) as caught:
                 write_text("x", place)
             assert "\n" not in str(caught.value)
-            assert len(str(caught.value)) < 200
+            assert len(str(caught.value)) < 250
     assert os.listdir(tmp_path) == []
-    assert not writing.fault_of_path(tmp_path / "new" / ".." / "x")
+    assert not fault_of_path(tmp_path / "new" / ".." / "x")
     for name in ("a" * 255, "ä b.c"):
-        assert not fault_of_name(name)
+        assert not fault_of_path(tmp_path / name)
     (tmp_path / "what?").mkdir()  # a folder that is there may have any name
     (tmp_path / "file").touch()
     write_text("x", tmp_path / "what?" / "x")
     with pytest.raises(SaveError, match=r"what\? is a folder; choose another name"):
         write_text("x", tmp_path / "what?", overwrite=True)
-    with pytest.raises(SaveError, match="a part of its path is a file"):
+    with pytest.raises(SaveError, match=r"x cannot be written: (Not a directory|File exists)"):
         write_text("x", tmp_path / "file" / "x")
 
 

@@ -58,12 +58,12 @@ def test_a_name_is_the_one_in_lists_of_loras(tmp_path, monkeypatch, name, path):
         ("loras/../a", "is outside the folder loras in ComfyUI's output folder"),
         ("..\\a", "is outside the folder loras in ComfyUI's output folder"),
         ("/etc/a", "is outside the folder loras in ComfyUI's output folder"),
-        ("loras/" + "a" * 300, "is 312 bytes long, and 255 is the most"),
-        ("loras/a\0b", "has a control character in it"),
-        ("loras/\ud800", "has half a character in it"),
+        ("loras/" + "a" * 300, "can be no name: a name has no control characters"),
+        ("loras/a\0b", "can be no name"),
+        ("loras/\ud800", "can be no name"),
         ("a_%date%", "%date% has no value in the name of a merge; %year%, "),
         ("%Empty Latent Image.width%", "%Empty Latent Image.width% has no value"),
-        ("%date:hh:mm%", "which Windows does not allow"),
+        ("%date:hh:mm%", "can be no name"),
     ],
 )
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, name, said):
