@@ -21,7 +21,6 @@ from ..settings import shown, some_of
 from .limits import KEY_CHARACTERS
 
 MOST_WEIGHT = 100  # of a block, as of strengths
-MOST_PATTERNS = 50  # of layers left out, for one LoRA
 _BASE = "BASE"
 _ALL = "ALL"
 _BLOCKS = {  # name -> how the paths of its layers begin, with the number if there are several
@@ -142,11 +141,6 @@ def check_spelling(name: str, blocks: str, without: Sequence[str]) -> None:
         ConfigError: Says what was found, and what may be there.
     """
     _entries(name, blocks)
-    if len(without) > MOST_PATTERNS:
-        raise ConfigError(
-            f"LoRA {shown(name)}: {len(without)} patterns of layers to leave out; at most "
-            f"{MOST_PATTERNS} are allowed. Join some of them with *"
-        )
     odd = next((text for text in without if not 0 < len(text.strip()) <= KEY_CHARACTERS), None)
     if odd is not None:
         raise ConfigError(

@@ -28,34 +28,20 @@ _LOCK = threading.Lock()  # one look at a time: a page asks for all files at onc
 
 
 def once_per_file(look: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
-    """Remember what a look at a file finds, or why it is refused, until it or a file next to it
-    changes: a page asks for the same files again and again, and pages of strangers may ask.
+    """Remember what a look at a file finds, until it or a file next to it changes: a page asks for
+    the same files again and again.
     """
 
     @functools.lru_cache(_FILES)
-    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts | str:
-        try:
-            return look(path)
-        except AdapterError as error:
-            if isinstance(error.__cause__, OSError):  # a disk may answer next time
-                raise
-            return str(error)
+    def remembered(path: Path, _versions: tuple[object, ...]) -> Facts:
+        return look(path)
 
     @functools.wraps(look)
     def looked(path: Path) -> Facts:
         with _LOCK:
-            found = remembered(path, tuple(map(_version, (path, *sidecars(path)))))
-        if isinstance(found, str):
-            raise AdapterError(found)
-        return found
+            return remembered(path, tuple(map(_version, (path, *sidecars(path)))))
 
     return looked
-
-
-@once_per_file
-def listed_words(path: Path) -> tuple[str, ...]:
-    """Return the trigger words that a file next to a LoRA's lists; see `words_beside`."""
-    return words_beside(path)[1]
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -4,15 +4,16 @@ written without the library `peft`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ..adapters import Adapter, LowRankDelta
@@ -25,7 +26,7 @@ from .recognition import base_of
 from .roles import DOWN, MAGNITUDE, UP, Shape
 from .tensor_checks import check_delta, told_of
 from .tensors import read_tensors
-from .writing import blocks_of, taken, whole_files
+from .writing import taken, write_tensors, write_text
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -103,8 +104,18 @@ def refusal(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _places_of(patterns: Any) -> Any:
-    """Return pattern -> its place and value.
+_Places = dict[str, tuple[int, float]]  # pattern -> its place among the patterns, and its value
+
+
+def _number(setting: str, value: Any) -> float:
+    with contextlib.suppress(OverflowError):
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    raise _no_scale(setting, value, "a number")
+
+
+def _places(setting: str, patterns: Any) -> _Places:
+    """Return the values of patterns of layers.
 
     PEFT compiles patterns as regular expressions, ``(.*\\.)?(pattern)$``. A stranger's could keep
     a machine busy for ever. Programs write paths and ends of paths, some with ``^`` before a whole
@@ -113,34 +124,36 @@ def _places_of(patterns: Any) -> Any:
     Raises:
         AdapterError: There is another one; begins with the predicate.
     """
-    if patterns and not isinstance(patterns, Mapping):
-        return patterns  # which is not a dictionary, as the model tells
-    places: dict[str, tuple[int, Any]] = {}
-    for number, (pattern, value) in enumerate((patterns or {}).items()):
+    if not isinstance(patterns, Mapping):
+        raise _no_scale(setting, patterns, "an object, pattern -> number")
+    places: _Places = {}
+    for number, (pattern, value) in enumerate(patterns.items()):
         if special := _SPECIAL.search(_ESCAPED.sub("", pattern.removeprefix("^"))):
             raise AdapterError(
                 f"has no scale: {CONFIG_FILE} holds the pattern {pattern[:60]!r}, a regular "
                 f"expression ({special[0]!r}). Names of layers and ends of their paths are read; "
                 "write each layer's path there"
             )
-        places.setdefault(_ESCAPED.sub(r"\1", pattern), (number, value))
+        places.setdefault(_ESCAPED.sub(r"\1", pattern), (number, _number(setting, value)))
     return places
 
 
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Patterns = Annotated[dict[str, tuple[int, _Number]], BeforeValidator(_places_of)]
+def _no_scale(setting: str, found: Any, expected: str) -> AdapterError:
+    return AdapterError(
+        f"has no scale: {CONFIG_FILE} gives {shown(found)} as its {setting}; it must be {expected}"
+    )
 
 
-class Scales(BaseModel):
+@dataclass(frozen=True)
+class Scales:
     """The factor of each layer's ``up @ down`` in PEFT's settings, whose names the fields have."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
-    r: _Number = _DEFAULT_RANK_AND_ALPHA
-    lora_alpha: _Number = _DEFAULT_RANK_AND_ALPHA
-    rank_pattern: _Patterns = Field(default_factory=dict)
-    alpha_pattern: _Patterns = Field(default_factory=dict)
-    use_rslora: Any = False
-    use_dora: Any = False
+    r: float
+    lora_alpha: float
+    rank_pattern: _Places
+    alpha_pattern: _Places
+    use_rslora: bool
+    use_dora: bool
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Scales:
@@ -150,17 +163,14 @@ class Scales(BaseModel):
             AdapterError: Numbers are missing, or patterns of layers cannot be read; begins with the
                 predicate, so that the caller can put the place before it.
         """
-        try:
-            return cls.model_validate(dict(settings))
-        except ValidationError as error:
-            wrong = error.errors(include_url=False)[0]
-            if isinstance(cause := wrong.get("ctx", {}).get("error"), AdapterError):
-                raise cause from error
-            what = "an object, pattern -> number" if "dict" in wrong["type"] else "a number"
-            raise AdapterError(
-                f"has no scale: {CONFIG_FILE} gives {shown(wrong['input'])} as its "
-                f"{wrong['loc'][0]}; it must be {what}"
-            ) from error
+        return cls(
+            _number("r", settings.get("r", _DEFAULT_RANK_AND_ALPHA)),
+            _number("lora_alpha", settings.get("lora_alpha", _DEFAULT_RANK_AND_ALPHA)),
+            _places("rank_pattern", settings.get("rank_pattern") or {}),
+            _places("alpha_pattern", settings.get("alpha_pattern") or {}),
+            bool(settings.get("use_rslora")),
+            bool(settings.get("use_dora")),
+        )
 
     def at(self, path: str, rank: int) -> float:
         """Return the factor of a layer: alpha / rank, with rsLoRA alpha / sqrt(rank).
@@ -179,7 +189,7 @@ class Scales(BaseModel):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _of_layer(places: Mapping[str, tuple[int, float]], path: str, default: float) -> float:
+def _of_layer(places: _Places, path: str, default: float) -> float:
     """Return the value of the first pattern that is a layer's path or its end after a dot."""
     fitting = [places[text] for text in (f"^{path}", *_ends(path)) if text in places]
     return min(fitting)[1] if fitting else default
@@ -350,7 +360,7 @@ def save(
     kernels: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Write an adapter, in the precision to save, as a folder that `PeftModel.from_pretrained`
-    loads: both files or none. Others in the folder stay. For the arguments see `settings_of` and
+    loads. Others in the folder stay. For the arguments see `settings_of` and
     `to_tensors`.
 
     Raises:
@@ -365,10 +375,10 @@ def save(
         )
     check_free(folder, overwrite=overwrite)
     settings = settings_of(adapter, base_model_name_or_path, task_type)
-    paths = [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
-    with whole_files(paths, overwrite=overwrite) as (config, weights):
-        config.write(json.dumps(settings, indent=2).encode("utf-8") + b"\n")
-        weights.writelines(blocks_of(to_tensors(adapter, kernels), {}))
+    # the settings last: a folder without them is refused
+    write_tensors(to_tensors(adapter, kernels), folder / WEIGHTS_FILE, {}, overwrite=overwrite)
+    text = json.dumps(settings, indent=2) + "\n"
+    write_text(text, folder / CONFIG_FILE, overwrite=overwrite)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:

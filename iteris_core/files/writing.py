@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
 _HIDDEN = re.compile(r"\.iteris-(\d+)-[0-9a-f]{16}\.part")  # with the number of its process
-_TRIES = 100  # at a name that others take at the same time
+_TRIES = 10_000  # numbers of a name that is taken
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
 _SHOWN = 60  # characters of a long name in an error
 # What only Windows refuses is refused everywhere, since files are passed on.
@@ -76,42 +75,20 @@ def whole_file(
         NameTakenError: See `check_free`.
         SaveError: It cannot be written; names the cause.
     """
-    with whole_files([Path(path)], overwrite=overwrite) as (file,):
-        yield file
-
-
-@contextlib.contextmanager
-def whole_files(
-    paths: Sequence[Path], *, overwrite: bool = False
-) -> Iterator[tuple[BufferedWriter, ...]]:
-    """Give files to write into that belong together: all get their names at the end, when all are
-    whole; see `whole_file`. Where one may not get its name, the others lose theirs, but for those
-    that have replaced a file.
-    """
-    # also around the drafts' ends: a file that is closed writes what it holds back
-    with _one_sentence(paths[0]), contextlib.ExitStack() as drafts:
-        files = {}
-        for path in paths:
-            with _one_sentence(path):
-                check_free(path, overwrite=overwrite)
-                draft = drafts.enter_context(_draft_of(path))
-                files[path] = drafts.enter_context(open(draft, "xb"))
-        yield tuple(files.values())
-        for path, file in files.items():
-            with _one_sentence(path), file:
+    path = Path(path)
+    # also around the draft's end: a file that is closed writes what it holds back
+    with _one_sentence(path):
+        check_free(path, overwrite=overwrite)
+        with _draft_of(path) as draft:
+            with open(draft, "xb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-        with contextlib.ExitStack() as undone:
-            for path, file in files.items():
-                with _one_sentence(path):
-                    if overwrite:
-                        os.replace(file.name, path)
-                    else:
-                        _move_without_replacing(Path(file.name), path)
-                        undone.callback(os.unlink, path)
-            undone.pop_all()
-        for folder in {path.parent for path in paths}:
-            _sync_folder(folder)
+            if overwrite:
+                os.replace(draft, path)
+            else:
+                _move_without_replacing(draft, path)
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -195,27 +172,16 @@ def under_free_name(wanted: Path, save: Callable[[Path, bool], object], *, overw
         wanted: The file or folder, which alone may be replaced.
         save: (path, whether it may be replaced) -> nothing; saves, or raises `NameTakenError`.
     """
-    path = wanted
-    for _ in range(_TRIES):
+    ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
+    stem = wanted.name.removesuffix(ending)
+    for number in range(1, _TRIES):
+        path = wanted if number == 1 else wanted.with_name(f"{stem}_{number:02}{ending}")
         try:
             save(path, overwrite and path == wanted)
         except NameTakenError:
-            path = free_name(wanted)
-        else:
-            return path
-    raise taken(path)
-
-
-def free_name(wanted: Path) -> Path:
-    """Return a path with the next free number.
-
-    >>> free_name(Path("a.safetensors")).name
-    'a_02.safetensors'
-    """
-    ending = wanted.suffix if wanted.suffix[1:].isalpha() else ""  # not the ending of "t5-v1.1"
-    stem = wanted.name.removesuffix(ending)
-    paths = (wanted.with_name(f"{stem}_{number:02}{ending}") for number in itertools.count(2))
-    return next(path for path in paths if not os.path.lexists(path))
+            continue
+        return path
+    raise taken(wanted)
 
 
 def fault_of_path(path: Path) -> str:

@@ -112,12 +112,12 @@ def fingerprint(path: Path | None) -> str:
     """Return a string that changes when a LoRA's file changes, or the trigger words next to it:
     other programs often write there what is no concern of a merge.
     """
-    from ...iteris_core.files.headers import listed_words
+    from ...iteris_core.files.beside import words_beside
 
     if path is None or not path.is_file():
         return "missing"
     status = path.stat()
-    return " ".join((f"{status.st_mtime_ns}-{status.st_size}", *listed_words(path)))
+    return " ".join((f"{status.st_mtime_ns}-{status.st_size}", *words_beside(path)[1]))
 
 
 def fingerprints(names: Iterable[str]) -> str:
