@@ -1,7 +1,7 @@
 // What is known of the LoRAs in rows, and of each beside the others.
 
 import { aboutLora, aboutModelOf, loraNames, pictureOf, refusalOf } from "./loras.js";
-import { changed, fileOf, namesakes, newRow, repeated, strangers } from "./rows_text.js";
+import { changed, fileOf, keyOf, namesakes, newRow, repeated, strangers } from "./rows_text.js";
 
 const DOUBTFUL = /[|]|__/; // no other prompt has several readings
 
@@ -24,7 +24,7 @@ export async function knownOfRows(node, entries) {
         isNamesake: alike.has(file),
         lora,
         picture: file && pictureOf(file, lora),
-        key: file && !isOff ? JSON.stringify([lora?.hash ?? file, lora?.rank, row.blocks, row.without]) : "",
+        key: file && !isOff ? keyOf(file, lora, row) : "",
         refused: row?.name && !isOff ? await refusedOf(row) : {},
       };
     }),

@@ -275,6 +275,11 @@ export function offer(names, fits, familyOf, isWhole) {
   return { offered: ordered(names.slice(0, known).filter(mayFit)), unread: names.slice(known).filter(mayFit) };
 }
 
+/** Return what tells a row's LoRA from those of other rows: a copy of its file, used alike, is the same. */
+export function keyOf(file, lora, { blocks, without }) {
+  return JSON.stringify([lora?.hash || file, lora?.rank, blocks, without]); // many files state no hash
+}
+
 /**
  * Say of each LoRA whether it is there a second time.
  *

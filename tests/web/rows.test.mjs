@@ -10,6 +10,7 @@ import {
   calledAs,
   furtherIn,
   furtherWords,
+  keyOf,
   matching,
   namesakes,
   moved,
@@ -245,6 +246,9 @@ test("files of the same name in other folders are told", () => {
 
 test("a LoRA that is there a second time is told", () => {
   assert.deepEqual(repeated(["a", "b", "a", "", ""]), [true, false, true, false, false]);
+  const keysOf = (...loras) => loras.map(([file, hash]) => keyOf(file, { hash, rank: 8 }, newRow(file)));
+  assert.deepEqual(repeated(keysOf(["a", "1"], ["b", "1"], ["c", "2"])), [true, true, false]);
+  assert.deepEqual(repeated(keysOf(["a", ""], ["b", ""], ["a", ""])), [true, false, true]);
 });
 
 test("the file of the model is that of the loader up the links", () => {
