@@ -345,11 +345,11 @@ class ComfyModel:
         tensors; those that it is known to misread are left out.
 
         Raises:
-            AdapterError: They differ; see `proof.prove_reading`.
+            AdapterError: They differ, see `proof.prove_reading`; or that loader fails.
         """
         tensors = converted(tensors)
         misread = misread_by_host(tensors, self.keys)
-        patches = patches_of_file(tensors, self.keys, misread)
+        patches = patches_of_file(use.name, tensors, self.keys, misread)
         strength_of = self._strengths(use)
         model, clip = self._clones()
         for entry, patch in patches.items():

@@ -10,7 +10,8 @@ import comfy.lora_convert
 import comfy.weight_adapter
 from torch import Tensor
 
-from ...iteris_core import Adapter, IterisError
+from ...iteris_core import Adapter, AdapterError, IterisError
+from ...iteris_core.errors import FAILURES
 from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of
 from ...iteris_core.files.groups import grouped
 from ..keys import HostKeys, HostWeight
@@ -42,7 +43,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def patches_of_file(
-    tensors: Mapping[str, Tensor], keys: HostKeys, misread: Container[str]
+    name: str, tensors: Mapping[str, Tensor], keys: HostKeys, misread: Container[str]
 ) -> dict[Any, Any]:
     """Return a LoRA's tensors as the host's own loader reads them: weight, or (weight, part of it[,
     function]) -> patch.
@@ -50,11 +51,22 @@ def patches_of_file(
     Its changes of biases and norms, which rows do not wear, are left out.
 
     Args:
+        name: The LoRA's.
         tensors: The file's whole content; see `converted`.
         keys: Keys of the model.
         misread: Modules to leave out; see `misread_by_host`.
+
+    Raises:
+        AdapterError: The host's loader fails on them; quotes its error.
     """
-    loaded = comfy.lora.load_lora(dict(tensors), keys.table, log_missing=False)
+    try:
+        loaded = comfy.lora.load_lora(dict(tensors), keys.table, log_missing=False)
+    except FAILURES as error:
+        raise AdapterError(
+            f"{name}: ComfyUI's own LoRA loader fails on this file with {type(error).__name__}: "
+            f"{error}. A module probably has keys of two kinds, or half of a pair; download the "
+            "file again, or use another LoRA"
+        ) from error
     return {
         entry: patch
         for entry, patch in loaded.items()

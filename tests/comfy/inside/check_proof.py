@@ -64,6 +64,19 @@ def test_a_lora_that_is_read_well_is_proved_with_nothing_said(family, of_use):
     proved(host, lora, tensors)
 
 
+def test_a_file_on_which_the_hosts_own_loader_fails_is_refused():
+    """A change of a whole weight beside a stray half of a pair, for which the host looks first."""
+    host = tiny_hosts.host_of("SD1.5", torch.float32)
+    base, path = next(iter(host.keys.module_of_base.items()))
+    tensors = {
+        f"{base}.diff": torch.zeros(host.keys.weight_shape(path)),
+        f"{base}_lora.up.weight": torch.zeros(host.keys.shapes[path][0], 2),
+    }
+    lora = loaded(host, "mixed", tensors, "a photo of sks dog")
+    with pytest.raises(AdapterError, match=r"^mixed: ComfyUI's own LoRA loader fails.*KeyError"):
+        host.prove_reading(lora.use, lora.adapter, tensors)
+
+
 def forgotten_order():
     """Read files as if no weight had rows in another order than the files."""
     part_of = HostWeight.part_of
