@@ -177,10 +177,15 @@ class Merge(io.ComfyNode):
             return of_compare
         use = ready_row if measures(sent, node_id) else use_of_row
         answer = refused(loras, use, node_id)
-        is_empty = answer is True and isinstance(loras, str) and not read_rows(loras)
+        if answer is not True or not isinstance(loras, str):
+            return answer
+        try:
+            rows = read_rows(loras)
+        except IterisError as error:  # such as too many of them
+            return str(error)
         linked = inputs_of(sent, node_id)
         has_more = any(name in linked for name in ("more_loras", "lora_stack"))
-        return NO_LORA if is_empty and not has_more else answer
+        return True if rows or has_more else NO_LORA
 
     @classmethod
     @checked

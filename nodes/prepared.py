@@ -121,6 +121,7 @@ def prepared(
         *check_untested(base.family, job.calibration),
         *of_editing(base, connected.texts["model"], job.calibration),
         *joined,
+        *(of_strengths(loras) if asked.recipe is None else ()),
         *(guessed_styles(rows, of_rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(_notes_on_model(connected, loras, job.calibration)),
         *unread_in(base, job.calibration),
@@ -144,6 +145,20 @@ def _notes_on_model(
         files_named(connected.upstream, host.lora_names()),
         is_guided=calibration.is_guided,
     )
+
+
+def of_strengths(loras: Iterable[LoadedLora]) -> list[Note]:
+    """Return a note if no LoRA is merged at full strength, and the merged one at 1 is as weak."""
+    uses = [lora.use for lora in loras if not lora.use.is_idle]
+    strengths = sorted({max(abs(use.strength_model), abs(use.strength_clip)) for use in uses})
+    if not strengths or strengths[-1] >= 1:
+        return []
+    found = " and ".join(f"{strength:g}" for strength in strengths)
+    text = (
+        f"merged at {found}, so that the merged LoRA at strength 1 is as strong as that; set 1 to "
+        "merge them at full strength"
+    )
+    return [Note("method", text)]
 
 
 def guessed_styles(rows: Sequence[Row], uses: Sequence[LoraUse]) -> list[Note]:

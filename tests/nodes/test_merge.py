@@ -1,5 +1,6 @@
 """The settings that the merge node comes to, and what it says about the model that it is given."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked
 from iteris_pack.nodes.cost import Work, cost_of
 from iteris_pack.nodes.loras.prompts import use_of_row
-from iteris_pack.nodes.prepared import guessed_styles, prepared, too_small
+from iteris_pack.nodes.prepared import guessed_styles, of_strengths, prepared, too_small
 from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.sockets import ChosenLora
@@ -42,6 +43,21 @@ def test_a_preview_measures_nothing_whatever_else_is_set(widgets):
     assert MergeReport((), notes=how.notes).warnings == [], "nothing is wrong"
     _, how = Asked("Preview", False, Size()).settings()
     assert how.notes == ()
+
+
+def test_loras_below_full_strength_are_told_of():
+    def told(*strengths):
+        loras = [
+            SimpleNamespace(use=replace(use("cat"), strength_model=model, strength_clip=clip))
+            for model, clip in strengths
+        ]
+        return [note.text for note in of_strengths(loras)]
+
+    [note] = told((0.6, 0.6), (0.0, -0.6), (0.0, 0.0))
+    assert note.startswith("merged at 0.6, ") and "set 1 to merge them at full strength" in note
+    [note] = told((0.8, 0.5), (0.6, 0.6))
+    assert note.startswith("merged at 0.6 and 0.8, ")
+    assert told((1.0, 0.5), (0.6, 0.6)) == told() == told((0.0, 0.0)) == []
 
 
 def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
