@@ -62,3 +62,26 @@ def test_a_template_has_the_inputs_that_its_nodes_have():
                 assert [item["name"] for item in node["inputs"]][:6] == wanted, name
         for link, _, _, target, slot, _ in workflow["links"]:
             assert inputs[target][slot]["link"] == link, name
+
+
+def test_each_half_of_wan_is_merged_on_its_noise_levels():
+    """In the template and in its twin; the samplers' order says which half is which."""
+    nodes = {node["id"]: node for node in read(FOLDER / "6 Wan video.json")["nodes"]}
+    links = {link[0]: nodes[link[1]] for link in read(FOLDER / "6 Wan video.json")["links"]}
+
+    def before(node, name):
+        return links[next(item["link"] for item in node["inputs"] if item["name"] == name)]
+
+    def level_of(sampler):
+        settings = before(before(sampler, "model"), "settings")
+        fields = [item["name"] for item in settings["inputs"] if "widget" in item]
+        return dict(zip(fields, settings["widgets_values"], strict=True))["noise_levels"]
+
+    assert [level_of(nodes[key]) for key in (10, 11)] == ["high", "low"]
+    twin = read(FOLDER / "api" / "wan_video.json")
+
+    def linked(key, name):
+        return twin[key]["inputs"][name][0]
+
+    settings = [linked(linked(key, "model"), "settings") for key in ("10", "11")]
+    assert [twin[key]["inputs"]["noise_levels"] for key in settings] == ["high", "low"]

@@ -113,6 +113,7 @@ TEMPLATES = (
         (
             "Two files are saved; load each at strength 1.0 on its own model",
             "In both samplers, set *cfg* and the step where the models change as you are used to",
+            "Each merge has its own **Merge settings**: *noise_levels* is high in one, low in the other",
             "The merge measures at *cfg* 6; **Merge settings** changes that",
         ),
     ),
