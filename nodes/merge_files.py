@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ from .sockets import MergedLora
 
 # relative to the module; rounding a full difference to bfloat16 makes 0.004
 _LARGEST_DIFFERENCE = 0.01
-_TRIES = 100  # at names that others take at the same time
 _SMALLEST_WEIGHT = 1e-5  # root mean square; below it, float16 itself is no more precise
 
 
@@ -47,25 +45,21 @@ def save(merged: MergedLora, wanted: Path, *, whole: bool, overwrite: bool) -> t
         IterisError: It cannot be written, or is not read back as it was merged; see also
             `check_listed`.
     """
-    from ..iteris_core.errors import NameTakenError
-
     if overwrite:
         check_listed(wanted)
         return wanted, written(wanted, merged, whole=whole, overwrite=True)
-    for path in itertools.islice(_free_paths(wanted), _TRIES):
-        try:
-            return path, written(path, merged, whole=whole, overwrite=False)
-        except NameTakenError:  # another program was quicker
-            continue
-    raise NameTakenError(f"{wanted} and {_TRIES} names after it were taken; choose another name")
+    path = _free_path(wanted)
+    return path, written(path, merged, whole=whole, overwrite=False)
 
 
-def _free_paths(wanted: Path) -> Iterator[Path]:
-    """Yield the path that is wanted and those with a number, but for the names of other files."""
-    for number in itertools.count(1):
-        path = wanted if number == 1 else wanted.with_stem(f"{wanted.stem}_{number:02}")
+def _free_path(wanted: Path) -> Path:
+    """Return the path that is wanted, with a number where its name is another file's."""
+    path = wanted
+    for number in itertools.count(2):
         if not os.path.lexists(path) and host.namesake(path) is None:
-            yield path
+            break
+        path = wanted.with_stem(f"{wanted.stem}_{number:02}")
+    return path
 
 
 def written(path: Path, merged: MergedLora, *, whole: bool, overwrite: bool) -> str:

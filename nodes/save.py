@@ -43,8 +43,7 @@ class SaveMergedLora(io.ComfyNode):
                     default="",
                     tooltip="Name of the file, as LoRA lists will show it. Empty: the LoRAs' "
                     "names, such as sks_robot+zwx_owl. It is saved in the folder output/loras, "
-                    "which is in every LoRA list. A name such as styles/ink makes a folder there, "
-                    "and %date:yyyy-MM-dd% becomes the date.",
+                    "which is in every LoRA list. A name such as styles/ink makes a folder there.",
                 ),
                 io.Boolean.Input(
                     "overwrite",

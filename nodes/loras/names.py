@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,18 +16,7 @@ from ...iteris_core.settings import shown, some_of
 from .. import host
 
 _MOST_CHARACTERS = 200  # of a name that is compared with others
-# What ComfyUI replaces in the names of its own files: its page the first, its server the others.
-_DATE = re.compile(r"%date:([^%]+)%")
-_NOW = {
-    "%year%": "yyyy",
-    "%month%": "MM",
-    "%day%": "dd",
-    "%hour%": "hh",
-    "%minute%": "mm",
-    "%second%": "ss",
-}
-_FIELDS = "yMdhms"  # in the order of `time.struct_time`
-_UNFIT = re.compile(r'[<>:"|?*%\x00-\x1f\\]')  # what the name of a file may not have, or is a date
+_UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\\]')  # what the name of a file may not have
 _MOST_NAMES, _MOST_LETTERS = 3, 24  # of LoRAs in the name of their merge, and of each
 _FOLDER = "loras"  # of the output folder; ComfyUI adds it to its folders of LoRAs
 
@@ -125,32 +113,6 @@ def fingerprints(names: Iterable[str]) -> str:
     return " ".join(f"{name} {fingerprint(host.find_lora(name))}" for name in dict.fromkeys(names))
 
 
-def dated(name: str, now: time.struct_time) -> str:
-    """Return a name with the time in it where ComfyUI puts it in the names of its own files.
-
-    >>> dated("%date:yyyy-MM-dd%_%hour%", time.strptime("2026-03-09 14", "%Y-%m-%d %H"))
-    '2026-03-09_14'
-
-    Raises:
-        IterisError: ``%date%``, or a value of a node, such as ``%Empty Latent Image.width%``.
-    """
-
-    def field(found: re.Match[str]) -> str:
-        form = found[0]
-        number = str(now[_FIELDS.index(form[0])])
-        return number[-2:] if form == "yy" else number.zfill(len(form))
-
-    for place, form in _NOW.items():
-        name = name.replace(place, f"%date:{form}%")
-    name = _DATE.sub(lambda found: re.sub("yyyy|yy|MM?|dd?|hh?|mm?|ss?", field, found[1]), name)
-    if left := re.search(r"%(?:date|width|height|\w[^%./\\]*\.[a-z_]+)%", name):
-        raise IterisError(
-            f"{left[0]} has no value in the name of a merge; {', '.join(_NOW)} and "
-            "%date:yyyy-MM-dd% have one"
-        )
-    return name
-
-
 def path_to_save(output: Path, file_name: str) -> Path:
     """Return the path of a LoRA of this name in the folder ``loras`` of the output folder, which
     ComfyUI's lists of LoRAs hold.
@@ -163,8 +125,7 @@ def path_to_save(output: Path, file_name: str) -> Path:
     """
     from ...iteris_core.files.writing import fault_of_path
 
-    name = dated(file_name.strip(), time.localtime())
-    name = name.replace("\\", "/").removeprefix(f"{_FOLDER}/")
+    name = file_name.strip().replace("\\", "/").removeprefix(f"{_FOLDER}/")
     name = name.removesuffix(".safetensors")
     if not name or name.endswith("/"):
         raise IterisError("the file name is empty; write a name such as my_merge")

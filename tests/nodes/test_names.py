@@ -1,7 +1,6 @@
 """Names of LoRAs, places to save to."""
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,10 @@ def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(tmp_path):
         ("styles/ink", "styles/ink"),
         ("loras\\styles\\ink", "styles/ink"),
         ("loras/styles/../a", "a"),
-        ("%year%/%date:d.M.yy_hh-mm%_100%", "2026/9.3.26_14-05_100%"),
+        ("2026_100%", "2026_100%"),
     ],
 )
-def test_a_name_is_the_one_in_lists_of_loras(tmp_path, monkeypatch, name, path):
-    monkeypatch.setattr(time, "localtime", lambda: time.strptime("9.3.2026 14:5", "%d.%m.%Y %H:%M"))
+def test_a_name_is_the_one_in_lists_of_loras(tmp_path, name, path):
     assert path_to_save(tmp_path, name) == tmp_path / "loras" / f"{path}.safetensors"
 
 
@@ -61,8 +59,6 @@ def test_a_name_is_the_one_in_lists_of_loras(tmp_path, monkeypatch, name, path):
         ("loras/" + "a" * 300, "can be no name: a name has no control characters"),
         ("loras/a\0b", "can be no name"),
         ("loras/\ud800", "can be no name"),
-        ("a_%date%", "%date% has no value in the name of a merge; %year%, "),
-        ("%Empty Latent Image.width%", "%Empty Latent Image.width% has no value"),
         ("%date:hh:mm%", "can be no name"),
     ],
 )
