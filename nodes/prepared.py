@@ -16,10 +16,10 @@ from ..iteris_core.diffusion.lora_use import check_count
 from ..iteris_core.report.records import Note
 from ..iteris_core.settings import setting_to
 from . import host
-from .loras.chosen import identified, load, unread_in
+from .loras.chosen import identified, load
 from .loras.names import files_named
 from .loras.on_model import notes_on_model
-from .loras.prompts import uses_of_rows
+from .loras.prompts import each, use_of_row
 from .sockets import ChosenLora, Loose, MergedLora
 from .words import NO_LORA
 
@@ -110,7 +110,7 @@ def prepared(
         raise ConfigError(NO_LORA)
     check_count(len(rows) + len(more_loras))
     base = connected.base()
-    of_rows = uses_of_rows(rows, base.family)
+    of_rows = each(rows, use_of_row)
     chosen = [*map(ChosenLora, of_rows), *more_loras]
     asked.check_prompts(lora.use for lora in chosen)
     uses, loose = identified(chosen)
@@ -124,7 +124,6 @@ def prepared(
         *(of_strengths(loras) if asked.recipe is None else ()),
         *(guessed_styles(rows, of_rows) if job.calibration.scene_weight else ()),
         *dict.fromkeys(_notes_on_model(connected, loras, job.calibration)),
-        *unread_in(base, job.calibration),
     )
     if job.config.measured:
         room = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)

@@ -98,25 +98,6 @@ class TextEncoders:
         """Return how many tokens each text encoder reads of a caption."""
         return tuple((name, *map(len, pieces)) for name, pieces in self._tokens(caption).items())
 
-    def unknown_embeddings(self, text: str) -> list[str]:
-        """Return the learned tokens (``embedding:name``) of a text that the host leaves out, since
-        it finds them for none of its text encoders, or only with another width.
-        """
-        asked: dict[str, dict[str, bool]] = {}  # name -> text encoder -> whether it is found
-        with ExitStack() as listening:
-            for of in self.clip.tokenize(""):
-                tokenizer = _part(self.clip.tokenizer, of)
-                if hasattr(tokenizer, "_try_get_embedding"):
-                    told = _telling(tokenizer, of, asked)
-                    listening.enter_context(_with(tokenizer, "_try_get_embedding", told))
-            self.clip.tokenize(text)
-        return [name for name, found in asked.items() if not any(found.values())]
-
-    def learned(self, text: str) -> str:
-        """Return a hash of the learned tokens of a text: their files may be other ones by now."""
-        tokens = enumerate(_tensors_in(self.clip.tokenize(text)))
-        return sha256_of_tensors({str(number): token for number, token in tokens})
-
     def token_positions(self, text: str) -> list[int]:
         """Return the positions of the tokens of a text's words, without start, end and padding."""
         pieces = self.clip.tokenize(text, return_word_ids=True)[self.swept[0]]
@@ -189,33 +170,11 @@ def _with(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]
         vars(owner).update(own)
 
 
-def _telling(tokenizer: Any, of: str, asked: dict[str, dict[str, bool]]) -> Callable[[str], Any]:
-    """Return a tokenizer's search for learned tokens, which now notes whether it finds them."""
-    find = tokenizer._try_get_embedding
-
-    def told(text: str) -> Any:
-        found = find(text)
-        fits = found[0] is not None and found[0].shape[-1] == tokenizer.embedding_size
-        asked.setdefault(text.split()[0].strip(","), {})[of] = fits
-        return found
-
-    return told
-
-
 def _joined(rows: Sequence[Written]) -> Written:
     """Return what a text encoder would have returned for these rows in one call."""
     hidden = torch.stack([row for row, _ in rows])
     pooled = [row for _, row in rows if row is not None]
     return hidden, torch.stack(pooled) if pooled else None
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a value, at any depth."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(item)
 
 
 def _token_key(token: Any) -> Any:

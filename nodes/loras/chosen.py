@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError
 from ...iteris_core.adapters import sha256_of_tensors
-from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
 from ...iteris_core.files.tensors import read_tensors, sha256
 from ...iteris_core.report.records import Note
@@ -37,7 +36,7 @@ def load(
     base: host.ComfyModel, uses: Iterable[LoraUse], loose: Loose
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the LoRAs read for a model, each once, and notes about duplicates and about what is
-    left out of their prompts.
+    left out of them.
 
     Args:
         uses: The LoRAs, identified.
@@ -49,8 +48,6 @@ def load(
     """
     loras, notes = load_each_once(uses, lambda use: _proved(base, use, loose))
     for lora in loras:
-        texts = (*lora.use.prompts, lora.use.trigger)
-        notes += unread(base, f"{lora.use.name}: left out of its prompts", texts)
         notes += _left_out(lora)
     return loras, notes
 
@@ -84,33 +81,6 @@ def read_again(base: host.ComfyModel, merged: MergedLora) -> list[Adapter]:
             )
         adapters.append(base.adapter(use, *_content(use, merged.loose)))
     return adapters
-
-
-def unread_in(base: host.ComfyModel, calibration: Calibration) -> list[Note]:
-    """Return notes about learned tokens that the host does not have, in the prompts of a
-    calibration.
-    """
-    return [
-        *unread(base, "left out of the negative prompt", [calibration.negative_prompt]),
-        *unread(base, "left out of the base model's prompts", calibration.preserve_captions),
-    ]
-
-
-def unread(base: host.ComfyModel, what: str, texts: Iterable[str]) -> list[Note]:
-    """Return a note about the learned tokens in texts that the host does not have, if there are
-    any.
-
-    Args:
-        what: How the note begins: where they are left out.
-    """
-    asked = (text for text in texts if "embedding:" in text)
-    found = [name for text in asked for name in base.texts.unknown_embeddings(text)]
-    names = ", ".join(f"embedding:{name}" for name in dict.fromkeys(found))
-    text = (
-        f"{what}: {names}; there is no such file in ComfyUI's embeddings folder, or it is for "
-        "another text encoder"
-    )
-    return [Note("prompts", text)] if found else []
 
 
 def _proved(base: host.ComfyModel, use: LoraUse, loose: Loose) -> Adapter:

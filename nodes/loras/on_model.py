@@ -6,13 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...iteris_core.files.adapter_kinds import RESHAPING
-from ...iteris_core.files.roles import DOWN
 from ...iteris_core.settings import some_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...iteris_core.diffusion.lora_use import LoadedLora
     from ...iteris_core.report.records import Note
     from ..host import BaseChanges
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
 _QUICK = re.compile(
     r"(?<![a-z])(lcm|tcd|turbo|lightning|hyper|dmd2?|light[-_]?x2v|causvid)(?![a-z])"
 )
-
-
 # What the host's classes of patches that are LoRAs are called.
 _ADAPTERS = ("lora", "loha", "lokr", "glora", "oft")
 
@@ -33,16 +27,6 @@ def count_loras(patches: Mapping[str, Sequence[Any]]) -> int:
     """
     values = (value for on_weight in patches.values() for _, value, *_ in on_weight)
     return len({id(value.loaded_keys) for value in values if _is_adapter(value)})
-
-
-def lora_factors(on_weight: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
-    """Yield the marks of the LoRAs that patch a whole weight by plain factors, each with the factor
-    that reads the inputs.
-    """
-    place = RESHAPING.roles.index(DOWN)  # as the host keeps them
-    for _, value, _, part, _ in on_weight:
-        if part is None and _is_adapter(value) and value.name == "lora":
-            yield id(value.loaded_keys), value.weights[place]
 
 
 def _is_adapter(value: Any) -> bool:
@@ -76,13 +60,14 @@ def notes_on_model(
             "part of the base model: they are not in the merged LoRA. To merge them, take the "
             "loaders away, and choose their files here",
         )
-    for lora in loras:
-        if is_carried(patches, lora):
-            yield Note(
-                "twice",
-                f"{lora.use.name} is in the merge and on the MODEL, too, so that it was measured "
-                "on a model that has it already. Take it off the MODEL, or out of the merge",
-            )
+        for lora in loras:
+            if lora.use.file in named:
+                yield Note(
+                    "twice",
+                    f"{lora.use.name} is in the merge, and by the nodes before it on the MODEL, "
+                    "too, so that it was measured on a model that has it already. Take it off the "
+                    "MODEL, or out of the merge",
+                )
     quick = [name for name in named if _QUICK.search(name.lower())] if count else []
     if is_guided and (quick or changes.has_few_steps):
         what = some_of(quick) if quick else "its sampling"
@@ -116,18 +101,3 @@ def notes_on_model(
             f"MODEL carries changes of sampling by other nodes: {some_of(changes.in_samplers)}. "
             "The LoRAs were measured without them",
         )
-
-
-def is_carried(patches: Mapping[str, Sequence[Any]], lora: LoadedLora) -> bool:
-    """Whether one of the LoRAs on a model is this one, as far as plain factors show it: all layers
-    that both change are read by the same factors.
-    """
-    import torch
-
-    same: dict[int, bool] = {}
-    for path, delta in lora.adapter.deltas.items():
-        for mark, down in lora_factors(patches.get(f"{path}.weight", ())):
-            theirs = down.flatten(1).to(delta.down)
-            is_same = theirs.shape == delta.down.shape and torch.equal(theirs, delta.down)
-            same[mark] = same.get(mark, True) and is_same
-    return any(same.values())

@@ -3,23 +3,21 @@
 import types
 
 import pytest
-import torch
 from fake_host import use
 from iteris_pack.nodes.host.other_nodes import BaseChanges, naming_changes
-from iteris_pack.nodes.loras.on_model import is_carried, notes_on_model
+from iteris_pack.nodes.loras.on_model import notes_on_model
 
-from iteris_core import Adapter, CalibrationError, LowRankDelta
+from iteris_core import Adapter, CalibrationError
 from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.errors import OutOfMemoryError
 
 
-def lora_of(*keys, down=None):
-    weights = (torch.ones(3, 2), down, 2.0, None, None, None)
-    return types.SimpleNamespace(name="lora", loaded_keys=set(keys), weights=weights)
+def lora_of(*keys):
+    return types.SimpleNamespace(name="lora", loaded_keys=set(keys))
 
 
-def patch(value, part=None):
-    return (1.0, value, 1.0, part, None)
+def patch(value):
+    return (1.0, value, 1.0, None, None)
 
 
 def notes(patches, changes=None, named=(), guided=True, loras=()):
@@ -63,21 +61,12 @@ def test_a_lora_that_draws_in_few_steps_wants_no_guidance(name, is_quick):
 
 
 def test_a_lora_on_the_model_and_in_the_merge_is_a_warning():
-    down = torch.randn(2, 5)
-    deltas = {"net.a": LowRankDelta(torch.ones(3, 2), down), "net.b": LowRankDelta(down.T, down)}
-    lora = LoadedLora(use("cat"), Adapter("cat", deltas))
-    half = lora_of("a", down=down)
-    assert is_carried({"net.a.weight": [patch(half)]}, lora)
-    assert is_carried({"net.a.weight": [patch(lora_of("x", down=down * 2)), patch(half)]}, lora)
-    other = {"net.a.weight": [patch(half)]} | {"net.b.weight": [patch(half)]}
-    assert is_carried(other, lora)
-    half.weights = (None, down + 1, 2.0, None, None, None)
-    assert not is_carried(other, lora)
-    assert not is_carried({"net.a.weight": [patch(lora_of("p", down=down), (0, 0, 1))]}, lora)
-    assert not is_carried({"net.c.weight": [patch(lora_of("c", down=down))]}, lora)
-    [_, note] = notes({"net.a.weight": [patch(lora_of("a", down=down))]}, loras=[lora])
+    loras = [LoadedLora(use(name, file=f"{name}.safetensors"), Adapter("", {})) for name in "ab"]
+    on_model = {"net.a.weight": [patch(lora_of("a"))]}
+    [_, note] = notes(on_model, named=["b.safetensors"], loras=loras)
     assert note.kind == "twice"
-    assert note.text.startswith("cat is in the merge and on the MODEL, too")
+    assert note.text.startswith("b is in the merge, and by the nodes before it on the MODEL, too")
+    assert notes({}, named=["b.safetensors"], loras=loras) == []
 
 
 @pytest.mark.parametrize(
