@@ -136,12 +136,6 @@ class Compare(io.ComfyNode):
                         optional=True,
                         tooltip="Scheduler, as in KSampler. simple suits all models.",
                     ),
-                    io.String.Input(
-                        "caption",
-                        default="",
-                        optional=True,
-                        tooltip="A title, large at the top of the comparison. Empty: none.",
-                    ),
                 ),
             ],
             outputs=[
@@ -181,11 +175,10 @@ class Compare(io.ComfyNode):
         height: int = 0,
         sampler: str = "euler",
         scheduler: str = "simple",
-        caption: str = "",
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        from .loras.chosen import read_again, unread
+        from .loras.chosen import read_again
         from .loras.on_model import count_loras
 
         check_side("width", width)
@@ -211,8 +204,6 @@ class Compare(io.ComfyNode):
             scheduler=scheduler,
             negative=negative_prompt.strip(),
         )
-        texts = [*(row.prompt for row in rows), how.negative]
-        notes += unread(base, "left out of the prompts", texts)
         loras = read_again(base, merged)
         worn = [*worn_of(loras, stack_strength), [merged.adapter]]
         ways = [base.patched(*adapters) for adapters in worn]
@@ -232,7 +223,7 @@ class Compare(io.ComfyNode):
             base_name(files, base.family.name, carried),
             *how_in_words(how, merged.measured_cfg),
         ]
-        whole = table(table_rows, caption.strip(), facts)
+        whole = table(table_rows, ", ".join(facts))
         payload = {
             "of": merged.of,
             "pictures": [

@@ -65,15 +65,14 @@ def png_of(picture: Tensor) -> bytes:
     return file.getvalue()
 
 
-def table(rows: Sequence[Labelled], title: str = "", facts: Sequence[str] = ()) -> Tensor:
+def table(rows: Sequence[Labelled], facts: str = "") -> Tensor:
     """Return rows of pictures as one picture, (1, height, width, 3) from 0 to 1.
 
     A strip above each row names it, and below that every picture has its own name.
 
     Args:
         rows: The rows, at least one; all pictures are of one size.
-        title: Title at the top; an empty one takes no room.
-        facts: Parts of the line at the bottom; none take no room.
+        facts: The line at the bottom; an empty one takes no room.
     """
     from PIL import Image, ImageDraw
 
@@ -83,25 +82,20 @@ def table(rows: Sequence[Labelled], title: str = "", facts: Sequence[str] = ()) 
     high = _MOST_SIDE // len(rows)  # nothing is drawn higher than it can be shown
     letters = max(_LETTERS[0], min(cell // 20, high // 8, _LETTERS[1]))
     strip = 2 * letters
-    title_height = 2 * strip if title else 0
-    around = title_height + len(facts) * strip  # at most
-    most = (_MOST_SIDE - around) // len(rows) - 2 * strip - _GAP
+    bottom = strip if facts else 0
+    most = (_MOST_SIDE - bottom) // len(rows) - 2 * strip - _GAP
     cell, tall = fitting(width, height, cell, max(1, most))
     across = columns * (cell + _GAP) + _GAP
     room = across - 4 * _GAP
-    bottom = broken(facts, room, _font(letters).getlength)
-    end = title_height + len(rows) * (2 * strip + tall + _GAP)
-    size = (across, end + strip * len(bottom))
+    end = len(rows) * (2 * strip + tall + _GAP)
+    size = (across, end + bottom)
     whole = Image.new("RGB", size, _BACKGROUND)
     pen = ImageDraw.Draw(whole)
-    _write(pen, title, (across / 2, strip), room, 2 * letters, anchor="mm", fill=_INK)
     for number, row in enumerate(rows):
-        top = title_height + number * (2 * strip + tall + _GAP)
+        top = number * (2 * strip + tall + _GAP)
         _write(pen, row.name, (2 * _GAP, top + strip / 2), room, letters, anchor="lm", fill=_QUIET)
         _paste_row(whole, pen, row, top, (cell, tall), letters)
-    for number, line in enumerate(bottom):
-        place = (2 * _GAP, end + (number + 0.5) * strip)
-        _write(pen, line, place, room, letters, anchor="lm", fill=_QUIET)
+    _write(pen, facts, (2 * _GAP, end + strip / 2), room, letters, anchor="lm", fill=_QUIET)
     pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
     return (pixels.float() / 255).reshape(1, size[1], size[0], 3)
 
@@ -134,24 +128,6 @@ def fitting(width: int, height: int, most_width: int, most_height: int) -> tuple
     """
     share = min(1.0, most_width / width, most_height / height)
     return max(1, round(width * share)), max(1, round(height * share))
-
-
-def broken(parts: Sequence[str], room: float, length: Callable[[str], float]) -> list[str]:
-    """Return parts of a text as lines, broken between parts where their room ends.
-
-    A part that is too long has a line of its own.
-
-    >>> broken(["512 x 512", "20 steps", "seed 7"], 20, len)
-    ['512 x 512, 20 steps', 'seed 7']
-    """
-    lines: list[str] = []
-    for part in parts:
-        longer = f"{lines[-1]}, {part}" if lines else part
-        if lines and length(longer) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(part)
-    return lines
 
 
 def _write(

@@ -1,7 +1,6 @@
 """Covers, and tables of pictures whose labels may be any text."""
 
 import io
-import itertools
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from iteris_pack.nodes.pictures import (
     Labelled,
-    broken,
     png_of,
     shortened,
     table,
@@ -42,21 +40,12 @@ def test_a_table_of_many_rows_is_no_higher_than_8192():
     assert 8000 < whole.shape[1] <= 8192
 
 
-@given(st.lists(st.text("ab", min_size=1, max_size=9)), st.integers(0, 20))
-def test_a_text_is_broken_between_its_parts_where_its_room_ends(parts, room):
-    lines = broken(parts, room, len)
-    assert ", ".join(lines) == ", ".join(parts)
-    assert all(len(line) <= room or line in parts for line in lines)
-    for line, after in itertools.pairwise(lines):
-        assert len(f"{line}, {after.partition(',')[0]}") > room
-
-
 @settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=3), st.text(max_size=600))
 @example(["\ud800", "\x00\x1b[31m", ""], "\u202e 水墨画\n\n\ud800")
 def test_any_text_is_a_label(names, row):
     pictures = colours(*[0.5] * len(names), height=8, width=40)
-    whole = table([Labelled(row, names, pictures)], row, names)
+    whole = table([Labelled(row, names, pictures)], row)
     assert bool(whole.isfinite().all())
 
 
