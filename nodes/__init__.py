@@ -11,7 +11,7 @@ from .compare import Compare
 from .lora import LoraToMerge
 from .loras.about import about_lora, about_model, about_row, thumbnail_of
 from .merge import Merge
-from .recipe import LoadRecipe, about_recipe
+from .recipe import LoadRecipe
 from .save import SaveMergedLora
 from .settings import Settings
 
@@ -22,6 +22,5 @@ class IterisExtension(ComfyExtension):
         host.answer_at("/iteris/lora", "name", about_lora)
         host.answer_at("/iteris/model", "name", about_model)
         host.answer_at("/iteris/row", "text", about_row)
-        host.answer_at("/iteris/recipe", "name", about_recipe)
         host.picture_at("/iteris/thumbnail", "name", thumbnail_of)
         return [Merge, Compare, SaveMergedLora, LoraToMerge, Settings, LoadRecipe]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..iteris_core.report.records import MergeReport
     from .asked import Asked
 
+_SHORTER = ("unpolished", "unproved")  # notes of a merge that was not made whole
+
 
 class Work(NamedTuple):
     """What a merge takes: about how many rows through the model, sampling runs of each LoRA, and
@@ -42,27 +44,16 @@ def work_by_preset(job: Job, asked: Asked) -> dict[Preset, Work]:
     return found
 
 
-# What was merged -> rows and seconds of the last merge that was complete.
-_TIMED: dict[str, dict[str, float]] = {}
-
-
 def cost_of(
-    work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport, what: str
+    work: Mapping[Preset, Work], preset: Preset, seconds: float, report: MergeReport
 ) -> dict[str, Any] | None:
     """Return what a merge took, and would take with each preset, for the page; None if that is not
-    known. A merge whose polish failed took less than it would otherwise; the figures are then
-    those of the last one that was complete.
+    known, as of a merge whose polish failed, which took less than it would otherwise.
 
     Args:
         seconds: How long the merge took.
-        what: What else the time of a row depends on: the model's family, and the latents' shape.
     """
-    if preset not in work:
-        return None
-    shorter = ("unpolished", "unproved")
-    if not any(note.kind in shorter for note in report.notes):
-        _TIMED[what] = {"rows": work[preset].rows, "seconds": round(seconds, 1)}
-    if what not in _TIMED:
+    if preset not in work or any(note.kind in _SHORTER for note in report.notes):
         return None
     presets = {name: each._asdict() for name, each in work.items()}
-    return {**_TIMED[what], "presets": presets}
+    return {"rows": work[preset].rows, "seconds": round(seconds, 1), "presets": presets}

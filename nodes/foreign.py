@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..iteris_core import AdapterError
+from ..iteris_core.errors import FAILURES
 from ..iteris_core.files.tensor_checks import WrongShape
 
 
@@ -37,15 +38,7 @@ def added_by_host(
     with logged_errors() as errors:
         try:
             patched = apply(weight.clone())
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            NameError,  # GLoRA without a rank
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (*FAILURES, NameError) as error:  # the latter of a GLoRA without a rank
             errors.append(f"{type(error).__name__}: {error}")
     if errors:
         raise AdapterError(

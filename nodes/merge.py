@@ -225,15 +225,13 @@ class Merge(io.ComfyNode):
         seconds = time.monotonic() - begin
         merged = work.merged(result, of_merge(work.job, asked))
         report = result.report
-        what = f"{work.base.family.name} {work.job.latent_shape}"
-        work_of = work_by_preset(work.job, asked)
         facts = facts_of(work.job, result.adapter, seconds)
         payload = {
             "of": merged.of,
             "facts": facts,
             "notes": notes_of(report.notes),
             "report": report.to_dict(),
-            "cost": cost_of(work_of, preset, seconds, report, what),
+            "cost": cost_of(work_by_preset(work.job, asked), preset, seconds, report),
         }
         for note in report.notes:
             if note.is_warning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -12,7 +12,7 @@ from ..iteris_core.diffusion.lora_rows import row_of, written
 from ..iteris_core.settings import label, value_label
 from . import host
 from .lora import show
-from .loras.names import adapter_name, check_known, fingerprints
+from .loras.names import adapter_name, fingerprints
 from .settings import FIELDS, in_words, settings_of
 from .sockets import LORAS, SETTINGS, ChosenLora
 from .validation import checked
@@ -109,21 +109,6 @@ def recipe_of(lora_name: str) -> Recipe:
             "--disable-metadata. Choose a LoRA that IterIS has merged"
         )
     return read_recipe(lora_name, text)
-
-
-def about_recipe(lora_name: str) -> dict[str, Any]:
-    """Return the LoRAs of a merge's file as rows, as JSON for the browser; ``error`` says why they
-    cannot be.
-    """
-    try:
-        check_known(lora_name)
-        loras = [
-            replace(lora, file=adapter_name(file_of(lora_name, lora)))
-            for lora in recipe_of(lora_name).loras
-        ]
-    except IterisError as error:
-        return {"rows": "", "error": str(error)}
-    return {"rows": written(map(row_of, loras)), "error": None}
 
 
 def as_text(recipe: Recipe) -> str:

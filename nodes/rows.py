@@ -11,7 +11,7 @@ from ..iteris_core.diffusion.lora_use import check_count
 from . import host
 from .loras.about import families_upstream
 from .loras.names import fingerprint
-from .loras.prompts import check_family, each, faults, file_of_row, use_of_row
+from .loras.prompts import attempted, check_family, each, file_of_row, use_of_row
 from .loras.stack_formats import read_stack
 
 if TYPE_CHECKING:
@@ -104,15 +104,11 @@ def refused(
     def use_all(line: str) -> None:
         for row in rows_in(line):
             use(row)
-            check_family(row, families(), is_sure=True)
-
-    def doubt_all(line: str) -> None:
-        for row in rows_in(line):
             check_family(row, families())
 
     wrong: dict[str, list[int]] = {}
     lines = list(filter(str.strip, text.split("\n")))
-    for place, what in faults(lines, use_all, doubt_all).items():
+    for place, what in attempted(lines, use_all)[1].items():
         wrong.setdefault(what, []).append(place + 1)
     return "\n".join(f"{_rows(numbers)}: {what}" for what, numbers in wrong.items()) or True
 

@@ -276,11 +276,3 @@ REFUSED = {
         "on a model that draws pictures from text",
     ),
 }
-
-
-def family_of(model: Any) -> Family | None:
-    """Return the family of a MODEL, which may be one that cannot be merged on, such as an
-    inpainting model; None: its class is not in the table.
-    """
-    row = HOST_FAMILIES.get(type(model.model.model_config).__name__)
-    return None if row is None else row.family

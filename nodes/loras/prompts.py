@@ -73,16 +73,12 @@ def use_of_row(row: Row, more: Sequence[str] = ()) -> LoraUse:
         return use_of_file(file, row, more)
 
 
-def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False) -> None:
-    """Refuse a row whose file is for another family of models, by its header; one of strength 0
-    is not put on any.
-
-    A file that is read may turn out to fit all the same, where its metadata alone say what it is
-    for, or where its keys are those of another family that has the same modules.
+def check_family(row: Row, families: Sequence[Family]) -> None:
+    """Refuse a row whose file is for another family of models by its keys, unless its strength is
+    0. What its metadata alone say is no reason: the file may fit all the same.
 
     Args:
         families: The model's, see `model_families`; none: nothing is known of it.
-        is_sure: Refuse it only where neither can be.
 
     Raises:
         IterisError: Names the row; see `file_of_row`.
@@ -99,48 +95,23 @@ def check_family(row: Row, families: Sequence[Family], *, is_sure: bool = False)
         is_idle = not (row.strength_model or row.strength_clip)
         if is_idle or not families or found is None or found.name in fitting(families[0]):
             return
-        if not is_sure or (header.is_by_keys and found not in families):
+        if header.is_by_keys and found not in families:
             raise AdapterError(f"{adapter_name(file)}: {for_another(found, families[0])}")
 
 
-def uses_of_rows(rows: Sequence[Row], family: Family) -> list[LoraUse]:
-    """Return the LoRA files that rows name, their prompts filled in.
-
-    Raises:
-        IterisError: What is wrong with each of the rows; see `use_of_row` and `check_family`.
-    """
-    return each(rows, use_of_row, lambda row: check_family(row, [family]))
-
-
-def each(
-    items: Sequence[Item],
-    use: Callable[[Item], Used],
-    doubt: Callable[[Item], object] = lambda item: None,
-) -> list[Used]:
+def each(items: Sequence[Item], use: Callable[[Item], Used]) -> list[Used]:
     """Return what `use` makes of each item.
 
     Raises:
-        IterisError: What is wrong with each of them; see `faults`.
+        IterisError: What is wrong with each of them; see `attempted`.
     """
-    made, wrong = _attempted(items, use)
+    made, wrong = attempted(items, use)
     if wrong:
-        raise IterisError(". ".join(_with_doubts(wrong, items, doubt).values()))
+        raise IterisError(". ".join(wrong.values()))
     return made
 
 
-def faults(
-    items: Sequence[Item], use: Callable[[Item], object], doubt: Callable[[Item], object]
-) -> dict[int, str]:
-    """Return place -> what is wrong with an item, for all items at once; none if all can be used.
-
-    Args:
-        use: Raises what keeps an item from being used.
-        doubt: Raises what is wrong with it if anything is, and then counts more.
-    """
-    return _with_doubts(_attempted(items, use)[1], items, doubt)
-
-
-def _attempted(
+def attempted(
     items: Sequence[Item], use: Callable[[Item], Used]
 ) -> tuple[list[Used], dict[int, str]]:
     """Return what `use` makes of the items, and place -> why it makes nothing of one."""
@@ -151,12 +122,6 @@ def _attempted(
         except IterisError as error:
             wrong[place] = str(error)
     return made, wrong
-
-
-def _with_doubts(
-    wrong: dict[int, str], items: Sequence[Item], doubt: Callable[[Item], object]
-) -> dict[int, str]:
-    return dict(sorted({**wrong, **_attempted(items, doubt)[1]}.items())) if wrong else {}
 
 
 def ready_row(row: Row) -> None:
@@ -188,18 +153,8 @@ def ready_row(row: Row) -> None:
 
 
 def shown_on_node(uses: Sequence[LoraUse], note: str = "") -> dict[str, list[Any]]:
-    """Return a node's display of its LoRAs: as text, and as JSON for the pack's web extension."""
-    facts = [
-        {
-            "name": use.file or use.name,
-            "prompts": list(use.prompts),
-            "source": use.prompts_from,
-            "strengths": [use.strength_model, use.strength_clip],
-        }
-        for use in uses
-    ]
-    lines_shown = [*map(_described, uses), *filter(None, [note])]
-    return {"text": ["\n".join(lines_shown)], "iteris": [{"loras": facts}]}
+    """Return a node's display of its LoRAs, as text."""
+    return {"text": ["\n".join([*map(_described, uses), *filter(None, [note])])]}
 
 
 def _described(use: LoraUse) -> str:

@@ -12,7 +12,6 @@ from ...iteris_core.settings import shown
 
 _NOTHING = ("", "none", "[none]")
 _DEEPEST = 16  # lists in a stack; known ones have three
-_MOST_VALUES = 20_000  # of a stack; a LoRA takes up to 10
 
 
 def read_stack(stack: Any) -> list[Row]:
@@ -25,37 +24,23 @@ def read_stack(stack: Any) -> list[Row]:
     Raises:
         IterisError: Something in it is not one of these.
     """
-    _check_size(stack)
     return list(_entries(stack, "the stack"))
 
 
-def _check_size(stack: Any) -> None:
-    """Refuse a stack that is nested too deep, as one that holds itself is, or too large.
-
-    Raises:
-        IterisError: Says which.
-    """
-    waiting = [(stack, 0)]
-    seen = 0
-    while waiting:
-        value, depth = waiting.pop()
-        seen += 1
-        if depth > _DEEPEST or seen > _MOST_VALUES:
-            raise IterisError(
-                f"the stack has lists in lists, {_DEEPEST} deep, or {_MOST_VALUES} values; it "
-                "probably holds itself. Connect the LORA_STACK output of a stacker"
-            )
-        if isinstance(value, (list, tuple)):
-            waiting += [(item, depth + 1) for item in value]
-
-
-def _entries(value: Any, where: str) -> Iterator[Row]:
+def _entries(value: Any, where: str, depth: int = 0) -> Iterator[Row]:
+    if depth > _DEEPEST:
+        raise IterisError(
+            f"the stack has lists in lists, {_DEEPEST} deep; it probably holds itself. Connect the "
+            "LORA_STACK output of a stacker"
+        )
     if value is None:
         return
     if isinstance(value, str):
-        yield from _in_prompt(value, where)
+        for tag in TAG.finditer(value):  # a prompt, whose other words are ignored
+            if _is_named(tag[1]):
+                yield tagged(tag, where)
     elif isinstance(value, (list, tuple)):
-        yield from _of_list(value, where)
+        yield from _of_list(value, where, depth + 1)
     else:
         raise IterisError(
             f"{where} is {shown(value)}, a {type(value).__name__}; a LoRA is (name, model "
@@ -64,7 +49,7 @@ def _entries(value: Any, where: str) -> Iterator[Row]:
         )
 
 
-def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
+def _of_list(value: Sequence[Any], where: str, depth: int) -> Iterator[Row]:
     name = value[0] if value else None
     strengths = value[1:3]
     is_name = name is None or (isinstance(name, str) and not TAG.search(name))
@@ -81,14 +66,7 @@ def _of_list(value: Sequence[Any], where: str) -> Iterator[Row]:
         if isinstance(item, str) and not TAG.search(item):
             yield from [_entry(item, 1.0, 1.0, inside)] if _is_named(item) else []
         else:
-            yield from _entries(item, inside)
-
-
-def _in_prompt(text: str, where: str) -> Iterator[Row]:
-    """Yield the LoRAs that a prompt names; its other words are ignored."""
-    for tag in TAG.finditer(text):
-        if _is_named(tag[1]):
-            yield tagged(tag, where)
+            yield from _entries(item, inside, depth)
 
 
 def _entry(

@@ -106,8 +106,8 @@ def test_a_recipe_whose_files_have_changed_is_refused_or_told(host, scene):
     file.rename(moved)
     recipe = node("IterISRecipe", lora_name="scene.safetensors", check_files=True)
     show = {"5": recipe, "8": node("PreviewAny", source=["5", 0])}
-    found = host.run(show)["outputs"]["5"]["iteris"][0]["loras"]
-    assert found[0]["name"] == "moved/middle_1_renamed.safetensors"
+    [found] = host.run(show)["outputs"]["5"]["text"]
+    assert found.startswith("moved/middle_1_renamed.safetensors at ")
     kept = moved.read_bytes()
     moved.unlink()
     save_file(load_file(host.loras / "middle_2.safetensors"), file)

@@ -132,10 +132,8 @@ def test_no_time_is_told_of_presets_that_do_not_count_or_cannot_be():
         },
     }
     unpolished = MergeReport((), notes=(Note("unpolished", "not polished"),))
-    assert cost_of(work, "Balanced", 0.1, unpolished, "SDXL") is None, "not all of it was made"
-    assert cost_of(work, "Balanced", 1.52, report, "SDXL") == shown
-    assert cost_of(work, "another", 1.52, report, "SDXL") is None
-    assert cost_of(work, "Fast", 0.1, unpolished, "SDXL") == shown
-    assert cost_of(work, "Balanced", 0.1, unpolished, "Flux.1") is None
+    assert cost_of(work, "Balanced", 0.1, unpolished) is None, "not all of it was made"
+    assert cost_of(work, "Balanced", 1.52, report) == shown
+    assert cost_of(work, "another", 1.52, report) is None
     recipe = Recipe((), Calibration(), MergeConfig(), {})
     assert Asked("Fast", False, Size(), recipe).changes("Fast") is None

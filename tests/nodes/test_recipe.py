@@ -5,15 +5,12 @@ import hashlib
 import json
 
 import pytest
-import torch
 from fake_host import use
-from iteris_pack.nodes.recipe import about_recipe, as_text, source_of
-from safetensors.torch import save_file
+from iteris_pack.nodes.recipe import as_text, source_of
 
 from iteris_core import IterisError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.recipe import read_recipe, recipe_of
-from iteris_core.files.metadata import RECIPE_KEY
 
 
 def test_a_file_that_is_only_called_alike_is_not_the_recipes(replace_host, tmp_path):
@@ -36,22 +33,3 @@ def test_a_recipe_is_shown_as_rows_and_settings():
     assert (row, empty) == ('<lora:a.safetensors:1> style called="in a" | a \\| b', "")
     assert {"method: sum", "seed: 0", "cfg: 0.0", "scene_weight: 0.0"} <= set(settings)
     assert not any(line.startswith("waiting_bytes") for line in settings), "no node sets that"
-
-
-def test_a_merge_says_what_rows_it_was_made_of(replace_host, tmp_path):
-    loras = [use("a", ("a cat",), strength_model=0.8, file="a.safetensors"), use("b", ())]
-    for name, some in (("merged", loras[:1]), ("trained", loras)):
-        recipe = json.dumps(recipe_of(some, Calibration(), MergeConfig()))
-        save_file({"w": torch.ones(1)}, tmp_path / name, {RECIPE_KEY: recipe})
-    save_file({"w": torch.ones(1)}, tmp_path / "plain")
-    names = ["merged", "trained", "plain"]
-    replace_host(lora_names=lambda: names, lora_path=lambda name: tmp_path / name)
-    answer = about_recipe("merged")
-    assert answer == {"rows": "<lora:a:0.8:1> subject | a cat", "error": None}
-    for name, why in (
-        ("trained", "its LoRA 'b' was in no file"),
-        ("plain", "has no recipe"),
-        ("../merged", "is not in ComfyUI's list"),
-    ):
-        answer = about_recipe(name)
-        assert answer["rows"] == "" and why in answer["error"]
