@@ -66,7 +66,7 @@ def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
 
 def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
     """Return what is wrong with a Compare whose MODEL or CLIP carries the merged LoRA; empty:
-    nothing. `check_base` would say so, but after the merge.
+    nothing.
 
     Args:
         prompt: See `workflow.upstream`.
@@ -85,16 +85,11 @@ def check_base(base: host.ComfyModel, merged: MergedLora) -> None:
     """Refuse a model that is not the base of the merge.
 
     Raises:
-        IterisError: It is of another family, or carries the merged LoRA.
+        IterisError: It is of another family.
     """
     if base.family.name != merged.keys.family.name:
         raise IterisError(
             f"the MODEL is {base.family.name}, and the merged LoRA is for "
             f"{merged.keys.family.name}. Connect one of this family, or leave model and clip "
             "empty: then they are the ones that the merge got"
-        )
-    if base.carries(merged.adapter):
-        raise IterisError(
-            "the MODEL or CLIP carries the merged LoRA already, so there would be nothing to "
-            "compare it with. Leave both empty: then they are the ones that the merge got"
         )

@@ -14,15 +14,13 @@ from ..iteris_core.diffusion.presets import DEFAULT_PRESET, PREVIEW, Preset
 from ..iteris_core.errors import plain
 from ..iteris_core.settings import bounds
 from . import host
-from .asked import Asked
+from .asked import Asked, Size, Way
 from .compare_checks import refusal_for
-from .cost import cost_of, work_by_preset
 from .loras.names import fingerprints
 from .loras.prompts import ready_row, use_of_row
-from .payload import facts_of, notes_of, of_merge, shown
+from .payload import cost_of, facts_of, notes_of, of_merge, shown, work_by_preset
 from .rows import ROWS, ROWS_EXAMPLE, refused, uses_of_stack, watched
 from .save import check_names
-from .size import Size, Way
 from .sockets import (
     LORA_MODEL,
     LORA_STACK,

@@ -17,7 +17,6 @@ from ..iteris_core.report.records import Note
 from ..iteris_core.settings import setting_to
 from . import host
 from .loras.chosen import identified, load
-from .loras.names import files_named
 from .loras.on_model import notes_on_model
 from .loras.prompts import each, use_of_row
 from .sockets import ChosenLora, Loose, MergedLora
@@ -126,9 +125,9 @@ def prepared(
         *dict.fromkeys(_notes_on_model(connected, loras, job.calibration)),
     )
     if job.config.measured:
-        room = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
+        room, base = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
         notes = (*notes, *too_small(room))
-        job = job.within(room)
+        job = replace(job.within(room), model=base)
     settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
 
@@ -141,7 +140,7 @@ def _notes_on_model(
         host.patches_of(connected.model, connected.clip),
         host.base_changes(connected.model, connected.clip),
         loras,
-        files_named(connected.upstream, host.lora_names()),
+        sorted(connected.upstream & set(host.lora_names())),
         is_guided=calibration.is_guided,
     )
 

@@ -120,7 +120,7 @@ class Bench:
     @torch.no_grad()
     def clean(self, x: Tensor, sigma: Tensor, prompts: Sequence[Any]) -> Tensor:
         """Return the model's clean latents of noisy ones, (n, channels, height, width)."""
-        with self.model.denoiser() as network:
+        with self.model.denoiser(self.world.steps) as network:
             return network.forward(
                 [
                     DenoiserRow(*row)

@@ -196,7 +196,7 @@ class FlowStableDiffusion:
         return Encoded(torch.cat(list(outputs)))
 
     @contextmanager
-    def denoiser(self) -> Iterator[Network]:
+    def denoiser(self, levels: int) -> Iterator[Network]:
         yield self._network(TRANSFORMER_PREFIX, self._denoise, stream_of)
 
     def sigmas(self, steps: int) -> Tensor:

@@ -180,7 +180,7 @@ class DiffusersModel:
         return Encoded(torch.cat([output.tokens for output in outputs]), outputs[0].others)
 
     @contextmanager
-    def denoiser(self) -> Iterator[Network]:
+    def denoiser(self, levels: int) -> Iterator[Network]:
         """Open the UNet; rows are `DenoiserRow`, its forward returns estimates of the clean latents
         (rows, channels, h, w).
         """

@@ -217,8 +217,9 @@ class Job:
             return self
         of_row = _BYTES_PER_BYTE * bytes_per_number * math.prod(self.latent_shape[1:])
         layers: list[LayerBytes] = []
-        for opened in (self.model.text_encoder, self.model.denoiser):
-            with opened() as network:
+        denoiser = self.model.denoiser(self.calibration.levels)
+        for opened in (self.model.text_encoder(), denoiser):
+            with opened as network:
                 layers += self.layer_bytes(network.modules, device).values()
         return self.within(
             share_out(

@@ -255,7 +255,7 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
     adapters = solver.adapters(text=False)
     if not any(adapter.deltas for adapter in adapters):
         return None
-    with job.model.denoiser() as network:
+    with job.model.denoiser(job.calibration.levels) as network:
         sampler = Sampler.of(job.model, network, job.calibration)
         runs = runs_of(job.samples, contexts, job.calibration)
         latents = with_smaller_calls(

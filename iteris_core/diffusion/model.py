@@ -168,9 +168,12 @@ class DiffusionHost(Protocol):
         """
         ...
 
-    def denoiser(self) -> AbstractContextManager[Network]:
+    def denoiser(self, levels: int) -> AbstractContextManager[Network]:
         """Open the diffusion model; rows are `DenoiserRow`, its forward returns estimates of the
         clean latents.
+
+        Args:
+            levels: Steps of the sampling runs that its calls are of, see `sigmas`.
         """
         ...
 

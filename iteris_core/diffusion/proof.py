@@ -91,7 +91,8 @@ def check_called(
         missed |= of_text
     prompt = model.encoded(caption, outputs)
     small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
-    with model.denoiser() as network, _uncalled(network, denoiser) as of_denoiser:
+    opened = model.denoiser(small.levels)
+    with opened as network, _uncalled(network, denoiser) as of_denoiser:
         sampler = Sampler.of(model, network, small)
         answer = network.forward([_row(sampler, prompt, calibration.seed)])
     if not answer.isfinite().all():

@@ -163,7 +163,7 @@ def shares(
         {k: [looked_at(n, k, x) for x in (own, *of.judged)] for k, own in of.alone.items()}
         for n, of in enumerate(pictures)
     ]
-    with model.denoiser() as network:
+    with model.denoiser(STEPS) as network:
         outputs = with_smaller_calls(
             lambda size: outputs_of(network, parts, rows, size, progress),
             rows_per_call,

@@ -163,3 +163,12 @@ def check_clip(clip: Any, row: HostFamily) -> None:
             f"{expected}. Connect the CLIP of a {name} checkpoint, or load it with the type of "
             f"{name}"
         )
+
+
+def patch_of(diffusion_model: Any) -> int:
+    """Return the side of the square of latents that is one token of a transformer."""
+    for name in ("patch_size", "patch_spatial", "patch"):
+        size = getattr(diffusion_model, name, None)
+        if size is not None:
+            return int(size[-1] if isinstance(size, (tuple, list)) else size)
+    return 1

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.lora
-import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
 import comfy.weight_adapter
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError, Network
 from ...iteris_core.diffusion import proof
-from ...iteris_core.diffusion.calibration import Calibration
 from ...iteris_core.diffusion.lora_use import LoraUse
 from ...iteris_core.diffusion.model import (
     DenoiserRow,
@@ -36,7 +34,7 @@ from ...iteris_core.files.families import Family
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
 from ..keys import HostKeys, HostWeight, is_text, model_keys
-from .checks import check_callable, check_clip, row_of, trial
+from .checks import check_callable, check_clip, patch_of, row_of, trial
 from .conditions import REFERENCES, check_start, conditions_for
 from .deltas import HostDeltas, patched_weights
 from .memory import bytes_to_have, evictable_bytes
@@ -44,10 +42,9 @@ from .patches import (
     add_adapter,
     converted,
     misread_by_host,
-    patches_of,
     patches_of_file,
 )
-from .sampling_options import conds_of, sampling_options
+from .sampling_options import conds_of, prediction_type, sampling_options
 from .server import heed_cancel
 from .text_encoders import TextEncoders
 
@@ -68,6 +65,8 @@ class ComfyModel:
         model: ModelPatcher; never changed.
         clip: CLIP of the same model; never changed.
         start: What it reads of pictures, see `conditions.start_of`.
+        room: How a merge shares out the device's memory; None: none does.
+        of_texts: Bytes that the merge of the text encoders takes besides their weights.
 
     Attributes:
         given: The MODEL and the CLIP themselves, of which it has clones.
@@ -76,18 +75,25 @@ class ComfyModel:
         IterisError: Another kind of model, or pictures that it does not read.
     """
 
-    def __init__(self, model: Any, clip: Any, *, start: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        clip: Any,
+        *,
+        start: Mapping[str, Any] | None = None,
+        room: Room | None = None,
+        of_texts: float = 0.0,
+    ) -> None:
         self.row = row_of(model)
         check_callable(model)
         check_clip(clip, self.row)
         self.given = (model, clip)
         self.model = model.clone()
         self.clip = clip.clone()
-        self.texts = TextEncoders(self.clip, self.row.swept)
+        self.texts = TextEncoders(self.clip, self.row.swept, of_texts)
         self.start_picture = start or {}
         check_start(self.start_picture, self.row)
-        self.room: Room | None = None
-        self._levels = self.sigmas(Calibration().levels)  # of the latest sampling runs
+        self.room = room
         self._call_keys: WeakKeyDictionary[Encoded, Hashable] = WeakKeyDictionary()
 
     @property
@@ -118,7 +124,7 @@ class ComfyModel:
         model = self.model.model.diffusion_model
         multiple = getattr(model, "pad_tokens_multiple", None) or 1
         return PictureTokens(
-            _patch_of(model), self.texts.length, multiple, self.row.picture_comes_first
+            patch_of(model), self.texts.length, multiple, self.row.picture_comes_first
         )
 
     def is_text_module(self, path: str) -> bool:
@@ -142,11 +148,12 @@ class ComfyModel:
         return dict(self.model.model.named_modules())
 
     @contextmanager
-    def denoiser(self) -> Iterator[Network]:
+    def denoiser(self, levels: int) -> Iterator[Network]:
         model = self.model
         device = model.load_device
         room = self.room
-        with sampling_options(model, self.clip, room.required if room else 0.0) as options:
+        required = room.required if room else 0.0
+        with sampling_options(model, self.clip, self.sigmas(levels), required) as options:
 
             def forward(rows: Sequence[DenoiserRow]) -> Tensor:
                 heed_cancel()
@@ -154,7 +161,7 @@ class ComfyModel:
                 sigma = torch.stack([row.sigma for row in rows]).to(device)
                 with trial(self.family):
                     conds = comfy.samplers.cond_cat([self._conds(row, x[:1]) for row in rows])
-                    conds["transformer_options"] = options.of_call(rows, sigma, self._levels)
+                    conds["transformer_options"] = options.of_call(rows, sigma)
                     return options.run(lambda: model.model.apply_model(x, sigma, **conds))
 
             # some models find the next noise level by the options, and an untested one may
@@ -196,10 +203,9 @@ class ComfyModel:
         return stream_of(path, self.row.text_layers)
 
     def sigmas(self, steps: int) -> Tensor:
-        self._levels = comfy.samplers.calculate_sigmas(
-            self.model.get_model_object("model_sampling"), "normal", steps
-        )
-        return self._levels
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas: Tensor = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+        return sigmas
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         sampling = self.model.get_model_object("model_sampling")
@@ -222,8 +228,11 @@ class ComfyModel:
         sides = (height // self.row.downscale, width // self.row.downscale)
         return latents.latent_channels, *length, *sides
 
-    def make_room(self, shape: Sequence[int], samples: int, takes: TakenByLayers) -> Room:
-        """Share out the device's memory for a merge, and remember what to keep free.
+    def make_room(
+        self, shape: Sequence[int], samples: int, takes: TakenByLayers
+    ) -> tuple[Room, ComfyModel]:
+        """Share out the device's memory for a merge. Return how, and this model when it keeps that
+        much free.
 
         Args:
             shape: (channels, ..., height, width) of the latents.
@@ -234,8 +243,7 @@ class ComfyModel:
         to_load = self.model.model_size() - self.model.loaded_size()
         texts = self.clip.patcher
         of_texts = takes(dict(texts.model.named_modules()), texts.load_device)
-        self.texts.memory_required = LayerBytes.most(of_texts.values()).beside(0)
-        self.room = share_out(
+        room = share_out(
             # the MODEL's own question adds a large reserve where ComfyUI loads weights on demand
             lambda count: self.model.model.memory_required(
                 input_shape=[2 * count * (1 + self.references), *shape]
@@ -245,7 +253,9 @@ class ComfyModel:
             bytes_to_have(self.model) - to_load,
             LayerBytes.most(takes(self.modules, device).values()),
         )
-        return self.room
+        texts_take = LayerBytes.most(of_texts.values()).beside(0)
+        start = self.start_picture
+        return room, ComfyModel(*self.given, start=start, room=room, of_texts=texts_take)
 
     @cached_property
     def keys(self) -> HostKeys:
@@ -259,7 +269,7 @@ class ComfyModel:
             modules,
             keys,
             comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config),
-            _prediction_type(self.model),
+            prediction_type(self.model),
         )
 
     def adapter(
@@ -327,15 +337,6 @@ class ComfyModel:
             add_adapter(clip, text, keys)
         return model, clip
 
-    def carries(self, adapter: Adapter) -> bool:
-        """Whether MODEL or CLIP is patched with this very adapter; see `patched`."""
-        ups = {id(delta.up) for delta in adapter.deltas.values()}
-        return any(
-            isinstance(patch, comfy.weight_adapter.LoRAAdapter) and id(patch.weights[0]) in ups
-            for on_weight in patches_of(self.model, self.clip).values()
-            for _, patch, *_ in on_weight
-        )
-
     @property
     def loader(self) -> ComfyModel:
         return self
@@ -396,22 +397,3 @@ class ComfyModel:
         return kohya.to_tensors(
             denoiser, {path: path for path in self.keys.base_of_module}, self.keys.kernels
         )
-
-
-def _patch_of(diffusion_model: Any) -> int:
-    """Return the side of the square of latents that is one token of a transformer."""
-    for name in ("patch_size", "patch_spatial", "patch"):
-        size = getattr(diffusion_model, name, None)
-        if size is not None:
-            return int(size[-1] if isinstance(size, (tuple, list)) else size)
-    return 1
-
-
-def _prediction_type(model: Any) -> str:
-    """Return what a MODEL predicts, as files name it, also if a node has set it; empty for flow
-    models.
-    """
-    sampling = model.get_model_object("model_sampling")
-    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        return "v"
-    return "epsilon" if isinstance(sampling, comfy.model_sampling.EPS) else ""

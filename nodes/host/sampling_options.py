@@ -15,6 +15,7 @@ import comfy.hooks
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
@@ -39,12 +40,14 @@ class SamplingOptions:
     Args:
         model: The MODEL, loaded.
         shared: Options that are the same in all calls.
+        levels: All noise levels of a sampling run.
         hooks: Hooks that the CLIP puts on each prompt; None: there are none.
         before_call: See `_gradients`.
     """
 
     model: Any
     shared: Mapping[str, Any]
+    levels: Tensor
     hooks: Any
     before_call: Callable[[], None]
 
@@ -55,12 +58,11 @@ class SamplingOptions:
         """
         return any(self.shared.values()) or self.hooks is not None
 
-    def of_call(self, rows: Sequence[DenoiserRow], sigma: Tensor, levels: Tensor) -> dict[str, Any]:
+    def of_call(self, rows: Sequence[DenoiserRow], sigma: Tensor) -> dict[str, Any]:
         """Return the options of one call, which the host may change.
 
         Args:
             sigma: Their noise levels on the model's device, (rows,).
-            levels: All noise levels of a sampling run.
         """
         of_hooks = self.model.apply_hooks(hooks=self.hooks)
         options: dict[str, Any] = comfy.patcher_extension.merge_nested_dicts(of_hooks, self.shared)
@@ -71,7 +73,7 @@ class SamplingOptions:
             "cond_or_uncond": [int(row.is_negative) for row in rows],
             "uuids": marks,
             "sigmas": sigma[:1],
-            "sample_sigmas": levels.to(sigma.device),
+            "sample_sigmas": self.levels.to(sigma.device),
         }
 
     def run(self, call: Callable[[], Tensor]) -> Tensor:
@@ -148,12 +150,15 @@ def loads_on_demand(model: Any) -> bool:
 
 
 @contextmanager
-def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[SamplingOptions]:
+def sampling_options(
+    model: Any, clip: Any, levels: Tensor, memory_required: float
+) -> Iterator[SamplingOptions]:
     """Load a MODEL, prepare it for calls as the host's samplers do, and yield their options.
 
     Args:
         model: The MODEL, a clone of one's own.
         clip: The CLIP whose hooks count.
+        levels: All noise levels of a sampling run.
         memory_required: Bytes to keep free.
 
     Raises:
@@ -190,8 +195,18 @@ def sampling_options(model: Any, clip: Any, memory_required: float) -> Iterator[
         comfy.samplers.cast_to_load_options(options, model.load_device, model.model_dtype())
         model.pre_run()
         with _gradients() as before_call:
-            yield SamplingOptions(model, shared, hooks, before_call)
+            yield SamplingOptions(model, shared, levels, hooks, before_call)
     finally:
         comfy.samplers.cast_to_load_options(options, model.offload_device)
         model.cleanup()
         model.restore_hook_patches()
+
+
+def prediction_type(model: Any) -> str:
+    """Return what a MODEL predicts, as files name it, also if a node has set it; empty for flow
+    models.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return "v"
+    return "epsilon" if isinstance(sampling, comfy.model_sampling.EPS) else ""

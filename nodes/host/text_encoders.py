@@ -36,14 +36,12 @@ class TextEncoders:
     Args:
         clip: CLIP; never changed.
         swept: Names, among its tokens, of the text encoders that can be merged.
-
-    Attributes:
         memory_required: Bytes that the merge of the text encoders takes besides their weights.
     """
 
-    def __init__(self, clip: Any, swept: Sequence[str]) -> None:
+    def __init__(self, clip: Any, swept: Sequence[str], memory_required: float = 0.0) -> None:
         self.clip = clip
-        self.memory_required = 0.0
+        self.memory_required = memory_required
         of_tokens = {name: _part(clip.cond_stage_model, name) for name in clip.tokenize("")}
         self.encoders = {
             name: encoder for name, encoder in of_tokens.items() if encoder is not None

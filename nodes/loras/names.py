@@ -6,12 +6,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ...iteris_core import IterisError
-from ...iteris_core.diffusion.lora_rows import TAG
-from ...iteris_core.diffusion.lora_use import MOST_LORAS
 from ...iteris_core.settings import shown, some_of
 from .. import host
 
@@ -69,23 +66,6 @@ def find_name(wanted: str, names: Sequence[str]) -> str:
         f"{shown(wanted)} is in none of ComfyUI's loras folders; "
         f"{_near(plain, paths.values())} put the file there, then press R on ComfyUI's page"
     )
-
-
-def files_named(texts: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Return the files of a list that the texts of nodes name: one by itself, or some in tags such
-    as ``<lora:cat:0.8>``, of which a line that begins with # is switched off.
-    """
-    found = set()
-    tagged = set()
-    for text in texts:
-        found.add(text)
-        for line in text.splitlines() if "<lora:" in text else ():
-            if not line.lstrip().startswith("#"):
-                tagged |= {name for tag in TAG.finditer(line) if (name := tag[1].strip())}
-    for name in sorted(tagged)[:MOST_LORAS]:
-        with suppress(IterisError):
-            found.add(find_name(name, names))
-    return sorted(found & set(names))
 
 
 def _near(plain: str, paths: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ def test_the_product_runs_the_model_as_it_was_trained(tmp_path, name, parts):
     trained = model.denoiser(noisy, steps, **model.read(model.tokens(captions))).sample
     with product.text_encoder() as network:
         written = network.forward([product.tokenize(caption)[0] for caption in captions])
-    with product.denoiser() as network:
+    with product.denoiser(4) as network:
         found = network.forward(
             [DenoiserRow(x, sigma, text) for x, text in zip(noise, written, strict=True)]
         )

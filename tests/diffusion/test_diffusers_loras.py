@@ -31,7 +31,7 @@ def any_host(request):
 def outputs(host):
     x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
     sigma = torch.tensor(2.0)
-    with torch.no_grad(), host.text_encoder() as text, host.denoiser() as unet:
+    with torch.no_grad(), host.text_encoder() as text, host.denoiser(4) as unet:
         (context,) = text.forward(host.tokenize("a cat"))
         answer = unet.forward([DenoiserRow(x, sigma, context)])
         return context.tokens, *context.others.values(), answer

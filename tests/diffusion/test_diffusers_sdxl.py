@@ -76,7 +76,7 @@ def test_a_teachers_run_is_that_of_the_pipeline_with_its_lora(family, prediction
             prompted, negative = unet.forward(rows)
         return (negative + 2.0 * (prompted - negative))[None]
 
-    with torch.no_grad(), host.denoiser() as unet:
+    with torch.no_grad(), host.denoiser(4) as unet:
         # the last step ends in the clean latents
         last = list(euler_steps(denoise, start * sigmas[0], sigmas))[-1]
         found = denoise(last, sigmas[-2])

@@ -64,7 +64,7 @@ class ComfyModel:
         return getattr(self.model, name)
 
     def make_room(self, shape, samples, largest):
-        return Room(4, None, 0)
+        return Room(4, None, 0), self
 
     def adapter(self, use, tensors, metadata):
         return read_lora(

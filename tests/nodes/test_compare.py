@@ -218,14 +218,11 @@ def test_what_cannot_be_drawn_is_refused(check, said):
         check()
 
 
-def test_a_model_that_carries_the_merge_or_is_of_another_family_is_refused(merged):
-    def base(family, carries=False):
-        family = types.SimpleNamespace(name=family)
-        return types.SimpleNamespace(family=family, carries=lambda adapter: carries)
+def test_a_model_of_another_family_is_refused(merged):
+    def base(family):
+        return types.SimpleNamespace(family=types.SimpleNamespace(name=family))
 
     compare_checks.check_base(base("SD1.5"), merged)
-    with pytest.raises(IterisError, match="carries the merged LoRA already"):
-        compare_checks.check_base(base("SD1.5", carries=True), merged)
     with pytest.raises(IterisError, match=r"the MODEL is SDXL, and the merged LoRA is for SD1\.5"):
         compare_checks.check_base(base("SDXL"), merged)
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from fake_host import use
 from iteris_pack.iteris_core.memory import Room
-from iteris_pack.nodes.asked import Asked
-from iteris_pack.nodes.cost import Work, cost_of
+from iteris_pack.nodes.asked import Asked, Size
 from iteris_pack.nodes.loras.prompts import use_of_row
+from iteris_pack.nodes.payload import Work, cost_of
 from iteris_pack.nodes.prepared import guessed_styles, of_strengths, prepared, too_small
 from iteris_pack.nodes.settings import Settings
-from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.sockets import ChosenLora
 from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iteris_pack.nodes.loras.names import adapter_name, files_named, path_to_save
+from iteris_pack.nodes.loras.names import adapter_name, path_to_save
 
 from iteris_core import IterisError
 
@@ -14,13 +14,6 @@ from iteris_core import IterisError
 def test_files_of_one_stem_have_names_of_their_own():
     files = ("cat.safetensors", "style/cat.safetensors", "style\\dog.v2.safetensors")
     assert [adapter_name(file) for file in files] == ["cat", "style/cat", "style/dog.v2"]
-
-
-def test_files_are_named_by_themselves_and_in_rows():
-    files = ["cat.safetensors", "lcm.safetensors", "off.safetensors", "style/ink.safetensors"]
-    rows = "<lora:ink:0.7> style\n# <lora:off:1>\n<lora:cat ><lora:gone:1>"
-    found = files_named(["lcm.safetensors", "a photo", rows], files)
-    assert found == ["cat.safetensors", "lcm.safetensors", "style/ink.safetensors"]
 
 
 def test_a_loras_folder_that_is_a_link_is_below_the_output_folder(tmp_path):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from iteris_pack.nodes.size import Size
+from iteris_pack.nodes.asked import Size
 
 from iteris_core import ConfigError
 

@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
-from iteris_pack.nodes.asked import Asked
+from iteris_pack.nodes.asked import Asked, Size
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
 from iteris_pack.nodes.settings import UNSET, Settings, changes_of
-from iteris_pack.nodes.size import Size
 from iteris_pack.nodes.words import NAMES, TARGETS
 
 from iteris_core import ConfigError, MergeConfig

@@ -210,7 +210,7 @@ def picture_of(host: ComfyModel, prompt: Encoded, adapter: Adapter | None = None
     """Return the clean latents that rows that wear an adapter estimate."""
     shape = shape_of(host)
     sigmas = host.sigmas(4).float()
-    with host.denoiser() as network:
+    with host.denoiser(4) as network:
         worn = [] if adapter is None else [adapter.split(host.is_text_module)[1]]
         rows = [
             DenoiserRow(host.start(noise(shape, seed)[None], sigmas[seed])[0], sigmas[seed], prompt)

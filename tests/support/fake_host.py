@@ -156,7 +156,7 @@ class FakeHost:
     def noised(self, clean, noise, sigma):
         return clean + sigma * noise
 
-    def denoiser(self):
+    def denoiser(self, levels):
         return self._part("unet", self.u, self._denoise)
 
     def _denoise(self, rows):

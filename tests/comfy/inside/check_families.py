@@ -156,11 +156,12 @@ def room_on_a_card(host, adapter, free, to_load):
         mock.patch.object(host.model, "loaded_size", lambda: in_memory),
         mock.patch("comfy.model_management.get_free_memory", lambda device: free + to_load),
     ):
-        return host.make_room(
+        room, _ = host.make_room(
             shape_of(host),
             90,
             lambda modules, _: layer_bytes(modules, [adapter], 3, EXACT, torch.device("cpu")),
         )
+    return room
 
 
 @pytest.mark.skipif(NAME != "SD1.5", reason="one family will do")
@@ -198,7 +199,7 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
     positive, negative = (prompt_of(host, caption) for caption in (CAPTION, ""))
     calibration = SMALL.for_family(host.family)
     steps = calibration.sampling_steps
-    with host.denoiser() as network:
+    with host.denoiser(steps) as network:
         sampler = Sampler.of(host, network, calibration)
         sampler = replace(sampler, sigmas=host.sigmas(steps).float().cpu())
         every = tuple(range(steps))
@@ -304,7 +305,7 @@ def tokens_seen(host, caption, resolution):
     def count(path, module, args, output):
         seen_by[path] = args[0].shape[1:-1].numel()
 
-    with host.denoiser() as network, contextlib.ExitStack() as hooks:
+    with host.denoiser(4) as network, contextlib.ExitStack() as hooks:
         for path, module in network.modules.items():
             if isinstance(module, nn.Linear):
                 hook = functools.partial(count, path)

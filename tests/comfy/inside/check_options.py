@@ -63,13 +63,12 @@ def measured(model, clip, seen):
     host = ComfyModel(model, clip)
     with host.text_encoder() as text:
         prompts = [host.encoded(p, text.forward(host.tokenize(p))) for p in PROMPTS]
-    host.sigmas(3)
     rows = [
         DenoiserRow(x, sigma, prompts[i % 2], is_negative=i % 2 == 1)
         for i, (x, sigma, _) in enumerate(seen)
     ]
     answers = {}
-    with host.denoiser() as network:
+    with host.denoiser(3) as network:
         for numbers in in_calls([network.call_key(row) for row in rows], len(rows)):
             found = network.forward([rows[number] for number in numbers])
             answers |= dict(zip(numbers, found.float().cpu(), strict=True))
