@@ -22,8 +22,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__ as __version__
-
 if TYPE_CHECKING:
     from .adapters import Adapter as Adapter
     from .adapters import LowRankDelta as LowRankDelta
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from .report.records import Note as Note
     from .tasks import Sample as Sample
     from .tasks import Task as Task
+    from .version import __version__ as __version__
 
 # Where each public name lives; it is imported when it is first asked for, so that a host starts
 # quickly.
@@ -72,6 +71,7 @@ _MODULE_OF = {
     "SaveError": "errors",
     "SolveError": "errors",
     "Task": "tasks",
+    "__version__": "version",
     "merge": "merging",
 }
 __all__ = [*_MODULE_OF]

@@ -15,21 +15,18 @@ from .adapters import (
     target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
-from .engines.iterate import iterate
-from .engines.problem import EngineResult, Listener, Outputs, Problem, Watch, iteris_at
+from .engines.problem import Engine, EngineResult, Listener, Outputs, Problem, Watch, iteris_at
 from .engines.sweep import sweep
 from .errors import ConfigError
 from .memory import UNLIMITED, Room
 from .network import Network
 from .processes import Processes
 from .progress import Progress, nobody
-from .report.layers import LayerReport
-from .report.records import MergeReport, Note
+from .report.records import LayerReport, MergeReport, Note
 from .settings import label, value_label
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
-ENGINES = {"sweep": sweep, "iterate": iterate}
 _MUCH_COPIED = 10e9  # bytes: about a second on a card of these years
 _MUCH_UNREAD = 0.05  # of a file's keys: no longer a stray one or two
 
@@ -99,7 +96,7 @@ def merge(
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":
-        result = ENGINES[config.engine](problem, iteris_at, listener)
+        result = _engine(config)(problem, iteris_at, listener)
     else:
         from .rivals.engine import merge_by_rival
 
@@ -107,6 +104,14 @@ def merge(
     deltas = {path: layer.saved for path, layer in result.layers.items()}
     merged = merged_adapter(problem.adapters, deltas)
     return MergeResult(merged, _report(problem, adapters, result, notes), result.outputs)
+
+
+def _engine(config: MergeConfig) -> Engine:
+    if config.engine == "sweep":
+        return sweep
+    from .engines.iterate import iterate  # loaded only where the paper's loop is asked for
+
+    return iterate
 
 
 def merge_files(

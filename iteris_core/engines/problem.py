@@ -14,7 +14,7 @@ from ..memory import UNLIMITED, Room
 from ..network import Network
 from ..processes import Processes
 from ..progress import Progress, nobody
-from ..report.layers import LayerReport
+from ..report.records import LayerReport
 from ..tasks import Task
 
 # Called with each layer's report as soon as the layer is solved.

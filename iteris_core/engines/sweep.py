@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from ..layers import weight_shape
 from ..memory import solving, with_smaller_calls
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause, run_in_lockstep
-from ..rows.parking import Parking
 from ..rows.wearing import (
     DeltaCache,
     Worn,
@@ -51,6 +50,9 @@ from .layer_sums import bytes_at
 from .measure import Measurement
 from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, InputReading, Readers, Seen, SharedInputs
+
+if TYPE_CHECKING:
+    from ..rows.parking import Parking
 
 logger = logging.getLogger("iteris")
 # Some numbers of a row, and its shape; None if it is not a tensor of numbers.
@@ -90,6 +92,8 @@ def sweep(
     check_problem(problem)
     budget = problem.room.waiting_bytes
     if parking is None and budget is not None:
+        from ..rows.parking import Parking  # loaded only where rows may wait elsewhere
+
         parking = Parking(problem.network.modules.values(), budget=budget)
     if parking is not None:
         parking.keep(*(sample for task in problem.tasks for sample in task.samples))

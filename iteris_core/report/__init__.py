@@ -1,5 +1,5 @@
 """What a merge says about itself.
 
-figures, layers: the figures of each layer
-records: the whole report, with its notes
+records: the report, its layers and notes
+figures: how the figures of a layer follow from its sums
 """

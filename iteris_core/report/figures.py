@@ -14,7 +14,7 @@ from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import ROUNDING, LayerProblem
 from ..algebra.statistics import along_drifts
 from ..devices import has_slow_float64
-from .layers import LayerReport, TaskAtLayerReport
+from .records import LayerReport, TaskAtLayerReport
 
 
 def figures_of(layer: LayerProblem, solution: LayerSolution, merged: LowRankDelta) -> list[Tensor]:

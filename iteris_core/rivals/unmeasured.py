@@ -11,7 +11,7 @@ from ..adapters import Adapter, LowRankDelta, target_layers
 from ..config import MergeConfig
 from ..errors import AdapterError
 from ..progress import Progress
-from ..report.layers import LayerReport
+from ..report.records import LayerReport
 from .layer import Layer
 from .registry import METHODS, rule_options
 

@@ -11,13 +11,15 @@ import contextvars
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import CalibrationError, IterisError, MissingLibraryError
-from .parking import Parked, Parking
+
+if TYPE_CHECKING:
+    from .parking import Parking
 
 try:
     from greenlet import GreenletExit, getcurrent, greenlet
@@ -96,7 +98,7 @@ class _Worker(greenlet):
         self.gr_context = contextvars.copy_context()
         self.inference_mode = torch.is_inference_mode_enabled()
         self.parking = parking
-        self.parked = Parked()
+        self.parked = None if parking is None else parking.new_chunk()
 
     def go_on(self, modes: _Modes) -> Any:
         """Run up to the next pause or to the end, and return the place or the worker's return
@@ -105,7 +107,7 @@ class _Worker(greenlet):
         self.bring_back(None)
         place = self.switch()
         _set_torch_modes(modes)
-        if self.parking is not None and not self.dead:
+        if self.parking and self.parked and not self.dead:
             self.parking.park(self.gr_frame, self.parked)
         return place
 
@@ -115,16 +117,16 @@ class _Worker(greenlet):
         """
         # what is raised already says more, and the next worker has to end, too
         with suppress(IterisError, RuntimeError, MemoryError):
-            for module in (None, *self.parked.waiting):
+            for module in (None, *(self.parked.waiting if self.parked else ())):
                 self.bring_back(module)
-        if self.parking is not None:
+        if self.parking and self.parked:
             self.parking.let_go(self.parked)
         if self:
             self.throw(GreenletExit)
 
     def bring_back(self, module: nn.Module | None) -> None:
         """Bring back what is needed when a module's call returns; None: when the worker goes on."""
-        if self.parking is not None:
+        if self.parking and self.parked:
             self.parking.bring_back(self.parked, module)
 
 

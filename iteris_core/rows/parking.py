@@ -179,6 +179,10 @@ class Parking:
         self._searched = 0
         self._searched_bytes = 0
 
+    def new_chunk(self) -> Parked:
+        """Return the state of a chunk that was never paused."""
+        return Parked()
+
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
 

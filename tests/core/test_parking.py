@@ -99,7 +99,7 @@ def test_rows_that_run_in_the_hosts_memory_stay_there(parked, monkeypatch):
 
 
 def test_a_report_tells_of_many_copies(monkeypatch):
-    monkeypatch.setattr("iteris_core.engines.sweep.Parking", partial(Parking, smallest=1))
+    monkeypatch.setattr("iteris_core.rows.parking.Parking", partial(Parking, smallest=1))
     net, adapters, tasks = toy.pair("attention")
     room = Room(samples_per_chunk=1, waiting_bytes=0)
 

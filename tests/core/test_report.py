@@ -4,8 +4,14 @@ import json
 
 from iteris_core import Adapter
 from iteris_core.merging import notes_about_unread
-from iteris_core.report.layers import LayerReport, TaskAtLayerReport
-from iteris_core.report.records import MergeReport, Note, Source, joined
+from iteris_core.report.records import (
+    LayerReport,
+    MergeReport,
+    Note,
+    Source,
+    TaskAtLayerReport,
+    joined,
+)
 
 
 def layer(path, rank, **residuals):

@@ -22,10 +22,9 @@ from iteris_core import (
     Task,
     merge,
 )
-from iteris_core.config import DATA_FREE, Engine, Method
+from iteris_core.config import DATA_FREE, Method
 from iteris_core.engines.problem import Problem
 from iteris_core.memory import Room
-from iteris_core.merging import ENGINES
 from iteris_core.report.records import Note
 from iteris_core.rivals.layer import Layer
 from iteris_core.rivals.registry import METHODS
@@ -93,7 +92,6 @@ def measured(net, students=None):
 
 def test_the_settings_name_every_method_and_engine():
     assert ["iteris", *METHODS] == list(get_args(Method))
-    assert list(ENGINES) == list(get_args(Engine))
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,6 @@ from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.runs import Run
 from iteris_core.diffusion.sampling import Part, Sampler, noise
-from iteris_core.engines import sweep
 from iteris_core.engines.layer_sums import layer_bytes
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
@@ -182,7 +181,7 @@ def test_rows_that_wait_elsewhere_make_the_same_merge_bit_for_bit(host, first, s
     with (
         mock.patch.object(parking, "_EMPTIED", frozenset({"cpu", "npu"})),
         mock.patch.object(HostMemory, "write", noted),
-        mock.patch.object(sweep, "Parking", everything),
+        mock.patch.object(parking, "Parking", everything),
     ):
         found = merge(replace(PAIRS, waiting_bytes=0))
     assert len(written) > 50 * LAYERS[NAME]
