@@ -25,8 +25,9 @@ from .words import NO_LORA
 if TYPE_CHECKING:
     from ..iteris_core import MergeResult
     from ..iteris_core.diffusion.calibration import Calibration
+    from ..iteris_core.diffusion.loaded_loras import LoadedLora
     from ..iteris_core.diffusion.lora_rows import Row
-    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from ..iteris_core.files.families import Family
     from ..iteris_core.memory import Room
     from .asked import Asked

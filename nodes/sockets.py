@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..iteris_core import Adapter
-    from ..iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+    from ..iteris_core.diffusion.loaded_loras import LoadedLora
+    from ..iteris_core.diffusion.lora_use import LoraUse
     from . import host
     from .keys import HostKeys
 

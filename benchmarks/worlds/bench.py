@@ -29,8 +29,8 @@ from torch import Tensor
 
 from iteris_core.adapters import Adapter
 from iteris_core.diffusion.calibration import Calibration
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.loading import read_lora
-from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import noise as noise_of
 

@@ -20,9 +20,10 @@ from ..config import UNIT_GAIN, MergeConfig
 from ..devices import device_of
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import Job, MergeSettings
+from ..diffusion.loaded_loras import load_each_once
 from ..diffusion.loading import Style, check_style, load_diffusers, read_lora, save_lora
 from ..diffusion.lora_rows import Row, placed, read_rows
-from ..diffusion.lora_use import LoraUse, load_each_once
+from ..diffusion.lora_use import LoraUse
 from ..diffusion.merging import merge_loras
 from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge

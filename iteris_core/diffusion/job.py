@@ -25,7 +25,8 @@ from . import stages
 from .calibration import Calibration
 from .contexts import Tokenized
 from .cost import Cost, cost_of
-from .lora_use import LoadedLora, LoraUse, check_prompts, loras_in_use
+from .loaded_loras import LoadedLora, loras_in_use
+from .lora_use import LoraUse, check_prompts
 from .model import DiffusionHost
 from .presets import Changes
 from .samples import SampleSpec, make_samples, tasks_of, texts_of
@@ -119,7 +120,7 @@ class Job:
         """Plan a merge, and refuse what cannot be merged or measured; no model runs.
 
         Args:
-            loras: LoRAs to merge, at least one; see `lora_use.load_each_once`.
+            loras: LoRAs to merge, at least one; see `loaded_loras.load_each_once`.
             calibration: Settings of the calibration samples; 0 stands for the family's own.
 
         Raises:

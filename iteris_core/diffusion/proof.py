@@ -26,7 +26,7 @@ from ..errors import AdapterError, CalibrationError, SolveError
 from ..network import Network
 from ..rows.wearing import layer_hooks
 from .calibration import Calibration
-from .lora_use import LoadedLora
+from .loaded_loras import LoadedLora
 from .model import DenoiserRow, DiffusionHost, Encoded, PatchedWeight
 from .sampling import Sampler, noise
 

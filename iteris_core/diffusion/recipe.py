@@ -16,7 +16,8 @@ from ..files.trigger_words import trigger_words
 from ..settings import from_json, shown
 from ..version import __version__
 from .calibration import Calibration
-from .lora_use import LoadedLora, LoraUse, check_count
+from .loaded_loras import LoadedLora
+from .lora_use import LoraUse, check_count
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...iteris_core import Adapter, AdapterError
 from ...iteris_core.adapters import sha256_of_tensors
-from ...iteris_core.diffusion.lora_use import LoadedLora, LoraUse, load_each_once
+from ...iteris_core.diffusion.loaded_loras import LoadedLora, load_each_once
+from ...iteris_core.diffusion.lora_use import LoraUse
 from ...iteris_core.files.tensors import read_tensors, sha256
 from ...iteris_core.report.records import Note
 from .. import host

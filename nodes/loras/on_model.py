@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...iteris_core.settings import some_of
 
 if TYPE_CHECKING:
-    from ...iteris_core.diffusion.lora_use import LoadedLora
+    from ...iteris_core.diffusion.loaded_loras import LoadedLora
     from ...iteris_core.report.records import Note
     from ..host import BaseChanges
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...iteris_core import AdapterError, CalibrationError, IterisError
+from ...iteris_core.diffusion.loaded_loras import with_plain_prompts
 from ...iteris_core.diffusion.lora_rows import placed
-from ...iteris_core.diffusion.lora_use import NAMES, with_plain_prompts
+from ...iteris_core.diffusion.lora_use import NAMES
 from ...iteris_core.diffusion.row_uses import use_of
 from ...iteris_core.settings import TRIGGER
 from .. import host

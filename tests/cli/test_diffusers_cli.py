@@ -20,8 +20,8 @@ from iteris_core.cli import merge_diffusion as command
 from iteris_core.cli.main import app
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.loading import load_diffusers, read_lora, save_lora
-from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.files.families import FAMILIES
 from iteris_core.memory import Room

@@ -10,7 +10,8 @@ from fake_host import PIECE, FakeHost, use
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job
-from iteris_core.diffusion.lora_use import MOST_LORAS, check_count, load_each_once
+from iteris_core.diffusion.loaded_loras import load_each_once
+from iteris_core.diffusion.lora_use import MOST_LORAS, check_count
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.prompts import subject_in
 

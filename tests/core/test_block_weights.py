@@ -8,7 +8,7 @@ import torch
 from fake_host import use
 
 from iteris_core import Adapter, ConfigError, LowRankDelta
-from iteris_core.diffusion.lora_use import each_once
+from iteris_core.diffusion.loaded_loras import each_once
 from iteris_core.files.block_weights import layer_weights
 from iteris_core.settings import MOST_CHARACTERS
 

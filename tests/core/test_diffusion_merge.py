@@ -17,7 +17,7 @@ from iteris_core import (
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings, changed
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion, merge_loras
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.recipe import read_recipe

@@ -11,7 +11,7 @@ import toy
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Sample, merge
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.polish import Polish, polish
 from iteris_core.layers import weight_shape

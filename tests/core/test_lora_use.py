@@ -8,7 +8,8 @@ import torch
 from fake_host import use
 
 from iteris_core import Adapter, AdapterError, CalibrationError, ConfigError, LowRankDelta
-from iteris_core.diffusion.lora_use import check_prompts, each_once, load_each_once, with_prompts
+from iteris_core.diffusion.loaded_loras import each_once, load_each_once
+from iteris_core.diffusion.lora_use import check_prompts, with_prompts
 from iteris_core.diffusion.prompts import subject_in
 from iteris_core.diffusion.row_uses import likely_kind
 from iteris_core.files.trigger_words import TriggerWords

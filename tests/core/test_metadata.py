@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, SaveError
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files.limits import HEADER_BYTES
 from iteris_core.files.metadata import Origin, hashes, origin_of

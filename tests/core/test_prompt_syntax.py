@@ -6,7 +6,7 @@ import pytest
 from fake_host import use
 
 from iteris_core import CalibrationError
-from iteris_core.diffusion.lora_use import load_each_once, with_plain_prompts
+from iteris_core.diffusion.loaded_loras import load_each_once, with_plain_prompts
 from iteris_core.diffusion.prompts import plain_prompts
 
 PASTED = [  # prompt, what stays, what is taken out

@@ -12,7 +12,7 @@ from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 
 pytestmark = pytest.mark.slow

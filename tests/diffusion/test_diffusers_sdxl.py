@@ -9,8 +9,8 @@ from iteris_core import ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.diffusers_model import DiffusersModel
 from iteris_core.diffusion.job import Job, MergeSettings
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.loading import save_lora
-from iteris_core.diffusion.lora_use import LoadedLora
 from iteris_core.diffusion.merging import PartSolver, merge_loras, merge_text_encoder
 from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import euler_steps

@@ -10,7 +10,7 @@ from iteris_pack.nodes.sockets import ChosenLora, MergedLora
 from safetensors.torch import save_file
 
 from iteris_core import Adapter, AdapterError
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 
 
 def test_each_lora_is_read_once_from_where_it_is(replace_host, tmp_path):

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 
 from iteris_core import Adapter, ConfigError, IterisError, MergeConfig, MergeReport
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.lora_use import MOST_LORAS, LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
+from iteris_core.diffusion.lora_use import MOST_LORAS
 from iteris_core.diffusion.presets import Changes
 from iteris_core.diffusion.recipe import Recipe, recipe_of
 from iteris_core.files.metadata import RECIPE_KEY

@@ -8,7 +8,7 @@ from iteris_pack.nodes.host.other_nodes import BaseChanges, naming_changes
 from iteris_pack.nodes.loras.on_model import notes_on_model
 
 from iteris_core import Adapter, CalibrationError
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.errors import OutOfMemoryError
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from iteris_core import Adapter, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
-from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+from iteris_core.diffusion.loaded_loras import LoadedLora
+from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.model import DenoiserRow, Encoded
 from iteris_core.diffusion.sampling import noise
 from iteris_core.rows.wearing import wearing

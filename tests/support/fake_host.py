@@ -12,7 +12,8 @@ from torch import nn
 
 from iteris_core import Adapter, LowRankDelta, MergeConfig, Network
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora, LoraUse
+from iteris_core.diffusion.loaded_loras import LoadedLora
+from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.model import Encoded
 from iteris_core.diffusion.samples import make_samples, tasks_of
