@@ -132,34 +132,33 @@ class Counted:
     def widest(self) -> int:
         return max(self.at_layers.values())
 
-    def layers(self, loras: int, factorisation: str) -> Mapping[str, LayerBytes]:
-        """Bytes that each layer takes; large sums are as exact as what is factorised."""
+    def layers(self, loras: int) -> Mapping[str, LayerBytes]:
+        """Bytes that each layer takes on a card for games, whose sums and factors are in float32."""
         deltas = {}
         for path in self.at_layers:
             d_out, d_in = self.modules[path].weight.flatten(1).shape
             deltas[path] = LowRankDelta(torch.zeros(d_out, 1), torch.zeros(1, d_in))
         adapters = [Adapter("lora", deltas)]
         tasks = self.case.tasks(loras)
-        is_slow = factorisation == "float32"
-        slow = mock.patch("iteris_core.devices.has_slow_float64", lambda device: is_slow)
-        coarse = mock.patch("iteris_core.engines.layer_sums.in_float32", lambda *_: is_slow)
+        slow = mock.patch("iteris_core.devices.has_slow_float64", lambda device: True)
+        coarse = mock.patch("iteris_core.engines.layer_sums.in_float32", lambda *_: True)
         with slow, coarse:
             return layer_bytes(self.modules, adapters, tasks, MergeConfig(), torch.device("cpu"))
 
-    def room(self, card: float, loras: int, factorisation: str = "float32") -> Room:
-        """Return how the node shares out a card of so many GiB; float32 is for cards for games."""
+    def room(self, card: float, loras: int) -> Room:
+        """Return how the node shares out a card of so many GiB."""
         return share_out(
             self.case.formula,
             self.case.samples(loras),
             MOST_SAMPLES,
             card * 2**30 - NOT_FREE - self.model,
-            LayerBytes.most(self.layers(loras, factorisation).values()),
+            LayerBytes.most(self.layers(loras).values()),
         )
 
-    def copied_in(self, room: Room, loras: int, factorisation: str = "float32") -> int:
+    def copied_in(self, room: Room, loras: int) -> int:
         """Return the bytes of waiting rows that a merge copies, out and back."""
         samples = self.case.samples(loras)
-        layers = self.layers(loras, factorisation)
+        layers = self.layers(loras)
         taken = {path: layer.beside(room.call_bytes) for path, layer in layers.items()}
         shares = {path: math.ceil(size / samples) for path, size in taken.items()}
         largest = max(taken.values())
@@ -394,7 +393,7 @@ def verdict(counted: Counted, card: float, loras: int) -> str:
 def card_row(counted: Counted, loras: int) -> list[str]:
     case = counted.case
     whole = case.samples(loras) * counted.widest
-    layer = max(layer.beside(0) for layer in counted.layers(loras, "float32").values())
+    layer = max(layer.beside(0) for layer in counted.layers(loras).values())
     return [
         case.name,
         f"{case.resolution}",

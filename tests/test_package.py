@@ -60,3 +60,12 @@ def test_the_examples_in_docstrings_are_true():
                 assert found.attempted > 0 and found.failed == 0, path  # pytest shows what failed
                 tried += 1
     assert tried > 0
+
+
+@pytest.mark.slow  # it imports diffusers
+def test_every_benchmark_can_still_be_imported():
+    """They run by hand alone, and would break unseen."""
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not name.endswith("__main__"):
+            importlib.import_module(name.removesuffix(".__init__"))
