@@ -10,24 +10,25 @@ asked), methods.py (which merges), comparisons.py (the tables).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..common import console, in_parallel, teller
-from ..results import RESULTS, command_of, machine, write
+from ..results import RESULTS, Table, command_of, machine, write
 from . import NAMES, find_world
 from .bench import DEFAULT_CACHE, load_bench
 from .comparisons import COMPARISONS, Comparison, main_comparisons
 from .loras import FILE, kind_of, lora_folder, train_lora
 from .methods import Cell, Recipe
 from .recogniser import train_recogniser
+from .shares import table_of_shares
 from .training import train_base
 from .world import World
 
-STAGES = ("base", "recogniser", "loras", "main", *COMPARISONS)
+STAGES = ("base", "recogniser", "loras", "main", "shares", *COMPARISONS)
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ def compare(place: Place, asked: Mapping[str, Comparison], *, jobs: int, written
         for asked_as, whole in asked.items()
         for title, comparison in whole.with_kinds_alone(asked_as).items()
     ]
+    show(tables, written=written)
+
+
+def show(tables: Sequence[Table], *, written: bool) -> None:
+    """Print tables, and put them into the results if asked to."""
     print(*tables, sep="\n\n")
     if written:
         write(tables, RESULTS / "worlds.json", command_of("worlds"), machine())
@@ -194,6 +200,12 @@ def main() -> None:
         elif stage == "main":
             asked = main_comparisons(place.world, options.lora_set)
             compare(place, asked, jobs=options.jobs, written=options.write)
+        elif stage == "shares":
+            bench = load_bench(place.world, place.folder)
+            show(
+                [table_of_shares(bench, f"{place.folder.name}: shares", place.seed)],
+                written=options.write,
+            )
         else:
             asked = {stage: COMPARISONS[stage]}
             compare(place, asked, jobs=options.jobs, written=options.write)
