@@ -179,7 +179,6 @@ class Compare(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         from .loras.chosen import read_again
-        from .loras.on_model import count_loras
 
         check_side("width", width)
         check_side("height", height)
@@ -215,14 +214,14 @@ class Compare(io.ComfyNode):
         shares, of_shares = shares_of(base, loras, [use.name for use in uses], rows, latents)
         notes += of_shares
         seconds = time.monotonic() - begin
-        table_rows = labelled_rows(rows, names_of(uses, stack_strength), pictures)
+        names = names_of(uses, stack_strength)
+        table_rows = [
+            Labelled(row.label, [names[way] for way in row.ways], of_row)
+            for row, of_row in zip(rows, pictures, strict=True)
+        ]
         of_model = node_id if "model" in given else merge_of(sent, node_id)
         files = texts_upstream(sent, of_model, ["model"])
-        carried = count_loras(host.patches_of(base.model, base.clip))
-        facts = [
-            base_name(files, base.family.name, carried),
-            *how_in_words(how, merged.measured_cfg),
-        ]
+        facts = [base_name(files, base.family.name), *how_in_words(how, merged.measured_cfg)]
         whole = table(table_rows, ", ".join(facts))
         payload = {
             "of": merged.of,
@@ -310,21 +309,6 @@ def shares_of(
     return shown, []
 
 
-def labelled_rows(
-    rows: Sequence[Row], names: Sequence[str], pictures: Sequence[Sequence[torch.Tensor]]
-) -> list[Labelled]:
-    """Return the rows of the table.
-
-    Args:
-        names: The name of each way.
-        pictures: Each row's.
-    """
-    return [
-        Labelled(row.label, [names[way] for way in row.ways], of_row)
-        for row, of_row in zip(rows, pictures, strict=True)
-    ]
-
-
 def shown_row(row: Labelled) -> dict[str, Any]:
     """Return a row for the page, its pictures as files without the workflow in them."""
     previews = (ui.PreviewImage([picture], cls=None).as_dict() for picture in row.pictures)
@@ -350,17 +334,15 @@ def base_of(merged: MergedLora, given: Mapping[str, Any]) -> host.ComfyModel:
     return host.ComfyModel(given.get("model", model), given.get("clip", clip))
 
 
-def base_name(texts: Iterable[str], family: str, carried: int) -> str:
-    """Return the name of the base model, and the number of LoRAs on it.
+def base_name(texts: Iterable[str], family: str) -> str:
+    """Return the name of the base model.
 
     Args:
         texts: Texts of the nodes before it.
         family: Its name if they name none of its files.
-        carried: How many LoRAs it carries.
     """
     files = sorted({text for text in texts if host.find_model(text) is not None})
-    loras = [f"{carried} LoRA{'s' * (carried > 1)}"] if carried else []
-    return " + ".join([*(short(adapter_name(file)) for file in files or [family]), *loras])
+    return " + ".join(short(adapter_name(file)) for file in files or [family])
 
 
 def side_of(merged: MergedLora, family: Family) -> int:

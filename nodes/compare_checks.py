@@ -65,8 +65,7 @@ def merge_of(prompt: Mapping[str, Any], compare: str) -> str:
 
 
 def drawn_with_merge(prompt: Mapping[str, Any], compare: str) -> str:
-    """Return what is wrong with a Compare whose MODEL or CLIP carries the merged LoRA; empty:
-    nothing.
+    """Return what is wrong with a MODEL or CLIP that carries the merge; empty: they do not.
 
     Args:
         prompt: See `workflow.upstream`.

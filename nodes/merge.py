@@ -211,14 +211,12 @@ class Merge(io.ComfyNode):
         node_id = cls.hidden.unique_id
         progress = host.stage_progress(node_id)
         sent = cls.hidden.prompt or {}
-        texts = {
-            name: frozenset(texts_upstream(sent, node_id, (name,))) for name in ("model", "clip")
-        }
+        texts = frozenset(texts_upstream(sent, node_id, ("model", "clip")))
         more = (*(ChosenLora(use) for use in uses_of_stack(lora_stack)), *more_loras)
         work = prepared(Connected(model, clip, texts, start), rows, more, asked)
         begin = time.monotonic()
         # a process group in this server is another node's
-        with alone(), host.naming_changes([model], clip):
+        with alone(), host.naming_changes(model, clip):
             result = merge_loras(work.job, progress)
         seconds = time.monotonic() - begin
         merged = work.merged(result, of_merge(work.job, asked))

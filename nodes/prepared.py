@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,27 +70,14 @@ class Connected:
 
     Args:
         model, clip: The host's, without the merged LoRA.
-        texts: Input -> texts in the nodes that it comes from, such as names of files.
+        texts: Texts in the nodes that they come from, such as names of files.
         start: A CONDITIONING with a first picture, or with pictures to edit; None: there is none.
     """
 
     model: Any
     clip: Any
-    texts: Mapping[str, Set[str]]
+    texts: Set[str]
     start: Any = None
-
-    @property
-    def upstream(self) -> Set[str]:
-        """The texts of all inputs."""
-        return frozenset().union(*self.texts.values())
-
-    def base(self) -> host.ComfyModel:
-        """Return the base model.
-
-        Raises:
-            IterisError: It cannot be merged on.
-        """
-        return host.ComfyModel(self.model, self.clip, start=host.start_of(self.start))
 
 
 def prepared(
@@ -103,13 +90,14 @@ def prepared(
         more_loras: The LoRAs that are connected.
 
     Raises:
-        IterisError: There is no LoRA, one cannot be read or does not fit the model, or settings,
-            prompts or captions do not go together.
+        IterisError: There is no LoRA, the model cannot be merged on, a LoRA cannot be read or does
+            not fit it, or settings, prompts or captions do not go together.
     """
     if not rows and not more_loras:
         raise ConfigError(NO_LORA)
     check_count(len(rows) + len(more_loras))
-    base = connected.base()
+    model, clip = connected.model, connected.clip
+    base = host.ComfyModel(model, clip, start=host.start_of(connected.start))
     of_rows = each(rows, use_of_row)
     chosen = [*map(ChosenLora, of_rows), *more_loras]
     asked.check_prompts(lora.use for lora in chosen)
@@ -119,31 +107,26 @@ def prepared(
     notes = (
         *job.settings.notes,
         *check_untested(base.family, job.calibration),
-        *of_editing(base, connected.texts["model"], job.calibration),
+        *of_editing(base, connected.texts, job.calibration),
         *joined,
         *(of_strengths(loras) if asked.recipe is None else ()),
         *(guessed_styles(rows, of_rows) if job.calibration.scene_weight else ()),
-        *dict.fromkeys(_notes_on_model(connected, loras, job.calibration)),
+        *dict.fromkeys(
+            notes_on_model(
+                host.patches_of(model, clip),
+                host.base_changes(model, clip),
+                loras,
+                sorted(connected.texts & set(host.lora_names())),
+                is_guided=job.calibration.is_guided,
+            )
+        ),
     )
     if job.config.measured:
         room, base = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
         notes = (*notes, *too_small(room))
         job = replace(job.within(room), model=base)
-    settings = replace(job.settings, made_on=_made_on(connected.upstream), notes=notes)
+    settings = replace(job.settings, made_on=_made_on(connected.texts), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
-
-
-def _notes_on_model(
-    connected: Connected, loras: Sequence[LoadedLora], calibration: Calibration
-) -> Iterator[Note]:
-    """Yield notes about what MODEL and CLIP carry besides the LoRAs of the merge."""
-    yield from notes_on_model(
-        host.patches_of(connected.model, connected.clip),
-        host.base_changes(connected.model, connected.clip),
-        loras,
-        sorted(connected.upstream & set(host.lora_names())),
-        is_guided=calibration.is_guided,
-    )
 
 
 def of_strengths(loras: Iterable[LoadedLora]) -> list[Note]:
@@ -202,7 +185,7 @@ def of_editing(base: host.ComfyModel, texts: Iterable[str], calibration: Calibra
     """Return a note about a model that edits pictures.
 
     Args:
-        texts: Names in the nodes that the MODEL comes from.
+        texts: Names in the nodes that MODEL and CLIP come from.
 
     Raises:
         ConfigError: Pictures to edit, and scenes.

@@ -28,12 +28,9 @@ Loose = Mapping[str, Mapping[str, "Tensor"]]
 
 
 def advanced(*inputs: io.Input) -> tuple[io.Input, ...]:
-    """Mark inputs as advanced, which before ComfyUI 0.10 our page alone looks at."""
+    """Mark inputs as advanced, at which ComfyUI looks since 0.10."""
     for item in inputs:
-        if hasattr(item, "advanced"):
-            item.advanced = True
-        else:
-            item.extra_dict["advanced"] = True
+        item.advanced = True
     return inputs
 
 

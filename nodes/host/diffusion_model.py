@@ -374,20 +374,16 @@ class ComfyModel:
             yield from patched_weights(ours, theirs, self.keys.shapes)
 
     def _clones(self) -> tuple[Any, Any]:
-        model = self.model.clone()
-        clip = self.clip.clone()
-        self._let_inherit(model, clip)
-        return model, clip
-
-    def _let_inherit(self, model: Any, clip: Any) -> None:
-        """Let clones of clones leave their places in the host's list of loaded models to the user's
+        """Return clones that leave their places in the host's list of loaded models to the user's
         own MODEL and CLIP.
 
         The host gives the place of a freed clone to its parent. If both are freed at once, as with
         the frames of an error, the place would stay taken by a model that nobody can unload.
         """
+        model, clip = self.model.clone(), self.clip.clone()
         model.parent = self.model.parent
         clip.patcher.parent = self.clip.patcher.parent
+        return model, clip
 
     def lora_model_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
         """Return the diffusion model's part as core's LORA_MODEL: a state dict with the model's own

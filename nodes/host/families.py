@@ -90,12 +90,7 @@ HOST_FAMILIES = {
         reads_text=_TWO_STREAMS,
         edits=True,
     ),
-    "Chroma": _row(
-        "Chroma",
-        ("in_channels", 64),
-        "t5xxl",
-        reads_text=_CHROMA_TEXT,
-    ),
+    "Chroma": _row("Chroma", ("in_channels", 64), "t5xxl", reads_text=_CHROMA_TEXT),
     "ZImage": _row("Z-Image", ("in_channels", 16), "qwen3_4b", reads_text=_NARROW),
     "QwenImage": _row(
         "Qwen-Image",
@@ -121,13 +116,7 @@ HOST_FAMILIES = {
         ("in_dim", 16),
         "umt5xxl",
         reads_text=_WAN_TEXT,
-        with_picture=_row(
-            "Wan",
-            ("in_dim", 36),
-            "umt5xxl",
-            reads_text=_WAN_TEXT,
-            start=_LATENTS,
-        ),
+        with_picture=_row("Wan", ("in_dim", 36), "umt5xxl", reads_text=_WAN_TEXT, start=_LATENTS),
     ),
     "WAN21_I2V": _row(
         "Wan",
@@ -147,10 +136,7 @@ HOST_FAMILIES = {
     ),
     "Lumina2": _row("Lumina 2", None, "gemma2_2b", "gemma jina", reads_text=_NARROW),
     "CosmosT2IPredict2": _row(
-        "Cosmos Predict2",
-        ("in_channels", 16),
-        "t5xxl",
-        reads_text=r"\.cross_attn\.[kv]_proj\b",
+        "Cosmos Predict2", ("in_channels", 16), "t5xxl", reads_text=r"\.cross_attn\.[kv]_proj\b"
     ),
     "LongCatImage": _row(
         "LongCat-Image", ("in_channels", 16), "qwen25_7b", reads_text=_TWO_STREAMS
@@ -173,11 +159,7 @@ HOST_FAMILIES = {
         ),
     ),
     "ChromaRadiance": _row(
-        "Chroma Radiance",
-        ("in_channels", 3),
-        "t5xxl",
-        reads_text=_CHROMA_TEXT,
-        downscale=1,
+        "Chroma Radiance", ("in_channels", 3), "t5xxl", reads_text=_CHROMA_TEXT, downscale=1
     ),
     "HunyuanVideo": _row(
         "HunyuanVideo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import comfyui_version
@@ -69,32 +69,31 @@ def namesake(path: Path) -> Path | None:
     return found
 
 
-def model_files(names: Container[str]) -> list[str]:
+def model_files(names: Iterable[str]) -> list[str]:
     """Return the names that are model files, each with its short hash."""
     from ...iteris_core.files.metadata import short_hash
 
-    found = {}
-    for kind in _MODELS:
-        for name in folder_paths.get_filename_list(kind):
-            path = folder_paths.get_full_path(kind, name) if name in names else None
-            if path is not None:
-                with open(path, "rb") as file:
-                    found[name] = f"{name} ({short_hash(file)})"
-    return list(found.values())
+    found = []
+    for name in sorted(names):
+        path = find_model(name, _MODELS)
+        if path is not None:
+            with path.open("rb") as file:
+                found.append(f"{name} ({short_hash(file)})")
+    return found
 
 
-def find_model(name: str) -> Path | None:
+def find_model(name: str, kinds: Sequence[str] = _DENOISERS) -> Path | None:
     """Return the full path of a checkpoint or a diffusion model in ComfyUI's lists; None: it is in
     none.
+
+    Args:
+        kinds: ComfyUI's lists of files that count.
     """
-    for kind in _DENOISERS:
-        path = (
-            folder_paths.get_full_path(kind, name)
-            if name in folder_paths.get_filename_list(kind)
-            else None
-        )
-        if path is not None:
-            return Path(path)
+    for kind in kinds:
+        if name in folder_paths.get_filename_list(kind):
+            path = folder_paths.get_full_path(kind, name)
+            if path is not None:
+                return Path(path)
     return None
 
 

@@ -56,11 +56,13 @@ def base_changes(model: Any, clip: Any) -> BaseChanges:
     options = model.model_options
     sampling = model.object_patches.get("model_sampling")
     in_calls, left_out = wrappers_of(model)
+    injections = {key: [each.inject for each in of] for key, of in model.injections.items()}
     return BaseChanges(
         clip.layer_idx,
         (
             *functions_in({**options.get("transformer_options", {}), "wrappers": in_calls}),
-            *_named({"injections": _injected(model)}, ("injections",)),
+            # what puts itself into a MODEL while it is loaded, such as a LoRA not on its weights
+            *_named({"injections": injections}, ("injections",)),
         ),
         _named({**options, "wrappers": left_out}, (*_OF_SAMPLERS, "wrappers")),
         any(kind.__name__ == "LCM" for kind in type(sampling).__mro__),
@@ -74,8 +76,8 @@ def functions_in(transformer_options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @contextmanager
-def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
-    """Name what other nodes have changed about MODELs in an error about what these draw.
+def naming_changes(model: Any, clip: Any) -> Iterator[None]:
+    """Name what other nodes have changed about a MODEL in an error about what it draws.
 
     Raises:
         CalibrationError, SolveError: The error, with the names.
@@ -85,9 +87,7 @@ def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except (CalibrationError, SolveError) as error:
-        names = dict.fromkeys(
-            name for model in models for name in base_changes(model, clip).in_model
-        )
+        names = base_changes(model, clip).in_model
         if not names:
             raise
         raise type(error)(
@@ -96,16 +96,6 @@ def naming_changes(models: Sequence[Any], clip: Any) -> Iterator[None]:
             "only while a picture is sampled. Connect MODEL from before its node, and put that "
             "node after the merge"
         ) from error
-
-
-def _injected(model: Any) -> dict[str, list[Any]]:
-    """Return what puts itself into a MODEL while it is loaded, such as a LoRA that is not on its
-    weights: key -> functions.
-    """
-    return {
-        key: [injection.inject for injection in injections]
-        for key, injections in model.injections.items()
-    }
 
 
 def wrappers_of(model: Any) -> tuple[Wrappers, Wrappers]:

@@ -26,14 +26,6 @@ def heed_cancel() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def _tell(event: str, node_id: str, told: Mapping[str, Any]) -> None:
-    from server import PromptServer
-
-    server = PromptServer.instance
-    detail = {"prompt_id": server.last_prompt_id, "node": node_id, **told}
-    server.send_sync(event, detail, server.client_id)
-
-
 def answer_at(path: str, parameter: str, answer: Callable[[str], dict[str, Any]]) -> None:
     """Answer ``GET path?parameter=...`` with JSON from another thread, since it may read files."""
     from aiohttp import web
@@ -92,6 +84,9 @@ def stage_progress(node_id: str) -> StageProgress:
 
     The host's own text on a node would also be shown on nodes of the same id in other workflows.
     """
+    from server import PromptServer
+
+    server = PromptServer.instance
     bar = comfy.utils.ProgressBar(_BAR_STEPS)
     clock = WorkClock()
 
@@ -99,7 +94,8 @@ def stage_progress(node_id: str) -> StageProgress:
         heed_cancel()
         seconds_left = clock.seconds_left(stage, done, total, time.monotonic())
         bar.update_absolute(round(_BAR_STEPS * stage.part_done(done, total)), _BAR_STEPS)
+        of_run = {"prompt_id": server.last_prompt_id, "node": node_id, "stage": asdict(stage)}
         steps = {"done": done, "total": total, "seconds_left": seconds_left}
-        _tell("iteris.stage", node_id, {"stage": asdict(stage), **steps})
+        server.send_sync("iteris.stage", of_run | steps, server.client_id)
 
     return show

@@ -10,7 +10,7 @@ from iteris_pack.iteris_core.memory import Room
 from iteris_pack.nodes.asked import Asked, Size
 from iteris_pack.nodes.loras.prompts import use_of_row
 from iteris_pack.nodes.payload import Work, cost_of
-from iteris_pack.nodes.prepared import guessed_styles, of_strengths, prepared, too_small
+from iteris_pack.nodes.prepared import Connected, guessed_styles, of_strengths, prepared, too_small
 from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.sockets import ChosenLora
 from safetensors.torch import save_file
@@ -61,9 +61,10 @@ def test_loras_below_full_strength_are_told_of():
 
 def test_loras_without_prompts_are_refused_before_a_file_is_read(replace_host):
     """Unless nothing runs on prompts. Advice is given only where it can be followed."""
-    replace_host(lora_names=list, start_of=lambda start: None)  # and nothing that reads
     base = SimpleNamespace(family=FAMILIES["SD1.5"])
-    connected = SimpleNamespace(base=lambda: base, texts={"model": ()})
+    # and nothing that reads
+    replace_host(lora_names=list, start_of=lambda _: None, ComfyModel=lambda *_, start: base)
+    connected = Connected(None, None, frozenset())
     chosen = [ChosenLora(use("cat", ("a cat",))), ChosenLora(use("ink", ()))]
 
     def told(preset, given=None):

@@ -79,6 +79,6 @@ def test_who_may_have_caused_an_error_is_named(error, is_named):
     model = types.SimpleNamespace(object_patches={}, wrappers={}, injections={})
     model.model_options = patched
     clip = types.SimpleNamespace(layer_idx=None, apply_hooks_to_conds=None)
-    with pytest.raises(error) as told, naming_changes([model], clip):
+    with pytest.raises(error) as told, naming_changes(model, clip):
         raise error("it draws something else")
     assert ("(attn1_patch)" in str(told.value)) is is_named

@@ -245,7 +245,7 @@ def test_what_cannot_be_measured_is_named(change, said):
     host = tiny_hosts.host_of("SD1.5")
     seen = sampled(host.model, host.clip)
     model, clip = change(host.model, host.clip)
-    named = pack_host.naming_changes([model], clip)
+    named = pack_host.naming_changes(model, clip)
     with pytest.raises(CalibrationError, match=said), named:
         measured(model, clip, seen)
 
