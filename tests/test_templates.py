@@ -43,6 +43,19 @@ def test_a_template_is_read_from_its_note_on_and_no_node_covers_another():
             assert any(apart), f"{name}: {one['type']}, {other['type']}"
 
 
+def test_a_group_has_room_for_the_panels_of_its_nodes():
+    """In frontends of both kinds, which let a node be as high as its panels."""
+    highest = {"IterISMerge": 600, "IterISCompare": 960, "IterISSave": 270}
+    for name in FILES:
+        workflow = read(FOLDER / f"{name}.json")
+        ends = [
+            node["pos"][1] + max(node["size"][1], highest.get(node["type"], 0))
+            for node in workflow["nodes"]
+        ]
+        for group in workflow["groups"]:
+            assert group["bounding"][1] + group["bounding"][3] > max(ends), name
+
+
 def test_a_template_opens_with_the_users_first_checkpoint():
     for name in FILES:
         for node in read(FOLDER / f"{name}.json")["nodes"]:
