@@ -9,6 +9,11 @@ from typing import Literal
 from ..errors import ConfigError
 from ..settings import shown
 
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
 # For the base model's own behaviour.
 PRESERVE_CAPTIONS: tuple[str, ...] = (
     "a photo of a street in the rain",
@@ -37,19 +42,10 @@ PRESERVE_CAPTIONS: tuple[str, ...] = (
     "a pencil drawing of two hands",
 )
 # Ordinary things, as company for a trigger word; in scenes they take the place of another one.
-COMPANIONS: tuple[str, ...] = (
-    "a red chair",
-    "a small dog",
-    "a wooden table",
-    "a glass of water",
-    "a man in a blue coat",
-    "a bicycle",
-    "a vase of flowers",
-    "an old car",
-    "a black cat",
-    "a tall tree",
-    "a pile of books",
-    "a woman with an umbrella",
+COMPANIONS = _listed(
+    "a red chair, a small dog, a wooden table, a glass of water, a man in a blue coat, a "
+    "bicycle, a vase of flowers, an old car, a black cat, a tall tree, a pile of books, a "
+    "woman with an umbrella"
 )
 COMPOSITIONS: tuple[str, ...] = (
     "{prompt} and {thing}",
@@ -57,12 +53,8 @@ COMPOSITIONS: tuple[str, ...] = (
     "{prompt} next to {thing}",
     "{prompt} with {thing} in the background",
 )
-ORDINARY_STYLES: tuple[str, ...] = (
-    "in watercolor",
-    "in black and white",
-    "as a pencil drawing",
-    "as an oil painting",
-    "in pixel art style",
+ORDINARY_STYLES = _listed(
+    "in watercolor, in black and white, as a pencil drawing, as an oil painting, in pixel art style"
 )
 _OPENINGS = ("", "a photo of ", "a picture of ")
 _MEETINGS = (
@@ -93,41 +85,12 @@ SCENE_FORMS: tuple[str, ...] = tuple(
 )
 # What comes before a scene form in some captions: users' captions have other forms than ours, and
 # even words without a meaning make a merge reliable in those.
-SCENE_PREFIXES: tuple[str, ...] = (
-    "lorem",
-    "ipsum",
-    "dolor",
-    "amet",
-    "tempor",
-    "magna",
-    "aliqua",
-    "veniam",
-    "quiet",
-    "golden",
-    "early",
-    "northern",
-    "distant",
-    "gentle",
-    "bright",
-    "late",
-    "warm",
-    "famous",
-    "simple",
-    "final",
-    "perhaps",
-    "again",
-    "today",
-    "meanwhile",
-    "number seven",
-    "chapter two",
-    "here we see",
-    "detailed view of",
-    "an oil sketch showing",
-    "a postcard of",
-    "a wide shot of",
-    "my favourite picture of",
-    "a scene with",
-    "concept art of",
+SCENE_PREFIXES = _listed(
+    "lorem, ipsum, dolor, amet, tempor, magna, aliqua, veniam, quiet, golden, early, "
+    "northern, distant, gentle, bright, late, warm, famous, simple, final, perhaps, again, "
+    "today, meanwhile, number seven, chapter two, here we see, detailed view of, an oil "
+    "sketch showing, a postcard of, a wide shot of, my favourite picture of, a scene with, "
+    "concept art of"
 )
 SUBJECT_PLACES = ("first", "second", "third")
 STYLE_PLACE = "style"
