@@ -98,6 +98,6 @@ def _latents(bench: Bench, adapter: Adapter | None, prompt: str, number: int) ->
 def _row(name: str, entries: Sequence[tuple[str, float, float]]) -> list[object]:
     shown, seen = zip(*((share, hit) for _, share, hit in entries), strict=True)
     is_seen = [hit >= 0.5 for hit in seen]
-    curve = f"{roc_auc_score(is_seen, shown):.2f}" if 0 < sum(is_seen) < len(is_seen) else "-"
-    rank = f"{spearmanr(shown, seen).statistic:.2f}"
+    rank = f"{spearmanr(shown, seen).statistic:.2f}" if len({*seen}) > 1 else "-"
+    curve = f"{roc_auc_score(is_seen, shown):.2f}" if len({*is_seen}) > 1 else "-"
     return [name, len(entries), f"{mean(shown):.2f}", f"{mean(seen):.2f}", rank, curve]
