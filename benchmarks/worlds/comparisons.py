@@ -138,6 +138,15 @@ FAST = {"trajectories": 10}
 BALANCED = Recipe("Balanced")
 BALANCED_TOGETHER = Recipe("Balanced, together", {}, TOGETHER)
 STACKED = Recipe("stacking", {"method": "sum"})
+STACKS = (
+    STACKED,
+    *(
+        Recipe(
+            f"stacking at {scale:g}", {"method": "sum", "baseline": BaselineOptions(scale=scale)}
+        )
+        for scale in (0.8, 0.6, 0.4)
+    ),
+)
 # the defaults that most tables were made with, which cost 84 rows more
 BEFORE_CUTS = Recipe("before the cuts", {}, {"sampling_steps": 3, "unconditional_share": 0.5})
 
@@ -156,7 +165,7 @@ def _another_base() -> list[Recipe]:
     """Return the defaults, and what to hold against them where the base model was trained anew."""
     return [
         BALANCED,
-        STACKED,
+        *STACKS,
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
         *(Recipe(name, {"method": name}) for name in ("np_lora", "mix_of_show", "regmean_pp")),
@@ -182,7 +191,7 @@ def _polished() -> list[Recipe]:
     scenes = {**many, "scene_weight": 1.0}
     return [
         BALANCED,
-        STACKED,
+        *STACKS,
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
         Recipe("np_lora", {"method": "np_lora"}),
@@ -219,6 +228,7 @@ COMPARISONS = {
     "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
     "polished-mixed": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}, "mixed"),
     "ties": Comparison(tuple(_ties())),
+    "stacks": Comparison((BALANCED, *STACKS)),
     "cuts": Comparison((BALANCED, BEFORE_CUTS, STACKED)),
 }
 

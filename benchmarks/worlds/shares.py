@@ -15,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from iteris_core.adapters import Adapter
-from iteris_core.config import BaselineOptions
 from iteris_core.diffusion.share import PromptPictures, shares
 
 from ..results import Table
 from .bench import Bench
+from .comparisons import STACKS
 from .drawing import to_latents
 from .methods import Cell, Recipe
 
@@ -48,11 +48,7 @@ def table_of_shares(bench: Bench, title: str, seed: int) -> Table:
 
 
 def _recipes() -> list[Recipe]:
-    stacks = [
-        Recipe(f"stacked at {scale:g}", {"method": "sum", "baseline": BaselineOptions(scale=scale)})
-        for scale in (1.0, 0.6)
-    ]
-    return [Recipe("IterIS"), Recipe("average", {"method": "average"}), *stacks]
+    return [Recipe("IterIS"), Recipe("average", {"method": "average"}), *STACKS[:3:2]]
 
 
 def _groups(triggers: Sequence[str]) -> list[tuple[str, ...]]:
