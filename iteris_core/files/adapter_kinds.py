@@ -108,8 +108,10 @@ def lora_factors(tensors: Tensors, shape: Shape) -> tuple[Tensor, Tensor]:
     what = f"factors {tuple(up.shape)} and {tuple(down.shape)}"
     if MID in tensors:
         mid = tensors[MID].float()
-        if mid.ndim != 4 or mid.shape[1] != len(down):
+        if mid.ndim != 4 or mid.shape[:2] != (up.shape[1], len(down)):
             raise damaged("factors and a core", up, down, mid, why="do not fit together")
+        # before a product is made, which may be too large for the memory
+        check_shape((len(up), down[0].numel() * mid[0, 0].numel()), shape, what)
         down = torch.einsum("mrhw,rc->mchw", mid, down.flatten(1))
     up = up.flatten(1)
     down = down.flatten(1)
@@ -195,6 +197,10 @@ def _lokr(tensors: Tensors, shape: Shape) -> LowRankDelta:
     """Return ``kron(w1, w2) alpha / rank``: each of the two matrices is there whole or as two
     factors, as LyCORIS writes them. Factors of the product are products of their factors.
     """
+    (d_out_1, d_in_1), (d_out_2, d_in_2) = (_lokr_shape(tensors, f"lokr_w{i}") for i in (1, 2))
+    found = (d_out_1 * d_out_2, d_in_1 * d_in_2)
+    # before a product is made, which may be too large for the memory
+    check_shape(found, shape, f"a LoKr of {found}")
     first = _lokr_matrix(tensors, "lokr_w1")
     second = _lokr_matrix(tensors, "lokr_w2")
     if first.ndim != 2 or second.ndim not in (2, 4):
@@ -202,8 +208,6 @@ def _lokr(tensors: Tensors, shape: Shape) -> LowRankDelta:
     factored = [name for name in ("lokr_w2", "lokr_w1") if name not in tensors]
     scale = _scale(tensors, len(tensors[f"{factored[0]}_b"])) if factored else 1.0
     second = second.flatten(1)
-    found = (len(first) * len(second), first.shape[1] * second.shape[1])
-    check_shape(found, shape, f"a LoKr of {found}")
     a = low_rank(first, (len(first), first.shape[1]), "a LoKr matrix")
     b = low_rank(second, (len(second), second.shape[1]), "a LoKr matrix")
     return LowRankDelta(_kron(a.up, b.up) * scale, _kron(a.down, b.down))
@@ -215,14 +219,23 @@ def _kron(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None, :, None] * b[None, :, None, :]).reshape(sides)
 
 
+def _lokr_shape(tensors: Tensors, name: str) -> Shape:
+    """Return the shape that `_lokr_matrix` will have, with a convolution's kernel in d_in."""
+    roles = (name, name) if name in tensors else (f"{name}_a", f"{name}_b")
+    check_complete(tensors, roles)
+    up, down = (tensors[role] for role in roles)
+    if up.ndim < 2 or down.ndim < 2 or not down.numel():
+        raise damaged("LoKr factors", up, down, why="are not matrices")
+    if name == "lokr_w2" and name not in tensors and "lokr_t2" in tensors:
+        return up.shape[1], down.shape[1] * tensors["lokr_t2"].shape[2:].numel()
+    return len(up), down.shape[1:].numel()
+
+
 def _lokr_matrix(tensors: Tensors, name: str) -> Tensor:
     if name in tensors:
         return tensors[name].float()
-    check_complete(tensors, (f"{name}_a", f"{name}_b"))
     up = tensors[f"{name}_a"].float()
     down = tensors[f"{name}_b"].float()
-    if up.ndim < 2 or down.ndim < 2 or not down.numel():
-        raise damaged("LoKr factors", up, down, why="are not matrices")
     try:
         if name == "lokr_w2" and "lokr_t2" in tensors:
             return torch.einsum("ijkl,jr,ip->prkl", tensors["lokr_t2"].float(), down, up)

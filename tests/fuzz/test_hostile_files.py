@@ -218,6 +218,32 @@ def zeros(**shapes):
     return {role: torch.zeros(shape) for role, shape in shapes.items()}
 
 
+BOMBS = {
+    "lokr": zeros(lokr_w1=(100, 110), lokr_w2=(300, 310)),
+    "lokr_factors": zeros(lokr_w1=(1, 1), lokr_w2_a=(60_000, 1), lokr_w2_b=(1, 60_000)),
+    "lokr_both": zeros(
+        lokr_w1_a=(120, 1), lokr_w1_b=(1, 120), lokr_w2_a=(100, 1), lokr_w2_b=(1, 100)
+    ),
+    "lokr_core": zeros(
+        lokr_w1=(1, 1), lokr_t2=(40_000, 1, 1, 1), lokr_w2_a=(40_000, 1), lokr_w2_b=(1, 40_000)
+    ),
+    "tucker": zeros(
+        **{
+            "lora_up.weight": (320, 1_000, 1, 1),
+            "lora_mid.weight": (1_000, 1, 3, 3),
+            "lora_down.weight": (1, 100_000, 1, 1),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_no_product_is_made_before_its_size_is_known(case, file):
+    path = file({f"lora_unet_q.{role}": tensor for role, tensor in BOMBS[case].items()})
+    with pytest.raises(AdapterError, match="stranger: 'lora_unet_q' has"):
+        quick(layer(320, 320), path)
+
+
 @pytest.mark.parametrize("role", ["dora_scale", "rescale"])
 def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
     for fitting in ((8, 1), (1, 12), (1,), (12,), ()):
@@ -229,7 +255,7 @@ def test_magnitudes_go_with_the_rows_or_columns_of_the_weight(role):
             check_scales({role: torch.ones(shape)}, weight)
 
 
-def test_a_loha_of_a_large_rank_is_read_in_little_memory(file):
+def test_a_loha_of_a_large_rank_is_read_as_its_product(file):
     factors = {"hada_w1_a": (160, 600), "hada_w1_b": (600, 160)}
     factors |= {"hada_w2_a": (160, 600), "hada_w2_b": (600, 160)}
     tensors = {f"lora_unet_q.{role}": torch.randn(shape) / 25 for role, shape in factors.items()}
