@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from ..adapters import Adapter, told_apart
 from ..errors import AdapterError
-from ..files.metadata import origin_of
 from ..report.records import Note
 from .lora_use import Kind, LoraUse, check_count, plain_prompts_of
 
@@ -124,7 +123,7 @@ def load_each_once(
     uses: Iterable[LoraUse], read: Callable[[LoraUse], Adapter]
 ) -> tuple[list[LoadedLora], list[Note]]:
     """Return the loaded LoRAs without duplicates, uniquely named, with prompts as a model reads
-    them, and notes about both, and about LoRAs that are in merges among the others.
+    them, and notes about both.
 
     Args:
         uses: The LoRAs as they were given, with their `sha256`.
@@ -147,32 +146,7 @@ def load_each_once(
             wrong.append(error)
     if wrong:
         raise AdapterError(". ".join(map(str, wrong))) from wrong[0]
-    return loras, [*taken_out, *repeated, *counted_twice(loras)]
-
-
-def counted_twice(loras: Sequence[LoadedLora]) -> list[Note]:
-    """Return a note about each LoRA that counts more than once: by itself and in a merge that is
-    merged with it, or in several such merges.
-    """
-    names = {lora.use.sha256: lora.use.name for lora in loras}
-    places: dict[str, dict[str, str]] = {}
-    for lora in (lora for lora in loras if not lora.use.is_idle):
-        own = lora.use.sha256
-        origin = origin_of(lora.adapter.metadata)
-        places.setdefault(own, {})[own] = "by itself"
-        # another tool's merge has names alone
-        for digest, name in zip(origin.digests, origin.names, strict=False):
-            names.setdefault(digest, name.removesuffix(".safetensors"))
-            places.setdefault(digest, {})[own] = f"in {lora.use.name}"
-    return [
-        Note(
-            "twice",
-            f"{names[digest]} is in the merge {len(found)} times: {' and '.join(found.values())}. "
-            "Take one of them out",
-        )
-        for digest, found in places.items()
-        if len(found) > 1
-    ]
+    return loras, [*taken_out, *repeated]
 
 
 def loras_in_use(loras: Sequence[LoadedLora]) -> list[LoadedLora]:

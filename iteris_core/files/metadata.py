@@ -25,7 +25,6 @@ _SHORT_START = 0x100000
 _SHORT_BYTES = 0x10000
 _SHORT_DIGITS = 8
 _MOST_MERGED = 100  # LoRAs of a merge
-_DIGEST_CHARACTERS = 64  # of SHA-256
 
 
 def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
@@ -66,12 +65,10 @@ class Origin:
 
     Args:
         names: Their files, or else their titles.
-        digests: SHA-256 of the file of each, or of its tensors; none where titles are all.
         is_preview: Whether nothing was measured.
     """
 
     names: tuple[str, ...] = ()
-    digests: tuple[str, ...] = ()
     is_preview: bool = False
 
 
@@ -80,7 +77,7 @@ def origin_of(metadata: Mapping[str, str]) -> Origin:
     try:
         recipe = json_value(metadata.get(RECIPE_KEY, ""))
         loras = [
-            (str(lora["file"] or lora["name"]), str(lora["sha256"])[:_DIGEST_CHARACTERS])
+            str(lora["file"] or lora["name"])
             for lora in recipe["loras"][:_MOST_MERGED]
             if lora["strength_model"] or lora["strength_clip"]
         ]
@@ -88,8 +85,7 @@ def origin_of(metadata: Mapping[str, str]) -> Origin:
     except (ValueError, AttributeError, TypeError, LookupError):
         stated = metadata.get("modelspec.merged_from", "")[:MERGED_CHARACTERS]
         return Origin(tuple(filter(None, stated.split(", "))))
-    names = tuple(first((name for name, _ in loras), MERGED_CHARACTERS))
-    return Origin(names, tuple(digest for _, digest in loras[: len(names)]), is_preview)
+    return Origin(tuple(first(loras, MERGED_CHARACTERS)), is_preview)
 
 
 def _title(adapter: Adapter) -> str:

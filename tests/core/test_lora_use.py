@@ -1,6 +1,5 @@
 """A LoRA as its user wants it: each once, under a name of its own, with its trigger words."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -56,39 +55,6 @@ def test_a_lora_that_another_tool_merged_has_the_names_of_its_own_alone():
         lambda lora: Adapter("x", {"x": delta}, metadata=metadata),
     )
     assert len(loras) == 2 and notes == []
-
-
-def test_a_lora_beside_a_merge_of_it_is_told():
-    """Also one of which two merges are made; not one that is off, nor another one of its name."""
-    delta = LowRankDelta(torch.ones(2, 1), torch.ones(1, 2))
-    on = {"strength_model": 1.0, "strength_clip": 1.0}
-    cat, dog = (
-        {"name": name, "file": f"{name}.safetensors", "sha256": digest, **on}
-        for name, digest in (("cat", "1"), ("dog", "2"))
-    )
-    made = {"m": [cat, dog], "n": [dog]}
-
-    def told(*names, **how):
-        recipes = [json.dumps({"loras": made.get(name, []), "config": {}}) for name in names]
-        metadata = [{"iteris.recipe": recipe} for recipe in recipes]
-        digests = {"cat": "1", "my dog": "2", "fox": "1 of old"}
-        uses = [use(name, sha256=digests.get(name, name), **how) for name in names]
-        found = dict(zip(names, metadata, strict=True))
-        _, notes = load_each_once(
-            uses, lambda lora: Adapter("file", {"x": delta}, metadata=found[lora.name])
-        )
-        assert all(note.kind == "twice" for note in notes)
-        return [note.text for note in notes]
-
-    one_out = "Take one of them out"
-    assert told("m", "cat", "fox") == [
-        f"cat is in the merge 2 times: in m and by itself. {one_out}"
-    ]
-    assert told("my dog", "m", "n") == [
-        f"my dog is in the merge 3 times: by itself and in m and in n. {one_out}"
-    ]
-    assert told("m", "n") == [f"dog is in the merge 2 times: in m and in n. {one_out}"]
-    assert told("m", "fox") == told("m", "cat", strength_model=0.0, strength_clip=0.0) == []
 
 
 def test_all_files_that_cannot_be_read_are_told_at_once():
