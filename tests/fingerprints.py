@@ -72,12 +72,16 @@ COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
     "default": (PLAIN, ()),
     "protected": (PLAIN, ("--protect-base", 0.3)),
     "scenes": (CALLED, ("--together", 1, "--reproduce", "full_output")),
-    "text scenes": (CALLED, ("--together", 1, "--no-pictures")),
+    "text scenes": (CALLED, ("--together", 1, "--set", "pictures=false")),
     "diffusers": (("one:1:0.5>", "two:0.5:1> priority=2"), ("--style", "diffusers")),
     "float64": (PLAIN, ("--dtype", "float64", "--reproduce", "delta", "--rank", 2)),
     "paper": (
         PLAIN,
-        ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
+        tuple(
+            part
+            for text in ("engine=iterate", "max_iter=2", "ridge=paper", "balance=full")
+            for part in ("--set", text)
+        ),
     ),
 }
 
@@ -176,7 +180,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
         adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
         save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
-    quick = ["--sample-runs", 3, "--latents-per-run", 2, "--sampling-steps", 3]
+    quick = ["--sample-runs", 3, "--set", "latents_per_run=2", "--sampling-steps", 3]
     quick += ["--resolution", 64, "--cfg", 2]
     output = scratch / "merged.safetensors"
     where = ("--base", scratch / "base", "--output", output, "--overwrite")

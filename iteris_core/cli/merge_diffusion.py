@@ -76,6 +76,7 @@ def merge_command(name: str) -> Callable[..., None]:
         f"iteris merge {name}",
         "diffusion",
         start=of_preset,
+        merges=True,
         calibration=Calibration(),
         solving=MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Placement(),

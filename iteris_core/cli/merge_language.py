@@ -73,6 +73,7 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 @options.command(
     "iteris merge t5",
     "language",
+    merges=True,
     reading=TextOptions(),
     config=DEFAULT,
     placement=Placement(),
@@ -110,6 +111,7 @@ def merge_t5_command(
 @options.command(
     "iteris merge blip",
     "language",
+    merges=True,
     reading=blip.CAPTIONS,
     config=DEFAULT,
     placement=Placement(),

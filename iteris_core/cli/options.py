@@ -15,7 +15,6 @@ import torch
 import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
-from typer.core import TyperOption
 
 from ..errors import ConfigError, plain
 from ..files.writing import check_free, write_text
@@ -38,33 +37,19 @@ from .torchrun import started_processes
 Body = Callable[..., None]
 # What the user typed, name of a parameter -> settings; returns the settings to start from.
 Start = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-_LETTERS_OF_CHOICES = 12  # more are listed in the description, which else has no room beside them
-# Settings that `--help` lists; `--help-all` lists all.
-_FIRST = ("scene_weight", "rank", "device")
+# Settings of merges with options of their own, nearly all in the node Merge settings, too; the
+# others are set by `--set`.
+_OWN = (
+    *("trajectories", "resolution", "sampling_steps", "cfg", "negative_prompt", "seed"),
+    *("preserve_weight", "preserve_captions", "unconditional_share", "composition_share"),
+    *("scene_weight", "scene_forms", "rank", "kept_energy", "output_dtype", "method", "target"),
+    *("unit_gain", "alpha", "polish", "max_length", "max_new_tokens", "padding", "modules"),
+    *("dtype", "device"),
+)
 
 BaseSetting = Annotated[
     str, typer.Option(help="The base model: a folder, or a name on the Hugging Face hub.")
 ]
-
-
-def _show_all(context: typer.Context, is_asked: bool) -> None:
-    if is_asked:
-        for parameter in context.command.params:
-            if isinstance(parameter, TyperOption):
-                parameter.hidden = not parameter.help
-        typer.echo(context.get_help())
-        raise typer.Exit
-
-
-_HELP_ALL = inspect.Parameter(
-    "help_all",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[
-        bool,
-        typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show all options."),
-    ],
-)
 OverwriteSetting = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output that is there.")
 ]
@@ -88,144 +73,85 @@ class Placement:
 
 @dataclass(frozen=True)
 class Option:
-    """The option of one setting on the command line.
+    """The option of one setting on the command line."""
 
-    Args:
-        panel: Heading in the help under which the option is listed.
-    """
-
-    name: str
+    field: str
     item: FieldInfo
     default: Any
-    panel: str
+    is_own: bool
+
+    @property
+    def word(self) -> str:
+        """What front ends call the setting."""
+        return self.item.title or self.field
 
     @property
     def spelling(self) -> str:
-        """What the user types: the word that the nodes have for the setting."""
-        word = (self.item.title or self.name).replace("_", "-")
-        return f"--{word}/--no-{word}" if self.item.annotation is bool else f"--{word}"
+        """What the user types."""
+        return f"--{self.word.replace('_', '-')}" if self.is_own else f"--set {self.word}"
 
     @property
     def help(self) -> str:
         words = [str(self.item.description)]
-        if not self._lists_choices:
-            words.append(f"One of {', '.join(self._choices)}.")
+        if choices := [
+            word for part in alternatives(schema_of(self.item)) for word in words_of(part)
+        ]:
+            words.append(f"One of {', '.join(choices)}.")
         if self._is_list:
-            words.append("It may be given several times; what is given replaces the whole list.")
-        if self._default:
-            words.append(f"Default: {self._default}.")
+            words.append("Repeat it; what is given replaces the whole list.")
+        elif self.default not in (None, ""):
+            words.append(f"Default: {str(self.default).removeprefix('torch.')}.")
         return " ".join(words)
 
     @property
     def parameter(self) -> inspect.Parameter:
         """The function parameter that typer makes the option from."""
-        is_flag = self.item.annotation is bool
-        option = typer.Option(
-            self.spelling,
-            help=self.help,
-            metavar=None if is_flag else self._metavar,
-            hidden=self.name not in _FIRST,
-            rich_help_panel=None if self.name in _FIRST else self.panel,
-        )
-        is_repeated = self._is_list or self._inner
-        kind: Any = bool | None if is_flag else list[str] | None if is_repeated else str | None
-        annotation = Annotated[kind, option]
-        return inspect.Parameter(
-            self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        return _parameter(
+            self.field, typer.Option(self.spelling, metavar="<value>", help=self.help)
         )
 
-    def read(self, given: Any) -> Any:
-        """Return the setting's value from what typer found on the command line.
+    def read(self, texts: Sequence[str]) -> Any:
+        """Return the setting's value; of several texts the last counts, but for lists.
 
         Raises:
             ConfigError: Names the option.
         """
-        if self.item.annotation is bool or self._is_list:
-            return given
-        if not self._inner:
-            return from_text(self.spelling, given, self.item)
-        values = {}
-        for text in given:
-            name, is_named, value = text.partition("=")
-            if not is_named or name not in self._inner:
-                raise ConfigError(
-                    f"{self.spelling} is {text!r}; write NAME=VALUE with one of "
-                    f"{', '.join(sorted(self._inner))}"
-                )
-            values[name] = from_text(f"{self.spelling} {name}", value, self._inner[name])
-        return replace(self.default, **values)
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What errors call the setting, and the settings in it."""
-        inner = {name: f"{self.spelling} {name}" for name in self._inner}
-        return {**inner, self.name: self.spelling.partition("/")[0]}
-
-    @property
-    def _inner(self) -> Mapping[str, FieldInfo]:
-        """The fields of a setting that is a class of settings itself."""
-        kind = self.item.annotation
-        return declared(kind) if isinstance(kind, type) and is_dataclass(kind) else {}
+        return tuple(texts) if self._is_list else from_text(self.spelling, texts[-1], self.item)
 
     @property
     def _is_list(self) -> bool:
         return get_origin(self.item.annotation) is tuple
 
-    @property
-    def _choices(self) -> list[str]:
-        """The words that can be typed."""
-        parts = alternatives(schema_of(self.item))
-        return list(self._inner) or [word for part in parts for word in words_of(part)]
 
-    @property
-    def _metavar(self) -> str:
-        if self._inner:
-            return "<name=value>"
-        kinds = {"integer": "int", "number": "number", "string": "text", "array": "text"}
-        parts = [part for part in alternatives(schema_of(self.item)) if not words_of(part)]
-        words = [kinds[part["type"]] for part in parts if part["type"] in kinds]
-        words += self._choices if self._lists_choices else ["name"]
-        return f"<{'|'.join(words)}>"
-
-    @property
-    def _lists_choices(self) -> bool:
-        """Whether the words that can be typed are listed after the option's name."""
-        return len("|".join(self._choices)) <= _LETTERS_OF_CHOICES
-
-    @property
-    def _default(self) -> str:
-        """How the default looks in the help; empty: it is not shown."""
-        if isinstance(self.default, bool):
-            return "on" if self.default else ""
-        if isinstance(self.default, tuple):
-            return f"{len(self.default)} of our own"
-        is_shown = self.default is not None and not self._inner
-        return str(self.default).removeprefix("torch.") if is_shown else ""
-
-
-def as_they_are(_given: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the program."""
-    return settings
+def _parameter(name: str, option: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    annotation = Annotated[list[str] | None, option]
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
 
 
 def command(
-    name: str, extra: str, *, start: Start = as_they_are, **settings: Any
+    name: str, extra: str, *, start: Start | None = None, merges: bool = False, **settings: Any
 ) -> Callable[[Body], Body]:
     """Turn a function that takes settings into one that typer makes a command of.
 
-    The function's parameters of these names become one option per setting, in a panel of the help
-    that has the first line of the class's docstring as its heading. What a user's files and
+    The function's parameters of these names become one option per setting. What a user's files and
     settings can cause becomes exit code 2 and one line on the terminal, which names settings by
     their options.
 
     Args:
         extra: Extra of this package that installs the libraries that the command needs.
-        start: Function that returns the settings that the given options change.
+        start: Function that returns the settings that the given options change; None: `settings`.
+        merges: Whether rare settings have no options of their own, but are given by ``--set``.
         settings: Name of a parameter -> settings with the defaults.
     """
-    options = {parameter: list(_options(default)) for parameter, default in settings.items()}
-    every = [option for group in options.values() for option in group]
-    names = {field: word for option in every for field, word in option.names.items()}
+    options = {
+        field: Option(field, item, default, not merges or field in _OWN)
+        for one in settings.values()
+        for field, item, default in _fields(one)
+    }
+    names = {field: option.spelling for field, option in options.items()}
+    shown = [option for option in options.values() if option.is_own]
+    rare = {option.word: field for field, option in options.items() if not option.is_own}
 
     def decorate(body: Body) -> Body:
         own = [
@@ -237,13 +163,19 @@ def command(
         @functools.wraps(body)
         def run(**given: Any) -> None:
             with one_line_errors(name, extra), started_processes(), labelled(names):
-                made = {
-                    parameter: replace(default, **_read(options[parameter], given))
-                    for parameter, default in start(given, settings).items()
-                }
+                texts = {option.field: given[option.field] for option in shown}
+                texts |= _assigned(given[_SET], rare) if rare else {}
+                typed = {field: options[field].read(each) for field, each in texts.items() if each}
+                before = start(given, settings) if start else settings
+                made = {parameter: _changed(one, typed) for parameter, one in before.items()}
                 body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
 
-        parameters = [*own, *(option.parameter for option in every), _HELP_ALL]
+        parameters = [*own, *(option.parameter for option in shown)]
+        if rare:
+            told = f"NAME=VALUE, a rare setting: {', '.join(rare)}. Repeat it."
+            parameters.append(
+                _parameter(_SET, typer.Option("--set", metavar="<name=value>", help=told))
+            )
         # typeshed does not know this attribute of functions, which `inspect` documents
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
@@ -252,16 +184,38 @@ def command(
     return decorate
 
 
-def _read(options: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return field -> value of the options that the user typed."""
-    typed = [option for option in options if given[option.name] not in (None, [])]
-    return {option.name: option.read(given[option.name]) for option in typed}
+_SET = "set_"  # name of the parameter of `--set`
 
 
-def _options(default: Any) -> Iterator[Option]:
-    panel = (type(default).__doc__ or type(default).__name__).splitlines()[0].rstrip(".")
-    for name, item in declared(type(default)).items():
-        yield Option(name, item, getattr(default, name), panel)
+def _fields(kept: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield the name, declaration and value of each setting, also of settings in settings."""
+    for field, item in declared(type(kept)).items():
+        value = getattr(kept, field)
+        if is_dataclass(value):
+            yield from _fields(value)
+        else:
+            yield field, item, value
+
+
+def _assigned(texts: Sequence[str] | None, rare: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the values of `--set NAME=VALUE` by field; `rare` has the fields by their names."""
+    found: dict[str, list[str]] = {}
+    for text in texts or ():
+        word, is_assigned, value = text.partition("=")
+        if not is_assigned or word not in rare:
+            raise ConfigError(
+                f"--set is {text!r}; write NAME=VALUE with one of {', '.join(rare)}, or see "
+                "--help for a setting that has an option of its own"
+            )
+        found.setdefault(rare[word], []).append(value)
+    return found
+
+
+def _changed(kept: Any, typed: Mapping[str, Any]) -> Any:
+    """Return settings with what was typed, by field, also in the settings that they hold."""
+    every = {field: getattr(kept, field) for field in declared(type(kept))}
+    inner = {field: _changed(value, typed) for field, value in every.items() if is_dataclass(value)}
+    return replace(kept, **inner, **{field: typed[field] for field in every if field in typed})
 
 
 def check_report(path: Path | None, *, overwrite: bool) -> None:

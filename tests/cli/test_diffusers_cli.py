@@ -28,7 +28,7 @@ from iteris_core.memory import Room
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--sample-runs", 2, "--latents-per-run", 1, "--sampling-steps", 3]
+QUICK = ["--sample-runs", 2, "--set", "latents_per_run=1", "--sampling-steps", 3]
 QUICK += ["--resolution", 64, "--cfg", 2, "--precision", "float32"]
 CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0)
 

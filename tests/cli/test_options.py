@@ -1,4 +1,4 @@
-"""Options of the command line are made of settings: a new setting is an option by itself."""
+"""Options of the command line are made of settings: a new setting can be given by itself."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -6,14 +6,12 @@ from typing import Annotated, Literal
 import pytest
 import torch
 import typer
-import typer.main
 from pydantic import Field
 from typer.testing import CliRunner
 
 from iteris_core import BaselineOptions, ConfigError
 from iteris_core.cli import options
 from iteris_core.cli.main import app
-from iteris_core.cli.merge import app as merge_app
 from iteris_core.settings import Precision, Texts, label, settings
 
 
@@ -41,42 +39,58 @@ class Every:
             raise ConfigError(f"{label('share')} and {label('size')} do not go together")
 
 
-def run(*arguments, default=None, start=options.as_they_are, columns=200):
+def run(*arguments, default=None, start=None, merges=False):
     seen = []
 
-    @options.command("toy", "none", start=start, every=default or Every())
+    @options.command("toy", "none", start=start, merges=merges, every=default or Every())
     def toy(*, name: str = "x", every: Every) -> None:
         seen.append((name, every))
 
     toy_app = typer.Typer()
     toy_app.command()(toy)
-    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
     return seen, CliRunner().invoke(toy_app, list(map(str, arguments)), env=environment)
 
 
-READ = [  # arguments, what they change
-    ([], {}),
-    (["--part", "1e-2"], {"share": 0.01}),
-    (["--size", "4"], {"size": 4}),
-    (["--size", "all"], {"size": "all"}),
-    (["--size", "none"], {"size": None}),
-    (["--word", "two", "--is-new"], {"word": "two", "is_new": True}),
-    (["--no-pictures"], {"scene_pictures": False}),
-    (["--some-texts", "c", "--some-texts", "d, e"], {"some_texts": ("c", "d, e")}),
-    (["--precision", "float16"], {"precision": torch.float16}),
-    (
-        ["--method-option", "scale=search", "--method-option", "projection=none"],
-        {"baseline": BaselineOptions(scale="search", projection=None)},
-    ),
+READ = [  # name, texts, what they change
+    ("part", ["1e-2"], {"share": 0.01}),
+    ("part", ["0.2", "0.3"], {"share": 0.3}),  # the last one counts
+    ("size", ["4"], {"size": 4}),
+    ("size", ["all"], {"size": "all"}),
+    ("size", ["none"], {"size": None}),
+    ("word", ["two"], {"word": "two"}),
+    ("is_new", ["true"], {"is_new": True}),
+    ("pictures", ["false"], {"scene_pictures": False}),
+    ("some_texts", ["c", "d, e"], {"some_texts": ("c", "d, e")}),
+    ("precision", ["float16"], {"precision": torch.float16}),
+    ("scale", ["search"], {"baseline": BaselineOptions(scale="search")}),
+    ("projection", ["none"], {"baseline": BaselineOptions(projection=None)}),
 ]
 
 
-def test_options_are_read_as_settings():
-    for arguments, changes in READ:
-        for default in (Every(), Every(share=0.25, size=9, some_texts=("z",))):
-            seen, done = run("--name", "y", *arguments, default=default)
+def options_of(name, texts):
+    return [part for text in texts for part in (f"--{name.replace('_', '-')}", text)]
+
+
+def assignments_of(name, texts):
+    return [part for text in texts for part in ("--set", f"{name}={text}")]
+
+
+@pytest.mark.parametrize("spelled", [options_of, assignments_of])
+def test_options_are_read_as_settings(spelled):
+    for default in (Every(), Every(share=0.25, size=9, some_texts=("z",))):
+        for name, texts, changes in [*READ, ("", [], {})]:
+            arguments = spelled(name, texts)
+            seen, done = run(
+                *("--name", "y", *arguments), default=default, merges=spelled is assignments_of
+            )
             assert (done.exit_code, done.stderr) == (0, "")
             assert seen == [("y", replace(default, **changes))]
+
+
+def test_settings_in_settings_change_together():
+    seen, _ = run("--scale", "2", "--projection", "1", "--part", "0.1")
+    assert seen == [("x", Every(share=0.1, baseline=BaselineOptions(scale=2.0, projection=1.0)))]
 
 
 def test_options_replace_what_the_command_starts_from():
@@ -95,33 +109,35 @@ def test_a_wrong_option_is_one_line_that_names_it():
         (["--size", "7"], "--part and --size do not go together"),
         (["--size", "x"], "--size is 'x'; it must be a whole number from 1, 'all', or none"),
         (["--word", "three"], "--word is 'three'; it must be 'one' or 'two'"),
-        (
-            ["--method-option", "density=2"],
-            "--method-option density is '2'; it must be a number above 0, up to 1",
-        ),
+        (["--density", "2"], "--density is '2'; it must be a number above 0, up to 1"),
     ):
         seen, done = run(*arguments)
         assert (seen, done.exit_code, done.stderr) == ([], 2, f"toy: {said}\n")
 
 
-def test_the_help_has_room_for_what_options_do():
-    _, done = run("--help-all", columns=80)
-    assert "<one|two>" in done.stdout
-    precision = done.stdout.partition("--precision")[2].partition("float16,")[0]
-    assert precision.replace("│", "").split() == ["<name>", "A", "precision.", "One", "of"]
+def test_a_wrong_assignment_is_one_line_that_names_it():
+    names = "part, size, word, is_new, pictures, some_texts, precision, scale, density"
+    for text, said in (
+        ("part=2", "--set part is '2'; it must be a number from 0 to 1"),
+        ("size=7", "--set part and --set size do not go together"),
+        ("is_new=maybe", "--set is_new is 'maybe'; it must be true or false"),
+        ("share=1", f"--set is 'share=1'; write NAME=VALUE with one of {names}"),
+        ("part", f"--set is 'part'; write NAME=VALUE with one of {names}"),
+    ):
+        seen, done = run("--set", text, merges=True)
+        assert (seen, done.exit_code, done.stderr.count("\n")) == ([], 2, 1)
+        assert done.stderr.startswith(f"toy: {said}")
 
 
-def names_of(command):
-    found = typer.main.get_command(merge_app).commands[command]
-    return {
-        name for parameter in found.params for name in [*parameter.opts, *parameter.secondary_opts]
-    }
+def test_the_help_says_what_can_be_given():
+    _, done = run("--help")
+    told = " ".join(done.stdout.replace("│", "").split())
+    assert "A precision. One of float16, bfloat16, float32, float64. Default: float32." in told
+    _, done = run("--help", merges=True)
+    assert "NAME=VALUE, a rare setting: part, size, word" in done.stdout
 
 
 @pytest.mark.slow
-def test_all_options_are_one_step_away():
-    short, whole = (
-        CliRunner().invoke(app, ["merge", "sd15", option], env={"COLUMNS": "100"}).stdout
-        for option in ("--help", "--help-all")
-    )
-    assert "--help-all" in short and "--smoothing" not in short and "--smoothing" in whole
+def test_a_merge_has_few_options_and_sets_the_rest():
+    told = CliRunner().invoke(app, ["merge", "sd15", "--help"], env={"COLUMNS": "100"}).stdout
+    assert "--smoothing" in told and "--engine" not in told and " engine," in told
