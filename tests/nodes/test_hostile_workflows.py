@@ -77,10 +77,6 @@ def chain(*names):
     return tuple(ChosenLora(use(name, (f"a {name}",), file=LORA)) for name in names)
 
 
-def report():
-    return MergeReport(())
-
-
 def patcher():
     return types.SimpleNamespace(model=None, patches={}, patcher=None, cond_stage_model=None)
 
@@ -141,7 +137,7 @@ HOSTILE = {
     "many layers": "<lora:cat> " + "without=a " * 15_000,
     "many prompts": "<lora:cat> " + "|{" * 50_000,
     "merged": MergedLora(Adapter("none", {}), None, ""),
-    "report": report(),
+    "report": MergeReport(()),
 }
 
 GOOD = {

@@ -7,11 +7,13 @@ import pytest
 from iteris_pack.nodes.compare import Compare
 from iteris_pack.nodes.lora import LoraToMerge
 from iteris_pack.nodes.merge import Merge
+from iteris_pack.nodes.recipe import LoadRecipe
 from iteris_pack.nodes.save import SaveMergedLora
+from iteris_pack.nodes.settings import Settings
 from iteris_pack.nodes.workflow import needed_for, strings_in, texts_upstream
 
 ROOT = Path(__file__).parents[2]
-SHARED = [*ROOT.glob("workflows/*.json"), *ROOT.glob("subgraphs/*.json")]
+SHARED = list(ROOT.glob("workflows/*.json"))
 
 
 def test_the_base_model_is_what_the_workflow_names_before_the_merge():
@@ -45,32 +47,24 @@ def test_texts_are_found_at_any_depth():
     assert list(strings_in({"1": workflow})) == ["cat"]
 
 
-def link_of(saved):
-    """Return a link of a workflow, or of a subgraph, which calls its parts by name."""
-    parts = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-    return [saved[part] for part in parts] if isinstance(saved, dict) else saved[:5]
-
-
-@pytest.mark.parametrize("path", SHARED, ids=lambda path: f"{path.parent.name} {path.stem}")
+@pytest.mark.parametrize("path", SHARED, ids=lambda path: path.stem)
 def test_a_shared_workflow_has_todays_sockets_in_their_order_and_links_join_them(
     path, replace_host
 ):
     replace_host(lora_names=list, sampler_names=list, scheduler_names=list)
-    schemas = [node.define_schema() for node in (Merge, Compare, LoraToMerge, SaveMergedLora)]
+    nodes = (Merge, Compare, LoraToMerge, SaveMergedLora, Settings, LoadRecipe)
+    schemas = [node.define_schema() for node in nodes]
     today = {schema.node_id: [item.id for item in schema.inputs] for schema in schemas}
     labels = {(s.node_id, i.id): i.display_name or i.id for s in schemas for i in s.inputs}
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    for graph in (workflow, *workflow.get("definitions", {}).get("subgraphs", ())):
-        nodes = {node["id"]: node for node in graph["nodes"]}
-        for node in nodes.values():
-            names = [item["name"] for item in node["inputs"] if "widget" not in item]
-            known = today.get(node["type"], names)
-            assert names == [name for name in known if name in names]
-            for item in node["inputs"]:
-                label = labels.get((node["type"], item["name"]))
-                assert label in (None, item.get("localized_name"))
-        for number, origin, out, target, into in map(link_of, graph["links"]):
-            if target in nodes:
-                assert nodes[target]["inputs"][into]["link"] == number
-            if origin in nodes:
-                assert number in nodes[origin]["outputs"][out]["links"]
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node in nodes.values():
+        names = [item["name"] for item in node["inputs"] if "widget" not in item]
+        known = today.get(node["type"], names)
+        assert names == [name for name in known if name in names]
+        for item in node["inputs"]:
+            label = labels.get((node["type"], item["name"]))
+            assert label in (None, item.get("localized_name"))
+    for number, origin, out, target, into, _ in workflow["links"]:
+        assert nodes[target]["inputs"][into]["link"] == number
+        assert number in nodes[origin]["outputs"][out]["links"]
