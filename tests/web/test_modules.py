@@ -9,6 +9,7 @@ import pytest
 from waiting import HANGS
 
 HERE = Path(__file__).parent
+STYLES = HERE.parents[1] / "web" / "iteris.css"
 
 
 def find_node():
@@ -31,3 +32,13 @@ def test_modules():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout or "fail 0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("color", "classes"),
+    [("#d93636", "unfit missing refused unread"), ("#e0a100", "odd again lacking asks")],
+)
+def test_rows_are_marked_red_where_they_are_refused_and_yellow_where_in_doubt(color, classes):
+    rules = STYLES.read_text(encoding="utf-8").splitlines()
+    marked = "".join(rule for rule in rules if f"box-shadow: inset 3px 0 {color}" in rule)
+    assert all(f".iteris-{name}" in marked for name in classes.split())
