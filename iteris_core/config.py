@@ -86,9 +86,9 @@ class BaselineOptions:
 class MergeConfig:
     """How layers are solved.
 
-    Rivals, see `rivals`, take the ranks and the settings of memory from here, `balance` and
-    `alpha` for the metric of a cut, and `target` for the residuals of the report. The other
-    settings are IterIS's own. In formulas, with a task's inputs ``X`` and the student's ``X~``:
+    Rivals, see `rivals`, take the ranks from here, `balance` and `alpha` for the metric of a cut,
+    and `target` for the residuals of the report. The other settings are IterIS's own. In formulas,
+    with a task's inputs ``X`` and the student's ``X~``:
 
     * `alpha` is relative to the Frobenius norm of each task's Gram matrix (official ``alpha_2``),
       and so is `alpha_cross` (official ``alpha_1``).

@@ -119,7 +119,7 @@ def names_of(uses: Sequence[LoraUse], stack_strength: float = 1.0) -> list[str]:
 
 def worn_of(loras: Sequence[Adapter], stack_strength: float = 1.0) -> list[list[Adapter]]:
     """Return what the model wears in each way but the merge: nothing, each LoRA alone, and all,
-    where that is something else.
+    where there are several.
     """
     stack = [lora.scaled(stack_strength) for lora in loras] if len(loras) > 1 else []
     return [[], *([lora] for lora in loras), *([stack] if stack else [])]

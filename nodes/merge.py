@@ -242,8 +242,8 @@ class Merge(io.ComfyNode):
 
 
 def measures(prompt: Mapping[str, Any], node_id: str) -> bool:
-    """Return whether it is certain, before a merge runs, that it measures its LoRAs: its preset is
-    not Preview, and no recipe is connected, whose preset may have been.
+    """Return whether a merge certainly measures its LoRAs: its preset is not Preview, and no recipe
+    is connected, which may be a preview's.
 
     Args:
         prompt: See `workflow.upstream`.

@@ -112,8 +112,8 @@ def recipe_of(lora_name: str) -> Recipe:
 
 
 def as_text(recipe: Recipe) -> str:
-    """Return a recipe's LoRAs as rows, and the settings that nodes have and its versions, one per
-    line.
+    """Return a recipe's LoRAs as rows, then its settings, as far as nodes have them, its base model
+    and its versions, one a line.
     """
     made = settings_of(recipe)
     facts = {name: made[name] for name in ("scene_weight", "rank", *FIELDS)}

@@ -40,8 +40,7 @@ class LoraUse:
     file: Annotated[
         Annotated[str, Field(min_length=1)] | None,
         Field(
-            description="Name of the file; none for a LoRA that was trained in a workflow or taken "
-            "off a model."
+            description="Name of the file; none for a LoRA that was trained in a workflow."
         ),
     ]
     sha256: Annotated[

@@ -16,12 +16,11 @@ from ..errors import plain
 # What a note is about: what the method chose by itself; what was left out; keys of a file that
 # belong to no module; LoRAs that their user left out, by a strength or priority of 0, and settings
 # that a preview does not need; biases and norms; scenes; what of the prompts does not count; what
-# prompts were made of; LoRAs that were given several times; sampling runs of an earlier merge; what
-# the host's model carries; a device that is too small for all of it. Six are warnings: a LoRA of
-# the merge that the model carries, too, or a merge beside it; a class of models on which merging
-# was never tested; a polish that could not be made; a host that may draw otherwise than was
-# measured; settings of a recipe that did not count; and a file of which much was not read.
-_WarningKind = Literal["twice", "untested", "unpolished", "unproved", "uncounted", "unread"]
+# prompts were made of; LoRAs that were given several times; what the host's model carries; a device
+# that is too small for all of it. Five are warnings: a LoRA of the merge that the model carries,
+# too; a class of models on which merging was never tested; a polish that could not be made; a host
+# that may draw otherwise than was measured; and a file of which much was not read.
+_WarningKind = Literal["twice", "untested", "unpolished", "unproved", "unread"]
 NoteKind = Literal[
     _WarningKind,
     "method",

@@ -64,8 +64,8 @@ def about_lora(name: str) -> dict[str, Any]:
 
 
 def about_row(text: str) -> dict[str, Any]:
-    """Return as JSON for the browser why what a row says of blocks and layers can be meant for no
-    model, or why no model reads one of its prompts: ``error``, None where all is well.
+    """Return as JSON for the browser what is wrong with a row's block weights, left out layers or
+    prompts on every model: ``error``, None where all is well.
     """
     from ...iteris_core.diffusion.lora_rows import rows_in
     from ...iteris_core.diffusion.lora_use import plain_prompts_of
