@@ -140,7 +140,7 @@ class Job:
         check_target(samples, settings.config)
         return cls(
             model=model,
-            asked=tuple(use for lora in loras for use in lora.asked),
+            asked=tuple(lora.use for lora in loras),
             loras=tuple(used),
             calibration=calibration,
             settings=settings,

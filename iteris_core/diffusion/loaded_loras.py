@@ -17,17 +17,10 @@ class LoadedLora:
 
     Args:
         adapter: Adapter at the strengths of `use`, under the name of `use`.
-        files: The uses of its files, where it has several; see `asked`.
     """
 
     use: LoraUse
     adapter: Adapter
-    files: tuple[LoraUse, ...] = ()
-
-    @property
-    def asked(self) -> tuple[LoraUse, ...]:
-        """The LoRA as its user wants it merged: the use of each of its files."""
-        return self.files or (self.use,)
 
     @classmethod
     def of(

@@ -39,9 +39,7 @@ class LoraUse:
     name: Annotated[str, Field(description="Name of the LoRA in reports and errors.")]
     file: Annotated[
         Annotated[str, Field(min_length=1)] | None,
-        Field(
-            description="Name of the file; none for a LoRA that was trained in a workflow."
-        ),
+        Field(description="Name of the file; none for a LoRA that was trained in a workflow."),
     ]
     sha256: Annotated[
         str,
