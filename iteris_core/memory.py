@@ -199,8 +199,8 @@ def with_smaller_calls(run: Callable[[int], Result], size: int, doing: str) -> R
     raise OutOfMemoryError(
         f"{doing} ran out of memory with a single sample in each forward call. In a sweep all "
         "samples wait in memory while a layer is solved. With a diffusion model lower "
-        f"{label('resolution')}, {label('trajectories')} or {label('timesteps')}; with a "
-        "language model use fewer or shorter texts; or use another device"
+        f"{label('resolution')} or {label('trajectories')}; with a language model use fewer or "
+        "shorter texts; or use another device"
     )
 
 
