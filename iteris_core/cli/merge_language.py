@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +16,7 @@ from ..files import peft
 from ..files.writing import under_free_name
 from ..language import blip, t5
 from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, LanguageFamily, merge_peft
-from ..language.samples import Example, ReadingOptions, read_images, read_texts, read_token_ids
-from ..language.t5 import TextOptions
+from ..language.samples import Example, ReadingOptions, read_token_ids
 from ..processes import Processes
 from ..rivals.registry import check_used
 from ..settings import shown
@@ -26,15 +25,7 @@ from .options import Placement
 from .paths import check_places
 from .terminal import progress_bars, quiet_libraries
 
-AdapterSetting = Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")]
-OutputSetting = Annotated[Path, typer.Option(help="Folder for the merged adapter.")]
-WeightsSetting = Annotated[
-    str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
-]
-_PROTECT_BASE_HELP = f"How much --preserve counts. Default: {PRESERVE_WEIGHT}."
-ProtectBaseSetting = Annotated[float | None, typer.Option(help=_PROTECT_BASE_HELP)]
-
-T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
+_T5_HELP = """Merge PEFT adapters of a T5, FLAN-T5 or BART into one PEFT adapter.
 
 Every adapter is run on its own samples. The merged one is solved for, layer by layer, so that it \
 does the same.
@@ -52,13 +43,13 @@ inputs in the same format; on these the merged model should answer as the base m
 Exit code 0: merged; 2: something is wrong with the files or settings, and one line says what.
 """
 
-BLIP_HELP = """Merge PEFT adapters of a BLIP captioning model into one PEFT adapter.
+_BLIP_HELP = """Merge PEFT adapters of a BLIP captioning model into one PEFT adapter.
 
 Example:
 
     iteris merge blip --base Salesforce/blip-image-captioning-base
-        --adapter positive/ --images positive.jsonl
-        --adapter negative/ --images pictures/ --output merged/
+        --adapter positive/ --samples positive.jsonl
+        --adapter negative/ --samples pictures/ --output merged/
 
 Samples are a folder of pictures, or JSON lines {"image": ..., "caption": ...}. Without captions \
 the decoder reads what each adapter's own model writes about a picture. --prompt is the text with \
@@ -70,150 +61,97 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 """
 
 
-@options.command(
-    "iteris merge t5",
-    "language",
-    merges=True,
-    reading=TextOptions(),
-    config=DEFAULT,
-    placement=Placement(),
-)
-def merge_t5_command(
+# Name of a command -> its family of models, and what `--help` says of it.
+COMMANDS = {"t5": (t5.FAMILY, _T5_HELP), "blip": (blip.FAMILY, _BLIP_HELP)}
+
+
+def merge_command(name: str) -> Callable[..., None]:
+    """Return a command's function; typer makes options of its parameters."""
+    family = COMMANDS[name][0]
+    return options.command(
+        f"iteris merge {name}",
+        "language",
+        merges=True,
+        reading=family.options,
+        config=DEFAULT,
+        placement=Placement(),
+    )(partial(_merge, family))
+
+
+def _merge(
+    family: LanguageFamily,
     *,
     base: options.BaseSetting,
-    adapter: AdapterSetting,
+    adapter: Annotated[list[Path], typer.Option(help="A PEFT adapter's folder; one or more.")],
     samples: Annotated[
         list[Path],
         typer.Option(
-            help="An adapter's samples, one per --adapter, in order; or once a .safetensors with "
-            "`input_ids` (adapters, samples, length), without padding."
+            help="An adapter's samples, one per --adapter, in order; of T5 also once a "
+            ".safetensors with `input_ids` (adapters, samples, length), without padding."
         ),
     ],
-    output: OutputSetting,
-    weights: WeightsSetting = None,
-    preserve: Annotated[
-        Path | None, typer.Option(help="Inputs where the base model is kept as it is.")
-    ] = None,
-    protect_base: ProtectBaseSetting = None,
-    overwrite: options.OverwriteSetting = False,
-    report: options.ReportSetting = None,
-    reading: TextOptions,
-    config: MergeConfig,
-    placement: Placement,
-) -> None:
-    command = _Command(t5.FAMILY, base, adapter, output, report, overwrite)
-    command.check({"--samples": samples, "--preserve": [preserve]}, config)
-    tasks = command.tasks(_texts(samples), weights)
-    tasks += _preserve(preserve, protect_base, lambda file: list(chain(*_texts([file]))))
-    command.run(tasks, config, reading, placement)
-
-
-@options.command(
-    "iteris merge blip",
-    "language",
-    merges=True,
-    reading=blip.CAPTIONS,
-    config=DEFAULT,
-    placement=Placement(),
-)
-def merge_blip_command(
-    *,
-    base: options.BaseSetting,
-    adapter: AdapterSetting,
-    images: Annotated[
-        list[Path],
-        typer.Option(help="An adapter's pictures, a folder or JSON lines; one per --adapter."),
-    ],
-    output: OutputSetting,
+    output: Annotated[Path, typer.Option(help="Folder for the merged adapter.")],
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text that captions begin with; one per --adapter, in order, or one for all."
+            help="Text that BLIP's captions begin with; one per --adapter, in order, or one for "
+            "all."
         ),
     ] = None,
-    weights: WeightsSetting = None,
-    preserve: Annotated[
-        Path | None, typer.Option(help="Pictures where the base model is kept as it is.")
+    weights: Annotated[
+        str | None, typer.Option(help="How much each adapter's task counts, such as 1,0.5.")
     ] = None,
-    protect_base: ProtectBaseSetting = None,
+    preserve: Annotated[
+        Path | None, typer.Option(help="Samples where the base model is kept as it is.")
+    ] = None,
+    protect_base: Annotated[
+        float | None,
+        typer.Option(help=f"How much --preserve counts. Default: {PRESERVE_WEIGHT}."),
+    ] = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     reading: ReadingOptions,
     config: MergeConfig,
     placement: Placement,
 ) -> None:
-    command = _Command(blip.FAMILY, base, adapter, output, report, overwrite)
-    command.check({"--images": images, "--preserve": [preserve]}, config)
-    tasks = command.tasks(_captions(images, prompt), weights)
-    tasks += _preserve(preserve, protect_base, read_images)
-    command.run(tasks, config, reading, placement)
-
-
-@dataclass(frozen=True)
-class _Command:
-    """What is merged, and where it goes; the options have these names."""
-
-    family: LanguageFamily
-    base: str
-    adapters: Sequence[Path]
-    output: Path
-    report: Path | None
-    overwrite: bool
-
-    def check(self, inputs: Mapping[str, Sequence[Path | None]], config: MergeConfig) -> None:
-        """Refuse settings and places that would fail only after hours of work."""
-        check_places(
-            {"--output": self.output, "--json": self.report},
-            {"--base": [self.base], "--adapter": self.adapters, **inputs},
-        )
-        check_used(config)
-        peft.check_free(self.output, overwrite=self.overwrite)
-        options.check_report(self.report, overwrite=self.overwrite)
-
-    def tasks(
-        self, examples: Sequence[Sequence[Example]], weights: str | None
-    ) -> list[AdapterTask]:
-        """Return the adapters with their examples."""
-        count = len(self.adapters)
-        if len(examples) != count:
+    check_places(
+        {"--output": output, "--json": report},
+        {
+            "--base": [base],
+            "--adapter": adapter,
+            "--samples": samples,
+            "--preserve": [preserve],
+        },
+    )
+    check_used(config)
+    peft.check_free(output, overwrite=overwrite)
+    options.check_report(report, overwrite=overwrite)
+    examples = _examples(family, samples, prompt)
+    values = [1.0] * len(adapter) if weights is None else _numbers(weights)
+    for what, given in (("samples for", examples), ("--weights for", values)):
+        if len(given) != len(adapter):
             raise ConfigError(
-                f"there are {count} adapters and samples for {len(examples)} tasks; give each its "
-                "own"
+                f"there are {len(adapter)} adapters and {what} {len(given)}; give each its own"
             )
-        values = [1.0] * count if weights is None else _numbers(weights)
-        if len(values) != count:
-            raise ConfigError(
-                f"there are {count} adapters and {len(values)} --weights; give each its own"
-            )
-        return [AdapterTask(*task) for task in zip(self.adapters, examples, values, strict=True)]
+    tasks = [AdapterTask(*task) for task in zip(adapter, examples, values, strict=True)]
+    tasks += _preserve(family, preserve, protect_base)
+    quiet_libraries()
+    placement.tell()
+    model = family.load(base, placement.dtype, placement.device)
+    with progress_bars() as progress:
+        result = merge_peft(family, model, tasks, config, reading, progress=progress)
+    if not Processes.current().is_first:
+        return
 
-    def run(
-        self,
-        tasks: Sequence[AdapterTask],
-        config: MergeConfig,
-        reading: ReadingOptions,
-        placement: Placement,
-    ) -> None:
-        """Merge, save and report."""
-        quiet_libraries()
-        placement.tell()
-        model = self.family.load(self.base, placement.dtype, placement.device)
-        with progress_bars() as progress:
-            result = merge_peft(self.family, model, tasks, config, reading, progress=progress)
-        if not Processes.current().is_first:
-            return
+    def save(path: Path, overwrite: bool) -> None:
+        result.save(path, overwrite=overwrite)
 
-        def save(path: Path, overwrite: bool) -> None:
-            result.save(path, overwrite=overwrite)
-
-        saved = under_free_name(self.output, save, overwrite=self.overwrite)
-        told = options.tell(result.adapter.name, result.report, saved, self.output)
-        options.write_report(told, self.report, overwrite=self.overwrite)
+    saved = under_free_name(output, save, overwrite=overwrite)
+    told = options.tell(result.adapter.name, result.report, saved, output)
+    options.write_report(told, report, overwrite=overwrite)
 
 
-def _preserve(
-    path: Path | None, weight: float | None, read: Callable[[Path], Sequence[Example]]
-) -> list[AdapterTask]:
+def _preserve(family: LanguageFamily, path: Path | None, weight: float | None) -> list[AdapterTask]:
     if path is None and weight is not None:
         raise ConfigError(
             "--protect-base needs --preserve: the inputs where the base model is to be kept as it "
@@ -221,7 +159,7 @@ def _preserve(
         )
     if path is None or weight == 0:
         return []
-    return [AdapterTask(None, read(path), PRESERVE_WEIGHT if weight is None else weight)]
+    return [AdapterTask(None, family.read(path), PRESERVE_WEIGHT if weight is None else weight)]
 
 
 def _numbers(weights: str) -> list[float]:
@@ -233,21 +171,21 @@ def _numbers(weights: str) -> list[float]:
         ) from None
 
 
-def _captions(images: Sequence[Path], prompts: Sequence[str] | None) -> list[list[Example]]:
+def _examples(
+    family: LanguageFamily, files: Sequence[Path], prompts: Sequence[str] | None
+) -> list[list[Example]]:
+    if prompts and family is not blip.FAMILY:
+        raise ConfigError("--prompt is for the captions of BLIP; write it into the samples")
+    if family is t5.FAMILY and [file.suffix for file in files] == [".safetensors"]:
+        return read_token_ids(files[0])
     texts = list(prompts or [""])
-    if len(texts) not in (1, len(images)):
+    if len(texts) not in (1, len(files)):
         raise ConfigError(
-            f"there are {len(images)} --images and {len(texts)} --prompt; give one per adapter, or "
+            f"there are {len(files)} --samples and {len(texts)} --prompt; give one per adapter, or "
             "one for all"
         )
-    texts = texts * len(images) if len(texts) == 1 else texts
+    texts = texts * len(files) if len(texts) == 1 else texts
     return [
-        [replace(example, prompt=text) for example in read_images(path)]
-        for path, text in zip(images, texts, strict=True)
+        [replace(example, prompt=text) for example in family.read(path)]
+        for path, text in zip(files, texts, strict=True)
     ]
-
-
-def _texts(files: Sequence[Path]) -> list[list[Example]]:
-    if [file.suffix for file in files] == [".safetensors"]:
-        return read_token_ids(files[0])
-    return [read_texts(file) for file in files]

@@ -32,6 +32,7 @@ from .samples import (
     check_length,
     masked,
     padded,
+    read_images,
     row_sample,
     stacked,
     until_end,
@@ -207,7 +208,7 @@ def caption_rows(
 
 
 FAMILY = LanguageFamily(
-    ("blip",), "BlipForConditionalGeneration", load_processor, prepare, CAPTIONS
+    ("blip",), "BlipForConditionalGeneration", load_processor, read_images, prepare, CAPTIONS
 )
 load_base = FAMILY.load
 merge_blip = partial(merge_peft, FAMILY)

@@ -111,12 +111,14 @@ class LanguageFamily:
     Args:
         kinds: Values of ``model_type``.
         model_class: Name of the class of `transformers` that loads a model.
+        read: Function that reads the examples in a file or folder.
         task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
     """
 
     kinds: tuple[str, ...]
     model_class: str
     load_reader: Callable[[str], Any]
+    read: Callable[[Path], list[Example]]
     prepare: Prepare
     options: ReadingOptions
     task_type: str | None = None

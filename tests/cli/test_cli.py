@@ -164,7 +164,9 @@ WRONG = [  # options, what the message names
     ("--json {texts}/one.txt", "which would take the place of --samples {texts}/one.txt"),
     ("--json /proc/iteris/report.json", "nothing can be written into /proc"),
     ("--output {base} --overwrite", "which would take the place of --base {base}"),
-    ("--adapter /nowhere", "3 adapters and samples for 2 tasks"),
+    ("--adapter /nowhere", "3 adapters and samples for 2; give each its own"),
+    ("--weights 1,2,3", "2 adapters and --weights for 3; give each its own"),
+    ("--prompt x", "--prompt is for the captions of BLIP"),
     ("--device tpu9", "device 'tpu9' cannot be used"),
     ("--base /nowhere", "/nowhere: there is no such folder"),
 ]
@@ -189,7 +191,7 @@ BAD_NAMES = ["a" * 300, "b/" + "a" * 300 + "/c", "\udcff", "a\nb"]
     "command",
     [
         "merge t5 --adapter x --samples i --output",
-        "merge blip --adapter x --images i --output",
+        "merge blip --adapter x --samples i --output",
         "merge sdxl --lora x --output o.safetensors --json",
     ],
 )

@@ -172,7 +172,7 @@ def iteris(blip, pictures, tmp_path):
     def run(*more):
         one, two = blip.adapters
         images = (pictures / "plain", pictures / "captions.jsonl")
-        pairs = ("--adapter", one, "--images", images[0], "--adapter", two, "--images", images[1])
+        pairs = ("--adapter", one, "--samples", images[0], "--adapter", two, "--samples", images[1])
         places = ("--output", tmp_path / "out", "--json", tmp_path / "report.json", "--overwrite")
         where = ("merge", "blip", "--base", blip.folder / "base")
         return CliRunner().invoke(app, list(map(str, (*where, *pairs, *places, *more))))
@@ -189,7 +189,7 @@ def test_pictures_are_merged_and_kept(blip, iteris, pictures, tmp_path):
     assert (settings["samples"], settings["weights"]) == ([3, 2, 2], [1.0, 1.0, 0.5])
     adapted = blip.logits(tiny_language.peft(tiny_language.blip(), tmp_path / "out"))
     assert not torch.allclose(adapted, blip.logits(tiny_language.blip()), atol=1e-2)
-    wrong = iteris("--images", tmp_path / "nowhere")
+    wrong = iteris("--samples", tmp_path / "nowhere")
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith("iteris merge blip: ")
     assert wrong.stderr.count("\n") == 1
@@ -205,4 +205,4 @@ def test_a_prompt_is_for_one_adapter_or_for_all(iteris, tmp_path):
     assert tokens[1][1] >= tokens[0][1] + 3 and tokens[2][1] < tokens[1][1]
     wrong = iteris(*["--prompt", "w1"] * 3)
     assert wrong.exit_code == 2
-    assert "there are 2 --images and 3 --prompt; give one per adapter" in wrong.stderr
+    assert "there are 2 --samples and 3 --prompt; give one per adapter" in wrong.stderr
