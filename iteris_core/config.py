@@ -120,7 +120,7 @@ class MergeConfig:
     ] = True
     baseline: Annotated[
         BaselineOptions,
-        Field(title="method_option", description="Settings that only rivals have."),
+        Field(description="Settings that only rivals have."),
     ] = BaselineOptions()
     engine: Annotated[
         Engine,

@@ -30,9 +30,9 @@ class Every:
     ] = True
     some_texts: Annotated[Texts, Field(description="Some texts.")] = ("a", "b")
     precision: Annotated[Precision, Field(description="A precision.")] = torch.float32
-    baseline: Annotated[
-        BaselineOptions, Field(title="method_option", description="Settings in settings.")
-    ] = BaselineOptions()
+    baseline: Annotated[BaselineOptions, Field(description="Settings in settings.")] = (
+        BaselineOptions()
+    )
 
     def __post_init__(self) -> None:
         if self.size == 7:
