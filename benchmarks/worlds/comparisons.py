@@ -187,19 +187,16 @@ def _paper() -> list[Recipe]:
 
 def _polished() -> list[Recipe]:
     """Return the defaults, scenes by region, and a polish at the output, for joint attention."""
-    many = {"trajectories": 40}
-    scenes = {**many, "scene_weight": 1.0}
+    scenes = {"scene_weight": 1.0}
     return [
         BALANCED,
         *STACKS,
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
-        Recipe("np_lora", {"method": "np_lora"}),
         BALANCED_TOGETHER,
-        Recipe("together at 1", {}, {"scene_weight": 1.0}),
-        Recipe("polished, 100 steps", {}, {**many, "polish": 100}),
-        Recipe("together at 1, polished, 100 steps", {}, {**scenes, "polish": 100}),
-        Recipe("together at 1, polished, 300 steps", {}, {**scenes, "polish": 300}),
+        Recipe("Polished", {}, {"polish": 40}),
+        Recipe("Polished, together", {}, {**scenes, "polish": 40}),
+        Recipe("Polished, together, 100 steps", {}, {**scenes, "polish": 100}),
     ]
 
 
@@ -225,8 +222,7 @@ COMPARISONS = {
     "paper": Comparison(tuple(_paper())),
     "paper-mixed": Comparison(tuple(_paper()), lora_set="mixed"),
     "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
-    "polished": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}),
-    "polished-mixed": Comparison(tuple(_polished()), {"pairs": 3, "all six": 1}, "mixed"),
+    "polished": Comparison(tuple(_polished()), {"pairs": 4}),
     "ties": Comparison(tuple(_ties())),
     "stacks": Comparison((BALANCED, *STACKS)),
     "cuts": Comparison((BALANCED, BEFORE_CUTS, STACKED)),

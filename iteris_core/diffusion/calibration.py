@@ -258,6 +258,14 @@ class Calibration:
         )
 
     @property
+    def of_polish(self) -> Calibration:
+        """The settings of the polish's own samples: as many runs as it has steps, so that a sample
+        is read about twice, and none is learnt by heart.
+        """
+        runs = min(max(1, self.polish), _MOST_RUNS)
+        return replace(self, trajectories=runs, timesteps=1, seed=(self.seed + 1) % MOST_SEEDS)
+
+    @property
     def levels(self) -> int:
         """Number of noise levels that those of kept latents are chosen from: at least as many as in
         a usual run, since these are the levels that the merged model will see.

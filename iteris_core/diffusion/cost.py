@@ -10,8 +10,9 @@ from itertools import accumulate
 from ..progress import Stage
 from . import stages
 from .descent import LOOK
-from .polish import KEPT_OUT, POLISH_BATCH
+from .polish import PER_TASK
 from .samples import SampleSpec, tasks_of
+from .targets import parted
 
 STEPS_OF_A_PICTURE = 20
 # Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
@@ -26,6 +27,9 @@ _TEXT = 0.1
 _CHECKED = 1
 # Work on the files alone, per LoRA, in rows; it takes seconds.
 _FILES = 1
+# Rows that a row with its gradient counts as: blocks run again in the backward pass, which takes as
+# long as they do, since no weight needs a gradient (benchmarks/gradients.py).
+_GRADIENT = 3
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
 # layers goes into solving them, and the check draws a smaller picture.
 _OTHER = (stages.CHECK, stages.FILES, stages.TEXT)
@@ -37,21 +41,25 @@ class Cost:
 
     Args:
         sweep: Teacher and student rows.
-        polish: Those of the polish; a row with its gradient counts as several.
+        polish_sampling: Those of the polish's own sampling runs.
+        polish: Those of the polish itself; a row with its gradient counts as several.
+        latents: Latents kept of each LoRA's sampling runs.
         frames: Latent frames of a row; each takes as long as a picture.
     """
 
     sampling: int
     sweep: int
+    polish_sampling: int
     polish: int
     rows_of_a_picture: int
     samples: int
     tasks: int
+    latents: int = 1
     frames: int = 1
 
     @property
     def rows(self) -> int:
-        return self.sampling + self.sweep + self.polish
+        return self.sampling + self.sweep + self.polish_sampling + self.polish
 
     @property
     def pictures(self) -> int:
@@ -63,7 +71,11 @@ class Cost:
         this many steps of a polish.
         """
         rows = round(share * (self.sampling + self.sweep))
-        return rows + (_polish(polish_steps, round(share * self.samples)) if self.sampling else 0)
+        if not (polish_steps and self.sampling):
+            return rows
+        more = polish_steps / self.latents  # it has as many runs as steps
+        sizes = [round(more * self.samples / self.tasks)] * self.tasks
+        return rows + round(more * self.sampling) + _polish(polish_steps, sizes)
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
@@ -71,7 +83,7 @@ class Cost:
             stages.CHECK: _CHECKED,
             stages.FILES: _FILES * loras,
             stages.TEXT: _TEXT * self.sweep,
-            stages.SAMPLING: self.sampling,
+            stages.SAMPLING: self.sampling + self.polish_sampling,
             stages.DENOISER: _SWEPT * self.sweep,
             stages.POLISH: self.polish,
         }
@@ -85,34 +97,43 @@ class Cost:
 
 def cost_of(
     samples: Sequence[SampleSpec],
+    polish_samples: Sequence[SampleSpec] = (),
     *,
     guided: bool,
     changes_denoiser: bool,
     polish_steps: int = 0,
+    latents: int = 1,
 ) -> Cost:
     """Return what a merge costs.
 
     Args:
         guided: Whether rows are drawn with the negative prompt, too.
     """
-    drawn = {(sample.task, sample.run) for sample in samples}
-    rows = sum(run.rows(guided=guided) for _, run in drawn if run is not None)
+    sizes = [len(of_task) for of_task in tasks_of(polish_samples)]
     return Cost(
-        sampling=rows if changes_denoiser else 0,
+        sampling=_sampling(samples, guided=guided) if changes_denoiser else 0,
         sweep=_FIRST + 2 * len(samples) if changes_denoiser else 0,
-        polish=_polish(polish_steps, len(samples)) if changes_denoiser else 0,
+        polish_sampling=_sampling(polish_samples, guided=guided) if changes_denoiser else 0,
+        polish=_polish(polish_steps, sizes) if changes_denoiser else 0,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=len(samples),
         tasks=len(tasks_of(samples)),
+        latents=latents,
     )
 
 
-def _polish(steps: int, samples: int) -> int:
-    """Return the rows of a polish: each sample is read by its teacher, the base model and the
-    merge, a row with its gradient counts as four, since blocks run again in the backward pass, and
-    what is kept out is read at each look.
+def _sampling(samples: Sequence[SampleSpec], *, guided: bool) -> int:
+    drawn = {(sample.task, sample.run) for sample in samples}
+    return sum(run.rows(guided=guided) for _, run in drawn if run is not None)
+
+
+def _polish(steps: int, sizes: Sequence[int]) -> int:
+    """Return the rows of a polish: each sample is read by its teacher; what is kept out is read by
+    the base model, too, and by the merge twice at the start, and at each look.
+
+    Args:
+        sizes: Numbers of each task's samples.
     """
-    if not steps:
-        return 0
-    looks = (1 + math.ceil(steps / LOOK)) * samples // KEPT_OUT
-    return 3 * samples + 4 * steps * min(POLISH_BATCH, samples) + looks
+    kept_out = sum(len(parted(range(size))[1]) for size in sizes)
+    taught = steps * PER_TASK * len(sizes)
+    return sum(sizes) + (3 + math.ceil(steps / LOOK)) * kept_out + _GRADIENT * taught

@@ -96,6 +96,7 @@ class Job:
         asked: All LoRAs as the user wants them merged, for the recipe.
         loras: The LoRAs that change something, at least one, each with a name of its own.
         calibration: Settings of the calibration samples, for the model's family.
+        polish_samples: What the polish learns from, and is judged by; none without it.
         room: What the machine allows.
     """
 
@@ -105,6 +106,7 @@ class Job:
     calibration: Calibration
     settings: MergeSettings
     samples: tuple[SampleSpec, ...]
+    polish_samples: tuple[SampleSpec, ...]
     notes: tuple[Note, ...]
     room: Room = UNLIMITED
 
@@ -137,6 +139,7 @@ class Job:
         uses = [lora.use for lora in used]
         settings.check_prompts(uses)
         samples = _samples(model, uses, calibration) if settings.config.measured else []
+        of_polish = _samples(model, uses, calibration.of_polish) if calibration.polish else []
         check_target(samples, settings.config)
         return cls(
             model=model,
@@ -145,6 +148,7 @@ class Job:
             calibration=calibration,
             settings=settings,
             samples=tuple(samples),
+            polish_samples=tuple(of_polish),
             notes=tuple(_notes(loras, used, calibration)),
             room=room,
         )
@@ -162,9 +166,11 @@ class Job:
         """What the merge costs."""
         cost = cost_of(
             self.samples,
+            self.polish_samples,
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             polish_steps=self.calibration.polish,
+            latents=self.calibration.trajectories * self.calibration.timesteps,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))
 

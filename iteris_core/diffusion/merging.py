@@ -23,16 +23,17 @@ from ..merging import MergeResult, config_of_part, merge, merge_files, notes_abo
 from ..network import Network
 from ..progress import StageProgress, nobody
 from ..report.records import MergeReport, Note, Source, joined
+from ..rows.wearing import Mix
 from ..tasks import Sample, Task
 from . import stages
 from .contexts import Context, Contexts, Texts, Tokenized, written_for
 from .cost import STEPS_OF_A_PICTURE
 from .job import Job
 from .lora_use import LoraUse
-from .polish import Polish, polish
+from .polish import polish
 from .proof import check_called, prove_merged
 from .recipe import recipe_of
-from .samples import as_rows, runs_of, tasks_of, texts_of
+from .samples import SampleSpec, as_rows, runs_of, tasks_of, texts_of
 from .sampling import Sampler, mix_in
 from .stages import in_stage, numbered
 
@@ -186,10 +187,15 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
     """
     job = solver.job
     texts = [texts_of(of_task, job.calibration) for of_task in tasks_of(job.samples)]
-    tokenized = Tokenized.of(job.model, chain(*texts))
-    outputs, result = _text_outputs(solver, texts, tokenized)
+    known = set(chain(*texts))
+    others = [
+        [each for each in texts_of(of_task, job.calibration) if each not in known]
+        for of_task in tasks_of(job.polish_samples)
+    ]
+    tokenized = Tokenized.of(job.model, chain(*texts, *others))
+    outputs, result = _text_outputs(solver, texts, others, tokenized)
     contexts: dict[Texts, Context] = {}
-    for of_task, rows in zip(texts, outputs, strict=True):
+    for of_task, rows in zip([*texts, *others], outputs, strict=True):
         following = iter(rows)
         for each in of_task:
             own = list(islice(following, len(tokenized.pieces[each.teacher])))
@@ -199,48 +205,79 @@ def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None
 
 
 def _text_outputs(
-    solver: PartSolver, texts: Sequence[Sequence[Texts]], tokenized: Tokenized
+    solver: PartSolver,
+    texts: Sequence[Sequence[Texts]],
+    others: Sequence[Sequence[Texts]],
+    tokenized: Tokenized,
 ) -> tuple[Sequence[Sequence[tuple[Any, Any]]], MergeResult | None]:
     """Return the text encoders' outputs for teacher and student, by task and sample, and the merge
     of the text encoders; None if no LoRA changes them.
+
+    Args:
+        texts: What the samples of the merge read, which the text encoders are merged on.
+        others: What those of the polish read.
     """
+    job = solver.job
     adapters = solver.adapters(text=True)
-    rows = [[row for each in of_task for row in tokenized.samples(each)] for of_task in texts]
-    tasks = _tasks(solver.job, adapters, rows)
+    tasks, later = (
+        _tasks(
+            samples,
+            adapters,
+            [[row for each in of_task for row in tokenized.samples(each)] for of_task in of_texts],
+        )
+        for samples, of_texts in ((job.samples, texts), (job.polish_samples, others))
+    )
     if not any(task.samples for task in tasks):
-        return [[] for _ in tasks], None
-    with solver.job.model.text_encoder() as network:
+        return [[] for _ in (*tasks, *later)], None
+    with job.model.text_encoder() as network:
+        outputs: list[Sequence[tuple[Any, Any]]] = []
+        result: MergeResult | None = None
+        student: Mix = ()
         if any(adapter.deltas for adapter in adapters):
             result = solver.merge(network, adapters, tasks, stages.TEXT)
             assert result.outputs is not None, "a text encoder returns one output per row"
-            return result.outputs, result
-        outputs = with_smaller_calls(
-            lambda size: [_outputs_of_base(network, task.samples, size) for task in tasks],
-            max(len(task.samples) for task in tasks),
-            "reading the prompts",
-        )
-        return outputs, None
+            outputs += result.outputs
+            tasks, adapters = [], [*adapters, result.adapter]
+            student = ((len(adapters) - 1, 1.0),)
+        read = [*tasks, *later]
+        if read:
+            outputs += with_smaller_calls(
+                lambda size: [_written(network, task, adapters, student, size) for task in read],
+                max(len(task.samples) for task in read) or 1,
+                "reading the prompts",
+            )
+        return outputs, result
 
 
-def _outputs_of_base(
-    network: Network, samples: Sequence[Sample], rows_per_call: int
+def _written(
+    network: Network, task: Task, adapters: Sequence[Adapter], student: Mix, rows_per_call: int
 ) -> list[tuple[Any, Any]]:
-    """Return a text encoder's outputs for teacher and student where no LoRA changes it."""
-    rows = written_for(network, [(sample.teacher, ()) for sample in samples], rows_per_call)
-    others = [(i, sample.student) for i, sample in enumerate(samples) if sample.student is not None]
-    of_others = written_for(network, [(student, ()) for _, student in others], rows_per_call)
+    """Return a text encoder's outputs for a task's teacher, and for a student that wears a mix."""
+    mix = tuple(task.mix.items())
+    rows = written_for(
+        network, [(sample.teacher, mix) for sample in task.samples], rows_per_call, adapters
+    )
+    others = [
+        (i, sample.student_reads)
+        for i, sample in enumerate(task.samples)
+        if student or sample.student is not None
+    ]
+    pieces = [(reads, student) for _, reads in others]
+    of_others = written_for(network, pieces, rows_per_call, adapters)
     students = dict(enumerate(rows))
     students |= {i: row for (i, _), row in zip(others, of_others, strict=True)}
     return list(zip(rows, students.values(), strict=True))
 
 
-def _tasks(job: Job, adapters: Sequence[Adapter], rows: Sequence[Sequence[Sample]]) -> list[Task]:
+def _tasks(
+    samples: Sequence[SampleSpec], adapters: Sequence[Adapter], rows: Sequence[Sequence[Sample]]
+) -> list[Task]:
     """Return the tasks of one part of the model.
 
     Args:
         rows: The rows of each task there.
     """
-    first = [of_task[0] for of_task in tasks_of(job.samples)]
+    first = [of_task[0] for of_task in tasks_of(samples)]
     return [
         Task(each.task, of_task, mix_in(adapters, each.mix), each.weight)
         for each, of_task in zip(first, rows, strict=True)
@@ -257,7 +294,8 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
         return None
     with job.model.denoiser(job.calibration.levels) as network:
         sampler = Sampler.of(job.model, network, job.calibration)
-        runs = runs_of(job.samples, contexts, job.calibration)
+        samples = (*job.samples, *job.polish_samples)
+        runs = runs_of(samples, contexts, job.calibration)
         latents = with_smaller_calls(
             lambda size: sampler.sample(
                 adapters, runs, size, in_stage(solver.progress, stages.SAMPLING)
@@ -265,11 +303,13 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             job.room.samples_per_chunk,
             "sampling",
         )
-        rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
-        tasks = _tasks(job, adapters, rows)
+        tasks, later = (
+            _tasks(of, adapters, [as_rows(of_task, contexts, latents) for of_task in tasks_of(of)])
+            for of in (job.samples, job.polish_samples)
+        )
         result = solver.merge(network, adapters, tasks, stages.DENOISER)
-        if job.calibration.polish:
-            result, note = _polished(result, network, adapters, tasks, solver)
+        if later:
+            result, note = _polished(result, network, adapters, later, solver)
             result = _noted(result, note)
     return result
 
@@ -283,9 +323,12 @@ def _polished(
 ) -> tuple[MergeResult, Note]:
     """Return a merge of the diffusion model's part after its polish, and a note about it. Where it
     cannot be polished, return it as it is: it took long to make.
+
+    Args:
+        tasks: Those of the polish.
     """
     job = solver.job
-    how = Polish(job.calibration.polish, job.calibration.timesteps)
+    steps = job.calibration.polish
     try:
         polished = with_smaller_calls(
             lambda size: polish(
@@ -293,7 +336,7 @@ def _polished(
                 adapters,
                 tasks,
                 result.adapter,
-                how,
+                steps,
                 size,
                 in_stage(solver.progress, stages.POLISH),
             ),
@@ -305,10 +348,10 @@ def _polished(
         return result, Note("unpolished", f"The merge was not polished: {why}")
     lowest = polished.lowest
     text = (
-        f"polished: after {lowest.step} of {how.steps} steps, the error of samples that were kept "
+        f"polished: after {lowest.step} of {steps} steps, the error of samples that were kept "
         f"out is {100 * lowest.level:.0f} % of what it was; the layers' figures are those before"
         if lowest.step
-        else f"none of {how.steps} steps of the polish lowered the error of samples that were kept "
+        else f"none of {steps} steps of the polish lowered the error of samples that were kept "
         "out, so the merge is as it was solved"
     )
     return replace(result, adapter=polished.adapter), Note("method", text)

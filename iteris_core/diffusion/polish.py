@@ -9,7 +9,7 @@ layer is near its optimum. Gradient steps from the closed form lower this error:
 
 with the mask m of a scene's region, and the factors B_l A_l of every layer, whose ranks stay. Each
 step takes a batch of samples, drawn by the weights of their tasks, in whitened inputs (see
-`whitening`). A fifth of each task's samples is kept out: their error decides what is kept (see
+`whitening`). Some of each task's samples are kept out: their error decides what is kept (see
 `descent`), so that the result is at worst the closed form. The effect that errors are relative to
 is enlarged where a task would begin above 1, as does a scene in whose region a LoRA does little: it
 would drown the others.
@@ -17,6 +17,7 @@ would drown the others.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -36,10 +37,19 @@ from ..rows.wearing import layer_hooks
 from ..tasks import Task
 from .descent import Lowest, descend
 from .gradients import blocks_called, frozen, kept_as_copies, mapped, recomputed, usable
-from .targets import Target, calls_of, size_of, squared_errors, targets_of, task_errors
+from .runs import GOLDEN_RATIO
+from .targets import (
+    Target,
+    TaskTargets,
+    calls_of,
+    size_of,
+    squared_errors,
+    targets_of,
+    task_errors,
+)
 from .whitening import Whitening, whitenings
 
-POLISH_BATCH = 16  # samples of a step
+PER_TASK = 2  # samples of a step
 
 # Factor of the error, since its gradients would vanish in float16; and what this factor is
 # multiplied by when they overflow. Powers of two change no digit.
@@ -47,21 +57,7 @@ _SCALE = 2.0**12
 _SMALLER = 2.0**-4
 # The share of layers that may get no gradient: some of the last block do nothing for the output.
 _UNREACHED = 0.25
-KEPT_OUT = 5  # each fifth run of a task is kept out of the gradients
 _SMALLEST = 1e-3  # error of a task at the start; below it, nothing is left to lower
-
-
-@dataclass(frozen=True)
-class Polish:
-    """How a merged LoRA is polished.
-
-    Args:
-        steps: Gradient steps.
-        per_run: Samples of one sampling run, which follow each other and are kept out together.
-    """
-
-    steps: int
-    per_run: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def polish(
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     merged: Adapter,
-    how: Polish,
+    steps: int,
     rows_per_call: int = 8,
     progress: Progress = nobody,
 ) -> Polished:
@@ -94,6 +90,7 @@ def polish(
         adapters: Adapters that the mixes of the tasks number.
         tasks: The tasks of a merge; at least one wears something.
         merged: The merged adapter; its ranks stay.
+        steps: Gradient steps, at most.
         rows_per_call: Most rows of a forward call; a step may need several calls. Calls with
             gradients have fewer rows if only these fit, or once memory has run out.
 
@@ -101,27 +98,28 @@ def polish(
         CalibrationError: An output without a gradient, or an error that is not finite.
         OutOfMemoryError: Even gradients of a single row do not fit.
     """
-    of_tasks = targets_of(network, adapters, tasks, rows_per_call)
+    begun = lambda *_: progress(0, steps)  # noqa: E731, which may cancel
+    of_tasks = targets_of(network, adapters, tasks, rows_per_call, begun)
     with torch.inference_mode(False), ExitStack() as stack:
         of_tasks = mapped(of_tasks, usable)
-        every = [target for of_task in of_tasks for target in of_task]
+        kept_out = [target for of_task in of_tasks for target in of_task.kept_out]
         with blocks_called(network.modules, merged.deltas) as blocks:
-            calls = calls_of(network, every, rows_per_call)
-            reads = ([every[i].reads for i in numbers] for numbers in calls)
+            calls = calls_of(network, kept_out, rows_per_call)
+            reads = ([kept_out[i].reads for i in numbers] for numbers in calls)
             roots = whitenings(network, merged, reads)
         layers = {path: _Layer.of(merged.deltas[path], root) for path, root in roots.items()}
         weights = stack.enter_context(frozen(network.modules))
         stack.enter_context(_worn(network.modules, layers))
         stack.enter_context(recomputed(blocks, weights))
         with torch.no_grad():
-            teaching = _Teaching.of(network, layers, of_tasks, how.per_run, rows_per_call)
+            teaching = _Teaching.of(network, layers, of_tasks, rows_per_call)
         with torch.enable_grad(), kept_as_copies(weights):
             factors = teaching.factors
-            largest = max(every, key=size_of)
+            largest = max([*teaching.taught, *kept_out], key=size_of)
             one = partial(_add_gradients, network, [largest], _SCALE, 1)
             rows = calls_that_fit(one, factors[0].device, rows_per_call, network.evictable)
             teaching.rows = rows
-            lowest = descend(factors, how.steps, teaching.take_gradients, teaching.level, progress)
+            lowest = descend(factors, steps, teaching.take_gradients, teaching.level, progress)
     if not lowest.step:
         return Polished(merged, lowest)
     deltas = dict(merged.deltas)
@@ -136,7 +134,7 @@ class _Teaching:
     """Gradients and errors of the layers' factors, which all rows wear.
 
     Args:
-        taught: Targets that gradients are taken of.
+        taught: Targets that gradients are taken of, those of a task in random order.
         kept_out: Each task's targets that no gradient sees.
         first: Error of each task's `kept_out` at the start.
         rows: Most rows of a forward call; fewer once memory has run out.
@@ -149,32 +147,26 @@ class _Teaching:
     kept_out: Sequence[Sequence[Target]]
     first: Sequence[float]
     rows: int
-    generator: torch.Generator
     scale: float = _SCALE
+    steps: int = 0
 
     @classmethod
     def of(
         cls,
         network: Network,
         layers: Mapping[str, _Layer],
-        of_tasks: Sequence[Sequence[Target]],
-        per_run: int,
+        of_tasks: Sequence[TaskTargets],
         rows: int,
     ) -> _Teaching:
-        parts = [_parts(of_task, per_run) for of_task in of_tasks]
-        kept_out = [out for _, out in parts]
+        kept_out = [of_task.kept_out for of_task in of_tasks]
         first = task_errors(network, kept_out, rows)
+        chance = random.Random(0)
         taught = [
-            replace(
-                target,
-                share=target.share / len(own),
-                effect=target.effect * max(1.0, error),
-            )
-            for (own, _), error in zip(parts, first, strict=True)
-            for target in own
+            replace(target, effect=target.effect * max(1.0, error))
+            for of_task, error in zip(of_tasks, first, strict=True)
+            for target in chance.sample(of_task.taught, len(of_task.taught))
         ]
-        generator = torch.Generator().manual_seed(0)
-        return cls(network, layers, taught, kept_out, first, rows, generator)
+        return cls(network, layers, taught, kept_out, first, rows)
 
     @property
     def factors(self) -> list[Tensor]:
@@ -187,14 +179,20 @@ class _Teaching:
         levels = [a / max(b, _SMALLEST) for a, b in zip(now, self.first, strict=True)]
         return sum(levels) / len(levels)
 
-    def take_gradients(self) -> None:
-        """Give the factors the gradients of the mean error of a batch, which is drawn by shares, so
-        that all that are drawn count alike.
+    def batch(self) -> list[Target]:
+        """Return the targets of the next step, at even distances along their shares, so that tasks
+        take part by their weights; each step begins where others have left the largest gap.
         """
-        shares = torch.tensor([target.share for target in self.taught], dtype=torch.float64)
-        count = min(POLISH_BATCH, len(self.taught))
-        numbers = torch.multinomial(shares, count, generator=self.generator).tolist()
-        batch = [self.taught[i] for i in numbers]
+        count = PER_TASK * len(self.kept_out)
+        ends = torch.tensor([target.share for target in self.taught], dtype=torch.float64).cumsum(0)
+        start = self.steps * GOLDEN_RATIO % 1
+        self.steps += 1
+        places = (torch.arange(count, dtype=torch.float64) + start) * (ends[-1] / count)
+        return [self.taught[i] for i in torch.searchsorted(ends, places, right=True).tolist()]
+
+    def take_gradients(self) -> None:
+        """Give the factors the gradients of the mean error of a batch."""
+        batch = self.batch()
         while self.scale >= 1:
             self.rows = with_smaller_calls(partial(self._attempt, batch), self.rows, "the polish")
             found = [factor.grad for factor in self.factors if factor.grad is not None]
@@ -213,22 +211,6 @@ class _Teaching:
             factor.grad = None
         _add_gradients(self.network, batch, self.scale, rows)
         return rows
-
-
-def _parts(of_task: Sequence[Target], per_run: int) -> tuple[Sequence[Target], Sequence[Target]]:
-    """Return the targets of a task that are taught, and those that are kept out: each fifth run, or
-    of fewer runs the last one. A single run is both.
-    """
-    runs = [of_task[i : i + per_run] for i in range(0, len(of_task), per_run)]
-    if len(runs) == 1:
-        return of_task, of_task
-    every = min(KEPT_OUT, len(runs))
-    is_out = [i % every == every - 1 for i in range(len(runs))]
-    taught, kept_out = (
-        [target for run, out in zip(runs, is_out, strict=True) if out == wanted for target in run]
-        for wanted in (False, True)
-    )
-    return taught, kept_out
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:

@@ -10,7 +10,7 @@ from .calibration import Calibration
 
 # The multiples of each, modulo 1, cover an interval evenly, however many there are. Together they
 # cover a square evenly, so that the choices made by one do not depend on those made by the other.
-_GOLDEN_RATIO = 0.6180339887
+GOLDEN_RATIO = 0.6180339887
 _SQUARE_ROOT_OF_11 = 3.3166247904
 
 
@@ -56,7 +56,7 @@ def kept_levels(calibration: Calibration, run: int) -> list[int]:
     """
     levels = calibration.measured_levels
     stride = len(levels) / calibration.timesteps
-    offset = (run * _GOLDEN_RATIO) % 1
+    offset = (run * GOLDEN_RATIO) % 1
     return [levels[int((i + offset) * stride)] for i in range(calibration.timesteps)]
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..network import IMAGE_STREAM, Network, in_calls
-from ..progress import nobody
+from ..progress import Progress, nobody
 from ..rows.frames import held_by, tensors_in
 from ..rows.outputs import Rows, outputs_of
 from ..tasks import Sample, Task
 from .regions import Region
+
+T = TypeVar("T")
+_EVERY = 5  # each fifth sample of a task is kept out of the gradients,
+_MOST = 10  # but not more than these, since they are read again and again
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Target:
         reads: What the student row reads.
         output: Output of the teacher, (channels, ..., height, width).
         mask: Its weight at each place, (height, width).
-        share: How much it counts: its share of its task's weight.
+        share: How often it is taught: its share of its task's weight.
         effect: What its task's LoRAs do to an output, squared, on average.
     """
 
@@ -37,39 +42,80 @@ class Target:
     effect: float
 
 
+class TaskTargets(NamedTuple):
+    """A task's targets: those that gradients are taken of, and those that no gradient sees."""
+
+    taught: Sequence[Target]
+    kept_out: Sequence[Target]
+
+
+def parted(of_task: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Return the samples of a task that are taught, and those that are kept out; a single one is
+    both.
+    """
+    count = min(_MOST, math.ceil(len(of_task) / _EVERY))
+    every = len(of_task) // count
+    is_out = [i % every == every - 1 and i < count * every for i in range(len(of_task))]
+    taught, kept_out = (
+        [sample for sample, out in zip(of_task, is_out, strict=True) if out == wanted]
+        for wanted in (False, True)
+    )
+    return taught or kept_out, kept_out
+
+
 @torch.no_grad()
 def targets_of(
-    network: Network, adapters: Sequence[Adapter], tasks: Sequence[Task], size: int
-) -> list[list[Target]]:
+    network: Network,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    size: int,
+    progress: Progress = nobody,
+) -> list[TaskTargets]:
     """Return what the merged model should answer to the samples of each task that counts; samples
-    whose region is empty are left out.
+    whose region is empty are left out. What a task's LoRAs do is measured on those kept out.
+
+    Args:
+        size: Most rows of a forward call.
+        progress: Listener for the rows.
     """
+    tasks = [task for task in tasks if task.weight]
+    parts = [parted(task.samples) for task in tasks]
     rows = Rows(id)
-    taught = [[rows.add(sample.teacher, task.mix) for sample in task.samples] for task in tasks]
-    bases = [[rows.add(sample.teacher, {}) for sample in task.samples] for task in tasks]
-    outputs = [output.float() for output in outputs_of(network, adapters, rows, size, nobody)]
-    masks = [
-        [_mask(sample, outputs[row]) for sample, row in zip(task.samples, of_task, strict=True)]
-        for task, of_task in zip(tasks, taught, strict=True)
-    ]
+    for task, (_, kept_out) in zip(tasks, parts, strict=True):
+        for sample in task.samples:
+            rows.add(sample.teacher, task.mix)
+        for sample in kept_out:
+            rows.add(sample.teacher, {})
+    outputs = [output.float() for output in outputs_of(network, adapters, rows, size, progress)]
+
+    def answer(sample: Sample, mix: Mapping[int, float]) -> Tensor:
+        return outputs[rows.add(sample.teacher, mix)]
+
     effects = []  # 0 of a preserve task, whose teacher is the base model
-    for of_task, of_base, of_masks in zip(taught, bases, masks, strict=True):
+    for task, (_, kept_out) in zip(tasks, parts, strict=True):
         squares = [
-            float(((outputs[a] - outputs[b]) * mask).square().sum())
-            for a, b, mask in zip(of_task, of_base, of_masks, strict=True)
+            float((change * _mask(sample, change)).square().sum())
+            for sample in kept_out
+            for change in [answer(sample, task.mix) - answer(sample, {})]
         ]
         effects.append(sum(squares) / len(squares))
     known = [effect for effect in effects if effect]
     mean = sum(known) / len(known) if known else 1.0
-    found = [
-        [
-            Target(sample.student_reads, outputs[row], mask, task.weight, effect or mean)
-            for sample, row, mask in zip(task.samples, of_task, of_masks, strict=True)
-            if task.weight and mask.any()
+    found = []
+    for task, of_task, effect in zip(tasks, parts, effects, strict=True):
+        share = task.weight / len(of_task[0])
+        targets = [
+            [
+                Target(sample.student_reads, output, mask, share, effect or mean)
+                for sample in samples
+                for output in [answer(sample, task.mix)]
+                for mask in [_mask(sample, output)]
+                if mask.any()
+            ]
+            for samples in of_task
         ]
-        for task, of_task, of_masks, effect in zip(tasks, taught, masks, effects, strict=True)
-    ]
-    return [of_task for of_task in found if of_task]
+        found.append(TaskTargets(*targets))
+    return [targets for targets in found if all(targets)]
 
 
 def _mask(sample: Sample, output: Tensor) -> Tensor:

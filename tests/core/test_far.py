@@ -13,7 +13,7 @@ from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.merging import merge_loras
-from iteris_core.diffusion.polish import Polish, polish
+from iteris_core.diffusion.polish import polish
 from iteris_core.layers import weight_shape
 from iteris_core.memory import Room
 
@@ -66,7 +66,7 @@ def test_a_polish_there_is_the_polish_here():
         adapters,
         tasks,
         start,
-        Polish(3),
+        3,
     ).adapter
     with far.device():
         there = network_there(net)
@@ -75,7 +75,7 @@ def test_a_polish_there_is_the_polish_here():
             adapters,
             tasks,
             start,
-            Polish(3),
+            3,
         ).adapter
     for path, delta in expected.deltas.items():
         torch.testing.assert_close(found.deltas[path].dense(), delta.dense())

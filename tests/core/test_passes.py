@@ -9,6 +9,7 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
+from iteris_core.diffusion.polish import PER_TASK
 
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5)
@@ -53,6 +54,27 @@ def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, sett
     assert whole - measured == cost.sweep
     assert cost.rows == whole
     assert seen["Diffusion model"] - measured == cost.sweep
+
+
+@pytest.mark.parametrize(("count", "calibration"), [(2, DEFAULTS), (3, SCENES)])
+def test_the_rows_of_a_polish_are_known_before_it_starts(count, calibration):
+    """A row with its gradient is one forward call's here, and counts as three."""
+    host = FakeHost()
+    steps = 24
+    job = Job.of(host, loras_of(host, count), replace(calibration, polish=steps), SETTINGS)
+    seen = {}
+
+    def listen(stage, done, total):
+        seen[stage.name] = sum(map(len, host.unet_batches))
+
+    merge_loras(job, listen)
+    with_gradients = steps * PER_TASK * job.cost.tasks
+    cost = job.cost
+    assert seen["Sampling"] == cost.sampling + cost.polish_sampling
+    assert seen["Diffusion model"] - seen["Sampling"] == cost.sweep
+    found = seen["Polish"] - seen["Diffusion model"]
+    assert found + 2 * with_gradients == pytest.approx(cost.polish, rel=0.03)
+    assert cost.rows == cost.sampling + cost.sweep + cost.polish_sampling + cost.polish
 
 
 @pytest.mark.parametrize("calibration", [DEFAULTS, replace(SCENES, trajectories=20)])

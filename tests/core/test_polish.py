@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
@@ -28,8 +29,8 @@ from iteris_core.diffusion.descent import LOOK, Lowest, descend
 from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.polish import Polish, _Layer, _parts, _Teaching, _worn, polish
-from iteris_core.diffusion.targets import targets_of
+from iteris_core.diffusion.polish import PER_TASK, _Layer, _Teaching, _worn, polish
+from iteris_core.diffusion.targets import parted, targets_of
 from iteris_core.diffusion.whitening import Whitening, whitenings
 from iteris_core.memory import Room
 from iteris_core.tasks import Sample, Task
@@ -100,7 +101,7 @@ def test_the_error_at_the_output_falls_and_equal_runs_are_equal(net):
     before = error(net, adapters, tasks, start)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}
     polished = [
-        polish(net.network(), adapters, tasks, start, Polish(40), rows_per_call=size).adapter
+        polish(net.network(), adapters, tasks, start, 40, rows_per_call=size).adapter
         for size in (16, 16, 6)
     ]
     after = error(net, adapters, tasks, polished[0])
@@ -125,13 +126,13 @@ def test_a_rate_ten_times_too_large_ends_at_the_closed_form(net, monkeypatch):
     closed = merge(net.network(), adapters, tasks, MergeConfig(output_dtype=torch.float32)).adapter
     unseen = toy.own_tasks(net, adapters, samples=40)
     before = error(net, adapters, unseen, closed)
-    found = polish(net.network(), adapters, tasks, closed, Polish(60))
+    found = polish(net.network(), adapters, tasks, closed, 60)
     assert error(net, adapters, unseen, found.adapter) < 1.01 * before
     falling = iter(range(0, -10, -1))  # which the guard takes for an error that always falls
     monkeypatch.setattr(
         "iteris_core.diffusion.polish._Teaching.level", lambda self: float(next(falling))
     )
-    unguarded = polish(net.network(), adapters, tasks, closed, Polish(60)).adapter
+    unguarded = polish(net.network(), adapters, tasks, closed, 60).adapter
     assert error(net, adapters, unseen, unguarded) > 2 * before
 
 
@@ -139,15 +140,33 @@ def test_no_step_is_kept_that_does_not_lower_the_error_of_samples_kept_out(net, 
     monkeypatch.setattr("iteris_core.diffusion.descent._RATE", 0.5)
     adapters, tasks, start = case_of(net)
     monkeypatch.setattr("iteris_core.diffusion.polish._Teaching.level", lambda self: 1.0)
-    found = polish(net.network(), adapters, tasks, start, Polish(20))
+    found = polish(net.network(), adapters, tasks, start, 20)
     assert found.lowest == Lowest(1.0, 0)
     assert found.adapter is start
+
+
+def test_a_descent_ends_where_the_error_falls_no_more():
+    """Steps that follow a return to the best factors are given their time."""
+    factor = torch.ones(1, requires_grad=True)
+    steps = []
+
+    def take_gradients():
+        factor.grad = torch.ones(1)
+
+    levels = iter([2.0, 0.9, 0.9, 0.95, 1.0, 0.5])
+    found = descend(
+        [factor], 100, take_gradients, lambda: next(levels), lambda *at: steps.append(at)
+    )
+    assert found == Lowest(0.9, 2 * LOOK)
+    assert steps[-2:] == [(5 * LOOK - 1, 100), (100, 100)]
+    returned = iter([2.0, 2.0, 2.0, 2.0, 0.9, 0.5, 0.4])
+    assert descend([factor], 7 * LOOK, take_gradients, lambda: next(returned)).step == 7 * LOOK
 
 
 @pytest.mark.parametrize(
     ("levels", "lowest", "moved"),
     [
-        # each step moves a factor of one number by 0.05 of its size, times what is in `moved`
+        # each step moves a factor of one number by 0.03 of its size, times what is in `moved`
         ([0.9, 0.8, 0.7], Lowest(0.7, 30), 3),
         ([0.9, 1.0, 1.0], Lowest(0.9, 10), 1),
         ([0.9, 1.1, 0.8], Lowest(0.8, 30), 1.3),
@@ -165,17 +184,33 @@ def test_a_descent_ends_where_the_error_was_lowest(monkeypatch, levels, lowest, 
 
     left = iter(levels)
     assert descend([factor], 3 * LOOK, take_gradients, lambda: next(left)) == lowest
-    assert factor.item() == pytest.approx(1 - 0.05 * LOOK * moved, abs=1e-4)
+    assert factor.item() == pytest.approx(1 - 0.03 * LOOK * moved, abs=1e-4)
     assert next(left, None) is None
 
 
-def test_each_fifth_run_of_a_task_is_kept_out():
-    numbers = lambda parts: [list(part) for part in parts]  # noqa: E731
-    taught, kept_out = _parts(range(40), 4)
-    assert list(kept_out) == [*range(16, 20), *range(36, 40)]
-    assert sorted([*taught, *kept_out]) == list(range(40))
-    assert numbers(_parts(range(6), 2)) == [[0, 1, 2, 3], [4, 5]]
-    assert numbers(_parts(range(3), 4)) == [[0, 1, 2], [0, 1, 2]]
+def test_each_fifth_sample_of_a_task_is_kept_out_and_at_most_ten():
+    taught, kept_out = parted(range(41))
+    assert list(kept_out) == [*range(3, 36, 4)]
+    assert sorted([*taught, *kept_out]) == list(range(41))
+    assert [list(part) for part in parted(range(3))] == [[0, 1], [2]]
+    assert [list(part) for part in parted(range(1))] == [[0], [0]]
+    assert len(parted(range(1000))[1]) == 10
+
+
+def test_batches_take_each_task_by_its_weight_and_read_all_samples_alike(net):
+    adapters, tasks, _ = case_of(net)
+    network = net.network()
+    tasks[1] = replace(tasks[1], weight=3.0)
+    of_tasks = targets_of(network, adapters, tasks, 8)
+    teaching = _Teaching(network, {}, [t for of in of_tasks for t in of.taught], of_tasks, (), 8)
+    steps, own = 54, len(of_tasks[0].taught)
+    batches = [teaching.batch() for _ in range(steps)]
+    counts = Counter(id(target) for batch in batches for target in batch)
+    assert {len(batch) for batch in batches} == {2 * PER_TASK}
+    for of_task, weight in zip(of_tasks, (1, 3), strict=True):
+        expected = weight / 4 * steps * 2 * PER_TASK / own
+        for target in of_task.taught:
+            assert counts[id(target)] == pytest.approx(expected, abs=2)
 
 
 def test_a_task_that_would_begin_above_its_effect_counts_as_one(net):
@@ -184,14 +219,14 @@ def test_a_task_that_would_begin_above_its_effect_counts_as_one(net):
     adapters = [strong, weak.scaled(0.05)]
     network = net.network()
     of_tasks = targets_of(network, adapters, toy.own_tasks(net, adapters, samples=12), 8)
-    reads = [target.reads for target in of_tasks[0]]
+    reads = [target.reads for target in of_tasks[0].taught]
     roots = whitenings(network, strong, [reads])
     layers = {path: _Layer.of(strong.deltas[path], root) for path, root in roots.items()}
     with torch.no_grad(), _worn(network.modules, layers):
-        teaching = _Teaching.of(network, layers, of_tasks, 1, 8)
+        teaching = _Teaching.of(network, layers, of_tasks, 8)
     first, second = teaching.first
     assert first < 1e-6 and second > 10
-    effects = [of_task[0].effect for of_task in of_tasks]
+    effects = [of_task.taught[0].effect for of_task in of_tasks]
     assert {target.effect for target in teaching.taught} == {effects[0], effects[1] * second}
 
 
@@ -211,10 +246,10 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
         return 3
 
     monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
-    polished = polish(replace(network, forward=forward), adapters, tasks, start, Polish(2)).adapter
-    assert sizes == [1, *[3, 3, 3, 3, 3, 1] * 2]
+    polished = polish(replace(network, forward=forward), adapters, tasks, start, 2).adapter
+    assert sizes == [1, *[3, 1] * 2]
     monkeypatch.undo()
-    whole = polish(net.network(), adapters, tasks, start, Polish(2)).adapter
+    whole = polish(net.network(), adapters, tasks, start, 2).adapter
     for path in PATHS:  # what the trial left is in no step
         torch.testing.assert_close(
             polished.deltas[path].dense(), whole.deltas[path].dense(), rtol=1e-3, atol=1e-5
@@ -223,7 +258,7 @@ def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypa
 
 def test_where_memory_runs_out_it_goes_on_from_the_step_with_smaller_calls(net):
     adapters, tasks, start = case_of(net)
-    whole = polish(net.network(), adapters, tasks, start, Polish(6)).adapter
+    whole = polish(net.network(), adapters, tasks, start, 6).adapter
     drawn, steps = [], []
 
     def forward(rows):
@@ -237,9 +272,9 @@ def test_where_memory_runs_out_it_goes_on_from_the_step_with_smaller_calls(net):
         steps.append(done)
 
     full = replace(net.network(), forward=forward)
-    polished = polish(full, adapters, tasks, start, Polish(6), progress=listen).adapter
-    assert steps == list(range(7))
-    assert drawn == [*[8] * 8, *[4, 4, 4, 4] * 3]
+    polished = polish(full, adapters, tasks, start, 6, 2, listen).adapter
+    assert list(dict.fromkeys(steps)) == list(range(7))
+    assert drawn == [*[2] * 8, *[1, 1, 1, 1] * 3]
     for path in PATHS:  # what the failed call's batch had left is in no step
         torch.testing.assert_close(
             polished.deltas[path].dense(), whole.deltas[path].dense(), rtol=1e-3, atol=1e-5
@@ -264,7 +299,7 @@ def test_the_longest_row_says_how_many_fit(net, monkeypatch):
 
     monkeypatch.setattr("iteris_core.diffusion.polish.calls_that_fit", fit)
     network = replace(net.network(), forward=forward, call_key=lambda row: row[0].shape)
-    polish(network, adapters, tasks, start, Polish(1))
+    polish(network, adapters, tasks, start, 1)
     assert len(set(seen)) == 2
 
 
@@ -274,7 +309,7 @@ def test_weights_and_rows_made_in_inference_mode_are_polished_in_it():
         adapters, tasks, start = case_of(net)
         weights = [*net.model.parameters()]
         assert all(weight.is_inference() for weight in weights)
-        polished = polish(net.network(), adapters, tasks, start, Polish(20)).adapter
+        polished = polish(net.network(), adapters, tasks, start, 20).adapter
         assert error(net, adapters, tasks, polished) < error(net, adapters, tasks, start)
         assert all(a is b for a, b in zip(net.model.parameters(), weights, strict=True))
 
@@ -456,9 +491,7 @@ def test_gradients_in_half_precision_neither_vanish_nor_overflow(net, size):
                 answer.register_hook(lambda gradient: gradient.half().to(gradient.dtype))
             return answer
 
-        return polish(
-            replace(net.network(), forward=forward), adapters, tasks, start, Polish(3)
-        ).adapter
+        return polish(replace(net.network(), forward=forward), adapters, tasks, start, 3).adapter
 
     expected, found = polished(False), polished(True)
     for path in PATHS:
@@ -481,7 +514,7 @@ def test_a_layer_that_reads_few_inputs_is_polished_where_products_are_rounded():
     reads = torch.randn(3, 4, width)
     tasks = [Task(f"{k}", [Sample(read) for read in reads], {k: 1.0}) for k in (0, 1)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        merged = polish(network, [first, second], tasks, start, Polish(2)).adapter
+        merged = polish(network, [first, second], tasks, start, 2).adapter
     assert torch.isfinite(merged.deltas["layer"].dense()).all()
 
 
@@ -493,7 +526,7 @@ def test_layers_that_no_gradient_reaches_are_named(net):
     said = r"4 of 4 layers, such as blocks.0.inner, get no gradient.*SageAttention"
     net.model.register_forward_hook(lambda module, read, y: y + torch.zeros((), requires_grad=True))
     with pytest.raises(CalibrationError, match=said):
-        polish(net.network(), adapters, tasks, start, Polish(2))
+        polish(net.network(), adapters, tasks, start, 2)
 
 
 @pytest.mark.parametrize(
@@ -558,7 +591,7 @@ def test_a_model_or_an_operation_without_a_gradient_is_told(net, answer, said):
     adapters, tasks, start = case_of(net)
     network = net.network(lambda rows: answer(toy.run(net.model, rows)))
     with pytest.raises(CalibrationError, match=f"{said}.*Switch the polish off"):
-        polish(network, adapters, tasks, start, Polish(2))
+        polish(network, adapters, tasks, start, 2)
 
 
 def test_a_merge_is_polished_and_says_so():
@@ -568,9 +601,6 @@ def test_a_merge_is_polished_and_says_so():
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32))
     plain = Job.of(host, loras, calibration, settings, Room(3))
     job = Job.of(host, loras, replace(calibration, polish=3), settings, Room(3))
-    samples = job.cost.samples
-    kept_out = 2 * samples // 5  # read at the start and at the end
-    assert job.cost.rows - plain.cost.rows == 3 * samples + 4 * 3 * min(16, samples) + kept_out
     assert [stage.name for stage in job.stages][-1] == "Polish"
     told = []
     result = merge_diffusion(job, lambda stage, done, total: told.append((stage.name, done, total)))
@@ -579,9 +609,11 @@ def test_a_merge_is_polished_and_says_so():
     assert any(
         re.match(r"polished: after 3 of 3 steps, .* is \d+ % of what it was", n) for n in notes
     )
+    again = merge_diffusion(job).adapter
     before = merge_diffusion(plain).adapter
     for path, delta in result.adapter.deltas.items():
         same = torch.equal(delta.dense(), before.deltas[path].dense())
         assert same is host.is_text_module(path), path
+        assert torch.equal(delta.dense(), again.deltas[path].dense())
         assert delta.rank == before.deltas[path].rank
     assert host.hooks() == 0
