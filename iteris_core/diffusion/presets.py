@@ -35,8 +35,8 @@ PREVIEW: Preset = "Preview"
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
-    # for two LoRAs, measured together, as long as 57 pictures of 20 guided steps
-    "Polished": Changes(calibration={"polish": 40}),
+    # on a transformer, 40 steps bring a third of what 100 do (benchmarks/README.md)
+    "Polished": Changes(calibration={"polish": 100}),
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
     PREVIEW: Changes(
         {"scene_weight": 0.0, "polish": 0},
