@@ -127,6 +127,10 @@ def compare(place: Place, asked: Mapping[str, Comparison], *, jobs: int, written
         for asked_as, whole in asked.items()
         for title, comparison in whole.with_kinds_alone(asked_as).items()
     ]
+    tables += [
+        comparison.by_merge(f"{place.folder.name}: {title}, by merge", bench, place.seed)
+        for title, comparison in asked.items()
+    ]
     show(tables, written=written)
 
 

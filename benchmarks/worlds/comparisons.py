@@ -133,6 +133,15 @@ class Comparison:
             rows.append([recipe.name, *cells])
         return Table(title, ["merged with", *COLUMNS, *kinds], rows)
 
+    def by_merge(self, title: str, bench: Bench, seed: int = 0) -> Table:
+        """Return a row per way, with the mean of four of each merge."""
+        merges = [triggers for _, triggers in self.triggers(bench.world)]
+        rows = []
+        for recipe in self.recipes:
+            cells = [Cell(bench, recipe, merge, self.lora_set, seed) for merge in merges]
+            rows.append([recipe.name, *(figure({0: c.entry()}, {}, mean_of_four) for c in cells)])
+        return Table(title, ["mean of four", *map(" + ".join, merges)], rows)
+
 
 FAST = {"trajectories": 10}
 BALANCED = Recipe("Balanced")
