@@ -28,7 +28,7 @@ _CHECKED = 1
 # Work on the files alone, per LoRA, in rows; it takes seconds.
 _FILES = 1
 # Rows that a row with its gradient counts as: blocks run again in the backward pass, which takes as
-# long as they do, since no weight needs a gradient (benchmarks/gradients.py).
+# long as they do, since no weight needs a gradient.
 _GRADIENT = 3
 # Stages whose pace says nothing about rows of the diffusion model: the time of the text encoders'
 # layers goes into solving them, and the check draws a smaller picture.

@@ -23,7 +23,6 @@ SMALL = {
 
 # Layers of both networks and of several blocks, and few.
 FEW = "mid_block|down_blocks.*attn1_to_q|encoder_layers_(0|11)_self_attn"
-FEW_LAYERS = 12 + 1 + 8
 MIDDLE = "mid_block.*(attn1_to_q|attn2_to_k)"
 MIDDLE_LAYERS = 2
 

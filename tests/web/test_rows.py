@@ -278,52 +278,6 @@ def test_a_file_that_is_added_goes_into_an_empty_row_first(rows):
     assert len(text_of(rows).splitlines()) == 4, "one that is switched off stays empty"
 
 
-def test_what_is_typed_before_the_names_come_is_searched_and_enter_waits_for_it(rows, picture):
-    page, held = rows.page, []
-    load_merge_on_a_model(rows, TEXT)
-    files = [f"{name}.safetensors" for name in ("a_new_2", "first", "new_2", "second")]
-
-    def hold(route):
-        held.append(route)
-
-    page.route("**/models/loras", hold)
-    field, option = page.locator(".iteris-search"), page.locator(".iteris-option")
-
-    def come():
-        while not held:
-            rows.settle()
-        while held:
-            held.pop().fulfill(json=files)
-            rows.settle()
-
-    # as fast as the page takes them; "r" and "w" are hotkeys of the page
-    at(rows, 0, "lora").click()
-    page.keyboard.type("new_2")
-    page.keyboard.press("Enter")
-    expect(field).to_be_focused()
-    expect(field).to_have_value("new_2")
-    picture(rows, "rows_choose_waiting")
-    assert text_of(rows) == TEXT, "nothing is chosen yet"
-    come()
-    expect(page.locator(".iteris-choice")).to_have_count(0)
-    assert text_of(rows).startswith("<lora:new_2:0.8>"), "not the one before it"
-
-    page.locator(".iteris-add").press("Enter")
-    page.keyboard.press("Enter")  # of nothing
-    page.keyboard.press("ArrowDown")
-    page.keyboard.type("sec")
-    come()
-    expect(option).to_have_text(["second"])
-    expect(option).to_have_attribute("aria-selected", "true")
-    page.keyboard.press("Escape")
-    expect(page.locator(".iteris-add")).to_be_focused()
-    assert len(text_of(rows).splitlines()) == 3
-    at(rows, 0, "lora").click()
-    come()
-    expect(option.nth(2)).to_have_attribute("aria-selected", "true")  # what the row has
-    page.keyboard.press("Escape")
-
-
 @IN_ONE
 def test_the_choice_shows_the_picture_beside_a_file(rows, picture):
     rows.page.locator(".iteris-add").click()
@@ -424,38 +378,6 @@ def test_a_file_that_is_not_a_lora_is_not_chosen_and_the_choice_says_why(rows, p
     expect(option).to_have_attribute("aria-disabled", "false")
     rows.page.keyboard.press("Enter")
     assert text_of(rows).endswith("\n<lora:second:1>")
-
-
-@IN_ONE
-def test_files_of_the_same_name_are_told_apart_by_their_folders(rows, picture):
-    name = f"{'long_' * 20}epoch_07"
-    files = [f"people/of/my/{folder}/{name}" for folder in ("one", "two", "two/other")]
-    files = [f"{file}.safetensors" for file in (*files[:2], f"{files[2]}_2")]
-    rows.page.route("**/models/loras", lambda route: route.fulfill(json=files))
-    rows.page.locator(".iteris-add").click()
-    rows.page.locator(".iteris-option").first.wait_for()
-    rows.page.keyboard.type("epoch")
-    is_seen = """(all) => all.map((folder) => {
-        const line = folder.parentElement.getBoundingClientRect();
-        return folder.getBoundingClientRect().bottom <= line.bottom + 1;
-    })"""
-    assert rows.page.locator(".iteris-option .iteris-folder").evaluate_all(is_seen) == [
-        *(True, True),
-        False,
-    ], "elsewhere it gives way to the name"
-    picture(rows, "rows_choose_namesakes")
-    for place in (0, 1):
-        rows.page.locator(".iteris-option").nth(place).click(modifiers=["Shift"])
-    rows.page.keyboard.press("Escape")
-    rows.page.wait_for_selector('.iteris-namesake[data-place="4"]')
-    for place, end in ((3, "one"), (4, "two")):
-        folder = at(rows, place, "folder").locator(".iteris-end")
-        assert folder.inner_text() == end
-        assert folder.evaluate("end => end.scrollWidth <= end.clientWidth && end.clientWidth > 0")
-    picture(rows, "rows_namesakes")
-
-
-BOX = "document.querySelector('.iteris-choice').getBoundingClientRect()"
 
 
 def end_is_seen(name):
@@ -565,30 +487,6 @@ def test_a_file_for_another_model_is_never_offered_and_what_is_known_comes_at_on
     rows.page.keyboard.press("Escape")
     for route in slow[3:]:
         answer(route)
-
-
-EDITS = (
-    (0, "number", "0.6"),
-    (0, "prompts", "demo1 in the rain"),
-    (0, "more", "called=dog"),
-    (1, "number", "0.8"),
-)
-
-
-def test_undo_on_the_canvas_goes_back_edit_by_edit(rows):
-    """The browser's own Undo, in the field that was written in last, is no change."""
-    at(rows, 0, "opener").click()
-    told = [text_of(rows)]
-    for count, (place, part, written) in enumerate(EDITS):
-        field = at(rows, place, part).first
-        field.click()
-        rows.page.keyboard.press("Control+a")
-        rows.page.keyboard.type(written)
-        told.append(text_of(rows))
-        rows.page.mouse.click(1100 + 50 * count, 650)
-    for expected in reversed(told[1:-1]):  # before, the frontend notes which renderer it has
-        rows.undo()
-        assert text_of(rows) == expected
 
 
 def test_rows_are_added_taken_out_and_moved(rows, picture):
@@ -851,31 +749,6 @@ def test_a_row_asks_for_prompts_where_its_file_names_no_words(rows, picture):
     picture(rows, "rows_ask_long")
 
 
-def test_words_beyond_the_first_are_counted_and_a_click_shows_them(rows, picture):
-    many = [f"outfit {number}" for number in range(30)]
-
-    def wordy(route):
-        facts = {"name": "second", "base": "SD1.5", "family": "SD1.5", "rank": 8}
-        route.fulfill(json={**facts, "trigger_words": many, "prompts": {}, "error": None})
-
-    rows.page.route("**/iteris/lora?*second*", wordy)
-    rows.set_widgets(MERGE, loras="<lora:second:1>")
-    rows.page.evaluate("app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
-    at(rows, 0, "opener").click()
-    chip = at(rows, 0, "chip")
-    expect(chip).to_have_count(13)
-    at(rows, 0, "opener").click()
-    at(rows, 0, "lora").hover()  # now that the page has read the file anew
-    expect(rows.page.locator(".iteris-peek")).to_contain_text("outfit 24+5 more")
-    at(rows, 0, "opener").click()
-    picture(rows, "rows_few_words")
-    rows.page.get_by_title("Show all trigger words").click()
-    expect(chip).to_have_text(many)
-    chip.last.click()
-    assert text_of(rows) == "<lora:second:1> | outfit 29"
-    picture(rows, "rows_all_words")
-
-
 def test_a_merge_whose_loras_come_from_elsewhere_does_not_ask_for_rows(page_of_rows):
     other = {"lora_name": "first.safetensors", "prompts": "a photo of demo1"}
     workflow = merge_of("", more_loras=["2", 0])
@@ -892,11 +765,6 @@ def test_a_merge_whose_loras_come_from_elsewhere_does_not_ask_for_rows(page_of_r
 
 
 STACKED, LOADER, CHAIN, SAVED = "2", "3", "4", "5"
-
-
-def row_sent(rows):
-    """Return the first row of the loader as the server gets it."""
-    return rows.prompt()[LOADER]["inputs"]["loras"].split("\n")[0]
 
 
 def test_a_prompt_with_several_readings_is_marked_once_its_field_is_left(rows, picture):
@@ -922,32 +790,6 @@ def test_a_prompt_with_several_readings_is_marked_once_its_field_is_left(rows, p
         field.press("Tab")
         expect(refused).to_have_count(count)
         expect(why).to_be_visible(visible=count > 0)
-
-
-def size_saved(frontend, node=LOADER):
-    return next(n["size"] for n in frontend.workflow()["nodes"] if n["id"] == int(node))
-
-
-PROMOTED = """([id, way]) => {
-    const { subgraph, node } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]));
-    const [merge] = subgraph.nodes;
-    if (way === 'widget') node.properties.proxyWidgets = [[String(merge.id), 'loras']];
-    else {
-        const slot = merge.inputs.find(({ widget }) => widget?.name === 'loras');
-        subgraph.addInput('loras', slot.type).connect(slot, merge);
-    }
-    node.setSize([400, 200]);
-    return node.id;
-}"""
-
-
-IS_LINKED = "app.canvas.graph.nodes[0].inputs.find(({ name }) => name === 'loras').link != null"
-# how far below the node's title the links of the rows' text and of its last plain input end
-DOTS = """(() => {
-    const [node] = app.canvas.graph.nodes;
-    const slots = ["loras", "settings"].map(at => node.inputs.findIndex(({ name }) => name === at));
-    return slots.map(slot => node.getInputPos(slot)[1] - node.pos[1]);
-})()"""
 
 
 WRITTEN = """([id, text]) => {
