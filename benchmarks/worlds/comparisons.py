@@ -206,6 +206,7 @@ def _polished() -> list[Recipe]:
         STACKED,
         Recipe("base model", adapter="none"),
         Recipe("single LoRAs", adapter="regions"),
+        Recipe("np_lora", {"method": "np_lora"}),
         BALANCED_TOGETHER,
         Recipe("Polished", {}, {"polish": 100}),
         Recipe("Polished, together", {}, {**together, "polish": 100}),
