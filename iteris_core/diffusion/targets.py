@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -19,8 +18,8 @@ from ..tasks import Sample, Task
 from .regions import Region
 
 T = TypeVar("T")
-_EVERY = 5  # each fifth sample of a task is kept out of the gradients,
-_MOST = 10  # but not more than these, since they are read again and again
+# Samples of a task that are kept out of the gradients, spread so that they are of all noise levels.
+_KEPT_OUT = 10
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class TaskTargets(NamedTuple):
 
 
 def parted(of_task: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """Return the samples of a task that are taught, and those that are kept out; a single one is
-    both.
+    """Return the samples of a task that are taught, and those that are kept out, at most half of
+    them; a single one is both.
     """
-    count = min(_MOST, math.ceil(len(of_task) / _EVERY))
+    count = min(_KEPT_OUT, max(1, len(of_task) // 2))
     every = len(of_task) // count
     is_out = [i % every == every - 1 and i < count * every for i in range(len(of_task))]
     taught, kept_out = (

@@ -48,7 +48,7 @@ def text_encoder(seed=0, **options):
     from transformers import CLIPTextModel
 
     torch.manual_seed(seed)
-    return _lively(CLIPTextModel(_text_config(**options)))
+    return lively(CLIPTextModel(_text_config(**options)))
 
 
 def text_encoder_2(seed=0, **options):
@@ -57,7 +57,7 @@ def text_encoder_2(seed=0, **options):
     torch.manual_seed(seed + 1)
     sizes = {"hidden_size": WIDTH_2, "projection_dim": WIDTH_2, "num_hidden_layers": 3}
     config = _text_config(**{**sizes, "hidden_act": "gelu", **options})
-    return _lively(CLIPTextModelWithProjection(config))
+    return lively(CLIPTextModelWithProjection(config))
 
 
 def _text_config(**options):
@@ -98,7 +98,7 @@ def unet(seed=0, channels=4, **options):
         "cross_attention_dim": WIDTH,
         "sample_size": 8,
     }
-    return _lively(UNet2DConditionModel(**{**sizes, **blocks, **ends, **options}))
+    return lively(UNet2DConditionModel(**{**sizes, **blocks, **ends, **options}))
 
 
 def unet_xl(seed=0, **options):
@@ -120,7 +120,7 @@ def unet_xl(seed=0, **options):
     return unet(seed, **{**blocks, **read, **options})
 
 
-def _lively(model):
+def lively(model):
     """Draw larger weights than a new model has, so that what a module reads matters."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
