@@ -254,38 +254,28 @@ def layers(module: nn.Module, within: str, without: str = "nothing") -> list[str
     ]
 
 
-def sd15(resolution: int, **smaller: Any) -> Model:
-    """SD1.5's UNet; LoRAs on what kohya trains by default."""
+def unet(resolution: int, shape: Mapping[str, Any], added: Mapping[str, int]) -> Model:
+    """A UNet of Stable Diffusion; LoRAs on what kohya trains by default."""
     from diffusers import UNet2DConditionModel
 
-    shape = {"cross_attention_dim": 768, "attention_head_dim": 8, **smaller}
-    unet = built(lambda: UNet2DConditionModel(**shape))
+    model = built(lambda: UNet2DConditionModel(**shape))
 
     def inputs(rows: int) -> dict[str, Any]:
         return {
             "sample": half(rows, 4, resolution // 8, resolution // 8),
             "timestep": half(rows),
             "encoder_hidden_states": half(rows, 77, shape["cross_attention_dim"]),
+            "added_cond_kwargs": {name: half(rows, width) for name, width in added.items()},
         }
 
-    return Model(unet, inputs, layers(unet, ".attentions."))
+    return Model(model, inputs, layers(model, ".attentions."))
 
 
-def sdxl(resolution: int) -> Model:
-    """SDXL's UNet; LoRAs on what kohya trains by default."""
-    from diffusers import UNet2DConditionModel
+def sd15(resolution: int, **smaller: Any) -> Model:
+    return unet(resolution, {"cross_attention_dim": 768, "attention_head_dim": 8, **smaller}, {})
 
-    unet = built(lambda: UNet2DConditionModel(**SDXL_UNET))
 
-    def inputs(rows: int) -> dict[str, Any]:
-        return {
-            "sample": half(rows, 4, resolution // 8, resolution // 8),
-            "timestep": half(rows),
-            "encoder_hidden_states": half(rows, 77, 2048),
-            "added_cond_kwargs": {"text_embeds": half(rows, 1280), "time_ids": half(rows, 6)},
-        }
-
-    return Model(unet, inputs, layers(unet, ".attentions."))
+sdxl = partial(unet, shape=SDXL_UNET, added={"text_embeds": 1280, "time_ids": 6})
 
 
 def flux(resolution: int) -> Model:

@@ -173,7 +173,7 @@ def arguments() -> argparse.Namespace:
         "--set",
         default="usual",
         dest="lora_set",
-        help="set of LoRAs that is trained, and measured by main: usual, strong, mixed or alone "
+        help="set of LoRAs that is trained, and measured by main: usual, mixed or alone "
         "(default usual)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the base model and its LoRAs")

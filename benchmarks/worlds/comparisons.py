@@ -156,8 +156,6 @@ STACKS = (
         for scale in (0.8, 0.6, 0.4)
     ),
 )
-# the defaults that most tables were made with, which cost 84 rows more
-BEFORE_CUTS = Recipe("before the cuts", {}, {"sampling_steps": 3, "unconditional_share": 0.5})
 
 
 def _presets() -> list[Recipe]:
@@ -216,32 +214,14 @@ def _polished() -> list[Recipe]:
     ]
 
 
-def _ties() -> list[Recipe]:
-    """Return what is merged by signs, TIES, and what it is held against."""
-
-    def ties(name: str, **options: Any) -> Recipe:
-        return Recipe(name, {"method": "ties", "baseline": BaselineOptions(**options)})
-
-    return [
-        STACKED,
-        BALANCED,
-        *(Recipe(name, {"method": name}) for name in ("average", "np_lora", "mix_of_show")),
-        ties("TIES, the largest 0.5"),
-        ties("TIES, the largest 0.2", density=0.2),
-    ]
-
-
 COMPARISONS = {
     "presets": Comparison(tuple(_presets())),
     "anew": Comparison(tuple(_another_base())),
     "mixed": Comparison(tuple(_another_base()), lora_set="mixed"),
     "paper": Comparison(tuple(_paper())),
     "paper-mixed": Comparison(tuple(_paper()), lora_set="mixed"),
-    "strong": Comparison((BALANCED, STACKED), {"pairs": 4}, "strong"),
     "polished": Comparison(tuple(_polished()), {"pairs": 6}),
-    "ties": Comparison(tuple(_ties())),
     "stacks": Comparison((BALANCED, *STACKS)),
-    "cuts": Comparison((BALANCED, BEFORE_CUTS, STACKED)),
 }
 
 

@@ -369,7 +369,6 @@ STRONG = replace(USUAL, steps=500, alone=5, company=5, prior=0)
 WITH_FEED_FORWARD = replace(USUAL, rank=16, layers=("attention", "feed_forward"))
 SETS = {
     "usual": (USUAL,),
-    "strong": (STRONG,),
     "mixed": (
         WITH_FEED_FORWARD,
         replace(USUAL, learning_rate=3e-3),

@@ -50,16 +50,7 @@ class Recipe:
 
 
 BOUNDS = (Recipe("base model", adapter="none"), Recipe("single LoRAs", adapter="regions"))
-PICTURE_SCENES = {"scene_weight": 0.3, "scene_pictures": True}
-ITERIS = (
-    Recipe("IterIS"),
-    Recipe("IterIS + scenes", {}, PICTURE_SCENES),
-    Recipe("IterIS, no unit gain", {"unit_gain": 1.0}),
-    Recipe("IterIS, preserve weight 1", {}, {"preserve_weight": 1.0}),
-)
-
-
-MAIN = (*(Recipe(name, {"method": name}) for name in RIVALS), *BOUNDS, *ITERIS)
+MAIN = (*(Recipe(name, {"method": name}) for name in RIVALS), *BOUNDS, Recipe("IterIS"))
 
 
 def merged(

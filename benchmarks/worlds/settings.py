@@ -62,8 +62,6 @@ class LoraKind:
 
 
 USUAL = LoraKind()
-# nothing keeps them from changing the rest of the model
-STRONG = LoraKind(steps=300, alone=5, company=5, prior=0)
 ALONE = LoraKind(steps=300, alone=6, company=0)
 MIXED = (
     LoraKind(rank=16, layers=("attention", "feed_forward")),
@@ -81,4 +79,4 @@ MIXED = (
     LoraKind(steps=300, rank=16, alone=5, company=5, prior=0),
     LoraKind(layers=("attention", "feed_forward", "convolution")),
 )
-SETS = {"usual": (USUAL,), "strong": (STRONG,), "mixed": MIXED, "alone": (ALONE,)}
+SETS = {"usual": (USUAL,), "mixed": MIXED, "alone": (ALONE,)}
