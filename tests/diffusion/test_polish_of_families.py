@@ -12,7 +12,7 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
-from iteris_core.diffusion.lora_use import LoadedLora
+from iteris_core.diffusion.loaded_loras import LoadedLora
 from iteris_core.diffusion.merging import merge_diffusion
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_a_rate_that_is_far_too_large_leaves_a_merge_as_good_as_it_was(family, m
 
     def errors(merged):
         part = merged.select(lambda path: not host.is_text_module(path))
-        with host.denoiser() as network:
+        with host.denoiser(20) as network:
             found = toy.output_errors(network, adapters, unseen, part)
         return torch.stack([of_task[:, 0].mean() for of_task in found])
 
