@@ -34,7 +34,7 @@ def test_what_gets_the_token_is_pinned(workflow):
         for used in re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8")):
             assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", used)  # a tag can be moved
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert all("==" in s["run"] for s in steps if "install" in s.get("run", ""))
+    assert all("--require-hashes" in s["run"] for s in steps if "install" in s.get("run", ""))
     assert sum("secrets" in str(step) for step in steps) == 1
 
 
