@@ -15,7 +15,7 @@ from .adapters import (
     target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
-from .engines.problem import Engine, EngineResult, Listener, Outputs, Problem, Watch, iteris_at
+from .engines.problem import Engine, EngineResult, Outputs, Problem, iteris_at
 from .engines.sweep import sweep
 from .errors import ConfigError
 from .memory import UNLIMITED, Room
@@ -52,7 +52,6 @@ def merge(
     *,
     room: Room = UNLIMITED,
     progress: Progress = nobody,
-    watch: Watch = nobody,
 ) -> MergeResult:
     """Merge adapters into the one that does, on the inputs that the merged model sees, what each of
     them does on its own.
@@ -66,8 +65,6 @@ def merge(
         tasks: What to reproduce; usually one task per adapter, and a preserve task.
         room: What the machine allows: rows of a forward call, and of those that wait.
         progress: Called as ``progress(layers solved, layers in all)``; may raise to cancel.
-        watch: Told each layer's report the moment it is solved, again where layers are solved
-            again.
 
     Raises:
         AdapterError: Adapters that change no layer's weight, hold NaN or infinity, or do not fit
@@ -92,15 +89,14 @@ def merge(
     processes = Processes.current()
     check_given_the_same(processes, adapters, tasks, (config.to_dict(), room))
     problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes, room)
-    listener = Listener(progress, watch)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
     if config.method == "iteris":
-        result = _engine(config)(problem, iteris_at, listener)
+        result = _engine(config)(problem, iteris_at, progress)
     else:
         from .rivals.engine import merge_by_rival
 
-        result, notes = merge_by_rival(problem, listener)
+        result, notes = merge_by_rival(problem, progress)
     deltas = {path: layer.saved for path, layer in result.layers.items()}
     merged = merged_adapter(problem.adapters, deltas)
     return MergeResult(merged, _report(problem, adapters, result, notes), result.outputs)

@@ -16,7 +16,6 @@ from itertools import chain, islice
 from typing import Any
 
 from ..adapters import Adapter, merged_adapter
-from ..engines.problem import Watch
 from ..errors import FAILURES, IterisError, OutOfMemoryError, plain
 from ..memory import is_out_of_memory, with_smaller_calls, without_smaller_calls
 from ..merging import MergeResult, config_of_part, merge, merge_files, notes_about_unread
@@ -44,7 +43,7 @@ _OF_PARTS = ("method", "memory", "unpolished")
 _PASSED_OVER = (*FAILURES, MemoryError)
 
 
-def merge_loras(job: Job, progress: StageProgress = nobody, watch: Watch = nobody) -> MergeResult:
+def merge_loras(job: Job, progress: StageProgress = nobody) -> MergeResult:
     """Check that the model calls what the LoRAs change, merge them, prove what the host makes of
     the result, and write what was done into the report, with the recipe. A proof that fails is a
     note.
@@ -61,7 +60,7 @@ def merge_loras(job: Job, progress: StageProgress = nobody, watch: Watch = nobod
             check_called(job.model, job.loras, job.calibration)
         in_stage(told, stages.CHECK)(1, 1)
     with without_smaller_calls("the merge"):
-        result = merge_diffusion(job, told, watch)
+        result = merge_diffusion(job, told)
     if job.config.measured:
         result = _proved(result, job)
     report = replace(
@@ -124,9 +123,7 @@ def _log(job: Job) -> None:
     )
 
 
-def merge_diffusion(
-    job: Job, progress: StageProgress = nobody, watch: Watch = nobody
-) -> MergeResult:
+def merge_diffusion(job: Job, progress: StageProgress = nobody) -> MergeResult:
     """Merge LoRAs of one diffusion model, text encoders and diffusion model.
 
     Raises:
@@ -138,7 +135,7 @@ def merge_diffusion(
         adapters = [lora.adapter for lora in loras]
         result = merge_files(adapters, job.config, in_stage(progress, stages.FILES))
         return replace(result, report=_report(job, [result.report]))
-    solver = PartSolver(job, progress, watch)
+    solver = PartSolver(job, progress)
     contexts, of_text = merge_text_encoder(solver)
     of_denoiser = merge_denoiser(solver, contexts)
     parts = [part for part in (of_text, of_denoiser) if part is not None]
@@ -161,7 +158,6 @@ class PartSolver:
 
     job: Job
     progress: StageProgress
-    watch: Watch
 
     def adapters(self, *, text: bool) -> list[Adapter]:
         """Return the text encoders' part of each LoRA, or the diffusion model's."""
@@ -174,8 +170,7 @@ class PartSolver:
         """Merge one part; see `merging.merge`."""
         config = config_of_part(self.job.config, part)
         progress = in_stage(self.progress, stage)
-        room = self.job.room
-        return merge(network, part, tasks, config, room=room, progress=progress, watch=self.watch)
+        return merge(network, part, tasks, config, room=self.job.room, progress=progress)
 
 
 def merge_text_encoder(solver: PartSolver) -> tuple[Contexts, MergeResult | None]:

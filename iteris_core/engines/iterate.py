@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..adapters import LowRankDelta, stack
 from ..errors import ConfigError
 from ..memory import solving, with_smaller_calls
+from ..progress import Progress, nobody
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, add_deltas, layer_hooks, worn_at
 from .common import (
@@ -29,7 +30,7 @@ from .common import (
     seen_by_hook,
 )
 from .measure import Measurement
-from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
+from .problem import EngineResult, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import SharedInputs
 
 logger = logging.getLogger("iteris")
@@ -41,7 +42,7 @@ _STATISTICS_BYTES = 4 << 30  # of what is measured in one pass
 def iterate(
     problem: Problem,
     solver_at: SolverAt = iteris_at,
-    listener: Listener = NOBODY,
+    progress: Progress = nobody,
 ) -> EngineResult:
     """Solve all target layers again and again, each time on the inputs that the last answer leads
     to.
@@ -65,12 +66,12 @@ def iterate(
     def attempt(samples_per_chunk: int) -> EngineResult:
         room = replace(problem.room, samples_per_chunk=samples_per_chunk)
         with torch.inference_mode(False), torch.no_grad():
-            return _iterate(replace(problem, room=room), solver_at, listener)
+            return _iterate(replace(problem, room=room), solver_at, progress)
 
     return with_smaller_calls(attempt, problem.room.samples_per_chunk, "the iteration")
 
 
-def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> EngineResult:
+def _iterate(problem: Problem, solver_at: SolverAt, progress: Progress) -> EngineResult:
     config = problem.config
     chunks = split_into_chunks(problem.tasks, problem.room.samples_per_chunk, problem.network)
     solved: dict[str, SolvedLayer] = {}
@@ -79,7 +80,7 @@ def _iterate(problem: Problem, solver_at: SolverAt, listener: Listener) -> Engin
     while len(changes) < config.max_iter:
         before = merged
         solved, different_inputs = _solve_all(
-            problem, chunks, before, solver_at, listener, len(changes)
+            problem, chunks, before, solver_at, progress, len(changes)
         )
         merged = {path: layer.saved for path, layer in solved.items()}
         changes.append(_largest_change(before, merged))
@@ -95,7 +96,7 @@ def _solve_all(
     chunks: Sequence[Chunk],
     merged: Deltas | None,
     solver_at: SolverAt,
-    listener: Listener,
+    progress: Progress,
     solves: int,
 ) -> tuple[dict[str, SolvedLayer], int]:
     """Measure and solve every layer once, in as many passes over the rows as the statistics need.
@@ -124,7 +125,7 @@ def _solve_all(
             with solving(path):
                 measurement.finish()
                 solved[path] = measurement.solve(solver_at(path))
-            listener.layer_solved(solved[path], solves * len(paths) + len(solved), total)
+            progress(solves * len(paths) + len(solved), total)
     return {path: solved[path] for path in order}, inputs
 
 

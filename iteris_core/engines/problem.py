@@ -13,12 +13,10 @@ from ..config import MergeConfig
 from ..memory import UNLIMITED, Room
 from ..network import Network
 from ..processes import Processes
-from ..progress import Progress, nobody
+from ..progress import Progress
 from ..report.records import LayerReport
 from ..tasks import Task
 
-# Called with each layer's report as soon as the layer is solved.
-Watch = Callable[[LayerReport], None]
 # outputs[g][s]: (teacher's, student's) output row of sample s of task g.
 Outputs = tuple[tuple[tuple[Any, Any], ...], ...]
 
@@ -86,30 +84,9 @@ class EngineResult:
     copied_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Callbacks that follow a merge; each may raise to cancel.
-
-    Args:
-        progress: Listener for (layers solved, layers in all).
-        watch: Listener for the report of each solved layer, even if it is solved again.
-    """
-
-    progress: Progress = nobody
-    watch: Watch = nobody
-
-    def layer_solved(self, layer: SolvedLayer, done: int, total: int) -> None:
-        """Report a solved layer, number `done` of `total`."""
-        self.progress(done, total)
-        self.watch(layer.report)
-
-
-NOBODY = Listener()
-
-
 SolverAt = Callable[[str], LayerSolver]  # module path -> solver of that layer
 # Brings every layer of a problem to its solver, with the statistics of its inputs.
-Engine = Callable[[Problem, SolverAt, Listener], EngineResult]
+Engine = Callable[[Problem, SolverAt, Progress], EngineResult]
 
 
 def iteris_at(_path: str) -> LayerSolver:

@@ -25,6 +25,7 @@ from ..devices import statistics_device
 from ..errors import CalibrationError
 from ..layers import weight_shape
 from ..memory import solving, with_smaller_calls
+from ..progress import Progress, nobody
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.lockstep import different_ways, pause, run_in_lockstep
 from ..rows.wearing import (
@@ -48,7 +49,7 @@ from .common import (
 )
 from .layer_sums import bytes_at
 from .measure import Measurement
-from .problem import NOBODY, EngineResult, Listener, Problem, SolvedLayer, SolverAt, iteris_at
+from .problem import EngineResult, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, InputReading, Readers, Seen, SharedInputs
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _AT_THE_END = "the network's output"
 def sweep(
     problem: Problem,
     solver_at: SolverAt = iteris_at,
-    listener: Listener = NOBODY,
+    progress: Progress = nobody,
     *,
     parking: Parking | None = None,
 ) -> EngineResult:
@@ -80,6 +81,7 @@ def sweep(
     Args:
         problem: Network, adapters, tasks and settings of the merge. The network is untouched
             afterwards, also after an exception.
+        progress: Listener for (layers solved, layers in all); may raise to cancel.
         parking: Parking of the tensors of paused chunks; None: as ``waiting_bytes`` says.
 
     Raises:
@@ -103,7 +105,7 @@ def sweep(
         chunks = split_into_chunks(problem.tasks, samples_per_chunk, problem.network)
         own = problem.processes.share(chunks)
         state = _Sweep(
-            problem, solver_at, listener, parking if len(own) > 1 else None, solved, bool(own)
+            problem, solver_at, progress, parking if len(own) > 1 else None, solved, bool(own)
         )
         # inference mode has no count of in-place changes, by which shared inputs are recognised
         with problem.processes.together(), torch.inference_mode(False):
@@ -148,7 +150,7 @@ class _Sweep:
 
     problem: Problem
     solver_at: SolverAt
-    listener: Listener
+    progress: Progress
     parking: Parking | None
     solved: dict[str, SolvedLayer]
     counts: bool = True
@@ -277,7 +279,7 @@ class _Sweep:
         total = len(self.problem.paths)
         seconds = time.perf_counter() - start
         logger.debug("%s solved in %.3f s, %d of %d", path, seconds, len(self.solved), total)
-        self.listener.layer_solved(solved, len(self.solved), total)
+        self.progress(len(self.solved), total)
 
     def _keep(self, *shared: LowRankDelta | None) -> None:
         """Keep deltas on the device while chunks are parked, since all chunks share them."""

@@ -16,11 +16,12 @@ from ..algebra.layer import LayerProblem, LayerSolver
 from ..algebra.system import factorise
 from ..engines.common import check_problem
 from ..engines.iterate import iterate
-from ..engines.problem import EngineResult, Listener, Problem
+from ..engines.problem import EngineResult, Problem
 from ..engines.sweep import sweep
 from ..errors import SolveError
 from ..layers import layer_shapes
 from ..network import TEXT_STREAM, Network
+from ..progress import Progress
 from ..report.records import Note
 from .layer import Layer
 from .registry import METHODS, rule_options
@@ -79,12 +80,11 @@ def _check_inputs(layer: LayerProblem) -> None:
             )
 
 
-def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, list[Note]]:
+def merge_by_rival(problem: Problem, progress: Progress) -> tuple[EngineResult, list[Note]]:
     """Merge by the method that the settings name.
 
     Args:
-        listener: Callbacks; `watch` follows the merge itself, `progress` searches too, so that it
-            can cancel them.
+        progress: Listener for the layers, and for searches, so that it can cancel them, too.
 
     Returns:
         The solved layers, and the values that the method searched.
@@ -107,9 +107,9 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
 
     @functools.cache
     def output_error() -> OutputError:
-        return OutputError(problem, partial(listener.progress, 0, len(problem.paths)))
+        return OutputError(problem, partial(progress, 0, len(problem.paths)))
 
-    def solve(scale: float, listener: Listener) -> EngineResult:
+    def solve(scale: float) -> EngineResult:
         rule = partial(method.rule, **options)
 
         def solver_at(path: str) -> LayerSolver:
@@ -122,7 +122,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
                 scale=scale,
             )
 
-        return engine(once, solver_at, listener)
+        return engine(once, solver_at, progress)
 
     if method.coefficients is not None:
         options["coefficients"] = method.coefficients(problem.tasks, adapters)
@@ -133,7 +133,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
         notes.append(Note("method", f"{name}: coefficients {shares}, {_SEARCHED}"))
     scale = problem.config.baseline.scale
     if scale == "search" or (scale is None and method.searches == "scale"):
-        layers = solve(1.0, Listener(listener.progress)).layers
+        layers = solve(1.0).layers
         unscaled = Adapter("merged", {path: layer.saved for path, layer in layers.items()})
         scale = best_scale(lambda tried: output_error()(unscaled.scaled(tried)))
         notes.append(Note("method", f"{name}: scale {scale:.3f}, {_SEARCHED}"))
@@ -142,7 +142,7 @@ def merge_by_rival(problem: Problem, listener: Listener) -> tuple[EngineResult, 
         others = len(problem.paths) - solved
         where = f"solved at {solved} layers that read text, averaged at {others} others"
         notes.append(Note("method", f"{name}: {where}"))
-    result = solve(1.0 if scale is None else float(scale), listener)
+    result = solve(1.0 if scale is None else float(scale))
     return replace(result, changes=()), notes
 
 
