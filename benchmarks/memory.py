@@ -9,7 +9,6 @@ would.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -118,15 +117,14 @@ class Counted:
         model: Bytes of the whole model.
         at_layers: Bytes that one sample holds while it waits, by layer.
         modules: The model's modules.
-        copied: Bytes that one sample and its share of a layer may take on the device, and these
-            shares -> bytes of it that are copied.
+        copied: Bytes that one sample may take on the device -> bytes of it that are copied.
     """
 
     case: Case
     model: int
     at_layers: Mapping[str, int]
     modules: Mapping[str, nn.Module]
-    copied: Callable[[int, Mapping[str, int]], int]
+    copied: Callable[[int], int]
 
     @property
     def widest(self) -> int:
@@ -158,12 +156,8 @@ class Counted:
     def copied_in(self, room: Room, loras: int) -> int:
         """Return the bytes of waiting rows that a merge copies, out and back."""
         samples = self.case.samples(loras)
-        layers = self.layers(loras)
-        taken = {path: layer.beside(room.call_bytes) for path, layer in layers.items()}
-        shares = {path: math.ceil(size / samples) for path, size in taken.items()}
-        largest = max(taken.values())
-        fits = samples * self.widest + largest <= room.waiting_bytes
-        return 0 if fits else samples * self.copied(room.waiting_bytes // samples, shares)
+        fits = samples * self.widest <= room.waiting_bytes
+        return 0 if fits else samples * self.copied(room.waiting_bytes // samples)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -207,7 +201,7 @@ def count(case: Case) -> Counted:
     tensors = [value for value in tree_leaves(read) if isinstance(value, Tensor)]
     network = Network(modules, lambda rows: model.module(**read, return_dict=False))
 
-    def swept(budget: int, smallest: int, sums: Mapping[str, int]) -> tuple[Mapping[str, int], int]:
+    def swept(budget: int, smallest: int) -> tuple[Mapping[str, int], int]:
         parking = Parking(modules.values(), budget=budget, smallest=smallest)
         parking.store = Nowhere()
         parking.keep(*tensors)
@@ -216,12 +210,11 @@ def count(case: Case) -> Counted:
 
         def at_layer(path: str, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             if is_first(path, module, x):
-                parking.reserve(sums.get(path, 0))
                 pause(path)
             return y
 
         def waits(path: str) -> None:
-            held[path] = parking.held_bytes
+            held[path] = parking.staying_bytes
 
         hooks = layer_hooks({path: modules[path] for path in model.paths}, at_layer)
         emptied = mock.patch.object(parking_module, "_EMPTIED", {"meta"})
@@ -229,10 +222,10 @@ def count(case: Case) -> Counted:
             run_in_lockstep([partial(network.forward, tensors)], waits, parking)
         return held, parking.copied_bytes
 
-    def copied(budget: int, sums: Mapping[str, int]) -> int:
-        return swept(budget, 1 << 16, sums)[1]
+    def copied(budget: int) -> int:
+        return swept(budget, 1 << 16)[1]
 
-    at_layers, _ = swept(sys.maxsize, 1, {})
+    at_layers, _ = swept(sys.maxsize, 1)
     size = sum(weight.numel() for weight in model.module.parameters()) * case.weight_bytes
     return Counted(case, size, at_layers, modules, copied)
 

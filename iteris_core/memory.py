@@ -52,8 +52,8 @@ class Room:
 
     Args:
         samples_per_chunk: Samples in one forward call, each with a teacher row and a student row.
-        waiting_bytes: Bytes for samples that wait, the layer where they wait, and calls; others
-            wait in the host's memory, which is slower. None: all wait on the device.
+        waiting_bytes: Bytes for samples that wait; others wait in the host's memory, which is
+            slower. None: all wait on the device.
         required: Bytes that the merge takes besides the model.
         missing: Bytes that the device lacks for the whole model, a call of one sample,
             and the sums, by the estimate.
@@ -105,7 +105,7 @@ def share_out(
     busy = layer.beside(takes(running))
     return Room(
         samples_per_chunk=size,
-        waiting_bytes=max(0, int(used)),
+        waiting_bytes=max(0, int(used - busy)),
         required=max(busy, min(used, busy + takes(samples))),
         missing=max(0.0, layer.beside(takes(1)) - free),
         call_bytes=math.ceil(takes(running)),

@@ -135,12 +135,8 @@ class InputMoments(ABC):
         """Add ``X~^T H`` of rows of both to a total, (d_in, R)."""
 
     @abstractmethod
-    def kept_bytes(self) -> int:
-        """Return the memory that the moments take once all rows have been added."""
-
     def bytes(self) -> int:
         """Return the memory that they take at most."""
-        return self.kept_bytes()
 
 
 def difference(teacher: Tensor, student: Tensor) -> Tensor:
@@ -233,11 +229,8 @@ class Sums(InputMoments):
     def add_cross(self, total: Tensor, student: Tensor, codes: Tensor) -> None:
         add_product(total, student, codes)
 
-    def kept_bytes(self) -> int:
-        return self._sums * self._gram.nbytes
-
     def bytes(self) -> int:
-        return self.kept_bytes() + min(self._sums, 2) * waiting_bytes(self.d_in)
+        return self._sums * self._gram.nbytes + min(self._sums, 2) * waiting_bytes(self.d_in)
 
     @property
     def _sums(self) -> int:
@@ -286,5 +279,5 @@ class KeptRows(InputMoments):
         # there are few rows, so that the best precision costs little
         add_product(total, *(moved(part, self.device, torch.float64) for part in (student, codes)))
 
-    def kept_bytes(self) -> int:
+    def bytes(self) -> int:
         return 8 * self.capacity * self.d_in

@@ -104,12 +104,6 @@ class SharedInputs:
                 return entry
         return None
 
-    def bytes_besides(self, reading: InputReading, x: Tensor) -> int:
-        """Return the memory of all inputs' moments but this tensor's."""
-        own = self.find(reading, x)
-        others = (entry for entry in self.entries if entry is not own)
-        return sum(moments.kept_bytes() for entry in others for moments in entry.moments)
-
     def add(
         self, reading: InputReading, moments: Sequence[InputMoments] = (), *, derives: bool = False
     ) -> SharedInput:

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import LowRankDelta
-from ..devices import statistics_device
 from ..errors import CalibrationError
-from ..layers import weight_shape
 from ..memory import solving, with_smaller_calls
 from ..progress import Progress, nobody
 from ..rows.chunks import Chunk, split_into_chunks
@@ -47,10 +45,9 @@ from .common import (
     run_chunk,
     seen_by_hook,
 )
-from .layer_sums import bytes_at
 from .measure import Measurement
 from .problem import EngineResult, Problem, SolvedLayer, SolverAt, iteris_at
-from .shared_inputs import Arrivals, InputReading, Readers, Seen, SharedInputs
+from .shared_inputs import Arrivals, Readers, Seen, SharedInputs
 
 if TYPE_CHECKING:
     from ..rows.parking import Parking
@@ -229,14 +226,7 @@ class _Sweep:
 
     def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer that the first chunk has reached."""
-        problem = self.problem
-        if self.parking is not None:
-            self.parking.rows_run_on(x.device)
-            tasks, device = len(problem.tasks), statistics_device(x.device)
-            takes = bytes_at(module, weight_shape(module), tasks, problem.config, device)
-            others = self._inputs.bytes_besides(InputReading.of(problem.network, path, module), x)
-            self.parking.reserve(others + math.ceil(takes.beside(problem.room.call_bytes)))
-        measurement = Measurement.open(problem, path, module, x, y, self._inputs)
+        measurement = Measurement.open(self.problem, path, module, x, y, self._inputs)
         worn = Worn(measurement.teachers(), None)
         stop = _Stop(path, worn, measurement.arrivals, measurement)
         self._stops[path] = stop

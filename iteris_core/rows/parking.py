@@ -100,14 +100,12 @@ class Parked:
         waiting: Module -> storages that are empty until its call returns, and their contents; under
             None, until the chunk goes on.
         staying: Bytes of the chunk that stay on the device while it is paused.
-        away: Bytes of the chunk that wait in the host's memory.
     """
 
     waiting: dict[nn.Module | None, list[tuple[torch.UntypedStorage, Tensor]]] = field(
         default_factory=dict
     )
     staying: int = 0
-    away: int = 0
 
 
 class Parking:
@@ -115,13 +113,13 @@ class Parking:
 
     Args:
         modules: Modules of the network, whose parameters, buffers and other tensors stay.
-        budget: Bytes that paused chunks may hold on the device together, with what `reserve` takes
-            of them. What is beyond it waits in the host's memory.
+        budget: Bytes that paused chunks may hold on the device together. What is beyond it waits in
+            the host's memory.
         smallest: Bytes of the smallest storage that is worth a copy.
 
     Attributes:
         store: Where contents wait.
-        held_bytes: Bytes that paused chunks hold, wherever.
+        staying_bytes: Bytes that paused chunks hold on the device.
         copied_bytes: Bytes that were copied so far, out and back.
     """
 
@@ -136,27 +134,11 @@ class Parking:
         self.budget = budget
         self.store = HostMemory()
         self.smallest = smallest
-        self.held_bytes = 0
+        self.staying_bytes = 0
         self.copied_bytes = 0
-        self._reserved = 0
-        self._paused: dict[int, tuple[FrameType | None, Parked]] = {}
-        self._device: str | None = None  # None: any
-        self._staying_bytes = 0
-        self._chunks = 1  # of this round
-        self._searched = 0  # chunks of this round, so far
-        self._searched_bytes = 0  # that those keep on the device
-        self._each: int | None = None  # bytes of each chunk of this round, if all have room
         self._kept: list[weakref.ref[Tensor]] = []
-        self._lasting: set[int] | None = None  # None: to be looked up
         self._calling = frozenset(m for m in self.modules if next(m.children(), None) is not None)
-
-    def close(self) -> None:
-        """Give back what waiting took; nothing waits any more."""
-        self.store.close()
-
-    def rows_run_on(self, device: torch.device) -> None:
-        """Park the tensors of this device alone, from now on."""
-        self._device = device.type
+        self.new_round(1)
 
     @contextmanager
     def told_of_returns(self, returned: Callable[[nn.Module], None]) -> Iterator[None]:
@@ -172,16 +154,19 @@ class Parking:
                 handle.remove()
 
     def new_round(self, chunks: int) -> None:
-        """Rebuild what stays when the first chunk of this round is parked."""
-        self._lasting = None
-        self._each = None
-        self._chunks = chunks
-        self._searched = 0
-        self._searched_bytes = 0
+        """Rebuild what stays when the first of this round's chunks is parked."""
+        self._lasting: set[int] | None = None  # to be looked up
+        self._each: int | None = None  # bytes of each chunk, if all have room
+        self._chunks = self._to_come = chunks
+        self._left = self.budget  # for the chunks to come
 
     def new_chunk(self) -> Parked:
         """Return the state of a chunk that was never paused."""
         return Parked()
+
+    def close(self) -> None:
+        """Give back what waiting took; nothing waits any more."""
+        self.store.close()
 
     def keep(self, *shared: Any) -> None:
         """Let tensors stay that several chunks use, as long as they live.
@@ -193,21 +178,6 @@ class Parking:
         self._kept += [weakref.ref(tensor) for tensor in found]
         self._lasting = None
 
-    def reserve(self, size: int) -> None:
-        """Reserve bytes of the budget for the layer that chunks come to, instead of the one before;
-        chunks that still wait there make room.
-        """
-        self._reserved = size
-        left = self.budget - size
-        if self._staying_bytes <= left:
-            return
-        self._each = None
-        for waiting, (frame, parked) in enumerate(self._paused.values()):
-            self._count_here(parked, -parked.staying)
-            share = left // (len(self._paused) - waiting)
-            self._fit(self._storages_in(frame, parked), parked, share)
-            left -= parked.staying
-
     def park(self, frame: FrameType | None, parked: Parked) -> None:
         """Empty the storages of device tensors in a paused frame and the frames that called it,
         as far as the budget has no room for them; the outermost first.
@@ -215,86 +185,55 @@ class Parking:
         Raises:
             CalibrationError: A tensor that waits already: another chunk holds it, too.
         """
-        if self._device is not None and self._device not in _EMPTIED:
-            return
-        self._paused[id(parked)] = frame, parked
         if self._each is not None:
-            self._count_here(parked, self._each)
+            self._count(parked, self._each)
             return
         found = self._storages_in(frame, parked)
         total = sum(storage.nbytes() for storage, _ in found)
-        is_all_here = self._searched == 0 and self.held_bytes == self._staying_bytes
-        budget = self.budget - self._reserved
-        if is_all_here and _LARGER * total * self._chunks <= budget:
+        is_first_and_here = self._to_come == self._chunks and not parked.waiting
+        if is_first_and_here and _LARGER * total * self._chunks <= self.budget:
             self._each = total
-            self._count_here(parked, total)
+            self._count(parked, total)
             return
         # its share of what the chunks before it have left, and never more than there is
-        share = (budget - self._searched_bytes) // max(1, self._chunks - self._searched)
-        room = min(share, budget - self._staying_bytes)
-        self._searched += 1
-        self._fit(found, parked, room)
-        self._searched_bytes += parked.staying
+        room = min(self._left // max(1, self._to_come), self.budget - self.staying_bytes)
+        before = self.copied_bytes
+        for storage, module in found:
+            size = storage.nbytes()
+            if parked.staying + size <= room:
+                self._count(parked, size)
+                continue
+            parked.waiting.setdefault(module, []).append((storage, self.store.write(storage)))
+            self.copied_bytes += size
+            storage.resize_(0)
+        self._to_come -= 1
+        self._left -= parked.staying
+        if self.copied_bytes > before:
+            logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
 
     def bring_back(self, parked: Parked, module: nn.Module | None = None) -> None:
         """Fill the storages of a chunk again that are needed when a module's call returns, or when
         the chunk goes on.
         """
         if module is None:
-            self._paused.pop(id(parked), None)
-            self._count_here(parked, -parked.staying)
+            self._count(parked, -parked.staying)
         contents = parked.waiting.get(module, [])
         while contents:
             storage, content = contents[-1]
             self.store.read(content, storage)
             contents.pop()  # only now: where there is no room for it, it still waits
             self.copied_bytes += storage.nbytes()
-            self._count_away(parked, -storage.nbytes())
         parked.waiting.pop(module, None)
 
     def let_go(self, parked: Parked) -> None:
         """Forget a chunk that will not go on, and what still waits of it."""
-        self._paused.pop(id(parked), None)
-        self._count_here(parked, -parked.staying)
-        self._count_away(parked, -parked.away)
+        self._count(parked, -parked.staying)
         parked.waiting.clear()
 
-    def _fit(
-        self,
-        found: Iterable[tuple[torch.UntypedStorage, nn.Module | None]],
-        parked: Parked,
-        room: int,
-    ) -> None:
-        """Let storages of a chunk stay, as long as there is room for them, and write the others."""
-        before = self.copied_bytes
-        for storage, module in found:
-            size = storage.nbytes()
-            if parked.staying + size <= room:
-                self._count_here(parked, size)
-            else:
-                self._write(storage, parked, module)
-        if self.copied_bytes > before:
-            logger.debug("%d bytes of a paused chunk wait elsewhere", self.copied_bytes - before)
-
-    def _count_here(self, parked: Parked, size: int) -> None:
+    def _count(self, parked: Parked, size: int) -> None:
         """Count bytes of a chunk that stay on the device; below 0: that no longer do."""
         parked.staying += size
-        self._staying_bytes += size
-        self.held_bytes += size
-
-    def _count_away(self, parked: Parked, size: int) -> None:
-        """Count bytes of a chunk that wait elsewhere; below 0: that no longer do."""
-        parked.away += size
-        self.held_bytes += size
-
-    def _write(
-        self, storage: torch.UntypedStorage, parked: Parked, module: nn.Module | None
-    ) -> None:
-        size = storage.nbytes()
-        parked.waiting.setdefault(module, []).append((storage, self.store.write(storage)))
-        self.copied_bytes += size
-        self._count_away(parked, size)
-        storage.resize_(0)
+        self.staying_bytes += size
 
     def _storages_in(
         self, frame: FrameType | None, parked: Parked
@@ -326,9 +265,8 @@ class Parking:
 
     def _stays(self, tensor: Tensor) -> bool:
         """Whether a tensor is on a device whose tensors stay, or its memory is somebody else's."""
-        kind = tensor.device.type
-        is_elsewhere = self._device not in (None, kind) or kind not in _EMPTIED
-        return is_elsewhere or not tensor.untyped_storage().resizable()
+        is_here = tensor.device.type in _EMPTIED
+        return not is_here or not tensor.untyped_storage().resizable()
 
     def _staying(self) -> set[int]:
         if self._lasting is None:

@@ -11,9 +11,8 @@ import toy
 
 from iteris_core import CalibrationError, Sample, Task, merge, merging
 from iteris_core.engines.problem import Problem
-from iteris_core.engines.shared_inputs import SharedInputs
 from iteris_core.engines.sweep import sweep
-from iteris_core.memory import LayerBytes, Room
+from iteris_core.memory import Room
 from iteris_core.rows import parking as parking_module
 from iteris_core.rows.lockstep import pause, run_in_lockstep
 from iteris_core.rows.parking import Parking
@@ -68,9 +67,7 @@ def test_parking_changes_nothing(parked, name, inference):
     assert all(torch.equal(value, weights[key]) for key, value in net.model.state_dict().items())
 
 
-def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
-    monkeypatch.setattr("iteris_core.engines.sweep.bytes_at", lambda *_: LayerBytes())
-    monkeypatch.setattr(SharedInputs, "bytes_besides", lambda *_: 0)
+def test_only_what_the_budget_has_no_room_for_is_copied(parked):
     net, adapters, tasks = toy.pair("attention")
     modules = net.network().modules.values()
     expected = swept(net, adapters, tasks, samples_per_chunk=1)
@@ -86,7 +83,7 @@ def test_only_what_the_budget_has_no_room_for_is_copied(parked, monkeypatch):
         parking = Parking(modules, budget=int(share * most), smallest=1)
         assert_same(swept(net, adapters, tasks, parking, samples_per_chunk=1), expected)
         copied[share] = sum(parked()[before:])
-        assert parking.held_bytes == 0
+        assert parking.staying_bytes == 0
     assert copied[0] > copied[0.3] > copied[0.6] > copied[1.0] == 0
     assert copied[0.3] < 0.8 * copied[0] and copied[0.6] < 0.5 * copied[0]
 
@@ -125,39 +122,12 @@ def test_memory_of_the_device_is_given_back_while_chunks_wait():
         return x.sum().item()
 
     parking = Parking([], budget=9 << 20)
-    parking.rows_run_on(torch.device("cpu"))
 
     def arrived(place):
         alive.append(sum(x().untyped_storage().nbytes() for x in made))
 
     assert run_in_lockstep([work] * 6, arrived, parking) == [float(1 << 20)] * 6
     assert alive == [8 << 20]
-
-
-def test_chunks_make_room_for_the_sums_of_the_layer_that_they_come_to():
-    """Six chunks of 4 MB each, of which two have room besides the sums of the second layer."""
-    parking = Parking([], budget=25 << 20)
-    parking.rows_run_on(torch.device("cpu"))
-    made = []
-    alive = []
-
-    def look():
-        alive.append(sum(x().untyped_storage().nbytes() for x in made) >> 20)
-
-    def work():
-        x = torch.ones(1 << 20)
-        made.append(weakref.ref(x))
-        pause("narrow")
-        if len(alive) == 1:
-            parking.reserve(16 << 20)
-            look()  # where the sums are made: the chunk that runs, and two that wait
-        pause("wide")
-        return x.sum().item()
-
-    found = run_in_lockstep([work] * 6, lambda place: look(), parking)
-    assert found == [float(1 << 20)] * 6
-    assert alive == [24, 12, 8]
-    assert parking.held_bytes == 0
 
 
 def test_what_several_samples_read_stays_and_kept_rows_do_not_wait(parked):
@@ -265,7 +235,7 @@ def test_chunks_that_have_no_room_to_come_back_are_let_go():
 
     tried()
     assert ended == [True] * 3
-    assert parking.held_bytes == 0
+    assert parking.staying_bytes == 0
     assert not any(x() is not None for x in made)
 
 
@@ -296,8 +266,6 @@ class OnMac(torch.Tensor):
 def test_tensors_stay_on_devices_whose_storages_torch_cannot_empty():
     parking = everything_from([])
     assert parking._stays(OnMac()) and not parking._stays(torch.ones(8))
-    parking.rows_run_on(torch.device("mps"))
-    assert parking._stays(OnMac())
 
 
 def test_pages_are_locked_only_where_the_host_keeps_some(monkeypatch):
