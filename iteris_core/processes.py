@@ -22,15 +22,14 @@ from torch import Tensor, distributed
 from torch.utils._pytree import tree_map_only
 
 from .devices import moved
-from .errors import ConfigError, PeerError
+from .errors import ConfigError, OutOfMemoryError, PeerError
 from .memory import is_out_of_memory
 
 T = TypeVar("T")
+Failure = TypeVar("Failure", bound=BaseException)
 _is_alone: ContextVar[bool] = ContextVar("iteris_alone", default=False)
 # Mark of an error that the other processes know of.
 _TOLD = "iteris_told"
-_FAILED = 1
-_OUT_OF_MEMORY = 1 << 16  # more than there are processes
 
 
 @contextlib.contextmanager
@@ -146,42 +145,40 @@ class Processes:
 
         Raises:
             PeerError: Another process failed.
-            torch.OutOfMemoryError: Another process ran out of memory, so that all are to try again
-                with smaller calls.
+            OutOfMemoryError: This one ran out of memory while there are others, which would have to
+                try again, too.
         """
         try:
             yield
         except BaseException as error:
-            if not (self.is_alone or getattr(error, _TOLD, False)):
-                setattr(error, _TOLD, True)
-                with contextlib.suppress(PeerError):  # what is lost is lost
-                    self._settle(error)
+            if self.is_alone or getattr(error, _TOLD, False):
+                raise
+            with contextlib.suppress(PeerError):  # what is lost is lost
+                self._settle(failed=True)
+            if isinstance(error, Exception) and is_out_of_memory(error):
+                full = OutOfMemoryError(
+                    f"process {self.number} of {self.size} ran out of memory, and only a process "
+                    "that merges alone tries smaller calls. Start the merge with fewer samples in "
+                    "a call, or in one process"
+                )
+                raise _told(full) from error
+            _told(error)
             raise
         if not self.is_alone:
             self._settle()
 
-    def _settle(self, error: BaseException | None = None) -> None:
-        """Tell the other processes how this one is, and learn how they are."""
-        state = 0
-        if error is not None:
-            memory = isinstance(error, Exception) and is_out_of_memory(error)
-            state = _OUT_OF_MEMORY if memory else _FAILED
-        states = torch.tensor(state, dtype=torch.int64, device=_device())
+    def _settle(self, *, failed: bool = False) -> None:
+        """Tell the other processes whether this one has failed, and learn whether they have."""
+        failures = torch.tensor(int(failed), device=_device())
         with _connected():
-            distributed.all_reduce(states)
-        found = int(states)
-        if error is not None or not found:
-            return
-        cause: Exception
-        if found % _OUT_OF_MEMORY:
-            cause = PeerError(
-                f"process {self.number} of {self.size} ended because another one failed; its error "
-                "is above or below this line"
+            distributed.all_reduce(failures)
+        if failures:
+            raise _told(
+                PeerError(
+                    f"process {self.number} of {self.size} ended because another one failed; its "
+                    "error is above or below this line"
+                )
             )
-        else:
-            cause = torch.OutOfMemoryError("another process of the merge ran out of memory")
-        setattr(cause, _TOLD, True)
-        raise cause
 
 
 @contextlib.contextmanager
@@ -190,12 +187,18 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = PeerError(
-            f"the connection to the other processes of this merge is lost ({error}); one of them "
-            "has ended. Look at its last lines"
-        )
-        setattr(lost, _TOLD, True)
-        raise lost from error
+        raise _told(
+            PeerError(
+                f"the connection to the other processes of this merge is lost ({error}); one of "
+                "them has ended. Look at its last lines"
+            )
+        ) from error
+
+
+def _told(error: Failure) -> Failure:
+    """Mark an error that the other processes know of."""
+    setattr(error, _TOLD, True)
+    return error
 
 
 def _device() -> torch.device:
