@@ -27,7 +27,6 @@ from .settings import label, value_label
 from .tasks import Task, check_tasks, without_idle_adapters
 
 logger = logging.getLogger("iteris")
-_MUCH_COPIED = 10e9  # bytes: about a second on a card of these years
 _MUCH_UNREAD = 0.05  # of a file's keys: no longer a stray one or two
 
 
@@ -151,13 +150,11 @@ def _report(
             *notes_about_unread(adapters),
             *([Note("left_out", left_out)] if idle else []),
             *notes_about_precision(result),
-            *notes_about_waiting(result),
             *(notes_about_tasks(problem.tasks, layers) if config.method == "iteris" else []),
             *notes_about_vectors(adapters),
         ),
         changes=result.changes,
         method=config.method,
-        max_iter=config.max_iter if result.changes else None,
     )
 
 
@@ -218,21 +215,6 @@ def notes_about_precision(result: EngineResult) -> list[Note]:
         Note("method", f"{len(paths)} of {len(layers)} layers {what}, such as {paths[0]!r}{more}")
         for paths, what, more in said
         if paths
-    ]
-
-
-def notes_about_waiting(result: EngineResult) -> list[Note]:
-    """Return a note about rows that had no room on the device, where copies of them took long."""
-    copied = result.copied_bytes
-    if copied < _MUCH_COPIED:
-        return []
-    return [
-        Note(
-            "memory",
-            f"{copied / 1e9:.0f} GB of waiting rows had no room on the device, and were copied to "
-            "the computer's memory and back. To save that time, lower "
-            f"{label('resolution')} first, then {label('trajectories')}",
-        )
     ]
 
 

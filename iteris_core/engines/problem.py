@@ -75,13 +75,11 @@ class EngineResult:
         outputs: Output row of every teacher and student, by task and sample; None if the network
             returns none.
         changes: Largest relative change of a layer in each iteration; only of the paper's engine.
-        copied_bytes: Bytes of waiting rows that were copied to the host's memory, and back.
     """
 
     layers: dict[str, SolvedLayer]
     outputs: Outputs | None
     changes: tuple[float, ...] = ()
-    copied_bytes: int = 0
 
 
 SolverAt = Callable[[str], LayerSolver]  # module path -> solver of that layer

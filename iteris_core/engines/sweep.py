@@ -109,8 +109,7 @@ def sweep(
             return state.run(chunks, own)
 
     try:
-        result = with_smaller_calls(attempt, problem.room.samples_per_chunk, "the sweep")
-        return replace(result, copied_bytes=0 if parking is None else parking.copied_bytes)
+        return with_smaller_calls(attempt, problem.room.samples_per_chunk, "the sweep")
     finally:
         if parking is not None:
             parking.close()

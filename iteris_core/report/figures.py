@@ -40,7 +40,7 @@ def report_of(
     *energies, cut = figures
     counted = [task.counts for task in layer.tasks]
     weights = torch.stack([layer.balance.lambdas, layer.balance.limited], dim=1)[counted]
-    rows = torch.cat([_Energies(*energies).figures(), weights], dim=1).tolist()
+    rows = torch.cat([_Energies(*energies).residuals()[:, None], weights], dim=1).tolist()
     return LayerReport(
         path,
         solution.delta.rank,
@@ -50,18 +50,14 @@ def report_of(
 
 
 def _of_task(task: TaskAtLayer, figures: Sequence[float]) -> TaskAtLayerReport:
-    """Return the report of a task from its figures, see `_Energies.figures`, then lambda and
-    whether it was limited.
-    """
-    residual, energy, gain, weight, limited = figures
+    """Return the report of a task from its residual, lambda, and whether that was limited."""
+    residual, weight, limited = figures
     return TaskAtLayerReport(
         task.name,
         residual,
         weight,
         task.statistics.inputs.tokens,
         wears=task.worn is not None,
-        energy=energy,
-        gain=gain if energy > 0 else None,
         limited=bool(limited),
     )
 
@@ -74,14 +70,12 @@ class _Energies(NamedTuple):
         taught: ``||X dW_g^T||^2``.
         target: ``||T_g||^2``, with T_g the target.
         products: ``<X~ dW_i^T, X~ dW_j^T>``, (n, 1 + K, 1 + K).
-        with_teacher: ``<X~ dW^T, X dW_g^T>`` of the merged delta.
-        with_target: ``<X~ dW^T, T_g>``.
+        with_target: ``<X~ dW^T, T_g>`` of the merged delta.
     """
 
     taught: Tensor
     target: Tensor
     products: Tensor
-    with_teacher: Tensor
     with_target: Tensor
 
     @classmethod
@@ -95,34 +89,27 @@ class _Energies(NamedTuple):
         forms = torch.stack([task.statistics.inputs.form(both.down) for task in tasks])
         products = ((both.up.T @ both.up) * forms).double()
         near = merged.to(dtype=both.up.dtype)
-        with_teacher = _along_teachers(layer, near)
-        with_target = with_teacher
+        with_target = _along_teachers(layer, near)
         taught = layer.taught[[task.counts for task in layer.tasks]]
         energies = [task.statistics.target_energy for task in tasks]
         targets = [energy for energy in energies if energy is not None]
         if targets:  # then the drift was measured
             along = along_drifts([task.statistics for task in tasks], near)
-            with_target = with_teacher + along.double().sum(1)
+            with_target = with_target + along.double().sum(1)
         return cls(
             taught,
             torch.stack(targets) if targets else taught,
             sums_of_parts(sums_of_parts(products, ranks, 2), ranks, 1),
-            with_teacher,
             with_target,
         )
 
-    def figures(self) -> Tensor:
-        """Return what a report says, (n, 3): ``||T_g - X~_g dW^T||_F`` relative to `reference`;
-        what is taught; and the gain ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, 0 where nothing is
-        taught.
-        """
+    def residuals(self) -> Tensor:
+        """Return ``||T_g - X~_g dW^T||_F`` relative to `reference`, (n,); 0 where that is 0."""
         stacked = self.products[:, 1:, 1:].sum((1, 2)).clamp_min(0)
         own = self.products.diagonal(dim1=1, dim2=2).clamp_min(0)
         square = (self.target - 2 * self.with_target + own[:, 0]).clamp_min(0)
-        residual = _relative(square, self.reference(stacked, own[:, 1:])).sqrt()
-        return torch.stack(
-            [residual, self.taught, _relative(self.with_teacher, self.taught)], dim=1
-        )
+        whole = self.reference(stacked, own[:, 1:])
+        return torch.where(whole > 0, square / whole, 0.0).sqrt()
 
     def reference(self, stacked: Tensor, alone: Tensor) -> Tensor:
         """Return the energy that figures are relative to, (n,): the energy of the teacher's delta,
@@ -143,8 +130,3 @@ def _along_teachers(layer: LayerProblem, merged: LowRankDelta) -> Tensor:
     up, cross = layer.worn_up.to(merged.up), layer.worn_cross.to(merged.up)
     products = ((merged.up.T @ up) * (merged.down @ cross)).double()
     return sums_of_parts(products.sum(0), layer.worn_ranks, 0)
-
-
-def _relative(part: Tensor, whole: Tensor) -> Tensor:
-    """Return what part this is of a whole, 0 where there is nothing."""
-    return torch.where(whole > 0, part / whole, 0.0)

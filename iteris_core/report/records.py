@@ -65,9 +65,6 @@ class TaskAtLayerReport:
         weight: lambda, the weight of the task in the solve.
         tokens: Number of tokens that were counted.
         wears: Whether the teacher wears anything here; it decides what the residual is relative to.
-        energy: ``||X dW_g^T||^2``, which lambda balances between tasks.
-        gain: ``<X~ dW^T, X dW_g^T> / ||X dW_g^T||^2``, how much of what the teacher adds here is
-            there, 1 is all of it; None where the teacher wears nothing.
         limited: Whether lambda was limited, see `algebra.balance`: the teacher hardly acts on these
             inputs.
     """
@@ -77,8 +74,6 @@ class TaskAtLayerReport:
     weight: float
     tokens: int
     wears: bool = True
-    energy: float = 0.0
-    gain: float | None = None
     limited: bool = False
 
 
@@ -128,7 +123,6 @@ class MergeReport:
         layers: Layers in the order that the network reached them.
         changes: Largest relative change of a layer per iteration; only of the iterating engine.
         settings: Settings to repeat the merge with, as JSON values for its file.
-        max_iter: Number of solves that the iterating engine was allowed; None for all others.
         is_measured: Whether layers were measured.
         loras: The LoRAs that went in, as far as they are known.
         rows: Rows that ran through the diffusion model; 0: not counted.
@@ -141,7 +135,6 @@ class MergeReport:
     changes: tuple[float, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     method: str = "iteris"
-    max_iter: int | None = None
     is_measured: bool = True
     loras: tuple[Source, ...] = ()
     rows: int = 0
@@ -204,14 +197,7 @@ class MergeReport:
         if cuts:
             yield f"cut to a lower rank: median loss {statistics.median(cuts):.3f}"
         if self.changes:
-            # the solve that settles the last layers may change them a lot
-            solves = len(self.changes)
-            is_settled = self.max_iter is not None and solves < self.max_iter
-            allowed = ", as many as max_iter allows" if solves == self.max_iter else ""
-            yield (
-                f"{'settled' if is_settled else 'stopped'} after {solves} "
-                f"solve{'s' * (solves > 1)}{allowed}, last change {self.changes[-1]:.1e}"
-            )
+            yield f"solves of all layers: {len(self.changes)}, last change {self.changes[-1]:.1e}"
 
 
 def finite(value: Any) -> Any:

@@ -90,7 +90,6 @@ def test_a_lora_that_is_blind_to_its_inputs_silences_no_other(noise):
     found, report, deltas = one_layer(inputs, downs)
     blind, other = report.layers[0].tasks
     assert blind.weight <= 50 * other.weight
-    assert noise or blind.energy == 0  # and not what rounding leaves of it
     assert done(found, deltas[1], inputs[1].flatten(0, 1)) > 0.08
     assert "almost nothing on their own prompts" in notes(report)
     assert notes(report).endswith("count for less: task0 at 1 of 1 layers"), "and no layer's name"
