@@ -79,7 +79,7 @@ def merge(
     check_adapters(adapters)
     check_tasks(adapters, tasks)
     if config.method != "iteris" or config.baseline != BaselineOptions():
-        from .rivals.registry import check_options  # loaded only where rivals come in
+        from .rivals.methods import check_options  # loaded only where rivals come in
 
         check_options(config)
     check_ranks(config, adapters)
@@ -93,7 +93,7 @@ def merge(
     if config.method == "iteris":
         result = _engine(config)(problem, iteris_at, progress)
     else:
-        from .rivals.engine import merge_by_rival
+        from .rivals.methods import merge_by_rival
 
         result, notes = merge_by_rival(problem, progress)
     deltas = {path: layer.saved for path, layer in result.layers.items()}
@@ -112,7 +112,7 @@ def _engine(config: MergeConfig) -> Engine:
 def merge_files(
     adapters: Sequence[Adapter], config: MergeConfig, progress: Progress = nobody
 ) -> MergeResult:
-    """Merge adapters by their deltas alone, without a model; see `rivals.unmeasured`.
+    """Merge adapters by their deltas alone, without a model; see `rivals.methods`.
 
     Args:
         adapters: Adapters of one model, at least one that changes something; by the method np_lora,
@@ -123,7 +123,7 @@ def merge_files(
         AdapterError: Adapters that do not fit each other.
         SolveError: A result that is not finite.
     """
-    from .rivals.unmeasured import merge_deltas
+    from .rivals.methods import merge_deltas
 
     adapters = [adapter for adapter in adapters if not adapter.is_idle]
     deltas, layers = merge_deltas(adapters, config, progress)

@@ -10,7 +10,7 @@ from typing import Any
 from iteris_core import MergeConfig
 from iteris_core.config import ITERIS_ONLY
 from iteris_core.language.job import DEFAULT as DEFAULT_CONFIG
-from iteris_core.rivals.registry import METHODS
+from iteris_core.rivals.methods import METHODS
 
 
 @dataclass(frozen=True)

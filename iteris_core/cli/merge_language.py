@@ -18,7 +18,7 @@ from ..language import blip, t5
 from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, LanguageFamily, merge_peft
 from ..language.samples import Example, ReadingOptions, read_token_ids
 from ..processes import Processes
-from ..rivals.registry import check_used
+from ..rivals.methods import check_used
 from ..settings import shown
 from . import options
 from .options import Placement

@@ -19,7 +19,7 @@ from ..merging import check_ranks, notes_about_vectors
 from ..processes import Processes
 from ..progress import Stage
 from ..report.records import Note
-from ..rivals.registry import check_used
+from ..rivals.methods import check_used
 from ..settings import label, setting_to, value_label
 from . import stages
 from .calibration import Calibration

@@ -27,7 +27,7 @@ from iteris_core.engines.problem import Problem
 from iteris_core.memory import Room
 from iteris_core.report.records import Note
 from iteris_core.rivals.layer import Layer
-from iteris_core.rivals.registry import METHODS
+from iteris_core.rivals.methods import METHODS
 from iteris_core.rivals.search import OutputError, best_scale
 
 TEXT = ("cross_attention.k", "cross_attention.v")

@@ -18,7 +18,7 @@ from iteris_core.diffusion.job import MergeSettings, changed, check_target
 from iteris_core.diffusion.lora_use import LoraUse
 from iteris_core.diffusion.presets import PRESETS
 from iteris_core.diffusion.samples import SampleSpec
-from iteris_core.rivals.registry import check_used
+from iteris_core.rivals.methods import check_used
 from iteris_core.settings import PRECISIONS, TOGETHER, checked, declared, labelled, setting_to
 
 CORE = {name: kind for kind in (Calibration, MergeConfig) for name in declared(kind)}
