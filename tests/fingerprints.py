@@ -72,16 +72,12 @@ COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
     "default": (PLAIN, ()),
     "protected": (PLAIN, ("--protect-base", 0.3)),
     "scenes": (CALLED, ("--together", 1, "--reproduce", "full_output")),
-    "text scenes": (CALLED, ("--together", 1, "--set", "pictures=false")),
+    "text scenes": (CALLED, ("--together", 1, "--pictures", "false")),
     "diffusers": (("one:1:0.5>", "two:0.5:1> priority=2"), ("--style", "diffusers")),
     "float64": (PLAIN, ("--dtype", "float64", "--reproduce", "delta", "--rank", 2)),
     "paper": (
         PLAIN,
-        tuple(
-            part
-            for text in ("engine=iterate", "max_iter=2", "ridge=paper", "balance=full")
-            for part in ("--set", text)
-        ),
+        ("--engine", "iterate", "--max-iter", 2, "--ridge", "paper", "--balance", "full"),
     ),
 }
 
@@ -111,12 +107,12 @@ def flattened(name: str, value: object) -> Iterator[tuple[str, str]]:
         yield name, json.dumps(value)
 
 
-def iteris(*arguments: object) -> None:
-    run("iteris_core.cli", *arguments)
+def merged(*arguments: object) -> None:
+    run(TESTS / "support" / "every_option.py", *arguments)
 
 
 def run(*arguments: object) -> None:
-    command = [sys.executable, "-m", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, timeout=600)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
@@ -169,7 +165,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     output = scratch / "t5"
     adapters = [part for number in (0, 1) for part in ("--adapter", folder / f"lora{number}")]
     source = ("--base", folder / "t5-tiny", "--samples", folder / "golden.safetensors")
-    iteris("merge", "t5", *source, *adapters, "--output", output)
+    merged("t5", *source, *adapters, "--output", output)
     yield "iteris merge t5", of_file(output / "adapter_model.safetensors")
     tiny_diffusers.LENGTH = 77  # long enough for the captions of scenes
     parts = tiny_diffusers.unet(), tiny_diffusers.text_encoder(), tiny_diffusers.tokenizer(77)
@@ -180,13 +176,13 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
         adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
         save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
-    quick = ["--sample-runs", 3, "--set", "latents_per_run=2", "--sampling-steps", 3]
+    quick = ["--sample-runs", 3, "--latents-per-run", 2, "--sampling-steps", 3]
     quick += ["--resolution", 64, "--cfg", 2]
     output = scratch / "merged.safetensors"
     where = ("--base", scratch / "base", "--output", output, "--overwrite")
     for name, ((one, two), options) in COMMANDS.items():
         rows = (f"<lora:{scratch}/{one} | a cat | ink", f"<lora:{scratch}/{two} | a hat")
-        iteris("merge", "sd15", *where, "--lora", rows[0], "--lora", rows[1], *quick, *options)
+        merged("sd15", *where, "--lora", rows[0], "--lora", rows[1], *quick, *options)
         found = of_file(output)
         for key, text in found.items():
             found[key] = text.replace(str(scratch), "SCRATCH")
@@ -194,7 +190,7 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def demo(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    run("demo", "--output", scratch / "demo")
+    run("-m", "demo", "--output", scratch / "demo")
     yield "iteris demo", of_file(scratch / "demo" / "merged.safetensors")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,13 +70,17 @@ def help_of(name: str) -> str:
     return _HELP.format(name=name, models=COMMANDS[name][1])
 
 
-def merge_command(name: str) -> Callable[..., None]:
-    """Return a command's function; typer makes options of its parameters."""
+def merge_command(
+    name: str, only: Collection[str] | None = options.OF_MERGES
+) -> Callable[..., None]:
+    """Return a command's function; typer makes options of its parameters. For `only` see
+    `options.command`.
+    """
     return options.command(
         f"iteris merge {name}",
         "diffusion",
         start=of_preset,
-        merges=True,
+        only=only,
         calibration=Calibration(),
         solving=MergeConfig(output_dtype=torch.float16, unit_gain=UNIT_GAIN),
         placement=Placement(),

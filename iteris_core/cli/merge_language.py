@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,13 +65,17 @@ Exit code 0: merged; 2: something is wrong with the files or settings, and one l
 COMMANDS = {"t5": (t5.FAMILY, _T5_HELP), "blip": (blip.FAMILY, _BLIP_HELP)}
 
 
-def merge_command(name: str) -> Callable[..., None]:
-    """Return a command's function; typer makes options of its parameters."""
+def merge_command(
+    name: str, only: Collection[str] | None = options.OF_MERGES
+) -> Callable[..., None]:
+    """Return a command's function; typer makes options of its parameters. For `only` see
+    `options.command`.
+    """
     family = COMMANDS[name][0]
     return options.command(
         f"iteris merge {name}",
         "language",
-        merges=True,
+        only=only,
         reading=family.options,
         config=DEFAULT,
         placement=Placement(),

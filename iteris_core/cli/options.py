@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -16,7 +16,7 @@ import typer
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from ..errors import ConfigError, plain
+from ..errors import plain
 from ..files.writing import check_free, write_text
 from ..processes import Processes
 from ..report.records import MergeReport
@@ -37,9 +37,9 @@ from .torchrun import started_processes
 Body = Callable[..., None]
 # What the user typed, name of a parameter -> settings; returns the settings to start from.
 Start = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-# Settings of merges with options of their own, nearly all in the node Merge settings, too; the
-# others are set by `--set`.
-_OWN = (
+# Settings of merges that are options, nearly all in the node Merge settings, too; the others are
+# set in the library and in recipes.
+OF_MERGES = (
     *("trajectories", "resolution", "sampling_steps", "cfg", "negative_prompt", "seed"),
     *("preserve_weight", "preserve_captions", "unconditional_share", "composition_share"),
     *("scene_weight", "scene_forms", "rank", "kept_energy", "output_dtype", "method", "target"),
@@ -78,17 +78,11 @@ class Option:
     field: str
     item: FieldInfo
     default: Any
-    is_own: bool
-
-    @property
-    def word(self) -> str:
-        """What front ends call the setting."""
-        return self.item.title or self.field
 
     @property
     def spelling(self) -> str:
         """What the user types."""
-        return f"--{self.word.replace('_', '-')}" if self.is_own else f"--set {self.word}"
+        return f"--{(self.item.title or self.field).replace('_', '-')}"
 
     @property
     def help(self) -> str:
@@ -106,9 +100,10 @@ class Option:
     @property
     def parameter(self) -> inspect.Parameter:
         """The function parameter that typer makes the option from."""
-        return _parameter(
-            self.field, typer.Option(self.spelling, metavar="<value>", help=self.help)
-        )
+        option = typer.Option(self.spelling, metavar="<value>", help=self.help)
+        annotation = Annotated[list[str] | None, option]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.field, kind, default=None, annotation=annotation)
 
     def read(self, texts: Sequence[str]) -> Any:
         """Return the setting's value; of several texts the last counts, but for lists.
@@ -123,14 +118,13 @@ class Option:
         return get_origin(self.item.annotation) is tuple
 
 
-def _parameter(name: str, option: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    annotation = Annotated[list[str] | None, option]
-    return inspect.Parameter(name, kind, default=None, annotation=annotation)
-
-
 def command(
-    name: str, extra: str, *, start: Start | None = None, merges: bool = False, **settings: Any
+    name: str,
+    extra: str,
+    *,
+    start: Start | None = None,
+    only: Collection[str] | None = None,
+    **settings: Any,
 ) -> Callable[[Body], Body]:
     """Turn a function that takes settings into one that typer makes a command of.
 
@@ -141,17 +135,16 @@ def command(
     Args:
         extra: Extra of this package that installs the libraries that the command needs.
         start: Function that returns the settings that the given options change; None: `settings`.
-        merges: Whether rare settings have no options of their own, but are given by ``--set``.
+        only: Settings that are options; None: all. The others stay as they are.
         settings: Name of a parameter -> settings with the defaults.
     """
     options = {
-        field: Option(field, item, default, not merges or field in _OWN)
+        field: Option(field, item, default)
         for one in settings.values()
         for field, item, default in _fields(one)
+        if only is None or field in only
     }
     names = {field: option.spelling for field, option in options.items()}
-    shown = [option for option in options.values() if option.is_own]
-    rare = {option.word: field for field, option in options.items() if not option.is_own}
 
     def decorate(body: Body) -> Body:
         own = [
@@ -163,28 +156,22 @@ def command(
         @functools.wraps(body)
         def run(**given: Any) -> None:
             with one_line_errors(name, extra), started_processes(), labelled(names):
-                texts = {option.field: given[option.field] for option in shown}
-                texts |= _assigned(given[_SET], rare) if rare else {}
-                typed = {field: options[field].read(each) for field, each in texts.items() if each}
+                typed = {
+                    field: option.read(given[field])
+                    for field, option in options.items()
+                    if given[field]
+                }
                 before = start(given, settings) if start else settings
                 made = {parameter: _changed(one, typed) for parameter, one in before.items()}
                 body(**{parameter.name: given[parameter.name] for parameter in own}, **made)
 
-        parameters = [*own, *(option.parameter for option in shown)]
-        if rare:
-            told = f"NAME=VALUE, a rare setting: {', '.join(rare)}. Repeat it."
-            parameters.append(
-                _parameter(_SET, typer.Option("--set", metavar="<name=value>", help=told))
-            )
+        parameters = [*own, *(option.parameter for option in options.values())]
         # typeshed does not know this attribute of functions, which `inspect` documents
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
         return run
 
     return decorate
-
-
-_SET = "set_"  # name of the parameter of `--set`
 
 
 def _fields(kept: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
@@ -195,20 +182,6 @@ def _fields(kept: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
             yield from _fields(value)
         else:
             yield field, item, value
-
-
-def _assigned(texts: Sequence[str] | None, rare: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the values of `--set NAME=VALUE` by field; `rare` has the fields by their names."""
-    found: dict[str, list[str]] = {}
-    for text in texts or ():
-        word, is_assigned, value = text.partition("=")
-        if not is_assigned or word not in rare:
-            raise ConfigError(
-                f"--set is {text!r}; write NAME=VALUE with one of {', '.join(rare)}, or see "
-                "--help for a setting that has an option of its own"
-            )
-        found.setdefault(rare[word], []).append(value)
-    return found
 
 
 def _changed(kept: Any, typed: Mapping[str, Any]) -> Any:

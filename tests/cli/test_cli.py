@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import every_option
 import pytest
 import tiny_language
 import torch
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
-def in_process(*arguments):
+def in_process(*arguments, app=app):
     return CliRunner().invoke(
         app,
         list(map(str, arguments)),
@@ -33,19 +34,19 @@ FOLDER = GOLDEN / "input_mix_manual"
 
 def golden_arguments(output, *more):
     settings = json.loads((FOLDER / "settings.json").read_text())
-    arguments = ["merge", "t5", "--base", FOLDER / "t5-tiny", "--output", output]
+    arguments = ["t5", "--base", FOLDER / "t5-tiny", "--output", output]
     arguments += ["--samples", FOLDER / "golden.safetensors", "--modules", "encoder"]
     for number in range(settings["ntask"]):
         arguments += ["--adapter", FOLDER / f"lora{number}"]
-    arguments += ["--set", "ridge=paper", "--set", "balance=full", "--reproduce", "delta"]
-    arguments += ["--smoothing", settings["reg"], "--set", f"input_mix={settings['reg_ceof']}"]
+    arguments += ["--ridge", "paper", "--balance", "full", "--reproduce", "delta"]
+    arguments += ["--smoothing", settings["reg"], "--input-mix", settings["reg_ceof"]]
     return [*arguments, "--weights", ",".join(map(str, settings["manual_ceof"])), *more]
 
 
 def test_the_command_gives_what_the_published_code_gives(tmp_path):
     """As peft reads the adapter, at every layer of the encoder. All folders: tests/core/test_golden."""
     report = tmp_path / "report.json"
-    done = in_process(*golden_arguments(tmp_path / "out", "--json", report))
+    done = in_process(*golden_arguments(tmp_path / "out", "--json", report), app=every_option.app)
     assert (done.exit_code, done.stderr) == (0, "")
     tensors = load_file(FOLDER / "golden.safetensors")
     last = max(int(key.split(".")[0][4:]) for key in tensors if key.startswith("iter"))
@@ -148,16 +149,7 @@ def test_a_report_takes_no_place_unasked(t5_folder, texts, tmp_path):
 
 WRONG = [  # options, what the message names
     ("--method magic", "method is 'magic'; it must be 'iteris' or 'average'"),
-    (
-        "--method ties --set density=x",
-        "--set density is 'x'; it must be a number above 0, up to 1",
-    ),
-    ("--set density=0.2", "--set density is not an option of iteris"),
-    (
-        "--method ties --set engine=iterate",
-        "--set engine is for the method iteris; ties does not use it",
-    ),
-    ("--set rank=3", "--set is 'rank=3'; write NAME=VALUE with one of measured, scale, density"),
+    ("--method ties --layer-gain 3", "--layer-gain is for the method iteris; ties does not use it"),
     ("--weights 1,x", "--weights is '1,x'; write one number per adapter, such as 1,0.5"),
     ("--protect-base 0.5", "--protect-base needs --preserve"),
     ("--json {output}", "--json is {output}, as is --output"),
@@ -214,7 +206,7 @@ def test_a_merge_is_not_lost_when_its_name_is_taken_meanwhile(tmp_path, monkeypa
         save(self, folder, overwrite=overwrite)
 
     monkeypatch.setattr(PeftMergeResult, "save", late)
-    done = in_process(*golden_arguments(tmp_path / "out"))
+    done = in_process(*golden_arguments(tmp_path / "out"), app=every_option.app)
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"another program wrote {tmp_path / 'out'}, which is untouched" in done.stdout
     assert f"saved to {tmp_path / 'out_02'}" in done.stdout

@@ -28,9 +28,9 @@ from iteris_core.memory import Room
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["--sample-runs", 2, "--set", "latents_per_run=1", "--sampling-steps", 3]
+QUICK = ["--sample-runs", 2, "--sampling-steps", 4]
 QUICK += ["--resolution", 64, "--cfg", 2, "--precision", "float32"]
-CALIBRATION = Calibration(trajectories=2, timesteps=1, sampling_steps=3, resolution=64, cfg=2.0)
+CALIBRATION = Calibration(trajectories=2, sampling_steps=4, resolution=64, cfg=2.0)
 
 
 def complaints(done):

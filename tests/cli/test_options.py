@@ -39,10 +39,10 @@ class Every:
             raise ConfigError(f"{label('share')} and {label('size')} do not go together")
 
 
-def run(*arguments, default=None, start=None, merges=False):
+def run(*arguments, default=None, start=None, only=None):
     seen = []
 
-    @options.command("toy", "none", start=start, merges=merges, every=default or Every())
+    @options.command("toy", "none", start=start, only=only, every=default or Every())
     def toy(*, name: str = "x", every: Every) -> None:
         seen.append((name, every))
 
@@ -68,22 +68,11 @@ READ = [  # name, texts, what they change
 ]
 
 
-def options_of(name, texts):
-    return [part for text in texts for part in (f"--{name.replace('_', '-')}", text)]
-
-
-def assignments_of(name, texts):
-    return [part for text in texts for part in ("--set", f"{name}={text}")]
-
-
-@pytest.mark.parametrize("spelled", [options_of, assignments_of])
-def test_options_are_read_as_settings(spelled):
+def test_options_are_read_as_settings():
     for default in (Every(), Every(share=0.25, size=9, some_texts=("z",))):
         for name, texts, changes in [*READ, ("", [], {})]:
-            arguments = spelled(name, texts)
-            seen, done = run(
-                *("--name", "y", *arguments), default=default, merges=spelled is assignments_of
-            )
+            arguments = [part for text in texts for part in (f"--{name.replace('_', '-')}", text)]
+            seen, done = run("--name", "y", *arguments, default=default)
             assert (done.exit_code, done.stderr) == (0, "")
             assert seen == [("y", replace(default, **changes))]
 
@@ -115,29 +104,15 @@ def test_a_wrong_option_is_one_line_that_names_it():
         assert (seen, done.exit_code, done.stderr) == ([], 2, f"toy: {said}\n")
 
 
-def test_a_wrong_assignment_is_one_line_that_names_it():
-    names = "part, size, word, is_new, pictures, some_texts, precision, scale, density"
-    for text, said in (
-        ("part=2", "--set part is '2'; it must be a number from 0 to 1"),
-        ("size=7", "--set part and --set size do not go together"),
-        ("is_new=maybe", "--set is_new is 'maybe'; it must be true or false"),
-        ("share=1", f"--set is 'share=1'; write NAME=VALUE with one of {names}"),
-        ("part", f"--set is 'part'; write NAME=VALUE with one of {names}"),
-    ):
-        seen, done = run("--set", text, merges=True)
-        assert (seen, done.exit_code, done.stderr.count("\n")) == ([], 2, 1)
-        assert done.stderr.startswith(f"toy: {said}")
-
-
 def test_the_help_says_what_can_be_given():
     _, done = run("--help")
     told = " ".join(done.stdout.replace("│", "").split())
     assert "A precision. One of float16, bfloat16, float32, float64. Default: float32." in told
-    _, done = run("--help", merges=True)
-    assert "NAME=VALUE, a rare setting: part, size, word" in done.stdout
+    _, done = run("--help", only=("word",))
+    assert "--word" in done.stdout and "--part" not in done.stdout
 
 
 @pytest.mark.slow
-def test_a_merge_has_few_options_and_sets_the_rest():
+def test_a_merge_has_few_options():
     told = CliRunner().invoke(app, ["merge", "sd15", "--help"], env={"COLUMNS": "100"}).stdout
-    assert "--smoothing" in told and "--engine" not in told and " engine," in told
+    assert "--smoothing" in told and "--engine" not in told
