@@ -37,7 +37,6 @@ import tiny_diffusers  # noqa: E402
 from iteris_core import MergeConfig, Network, Sample, Task, merge  # noqa: E402
 from iteris_core.config import Method  # noqa: E402
 from iteris_core.diffusion.diffusers_model import DiffusersModel  # noqa: E402
-from iteris_core.diffusion.loading import save_lora  # noqa: E402
 from iteris_core.files import peft  # noqa: E402
 from iteris_core.memory import Room  # noqa: E402
 
@@ -73,7 +72,7 @@ COMMANDS: dict[str, tuple[tuple[str, str], tuple[object, ...]]] = {
     "protected": (PLAIN, ("--protect-base", 0.3)),
     "scenes": (CALLED, ("--together", 1, "--reproduce", "full_output")),
     "text scenes": (CALLED, ("--together", 1, "--pictures", "false")),
-    "diffusers": (("one:1:0.5>", "two:0.5:1> priority=2"), ("--style", "diffusers")),
+    "strengths": (("one:1:0.5>", "two:0.5:1> priority=2"), ()),
     "float64": (PLAIN, ("--dtype", "float64", "--reproduce", "delta", "--rank", 2)),
     "paper": (
         PLAIN,
@@ -175,7 +174,8 @@ def commands(scratch: Path) -> Iterator[tuple[str, dict[str, str]]]:
     said = {"modelspec.trigger_phrase": "a hat"}
     for seed, (name, metadata) in enumerate((("one", None), ("two", said)), 1):
         adapter = tiny_diffusers.adapter(host, seed, wanted=wanted)
-        save_lora(host, adapter, scratch / f"{name}.safetensors", "diffusers", metadata)
+        path = scratch / f"{name}.safetensors"
+        tiny_diffusers.save_in_diffusers_style(host, adapter, path, metadata)
     quick = ["--sample-runs", 3, "--latents-per-run", 2, "--sampling-steps", 3]
     quick += ["--resolution", 64, "--cfg", 2]
     output = scratch / "merged.safetensors"

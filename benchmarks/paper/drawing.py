@@ -5,20 +5,24 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch.nn.functional import pad
 
+from iteris_core.adapters import Adapter, LowRankDelta
 from iteris_core.base_models import first_line
 from iteris_core.diffusion import loading
 from iteris_core.diffusion.diffusers_model import DiffusersModel
-from iteris_core.diffusion.loading import read_lora, save_lora
+from iteris_core.diffusion.loading import read_lora
 from iteris_core.errors import AdapterError, ConfigError
+from iteris_core.files import peft
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.writing import whole_file
+from iteris_core.files.writing import whole_file, write_tensors
 from iteris_core.progress import Progress
 from iteris_core.settings import MOST_SEEDS, settings
 
@@ -121,7 +125,8 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
         )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            save_lora(model, adapter, Path(folder) / "lora.safetensors", "diffusers")
+            tensors = peft.to_tensors(_of_one_rank(adapter), model.keys.kernels, prefix="")
+            write_tensors(tensors, Path(folder) / "lora.safetensors", {})
             load = partial(
                 pipeline.load_lora_weights,
                 folder,
@@ -138,6 +143,16 @@ def wearing_lora(pipeline: Any, file: Path | None) -> Iterator[None]:
         yield
     finally:
         pipeline.unload_lora_weights()
+
+
+def _of_one_rank(adapter: Adapter) -> Adapter:
+    """Return an adapter with factors filled up with zeros: diffusers takes one alpha for all."""
+    rank = max((delta.rank for delta in adapter.deltas.values()), default=0)
+    deltas = {}
+    for path, delta in adapter.deltas.items():
+        more = rank - delta.rank
+        deltas[path] = LowRankDelta(pad(delta.up, (0, more)), pad(delta.down, (0, 0, 0, more)))
+    return replace(adapter, deltas=deltas)
 
 
 def draw(

@@ -21,7 +21,7 @@ from ..devices import device_of
 from ..diffusion.calibration import Calibration
 from ..diffusion.job import Job, MergeSettings
 from ..diffusion.loaded_loras import load_each_once
-from ..diffusion.loading import Style, check_style, load_diffusers, read_lora, save_lora
+from ..diffusion.loading import load_diffusers, read_lora, save_lora
 from ..diffusion.lora_rows import Row, placed, read_rows
 from ..diffusion.lora_use import LoraUse
 from ..diffusion.merging import merge_loras
@@ -29,7 +29,7 @@ from ..diffusion.presets import DEFAULT_PRESET, PRESETS, Preset
 from ..diffusion.recipe import metadata_of_merge
 from ..diffusion.row_uses import use_of
 from ..errors import ConfigError
-from ..files.diffusers import kohya_warning
+from ..files.diffusers import misread_by_diffusers
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
@@ -109,14 +109,6 @@ def _merge(
         list[str],
         typer.Option(metavar="<row>", help="A LoRA: a row, a file, or lines of rows; repeat it."),
     ],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            hidden=True,
-            help="For a checkpoint: a folder with its family's settings and tokenizer; from the "
-            "hub if left out.",
-        ),
-    ] = None,
     preset: Annotated[  # noqa: ARG001, which `of_preset` reads
         Preset,
         typer.Option(
@@ -126,9 +118,6 @@ def _merge(
             f"Default: {DEFAULT_PRESET}.",
         ),
     ] = DEFAULT_PRESET,
-    style: Annotated[
-        Style, typer.Option(help="Spelling of the result's keys: kohya or diffusers.")
-    ] = "kohya",
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
     calibration: Calibration,
@@ -152,7 +141,7 @@ def _merge(
     quiet_libraries()
     with warnings.catch_warnings(), progress_bars() as progress:
         warnings.simplefilter("ignore")  # what diffusers advises about its own settings
-        model = load_diffusers(base, family, config, placement.dtype, placement.device)
+        model = load_diffusers(base, family, dtype=placement.dtype, device=placement.device)
         path_of = {use.sha256: path for use, path in zip(uses, paths, strict=True)}
 
         def read(use: LoraUse) -> Adapter:
@@ -161,7 +150,6 @@ def _merge(
             return read_lora(model, path, *strengths, blocks=use.blocks, without=use.without)
 
         loaded, repeated = load_each_once(uses, read)
-        check_style((one.adapter for one in loaded), style)
         job = Job.of(model, loaded, calibration, replace(how, notes=tuple(repeated)), _ROOM)
         device = device_of(model.unet_model)
         job = job.within_free(free_bytes(device), model.unet_model.dtype.itemsize, device)
@@ -172,13 +160,15 @@ def _merge(
 
     def save(path: Path, overwrite: bool) -> None:
         metadata = metadata_of_merge(path.stem, job.loras, recipe)
-        save_lora(model, result.adapter, path, style, metadata, overwrite=overwrite)
+        save_lora(model, result.adapter, path, metadata, overwrite=overwrite)
 
     saved = under_free_name(output, save, overwrite=overwrite)
     told = options.tell(result.adapter.name, result.report, saved, output)
-    warning = kohya_warning(result.adapter) if style == "kohya" else None
-    if warning:
-        typer.echo(f"note: {warning}")
+    if misread_by_diffusers(result.adapter):
+        typer.echo(
+            "note: the text encoder part has no out_proj, so that diffusers misreads it (ComfyUI "
+            "and A1111 do not)"
+        )
     options.write_report(told, report, overwrite=overwrite)
 
 

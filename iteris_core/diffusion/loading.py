@@ -1,20 +1,20 @@
 """Stable Diffusion 1.5 and SDXL models, loaded by `diffusers`, and LoRA files for them, read at
-strengths and written in the style of kohya or of diffusers.
+strengths and written in kohya's style.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..base_models import loaded, placed
-from ..errors import AdapterError, ConfigError
-from ..files import diffusers, kohya, peft
+from ..errors import ConfigError
+from ..files import diffusers, kohya
 from ..files.adapter_kinds import own_dense_delta
 from ..files.block_weights import layer_weights
 from ..files.families import Family
@@ -23,7 +23,6 @@ from ..files.writing import write_tensors
 from ..layers import stored_weight
 from .diffusers_model import DiffusersModel
 
-Style = Literal["kohya", "diffusers"]
 _PIPELINES = {"SD1.5": "StableDiffusionPipeline", "SDXL": "StableDiffusionXLPipeline"}
 _LEFT_OUT = {
     "SD1.5": {
@@ -154,47 +153,24 @@ def read_lora(
     return unet.scaled(strength).joined_with(text)
 
 
-def check_style(adapters: Iterable[Adapter], style: Style) -> None:
-    """Refuse a style that cannot hold these adapters or a merge of them, as before a long merge.
-
-    Raises:
-        AdapterError: The style has no place for what an adapter changes.
-    """
-    for adapter in adapters if style == "diffusers" else ():
-        if adapter.vectors:
-            raise AdapterError(
-                f"{adapter.name}: it changes biases or norms ({min(adapter.vectors)!r} among "
-                f"{len(adapter.vectors)}), which diffusers' format cannot hold; save in the style "
-                "of kohya"
-            )
-
-
 def save_lora(
     model: DiffusersModel,
     adapter: Adapter,
     path: Path,
-    style: Style = "kohya",
     metadata: Mapping[str, str] | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a LoRA file in one step: it is there whole or not at all.
+    """Write a LoRA file in kohya's style, read by ComfyUI, A1111 and diffusers, in one step: it is
+    there whole or not at all.
 
     Args:
         adapter: Adapter in the precision of the file.
-        style: Style of the keys: ``kohya``, read by ComfyUI, A1111 and diffusers; or ``diffusers``,
-            read by diffusers and ComfyUI.
         metadata: More strings for the file, such as the recipe.
 
     Raises:
-        AdapterError: The style has no place for what the adapter changes.
         NameTakenError: The file is there and `overwrite` is False; it is untouched.
         SaveError: It cannot be written; names the cause. What was there is untouched.
     """
-    check_style([adapter], style)
-    if style == "kohya":
-        tensors, content = kohya.file_of(adapter, model.keys, metadata or {})
-    else:
-        tensors = peft.to_tensors(adapter, model.keys.kernels, prefix="")
-        content = diffusers.metadata_of(adapter, model.keys) | dict(metadata or {})
+    tensors, content = kohya.file_of(adapter, model.keys, metadata or {})
     write_tensors(tensors, path, content, overwrite=overwrite)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +13,8 @@ from ..errors import AdapterError
 from .families import Family
 from .groups import key_of, split_key
 from .limits import json_value
-from .metadata import base_metadata
 from .model_keys import ModelKeys
-from .peft import Scales, settings_of
+from .peft import Scales
 from .roles import ALPHA, DOWN
 from .tensor_checks import told_of
 
@@ -206,42 +203,17 @@ def with_alphas(
     return {**tensors, **alphas}
 
 
-def metadata_of(adapter: Adapter, keys: ModelKeys) -> dict[str, str]:
-    """Return the title of an adapter and its base model; where its layers have different ranks,
-    also the settings that tell diffusers their alphas.
+def misread_by_diffusers(adapter: Adapter) -> bool:
+    """Whether `diffusers` would misread an adapter's file in kohya's style.
+
+    Without keys of ``out_proj``, it mistakes a text encoder's keys for another format and then
+    omits attention layers.
     """
-    fields = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-    settings: dict[str, Any] = {}
-    for part in _PARTS:
-        # paths without `text_model`, which fit the text encoder of every version of transformers
-        inside = {
-            path.removeprefix(f"{part}.").removeprefix("text_model."): delta
-            for path, delta in adapter.deltas.items()
-            if path.startswith(f"{part}.")
-        }
-        if len({delta.rank for delta in inside.values()}) > 1:
-            own = settings_of(Adapter(adapter.name, inside), "", None)
-            settings |= {f"{part}.{field}": own[field] for field in fields}
-    return (
-        {"modelspec.title": adapter.name}
-        | base_metadata(keys.family, keys.prediction_type)
-        | ({_SETTINGS_KEY: json.dumps(settings)} if settings else {})
+    paths = {
+        part: [path for path in adapter.deltas if path.startswith(f"{part}.")]
+        for part in TEXT_ENCODERS
+    }
+    return any(
+        inside and not any(path.endswith(".out_proj") for path in inside)
+        for inside in paths.values()
     )
-
-
-def kohya_warning(adapter: Adapter) -> str | None:
-    """Return a warning about an adapter in kohya's style that `diffusers` would misread; None if it
-    reads it well.
-
-    Without keys of ``out_proj``, diffusers mistakes a text encoder's keys for another format and
-    then omits attention layers.
-    """
-    for part in TEXT_ENCODERS:
-        paths = [path for path in adapter.deltas if path.startswith(f"{part}.")]
-        if paths and not any(path.endswith(".out_proj") for path in paths):
-            return (
-                "the text encoder part has no out_proj, so that diffusers misreads it in a file in "
-                "kohya's style (ComfyUI and A1111 do not); for diffusers, save it in the style of "
-                "diffusers"
-            )
-    return None

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import outside
 import pytest
@@ -48,7 +47,7 @@ def make_world(host, folder, wanted=WANTED):
     save_lora(host, tiny_diffusers.adapter(host, 1, wanted=wanted), folder / "one.safetensors")
     two = tiny_diffusers.adapter(host, 2, wanted=wanted)
     metadata = {"modelspec.trigger_phrase": "a hat"}
-    save_lora(host, two, folder / "two.safetensors", "diffusers", metadata)
+    tiny_diffusers.save_in_diffusers_style(host, two, folder / "two.safetensors", metadata)
     return folder
 
 
@@ -89,14 +88,10 @@ def by_library(world):
 
 @pytest.fixture(scope="module")
 def by_command(world, tmp_path_factory):
-    """The style -> the file and the report that the command writes of the two rows, and what it says."""
-    made = {}
-    for style in ("kohya", "diffusers"):
-        folder = tmp_path_factory.mktemp(style)
-        outputs = folder / "merged.safetensors", folder / "report.json"
-        done = iteris(world, "--output", outputs[0], "--style", style, "--json", outputs[1])
-        made[style] = (*outputs, done)
-    return made
+    """The file and the report that the command writes of the two rows, and what it says."""
+    folder = tmp_path_factory.mktemp("merged")
+    outputs = folder / "merged.safetensors", folder / "report.json"
+    return *outputs, iteris(world, "--output", outputs[0], "--json", outputs[1])
 
 
 def merged_here(world, layers=({}, {}), family="SD1.5"):
@@ -117,9 +112,8 @@ def assert_same(found, expected):
         torch.testing.assert_close(found.deltas[path].dense(), delta.dense(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("style", ["kohya", "diffusers"])
-def test_the_commands_file_is_the_librarys_merge(world, by_library, by_command, style):
-    output, report, done = by_command[style]
+def test_the_commands_file_is_the_librarys_merge(world, by_library, by_command):
+    output, report, done = by_command
     assert (done.exit_code, complaints(done)) == (0, [])
     assert f"saved to {output}" in done.stdout
     model, expected = by_library
@@ -133,12 +127,8 @@ def test_the_commands_file_is_the_librarys_merge(world, by_library, by_command, 
         "ink, a hat",  # "one" names none in its file: what captions call it
     )
     assert metadata["modelspec.merged_from"] == "lora1, lora2"  # their titles
-    assert ("sshs_model_hash" in metadata, metadata.get("ss_base_model_version")) == (
-        (True, "sd_v1") if style == "kohya" else (False, None)
-    )
-    assert all(
-        key.startswith("lora_" if style == "kohya" else ("unet.", "text_encoder.")) for key in keys
-    )
+    assert metadata["sshs_model_hash"] and metadata["ss_base_model_version"] == "sd_v1"
+    assert all(key.startswith("lora_") for key in keys)
     assert recipe == json.loads(report.read_text())["settings"]
     assert (recipe["iteris_version"], recipe["base"]) == (__version__, str(world / "base"))
     sha256 = hashlib.sha256((world / "one.safetensors").read_bytes()).hexdigest()
@@ -213,7 +203,6 @@ WRONG = [  # options, what the message names
         ["--lora", "<lora:{}/two> blocks=IN99:0"],
         "LoRA 'two': its block weights have 'IN99:0', and it changes no such block",
     ),
-    (["--config", "/nowhere"], "has its own settings. Leave it out"),
     (["--lora", "{}/one.safetensors", "--base", "/nowhere"], "one.safetensors has no prompts, and"),
     (["--base", "/nowhere"], "/nowhere: there is no such folder"),
     (["--output", "merged.ckpt"], "--output is merged.ckpt; its name must end in .safetensors"),
@@ -235,7 +224,7 @@ def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(
     world, by_command, tmp_path
 ):
     """It has another order of sets and of safetensors' own metadata."""
-    expected, *_ = by_command["kohya"]
+    expected, *_ = by_command
     output = tmp_path / expected.name
     # sums depend on the number of threads; in this process it is one
     environment = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
@@ -248,40 +237,14 @@ def test_another_process_makes_the_same_bytes_and_asks_nothing_of_the_outside(
 
 def test_a_file_that_diffusers_would_misread_is_named(world, tmp_path):
     host = tiny_diffusers.model()
-    rows = []
-    for name, wanted in (("three", ("q_proj", "fc1")), ("four", ("v_proj",))):
-        adapter = tiny_diffusers.adapter(host, 3, wanted=wanted)
-        save_lora(host, adapter, tmp_path / f"{name}.safetensors")
-        rows.append(f"<lora:{tmp_path}/{name}> | a cat")
     said = "note: the text encoder part has no out_proj, so that diffusers misreads it"
-    for style, is_said in (("kohya", True), ("diffusers", False)):
-        more = ("--output", tmp_path / "out.safetensors", "--style", style, "--overwrite")
-        done = iteris(world, *more, rows=rows)
+    for wanted, is_said in ((("q_proj", "fc1"), True), (("q_proj", "out_proj"), False)):
+        adapter = tiny_diffusers.adapter(host, 3, wanted=wanted)
+        save_lora(host, adapter, tmp_path / "three.safetensors", overwrite=True)
+        more = ("--output", tmp_path / "out.safetensors", "--overwrite")
+        done = iteris(world, *more, rows=[f"<lora:{tmp_path}/three> | a cat"])
         assert done.exit_code == 0
         assert (said in done.stdout) is is_said
-
-
-def test_a_lora_that_the_style_cannot_hold_is_refused_before_the_merge(
-    world, tmp_path, monkeypatch
-):
-    def merge(*_):
-        raise AssertionError("merged")
-
-    monkeypatch.setattr("iteris_core.cli.merge_diffusion.merge_loras", merge)
-    host = tiny_diffusers.model()
-    adapter = tiny_diffusers.adapter(host, 3, wanted=("to_q",))
-    biased = replace(adapter, vectors={"unet.conv_in.bias": torch.ones(8)})
-    save_lora(host, biased, tmp_path / "biased.safetensors")
-    where = ["--output", tmp_path / "out.safetensors", "--lora"]
-    biased = f"<lora:{tmp_path}/biased:1> | a cat"
-    refused = iteris(world, *where, biased, "--style", "diffusers")
-    assert refused.exit_code == 2
-    assert "biased: it changes biases or norms ('unet.conv_in.bias' among 1)" in refused.stderr
-    for fits in (
-        [biased, "--style", "kohya"],
-        [biased.replace(":1>", ":0>"), "--style", "diffusers"],
-    ):
-        assert isinstance(iteris(world, *where, *fits).exception, AssertionError)
 
 
 def test_sdxl_is_merged_like_sd15(world_xl, tmp_path):

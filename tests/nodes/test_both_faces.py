@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from iteris_core.cli.main import app
-from iteris_core.diffusion.loading import load_diffusers, read_lora, save_lora
+from iteris_core.diffusion.loading import load_diffusers, read_lora
 from iteris_core.diffusion.recipe import metadata_of_merge
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
@@ -50,7 +50,8 @@ def world(tmp_path_factory):
     for seed, (name, trigger) in enumerate((("one", "cat"), ("two", "hat"), ("idle", "bat")), 1):
         adapter = tiny_diffusers.adapter(host, seed)
         metadata = {"modelspec.trigger_phrase": trigger}
-        save_lora(host, adapter, folder / f"{name}.safetensors", "diffusers", metadata)
+        path = folder / f"{name}.safetensors"
+        tiny_diffusers.save_in_diffusers_style(host, adapter, path, metadata)
     return folder
 
 

@@ -11,7 +11,10 @@ from torch import nn
 
 from iteris_core import Adapter, LowRankDelta
 from iteris_core.diffusion.diffusers_model import DiffusersModel
+from iteris_core.files import peft
 from iteris_core.files.diffusers import ldm_names
+from iteris_core.files.metadata import base_metadata
+from iteris_core.files.writing import write_tensors
 from iteris_core.layers import weight_shape
 
 LENGTH = 16
@@ -247,6 +250,14 @@ def adapter(
                 up, torch.randn(rank, d_in, generator=generator) / d_in**0.5
             )
     return Adapter(name or f"lora{seed}", deltas)
+
+
+def save_in_diffusers_style(host, adapter, path, metadata=None):
+    """Save a LoRA of one rank as diffusers' own trainers do."""
+    tensors = peft.to_tensors(adapter, host.keys.kernels, prefix="")
+    content = {"modelspec.title": adapter.name}
+    content |= base_metadata(host.keys.family, host.keys.prediction_type)
+    write_tensors(tensors, path, content | dict(metadata or {}))
 
 
 def add_deltas(host, merged):
