@@ -74,7 +74,6 @@ class DiffusersModel:
         tokenizers = [read for read in (tokenizer, tokenizer_2) if read is not None]
         self.fills: list[int] = [read.pad_token_id for read in tokenizers]
         _check(unet, self.family, scheduler)
-        _check_texts(self.text_models, tokenizers)
         self.prediction_type: str = scheduler.config.prediction_type
         alphas = scheduler.alphas_cumprod.to("cpu", torch.float64).clamp_min(_SMALLEST_ALPHA)
         self.training_sigmas = ((1 - alphas) / alphas).sqrt()  # (training timesteps,), rising
@@ -284,18 +283,4 @@ def _check(unet: Any, family: Family, scheduler: Any) -> None:
             f"{type(scheduler).__name__} predicts {found!r} and has "
             f"{'its' if has_levels else 'no'} alphas_cumprod; use a DDPM, DDIM or Euler scheduler "
             "that predicts 'epsilon', 'v_prediction' or 'sample'"
-        )
-
-
-def _check_texts(models: Sequence[Any], tokenizers: Sequence[Any]) -> None:
-    """Refuse text encoders and tokenizers that would read captions in another way."""
-    if any(getattr(model.config, "use_attention_mask", False) for model in models):
-        raise ConfigError(
-            "the text encoder masks padding, which Stable Diffusion's does not; choose an SD1.5 or "
-            "SDXL model"
-        )
-    if any(tokenizer.get_vocab() != tokenizers[0].get_vocab() for tokenizer in tokenizers[1:]):
-        raise ConfigError(
-            "the two tokenizers have different words, so that they cut prompts differently; they "
-            "do not belong together. Choose a plain SDXL model"
         )

@@ -87,18 +87,11 @@ def odd():
     return scheduler
 
 
-def masked():
-    encoder = tiny_diffusers.text_encoder()
-    encoder.config.use_attention_mask = True
-    return encoder
-
-
 @pytest.mark.parametrize(
     ("place", "said", "part"),
     [
         (0, "in_channels 9 where SD1.5's has 4", lambda: tiny_diffusers.unet(in_channels=9)),
         (0, "num_class_embeds 3 where", lambda: tiny_diffusers.unet(num_class_embeds=3)),
-        (1, "the text encoder masks padding", masked),
         (3, "FlowMatch.* has no alphas_cumprod", FlowMatchEulerDiscreteScheduler),
         (3, "predicts 'flow_prediction'", odd),
     ],
