@@ -1,13 +1,12 @@
 """Files that are written in one step: a reader finds the old one or the new one, whole.
 
 A draft is written in the same folder, under a hidden name. When it is whole and on the disk, it
-gets the name. What killed writers left is removed by the next one.
+gets the name. What a killed writer left stays there, hidden.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -21,19 +20,11 @@ from torch import Tensor
 from ..errors import NameTakenError, SaveError
 from .tensors import serialized
 
-_HIDDEN = re.compile(r"\.iteris-(\d+)-[0-9a-f]{16}\.part")  # with the number of its process
 _TRIES = 10_000  # numbers of a name that is taken
 _LONGEST_NAME = 255  # bytes; of every disk that is in wide use
 _SHOWN = 60  # characters of a long name in an error
 # What only Windows refuses is refused everywhere, since files are passed on.
 _UNFIT = re.compile(r'[\0-\x1f\ud800-\udfff<>:"|?*]|[. ]$')
-_CAUSES = {
-    errno.ENOSPC: "the disk is full; free some room, or save to another disk",
-    errno.EDQUOT: "your share of the disk is used up; free some room, or save to another disk",
-    errno.EROFS: "the disk is read-only; save to another place",
-    errno.EACCES: "this is not allowed to you, or another program has it open; save to another "
-    "place",
-}
 
 
 def write_tensors(
@@ -88,37 +79,18 @@ def whole_file(
                 os.replace(draft, path)
             else:
                 _move_without_replacing(draft, path)
-        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
 def _draft_of(place: Path) -> Iterator[Path]:
     """Give a hidden name in the folder of a place; nothing is left of it afterwards."""
     os.makedirs(place.parent, exist_ok=True)
-    with contextlib.suppress(OSError):  # what others left must not stop anybody
-        for name in os.listdir(place.parent):
-            found = _HIDDEN.fullmatch(name)
-            if found and not _is_alive(int(found[1])):
-                os.unlink(place.parent / name)
-    draft = place.with_name(f".iteris-{os.getpid()}-{secrets.token_hex(8)}.part")
+    draft = place.with_name(f".iteris-{secrets.token_hex(8)}.part")
     try:
         yield draft
     finally:
         with contextlib.suppress(OSError):  # the cause is told, not what happened after it
             os.unlink(draft)
-
-
-def _is_alive(process: int) -> bool:
-    """Whether a process may still write; Windows itself keeps open files from being removed."""
-    if os.name == "nt":
-        return False
-    try:
-        os.kill(process, 0)  # sends nothing
-    except OverflowError:
-        return False
-    except OSError as error:
-        return error.errno != errno.ESRCH
-    return True
 
 
 def _move_without_replacing(draft: Path, path: Path) -> None:
@@ -130,18 +102,6 @@ def _move_without_replacing(draft: Path, path: Path) -> None:
         if os.path.lexists(path):
             raise taken(path) from None
         os.rename(draft, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Send the names in a folder to the disk; until then a power cut may undo a rename. Many
-    network disks cannot, and Windows opens no folders; the names are there all the same.
-    """
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --- what is in the way, and free names ---
@@ -214,6 +174,8 @@ def _one_sentence(place: Path) -> Iterator[None]:
     except SaveError:
         raise
     except (OSError, SafetensorError) as error:
-        cause = _CAUSES.get(getattr(error, "errno", None) or 0)
-        what = cause or getattr(error, "strerror", None) or error
-        raise SaveError(f"{place} cannot be written: {what}") from error
+        cause = getattr(error, "strerror", None) or error
+        raise SaveError(
+            f"{place} cannot be written: {cause}; look at the room on the disk and at your "
+            "permissions, or save to another place"
+        ) from error

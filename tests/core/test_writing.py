@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -43,10 +42,6 @@ def content(place):
     if not place.is_dir():
         return place.read_bytes() if place.exists() else None
     return {path.name: path.read_bytes() for path in place.iterdir()}
-
-
-def hidden(folder):
-    return [name for name in os.listdir(folder) if name.startswith(".")]
 
 
 def clear(folder):
@@ -108,20 +103,6 @@ def test_an_error_in_the_middle_leaves_nothing(folder):
                 raise error
             assert content(folder) == before
         write_text("precious", folder / "x", overwrite=overwrite)
-
-
-@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL])
-def test_a_disk_that_sends_no_names_of_folders_will_do(folder, monkeypatch, code):
-    sync = os.fsync
-
-    def no_folders(handle):
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(code, os.strerror(code))
-        sync(handle)
-
-    monkeypatch.setattr(os, "fsync", no_folders)
-    write_text("x", folder / "x.txt")
-    assert content(folder) == {"x.txt": b"x"}
 
 
 @pytest.mark.parametrize(
@@ -291,17 +272,6 @@ def error_of(work):
     return ""
 
 
-def next_save(folder):
-    """Save something else, after which nothing hidden of another process is left, and return what
-    is in the place.
-    """
-    found = content(folder / "place")
-    write_text("next", folder / "next", overwrite=True)
-    assert all(name.startswith(f".iteris-{os.getpid()}-") for name in hidden(folder))
-    assert content(folder / "place") == found
-    return found
-
-
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
 def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(old, expected, folder, monkeypatch):
     before = expected[OLD] if old else None
@@ -311,9 +281,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new(old, expected, f
         assert content(folder / "place") in (before, expected[NEW])
         for listed in folder.rglob("*.safetensors"):  # ComfyUI lists all of them
             load_file(listed)
-        found = next_save(folder)
-        assert found in (before, expected[NEW])
-        replaced.append(found == expected[NEW])
+        replaced.append(content(folder / "place") == expected[NEW])
         if status == 0:
             break
     assert replaced == sorted(replaced)  # the old up to some step, and then the new
@@ -330,10 +298,9 @@ def test_an_error_at_any_step_leaves_the_old_or_the_new_and_names_the_cause(
         states = (expected[OLD] if old else None, expected[NEW]) if error else (expected[NEW],)
         assert content(folder / "place") in states
         said += [error] * bool(error)
-        assert next_save(folder) in states
     assert len(said) >= 5
-    full = "the disk is full; free some room, or save to another disk"
-    assert set(said) == {f"{folder / 'place'} cannot be written: {full}"}
+    full = f"{folder / 'place'} cannot be written: No space left on device; look at the room on the"
+    assert all(error.startswith(full) for error in said)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["free", "overwrite"])
@@ -356,8 +323,7 @@ def test_another_saver_at_any_step_loses_nothing(old, expected, folder, monkeypa
             assert sorted(os.listdir(folder)) == ["place", "place_02"][: len(found)]
 
 
-def test_what_has_a_name_is_on_the_disk_before_and_after(folder, monkeypatch):
-    """A power cut is as harmless as a kill: content first, then the name."""
+def test_what_is_given_a_name_is_on_the_disk_before(folder, monkeypatch):
     for old in (False, True):
         steps = Steps()
         with monkeypatch.context() as patch:
@@ -367,22 +333,3 @@ def test_what_has_a_name_is_on_the_disk_before_and_after(folder, monkeypatch):
         named = max(i for i, name in enumerate(names) if name in ("link", "replace", "rename"))
         written = max((i for i, name in enumerate(names) if name == "write"), default=0)
         assert written < names.index("fsync") < named
-        assert "fsync" in names[named:]
-
-
-def test_the_drafts_of_dead_processes_go_and_no_others(folder):
-    def work():
-        with whole_file(folder / "killed") as file:
-            file.write(b"half")
-            kill()
-
-    assert in_child(work) == KILLED
-    assert len(hidden(folder)) == 1
-    others = {".iteris", ".iteris-x.part", ".x-8f2.part", "a.part", ".hidden.old"}
-    others.add(f".iteris-{os.getppid()}-{'0' * 16}.part")  # of a process that lives
-    for name in others:
-        (folder / name).touch()
-    with whole_file(folder / "x") as own:
-        write_text("y", folder / "y")
-        assert {*os.listdir(folder)} == others | {"y", Path(own.name).name}
-    assert {*os.listdir(folder)} == others | {"x", "y"}
