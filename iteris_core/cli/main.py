@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -40,42 +39,25 @@ def _iteris(
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def inspect(context: typer.Context) -> None:
-    """Show what a LoRA file or an adapter is."""
-    from .inspect import app as inspect_app
-
-    inspect_app(context.args, prog_name="iteris inspect")
+_OWN = {
+    "inspect": "Show what a LoRA file or an adapter is.",
+    "merge": "Merge LoRAs, or adapters of T5 and BLIP, into one.",
+}
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def merge(context: typer.Context) -> None:
-    """Merge LoRAs, or adapters of T5 and BLIP, into one."""
-    from .merge import app as merge_app
-
-    merge_app(context.args, prog_name="iteris merge")
-
-
-def _add_commands_of_others() -> None:
-    """Add the commands of other packages, which name them as entry points `iteris.commands`: typer
-    apps, such as the demo's in a clone.
-    """
-    for entry in entry_points(group="iteris.commands"):
-        package = entry.module.partition(".")[0]
-        told = f"Run the command of the package {package}."
-        app.command(entry.name, context_settings=_PASSED_ON, add_help_option=False, help=told)(
-            _passing_on(entry)
-        )
-
-
-def _passing_on(entry: EntryPoint) -> Callable[[typer.Context], None]:
+def _add(entry: EntryPoint, told: str) -> None:
     def passed_on(context: typer.Context) -> None:
         entry.load()(context.args, prog_name=f"iteris {entry.name}")
 
-    return passed_on
+    add = app.command(entry.name, context_settings=_PASSED_ON, add_help_option=False, help=told)
+    add(passed_on)
 
 
-_add_commands_of_others()
+for name, told in _OWN.items():
+    _add(EntryPoint(name, f"{__package__}.{name}:app", ""), told)
+# other packages name theirs, typer apps such as the demo's in a clone
+for other in entry_points(group="iteris.commands"):
+    _add(other, f"Run the command of the package {other.module.partition('.')[0]}.")
 
 
 def main() -> None:

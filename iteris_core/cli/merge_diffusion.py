@@ -33,7 +33,7 @@ from ..files.diffusers import misread_by_diffusers
 from ..files.families import FAMILIES, Family
 from ..files.headers import lora_header
 from ..files.tensors import sha256
-from ..files.writing import check_free, under_free_name
+from ..files.writing import check_free
 from ..memory import Room, free_bytes
 from ..processes import Processes
 from . import options
@@ -127,12 +127,13 @@ def _merge(
     rows = rows_of(lora)
     paths = [file_of(row) for row in rows]
     check_places(
-        {"--output": output, "--json": report}, {"--base": [base], "--lora": [*lora, *paths]}
+        {"--output": output, "--json": report},
+        {"--base": [base], "--lora": [*lora, *paths]},
+        overwrite=overwrite,
     )
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output is {output}; its name must end in .safetensors")
     check_free(output, overwrite=overwrite)
-    options.check_report(report, overwrite=overwrite)
     how = MergeSettings(solving, made_on={"base": base})
     how.check(calibration)
     uses = uses_of(rows)
@@ -154,22 +155,18 @@ def _merge(
         device = device_of(model.unet_model)
         job = job.within_free(free_bytes(device), model.unet_model.dtype.itemsize, device)
         result = merge_loras(job, progress)
-    if not Processes.current().is_first:
-        return
     recipe = json.dumps(result.report.settings)
 
     def save(path: Path, overwrite: bool) -> None:
         metadata = metadata_of_merge(path.stem, job.loras, recipe)
         save_lora(model, result.adapter, path, metadata, overwrite=overwrite)
 
-    saved = under_free_name(output, save, overwrite=overwrite)
-    told = options.tell(result.adapter.name, result.report, saved, output)
-    if misread_by_diffusers(result.adapter):
+    options.save_and_tell(result, save, output, report, overwrite=overwrite)
+    if misread_by_diffusers(result.adapter) and Processes.current().is_first:
         typer.echo(
             "note: the text encoder part has no out_proj, so that diffusers misreads it (ComfyUI "
             "and A1111 do not)"
         )
-    options.write_report(told, report, overwrite=overwrite)
 
 
 def rows_of(texts: Sequence[str]) -> list[Row]:

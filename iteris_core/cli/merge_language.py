@@ -13,11 +13,9 @@ import typer
 from ..config import MergeConfig
 from ..errors import ConfigError
 from ..files import peft
-from ..files.writing import under_free_name
 from ..language import blip, t5
 from ..language.job import DEFAULT, PRESERVE_WEIGHT, AdapterTask, LanguageFamily, merge_peft
 from ..language.samples import Example, ReadingOptions, read_token_ids
-from ..processes import Processes
 from ..rivals.methods import check_used
 from ..settings import shown
 from . import options
@@ -126,10 +124,10 @@ def _merge(
             "--samples": samples,
             "--preserve": [preserve],
         },
+        overwrite=overwrite,
     )
     check_used(config)
     peft.check_free(output, overwrite=overwrite)
-    options.check_report(report, overwrite=overwrite)
     examples = _examples(family, samples, prompt)
     values = [1.0] * len(adapter) if weights is None else _numbers(weights)
     for what, given in (("samples for", examples), ("--weights for", values)):
@@ -144,15 +142,11 @@ def _merge(
     model = family.load(base, placement.dtype, placement.device)
     with progress_bars() as progress:
         result = merge_peft(family, model, tasks, config, reading, progress=progress)
-    if not Processes.current().is_first:
-        return
 
     def save(path: Path, overwrite: bool) -> None:
         result.save(path, overwrite=overwrite)
 
-    saved = under_free_name(output, save, overwrite=overwrite)
-    told = options.tell(result.adapter.name, result.report, saved, output)
-    options.write_report(told, report, overwrite=overwrite)
+    options.save_and_tell(result, save, output, report, overwrite=overwrite)
 
 
 def _preserve(family: LanguageFamily, path: Path | None, weight: float | None) -> list[AdapterTask]:

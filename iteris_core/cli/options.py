@@ -17,9 +17,9 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from ..errors import plain
-from ..files.writing import check_free, write_text
+from ..files.writing import under_free_name, write_text
+from ..merging import MergeResult
 from ..processes import Processes
-from ..report.records import MergeReport
 from ..settings import (
     Precision,
     alternatives,
@@ -191,16 +191,6 @@ def _changed(kept: Any, typed: Mapping[str, Any]) -> Any:
     return replace(kept, **inner, **{field: typed[field] for field in every if field in typed})
 
 
-def check_report(path: Path | None, *, overwrite: bool) -> None:
-    """Refuse the file of a report that is there already, before hours of work.
-
-    Raises:
-        NameTakenError: It may not be replaced.
-    """
-    if path is not None:
-        check_free(path, overwrite=overwrite)
-
-
 def write_report(content: Mapping[str, Any], path: Path | None, *, overwrite: bool) -> None:
     """Write what a command found to a file as JSON, if one was asked for.
 
@@ -212,18 +202,34 @@ def write_report(content: Mapping[str, Any], path: Path | None, *, overwrite: bo
         write_text(text + "\n", path, overwrite=overwrite)
 
 
-def tell(name: str, report: MergeReport, output: Path, asked: Path) -> dict[str, Any]:
-    """Print the report and where the result is, and return both for `write_report`. Warnings are on
-    stderr, too.
+def save_and_tell(
+    result: MergeResult,
+    save: Callable[[Path, bool], object],
+    output: Path,
+    report: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Save a merge, print its report and where it is, and write the report if it was asked for.
+    Warnings are on stderr, too. Of several processes, the first one does.
 
     Args:
-        asked: Place that was asked for; it is another if that was taken during the merge.
+        save: See `writing.under_free_name`.
+
+    Raises:
+        IterisError: One of the files cannot be written.
     """
-    typer.echo(str(report))
-    if output != asked:
-        typer.echo(f"note: while this merge ran, another program wrote {asked}, which is untouched")
+    if not Processes.current().is_first:
+        return
+    saved = under_free_name(output, save, overwrite=overwrite)
+    typer.echo(str(result.report))
+    if saved != output:
+        typer.echo(
+            f"note: while this merge ran, another program wrote {output}, which is untouched"
+        )
     if not sys.stdout.isatty():  # else they are in the report above
-        for warning in report.warnings:
+        for warning in result.report.warnings:
             typer.echo(plain(warning), err=True)
-    typer.echo(f"saved to {output}")
-    return {"output": str(output), "adapter": name, **report.to_dict()}
+    typer.echo(f"saved to {saved}")
+    content = {"output": str(saved), "adapter": result.adapter.name, **result.report.to_dict()}
+    write_report(content, report, overwrite=overwrite)

@@ -9,13 +9,14 @@ from itertools import combinations
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files.writing import fault_of_path
+from ..files.writing import check_free, fault_of_path
 
 Inputs = Mapping[str, Sequence[object]]
 
 
-def check_places(outputs: Mapping[str, Path | None], inputs: Inputs) -> None:
-    """Refuse places that cannot be written to, or where an input of the command would be lost.
+def check_places(outputs: Mapping[str, Path | None], inputs: Inputs, *, overwrite: bool) -> None:
+    """Refuse places that cannot be written to, or where an input of the command would be lost; and
+    a file of a report that is there already.
 
     Args:
         outputs: Option -> file or folder that is written; None: the option is not given.
@@ -23,6 +24,7 @@ def check_places(outputs: Mapping[str, Path | None], inputs: Inputs) -> None:
 
     Raises:
         ConfigError: Names the options and the place.
+        NameTakenError: The report may not be replaced.
     """
     given = {option: place for option, place in outputs.items() if place is not None}
     for option, place in given.items():
@@ -40,6 +42,8 @@ def check_places(outputs: Mapping[str, Path | None], inputs: Inputs) -> None:
                     "another place"
                 )
         _check_writable(option, place)
+        if option == "--json":
+            check_free(place, overwrite=overwrite)
 
 
 def _on_disk(inputs: Inputs) -> Iterator[tuple[str, Path]]:

@@ -50,9 +50,8 @@ def test_the_demo_is_a_command_of_its_own_package():
 def test_commands_of_other_packages_get_the_arguments_and_end_with_their_code(monkeypatch):
     entry = EntryPoint("demo", "demo.command:app", "iteris.commands")
     monkeypatch.setattr(main, "app", typer.Typer())
-    monkeypatch.setattr(main, "entry_points", lambda group: [entry])
     main.app.command("other")(lambda: None)
-    main._add_commands_of_others()
+    main._add(entry, "Run the demo.")
     run = Mock(side_effect=InputError("nothing is there"))
     monkeypatch.setattr(command, "run_demo", run)
     done = CliRunner().invoke(main.app, ["demo", "--steps", "3"])
