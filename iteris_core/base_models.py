@@ -23,13 +23,6 @@ def whole_model(auto_class: Any, source: str, what: str, **options: Any) -> nn.M
     Raises:
         ConfigError: It cannot be loaded, or not all of it.
     """
-    folder = Path(source)
-    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"{source}: its weights are a pickle (.bin), which can run code when it is opened; "
-            "only .safetensors are read. Save the model again with save_pretrained, where you "
-            "trust it, or download its safetensors version"
-        )
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model: nn.Module
     model, found = loaded(auto_class.from_pretrained, source, what, **safe, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,7 +23,6 @@ from ..memory import UNLIMITED, Room
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
-from ..report.records import Note
 from ..settings import label, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
 from .samples import Example, ReadingOptions
@@ -49,7 +47,7 @@ class AdapterTask:
         weight: Weight of the task, relative to the other tasks.
 
     Raises:
-        CalibrationError: There are no examples, or the weight is not a finite number from 0 on.
+        CalibrationError: There are no examples.
     """
 
     folder: Path | None
@@ -57,14 +55,9 @@ class AdapterTask:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        name = self.folder or "the base model"
         if not self.examples:
+            name = self.folder or "the base model"
             raise CalibrationError(f"there are no samples for {name}; give it at least one input")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise CalibrationError(
-                f"the task of {name} has weight {self.weight}; it must be a finite number, 0 or "
-                "more"
-            )
 
 
 @dataclass(frozen=True)
@@ -192,7 +185,11 @@ def merge_peft(
     numbers = itertools.count()
     mixes = [{next(numbers): 1.0} if adapter else {} for adapter in read]
     worn = [adapter.select(options.is_merged) for adapter in whole]
-    left_out = _left_out(whole, worn)
+    if target_layers(whole) and not target_layers(worn):
+        raise AdapterError(
+            "the adapters change layers of the decoder alone, which "
+            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
+        )
     teachers = Teachers(model, worn, mixes, room.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, [task.examples for task in tasks], options, reader)
     weights = [task.weight for task in tasks]
@@ -210,7 +207,6 @@ def merge_peft(
         result.adapter,
         replace(
             result.report,
-            notes=(*result.report.notes, *left_out),
             settings=settings,
             saved_bytes=result.adapter.saved_bytes,
         ),
@@ -219,21 +215,3 @@ def merge_peft(
         task_type=family.task_type,
         kernels=layer_kernels(network.modules),
     )
-
-
-def _left_out(whole: Sequence[Adapter], worn: Sequence[Adapter]) -> tuple[Note, ...]:
-    """Return a note of what the adapters lose where only the encoder is merged.
-
-    Raises:
-        AdapterError: They lose all of it.
-    """
-    if target_layers(whole) and not target_layers(worn):
-        raise AdapterError(
-            "the adapters change layers of the decoder alone, which "
-            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
-        )
-    before, after = (sum(len(adapter.deltas) for adapter in each) for each in (whole, worn))
-    if before == after:
-        return ()
-    text = f"{before - after} deltas of the decoder are left out of the merge (modules='encoder')"
-    return (Note("left_out", text),)

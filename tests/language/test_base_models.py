@@ -69,7 +69,7 @@ def folder(t5_folder, tmp_path, monkeypatch):
         (without("shared.weight"), "4 of its weights"),  # all that are tied to it
         (short, "a model cannot be loaded"),
         (cut_off, "a model cannot be loaded"),
-        (as_pickle, "its weights are a pickle (.bin)"),
+        (as_pickle, "a model cannot be loaded from there ("),
         (as_code, "a model cannot be loaded"),
         (lambda f: (f / "config.json").write_text("[]"), "a model cannot be loaded"),
     ],
