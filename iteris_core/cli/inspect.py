@@ -13,7 +13,7 @@ from ..errors import plain
 from ..files.inspection import AdapterFacts, inspect_adapter
 from .terminal import one_line_errors
 
-INSPECT_HELP = """Show what an adapter is: base model, layers, ranks, alphas, trigger words, which \
+INSPECT_HELP = """Show what an adapter is: base model, layers, ranks, trigger words, which \
 LoRAs it is a merge of, and what would not load.
 
 Example:
@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command(help=INSPECT_HELP)
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A LoRA file, or the folder of a PEFT adapter.")],
+    path: Annotated[Path, typer.Argument(help="A LoRA file, or the weights of a PEFT adapter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     with one_line_errors("iteris inspect", "standalone"):
@@ -45,7 +45,6 @@ def _as_text(facts: AdapterFacts) -> str:
         f"  base           {facts.base}",
         f"  layers         {layers}",
         f"  ranks          {', '.join(map(str, facts.ranks)) or 'unknown'}",
-        f"  alphas         {', '.join(f'{alpha:g}' for alpha in facts.alphas) or 'the ranks'}",
         f"  trigger words  {', '.join(facts.trigger_words) or 'none in its metadata'}",
         *([f"  merged from    {', '.join(facts.merged_from)}"] if facts.merged_from else []),
         f"  would not load: {len(facts.problems) or 'nothing'}",

@@ -4,7 +4,7 @@ tensor's role; and groups of the tensors that have one base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,17 +132,3 @@ def factors_by_key(
         base + endings[UP]: delta.up.reshape(*delta.up.shape, *(1 for _ in kernel)).contiguous(),
         base + endings[DOWN]: delta.down.reshape(delta.rank, -1, *kernel).contiguous(),
     }
-
-
-def foreign_kind(keys: Iterable[str]) -> str | None:
-    """Return what an adapter is that no reader knows, with the key that shows it; None: nothing
-    shows it.
-    """
-    endings = (".on_input", ".ia3_l", ".on_input.weight", ".ia3_l.weight")
-    key = next((key for key in keys if key.endswith(endings)), None)
-    if key is None:
-        return None
-    return (
-        f"it is an IA3, which scales what flows through a layer ({key!r}), and cannot be merged; "
-        "use a plain LoRA"
-    )

@@ -25,7 +25,6 @@ from .groups import (
     PEFT_ENDINGS,
     Group,
     factors_by_key,
-    foreign_kind,
     grouped,
     key_of,
     split_key,
@@ -64,9 +63,6 @@ def parse(
             not finite.
     """
     groups, unmatched = grouped(tensors, lambda base: keys.place_of(base) is not None)
-    foreign = foreign_kind(unmatched)
-    if foreign:
-        raise AdapterError(f"{name}: {foreign}")
     family = keys.family
     # a file of another family can fit in part; keys that all fit may look like another family's,
     # and those that fit a model of a family without patterns of its own do

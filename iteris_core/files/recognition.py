@@ -100,18 +100,14 @@ def fitting(family: Family) -> list[str]:
     return list(dict.fromkeys([family.name, *alike]))
 
 
-def base_family(
-    found: Family | None,
-    metadata: Mapping[str, str],
-    settings: Mapping[str, Any] | None = None,
-) -> tuple[Family | None, str]:
+def base_family(found: Family | None, metadata: Mapping[str, str]) -> tuple[Family | None, str]:
     """Return the base model family of an adapter, None if nothing tells; and its name, with the
-    statement of the file, or of PEFT's settings, in brackets.
+    statement of the file in brackets.
 
     Args:
         found: What `family_of` says.
     """
-    names = [base_of(settings or {}), *_names(metadata)]
+    names = _names(metadata)
     name = next(filter(None, names), None)
     family = found or family_named(*names)
     if family is None:

@@ -131,7 +131,6 @@ FOLDERS: Mapping[str, Callable[[Path], object]] = {
     "peft": lambda path: peft.load(
         path, layer_shapes(MODULES), lambda path: MODULES[path].get_parameter("weight")
     ),
-    "inspect a folder": inspect_adapter,
 }
 
 
