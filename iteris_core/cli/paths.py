@@ -58,11 +58,7 @@ def _with_parents(place: Path) -> tuple[Path, ...]:
 
 
 def _check_writable(option: str, place: Path) -> None:
-    folder = place.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ConfigError(f"{option} is {place}, but {folder} is a file; choose another place")
+    folder = next(parent for parent in place.resolve().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

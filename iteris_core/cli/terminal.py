@@ -10,14 +10,8 @@ from collections.abc import Iterator
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.markup import escape
+from rich.progress import Progress, TaskID
 
 from ..errors import IterisError, plain
 from ..processes import Processes
@@ -61,19 +55,13 @@ def quiet_libraries() -> None:
 def progress_bars() -> Iterator[StageProgress]:
     """Show a bar per stage on stderr, if that is a terminal, by one process of several."""
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     disable = not (console.is_terminal and Processes.current().is_first)
-    with Progress(*columns, console=console, disable=disable) as bars:
+    with Progress(console=console, disable=disable) as bars:
         shown: dict[Stage, TaskID] = {}
 
         def show(stage: Stage, done: int, total: int) -> None:
             if stage not in shown:
-                shown[stage] = bars.add_task(plain(str(stage)), total=total)
+                shown[stage] = bars.add_task(escape(plain(str(stage))), total=total)
             bars.update(shown[stage], completed=done, total=total)
 
         yield show
