@@ -24,18 +24,9 @@ from ..layers import stored_weight
 from .diffusers_model import DiffusersModel
 
 _PIPELINES = {"SD1.5": "StableDiffusionPipeline", "SDXL": "StableDiffusionXLPipeline"}
-_LEFT_OUT = {
-    "SD1.5": {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    },
-    "SDXL": {},
-}
+# What only pipelines of SD1.5 have, and a merge does not need.
+_LEFT_OUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-# Tensors of a checkpoint that say how an SDXL was trained.
-_V_PREDICTION = "v_pred"
-_ZERO_TERMINAL_SNR = "ztsnr"
 
 
 def load_diffusers(
@@ -77,7 +68,7 @@ def load_pipeline(source: str, family: Family, config: str | None = None, **more
     from diffusers import pipelines
 
     kind = getattr(pipelines, _PIPELINES[family.name])
-    options = {**_LEFT_OUT[family.name], **more}
+    options = {**(_LEFT_OUT if family.name == "SD1.5" else {}), **more}
     if Path(source).suffix in _FILES:
         keys = read_header(Path(source))[0]
         settings = config or "of its family from the hub"
@@ -98,11 +89,11 @@ def load_pipeline(source: str, family: Family, config: str | None = None, **more
             f"{source}: has not all text encoders of {family.name}, such as SD1.5 or SDXL's "
             f"refiner; choose a base model of {family.name}"
         )
-    if _V_PREDICTION in keys:  # which diffusers does not read
+    if "v_pred" in keys:  # a tensor that says how an SDXL was trained; diffusers does not read it
         pipeline.scheduler = type(pipeline.scheduler).from_config(
             pipeline.scheduler.config,
             prediction_type="v_prediction",
-            rescale_betas_zero_snr=_ZERO_TERMINAL_SNR in keys,
+            rescale_betas_zero_snr="ztsnr" in keys,
         )
     return pipeline
 
