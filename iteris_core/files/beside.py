@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .limits import PICTURE_BYTES, SIDECAR_BYTES, json_value
 from .trigger_words import phrases
@@ -68,15 +67,11 @@ def _content(path: Path, most: int, count: int = -1) -> bytes:
         return b""
 
 
-def _read(content: bytes) -> Any:
-    try:
-        return json_value(content.decode("utf-8-sig")) if content else None
-    except ValueError:
-        return None
-
-
 def _listed_beside(content: bytes) -> tuple[str, ...]:
-    value = _read(content)
+    try:
+        value = json_value(content.decode("utf-8-sig"))
+    except ValueError:
+        return ()
     inner = value.get("civitai") if isinstance(value, dict) else None
     lists = [of.get("trainedWords") for of in (value, inner) if isinstance(of, dict)]
     return phrases(next((words for words in lists if words and isinstance(words, list)), []))
