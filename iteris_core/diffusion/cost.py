@@ -10,9 +10,9 @@ from itertools import accumulate
 from ..progress import Stage
 from . import stages
 from .descent import LOOK
-from .polish import PER_TASK
+from .polish import PER_LESSON
 from .samples import SampleSpec, tasks_of
-from .targets import parted
+from .targets import parted, rows_of_lessons
 
 STEPS_OF_A_PICTURE = 20
 # Rows that a sweep runs alone first, to see which layers share an input, and whether rows are
@@ -43,6 +43,7 @@ class Cost:
         sweep: Teacher and student rows.
         polish_sampling: Those of the polish's own sampling runs.
         polish: Those of the polish itself; a row with its gradient counts as several.
+        lessons: Rows and samples of the lessons that a polish on as many runs would have.
         latents: Latents kept of each LoRA's sampling runs.
         frames: Latent frames of a row; each takes as long as a picture.
     """
@@ -54,6 +55,7 @@ class Cost:
     rows_of_a_picture: int
     samples: int
     tasks: int
+    lessons: Sequence[tuple[int, int]] = ()
     latents: int = 1
     frames: int = 1
 
@@ -74,8 +76,8 @@ class Cost:
         if not (polish_steps and self.sampling):
             return rows
         more = polish_steps / self.latents  # it has as many runs as steps
-        sizes = [round(more * self.samples / self.tasks)] * self.tasks
-        return rows + round(more * self.sampling) + _polish(polish_steps, sizes)
+        lessons = [(round(more * a), round(more * b)) for a, b in self.lessons]
+        return rows + round(more * self.sampling) + _polish(polish_steps, lessons)
 
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
@@ -109,15 +111,15 @@ def cost_of(
     Args:
         guided: Whether rows are drawn with the negative prompt, too.
     """
-    sizes = [len(of_task) for of_task in tasks_of(polish_samples)]
     return Cost(
         sampling=_sampling(samples, guided=guided) if changes_denoiser else 0,
         sweep=_FIRST + 2 * len(samples) if changes_denoiser else 0,
         polish_sampling=_sampling(polish_samples, guided=guided) if changes_denoiser else 0,
-        polish=_polish(polish_steps, sizes) if changes_denoiser else 0,
+        polish=_polish(polish_steps, _lessons(polish_samples)) if changes_denoiser else 0,
         rows_of_a_picture=(2 if guided else 1) * STEPS_OF_A_PICTURE,
         samples=len(samples),
         tasks=len(tasks_of(samples)),
+        lessons=_lessons([sample for sample in samples if sample.run]),
         latents=latents,
     )
 
@@ -127,13 +129,28 @@ def _sampling(samples: Sequence[SampleSpec], *, guided: bool) -> int:
     return sum(run.rows(guided=guided) for _, run in drawn if run is not None)
 
 
-def _polish(steps: int, sizes: Sequence[int]) -> int:
-    """Return the rows of a polish: each sample is read by its teacher; what is kept out is read by
-    the base model, too, and by the merge twice at the start, and at each look.
+def _lessons(samples: Sequence[SampleSpec]) -> list[tuple[int, int]]:
+    """Return the numbers of rows and of samples of each lesson."""
+    rows = rows_of_lessons(
+        tasks_of(samples), lambda each: (each.run, each.level, each.student, each.is_negative)
+    )
+    return [(len(lesson), sum(map(len, lesson))) for lesson in rows]
+
+
+def _polish(steps: int, lessons: Sequence[tuple[int, int]]) -> int:
+    """Return the rows of a polish: each sample is read by its teacher; those that are kept out are
+    read by the base model, too, and their rows by the merge twice at the start, and at each look.
 
     Args:
-        sizes: Numbers of each task's samples.
+        lessons: Rows and samples of each lesson.
     """
-    kept_out = sum(len(parted(range(size))[1]) for size in sizes)
-    taught = steps * PER_TASK * len(sizes)
-    return sum(sizes) + (3 + math.ceil(steps / LOOK)) * kept_out + _GRADIENT * taught
+    kept_out = [len(parted(range(rows))[1]) for rows, _ in lessons]
+    of_base = sum(
+        round(out * samples / rows)
+        for out, (rows, samples) in zip(kept_out, lessons, strict=True)
+        if rows
+    )
+    looks = 2 + math.ceil(steps / LOOK)
+    taught = steps * PER_LESSON * len(lessons)
+    every = sum(samples for _, samples in lessons)
+    return every + of_base + looks * sum(kept_out) + _GRADIENT * taught

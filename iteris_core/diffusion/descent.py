@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..progress import Progress, nobody
 
-LOOK = 10  # steps from one look at the error to the next
+LOOK = 15  # steps from one look at the error to the next
 # Size of the first steps, relative to the factors' own. At 0.05, the error of a small transformer
 # rose before it fell.
 _RATE = 0.03

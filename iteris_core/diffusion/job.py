@@ -139,7 +139,10 @@ class Job:
         uses = [lora.use for lora in used]
         settings.check_prompts(uses)
         samples = _samples(model, uses, calibration) if settings.config.measured else []
-        of_polish = _samples(model, uses, calibration.of_polish) if calibration.polish else []
+        of_polish = (
+            _samples(model, uses, calibration.of_polish, early=True) if calibration.polish else []
+        )
+        of_polish = [sample for sample in of_polish if sample.run]  # others are of the text alone
         check_target(samples, settings.config)
         return cls(
             model=model,
@@ -288,9 +291,9 @@ def check_target(samples: Iterable[SampleSpec], config: MergeConfig) -> None:
 
 
 def _samples(
-    model: DiffusionHost, uses: Sequence[LoraUse], calibration: Calibration
+    model: DiffusionHost, uses: Sequence[LoraUse], calibration: Calibration, *, early: bool = False
 ) -> list[SampleSpec]:
-    """Return the samples of a merge.
+    """Return the samples of a merge, or of its polish; see `make_samples`.
 
     Raises:
         IterisError: Captions that the model's text encoder cannot read, or scenes in the text alone
@@ -298,9 +301,9 @@ def _samples(
     """
     tokens = model.picture_tokens
     samples = (
-        make_samples(uses, calibration, None, tokens.length)
+        make_samples(uses, calibration, None, tokens.length, early=early)
         if tokens
-        else make_samples(uses, calibration, model.token_positions)
+        else make_samples(uses, calibration, model.token_positions, early=early)
     )
     in_text = not calibration.scene_pictures and any(sample.is_of_scene for sample in samples)
     if tokens and in_text:

@@ -298,10 +298,11 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             job.room.samples_per_chunk,
             "sampling",
         )
-        tasks, later = (
-            _tasks(of, adapters, [as_rows(of_task, contexts, latents) for of_task in tasks_of(of)])
-            for of in (job.samples, job.polish_samples)
-        )
+        rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
+        tasks = _tasks(job.samples, adapters, rows)
+        following = iter(as_rows(job.polish_samples, contexts, latents))
+        rows = [list(islice(following, len(each))) for each in tasks_of(job.polish_samples)]
+        later = _tasks(job.polish_samples, adapters, rows)
         result = solver.merge(network, adapters, tasks, stages.DENOISER)
         if later:
             result, note = _polished(result, network, adapters, later, solver)

@@ -8,11 +8,11 @@ layer is near its optimum. Gradient steps from the closed form lower this error:
                           ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
 
 with the mask m of a scene's region, and the factors B_l A_l of every layer, whose ranks stay. Each
-step takes a batch of samples, drawn by the weights of their tasks, in whitened inputs (see
-`whitening`). Some of each task's samples are kept out: their error decides what is kept (see
-`descent`), so that the result is at worst the closed form. The effect that errors are relative to
-is enlarged where a task would begin above 1, as does a scene in whose region a LoRA does little: it
-would drown the others.
+step takes a batch of rows, drawn by the weights of their tasks, in whitened inputs (see
+`whitening`). Some rows of each lesson, a task or all scenes, are kept out: their error decides what
+is kept (see `descent`), so that the result is at worst the closed form. Errors count less where a
+lesson would begin above 1, as do scenes in whose regions LoRAs do little: they would drown the
+others.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from .descent import Lowest, descend
 from .gradients import blocks_called, frozen, kept_as_copies, mapped, recomputed, usable
 from .runs import GOLDEN_RATIO
 from .targets import (
+    Lesson,
     Target,
-    TaskTargets,
     calls_of,
+    lesson_errors,
+    lessons_of,
     size_of,
     squared_errors,
-    targets_of,
-    task_errors,
 )
 from .whitening import Whitening, whitenings
 
-PER_TASK = 2  # samples of a step
+PER_LESSON = 2  # rows of a step
 
 # Factor of the error, since its gradients would vanish in float16; and what this factor is
 # multiplied by when they overflow. Powers of two change no digit.
@@ -57,7 +57,7 @@ _SCALE = 2.0**12
 _SMALLER = 2.0**-4
 # The share of layers that may get no gradient: some of the last block do nothing for the output.
 _UNREACHED = 0.25
-_SMALLEST = 1e-3  # error of a task at the start; below it, nothing is left to lower
+_SMALLEST = 1e-3  # error of a lesson at the start; below it, nothing is left to lower
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Polished:
     """A merged adapter after its polish.
 
     Args:
-        lowest: The error of the samples that were kept out, the mean over tasks of their error
+        lowest: The error of the rows that were kept out, the mean over lessons of their error
             relative to that of the start.
     """
 
@@ -99,10 +99,10 @@ def polish(
         OutOfMemoryError: Even gradients of a single row do not fit.
     """
     begun = lambda *_: progress(0, steps)  # noqa: E731, which may cancel
-    of_tasks = targets_of(network, adapters, tasks, rows_per_call, begun)
+    lessons = lessons_of(network, adapters, tasks, rows_per_call, begun)
     with torch.inference_mode(False), ExitStack() as stack:
-        of_tasks = mapped(of_tasks, usable)
-        kept_out = [target for of_task in of_tasks for target in of_task.kept_out]
+        lessons = mapped(lessons, usable)
+        kept_out = [target for lesson in lessons for target in lesson.kept_out]
         with blocks_called(network.modules, merged.deltas) as blocks:
             calls = calls_of(network, kept_out, rows_per_call)
             reads = ([kept_out[i].reads for i in numbers] for numbers in calls)
@@ -112,7 +112,7 @@ def polish(
         stack.enter_context(_worn(network.modules, layers))
         stack.enter_context(recomputed(blocks, weights))
         with torch.no_grad():
-            teaching = _Teaching.of(network, layers, of_tasks, rows_per_call)
+            teaching = _Teaching.of(network, layers, lessons, rows_per_call)
         with torch.enable_grad(), kept_as_copies(weights):
             factors = teaching.factors
             largest = max([*teaching.taught, *kept_out], key=size_of)
@@ -134,9 +134,9 @@ class _Teaching:
     """Gradients and errors of the layers' factors, which all rows wear.
 
     Args:
-        taught: Targets that gradients are taken of, those of a task in random order.
-        kept_out: Each task's targets that no gradient sees.
-        first: Error of each task's `kept_out` at the start.
+        taught: Targets that gradients are taken of, those of a lesson in random order.
+        kept_out: Each lesson's targets that no gradient sees.
+        first: Error of each lesson's `kept_out` at the start.
         rows: Most rows of a forward call; fewer once memory has run out.
         scale: What the error is multiplied by; less once a gradient has overflowed.
     """
@@ -155,16 +155,16 @@ class _Teaching:
         cls,
         network: Network,
         layers: Mapping[str, _Layer],
-        of_tasks: Sequence[TaskTargets],
+        lessons: Sequence[Lesson],
         rows: int,
     ) -> _Teaching:
-        kept_out = [of_task.kept_out for of_task in of_tasks]
-        first = task_errors(network, kept_out, rows)
+        kept_out = [lesson.kept_out for lesson in lessons]
+        first = lesson_errors(network, kept_out, rows)
         chance = random.Random(0)
         taught = [
-            replace(target, effect=target.effect * max(1.0, error))
-            for of_task, error in zip(of_tasks, first, strict=True)
-            for target in chance.sample(of_task.taught, len(of_task.taught))
+            replace(target, weights=target.weights / max(1.0, error))
+            for lesson, error in zip(lessons, first, strict=True)
+            for target in chance.sample(lesson.taught, len(lesson.taught))
         ]
         return cls(network, layers, taught, kept_out, first, rows)
 
@@ -174,8 +174,8 @@ class _Teaching:
 
     @torch.no_grad()
     def level(self) -> float:
-        """Return the mean over tasks of the kept-out error, relative to that at the start."""
-        now = task_errors(self.network, self.kept_out, self.rows)
+        """Return the mean over lessons of the kept-out error, relative to that at the start."""
+        now = lesson_errors(self.network, self.kept_out, self.rows)
         levels = [a / max(b, _SMALLEST) for a, b in zip(now, self.first, strict=True)]
         return sum(levels) / len(levels)
 
@@ -183,7 +183,7 @@ class _Teaching:
         """Return the targets of the next step, at even distances along their shares, so that tasks
         take part by their weights; each step begins where others have left the largest gap.
         """
-        count = PER_TASK * len(self.kept_out)
+        count = PER_LESSON * len(self.kept_out)
         ends = torch.tensor([target.share for target in self.taught], dtype=torch.float64).cumsum(0)
         start = self.steps * GOLDEN_RATIO % 1
         self.steps += 1

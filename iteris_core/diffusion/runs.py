@@ -32,9 +32,13 @@ class Run:
     first: int
 
     @classmethod
-    def of(cls, calibration: Calibration, group: int, number: int) -> Run:
-        """Return run `number` of a group of runs; groups share no noise."""
-        kept = kept_levels(calibration, number)
+    def of(cls, calibration: Calibration, group: int, number: int, *, early: bool = False) -> Run:
+        """Return run `number` of a group of runs; groups share no noise.
+
+        Args:
+            early: See `kept_levels`.
+        """
+        kept = kept_levels(calibration, number, early=early)
         seed = calibration.seed * 1_000_003 + group * 1009 + number
         return cls(seed, tuple(kept), tuple(path_to(calibration, kept)), seed)
 
@@ -50,13 +54,19 @@ class Run:
         return opens + (1 + guided) * max(0, self.length - 1)
 
 
-def kept_levels(calibration: Calibration, run: int) -> list[int]:
+def kept_levels(calibration: Calibration, run: int, *, early: bool = False) -> list[int]:
     """Return the noise levels that a sampling run keeps: evenly spread over those that are
     measured, with pure noise at 0, and staggered from one run to the next.
+
+    Args:
+        early: Let fewer runs go further, with a density that falls to 0 at the last level: where
+            little noise is left, the estimates of the clean latents hardly differ.
     """
     levels = calibration.measured_levels
     stride = len(levels) / calibration.timesteps
     offset = (run * GOLDEN_RATIO) % 1
+    if early:
+        offset = 1 - math.sqrt(1 - offset)
     return [levels[int((i + offset) * stride)] for i in range(calibration.timesteps)]
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -75,6 +76,8 @@ class SampleSpec:
 
 # Makes samples of one task: all fields of a `SampleSpec` after its weight.
 _OfTask = Callable[..., SampleSpec]
+# Number of a task's sampling run -> the run; see `Run.of`.
+_RunOf = Callable[[int], Run]
 
 
 def make_samples(
@@ -82,6 +85,8 @@ def make_samples(
     calibration: Calibration,
     token_positions: TokenPositions | None,
     length: Length | None = None,
+    *,
+    early: bool = False,
 ) -> list[SampleSpec]:
     """Return the samples of a merge, task by task: those of each LoRA, of the base model, and of
     each LoRA in scenes.
@@ -89,48 +94,48 @@ def make_samples(
     Args:
         loras: LoRAs of different names.
         token_positions, length: See `scenes.make_scenes`.
+        early: See `runs.kept_levels`.
 
     Raises:
         CalibrationError: A LoRA without prompts, or with an empty one; names it. Or see
             `scenes.make_scenes`.
     """
     samples: list[SampleSpec] = []
+    run_of = partial(Run.of, calibration, early=early)
     for k, lora in enumerate(loras):
         try:
             captions = own_captions(lora, calibration, calibration.seed + k)
         except CalibrationError as error:
             raise CalibrationError(f"LoRA {lora.name!r}: {error}") from error
         of_task = partial(SampleSpec, lora.name, k, lora.weight)
-        samples += _of_captions(of_task, k, captions, calibration)
+        samples += _of_captions(of_task, partial(run_of, k), captions, calibration)
     group = len(loras)  # of sampling runs
     if calibration.preserve_weight:
         of_task = partial(SampleSpec, PRESERVE_TASK, None, calibration.preserve_weight)
-        samples += _of_captions(of_task, group, base_captions(calibration), calibration)
+        captions = base_captions(calibration)
+        samples += _of_captions(of_task, partial(run_of, group), captions, calibration)
         group += 1
     if calibration.scene_weight and len(loras) > 1:
         scenes = make_scenes(loras, calibration, token_positions, length)
         for k, lora in enumerate(loras):
             weight = calibration.scene_weight * lora.weight
             of_task = partial(SampleSpec, f"{lora.name} in scenes", k, weight)
-            samples += _of_scenes(of_task, k, group, scenes, calibration)
+            samples += _of_scenes(of_task, k, partial(run_of, group), scenes, calibration)
     return samples
 
 
 def _of_captions(
-    of_task: _OfTask, group: int, captions: Sequence[str], calibration: Calibration
+    of_task: _OfTask, run_of: _RunOf, captions: Sequence[str], calibration: Calibration
 ) -> Iterator[SampleSpec]:
     """Yield samples of captions that teacher and student both read, each with a sampling run, and
     of a share of their latents with the negative prompt. Runs of one caption share their first
     step.
-
-    Args:
-        group: Group of the task's sampling runs, see `Run.of`.
     """
     negative = calibration.negative_prompt
     first: dict[str, int] = {}  # seed of a caption's first run that makes a step
     starts = staggered(len(captions))
     for number, (caption, start) in enumerate(zip(captions, starts, strict=True)):
-        run = Run.of(calibration, group, number)
+        run = run_of(number)
         if run.length:
             run = replace(run, first=first.setdefault(caption, run.seed))
         for level in range(len(run.kept)):
@@ -140,13 +145,14 @@ def _of_captions(
 
 
 def _of_scenes(
-    of_task: _OfTask, lora: int, group: int, scenes: Sequence[Scene], calibration: Calibration
+    of_task: _OfTask,
+    lora: int,
+    run_of: _RunOf,
+    scenes: Sequence[Scene],
+    calibration: Calibration,
 ) -> Iterator[SampleSpec]:
     """Yield samples of a LoRA in captions with others, where only its words, the caption's end, and
     its part of the picture count. The LoRAs of a scene draw it together, in one run.
-
-    Args:
-        group: Group of the scenes' sampling runs, see `Run.of`.
     """
     for number, scene in enumerate(scenes):
         for member in scene.members:
@@ -156,7 +162,7 @@ def _of_scenes(
             if member.area is None or not calibration.scene_pictures:
                 yield sample(None, noise=number)  # text depends on neither latents nor noise level
                 continue
-            run = Run.of(calibration, group, number)
+            run = run_of(number)
             for level in range(len(run.kept)):
                 yield sample(run, level, area=member.area)
 
@@ -242,8 +248,11 @@ def runs_of(
 
 
 def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents) -> list[Sample]:
-    """Return samples with their contexts and latents, as rows of the diffusion model read them."""
+    """Return samples with their contexts and latents, as rows of the diffusion model read them. The
+    LoRAs of a scene share the student's row, which reads the same.
+    """
     regions: dict[Area, Region] = {}
+    students: dict[tuple[Run, int, str], Any] = {}
     found = []
     for sample in samples:
         weights: dict[str, PerToken] = {}
@@ -258,6 +267,9 @@ def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents)
             weights[IMAGE_STREAM] = regions[sample.area]
             if sample.pairing is not None and sample.pairing.is_empty:
                 weights[TEXT_STREAM] = torch.zeros
-        context = contexts[sample.texts]
-        found.append(context.sample(x, sigma, weights, is_negative=sample.is_negative))
+        row = contexts[sample.texts].sample(x, sigma, weights, is_negative=sample.is_negative)
+        if sample.is_of_scene and sample.run is not None:
+            shared = students.setdefault((sample.run, sample.level, sample.student), row.student)
+            row = replace(row, student=shared)
+        found.append(row)
     return found

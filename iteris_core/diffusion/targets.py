@@ -1,8 +1,16 @@
-"""What a merged diffusion model should answer to the samples of a merge, and how far off it is."""
+"""What a merged diffusion model should answer to the samples of a merge, and how far off it is.
+
+The LoRAs of a scene teach one row of the student, each in its part of the picture. Their errors add
+up at each place, to that of the mean of what they answer, but for a constant:
+
+    sum_k w_k |f - t_k|^2  =  w |f - t|^2 + const,   w = sum_k w_k,   t = sum_k w_k t_k / w
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +26,8 @@ from ..tasks import Sample, Task
 from .regions import Region
 
 T = TypeVar("T")
-# Samples of a task that are kept out of the gradients, spread so that they are of all noise levels.
-_KEPT_OUT = 10
+# Rows of a lesson that are kept out of the gradients, spread so that they are of all noise levels.
+_KEPT_OUT = 8
 
 
 @dataclass(frozen=True)
@@ -28,93 +36,119 @@ class Target:
 
     Args:
         reads: What the student row reads.
-        output: Output of the teacher, (channels, ..., height, width).
-        mask: Its weight at each place, (height, width).
+        output: What it should answer, (channels, ..., height, width).
+        weights: What a squared error counts at each place, (height, width), relative to what the
+            LoRAs do to an output, squared, on average.
         share: How often it is taught: its share of its task's weight.
-        effect: What its task's LoRAs do to an output, squared, on average.
     """
 
     reads: Any
     output: Tensor
-    mask: Tensor
+    weights: Tensor
     share: float
-    effect: float
 
 
-class TaskTargets(NamedTuple):
-    """A task's targets: those that gradients are taken of, and those that no gradient sees."""
+class Lesson(NamedTuple):
+    """The targets of a task, or of all scenes: those that gradients are taken of, and those that no
+    gradient sees.
+    """
 
     taught: Sequence[Target]
     kept_out: Sequence[Target]
 
 
-def parted(of_task: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """Return the samples of a task that are taught, and those that are kept out, at most half of
+def parted(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Return the rows of a lesson that are taught, and those that are kept out, at most half of
     them; a single one is both.
     """
-    count = min(_KEPT_OUT, max(1, len(of_task) // 2))
-    every = len(of_task) // count
-    is_out = [i % every == every - 1 and i < count * every for i in range(len(of_task))]
+    count = min(_KEPT_OUT, max(1, len(rows) // 2))
+    every = len(rows) // count
+    is_out = [i % every == every - 1 and i < count * every for i in range(len(rows))]
     taught, kept_out = (
-        [sample for sample, out in zip(of_task, is_out, strict=True) if out == wanted]
+        [row for row, out in zip(rows, is_out, strict=True) if out == wanted]
         for wanted in (False, True)
     )
     return taught or kept_out, kept_out
 
 
+def rows_of_lessons(
+    tasks: Sequence[Sequence[T]], key: Callable[[T], Hashable]
+) -> list[list[list[tuple[int, T]]]]:
+    """Return the rows of each lesson, with the samples that are in each and the numbers of their
+    tasks: tasks that share rows of the student are one lesson.
+
+    Args:
+        tasks: Samples of each task.
+        key: Sample -> a key of the student's row.
+    """
+    readers = Counter(map(key, itertools.chain.from_iterable(tasks)))
+    lessons: list[dict[Hashable, list[tuple[int, T]]]] = []
+    of_scenes: dict[Hashable, list[tuple[int, T]]] = {}
+    for number, samples in enumerate(tasks):
+        rows = of_scenes if any(readers[key(sample)] > 1 for sample in samples) else {}
+        for sample in samples:
+            rows.setdefault(key(sample), []).append((number, sample))
+        if rows is not of_scenes:
+            lessons.append(rows)
+    return [list(rows.values()) for rows in (*lessons, of_scenes) if rows]
+
+
 @torch.no_grad()
-def targets_of(
+def lessons_of(
     network: Network,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     size: int,
     progress: Progress = nobody,
-) -> list[TaskTargets]:
-    """Return what the merged model should answer to the samples of each task that counts; samples
-    whose region is empty are left out. What a task's LoRAs do is measured on those kept out.
+) -> list[Lesson]:
+    """Return what the merged model should answer to the samples of tasks that count. What a task's
+    LoRAs do is measured on samples that are kept out.
 
     Args:
         size: Most rows of a forward call.
         progress: Listener for the rows.
     """
     tasks = [task for task in tasks if task.weight]
-    parts = [parted(task.samples) for task in tasks]
+    samples = [task.samples for task in tasks]
+    read = rows_of_lessons(samples, lambda sample: id(sample.student_reads))
+    lessons = [parted(of_lesson) for of_lesson in read]
     rows = Rows(id)
-    for task, (_, kept_out) in zip(tasks, parts, strict=True):
+    for task in tasks:
         for sample in task.samples:
             rows.add(sample.teacher, task.mix)
-        for sample in kept_out:
-            rows.add(sample.teacher, {})
+    kept_out = [member for _, out in lessons for row in out for member in row]
+    for _, sample in kept_out:
+        rows.add(sample.teacher, {})
     outputs = [output.float() for output in outputs_of(network, adapters, rows, size, progress)]
 
     def answer(sample: Sample, mix: Mapping[int, float]) -> Tensor:
         return outputs[rows.add(sample.teacher, mix)]
 
-    effects = []  # 0 of a preserve task, whose teacher is the base model
-    for task, (_, kept_out) in zip(tasks, parts, strict=True):
-        squares = [
+    squares: dict[int, list[float]] = {}  # of a preserve task 0, since the base model teaches it
+    for number, sample in kept_out:
+        change = answer(sample, tasks[number].mix) - answer(sample, {})
+        squares.setdefault(number, []).append(
             float((change * _mask(sample, change)).square().sum())
-            for sample in kept_out
-            for change in [answer(sample, task.mix) - answer(sample, {})]
+        )
+    effects = {number: sum(each) / len(each) for number, each in squares.items() if any(each)}
+    mean = sum(effects.values()) / len(effects) if effects else 1.0
+    counts = Counter(number for taught, _ in lessons for row in taught for number, _ in row)
+
+    def target(row: Sequence[tuple[int, Sample]]) -> Target:
+        shares = [tasks[number].weight / max(1, counts[number]) for number, _ in row]
+        answers = [answer(sample, tasks[number].mix) for number, sample in row]
+        weights = [
+            share / max(shares) * _mask(sample, output).square() / effects.get(number, mean)
+            for (number, sample), share, output in zip(row, shares, answers, strict=True)
         ]
-        effects.append(sum(squares) / len(squares))
-    known = [effect for effect in effects if effect]
-    mean = sum(known) / len(known) if known else 1.0
-    found = []
-    for task, of_task, effect in zip(tasks, parts, effects, strict=True):
-        share = task.weight / len(of_task[0])
-        targets = [
-            [
-                Target(sample.student_reads, output, mask, share, effect or mean)
-                for sample in samples
-                for output in [answer(sample, task.mix)]
-                for mask in [_mask(sample, output)]
-                if mask.any()
-            ]
-            for samples in of_task
+        whole = torch.stack(weights).sum(0)
+        parts = [
+            output if len(row) == 1 else output * torch.where(whole > 0, weight / whole, 0.0)
+            for output, weight in zip(answers, weights, strict=True)
         ]
-        found.append(TaskTargets(*targets))
-    return [targets for targets in found if all(targets)]
+        return Target(row[0][1].student_reads, torch.stack(parts).sum(0), whole, max(shares))
+
+    return [Lesson(*([target(row) for row in rows] for rows in both)) for both in lessons]
 
 
 def _mask(sample: Sample, output: Tensor) -> Tensor:
@@ -139,19 +173,17 @@ def squared_errors(network: Network, targets: Sequence[Target]) -> Tensor:
     """Return the squared relative error of each target of one call, (n,)."""
     found = network.forward([target.reads for target in targets])
     wanted = torch.stack([target.output for target in targets]).to(found.device)
-    masks = torch.stack([target.mask.expand_as(target.output) for target in targets])
-    differences = (found.float() - wanted) * masks.to(found.device)
-    effects = torch.tensor([target.effect for target in targets], device=found.device)
-    squares: Tensor = differences.square().flatten(1).sum(1) / effects
-    return squares
+    weights = torch.stack([target.weights.expand_as(target.output) for target in targets])
+    squares: Tensor = weights.to(found.device) * (found.float() - wanted).square()
+    return squares.flatten(1).sum(1)
 
 
-def task_errors(network: Network, of_tasks: Sequence[Sequence[Target]], rows: int) -> list[float]:
-    """Return the mean squared relative error of each task's targets."""
-    every = [(task, target) for task, of_task in enumerate(of_tasks) for target in of_task]
-    totals = [0.0] * len(of_tasks)
+def lesson_errors(network: Network, lessons: Sequence[Sequence[Target]], rows: int) -> list[float]:
+    """Return the mean squared relative error of each lesson's targets."""
+    every = [(number, target) for number, lesson in enumerate(lessons) for target in lesson]
+    totals = [0.0] * len(lessons)
     for numbers in calls_of(network, [target for _, target in every], rows):
         errors = squared_errors(network, [every[i][1] for i in numbers]).cpu().tolist()
         for i, error in zip(numbers, errors, strict=True):
             totals[every[i][0]] += error
-    return [total / len(of_task) for total, of_task in zip(totals, of_tasks, strict=True)]
+    return [total / len(lesson) for total, lesson in zip(totals, lessons, strict=True)]

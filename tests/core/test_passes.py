@@ -9,7 +9,7 @@ from iteris_core import MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_loras
-from iteris_core.diffusion.polish import PER_TASK
+from iteris_core.diffusion.polish import PER_LESSON
 
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5)
@@ -68,8 +68,8 @@ def test_the_rows_of_a_polish_are_known_before_it_starts(count, calibration):
         seen[stage.name] = sum(map(len, host.unet_batches))
 
     merge_loras(job, listen)
-    with_gradients = steps * PER_TASK * job.cost.tasks
     cost = job.cost
+    with_gradients = steps * PER_LESSON * len(cost.lessons)
     assert seen["Sampling"] == cost.sampling + cost.polish_sampling
     assert seen["Diffusion model"] - seen["Sampling"] == cost.sweep
     found = seen["Polish"] - seen["Diffusion model"]

@@ -29,8 +29,8 @@ from iteris_core.diffusion.descent import LOOK, Lowest, descend
 from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
-from iteris_core.diffusion.polish import PER_TASK, _Layer, _Teaching, _worn, polish
-from iteris_core.diffusion.targets import parted, targets_of
+from iteris_core.diffusion.polish import PER_LESSON, _Layer, _Teaching, _worn, polish
+from iteris_core.diffusion.targets import lessons_of, parted
 from iteris_core.diffusion.whitening import Whitening, whitenings
 from iteris_core.memory import Room
 from iteris_core.tasks import Sample, Task
@@ -153,12 +153,12 @@ def test_a_descent_ends_where_the_error_falls_no_more():
     def take_gradients():
         factor.grad = torch.ones(1)
 
-    levels = iter([2.0, 0.9, 0.9, 0.95, 1.0, 0.5])
+    levels = iter([2.0, 0.9, 0.9, 0.95, 0.5])
     found = descend(
         [factor], 100, take_gradients, lambda: next(levels), lambda *at: steps.append(at)
     )
     assert found == Lowest(0.9, 2 * LOOK)
-    assert steps[-2:] == [(5 * LOOK - 1, 100), (100, 100)]
+    assert steps[-2:] == [(4 * LOOK - 1, 100), (100, 100)]
     returned = iter([2.0, 2.0, 2.0, 2.0, 0.9, 0.5, 0.4])
     assert descend([factor], 7 * LOOK, take_gradients, lambda: next(returned)).step == 7 * LOOK
 
@@ -167,10 +167,10 @@ def test_a_descent_ends_where_the_error_falls_no_more():
     ("levels", "lowest", "moved"),
     [
         # each step moves a factor of one number by 0.03 of its size, times what is in `moved`
-        ([0.9, 0.8, 0.7], Lowest(0.7, 30), 3),
-        ([0.9, 1.0, 1.0], Lowest(0.9, 10), 1),
-        ([0.9, 1.1, 0.8], Lowest(0.8, 30), 1.3),
-        ([math.nan, 2.0, 0.9], Lowest(0.9, 30), 0.09),
+        ([0.9, 0.8, 0.7], Lowest(0.7, 3 * LOOK), 3),
+        ([0.9, 1.0, 1.0], Lowest(0.9, LOOK), 1),
+        ([0.9, 1.1, 0.8], Lowest(0.8, 3 * LOOK), 1.3),
+        ([math.nan, 2.0, 0.9], Lowest(0.9, 3 * LOOK), 0.09),
         ([math.inf, 1.2, 1.3], Lowest(), 0),
     ],
 )
@@ -188,10 +188,10 @@ def test_a_descent_ends_where_the_error_was_lowest(monkeypatch, levels, lowest, 
     assert next(left, None) is None
 
 
-def test_ten_samples_of_a_task_are_kept_out_and_at_most_half():
-    taught, kept_out = parted(range(41))
-    assert list(kept_out) == [*range(3, 40, 4)]
-    assert sorted([*taught, *kept_out]) == list(range(41))
+def test_eight_rows_of_a_lesson_are_kept_out_and_at_most_half():
+    taught, kept_out = parted(range(33))
+    assert list(kept_out) == [*range(3, 32, 4)]
+    assert sorted([*taught, *kept_out]) == list(range(33))
     assert [list(part) for part in parted(range(3))] == [[0, 1], [2]]
     assert [list(part) for part in parted(range(1))] == [[0], [0]]
     assert [list(part) for part in parted(range(4))] == [[0, 2], [1, 3]]
@@ -201,15 +201,15 @@ def test_batches_take_each_task_by_its_weight_and_read_all_samples_alike(net):
     adapters, tasks, _ = case_of(net)
     network = net.network()
     tasks[1] = replace(tasks[1], weight=3.0)
-    of_tasks = targets_of(network, adapters, tasks, 8)
-    teaching = _Teaching(network, {}, [t for of in of_tasks for t in of.taught], of_tasks, (), 8)
-    steps, own = 54, len(of_tasks[0].taught)
+    lessons = lessons_of(network, adapters, tasks, 8)
+    teaching = _Teaching(network, {}, [t for of in lessons for t in of.taught], lessons, (), 8)
+    steps, own = 54, len(lessons[0].taught)
     batches = [teaching.batch() for _ in range(steps)]
     counts = Counter(id(target) for batch in batches for target in batch)
-    assert {len(batch) for batch in batches} == {2 * PER_TASK}
-    for of_task, weight in zip(of_tasks, (1, 3), strict=True):
-        expected = weight / 4 * steps * 2 * PER_TASK / own
-        for target in of_task.taught:
+    assert {len(batch) for batch in batches} == {2 * PER_LESSON}
+    for lesson, weight in zip(lessons, (1, 3), strict=True):
+        expected = weight / 4 * steps * 2 * PER_LESSON / own
+        for target in lesson.taught:
             assert counts[id(target)] == pytest.approx(expected, abs=2)
 
 
@@ -218,16 +218,17 @@ def test_a_task_that_would_begin_above_its_effect_counts_as_one(net):
     (strong, weak), _, _ = case_of(net)
     adapters = [strong, weak.scaled(0.05)]
     network = net.network()
-    of_tasks = targets_of(network, adapters, toy.own_tasks(net, adapters, samples=12), 8)
-    reads = [target.reads for target in of_tasks[0].taught]
+    lessons = lessons_of(network, adapters, toy.own_tasks(net, adapters, samples=12), 8)
+    reads = [target.reads for target in lessons[0].taught]
     roots = whitenings(network, strong, [reads])
     layers = {path: _Layer.of(strong.deltas[path], root) for path, root in roots.items()}
     with torch.no_grad(), _worn(network.modules, layers):
-        teaching = _Teaching.of(network, layers, of_tasks, 8)
+        teaching = _Teaching.of(network, layers, lessons, 8)
     first, second = teaching.first
     assert first < 1e-6 and second > 10
-    effects = [of_task.taught[0].effect for of_task in of_tasks]
-    assert {target.effect for target in teaching.taught} == {effects[0], effects[1] * second}
+    before = [lesson.taught[0].weights[0, 0] for lesson in lessons]
+    after = {target.weights[0, 0].item() for target in teaching.taught}
+    assert after == {before[0].item(), (before[1] / second).item()}
 
 
 def test_calls_with_gradients_are_as_large_as_one_row_lets_them_be(net, monkeypatch):
