@@ -206,11 +206,10 @@ def _polished() -> list[Recipe]:
         Recipe("single LoRAs", adapter="regions"),
         Recipe("np_lora", {"method": "np_lora"}),
         BALANCED_TOGETHER,
-        Recipe("Polished", {}, {"polish": 100}),
-        Recipe("Polished, together", {}, {**together, "polish": 100}),
-        Recipe("Polished, together, other runs", {}, {**together, **other, "polish": 100}),
-        Recipe("Polished, together, 60 steps", {}, {**together, "polish": 60}),
-        Recipe("Polished, together, 40 steps", {}, {**together, "polish": 40}),
+        Recipe("Polished", {}, {"polish": 52}),
+        Recipe("Polished, together", {}, {**together, "polish": 52}),
+        Recipe("Polished, together, other runs", {}, {**together, **other, "polish": 52}),
+        Recipe("Polished, together, 100 steps", {}, {**together, "polish": 100}),
     ]
 
 

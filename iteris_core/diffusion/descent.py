@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..progress import Progress, nobody
 
-LOOK = 15  # steps from one look at the error to the next
+LOOK = 20  # steps from one look at the error to the next
 # Size of the first steps, relative to the factors' own. At 0.05, the error of a small transformer
 # rose before it fell.
 _RATE = 0.03
@@ -24,7 +24,7 @@ _BETAS = (0.9, 0.99)
 _WARMUP = 10  # steps, at the start and after a return
 _TOLERANCE = 1.15  # how far the error may rise above the lowest one before the factors return
 _SLOWER = 0.3  # what the rate is multiplied by then
-_PATIENCE = 30  # steps without a lower error, after which the descent ends
+_PATIENCE = 40  # steps without a lower error, after which the descent ends
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,14 @@ The sweep solves layer by layer, but the output of the whole model decides what 
 Where text and picture share a stream, that is still off by half of what the LoRAs do, though each
 layer is near its optimum. Gradient steps from the closed form lower this error:
 
-    min over B_l, A_l of  sum over tasks of  weight * mean over samples of
-                          ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
+    e = ||m (f(x; B A) - teacher(x))||^2 / mean ||m (teacher(x) - base(x))||^2
 
 with the mask m of a scene's region, and the factors B_l A_l of every layer, whose ranks stay. Each
 step takes a batch of rows, drawn by the weights of their tasks, in whitened inputs (see
 `whitening`). Some rows of each lesson, a task or all scenes, are kept out: their error decides what
 is kept (see `descent`), so that the result is at worst the closed form. Errors count less where a
 lesson would begin above 1, as do scenes in whose regions LoRAs do little: they would drown the
-others.
+others. Gradients are those of the root of e, since of squares a few rows would decide each step.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _SCALE = 2.0**12
 _SMALLER = 2.0**-4
 # The share of layers that may get no gradient: some of the last block do nothing for the output.
 _UNREACHED = 0.25
-_SMALLEST = 1e-3  # error of a lesson at the start; below it, nothing is left to lower
+_SMALLEST = 1e-3  # error of a row, or of a lesson at the start; below it nothing is left to lower
 
 
 @dataclass(frozen=True)
@@ -237,8 +236,8 @@ def _check_reached(layers: Mapping[str, _Layer]) -> None:
 def _add_gradients(
     network: Network, targets: Sequence[Target], scale: float, rows_per_call: int
 ) -> None:
-    """Add up the gradients of the targets' mean error, times a scale; the layers wear the factors
-    already.
+    """Add up the gradients of the mean root of the targets' errors, times a scale; the layers wear
+    the factors already.
     """
     for numbers in calls_of(network, targets, rows_per_call):
         of_call = [targets[i] for i in numbers]
@@ -256,7 +255,8 @@ def _add_gradients(
                 "the model in a wider precision, or switch the polish off"
             )
         with _naming_what_only_draws():
-            torch.autograd.backward(errors.sum() * (scale / len(targets)))
+            roots = (errors + _SMALLEST).sqrt()
+            torch.autograd.backward(roots.sum() * (scale / len(targets)))
 
 
 # What torch says of operations that have no gradient.

@@ -35,8 +35,8 @@ PREVIEW: Preset = "Preview"
 PRESETS: Mapping[Preset, Changes] = {
     "Fast": Changes(calibration={"trajectories": 10}),
     "Balanced": Changes(),
-    # on a transformer, 40 steps bring a third of what 100 do (benchmarks/README.md)
-    "Polished": Changes(calibration={"polish": 100}),
+    # with *together*, two LoRAs take as long as 58 pictures (benchmarks/README.md)
+    "Polished": Changes(calibration={"polish": 52}),
     # the best of the files alone on pairs in a UNet, and level with others in a transformer
     PREVIEW: Changes(
         {"scene_weight": 0.0, "polish": 0},

@@ -27,7 +27,7 @@ from .regions import Region
 
 T = TypeVar("T")
 # Rows of a lesson that are kept out of the gradients, spread so that they are of all noise levels.
-_KEPT_OUT = 8
+_KEPT_OUT = 12
 
 
 @dataclass(frozen=True)
