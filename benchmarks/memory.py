@@ -8,7 +8,6 @@ would.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -402,19 +401,14 @@ def table_of(counts: Sequence[Counted]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--only", help="cases with this in their name; nothing is written")
-    options = parser.parse_args()
     torch.set_num_threads(1)
     counts = []
     for case in CASES:
-        if options.only is None or options.only in case.name:
-            print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
-            counts.append(count(case))
+        print(f"{case.name} {case.resolution}", file=sys.stderr, flush=True)
+        counts.append(count(case))
     table = table_of(counts)
     print(table)
-    if options.only is None:
-        write([table], RESULTS / "memory.json", command_of("memory"), machine())
+    write([table], RESULTS / "memory.json", command_of("memory"), machine())
 
 
 if __name__ == "__main__":
