@@ -200,9 +200,9 @@ class Calibration:
             le=_MOST_POLISH,
             title="polish_steps",
             description="Gradient steps that bring the merged LoRA's pictures nearer to those "
-            "of its LoRAs, after the merge, each with a sampling run of its own. In a small test "
-            "transformer, 100 steps draw more of each LoRA, and of two together in captions of "
-            "measured forms; 40 do little. They take many times as long as the merge. 0: none.",
+            "of its LoRAs, after the merge, each with a sampling run of its own. In small test "
+            "transformers, 52 steps draw more of each LoRA, and of two together in captions of "
+            "measured forms. They take many times as long as the merge. 0: none.",
         ),
     ] = 0
     ordinary_styles: Annotated[
