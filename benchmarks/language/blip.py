@@ -198,11 +198,9 @@ class CaptionWorld(World):
     def ordinary(self, seed: int) -> list[tuple[Tensor, Tensor]]:
         return self.written("plain", None, seed)
 
-    def samples(
-        self, written: Sequence[Sequence[Any]], *, count_padding: bool
-    ) -> list[list[Sample]]:
+    def samples(self, written: Sequence[Sequence[Any]]) -> list[list[Sample]]:
         encoded = [[EncodedSample(pixels, ids) for pixels, ids in task] for task in written]
-        return caption_rows(encoded, "count" if count_padding else "ignore")
+        return caption_rows(self.model, encoded)
 
     @torch.no_grad()
     def captions(self, pixels: Sequence[Tensor], words: Sequence[str]) -> list[list[str]]:

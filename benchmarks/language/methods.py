@@ -21,13 +21,11 @@ class Way:
         config: Settings of the library.
         preserve: Weight of a preserve task, samples of the base model's own tasks with the base as
             teacher; 0: none.
-        padding: Whether padding counts in the statistics: ``ignore`` or ``count``.
         samples: Number of samples per task.
     """
 
     config: MergeConfig
     preserve: float = 0.0
-    padding: str = "ignore"
     samples: int = 50
 
     def settings(self) -> dict[str, Any]:
@@ -37,7 +35,6 @@ class Way:
         return {
             "config": {name: value for name, value in config.items() if name not in unused},
             "preserve": self.preserve,
-            "padding": self.padding,
             "samples": self.samples,
         }
 
@@ -90,7 +87,6 @@ ABLATIONS = {
     **{f"balance {way}": DEFAULT.but(balance=way) for way in ("delta", "full", "uniform")},
     "ridge paper": DEFAULT.but(ridge="paper"),
     **{f"unit gain {gain:g}": DEFAULT.but(unit_gain=gain) for gain in (1.0, 1.5, 2.0, 4.0)},
-    "padding counted": replace(DEFAULT, padding="count"),
     "rank of one LoRA": DEFAULT.but(rank=8),
     **{f"{count} samples per task": replace(DEFAULT, samples=count) for count in (5, 15, 50, 100)},
     **{

@@ -133,7 +133,6 @@ PAD = 0
 END = 1
 _IDS = {word: number for number, word in enumerate(VOCABULARY)}
 MOST_WORDS = 8  # of an answer, its end included
-FILLED = 32  # tokens of an input whose padding counts, as the published code fills texts up
 
 
 def encode(words: Sequence[str]) -> Tensor:
@@ -218,13 +217,8 @@ class TextWorld(World):
         ]
         return [EncodedSample(encode(read), encode(right)) for read, right in drawn]
 
-    def samples(
-        self, written: Sequence[Sequence[Any]], *, count_padding: bool
-    ) -> list[list[Sample]]:
-        shift = self.model.prepare_decoder_input_ids_from_labels
-        if count_padding:
-            return text_rows(written, PAD, shift, "count", FILLED)
-        return text_rows(written, PAD, shift)
+    def samples(self, written: Sequence[Sequence[Any]]) -> list[list[Sample]]:
+        return text_rows(self.model, written)
 
     def scores(self, adapter: Adapter | None, names: Sequence[str], seed: int) -> dict[str, float]:
         wanted = [(task, self.size.examples) for task in LORA_TASKS if task.name in names]

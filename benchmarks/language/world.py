@@ -83,9 +83,7 @@ class World(ABC):
         """Return inputs of the base model's own tasks, with what it should write."""
 
     @abstractmethod
-    def samples(
-        self, written: Sequence[Sequence[Any]], *, count_padding: bool
-    ) -> list[list[Sample]]:
+    def samples(self, written: Sequence[Sequence[Any]]) -> list[list[Sample]]:
         """Return samples of tasks, from what is written on their inputs."""
 
     @abstractmethod
@@ -121,7 +119,7 @@ class World(ABC):
             self._written[seed] = {**own, PRESERVE: self.ordinary(seed)}
         asked = [*names, PRESERVE] if way.preserve else names
         written = [self._written[seed][name][: way.samples] for name in asked]
-        rows = self.samples(written, count_padding=way.padding == "count")
+        rows = self.samples(written)
         tasks = [Task(name, rows[k], {k: 1.0}) for k, name in enumerate(names)]
         if way.preserve:
             tasks.append(Task(PRESERVE, rows[-1], {}, way.preserve))

@@ -43,7 +43,7 @@ OF_MERGES = (
     *("trajectories", "resolution", "sampling_steps", "cfg", "negative_prompt", "seed"),
     *("preserve_weight", "preserve_captions", "unconditional_share", "composition_share"),
     *("scene_weight", "scene_forms", "rank", "kept_energy", "output_dtype", "method", "target"),
-    *("unit_gain", "alpha", "polish", "max_length", "max_new_tokens", "padding", "modules"),
+    *("unit_gain", "alpha", "polish", "max_length", "max_new_tokens"),
     *("dtype", "device"),
 )
 

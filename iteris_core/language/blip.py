@@ -25,7 +25,6 @@ from .pictures import open_picture
 from .samples import (
     EncodedSample,
     Example,
-    Padding,
     ReadingOptions,
     Row,
     check_ids,
@@ -37,11 +36,8 @@ from .samples import (
     stacked,
     until_end,
 )
-from .teachers import Teachers
 
 _READS_IMAGE = re.compile(r"vision_model\..*|.*\.crossattention\.self\.(key|value)")
-_HEAD = "text_decoder.cls."
-CAPTIONS = ReadingOptions(max_length=64)
 
 
 def stream_of(path: str) -> str:
@@ -104,32 +100,6 @@ def write(model: Any, samples: Sequence[EncodedSample], max_new_tokens: int = 32
     return [until_end(row, end_id)[:-1] for row in written.cpu()]
 
 
-def prepare(
-    teachers: Teachers,
-    tasks: Sequence[Sequence[Example]],
-    options: ReadingOptions,
-    processor: Any = None,
-) -> tuple[Network, list[list[Sample]]]:
-    """Return the network to merge in, and the examples of each task as its rows.
-
-    Args:
-        processor: Processor of the base model; None if no example needs it.
-
-    Raises:
-        CalibrationError, ConfigError: An example cannot be used, see `encoded`.
-    """
-    model = teachers.model
-    has_texts = not all(isinstance(example.target, Tensor) for example in chain(*tasks))
-    fill_to = options.max_length if has_texts and options.padding == "count" else None
-    positions = model.config.text_config.max_position_embeddings
-    check_length(fill_to or 0, positions, "a caption filled up to max_length")
-    read = [[encoded(example, processor, model, options) for example in task] for task in tasks]
-    answer = partial(write, model, max_new_tokens=options.max_new_tokens)
-    answered = teachers.answered(read, answer)
-    head = any(path.startswith(_HEAD) for adapter in teachers.adapters for path in adapter.deltas)
-    return network_of(model, head=head), caption_rows(answered, options.padding, fill_to)
-
-
 def encoded(example: Example, processor: Any, model: Any, options: ReadingOptions) -> EncodedSample:
     """Return a picture and its caption as pixels and token ids.
 
@@ -185,30 +155,28 @@ def _pixels(image: Any, processor: Any, model: Any) -> Tensor:
     return pixels
 
 
-def caption_rows(
-    tasks: Sequence[Sequence[EncodedSample]],
-    padding: Padding = "ignore",
-    fill_to: int | None = None,
-) -> list[list[Sample]]:
-    """Return all tasks' samples, each with a target, as rows of one length.
-
-    Args:
-        fill_to: Length of the captions; None: the longest one's.
-
-    Raises:
-        CalibrationError: A caption is longer than that.
-    """
+def caption_rows(_model: Any, tasks: Sequence[Sequence[EncodedSample]]) -> list[list[Sample]]:
+    """Return all tasks' samples, each with a target, as rows of one length."""
     targets = [sample.target for sample in chain(*tasks) if sample.target is not None]
-    captions = zip(*padded(targets, 0, fill_to), strict=True)
+    captions = zip(*padded(targets, 0), strict=True)
     streams = IMAGE_STREAM, TEXT_STREAM
     return [
-        [row_sample(Row(sample.read, None, *next(captions)), streams, padding) for sample in task]
+        [row_sample(Row(sample.read, None, *next(captions)), streams) for sample in task]
         for task in tasks
     ]
 
 
 FAMILY = LanguageFamily(
-    ("blip",), "BlipForConditionalGeneration", load_processor, read_images, prepare, CAPTIONS
+    ("blip",),
+    "BlipForConditionalGeneration",
+    load_processor,
+    read_images,
+    encoded,
+    write,
+    network_of,
+    caption_rows,
+    head="text_decoder.cls.",
+    options=ReadingOptions(max_length=64),
 )
 load_base = FAMILY.load
 merge_blip = partial(merge_peft, FAMILY)

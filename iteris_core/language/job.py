@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapters import Adapter, target_layers, told_apart
 from ..base_models import loaded, placed, whole_model
 from ..config import MergeConfig
-from ..errors import AdapterError, CalibrationError, ConfigError
+from ..errors import CalibrationError, ConfigError
 from ..files import peft
 from ..files.model_keys import layer_kernels
 from ..layers import layer_shapes, stored_weight
@@ -23,9 +23,8 @@ from ..memory import UNLIMITED, Room
 from ..merging import MergeResult, merge
 from ..network import Network
 from ..progress import Stage, StageProgress, nobody
-from ..settings import label, setting_to
 from ..tasks import PRESERVE_TASK, Sample, Task
-from .samples import Example, ReadingOptions
+from .samples import EncodedSample, Example, ReadingOptions
 from .teachers import Teachers
 
 STAGE = Stage("Layers")
@@ -90,13 +89,6 @@ class PeftMergeResult(MergeResult):
         )
 
 
-# (teachers, examples of each task, options, tokenizer or processor) -> the network to merge in, and
-# the examples of each task as its rows.
-Prepare = Callable[
-    [Teachers, Sequence[Sequence[Example]], Any, Any], tuple[Network, list[list[Sample]]]
-]
-
-
 @dataclass(frozen=True)
 class LanguageFamily:
     """A family of models whose PEFT adapters can be merged.
@@ -104,7 +96,13 @@ class LanguageFamily:
     Args:
         kinds: Values of ``model_type``.
         model_class: Name of the class of `transformers` that loads a model.
+        load_reader: Function that loads a tokenizer or processor.
         read: Function that reads the examples in a file or folder.
+        encoded: (example, tokenizer or processor, model, options) -> the example as tensors.
+        write: (model, samples, most tokens) -> the token ids that it answers to each of them.
+        network_of: Model, and whether its head runs -> the network to merge in.
+        rows: (model, samples of each task, each with a target) -> rows of one length.
+        head: How the paths begin of the layers that make words of the decoder's outputs.
         task_type: PEFT's name of the model's task; None: a plain `PeftModel`.
     """
 
@@ -112,7 +110,11 @@ class LanguageFamily:
     model_class: str
     load_reader: Callable[[str], Any]
     read: Callable[[Path], list[Example]]
-    prepare: Prepare
+    encoded: Callable[[Example, Any, Any, ReadingOptions], EncodedSample]
+    write: Callable[[Any, Sequence[EncodedSample], int], list[Tensor]]
+    network_of: Callable[..., Network]
+    rows: Callable[[Any, Sequence[Sequence[EncodedSample]]], list[list[Sample]]]
+    head: str
     options: ReadingOptions
     task_type: str | None = None
 
@@ -137,6 +139,33 @@ class LanguageFamily:
         loader = getattr(transformers, self.model_class)
         model = whole_model(loader, source, "a model", dtype=dtype)
         return placed(model, device)
+
+    def prepare(
+        self,
+        teachers: Teachers,
+        tasks: Sequence[Sequence[Example]],
+        options: ReadingOptions,
+        reader: Any = None,
+    ) -> tuple[Network, list[list[Sample]]]:
+        """Return the network to merge in, and the examples of each task as its rows.
+
+        Args:
+            teachers: The tasks' teachers, who answer examples without a target.
+            reader: Tokenizer or processor of the base model; None if no example needs it.
+
+        Raises:
+            CalibrationError, ConfigError: An example cannot be used.
+        """
+        model = teachers.model
+        read = [[self.encoded(each, reader, model, options) for each in task] for task in tasks]
+
+        def answer(samples: Sequence[EncodedSample]) -> list[Tensor]:
+            return self.write(model, samples, options.max_new_tokens)
+
+        answered = teachers.answered(read, answer)
+        paths = target_layers(teachers.adapters)
+        head = any(path.startswith(self.head) for path in paths)
+        return self.network_of(model, head=head), self.rows(model, answered)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> Adapter:
@@ -184,17 +213,11 @@ def merge_peft(
     whole = [replace(adapter, name=name) for adapter, name in named if adapter]
     numbers = itertools.count()
     mixes = [{next(numbers): 1.0} if adapter else {} for adapter in read]
-    worn = [adapter.select(options.is_merged) for adapter in whole]
-    if target_layers(whole) and not target_layers(worn):
-        raise AdapterError(
-            "the adapters change layers of the decoder alone, which "
-            f"{label('modules')}='encoder' leaves out. Set {setting_to('modules', 'all')}"
-        )
-    teachers = Teachers(model, worn, mixes, room.samples_per_chunk, progress)
+    teachers = Teachers(model, whole, mixes, room.samples_per_chunk, progress)
     network, rows = family.prepare(teachers, [task.examples for task in tasks], options, reader)
     weights = [task.weight for task in tasks]
     measured = [Task(*task) for task in zip(names, rows, mixes, weights, strict=True)]
-    result = merge(network, worn, measured, config, room=room, progress=partial(progress, STAGE))
+    result = merge(network, whole, measured, config, room=room, progress=partial(progress, STAGE))
     settings = {
         "base": name,
         "adapters": [str(task.folder) for task in tasks if task.folder is not None],

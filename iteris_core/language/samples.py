@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -19,7 +19,6 @@ from ..settings import MOST_TOKENS, settings
 from ..tasks import Sample
 from .pictures import SUFFIXES, pictures_in
 
-Padding = Literal["ignore", "count"]
 _JSON = (".jsonl", ".json", ".ndjson")
 _TABLES = (".csv", ".tsv")
 
@@ -65,18 +64,6 @@ class ReadingOptions:
             description="Most tokens of an answer that a teacher has to write.",
         ),
     ] = 32
-    padding: Annotated[
-        Padding,
-        Field(
-            description="ignore leaves padding out of the statistics; count fills T5's inputs and "
-            "BLIP's captions up to max_length, unless all are token ids, and counts the padding, "
-            "as the published code does."
-        ),
-    ] = "ignore"
-
-    def is_merged(self, path: str) -> bool:
-        """Whether the module or parameter at a path is merged."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -102,14 +89,14 @@ class Row:
     Args:
         read: Token ids (length,) of the encoder, or pixels (3, height, width).
         mask: 1 for tokens and 0 for padding, (length,); None: `read` is pixels.
-        decoder_ids: Token ids (length,) of the decoder; None: it does not run.
+        decoder_ids: Token ids (length,) of the decoder.
         decoder_mask: 1 for tokens and 0 for padding of the decoder, (length,).
     """
 
     read: Tensor
-    mask: Tensor | None = None
-    decoder_ids: Tensor | None = None
-    decoder_mask: Tensor | None = None
+    mask: Tensor | None
+    decoder_ids: Tensor
+    decoder_mask: Tensor
 
 
 def stacked(model: Any, rows: Sequence[Row], part: str) -> Tensor:
@@ -117,16 +104,15 @@ def stacked(model: Any, rows: Sequence[Row], part: str) -> Tensor:
     return torch.stack([getattr(row, part) for row in rows]).to(device_of(model))
 
 
-def row_sample(row: Row, streams: tuple[str, str], padding: Padding) -> Sample:
-    """Return a row as a sample of a task.
+def row_sample(row: Row, streams: tuple[str, str]) -> Sample:
+    """Return a row as a sample of a task, whose padding does not count.
 
     Args:
         streams: Streams of the network whose tokens ``mask`` and ``decoder_mask`` are about.
-        padding: Whether padding counts in the statistics.
     """
     masks = zip(streams, (row.mask, row.decoder_mask), strict=True)
     weights = {stream: mask.float() for stream, mask in masks if mask is not None if not mask.all()}
-    return Sample(row, token_weights=weights if padding == "ignore" else {})
+    return Sample(row, token_weights=weights)
 
 
 def read_texts(path: Path) -> list[Example]:
@@ -257,23 +243,11 @@ def check_length(length: int, positions: int | None, what: str) -> None:
         )
 
 
-def padded(rows: Sequence[Tensor], value: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
     """Return rows of token ids filled up at their ends, and 1 for tokens and 0 for padding, both
     (rows, length).
-
-    Args:
-        length: Tokens of each row; None: those of the longest.
-
-    Raises:
-        CalibrationError: A row is longer.
     """
-    longest = max(map(len, rows))
-    if length is not None and longest > length:
-        raise CalibrationError(
-            f"a sample has {longest} tokens, but padding that counts fills up to {length}; set "
-            f"max_length to {longest} or more"
-        )
-    filled = torch.full((len(rows), length or longest), value, dtype=torch.long)
+    filled = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
     mask = torch.zeros_like(filled)
     for i, ids in enumerate(rows):
         filled[i, : len(ids)] = ids

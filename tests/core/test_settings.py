@@ -14,7 +14,7 @@ from pydantic import Field
 from iteris_core import BaselineOptions, ConfigError, MergeConfig
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.lora_use import LoraUse
-from iteris_core.language.t5 import TextOptions
+from iteris_core.language.samples import ReadingOptions
 from iteris_core.settings import (
     MOST_CHARACTERS,
     MOST_ITEMS,
@@ -30,7 +30,7 @@ from iteris_core.settings import (
     shown,
 )
 
-KINDS = (BaselineOptions, MergeConfig, Calibration, TextOptions)
+KINDS = (BaselineOptions, MergeConfig, Calibration, ReadingOptions)
 FIELDS = [(kind, name, item) for kind in (*KINDS, LoraUse) for name, item in declared(kind).items()]
 NUMBERS = [
     field

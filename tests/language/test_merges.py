@@ -10,19 +10,16 @@ import tiny_language
 import torch
 from language_families import captions, texts
 
-from iteris_core import AdapterError, MergeConfig, Task, merge
+from iteris_core import MergeConfig, Task, merge
 from iteris_core.base_models import load_processor
 from iteris_core.language import blip, t5
 from iteris_core.language.job import DEFAULT, AdapterTask, load_adapter
 from iteris_core.language.samples import Example
-from iteris_core.language.t5 import TextOptions
 from iteris_core.language.teachers import Teachers
 from iteris_core.memory import Room
 from iteris_core.tasks import PRESERVE_TASK
 
 pytestmark = pytest.mark.slow
-
-QUERY = "text_decoder.bert.encoder.layer.0.attention.self.query"
 
 
 @pytest.fixture(scope="module")
@@ -155,37 +152,11 @@ def test_padded_texts_give_what_each_gives_alone_without_padding(of_t5):
     tasks = []
     for k in (0, 1):
         teachers = Teachers(base, adapters, [{k: 1.0}])
-        alone = [t5.prepare(teachers, [[sample]], TextOptions()) for sample in texts(k)]
+        alone = [t5.FAMILY.prepare(teachers, [[sample]], t5.FAMILY.options) for sample in texts(k)]
         tasks.append(Task(str(k), [rows[0][0] for _, rows in alone], {k: 1.0}))
     network, _ = alone[0]
     one_by_one = merge(network, adapters, tasks, config, room=Room(1))
     assert_close(found, one_by_one.adapter.deltas, 1e-7)
-
-
-def test_counting_the_padding_is_another_answer(of_t5):
-    counting = TextOptions(padding="count")
-    ignored = of_t5.merge().adapter.deltas
-    counted = of_t5.merge(options=counting).adapter.deltas
-    assert max((counted[p].dense() - ignored[p].dense()).norm().item() for p in ignored) > 1e-2
-    _, rows = t5.prepare(Teachers(of_t5.base(), [], [{}, {}]), [texts(0), texts(1)], counting)
-    assert all(not sample.token_weights for task in rows for sample in task)
-    assert rows[0][1].teacher.mask.tolist() == [1] * 3 + [0] * 6
-
-
-def test_the_encoder_alone_equals_the_encoder_of_the_whole(of_t5):
-    whole = of_t5.merge().adapter.deltas
-    tasks = of_t5.tasks(targets=False)
-    result = of_t5.merge(tasks=tasks, options=TextOptions(modules="encoder"))
-    expected = {path: delta for path, delta in whole.items() if path.startswith("encoder.")}
-    assert_close(result.adapter.deltas, expected, 1e-5)
-
-
-def test_adapters_of_the_decoder_alone_are_no_merge_of_the_encoder(of_t5, tmp_path):
-    of_decoder = {"target_modules": r"decoder\..*\.(q|v)"}
-    base = of_t5.folder / "base"
-    folder = tiny_language.adapter(base, tmp_path / "decoder", 7, **of_decoder)
-    with pytest.raises(AdapterError, match=r"the decoder alone.* Set modules to all$"):
-        of_t5.merge(tasks=[AdapterTask(folder, texts(0))], options=TextOptions(modules="encoder"))
 
 
 def test_the_head_can_be_merged_too(of_t5, tmp_path):
@@ -206,15 +177,12 @@ def test_padding_of_captions_does_not_count(of_blip):
     folders = [*of_blip.adapters, of_blip.adapters[0]]
     config = MergeConfig(alpha=1e-3)
 
-    def merged(third, options=None):
+    def merged(third):
         samples = zip(folders, [*two, third], [1, 1, 0], strict=True)
         tasks = [AdapterTask(*task) for task in samples]
-        return of_blip.merge(base, tasks, config, options=options).adapter.deltas
+        return of_blip.merge(base, tasks, config).adapter.deltas
 
-    alone = merged(two[0])
-    assert_close(merged([longest]), alone, 1e-5)
-    counted = merged([longest], replace(blip.CAPTIONS, padding="count"))
-    assert not torch.allclose(counted[QUERY].dense(), alone[QUERY].dense(), atol=1e-3)
+    assert_close(merged([longest]), merged(two[0]), 1e-5)
 
 
 def test_teachers_write_after_the_prompts_as_the_models_own_generate_does(of_blip):
@@ -223,7 +191,7 @@ def test_teachers_write_after_the_prompts_as_the_models_own_generate_does(of_bli
     prompts = ["w5 w6", "", "w5 w6", "w7"]
     pairs = zip(captions(0, targets=False), prompts, strict=True)
     samples = [replace(sample, prompt=prompt) for sample, prompt in pairs]
-    tokens = [blip.encoded(sample, processor, base, blip.CAPTIONS) for sample in samples]
+    tokens = [blip.encoded(sample, processor, base, blip.FAMILY.options) for sample in samples]
     teachers = Teachers(base, [load_adapter(base, of_blip.adapters[0])], [{0: 1.0}])
     (found,) = teachers.answered([tokens], partial(blip.write, base, max_new_tokens=5))
     model = tiny_language.peft(tiny_language.blip(), of_blip.adapters[0]).eval()

@@ -13,10 +13,14 @@ from typer.testing import CliRunner
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.base_models import load_processor
 from iteris_core.cli.main import app
-from iteris_core.language import t5
-from iteris_core.language.blip import CAPTIONS, caption_rows, encoded, prepare
-from iteris_core.language.samples import Example, read_images, read_texts, read_token_ids
-from iteris_core.language.t5 import TextOptions
+from iteris_core.language.blip import FAMILY, encoded
+from iteris_core.language.samples import (
+    Example,
+    ReadingOptions,
+    read_images,
+    read_texts,
+    read_token_ids,
+)
 from iteris_core.language.teachers import Teachers
 
 pytestmark = pytest.mark.slow
@@ -111,17 +115,9 @@ def test_lines_end_at_line_feeds_only_and_a_byte_order_mark_is_not_text(name, re
     assert read_texts(tmp_path / "a.txt") == [Example(text), Example("four")]
 
 
-def test_token_ids_longer_than_counted_padding_are_refused():
-    samples = [[Example("w1")], [Example(torch.arange(2, 12))]]
-    options = TextOptions(padding="count", max_length=6)
-    teachers = Teachers(tiny_language.t5(), [], [{}, {}])
-    expected = "a sample has 10 tokens, but padding that counts fills up to 6; set max_length"
-    with pytest.raises(CalibrationError, match=expected):
-        t5.prepare(teachers, samples, options, lambda **text: {"input_ids": [5, 1]})
-    with pytest.raises(ConfigError, match="'ignore' or 'count'"):
-        TextOptions(padding="some")
+def test_a_text_has_room_for_a_word():
     with pytest.raises(ConfigError, match="from 3 to"):
-        TextOptions(max_length=0)
+        ReadingOptions(max_length=0)
 
 
 def test_captions_begin_with_the_models_start_token_and_have_no_end_token(processor, pictures):
@@ -129,7 +125,7 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(proces
     model = tiny_language.blip()
 
     def ids(sample, **options):
-        return encoded(sample, processor, model, replace(CAPTIONS, **options)).target.tolist()
+        return encoded(sample, processor, model, replace(FAMILY.options, **options)).target.tolist()
 
     assert ids(sample) == [3, 7, 8, 9]
     assert ids(replace(sample, prompt=" w5 w6 ")) == [3, 11, 12, 7, 8, 9]
@@ -138,33 +134,24 @@ def test_captions_begin_with_the_models_start_token_and_have_no_end_token(proces
         ids(Example(sample.input, torch.tensor([3]), "w5"))
 
 
-def test_counted_padding_fills_captions_up_as_the_published_code_does(processor, pictures):
-    sample = read_images(pictures / "captions.jsonl")[0]
-    read = encoded(sample, processor, tiny_language.blip(), CAPTIONS)
-    (row,) = caption_rows([[read]], "count", 20)[0]
-    assert row.teacher.decoder_ids.tolist() == [3, 7, 8, 9] + [0] * 16
-    assert (row.teacher.decoder_mask.sum().item(), row.token_weights) == (4, {})
-
-
 def test_a_picture_comes_through_the_one_door(processor, tmp_path):
     """An EPS would start Ghostscript, whatever the file is called; see `test_pictures.py`."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EOF\n")
     with pytest.raises(CalibrationError, match="cannot be read as a picture"):
         (sample,) = read_images(tmp_path)
-        encoded(sample, processor, tiny_language.blip(), CAPTIONS)
+        encoded(sample, processor, tiny_language.blip(), FAMILY.options)
 
 
 def test_captions_longer_than_the_decoder_reads_are_refused(processor):
     for caption, options, said in (
         (torch.full((41,), 3), {}, "a caption .* may have 41 tokens, but this model reads 40"),
         ("w1 " * 60, {}, "may have 61 tokens"),
-        ("w1", {"padding": "count"}, "a caption filled up to max_length may have 64 tokens"),
         (None, {"max_new_tokens": 41}, "a caption with its prompt and max_new_tokens may have 41"),
     ):
         teachers = Teachers(tiny_language.blip(), [], [{}])
         samples = [[Example(torch.zeros(3, 16, 16), caption)]]
         with pytest.raises(ConfigError, match=said):
-            prepare(teachers, samples, replace(CAPTIONS, **options), processor)
+            FAMILY.prepare(teachers, samples, replace(FAMILY.options, **options), processor)
 
 
 @pytest.fixture
