@@ -21,16 +21,20 @@ from ..memory import solving, with_smaller_calls
 from ..progress import Progress, nobody
 from ..rows.chunks import Chunk, split_into_chunks
 from ..rows.wearing import Worn, add_deltas, layer_hooks, worn_at
-from .common import (
+from .measure import Measurement
+from .problem import (
+    EngineResult,
+    Problem,
+    SolvedLayer,
+    SolverAt,
     check_all_reached,
     check_problem,
+    iteris_at,
     outputs_by_task,
     reached_twice,
     run_chunk,
     seen_by_hook,
 )
-from .measure import Measurement
-from .problem import EngineResult, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import SharedInputs
 
 logger = logging.getLogger("iteris")

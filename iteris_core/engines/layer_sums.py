@@ -1,10 +1,12 @@
 """How a layer is measured: by sums over its own rows or by sums that are derived from its input's,
-whether the input's moments are sums or kept rows, and the memory that they take.
+whether the input's moments are sums or kept rows, the drift of its outputs, and the memory that all
+this takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,19 @@ from ..algebra.moments import InputMoments, KeptRows, Sums
 from ..algebra.products import TOKENS_PER_PRODUCT
 from ..algebra.statistics import BaseWeight, DerivedSums, TaskStatistics, TaskSums
 from ..config import MergeConfig
-from ..devices import Workplace, in_float32, moved, sums_dtype
-from ..layers import is_patchwise, token_count, weight_shape
+from ..devices import Workplace, exact_products, in_float32, moved, product_dtype, sums_dtype
+from ..layers import (
+    base_weight_and_bias,
+    codes_of,
+    is_patchwise,
+    output_tokens,
+    token_count,
+    weight_shape,
+)
 from ..memory import LayerBytes
+from ..processes import Processes
 from . import counted_tokens
 from .counted_tokens import tokens_read
-from .drift import Drifting
 from .problem import Problem
 from .shared_inputs import SharedInput, SharedInputs, may_derive
 
@@ -28,6 +37,11 @@ from .shared_inputs import SharedInput, SharedInputs, may_derive
 # a probe reads them, the reading.
 _MORE_PER_TOKEN = 1.5
 _PRODUCTS = 2
+# How far, relative to its outputs, a layer in half precision may be from the product with the
+# weight that was read. Rounding makes 0.01 at most; a layer that does more than a product, 0.1 and
+# more.
+_SAME = 0.05
+_PROBE = 64.0  # see `base_weight_and_bias`; far from an overflow of half precision
 
 
 def can_derive(
@@ -70,6 +84,56 @@ def new_moments(
         ]
     cross_gram = problem.config.ridge == "paper"
     return [Sums(d_in, device, cross_gram=cross_gram, changes=changes) for _ in problem.tasks]
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """The drift of a layer's outputs, ``Y - Y~ = (X - X~) W0^T``.
+
+    In half precision, the difference of two outputs contains their rounding. Where the inputs are
+    small compared with the bias, or hardly differ, that is many times the drift. So the drift is
+    then computed from the difference of the inputs.
+
+    Args:
+        weight: W0, (d_out, d_in), in the precision of the products; None: the difference of the
+            outputs is taken.
+        is_rounded: Whether that difference is rounded, since the weight could not be read.
+    """
+
+    weight: Tensor | None
+    is_rounded: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        processes: Processes,
+        *,
+        by_weight: bool = False,
+    ) -> Drifting:
+        """Choose how to compute a layer's drift, by an input and its output. All processes choose
+        alike, since their sums are added up.
+
+        Args:
+            by_weight: Whether to use the weight in full precision, too.
+        """
+        dtype = product_dtype(x)
+        is_half = y.dtype.itemsize < dtype.itemsize
+        if not (is_half or by_weight):
+            return cls(None)
+        if by_weight and type(module) is nn.Linear and "forward" not in vars(module):
+            return cls(module.weight.detach().to(x.device, dtype))
+        weight, bias = (
+            part.to(dtype) for part in base_weight_and_bias(module, x.device, x.dtype, _PROBE)
+        )
+        outputs = output_tokens(module, y[:1]).to(dtype)
+        with exact_products(x.device):
+            products = codes_of(module, x[:1], weight) + bias
+        # false for what is not finite, too, which the solve explains
+        is_same = processes.agree((products - outputs).norm() <= _SAME * outputs.norm())
+        return cls(weight if is_same else None, is_rounded=is_half and not is_same)
 
 
 def new_statistics(

@@ -35,8 +35,7 @@ from ..report.figures import figures_of, report_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
-from .drift import Drifting
-from .layer_sums import can_derive, exact_worn, new_moments, new_statistics
+from .layer_sums import Drifting, can_derive, exact_worn, new_moments, new_statistics
 from .problem import Problem, SolvedLayer
 from .shared_inputs import (
     Arrivals,

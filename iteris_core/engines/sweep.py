@@ -37,16 +37,20 @@ from ..rows.wearing import (
     worn_at,
 )
 from ..settings import label, value_label
-from .common import (
+from .measure import Measurement
+from .problem import (
+    EngineResult,
+    Problem,
+    SolvedLayer,
+    SolverAt,
     check_all_reached,
     check_problem,
+    iteris_at,
     outputs_by_task,
     reached_twice,
     run_chunk,
     seen_by_hook,
 )
-from .measure import Measurement
-from .problem import EngineResult, Problem, SolvedLayer, SolverAt, iteris_at
 from .shared_inputs import Arrivals, Readers, Seen, SharedInputs
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from ..algebra.answer import Cut, LayerSolution, dense_answer, is_left_whole, th
 from ..algebra.layer import LayerProblem, LayerSolver
 from ..algebra.system import factorise
 from ..config import ITERIS_ONLY, BaselineOptions, MergeConfig
-from ..engines.common import check_problem
 from ..engines.iterate import iterate
-from ..engines.problem import EngineResult, Problem
+from ..engines.problem import EngineResult, Problem, check_problem
 from ..engines.sweep import sweep
 from ..errors import AdapterError, ConfigError, SolveError
 from ..layers import layer_shapes

@@ -16,7 +16,7 @@ from ..engines.problem import Problem
 from ..errors import CalibrationError
 from ..network import in_calls
 from ..progress import nobody
-from ..rows.frames import tensors_in, within_reach
+from ..rows.parking import tensors_in, within_reach
 from ..rows.wearing import answers_of, worn_delta
 from ..tasks import Sample, Task
 

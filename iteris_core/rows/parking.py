@@ -21,10 +21,12 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass, field, is_dataclass
+from functools import partial
+from inspect import CO_OPTIMIZED
+from types import CellType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -32,7 +34,6 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..memory import free_bytes
-from .frames import held_by, items_in, storage_key, tensors_in, variables_of, within_reach
 
 logger = logging.getLogger("iteris")
 _SMALLEST = 1 << 16  # bytes; less is not worth a copy
@@ -41,6 +42,7 @@ _EMPTIED = frozenset({"cuda", "xpu", "npu"})
 _HOST = torch.device("cpu")
 _UNLOCKED = 2 << 30  # bytes of the host's memory that are never locked
 _LARGER = 2  # how many times as much as the first chunk others may hold, with longer texts, say
+_NESTING = 3
 _CALL = nn.Module._call_impl.__code__
 _HOLDERS = (Tensor, list, tuple)
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict, set})
@@ -304,3 +306,59 @@ def _check_unshared(tensor: Tensor, frame: FrameType) -> None:
             "that other samples' forward calls share, so that it cannot wait elsewhere; merge "
             "without a limit of waiting_bytes"
         )
+
+
+# --- the tensors that frames and other values hold ---
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """Return the variables of a frame without letting it keep them alive: up to Python 3.12, a
+    function's frame remembers the `f_locals` it was asked for, even after it lets a tensor go.
+    """
+    remembered = frame.f_locals
+    variables = dict(remembered)
+    if isinstance(remembered, dict) and frame.f_code.co_flags & CO_OPTIMIZED:
+        remembered.clear()
+    return variables
+
+
+def tensors_in(
+    value: Any, parts_of: Callable[[Any], Iterable[Any]], depth: int = _NESTING
+) -> Iterator[Tensor]:
+    """Yield the plain tensors in a variable: itself, or in its parts."""
+    if isinstance(value, Tensor):
+        if value.layout == torch.strided and type(value) in (Tensor, nn.Parameter):
+            yield value
+    elif depth:
+        for part in parts_of(value):
+            yield from tensors_in(part, parts_of, depth - 1)
+
+
+def items_in(value: Any) -> Iterable[Any]:
+    """Return the items of lists and tuples; mappings hold options, which chunks may share."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def within_reach(value: Any) -> Iterable[Any]:
+    """Return what code with this variable may use: in containers and closures."""
+    if isinstance(value, list | tuple | set):
+        return value
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, FunctionType):
+        return [c.cell_contents for c in value.__closure__ or () if c != CellType()]
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    return vars(value).values() if is_dataclass(value) else ()
+
+
+def held_by(value: Any) -> Iterable[Any]:
+    """Return what a value holds: items, values and attributes."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return items_in(value) or getattr(value, "__dict__", {}).values()
+
+
+def storage_key(tensor: Tensor) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key

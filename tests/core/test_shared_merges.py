@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from iteris_core.engines.drift import Drifting
+from iteris_core.engines.layer_sums import Drifting
 from iteris_core.processes import Processes
 from iteris_core.processes import alone as alone_in_its_group
 
