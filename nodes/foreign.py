@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..iteris_core import AdapterError
 from ..iteris_core.errors import FAILURES
-from ..iteris_core.files.tensor_checks import WrongShape
+from ..iteris_core.files.roles import WrongShape
 
 
 def added_by_host(

@@ -11,8 +11,7 @@ from torch import nn
 
 from ..iteris_core.files.diffusers_names import diffusers_name
 from ..iteris_core.files.families import Family
-from ..iteris_core.files.model_keys import ModelKeys
-from ..iteris_core.files.parts import WeightPart
+from ..iteris_core.files.model_keys import ModelKeys, WeightPart
 from ..iteris_core.layers import layer_shapes
 
 UNET_PREFIX = "diffusion_model."

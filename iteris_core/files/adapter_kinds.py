@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapters import LowRankDelta
 from ..errors import AdapterError
-from .parts import WeightPart
+from .model_keys import WeightPart
 from .roles import (
     ALPHA,
     B_NORM,
@@ -29,8 +29,6 @@ from .roles import (
     W_NORM,
     Shape,
     Tensors,
-)
-from .tensor_checks import (
     WrongShape,
     check_complete,
     check_delta,

@@ -15,8 +15,7 @@ from .groups import key_of, split_key
 from .limits import json_value
 from .model_keys import ModelKeys
 from .peft import Scales
-from .roles import ALPHA, DOWN
-from .tensor_checks import told_of
+from .roles import ALPHA, DOWN, told_of
 
 _RESNET = {
     "norm1": "in_layers.0",

@@ -30,11 +30,9 @@ from .groups import (
     split_key,
 )
 from .metadata import base_metadata, hashes
-from .model_keys import ModelKeys
-from .parts import WeightPart
+from .model_keys import ModelKeys, WeightPart
 from .recognition import family_of, other_family
-from .roles import ALPHA, DIFF, DIFF_B, VECTORS
-from .tensor_checks import WrongShape, told_of
+from .roles import ALPHA, DIFF, DIFF_B, VECTORS, WrongShape, told_of
 
 # --- reading ---
 

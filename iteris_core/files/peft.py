@@ -23,8 +23,7 @@ from .adapter_kinds import PEFT_DORA, lora_factors, low_rank, peft_dora
 from .groups import PEFT_ENDINGS, Group, factors_by_key, grouped
 from .limits import SETTINGS_BYTES, json_value
 from .recognition import base_of
-from .roles import DOWN, MAGNITUDE, UP, Shape
-from .tensor_checks import check_delta, told_of
+from .roles import DOWN, MAGNITUDE, UP, Shape, check_delta, told_of
 from .tensors import read_tensors
 from .writing import taken, write_tensors, write_text
 

@@ -51,20 +51,18 @@ def trigger_words(
     metadata: Mapping[str, str], beside: tuple[str, tuple[str, ...]] = ("", ())
 ) -> TriggerWords:
     """Return the words that another program keeps next to the file, where its user sees and edits
-    them (see `words_beside`); or else the phrase that the author named, or the words, or the
-    commonest tags of the training captions. A merge's recipe has them for each of its LoRAs.
+    them (see `words_beside`); or else the phrase that the author named, or the commonest tags of
+    the training captions. A merge's recipe has them for each of its LoRAs.
     """
     if not any(map(_is_phrase, beside[1])):
         merged = _merged(metadata.get(RECIPE_KEY, ""))
         if merged.prompts:
             return merged
     phrase = metadata.get("modelspec.trigger_phrase", "").strip()
-    listed = metadata.get("trained_words", "") or metadata.get("trainedWords", "")
     tags = _tags(metadata.get("ss_tag_frequency", ""))
     found = {
         beside[0]: tuple(filter(_is_phrase, beside[1])),
         "modelspec.trigger_phrase": (phrase,) if _is_phrase(phrase) else (),
-        "trained_words": _listed(listed),
         "ss_tag_frequency": tags,
     }
     source = next((field for field, words in found.items() if words), "")
@@ -159,9 +157,9 @@ def fill_in(name: str, prompts: Sequence[str], found: TriggerWords, kind: str) -
     if not found.triggers:
         raise CalibrationError(
             f"{name} has {TRIGGER} in a prompt, and the file's metadata names no trigger "
-            "words (no modelspec.trigger_phrase, trained_words or ss_tag_frequency that can be "
-            "read, and no .metadata.json or .civitai.info with trainedWords next to it). Write "
-            "them in its place; the page that you downloaded it from names them"
+            "words (no modelspec.trigger_phrase or ss_tag_frequency that can be read, and no "
+            ".metadata.json or .civitai.info with trainedWords next to it). Write them in its "
+            "place; the page that you downloaded it from names them"
         )
     return prompts_from(found, prompts)
 
@@ -174,15 +172,6 @@ def _is_phrase(text: str) -> bool:
 def has_words(text: str) -> bool:
     """Whether a text holds more than blanks and punctuation; emoji count as words."""
     return any(unicodedata.category(character)[0] not in "ZCP" for character in text)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """Return the words of a field that holds a JSON list, or words between commas."""
-    try:
-        words = json_value(text)
-    except ValueError:
-        words = text.split(",", LISTED_WORDS)
-    return phrases(words if isinstance(words, list) else [words])
 
 
 def phrases(words: Sequence[Any]) -> tuple[str, ...]:

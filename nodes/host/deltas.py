@@ -18,9 +18,8 @@ from ...iteris_core import AdapterError
 from ...iteris_core.diffusion.model import PatchedWeight
 from ...iteris_core.files.adapter_kinds import PEFT_DORA, kind_of, peft_dora
 from ...iteris_core.files.groups import tensors_by_key
-from ...iteris_core.files.parts import WeightPart
-from ...iteris_core.files.roles import Tensors
-from ...iteris_core.files.tensor_checks import check_scales
+from ...iteris_core.files.model_keys import WeightPart
+from ...iteris_core.files.roles import Tensors, check_scales
 from ...iteris_core.files.tensors import read_tensors
 from ...iteris_core.layers import class_of
 from ..foreign import added_by_host

@@ -9,7 +9,7 @@ from iteris_core.files import kohya
 from iteris_core.files.adapter_kinds import delta_of, own_dense_delta, peft_dora
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.model_keys import ModelKeys
-from iteris_core.files.tensor_checks import WrongShape
+from iteris_core.files.roles import WrongShape
 
 SHAPES = {"conv": (6, 4 * 9), "linear": (6, 5)}
 BASES = {"lora_unet_conv": "conv", "lora_unet_linear": "linear", "lora_unet_norm": "norm"}

@@ -8,8 +8,7 @@ import torch
 from iteris_core import AdapterError
 from iteris_core.files import kohya
 from iteris_core.files.families import FAMILIES
-from iteris_core.files.model_keys import ModelKeys
-from iteris_core.files.parts import WeightPart
+from iteris_core.files.model_keys import ModelKeys, WeightPart
 
 
 def rotated(rows):

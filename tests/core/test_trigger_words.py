@@ -20,18 +20,11 @@ def of_tags(**folders):
     return {"ss_tag_frequency": json.dumps(folders)}
 
 
-PHRASE, TRAINED, BY_TAGS = "modelspec.trigger_phrase", "trained_words", "ss_tag_frequency"
+PHRASE, BY_TAGS = "modelspec.trigger_phrase", "ss_tag_frequency"
 FOUND = [  # metadata, source, trigger words, all words
-    (
-        {PHRASE: " sks ", TRAINED: '["a"]', BY_TAGS: TAGS},
-        PHRASE,
-        "sks",
-        "sks|a|sks dog|grass|smile",
-    ),
-    ({TRAINED: '["ohwx man", "red coat"]'}, TRAINED, "ohwx man|red coat", "ohwx man|red coat"),
-    ({"trainedWords": "ohwx, , red coat,"}, TRAINED, "ohwx|red coat", "ohwx|red coat"),
-    ({PHRASE: ", .", TRAINED: '["!?", "-", "🐱"]'}, TRAINED, "🐱", "🐱"),
-    ({PHRASE: "None", TRAINED: '["none", "ohwx"]'}, TRAINED, "ohwx", "ohwx"),
+    ({PHRASE: " sks ", BY_TAGS: TAGS}, PHRASE, "sks", "sks|sks dog|grass|smile"),
+    ({PHRASE: ", .", **of_tags(x={"!?": 3, "-": 2, "🐱": 1})}, BY_TAGS, "🐱", "🐱"),
+    ({PHRASE: "None", **of_tags(x={"none": 2, "ohwx": 1})}, BY_TAGS, "ohwx", "ohwx"),
     ({BY_TAGS: TAGS}, BY_TAGS, "sks dog", "sks dog|grass|smile"),
     (of_tags(**{"5_images": {"b": 1, "a": 4}}), BY_TAGS, "a", "a|b"),
     (of_tags(**{"10_train images": {"b": 1, "a": 4}}), BY_TAGS, "a", "a|b"),
@@ -55,9 +48,9 @@ def test_all_words_that_are_stated_are_told_and_few_tags():
     tags = of_tags(x={f"tag {number}": 99 - number for number in range(30)})
     assert len(trigger_words(tags).words) == 8
     stated = [f"word {number}" for number in range(25)]
-    assert trigger_words({TRAINED: json.dumps(stated), **tags}).words == tuple(stated)
+    assert trigger_words(tags, ("x.civitai.info", stated)).words == tuple(stated)
     many = [f"{number} {'w' * 1000}" for number in range(900)]
-    assert 10 < len(trigger_words({TRAINED: json.dumps(many)}).words) < 20
+    assert 10 < len(trigger_words({}, ("x.civitai.info", many)).words) < 20
 
 
 def test_a_merge_is_measured_on_the_prompts_of_each_of_its_loras():
@@ -102,7 +95,7 @@ def test_no_prompts_are_filled_from_templates_and_the_training_caption():
 
 
 def test_the_users_templates_are_filled_and_the_users_prompts_are_kept():
-    found = trigger_words({"trained_words": '["one", "two"]'})
+    found = trigger_words({}, ("x.civitai.info", ("one", "two")))
     assert fill_in("x", ["a drawing of {trigger}", "plain"], found, "subject") == (
         "a drawing of one",
         "plain",

@@ -100,7 +100,6 @@ METADATA: dict[str, Any] = {
     "iteris.recipe": {"loras": [], "calibration": {}, "config": {}},
     "ss_tag_frequency": {"10_sks dog": {"sks dog": 12, "grass": 3}},
     "modelspec.trigger_phrase": "a sks dog",
-    "trained_words": ["sks dog", "grass"],
     "modelspec.architecture": "stable-diffusion-v1/lora",
     "ss_base_model_version": "sd_v1",
     "lora_adapter_metadata": {"unet.r": 2, "unet.lora_alpha": 4, "unet.rank_pattern": {"to_k": 2}},

@@ -24,7 +24,6 @@ from iteris_core.files import diffusers, kohya, peft
 from iteris_core.files.adapter_kinds import own_dense_delta
 from iteris_core.files.families import FAMILIES
 from iteris_core.files.headers import lora_header
-from iteris_core.files.inspection import inspect_adapter
 from iteris_core.files.metadata import RECIPE_KEY
 from iteris_core.files.tensors import read_header, read_tensors
 from iteris_core.language.samples import read_token_ids
@@ -120,7 +119,6 @@ def recipe_in(path: Path) -> object:
 FILES: Mapping[str, Callable[[Path], object]] = {
     "read_tensors": read_tensors,
     "lora_header": lora_header,
-    "inspect": inspect_adapter,
     "merge node": as_node,
     "merge sd15": lambda path: read_lora(MODEL, path, 0.5),
     "route": as_route,

@@ -26,7 +26,7 @@ from iteris_core import (
     merge,
 )
 from iteris_core.files.families import Family
-from iteris_core.files.parts import WeightPart
+from iteris_core.files.model_keys import WeightPart
 from iteris_core.layers import base_weight_and_bias, is_quantised
 from iteris_core.rows.wearing import wearing
 
