@@ -111,10 +111,10 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
     Under autocast, which a model may switch on in its forward and a user around a merge, products
     of float32 are rounded to half precision; and to TF32, or bfloat16 on a CPU, where anything in
-    the process has allowed that, as torch has for convolutions; and sums to float16, which
-    ComfyUI's ``--fast`` allows. All are as before afterwards.
+    the process has allowed that; and sums to float16, which ComfyUI's ``--fast`` allows. All are as
+    before afterwards.
     """
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda = torch.backends.cuda.matmul
     with (
         torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext(),
         _switched(
@@ -122,12 +122,6 @@ def exact_products(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision,
             "highest",
             (cuda, getattr(torch.backends.mkldnn, "matmul", None)),
-        ),
-        _switched(
-            lambda: cudnn.allow_tf32,
-            lambda allowed: setattr(cudnn, "allow_tf32", allowed),
-            False,
-            (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)),
         ),
         _switched(
             lambda: getattr(cuda, "allow_fp16_accumulation", False),  # torch 2.7 has it

@@ -15,7 +15,7 @@ from .adapters import (
     target_shapes,
 )
 from .config import BaselineOptions, MergeConfig
-from .engines.problem import Engine, EngineResult, Outputs, Problem, iteris_at
+from .engines.problem import EngineResult, Outputs, Problem
 from .engines.sweep import sweep
 from .errors import ConfigError
 from .memory import UNLIMITED, Room
@@ -90,23 +90,19 @@ def merge(
     problem = Problem(network, *without_idle_adapters(adapters, tasks), config, processes, room)
     logger.info("merging %d layers by %s", len(problem.paths), config.method)
     notes: list[Note] = []
-    if config.method == "iteris":
-        result = _engine(config)(problem, iteris_at, progress)
-    else:
+    if config.method != "iteris":
         from .rivals.methods import merge_by_rival
 
         result, notes = merge_by_rival(problem, progress)
+    elif config.engine == "iterate":
+        from .engines.iterate import iterate  # loaded only where the paper's loop is asked for
+
+        result = iterate(problem, progress=progress)
+    else:
+        result = sweep(problem, progress=progress)
     deltas = {path: layer.saved for path, layer in result.layers.items()}
     merged = merged_adapter(problem.adapters, deltas)
     return MergeResult(merged, _report(problem, adapters, result, notes), result.outputs)
-
-
-def _engine(config: MergeConfig) -> Engine:
-    if config.engine == "sweep":
-        return sweep
-    from .engines.iterate import iterate  # loaded only where the paper's loop is asked for
-
-    return iterate
 
 
 def merge_files(

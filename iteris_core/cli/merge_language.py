@@ -107,8 +107,7 @@ def _merge(
         Path | None, typer.Option(help="Samples where the base model is kept as it is.")
     ] = None,
     protect_base: Annotated[
-        float | None,
-        typer.Option(help=f"How much --preserve counts. Default: {PRESERVE_WEIGHT}."),
+        float | None, typer.Option(help=f"How much --preserve counts. Default: {PRESERVE_WEIGHT}.")
     ] = None,
     overwrite: options.OverwriteSetting = False,
     report: options.ReportSetting = None,
@@ -118,12 +117,7 @@ def _merge(
 ) -> None:
     check_places(
         {"--output": output, "--json": report},
-        {
-            "--base": [base],
-            "--adapter": adapter,
-            "--samples": samples,
-            "--preserve": [preserve],
-        },
+        {"--base": [base], "--adapter": adapter, "--samples": samples, "--preserve": [preserve]},
         overwrite=overwrite,
     )
     check_used(config)

@@ -76,8 +76,7 @@ def load_pipeline(source: str, family: Family, config: str | None = None, **more
         pipeline = loaded(kind.from_single_file, source, what, config=config, **options)
     elif config is None:
         keys = {}
-        variant = _variant(Path(source))
-        options |= {"use_safetensors": True, "variant": variant}
+        options["use_safetensors"] = True
         pipeline = loaded(kind.from_pretrained, source, family.name, **options)
     else:
         raise ConfigError(
@@ -96,12 +95,6 @@ def load_pipeline(source: str, family: Family, config: str | None = None, **more
             rescale_betas_zero_snr="ztsnr" in keys,
         )
     return pipeline
-
-
-def _variant(folder: Path) -> str | None:
-    """Return ``fp16`` where a folder holds only such weights."""
-    weights = {path.name for path in folder.glob("unet/*.safetensors")}
-    return "fp16" if weights and all(".fp16." in name for name in weights) else None
 
 
 def read_lora(

@@ -32,8 +32,7 @@ from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..memory import with_smaller_calls
 from ..progress import Progress, nobody
-from ..rows.outputs import Rows, outputs_of
-from ..rows.wearing import Mix
+from ..rows.wearing import Mix, Rows, outputs_of
 from .contexts import Texts, Tokenized, written_for
 from .model import DenoiserRow, DiffusionHost, Encoded
 from .sampling import mix_in, noise

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..network import IMAGE_STREAM, Network, in_calls
 from ..progress import Progress, nobody
-from ..rows.outputs import Rows, outputs_of
 from ..rows.parking import held_by, tensors_in
+from ..rows.wearing import Rows, outputs_of
 from ..tasks import Sample, Task
 from .regions import Region
 

@@ -44,9 +44,7 @@ _STATISTICS_BYTES = 4 << 30  # of what is measured in one pass
 
 
 def iterate(
-    problem: Problem,
-    solver_at: SolverAt = iteris_at,
-    progress: Progress = nobody,
+    problem: Problem, solver_at: SolverAt = iteris_at, progress: Progress = nobody
 ) -> EngineResult:
     """Solve all target layers again and again, each time on the inputs that the last answer leads
     to.

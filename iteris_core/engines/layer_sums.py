@@ -192,11 +192,7 @@ def layer_bytes(
 
 
 def bytes_at(
-    module: nn.Module,
-    shape: tuple[int, int],
-    tasks: int,
-    config: MergeConfig,
-    device: torch.device,
+    module: nn.Module, shape: tuple[int, int], tasks: int, config: MergeConfig, device: torch.device
 ) -> LayerBytes:
     """Return about what one layer takes.
 

@@ -9,12 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adapters import (
-    Adapter,
-    LowRankDelta,
-    Stacked,
-    unusable_place,
-)
+from ..adapters import Adapter, LowRankDelta, Stacked, unusable_place
 from ..algebra.answer import LayerSolution
 from ..algebra.balance import TaskAtLayer
 from ..algebra.layer import LayerProblem, LayerSolver
@@ -24,25 +19,14 @@ from ..algebra.statistics import DerivedSums, TaskStatistics, TaskSums
 from ..config import MergeConfig
 from ..devices import Workplace, exact_products, moved, to_cpu
 from ..errors import SolveError
-from ..layers import (
-    base_weight_and_bias,
-    codes_of,
-    input_tokens,
-    is_patchwise,
-    output_tokens,
-)
+from ..layers import base_weight_and_bias, codes_of, input_tokens, is_patchwise, output_tokens
 from ..report.figures import figures_of, report_of
 from ..rows.chunks import Block, Chunk
 from ..rows.wearing import as_worn, worn_delta
 from .counted_tokens import CountedTokens, counted_tokens, tokens_read
 from .layer_sums import Drifting, can_derive, exact_worn, new_moments, new_statistics
 from .problem import Problem, SolvedLayer
-from .shared_inputs import (
-    Arrivals,
-    InputReading,
-    SharedInput,
-    SharedInputs,
-)
+from .shared_inputs import Arrivals, SharedInput, SharedInputs, reading_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ class Measurement:
         """
         config = problem.config
         place = Workplace.of(x)
-        reading = InputReading.of(problem.network, path, module)
+        reading = reading_of(problem.network, path, module)
         shared = inputs.find(reading, x)
         is_first = shared is None
         derives = shared.derives if shared else can_derive(problem, path, module, x, inputs)
@@ -198,7 +182,7 @@ class Measurement:
         )
         count = teacher.shape[1]
         most = tokens_read(self.module, count, self.problem)
-        stream = self.shared.reading.stream
+        stream = self.problem.network.stream(self.path)
         tokens = counted_tokens(block, most, count, self.place, stream, self.path)
         if tokens is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from ..layers import class_of, is_quantised, weight_shape
 from ..memory import UNLIMITED, Room
 from ..network import Network
 from ..processes import Processes
-from ..progress import Progress
 from ..report.records import LayerReport
 from ..rows.chunks import Chunk
 from ..rows.wearing import check_rows, unfolded
@@ -56,10 +55,6 @@ class Problem:
     def samples(self) -> int:
         return sum(len(task.samples) for task in self.tasks)
 
-    def with_settings(self, **settings: Any) -> Problem:
-        """Return the same problem with other fields of its `MergeConfig`."""
-        return replace(self, config=replace(self.config, **settings))
-
 
 @dataclass(frozen=True)
 class SolvedLayer:
@@ -94,8 +89,6 @@ class EngineResult:
 
 
 SolverAt = Callable[[str], LayerSolver]  # module path -> solver of that layer
-# Brings every layer of a problem to its solver, with the statistics of its inputs.
-Engine = Callable[[Problem, SolverAt, Progress], EngineResult]
 
 
 def iteris_at(_path: str) -> LayerSolver:

@@ -44,21 +44,11 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-@dataclass(frozen=True)
-class InputReading:
-    """How a layer reads its input tensor.
-
-    Args:
-        stream: Token stream of the input, which decides the weights of its tokens.
-        layout: How the layer cuts the tensor into tokens, see `layers.token_layout`.
+def reading_of(network: Network, path: str, module: nn.Module) -> Hashable:
+    """Return how a layer reads its input tensor: the token stream, which decides the weights of the
+    tokens, and how the layer cuts the tensor into these.
     """
-
-    stream: str
-    layout: Hashable
-
-    @classmethod
-    def of(cls, network: Network, path: str, module: nn.Module) -> InputReading:
-        return cls(network.stream(path), token_layout(module))
+    return network.stream(path), token_layout(module)
 
 
 @dataclass
@@ -66,20 +56,17 @@ class SharedInput:
     """One input of the network, which several layers may read.
 
     Args:
+        reading: See `reading_of`.
         derives: Whether the sums of the layers that read it follow from its moments, so that these
             layers can be solved as soon as it is measured.
         seen: The input's tensor of each chunk, weakly: when one of them is freed, no layer can read
             this input any more.
     """
 
-    reading: InputReading
+    reading: Hashable
     moments: Sequence[InputMoments]
     derives: bool = False
     seen: list[Seen] = field(default_factory=list)
-
-    @property
-    def is_alive(self) -> bool:
-        return all(seen.reference() is not None for seen in self.seen)
 
 
 @dataclass
@@ -94,18 +81,22 @@ class SharedInputs:
     widths: Mapping[str, int] = field(default_factory=dict)
     entries: list[SharedInput] = field(default_factory=list)
 
-    def find(self, reading: InputReading, x: Tensor) -> SharedInput | None:
+    def find(self, reading: Hashable, x: Tensor) -> SharedInput | None:
         """Return the known input whose first chunk is this tensor, read this way, or None; forget
         inputs whose tensors are gone.
         """
-        self.entries = [entry for entry in self.entries if entry.is_alive]
+        self.entries = [
+            entry
+            for entry in self.entries
+            if all(seen.reference() is not None for seen in entry.seen)
+        ]
         for entry in self.entries:
             if entry.reading == reading and entry.seen[0].is_still(x):
                 return entry
         return None
 
     def add(
-        self, reading: InputReading, moments: Sequence[InputMoments] = (), *, derives: bool = False
+        self, reading: Hashable, moments: Sequence[InputMoments] = (), *, derives: bool = False
     ) -> SharedInput:
         """Return a new input, to be measured."""
         entry = SharedInput(reading, moments, derives)
@@ -130,7 +121,7 @@ class Readers:
 
     def note(self, path: str, module: nn.Module, x: Tensor) -> bool:
         """Note a layer that is reached, and return whether it is the first to read its input."""
-        reading = InputReading.of(self._network, path, module)
+        reading = reading_of(self._network, path, module)
         found = self._inputs.find(reading, x)
         shared = found or self._inputs.add(reading)
         if found is None:

@@ -224,8 +224,21 @@ class _Sweep:
         Nothing else shows whether forward calls overwrite what others keep between layers, draw
         random numbers, or let rows see each other.
         """
-        row = outputs[self._chunks[0].blocks[-1].teacher.stop - 1]
-        _check_same(place, self._alone[place], _excerpt(row))
+        alone = self._alone[place]
+        together = _excerpt(outputs[self._chunks[0].blocks[-1].teacher.stop - 1])
+        if alone is None or together is None or alone[1] != together[1]:
+            return  # rows are filled up to the longest of their call
+        distance = _distance(alone[0], together[0])
+        if distance <= _FARTHEST[alone[0].dtype.itemsize]:
+            return
+        what = place if place == _AT_THE_END else f"layer {place!r}"
+        how = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
+        raise CalibrationError(
+            f"the model answers a sample differently when it runs alone: {what} is the first that "
+            f"differs, {how}. It may keep something between its layers that other samples' forward "
+            "calls overwrite (a skip or a buffer), drop numbers at random, or let the rows of a "
+            f"batch see each other, so that no row can be measured. {_what_helps()}"
+        )
 
     def _open(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> _Stop:
         """Return the stop at a layer that the first chunk has reached."""
@@ -319,18 +332,6 @@ def _excerpt(row: Any) -> Excerpt:
     return flat[:: max(1, len(flat) // _COMPARED)].clone(), row.shape
 
 
-def _check_same(place: str, alone: Excerpt, together: Excerpt) -> None:
-    """Refuse a network that answers a row differently when it runs alone."""
-    if alone is None or together is None or alone[1] != together[1]:
-        return  # rows are filled up to the longest of their call
-    row = alone[0]
-    distance = _distance(row, together[0])
-    if not distance <= _FARTHEST[row.dtype.itemsize]:
-        what = place if place == _AT_THE_END else f"layer {place!r}"
-        how = f"by {distance:.0%}" if math.isfinite(distance) else "and holds NaN or infinity"
-        raise _differs(what, how)
-
-
 def _check_not_overwritten(path: str, measured: Seen, rows: Tensor) -> None:
     """Refuse a network in which other chunks write into the input of a layer that waits."""
     if not measured.is_still(rows):
@@ -338,15 +339,6 @@ def _check_not_overwritten(path: str, measured: Seen, rows: Tensor) -> None:
             f"the input of layer {path!r} is overwritten by the forward call of other samples "
             f"before the layer has read it. {_what_helps()}"
         )
-
-
-def _differs(what: str, how: str) -> CalibrationError:
-    return CalibrationError(
-        f"the model answers a sample differently when it runs alone: {what} is the first that "
-        f"differs, {how}. It may keep something between its layers that other samples' forward "
-        "calls overwrite (a skip or a buffer), drop numbers at random, or let the rows of a batch "
-        f"see each other, so that no row can be measured. {_what_helps()}"
-    )
 
 
 def _what_helps() -> str:

@@ -44,9 +44,7 @@ DenseDelta = Callable[[WeightPart, Tensors], Tensor]
 
 
 def delta_of(
-    tensors: Tensors,
-    shape: Shape,
-    dense_delta: Callable[[Tensors], Tensor] | None = None,
+    tensors: Tensors, shape: Shape, dense_delta: Callable[[Tensors], Tensor] | None = None
 ) -> LowRankDelta:
     """Return the delta that a module's tensors describe, with alpha folded into ``up``.
 
@@ -274,7 +272,6 @@ class AdapterKind:
         read: (tensors, shape) -> delta as exact factors; None: it has no exact factors.
     """
 
-    name: str
     phrase: str
     roles: tuple[str, ...]
     marks: tuple[str, ...]
@@ -288,38 +285,27 @@ _LOKR = ("lokr_w1", "lokr_w2", ALPHA, *_LOKR_PARTS)
 _GLORA = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
 _OFT = ("oft_blocks", "rescale")
 
-REPLACEMENT = AdapterKind(
-    "replaced weight", "a replacement of the weight", (SET_WEIGHT,), (SET_WEIGHT,)
-)
-PEFT_DORA = AdapterKind("DoRA", "a DoRA", (*_LORA, MAGNITUDE), (MAGNITUDE,))
-RESHAPING = AdapterKind(
-    "LoRA",
-    "a LoRA that reshapes the weight",
-    (*_LORA, DORA_SCALE, RESHAPE_WEIGHT),
-    (RESHAPE_WEIGHT,),
-)
-OFT = AdapterKind("OFT", "an OFT", (*_OFT, ALPHA), _OFT)
-GLORA = AdapterKind("GLoRA", "a GLoRA", (*_GLORA, ALPHA), _GLORA)
-LOKR = AdapterKind("LoKr", "a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS), _lokr)
-LOHA = AdapterKind("LoHa", "a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha)
-LOCON = AdapterKind("LoCon", "a LoCon", _LORA, (MID,), _lora)
-LORA = AdapterKind("LoRA", "a LoRA", _LORA[:3], (UP, DOWN), _lora)
+REPLACEMENT = AdapterKind("a replacement of the weight", (SET_WEIGHT,), (SET_WEIGHT,))
+PEFT_DORA = AdapterKind("a DoRA", (*_LORA, MAGNITUDE), (MAGNITUDE,))
+GLORA = AdapterKind("a GLoRA", (*_GLORA, ALPHA), _GLORA)
+LORA = AdapterKind("a LoRA", _LORA, (MID, UP, DOWN), _lora)
 # A module's tensors are of the first kind that they have a mark of.
 KINDS = (
     REPLACEMENT,
-    AdapterKind("DoRA", "a DoRA", (*_LORA, DORA_SCALE), (DORA_SCALE,)),
+    AdapterKind("a DoRA", (*_LORA, DORA_SCALE), (DORA_SCALE,)),
     PEFT_DORA,
-    RESHAPING,
-    AdapterKind("LoHa", "a LoHa with a Tucker core", _LOHA, ("hada_t1",)),
-    OFT,
+    AdapterKind(
+        "a LoRA that reshapes the weight", (*_LORA, DORA_SCALE, RESHAPE_WEIGHT), (RESHAPE_WEIGHT,)
+    ),
+    AdapterKind("a LoHa with a Tucker core", _LOHA, ("hada_t1",)),
+    AdapterKind("an OFT", (*_OFT, ALPHA), _OFT),
     GLORA,
-    LOKR,
-    LOHA,
-    AdapterKind("full difference", "a difference", (DIFF,), (DIFF,), _difference),
-    LOCON,
+    AdapterKind("a LoKr", _LOKR, ("lokr_w1", "lokr_w2", *_LOKR_PARTS), _lokr),
+    AdapterKind("a LoHa", _LOHA, (*_LOHA[:2], *_LOHA[3:]), _loha),
+    AdapterKind("a difference", (DIFF,), (DIFF,), _difference),
     LORA,
-    AdapterKind("bias", "a bias", (DIFF_B,), (DIFF_B,)),
-    AdapterKind("norm", "a norm", (W_NORM, B_NORM), (W_NORM, B_NORM)),
+    AdapterKind("a bias", (DIFF_B,), (DIFF_B,)),
+    AdapterKind("a norm", (W_NORM, B_NORM), (W_NORM, B_NORM)),
 )
 
 
@@ -327,7 +313,4 @@ def kind_of(tensors: Tensors) -> AdapterKind:
     """Return the kind of a module's tensors. Without an identifying tensor, it is an incomplete
     LoRA.
     """
-    kind = next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)
-    if kind is LORA and DOWN in tensors and tensors[DOWN].shape[2:].numel() > 1:
-        return LOCON
-    return kind
+    return next((kind for kind in KINDS if any(role in tensors for role in kind.marks)), LORA)

@@ -200,12 +200,7 @@ _ROWS = (
         implementation="https://github.com/black-forest-labs/flux",
         text_bases=("lora_te1_", "lora_te3_", "lora_te2_"),
     ),
-    Family(
-        "LongCat-Image",
-        named=r"longcat",
-        guidance=4.0,
-        saved_as="comfy",
-    ),
+    Family("LongCat-Image", named=r"longcat", guidance=4.0, saved_as="comfy"),
     Family(
         "Chroma Radiance",
         keys=r"nerf_(?:blocks|image_embedder|final_layer)",

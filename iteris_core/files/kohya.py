@@ -20,15 +20,7 @@ from ..errors import AdapterError
 from ..progress import Progress, nobody
 from .adapter_kinds import DenseDelta, delta_of
 from .families import Family, Spelling
-from .groups import (
-    KOHYA_ENDINGS,
-    PEFT_ENDINGS,
-    Group,
-    factors_by_key,
-    grouped,
-    key_of,
-    split_key,
-)
+from .groups import KOHYA_ENDINGS, PEFT_ENDINGS, Group, factors_by_key, grouped, key_of, split_key
 from .metadata import base_metadata, hashes
 from .model_keys import ModelKeys, WeightPart
 from .recognition import family_of, other_family

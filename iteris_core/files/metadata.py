@@ -12,12 +12,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from .families import Family
-from .limits import (
-    MERGED_CHARACTERS,
-    NAME_CHARACTERS,
-    first,
-    json_value,
-)
+from .limits import MERGED_CHARACTERS, NAME_CHARACTERS, first, json_value
 from .tensors import serialized
 
 RECIPE_KEY = "iteris.recipe"  # the report's settings, as JSON; see `diffusion.recipe`
@@ -39,9 +34,7 @@ def base_metadata(family: Family, prediction_type: str) -> dict[str, str]:
 
 
 def merged_metadata(
-    title: str,
-    adapters: Sequence[Adapter],
-    triggers: Sequence[str],
+    title: str, adapters: Sequence[Adapter], triggers: Sequence[str]
 ) -> dict[str, str]:
     """Return the metadata of a merge of LoRAs, besides their base model's; without a date: equal
     merges have equal files.

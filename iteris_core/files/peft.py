@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,6 @@ _DEFAULT_RANK_AND_ALPHA = 8  # PEFT's own
 _ESCAPED = re.compile(r"\\(\W)")
 _NO_WORD = re.compile(r"\W|_")
 _SPECIAL = re.compile(r"[\\^$|?*+()\[\]{}]")
-STRANGE = (  # said after the key of a tensor that is not a factor of a LoRA
-    "is not a factor of a LoRA's layer, and the merge would lose it. Train the adapter without "
-    "embeddings and modules_to_save, and with bias='none' and lora_bias=false; save it with "
-    "save_embedding_layers=False"
-)
 # Settings that change the meaning of the factors, or add weights to them.
 _REFUSED = (
     "modules_to_save",
@@ -82,25 +77,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def refusal(settings: Mapping[str, Any]) -> str | None:
-    """Return why an adapter cannot be merged, as the end of "it is"; None if it can."""
+def _check_plain(settings: Mapping[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"of PEFT's kind {shown(kind)}; only LORA can be merged"
+        raise AdapterError(f"of PEFT's kind {shown(kind)}; only LORA can be merged")
     for setting in _REFUSED:
         if settings.get(setting):
-            return (
+            raise AdapterError(
                 f"trained with {setting}, which is more than the two factors of each layer and "
                 "would be lost in the merge. Train a plain LoRA without it"
             )
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        return (
+        raise AdapterError(
             f"a LoRA that began as {shown(start)} and was saved without conversion, so that it "
             "fits only the changed base model of its training run. Save it with "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    return None
 
 
 _Places = dict[str, tuple[int, float]]  # pattern -> its place among the patterns, and its value
@@ -200,11 +193,6 @@ def _ends(path: str) -> list[str]:
     return [".".join(names[start:]) for start in range(len(names))]
 
 
-def with_name(path: Path) -> Path:
-    """Return a path that ends with a name, also where it was given as ``.`` or ``..``."""
-    return path if path.name.strip(".") else path.resolve()
-
-
 def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None = None) -> Adapter:
     """Read a PEFT adapter, with alpha / rank (or alpha / sqrt(rank) of rsLoRA) folded into ``up``.
 
@@ -219,16 +207,21 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
         AdapterError: The folder is incomplete, of another kind or for another base model; names the
             file and what to do.
     """
-    folder = with_name(folder)
+    folder = folder if folder.name.strip(".") else folder.resolve()  # ``.`` is no name
     name = folder.name
     settings = read_settings(folder)
     tensors, metadata = read_weights(folder)
-    if problem := refusal(settings):
-        raise AdapterError(f"{name}: it is {problem}")
+    with told_of(f"{name}: it is"):
+        _check_plain(settings)
     groups, others = grouped(tensors)
-    others += strange_keys(groups.values())
+    own = (UP, DOWN, MAGNITUDE)
+    others += [k for group in groups.values() for role, k in group.keys.items() if role not in own]
     if others:
-        raise AdapterError(f"{name}: {others[0]!r} {STRANGE}")
+        raise AdapterError(
+            f"{name}: {others[0]!r} is not a factor of a LoRA's layer, and the merge would lose "
+            "it. Train the adapter without embeddings and modules_to_save, and with bias='none' "
+            "and lora_bias=false; save it with save_embedding_layers=False"
+        )
     by_path = {group.base.removeprefix(PREFIX): group for group in groups.values()}
     if len(by_path) < len(groups):
         twice = next(path for path in by_path if path in groups and PREFIX + path in groups)
@@ -253,12 +246,6 @@ def load(folder: Path, shapes: Mapping[str, Shape], weight_at: WeightAt | None =
         with told_of(f"{name}: {path!r}", lambda: cause):
             deltas[path] = _delta(path, group, scales, shapes[path], weight_at)
     return Adapter(name, deltas, metadata=metadata)
-
-
-def strange_keys(groups: Iterable[Group]) -> list[str]:
-    """Return the keys of tensors that PEFT gives neither to a LoRA nor to a DoRA."""
-    own = (UP, DOWN, MAGNITUDE)
-    return [key for group in groups for role, key in group.keys.items() if role not in own]
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -70,7 +70,9 @@ def whole_file(
     # also around the draft's end: a file that is closed writes what it holds back
     with _one_sentence(path):
         check_free(path, overwrite=overwrite)
-        with _draft_of(path) as draft:
+        os.makedirs(path.parent, exist_ok=True)
+        draft = path.with_name(f".iteris-{secrets.token_hex(8)}.part")
+        try:
             with open(draft, "xb") as file:
                 yield file
                 file.flush()
@@ -79,18 +81,9 @@ def whole_file(
                 os.replace(draft, path)
             else:
                 _move_without_replacing(draft, path)
-
-
-@contextlib.contextmanager
-def _draft_of(place: Path) -> Iterator[Path]:
-    """Give a hidden name in the folder of a place; nothing is left of it afterwards."""
-    os.makedirs(place.parent, exist_ok=True)
-    draft = place.with_name(f".iteris-{secrets.token_hex(8)}.part")
-    try:
-        yield draft
-    finally:
-        with contextlib.suppress(OSError):  # the cause is told, not what happened after it
-            os.unlink(draft)
+        finally:
+            with contextlib.suppress(OSError):  # the cause is told, not what happened after it
+                os.unlink(draft)
 
 
 def _move_without_replacing(draft: Path, path: Path) -> None:

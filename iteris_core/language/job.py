@@ -228,11 +228,7 @@ def merge_peft(
     }
     return PeftMergeResult(
         result.adapter,
-        replace(
-            result.report,
-            settings=settings,
-            saved_bytes=result.adapter.saved_bytes,
-        ),
+        replace(result.report, settings=settings, saved_bytes=result.adapter.saved_bytes),
         result.outputs,
         base=name,
         task_type=family.task_type,

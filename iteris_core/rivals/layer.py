@@ -26,7 +26,6 @@ class Layer(LayerTasks):
         adapters: Number of adapters, with the ones that do not change this layer.
     """
 
-    path: str
     reads_text: bool
     adapters: int
 

@@ -103,9 +103,7 @@ def custom_diffusion(layer: Layer) -> LowRankDelta:
     grams = [task.statistics.inputs.gram.double() for task in concepts]
     ordinary = [task.statistics.inputs.gram.double() for task in layer.counted if not task.mix]
     down = _constrained(
-        summed(grams),
-        layer.taught(concepts, grams),
-        summed(ordinary) if ordinary else None,
+        summed(grams), layer.taught(concepts, grams), summed(ordinary) if ordinary else None
     )
     return LowRankDelta(layer.together.delta.up, down)
 

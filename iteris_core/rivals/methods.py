@@ -151,7 +151,6 @@ _SEARCHED = "which gave the smallest output error on the calibration samples"
 def solve_by_rule(
     layer: LayerProblem,
     *,
-    path: str,
     reads_text: bool,
     adapters: int,
     rule: LayerRule,
@@ -167,7 +166,7 @@ def solve_by_rule(
         SolveError: Inputs that are not finite, or a system of the rule that cannot be solved.
     """
     _check_inputs(layer)
-    merged = rule(Layer(layer.deltas, layer.tasks, path, reads_text, adapters))
+    merged = rule(Layer(layer.deltas, layer.tasks, reads_text, adapters))
 
     def cut_of(answer: Tensor) -> Cut:
         matrix = layer.normal_matrix()
@@ -218,7 +217,10 @@ def merge_by_rival(problem: Problem, progress: Progress) -> tuple[EngineResult, 
     options = rule_options(problem.config)
     notes: list[Note] = []
     engine = iterate if method.inputs == "teacher" else sweep
-    once = problem.with_settings(ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1)
+    config = replace(
+        problem.config, ridge="consistent", alpha_cross=None, input_mix=0.0, max_iter=1
+    )
+    once = replace(problem, config=config)
     check_problem(once)
 
     @functools.cache
@@ -231,7 +233,6 @@ def merge_by_rival(problem: Problem, progress: Progress) -> tuple[EngineResult, 
         def solver_at(path: str) -> LayerSolver:
             return partial(
                 solve_by_rule,
-                path=path,
                 reads_text=path in text,
                 adapters=adapters,
                 rule=rule,
@@ -298,7 +299,7 @@ def merge_deltas(
                 f"the LoRAs change {path!r} in {len(shapes)} shapes, {sorted(shapes)}: they were "
                 "made for different models. Leave one of them out"
             )
-        answer = rule(Layer(deltas, (), path, False, len(adapters)))
+        answer = rule(Layer(deltas, (), False, len(adapters)))
         assert isinstance(answer, LowRankDelta)  # by DATA_FREE
         answer = answer.scaled(scale)
         merged[path] = answer.balanced().to(dtype=config.output_dtype)

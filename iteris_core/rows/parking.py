@@ -126,11 +126,7 @@ class Parking:
     """
 
     def __init__(
-        self,
-        modules: Iterable[nn.Module],
-        *,
-        budget: int = 0,
-        smallest: int = _SMALLEST,
+        self, modules: Iterable[nn.Module], *, budget: int = 0, smallest: int = _SMALLEST
     ) -> None:
         self.modules = list(modules)
         self.budget = budget

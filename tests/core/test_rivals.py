@@ -72,7 +72,7 @@ def layers(net):
     model, adapters, _ = net
     for path in model.targets:
         deltas = {k: a.deltas[path] for k, a in enumerate(adapters) if path in a.deltas}
-        yield Layer(deltas, (), path, False, len(adapters))
+        yield Layer(deltas, (), False, len(adapters))
 
 
 def measured(net, students=None):

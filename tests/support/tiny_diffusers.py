@@ -180,8 +180,8 @@ def pipeline(host, prediction_type="epsilon"):
     return StableDiffusionPipeline(None, *parts, requires_safety_checker=False)
 
 
-def save_folder(host, folder, **options):
-    pipeline(host).save_pretrained(folder, **options)
+def save_folder(host, folder):
+    pipeline(host).save_pretrained(folder)
 
 
 _OPEN_CLIP = {

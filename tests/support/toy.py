@@ -24,7 +24,7 @@ from iteris_core.algebra.reference import patched
 from iteris_core.config import Target
 from iteris_core.memory import Room
 from iteris_core.progress import nobody
-from iteris_core.rows.outputs import Rows, outputs_of
+from iteris_core.rows.wearing import Rows, outputs_of
 
 TOKENS = 4
 CONTEXT_TOKENS = 3
