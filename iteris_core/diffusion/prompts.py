@@ -75,10 +75,6 @@ _CUT = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDBASE|ADDROW|ADDCOL)\b")
 # Of these a program draws one at random: {a|b}, and __name__ from a list.
 _BRACES = re.compile(r"\{[^{}\n]*\}")
 _WILDCARD = re.compile(r"(?<!\w)__[\w./-]{1,80}?__(?!\w)")
-# The other lines of copied generation data: the negative prompt, which may have several lines, and
-# settings, such as "Steps: 20, Sampler: Euler a, Seed: 1".
-_NEGATIVE = re.compile(r"\s*Negative prompt:", re.IGNORECASE)
-_SETTINGS = re.compile(r"\s*Steps:\s*\d+\s*,\s*[a-z][\w ]*:", re.IGNORECASE)
 _COMMAS = re.compile(r"(?<!\s)\s*,(?:\s*,)+\s*")  # each run of blanks is looked at once
 _SPACES = re.compile(r"[ \t]{2,}")
 
@@ -92,8 +88,8 @@ def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], 
     Raises:
         CalibrationError: A prompt has several readings; shows it.
     """
-    prompts, taken = _without_settings(prompts)
     read = []
+    taken: list[str] = []
     for prompt in prompts:
         _check_one_reading(owner, prompt)
         text = _TAG.sub("", prompt)
@@ -109,27 +105,6 @@ def plain_prompts(owner: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], 
             read.append(text)
     # without any prompt left, the error is about an empty one
     return tuple(read) or ("",) * bool(taken), tuple(dict.fromkeys(taken))
-
-
-def _without_settings(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the lines that are prompts, and the others: those that a negative prompt goes on with
-    are told whole, since they could have been prompts.
-    """
-    kept: list[str] = []
-    taken = []
-    negative: int | None = None  # how many lines were kept when a negative prompt began
-    for line in lines:
-        if _NEGATIVE.match(line):
-            negative = len(kept)
-            taken.append("Negative prompt: …")
-        elif _SETTINGS.match(line):
-            rest = [] if negative is None else kept[negative:]
-            kept = kept[: len(kept) - len(rest)]
-            negative = None
-            taken += [*map(shown, rest), "Steps: …"]
-        else:
-            kept.append(line)
-    return kept, taken
 
 
 def _check_one_reading(owner: str, prompt: str) -> None:

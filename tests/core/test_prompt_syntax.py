@@ -31,30 +31,6 @@ def test_tags_and_cuts_are_taken_out_and_words_stay():
     assert plain_prompts("a", ["<lora:x:1>"])[0] == ("",)
 
 
-SETTINGS = "Steps: 20, Sampler: Euler a, Seed: 1, Hashes: {a|b}"  # {a|b}: nothing that is drawn
-NEGATIVE, STEPS, OF_B = "Negative prompt: …", "Steps: …", "negative prompt: b"
-
-
-@pytest.mark.parametrize(
-    ("lines", "prompts", "taken"),
-    [
-        (["a", "Negative prompt: b", SETTINGS, "c"], ("a", "c"), (NEGATIVE, STEPS)),
-        (["a", OF_B, "more of b,", SETTINGS, "c"], ("a", "c"), (NEGATIVE, "'more of b,'", STEPS)),
-        # without settings nothing tells where a negative prompt ends: it is one line
-        (["a", OF_B, "c", "Negative prompt: d", SETTINGS], ("a", "c"), (NEGATIVE, STEPS)),
-        (["a", "b", SETTINGS], ("a", "b"), (STEPS,)),
-    ],
-)
-def test_of_copied_generation_data_the_prompts_stay(lines, prompts, taken):
-    assert plain_prompts("a", lines) == (prompts, taken)
-
-
-def test_what_only_looks_like_generation_data_stays():
-    lines = ("steps: stone steps in a park", "Steps: 12, leading to a temple")
-    lines += ("no negative prompt: a dog",)
-    assert plain_prompts("a", lines) == (lines, ())
-
-
 @pytest.mark.parametrize(
     ("prompt", "sign"),
     [

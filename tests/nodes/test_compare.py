@@ -81,7 +81,6 @@ def test_a_merge_beside_a_lora_of_it_repeats_neither_a_subject_nor_a_prompt():
         ("a dog\n\n  <lora:dog:0.8> a cat \n", "<lora:dog:0.8>"),
         ("a dog\nBREAK\na cat", "BREAK"),
         ("a dog\n<lora:dog:0.8>\na cat", "<lora:dog:0.8>"),
-        ("a dog\nNegative prompt: a fox\na cat", "Negative prompt: …"),
     ],
 )
 def test_each_line_of_the_users_that_is_a_prompt_is_a_row(text, taken):
