@@ -16,5 +16,4 @@ NAMES = names_of(Calibration, MergeConfig, LoraUse) | {
     **{f"target={value}": name for name, value in TARGETS.items()},
     "scene_weight=0": "off",
     f"scene_weight={TOGETHER}": "on",
-    "scene_pictures=False": "off",
 }

@@ -26,13 +26,12 @@ from .lora_use import Weight
 if TYPE_CHECKING:
     from ..files.families import Family
 
-# Noise levels of a run as users sample; the kept ones are chosen among them.
+# Noise levels of a run as users sample; the measured ones are chosen among them.
 _USUAL_LEVELS = 20
 # Upper bounds, far above what is of use, so that nobody's recipe can ask for endless work.
 _MOST_RUNS = 1000  # per LoRA; more than 20 measured no better, and 1009 would share seeds
 _MOST_POLISH = 2000  # steps; 100 to 300 are of use
 _MOST_STEPS = 200  # of a run; samplers are done after 30
-_MOST_LATENTS = 20_000  # of a LoRA's runs together, which wait in memory until they are measured
 _MOST_PIXELS = 2048  # of a side; what models draw whole
 _MOST_FRAMES = 257  # of a video; those that models draw have 81 to 129
 _MOST_GUIDANCE = 100
@@ -57,23 +56,13 @@ class Calibration:
             "(trajectories). More runs measure more, and take longer.",
         ),
     ] = 20
-    # The runs are staggered, so that together they cover all noise levels of a usual run.
-    timesteps: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=_MOST_STEPS,
-            title="latents_per_run",
-            description="Latents kept of each sampling run, spread over the whole run (timesteps).",
-        ),
-    ] = 1
     sampling_steps: Annotated[
         int,
         Field(
             ge=1,
             le=_MOST_STEPS,
-            description="Steps of a whole sampling run. A run ends at the last latents that are "
-            "kept of it.",
+            description="Steps of a whole sampling run. A run ends at the noise level that its "
+            "latents are measured at.",
         ),
     ] = 2
     resolution: Annotated[
@@ -177,22 +166,10 @@ class Calibration:
         ),
     ] = SCENE_FORMS
     # Teachers read these words, too, so the merge holds in captions of other forms.
-    scene_prefix_share: Annotated[
-        Share, Field(description="Share of these captions that begin with random words.")
-    ] = 0.5
     scene_prefixes: Annotated[
         Texts,
-        Field(description="Words that these captions may begin with, one to four at a time."),
+        Field(description="Words that half of these captions begin with, one to four at a time."),
     ] = SCENE_PREFIXES
-    scene_pictures: Annotated[
-        bool,
-        Field(
-            title="pictures",
-            description="Whether scenes are measured in pictures, where each LoRA counts in its "
-            "part of the picture. Otherwise they count in the text alone: the text encoder, and "
-            "keys and values of cross-attention.",
-        ),
-    ] = True
     polish: Annotated[
         int,
         Field(
@@ -224,67 +201,6 @@ class Calibration:
     ] = 0
 
     def __post_init__(self) -> None:
-        if self.timesteps > self.levels:
-            raise ConfigError(
-                f"{label('timesteps')} is {self.timesteps}, and {label('sampling_steps')} is "
-                f"{self.sampling_steps}: a run has {self.levels} noise levels, and keeps one of "
-                f"each at most. Lower {label('timesteps')}"
-            )
-        if self.timesteps * self.trajectories > _MOST_LATENTS:
-            raise ConfigError(
-                f"{label('trajectories')} is {self.trajectories}, and {label('timesteps')} is "
-                f"{self.timesteps}, which are {self.timesteps * self.trajectories} latents per "
-                f"LoRA; at most {_MOST_LATENTS} can be kept. 20 and 1 are usual"
-            )
-        self._check_captions()
-
-    def for_family(self, family: Family) -> Calibration:
-        """Return these settings with a family's own resolution, frames and guidance for 0.
-
-        Without guidance, a model never reads the negative prompt, so there is nothing to measure on
-        it.
-
-        Raises:
-            ConfigError: A number of frames that the family does not draw.
-        """
-        cfg = self.cfg or family.guidance
-        return replace(
-            self,
-            sampling_steps=max(self.sampling_steps, self.timesteps),
-            resolution=self.resolution or family.measured_at,
-            frames=family.frames_of(self.frames),
-            cfg=cfg,
-            unconditional_share=0.0 if cfg == 1 else self.unconditional_share,
-        )
-
-    @property
-    def of_polish(self) -> Calibration:
-        """The settings of the polish's own samples: as many runs as it has steps, so that a sample
-        is read about twice, and none is learnt by heart.
-        """
-        runs = min(max(1, self.polish), _MOST_RUNS)
-        return replace(self, trajectories=runs, timesteps=1, seed=(self.seed + 1) % MOST_SEEDS)
-
-    @property
-    def levels(self) -> int:
-        """Number of noise levels that those of kept latents are chosen from: at least as many as in
-        a usual run, since these are the levels that the merged model will see.
-        """
-        return max(_USUAL_LEVELS, self.sampling_steps)
-
-    @property
-    def measured_levels(self) -> range:
-        """Numbers of the noise levels that latents are kept at, pure noise being 0."""
-        half = self.levels // 2
-        first = half if self.noise_levels == "low" else 0
-        return range(first, half if self.noise_levels == "high" else self.levels)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether a model reads the negative prompt: a guidance of 1 means no guidance."""
-        return self.cfg != 1
-
-    def _check_captions(self) -> None:
         if self.preserve_weight and not self.preserve_captions:
             raise ConfigError(
                 f"{label('preserve_captions')} is empty; write some, or set "
@@ -310,3 +226,48 @@ class Calibration:
                 "scene forms of several subjects in a {style} need ordinary_styles; give some, or "
                 "leave such forms out"
             )
+
+    def for_family(self, family: Family) -> Calibration:
+        """Return these settings with a family's own resolution, frames and guidance for 0.
+
+        Without guidance, a model never reads the negative prompt, so there is nothing to measure on
+        it.
+
+        Raises:
+            ConfigError: A number of frames that the family does not draw.
+        """
+        cfg = self.cfg or family.guidance
+        return replace(
+            self,
+            resolution=self.resolution or family.measured_at,
+            frames=family.frames_of(self.frames),
+            cfg=cfg,
+            unconditional_share=0.0 if cfg == 1 else self.unconditional_share,
+        )
+
+    @property
+    def of_polish(self) -> Calibration:
+        """The settings of the polish's own samples: as many runs as it has steps, so that a sample
+        is read about twice, and none is learnt by heart.
+        """
+        runs = min(max(1, self.polish), _MOST_RUNS)
+        return replace(self, trajectories=runs, seed=(self.seed + 1) % MOST_SEEDS)
+
+    @property
+    def levels(self) -> int:
+        """Number of noise levels that those of latents are chosen from: at least as many as in a
+        usual run, since these are the levels that the merged model will see.
+        """
+        return max(_USUAL_LEVELS, self.sampling_steps)
+
+    @property
+    def measured_levels(self) -> range:
+        """Numbers of the noise levels that latents are measured at, pure noise being 0."""
+        half = self.levels // 2
+        first = half if self.noise_levels == "low" else 0
+        return range(first, half if self.noise_levels == "high" else self.levels)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a model reads the negative prompt: a guidance of 1 means no guidance."""
+        return self.cfg != 1

@@ -132,7 +132,7 @@ def _sampling(samples: Sequence[SampleSpec], *, guided: bool) -> int:
 def _lessons(samples: Sequence[SampleSpec]) -> list[tuple[int, int]]:
     """Return the numbers of rows and of samples of each lesson."""
     rows = rows_of_lessons(
-        tasks_of(samples), lambda each: (each.run, each.level, each.student, each.is_negative)
+        tasks_of(samples), lambda each: (each.run, each.student, each.is_negative)
     )
     return [(len(lesson), sum(map(len, lesson))) for lesson in rows]
 

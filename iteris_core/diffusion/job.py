@@ -173,7 +173,7 @@ class Job:
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             polish_steps=self.calibration.polish,
-            latents=self.calibration.trajectories * self.calibration.timesteps,
+            latents=self.calibration.trajectories,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))
 
@@ -296,8 +296,7 @@ def _samples(
     """Return the samples of a merge, or of its polish; see `make_samples`.
 
     Raises:
-        IterisError: Captions that the model's text encoder cannot read, or scenes in the text alone
-            where words cannot be paired.
+        IterisError: Captions that the model's text encoder cannot read.
     """
     tokens = model.picture_tokens
     samples = (
@@ -305,13 +304,6 @@ def _samples(
         if tokens
         else make_samples(uses, calibration, model.token_positions, early=early)
     )
-    in_text = not calibration.scene_pictures and any(sample.is_of_scene for sample in samples)
-    if tokens and in_text:
-        raise ConfigError(
-            f"{model.family.name} reads text and picture together, so that scenes count in the "
-            f"picture alone, and {label('scene_pictures')} is off. Set "
-            f"{setting_to('scene_pictures', True)}, or {setting_to('scene_weight', 0)}"
-        )
     texts = [each for of_task in tasks_of(samples) for each in texts_of(of_task, calibration)]
     tokenized = Tokenized.of(model, texts)
     for each in texts:

@@ -124,7 +124,7 @@ def mask_on_grid(mask: Tensor, tokens: int) -> Tensor:
     if height * width != tokens:
         raise CalibrationError(
             f"a layer sees {tokens} tokens of a picture of {mask.shape[0]} x {mask.shape[1]} "
-            "latents, and no halving of it has so many; scenes with pictures cannot tell whose "
-            f"tokens they are. Set {setting_to('scene_pictures', False)}"
+            "latents, and no halving of it has so many; scenes cannot tell whose "
+            f"tokens they are. Set {setting_to('scene_weight', 0)}"
         )
     return functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width)).flatten()

@@ -40,7 +40,6 @@ class SampleSpec:
         student: What the student reads.
         run: The sampling run that its latents are of; None: they are pure noise, since the sample
             counts in the text alone.
-        level: Which of the latents that the run keeps.
         noise: Seed of the pure noise.
         pairing: The tokens of a scene that count; None: all.
         area: The part of the picture that counts, and that the teacher draws; None: all of it.
@@ -53,7 +52,6 @@ class SampleSpec:
     teacher: str
     student: str
     run: Run | None
-    level: int = 0
     noise: int = 0
     pairing: Pairing | None = None
     area: Area | None = None
@@ -94,7 +92,7 @@ def make_samples(
     Args:
         loras: LoRAs of different names.
         token_positions, length: See `scenes.make_scenes`.
-        early: See `runs.kept_levels`.
+        early: See `runs.Run.of`.
 
     Raises:
         CalibrationError: A LoRA without prompts, or with an empty one; names it. Or see
@@ -138,10 +136,9 @@ def _of_captions(
         run = run_of(number)
         if run.length:
             run = replace(run, first=first.setdefault(caption, run.seed))
-        for level in range(len(run.kept)):
-            yield of_task(caption, caption, run, level)
-            if is_chosen(level, calibration.unconditional_share, start):
-                yield of_task(negative, negative, run, level, is_negative=True)
+        yield of_task(caption, caption, run)
+        if is_chosen(0, calibration.unconditional_share, start):
+            yield of_task(negative, negative, run, is_negative=True)
 
 
 def _of_scenes(
@@ -159,12 +156,10 @@ def _of_scenes(
             if member.lora != lora:
                 continue
             sample = partial(of_task, member.caption, scene.caption, pairing=member.pairing)
-            if member.area is None or not calibration.scene_pictures:
+            if member.area is None:
                 yield sample(None, noise=number)  # text depends on neither latents nor noise level
-                continue
-            run = run_of(number)
-            for level in range(len(run.kept)):
-                yield sample(run, level, area=member.area)
+            else:
+                yield sample(run_of(number), area=member.area)
 
 
 def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str]:
@@ -252,7 +247,7 @@ def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents)
     LoRAs of a scene share the student's row, which reads the same.
     """
     regions: dict[Area, Region] = {}
-    students: dict[tuple[Run, int, str], Any] = {}
+    students: dict[tuple[Run, str], Any] = {}
     found = []
     for sample in samples:
         weights: dict[str, PerToken] = {}
@@ -260,7 +255,7 @@ def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents)
             x, sigma = latents.pure_noise(sample.noise)
             weights[IMAGE_STREAM] = torch.zeros
         else:
-            x, sigma = latents.kept[sample.run][sample.level]
+            x, sigma = latents.kept[sample.run]
         if sample.area is not None:
             if sample.area not in regions:
                 regions[sample.area] = latents.region(sample.area)
@@ -269,7 +264,7 @@ def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents)
                 weights[TEXT_STREAM] = torch.zeros
         row = contexts[sample.texts].sample(x, sigma, weights, is_negative=sample.is_negative)
         if sample.is_of_scene and sample.run is not None:
-            shared = students.setdefault((sample.run, sample.level, sample.student), row.student)
+            shared = students.setdefault((sample.run, sample.student), row.student)
             row = replace(row, student=shared)
         found.append(row)
     return found

@@ -21,7 +21,7 @@ from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
 from .regions import Area, Region
 from .runs import Run
 
-Kept = list[tuple[Tensor, Tensor]]  # (latents, sigma) of a run
+Kept = tuple[Tensor, Tensor]  # (latents, sigma) where a run ends
 # (latents, sigma of all or of each) -> estimate of the clean latents
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,11 +54,7 @@ FirstEstimates = dict[tuple[int, Part], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """The latents that sampling runs kept.
-
-    Args:
-        kept: Run -> list of (latents, sigma) at its kept levels.
-    """
+    """The latents that sampling runs end with."""
 
     kept: Mapping[Run, Kept]
     sampler: Sampler
@@ -121,7 +117,7 @@ class Sampler:
         parts_per_call: int,
         progress: Progress = nobody,
     ) -> Latents:
-        """Return the kept latents of each run.
+        """Return the latents that each run ends with.
 
         Args:
             adapters: Adapters that the mixes of the parts number.
@@ -150,7 +146,7 @@ class Sampler:
         lengths = [max(run.length for run in batch) for batch in batches]
         done = 0
         for batch, length in zip(batches, lengths, strict=True):
-            start = self.begun([run.seed for run in batch])
+            latents = start = self.begun([run.seed for run in batch])
             together = _Batch(self, {run: runs[run] for run in batch}, adapters, first)
             # a run that has ended stays at its last level
             levels = [[r.path[min(step, r.length)] for r in batch] for step in range(length + 1)]
@@ -159,18 +155,14 @@ class Sampler:
             sigmas = torch.cat([stands_at, stands_at.new_zeros(1, len(batch))])
             with torch.no_grad():
                 steps = euler_steps(together.denoise, start, sigmas)
-                seen = [next(steps)]
-                for x in itertools.islice(steps, length):
-                    seen.append(x)
+                for x in itertools.islice(steps, 1, length + 1):
+                    latents = x
                     done += 1
                     progress(done, sum(lengths))
             kept.append(
                 {
-                    run: [
-                        (seen[run.path.index(level)][i].clone(), self.sigmas[level])
-                        for level in run.kept
-                    ]
-                    for i, run in enumerate(batch)
+                    run: (of_run.clone(), self.sigmas[run.path[-1]])
+                    for run, of_run in zip(batch, latents, strict=True)
                 }
             )
         return kept

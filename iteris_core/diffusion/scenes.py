@@ -36,6 +36,7 @@ T = TypeVar("T")
 TokenPositions = Callable[[str], Sequence[int]]
 # Text -> a key that texts of one length share.
 Length = Callable[[str], Hashable]
+_PREFIXED = 0.5  # share of the captions
 _MOST_PREFIXES = 4  # of one caption
 _MOST_THINGS = 4  # that together stand in for one subject
 _MOST_COMMAS = 12
@@ -79,8 +80,7 @@ def make_scenes(
     token_positions: TokenPositions | None,
     length: Length | None = None,
 ) -> list[Scene]:
-    """Return scenes in which each LoRA takes part ``trajectories`` times on average; without
-    pictures, as many times as it keeps latents.
+    """Return scenes in which each LoRA takes part ``trajectories`` times on average.
 
     The kinds of forms (two subjects, three, two and a style) take turns, in random forms with and
     without a prefix. The LoRAs that have met least often so far meet next; in the long run, in all
@@ -117,14 +117,13 @@ def make_scenes(
             f"{setting_to('scene_weight', 0)}"
         )
     writer = _SceneWriter(loras, calibration, token_positions, length, rng)
-    often = calibration.trajectories * (1 if calibration.scene_pictures else calibration.timesteps)
     scenes: list[Scene] = []
     members = 0
     for draw in itertools.cycle(draws):
         form, cast, prefix = next(draw)
         scenes.append(writer.scene(form, cast, prefix))
         members += len(scenes[-1].members)
-        if members >= often * len(loras):
+        if members >= calibration.trajectories * len(loras):
             break
     return scenes
 
@@ -192,7 +191,7 @@ def prefixes(calibration: Calibration, rng: random.Random) -> Iterator[str]:
     """Yield a prefix for one scene form after the other: nothing, or random words."""
     known = calibration.scene_prefixes
     for i in itertools.count():
-        if known and is_chosen(i, calibration.scene_prefix_share):
+        if known and is_chosen(i, _PREFIXED):
             count = min(rng.randint(1, _MOST_PREFIXES), len(known))
             yield " ".join(rng.sample(known, count)) + " "
         else:

@@ -25,9 +25,7 @@ class Every:
     ] = None
     word: Annotated[Literal["one", "two"], Field(description="A word.")] = "one"
     is_new: Annotated[bool, Field(description="A switch.")] = False
-    scene_pictures: Annotated[
-        bool, Field(title="pictures", description="A switch that is on by itself.")
-    ] = True
+    is_kept: Annotated[bool, Field(description="A switch that is on by itself.")] = True
     some_texts: Annotated[Texts, Field(description="Some texts.")] = ("a", "b")
     precision: Annotated[Precision, Field(description="A precision.")] = torch.float32
     baseline: Annotated[BaselineOptions, Field(description="Settings in settings.")] = (
@@ -60,7 +58,7 @@ READ = [  # name, texts, what they change
     ("size", ["none"], {"size": None}),
     ("word", ["two"], {"word": "two"}),
     ("is_new", ["true"], {"is_new": True}),
-    ("pictures", ["false"], {"scene_pictures": False}),
+    ("is_kept", ["false"], {"is_kept": False}),
     ("some_texts", ["c", "d, e"], {"some_texts": ("c", "d, e")}),
     ("precision", ["float16"], {"precision": torch.float16}),
     ("scale", ["search"], {"baseline": BaselineOptions(scale="search")}),

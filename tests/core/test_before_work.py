@@ -17,7 +17,7 @@ from iteris_core.diffusion.prompts import subject_in
 
 LONG = "word " * (4 * PIECE + 1)
 SMALL = Calibration(trajectories=2, sampling_steps=2, resolution=64, cfg=2.0)
-SCENES = {"scene_weight": 0.3, "scene_prefix_share": 0.0}
+SCENES = {"scene_weight": 0.3, "scene_prefixes": ()}
 
 
 class Idle(FakeHost):

@@ -1,6 +1,7 @@
 """Captions, kept noise levels, noise and the sampler that calibrates."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from iteris_core import CalibrationError, ConfigError
 from iteris_core.diffusion.calibration import COMPANIONS, PRESERVE_CAPTIONS, Calibration
-from iteris_core.diffusion.runs import is_chosen, kept_levels, path_to, staggered
+from iteris_core.diffusion.runs import Run, is_chosen, staggered
 from iteris_core.diffusion.samples import base_captions, own_captions
 from iteris_core.diffusion.sampling import noise
 from iteris_core.files.families import FAMILIES
@@ -20,9 +21,9 @@ def test_a_half_of_the_noise_levels_is_measured_whole_and_alone():
     high, low, whole = (Calibration(noise_levels=name) for name in ("high", "low", "all"))
     assert [*high.measured_levels, *low.measured_levels] == [*whole.measured_levels]
     for half in (high, low):
-        kept = {level for run in range(100) for level in kept_levels(half, run)}
-        assert kept == set(half.measured_levels)
-    assert all(path_to(low, kept_levels(low, run))[0] == 0 for run in range(10)), "from pure noise"
+        paths = [Run.of(half, 0, run).path for run in range(100)]
+        assert {path[-1] for path in paths} == set(half.measured_levels)
+        assert all(path[0] == 0 for path in paths), "from pure noise"
 
 
 @given(
@@ -72,63 +73,44 @@ def test_the_preserve_task_reads_a_caption_a_run_and_skips_none():
     assert base_captions(Calibration(preserve_weight=0.0)) == []
 
 
-schedules = st.integers(1, 40).flatmap(
-    lambda steps: st.tuples(st.integers(1, max(20, steps)), st.just(steps))
-)
+@given(steps=st.integers(1, 40), number=st.integers(0, 10_000))
+def test_a_run_goes_from_pure_noise_through_different_levels_in_usual_steps(steps, number):
+    calibration = Calibration(sampling_steps=steps)
+    path = Run.of(calibration, 0, number).path
+    assert path[0] == 0
+    assert list(path) == sorted(set(path))
+    assert path[-1] < calibration.levels
+    # half a step more or less, but at least one
+    assert abs(len(path) - 1 - path[-1] * steps / calibration.levels) <= 1
 
 
-@given(schedule=schedules, run=st.integers(0, 10_000))
-def test_a_run_goes_from_pure_noise_through_the_different_levels_that_it_keeps(schedule, run):
-    timesteps, steps = schedule
-    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
-    kept = kept_levels(calibration, run)
-    assert len(kept) == timesteps
-    assert kept == sorted(set(kept))
-    assert set(kept) <= set(range(calibration.levels))
-    path = path_to(calibration, kept)
-    assert (path[0], path[-1]) == (0, kept[-1])
-    assert path == sorted(set(path))
-    assert set(kept) <= set(path)
-    # half a step more or less for each level that it stands at on the way
-    share = kept[-1] * steps / calibration.levels
-    assert abs(len(path) - 1 - share) <= max(1, timesteps / 2, timesteps - share)
-
-
-@given(schedule=schedules)
-def test_a_few_staggered_runs_cover_all_noise_levels_evenly(schedule):
-    timesteps, steps = schedule
-    calibration = Calibration(timesteps=timesteps, sampling_steps=steps)
+@given(steps=st.integers(1, 40))
+def test_a_few_staggered_runs_cover_all_noise_levels_evenly(steps):
+    calibration = Calibration(sampling_steps=steps)
     levels = calibration.levels
-    few = range(math.ceil(2.5 * levels / timesteps))
-    assert {level for run in few for level in kept_levels(calibration, run)} == set(range(levels))
-    counts = [0] * levels
-    for run in range(200):
-        for level in kept_levels(calibration, run):
-            counts[level] += 1
-    assert max(counts) - min(counts) <= 6 + 0.02 * max(counts)
+    counts = Counter(Run.of(calibration, 0, number).path[-1] for number in range(200))
+    few = {Run.of(calibration, 0, number).path[-1] for number in range(math.ceil(2.5 * levels))}
+    assert few == set(counts) == set(range(levels))
+    assert max(counts.values()) - min(counts.values()) <= 6 + 0.02 * max(counts.values())
 
 
-@given(
-    runs=st.integers(1, 60),
-    timesteps=st.integers(1, 6),
-    share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
-)
-def test_the_chosen_latents_are_the_share_of_all_however_few_each_run_keeps(runs, timesteps, share):
-    chosen = [is_chosen(i, share, start) for start in staggered(runs) for i in range(timesteps)]
-    assert sum(chosen) == math.floor(runs * timesteps * share)
+@given(runs=st.integers(1, 60), share=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+def test_the_chosen_latents_are_the_share_of_all(runs, share):
+    chosen = [is_chosen(0, share, start) for start in staggered(runs)]
+    assert sum(chosen) == math.floor(runs * share)
 
 
-@pytest.mark.parametrize(("runs", "timesteps"), [(20, 1), (10, 2), (60, 1)])
-def test_what_is_chosen_goes_along_with_neither_noise_nor_company(runs, timesteps):
-    calibration = Calibration(timesteps=timesteps)
+@pytest.mark.parametrize("runs", [20, 60])
+def test_what_is_chosen_goes_along_with_neither_noise_nor_company(runs):
+    calibration = Calibration()
     of_noise = [[] for _ in range(4)]  # quarters of the levels
     of_company = []
-    for run, start in enumerate(staggered(runs)):
-        for i, level in enumerate(kept_levels(calibration, run)):
-            chosen = is_chosen(i, 0.5, start)
-            of_noise[level * len(of_noise) // calibration.levels].append(chosen)
-            if is_chosen(run, 0.5):  # as captions of a single prompt are
-                of_company.append(chosen)
+    for number, start in enumerate(staggered(runs)):
+        chosen = is_chosen(0, 0.5, start)
+        level = Run.of(calibration, 0, number).path[-1]
+        of_noise[level * len(of_noise) // calibration.levels].append(chosen)
+        if is_chosen(number, 0.5):  # as captions of a single prompt are
+            of_company.append(chosen)
     for chosen in of_noise:
         assert abs(sum(chosen) - len(chosen) / 2) <= 1
     assert abs(sum(of_company) - len(of_company) / 2) <= 2
@@ -148,7 +130,6 @@ def test_noise_is_standard_normal_and_belongs_to_its_seed():
 
 REFUSED = [
     ({"trajectories": 0}, "trajectories is 0; it must be a whole number from 1 to 1000"),
-    ({"timesteps": 27}, "timesteps is 27, and sampling_steps is 2: a run has 20 noise levels"),
     ({"resolution": 500}, "resolution is 500; it must be a multiple of 64"),
     ({"unconditional_share": math.nan}, "unconditional_share is nan; it must be a number from 0"),
     ({"companions": ()}, "composition captions need companions and compositions; give both, or"),

@@ -13,7 +13,7 @@ from iteris_core.diffusion.polish import PER_LESSON
 
 DEFAULTS = Calibration(resolution=64)
 SMALL = replace(DEFAULTS, trajectories=5)
-_FORMS = {"scene_forms": ("{first} and {second}",), "scene_prefix_share": 0.0}
+_FORMS = {"scene_forms": ("{first} and {second}",), "scene_prefixes": ()}
 SCENES = replace(SMALL, companions=("chair", "big dog"), scene_weight=0.3, **_FORMS)
 SETTINGS = MergeSettings(MergeConfig())
 
@@ -31,11 +31,11 @@ def loras_of(host, count, *parts, kinds=("subject",) * 3):
     [
         (1, SMALL, SETTINGS, {}),
         (2, DEFAULTS, SETTINGS, {}),
-        (2, replace(SMALL, timesteps=3, unconditional_share=0.3), SETTINGS, {}),
+        (2, replace(SMALL, unconditional_share=0.3), SETTINGS, {}),
         (2, replace(SMALL, cfg=1.0), SETTINGS, {}),
         (2, replace(SMALL, preserve_weight=0.0), SETTINGS, {}),
         (3, SCENES, SETTINGS, {}),
-        (2, replace(SCENES, scene_pictures=False), SETTINGS, {}),
+        (2, replace(SCENES, scene_forms=("{first} behind {second}",)), SETTINGS, {}),
     ],
 )
 def test_the_rows_of_a_merge_are_known_before_it_starts(count, calibration, settings, more):

@@ -598,7 +598,7 @@ def test_a_model_or_an_operation_without_a_gradient_is_told(net, answer, said):
 def test_a_merge_is_polished_and_says_so():
     host = FakeHost()
     loras = [host.lora(name, prompts=(f"<{name}> cat",)) for name in "ab"]
-    calibration = Calibration(trajectories=4, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0)
+    calibration = Calibration(trajectories=8, sampling_steps=4, resolution=64, cfg=3.0)
     settings = MergeSettings(MergeConfig(output_dtype=torch.float32))
     plain = Job.of(host, loras, calibration, settings, Room(3))
     job = Job.of(host, loras, replace(calibration, polish=3), settings, Room(3))

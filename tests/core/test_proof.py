@@ -20,7 +20,7 @@ from iteris_core.diffusion.merging import merge_loras
 from iteris_core.diffusion.model import PatchedWeight
 from iteris_core.diffusion.proof import check_called, prove_merged, prove_reading
 
-CALIBRATION = Calibration(trajectories=2, timesteps=2, sampling_steps=4, resolution=64, cfg=3.0)
+CALIBRATION = Calibration(trajectories=4, sampling_steps=4, resolution=64, cfg=3.0)
 
 
 class LoadingHost(FakeHost):

@@ -14,7 +14,7 @@ from iteris_core.tasks import PRESERVE_TASK
 
 LORAS = [use("dog", ("a sks dog", "sks dog")), use("cat", ("a <c> cat",), weight=2.0)]
 CALIBRATION = Calibration(
-    trajectories=8, timesteps=2, sampling_steps=4, cfg=3.0, scene_weight=0.3, negative_prompt="bad"
+    trajectories=16, sampling_steps=4, cfg=3.0, scene_weight=0.3, negative_prompt="bad"
 )
 
 
@@ -94,7 +94,7 @@ def test_the_negative_prompt_is_read_by_each_teacher_where_there_is_guidance(cfg
 
 
 def test_what_counts_in_the_text_alone_is_noise_and_costs_no_sampling():
-    in_text = replace(CALIBRATION, scene_pictures=False)
+    in_text = replace(CALIBRATION, scene_forms=("{first} behind {second}",))
     scenes = [sample for sample in samples_of(in_text) if sample.is_of_scene]
     assert scenes and not any(sample.run or sample.area for sample in scenes)
     alone = replace(CALIBRATION, scene_weight=0.0)

@@ -1,11 +1,10 @@
 """Whole merges with scene tasks: only the intended tokens of text and picture count."""
 
-import itertools
 from dataclasses import replace
 
 import torch
 import toy
-from fake_host import EXACT, PIECE, kept_latents, runs_by_task, with_guidance
+from fake_host import EXACT, PIECE, last_latents, runs_by_task, with_guidance
 
 from iteris_core.diffusion.calibration import Calibration
 from iteris_core.diffusion.model import PictureTokens
@@ -13,12 +12,11 @@ from iteris_core.diffusion.regions import region_masks
 from iteris_core.diffusion.samples import own_captions
 from iteris_core.diffusion.scenes import make_scenes
 
-_SMALL = {"trajectories": 4, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
+_SMALL = {"trajectories": 8, "sampling_steps": 4, "resolution": 64, "cfg": 3.0}
 _SMALL |= {"unconditional_share": 0.5, "preserve_weight": 0.0, "companions": ("chair", "big dog")}
-_FORMS = ("{first} and {second}", "{first} above {second}")
-_TEXT = {"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0}
-SCENES = Calibration(**_SMALL, **_TEXT, scene_forms=_FORMS)
-PICTURES = replace(SCENES, scene_pictures=True)
+_SMALL |= {"scene_weight": 0.1, "scene_prefixes": ()}
+IN_TEXT = Calibration(**_SMALL, scene_forms=("{first} behind {second}", "{first} inside {second}"))
+PICTURES = replace(IN_TEXT, scene_forms=("{first} and {second}", "{first} above {second}"))
 FULL = replace(EXACT, target="full_output", rank="full")
 
 
@@ -59,17 +57,14 @@ def left_alone(host, calibration):
 def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
     """Keys of cross-attention read the contexts themselves."""
     loras = two_loras(host, ("unet",))
-    result, _ = host.merge(loras, SCENES, FULL)
+    result, _ = host.merge(loras, IN_TEXT, FULL)
     tasks = []
-    scenes = scenes_of(host, loras, SCENES)
+    scenes = scenes_of(host, loras, IN_TEXT)
     for k, lora in enumerate(loras):
-        captions = own_captions(lora.use, SCENES, k)
-        # both latents of a caption are rows with it, and one of them is a row with the negative
-        # prompt, too
+        captions = own_captions(lora.use, IN_TEXT, k)
         read = [
             host.context(text, host.PIECE * len(host.tokenize(text)))
-            for caption in captions
-            for text in (caption, caption, "")
+            for text in [*captions, *[""] * (len(captions) // 2)]  # half of them also without it
         ]
         tasks.append(dense_task(read, read, lora.adapter.deltas["unet.k"].dense()))
     for k, lora in enumerate(loras):
@@ -92,7 +87,7 @@ def test_in_the_text_only_a_teachers_own_words_and_the_ends_count(host):
 
 def test_scenes_in_the_text_leave_the_picture_side_alone(host):
     same = {"unet.inlet": True, "unet.q": True, "unet.k": False, "unet.v": False}
-    assert left_alone(host, SCENES) == same
+    assert left_alone(host, IN_TEXT) == same
 
 
 def test_in_pictures_each_teacher_counts_in_its_own_region(host):
@@ -104,7 +99,7 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     tokens = [(x / (1 + sigma**2).sqrt()).flatten(1).T for x, sigma in rows]
     runs_of_a = runs_by_task(loras, PICTURES, host.token_positions)["a"]
     # each LoRA's own task: the kept latents, half of them also without the caption
-    own = sum(len(run.kept) for run in runs_of_a) * 3 // 2
+    own = len(runs_of_a) * 3 // 2
     tasks = []
     for k, lora in enumerate(loras):
         x = tokens[k * own : (k + 1) * own]
@@ -113,7 +108,7 @@ def test_in_pictures_each_teacher_counts_in_its_own_region(host):
     for k, lora in enumerate(loras):
         areas = [member.area for scene in scenes for member in scene.members if member.lora == k]
         masks = [region_masks(area.layout, 2, 8, 8)[area.number].flatten() for area in areas]
-        x = [next(left)[mask.bool()] for mask in masks for _ in range(2)]
+        x = [next(left)[mask.bool()] for mask in masks]
         tasks.append(dense_task(x, x, lora.adapter.deltas["unet.inlet"].dense(), 0.1))
     assert next(left, None) is None
     expected = toy.solve_densely(host.u.inlet.weight.flatten(1), tasks, FULL)
@@ -143,8 +138,8 @@ def test_in_a_scenes_run_each_teacher_draws_its_own_region(host):
                 joined += region * with_guidance(host, good, bad, sigma).float()
             return joined
 
-        kept = kept_latents(host, of_scenes[number], denoise)
-        for (sigma, expected), member in itertools.product(kept, scene.members):
+        sigma, expected = last_latents(host, of_scenes[number], denoise)
+        for member in scene.members:
             context = teachers[member.lora].context(member.caption, 2 * host.PIECE)
             same = [row for row in rows if host.is_close(row.prompt.tokens, context)]
             same = [row.latents for row in same if row.sigma == sigma]

@@ -34,7 +34,7 @@ def scenes_of(*words, kinds=(), positions=positions_of, length=None, **settings)
     loras = [
         use(word, (), trigger=word, kind=kind) for word, kind in zip(words, kinds, strict=True)
     ]
-    plain = {"scene_weight": 0.1, "scene_pictures": False, "scene_prefix_share": 0.0}
+    plain = {"scene_weight": 0.1, "scene_prefixes": ()}
     return make_scenes(loras, Calibration(**plain | settings), positions, length)
 
 
@@ -69,14 +69,14 @@ def test_padding_answers_to_padding_at_the_same_position():
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_every_lora_meets_the_others_about_as_often_as_it_keeps_latents(count):
+def test_every_lora_meets_the_others_about_as_often_as_it_has_runs(count):
     words = [f"a <v{k}>" for k in range(count)]
-    for pictures, per_lora in ((False, 20), (True, 10)):
-        scenes = scenes_of(*words, trajectories=10, timesteps=2, scene_pictures=pictures)
+    for runs in (20, 10):
+        scenes = scenes_of(*words, trajectories=runs)
         parts = Counter(member.lora for scene in scenes for member in scene.members)
-        assert per_lora * count <= sum(parts.values()) <= per_lora * count + 2
-        assert min(parts.values()) >= 0.6 * per_lora
-        assert max(parts.values()) <= 1.5 * per_lora
+        assert runs * count <= sum(parts.values()) <= runs * count + 2
+        assert min(parts.values()) >= 0.6 * runs
+        assert max(parts.values()) <= 1.5 * runs
 
 
 def test_a_style_comes_beside_two_subjects_and_never_beside_itself():
@@ -105,7 +105,7 @@ def test_no_form_for_these_loras_is_an_error():
 
 
 def test_teacher_and_student_read_the_same_words_before_the_form_whatever_they_are():
-    settings = {"scene_forms": ("{first} & {second}",), "scene_prefix_share": 1.0}
+    settings = {"scene_forms": ("{first} & {second}",)}
     settings["scene_prefixes"] = ("above {all}", "{first}", "on the right of")
     scenes = scenes_of("<v1>", "<v2>", **settings, trajectories=20)
     found = set()

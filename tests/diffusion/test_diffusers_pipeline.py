@@ -17,7 +17,7 @@ from iteris_core.diffusion.merging import merge_diffusion
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"trajectories": 3, "timesteps": 2, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
+SMALL = {"trajectories": 6, "sampling_steps": 4, "resolution": 64, "cfg": 2.0}
 
 
 def test_noise_levels_are_those_of_the_training_and_end_in_0():

@@ -20,7 +20,7 @@ from iteris_core.rows.wearing import wearing
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"trajectories": 2, "timesteps": 2, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
+SMALL = {"trajectories": 4, "sampling_steps": 3, "resolution": 64, "cfg": 2.0}
 TRAINED = ("attn1.to_", "attn2.to_", "ff.net", "proj_in", "proj_out", "self_attn", "fc1", "fc2")
 SCHEDULES = {"v_prediction": {"rescale_betas_zero_snr": True}}  # NoobAI's
 
@@ -138,7 +138,7 @@ def test_two_loras_a_preserve_task_scenes_and_the_check():
         **SMALL,
         scene_weight=0.1,
         scene_forms=("{first} {second}",),
-        scene_prefix_share=0.0,  # this tokenizer reads letters, and a piece has room for few
+        scene_prefixes=(),  # this tokenizer reads letters, and a piece has room for few
         companions=("mat",),
         compositions=("{prompt} {thing}",),
         preserve_captions=("a hat", "a cat"),

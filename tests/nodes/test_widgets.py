@@ -62,11 +62,8 @@ def test_an_error_of_the_core_has_the_words_of_the_input():
 
 
 IN_SCENE = SampleSpec("a", 0, 1.0, "a", "a and b", None, pairing=Pairing())
-MANY = {"trajectories": 1000, "timesteps": 200, "sampling_steps": 200}
 # What does not go together -> the inputs that its error names.
 WRONG = [
-    (lambda: Calibration(timesteps=25), ["latents_per_run", "sampling_steps"]),
-    (lambda: Calibration(**MANY), ["sample_runs", "latents_per_run"]),
     (lambda: Calibration(preserve_captions=()), ["protected_prompts", "protect_base"]),
     (lambda: Calibration(companions=()), ["company_share"]),
     (lambda: Calibration(scene_weight=1, scene_forms=()), ["forms", "together to off"]),

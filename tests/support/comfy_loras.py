@@ -28,8 +28,7 @@ from iteris_core.diffusion.sampling import noise
 from iteris_core.rows.wearing import wearing
 
 SMALL = Calibration(
-    trajectories=2,
-    timesteps=2,
+    trajectories=4,
     sampling_steps=4,
     resolution=128,
     cfg=3.0,

@@ -56,8 +56,8 @@ def with_guidance(host, good, bad, sigma):
     return good if sigma == host.sigmas(20)[0] else bad + 3.0 * (good - bad)
 
 
-def kept_latents(host, run, denoise):
-    """Return (sigma, latents) at each level that a run keeps, sampled alone with a denoiser."""
+def last_latents(host, run, denoise):
+    """Return (sigma, latents) where a run ends, sampled alone with a denoiser."""
     sigmas = torch.cat([host.sigmas(20)[list(run.path)], torch.zeros(1)])
     start, first = (
         host.start(noise((1, 4, 8, 8), seed), sigmas[0]) for seed in (run.seed, run.first)
@@ -66,9 +66,8 @@ def kept_latents(host, run, denoise):
     def estimate(x, sigma):
         return denoise(first if sigma == sigmas[0] else x, sigma)
 
-    seen = list(euler_steps(estimate, start, sigmas))
-    stands = [run.path.index(level) for level in run.kept]
-    return [(sigmas[step], seen[step][0]) for step in stands]
+    *_, x = euler_steps(estimate, start, sigmas)
+    return sigmas[-2], x[0]
 
 
 class TextEncoder(nn.Module):

@@ -201,9 +201,10 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
     with host.denoiser(steps) as network:
         sampler = Sampler.of(host, network, calibration)
         sampler = replace(sampler, sigmas=host.sigmas(steps).float().cpu())
-        every = tuple(range(steps))
-        run = Run(5, every, every, first=5)
-        ours = sampler.sample([], {run: [Part({}, positive, negative)]}, 2).kept[run]
+        runs = [Run(5, tuple(range(length)), first=5) for length in range(1, steps + 1)]
+        part = Part({}, positive, negative)
+        kept = sampler.sample([], {run: [part] for run in runs}, 2).kept
+        ours = [kept[run] for run in runs]
     start = conditions_for(host.row.start, host.start_picture, torch.zeros(1, *sampler.shape))
     unit = noise(sampler.shape, 5)[None]
     at_first = float(sampler.sigmas[0])
@@ -322,7 +323,7 @@ def test_two_subjects_are_polished_in_inference_mode_and_nothing_is_left(host, f
         as_used(lora, trigger=f"a {word} thing", kind="subject")
         for lora, word in ((first, "sks"), (second, "zwx"))
     ]
-    less = {"trajectories": 1, "timesteps": 1, "scene_weight": 0.3}
+    less = {"trajectories": 1, "scene_weight": 0.3}
     polished, plain = (
         merge_diffusion(
             Job.of(

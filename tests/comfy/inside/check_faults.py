@@ -32,8 +32,7 @@ from iteris_core.memory import Room
 
 EVERY = int(os.environ["CHECKED"])
 SMALL = Calibration(
-    trajectories=1,
-    timesteps=2,  # of which one is kept after a step
+    trajectories=2,  # of which one makes a step
     sampling_steps=3,
     resolution=64,
     cfg=2.0,

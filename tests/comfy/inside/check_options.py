@@ -208,7 +208,7 @@ def test_a_polish_reaches_layers_behind_an_attention_that_only_draws():
         loaded(drawing, name, lora_of(drawing, seed, "kohya"), f"a {name}")
         for seed, name in enumerate(("dog", "cat"))
     ]
-    few = replace(SMALL, trajectories=1, timesteps=1, sampling_steps=2)
+    few = replace(SMALL, trajectories=1, sampling_steps=2)
     before, polished = (
         merge_loras(
             Job.of(drawing, loras, replace(few, polish=steps), MergeSettings(MergeConfig()))
