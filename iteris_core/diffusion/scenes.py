@@ -14,20 +14,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from ..errors import CalibrationError
 from ..settings import label, setting_to
 from .calibration import Calibration
-from .captions import (
-    STYLE_PLACE,
-    SUBJECT_PLACES,
-    layout_of,
-    placeholders,
-    regions_of,
-)
+from .captions import STYLE_PLACE, SUBJECT_PLACES, layout_of, placeholders, regions_of
 from .contexts import Pairing
-from .lora_use import Kind, LoraUse
+from .lora_use import LoraUse
 from .regions import Area
 from .runs import is_chosen
 
@@ -95,7 +89,9 @@ def make_scenes(
         CalibrationError: No form fits these LoRAs, a trigger whose tokens cannot be told from its
             neighbours', or one that is so long that nothing ordinary can stand in for it.
     """
-    subjects, styles = by_kind(loras)
+    subjects, styles = (
+        [k for k, lora in enumerate(loras) if lora.kind == kind] for kind in ("subject", "style")
+    )
     possible = [
         form for form in calibration.scene_forms if token_positions is not None or layout_of(form)
     ]
@@ -128,23 +124,8 @@ def make_scenes(
     return scenes
 
 
-class _Group(NamedTuple):
-    """The LoRAs of a scene, in no order."""
-
-    subjects: tuple[int, ...]
-    styles: tuple[int, ...]
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        return list(itertools.combinations(self.subjects + self.styles, 2))
-
-    @property
-    def orders(self) -> list[tuple[int, ...]]:
-        """Its LoRAs for the places of a form, in every order: subjects first."""
-        orders = itertools.product(
-            itertools.permutations(self.subjects), itertools.permutations(self.styles)
-        )
-        return [subjects + styles for subjects, styles in orders]
+# The LoRAs of a scene, in no order: subjects, and styles.
+_Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _forms_and_groups(
@@ -163,8 +144,7 @@ def _forms_and_groups(
         choices = itertools.product(
             itertools.combinations(subjects, of_subjects), itertools.combinations(styles, of_styles)
         )
-        groups = [_Group(*choice) for choice in choices]
-        if groups:
+        if groups := list(choices):
             possible.append((forms, groups))
     return possible
 
@@ -178,12 +158,15 @@ def _casts(
     Args:
         met: How often each two LoRAs have met so far, in scenes of all kinds; is kept up to date.
     """
-    orders = {group: shuffled(group.orders, rng) for group in groups}
+    pairs, orders = {}, {}
+    for group in groups:
+        subjects, styles = group
+        pairs[group] = list(itertools.combinations(subjects + styles, 2))
+        every = itertools.product(itertools.permutations(subjects), itertools.permutations(styles))
+        orders[group] = shuffled([first + last for first, last in every], rng)
     while True:
-        group = min(
-            groups, key=lambda group: (sum(met[pair] for pair in group.pairs), rng.random())
-        )
-        met.update(group.pairs)
+        group = min(groups, key=lambda group: (sum(met[p] for p in pairs[group]), rng.random()))
+        met.update(pairs[group])
         yield next(orders[group])
 
 
@@ -198,31 +181,10 @@ def prefixes(calibration: Calibration, rng: random.Random) -> Iterator[str]:
             yield ""
 
 
-def with_prefix(prefix: str, form: str) -> str:
-    """Return a scene form after a prefix; braces of the prefix are just text."""
-    return prefix.replace("{", "{{").replace("}", "}}") + form
-
-
-def by_kind(loras: Sequence[LoraUse]) -> tuple[list[int], list[int]]:
-    """Return the numbers of the subjects, and of the styles."""
-
-    def of(kind: Kind) -> list[int]:
-        return [k for k, lora in enumerate(loras) if lora.kind == kind]
-
-    return of("subject"), of("style")
-
-
 def shuffled(items: Sequence[T], rng: random.Random) -> Iterator[T]:
     """Yield all items in random order, again and again."""
     while True:
         yield from rng.sample(items, len(items))
-
-
-class _Place(NamedTuple):
-    """Positions of some words' tokens in a caption, and of its end, after all words."""
-
-    words: tuple[int, ...]
-    end: int
 
 
 @dataclass
@@ -246,7 +208,7 @@ class _SceneWriter:
         numbered = sorted(names, key=[*SUBJECT_PLACES, STYLE_PLACE].index)
         words = {name: self.loras[k].called for name, k in zip(numbered, cast, strict=True)}
         regions = regions_of(form) if layout else {}
-        form = with_prefix(prefix, form)
+        form = prefix.replace("{", "{{").replace("}", "}}") + form  # its braces are just text
         members = []
         for name, k in zip(numbered, cast, strict=True):
             alone = self.alone(form, words, name)
@@ -301,16 +263,17 @@ class _SceneWriter:
         """
         if self.token_positions is None:
             return Pairing()
-        student = _place(self.token_positions, form, words, own)
-        teacher = _place(self.token_positions, form, alone, own)
-        pairs = tuple(zip(teacher.words, student.words, strict=True))
-        return Pairing(pairs, (teacher.end, student.end))
+        student, student_end = _place(self.token_positions, form, words, own)
+        teacher, teacher_end = _place(self.token_positions, form, alone, own)
+        return Pairing(tuple(zip(teacher, student, strict=True)), (teacher_end, student_end))
 
 
 def _place(
     token_positions: TokenPositions, form: str, words: Mapping[str, str], own: str
-) -> _Place:
-    """Return where the words of one place of a form stand in the whole caption."""
+) -> tuple[Sequence[int], int]:
+    """Return the positions of the tokens of one place's words in the caption of a form, and of the
+    caption's end, after all words.
+    """
     # filled in before it is cut, since a prefix may hold the name of a place in braces
     before, _, after = form.format(**{**words, own: _CUT}).partition(_CUT)
     texts = [before, words[own], after]
@@ -322,4 +285,4 @@ def _place(
             f"{''.join(texts)!r}: the tokenizer joins them. Set spaces around "
             "{...} in the scene form, or change the trigger"
         )
-    return _Place(tuple(whole[start : start + count]), whole[-1] + 1)
+    return whole[start : start + count], whole[-1] + 1
