@@ -58,7 +58,7 @@ class Prepared:
             result.adapter,
             self.base.fresh(),
             json.dumps(result.report.settings),
-            tuple(lora.without_weights() for lora in self.job.loras),
+            tuple(replace(lora, adapter=lora.adapter.scaled(0)) for lora in self.job.loras),
             self.loose,
             of,
         )
@@ -124,7 +124,7 @@ def prepared(
     if job.config.measured:
         room, base = base.make_room(job.latent_shape, job.cost.samples, job.layer_bytes)
         notes = (*notes, *too_small(room))
-        job = replace(job.within(room), model=base)
+        job = replace(job, room=room, model=base)
     settings = replace(job.settings, made_on=_made_on(connected.texts), notes=notes)
     return Prepared(base, replace(job, settings=settings), loose)
 

@@ -208,10 +208,6 @@ class Job:
         """Return about what each of these layers takes."""
         return layer_bytes(modules, self.adapters, self.cost.tasks, self.config, device)
 
-    def within(self, room: Room) -> Job:
-        """Return the job with calls and waiting rows of this size."""
-        return replace(self, room=room)
-
     def within_free(self, free: int | None, bytes_per_number: int, device: torch.device) -> Job:
         """Return the job with calls, sums and waiting rows that fit into a device's memory.
 
@@ -231,15 +227,14 @@ class Job:
         for opened in (self.model.text_encoder(), denoiser):
             with opened as network:
                 layers += self.layer_bytes(network.modules, device).values()
-        return self.within(
-            share_out(
-                lambda count: 2 * count * of_row,
-                self.cost.samples,
-                self.room.samples_per_chunk,
-                min(Processes.current().gather([free])),
-                LayerBytes.most(layers),
-            )
+        room = share_out(
+            lambda count: 2 * count * of_row,
+            self.cost.samples,
+            self.room.samples_per_chunk,
+            min(Processes.current().gather([free])),
+            LayerBytes.most(layers),
         )
+        return replace(self, room=room)
 
     def _changes(self, *, text: bool) -> bool:
         """Whether a LoRA changes a text encoder, or the diffusion model."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from ..adapters import Adapter, told_apart
 from ..errors import AdapterError
 from ..report.records import Note
-from .lora_use import Kind, LoraUse, check_count, plain_prompts_of
+from ..settings import shown
+from .lora_use import Kind, LoraUse, check_count
+from .prompts import plain_prompts
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,6 @@ class LoadedLora:
         )
         return cls(use, adapter)
 
-    def without_weights(self) -> LoadedLora:
-        """Return the LoRA without what it adds, which would be kept in memory."""
-        return replace(self, adapter=self.adapter.scaled(0))
-
 
 def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     """Return every LoRA once, and a note about each one that was given several times.
@@ -62,11 +60,12 @@ def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
     for number, use in enumerate(uses):
         content = use.sha256 or f"not read: {number}"
         groups.setdefault((content, use.blocks, use.without), []).append(use)
-    notes = []
+    once, notes = [], []
     for group in groups.values():
+        one = _as_one(group)
+        once.append(one)
         if len(group) > 1:
             names = " and ".join(dict.fromkeys(use.name for use in group))
-            one = _as_one(group)
             notes.append(
                 Note(
                     "repeated",
@@ -75,7 +74,7 @@ def each_once(uses: Iterable[LoraUse]) -> tuple[list[LoraUse], list[Note]]:
                     "its prompts",
                 )
             )
-    return [_as_one(group) for group in groups.values()], notes
+    return once, notes
 
 
 def _as_one(group: Sequence[LoraUse]) -> LoraUse:
@@ -104,7 +103,7 @@ def with_plain_prompts(uses: Sequence[LoraUse]) -> tuple[list[LoraUse], list[Not
     found = []
     notes = []
     for use in uses:
-        prompts, taken = plain_prompts_of(use.name, use.prompts)
+        prompts, taken = plain_prompts(f"LoRA {shown(use.name)}: its", use.prompts)
         found.append(replace(use, prompts=prompts))
         if taken:
             text = f"{use.name}: taken out of its prompts: {', '.join(taken)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..errors import CalibrationError, ConfigError
 from ..settings import TRIGGER, Texts, settings, shown
-from .prompts import plain_prompts, says, subject_in
+from .prompts import says, subject_in
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
 if TYPE_CHECKING:
@@ -179,25 +179,11 @@ def check_prompts(uses: Iterable[LoraUse], otherwise: str = "") -> None:
             "of sks dog'; the page that you downloaded it from names its trigger words" + advice
         )
     if unnamed := next((use for use in used if use.is_unnamed), None):
-        told = unfilled(unnamed, unnamed.trigger)
-        raise CalibrationError(told + advice)
-
-
-def unfilled(use: LoraUse, words: str) -> str:
-    """Return why words for a LoRA in captions with others cannot be used."""
-    return (
-        f"{use.file or use.name} is called {words!r}, and its file names no trigger words. Write "
-        f"them instead of {TRIGGER}, such as {NAMES[use.kind]!r}"
-    )
-
-
-def plain_prompts_of(name: str, prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a LoRA's prompts as a model reads them, and what was taken out; see `plain_prompts`.
-
-    Raises:
-        CalibrationError: A prompt has several readings; shows it.
-    """
-    return plain_prompts(f"LoRA {shown(name)}: its", prompts)
+        raise CalibrationError(
+            f"{unnamed.file or unnamed.name} is called {unnamed.trigger!r}, and its file names no "
+            f"trigger words. Write them instead of {TRIGGER}, such as "
+            f"{NAMES[unnamed.kind]!r}{advice}"
+        )
 
 
 def check_count(loras: int) -> None:

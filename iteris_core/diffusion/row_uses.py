@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from ..errors import CalibrationError
 from ..settings import TRIGGER
-from .lora_use import Kind, LoraUse, unfilled, with_prompts
+from .lora_use import Kind, LoraUse, with_prompts
 
 if TYPE_CHECKING:
     from ..files.trigger_words import TriggerWords
@@ -61,12 +60,15 @@ def use_of(
         CalibrationError: A prompt needs trigger words, and the file names none.
         ConfigError: Weights of blocks or patterns of layers that cannot be read.
     """
+    from ..files.trigger_words import with_trigger  # the pack's import reads no files
+
     use = use_as_written(row, name, file, more)
     if row.kind is None:
         use = replace(use, kind=likely_kind(file, triggers) or use.kind)
-    found = triggers.triggers
-    words = filled(row.called, use, found, "called") if found else row.called
-    return replace(with_prompts(use, triggers), trigger=words)
+    called = row.called
+    if TRIGGER in called and triggers.triggers:
+        called = with_trigger(called, triggers.triggers[0])
+    return replace(with_prompts(use, triggers), trigger=called)
 
 
 def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
@@ -81,21 +83,3 @@ def likely_kind(file: str, triggers: TriggerWords) -> Kind | None:
     if any(map(_LIKE_SUBJECT.search, names)):
         return "subject"
     return "style" if any(map(_LIKE_STYLE.search, names)) else None
-
-
-def filled(words: str, use: LoraUse, triggers: Sequence[str], field: str) -> str:
-    """Return the words for a LoRA in captions with others, with its trigger words in them.
-
-    Args:
-        words: The user's words; may contain ``{trigger}``.
-
-    Raises:
-        CalibrationError: The file names no trigger words.
-    """
-    if TRIGGER not in words:
-        return words
-    if not triggers:
-        raise CalibrationError(f"{field}: {unfilled(use, words)}")
-    from ..files.trigger_words import with_trigger  # the pack's import reads no files
-
-    return with_trigger(words, triggers[0])

@@ -67,14 +67,12 @@ def about_row(text: str) -> dict[str, Any]:
     """Return as JSON for the browser what is wrong with a row's block weights, left out layers or
     prompts on every model: ``error``, None where all is well.
     """
+    from ...iteris_core.diffusion.loaded_loras import with_plain_prompts
     from ...iteris_core.diffusion.lora_rows import rows_in
-    from ...iteris_core.diffusion.lora_use import plain_prompts_of
-    from ...iteris_core.files.block_weights import check_spelling
+    from ...iteris_core.diffusion.row_uses import use_as_written
 
     try:
-        for row in rows_in(text):
-            check_spelling(row.name, row.blocks, row.without)
-            plain_prompts_of(row.name, row.prompts)
+        with_plain_prompts([use_as_written(row, row.name, None) for row in rows_in(text)])
     except IterisError as error:
         return {"error": str(error)}
     return {"error": None}

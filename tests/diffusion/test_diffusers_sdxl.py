@@ -164,7 +164,7 @@ def test_chunks_that_wait_for_each_other_keep_their_own_hidden_states():
     def contexts(samples_per_chunk):
         settings = MergeSettings(MergeConfig(output_dtype=torch.float64))
         job = Job.of(host, loras, Calibration(**SMALL), settings, Room(samples_per_chunk))
-        read, _ = merge_text_encoder(PartSolver(job, nobody, nobody))
+        read, _ = merge_text_encoder(PartSolver(job, nobody))
         return [side for context in read.values() for side in (context.teacher, context.student)]
 
     for one, other in zip(contexts(1), contexts(100), strict=True):

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 
 from iteris_core import IterisError
 from iteris_core.diffusion.lora_rows import read_rows
-from iteris_core.diffusion.row_uses import filled
-from iteris_core.files.trigger_words import TriggerWords, fill_in
+from iteris_core.files.trigger_words import TriggerWords, fill_in, with_trigger
 
 
 @pytest.fixture
@@ -30,8 +29,8 @@ def test_an_article_is_not_said_twice():
         "a sks robot",
         "a photo of a sks robot",
     )
-    assert filled("on an {trigger}", robot, said.triggers, "called") == "on a sks robot"
-    assert filled("the {trigger}", robot, ("theo",), "called") == "the theo"
+    assert with_trigger("on an {trigger}", "a sks robot") == "on a sks robot"
+    assert with_trigger("the {trigger}", "theo") == "the theo"
 
 
 @pytest.fixture
