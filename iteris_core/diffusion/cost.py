@@ -23,10 +23,6 @@ _FIRST = 1
 _SWEPT = 1.5
 # Work on the text encoders, per row of the sweep: they are much smaller (the same table).
 _TEXT = 0.1
-# Rows of the check of the LoRAs, see `proof.check_called`.
-_CHECKED = 1
-# Work on the files alone, per LoRA, in rows; it takes seconds.
-_FILES = 1
 # Rows that a row with its gradient counts as: blocks run again in the backward pass, which takes as
 # long as they do, since no weight needs a gradient.
 _GRADIENT = 3
@@ -82,8 +78,8 @@ class Cost:
     def stages(self, names: Sequence[str], loras: int) -> list[Stage]:
         """Return the stages of a merge, each with its share of the work."""
         work = {
-            stages.CHECK: _CHECKED,
-            stages.FILES: _FILES * loras,
+            stages.CHECK: 1,  # row, see `proof.check_called`
+            stages.FILES: loras,  # which take seconds
             stages.TEXT: _TEXT * self.sweep,
             stages.SAMPLING: self.sampling + self.polish_sampling,
             stages.DENOISER: _SWEPT * self.sweep,

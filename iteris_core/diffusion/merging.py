@@ -298,9 +298,9 @@ def merge_denoiser(solver: PartSolver, contexts: Contexts) -> MergeResult | None
             job.room.samples_per_chunk,
             "sampling",
         )
-        rows = [as_rows(of_task, contexts, latents) for of_task in tasks_of(job.samples)]
+        rows = [as_rows(each, contexts, sampler, latents) for each in tasks_of(job.samples)]
         tasks = _tasks(job.samples, adapters, rows)
-        following = iter(as_rows(job.polish_samples, contexts, latents))
+        following = iter(as_rows(job.polish_samples, contexts, sampler, latents))
         rows = [list(islice(following, len(each))) for each in tasks_of(job.polish_samples)]
         later = _tasks(job.polish_samples, adapters, rows)
         result = solver.merge(network, adapters, tasks, stages.DENOISER)

@@ -27,7 +27,7 @@ from ..network import Network
 from ..rows.wearing import layer_hooks
 from .calibration import Calibration
 from .loaded_loras import LoadedLora
-from .model import DenoiserRow, DiffusionHost, Encoded, PatchedWeight
+from .model import DenoiserRow, DiffusionHost, PatchedWeight
 from .sampling import Sampler, noise
 
 # Share of a change. Float32 makes 1e-5 of it, a weight in the wrong order or with the wrong factor
@@ -80,7 +80,8 @@ def check_called(
         AdapterError: Names the LoRA and one of the layers.
         CalibrationError: The base model's answer is not finite.
     """
-    text, denoiser = _paths(model, loras)
+    paths = set(target_layers([lora.adapter for lora in loras]))
+    text = set(filter(model.is_text_module, paths))
     caption = next(iter(loras[0].use.prompts), "")
     pieces = model.tokenize(caption)
     outputs: Sequence[Any] = []
@@ -92,9 +93,11 @@ def check_called(
     prompt = model.encoded(caption, outputs)
     small = replace(calibration, resolution=min(calibration.resolution, _SIDE))
     opened = model.denoiser(small.levels)
-    with opened as network, _uncalled(network, denoiser) as of_denoiser:
+    with opened as network, _uncalled(network, paths - text) as of_denoiser:
         sampler = Sampler.of(model, network, small)
-        answer = network.forward([_row(sampler, prompt, calibration.seed)])
+        middle = sampler.sigmas[(len(sampler.sigmas) - 1) // 2]
+        latents = sampler.start(noise(sampler.shape, calibration.seed)[None], middle)[0]
+        answer = network.forward([DenoiserRow(latents, middle, prompt)])
     if not answer.isfinite().all():
         raise CalibrationError(
             "the base model's own picture is not finite before any LoRA is on it. Load the model "
@@ -111,19 +114,6 @@ def check_called(
                 "compiled. Load the model in 16 bit, fp8 or GGUF, and merge in front of nodes that "
                 "compile it"
             )
-
-
-def _paths(model: DiffusionHost, loras: Sequence[LoadedLora]) -> tuple[set[str], set[str]]:
-    """Return the layers of the text encoders, and of the diffusion model, that LoRAs change."""
-    paths = set(target_layers([lora.adapter for lora in loras]))
-    text = set(filter(model.is_text_module, paths))
-    return text, paths - text
-
-
-def _row(sampler: Sampler, prompt: Encoded, seed: int) -> DenoiserRow:
-    """Return a picture at the middle of the noise levels."""
-    sigma = sampler.sigmas[(len(sampler.sigmas) - 1) // 2]
-    return DenoiserRow(sampler.start(noise(sampler.shape, seed)[None], sigma)[0], sigma, prompt)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from .contexts import Contexts, Pairing, Texts
 from .lora_use import LoraUse
 from .regions import Area, Region
 from .runs import Run, is_chosen, staggered
-from .sampling import Latents, Part
+from .sampling import Latents, Part, Sampler
 from .scenes import Length, Scene, TokenPositions, make_scenes
 
 
@@ -118,7 +118,7 @@ def make_samples(
         for k, lora in enumerate(loras):
             weight = calibration.scene_weight * lora.weight
             of_task = partial(SampleSpec, f"{lora.name} in scenes", k, weight)
-            samples += _of_scenes(of_task, k, partial(run_of, group), scenes, calibration)
+            samples += _of_scenes(of_task, k, partial(run_of, group), scenes)
     return samples
 
 
@@ -146,7 +146,6 @@ def _of_scenes(
     lora: int,
     run_of: _RunOf,
     scenes: Sequence[Scene],
-    calibration: Calibration,
 ) -> Iterator[SampleSpec]:
     """Yield samples of a LoRA in captions with others, where only its words, the caption's end, and
     its part of the picture count. The LoRAs of a scene draw it together, in one run.
@@ -190,9 +189,7 @@ def own_captions(lora: LoraUse, calibration: Calibration, seed: int) -> list[str
 
 
 def base_captions(calibration: Calibration) -> list[str]:
-    """Return captions for the preserve task, one per trajectory; none without such a task."""
-    if not calibration.preserve_weight:
-        return []
+    """Return captions for the preserve task, one per trajectory."""
     known = calibration.preserve_captions
     return [known[i % len(known)] for i in range(calibration.trajectories)]
 
@@ -242,7 +239,12 @@ def runs_of(
     return {run: list(of_run) for run, of_run in runs.items()}
 
 
-def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents) -> list[Sample]:
+def as_rows(
+    samples: Iterable[SampleSpec],
+    contexts: Contexts,
+    sampler: Sampler,
+    latents: Mapping[Run, Latents],
+) -> list[Sample]:
     """Return samples with their contexts and latents, as rows of the diffusion model read them. The
     LoRAs of a scene share the student's row, which reads the same.
     """
@@ -252,13 +254,13 @@ def as_rows(samples: Iterable[SampleSpec], contexts: Contexts, latents: Latents)
     for sample in samples:
         weights: dict[str, PerToken] = {}
         if sample.run is None:
-            x, sigma = latents.pure_noise(sample.noise)
+            x, sigma = sampler.pure_noise(sample.noise)
             weights[IMAGE_STREAM] = torch.zeros
         else:
-            x, sigma = latents.kept[sample.run]
+            x, sigma = latents[sample.run]
         if sample.area is not None:
             if sample.area not in regions:
-                regions[sample.area] = latents.region(sample.area)
+                regions[sample.area] = sampler.region(sample.area)
             weights[IMAGE_STREAM] = regions[sample.area]
             if sample.pairing is not None and sample.pairing.is_empty:
                 weights[TEXT_STREAM] = torch.zeros

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from .model import DenoiserRow, DiffusionHost, Encoded, PictureTokens
 from .regions import Area, Region
 from .runs import Run
 
-Kept = tuple[Tensor, Tensor]  # (latents, sigma) where a run ends
+Latents = tuple[Tensor, Tensor]  # where a run ends, and their noise level
 # (latents, sigma of all or of each) -> estimate of the clean latents
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,39 +41,10 @@ class Part:
     negative: Encoded | None
     region: Callable[[Sequence[int]], Tensor] | None = None
 
-    @property
-    def prompts(self) -> list[Encoded]:
-        """What its rows read: the caption, and the negative prompt with guidance."""
-        return [prompt for prompt in (self.text, self.negative) if prompt is not None]
-
 
 _PartOfRun = tuple[int, Part]  # number of the run in its batch, and one of its parts
 # (seed of the noise, part) -> the part's estimate of the clean latents at pure noise
 FirstEstimates = dict[tuple[int, Part], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """The latents that sampling runs end with."""
-
-    kept: Mapping[Run, Kept]
-    sampler: Sampler
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, ..., height, width) of all latents."""
-        return self.sampler.shape
-
-    def region(self, area: Area) -> Region:
-        """Return an area as weights of a layer's tokens."""
-        frames = math.prod(self.shape[1:-2])
-        return Region(area.mask(self.shape), self.sampler.picture, frames)
-
-    def pure_noise(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Return latents that are nothing but noise, and their noise level."""
-        sigma = self.sampler.sigmas[0]
-        # whose size is right for flow models; others have sqrt(1 + sigma^2), which is near it
-        return noise(self.shape, seed) * sigma, sigma
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +87,7 @@ class Sampler:
         runs: Mapping[Run, Sequence[Part]],
         parts_per_call: int,
         progress: Progress = nobody,
-    ) -> Latents:
+    ) -> dict[Run, Latents]:
         """Return the latents that each run ends with.
 
         Args:
@@ -128,11 +99,11 @@ class Sampler:
         """
         # runs of one length share a batch, so that a batch ends with its runs
         ordered = {run: runs[run] for run in sorted(runs, key=lambda run: run.length)}
-        batches = _batches(ordered, parts_per_call, self._call_key)
+        batches = self._batches(ordered, parts_per_call)
         with self.processes.together():
             own = self._sample_batches(adapters, runs, self.processes.share(batches), progress)
             gathered = self.processes.gather(own)
-        return Latents({run: kept for batch in gathered for run, kept in batch.items()}, self)
+        return {run: latents for batch in gathered for run, latents in batch.items()}
 
     def _sample_batches(
         self,
@@ -140,8 +111,8 @@ class Sampler:
         runs: Mapping[Run, Sequence[Part]],
         batches: Sequence[Sequence[Run]],
         progress: Progress,
-    ) -> list[dict[Run, Kept]]:
-        kept: list[dict[Run, Kept]] = []
+    ) -> list[dict[Run, Latents]]:
+        found: list[dict[Run, Latents]] = []
         first: FirstEstimates = {}
         lengths = [max(run.length for run in batch) for batch in batches]
         done = 0
@@ -159,22 +130,50 @@ class Sampler:
                     latents = x
                     done += 1
                     progress(done, sum(lengths))
-            kept.append(
+            found.append(
                 {
                     run: (of_run.clone(), self.sigmas[run.path[-1]])
                     for run, of_run in zip(batch, latents, strict=True)
                 }
             )
-        return kept
+        return found
 
-    def _call_key(self, parts: Sequence[Part]) -> Hashable:
-        """Return a key of runs whose rows can share calls."""
+    def _batches(self, runs: Mapping[Run, Sequence[Part]], parts_per_call: int) -> list[list[Run]]:
+        """Return the runs in groups of at most so many parts whose rows can share calls, in order;
+        a run is never cut.
+        """
         nothing = torch.zeros(self.shape), self.sigmas[0]
-        return tuple(
-            self.network.call_key(DenoiserRow(*nothing, prompt))
-            for part in parts
-            for prompt in part.prompts
-        )
+        keys = [
+            tuple(
+                self.network.call_key(DenoiserRow(*nothing, prompt))
+                for part in parts
+                for prompt in (part.text, part.negative)
+                if prompt is not None
+            )
+            for parts in runs.values()
+        ]
+        batches: list[list[Run]] = []
+        known = list(runs)
+        for numbers in in_calls(keys, len(known)):
+            room = 0
+            for run in (known[number] for number in numbers):
+                if len(runs[run]) > room:
+                    batches.append([])
+                    room = parts_per_call
+                batches[-1].append(run)
+                room -= len(runs[run])
+        return batches
+
+    def region(self, area: Area) -> Region:
+        """Return an area as weights of a layer's tokens."""
+        frames = math.prod(self.shape[1:-2])
+        return Region(area.mask(self.shape), self.picture, frames)
+
+    def pure_noise(self, seed: int) -> Latents:
+        """Return latents that are nothing but noise, and their noise level."""
+        sigma = self.sigmas[0]
+        # whose size is right for flow models; others have sqrt(1 + sigma^2), which is near it
+        return noise(self.shape, seed) * sigma, sigma
 
     def begun(self, seeds: Sequence[int]) -> Tensor:
         """Return what runs with noise of these seeds begin with."""
@@ -296,24 +295,3 @@ def euler_steps(denoise: Denoise, start: Tensor, sigmas: Tensor) -> Iterator[Ten
         yield x
         now, change = (s.reshape(-1, *whole) for s in (sigma, following - sigma))
         x = x + (x - denoise(x, sigma)) / now * change
-
-
-def _batches(
-    runs: Mapping[Run, Sequence[Part]],
-    parts_per_call: int,
-    key_of: Callable[[Sequence[Part]], Hashable],
-) -> list[list[Run]]:
-    """Return the runs in groups of at most so many parts and one key, in order; a run is never
-    cut.
-    """
-    batches: list[list[Run]] = []
-    known = list(runs)
-    for numbers in in_calls([key_of(parts) for parts in runs.values()], len(known)):
-        room = 0
-        for run in (known[number] for number in numbers):
-            if len(runs[run]) > room:
-                batches.append([])
-                room = parts_per_call
-            batches[-1].append(run)
-            room -= len(runs[run])
-    return batches

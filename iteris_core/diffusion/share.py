@@ -31,7 +31,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import CalibrationError
 from ..memory import with_smaller_calls
-from ..progress import Progress, nobody
+from ..progress import nobody
 from ..rows.wearing import Mix, Rows, outputs_of
 from .contexts import Texts, Tokenized, written_for
 from .model import DenoiserRow, DiffusionHost, Encoded
@@ -129,7 +129,6 @@ def shares(
     adapters: Sequence[Adapter],
     pictures: Sequence[PromptPictures],
     rows_per_call: int = 8,
-    progress: Progress = nobody,
 ) -> list[list[dict[int, float]]]:
     """Return the share of each LoRA in each judged picture: prompt by prompt, for each picture the
     number of a LoRA that drew the prompt alone -> its share, 0 to 1. LoRAs that do nothing there
@@ -148,52 +147,42 @@ def shares(
 
     def looked_at(number: int, k: int, picture: Tensor) -> list[tuple[int, int]]:
         text = pictures[number].prompt
-        found = []
+        numbers = []
         for place, level in enumerate(LEVELS):
             grain = looking_noise(picture.shape, number, place)
             noisy = model.noised(picture, grain, sigmas[level])
             of_lora, of_base = (
                 DenoiserRow(noisy, sigmas[level], prompts[text, worn]) for worn in (k, None)
             )
-            found.append((rows.add(of_lora, mix_in(parts, {k: 1.0})), rows.add(of_base, {})))
-        return found
+            numbers.append((rows.add(of_lora, mix_in(parts, {k: 1.0})), rows.add(of_base, {})))
+        return numbers
 
-    numbers = [
-        {k: [looked_at(n, k, x) for x in (own, *of.judged)] for k, own in of.alone.items()}
+    rows_of = {
+        (n, k): [looked_at(n, k, picture) for picture in (own, *of.judged)]
         for n, of in enumerate(pictures)
-    ]
+        for k, own in of.alone.items()
+    }
     with model.denoiser(STEPS) as network:
         outputs = with_smaller_calls(
-            lambda size: outputs_of(network, parts, rows, size, progress),
+            lambda size: outputs_of(network, parts, rows, size, nobody),
             rows_per_call,
             "looking at the pictures",
         )
-
-    def look(picture: Tensor, of_picture: Sequence[tuple[int, int]]) -> Look | None:
-        return Look.of(picture, [(outputs[a], outputs[b]) for a, b in of_picture])
-
-    looks = [
-        {
-            k: [look(x, of_x) for x, of_x in zip((of.alone[k], *of.judged), of_lora, strict=True)]
-            for k, of_lora in of_prompt.items()
-        }
-        for of, of_prompt in zip(pictures, numbers, strict=True)
-    ]
     own: dict[int, list[Look]] = {}
-    for of_prompt in looks:
-        for k, (alone, *_) in of_prompt.items():
-            own.setdefault(k, []).extend([alone] if alone else [])
-    return [
-        [
-            {
-                k: share_of(seen, own[k])
-                for k, (_, *judged) in of_prompt.items()
-                if (seen := judged[i]) is not None and own[k]
-            }
-            for i in range(len(of.judged))
+    judged: dict[tuple[int, int], list[Look | None]] = {}
+    for (n, k), of_pictures in rows_of.items():
+        of = pictures[n]
+        alone, *judged[n, k] = [
+            Look.of(picture, [(outputs[a], outputs[b]) for a, b in of_picture])
+            for picture, of_picture in zip((of.alone[k], *of.judged), of_pictures, strict=True)
         ]
-        for of, of_prompt in zip(pictures, looks, strict=True)
-    ]
+        own.setdefault(k, []).extend([alone] if alone else [])
+    found: list[list[dict[int, float]]] = [[{} for _ in of.judged] for of in pictures]
+    for (n, k), looks in judged.items():
+        for of_picture, look in zip(found[n], looks, strict=True):
+            if look is not None and own[k]:
+                of_picture[k] = share_of(look, own[k])
+    return found
 
 
 def _encoded(

@@ -70,7 +70,6 @@ def test_the_preserve_task_reads_a_caption_a_run_and_skips_none():
     assert set(base_captions(every)) == set(PRESERVE_CAPTIONS)
     two = Calibration(trajectories=5, preserve_captions=("one", "two"))
     assert base_captions(two) == ["one", "two", "one", "two", "one"]
-    assert base_captions(Calibration(preserve_weight=0.0)) == []
 
 
 @given(steps=st.integers(1, 40), number=st.integers(0, 10_000))

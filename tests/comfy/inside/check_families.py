@@ -203,7 +203,7 @@ def test_sampling_runs_are_those_of_the_hosts_euler(host):
         sampler = replace(sampler, sigmas=host.sigmas(steps).float().cpu())
         runs = [Run(5, tuple(range(length)), first=5) for length in range(1, steps + 1)]
         part = Part({}, positive, negative)
-        kept = sampler.sample([], {run: [part] for run in runs}, 2).kept
+        kept = sampler.sample([], {run: [part] for run in runs}, 2)
         ours = [kept[run] for run in runs]
     start = conditions_for(host.row.start, host.start_picture, torch.zeros(1, *sampler.shape))
     unit = noise(sampler.shape, 5)[None]
