@@ -76,7 +76,8 @@ def test_loras_of_biases_alone_are_refused_since_none_could_be_measured(host, co
 
 
 def test_a_merge_is_the_same_where_what_rows_wear_has_no_room_to_stay(host, monkeypatch):
-    job = Job.of(host, [host.lora("a"), host.lora("b")], replace(PRESERVE, polish=1))
+    calibration = replace(PRESERVE, sampling_steps=20, polish=1)
+    job = Job.of(host, [host.lora("a"), host.lora("b")], calibration)
     made = Mock(side_effect=as_worn)
     monkeypatch.setattr(wearing, "as_worn", made)
     expected = merge_loras(job)
