@@ -17,7 +17,7 @@ from .captions import (
     SCENE_FORMS,
     SCENE_PREFIXES,
     STYLE_PLACE,
-    check_placeholders,
+    check_composition,
     check_scene_form,
     placeholders,
 )
@@ -212,7 +212,7 @@ class Calibration:
                 f"{label('composition_share')} to 0"
             )
         for form in self.compositions:
-            check_placeholders(form, {"prompt", "thing"})
+            check_composition(form)
         if self.scene_weight and not (self.scene_forms and self.companions):
             raise ConfigError(
                 f"scene tasks need {label('scene_forms')} and companions; give both, or set "

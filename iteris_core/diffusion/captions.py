@@ -119,17 +119,16 @@ def placeholders(form: str) -> list[str]:
     return [name for name, _, _ in found]
 
 
-def check_placeholders(form: str, expected: set[str]) -> None:
-    """Refuse a caption form whose placeholders are not exactly these.
+def check_composition(form: str) -> None:
+    """Refuse a composition whose placeholders are not exactly ``{prompt}`` and ``{thing}``.
 
     Raises:
         ConfigError: Shows the form.
     """
-    if sorted(placeholders(form)) != sorted(expected):
-        wanted = " and ".join(f"{{{name}}}" for name in sorted(expected))
+    if sorted(placeholders(form)) != ["prompt", "thing"]:
         raise ConfigError(
-            f"the caption form {shown(form)} must have {wanted}, once each, and no other "
-            "placeholder"
+            f"the caption form {shown(form)} must have {{prompt}} and {{thing}}, once each, and no "
+            "other placeholder"
         )
 
 
