@@ -39,11 +39,6 @@ class Pairing:
     words: tuple[tuple[int, int], ...] = ()
     ends: tuple[int, int] | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no token counts."""
-        return self.ends is None
-
     def pairs(self, tokens: int) -> list[tuple[int, int]]:
         """Return all pairs of (teacher's, student's) positions in contexts of so many tokens."""
         if self.ends is None:
@@ -136,7 +131,7 @@ class Context:
         Attention stays the same, and each token counts once in all.
         """
         length = len(teacher.tokens)
-        if pairing is not None and pairing.is_empty:
+        if pairing is not None and pairing.ends is None:
             pairing = None
         weights = None if pairing is None else pairing.weights(length)
         numbers = None if pairing is None else pairing.teacher_tokens(length)

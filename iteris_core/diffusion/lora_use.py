@@ -14,7 +14,6 @@ from .prompts import says, subject_in
 
 # the rest is imported where it is used: when ComfyUI starts, nodes need the bounds of `LoraUse`
 if TYPE_CHECKING:
-    from ..files.block_weights import LayerWeights
     from ..files.trigger_words import TriggerWords
 
 Kind = Literal["subject", "style"]
@@ -114,14 +113,6 @@ class LoraUse:
         shortest = min((prompt.strip() for prompt in self.prompts), key=len, default="")
         trigger = "" if self.is_unnamed else self.trigger.strip()
         return trigger or subject_in(shortest, self.trigger_words)
-
-    def layer_weights(self) -> LayerWeights:
-        """Return how strongly each of its layers counts, besides its strengths; see
-        `files.block_weights.layer_weights`.
-        """
-        from ..files.block_weights import layer_weights
-
-        return layer_weights(self.name, self.blocks, self.without)
 
     def subject_of(self, prompt: str) -> str:
         """Return the phrase for what one of its prompts shows, which can be next to other things

@@ -262,7 +262,7 @@ def as_rows(
             if sample.area not in regions:
                 regions[sample.area] = sampler.region(sample.area)
             weights[IMAGE_STREAM] = regions[sample.area]
-            if sample.pairing is not None and sample.pairing.is_empty:
+            if sample.pairing is not None and sample.pairing.ends is None:
                 weights[TEXT_STREAM] = torch.zeros
         row = contexts[sample.texts].sample(x, sigma, weights, is_negative=sample.is_negative)
         if sample.is_of_scene and sample.run is not None:

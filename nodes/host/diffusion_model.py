@@ -30,6 +30,7 @@ from ...iteris_core.diffusion.model import (
     stream_of,
 )
 from ...iteris_core.files import kohya
+from ...iteris_core.files.block_weights import layer_weights
 from ...iteris_core.files.families import Family
 from ...iteris_core.memory import LayerBytes, Room, share_out
 from ...iteris_core.network import TEXT_STREAM
@@ -310,14 +311,15 @@ class ComfyModel:
             dense_delta=HostDeltas(self.model, self.clip, self.keys, self._strengths(use)),
             progress=lambda *_: heed_cancel(),
         )
-        adapter = use.layer_weights().applied_to(replace(adapter, left_out=left_out))
+        weights = layer_weights(use.name, use.blocks, use.without)
+        adapter = weights.applied_to(replace(adapter, left_out=left_out))
         text, denoiser = adapter.split(self.is_text_module)
         text = text.scaled(use.strength_clip)
         return denoiser.scaled(use.strength_model).joined_with(text)
 
     def _strengths(self, use: LoraUse) -> Callable[[str], float]:
         """Return the strength at which a LoRA's change of a module is used."""
-        weights = use.layer_weights()
+        weights = layer_weights(use.name, use.blocks, use.without)
 
         def strength_at(path: str) -> float:
             of_part = use.strength_clip if is_text(path) else use.strength_model

@@ -144,7 +144,7 @@ def test_without_pairs_teachers_read_captions_of_the_students_length_and_regions
     for scene in scenes:
         for member in scene.members:
             assert member.area
-            assert member.pairing.is_empty
+            assert member.pairing.ends is None
             assert words[member.lora] in member.caption
             assert length_of(member.caption) == length_of(scene.caption)
             others = [words[other.lora] for other in scene.members if other is not member]
