@@ -30,9 +30,12 @@ from iteris_core.diffusion.gradients import frozen, kept_as_copies, recomputed
 from iteris_core.diffusion.job import Job, MergeSettings
 from iteris_core.diffusion.merging import merge_diffusion
 from iteris_core.diffusion.polish import PER_LESSON, _Layer, _Teaching, _worn, polish
-from iteris_core.diffusion.targets import lessons_of, parted
+from iteris_core.diffusion.regions import Region
+from iteris_core.diffusion.targets import lessons_of, parted, squared_errors
 from iteris_core.diffusion.whitening import Whitening, whitenings
 from iteris_core.memory import Room
+from iteris_core.network import IMAGE_STREAM
+from iteris_core.rows.wearing import answers_of, wearing
 from iteris_core.tasks import Sample, Task
 
 WIDTH = 6
@@ -211,6 +214,48 @@ def test_batches_take_each_task_by_its_weight_and_read_all_samples_alike(net):
         expected = weight / 4 * steps * 2 * PER_LESSON / own
         for target in lesson.taught:
             assert counts[id(target)] == pytest.approx(expected, abs=2)
+
+
+def test_loras_of_a_scene_teach_one_row_each_in_its_part(net):
+    """Its error is the sum of theirs, but for what no student changes."""
+    adapters, _, start = case_of(net)
+    network = net.network()
+    left = torch.zeros(5, WIDTH)
+    left[:, :2], left[:, 2] = 1, 0.25
+    students = [(torch.randn(1, 5, WIDTH),) for _ in range(4)]
+    tasks = [
+        Task(
+            f"{k}",
+            [
+                Sample((torch.randn(1, 5, WIDTH),), student, {IMAGE_STREAM: Region(mask)})
+                for student in students
+            ],
+            {k: 1.0},
+            weight,
+        )
+        for k, mask, weight in ((0, left, 1.0), (1, 1 - left, 3.0))
+    ]
+    (lesson,) = lessons_of(network, adapters, tasks, 8)
+    assert [target.reads for target in lesson.kept_out] == [students[1], students[3]]
+    assert {target.share for target in lesson.taught} == {3 / 2}
+
+    def answers(reads, worn, mix):
+        return answers_of(network, worn, [mix] * len(reads), reads)
+
+    expected = torch.zeros(2, 2)  # of each student of two, for those kept out
+    for task in tasks:
+        mask = task.samples[0].token_weights[IMAGE_STREAM].mask
+        teachers = [sample.teacher for sample in task.samples]
+        taught, base = answers(teachers, adapters, task.mix), answers(teachers, adapters, {})
+        effect = (mask * (taught - base))[[1, 3]].square().flatten(1).sum(1).mean()
+        for number, worn in enumerate(({}, {0: 1.0})):
+            found = answers(students, [start], worn)
+            errors = (mask * (found - taught))[[1, 3]].square().flatten(1).sum(1)
+            expected[number] += errors * task.weight / 3 / effect
+    plain = squared_errors(network, lesson.kept_out)
+    with wearing(network.modules, [start], [{0: 1.0}] * 2):
+        worn = squared_errors(network, lesson.kept_out)
+    torch.testing.assert_close(worn - plain, expected[1] - expected[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_task_that_would_begin_above_its_effect_counts_as_one(net):
