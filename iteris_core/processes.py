@@ -158,8 +158,8 @@ class Processes:
             if isinstance(error, Exception) and is_out_of_memory(error):
                 full = OutOfMemoryError(
                     f"process {self.number} of {self.size} ran out of memory, and only a process "
-                    "that merges alone tries smaller calls. Start the merge with fewer samples in "
-                    "a call, or in one process"
+                    "that merges alone tries smaller calls. Start the merge in one process, or on "
+                    "devices with more memory"
                 )
                 raise _told(full) from error
             _told(error)

@@ -40,7 +40,7 @@ class Cost:
         polish_sampling: Those of the polish's own sampling runs.
         polish: Those of the polish itself; a row with its gradient counts as several.
         lessons: Rows and samples of the lessons that a polish on as many runs would have.
-        latents: Latents kept of each LoRA's sampling runs.
+        runs: Sampling runs of each LoRA.
         frames: Latent frames of a row; each takes as long as a picture.
     """
 
@@ -52,7 +52,7 @@ class Cost:
     samples: int
     tasks: int
     lessons: Sequence[tuple[int, int]] = ()
-    latents: int = 1
+    runs: int = 1
     frames: int = 1
 
     @property
@@ -71,7 +71,7 @@ class Cost:
         rows = round(share * (self.sampling + self.sweep))
         if not (polish_steps and self.sampling):
             return rows
-        more = polish_steps / self.latents  # it has as many runs as steps
+        more = polish_steps / self.runs  # it has as many runs as steps
         lessons = [(round(more * a), round(more * b)) for a, b in self.lessons]
         return rows + round(more * self.sampling) + _polish(polish_steps, lessons)
 
@@ -100,7 +100,7 @@ def cost_of(
     guided: bool,
     changes_denoiser: bool,
     polish_steps: int = 0,
-    latents: int = 1,
+    runs: int = 1,
 ) -> Cost:
     """Return what a merge costs.
 
@@ -116,7 +116,7 @@ def cost_of(
         samples=len(samples),
         tasks=len(tasks_of(samples)),
         lessons=_lessons([sample for sample in samples if sample.run]),
-        latents=latents,
+        runs=runs,
     )
 
 

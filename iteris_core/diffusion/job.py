@@ -173,7 +173,7 @@ class Job:
             guided=self.calibration.is_guided,
             changes_denoiser=self.config.measured and self._changes(text=False),
             polish_steps=self.calibration.polish,
-            latents=self.calibration.trajectories,
+            runs=self.calibration.trajectories,
         )
         return replace(cost, frames=math.prod(self.latent_shape[1:-2]))
 

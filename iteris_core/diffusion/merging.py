@@ -38,7 +38,7 @@ from .stages import in_stage, numbered
 
 logger = logging.getLogger("iteris")
 # Kinds of notes that the merges of the parts make; all others are the job's.
-_OF_PARTS = ("method", "memory", "unpolished")
+_OF_PARTS = ("method", "unpolished")
 # Errors after a merge that do not end it, since it took long to make.
 _PASSED_OVER = (*FAILURES, MemoryError)
 

@@ -142,10 +142,7 @@ def _of_captions(
 
 
 def _of_scenes(
-    of_task: _OfTask,
-    lora: int,
-    run_of: _RunOf,
-    scenes: Sequence[Scene],
+    of_task: _OfTask, lora: int, run_of: _RunOf, scenes: Sequence[Scene]
 ) -> Iterator[SampleSpec]:
     """Yield samples of a LoRA in captions with others, where only its words, the caption's end, and
     its part of the picture count. The LoRAs of a scene draw it together, in one run.
