@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import replace
 
 from .world import World
 
-NAMES = ("words", "xl", "flow", "single")
+NAMES = ("words", "epsilon", "xl", "flow", "single")
 
 
 def find_world(name: str) -> World:
     """Return a world by its name."""
-    world = import_module(f".{name}", __name__).WORLD
-    assert isinstance(world, World)
-    return world
+    from . import flow, flow_model, unet_model, words
+
+    worlds = (
+        words.WORLD,
+        replace(words.WORLD, name="epsilon", model=unet_model.EpsilonModel),
+        replace(words.WORLD, name="xl", model=unet_model.XlModel),
+        flow.WORLD,
+        replace(flow.WORLD, name="single", model=flow_model.SingleModel),
+    )
+    return worlds[NAMES.index(name)]

@@ -1,8 +1,8 @@
 """Methods of merging in small trained worlds: `python -m benchmarks.worlds --world words` trains a
 world, merges, scores, and prints its tables.
 
-Everything is kept in a cache, so that a run goes on where the last one ended. Worlds: words.py,
-xl.py, flow.py, single.py, each one `World` (world.py). What is trained: training.py,
+Everything is kept in a cache, so that a run goes on where the last one ended. Worlds: words.py and
+flow.py, each one `World` (world.py), which other models share. What is trained: training.py,
 recogniser.py, loras.py. Measurement: bench.py (the API for other experiments), score.py (what is
 asked), methods.py (which merges), comparisons.py (the tables).
 """

@@ -1,4 +1,4 @@
-"""Small UNets of the worlds "words" and "xl": the classes of SD1.5 and SDXL, and their schedule."""
+"""Small UNets of the worlds of `words`: the classes of SD1.5 and SDXL, and their schedule."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .model import CELLS, CHANNELS, WorldModel, new_text_encoder
 class UnetModel(WorldModel):
     """A UNet that predicts the clean sample."""
 
+    prediction: ClassVar[str] = "sample"
     part = "unet"
     denoiser_class = "UNet2DConditionModel"
     pipeline_class = "StableDiffusionPipeline"
@@ -36,7 +37,7 @@ class UnetModel(WorldModel):
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
-            prediction_type="sample",
+            prediction_type=self.prediction,
             clip_sample=False,
         )
 
@@ -58,12 +59,17 @@ class UnetModel(WorldModel):
         return cls(unet, text_encoder, tokenizer)
 
     def loss(self, clean: Tensor, tokens: Tensor, chance: torch.Generator) -> Tensor:
-        """Return the mean squared error of the clean latents, at uniform timesteps."""
+        """Return the mean squared error of what is predicted, at uniform timesteps."""
         count = self.scheduler.config.num_train_timesteps
         steps = torch.randint(count, (len(clean),), generator=chance)
-        noisy = self.scheduler.add_noise(clean, torch.randn(clean.shape, generator=chance), steps)
+        noise = torch.randn(clean.shape, generator=chance)
+        noisy = self.scheduler.add_noise(clean, noise, steps)
         output = self.denoiser(noisy, steps, **self.read(tokens)).sample
-        return (output - clean).pow(2).flatten(1).mean(1).mean()
+        return self.errors(output, clean, noise, steps).flatten(1).mean(1).mean()
+
+    def errors(self, output: Tensor, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return the squared errors of outputs."""
+        return (output - clean).pow(2)
 
     def read(self, tokens: Tensor) -> dict[str, Any]:
         """Return what the UNet reads of captions."""
@@ -75,6 +81,18 @@ class UnetModel(WorldModel):
         }
         parts = {**self.text_encoders, **tokenizers}
         return ProbedModel(self.denoiser, scheduler=self.scheduler, **parts)
+
+
+@dataclass(frozen=True)
+class EpsilonModel(UnetModel):
+    """A UNet that predicts the noise."""
+
+    prediction = "epsilon"
+
+    def errors(self, output: Tensor, clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Return squared errors that count more where much noise hides what is drawn."""
+        alphas = self.scheduler.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        return ((1 - alphas) / alphas).clamp(1, 25) * (output - noise).pow(2)
 
 
 @dataclass(frozen=True)
