@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .world import World
+from . import flow, words
+from .flow_model import SingleModel
+from .unet_model import EpsilonModel, XlModel
 
-NAMES = ("words", "epsilon", "xl", "flow", "single")
-
-
-def find_world(name: str) -> World:
-    """Return a world by its name."""
-    from . import flow, flow_model, unet_model, words
-
-    worlds = (
+WORLDS = {
+    world.name: world
+    for world in (
         words.WORLD,
-        replace(words.WORLD, name="epsilon", model=unet_model.EpsilonModel),
-        replace(words.WORLD, name="xl", model=unet_model.XlModel),
+        replace(words.WORLD, name="epsilon", model=EpsilonModel),
+        replace(words.WORLD, name="xl", model=XlModel),
         flow.WORLD,
-        replace(flow.WORLD, name="single", model=flow_model.SingleModel),
+        replace(flow.WORLD, name="single", model=SingleModel),
     )
-    return worlds[NAMES.index(name)]
+}

@@ -2,7 +2,7 @@
 world, merges, scores, and prints its tables.
 
 Everything is kept in a cache, so that a run goes on where the last one ended. Worlds: words.py and
-flow.py, each one `World` (world.py), which other models share. What is trained: training.py,
+flow.py; xl, epsilon and single are these with other models. What is trained: training.py,
 recogniser.py, loras.py. Measurement: bench.py (the API for other experiments), score.py (what is
 asked), methods.py (which merges), comparisons.py (the tables).
 """
@@ -18,7 +18,7 @@ import torch
 
 from ..common import console, in_parallel, teller
 from ..results import RESULTS, Table, command_of, machine, write
-from . import NAMES, find_world
+from . import WORLDS
 from .bench import DEFAULT_CACHE, load_bench
 from .comparisons import COMPARISONS, Comparison, main_comparisons
 from .loras import FILE, kind_of, lora_folder, train_lora
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def world(self) -> World:
-        world = find_world(self.name)
+        world = WORLDS[self.name]
         training = world.training.shortened(self.share, self.batch).further(self.further)
         return replace(world, training=training)
 
@@ -147,7 +147,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--world", choices=NAMES, required=True)
+    parser.add_argument("--world", choices=[*WORLDS], required=True)
     parser.add_argument(
         "--short",
         type=float,

@@ -35,6 +35,7 @@ from iteris_core.diffusion.model import DenoiserRow
 from iteris_core.diffusion.sampling import noise as noise_of
 
 from ..common import in_weights
+from . import WORLDS
 from .drawing import to_pictures
 from .loras import FILE, lora_folder
 from .recogniser import Recogniser, load_recogniser
@@ -161,9 +162,7 @@ def load_bench(world: World | str, folder: Path | None = None) -> Bench:
         world: The world, or its name.
         folder: The folder; None: the world's in the cache.
     """
-    from . import find_world
-
-    world = find_world(world) if isinstance(world, str) else world
+    world = WORLDS[world] if isinstance(world, str) else world
     folder = folder or DEFAULT_CACHE / world.name
     model = world.model.load(folder / "base").product()
     return Bench(world, model, load_recogniser(world, folder / "recogniser.pt"), folder)

@@ -1,4 +1,4 @@
-"""What makes up a world; each world is one `World` in a module of its own."""
+"""What makes up a world."""
 
 from __future__ import annotations
 

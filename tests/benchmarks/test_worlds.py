@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.worlds import find_world
+from benchmarks.worlds import WORLDS
 from iteris_core.diffusion.model import DenoiserRow
 
 
@@ -12,7 +12,7 @@ from iteris_core.diffusion.model import DenoiserRow
 @torch.no_grad()
 def test_the_product_runs_the_model_as_it_was_trained(tmp_path, name, parts):
     torch.manual_seed(0)
-    world = find_world(name)
+    world = WORLDS[name]
     world.new_model().save(tmp_path)
     model = world.model.load(tmp_path)
     assert len(model.parts) == parts

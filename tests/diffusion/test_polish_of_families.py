@@ -7,7 +7,7 @@ import tiny_diffusers
 import torch
 import toy
 
-from benchmarks.worlds import find_world
+from benchmarks.worlds import WORLDS
 from iteris_core import MergeConfig
 from iteris_core.diffusion import merging
 from iteris_core.diffusion.calibration import Calibration
@@ -27,7 +27,7 @@ def test_a_rate_that_is_far_too_large_leaves_a_merge_as_good_as_it_was(family, m
         host = tiny_diffusers.model(family)
         words = {}
     else:
-        world = find_world(family)
+        world = WORLDS[family]
         model = world.new_model()
         tiny_diffusers.lively(model.denoiser)
         host, words = model.product(), world.calibration
